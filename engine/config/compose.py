@@ -1,0 +1,218 @@
+"""From words on the command line to the frozen Config: Hydra composes, `schema.build` checks.
+
+The only module that imports Hydra and OmegaConf. Interpolations are resolved once, here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.config import schema
+from engine.config.tree import Config
+from engine.errors import UserError, nearest
+
+MASK = "***"
+_SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
+_DEFAULTS = "engine_defaults"
+
+
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """A checked config, the plain form that may be saved, and the secret values that must not be written."""
+
+    config: Config
+    saved: dict[str, Any]
+    secrets: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def conf_directory() -> Path:
+    """The `conf` folder that ships beside the engine."""
+    return Path(__file__).resolve().parents[2] / "conf"
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Composed:
+    """Compose, resolve once, check and freeze.
+
+    Raises UserError naming the key or value that is wrong and the nearest known one.
+    """
+    words = [_appendable(word) for word in overrides]
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().resolve()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir must be a folder, found {config_dir!r}")
+        words.append(f"hydra.searchpath=['file://{folder}']")
+    raw = _compose_with_hydra(words)
+    secrets = _secrets(raw)
+    try:
+        values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config key {error.full_key or '?'}: {str(error).splitlines()[0]}") from None
+    _refuse_targets(values)
+    saved = _masked(values, {key: reference for key, reference, _ in secrets})
+    _check_top_level(values)
+    config = schema.build(Config, values)
+    hidden = tuple(sorted({value for _, _, value in secrets if value}, key=len, reverse=True))
+    return Composed(config, saved, hidden, tuple(_masked_word(word) for word in overrides))
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of overrides with several values (`train.lr=0.1,0.2`), in order."""
+    choices = []
+    for word in overrides:
+        override = _parse(word)
+        if override.is_sweep_override():
+            prefix = word.split("=", 1)[0]
+            choices.append([f"{prefix}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([word])
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and their choices, read from `conf/`."""
+    root = conf_directory()
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and any(folder.glob("*.yaml"))
+    }
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """YAML text of a plain config."""
+    return OmegaConf.to_yaml(OmegaConf.create(values))
+
+
+def _parse(word: str) -> Any:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        hint = " A value with spaces, = or () needs quotes inside the word: 'key=\"a = b\"'." if "=" in word else ""
+        raise UserError(f"an override must be key=value, found {word!r} ({reason}).{hint}") from None
+    if override.is_sweep_override():
+        return override
+    return override
+
+
+def _appendable(word: str) -> str:
+    """`features.direct.x=true` names a new entry of a map: Hydra wants `++` for that."""
+    if word[:1] in "+~":
+        return word
+    name = word.split("=", 1)[0]
+    return f"++{word}" if any(name.startswith(f"{path}.") for path in schema.maps(Config)) else word
+
+
+def _compose_with_hydra(words: list[str]) -> DictConfig:
+    for word in words:
+        if _parse(word).is_sweep_override():
+            raise UserError(f"{word!r} names several values: add --multirun, or write a list as key=[a,b]")
+    ConfigStore.instance().store(name=_DEFAULTS, node=schema.plain(Config()))
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory()), job_name="engine"):
+            return hydra_compose("config", overrides=words)
+    except MissingConfigException as error:
+        raise UserError(_missing_choice(error)) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_unknown_key(error, words)) from None
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    missing = str(error.missing_cfg_file)
+    match = re.search(r"Could not find '([^']+)'", str(error))
+    group, _, choice = (match.group(1) if match else missing).rpartition("/")
+    options = list(error.options or re.findall(r"^\t(\S+)$", str(error).split("Config search path")[0], re.MULTILINE))
+    if group:
+        return f"config group {group!r} has no choice {choice!r}.{nearest(choice, options)}"
+    return f"no config {missing!r}.{nearest(missing, options)}"
+
+
+def _unknown_key(error: Exception, words: list[str]) -> str:
+    match = re.search(r"Could not override '([^']+)'", str(error))
+    if match:
+        name = match.group(1)
+        if name in groups():
+            return f"config group {name!r} has no default here: write +{name}=CHOICE, one of {', '.join(groups()[name])}"
+        return f"unknown config key {name!r}.{nearest(name, known_keys())}"
+    return str(error).splitlines()[0]
+
+
+def known_keys() -> list[str]:
+    """Every dotted key and every section and group name."""
+    keys = {path for path, *_ in schema.documented(Config)} | set(groups())
+    return sorted(keys | {".".join(path.split(".")[:depth]) for path in keys for depth in range(1, path.count(".") + 1)})
+
+
+def _check_top_level(values: dict[str, Any]) -> None:
+    sections = {field.name for field in dataclasses.fields(Config)}
+    for name in values:
+        if name not in sections:
+            raise UserError(f"unknown config key {name!r}.{nearest(str(name), sections | set(groups()))}")
+
+
+def _refuse_targets(values: Any, path: str = "") -> None:
+    """No config names code to call: `_target_` is refused wherever it stands."""
+    if isinstance(values, dict):
+        for name, item in values.items():
+            where = f"{path}.{name}" if path else str(name)
+            if name in ("_target_", "_partial_", "_recursive_", "_convert_"):
+                raise UserError(f"config key {where!r} is not allowed: a config never names code to run. Remove it")
+            _refuse_targets(item, where)
+    elif isinstance(values, list):
+        for index, item in enumerate(values):
+            _refuse_targets(item, f"{path}[{index}]")
+
+
+def _secrets(raw: DictConfig) -> list[tuple[str, str, str]]:
+    """(dotted key, what is saved in its place, value) of keys named like secrets and of `${oc.env:...}` values."""
+    found: list[tuple[str, str, str]] = []
+
+    def walk(node: Any, path: str) -> None:
+        names = node.keys() if isinstance(node, DictConfig) else range(len(node))
+        for name in names:
+            where = f"{path}.{name}" if path else str(name)
+            text = node._get_node(name)
+            written = text._value() if text is not None else None
+            if isinstance(text, (DictConfig, ListConfig)) and not text._is_none() and not text._is_interpolation():
+                walk(text, where)
+            elif isinstance(written, str) and "oc.env" in written:
+                try:
+                    found.append((where, written, str(node[name])))
+                except OmegaConfBaseException as error:
+                    raise UserError(f"config key {where!r}: {str(error).splitlines()[0]}") from None
+            elif isinstance(written, str) and written and _SECRET_NAME.search(str(name)):
+                found.append((where, MASK, str(node[name])))
+
+    walk(raw, "")
+    return found
+
+
+def _masked(values: Any, replaced: dict[str, str], path: str = "") -> Any:
+    if path in replaced:
+        return replaced[path]
+    if isinstance(values, dict):
+        return {name: _masked(item, replaced, f"{path}.{name}" if path else str(name)) for name, item in values.items()}
+    if isinstance(values, list):
+        return [_masked(item, replaced, f"{path}.{index}") for index, item in enumerate(values)]
+    return values
+
+
+def _masked_word(word: str) -> str:
+    name, equals, _ = word.partition("=")
+    return f"{name}={MASK}" if equals and _SECRET_NAME.search(name.rsplit(".", 1)[-1]) else word

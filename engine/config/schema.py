@@ -1,0 +1,214 @@
+"""Typed configuration out of plain mappings: dataclasses with documented, bounded keys.
+
+`key(...)` declares one key with its meaning and bounds; `build(Class, mapping)` checks a mapping whole and returns the
+frozen object, or raises a UserError that names the dotted key, what was found, and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from engine.errors import UserError, nearest
+
+MISSING = dataclasses.MISSING
+_TRUE, _FALSE = {"true", "on", "yes"}, {"false", "off", "no"}
+
+
+def key(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    choices: tuple[str, ...] = (),
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    parse: Callable[[Any], Any] | None = None,
+    factory: Callable[[], Any] | None = None,
+) -> Any:
+    """A dataclass field: default, meaning, and what its values must satisfy (`parse` only checks, the text is kept)."""
+    bounds = {name: limit for name, limit in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if limit is not None}
+    metadata = {"help": help, "choices": choices, "bounds": bounds, "parse": parse}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls: type, help: str = "") -> Any:
+    """A field that is itself a group of keys, all of which have defaults."""
+    return key(factory=lambda: build(cls, {}), help=help)
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """Resolved type hints of a dataclass."""
+    return typing.get_type_hints(cls)
+
+
+def build(cls: type, values: Any, path: str = "") -> Any:
+    """The frozen `cls` from a mapping; every key is known, typed and within bounds.
+
+    A class with `SHORTHAND = "type"` also accepts a bare value for that key: `carrier: string`.
+    Raises UserError.
+    """
+    shorthand = getattr(cls, "SHORTHAND", None)
+    if shorthand and not isinstance(values, Mapping):
+        values = {shorthand: values}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path or 'the config'} must be a mapping with keys {_names(cls)}, found {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            where = f"{path}.{name}" if path else str(name)
+            raise UserError(f"unknown config key {where!r}.{nearest(str(name), fields)}")
+    found = {}
+    for name, field in fields.items():
+        where = f"{path}.{name}" if path else name
+        if name in values:
+            found[name] = _value(hints(cls)[name], values[name], where)
+            _check(field, found[name], where)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"config key {where!r} must be given: {field.metadata.get('help', '')}")
+    try:
+        return cls(**found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if path else str(error)) from None
+
+
+def _names(cls: type) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(cls))
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _union(arguments, value, path)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, path)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise UserError(f"{path} must be a list, found {value!r}; write [a, b]")
+        return tuple(_value(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path} must be a mapping from name to value, found {value!r}")
+        return {str(name): _value(arguments[1], item, f"{path}.{name}") for name, item in value.items()}
+    return _scalar(hint, value, path)
+
+
+def _union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    if isinstance(value, str) and value in ("null", "") and type(None) in arguments and str not in arguments:
+        return None
+    options = [argument for argument in arguments if argument is not type(None)]
+    for option in options[:-1]:
+        try:
+            return _value(option, value, path)
+        except UserError:
+            continue
+    return _value(options[-1], value, path)
+
+
+def _scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is bool:
+        text = str(value).lower()
+        if isinstance(value, (bool, str)) and text in _TRUE | _FALSE:
+            return text in _TRUE
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif hint is str and isinstance(value, (str, int, float)):
+        # YAML 1.1 reads an unquoted `off` as False; a text key never means that.
+        return ("on" if value else "off") if isinstance(value, bool) else str(value)
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))
+    raise UserError(f"{path} must be {kind}, found {value!r}")
+
+
+def _check(field: dataclasses.Field[Any], value: Any, path: str) -> None:
+    choices = field.metadata.get("choices", ())
+    if choices and value is not None and value not in choices:
+        raise UserError(f"{path} must be one of {', '.join(choices)}, found {value!r}.{nearest(str(value), choices)}")
+    for name, limit in field.metadata.get("bounds", {}).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if number is not None and not _within(name, number, limit):
+                words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}[name]
+                raise UserError(f"{path} must be {words} {limit}, found {number!r}")
+    parse = field.metadata.get("parse")
+    if parse is not None and value is not None:
+        for item in value if isinstance(value, tuple) else (value,):
+            try:
+                parse(item)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+
+
+def _within(name: str, value: float, limit: float) -> bool:
+    # Written as positive tests, so that NaN is out of every bound.
+    return {"ge": value >= limit, "gt": value > limit, "le": value <= limit, "lt": value < limit}[name]
+
+
+def plain(value: Any) -> Any:
+    """The config object as dicts, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return value
+
+
+def documented(cls: type, path: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """(dotted key, type, default, meaning) of every key below `cls`; maps are shown as `name.<key>`."""
+    for field in dataclasses.fields(cls):
+        where = f"{path}.{field.name}" if path else field.name
+        hint = hints(cls)[field.name]
+        meaning = field.metadata.get("help", "")
+        choices = field.metadata.get("choices", ())
+        if choices:
+            meaning = f"{meaning} ({' | '.join(choices)})"
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from documented(hint, where)
+        elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
+            yield f"{where}.<name>", "map", "{}", meaning
+            yield from documented(typing.get_args(hint)[1], f"{where}.<name>")
+        else:
+            default = field.default
+            if default is MISSING:
+                default = plain(field.default_factory()) if field.default_factory is not MISSING else "(required)"
+            yield where, _type_name(hint), default, meaning
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return f"[{_type_name(typing.get_args(hint)[0])}, ...]"
+    if typing.get_origin(hint) is dict:
+        return f"{{name: {_type_name(typing.get_args(hint)[1])}}}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join("null" if option is type(None) else _type_name(option) for option in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint))
+
+
+def maps(cls: type, path: str = "") -> Iterator[str]:
+    """Dotted keys that are maps from free names: an override below one may name a new entry."""
+    for field in dataclasses.fields(cls):
+        hint = hints(cls)[field.name]
+        where = f"{path}.{field.name}" if path else field.name
+        if typing.get_origin(hint) is dict:
+            yield where
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from maps(hint, where)

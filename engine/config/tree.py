@@ -1,0 +1,535 @@
+"""The config tree: every key of every command, with its type, default, bounds and meaning.
+
+Defaults live here and nowhere else; `conf/` holds choices and experiments as differences from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from engine.config import units
+from engine.config.schema import key, section
+from engine.errors import UserError, nearest
+
+ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
+AGGREGATES = (
+    "count", "sum", "mean", "std", "min", "max", "last", "first", "recency", "distinct", "ewm_sum", "ewm_mean",
+)  # fmt: skip
+FORMATS = ("auto", "csv", "jsonl", "parquet", "arrow", "iceberg", "delta")
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceColumn:
+    """One declared column of a source file, before any query."""
+
+    SHORTHAND = "type"
+    type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
+    nullable: bool = key(True, "whether a null is allowed")
+    aliases: tuple[str, ...] = key((), "other names that files use for this column")
+    format: str | None = key(None, "strptime format of a timestamp or date in text files; null = ISO 8601")
+    zone: str | None = key(None, "zone of timestamps without an offset; null = data.time_zone", parse=units.zone)
+    path: str | None = key(None, "dotted path of a nested field, where it differs from the name")
+    missing: str = key("fail", "when a file lacks the column", choices=("fail", "null"))
+    on_violation: str = key(
+        "quarantine", "what happens to a value that is not of the type", choices=("fail", "quarantine", "null", "warn")
+    )
+    sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvOptions:
+    """How text files are written."""
+
+    delimiter: str = key(",", "field separator")
+    quote: str = key('"', "quote character")
+    escape: str | None = key(None, "escape character; null = a doubled quote")
+    encoding: str = key("utf-8", "text encoding (utf-8, utf-16, latin-1, ...); a byte-order mark is honoured")
+    decimal: str = key(".", "decimal separator")
+    nulls: tuple[str, ...] = key(("",), "spellings of null")
+    header: bool = key(True, "whether the first line names the columns; without it the declared order holds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Files of one kind, with the columns they are declared to have."""
+
+    path: str = key(help="file, glob, directory, pkg://package/path/in/it or s3://bucket/key; relative to data.path")
+    format: str = key("auto", "file format; auto goes by the file name", choices=FORMATS)
+    columns: dict[str, SourceColumn] = key(help="declared columns: name -> type or mapping")
+    csv: CsvOptions = section(CsvOptions, "text file options")
+    unexpected: str = key("warn", "when a file has a column that is not declared", choices=("fail", "warn", "ignore"))
+    hive: bool = key(False, "read key=value folders as columns, typed as declared")
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            raise UserError("columns must declare at least one column")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a dataset: what it is, what it may hold and when it becomes known."""
+
+    SHORTHAND = "type"
+    type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
+    role: str = key("ignore", "what the column is for", choices=ROLES)
+    description: str = key("", "what it means")
+    nullable: bool = key(True, "whether a null is allowed")
+    min: float | str | None = key(None, "smallest allowed value")
+    max: float | str | None = key(None, "largest allowed value")
+    values: tuple[str, ...] = key((), "allowed values; empty = any")
+    on_violation: str = key(
+        "quarantine", "what happens to a row that breaks the rules above", choices=("fail", "quarantine", "null", "warn")
+    )
+    sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
+    known_at: str | None = key(
+        None, "when the value becomes known: `prior`, or a time column with an optional offset (`arrived + 15min`)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.known_at is not None and self.known_at != "prior":
+            units.moment(self.known_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """A table beside the events (weather, products): looked up by as-of joins, or static."""
+
+    query: str | None = key(None, "SQL over the sources; null = the source of the same name as it is")
+    columns: dict[str, Column] = key(help="schema of the result")
+    static: bool = key(False, "a table without time: its values are known long before")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The event table: where it comes from and what it must be."""
+
+    name: str = key(None, "name of the dataset in the store")
+    description: str = key("", "what one row is")
+    path: str = key("", "root of the sources' relative paths")
+    time_zone: str = key("UTC", "zone of every bound without an offset, and of days and months", parse=units.zone)
+    sources: dict[str, SourceConfig] = key(factory=dict, help="files by name")
+    query: str | None = key(None, "SQL over the sources that shapes the event table; null = the only source")
+    columns: dict[str, Column] = key(factory=dict, help="schema of the event table")
+    tables: dict[str, TableConfig] = key(factory=dict, help="tables beside the events")
+    duplicates: str = key("fail", "rows with equal ids", choices=("fail", "first", "last"))
+    max_quarantine: str | float = key(
+        "1%", "share of rows that may be quarantined before ingest stops", parse=units.share
+    )
+
+    def __post_init__(self) -> None:
+        _check_roles(self.columns)
+        for table, columns in {"": self.columns, **{name: item.columns for name, item in self.tables.items()}}.items():
+            _check_known_at(table, columns)
+        if self.columns and not self.sources:
+            raise UserError("sources must name at least one source")
+
+    def with_role(self, *roles: str) -> list[str]:
+        """Names of the columns with one of the roles, in declared order."""
+        return [name for name, column in self.columns.items() if column.role in roles]
+
+    @property
+    def event_time(self) -> str:
+        """The event time column."""
+        return self.with_role("event_time")[0]
+
+    @property
+    def ids(self) -> list[str]:
+        """The id columns, in declared order."""
+        return self.with_role("id")
+
+    @property
+    def target(self) -> str | None:
+        """The target column, if the dataset has one."""
+        return next(iter(self.with_role("target")), None)
+
+
+def _check_roles(columns: dict[str, Column]) -> None:
+    counts = {role: [name for name, column in columns.items() if column.role == role] for role in ROLES}
+    if columns and len(counts["event_time"]) != 1:
+        raise UserError(f"columns must have exactly one with role event_time, found {counts['event_time']}")
+    if columns and not counts["id"]:
+        raise UserError("columns must have at least one with role id: row_id is made of the id columns")
+    for role in ("target", "weight"):
+        if len(counts[role]) > 1:
+            raise UserError(f"columns must have at most one with role {role}, found {counts[role]}")
+
+
+def _check_known_at(table: str, columns: dict[str, Column]) -> None:
+    where = f"tables.{table}.columns" if table else "columns"
+    for name, column in columns.items():
+        if column.known_at in (None, "prior"):
+            continue
+        anchor, _ = units.moment(column.known_at or "")
+        if anchor not in columns:
+            raise UserError(f"{where}.{name}.known_at names {anchor!r}, which is no column.{nearest(anchor, columns)}")
+        if not columns[anchor].type.startswith("timestamp"):
+            raise UserError(f"{where}.{name}.known_at names {anchor!r}, which must be a timestamp, found {columns[anchor].type!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Periods of the event time, each [from, to], from included and to excluded, in data.time_zone."""
+
+    train: tuple[str, ...] = key((), "rows that weights and encodings are fitted on")
+    valid: tuple[str, ...] = key((), "rows that early stopping and calibration look at")
+    test: tuple[str, ...] = key((), "rows that only the evaluation looks at")
+
+
+# ------------------------------------------------------------------------------------------------------ features
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalendarConfig:
+    """Parts of a time column that is known before the decision."""
+
+    column: str = key(help="time column")
+    parts: tuple[str, ...] = key(("hour", "weekday"), "hour, minute_of_day, weekday, day, day_of_year, week, month")
+    zone: str | None = key(None, "zone in which the parts are read; null = data.time_zone", parse=units.zone)
+    cyclic: bool = key(False, "as sine and cosine instead of one number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """A named, owned unit of the feature store: trailing windows over events, or an as-of join with a table."""
+
+    kind: str = key("windows", "what the view computes", choices=("windows", "asof"))
+    description: str = key("", "what it tells")
+    owner: str = key("", "who answers for it")
+    entity: tuple[str, ...] = key(help="columns of the event table that say whose history or whose row")
+    table: str | None = key(None, "table that an as-of view looks into; null = the events (windows)")
+    on: tuple[str, ...] = key((), "columns of the table that match the entity, in order; empty = the same names")
+    windows: tuple[str, ...] = key((), "lengths of the trailing windows", parse=units.span)
+    aggregates: dict[str, tuple[str, ...]] = key(factory=dict, help="column -> aggregates; `rows` -> [count, recency]")
+    columns: tuple[str, ...] = key((), "columns that an as-of view brings")
+    max_age: str | None = key(None, "oldest row that an as-of view accepts; null = any", parse=units.span)
+    inclusive: bool = key(False, "accept a row known exactly at the decision time")
+
+    def __post_init__(self) -> None:
+        if self.kind == "windows" and not (self.windows and self.aggregates):
+            raise UserError("a windows view must have windows and aggregates")
+        if self.kind == "asof" and not (self.table and self.columns):
+            raise UserError("an asof view must have a table and columns")
+        for column, names in self.aggregates.items():
+            for name in names:
+                if name not in AGGREGATES:
+                    raise UserError(f"aggregates.{column} names {name!r}.{nearest(name, AGGREGATES)}")
+                if column == "rows" and name not in ("count", "recency"):
+                    raise UserError(f"aggregates.rows must be count or recency, found {name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """How raw features become the numbers that the model reads; fitted on the training split only."""
+
+    numeric: str = key("standardise", "encoding of numbers", choices=("standardise", "quantile", "ple"))
+    bins: int = key(16, "bins of a piecewise-linear encoding", ge=2, le=256)
+    clip: float = key(8.0, "standardised values are cut to this many standard deviations", gt=0)
+    missing_indicator: bool = key(True, "add a 0/1 column for every numeric feature that is null in training")
+    min_count: int = key(10, "categories seen less often in training share one code", ge=1)
+    max_categories: int = key(5000, "categories beyond the most frequent share that code too", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """What the model sees of a row, as of the decision time."""
+
+    as_of: str | None = key(None, "decision time: a time column with an optional lead (`scheduled - 1h`)")
+    direct: dict[str, bool] = key(factory=dict, help="columns used as they are: name -> true")
+    calendar: dict[str, CalendarConfig] = key(factory=dict, help="parts of time columns by name")
+    views: dict[str, ViewConfig] = key(factory=dict, help="views of the feature store by name")
+    windows: bool = key(True, "off leaves out every windows view")
+    encode: EncodeConfig = section(EncodeConfig, "fitted encoding")
+
+    def __post_init__(self) -> None:
+        if self.as_of is not None:
+            units.moment(self.as_of)
+
+    @property
+    def active_views(self) -> dict[str, ViewConfig]:
+        """The views in use."""
+        return {name: view for name, view in self.views.items() if self.windows or view.kind != "windows"}
+
+    @property
+    def direct_columns(self) -> list[str]:
+        """Columns used as they are."""
+        return [name for name, used in self.direct.items() if used]
+
+
+# --------------------------------------------------------------------------------------------- training, scoring
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture."""
+
+    kind: str = key("mlp", "architecture", choices=("mlp", "linear"))
+    hidden: tuple[int, ...] = key((256, 256, 256), "widths of the hidden layers", ge=1)
+    dropout: float = key(0.1, "share of activations dropped in training", ge=0, lt=1)
+    embedding_max: int = key(32, "widest categorical embedding", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the weights are found."""
+
+    seed: int = key(0, "keys the row order, initial weights and dropout", ge=0)
+    loss: str = key("binary", "what is minimised", choices=("binary", "multiclass", "squared", "huber", "quantile"))
+    quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
+    huber_delta: float = key(1.0, "where the Huber loss turns linear, in standard deviations of the target", gt=0)
+    class_weight: str = key("none", "weight of the classes in the loss", choices=("none", "balanced"))
+    epochs: int = key(10, "passes over the training rows", ge=1)
+    batch_size: int = key(4096, "rows of one optimizer step", ge=1)
+    shards: int = key(8, "logical shards of a batch; fixed, so that weights do not depend on workers", ge=1)
+    lr: float = key(0.001, "peak learning rate", gt=0)
+    weight_decay: float = key(0.01, "AdamW weight decay", ge=0)
+    warmup: float = key(0.05, "share of all steps that warm up; cosine decay follows", ge=0, lt=1)
+    clip: float = key(1.0, "largest gradient norm; 0 = no clipping", ge=0)
+    patience: int = key(3, "epochs without a better validation metric before stopping; 0 = never stop early", ge=0)
+    metric: str | None = key(None, "validation metric to watch; null = roc_auc, accuracy or mae by loss")
+    precision: str = key("auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16"))
+    reduction: str = key("exact", "how gradients are added up", choices=("exact", "ddp"))
+    order: str = key("full", "shuffle over all rows or within windows of rows", choices=("full", "windowed"))
+    window_rows: int = key(1_000_000, "rows of one window where order=windowed", ge=1)
+    on_bad_loss: str = key("stop", "when a loss is NaN or infinite", choices=("stop", "skip"))
+    checkpoint_every: int = key(0, "steps between checkpoints; 0 = at epoch ends only", ge=0)
+    keep_checkpoints: int = key(2, "newest checkpoints kept", ge=1)
+    resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
+    log_every: int = key(50, "steps between lines of metrics.jsonl", ge=1)
+    device: str = key("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.shards:
+            raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured on rows with labels."""
+
+    model: str = key("", "run directory or name@alias to evaluate (command `evaluate`)")
+    slices: tuple[str, ...] = key((), "columns by which the metric is broken down")
+    bootstrap: int = key(200, "resamples behind the intervals; 0 = none", ge=0)
+    confidence: float = key(0.95, "coverage of the intervals", gt=0, lt=1)
+    ece_bins: int = key(15, "bins of the calibration error", ge=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which rows are scored by which model."""
+
+    model: str = key("", "run directory or name@alias")
+    between: tuple[str, ...] = key((), "[from, to] of the event time, from included, to excluded; empty = all")
+    unit_rows: int = key(262_144, "rows of a work unit", ge=1)
+    resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
+    mode: str = key("all", "score everything, or only what an earlier run has not seen", choices=("all", "append"))
+    columns: tuple[str, ...] = key((), "columns passed through to the output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """What is compared with the reference, and when it is an alarm."""
+
+    model: str = key("", "run directory or name@alias whose reference is used")
+    window: str | tuple[str, ...] = key("", "a month 2020-04, a day 2020-04-07, or [from, to]")
+    alpha: float = key(0.01, "false-alarm rate over all columns together, per window", gt=0, lt=1)
+
+
+# ------------------------------------------------------------------------------------------------------- runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Who does the work."""
+
+    kind: str = key("local", "in this process, or Ray", choices=("local", "ray"))
+    workers: int = key(1, "training or scoring workers", ge=1)
+    threads: int = key(0, "compute threads of each worker; 0 = cores shared out", ge=0)
+    gpus_per_worker: float = key(0, "GPUs of each worker", ge=0)
+    address: str | None = key(None, "null = the job's own cluster or a new local one; auto; host:port")
+    timeout: str = key("60s", "how long a silent worker is waited for", parse=units.span)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Who watches."""
+
+    kind: str = key("off", "mirror of the metrics", choices=("off", "wandb"))
+    project: str = key("engine", "W&B project")
+    entity: str | None = key(None, "W&B entity")
+    mode: str = key("auto", "auto = online where WANDB_API_KEY is set", choices=("auto", "online", "offline"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathsConfig:
+    """Where files go, relative to where the command is started."""
+
+    store: str = key("store", "datasets and features")
+    runs: str = key("runs", "run directories")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """What a process may use."""
+
+    memory: str | int = key("4GB", "memory that ingest and features may fill", parse=units.size)
+    threads: int = key(0, "compute threads; 0 = all cores", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole config."""
+
+    name: str = key("unnamed", "name of the experiment: runs go to runs/<command>/<name>/")
+    data: DataConfig = section(DataConfig)
+    split: SplitConfig = section(SplitConfig)
+    features: FeaturesConfig = section(FeaturesConfig)
+    model: ModelConfig = section(ModelConfig)
+    train: TrainConfig = section(TrainConfig)
+    evaluate: EvaluateConfig = section(EvaluateConfig)
+    score: ScoreConfig = section(ScoreConfig)
+    monitor: MonitorConfig = section(MonitorConfig)
+    cluster: ClusterConfig = section(ClusterConfig)
+    tracking: TrackingConfig = section(TrackingConfig)
+    paths: PathsConfig = section(PathsConfig)
+    resources: ResourcesConfig = section(ResourcesConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise UserError(f"name must be one plain folder name, found {self.name!r}")
+        if self.data.columns:
+            _check_features(self.data, self.features)
+            for period in ("train", "valid", "test"):
+                bounds = getattr(self.split, period)
+                if bounds:
+                    _located(f"split.{period}", units.between, bounds, self.data.time_zone)
+            _check_split(self.split, self.data.time_zone)
+            for column in (*self.evaluate.slices, *self.score.columns):
+                if column not in self.data.columns:
+                    raise UserError(f"{column!r} is no column of data.columns.{nearest(column, self.data.columns)}")
+        if self.score.between:
+            _located("score.between", units.between, self.score.between, self.data.time_zone)
+        if self.monitor.window:
+            _located("monitor.window", units.window, self.monitor.window, self.data.time_zone)
+
+
+def _located(where: str, check: object, *arguments: object) -> None:
+    try:
+        check(*arguments)  # type: ignore[operator]
+    except (UserError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _check_split(split: SplitConfig, zone: str) -> None:
+    names = [name for name in ("train", "valid", "test") if getattr(split, name)]
+    for earlier, later in zip(names, names[1:], strict=False):
+        stop, start = units.between(getattr(split, earlier), zone)[1], units.between(getattr(split, later), zone)[0]
+        if start < stop:
+            raise UserError(
+                f"split.{later} must start when split.{earlier} has ended ({getattr(split, earlier)[1]}), "
+                f"found {getattr(split, later)[0]}"
+            )
+
+
+def _check_features(data: DataConfig, features: FeaturesConfig) -> None:
+    """Every name resolves, and no direct feature is known later than the decision."""
+    if features.as_of is None and (features.direct_columns or features.active_views or features.calendar):
+        raise UserError("features.as_of must say when the decision is taken, as in `scheduled - 1h`")
+    if features.as_of is not None:
+        anchor, _ = units.moment(features.as_of)
+        _time_column(data, anchor, "features.as_of")
+    for name in features.direct_columns:
+        _known_column(data, name, f"features.direct.{name}")
+        _check_known_by_decision(data, features, name, f"features.direct.{name}")
+    for name, calendar in features.calendar.items():
+        _time_column(data, calendar.column, f"features.calendar.{name}.column")
+        _check_known_by_decision(data, features, calendar.column, f"features.calendar.{name}.column")
+    for name, view in features.active_views.items():
+        _check_view(data, features, name, view)
+
+
+def _known_column(data: DataConfig, name: str, where: str) -> None:
+    if name not in data.columns:
+        raise UserError(f"{where} names {name!r}, which is no column of data.columns.{nearest(name, data.columns)}")
+
+
+def _time_column(data: DataConfig, name: str, where: str) -> None:
+    _known_column(data, name, where)
+    if not data.columns[name].type.startswith("timestamp"):
+        raise UserError(f"{where} names {name!r}, which must be a timestamp, found {data.columns[name].type!r}")
+
+
+def _check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: str, where: str) -> None:
+    known_at = data.columns[name].known_at
+    if known_at is None:
+        raise UserError(
+            f"{where}: column {name!r} must say when it becomes known (data.columns.{name}.known_at); "
+            "write `prior` if it is known long before, as a schedule or a static attribute is"
+        )
+    if known_at == "prior":
+        return
+    known, decision = units.moment(known_at), units.moment(features.as_of or "")
+    if known[0] != decision[0] or known[1] > decision[1]:
+        raise UserError(
+            f"{where} leaks the future: {name!r} is known at `{known_at}`, after the decision at `{features.as_of}`. "
+            f"Use it in a windows view (past rows only), or move features.as_of"
+        )
+
+
+def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: ViewConfig) -> None:
+    where = f"features.views.{name}"
+    for column in view.entity:
+        _known_column(data, column, f"{where}.entity")
+        _check_known_by_decision(data, features, column, f"{where}.entity")
+    if view.kind == "windows":
+        for column in view.aggregates:
+            if column == "rows":
+                continue
+            _known_column(data, column, f"{where}.aggregates")
+            if data.columns[column].known_at is None:
+                raise UserError(f"{where}: column {column!r} must say when it becomes known (data.columns.{column}.known_at)")
+        return
+    if view.table not in data.tables:
+        raise UserError(f"{where}.table names {view.table!r}, which is no table of data.tables.{nearest(str(view.table), data.tables)}")
+    table = data.tables[view.table]
+    if len(view.on) not in (0, len(view.entity)):
+        raise UserError(f"{where}.on must name as many columns as entity ({len(view.entity)}), found {len(view.on)}")
+    for column in (*view.columns, *(view.on or view.entity)):
+        if column not in table.columns:
+            raise UserError(f"{where} names {column!r}, which is no column of data.tables.{view.table}.{nearest(column, table.columns)}")
+    for column in view.columns:
+        if table.columns[column].known_at is None and not table.static:
+            raise UserError(
+                f"{where}: column {column!r} of table {view.table!r} must say when it becomes known "
+                f"(data.tables.{view.table}.columns.{column}.known_at), or the table must be `static: true`"
+            )
+
+
+# ------------------------------------------------------------------------------------------------------- digests
+
+# Keys that must not change what comes out; the plan digest leaves them out.
+IMMATERIAL = (
+    "cluster", "tracking", "paths", "resources", "train.resume", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.log_every", "score.resume", "score.unit_rows",
+)  # fmt: skip
+
+
+def without(values: dict[str, object], dotted: tuple[str, ...]) -> dict[str, object]:
+    """A copy of nested dicts without the dotted keys."""
+    copy = {name: without(item, ()) if isinstance(item, dict) else item for name, item in values.items()}
+    for path in dotted:
+        *parents, last = path.split(".")
+        node: object = copy
+        for parent in parents:
+            node = node.get(parent, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return copy
+
+
+def replace(config: Config, **sections: object) -> Config:
+    """A copy with some top-level sections replaced; the checks run again."""
+    return dataclasses.replace(config, **sections)  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""Spans of time, instants, sizes and shares as people write them. Pure functions, no state.
+
+Instants are int64 microseconds since 1970-01-01 UTC everywhere in the engine; spans are microseconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import zoneinfo
+
+from engine.errors import UserError
+
+MICROSECONDS = {
+    "us": 1,
+    "ms": 1_000,
+    "s": 1_000_000,
+    "min": 60_000_000,
+    "h": 3_600_000_000,
+    "d": 86_400_000_000,
+    "w": 604_800_000_000,
+}
+BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+_SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*$")
+_MOMENT = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:([+-])\s*(\d.*))?$")
+
+
+def span(text: str) -> int:
+    """Microseconds of `2h`, `7d`, `90min`, `1.5s`. Fixed lengths: a `d` is 24 hours, never a calendar day.
+
+    Raises UserError when the text is not a number followed by one of us, ms, s, min, h, d, w.
+    """
+    match = _SPAN.match(str(text))
+    if not match or match.group(2) not in MICROSECONDS:
+        raise UserError(f"a span must be a number and one of {', '.join(MICROSECONDS)} (as in 90min or 7d), found {text!r}")
+    return round(float(match.group(1)) * MICROSECONDS[match.group(2)])
+
+
+def size(text: str | int) -> int:
+    """Bytes of `4GB`, `512MiB` or a plain integer."""
+    if isinstance(text, int):
+        return text
+    match = _SPAN.match(text)
+    if not match or match.group(2) not in BYTES:
+        raise UserError(f"a size must be a number and one of {', '.join(BYTES)} (as in 4GB), found {text!r}")
+    return round(float(match.group(1)) * BYTES[match.group(2)])
+
+
+def share(text: str | float) -> float:
+    """A fraction of one from `1%` or `0.01`."""
+    try:
+        value = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
+    except ValueError:
+        raise UserError(f"a share must be a number like 0.01 or 1%, found {text!r}") from None
+    if not 0 <= value <= 1:
+        raise UserError(f"a share must lie between 0 and 1 (0% and 100%), found {text!r}")
+    return value
+
+
+def moment(text: str) -> tuple[str, int]:
+    """(time column, offset in microseconds) of `arrived`, `scheduled - 1h` or `arrived + 15min`."""
+    match = _MOMENT.match(str(text))
+    if not match:
+        raise UserError(f"a moment must be a time column with an optional span (as in `scheduled - 1h`), found {text!r}")
+    column, sign, length = match.groups()
+    offset = span(length) if length else 0
+    return column, -offset if sign == "-" else offset
+
+
+def zone(name: str) -> zoneinfo.ZoneInfo:
+    """The IANA time zone, or a UserError that says it is not known."""
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise UserError(f"a time zone must be an IANA name like Europe/Berlin or UTC, found {name!r}") from None
+
+
+def instant(text: str, time_zone: str) -> int:
+    """Microseconds UTC of `2013-06-01`, `2013-06-01T05:30`, `2013-06` (its first day) or a text with its own offset.
+
+    A text without an offset is read in `time_zone`; a local time that occurs twice means its first occurrence.
+    """
+    text = str(text).strip()
+    try:
+        parsed = datetime.datetime.fromisoformat(f"{text}-01" if re.fullmatch(r"\d{4}-\d{2}", text) else text)
+    except ValueError:
+        raise UserError(f"an instant must be an ISO date or time like 2013-06-01 or 2013-06-01T05:30, found {text!r}") from None
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=zone(time_zone))
+    return round((parsed - EPOCH) / datetime.timedelta(microseconds=1))
+
+
+def between(bounds: tuple[str, ...] | list[str], time_zone: str) -> tuple[int, int]:
+    """(from included, to excluded) in microseconds UTC."""
+    if len(bounds) != 2:
+        raise UserError(f"a period must be [from, to], from included and to excluded, found {list(bounds)}")
+    start, stop = instant(bounds[0], time_zone), instant(bounds[1], time_zone)
+    if start >= stop:
+        raise UserError(f"a period must end after it starts, found {list(bounds)}")
+    return start, stop
+
+
+def window(text: str | tuple[str, ...] | list[str], time_zone: str) -> tuple[int, int]:
+    """(from, to) in microseconds UTC of a month `2020-04`, a day `2020-04-07`, or `[from, to]`."""
+    if isinstance(text, (tuple, list)):
+        return between(text, time_zone)
+    start = datetime.datetime.fromisoformat(f"{text}-01" if re.fullmatch(r"\d{4}-\d{2}", text) else text)
+    if re.fullmatch(r"\d{4}-\d{2}", text):
+        stop = (start + datetime.timedelta(days=32)).replace(day=1)
+    elif re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        stop = start + datetime.timedelta(days=1)
+    else:
+        raise UserError(f"a window must be a month (2020-04), a day (2020-04-07) or [from, to], found {text!r}")
+    return instant(start.isoformat(), time_zone), instant(stop.isoformat(), time_zone)
+
+
+def format_instant(microseconds: int, time_zone: str = "UTC") -> str:
+    """ISO text of an instant in a zone, to the second where that is exact."""
+    moment_ = (EPOCH + datetime.timedelta(microseconds=int(microseconds))).astimezone(zone(time_zone))
+    return moment_.isoformat(timespec="seconds" if moment_.microsecond == 0 else "microseconds")
+
+
+def format_span(microseconds: int) -> str:
+    """The shortest exact text of a span: 7200000000 -> 2h."""
+    for unit in ("d", "h", "min", "s", "ms"):
+        if microseconds % MICROSECONDS[unit] == 0:
+            return f"{microseconds // MICROSECONDS[unit]}{unit}"
+    return f"{microseconds}us"

@@ -1,0 +1,1 @@
+"""Sources, ingest, validation and the dataset manifest."""

@@ -1,0 +1,19 @@
+"""The one error a user is meant to read: what must hold, what was found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake or a condition that the user can mend; the shell prints it without a traceback and exits 1."""
+
+
+def nearest(word: str, choices: Iterable[str], count: int = 1) -> str:
+    """` Did you mean 'x'?` for the nearest of `choices`, or the list of choices when none is near."""
+    names = sorted({str(choice) for choice in choices})
+    close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
+    if close:
+        return f" Did you mean {' or '.join(repr(name) for name in close)}?"
+    return f" Known: {', '.join(names)}." if names else ""

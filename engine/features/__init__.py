@@ -1,0 +1,1 @@
+"""Feature specification, point-in-time joins and windows, fitted encoding, feature store."""

