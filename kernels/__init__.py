@@ -1,0 +1,13 @@
+"""Loops compiled by Numba, and nothing else: no configuration, no files, no framework.
+
+    jit         compilation policy, cache, threads        order       keyed permutation of row indices
+    hashing     64-bit hashes equal everywhere            gather      rows of a block into a buffer
+    sort        stable counting and radix sorts           windows     trailing aggregates per entity
+    asof        latest known row per entity               encode      columns into one float32 block
+    dropout     keyed dropout masks                       metrics     ROC AUC, average precision, ...
+    profile     mergeable counts per column               statistics  distances between two samples or profiles
+    exact       integer accumulators for exact sums       warmup      compile everything once
+
+Every public function checks its input, documents shapes, types, units and errors, then calls a private compiled loop. A
+result never depends on the number of threads.
+"""

@@ -1,0 +1,214 @@
+"""Every decision about compilation and threads in one place; no other file of this package imports Numba's decorators.
+
+Policy
+- `njit` compiles with `nogil` and an on-disk cache, single threaded, with IEEE semantics. Fast-math flags are opt-in per
+  function and can never include `nnan` or `ninf`: a kernel that sees nulls must be able to test for them.
+- The cache lives under a folder named by the digest of all sources of this package, so a changed helper in another file is
+  never served stale. First writable of: `NUMBA_CACHE_DIR`, `__pycache__` beside the sources, the user's cache folder, a
+  private folder in the temporary directory (one warning), none (one warning).
+- Parallelism is `run_ranges`: serial `nogil` loops over ranges on plain threads. Numba's own parallel layer is not used (its
+  workqueue layer aborts on concurrent calls, its thread limit is not seen by other threads, and it hangs after fork).
+- With `NUMBA_DISABLE_JIT=1` every kernel runs as plain Python; integer wrap-around is then silent as in compiled code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+DISABLED = bool(numba.config.DISABLE_JIT)
+FORBIDDEN_FASTMATH = frozenset({"nnan", "ninf", "fast"})
+_SOURCES = Path(__file__).parent
+
+
+# --------------------------------------------------------------------------- cache
+def source_digest(folder: Path = _SOURCES) -> str:
+    """Digest of every source file of the package and of the versions that shape machine code (16 hex digits)."""
+    digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _private_temporary() -> Path | None:
+    """A folder in the temporary directory that only this user can write to, or None."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"kernels-cache-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return None
+    owned = not hasattr(os, "getuid") or status.st_uid == user
+    return folder if owned and not folder.is_symlink() and status.st_mode & 0o077 == 0 else None
+
+
+def choose_cache_dir(folder: Path = _SOURCES) -> Path | None:
+    """The cache folder by the rule in the module's docstring; warns once when it is a temporary one or there is none."""
+    name = f"jit-{source_digest(folder)}"
+    home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and os.environ["HOME"] + "/.cache")
+    candidates = [os.environ.get("NUMBA_CACHE_DIR"), folder / "__pycache__", home and Path(home) / "engine-kernels"]
+    for candidate in candidates:
+        if candidate and _writable(Path(candidate) / name):
+            return Path(candidate) / name
+    private = _private_temporary()
+    if private is not None and _writable(private / name):
+        warnings.warn(f"kernels: no writable cache folder; compiled code goes to {private}", RuntimeWarning, stacklevel=2)
+        return private / name
+    warnings.warn("kernels: no writable cache folder; every process compiles anew", RuntimeWarning, stacklevel=2)
+    return None
+
+
+CACHE_DIR: Path | None = None if DISABLED else choose_cache_dir()
+
+
+# --------------------------------------------------------------------------- compilation
+def njit(function: Callable[..., Any] | None = None, *, fastmath: Sequence[str] = (), inline: bool = False) -> Any:
+    """`numba.njit` under this package's policy. Raises ValueError for a fast-math flag that assumes NaN or inf away."""
+    if function is None:
+        return functools.partial(njit, fastmath=fastmath, inline=inline)
+    refused = FORBIDDEN_FASTMATH.intersection(fastmath)
+    if refused:
+        raise ValueError(f"fastmath must keep NaN and infinity, found {sorted(refused)} on {function.__name__}")
+    if DISABLED:
+        return _wrapping(function)
+    previous = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(CACHE_DIR or "")
+    try:
+        return numba.njit(
+            nogil=True,
+            cache=CACHE_DIR is not None,
+            fastmath=set(fastmath) or False,
+            error_model="numpy",
+            inline="always" if inline else "never",
+        )(function)
+    finally:
+        numba.config.CACHE_DIR = previous
+
+
+def _wrapping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Plain Python twin of a compiled function: NumPy scalars wrap and divide silently, as machine code does."""
+
+    @functools.wraps(function)
+    def plain(*arguments: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*arguments)
+
+    return plain
+
+
+# --------------------------------------------------------------------------- integer intrinsics
+@intrinsic
+def _mul128(context: Any, a: Any, b: Any) -> Any:  # pragma: no cover - emits code
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(builder.zext(arguments[0], wide), builder.zext(arguments[1], wide))
+        low = builder.trunc(product, ir.IntType(64))
+        high = builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+        return _context.make_tuple(builder, _signature.return_type, [high, low])
+
+    return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), generate
+
+
+@intrinsic
+def _clz64(context: Any, a: Any) -> Any:  # pragma: no cover - emits code
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate
+
+
+if DISABLED:
+
+    def mul128(a: Any, b: Any) -> tuple[Any, Any]:
+        """(high, low) 64-bit halves of the product of two uint64."""
+        product = int(a) * int(b)
+        return np.uint64(product >> 64), np.uint64(product & 0xFFFFFFFFFFFFFFFF)
+
+    def clz64(a: Any) -> Any:
+        """Number of leading zero bits of a uint64 (64 for zero)."""
+        return np.int64(64 - int(a).bit_length())
+else:
+
+    @njit
+    def mul128(a: Any, b: Any) -> Any:
+        """(high, low) 64-bit halves of the product of two uint64."""
+        return _mul128(np.uint64(a), np.uint64(b))
+
+    @njit
+    def clz64(a: Any) -> Any:
+        """Number of leading zero bits of a uint64 (64 for zero)."""
+        return _clz64(np.uint64(a))
+
+
+# --------------------------------------------------------------------------- threads
+def cpu_count() -> int:
+    """CPUs this process may use (its affinity, not the machine's size)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_slots = threading.BoundedSemaphore(cpu_count())
+
+
+def _renew_slots() -> None:
+    global _slots
+    _slots = threading.BoundedSemaphore(cpu_count())
+
+
+if hasattr(os, "register_at_fork"):  # a slot held by another thread of the parent would never come back in the child
+    os.register_at_fork(after_in_child=_renew_slots)
+
+
+def check_threads(threads: int) -> int:
+    """`threads` as an int; raises ValueError unless it is at least 1."""
+    if int(threads) != threads or threads < 1:
+        raise ValueError(f"threads must be a whole number of at least 1, found {threads}")
+    return int(threads)
+
+
+def split(total: int, parts: int) -> list[tuple[int, int]]:
+    """Cut [0, total) into at most `parts` non-empty ranges of nearly equal length."""
+    edges = [total * i // max(parts, 1) for i in range(max(parts, 1) + 1)]
+    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def run_ranges(work: Callable[[int, int], Any], ranges: Sequence[tuple[int, int]], threads: int) -> list[Any]:
+    """Call `work(start, stop)` for every range and return the results in order.
+
+    At most `threads` ranges run at once, and never more in the whole process than it has CPUs. `work` must release the GIL
+    (any kernel here does) and write only what its range owns. The pool lives for the call: nothing survives a fork.
+    """
+
+    def one(bounds: tuple[int, int]) -> Any:
+        with _slots:
+            return work(*bounds)
+
+    workers = min(check_threads(threads), len(ranges), cpu_count())
+    if workers <= 1:
+        return [one(bounds) for bounds in ranges]
+    with ThreadPoolExecutor(workers, thread_name_prefix="kernels") as pool:
+        return list(pool.map(one, ranges))
