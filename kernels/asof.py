@@ -1,0 +1,150 @@
+"""As-of join: for each probe (entity, T) the latest source row of that entity that was known at T.
+
+One rule, whatever the order of the rows: among the rows of the entity with known_at < T (<= T when inclusive) the greatest
+(event_time, known_at, row position) is chosen, and refused when it is older than `max_age`. Source rows are ordered by
+(entity, known_at); a running maximum then says which row is chosen after each of them, so a probe costs one cursor step when
+probes of an entity come in time order and a binary search when they do not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kernels import check
+from kernels.jit import check_threads, njit, run_ranges, split
+from kernels.sort import _bounds, sort_by_entity_time
+
+_NAT = check.NAT
+
+
+@njit
+def _usable(entity: Any, event: Any, known: Any, rows: Any) -> Any:
+    """Fill `rows` with the rows that can ever be chosen; returns how many."""
+    count = 0
+    for i in range(len(entity)):
+        if entity[i] >= 0 and event[i] != _NAT and known[i] != _NAT:
+            rows[count] = i
+            count += 1
+    return count
+
+
+@njit
+def _running_best(order: Any, entity: Any, event: Any, known: Any, codes: Any, out: Any) -> None:
+    """In (entity, known_at) order: codes[k], out[k] = (known_at, chosen row, its event time) once row k is known."""
+    best = np.int64(-1)
+    for k in range(len(order)):
+        row = order[k]
+        fresh = k == 0 or entity[row] != entity[order[k - 1]]
+        if fresh or event[row] >= event[best]:  # known_at and position never fall along this order
+            best = row
+        codes[k] = entity[row]
+        out[k, 0], out[k, 1], out[k, 2] = known[row], best, event[best]
+
+
+@njit
+def _search(best: Any, low: Any, high: Any, limit: Any) -> Any:
+    """First position in [low, high) whose known_at is not below `limit`."""
+    while low < high:
+        middle = (low + high) >> 1
+        if best[middle, 0] < limit:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit
+def _probe(groups: Any, times: Any, slots: Any, offsets: Any, best: Any, rule: Any, out: Any) -> None:
+    """rule = (max_age or -1, 1 when inclusive). slots[g]: position of entity code g in offsets, or nothing when dense."""
+    max_age, inclusive = rule
+    cursor = offsets.copy()
+    last = np.full(len(offsets), _NAT, np.int64)
+    for i in range(len(groups)):
+        g, t = groups[i], times[i]
+        out[i] = -1
+        if len(slots):
+            g = np.searchsorted(slots, g)
+            if g == len(slots) or slots[g] != groups[i]:
+                continue
+        if g < 0 or g >= len(offsets) - 1 or t == _NAT:
+            continue
+        limit = t + inclusive if t < np.iinfo(np.int64).max else t
+        start, stop = offsets[g], offsets[g + 1]
+        at = cursor[g]
+        if t < last[g]:
+            at = _search(best, start, at, limit)
+        else:
+            steps = 0
+            while at < stop and best[at, 0] < limit:
+                at += 1
+                steps += 1
+                if steps == 16:
+                    at = _search(best, at, stop, limit)
+                    break
+            if inclusive == 1 and t == np.iinfo(np.int64).max:
+                at = stop
+        cursor[g], last[g] = at, t
+        if at > start:
+            if max_age < 0 or best[at - 1, 2] >= t or t - best[at - 1, 2] <= max_age:
+                out[i] = best[at - 1, 1]
+
+
+def asof(  # noqa: PLR0913 - two tables and a rule
+    probe_entity: ArrayLike,
+    probe_time: ArrayLike,
+    source_entity: ArrayLike,
+    event_time: ArrayLike,
+    known_at: ArrayLike,
+    max_age: int | None,
+    inclusive: bool = False,
+    threads: int = 1,
+) -> NDArray[np.int64]:
+    """Index of the chosen source row for each probe, -1 where there is none.
+
+    Shape: probe_* int64[n], the three source arrays int64[m] -> int64[n]. Times and `max_age` in one unit, microseconds by
+    custom. A row older than T - max_age is refused (exactly max_age old is kept), never replaced by another. NaT (smallest
+    int64) or an entity below 0, on either side, matches nothing. Neither side needs an order.
+    Raises ValueError for shapes that disagree, a negative max_age or threads < 1; TypeError for what is no integer.
+    """
+    groups = check.integers("probe_entity", probe_entity)
+    times = check.integers("probe_time", probe_time, len(groups))
+    entity = check.integers("source_entity", source_entity)
+    event = check.integers("event_time", event_time, len(entity))
+    known = check.integers("known_at", known_at, len(entity))
+    if max_age is not None and max_age < 0:
+        raise ValueError(f"max_age must not be negative, found {max_age}")
+    check_threads(threads)
+    out = np.empty(len(groups), np.int64)
+    best, slots, offsets = _index(entity, event, known)
+    rule = (np.int64(-1 if max_age is None else max_age), np.int64(inclusive))
+
+    def part(a: int, b: int) -> None:
+        _probe(groups[a:b], times[a:b], slots, offsets, best, rule, out[a:b])
+
+    run_ranges(part, split(len(groups), threads), threads)
+    return out
+
+
+def _index(
+    entity: NDArray[np.int64], event: NDArray[np.int64], known: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(running best [m', 3], entity codes when sparse else empty, offsets per code) of the usable source rows."""
+    rows = np.empty(len(entity), np.int64)
+    rows = rows[: _usable(entity, event, known, rows)]
+    whole = len(rows) == len(entity)
+    if not whole:
+        order = rows[sort_by_entity_time(entity[rows], known[rows])]
+    else:
+        order = sort_by_entity_time(entity, known)
+    codes, best = np.empty(len(order), np.int64), np.empty((len(order), 3), np.int64)
+    _running_best(order, entity, event, known, codes, best)
+    if len(codes) == 0:
+        return best, codes, np.zeros(1, np.int64)
+    high = int(_bounds(codes)[1])
+    if high <= 4 * len(codes) + 65536:
+        return best, codes[:0], np.searchsorted(codes, np.arange(high + 2)).astype(np.int64)
+    slots = codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
+    return best, slots, np.append(np.searchsorted(codes, slots), len(codes)).astype(np.int64)

@@ -1,0 +1,158 @@
+"""Stable orders of (entity, time): counting sort by entity code, radix sort of instants; linear in the number of rows.
+
+Both sorts move row positions only. Rows that are already ordered by time, as data sets here are, skip the radix passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kernels import check
+from kernels.jit import njit
+
+_BITS = 11
+_BUCKETS = 1 << _BITS
+_SIGN = np.uint64(1 << 63)
+
+
+@njit
+def _ascending(values: Any) -> Any:
+    for i in range(1, len(values)):
+        if values[i] < values[i - 1]:
+            return False
+    return True
+
+
+@njit
+def _bounds(values: Any) -> Any:
+    """Smallest and largest of a non-empty array."""
+    low = high = values[0]
+    for i in range(1, len(values)):
+        low = min(low, values[i])
+        high = max(high, values[i])
+    return low, high
+
+
+@njit
+def _counting(codes: Any, low: Any, order: Any, offsets: Any, out: Any) -> None:
+    """Stable counting sort of the rows in `order` by code - low; offsets[groups + 1] receives the group starts."""
+    offsets[:] = 0
+    for i in range(len(codes)):
+        offsets[codes[i] - low + 1] += 1
+    for g in range(1, len(offsets)):
+        offsets[g] += offsets[g - 1]
+    cursor = offsets.copy()
+    for i in range(len(order)):
+        row = order[i]
+        g = codes[row] - low
+        out[cursor[g]] = row
+        cursor[g] += 1
+
+
+@njit
+def _counting_identity(codes: Any, low: Any, offsets: Any, out: Any) -> None:
+    """`_counting` for order = 0, 1, 2, ..."""
+    offsets[:] = 0
+    for i in range(len(codes)):
+        offsets[codes[i] - low + 1] += 1
+    for g in range(1, len(offsets)):
+        offsets[g] += offsets[g - 1]
+    cursor = offsets.copy()
+    for i in range(len(codes)):
+        g = codes[i] - low
+        out[cursor[g]] = i
+        cursor[g] += 1
+
+
+@njit
+def _radix(values: Any, low: Any, passes: Any, order: Any, spare: Any) -> Any:
+    """Stable least-significant-digit radix sort of the rows in `order` by values - low; returns the sorted buffer."""
+    count = np.empty(_BUCKETS + 1, np.int64)
+    base = np.uint64(low)
+    for p in range(passes):
+        shift = np.uint64(p * _BITS)
+        mask = np.uint64(_BUCKETS - 1)
+        count[:] = 0
+        for i in range(len(values)):
+            count[np.int64(((np.uint64(values[i]) - base) >> shift) & mask) + 1] += 1
+        if count.max() == len(values):  # every row has the same digit
+            continue
+        for b in range(1, _BUCKETS + 1):
+            count[b] += count[b - 1]
+        for i in range(len(order)):
+            row = order[i]
+            digit = np.int64(((np.uint64(values[row]) - base) >> shift) & mask)
+            spare[count[digit]] = row
+            count[digit] += 1
+        order, spare = spare, order
+    return order
+
+
+def radix_order(values: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Stable ascending order of int64[n], refining `order` (row positions, default 0..n-1; not changed)."""
+    n = len(values)
+    rows = np.arange(n, dtype=np.int64) if order is None else order.copy()
+    if n < 2:
+        return rows
+    low, high = (int(v) for v in _bounds(values))
+    passes = -(-max((high - low).bit_length(), 1) // _BITS)
+    result: NDArray[np.int64] = _radix(values, np.int64(low), passes, rows, np.empty(n, np.int64))
+    return result
+
+
+def dense_range(codes: NDArray[np.int64]) -> tuple[int, int] | None:
+    """(smallest code, number of codes spanned) when a counting sort over the span is cheap, else None."""
+    if len(codes) == 0:
+        return 0, 0
+    low, high = (int(v) for v in _bounds(codes))
+    span = high - low + 1
+    return (low, span) if span <= 4 * len(codes) + 65536 else None
+
+
+def sort_by_entity_time(entity: ArrayLike, time: ArrayLike) -> NDArray[np.int64]:
+    """Row positions ordered by (entity, time), ties in row order.
+
+    Shape: entity int64[n] (any codes; -1, a missing entity, comes first), time int64[n] in any unit (NaT, the smallest int64,
+    comes first) -> int64[n]. Equal to numpy.lexsort((time, entity)). Raises TypeError for floats, ValueError for shapes.
+    """
+    codes = check.integers("entity", entity)
+    instants = check.integers("time", time, len(codes))
+    order = None if _ascending(instants) else radix_order(instants)
+    dense = dense_range(codes)
+    if dense is None:
+        return radix_order(codes, order)
+    low, span = dense
+    out, offsets = np.empty(len(codes), np.int64), np.empty(span + 1, np.int64)
+    if order is None:
+        _counting_identity(codes, low, offsets, out)
+    else:
+        _counting(codes, low, order, offsets, out)
+    return out
+
+
+@njit
+def _count_codes(codes: Any, offsets: Any) -> None:
+    for i in range(len(codes)):
+        offsets[codes[i] + 1] += 1
+    for g in range(1, len(offsets)):
+        offsets[g] += offsets[g - 1]
+
+
+def group_offsets(codes: ArrayLike, n_groups: int) -> NDArray[np.int64]:
+    """offsets[g]:offsets[g + 1] are the positions of group g in ascending codes.
+
+    Shape: codes int64[n] ascending in [0, n_groups) -> int64[n_groups + 1]. Raises ValueError when they are not.
+    """
+    groups = check.integers("codes", codes)
+    if n_groups < 0:
+        raise ValueError(f"n_groups must not be negative, found {n_groups}")
+    if not _ascending(groups):
+        raise ValueError("codes must ascend; order them with sort_by_entity_time first")
+    if len(groups) and (groups[0] < 0 or groups[-1] >= n_groups):
+        raise ValueError(f"codes must lie in [0, {n_groups}), found {groups[0]} .. {groups[-1]}")
+    offsets = np.zeros(n_groups + 1, np.int64)
+    _count_codes(groups, offsets)
+    return offsets
