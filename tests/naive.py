@@ -1,0 +1,99 @@
+"""The slow, obvious twin of every kernel. Plain Python, no cleverness: read it and believe it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+NAT = np.iinfo(np.int64).min
+
+
+def sort_by_entity_time(entity: Any, time: Any) -> Any:
+    rows = range(len(entity))
+    return np.array(sorted(rows, key=lambda r: (int(entity[r]), int(time[r]), r)), np.int64)
+
+
+def asof(probe_entity: Any, probe_time: Any, source: Any, max_age: int | None, inclusive: bool = False) -> Any:
+    """source = (entity, event_time, known_at)."""
+    rows = list(enumerate(zip(*(a.tolist() for a in source), strict=True)))
+    chosen = []
+    for g, t in zip(probe_entity.tolist(), probe_time.tolist(), strict=True):
+        candidates = [
+            (event, known, r)
+            for r, (e, event, known) in rows
+            if e == g >= 0 and NAT not in (event, known, t) and (known < t or (inclusive and known == t))
+        ]
+        event, _, r = max(candidates, default=(0, 0, -1))
+        chosen.append(r if r >= 0 and (max_age is None or event >= t - max_age) else -1)
+    return np.array(chosen, np.int64)
+
+
+def aggregate(name: str, rows: list[tuple[int, int, int, float]], t: int, window: int) -> float:
+    """rows = (event_time, known_at, row position, value), those that count."""
+    if name == "count":
+        return float(len(rows))
+    if not rows:
+        return math.nan
+    rows = sorted(rows)
+    x = [v + 0.0 for _, _, _, v in rows]
+    if name == "recency":
+        return (t - rows[-1][0]) / 1e6
+    if name in ("first", "last"):
+        return x[0] if name == "first" else x[-1]
+    if name in ("min", "max"):
+        return min(x) if name == "min" else max(x)
+    if name == "distinct":
+        return float(len(set(x)))
+    weights = [2.0 ** (-(max(t - e, 0) / 1e6) / (window / 2e6)) for e, _, _, _ in rows]
+    if name in ("ewm_sum", "ewm_mean"):
+        total = exact_sum([w * v for w, v in zip(weights, x, strict=True)])
+        return total if name == "ewm_sum" else total / exact_sum(weights)
+    if name == "sum":
+        return exact_sum(x)
+    if name == "mean":
+        return exact_sum(x) / len(x)
+    return exact_std(x)
+
+
+def exact_sum(x: Sequence[float]) -> float:
+    infinite = [v for v in x if math.isinf(v)]
+    if infinite:
+        return infinite[0] if len(set(infinite)) == 1 else math.nan
+    return float(sum((Fraction(v) for v in x), Fraction(0)))
+
+
+def exact_std(x: Sequence[float]) -> float:
+    if len(x) < 2 or any(math.isinf(v) for v in x):
+        return math.nan
+    total = sum((Fraction(v) for v in x), Fraction(0))
+    spread = len(x) * sum((Fraction(v) ** 2 for v in x), Fraction(0)) - total * total
+    return square_root(spread / (len(x) * (len(x) - 1)))
+
+
+def square_root(x: Fraction) -> float:
+    """Of an exact fraction of any size."""
+    if x == 0:
+        return 0.0
+    shift = 2 * ((200 - x.numerator.bit_length() + x.denominator.bit_length()) // 2)
+    root = math.isqrt(int(x * Fraction(2) ** shift))
+    return float(Fraction(root) / Fraction(2) ** (shift // 2))
+
+
+def trailing(probes: Any, source: Any, values: Any, windows: Sequence[int], aggregates: Sequence[str]) -> Any:
+    """probes = (entity, time), source = (entity, event_time, known_at)."""
+    out = np.empty((len(probes[0]), len(windows), len(aggregates)))
+    numbers = [0.0] * len(source[0]) if values is None else values.tolist()
+    rows = list(zip(*(a.tolist() for a in source), range(len(numbers)), numbers, strict=True))
+    for i, (g, t) in enumerate(zip(probes[0].tolist(), probes[1].tolist(), strict=True)):
+        for w, window in enumerate(windows):
+            counting = [
+                (event, known, r, v)
+                for e, event, known, r, v in rows
+                if e == g >= 0 and NAT not in (event, known, t) and v == v and known < t and event >= t - window
+            ]
+            out[i, w] = [aggregate(name, counting, t, window) for name in aggregates]
+    return out
