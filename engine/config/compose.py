@@ -83,14 +83,19 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     return [list(combination) for combination in itertools.product(*choices)]
 
 
-def groups() -> dict[str, list[str]]:
-    """Config groups and their choices, read from `conf/`."""
-    root = conf_directory()
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and any(folder.glob("*.yaml"))
-    }
+def groups(config_dir: str | None = None) -> dict[str, list[str]]:
+    """Config groups and their choices, read from `conf/` and from the user's own folder."""
+    found: dict[str, set[str]] = {}
+    for root in (conf_directory(), *([Path(config_dir).expanduser()] if config_dir else [])):
+        for file in root.glob("*/*.yaml"):
+            found.setdefault(file.parent.name, set()).add(file.stem)
+    return {name: sorted(choices) for name, choices in sorted(found.items())}
+
+
+def chosen() -> set[str]:
+    """Groups that have a choice by default (`cluster=ray` replaces it); of any other group one is added with `+`."""
+    defaults = OmegaConf.load(conf_directory() / "config.yaml")["defaults"]
+    return {str(name) for entry in defaults if isinstance(entry, DictConfig) for name in entry}
 
 
 def to_yaml(values: dict[str, Any]) -> str:

@@ -25,7 +25,19 @@ def engine_root() -> Path:
     return Path(engine.__file__).resolve().parent.parent
 
 
-@functools.cache
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def set_threads(threads: int = 0) -> None:
+    """Give the thread variables that are unset one value: `threads`, or OMP_NUM_THREADS where set (Ray sets it), or all cores.
+
+    Libraries read them once, when they are imported.
+    """
+    count = str(threads or os.environ.get("OMP_NUM_THREADS") or cores())
+    for name in THREAD_VARIABLES:
+        os.environ.setdefault(name, count)
+
+
 def code() -> dict[str, Any]:
     """Engine version, digest of its installed files, and the git state of engine and of the user's folder."""
     return {
@@ -36,7 +48,9 @@ def code() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _files_digest(root: Path) -> str:
+    # Once a process: what counts is the code that was loaded, not a later edit.
     hasher = hashlib.sha256()
     for package in ("engine", "kernels", "conf"):
         for path in sorted((root / package).rglob("*")):
@@ -108,8 +122,18 @@ def _cpu_model() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its affinity, and the quota of its container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _quota() or allowed))
+
+
+def _quota() -> int | None:
+    """Whole cores of a cgroup v2 CPU quota, rounded up; None without one."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else -(-int(limit) // int(period))
+    except (OSError, ValueError):
+        return None
 
 
 def memory_bytes() -> int:
@@ -131,7 +155,7 @@ def environment() -> dict[str, Any]:
             "vector_flags": sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
             "gpu": _gpu(),
         },
-        "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")},
+        "threads": {name: os.environ.get(name) for name in THREAD_VARIABLES},
     }
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import logging
 import math
 import os
 import re
 import secrets as random_names
+import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from engine.config import schema
 from engine.config.tree import IMMATERIAL, Config, without
@@ -24,7 +27,13 @@ from engine.runtime.progress import Progress
 FORMAT = 1
 LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores")
 MASK = "***"
+LOCK = ".lock"
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+_URL_PASSWORD = re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+(?=@)")
+
+
+class RunBusy(UserError):
+    """Another process works in this run directory."""
 
 
 def plan_digest(command: str, config: Config, *, code: Mapping[str, Any] | None = None) -> str:
@@ -35,14 +44,24 @@ def plan_digest(command: str, config: Config, *, code: Mapping[str, Any] | None 
 class Run:
     """One run directory, `runs/<command>/<name>/<UTC time>-<id>/`.
 
-    Open with `Run.create` or `Run.resume`; the shell calls `finish` (writes DONE last) or `fail`.
+    Open with `Run.create` or `Run.resume`; the shell calls `finish` (writes DONE last) or `fail`. A run holds a lock on its
+    directory while it is open; the lock goes with the process, however that ends.
     """
 
-    def __init__(self, directory: Path, record: dict[str, Any], hidden: tuple[str, ...] = (), resumed: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        record: dict[str, Any],
+        hidden: tuple[str, ...] = (),
+        resumed: bool = False,
+        lock: TextIO | None = None,
+    ) -> None:
         self.directory = directory
         self.record = record
         self.resumed = resumed
+        self.alarms: list[str] = []
         self._hidden = hidden
+        self._lock = lock
         self._began = time.monotonic()
         self._logger = self._open_log()
 
@@ -59,17 +78,8 @@ class Run:
         hidden: tuple[str, ...] = (),
     ) -> Run:
         """A new exclusive directory; two runs in the same instant get two."""
-        parent = _runs_folder(config, command)
-        now = datetime.datetime.now(datetime.UTC)
-        with storage.disk_errors(parent):
-            parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                directory = parent / f"{now:%Y%m%dT%H%M%S}-{random_names.token_hex(3)}"
-                try:
-                    directory.mkdir()
-                    break
-                except FileExistsError:
-                    continue
+        now = _now()
+        directory = _new_directory(_runs_folder(config, command), now)
         record: dict[str, Any] = {
             "format": FORMAT,
             "command": command,
@@ -87,26 +97,56 @@ class Run:
             "pid": os.getpid(),
             "chain": {},
         }
-        run = cls(directory, record, hidden)
-        for owner in ("engine_git", "user_git"):
-            state = record["code"][owner]
-            if state and state["dirty"]:
-                storage.write_text(directory / f"{owner.removesuffix('_git')}.patch", run.redact(environment.patch(Path(state["root"]))))
-        run.save()
+        try:
+            # The lock comes before run.json: a directory with a record and no lock has no living process.
+            run = cls(directory, record, hidden, lock=_try_lock(directory))
+            for name, root in _dirty_trees(record["code"]):
+                storage.write_text(directory / f"{name}.patch", run.redact(environment.patch(root)))
+            run.save()
+        except BaseException:  # a full disk, Ctrl-C: a directory without a record is of no use to anyone
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         return run
 
     @classmethod
-    def resume(cls, directory: Path, hidden: tuple[str, ...] = ()) -> Run:
-        """The unfinished run in `directory`, opened to go on."""
-        record = storage.read_json(directory / "run.json")
+    def resume(cls, directory: Path, hidden: tuple[str, ...] = (), *, command_line: list[str] | None = None) -> Run:
+        """The unfinished run in `directory`, opened to go on.
+
+        Raises RunBusy when another process holds it, UserError when it is finished.
+        """
+        storage.read_json(directory / "run.json")
+        lock = _try_lock(directory)
+        if lock is None:
+            raise RunBusy(f"{directory} is in use by another process; wait for it, or start anew with resume=never")
+        record = storage.read_json(directory / "run.json")  # as the last holder of the lock left it
         if (directory / "DONE").exists():
+            lock.close()
             raise UserError(f"{directory} is finished: there is nothing to resume. Start anew with resume=never")
-        record["resumes"] = [*record.get("resumes", []), datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")]
-        record["status"] = "running"
-        record["pid"] = os.getpid()
-        run = cls(directory, record, hidden, resumed=True)
+        now, code = environment.code(), record["code"]
+        attempt = {
+            "started": _now().isoformat(timespec="microseconds"),
+            "command_line": command_line or [],
+            "engine_digest": now["engine_digest"],
+            "environment": environment.environment(),
+        }
+        record.update(resumes=[*record.get("resumes", []), attempt], status="running", pid=os.getpid())
+        for stale in ("error", "ended"):
+            record.pop(stale, None)
+        run = cls(directory, record, hidden, resumed=True, lock=lock)
         run.save()
+        if now["engine_digest"] != code["engine_digest"]:
+            run.warn("the engine has changed since this run began; resume=never starts anew")
         return run
+
+    @staticmethod
+    def read(directory: Path) -> dict[str, Any]:
+        """run.json of a run directory."""
+        return load_record(directory)
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """metrics.json of the finished run."""
+        return dict(storage.read_json(self.directory / "metrics.json"))
 
     def _open_log(self) -> logging.Logger:
         logger = logging.getLogger(f"engine.run.{self.directory.name}")
@@ -115,7 +155,7 @@ class Run:
         if not logger.handlers:
             formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
             formatter.converter = time.gmtime
-            file = logging.FileHandler(self.directory / "run.log", encoding="utf-8")
+            file = _LogFile(self.directory / "run.log", encoding="utf-8")
             file.setFormatter(formatter)
             screen = logging.StreamHandler(sys.stderr)
             screen.setFormatter(logging.Formatter("%(message)s"))
@@ -126,11 +166,12 @@ class Run:
     # ---------------------------------------------------------------------------------------------- recording
 
     def redact(self, text: str) -> str:
-        """The text without secret values."""
+        """The text without secret values and without passwords in URLs."""
         for value in self._hidden:
-            if len(value) >= 4:
-                text = text.replace(value, MASK)
-        return text
+            for form in {value, json.dumps(value, ensure_ascii=False)[1:-1]}:
+                if len(form) >= 4:
+                    text = text.replace(form, MASK)
+        return _URL_PASSWORD.sub(rf"\1{MASK}", text)
 
     def log(self, message: str) -> None:
         """One line for a person, to run.log and stderr."""
@@ -139,6 +180,12 @@ class Run:
     def warn(self, message: str) -> None:
         """One line that a person should act on."""
         self._logger.warning(self.redact(f"warning: {message}"))
+
+    def alarm(self, message: str) -> None:
+        """Something that the command watches for has happened: it is logged, recorded, and the exit code becomes 2."""
+        self.alarms.append(self.redact(message))
+        self.record["alarms"] = self.alarms
+        self._logger.warning(f"ALARM: {self.alarms[-1]}")
 
     def save(self) -> None:
         """Write run.json."""
@@ -192,22 +239,88 @@ class Run:
         judged = {name: value for name, value in finite.items() if name.startswith(("valid/", "test/"))}
         if judged:
             self.link("metrics", digest.of_json(judged))
-        self._close(status)
+        self._end(status)
         storage.write_text(self.directory / "DONE", "")
+        self._close()
 
     def fail(self, error: BaseException, status: str = "failed") -> None:
-        """Record why the run ended; no DONE is written."""
+        """Record why the run ended (with the traceback in run.log, unless it is the user's mistake); no DONE is written."""
         self.record["error"] = self.redact(f"{type(error).__name__}: {error}")
-        self._close(status)
+        if isinstance(error, (UserError, KeyboardInterrupt)):
+            self._log_file(f"{status}: {error}".removesuffix(": "))
+        else:
+            self._log_file("".join(traceback.format_exception(error)).rstrip())
+        try:
+            self._end(status)
+        except (UserError, OSError):
+            pass  # the disk is full or gone: run.json stays as it was (`running`, unlocked), and `error` is what to report
+        self._close()
 
-    def _close(self, status: str) -> None:
+    def _log_file(self, message: str) -> None:
+        # For run.log alone: the shell says it on the screen in its own words.
+        for handler in self._logger.handlers:
+            if isinstance(handler, _LogFile):
+                handler.handle(self._logger.makeRecord("run", logging.ERROR, "", 0, self.redact(message), (), None))
+
+    def _end(self, status: str) -> None:
         self.record["status"] = status
-        self.record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        self.record["ended"] = _now().isoformat(timespec="microseconds")
         self.record["seconds"] = round(self.record.get("seconds", 0) + time.monotonic() - self._began, 3)
         self.save()
+
+    def _close(self) -> None:
         for handler in list(self._logger.handlers):
             handler.close()
             self._logger.removeHandler(handler)
+        if self._lock is not None:
+            if (self.directory / "DONE").exists():  # nobody takes up a finished run, so nobody waits on this file
+                (self.directory / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+
+class _LogFile(logging.FileHandler):
+    """run.log. A line that cannot be written is lost; it does not stop the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Nothing: a full disk is reported by the write that matters."""
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _new_directory(parent: Path, now: datetime.datetime) -> Path:
+    with storage.disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            directory = parent / f"{now:%Y%m%dT%H%M%S}-{random_names.token_hex(3)}"
+            try:
+                directory.mkdir()
+                return directory
+            except FileExistsError:
+                continue
+
+
+def _try_lock(directory: Path) -> TextIO | None:
+    """The open lock file of a run directory, or None when somebody else holds it."""
+    with storage.disk_errors(directory):
+        file = open(directory / LOCK, "a")  # noqa: SIM115 - held for the life of the run
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _dirty_trees(code: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """(name of the patch file, root) of git trees with uncommitted changes; one that is both is kept once."""
+    roots = {name: code[f"{name}_git"] for name in ("engine", "user")}
+    if roots["engine"] and roots["user"] and roots["engine"]["root"] == roots["user"]["root"]:
+        del roots["user"]
+    return [(name, Path(state["root"])) for name, state in roots.items() if state and state["dirty"]]
+
 
 
 def _link_order(name: str) -> tuple[int, int]:
@@ -223,33 +336,22 @@ def _runs_folder(config: Config, command: str) -> Path:
 
 
 def unfinished(command: str, config: Config) -> Path | None:
-    """The newest run of the same command, name and plan that has no DONE and no living process."""
+    """The newest run of the same command, name and plan that has no DONE and that no process works in."""
     plan = plan_digest(command, config)
     folder = _runs_folder(config, command)
     for directory in sorted(folder.glob("*-*"), reverse=True) if folder.is_dir() else []:
-        record_path = directory / "run.json"
-        if (directory / "DONE").exists() or not record_path.exists():
+        if (directory / "DONE").exists() or not (directory / "run.json").exists():
             continue
-        record = storage.read_json(record_path)
-        if record.get("plan") == plan and not (record.get("status") == "running" and _alive(record.get("pid"))):
+        if load_record(directory).get("plan") == plan and _is_free(directory):
             return directory
     return None
 
 
-def _alive(pid: int | None) -> bool:
-    if not pid or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    # A recycled id is some other program: an engine process has `engine` among its words.
-    try:
-        return b"engine" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return True
+def _is_free(directory: Path) -> bool:
+    lock = _try_lock(directory)
+    if lock is not None:
+        lock.close()
+    return lock is not None
 
 
 def load_record(directory: Path) -> dict[str, Any]:

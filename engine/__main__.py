@@ -1,0 +1,230 @@
+"""The shell: `python -m engine COMMAND [overrides]`. Takes the command, composes the config, runs the step, says how it went.
+
+Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted. The last line that a step prints on stdout is its run directory.
+Rooms are imported by dispatch, so that `--help` is quick and a command loads only what it uses.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import signal
+import sys
+import textwrap
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import engine
+from engine import commands
+from engine.errors import UserError, nearest
+
+DONE, ERROR, ALARM, INTERRUPTED = 0, 1, 2, 130
+OPTIONS = {
+    "--help": "what the shell does; after a command: its config groups and keys",
+    "--version": "version of the engine",
+    "--cfg job": "print the resolved config and stop",
+    "--config-dir DIR": "a folder with more config (experiment/, data/, features/, ...)",
+    "--multirun": "key=a,b runs once with each value, one after the other",
+}
+
+
+@dataclass
+class Request:
+    """The command line, taken apart."""
+
+    words: list[str] = field(default_factory=list)
+    help: bool = False
+    version: bool = False
+    cfg: str | None = None
+    config_dir: str | None = None
+    multirun: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except UserError as error:
+        _say(f"error: {error}")
+        return ERROR
+    except KeyboardInterrupt as error:
+        _say("interrupted", *_notes(error))
+        return INTERRUPTED
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _main(words: list[str]) -> int:
+    request = _parse(words)
+    if request.version:
+        print(f"engine {engine.__version__}")
+        return DONE
+    if not request.words:
+        print(_overview(), file=sys.stdout if request.help else sys.stderr)
+        return DONE if request.help else ERROR
+    name, rest = commands.find(request.words)
+    command = commands.COMMANDS[name]
+    if request.help:
+        print(_command_help(name, command, request.config_dir))
+        return DONE
+    overrides = [word for word in rest if "=" in word or word[:1] in "+~"] if command.plain else rest
+    _refuse_options([word for word in overrides if word.startswith("-")])
+    compose = importlib.import_module("engine.config.compose")
+    plans = compose.sweep(overrides) if request.multirun else [overrides]
+    # Every combination is composed before the first one runs: a bad value stops the sweep before it starts.
+    composed = [compose.compose(plan, request.config_dir) for plan in plans]
+    if request.cfg:
+        print("---\n".join(compose.to_yaml(one.saved) for one in composed), end="")
+        return DONE
+    if command.plain:
+        return int(commands.function(name)(composed[0].config, [word for word in rest if word not in overrides]) or DONE)
+    return max(_step(name, one, rest) for one in composed)
+
+
+def _parse(words: list[str]) -> Request:
+    request, remaining = Request(), iter(words)
+    simple = {"--help": "help", "-h": "help", "--version": "version", "--multirun": "multirun", "-m": "multirun"}
+    valued = {"--cfg": "cfg", "--config-dir": "config_dir"}
+    for word in remaining:
+        option, equals, value = word.partition("=")
+        if word in simple:
+            setattr(request, simple[word], True)
+        elif option in valued:
+            value = value if equals else next(remaining, "")
+            if not value or (option == "--cfg" and value != "job"):
+                raise UserError(f"{option} must be followed by {'job' if option == '--cfg' else 'a folder'}, found {value!r}")
+            setattr(request, valued[option], value)
+        else:
+            request.words.append(word)
+    if request.words and request.words[0].startswith("-"):
+        _refuse_options(request.words[:1])
+    return request
+
+
+def _refuse_options(words: list[str]) -> None:
+    for word in words:
+        raise UserError(f"unknown option {word!r}.{nearest(word, [option.split()[0] for option in OPTIONS])}")
+
+
+def _step(name: str, composed: Any, rest: list[str]) -> int:
+    # Libraries read these when they are imported, so they are set before the rooms are.
+    importlib.import_module("engine.runtime.environment").set_threads(composed.config.resources.threads)
+    api = importlib.import_module("engine.api")
+    with _termination():
+        run = api.execute(name, composed, ["engine", name])
+    _show(run.metrics)
+    print(run.directory, flush=True)
+    return ALARM if run.alarms else DONE
+
+
+class _termination:
+    """SIGTERM ends a step as Ctrl-C does: recorded as interrupted, and resumable."""
+
+    def __enter__(self) -> None:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._previous = signal.signal(signal.SIGTERM, self._interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    @staticmethod
+    def _interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
+
+
+def _unexpected(error: Exception) -> int:
+    if _notes(error):  # a run has kept the traceback in its log
+        _say(f"error: {type(error).__name__}: {error}", *_notes(error), "the traceback is in run.log there")
+    else:
+        _say("".join(traceback.format_exception(error)).rstrip())
+    return ERROR
+
+
+def headline(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The test metrics without their slices, or every metric where there are none."""
+    test = {name: value for name, value in metrics.items() if name.startswith("test/") and name.count("/") == 1}
+    return test or dict(metrics)
+
+
+def _show(metrics: Mapping[str, float | None]) -> None:
+    rows = [(name, "not a number" if value is None else f"{value:,.6g}") for name, value in headline(metrics).items()]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("metric", box=None, pad_edge=False)
+        table.add_column("value", justify="right")
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+
+
+def _overview() -> str:
+    lines = ["usage: python -m engine COMMAND [key=value ...] [options]", "", engine.__doc__ or "", "", "commands:"]
+    lines += _columns([(name, command.help) for name, command in commands.COMMANDS.items()])
+    lines += ["", "options:", *_columns(list(OPTIONS.items()))]
+    lines += ["", "`python -m engine COMMAND --help` shows the config groups and keys of a command."]
+    lines += ["Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted."]
+    return "\n".join(lines)
+
+
+def _columns(rows: list[tuple[str, str]]) -> Iterator[str]:
+    width = max((len(name) for name, _ in rows), default=0) + 2
+    room = max(shutil.get_terminal_size((120, 24)).columns - width - 2, 40)
+    for name, text in rows:
+        first, *more = textwrap.wrap(text, room) or [""]
+        yield f"  {name:<{width}}{first}".rstrip()
+        yield from (f"  {'':<{width}}{line}" for line in more)
+
+
+def _command_help(name: str, command: commands.Command, config_dir: str | None) -> str:
+    compose, schema, tree = (importlib.import_module(f"engine.config.{part}") for part in ("compose", "schema", "tree"))
+    sections = ("name", *command.sections, *commands.EVERY)
+    lines = [f"usage: python -m engine {name} {command.usage} [options]", "", f"{name}: {command.help}", "", "config groups:"]
+    for group, choices in compose.groups(config_dir).items():
+        if group in sections or group == "experiment":
+            lines += _columns([(f"+{group}=" if group not in compose.chosen() else f"{group}=", " | ".join(choices))])
+    for section in sections:
+        lines += ["", f"{section}:", *_columns(_keys(schema.documented, tree.Config, section))]
+    return "\n".join(lines)
+
+
+def _keys(documented: Callable[..., Any], config: type, section: str) -> list[tuple[str, str]]:
+    found = []
+    for path, kind, default, meaning in documented(config):
+        if path.split(".")[0] == section:
+            shown = f"{kind}, required" if default == "(required)" else f"{kind}, default {_plain(default)}"
+            found.append((path, f"{meaning} [{shown}]"))
+    return found
+
+
+def _plain(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false", "": "''"}
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_plain, value))}]"
+    return words.get(value, str(value)) if value is None or isinstance(value, (bool, str)) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

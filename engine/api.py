@@ -1,0 +1,92 @@
+"""The engine from Python and notebooks: `run` does what the shell does, `load` gives a model that scores."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import commands
+from engine.config import compose, schema
+from engine.config.compose import Composed
+from engine.config.tree import IMMATERIAL, Config, without
+from engine.errors import UserError
+from engine.runtime.run import Run, RunBusy, plan_digest, unfinished
+
+if TYPE_CHECKING:
+    from engine.scoring.predictor import Predictor
+
+
+def run(command: str, *overrides: str, config_dir: str | None = None) -> Run:
+    """Do one step: `engine.run("train", "+experiment=flights", "train.lr=0.01")`.
+
+    Returns the finished run: `run.directory`, `run.metrics`, `run.record`. Raises UserError for what the caller can mend;
+    any other error carries the run directory as a note.
+    """
+    name, rest = commands.find(command.split())
+    if rest or commands.COMMANDS[name].plain:
+        raise UserError(f"engine.run takes a step, found {command!r}; use the shell for it")
+    return execute(name, compose.compose(overrides, config_dir), ["engine.run", name])
+
+
+def load(run: str | Path | Run) -> Predictor:
+    """The predictor of a training run (its directory or the Run): `load(run).predict(table)`."""
+    directory = run.directory if isinstance(run, Run) else Path(run)
+    predictor: Predictor = importlib.import_module("engine.scoring.predictor").load(directory)
+    return predictor
+
+
+def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
+    """Open the run, call the step, close the run. `program` is what stands before the overrides on the command line.
+
+    The step's module is imported before the directory is made, so that a missing package leaves nothing behind.
+    """
+    step = commands.function(name)
+    run = _open(name, composed, [*program, *composed.overrides])
+    try:
+        run.finish(step(composed.config, run))
+    except BaseException as error:
+        run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        error.add_note(f"run directory: {run.directory}")
+        raise
+    return run
+
+
+def _open(name: str, composed: Composed, words: list[str]) -> Run:
+    section = commands.COMMANDS[name].resume
+    choice = getattr(composed.config, section).resume if section else "never"
+    if choice == "auto":
+        directory = unfinished(name, composed.config)
+        if directory is not None:
+            try:
+                return Run.resume(directory, composed.secrets, command_line=words)
+            except RunBusy:
+                pass  # another process took it up in between: this command does its own work
+    elif choice != "never":
+        _check_same_plan(name, composed.config, composed.saved, Path(choice), f"{section}.resume")
+        return Run.resume(Path(choice), composed.secrets, command_line=words)
+    return Run.create(name, composed.config, composed.saved, command_line=words, hidden=composed.secrets)
+
+
+def _check_same_plan(name: str, config: Config, saved: dict[str, Any], directory: Path, key: str) -> None:
+    if not (directory / "run.json").is_file():
+        raise UserError(f"{key} must be auto, never or a run directory, found {str(directory)!r}, which has no run.json")
+    record = Run.read(directory)
+    if record["command"] != name:
+        raise UserError(f"{key} must name a run of {name!r}, found a run of {record['command']!r}: {directory}")
+    if record["plan"] != plan_digest(name, config):
+        now = {**schema.plain(config), **saved}
+        changed = _differences(without(record["config"], IMMATERIAL), without(now, IMMATERIAL))
+        raise UserError(
+            f"{directory} was started with another plan; these keys differ: {', '.join(changed) or 'secret values'}. "
+            f"Use the same overrides, or {key}=never"
+        )
+
+
+def _differences(first: Any, second: Any, path: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        names = list(dict.fromkeys([*first, *second]))
+        return [key for name in names for key in _differences(first.get(name), second.get(name), f"{path}.{name}".strip("."))]
+    return [] if first == second else [path]
