@@ -49,6 +49,9 @@ class CsvOptions:
     escape: str | None = key(None, "escape character; null = a doubled quote")
     encoding: str = key("utf-8", "text encoding (utf-8, utf-16, latin-1, ...); a byte-order mark is honoured")
     decimal: str = key(".", "decimal separator")
+    thousands: str = key("", "separator of digit groups in numbers; empty = none")
+    quoted_nulls: bool = key(False, "whether a quoted field may spell null; without it \"\" is an empty text")
+    ragged: str = key("quarantine", "when a row has more or fewer fields", choices=("fail", "quarantine"))
     nulls: tuple[str, ...] = key(("",), "spellings of null")
     header: bool = key(True, "whether the first line names the columns; without it the declared order holds")
 
@@ -63,6 +66,10 @@ class SourceConfig:
     csv: CsvOptions = section(CsvOptions, "text file options")
     unexpected: str = key("warn", "when a file has a column that is not declared", choices=("fail", "warn", "ignore"))
     hive: bool = key(False, "read key=value folders as columns, typed as declared")
+    refused: str = key("fail", "when a file cannot be read at all", choices=("fail", "skip"))
+    endpoint: str | None = key(None, "s3:// service other than AWS, as in http://127.0.0.1:9000")
+    region: str | None = key(None, "s3:// region; null = as the credential chain says")
+    snapshot: str | None = key(None, "Iceberg snapshot id or Delta version; null = the current one")
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -88,6 +95,11 @@ class Column:
     known_at: str | None = key(
         None, "when the value becomes known: `prior`, or a time column with an optional offset (`arrived + 15min`)"
     )
+    references: str | None = key(None, "foreign key: table.column whose values must contain this one")
+    max_null_rate: str | float | None = key(None, "largest share of nulls in the dataset", parse=units.share)
+    max_null_change: str | float | None = key(
+        None, "largest change of the share of nulls against the previous dataset", parse=units.share
+    )
 
     def __post_init__(self) -> None:
         if self.known_at is not None and self.known_at != "prior":
@@ -104,10 +116,19 @@ class TableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """One rule over several columns of a row."""
+
+    SHORTHAND = "holds"
+    holds: str = key(help="SQL expression that must not be false")
+    on_violation: str = key("quarantine", "what happens to a row that breaks it", choices=("fail", "quarantine", "warn"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The event table: where it comes from and what it must be."""
 
-    name: str = key(None, "name of the dataset in the store")
+    name: str = key("", "name of the dataset in the store")
     description: str = key("", "what one row is")
     path: str = key("", "root of the sources' relative paths")
     time_zone: str = key("UTC", "zone of every bound without an offset, and of days and months", parse=units.zone)
@@ -116,6 +137,14 @@ class DataConfig:
     columns: dict[str, Column] = key(factory=dict, help="schema of the event table")
     tables: dict[str, TableConfig] = key(factory=dict, help="tables beside the events")
     duplicates: str = key("fail", "rows with equal ids", choices=("fail", "first", "last"))
+    known_time: str | None = key(None, "time column by which first and last are meant; null = the event time")
+    rules: dict[str, RuleConfig] = key(factory=dict, help="rules over several columns: name -> SQL expression")
+    min_rows: int = key(0, "fewest rows that the dataset may have", ge=0)
+    max_rows: int | None = key(None, "most rows that the dataset may have", ge=0)
+    max_row_change: str | float | None = key(
+        None, "largest change of the number of rows against the previous dataset, as a share", parse=units.share
+    )
+    freshness: str | None = key(None, "oldest that the newest event may be when it is ingested", parse=units.span)
     max_quarantine: str | float = key(
         "1%", "share of rows that may be quarantined before ingest stops", parse=units.share
     )
