@@ -1,0 +1,87 @@
+"""The `features` step: every view of a config computed or found, and the table of raw features that training reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from engine.config import schema
+from engine.config.tree import Config
+from engine.data import ingest
+from engine.data.dataset import Dataset
+from engine.features import compute
+from engine.features.spec import Feature, event_inputs, feature_list
+from engine.features.store import StoredView, ensure_view
+from engine.runtime import digest
+from engine.runtime.run import Run
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Raw features of a dataset, one row per event in dataset order, read in ranges."""
+
+    config: Config
+    dataset: Dataset
+    views: dict[str, StoredView]
+
+    @property
+    def features(self) -> list[Feature]:
+        """What the columns are, in order."""
+        return feature_list(self.config.data, self.config.features)
+
+    @property
+    def digest(self) -> str:
+        """Content digest: views by content, direct and calendar features by the columns and rules they come from."""
+        data, features = self.config.data, self.config.features
+        direct = {name: self.dataset.column_digest(name) for name in features.direct_columns}
+        calendar = {
+            name: [schema.plain(item), self.dataset.column_digest(item.column), item.zone or data.time_zone]
+            for name, item in features.calendar.items()
+        }
+        return digest.of_json([self.dataset.rows, direct, calendar, {name: view.digest for name, view in self.views.items()}])
+
+    def read(self, rows: tuple[int, int], columns: Sequence[str] | None = None) -> pa.Table:
+        """Raw features of a range of rows; numbers are float64 with null for missing."""
+        wanted = [feature.name for feature in self.features] if columns is None else list(columns)
+        inputs = [*self.config.features.direct_columns, *(item.column for item in self.config.features.calendar.values())]
+        probes = self.dataset.read(list(dict.fromkeys(inputs)) or [self.config.data.event_time], rows=rows)
+        found: dict[str, pa.Array | pa.ChunkedArray] = dict(
+            compute.direct_features(self.config.data, self.config.features, probes)
+        )
+        for view in self.views.values():
+            names = [name for name in view.manifest["columns"] if name in wanted]
+            if names:
+                table = view.read(names, rows)
+                found.update(zip(names, table.columns, strict=True))
+        return pa.table({name: found[name] for name in wanted})
+
+
+def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) -> FeatureTable:
+    """All views of the config, computed where the store lacks them; sets the chain's `features` link."""
+    views = {
+        name: ensure_view(name, view, config, dataset, run, anew=anew)
+        for name, view in config.features.active_views.items()
+    }
+    table = FeatureTable(config, dataset, views)
+    run.link("features", table.digest)
+    return table
+
+
+def features(config: Config, run: Run) -> dict[str, float]:
+    """Compute every view anew and store it."""
+    began = time.monotonic()
+    dataset = ingest.ensure(config, run)
+    table = ensure(config, run, dataset, anew=True)
+    seconds = time.monotonic() - began
+    run.log(f"{len(table.features)} features of {dataset.rows:,} rows from {len(table.views)} views")
+    return {
+        "features/rows": float(dataset.rows),
+        "features/columns": float(len(table.features)),
+        "features/views": float(len(table.views)),
+        "features/event_columns": float(len(event_inputs(config.data, config.features))),
+        "features/seconds": seconds,
+        "features/rows_per_second": dataset.rows / max(seconds, 1e-9),
+    }

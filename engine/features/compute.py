@@ -1,0 +1,208 @@
+"""The one code path from rows to raw features: training, scoring and the gate all call it.
+
+A function here sees `probes` (rows to describe, with their decision time), `history` (rows of the event table that may
+be looked back on) and side tables; it knows nothing of stores or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config import units
+from engine.config.tree import CalendarConfig, DataConfig, FeaturesConfig, TableConfig, ViewConfig
+from engine.errors import UserError
+from engine.features import moments
+from engine.features.spec import PART_PERIOD, calendar_columns, view_columns
+from kernels.asof import asof
+from kernels.windows import trailing
+
+
+def raw_features(
+    data: DataConfig,
+    features: FeaturesConfig,
+    probes: pa.Table,
+    history: pa.Table,
+    tables: Mapping[str, pa.Table],
+    threads: int = 1,
+) -> pa.Table:
+    """All raw features of `probes`, one row each in the same order; numbers are float64 with null for missing."""
+    found = direct_features(data, features, probes)
+    for name, view in features.active_views.items():
+        found.update(view_features(name, view, data, features, probes, history, tables, threads))
+    return pa.table(found) if found else pa.table({"": pa.nulls(probes.num_rows)}).select([])
+
+
+def direct_features(data: DataConfig, features: FeaturesConfig, probes: pa.Table) -> dict[str, pa.Array]:
+    """Direct columns as they are and parts of time columns."""
+    found = {name: _combined(probes[name]) for name in features.direct_columns}
+    for name, calendar in features.calendar.items():
+        found.update(calendar_features(name, calendar, data, probes))
+    return found
+
+
+def calendar_features(name: str, calendar: CalendarConfig, data: DataConfig, probes: pa.Table) -> dict[str, pa.Array]:
+    """Parts of a time column, read in the calendar's zone: hour 0-23, weekday 0 = Monday, day and month from 1."""
+    local = _combined(probes[calendar.column]).cast(pa.timestamp("us", tz=calendar.zone or data.time_zone))
+    columns: list[pa.Array] = []
+    for part in calendar.parts:
+        if part not in PART_PERIOD:
+            raise UserError(f"features.calendar.{name}.parts must be of {', '.join(PART_PERIOD)}, found {part!r}")
+        value = _calendar_part(local, part)
+        if calendar.cyclic:
+            angle = pc.multiply(value.cast(pa.float64()), 2 * np.pi / PART_PERIOD[part])
+            columns += [pc.sin(angle), pc.cos(angle)]
+        else:
+            columns.append(value)
+    return dict(zip((feature.name for feature in calendar_columns(name, calendar)), columns, strict=True))
+
+
+def _calendar_part(local: pa.Array, part: str) -> pa.Array:
+    if part == "minute_of_day":
+        return pc.add(pc.multiply(pc.hour(local), 60), pc.minute(local))
+    functions = {
+        "hour": pc.hour,
+        "weekday": pc.day_of_week,
+        "day": pc.day,
+        "day_of_year": pc.day_of_year,
+        "week": pc.iso_week,
+        "month": pc.month,
+    }
+    return functions[part](local)
+
+
+def view_features(  # noqa: PLR0913 - one row of arguments for every kind of view
+    name: str,
+    view: ViewConfig,
+    data: DataConfig,
+    features: FeaturesConfig,
+    probes: pa.Table,
+    history: pa.Table,
+    tables: Mapping[str, pa.Table],
+    threads: int = 1,
+) -> dict[str, pa.Array]:
+    """The features of one view by name."""
+    decisions = moments.moment_times(probes, features.as_of or "")
+    if view.kind == "asof":
+        return _asof_features(name, view, data, decisions, probes, tables[view.table or ""], threads)
+    return _window_features(name, view, data, decisions, probes, history, threads)
+
+
+def _window_features(  # noqa: PLR0913
+    name: str, view: ViewConfig, data: DataConfig, decisions: np.ndarray, probes: pa.Table, history: pa.Table, threads: int
+) -> dict[str, pa.Array]:
+    probe_codes, history_codes = entity_codes(probes, view.entity, history, view.entity)
+    events = moments.instants(history[data.event_time])
+    windows = [units.span(window) for window in view.windows]
+    columns: list[pa.Array] = []
+    for column, aggregates in view.aggregates.items():
+        if column == "rows":
+            values, known = None, events
+        else:
+            values = as_floats(history[column])
+            known = moments.known_times(history, data.columns[column])
+        known = moments.known_as_past(history, events, known)
+        block = trailing(
+            probe_codes, decisions, history_codes, events, known, values, windows, aggregates, threads=threads
+        )
+        for window in range(len(windows)):
+            columns += [pa.array(block[:, window, index], from_pandas=True) for index in range(len(aggregates))]
+    return dict(zip((feature.name for feature in view_columns(name, view, data)), columns, strict=True))
+
+
+def _asof_features(  # noqa: PLR0913
+    name: str, view: ViewConfig, data: DataConfig, decisions: np.ndarray, probes: pa.Table, table: pa.Table, threads: int
+) -> dict[str, pa.Array]:
+    spec = data.tables[view.table or ""]
+    probe_codes, table_codes = entity_codes(probes, view.entity, table, view.on or view.entity)
+    if spec.static:
+        _check_unique(view, table, table_codes)
+        events = np.full(table.num_rows, moments.ALWAYS)
+        decisions = np.full(len(decisions), moments.ALWAYS + 1)
+    else:
+        events = moments.instants(table[table_event_time(spec, view)])
+    max_age = None if view.max_age is None or spec.static else units.span(view.max_age)
+    chosen: dict[str | None, pa.Array] = {}
+    columns = []
+    for column in view.columns:
+        rule = "prior" if spec.static else spec.columns[column].known_at
+        if rule not in chosen:
+            known = events
+            if not spec.static:
+                known = moments.known_as_past(table, events, moments.known_times(table, spec.columns[column]))
+            rows = asof(
+                probe_codes, decisions, table_codes, events, known, max_age, inclusive=view.inclusive, threads=threads
+            )
+            chosen[rule] = pa.array(rows, mask=rows < 0)
+        columns.append(_combined(table[column]).take(chosen[rule]))
+    return dict(zip((feature.name for feature in view_columns(name, view, data)), columns, strict=True))
+
+
+def table_event_time(spec: TableConfig, view: ViewConfig) -> str:
+    """The time column of a side table."""
+    names = [name for name, column in spec.columns.items() if column.role == "event_time"]
+    if len(names) != 1:
+        raise UserError(
+            f"data.tables.{view.table}.columns must have exactly one with role event_time, or the table be `static: true`; "
+            f"found {names}"
+        )
+    return names[0]
+
+
+def _check_unique(view: ViewConfig, table: pa.Table, codes: np.ndarray) -> None:
+    known = codes[codes >= 0]
+    values, counts = np.unique(known, return_counts=True)
+    if (counts > 1).any():
+        row = int(np.flatnonzero(codes == values[counts > 1][0])[1])
+        key = {column: table[column][row].as_py() for column in (view.on or view.entity)}
+        raise UserError(f"static table {view.table!r} must have one row per key, found {key} again in row {row}")
+
+
+def entity_codes(
+    left: pa.Table, left_columns: tuple[str, ...], right: pa.Table, right_columns: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """int64 codes of the combined key columns in two tables: equal keys get equal codes, a null in any part gets -1."""
+    rows = left.num_rows
+    codes = np.zeros(rows + right.num_rows, np.int64)
+    missing = np.zeros(len(codes), bool)
+    for left_column, right_column in zip(left_columns, right_columns, strict=True):
+        part, size = _codes_of(left[left_column], right[right_column])
+        missing |= part < 0
+        codes = codes * size + part
+        if codes.size and codes.max(initial=0) >= 2**31:
+            codes = np.unique(codes, return_inverse=True)[1]
+    if left_columns and codes.size and codes.max(initial=0) > 2 * len(codes):
+        codes = np.unique(codes, return_inverse=True)[1]
+    codes = np.where(missing, -1, codes).astype(np.int64)
+    return np.ascontiguousarray(codes[:rows]), np.ascontiguousarray(codes[rows:])
+
+
+def _codes_of(left: pa.ChunkedArray, right: pa.ChunkedArray) -> tuple[np.ndarray, int]:
+    left, right = _combined(left), _combined(right)
+    if left.type != right.type:
+        right = right.cast(left.type)
+    encoded = pa.concat_arrays([left, right]).dictionary_encode()
+    codes = np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64)
+    return codes, max(len(encoded.dictionary), 1)
+
+
+def as_floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """float64[n] of a numeric or truth column; null becomes NaN. An int64 beyond 2**53 is rounded: float64 is the
+    arithmetic of windows."""
+    column = _combined(column)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    if not pa.types.is_float64(column.type):
+        column = column.cast(pa.float64(), safe=False)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

@@ -1,0 +1,202 @@
+"""Fitted encoding: raw features to one float32 block and one int32 block, fitted on training rows only.
+
+The fitted state is JSON: a list of numeric columns with their numbers and a list of vocabularies. Codes of a category:
+0 = null, 1 = unseen in training, 2 = seen there but rare, 3 and up = known. They do not depend on the order of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config.tree import EncodeConfig
+from engine.errors import UserError
+from engine.features.compute import as_floats
+from engine.features.spec import CATEGORICAL, NUMERIC, Feature
+from engine.runtime import digest
+from kernels.encode import NumericPlan, encode_numeric
+
+FORMAT = 1
+NULL, UNSEEN, RARE, FIRST_KNOWN = 0, 1, 2, 3
+RARE_KEPT = 100_000  # rare categories beyond this many are remembered as unseen
+KNOTS = 257
+
+
+@dataclass(frozen=True)
+class NumericColumn:
+    """State of one numeric feature: `center_` and `scale_` of finite training values, knots of quantile and PLE bins."""
+
+    name: str
+    kind: str
+    center_: float
+    scale_: float
+    low_: float
+    high_: float
+    missing_: bool
+    knots_: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """State of one categorical feature: known categories, most frequent first, then by text."""
+
+    name: str
+    known_: tuple[str, ...]
+    rare_: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of codes."""
+        return FIRST_KNOWN + len(self.known_)
+
+    def codes(self, column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+        """int32[n] codes of a column of any type, by the text of its values."""
+        texts = as_texts(column)
+        index = pc.index_in(texts, value_set=pa.array(self.known_, pa.large_string()), skip_nulls=True)
+        codes = np.asarray(pc.fill_null(index, -1)).astype(np.int32)
+        codes[codes >= 0] += FIRST_KNOWN
+        unknown = codes < 0
+        if unknown.any():
+            rare = pc.is_in(texts, value_set=pa.array(self.rare_, pa.large_string()), skip_nulls=True)
+            codes[unknown] = np.where(np.asarray(rare)[unknown], RARE, UNSEEN)
+            codes[np.asarray(pc.is_null(texts))] = NULL
+        return codes
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """All fitted columns. `Encoder.fit(...)`, then `transform` on any rows with the same raw features."""
+
+    features: tuple[Feature, ...]
+    numeric_: tuple[NumericColumn, ...]
+    categorical_: tuple[Vocabulary, ...]
+    clip: float
+    _plan: list[NumericPlan] = field(default_factory=list, compare=False, repr=False)
+
+    @classmethod
+    def fit(cls, features: Sequence[Feature], read: Callable[[Sequence[str]], pa.Table], config: EncodeConfig) -> Encoder:
+        """Learn from training rows; `read(names)` gives those columns, so one column at a time is in memory."""
+        numeric = [_fit_numeric(item.name, as_floats(read([item.name])[item.name]), config) for item in _of(features, NUMERIC)]
+        categorical = [_fit_vocabulary(item.name, read([item.name])[item.name], config) for item in _of(features, CATEGORICAL)]
+        return cls(tuple(features), tuple(numeric), tuple(categorical), config.clip)
+
+    @property
+    def numeric_names(self) -> list[str]:
+        """Names of the columns of the float32 block."""
+        return list(_block_names(self.numeric_))
+
+    @property
+    def width(self) -> int:
+        """Columns of the float32 block."""
+        return len(self.numeric_names)
+
+    @property
+    def cardinalities(self) -> list[int]:
+        """Codes of each column of the int32 block."""
+        return [vocabulary.size for vocabulary in self.categorical_]
+
+    @property
+    def digest(self) -> str:
+        """Content digest of the fitted state."""
+        return digest.of_json(self.to_json())
+
+    def check_columns(self, names: Iterable[str]) -> list[str]:
+        """Raise UserError naming the first feature that is absent; return the names that are not needed."""
+        have = set(names)
+        for feature in self.features:
+            if feature.name not in have:
+                raise UserError(f"raw features must have column {feature.name!r}, found {len(have)} other columns")
+        return sorted(have - {feature.name for feature in self.features})
+
+    def transform(self, raw: pa.Table, numeric: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(float32[n, width], int32[n, categorical]) of raw features, taken by name; never edits its input."""
+        self.check_columns(raw.column_names)
+        rows = raw.num_rows
+        values = np.empty((rows, len(self.numeric_)), np.float64, order="F")
+        for index, column in enumerate(self.numeric_):
+            values[:, index] = as_floats(raw[column.name])
+        if numeric is None:
+            numeric = np.empty((rows, self.width), np.float32)
+        if self.width:
+            encode_numeric(values, self.plan, numeric)
+        codes = np.empty((rows, len(self.categorical_)), np.int32)
+        for index, vocabulary in enumerate(self.categorical_):
+            codes[:, index] = vocabulary.codes(raw[vocabulary.name])
+        return numeric, codes
+
+    @property
+    def plan(self) -> NumericPlan:
+        """The kernel's form of the numeric columns."""
+        if not self._plan:
+            self._plan.append(_plan(self.numeric_, self.clip))
+        return self._plan[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fitted state."""
+        return {
+            "format": FORMAT,
+            "clip": self.clip,
+            "features": [[item.name, item.kind, item.origin] for item in self.features],
+            "numeric": [{**vars(column), "knots_": list(column.knots_)} for column in self.numeric_],
+            "categorical": [
+                {"name": item.name, "known_": list(item.known_), "rare_": list(item.rare_)} for item in self.categorical_
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Encoder:
+        """The encoder of a saved state."""
+        if state.get("format", 0) > FORMAT:
+            raise UserError(f"features.json is of format {state['format']}, this engine reads up to {FORMAT}")
+        return cls(
+            tuple(Feature(*item) for item in state["features"]),
+            tuple(NumericColumn(**{**item, "knots_": tuple(item["knots_"])}) for item in state["numeric"]),
+            tuple(Vocabulary(item["name"], tuple(item["known_"]), tuple(item["rare_"])) for item in state["categorical"]),
+            state["clip"],
+        )
+
+
+def as_texts(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """large_string[n] of any column: categories are compared by their text."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_string())
+
+
+def _of(features: Sequence[Feature], kind: str) -> list[Feature]:
+    return [feature for feature in features if feature.kind == kind]
+
+
+def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig) -> NumericColumn:
+    finite = np.sort(values[np.isfinite(values)])
+    missing = bool(np.isnan(values).any()) and config.missing_indicator
+    if not len(finite):
+        return NumericColumn(name, "standardise", 0.0, 0.0, 0.0, 0.0, missing)
+    # Scaled before squaring, so that values near the largest float do not overflow.
+    largest = max(abs(float(finite[0])), abs(float(finite[-1])), 1e-300)
+    # Sorted first: the sums do not depend on the order of rows.
+    center = float(np.sum(finite / largest)) / len(finite) * largest
+    scale = largest * math.sqrt(float(np.sum(((finite - center) / largest) ** 2)) / len(finite))
+    constant = finite[0] == finite[-1]
+    knots: tuple[float, ...] = ()
+    if config.numeric != "standardise" and not constant:
+        count = KNOTS if config.numeric == "quantile" else config.bins + 1
+        knots = tuple(float(x) for x in np.unique(np.quantile(finite, np.linspace(0, 1, count), method="inverted_cdf")))
+    kind = config.numeric if len(knots) > 1 else "standardise"
+    return NumericColumn(name, kind, center, 0.0 if constant else scale, float(finite[0]), float(finite[-1]), missing, knots)
+
+
+def _fit_vocabulary(name: str, column: pa.ChunkedArray, config: EncodeConfig) -> Vocabulary:
+    counts = pc.value_counts(as_texts(column).drop_null())
+    pairs = sorted(zip(counts.field("counts").to_pylist(), counts.field("values").to_pylist(), strict=True), key=lambda x: (-x[0], x[1]))
+    known = [text for count, text in pairs if count >= config.min_count][: config.max_categories]
+    rare = sorted(text for _, text in pairs[len(known) :])[:RARE_KEPT]
+    return Vocabulary(name, tuple(known), tuple(rare))

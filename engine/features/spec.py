@@ -1,0 +1,91 @@
+"""Which features a config asks for, in order, and which columns they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config import units
+from engine.config.tree import CalendarConfig, Column, DataConfig, FeaturesConfig, ViewConfig
+
+NUMERIC, CATEGORICAL = "numeric", "categorical"
+# Parts with few values are categories when they are not cyclic: hour 23 is no larger than hour 0.
+PART_PERIOD = {"hour": 24, "minute_of_day": 1440, "weekday": 7, "day": 31, "day_of_year": 366, "week": 53, "month": 12}
+CATEGORICAL_PARTS = ("hour", "weekday", "day", "week", "month")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One raw feature: its name, kind (numeric or categorical) and origin (`direct`, `calendar` or a view's name)."""
+
+    name: str
+    kind: str
+    origin: str
+
+
+def column_kind(column: Column) -> str:
+    """Categories are what is declared so, text and truth values; everything else is a number."""
+    if column.role in ("categorical", "entity") or column.type.startswith(("string", "large_string", "bool")):
+        return CATEGORICAL
+    return NUMERIC
+
+
+def view_columns(name: str, view: ViewConfig, data: DataConfig) -> list[Feature]:
+    """The features of one view, in the order of its spec: column, then window, then aggregate."""
+    if view.kind == "asof":
+        table = data.tables[view.table or ""]
+        return [Feature(f"{name}_{column}", column_kind(table.columns[column]), name) for column in view.columns]
+    return [
+        Feature(window_name(name, column, aggregate, window), NUMERIC, name)
+        for column, aggregates in view.aggregates.items()
+        for window in view.windows
+        for aggregate in aggregates
+    ]
+
+
+def window_name(view: str, column: str, aggregate: str, window: str) -> str:
+    """`origin_dep_delay_mean_2h`; rows themselves are counted as `origin_count_2h`."""
+    return f"{view}_{aggregate}_{window}" if column == "rows" else f"{view}_{column}_{aggregate}_{window}"
+
+
+def calendar_columns(name: str, calendar: CalendarConfig) -> list[Feature]:
+    """The features of one time column."""
+    found = []
+    for part in calendar.parts:
+        if calendar.cyclic:
+            found += [Feature(f"{name}_{part}_{wave}", NUMERIC, "calendar") for wave in ("sin", "cos")]
+        else:
+            found.append(Feature(f"{name}_{part}", CATEGORICAL if part in CATEGORICAL_PARTS else NUMERIC, "calendar"))
+    return found
+
+
+def feature_list(data: DataConfig, features: FeaturesConfig) -> list[Feature]:
+    """Every feature that the config asks for: direct, calendar, then views, in declared order."""
+    found = [Feature(name, column_kind(data.columns[name]), "direct") for name in features.direct_columns]
+    for name, calendar in features.calendar.items():
+        found += calendar_columns(name, calendar)
+    for name, view in features.active_views.items():
+        found += view_columns(name, view, data)
+    return found
+
+
+def view_inputs(view: ViewConfig, data: DataConfig, as_of: str) -> list[str]:
+    """Columns of the event table that decide a view's values."""
+    columns = [data.event_time, units.moment(as_of)[0], *view.entity]
+    for column in view.aggregates:
+        if column != "rows":
+            columns += [column, *known_anchor(data.columns[column])]
+    return list(dict.fromkeys(columns))
+
+
+def known_anchor(column: Column) -> list[str]:
+    """The time column that says when a value is known; none for `prior`."""
+    return [] if column.known_at in (None, "prior") else [units.moment(column.known_at or "")[0]]
+
+
+def event_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
+    """Columns of the event table that decide any feature."""
+    columns = list(features.direct_columns)
+    columns += [calendar.column for calendar in features.calendar.values()]
+    for view in features.active_views.values():
+        columns += view_inputs(view, data, features.as_of or "")
+    return list(dict.fromkeys(columns))

@@ -1,0 +1,89 @@
+"""A trained model as something that scores: `load(run).predict(table)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.data.dataset import row_ids
+from engine.errors import UserError
+from engine.features.compute import raw_features
+from engine.features.spec import event_inputs
+from engine.runtime import environment
+from engine.training.bundle import Bundle, find_model, load_model, read_bundle
+from engine.training.losses import to_scores
+from engine.training.predict import predict_logits
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A bundle with its model in memory."""
+
+    bundle: Bundle
+    model: Any
+    threads: int
+
+    @property
+    def digest(self) -> str:
+        """Content digest of the model."""
+        return self.bundle.digest
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of a multiclass model."""
+        return tuple(self.bundle.model["classes"]) if self.bundle.model["loss"] == "multiclass" else ()
+
+    def scores(self, raw: pa.Table) -> np.ndarray:
+        """float32 scores of raw features: [n] (probability or value) or [n, classes].
+
+        Columns are taken by name; more than needed are ignored. Raises UserError naming a feature that is absent.
+        """
+        numeric, codes = self.bundle.encoder.transform(raw)
+        return self.encoded_scores(numeric, codes)
+
+    def encoded_scores(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Scores of encoded blocks float32[n, F] and int32[n, K]."""
+        facts = self.bundle.model
+        logits = predict_logits(
+            self.model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=self.threads
+        )
+        return to_scores(facts["loss"], logits)
+
+    def predict(
+        self, events: pa.Table, history: pa.Table | None = None, tables: Mapping[str, pa.Table] | None = None
+    ) -> pa.Table:
+        """Scores of events by `row_id`; features are computed as in training.
+
+        `events` holds the event table's columns that features are made of; `history` past events that windows look back
+        on (default: the events themselves); `tables` the side tables of as-of views.
+        """
+        self._check_events(events, tables or {})
+        data, features = self.bundle.data, self.bundle.features
+        raw = raw_features(data, features, events, events if history is None else history, tables or {}, self.threads)
+        return pa.table({"row_id": row_ids(events, data.ids), **score_columns(self.scores(raw), self.classes)})
+
+    def _check_events(self, events: pa.Table, tables: Mapping[str, pa.Table]) -> None:
+        for name in (*self.bundle.data.ids, *event_inputs(self.bundle.data, self.bundle.features)):
+            if name not in events.column_names:
+                raise UserError(f"events must have column {name!r}, found {', '.join(events.column_names)}")
+        for view in self.bundle.features.active_views.values():
+            if view.table and view.table not in tables:
+                raise UserError(f"tables must have {view.table!r}, which a view looks into; found {sorted(tables)}")
+
+
+def score_columns(scores: np.ndarray, classes: tuple[str, ...]) -> dict[str, pa.Array]:
+    """`score`, or one `score_<class>` a class."""
+    if scores.ndim == 1:
+        return {"score": pa.array(scores)}
+    return {f"score_{name}": pa.array(np.ascontiguousarray(scores[:, index])) for index, name in enumerate(classes)}
+
+
+def load(model: Path | str, runs: Path | str = "runs", threads: int = 0) -> Predictor:
+    """The predictor of a training run's directory; digests are checked before anything is parsed. Raises UserError."""
+    bundle = read_bundle(find_model(str(model), Path(runs)))
+    return Predictor(bundle, load_model(bundle), threads or environment.cores())

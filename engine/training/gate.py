@@ -1,0 +1,162 @@
+"""The gate: training rows with all the history they need, and the features and scores that training saw for them.
+
+Written into the bundle at training; before scoring, `check_gate` sends the rows through the scoring path from raw columns
+and stops at the first column that differs. It always computes; it never reads the store.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.config import units
+from engine.config.tree import Config, DataConfig, FeaturesConfig, ViewConfig
+from engine.data.dataset import Dataset, row_ids
+from engine.errors import UserError
+from engine.features import moments
+from engine.features.build import FeatureTable
+from engine.features.compute import entity_codes, raw_features
+from engine.features.encode import Encoder
+from engine.features.spec import event_inputs
+from engine.runtime import storage
+from engine.training.bundle import Bundle
+from engine.training.losses import to_scores
+from engine.training.predict import predict_logits
+from kernels.hashing import hash_bytes
+
+ROWS = 256
+
+
+def write_gate(  # noqa: PLR0913
+    directory: Path, config: Config, table: FeatureTable, encoder: Encoder, model: Any, facts: dict[str, Any], rows: np.ndarray
+) -> None:
+    """Keep up to 256 of the training `rows` (int64, ascending), chosen by hash of their id, with what they need."""
+    data, features = config.data, config.features
+    chosen = choose_rows(table.dataset, data, rows)
+    columns = list(dict.fromkeys([*data.ids, data.event_time, *event_inputs(data, features)]))
+    span = (int(chosen[0]), int(chosen[-1]) + 1)
+    take = pa.array(chosen - span[0])
+    probes = table.dataset.read(columns, rows=span).take(take)
+    expected = table.read(span).take(take)
+    numeric, codes = encoder.transform(expected)
+    logits = predict_logits(model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=1)
+    storage.write_parquet(directory / "rows.parquet", probes)
+    storage.write_parquet(directory / "features.parquet", expected)
+    storage.write_parquet(directory / "scores.parquet", scores_table(to_scores(facts["loss"], logits)))
+    history = needed_history(table.dataset, data, features, probes, columns)
+    storage.write_parquet(directory / "history.parquet", history)
+    for name, side in needed_tables(table.dataset, data, features, probes).items():
+        storage.write_parquet(directory / f"table-{name}.parquet", side)
+
+
+def choose_rows(dataset: Dataset, data: DataConfig, rows: np.ndarray) -> np.ndarray:
+    """int64, ascending: the rows whose ids have the smallest hashes, so that the choice depends on nothing else."""
+    span = (int(rows[0]), int(rows[-1]) + 1)
+    ids = row_ids(dataset.read(data.ids, rows=span), data.ids).take(pa.array(rows - span[0])).cast(pa.large_string())
+    offsets = np.frombuffer(ids.buffers()[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    hashes = hash_bytes(np.frombuffer(ids.buffers()[2] or b"", np.uint8), offsets)
+    return np.sort(rows[np.argsort(hashes, kind="stable")[:ROWS]])
+
+
+def needed_history(
+    dataset: Dataset, data: DataConfig, features: FeaturesConfig, probes: pa.Table, columns: list[str]
+) -> pa.Table:
+    """Rows of the event table that any window of any probe may look at: same entity, not older than the window."""
+    views = [view for view in features.active_views.values() if view.kind == "windows"]
+    decisions = moments.moment_times(probes, features.as_of or "")
+    decisions = decisions[decisions != moments.NEVER]
+    if not views or not len(decisions):
+        return probes.slice(0, 0).select(columns)
+    longest = max(units.span(window) for view in views for window in view.windows)
+    span = dataset.row_range(int(decisions.min()) - longest, int(decisions.max()) + 1)
+    history = dataset.read(columns, rows=span)
+    keep = np.zeros(history.num_rows, bool)
+    for view in views:
+        keep |= _within_windows(view, data, features, probes, history)
+    return history.filter(pa.array(keep))
+
+
+def _within_windows(
+    view: ViewConfig, data: DataConfig, features: FeaturesConfig, probes: pa.Table, history: pa.Table
+) -> np.ndarray:
+    decisions = moments.moment_times(probes, features.as_of or "")
+    events = moments.instants(history[data.event_time])
+    probe_codes, codes = entity_codes(probes, view.entity, history, view.entity)
+    order = np.lexsort((events, codes))
+    sorted_codes, sorted_events = codes[order], events[order]
+    longest = max(units.span(window) for window in view.windows)
+    keep = np.zeros(len(codes), bool)
+    for code, decision in zip(probe_codes, decisions, strict=True):
+        if code >= 0 and decision != moments.NEVER:
+            low, high = np.searchsorted(sorted_codes, [code, code + 1])
+            times = sorted_events[low:high]
+            start, stop = np.searchsorted(times, [decision - longest, decision], side="left")
+            keep[order[low + start : low + stop]] = True
+    return keep
+
+
+def needed_tables(
+    dataset: Dataset, data: DataConfig, features: FeaturesConfig, probes: pa.Table
+) -> dict[str, pa.Table]:
+    """Rows of the side tables with the probes' keys."""
+    kept: dict[str, np.ndarray] = {}
+    for view in features.active_views.values():
+        if view.kind != "asof" or not view.table:
+            continue
+        side = dataset.table(view.table)
+        probe_codes, codes = entity_codes(probes, view.entity, side, view.on or view.entity)
+        # Two views may look into one table by different keys: keep what either needs.
+        needed = np.isin(codes, probe_codes[probe_codes >= 0])
+        kept[view.table] = kept.get(view.table, False) | needed
+    return {name: dataset.table(name).filter(pa.array(mask)) for name, mask in kept.items()}
+
+
+def scores_table(scores: np.ndarray) -> pa.Table:
+    """Scores as a table: `score`, or `score_0`, `score_1`, ... for several outputs."""
+    if scores.ndim == 1:
+        return pa.table({"score": scores})
+    return pa.table({f"score_{index}": np.ascontiguousarray(scores[:, index]) for index in range(scores.shape[1])})
+
+
+def check_gate(bundle: Bundle, model: Any, threads: int = 1) -> int:
+    """Recompute the gate's features and scores from raw columns; returns how many rows agreed.
+
+    Raises UserError naming the first column that differs, the row, what training saw and what scoring gives.
+    """
+    directory = bundle.directory / "gate"
+    probes = storage.read_parquet(directory / "rows.parquet")
+    history = storage.read_parquet(directory / "history.parquet")
+    tables = {
+        path.stem.removeprefix("table-"): storage.read_parquet(path) for path in sorted(directory.glob("table-*.parquet"))
+    }
+    raw = raw_features(bundle.data, bundle.features, probes, history, tables, threads)
+    _compare("features", raw, storage.read_parquet(directory / "features.parquet"), probes, bundle.data)
+    numeric, codes = bundle.encoder.transform(raw)
+    logits = predict_logits(
+        model, numeric, codes, precision=bundle.model["precision"], tile_rows=bundle.model["tile_rows"], threads=threads
+    )
+    scores = scores_table(to_scores(bundle.model["loss"], logits))
+    _compare("scores", scores, storage.read_parquet(directory / "scores.parquet"), probes, bundle.data)
+    return probes.num_rows
+
+
+def _compare(what: str, found: pa.Table, expected: pa.Table, probes: pa.Table, data: DataConfig) -> None:
+    if found.column_names != expected.column_names:
+        lacking = next((name for name in expected.column_names if name not in found.column_names), None)
+        extra = next((name for name in found.column_names if name not in expected.column_names), None)
+        raise UserError(
+            f"the gate stopped scoring: training wrote {what} column {lacking or extra!r}, "
+            f"the specification in the bundle {'does not give it' if lacking else 'gives another'}. Retrain, or restore the bundle"
+        )
+    for name in expected.column_names:
+        there, here = expected[name].combine_chunks(), found[name].combine_chunks().cast(expected[name].type)
+        if not here.equals(there):
+            row = next(index for index in range(len(there)) if here[index] != there[index])
+            key = row_ids(probes.select(data.ids).slice(row, 1), data.ids)[0].as_py()
+            raise UserError(
+                f"the gate stopped scoring: {what} column {name!r} differs for row {key}: training saw {there[row].as_py()!r}, "
+                f"scoring gives {here[row].as_py()!r}. The bundle, its specification or the feature code is not what trained the model"
+            )

@@ -1,0 +1,316 @@
+"""The `train` and `evaluate` steps: from a config to a bundle, its metrics and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config import units
+from engine.config.tree import Config
+from engine.data import ingest
+from engine.data.dataset import Dataset
+from engine.errors import UserError
+from engine.features import build
+from engine.features.build import FeatureTable
+from engine.features.compute import as_floats
+from engine.features.encode import Encoder, as_texts
+from engine.features.moments import instants
+from engine.runtime import digest
+from engine.runtime.run import Run
+from engine.training import gate, report
+from engine.training.bundle import TILE_ROWS, Bundle, find_model, load_model, read_bundle, seal, weights_bytes, write_bundle
+from engine.training.evaluate import evaluate_scores
+from engine.training.examples import Examples, aligned_empty
+from engine.training.loop import FitResult, fit
+from engine.training.losses import to_scores
+from engine.training.model import architecture
+from engine.training.precision import resolve_precision
+from engine.training.predict import predict_logits
+
+PERIODS = ("train", "valid", "test")
+CHUNK_ROWS = 131_072
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled rows of one period."""
+
+    name: str
+    rows: np.ndarray  # int64[n] dataset row numbers, ascending
+    unlabelled: int
+
+
+def train(config: Config, run: Run) -> dict[str, float]:
+    """Ingest and features where they are missing, then fit, evaluate, and write the bundle and the report."""
+    check_trainable(config)
+    timer = Timer()
+    dataset = ingest.ensure(config, run)
+    timer.lap("ingest")
+    table = build.ensure(config, run, dataset)
+    timer.lap("features")
+    splits = {name: split_rows(config, dataset, name) for name in PERIODS if getattr(config.split, name)}
+    encoder = fit_encoder(config, table, splits["train"])
+    run.link("fitted", encoder.digest)
+    classes = class_names(config, dataset, splits["train"])
+    examples = {name: pack(config, table, encoder, split, classes, run) for name, split in splits.items() if len(split.rows)}
+    timer.lap("encode")
+    result = fit_model(config, run, encoder, examples, dataset, classes)
+    timer.lap("fit")
+    metrics, details = evaluate_splits(config, run, dataset, result.model, result.precision, examples, config.train.loss)
+    timer.lap("evaluate")
+    manifest = write_model(config, run, table, encoder, result, classes, splits["train"])
+    timer.lap("bundle")
+    metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **timer.metrics()}
+    run.add_output("model", manifest["digest"])
+    report.write_report(
+        run,
+        history=result.history,
+        details_by_split=details,
+        data_summary=data_summary(config, dataset, splits, encoder),
+        quarantine=dataset.manifest.get("quarantine", {}),
+        config=config,
+        metrics=metrics,
+    )
+    return metrics
+
+
+def evaluate(config: Config, run: Run) -> dict[str, float]:
+    """Measure a finished model on the validation and test periods of the config."""
+    bundle = read_bundle(find_model(config.evaluate.model or config.score.model, Path(config.paths.runs)))
+    config = with_spec_of(config, bundle)
+    dataset = ingest.ensure(config, run)
+    table = build.ensure(config, run, dataset)
+    splits = {name: split_rows(config, dataset, name) for name in ("valid", "test") if getattr(config.split, name)}
+    classes = tuple(bundle.model["classes"])
+    examples = {name: pack(config, table, bundle.encoder, split, classes, run) for name, split in splits.items()}
+    model = load_model(bundle)
+    metrics, details = evaluate_splits(config, run, dataset, model, bundle.model["precision"], examples, bundle.model["loss"])
+    report.write_report(
+        run,
+        history=[],
+        details_by_split=details,
+        data_summary=data_summary(config, dataset, splits, bundle.encoder),
+        quarantine=dataset.manifest.get("quarantine", {}),
+        config=config,
+        metrics=metrics,
+    )
+    return metrics
+
+
+def check_trainable(config: Config) -> None:
+    """Fail before spending: what training needs of the config."""
+    if not config.data.columns:
+        raise UserError("no data is configured: add +experiment=NAME or data=NAME")
+    if config.data.target is None:
+        raise UserError("data.columns must have one with role target to train on, found none")
+    if not config.split.train:
+        raise UserError("split.train must say which period is trained on, as in [2013-01-01, 2013-04-01]")
+    if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
+        raise UserError("features must name at least one feature: direct, calendar or views")
+
+
+def split_rows(config: Config, dataset: Dataset, period: str) -> Split:
+    """Rows of the period whose target is known; the rest are counted, not used."""
+    bounds = getattr(config.split, period)
+    start, stop = dataset.row_range(*units.between(bounds, config.data.time_zone))
+    target = dataset.read([config.data.target or ""], rows=(start, stop))[0]
+    valid = np.asarray(pc.is_valid(target.combine_chunks() if isinstance(target, pa.ChunkedArray) else target))
+    rows = start + np.flatnonzero(valid)
+    if period == "train" and not len(rows):
+        raise UserError(f"split.train {list(bounds)} must hold labelled rows, found {stop - start} rows, none with a label")
+    return Split(period, rows, (stop - start) - len(rows))
+
+
+def fit_encoder(config: Config, table: FeatureTable, split: Split) -> Encoder:
+    """The encoder fitted on the training rows."""
+    start, stop = int(split.rows[0]), int(split.rows[-1]) + 1
+    take = pa.array(split.rows - start)
+    return Encoder.fit(table.features, lambda names: table.read((start, stop), names).take(take), config.features.encode)
+
+
+def class_names(config: Config, dataset: Dataset, split: Split) -> tuple[str, ...]:
+    """The classes of the target, sorted by text; empty for regression.
+
+    Raises UserError where a binary target has not exactly two values in training.
+    """
+    if config.train.loss not in ("binary", "multiclass"):
+        return ()
+    start, stop = int(split.rows[0]), int(split.rows[-1]) + 1
+    texts = as_texts(dataset.read([config.data.target or ""], rows=(start, stop))[0])
+    found = tuple(sorted(pc.unique(texts.drop_null()).to_pylist()))
+    if config.train.loss == "binary" and len(found) != 2:
+        raise UserError(
+            f"train.loss=binary needs a target {config.data.target!r} with two values in split.train, found {len(found)}: "
+            f"{', '.join(found[:5])}. Use multiclass, or another period"
+        )
+    if len(found) < 2:
+        raise UserError(f"the target {config.data.target!r} must have at least two classes in split.train, found {found}")
+    return found
+
+
+def pack(
+    config: Config, table: FeatureTable, encoder: Encoder, split: Split, classes: tuple[str, ...], run: Run
+) -> Examples:
+    """The packed blocks of a split: encoded features, target and weight, one row a labelled row."""
+    rows = split.rows
+    numeric = aligned_empty((len(rows), encoder.width), np.float32)
+    codes = aligned_empty((len(rows), len(encoder.cardinalities)), np.int32)
+    target = aligned_empty((len(rows),), np.float32)
+    weight_column = next(iter(config.data.with_role("weight")), None)
+    weight = aligned_empty((len(rows),), np.float32) if weight_column else None
+    with run.progress(f"encode {split.name}", len(rows)) as progress:
+        for low in range(0, len(rows), CHUNK_ROWS):
+            part = slice(low, min(low + CHUNK_ROWS, len(rows)))
+            span = (int(rows[part][0]), int(rows[part][-1]) + 1)
+            take = pa.array(rows[part] - span[0])
+            numeric[part], codes[part] = encoder.transform(table.read(span).take(take))
+            columns = [config.data.target or "", *([weight_column] if weight_column else [])]
+            values = table.dataset.read(columns, rows=span).take(take)
+            target[part] = target_values(values[0], classes)
+            if weight is not None:
+                weight[part] = as_floats(values[1])
+            progress.advance(part.stop - low)
+    return Examples(numeric=numeric, codes=codes, target=target, weight=weight, rows=rows)
+
+
+def target_values(column: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
+    """float32[n]: the index of the class, or the number. A class that training never saw is NaN."""
+    if not classes:
+        return as_floats(column).astype(np.float32)
+    index = pc.index_in(as_texts(column), value_set=pa.array(classes, pa.large_string()))
+    return np.asarray(pc.fill_null(index.cast(pa.float32()), float("nan")))
+
+
+def fit_model(  # noqa: PLR0913
+    config: Config, run: Run, encoder: Encoder, examples: dict[str, Examples], dataset: Dataset, classes: tuple[str, ...]
+) -> FitResult:
+    """Run the loop where the config says: in this process, or on a cluster."""
+    precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, config.train.device)
+    run.note(precision=precision)
+    return fit(
+        examples["train"],
+        examples.get("valid"),
+        config,
+        run,
+        cardinalities=encoder.cardinalities,
+        outputs=len(classes) if config.train.loss == "multiclass" else 1,
+        dataset_digest=dataset.digest,
+        precision=precision,
+    )
+
+
+def evaluate_splits(  # noqa: PLR0913
+    config: Config, run: Run, dataset: Dataset, model: Any, precision: str, examples: dict[str, Examples], loss: str
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics named `valid/...` and `test/...`, and the details that the report draws."""
+    metrics: dict[str, float] = {}
+    details: dict[str, Any] = {}
+    for name in ("valid", "test"):
+        part = examples.get(name)
+        if part is None or not len(part.rows):
+            continue
+        logits = predict_logits(
+            model, part.numeric, part.codes, precision=precision, tile_rows=TILE_ROWS, threads=build_threads(config)
+        )
+        span = (int(part.rows[0]), int(part.rows[-1]) + 1)
+        facts = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(pa.array(part.rows - span[0]))
+        slices = {column: np.asarray(as_texts(facts[column]).to_pylist(), object) for column in config.evaluate.slices}
+        scores = to_scores(loss, logits)
+        found, details[name] = evaluate_scores(
+            part.target, scores, loss, config.evaluate, instants(facts[config.data.event_time]), config.data.time_zone, slices
+        )
+        metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        metrics[f"{name}/rows"] = float(len(part.rows))
+    run.log("  ".join(f"{key} {value:.4f}" for key, value in sorted(metrics.items()) if key.count("/") == 1))
+    return metrics, details
+
+
+def write_model(  # noqa: PLR0913
+    config: Config,
+    run: Run,
+    table: FeatureTable,
+    encoder: Encoder,
+    result: FitResult,
+    classes: tuple[str, ...],
+    split: Split,
+) -> dict[str, Any]:
+    """The bundle, gate included; sets the chain's `weights` link."""
+    directory = run.path("model")
+    weights = weights_bytes(result.model)
+    run.link("weights", digest.of_bytes(weights))
+    raw_schema = table.read((int(split.rows[0]), int(split.rows[0]) + 1)).schema
+    model = {
+        "architecture": architecture(result.model),
+        "loss": config.train.loss,
+        "classes": list(classes),
+        "precision": result.precision,
+        "tile_rows": TILE_ROWS,
+    }
+    write_bundle(directory, config=config, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema)
+    gate.write_gate(directory / "gate", config, table, encoder, result.model, model, split.rows)
+    return seal(directory)
+
+
+def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> dict[str, Any]:
+    """What the report says of the data."""
+    return {
+        "dataset": dataset.name,
+        "digest": dataset.digest,
+        "rows": dataset.rows,
+        "splits": {
+            name: {"period": list(getattr(config.split, name)), "labelled": len(split.rows), "unlabelled": split.unlabelled}
+            for name, split in splits.items()
+        },
+        "features": {"numeric": encoder.width, "categorical": len(encoder.cardinalities), "raw": len(encoder.features)},
+    }
+
+
+def with_spec_of(config: Config, bundle: Bundle) -> Config:
+    """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
+    data = dataclasses.replace(bundle.data, path=config.data.path or bundle.data.path)
+    if config.data.columns:
+        bundle_plain, asked = dataclasses.asdict(data), dataclasses.asdict(config.data)
+        _refuse_difference("data", asked, bundle_plain)
+        _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(bundle.features))
+    return dataclasses.replace(config, data=data, features=bundle.features)
+
+
+def _refuse_difference(path: str, asked: Any, bundled: Any) -> None:
+    if isinstance(asked, dict) and isinstance(bundled, dict):
+        for name in {**bundled, **asked}:
+            _refuse_difference(f"{path}.{name}", asked.get(name), bundled.get(name))
+    elif asked != bundled:
+        raise UserError(
+            f"{path} is {asked!r} here but the model was trained with {bundled!r}: scoring takes the model's own "
+            "specification. Drop the override, or train a model with it"
+        )
+
+
+def build_threads(config: Config) -> int:
+    """Threads for tiles."""
+    return config.cluster.threads or config.resources.threads or 0
+
+
+class Timer:
+    """Seconds of each part of a step."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Seconds since the last lap belong to `name`."""
+        now = time.monotonic()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<name>_seconds`."""
+        return {f"time/{name}_seconds": seconds for name, seconds in self.seconds.items()}
