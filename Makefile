@@ -36,7 +36,7 @@ clean: ## remove .venv and caches (runs/ and store/ stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
 # An interpreter counts when it starts, is new enough and can make an environment with pip.
-$(STAMP): setup.py
+$(STAMP):
 	@set -e; \
 	for python in $(PYTHON) python3.12 python3.13 python3.11; do \
 	  $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break || python=; \
