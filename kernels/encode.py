@@ -1,0 +1,349 @@
+"""Raw columns into model input: every numeric column into one float32 block, every categorical one into one int32 block.
+
+Numeric transforms, per column
+    standardise   (x - center) / scale; 0 when scale is 0
+    uniform       rank in [0, 1] among the given quantiles, piecewise linear; a value equal to several quantiles gets the middle
+    normal        the same rank through the inverse normal distribution (Wichura, AS 241, Applied Statistics 37, 1988), rank kept
+                  within [1e-7, 1 - 1e-7]
+    ple           piecewise-linear encoding over T bins (Gorishniy et al., On embeddings for numerical features, NeurIPS 2022,
+                  equation 1), every component kept within [0, 1]
+A missing value (NaN) gives `fill` in each of its columns and 1 in the indicator column where there is one. Values are clipped
+to [low, high] first, so infinities become those. A constant column (scale 0; all quantiles or all edges equal) gives 0.
+Inputs are never changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kernels import check
+from kernels.hashing import splitmix64
+from kernels.jit import njit, run_ranges, split
+
+NULL, UNSEEN, FIRST_KNOWN = 0, 1, 2
+KINDS = {"standardise": 0, "uniform": 1, "normal": 2, "ple": 3}
+_STANDARDISE, _UNIFORM, _NORMAL, _PLE = range(4)
+_TAIL = 1e-7
+_LIMIT = float(np.finfo(np.float32).max)
+
+
+# --------------------------------------------------------------------------- numeric
+@dataclass(frozen=True)
+class NumericColumn:
+    """How one column becomes numbers. `edges` are the quantiles (uniform, normal) or bin edges (ple), ascending."""
+
+    kind: str = "standardise"
+    center: float = 0.0
+    scale: float = 1.0
+    edges: Sequence[float] = ()
+    low: float = -_LIMIT
+    high: float = _LIMIT
+    fill: float = 0.0
+    indicator: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, found {self.kind!r}")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"low <= high must hold and both be finite, found {self.low} and {self.high}")
+        if not (math.isfinite(self.center) and math.isfinite(self.scale) and self.scale >= 0):
+            raise ValueError(f"center and scale must be finite and scale >= 0, found {self.center} and {self.scale}")
+        if not math.isfinite(self.fill):
+            raise ValueError(f"fill must be finite, found {self.fill}")
+        edges = np.asarray(self.edges, float)
+        if self.kind == "standardise":
+            return
+        if edges.ndim != 1 or len(edges) < 2 or not np.all(np.isfinite(edges)) or np.any(edges[1:] < edges[:-1]):
+            raise ValueError(f"edges must be at least two finite ascending numbers for {self.kind}, found {self.edges}")
+
+    @property
+    def width(self) -> int:
+        """Columns it writes: T for ple, 1 otherwise, and one more for the indicator."""
+        return (len(self.edges) - 1 if self.kind == "ple" else 1) + int(self.indicator)
+
+
+class NumericPlan(NamedTuple):
+    """Columns packed for the loop. integers[k]: kind, first output column, edge start, edge stop, indicator column or -1."""
+
+    integers: NDArray[np.int64]
+    numbers: NDArray[np.float64]  # [k]: center, scale, low, high, fill
+    edges: NDArray[np.float64]
+    width: int
+
+
+def numeric_plan(columns: Sequence[NumericColumn]) -> NumericPlan:
+    """Pack `columns`; their outputs follow each other in this order, an indicator right after its column."""
+    integers, numbers, edges, at = [], [], [], 0
+    for column in columns:
+        own = [float(e) for e in column.edges] if column.kind != "standardise" else []
+        last = at + column.width - 1
+        integers.append([KINDS[column.kind], at, len(edges), len(edges) + len(own), last if column.indicator else -1])
+        numbers.append([column.center, column.scale, column.low, column.high, column.fill])
+        edges += own
+        at += column.width
+    return NumericPlan(
+        np.array(integers, np.int64).reshape(-1, 5), np.array(numbers, float).reshape(-1, 5), np.array(edges, float), at
+    )
+
+
+@njit
+def inverse_normal(p: Any) -> Any:
+    """Quantile of the standard normal distribution, 0 < p < 1 (AS 241, PPND16: about 1e-16 relative)."""
+    q = p - 0.5
+    if abs(q) <= 0.425:
+        r = 0.180625 - q * q
+        top = ((((((2.5090809287301226727e3 * r + 3.3430575583588128105e4) * r + 6.7265770927008700853e4) * r
+                  + 4.5921953931549871457e4) * r + 1.3731693765509461125e4) * r + 1.9715909503065514427e3) * r
+               + 1.3314166789178437745e2) * r + 3.3871328727963666080e0
+        low = ((((((5.2264952788528545610e3 * r + 2.8729085735721942674e4) * r + 3.9307895800092710610e4) * r
+                  + 2.1213794301586595867e4) * r + 5.3941960214247511077e3) * r + 6.8718700749205790830e2) * r
+               + 4.2313330701600911252e1) * r + 1.0
+        return q * top / low
+    r = math.sqrt(-math.log(p if q < 0 else 1.0 - p))
+    if r <= 5.0:
+        r -= 1.6
+        top = ((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r + 2.41780725177450611770e-1) * r
+                  + 1.27045825245236838258e0) * r + 3.64784832476320460504e0) * r + 5.76949722146069140550e0) * r
+               + 4.63033784615654529590e0) * r + 1.42343711074968357734e0
+        low = ((((((1.05075007164441684324e-9 * r + 5.47593808499534494600e-4) * r + 1.51986665636164571966e-2) * r
+                  + 1.48103976427480074590e-1) * r + 6.89767334985100004550e-1) * r + 1.67638483018380384940e0) * r
+               + 2.05319162663775882187e0) * r + 1.0
+    else:
+        r -= 5.0
+        top = ((((((2.01033439929228813265e-7 * r + 2.71155556874348757815e-5) * r + 1.24266094738807843860e-3) * r
+                  + 2.65321895265761230930e-2) * r + 2.96560571828504891230e-1) * r + 1.78482653991729133580e0) * r
+               + 5.46378491116411436990e0) * r + 6.65790464350110377720e0
+        low = ((((((2.04426310338993978564e-15 * r + 1.42151175831644588870e-7) * r + 1.84631831751005468180e-5) * r
+                  + 7.86869131145613259100e-4) * r + 1.48753612908506148525e-2) * r + 1.36929880922735805310e-1) * r
+               + 5.99832206555887937690e-1) * r + 1.0
+    return -top / low if q < 0 else top / low
+
+
+@njit
+def _rank(x: Any, edges: Any) -> Any:
+    """Rank of x in [0, 1] among ascending quantiles; the middle of a run of equal ones."""
+    last = len(edges) - 1
+    if edges[0] == edges[last]:
+        return -1.0
+    left, right = np.searchsorted(edges, x), np.searchsorted(edges, x, side="right")
+    if left == right:  # strictly between two quantiles, or outside
+        if left == 0:
+            return 0.0
+        if left > last:
+            return 1.0
+        low, high = edges[left - 1], edges[left]
+        part = (x * 0.5 - low * 0.5) / (high * 0.5 - low * 0.5)  # halves: the span may exceed the largest double
+        return (left - 1 + part) / last
+    return 0.5 * (left + right - 1) / last
+
+
+@njit
+def _encode_cell(x: Any, integers: Any, numbers: Any, edges: Any, out: Any) -> None:
+    kind, at, first, stop, indicator = integers[0], integers[1], integers[2], integers[3], integers[4]
+    missing = x != x
+    if indicator >= 0:
+        out[indicator] = np.float32(1.0 if missing else 0.0)
+    width = stop - first - 1 if kind == _PLE else 1
+    if missing:
+        for j in range(width):
+            out[at + j] = np.float32(numbers[4])
+        return
+    x = min(max(x, numbers[2]), numbers[3])
+    if kind == _STANDARDISE:
+        y = (x - numbers[0]) / numbers[1] if numbers[1] > 0.0 else 0.0
+        out[at] = np.float32(min(max(y, -_LIMIT), _LIMIT))
+    elif kind == _PLE:
+        flat = edges[first] == edges[stop - 1]
+        for j in range(width):
+            low, high = edges[first + j], edges[first + j + 1]
+            if flat or x <= low:
+                out[at + j] = np.float32(0.0)
+            elif x >= high:
+                out[at + j] = np.float32(1.0)
+            else:
+                out[at + j] = np.float32((x * 0.5 - low * 0.5) / (high * 0.5 - low * 0.5))
+    else:
+        rank = _rank(x, edges[first:stop])
+        if rank < 0.0:
+            rank = 0.0
+        elif kind == _NORMAL:
+            rank = inverse_normal(min(max(rank, _TAIL), 1.0 - _TAIL))
+        out[at] = np.float32(rank)
+
+
+@njit
+def _encode_numeric(values: Any, integers: Any, numbers: Any, edges: Any, out: Any) -> None:
+    for i in range(values.shape[0]):
+        for k in range(values.shape[1]):
+            _encode_cell(values[i, k], integers[k], numbers[k], edges, out[i])
+
+
+def encode_numeric(
+    values: ArrayLike, plan: NumericPlan, out: NDArray[np.float32], threads: int = 1
+) -> NDArray[np.float32]:
+    """Encode every column of `values` into `out` by `plan` (see `numeric_plan`); returns `out`.
+
+    Shape: values float64[n, k], NaN missing; out float32[n, plan.width], C-contiguous. Every number written is finite.
+    Raises TypeError for other types, ValueError for shapes that disagree.
+    """
+    block = np.asarray(values)
+    if block.dtype.kind not in "iubf":
+        raise TypeError(f"values must hold numbers, found dtype {block.dtype}")
+    if block.ndim != 2 or block.shape[1] != len(plan.integers):
+        raise ValueError(f"values must be [n, {len(plan.integers)}], found shape {block.shape}")
+    block = block.astype(np.float64, copy=False)
+    check.output("out", out, (len(block), plan.width), np.float32)
+
+    def part(a: int, b: int) -> None:
+        _encode_numeric(block[a:b], plan.integers, plan.numbers, plan.edges, out[a:b])
+
+    run_ranges(part, split(len(block), threads), threads)
+    return out
+
+
+def _one(values: ArrayLike, column: NumericColumn) -> NDArray[np.float32]:
+    numbers = check.floats("values", values)
+    plan = numeric_plan([column])
+    return encode_numeric(numbers[:, None], plan, np.empty((len(numbers), plan.width), np.float32))
+
+
+def standardise(values: ArrayLike, center: float, scale: float, fill: float = 0.0) -> NDArray[np.float32]:
+    """(values - center) / scale as float32[n]; 0 when scale is 0, `fill` for NaN."""
+    return _one(values, NumericColumn("standardise", center=center, scale=scale, fill=fill))[:, 0]
+
+
+def quantile_ranks(
+    values: ArrayLike, quantiles: Sequence[float], normal: bool = True, fill: float = 0.0
+) -> NDArray[np.float32]:
+    """Piecewise-linear rank among ascending `quantiles` as float32[n]: in [0, 1], or through the normal distribution."""
+    return _one(values, NumericColumn("normal" if normal else "uniform", edges=quantiles, fill=fill))[:, 0]
+
+
+def ple(values: ArrayLike, edges: Sequence[float], fill: float = 0.0) -> NDArray[np.float32]:
+    """Piecewise-linear encoding over the T bins of T + 1 ascending `edges`: float32[n, T], components in [0, 1]."""
+    return _one(values, NumericColumn("ple", edges=edges, fill=fill))
+
+
+def quantiles_of(values: ArrayLike, count: int) -> NDArray[np.float64]:
+    """count + 1 quantiles (0, 1/count, ..., 1; linear interpolation) of the finite values; empty when there are none."""
+    numbers = check.floats("values", values)
+    if count < 1:
+        raise ValueError(f"count must be at least 1, found {count}")
+    finite = np.sort(numbers[np.isfinite(numbers)])
+    if len(finite) == 0:
+        return finite
+    at = np.linspace(0.0, len(finite) - 1.0, count + 1)
+    below = at.astype(np.int64)
+    above = np.minimum(below + 1, len(finite) - 1)
+    part = at - below
+    return np.maximum.accumulate(finite[below] * (1.0 - part) + finite[above] * part)
+
+
+# --------------------------------------------------------------------------- categorical
+class CategoricalPlan(NamedTuple):
+    """Hash tables of all columns, one after another. spans[k]: first slot and number of slots (a power of two)."""
+
+    keys: NDArray[np.int64]
+    codes: NDArray[np.int32]  # 0 marks a free slot
+    spans: NDArray[np.int64]
+    nulls: NDArray[np.int64]
+
+
+@njit
+def _fill_table(vocabulary: Any, keys: Any, codes: Any) -> Any:
+    """Put vocabulary[i] -> FIRST_KNOWN + i into an empty table; returns the position of a repeated entry, or -1."""
+    mask = len(keys) - 1
+    for i in range(len(vocabulary)):
+        slot = np.int64(splitmix64(np.uint64(vocabulary[i])) >> np.uint64(1)) & mask
+        while codes[slot] != 0:
+            if keys[slot] == vocabulary[i]:
+                return i
+            slot = (slot + 1) & mask
+        keys[slot], codes[slot] = vocabulary[i], FIRST_KNOWN + i
+    return -1
+
+
+def categorical_plan(vocabularies: Sequence[ArrayLike], null: int | Sequence[int] = -1) -> CategoricalPlan:
+    """Tables for `encode_categorical`: entry i of a column's vocabulary gets code 2 + i.
+
+    vocabularies: per column int64[v] distinct ids or 64-bit hashes; `null`: the input that means missing (one, or per column).
+    Raises ValueError for a repeated entry or one equal to the null.
+    """
+    nulls = [null] * len(vocabularies) if isinstance(null, int) else list(null)
+    if len(nulls) != len(vocabularies):
+        raise ValueError(f"null must be one number or {len(vocabularies)}, found {len(nulls)}")
+    keys, codes, spans, at = [], [], [], 0
+    for vocabulary, missing in zip(vocabularies, nulls, strict=True):
+        known = check.integers("vocabulary", vocabulary)
+        size = 1 << max(1, (2 * len(known)).bit_length())
+        table, numbers = np.zeros(size, np.int64), np.zeros(size, np.int32)
+        repeated = _fill_table(known, table, numbers)
+        if repeated >= 0:
+            raise ValueError(f"vocabulary must not repeat an entry, found {known[repeated]} again at {repeated}")
+        if np.any(known == missing):
+            raise ValueError(f"vocabulary must not hold the null {missing}")
+        keys.append(table)
+        codes.append(numbers)
+        spans.append((at, size))
+        at += size
+    return CategoricalPlan(
+        np.concatenate(keys) if keys else np.zeros(0, np.int64),
+        np.concatenate(codes) if codes else np.zeros(0, np.int32),
+        np.array(spans, np.int64).reshape(-1, 2),
+        np.array(nulls, np.int64),
+    )
+
+
+@njit
+def _encode_categorical(values: Any, keys: Any, codes: Any, spans: Any, nulls: Any, out: Any) -> None:
+    for i in range(values.shape[0]):
+        for k in range(values.shape[1]):
+            x = values[i, k]
+            if x == nulls[k]:
+                out[i, k] = NULL
+                continue
+            first, mask = spans[k, 0], spans[k, 1] - 1
+            slot = np.int64(splitmix64(np.uint64(x)) >> np.uint64(1)) & mask
+            found = np.int32(UNSEEN)
+            while codes[first + slot] != 0:
+                if keys[first + slot] == x:
+                    found = codes[first + slot]
+                    break
+                slot = (slot + 1) & mask
+            out[i, k] = found
+
+
+def encode_categorical(
+    values: ArrayLike, plan: CategoricalPlan, out: NDArray[np.int32], threads: int = 1
+) -> NDArray[np.int32]:
+    """Codes of every column by `plan`: 0 null, 1 unseen, known from 2; returns `out`.
+
+    Shape: values int64[n, k] (ids or hashes), out int32[n, k], C-contiguous. Raises TypeError for other types, ValueError for
+    shapes that disagree.
+    """
+    block = np.asarray(values)
+    if block.dtype.kind not in "iub" or block.dtype == np.uint64:
+        raise TypeError(f"values must hold integers that fit int64, found dtype {block.dtype}")
+    if block.ndim != 2 or block.shape[1] != len(plan.spans):
+        raise ValueError(f"values must be [n, {len(plan.spans)}], found shape {block.shape}")
+    block = block.astype(np.int64, copy=False)
+    check.output("out", out, block.shape, np.int32)
+
+    def part(a: int, b: int) -> None:
+        _encode_categorical(block[a:b], plan.keys, plan.codes, plan.spans, plan.nulls, out[a:b])
+
+    run_ranges(part, split(len(block), threads), threads)
+    return out
+
+
+def vocabulary_lookup(codes: ArrayLike, vocabulary: ArrayLike, null: int = -1) -> NDArray[np.int32]:
+    """Code of each entry under `vocabulary`: 0 null, 1 unseen, 2 + i for vocabulary[i]. int64[n], int64[v] -> int32[n]."""
+    values = check.integers("codes", codes)
+    out = np.empty((len(values), 1), np.int32)
+    return encode_categorical(values[:, None], categorical_plan([vocabulary], null), out)[:, 0]
