@@ -20,7 +20,7 @@ from engine.errors import UserError
 from engine.features.compute import as_floats
 from engine.features.spec import CATEGORICAL, NUMERIC, Feature
 from engine.runtime import digest
-from kernels.encode import NumericPlan, encode_numeric
+from kernels import encode as kernel
 
 FORMAT = 1
 NULL, UNSEEN, RARE, FIRST_KNOWN = 0, 1, 2, 3
@@ -40,6 +40,23 @@ class NumericColumn:
     high_: float
     missing_: bool
     knots_: tuple[float, ...] = ()
+
+    def for_kernel(self, clip: float) -> kernel.NumericColumn:
+        """The kernel's form; a value beyond `clip` deviations, or beyond the knots, counts as that bound."""
+        if self.kind == "standardise":
+            reach = clip * self.scale_
+            return kernel.NumericColumn(
+                center=self.center_, scale=self.scale_, low=self.center_ - reach, high=self.center_ + reach, indicator=self.missing_
+            )
+        kind = "normal" if self.kind == "quantile" else "ple"
+        return kernel.NumericColumn(
+            kind, edges=self.knots_, low=self.knots_[0], high=self.knots_[-1], indicator=self.missing_
+        )
+
+    def outputs(self) -> list[str]:
+        """Names of the columns it writes."""
+        bins = [f"{self.name}_bin{index}" for index in range(len(self.knots_) - 1)] if self.kind == "ple" else [self.name]
+        return [*bins, f"{self.name}_missing"] if self.missing_ else bins
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ class Encoder:
     numeric_: tuple[NumericColumn, ...]
     categorical_: tuple[Vocabulary, ...]
     clip: float
-    _plan: list[NumericPlan] = field(default_factory=list, compare=False, repr=False)
+    _plan: list[kernel.NumericPlan] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def fit(cls, features: Sequence[Feature], read: Callable[[Sequence[str]], pa.Table], config: EncodeConfig) -> Encoder:
@@ -89,7 +106,7 @@ class Encoder:
     @property
     def numeric_names(self) -> list[str]:
         """Names of the columns of the float32 block."""
-        return list(_block_names(self.numeric_))
+        return [name for column in self.numeric_ for name in column.outputs()]
 
     @property
     def width(self) -> int:
@@ -114,27 +131,26 @@ class Encoder:
                 raise UserError(f"raw features must have column {feature.name!r}, found {len(have)} other columns")
         return sorted(have - {feature.name for feature in self.features})
 
-    def transform(self, raw: pa.Table, numeric: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def transform(self, raw: pa.Table, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(float32[n, width], int32[n, categorical]) of raw features, taken by name; never edits its input."""
         self.check_columns(raw.column_names)
         rows = raw.num_rows
-        values = np.empty((rows, len(self.numeric_)), np.float64, order="F")
+        values = np.empty((rows, len(self.numeric_)), np.float64)
         for index, column in enumerate(self.numeric_):
             values[:, index] = as_floats(raw[column.name])
-        if numeric is None:
-            numeric = np.empty((rows, self.width), np.float32)
+        numeric = np.empty((rows, self.width), np.float32)
         if self.width:
-            encode_numeric(values, self.plan, numeric)
+            kernel.encode_numeric(values, self.plan, numeric, threads=threads)
         codes = np.empty((rows, len(self.categorical_)), np.int32)
         for index, vocabulary in enumerate(self.categorical_):
             codes[:, index] = vocabulary.codes(raw[vocabulary.name])
         return numeric, codes
 
     @property
-    def plan(self) -> NumericPlan:
+    def plan(self) -> kernel.NumericPlan:
         """The kernel's form of the numeric columns."""
         if not self._plan:
-            self._plan.append(_plan(self.numeric_, self.clip))
+            self._plan.append(kernel.numeric_plan([column.for_kernel(self.clip) for column in self.numeric_]))
         return self._plan[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -188,8 +204,9 @@ def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig) -> Numeric
     constant = finite[0] == finite[-1]
     knots: tuple[float, ...] = ()
     if config.numeric != "standardise" and not constant:
-        count = KNOTS if config.numeric == "quantile" else config.bins + 1
-        knots = tuple(float(x) for x in np.unique(np.quantile(finite, np.linspace(0, 1, count), method="inverted_cdf")))
+        quantiles = kernel.quantiles_of(finite, KNOTS - 1 if config.numeric == "quantile" else config.bins)
+        # Equal edges make empty bins; equal quantiles are the weight of a repeated value and stay.
+        knots = tuple(float(x) for x in (quantiles if config.numeric == "quantile" else np.unique(quantiles)))
     kind = config.numeric if len(knots) > 1 else "standardise"
     return NumericColumn(name, kind, center, 0.0 if constant else scale, float(finite[0]), float(finite[-1]), missing, knots)
 
