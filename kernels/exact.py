@@ -16,7 +16,9 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from kernels import check
 from kernels.jit import clz64, mul128, njit
 
 FIXED = 10
@@ -353,3 +355,50 @@ def _subtract_row(spread: Any, total: Any, i: Any) -> None:
         spread[j] = word - carry
         carry = np.uint64(word < carry)
         j += 1
+
+
+# --------------------------------------------------------------------------- whole arrays
+@njit
+def _moments_of(values: Any, out: Any) -> None:
+    """out = [count, sum, mean, std] of the values that are not NaN."""
+    fixed, n, wide = np.zeros(FIXED, np.uint64), np.int64(0), False
+    for i in range(len(values)):
+        if values[i] == values[i]:
+            wide = wide or is_wide(np.float64(values[i]).view(np.int64))
+            n += 1
+    out[0] = np.float64(n)
+    out[1:4] = np.nan
+    if n == 0:
+        return
+    if not wide:
+        for i in range(len(values)):
+            if values[i] == values[i]:
+                add_fixed(fixed, np.float64(values[i]).view(np.int64), True)
+        moments_fixed(fixed, np.zeros(FIXED, np.uint64), n, True, np.zeros(12, np.uint64), out[1:4])
+        return
+    long = np.zeros(WIDE, np.int64)
+    for i in range(len(values)):
+        if values[i] == values[i]:
+            bits = np.float64(values[i]).view(np.int64)
+            if (bits >> 52) & 0x7FF == 0x7FF:
+                add_fixed(fixed, bits, False)
+            else:
+                add_wide(long, bits)
+    moments_wide(long, np.zeros(WIDE, np.int64), fixed[8:10], n, True, out[1:4])
+
+
+def moments(values: ArrayLike) -> tuple[int, float, float, float]:
+    """(count, sum, mean, std) of the values that are not NaN: exact sums, so the bits do not depend on the order.
+
+    Shape: float64[n]. The sum is correctly rounded (math.fsum); std has ddof = 1 and is NaN below two values; without values all
+    but the count are NaN; with an infinity sum and mean are infinite (NaN for both signs), std NaN.
+    """
+    out = np.empty(4)
+    _moments_of(check.floats("values", values), out)
+    return int(out[0]), float(out[1]), float(out[2]), float(out[3])
+
+
+def total(values: ArrayLike) -> float:
+    """Correctly rounded sum of float64[n] without NaN; 0 for none."""
+    count, result, _, _ = moments(values)
+    return result if count else 0.0

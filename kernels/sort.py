@@ -103,6 +103,38 @@ def radix_order(values: NDArray[np.int64], order: NDArray[np.int64] | None = Non
     return result
 
 
+@njit
+def _sort_keys(keys: Any, spare: Any) -> Any:
+    """Ascending radix sort of uint64; digits that all keys share cost nothing. Returns the buffer that is sorted."""
+    digits = 6
+    count = np.zeros((digits, _BUCKETS + 1), np.int64)
+    mask = np.uint64(_BUCKETS - 1)
+    for i in range(len(keys)):
+        key = keys[i]
+        for d in range(digits):
+            count[d, np.int64((key >> np.uint64(d * _BITS)) & mask) + 1] += 1
+    for d in range(digits):
+        row = count[d]
+        if row.max() == len(keys):
+            continue
+        for b in range(1, _BUCKETS + 1):
+            row[b] += row[b - 1]
+        shift = np.uint64(d * _BITS)
+        for i in range(len(keys)):
+            key = keys[i]
+            digit = np.int64((key >> shift) & mask)
+            spare[row[digit]] = key
+            row[digit] += 1
+        keys, spare = spare, keys
+    return keys
+
+
+def sort_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """uint64[n] in ascending order; `keys` may be used as scratch."""
+    result: NDArray[np.uint64] = _sort_keys(keys, np.empty_like(keys))
+    return result
+
+
 def dense_range(codes: NDArray[np.int64]) -> tuple[int, int] | None:
     """(smallest code, number of codes spanned) when a counting sort over the span is cheap, else None."""
     if len(codes) == 0:

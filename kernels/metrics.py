@@ -1,0 +1,270 @@
+"""Quality of predictions, from (y, score, weight).
+
+Every number is a function of the rows alone: not of their order (sums are exact, ties of score are ordered by weight), of
+threads or of chunks. y is 0 or 1 for the binary ones; weights are not negative. A metric that is not defined (no rows, one
+class where two are needed, no weight) is NaN; broken input (NaN score, y of 2, a negative weight) is a ValueError.
+
+References: Fawcett, An introduction to ROC analysis, 2006; average precision as in scikit-learn (no interpolation); ECE of
+Guo et al., On calibration of modern neural networks, 2017, over equal-width bins.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kernels import check, exact
+from kernels.jit import njit, run_ranges
+from kernels.sort import radix_order, sort_keys
+
+_SIGN = np.uint64(1 << 63)
+_ONE = np.uint64(1)
+
+
+# --------------------------------------------------------------------------- input
+def _binary(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> tuple[Any, NDArray[np.float64], Any]:
+    """(y uint8[n], score float64[n] without NaN, weight float64[n] or None)."""
+    scores = check.floats("score", score)
+    raw = np.asarray(y)
+    labels = raw if raw.dtype == np.bool_ else check.floats("y", raw)
+    if labels.ndim != 1 or len(labels) != len(scores):
+        raise ValueError(f"y must have {len(scores)} entries, found shape {labels.shape}")
+    wrong = _first_wrong(labels, scores)
+    if wrong >= 0:
+        raise ValueError(f"y must be 0 or 1 and score a number, found y={labels[wrong]} score={scores[wrong]} at {wrong}")
+    return labels, scores, _weights(weight, len(scores))
+
+
+def _weights(weight: ArrayLike | None, n: int) -> NDArray[np.float64] | None:
+    if weight is None:
+        return None
+    weights = check.floats("weight", weight, n)
+    if len(weights) and not (np.min(weights) >= 0 and np.max(weights) < np.inf):
+        raise ValueError(f"weight must be finite and not negative, found {np.min(weights)} .. {np.max(weights)}")
+    return weights
+
+
+@njit
+def _first_wrong(y: Any, score: Any) -> Any:
+    for i in range(len(y)):
+        if not (y[i] == 0 or y[i] == 1) or score[i] != score[i]:
+            return i
+    return -1
+
+
+def _probabilities(score: NDArray[np.float64]) -> None:
+    if len(score) and not (np.min(score) >= 0 and np.max(score) <= 1):
+        raise ValueError(f"score must be a probability in [0, 1], found {np.min(score)} .. {np.max(score)}")
+
+
+# --------------------------------------------------------------------------- ranking
+@njit
+def _split_keys(y: Any, score: Any, positive: Any, negative: Any) -> Any:
+    """Ascending-order keys of the scores, by class; returns how many positives."""
+    p, q = 0, 0
+    for i in range(len(y)):
+        bits = np.float64(score[i] + 0.0).view(np.uint64)  # -0.0 ties with 0.0
+        key = ~bits if bits & _SIGN else bits | _SIGN
+        if y[i] == 1:
+            positive[p] = key
+            p += 1
+        else:
+            negative[q] = key
+            q += 1
+    return p
+
+
+@njit
+def _twice_wins(positive: Any, negative: Any) -> Any:
+    """Over all pairs: 2 for a positive above a negative, 1 for a tie. Both arrays ascend."""
+    wins, below, through = np.int64(0), np.int64(0), np.int64(0)
+    for i in range(len(positive)):
+        key = positive[i]
+        while below < len(negative) and negative[below] < key:
+            below += 1
+        through = max(through, below)
+        while through < len(negative) and negative[through] <= key:
+            through += 1
+        wins += below + through
+    return wins
+
+
+def roc_auc(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, threads: int = 1) -> float:
+    """Probability that a random positive scores above a random negative, ties counting half. NaN with one class.
+
+    Shape: y {0, 1}[n], score float64[n] (infinities rank), weight float64[n] -> float. Without weights exact integers, rounded
+    once. Raises ValueError as in the module docstring.
+    """
+    labels, scores, weights = _binary(y, score, weight)
+    if weights is not None:
+        true, false = _cumulated(labels, scores, weights)
+        return _area(true, false)
+    positive, negative = np.empty(len(labels), np.uint64), np.empty(len(labels), np.uint64)
+    count = int(_split_keys(labels, scores, positive, negative))
+    sides = [positive[:count], negative[: len(labels) - count]]
+    if not len(sides[0]) or not len(sides[1]):
+        return float("nan")
+    positive, negative = run_ranges(lambda a, _: sort_keys(sides[a]), [(0, 1), (1, 2)], threads)
+    return int(_twice_wins(positive, negative)) / (2 * len(positive) * len(negative))
+
+
+def _descending(labels: Any, scores: NDArray[np.float64], weights: Any) -> NDArray[np.int64]:
+    """Rows by score descending; ties by (y, weight), so that cumulative sums do not depend on the order of rows."""
+    order = None
+    if weights is not None:
+        order = radix_order((weights + 0.0).view(np.int64))
+        order = radix_order(np.asarray(labels).astype(np.int64), order)
+    bits = (scores + 0.0).view(np.int64)
+    rising = np.where(bits < 0, ~bits ^ np.int64(-(2**63)), bits)
+    return radix_order(~rising, order)
+
+
+@njit
+def _cumulate(labels: Any, scores: Any, weights: Any, order: Any, true: Any, false: Any) -> Any:
+    """true[k], false[k]: weight of positives and negatives down to the k-th distinct score; k = 0 is none. Returns k + 1."""
+    count = 0
+    above, rest = 0.0, 0.0
+    true[0], false[0] = 0.0, 0.0
+    for k in range(len(order)):
+        row = order[k]
+        w = weights[row] if len(weights) else 1.0
+        if labels[row] == 1:
+            above += w
+        else:
+            rest += w
+        if k == len(order) - 1 or scores[order[k + 1]] != scores[row]:
+            count += 1
+            true[count], false[count] = above, rest
+    return count + 1
+
+
+def _cumulated(labels: Any, scores: Any, weights: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    order = _descending(labels, scores, weights)
+    true, false = np.empty(len(order) + 1), np.empty(len(order) + 1)
+    used = _cumulate(labels, scores, np.empty(0) if weights is None else weights, order, true, false)
+    return true[:used], false[:used]
+
+
+def _area(true: NDArray[np.float64], false: NDArray[np.float64]) -> float:
+    if not (true[-1] > 0 and false[-1] > 0):
+        return float("nan")
+    parts = np.diff(false / false[-1]) * (true[1:] / true[-1] + true[:-1] / true[-1]) * 0.5
+    return min(exact.total(parts), 1.0)
+
+
+class Curve(NamedTuple):
+    """Points of a curve from the highest threshold down; x ascends for ROC (false rate) and for PR (recall)."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+def roc_curve(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Curve:
+    """(false positive rate, true positive rate) at every distinct score, from (0, 0) to (1, 1); NaN with one class."""
+    true, false = _cumulated(*_binary(y, score, weight))
+    with np.errstate(invalid="ignore"):
+        return Curve(false / false[-1], true / true[-1])
+
+
+def precision_recall_curve(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Curve:
+    """(recall, precision) at every distinct score of positive weight, from the highest down; NaN without positives."""
+    true, false = _cumulated(*_binary(y, score, weight))
+    kept = true + false > 0
+    with np.errstate(invalid="ignore"):
+        return Curve(true[kept] / true[-1], true[kept] / (true + false)[kept])
+
+
+def average_precision(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Sum over distinct scores of precision * gain in recall (scikit-learn's rule). NaN without positives."""
+    recall, precision = precision_recall_curve(y, score, weight)
+    if len(recall) == 0 or not recall[-1] > 0:
+        return float("nan")
+    return exact.total(np.diff(recall, prepend=0.0) * precision)
+
+
+# --------------------------------------------------------------------------- losses
+def _mean(losses: NDArray[np.float64], weights: NDArray[np.float64] | None) -> float:
+    if weights is None:
+        return exact.total(losses) / len(losses) if len(losses) else float("nan")
+    whole = exact.total(weights)
+    return exact.total(losses * weights) / whole if whole > 0 else float("nan")
+
+
+@njit
+def _log_losses(y: Any, p: Any, floor: Any, out: Any) -> None:
+    for i in range(len(y)):
+        likely = p[i] if y[i] == 1 else 1.0 - p[i]
+        out[i] = -np.log(min(max(likely, floor), 1.0))
+
+
+def log_loss(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Mean of -log(probability given to what happened), which is held above 2**-52. Nats. NaN without rows."""
+    labels, scores, weights = _binary(y, score, weight)
+    _probabilities(scores)
+    losses = np.empty(len(scores))
+    _log_losses(labels, scores, float(np.finfo(float).eps), losses)
+    return _mean(losses, weights)
+
+
+def brier(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Mean of (score - y)**2. NaN without rows."""
+    labels, scores, weights = _binary(y, score, weight)
+    _probabilities(scores)
+    return _mean((scores - labels) ** 2, weights)
+
+
+def pinball(y: ArrayLike, score: ArrayLike, quantile: float, weight: ArrayLike | None = None) -> float:
+    """Mean of max(q * (y - score), (q - 1) * (y - score)): the loss of a predicted q-quantile. NaN without rows.
+
+    Raises ValueError unless 0 < q < 1 and y and score are finite.
+    """
+    scores = check.floats("score", score)
+    targets = check.floats("y", y, len(scores))
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile must be in (0, 1), found {quantile}")
+    error = targets - scores
+    if not np.all(np.isfinite(error)):
+        raise ValueError(f"y and score must be finite, found a difference of {error[~np.isfinite(error)][0]}")
+    return _mean(np.maximum(quantile * error, (quantile - 1.0) * error), _weights(weight, len(scores)))
+
+
+# --------------------------------------------------------------------------- calibration
+class Reliability(NamedTuple):
+    """Per equal-width bin of the score: weight of its rows, their mean score, share of positives (NaN when empty)."""
+
+    edges: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    score: NDArray[np.float64]
+    positive: NDArray[np.float64]
+
+
+def reliability(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = 10) -> Reliability:
+    """Reliability table over `bins` equal bins [k / bins, (k + 1) / bins) of [0, 1], 1 in the last."""
+    labels, scores, weights = _binary(y, score, weight)
+    _probabilities(scores)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, found {bins}")
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    which = np.minimum(np.searchsorted(edges, scores, side="right") - 1, bins - 1)
+    weights = np.ones(len(scores)) if weights is None else weights
+    table = np.full((3, bins), np.nan)
+    for b in range(bins):
+        rows = which == b
+        mass = exact.total(weights[rows])
+        table[0, b] = mass
+        if mass > 0:
+            table[1, b] = exact.total((weights * scores)[rows]) / mass
+            table[2, b] = exact.total((weights * labels)[rows]) / mass
+    return Reliability(edges, table[0], table[1], table[2])
+
+
+def ece(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = 10) -> float:
+    """Expected calibration error: mean over rows of |share of positives - mean score| of the row's bin. NaN without rows."""
+    table = reliability(y, score, weight, bins)
+    used = table.weight > 0
+    if not used.any():
+        return float("nan")
+    gaps = table.weight[used] * np.abs(table.positive[used] - table.score[used])
+    return exact.total(gaps) / exact.total(table.weight)
