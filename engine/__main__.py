@@ -1,4 +1,5 @@
-"""The shell: `python -m engine COMMAND [overrides]`. Takes the command, composes the config, runs the step, says how it went.
+"""The shell: `python -m engine COMMAND [overrides]`. Takes the command, composes the config, runs the step, says how it
+went.
 
 Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted. The last line that a step prints on stdout is its run directory.
 Rooms are imported by dispatch, so that `--help` is quick and a command loads only what it uses.
@@ -81,8 +82,9 @@ def _main(words: list[str]) -> int:
         print("---\n".join(compose.to_yaml(one.saved) for one in composed), end="")
         return DONE
     if command.plain:
-        return int(commands.function(name)(composed[0].config, [word for word in rest if word not in overrides]) or DONE)
-    return max(_step(name, one, rest) for one in composed)
+        plain = [word for word in rest if word not in overrides]
+        return int(commands.function(name)(composed[0].config, plain) or DONE)
+    return max(_step(name, one) for one in composed)
 
 
 def _parse(words: list[str]) -> Request:
@@ -96,7 +98,8 @@ def _parse(words: list[str]) -> Request:
         elif option in valued:
             value = value if equals else next(remaining, "")
             if not value or (option == "--cfg" and value != "job"):
-                raise UserError(f"{option} must be followed by {'job' if option == '--cfg' else 'a folder'}, found {value!r}")
+                wanted = "job" if option == "--cfg" else "a folder"
+                raise UserError(f"{option} must be followed by {wanted}, found {value!r}")
             setattr(request, valued[option], value)
         else:
             request.words.append(word)
@@ -110,7 +113,7 @@ def _refuse_options(words: list[str]) -> None:
         raise UserError(f"unknown option {word!r}.{nearest(word, [option.split()[0] for option in OPTIONS])}")
 
 
-def _step(name: str, composed: Any, rest: list[str]) -> int:
+def _step(name: str, composed: Any) -> int:
     # Libraries read these when they are imported, so they are set before the rooms are.
     importlib.import_module("engine.runtime.environment").set_threads(composed.config.resources.threads)
     api = importlib.import_module("engine.api")
@@ -164,7 +167,7 @@ def headline(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def _show(metrics: Mapping[str, float | None]) -> None:
-    rows = [(name, "not a number" if value is None else f"{value:,.6g}") for name, value in headline(metrics).items()]
+    rows = list(_rows(headline(metrics)))
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -178,6 +181,17 @@ def _show(metrics: Mapping[str, float | None]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         print(f"{name:<{width}}  {text}")
+
+
+def _rows(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
+    """(name, text) of each metric; `<name>_low` and `<name>_high` become the interval behind it."""
+    for name, value in metrics.items():
+        base = name.removesuffix("_low").removesuffix("_high")
+        if base != name and base in metrics:
+            continue
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        interval = "" if low is None or high is None else f"  [{low:.5g}, {high:.5g}]"
+        yield name, ("not computable" if value is None else f"{value:,.6g}") + interval
 
 
 def _overview() -> str:
@@ -201,7 +215,8 @@ def _columns(rows: list[tuple[str, str]]) -> Iterator[str]:
 def _command_help(name: str, command: commands.Command, config_dir: str | None) -> str:
     compose, schema, tree = (importlib.import_module(f"engine.config.{part}") for part in ("compose", "schema", "tree"))
     sections = ("name", *command.sections, *commands.EVERY)
-    lines = [f"usage: python -m engine {name} {command.usage} [options]", "", f"{name}: {command.help}", "", "config groups:"]
+    lines = [f"usage: python -m engine {name} {command.usage} [options]", "", f"{name}: {command.help}"]
+    lines += ["", "config groups:"]
     for group, choices in compose.groups(config_dir).items():
         if group in sections or group == "experiment":
             lines += _columns([(f"+{group}=" if group not in compose.chosen() else f"{group}=", " | ".join(choices))])

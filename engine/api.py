@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def run(command: str, *overrides: str, config_dir: str | None = None) -> Run:
     """Do one step: `engine.run("train", "+experiment=flights", "train.lr=0.01")`.
 
-    Returns the finished run: `run.directory`, `run.metrics`, `run.record`. Raises UserError for what the caller can mend;
-    any other error carries the run directory as a note.
+    Returns the finished run: `run.directory`, `run.metrics`, `run.record`. Raises UserError for what the caller can
+    mend; any other error carries the run directory as a note.
     """
     name, rest = commands.find(command.split())
     if rest or commands.COMMANDS[name].plain:
@@ -71,7 +71,9 @@ def _open(name: str, composed: Composed, words: list[str]) -> Run:
 
 def _check_same_plan(name: str, config: Config, saved: dict[str, Any], directory: Path, key: str) -> None:
     if not (directory / "run.json").is_file():
-        raise UserError(f"{key} must be auto, never or a run directory, found {str(directory)!r}, which has no run.json")
+        raise UserError(
+            f"{key} must be auto, never or a run directory, found {str(directory)!r}, which has no run.json"
+        )
     record = Run.read(directory)
     if record["command"] != name:
         raise UserError(f"{key} must name a run of {name!r}, found a run of {record['command']!r}: {directory}")
@@ -88,5 +90,9 @@ def _differences(first: Any, second: Any, path: str = "") -> list[str]:
     """Dotted keys whose values differ."""
     if isinstance(first, dict) and isinstance(second, dict):
         names = list(dict.fromkeys([*first, *second]))
-        return [key for name in names for key in _differences(first.get(name), second.get(name), f"{path}.{name}".strip("."))]
+        return [
+            key
+            for name in names
+            for key in _differences(first.get(name), second.get(name), f"{path}.{name}".strip("."))
+        ]
     return [] if first == second else [path]

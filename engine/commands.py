@@ -33,7 +33,9 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "ingest": Command("engine.data.ingest:ingest", "read the sources, check them, store the dataset", DATA),
     "features": Command("engine.features.build:features", "compute the feature views of a dataset", DATA),
-    "train": Command("engine.training.train:train", "fit a model and measure it", ("train", "model", "evaluate", *DATA), "train"),
+    "train": Command(
+        "engine.training.train:train", "fit a model and measure it", ("train", "model", "evaluate", *DATA), "train"
+    ),
     "evaluate": Command("engine.training.train:evaluate", "measure a model on rows with labels", ("evaluate", *DATA)),
     "score": Command("engine.scoring.score:score", "write predictions for a period", ("score", *DATA), "score"),
 }

@@ -1,1 +1,1 @@
-"""Typed, checked, frozen configuration. `compose` is imported by the shell and the API only, so that no step sees Hydra."""
+"""Typed, checked, frozen configuration. Only the shell and the API import `compose`: no step sees Hydra."""

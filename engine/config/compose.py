@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -27,6 +29,8 @@ from engine.errors import UserError, nearest
 
 MASK = "***"
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
+_DECLARATION = re.compile(r"\.columns\.[^.]+$")  # a declared column may be called `token`
+_REFERENCE = re.compile(r"\$\{(\.*)([^:{}$]+)\}")
 _DEFAULTS = "engine_defaults"
 
 
@@ -50,6 +54,9 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
 
     Raises UserError naming the key or value that is wrong and the nearest known one.
     """
+    for word in overrides:
+        if _parse(word).is_sweep_override():
+            raise UserError(f"{word!r} names several values: add --multirun, or write a list as key=[a,b]")
     words = [_appendable(word) for word in overrides]
     if config_dir is not None:
         folder = Path(config_dir).expanduser().resolve()
@@ -57,17 +64,17 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
             raise UserError(f"--config-dir must be a folder, found {config_dir!r}")
         words.append(f"hydra.searchpath=['file://{folder}']")
     raw = _compose_with_hydra(words)
-    secrets = _secrets(raw)
+    written = dict(_leaves(raw))
     try:
-        values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+        _resolve_once(raw)
+        values: Any = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config key {error.full_key or '?'}: {str(error).splitlines()[0]}") from None
     _refuse_targets(values)
-    saved = _masked(values, {key: reference for key, reference, _ in secrets})
     _check_top_level(values)
     config = schema.build(Config, values)
-    hidden = tuple(sorted({value for _, _, value in secrets if value}, key=len, reverse=True))
-    return Composed(config, saved, hidden, tuple(_masked_word(word) for word in overrides))
+    hidden, references = _secrets(written, dict(_plain_leaves(values)))
+    return Composed(config, _masked(values, references), hidden, tuple(_masked_word(word) for word in overrides))
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -94,8 +101,8 @@ def groups(config_dir: str | None = None) -> dict[str, list[str]]:
 
 def chosen() -> set[str]:
     """Groups that have a choice by default (`cluster=ray` replaces it); of any other group one is added with `+`."""
-    defaults = OmegaConf.load(conf_directory() / "config.yaml")["defaults"]
-    return {str(name) for entry in defaults if isinstance(entry, DictConfig) for name in entry}
+    root: Any = OmegaConf.to_container(OmegaConf.load(conf_directory() / "config.yaml"))
+    return {str(name) for entry in root["defaults"] if isinstance(entry, dict) for name in entry}
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -104,14 +111,14 @@ def to_yaml(values: dict[str, Any]) -> str:
 
 
 def _parse(word: str) -> Any:
+    if re.match(r"[+~]*(hydra[./@]|hydra=|=|$)", word):
+        raise UserError(f"an override must name a key of this engine, found {_masked_word(word)!r}")
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
         reason = str(error).splitlines()[0]
         hint = " A value with spaces, = or () needs quotes inside the word: 'key=\"a = b\"'." if "=" in word else ""
-        raise UserError(f"an override must be key=value, found {word!r} ({reason}).{hint}") from None
-    if override.is_sweep_override():
-        return override
+        raise UserError(f"an override must be key=value, found {_masked_word(word)!r} ({reason}).{hint}") from None
     return override
 
 
@@ -124,9 +131,6 @@ def _appendable(word: str) -> str:
 
 
 def _compose_with_hydra(words: list[str]) -> DictConfig:
-    for word in words:
-        if _parse(word).is_sweep_override():
-            raise UserError(f"{word!r} names several values: add --multirun, or write a list as key=[a,b]")
     ConfigStore.instance().store(name=_DEFAULTS, node=schema.plain(Config()))
     GlobalHydra.instance().clear()
     try:
@@ -134,8 +138,10 @@ def _compose_with_hydra(words: list[str]) -> DictConfig:
             return hydra_compose("config", overrides=words)
     except MissingConfigException as error:
         raise UserError(_missing_choice(error)) from None
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_unknown_key(error, words)) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_unknown_key(error)) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"a config file must be YAML: {' '.join(str(error).split())}") from None
 
 
 def _missing_choice(error: MissingConfigException) -> str:
@@ -148,12 +154,14 @@ def _missing_choice(error: MissingConfigException) -> str:
     return f"no config {missing!r}.{nearest(missing, options)}"
 
 
-def _unknown_key(error: Exception, words: list[str]) -> str:
-    match = re.search(r"Could not override '([^']+)'", str(error))
+def _unknown_key(error: Exception) -> str:
+    match = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", str(error))
     if match:
         name = match.group(1)
         if name in groups():
-            return f"config group {name!r} has no default here: write +{name}=CHOICE, one of {', '.join(groups()[name])}"
+            return (
+                f"config group {name!r} has no default here: write +{name}=CHOICE, one of {', '.join(groups()[name])}"
+            )
         return f"unknown config key {name!r}.{nearest(name, known_keys())}"
     return str(error).splitlines()[0]
 
@@ -161,7 +169,9 @@ def _unknown_key(error: Exception, words: list[str]) -> str:
 def known_keys() -> list[str]:
     """Every dotted key and every section and group name."""
     keys = {path for path, *_ in schema.documented(Config)} | set(groups())
-    return sorted(keys | {".".join(path.split(".")[:depth]) for path in keys for depth in range(1, path.count(".") + 1)})
+    return sorted(
+        keys | {".".join(path.split(".")[:depth]) for path in keys for depth in range(1, path.count(".") + 1)}
+    )
 
 
 def _check_top_level(values: dict[str, Any]) -> None:
@@ -184,28 +194,87 @@ def _refuse_targets(values: Any, path: str = "") -> None:
             _refuse_targets(item, f"{path}[{index}]")
 
 
-def _secrets(raw: DictConfig) -> list[tuple[str, str, str]]:
-    """(dotted key, what is saved in its place, value) of keys named like secrets and of `${oc.env:...}` values."""
-    found: list[tuple[str, str, str]] = []
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value as written) of everything that is not a container; an interpolation stays text."""
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        yield path, node._value()
+        return
+    for name in node.keys() if isinstance(node, DictConfig) else range(len(node)):
+        where = f"{path}.{name!s}" if path else str(name)
+        item = node._get_node(name)
+        if isinstance(item, (DictConfig, ListConfig)):
+            yield from _leaves(item, where)
+        else:
+            yield where, item._value()
 
-    def walk(node: Any, path: str) -> None:
-        names = node.keys() if isinstance(node, DictConfig) else range(len(node))
-        for name in names:
-            where = f"{path}.{name}" if path else str(name)
-            text = node._get_node(name)
-            written = text._value() if text is not None else None
-            if isinstance(text, (DictConfig, ListConfig)) and not text._is_none() and not text._is_interpolation():
-                walk(text, where)
-            elif isinstance(written, str) and "oc.env" in written:
-                try:
-                    found.append((where, written, str(node[name])))
-                except OmegaConfBaseException as error:
-                    raise UserError(f"config key {where!r}: {str(error).splitlines()[0]}") from None
-            elif isinstance(written, str) and written and _SECRET_NAME.search(str(name)):
-                found.append((where, MASK, str(node[name])))
 
-    walk(raw, "")
-    return found
+def _plain_leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, (dict, list)) and values:
+        for name, item in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _plain_leaves(item, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, values
+
+
+def _resolve_once(root: DictConfig) -> None:
+    """Evaluate every interpolation exactly once and put its value in its place, what it refers to first.
+
+    OmegaConf evaluates anew at every read: with `a: ${random:}` and `b: ${a}` the two would differ.
+    """
+    waiting = {path: text for path, text in _leaves(root) if isinstance(text, str) and "${" in text}
+    while waiting:
+        ready = [path for path, text in waiting.items() if not _refers_to(path, text, waiting)]
+        for path in ready:
+            OmegaConf.update(root, _bracketed(path), OmegaConf.select(root, _bracketed(path)), force_add=True)
+            del waiting[path]
+        if not ready:
+            raise UserError(f"config keys must not refer to each other in a circle, found {', '.join(waiting)}")
+
+
+def _refers_to(path: str, text: str, waiting: Iterable[str]) -> bool:
+    """Whether the text refers to a key that is still waiting, or to a section that holds one."""
+    parents = path.split(".")[:-1]
+    for dots, name in _REFERENCE.findall(text):
+        base = parents[: len(parents) - (len(dots) - 1)] if dots else []
+        target = ".".join([*base, name.replace("[", ".").replace("]", "")])
+        if any(other == target or f"{other}.".startswith(f"{target}.") for other in waiting if other != path):
+            return True
+    return False
+
+
+def _bracketed(path: str) -> str:
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
+
+
+def _secrets(written: dict[str, Any], values: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Secret values, and what is saved in the place of each: the reference to it, or `***`.
+
+    Secret: a key named like one, and whatever comes from the environment (`${oc.env:...}`) unless it is a place.
+    """
+    hidden: set[str] = set()
+    references: dict[str, str] = {}
+    for path, text in written.items():
+        value = str(values.get(path, ""))
+        if not isinstance(text, str) or not text:
+            continue
+        named = bool(_SECRET_NAME.search(path.rsplit(".", 1)[-1])) and not _DECLARATION.search(path)
+        if named or ("oc.env" in text and not _is_place(path, text, value)):
+            hidden.add(value)
+            references[path] = text if "oc.env" in text else MASK
+    for path, text in written.items():  # what was put together out of a secret
+        if (
+            isinstance(text, str)
+            and "${" in text
+            and any(len(one) > 3 and one in str(values.get(path)) for one in hidden)
+        ):
+            references[path] = text
+    return tuple(sorted((value for value in hidden if value), key=len, reverse=True)), references
+
+
+def _is_place(path: str, text: str, value: str) -> bool:
+    if _SECRET_NAME.search(text) or "://" in value:
+        return False
+    return path.startswith("paths.") or path.endswith("path") or os.path.exists(value)
 
 
 def _masked(values: Any, replaced: dict[str, str], path: str = "") -> Any:

@@ -65,7 +65,8 @@ def build(cls: type, values: Any, path: str = "") -> Any:
     for name in values:
         if name not in fields:
             where = f"{path}.{name}" if path else str(name)
-            raise UserError(f"unknown config key {where!r}.{nearest(str(name), fields)}")
+            known = [f"{path}.{field}" if path else field for field in fields]
+            raise UserError(f"unknown config key {where!r}.{nearest(where, known)}")
     found = {}
     for name, field in fields.items():
         where = f"{path}.{name}" if path else name
@@ -139,8 +140,9 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
 
 def _check(field: dataclasses.Field[Any], value: Any, path: str) -> None:
     choices = field.metadata.get("choices", ())
-    if choices and value is not None and value not in choices:
-        raise UserError(f"{path} must be one of {', '.join(choices)}, found {value!r}.{nearest(str(value), choices)}")
+    for item in value if isinstance(value, tuple) else (value,):
+        if choices and item is not None and item not in choices:
+            raise UserError(f"{path} must be one of {', '.join(choices)}, found {item!r}.{nearest(str(item), choices)}")
     for name, limit in field.metadata.get("bounds", {}).items():
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:

@@ -6,6 +6,7 @@ Defaults live here and nowhere else; `conf/` holds choices and experiments as di
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 from engine.config import units
@@ -16,6 +17,7 @@ ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weig
 AGGREGATES = (
     "count", "sum", "mean", "std", "min", "max", "last", "first", "recency", "distinct", "ewm_sum", "ewm_mean",
 )  # fmt: skip
+PARTS = ("hour", "minute_of_day", "weekday", "day", "day_of_year", "week", "month")
 FORMATS = ("auto", "csv", "jsonl", "parquet", "arrow", "iceberg", "delta")
 
 
@@ -50,7 +52,7 @@ class CsvOptions:
     encoding: str = key("utf-8", "text encoding (utf-8, utf-16, latin-1, ...); a byte-order mark is honoured")
     decimal: str = key(".", "decimal separator")
     thousands: str = key("", "separator of digit groups in numbers; empty = none")
-    quoted_nulls: bool = key(False, "whether a quoted field may spell null; without it \"\" is an empty text")
+    quoted_nulls: bool = key(False, 'whether a quoted field may spell null; without it "" is an empty text')
     ragged: str = key("quarantine", "when a row has more or fewer fields", choices=("fail", "quarantine"))
     nulls: tuple[str, ...] = key(("",), "spellings of null")
     header: bool = key(True, "whether the first line names the columns; without it the declared order holds")
@@ -89,7 +91,9 @@ class Column:
     max: float | str | None = key(None, "largest allowed value")
     values: tuple[str, ...] = key((), "allowed values; empty = any")
     on_violation: str = key(
-        "quarantine", "what happens to a row that breaks the rules above", choices=("fail", "quarantine", "null", "warn")
+        "quarantine",
+        "what happens to a row that breaks the rules above",
+        choices=("fail", "quarantine", "null", "warn"),
     )
     sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
     known_at: str | None = key(
@@ -121,7 +125,9 @@ class RuleConfig:
 
     SHORTHAND = "holds"
     holds: str = key(help="SQL expression that must not be false")
-    on_violation: str = key("quarantine", "what happens to a row that breaks it", choices=("fail", "quarantine", "warn"))
+    on_violation: str = key(
+        "quarantine", "what happens to a row that breaks it", choices=("fail", "quarantine", "warn")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +202,9 @@ def _check_known_at(table: str, columns: dict[str, Column]) -> None:
         if anchor not in columns:
             raise UserError(f"{where}.{name}.known_at names {anchor!r}, which is no column.{nearest(anchor, columns)}")
         if not columns[anchor].type.startswith("timestamp"):
-            raise UserError(f"{where}.{name}.known_at names {anchor!r}, which must be a timestamp, found {columns[anchor].type!r}")
+            raise UserError(
+                f"{where}.{name}.known_at names {anchor!r}, which must be a timestamp, found {columns[anchor].type!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +224,7 @@ class CalendarConfig:
     """Parts of a time column that is known before the decision."""
 
     column: str = key(help="time column")
-    parts: tuple[str, ...] = key(("hour", "weekday"), "hour, minute_of_day, weekday, day, day_of_year, week, month")
+    parts: tuple[str, ...] = key(("hour", "weekday"), "parts", choices=PARTS)
     zone: str | None = key(None, "zone in which the parts are read; null = data.time_zone", parse=units.zone)
     cyclic: bool = key(False, "as sine and cosine instead of one number")
 
@@ -454,7 +462,7 @@ def _located(where: str, check: object, *arguments: object) -> None:
 
 def _check_split(split: SplitConfig, zone: str) -> None:
     names = [name for name in ("train", "valid", "test") if getattr(split, name)]
-    for earlier, later in zip(names, names[1:], strict=False):
+    for earlier, later in itertools.pairwise(names):
         stop, start = units.between(getattr(split, earlier), zone)[1], units.between(getattr(split, later), zone)[0]
         if start < stop:
             raise UserError(
@@ -519,16 +527,24 @@ def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: Vie
                 continue
             _known_column(data, column, f"{where}.aggregates")
             if data.columns[column].known_at is None:
-                raise UserError(f"{where}: column {column!r} must say when it becomes known (data.columns.{column}.known_at)")
+                raise UserError(
+                    f"{where}: column {column!r} must say when it becomes known (data.columns.{column}.known_at)"
+                )
         return
     if view.table not in data.tables:
-        raise UserError(f"{where}.table names {view.table!r}, which is no table of data.tables.{nearest(str(view.table), data.tables)}")
+        raise UserError(
+            f"{where}.table names {view.table!r}, which is no table of data.tables."
+            f"{nearest(str(view.table), data.tables)}"
+        )
     table = data.tables[view.table]
     if len(view.on) not in (0, len(view.entity)):
         raise UserError(f"{where}.on must name as many columns as entity ({len(view.entity)}), found {len(view.on)}")
     for column in (*view.columns, *(view.on or view.entity)):
         if column not in table.columns:
-            raise UserError(f"{where} names {column!r}, which is no column of data.tables.{view.table}.{nearest(column, table.columns)}")
+            raise UserError(
+                f"{where} names {column!r}, which is no column of data.tables.{view.table}."
+                f"{nearest(column, table.columns)}"
+            )
     for column in view.columns:
         if table.columns[column].known_at is None and not table.static:
             raise UserError(

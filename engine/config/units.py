@@ -34,7 +34,9 @@ def span(text: str) -> int:
     """
     match = _SPAN.match(str(text))
     if not match or match.group(2) not in MICROSECONDS:
-        raise UserError(f"a span must be a number and one of {', '.join(MICROSECONDS)} (as in 90min or 7d), found {text!r}")
+        raise UserError(
+            f"a span must be a number and one of {', '.join(MICROSECONDS)} (as in 90min or 7d), found {text!r}"
+        )
     return round(float(match.group(1)) * MICROSECONDS[match.group(2)])
 
 
@@ -63,7 +65,9 @@ def moment(text: str) -> tuple[str, int]:
     """(time column, offset in microseconds) of `arrived`, `scheduled - 1h` or `arrived + 15min`."""
     match = _MOMENT.match(str(text))
     if not match:
-        raise UserError(f"a moment must be a time column with an optional span (as in `scheduled - 1h`), found {text!r}")
+        raise UserError(
+            f"a moment must be a time column with an optional span (as in `scheduled - 1h`), found {text!r}"
+        )
     column, sign, length = match.groups()
     offset = span(length) if length else 0
     return column, -offset if sign == "-" else offset
@@ -86,7 +90,9 @@ def instant(text: str, time_zone: str) -> int:
     try:
         parsed = datetime.datetime.fromisoformat(f"{text}-01" if re.fullmatch(r"\d{4}-\d{2}", text) else text)
     except ValueError:
-        raise UserError(f"an instant must be an ISO date or time like 2013-06-01 or 2013-06-01T05:30, found {text!r}") from None
+        raise UserError(
+            f"an instant must be an ISO date or time like 2013-06-01 or 2013-06-01T05:30, found {text!r}"
+        ) from None
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=zone(time_zone))
     return round((parsed - EPOCH) / datetime.timedelta(microseconds=1))

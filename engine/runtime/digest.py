@@ -22,7 +22,9 @@ CHUNK = 1 << 22
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_scalar)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_scalar
+    )
 
 
 def _scalar(value: Any) -> Any:
@@ -73,7 +75,9 @@ _memo: dict[tuple[str, int, int, int], str] = {}
 def check_unchanged(path: Path | str, digest: str) -> None:
     """Raise UserError when a file's bytes are no longer those that were hashed before it was read."""
     if of_file(path) != digest:
-        raise UserError(f"{path} changed while it was read: its bytes must stay the same for a run. Run the command again")
+        raise UserError(
+            f"{path} changed while it was read: its bytes must stay the same for a run. Run the command again"
+        )
 
 
 class TableDigest:
@@ -100,7 +104,9 @@ class TableDigest:
     def columns(self) -> dict[str, str]:
         """Hex digest per column."""
         return {
-            field.name: of_json([str(_plain_type(field.type)), *(stream.hexdigest() for stream in self._streams[field.name])])
+            field.name: of_json(
+                [str(_plain_type(field.type)), *(stream.hexdigest() for stream in self._streams[field.name])]
+            )
             for field in self.schema
         }
 

@@ -29,7 +29,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 def set_threads(threads: int = 0) -> None:
-    """Give the thread variables that are unset one value: `threads`, or OMP_NUM_THREADS where set (Ray sets it), or all cores.
+    """Give unset thread variables one value: `threads`, else OMP_NUM_THREADS where set (Ray sets it), else all cores.
 
     Libraries read them once, when they are imported.
     """
@@ -63,7 +63,11 @@ def _files_digest(root: Path) -> str:
 def _git(folder: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, timeout=20, check=False, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            timeout=20,
+            check=False,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -79,7 +83,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     commit = _git(root, "rev-parse", "HEAD")
     untracked = (_git(root, "ls-files", "--others", "--exclude-standard") or "").splitlines()
     dirty = bool((_git(root, "status", "--porcelain", "--untracked-files=no") or "").strip())
-    return {"root": str(root), "commit": commit.strip() if commit else None, "dirty": dirty, "untracked": untracked[:200]}
+    return {
+        "root": str(root),
+        "commit": commit.strip() if commit else None,
+        "dirty": dirty,
+        "untracked": untracked[:200],
+    }
 
 
 def patch(folder: Path) -> str:

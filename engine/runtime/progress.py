@@ -52,7 +52,9 @@ class Progress:
                 self._shown = now
                 self._show(now)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._show(time.monotonic(), last=True, failed=kind is not None)
 
     @property

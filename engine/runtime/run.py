@@ -44,8 +44,8 @@ def plan_digest(command: str, config: Config, *, code: Mapping[str, Any] | None 
 class Run:
     """One run directory, `runs/<command>/<name>/<UTC time>-<id>/`.
 
-    Open with `Run.create` or `Run.resume`; the shell calls `finish` (writes DONE last) or `fail`. A run holds a lock on its
-    directory while it is open; the lock goes with the process, however that ends.
+    Open with `Run.create` or `Run.resume`; the shell calls `finish` (writes DONE last) or `fail`. A run holds a lock on
+    its directory while it is open; the lock goes with the process, however that ends.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class Run:
         self._close()
 
     def fail(self, error: BaseException, status: str = "failed") -> None:
-        """Record why the run ended (with the traceback in run.log, unless it is the user's mistake); no DONE is written."""
+        """Record why the run ended, with the traceback in run.log unless it is the user's mistake. Writes no DONE."""
         self.record["error"] = self.redact(f"{type(error).__name__}: {error}")
         if isinstance(error, (UserError, KeyboardInterrupt)):
             self._log_file(f"{status}: {error}".removesuffix(": "))
@@ -253,7 +253,7 @@ class Run:
         try:
             self._end(status)
         except (UserError, OSError):
-            pass  # the disk is full or gone: run.json stays as it was (`running`, unlocked), and `error` is what to report
+            pass  # the disk is full or gone: run.json stays as it was (`running`, unlocked); `error` is what to report
         self._close()
 
     def _log_file(self, message: str) -> None:
@@ -282,7 +282,7 @@ class Run:
 class _LogFile(logging.FileHandler):
     """run.log. A line that cannot be written is lost; it does not stop the run."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:
         """Nothing: a full disk is reported by the write that matters."""
 
 
@@ -305,7 +305,7 @@ def _new_directory(parent: Path, now: datetime.datetime) -> Path:
 def _try_lock(directory: Path) -> TextIO | None:
     """The open lock file of a run directory, or None when somebody else holds it."""
     with storage.disk_errors(directory):
-        file = open(directory / LOCK, "a")  # noqa: SIM115 - held for the life of the run
+        file = open(directory / LOCK, "a")  # held open for the life of the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -320,7 +320,6 @@ def _dirty_trees(code: Mapping[str, Any]) -> list[tuple[str, Path]]:
     if roots["engine"] and roots["user"] and roots["engine"]["root"] == roots["user"]["root"]:
         del roots["user"]
     return [(name, Path(state["root"])) for name, state in roots.items() if state and state["dirty"]]
-
 
 
 def _link_order(name: str) -> tuple[int, int]:
