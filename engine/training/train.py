@@ -22,6 +22,7 @@ from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts
 from engine.features.moments import instants
+from engine.features.store import threads_of
 from engine.runtime import digest
 from engine.runtime.run import Run
 from engine.training import gate, report
@@ -217,7 +218,7 @@ def evaluate_splits(  # noqa: PLR0913
         if part is None or not len(part.rows):
             continue
         logits = predict_logits(
-            model, part.numeric, part.codes, precision=precision, tile_rows=TILE_ROWS, threads=build_threads(config)
+            model, part.numeric, part.codes, precision=precision, tile_rows=TILE_ROWS, threads=threads_of(config)
         )
         span = (int(part.rows[0]), int(part.rows[-1]) + 1)
         facts = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(pa.array(part.rows - span[0]))
@@ -291,11 +292,6 @@ def _refuse_difference(path: str, asked: Any, bundled: Any) -> None:
             f"{path} is {asked!r} here but the model was trained with {bundled!r}: scoring takes the model's own "
             "specification. Drop the override, or train a model with it"
         )
-
-
-def build_threads(config: Config) -> int:
-    """Threads for tiles."""
-    return config.cluster.threads or config.resources.threads or 0
 
 
 class Timer:
