@@ -16,7 +16,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
 from kernels.jit import clz64, mul128, njit
@@ -25,7 +25,7 @@ FIXED = 10
 WIDE = 67 + 134
 _SUM, _SQUARES = 67, 134
 _UNIT = 92  # fixed sums are in units of 2**-92
-_WIDE_UNIT = 1084
+WIDE_UNIT = 1084  # wide sums are in units of 2**-1084
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 _FRACTION = np.uint64((1 << 52) - 1)
 _HIDDEN = np.uint64(1 << 52)
@@ -126,7 +126,7 @@ def add_wide(acc: Any, bits: Any) -> None:
         mantissa |= _HIDDEN
     else:
         exponent = np.int64(1)
-    position = exponent + (_WIDE_UNIT - 1075)
+    position = exponent + (WIDE_UNIT - 1075)
     off = np.uint64(position & 31)
     digit = position >> 5
     low = mantissa << off
@@ -315,7 +315,7 @@ def moments_wide(add: Any, drop: Any, infinite: Any, n: Any, squares: Any, out: 
         return
     total = np.zeros(34, np.uint64)
     minus = _words(add[:_SUM], drop[:_SUM], total)
-    leading, exponent = _top(total, -_WIDE_UNIT)
+    leading, exponent = _top(total, -WIDE_UNIT)
     if not squares or n < 2:
         _round(leading, exponent, minus, (_ZERO, np.int64(0)), n, out)
         out[2] = np.nan
@@ -331,7 +331,7 @@ def moments_wide(add: Any, drop: Any, infinite: Any, n: Any, squares: Any, out: 
     for i in range(34):
         if total[i] != _ZERO:
             _subtract_row(spread, total, i)
-    _round(leading, exponent, minus, _top(spread, -2 * _WIDE_UNIT), n, out)
+    _round(leading, exponent, minus, _top(spread, -2 * WIDE_UNIT), n, out)
 
 
 @njit
@@ -358,6 +358,10 @@ def _subtract_row(spread: Any, total: Any, i: Any) -> None:
 
 
 # --------------------------------------------------------------------------- whole arrays
+def wide_integer(acc: NDArray[np.int64]) -> int:
+    """The sum held by a wide accumulator as a Python integer, in units of 2**-1084."""
+    return sum(int(digit) << (32 * i) for i, digit in enumerate(acc[:_SUM]) if digit)
+
 @njit
 def _moments_of(values: Any, out: Any) -> None:
     """out = [count, sum, mean, std] of the values that are not NaN."""

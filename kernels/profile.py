@@ -1,0 +1,241 @@
+"""What a block of rows looked like, as integers on edges fixed beforehand, so that merging is addition.
+
+Per numeric column, on ascending edges e[0] < ... < e[B] (from the reference): rows below e[0], in each bin [e[b], e[b + 1]) (the
+last one closed), above e[B], missing (NaN), -inf and +inf; least and greatest finite value; and moments as exact integers: a
+value inside the edges is q = floor((x - e[0]) * 2**31 / (e[B] - e[0]) + 1/2), and the sums of q and q**2 are kept whole; values
+outside are summed exactly. Any split of the rows, in any order, on any number of threads, merges to the same bytes.
+
+Per categorical column: rows of each code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kernels import check
+from kernels.exact import WIDE, WIDE_UNIT, add_wide, wide_integer
+from kernels.jit import njit, run_ranges, split
+
+_BLOCK = 256
+_SCALE = 2.0**31
+MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = -3, -2, -1  # the last three counts of a row of Profile.counts
+
+
+class ProfilePlan(NamedTuple):
+    """Edges of k columns, padded with +inf to one power of two; see `profile_plan`."""
+
+    edges: NDArray[np.float64]  # [k, 2**s]
+    bins: NDArray[np.int64]  # [k], B of each column
+    ranges: NDArray[np.float64]  # [k, 2]: e[0] and 2**31 / (e[B] - e[0])
+
+
+class Profile(NamedTuple):
+    """counts[k]: below, B bins, above, zeros to the common width, then missing, -inf, +inf.
+
+    sums[k]: sum of q, sum of q**2, exact sums of the values below and above the edges in units of 2**-1084 (Python integers).
+    """
+
+    counts: NDArray[np.int64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    sums: list[tuple[int, int, int, int]]
+
+
+def edges_of(values: ArrayLike, bins: int) -> NDArray[np.float64]:
+    """At most bins + 1 distinct quantile edges of the finite values, by inverted distribution (each edge is a value).
+
+    A constant column c gives [c, the next double]. Raises ValueError without a finite value.
+    """
+    numbers = check.floats("values", values)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, found {bins}")
+    finite = np.sort(numbers[np.isfinite(numbers)]) + 0.0
+    if len(finite) == 0:
+        raise ValueError(f"values must hold a finite number, found none among {len(numbers)}")
+    at = (np.arange(bins + 1) * (len(finite) - 1) + bins // 2) // bins
+    edges: NDArray[np.float64] = np.unique(finite[at])
+    return edges if len(edges) > 1 else np.array([edges[0], np.nextafter(edges[0], np.inf)])
+
+
+def profile_plan(edges: Sequence[ArrayLike]) -> ProfilePlan:
+    """Pack the edges of each column. Raises ValueError unless each has two or more finite, strictly ascending numbers."""
+    rows = [np.asarray(e, float) for e in edges]
+    for k, row in enumerate(rows):
+        if row.ndim != 1 or len(row) < 2 or not np.all(np.isfinite(row)) or np.any(row[1:] <= row[:-1]):
+            raise ValueError(f"edges of column {k} must be two or more finite ascending numbers, found {row.tolist()}")
+    widest = max((len(row) for row in rows), default=1)
+    padded = np.full((len(rows), 1 << (widest).bit_length()), np.inf)
+    ranges = np.empty((len(rows), 2))
+    for k, row in enumerate(rows):
+        padded[k, : len(row)] = row
+        span = row[-1] * 0.5 - row[0] * 0.5
+        ranges[k] = row[0], min(_SCALE / 2.0 / span, float(np.finfo(float).max))
+    return ProfilePlan(padded, np.array([len(row) - 1 for row in rows], np.int64), ranges)
+
+
+@njit
+def _positions(x: Any, edges: Any, at: Any) -> None:
+    """at[j] = number of edges <= x[j], without a branch; len(edges) is a power of two and more than there are edges."""
+    at[:] = 0
+    step = len(edges) >> 1
+    while step > 0:
+        for j in range(len(x)):
+            at[j] += step if edges[at[j] + step - 1] <= x[j] else 0
+        step >>= 1
+
+
+@njit
+def _profile_column(x: Any, at: Any, edges: Any, bins: Any, span: Any, counts: Any, extremes: Any, sums: Any, far: Any) -> None:
+    """Add one block of one column. sums: uint64[3] = sum of q, sum of q**2 as low and high word; far: [2, WIDE]."""
+    _positions(x, edges, at)
+    first, last = edges[0], edges[bins]
+    low, high = extremes[0], extremes[1]
+    total, squares, top = sums[0], sums[1], sums[2]
+    width = len(counts)
+    for j in range(len(x)):
+        value = x[j]
+        if first <= value <= last:
+            b = min(at[j], bins)  # e[B] itself belongs to the last bin
+            counts[b] += 1
+            q = np.uint64(np.int64((value - span[0]) * span[1] + 0.5))
+            total += q
+            q *= q
+            squares += q
+            top += np.uint64(squares < q)
+            low, high = min(low, value), max(high, value)
+        elif value != value:
+            counts[width + MISSING] += 1
+        elif value == np.inf:
+            counts[width + POSITIVE_INFINITE] += 1
+        elif value == -np.inf:
+            counts[width + NEGATIVE_INFINITE] += 1
+        else:
+            side = 0 if value < first else 1
+            counts[0 if side == 0 else bins + 1] += 1
+            add_wide(far[side], np.float64(value).view(np.int64))
+            low, high = min(low, value), max(high, value)
+    extremes[0], extremes[1] = low, high
+    sums[0], sums[1], sums[2] = total, squares, top
+
+
+@njit
+def _profile(block: Any, edges: Any, bins: Any, ranges: Any, counts: Any, extremes: Any, sums: Any, far: Any) -> None:
+    x, at = np.empty(_BLOCK), np.empty(_BLOCK, np.int64)
+    for start in range(0, block.shape[0], _BLOCK):
+        rows = min(_BLOCK, block.shape[0] - start)
+        for k in range(block.shape[1]):
+            for j in range(rows):
+                x[j] = block[start + j, k] + 0.0
+            _profile_column(x[:rows], at[:rows], edges[k], bins[k], ranges[k], counts[k], extremes[k], sums[k], far[k])
+
+
+def empty_profile(plan: ProfilePlan) -> Profile:
+    """The profile of no rows."""
+    k = len(plan.bins)
+    width = int(plan.bins.max(initial=0)) + 5
+    return Profile(np.zeros((k, width), np.int64), np.full(k, np.inf), np.full(k, -np.inf), [(0, 0, 0, 0)] * k)
+
+
+def profile(block: ArrayLike, plan: ProfilePlan, threads: int = 1) -> Profile:
+    """Profile of the rows of `block` on the edges of `plan`.
+
+    Shape: block[n, k] float32 or float64 (others are converted), any strides. Raises TypeError for what is no number, ValueError
+    for a number of columns other than the plan's.
+    """
+    rows = np.asarray(block)
+    if rows.dtype.kind not in "iubf":
+        raise TypeError(f"block must hold numbers, found dtype {rows.dtype}")
+    if rows.ndim != 2 or rows.shape[1] != len(plan.bins):
+        raise ValueError(f"block must be [n, {len(plan.bins)}], found shape {rows.shape}")
+    if rows.dtype not in (np.float32, np.float64):
+        rows = rows.astype(np.float64)
+
+    def part(a: int, b: int) -> Profile:
+        empty = empty_profile(plan)
+        extremes = np.stack([empty.low, empty.high], axis=1)
+        sums, far = np.zeros((len(plan.bins), 3), np.uint64), np.zeros((len(plan.bins), 2, WIDE), np.int64)
+        _profile(rows[a:b], plan.edges, plan.bins, plan.ranges, empty.counts, extremes, sums, far)
+        whole = [
+            (int(s[0]), int(s[1]) + (int(s[2]) << 64), wide_integer(f[0]), wide_integer(f[1]))
+            for s, f in zip(sums, far, strict=True)
+        ]
+        return Profile(empty.counts, extremes[:, 0].copy(), extremes[:, 1].copy(), whole)
+
+    merged = empty_profile(plan)
+    for piece in run_ranges(part, split(len(rows), threads), threads):
+        merged = merge(merged, piece)
+    return merged
+
+
+def merge(a: Profile, b: Profile) -> Profile:
+    """Profile of the rows of both (made on the same plan). Raises ValueError when their shapes differ."""
+    if a.counts.shape != b.counts.shape:
+        raise ValueError(f"profiles must be on the same edges, found shapes {a.counts.shape} and {b.counts.shape}")
+    sums = [(p[0] + q[0], p[1] + q[1], p[2] + q[2], p[3] + q[3]) for p, q in zip(a.sums, b.sums, strict=True)]
+    return Profile(a.counts + b.counts, np.minimum(a.low, b.low), np.maximum(a.high, b.high), sums)
+
+
+def column_counts(result: Profile, plan: ProfilePlan, column: int) -> NDArray[np.int64]:
+    """int64[B + 2]: below, bins, above of one column."""
+    return result.counts[column, : plan.bins[column] + 2]
+
+
+def mean_std(result: Profile, plan: ProfilePlan, column: int) -> tuple[float, float]:
+    """(mean of the finite values, sample std of those inside the edges), to half a quantum (range / 2**32) a value; else NaN."""
+    counts = column_counts(result, plan, column)
+    inside, finite = int(counts[1:-1].sum()), int(counts.sum())
+    total, squares, below, above = result.sums[column]
+    first, scale = plan.ranges[column]
+    if finite == 0:
+        return float("nan"), float("nan")
+    outside = _scaled_down(below + above)
+    mean = (first * inside + total / scale + outside) / finite
+    spread = inside * squares - total * total
+    return mean, (spread / (inside * (inside - 1))) ** 0.5 / scale if inside > 1 else float("nan")
+
+
+def _scaled_down(units: int) -> float:
+    """units * 2**-1084 as a float, infinite when too large."""
+    try:
+        return units / (1 << WIDE_UNIT)
+    except OverflowError:
+        return float("inf") if units > 0 else float("-inf")
+
+
+# --------------------------------------------------------------------------- categories
+@njit
+def _count_categories(codes: Any, sizes: Any, counts: Any) -> Any:
+    for i in range(codes.shape[0]):
+        for k in range(codes.shape[1]):
+            code = codes[i, k]
+            if code < 0 or code >= sizes[k]:
+                return i * codes.shape[1] + k
+            counts[k, code] += 1
+    return -1
+
+
+def category_counts(codes: ArrayLike, sizes: ArrayLike, threads: int = 1) -> NDArray[np.int64]:
+    """Rows of each code per column.
+
+    Shape: codes integer[n, k] in [0, sizes[k]), sizes int64[k] -> int64[k, largest size]. Merging is addition.
+    Raises ValueError for another shape or a code outside.
+    """
+    block = np.asarray(codes)
+    limits = check.integers("sizes", sizes)
+    if block.dtype.kind not in "iu" or block.ndim != 2 or block.shape[1] != len(limits):
+        raise ValueError(f"codes must be integers [n, {len(limits)}], found {block.dtype} of shape {block.shape}")
+
+    def part(a: int, b: int) -> NDArray[np.int64]:
+        counts = np.zeros((len(limits), int(limits.max(initial=0))), np.int64)
+        bad = _count_categories(block[a:b], limits, counts)
+        if bad >= 0:
+            i, k = a + bad // len(limits), bad % len(limits)
+            raise ValueError(f"codes must lie in [0, {limits[k]}) in column {k}, found {block[i, k]} in row {i}")
+        return counts
+
+    pieces = run_ranges(part, split(len(block), threads), threads)
+    return np.sum(pieces, axis=0) if pieces else np.zeros((len(limits), int(limits.max(initial=0))), np.int64)
