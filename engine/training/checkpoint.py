@@ -1,0 +1,105 @@
+"""Checkpoints: tensors as safetensors, everything else as a JSON manifest that is written last and names sizes and digests.
+
+A folder without a manifest, or whose files do not match it, does not count: resume takes the newest whole one and says which
+it passed over. Nothing here unpickles: torch.load is never called.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from engine.errors import UserError
+from engine.runtime import digest, storage
+
+FORMAT = 1
+TENSORS = "state.safetensors"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint, verified."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.manifest["step"])
+
+
+def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int) -> Path:
+    """Write `root/step-<step>/` and remove all but the newest `keep`; a broken folder in the way is replaced."""
+    folder = storage.inside(root.parent, root.name) / f"step-{step:010d}"
+    if (folder / MANIFEST).exists():
+        (folder / MANIFEST).unlink()  # while it is rewritten it must not count
+    payload = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+    with storage.atomic_path(folder / TENSORS) as temporary:
+        temporary.write_bytes(payload)
+    files = {TENSORS: {"bytes": len(payload), "sha256": digest.of_bytes(payload)}}
+    storage.write_json(folder / MANIFEST, {"format": FORMAT, "step": step, **facts, "files": files})
+    for old in candidates(root)[keep:]:
+        (old / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def candidates(root: Path) -> list[Path]:
+    """Checkpoint folders, newest first; whole or not."""
+    return sorted((path for path in root.glob("step-*") if path.is_dir()), reverse=True)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read one checkpoint; sizes and digests are checked before a byte is interpreted.
+
+    Raises UserError saying what is wrong with it.
+    """
+    manifest = storage.read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{folder / MANIFEST} must have format {FORMAT}")
+    expected = manifest.get("files", {}).get(TENSORS)
+    if not isinstance(expected, dict):
+        raise UserError(f"{folder / MANIFEST} must name {TENSORS}")
+    path = folder / TENSORS
+    if not path.is_file():
+        raise UserError(f"{path} must exist, found nothing")
+    payload = path.read_bytes()
+    if len(payload) != expected["bytes"]:
+        raise UserError(f"{path} must have {expected['bytes']} bytes, found {len(payload)}")
+    if digest.of_bytes(payload) != expected["sha256"]:
+        raise UserError(f"{path} must have the digest that its manifest names; its bytes were changed")
+    return Checkpoint(folder, manifest, read_tensors(payload, path))
+
+
+def read_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of safetensors bytes; anything else, a pickle above all, is refused and never run."""
+    if len(payload) < 8 or struct.unpack("<Q", payload[:8])[0] > len(payload) - 8 or payload[8:9] != b"{":
+        raise UserError(f"{path} must be safetensors; pickled checkpoints are refused because loading one runs its code")
+    try:
+        return load_tensors(payload)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} must be safetensors: {error}") from None
+
+
+def newest_whole(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """(newest checkpoint that verifies, or None; why each newer one was passed over)."""
+    passed_over = []
+    for folder in candidates(root):
+        try:
+            return load_checkpoint(folder), passed_over
+        except UserError as error:
+            passed_over.append(f"checkpoint {folder.name} is not whole and is passed over: {error}")
+    return None, passed_over

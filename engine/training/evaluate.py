@@ -1,0 +1,316 @@
+"""What is measured on rows with labels: metrics, intervals, and how they differ by month and by slice.
+
+Intervals are percentiles of a Poisson bootstrap over rows (Chamandy et al.: Estimating uncertainty for massive data streams,
+2012) keyed by row position, so they repeat exactly. A metric that cannot be computed says why and never raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config import units
+from engine.config.tree import EvaluateConfig
+from engine.errors import UserError, nearest
+from engine.training.losses import LOSSES
+from kernels import metrics as kernels
+
+Array = NDArray[Any]
+CURVE_POINTS = 200
+BOOTSTRAP_CELLS = 1 << 24  # resamples x rows held at once
+LARGEST_BOOTSTRAP = 2_000_000  # rows; beyond, an interval is narrower than anything one would act on
+SLICE_VALUES = 50  # most frequent values of a slice that are listed
+HIGHER_IS_BETTER = {
+    "roc_auc": True,
+    "average_precision": True,
+    "accuracy": True,
+    "macro_auc": True,
+    "log_loss": False,
+    "brier": False,
+    "ece": False,
+    "mae": False,
+    "rmse": False,
+    "pinball": False,
+}
+METRICS = {
+    "binary": ("roc_auc", "average_precision", "log_loss", "brier", "ece"),
+    "multiclass": ("accuracy", "log_loss", "macro_auc"),
+    "regression": ("mae", "rmse", "pinball"),
+}
+
+
+def watched_metric(loss: str, wanted: str | None) -> str:
+    """The validation metric of early stopping; raises UserError when the loss's task does not have it."""
+    known = METRICS[LOSSES[loss].task]
+    name = wanted or LOSSES[loss].metric
+    if name not in known:
+        raise UserError(f"train.metric must be one that train.loss={loss} has, found {name!r}.{nearest(name, known)}")
+    return name
+
+
+# ------------------------------------------------------------------------------------------------------- points
+
+
+def point_metrics(target: Array, scores: Array, loss: str, *, ece_bins: int = 15, quantile: float = 0.5) -> dict[str, float]:
+    """Metrics of all rows together; NaN where one cannot be computed.
+
+    Shape: target [n] (0 or 1, class index, or value), scores [n] or [n, classes].
+    """
+    target, scores = target.astype(np.float64), scores.astype(np.float64)
+    task = LOSSES[loss].task
+    if not len(target) or not np.isfinite(scores).all():
+        return {name: float("nan") for name in METRICS[task]}
+    if task == "binary":
+        return {
+            "roc_auc": kernels.roc_auc(target, scores),
+            "average_precision": kernels.average_precision(target, scores),
+            "log_loss": kernels.log_loss(target, scores),
+            "brier": kernels.brier(target, scores),
+            "ece": kernels.ece(target, scores, bins=ece_bins),
+        }
+    if task == "multiclass":
+        return _multiclass(target.astype(np.int64), scores)
+    error = target - scores
+    return {
+        "mae": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt(np.square(error).mean())),
+        "pinball": kernels.pinball(target, scores, quantile),
+    }
+
+
+def _multiclass(target: Array, scores: Array) -> dict[str, float]:
+    taken = scores[np.arange(len(target)), target]
+    areas = [kernels.roc_auc((target == k).astype(np.float64), scores[:, k]) for k in range(scores.shape[1])]
+    present = [area for area in areas if np.isfinite(area)]
+    return {
+        "accuracy": float((scores.argmax(axis=1) == target).mean()),
+        "log_loss": float(-np.log(np.maximum(taken, np.finfo(float).eps)).mean()),
+        "macro_auc": float(np.mean(present)) if present else float("nan"),
+    }
+
+
+def _reason(name: str, target: Array, scores: Array) -> str:
+    if not len(target):
+        return "there are no rows"
+    broken = int((~np.isfinite(scores)).sum())
+    if broken:
+        return f"{broken} scores are not finite"
+    if name in ("roc_auc", "macro_auc"):
+        return f"all {len(target)} rows have the same target"
+    return "there are no positive rows" if name == "average_precision" else "it is not finite"
+
+
+# ---------------------------------------------------------------------------------------------------- intervals
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """Rows of a binary task by falling score, with the last place of each run of equal scores."""
+
+    order: Array
+    positive: Array
+    last: Array
+
+    @classmethod
+    def of(cls, target: Array, scores: Array) -> _Sorted:
+        order = np.argsort(-scores, kind="stable")
+        ranked = scores[order]
+        last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+        return cls(order, target[order] == 1, last)
+
+    def cumulated(self, weight: Array) -> tuple[Array, Array]:
+        """(true, false)[resamples, distinct scores] weight down to each distinct score, of weight [resamples, n]."""
+        ranked = weight[:, self.order]
+        true = np.cumsum(ranked * self.positive, axis=1)[:, self.last]
+        return true, np.cumsum(ranked, axis=1)[:, self.last] - true
+
+
+def _means(weight: Array, values: Array) -> Array:
+    # Not a matrix product: BLAS adds in an order that depends on its threads.
+    return (weight * values).sum(axis=1) / weight.sum(axis=1)
+
+
+def _resampled_ranking(target: Array, scores: Array) -> Callable[[Array], dict[str, Array]]:
+    ranking = _Sorted.of(target, scores)
+    clipped = np.clip(np.where(target == 1, scores, 1.0 - scores), np.finfo(float).eps, 1.0)
+    rowwise = {"log_loss": -np.log(clipped), "brier": np.square(scores - target)}
+
+    def measure(weight: Array) -> dict[str, Array]:
+        true, false = ranking.cumulated(weight)
+        before_true, before_false = np.pad(true[:, :-1], ((0, 0), (1, 0))), np.pad(false[:, :-1], ((0, 0), (1, 0)))
+        area = ((false - before_false) * (true + before_true)).sum(axis=1) * 0.5
+        precision = true / np.maximum(true + false, 1e-300)
+        return {
+            "roc_auc": area / (true[:, -1] * false[:, -1]),
+            "average_precision": ((true - before_true) * precision).sum(axis=1) / true[:, -1],
+            **{name: _means(weight, values) for name, values in rowwise.items()},
+        }
+
+    return measure
+
+
+def _resampled_rows(target: Array, scores: Array, loss: str, quantile: float) -> Callable[[Array], dict[str, Array]]:
+    if LOSSES[loss].task == "multiclass":
+        rows = {"accuracy": (scores.argmax(axis=1) == target).astype(np.float64)}
+        taken = scores[np.arange(len(target)), target.astype(np.int64)]
+        rows["log_loss"] = -np.log(np.maximum(taken, np.finfo(float).eps))
+    else:
+        error = target - scores
+        rows = {
+            "mae": np.abs(error),
+            "rmse": np.square(error),
+            "pinball": np.maximum(quantile * error, (quantile - 1) * error),
+        }
+
+    def measure(weight: Array) -> dict[str, Array]:
+        means = {name: _means(weight, values) for name, values in rows.items()}
+        return {name: np.sqrt(value) if name == "rmse" else value for name, value in means.items()}
+
+    return measure
+
+
+def intervals(
+    target: Array, scores: Array, loss: str, config: EvaluateConfig, *, quantile: float = 0.5, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap interval (low, high) per metric; empty without resamples, rows, or both classes."""
+    n = len(target)
+    if not config.bootstrap or n < 2 or n > LARGEST_BOOTSTRAP or not np.isfinite(scores).all():
+        return {}
+    target, scores = target.astype(np.float64), scores.astype(np.float64)
+    binary = LOSSES[loss].task == "binary"
+    if binary and target.min() == target.max():
+        return {}
+    measure = _resampled_ranking(target, scores) if binary else _resampled_rows(target, scores, loss, quantile)
+    generator = np.random.Generator(np.random.Philox(key=[seed, n]))
+    found: dict[str, list[Array]] = {}
+    chunk = max(1, BOOTSTRAP_CELLS // n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for start in range(0, config.bootstrap, chunk):
+            weight = generator.poisson(1.0, (min(chunk, config.bootstrap - start), n)).astype(np.float64)
+            for name, values in measure(weight).items():
+                found.setdefault(name, []).append(values)
+    tail = 50 * (1 - config.confidence)
+    return {name: _percentiles(np.concatenate(values), tail) for name, values in found.items()}
+
+
+def _percentiles(values: Array, tail: float) -> tuple[float, float]:
+    good = values[np.isfinite(values)]
+    if not len(good):
+        return float("nan"), float("nan")
+    low, high = np.percentile(good, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+# --------------------------------------------------------------------------------------------------- everything
+
+
+def evaluate_scores(
+    target: Array,
+    scores: Array,
+    loss: str,
+    config: EvaluateConfig,
+    time_us: Array,
+    time_zone: str,
+    slices: Mapping[str, Array],
+    *,
+    quantile: float = 0.5,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """(flat metrics, details for a report) of scored rows.
+
+    Shape: target [n], scores [n] or [n, classes], time_us int64[n] (microseconds UTC; months are read in `time_zone`), slices
+    name -> [n] values. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`, `positive_rate`. Details are JSON.
+    """
+    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
+    details: dict[str, Any] = {"loss": loss, "rows": len(target), "confidence": config.confidence}
+    details["not_computable"] = {name: _reason(name, target, scores) for name, value in metrics.items() if not np.isfinite(value)}
+    bounds = intervals(target, scores, loss, config, quantile=quantile)
+    details["intervals"] = {name: list(pair) for name, pair in bounds.items()}
+    flat = dict(metrics)
+    for name, (low, high) in bounds.items():
+        flat |= {f"{name}_low": low, f"{name}_high": high}
+    flat["rows"] = float(len(target))
+    if LOSSES[loss].task == "binary" and len(target):
+        flat["positive_rate"] = float(target.mean(dtype=np.float64))
+    if LOSSES[loss].task == "binary" and len(target) and np.isfinite(scores).all():
+        details |= _binary_details(target.astype(np.float64), scores.astype(np.float64), config)
+
+    def part(label: str, mask: Array) -> dict[str, Any]:
+        return _part(label, target[mask], scores[mask], loss, config, quantile)
+
+    details["by_month"] = [part(month, mask) for month, mask in _months(time_us, time_zone)]
+    details["slices"] = {
+        name: [part(value, mask) for value, mask in _values(values)] for name, values in slices.items()
+    }
+    return flat, details
+
+
+def _part(label: str, target: Array, scores: Array, loss: str, config: EvaluateConfig, quantile: float) -> dict[str, Any]:
+    """One row of a breakdown: the metrics of some rows, None where one cannot be computed."""
+    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
+    row: dict[str, Any] = {"value": label, "rows": len(target)}
+    if LOSSES[loss].task == "binary":
+        row["positive_rate"] = float(target.mean())
+    row |= {name: value if np.isfinite(value) else None for name, value in metrics.items()}
+    bounds = intervals(target, scores, loss, config, quantile=quantile)
+    row["intervals"] = {name: list(pair) for name, pair in bounds.items() if np.isfinite(pair).all()}
+    return row
+
+
+def _months(time_us: Array, time_zone: str) -> list[tuple[str, Array]]:
+    """(YYYY-MM in local time, mask) of each month with rows, in order of time."""
+    found = []
+    if len(time_us):
+        at, last = int(time_us.min()), int(time_us.max())
+        while at <= last:
+            month = units.format_instant(at, time_zone)[:7]
+            start, stop = units.window(month, time_zone)
+            mask = (time_us >= start) & (time_us < stop)
+            if mask.any():
+                found.append((month, mask))
+            later = time_us[time_us >= stop]
+            if not len(later):
+                break
+            at = int(later.min())
+    return found
+
+
+def _values(values: Array) -> list[tuple[str, Array]]:
+    """(value, mask) of the most frequent values, by falling frequency and then by name."""
+    texts = np.asarray(values).astype(str)
+    names, inverse, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    order = np.lexsort((names, -counts))[:SLICE_VALUES]
+    return [(str(names[k]), inverse == k) for k in order]
+
+
+def _binary_details(target: Array, scores: Array, config: EvaluateConfig) -> dict[str, Any]:
+    table = kernels.reliability(target, scores, bins=config.ece_bins)
+    used = table.weight > 0
+    edges = np.linspace(0, 1, 41)
+    details: dict[str, Any] = {
+        "calibration": {
+            "score": table.score[used].tolist(),
+            "positive": table.positive[used].tolist(),
+            "rows": table.weight[used].tolist(),
+        },
+        "histogram": {
+            "edges": edges.tolist(),
+            "negative": np.histogram(scores[target == 0], edges)[0].tolist(),
+            "positive": np.histogram(scores[target == 1], edges)[0].tolist(),
+        },
+    }
+    if target.min() < target.max():
+        for name, curve in (("roc", kernels.roc_curve), ("pr", kernels.precision_recall_curve)):
+            x, y = _thin(*curve(target, scores))
+            details[name] = {"x": x, "y": y}
+    return details
+
+
+def _thin(x: Array, y: Array) -> tuple[list[float], list[float]]:
+    """At most CURVE_POINTS points, spread evenly along x, first and last kept."""
+    wanted = np.linspace(x[0], x[-1], CURVE_POINTS)
+    places = np.unique(np.concatenate([[0], np.minimum(np.searchsorted(x, wanted), len(x) - 1), [len(x) - 1]]))
+    return x[places].tolist(), y[places].tolist()

@@ -1,0 +1,153 @@
+"""Encoded rows as the training loop reads them: packed row-major blocks, in memory or mapped from files.
+
+A batch is a gather of rows from these blocks. Workers of a cluster open the same files; no row travels between processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engine.errors import UserError
+from engine.runtime import digest, storage
+
+FORMAT = 1
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An uninitialised C-contiguous array whose first byte lies on a multiple of 64.
+
+    Kernels of torch may pick another code path, and so other bits, for another alignment.
+    """
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    offset = -raw.ctypes.data % ALIGNMENT
+    return raw[offset : offset + size].view(kind).reshape(shape)
+
+
+def aligned(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """`array` itself when it is C-contiguous, aligned and of the type; else such a copy."""
+    if array.dtype == np.dtype(dtype) and array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return np.asarray(array)
+    out = aligned_empty(array.shape, dtype)
+    out[...] = array
+    return out
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows ready for a model.
+
+    Shape: numeric float32[n, F] and codes int32[n, K], row-major and 64-byte aligned; target float32[n] (0 or 1, class index,
+    or value); weight float32[n] or None; rows int64[n], the dataset row numbers: keys of dropout, and the names in errors.
+    """
+
+    numeric: NDArray[np.float32]
+    codes: NDArray[np.int32]
+    target: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    weight: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        kinds = {"numeric": np.float32, "codes": np.int32, "target": np.float32, "rows": np.int64, "weight": np.float32}
+        for name, kind in kinds.items():
+            array = getattr(self, name)
+            if array is None:
+                continue
+            dimensions = 2 if name in ("numeric", "codes") else 1
+            if array.dtype != kind or array.ndim != dimensions or len(array) != len(self.rows):
+                raise ValueError(
+                    f"{name} must be {np.dtype(kind)} of {dimensions} dimensions and {len(self.rows)} rows, "
+                    f"found {array.dtype}{list(array.shape)}"
+                )
+            object.__setattr__(self, name, aligned(array, kind))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks."""
+        return sum(array.nbytes for array in self._arrays().values())
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays = {"numeric": self.numeric, "codes": self.codes, "target": self.target, "rows": self.rows}
+        return arrays if self.weight is None else {**arrays, "weight": self.weight}
+
+    @classmethod
+    def pack(
+        cls,
+        numeric: NDArray[Any],
+        codes: NDArray[Any],
+        target: NDArray[Any],
+        rows: NDArray[Any] | None = None,
+        weight: NDArray[Any] | None = None,
+    ) -> Examples:
+        """Examples from arrays of any numeric type and layout; `rows` defaults to 0 .. n - 1."""
+        numbers = np.arange(len(target), dtype=np.int64) if rows is None else rows
+        return cls(
+            aligned(numeric, np.float32),
+            aligned(codes, np.int32),
+            aligned(target, np.float32),
+            aligned(numbers, np.int64),
+            None if weight is None else aligned(weight, np.float32),
+        )
+
+    def take(self, index: NDArray[Any]) -> Examples:
+        """The rows at `index` (positions int64[m], or a mask bool[n]), copied."""
+        return Examples.pack(
+            self.numeric[index],
+            self.codes[index],
+            self.target[index],
+            self.rows[index],
+            None if self.weight is None else self.weight[index],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write one raw .npy file an array and a manifest with sizes, last; readers map them."""
+        names = {}
+        for name, array in self._arrays().items():
+            with storage.atomic_path(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+            names[name] = (folder / f"{name}.npy").stat().st_size
+        storage.write_json(folder / "examples.json", {"format": FORMAT, "rows": len(self), "files": names})
+
+    @classmethod
+    def open(cls, folder: Path) -> Examples:
+        """Examples mapped from the files that `save` wrote; pages are read when they are touched.
+
+        Raises UserError when the folder is incomplete.
+        """
+        manifest = storage.read_json(folder / "examples.json")
+        arrays = {}
+        for name, size in manifest["files"].items():
+            path = storage.inside(folder, f"{name}.npy")
+            if not path.exists() or path.stat().st_size != size:
+                raise UserError(f"{path} must have {size} bytes, found {path.stat().st_size if path.exists() else 'nothing'}")
+            arrays[name] = _map(path)
+        return cls(**arrays)
+
+    def content(self) -> str:
+        """Digest of all values."""
+        return digest.of_json({name: digest.of_array(array) for name, array in self._arrays().items()})
+
+
+def _map(path: Path) -> NDArray[Any]:
+    if path.stat().st_size == 0 or _rows(path) == 0:
+        return np.load(path, allow_pickle=False)
+    # Copy-on-write: nothing here writes, and kernels need no second variant compiled for read-only arrays.
+    return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
+def _rows(path: Path) -> int:
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, _ = read(file)
+    return int(np.prod(shape))

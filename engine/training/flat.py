@@ -1,0 +1,104 @@
+"""All weights in one flat buffer: one gradient to exchange, one norm, one optimizer call."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from engine.training.model import Network
+
+LANE = 32  # elements; every parameter starts on a multiple of 64 bytes, in float32 and in bf16
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class FlatWeights:
+    """The parameters of a model as views of one float32 buffer, with a bf16 copy of those that the precision holds so."""
+
+    def __init__(self, model: Network, precision: str) -> None:
+        parameters = list(model.parameters())
+        self.shapes = [parameter.shape for parameter in parameters]
+        self.low = [flag and precision == "bf16" for flag in model.low_precision]
+        self.offsets = [0]
+        for shape in self.shapes:
+            self.offsets.append(self.offsets[-1] + -(-shape.numel() // LANE) * LANE)
+        self.size = self.offsets[-1]
+        self.values = torch.zeros(self.size)
+        self._low_values = torch.zeros(self.size if any(self.low) else 0, dtype=torch.bfloat16)
+        for parameter, view in zip(parameters, self.views(self.values), strict=True):
+            view.copy_(parameter.detach())
+            parameter.data = view
+        self.refresh()
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Each parameter's part of a flat buffer, in its shape."""
+        return [
+            flat[start : start + shape.numel()].view(shape)
+            for start, shape in zip(self.offsets[:-1], self.shapes, strict=True)
+        ]
+
+    def refresh(self) -> None:
+        """Bring the bf16 copy up to date."""
+        for low, source, target in zip(self.low, self.views(self.values), self._low_views(), strict=True):
+            if low:
+                target.copy_(source)
+
+    def _low_views(self) -> list[Tensor]:
+        return self.views(self._low_values) if any(self.low) else self.views(self.values)
+
+    def tensors(self) -> list[Tensor]:
+        """Fresh tensors over the shared memory, each in the type that the precision computes with."""
+        pairs = zip(self.low, self.views(self.values), self._low_views(), strict=True)
+        return [(lower if low else full).detach() for low, full, lower in pairs]
+
+    def leaves(self) -> list[Tensor]:
+        """`tensors` that ask for gradients: one set a shard, so that threads share no autograd node."""
+        return [tensor.requires_grad_() for tensor in self.tensors()]
+
+
+class AdamW:
+    """AdamW on one flat buffer: torch's fused kernel, called below `torch.optim` (whose constructor imports torch._dynamo,
+    one second). Loshchilov, Hutter: Decoupled Weight Decay Regularization, ICLR 2019."""
+
+    def __init__(self, size: int, weight_decay: float) -> None:
+        self.weight_decay = weight_decay
+        self.exp_avg = torch.zeros(size)
+        self.exp_avg_sq = torch.zeros(size)
+        self.count = torch.zeros(())
+
+    def step(self, values: Tensor, gradient: Tensor, lr: float) -> None:
+        """One update in place."""
+        self.count += 1
+        torch._fused_adamw_(
+            [values],
+            [gradient],
+            [self.exp_avg],
+            [self.exp_avg_sq],
+            [],
+            [self.count],
+            lr=lr,
+            beta1=BETA1,
+            beta2=BETA2,
+            weight_decay=self.weight_decay,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def scale_and_clip(gradient: Tensor, scale: float, limit: float) -> float:
+    """Multiply by `scale`, then cut the norm to `limit` (0 = as it is), in place and in one pass; returns the norm before."""
+    norm = scale * float(torch.linalg.vector_norm(gradient))
+    factor = scale * (limit / norm if 0 < limit < norm else 1.0)
+    if math.isfinite(factor) and factor != 1.0:
+        gradient.mul_(factor)
+    return norm
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
+    """Linear warm-up over `warmup` of all steps, then half a cosine down to zero. Steps count from 0."""
+    ramp = round(warmup * total)
+    if step < ramp:
+        return peak * (step + 1) / ramp
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - ramp) / max(total - ramp, 1)))

@@ -1,0 +1,467 @@
+"""The training loop: the same weights, byte for byte, for any number of threads and workers and after any interruption.
+
+Order, shards and dropout are functions of (dataset digest, seed, step); gradients are added in one fixed tree; clipping and
+the optimizer run on one thread. What a step needs is in the checkpoint, so a resumed run takes the same steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.runtime import digest, environment
+from engine.runtime.progress import Progress
+from engine.runtime.run import Run
+from engine.training.checkpoint import Checkpoint, load_checkpoint, newest_whole, save_checkpoint
+from engine.training.evaluate import HIGHER_IS_BETTER, point_metrics, watched_metric
+from engine.training.examples import Examples, aligned_empty
+from engine.training.exchange import (
+    BAD,
+    LOSS,
+    ROWS,
+    STATS_FLOATS,
+    STOP,
+    STREAM,
+    WEIGHT,
+    Alone,
+    Exchange,
+    add_up,
+    all_reduce,
+    owned,
+    slots,
+)
+from engine.training.flat import AdamW, FlatWeights, learning_rate, scale_and_clip
+from engine.training.interrupt import StopFlag
+from engine.training.losses import LOSSES, check_targets, class_weights, target_scale, to_scores
+from engine.training.model import Network, architecture, build_model
+from engine.training.order import RowOrder, order_key
+from engine.training.predict import TILE_ROWS, predict_logits
+from engine.training.shards import Batches, ShardTask, ShardWorkspace
+from engine.training.threads import Team, compute_threads
+
+NAMED_ROWS = 20  # rows named when a loss is bad
+REDUCTIONS = {"exact": add_up, "ddp": all_reduce}
+STREAM_FACTOR = 0x9E3779B97F4A7C15
+
+
+@dataclass
+class FitResult:
+    """A trained model with its best weights, and what was measured on the way."""
+
+    model: Network
+    metrics: dict[str, float]
+    best_epoch: int
+    steps: int
+    history: list[dict[str, Any]]
+
+
+@dataclass
+class State:
+    """What a resumed run must know beside tensors; all of it JSON."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    rows_seen: int = 0
+    stream: int = 0
+    skipped: int = 0
+    best_metric: float | None = None
+    best_epoch: int = -1
+    stale_epochs: int = 0
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Clock:
+    """Seconds by what they were spent on."""
+
+    input: float = 0.0
+    compute: float = 0.0
+    communication: float = 0.0
+    checkpoint: float = 0.0
+    evaluate: float = 0.0
+    trained_rows: int = 0
+    steps: int = 0
+    first_step: float = 0.0
+
+
+def fit(
+    train: Examples,
+    valid: Examples | None,
+    config: Config,
+    run: Run,
+    *,
+    cardinalities: Sequence[int],
+    outputs: int,
+    dataset_digest: str,
+    precision: str,
+    exchange: Exchange | None = None,
+) -> FitResult:
+    """Train a model on `train`, watch `valid`, and return it with the weights of the best epoch (the last without `valid`).
+
+    Continues from the newest whole checkpoint in the run's directory, if there is one. `outputs` is 1, or the number of
+    classes. Several workers call it together, each with its `exchange`. Raises UserError for targets that the loss cannot
+    take, for a loss that is not finite under train.on_bad_loss=stop, and for a checkpoint of another plan.
+    """
+    check_targets(train.target, train.rows, config.train.loss, outputs)
+    _check_memory(train, config)
+    with Team(_threads(config, exchange)) as team, StopFlag(run.directory) as stop:
+        trainer = Trainer(train, valid, config, run, exchange or Alone(), team, stop, precision)
+        trainer.prepare(cardinalities, outputs, dataset_digest)
+        return trainer.run_epochs()
+
+
+def _threads(config: Config, exchange: Exchange | None) -> int:
+    if exchange is None or config.cluster.threads or config.resources.threads:
+        return compute_threads(config)
+    return max(1, environment.cores() // exchange.world)
+
+
+def _check_memory(train: Examples, config: Config) -> None:
+    if config.train.order == "full" and train.nbytes > environment.memory_bytes():
+        raise UserError(
+            f"train.order=full reads rows all over the training block, which must fit in memory "
+            f"({environment.memory_bytes():,} bytes), found {train.nbytes:,}. Use train.order=windowed"
+        )
+
+
+class Trainer:
+    """One fit in one worker: buffers, state, and the steps over them."""
+
+    def __init__(
+        self,
+        train: Examples,
+        valid: Examples | None,
+        config: Config,
+        run: Run,
+        exchange: Exchange,
+        team: Team,
+        stop: StopFlag,
+        precision: str,
+    ) -> None:
+        self.train, self.valid, self.config, self.run_record = train, valid, config, run
+        self.exchange, self.team, self.stop, self.precision = exchange, team, stop, precision
+        self.metric = watched_metric(config.train.loss, config.train.metric)
+        self.state, self.clock = State(), Clock()
+        self.checkpoints = run.directory / "checkpoints"
+        self.resumed_from: int | None = None
+        self.saved_step = -1
+
+    # ------------------------------------------------------------------------------------------------- set-up
+
+    def prepare(self, cardinalities: Sequence[int], outputs: int, dataset_digest: str) -> None:
+        """Build the model, the order and the buffers; load the newest checkpoint."""
+        settings = self.config.train
+        self.model = build_model(self.config.model, self.train.numeric.shape[1], cardinalities, outputs, settings.seed)
+        self.model.target_center, self.model.target_scale = target_scale(self.train.target, settings.loss)
+        self.flat = FlatWeights(self.model, self.precision)
+        self.optimizer = AdamW(self.flat.size, settings.weight_decay)
+        self.best_weights: Tensor | None = None
+        self.dataset_digest = dataset_digest
+        self.batches = Batches.plan(len(self.train), settings)
+        self.total_steps = self.batches.steps * settings.epochs
+        order = RowOrder(len(self.train), order_key(dataset_digest, settings.seed), settings.order, settings.window_rows)
+        self.task = ShardTask(
+            self.model,
+            self.train,
+            order,
+            self.batches,
+            settings,
+            class_weights(self.train.target, self.config.train, outputs),
+            self.model.target_center,
+            self.model.target_scale,
+        )
+        self.shards = owned(settings.shards, self.exchange.rank, self.exchange.world)
+        width = self.flat.size + STATS_FLOATS
+        self.rows = torch.from_numpy(aligned_empty((slots(settings.shards, self.exchange.world), width), np.float32)).zero_()
+        self.spaces = [
+            ShardWorkspace(self.model, self.flat, self.train, self.batches.shard_rows, self.rows[place])
+            for place in range(len(self.shards))
+        ]
+        self._resume()
+        self._link("order", order.digest(self.train.rows, settings.seed))
+
+    def _link(self, name: str, value: str) -> None:
+        self.state.links[name] = value
+        self.run_record.link(name, value)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that continues it."""
+        return {
+            "plan": self.run_record.record["plan"],
+            "dataset": self.dataset_digest,
+            "seeds": {"train": self.config.train.seed},
+            "precision": self.precision,
+            "architecture": architecture(self.model),
+        }
+
+    def _resume(self) -> None:
+        found, passed_over = newest_whole(self.checkpoints) if self.exchange.rank == 0 else (None, [])
+        for reason in passed_over:
+            self.run_record.warn(reason)
+        step = int(self.exchange.first([found.step if found else -1])[0])
+        if step < 0:
+            if passed_over:
+                self.run_record.warn("no checkpoint is whole: training starts at step 0")
+            return
+        self._restore(found or load_checkpoint(self.checkpoints / f"step-{step:010d}"))
+        self.run_record.log(f"resumed from step {step} of {self.total_steps}")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        for name, value in self._identity().items():
+            if checkpoint.manifest.get(name) != value:
+                raise UserError(
+                    f"a run must continue a checkpoint of its own: {checkpoint.folder} has another {name} "
+                    f"({checkpoint.manifest.get(name)} instead of {value}). Start anew with train.resume=never"
+                )
+        tensors = checkpoint.tensors
+        self.flat.values.copy_(tensors["weights"])
+        self.flat.refresh()
+        self.optimizer.exp_avg.copy_(tensors["exp_avg"])
+        self.optimizer.exp_avg_sq.copy_(tensors["exp_avg_sq"])
+        self.optimizer.count.copy_(tensors["count"])
+        self.best_weights = tensors.get("best_weights")
+        self.state = State(**checkpoint.manifest["state"])
+        self.resumed_from = self.saved_step = self.state.step
+        for name, value in self.state.links.items():
+            self.run_record.link(name, value)
+
+    # ------------------------------------------------------------------------------------------------- running
+
+    def run_epochs(self) -> FitResult:
+        """All steps that are left."""
+        began = time.perf_counter()
+        total = len(self.train) * self.config.train.epochs
+        done = self._rows_before(self.state.step)
+        with self.run_record.progress("train", total, "rows", done) as progress:
+            while not self.state.finished:
+                self._step(progress)
+                if self.state.step % self.batches.steps == 0:
+                    self._end_epoch(progress)
+                elif self.config.train.checkpoint_every and self.state.step % self.config.train.checkpoint_every == 0:
+                    self._save()
+                if self.stop_now:
+                    self._save()
+                    raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.total_steps}; resume to go on")
+        return self._result(time.perf_counter() - began)
+
+    def _rows_before(self, step: int) -> int:
+        epochs, inner = divmod(step, self.batches.steps)
+        return epochs * self.batches.n + min(inner * self.batches.batch, self.batches.n)
+
+    def _step(self, progress: Progress) -> None:
+        settings, state, step = self.config.train, self.state, self.state.step
+        began = time.perf_counter()
+        self.team.run(lambda place: self.task.run(self.spaces[place], step, self.shards[place]), len(self.spaces))
+        shards_done = time.perf_counter()
+        self.rows[0, -STATS_FLOATS:].numpy().view(np.float64)[STOP] = float(self.stop.requested())
+        gradient, sums = REDUCTIONS[settings.reduction](self.rows, settings.shards, self.exchange, self.team)
+        added = time.perf_counter()
+        rate = learning_rate(step, self.total_steps, settings.lr, settings.warmup)
+        scale = self.batches.batch / sums[WEIGHT] if sums[WEIGHT] > 0 else 0.0
+        norm = scale_and_clip(gradient, scale, settings.clip)
+        loss = float(sums[LOSS] / sums[WEIGHT]) if sums[WEIGHT] > 0 else 0.0
+        if sums[BAD] or not math.isfinite(norm):
+            self._bad_step(step)
+        elif sums[WEIGHT] > 0:
+            self.optimizer.step(self.flat.values, gradient, rate)
+            self.flat.refresh()
+            state.loss_sum += float(sums[LOSS])
+            state.weight_sum += float(sums[WEIGHT])
+        self._count(sums, loss)
+        self._time(began, shards_done, added, int(sums[ROWS]))
+        self.stop_now = sums[STOP] > 0
+        progress.advance(int(sums[ROWS]), f"epoch {step // self.batches.steps + 1}, loss {loss:.4f}")
+        if state.step % settings.log_every == 0 or state.step == 1:
+            rates = {"train/rows_per_second": progress.rate, "train/input_seconds": self.clock.input}
+            self.run_record.log_metrics(
+                state.step, {"train/loss": loss, "train/lr": rate, "train/gradient_norm": norm, **rates}
+            )
+
+    def _count(self, sums: np.ndarray, loss: float) -> None:
+        state = self.state
+        state.step += 1
+        state.rows_seen += int(sums[ROWS])
+        seen = int(sums[STREAM : STREAM + 1].view(np.uint64)[0])
+        state.stream = (state.stream * STREAM_FACTOR + seen) % 2**64
+        if 10 ** round(math.log10(state.step)) == state.step:
+            self._link(f"loss@{state.step}", digest.of_bytes(np.array([loss], "<f8")))
+
+    def _time(self, began: float, shards_done: float, added: float, rows: int) -> None:
+        waited = sum(space.input_seconds for space in self.spaces) / max(min(self.team.threads, len(self.spaces)), 1)
+        for space in self.spaces:
+            space.input_seconds = 0.0
+        now = time.perf_counter()
+        if not self.clock.steps:
+            self.clock.first_step = time.time()
+        self.clock.input += waited
+        self.clock.compute += shards_done - began - waited + now - added
+        self.clock.communication += added - shards_done
+        self.clock.trained_rows += rows
+        self.clock.steps += 1
+
+    def _bad_step(self, step: int) -> None:
+        """Every worker comes here together: all skip or all stop."""
+        mine = np.concatenate([space.bad_rows for space in self.spaces] or [np.empty(0, np.int64)])[:NAMED_ROWS]
+        padded = np.full(NAMED_ROWS, -1, np.int64)
+        padded[: len(mine)] = mine
+        by_rank = self.exchange.gather(torch.from_numpy(padded)[None])[:, 0].tolist()
+        named = {rank: [row for row in rows if row >= 0] for rank, rows in enumerate(by_rank)}
+        where = "; ".join(f"rank {rank}: dataset rows {rows}" for rank, rows in named.items() if rows)
+        message = f"the loss at step {step} is not finite ({where or 'its gradient overflows'})"
+        if self.config.train.on_bad_loss == "stop":
+            raise UserError(
+                f"{message}. Look at these rows, lower train.lr, or set train.on_bad_loss=skip to go on without the batch"
+            )
+        self.state.skipped += 1
+        self.run_record.warn(f"{message}; the step is skipped on all workers")
+
+    # ------------------------------------------------------------------------------------------------- epochs
+
+    def _end_epoch(self, progress: Progress) -> None:
+        state, settings = self.state, self.config.train
+        epoch = state.step // self.batches.steps - 1
+        began = time.perf_counter()
+        entry: dict[str, Any] = {
+            "epoch": epoch,
+            "step": state.step,
+            "train_loss": state.loss_sum / state.weight_sum if state.weight_sum else None,
+            "rows": state.rows_seen,
+            "row_stream": f"{state.stream:016x}",
+        }
+        state.loss_sum = state.weight_sum = 0.0
+        state.rows_seen = state.stream = 0
+        measured = self._validate()
+        self.clock.evaluate += time.perf_counter() - began
+        entry |= {f"valid_{name}": value for name, value in measured.items()}
+        state.history.append(entry)
+        self._judge(epoch, measured)
+        state.finished = state.step >= self.total_steps or bool(
+            settings.patience and self.valid is not None and state.stale_epochs >= settings.patience
+        )
+        self._save()
+        logged = {"train/epoch_loss": entry["train_loss"], **{f"valid/{name}": value for name, value in measured.items()}}
+        self.run_record.log_metrics(state.step, {name: value for name, value in logged.items() if value is not None})
+        progress.advance(0, f"epoch {epoch + 1} of {settings.epochs}, " + _described(entry))
+
+    def _validate(self) -> dict[str, float]:
+        """Metrics of the validation rows, each scored once by one worker; the figures of rank 0 hold for all."""
+        if self.valid is None or not len(self.valid):
+            return {}
+        scores = self._scores(self.valid)
+        settings = self.config.train
+        measured = point_metrics(
+            self.valid.target, scores, settings.loss, ece_bins=self.config.evaluate.ece_bins, quantile=settings.quantile
+        )
+        return dict(zip(measured, self.exchange.first(list(measured.values())), strict=True))
+
+    def _scores(self, data: Examples) -> np.ndarray:
+        world = self.exchange.world
+        tiles = -(-len(data) // TILE_ROWS)
+        each = -(-tiles // world) * TILE_ROWS
+        start = min(self.exchange.rank * each, len(data))
+        stop = min(start + each, len(data))
+        part = np.zeros((each, self.model.outputs), np.float32)
+        part[: stop - start] = predict_logits(
+            self.model, data.numeric[start:stop], data.codes[start:stop], self.precision, team=self.team
+        )
+        gathered = self.exchange.gather(torch.from_numpy(part)).reshape(world * each, -1)[: len(data)]
+        return to_scores(self.config.train.loss, gathered.numpy())
+
+    def _judge(self, epoch: int, measured: dict[str, float]) -> None:
+        """Keep the best weights; without validation rows every epoch is the best so far."""
+        state = self.state
+        value = measured.get(self.metric)
+        if value is not None and not math.isfinite(value):
+            value = self._instead(measured)
+        better = (
+            value is None
+            or state.best_metric is None
+            or (value > state.best_metric if HIGHER_IS_BETTER[self.metric] else value < state.best_metric)
+        )
+        if better:
+            state.best_metric, state.best_epoch, state.stale_epochs = value, epoch, 0
+            self.best_weights = self.flat.values.clone()
+        else:
+            state.stale_epochs += 1
+
+    def _instead(self, measured: dict[str, float]) -> float | None:
+        """The log loss stands in for a ranking metric that cannot be computed; higher stays better."""
+        stand_in = measured.get("log_loss", float("nan"))
+        if not self.state.best_epoch + 1:
+            self.run_record.warn(f"{self.metric} of the validation rows cannot be computed: log loss is watched instead")
+        sign = -1.0 if HIGHER_IS_BETTER[self.metric] else 1.0
+        return sign * stand_in if math.isfinite(stand_in) else None
+
+    # ------------------------------------------------------------------------------------------------- closing
+
+    def _save(self) -> None:
+        if self.exchange.rank or self.state.step == self.saved_step:
+            return
+        began = time.perf_counter()
+        tensors = {
+            "weights": self.flat.values,
+            "exp_avg": self.optimizer.exp_avg,
+            "exp_avg_sq": self.optimizer.exp_avg_sq,
+            "count": self.optimizer.count,
+        }
+        if self.best_weights is not None:
+            tensors["best_weights"] = self.best_weights
+        facts = {
+            **self._identity(),
+            "state": asdict(self.state),
+            "scheduler": {"total_steps": self.total_steps, "warmup": self.config.train.warmup, "peak": self.config.train.lr},
+            "order": {"rule": self.config.train.order, "steps_per_epoch": self.batches.steps},
+        }
+        save_checkpoint(self.checkpoints, self.state.step, tensors, facts, self.config.train.keep_checkpoints)
+        self.saved_step = self.state.step
+        self.clock.checkpoint += time.perf_counter() - began
+
+    def _result(self, seconds: float) -> FitResult:
+        if self.best_weights is not None:
+            self.flat.values.copy_(self.best_weights)
+            self.flat.refresh()
+        clock = self.clock
+        working = clock.input + clock.compute + clock.communication
+        metrics = {
+            "train/seconds": seconds,
+            "train/steps": float(self.state.step),
+            "train/epochs": float(len(self.state.history)),
+            "train/best_epoch": float(self.state.best_epoch),
+            "train/steps_skipped": float(self.state.skipped),
+            "train/rows_per_second": clock.trained_rows / working if working else 0.0,
+            "train/steps_per_second": clock.steps / working if working else 0.0,
+            "train/input_seconds": clock.input,
+            "train/compute_seconds": clock.compute,
+            "train/communication_seconds": clock.communication,
+            "train/checkpoint_seconds": clock.checkpoint,
+            "train/evaluate_seconds": clock.evaluate,
+            "train/parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
+        }
+        losses = [entry["train_loss"] for entry in self.state.history if entry["train_loss"] is not None]
+        if losses:
+            metrics["train/loss"] = losses[-1]
+        if self.resumed_from is not None:
+            metrics["resumed_from_step"] = float(self.resumed_from)
+        return FitResult(self.model, metrics, self.state.best_epoch, self.state.step, self.state.history)
+
+
+def weights_digest(model: Network) -> str:
+    """Hex SHA-256 of all parameters: names, shapes and float32 bits."""
+    return digest.of_json({name: digest.of_array(value.detach().numpy()) for name, value in model.named_parameters()})
+
+
+def _described(entry: dict[str, Any]) -> str:
+    parts = [f"{name.removeprefix('valid_')} {value:.4f}" for name, value in entry.items() if name.startswith("valid_")]
+    return ", ".join(parts[:2]) or "no validation rows"

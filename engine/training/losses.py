@@ -1,0 +1,120 @@
+"""Losses, what they watch, and how raw outputs become scores.
+
+Regression targets are standardised inside with the centre and scale of the training rows; a model carries both, and what it
+predicts is in the target's unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.config.tree import TrainConfig
+from engine.errors import UserError
+
+RowLoss = Callable[[Tensor, Tensor, TrainConfig], Tensor]
+PAD = 64  # rows; a vectorised tail may round otherwise than the body, so the body has no tail
+
+
+def _binary(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
+
+
+def _multiclass(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+    return F.cross_entropy(logits, target.long(), reduction="none")
+
+
+def _squared(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+    return (logits[:, 0] - target).square()
+
+
+def _huber(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+    return F.huber_loss(logits[:, 0], target, reduction="none", delta=config.huber_delta)
+
+
+def _quantile(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+    """Pinball loss (Koenker, Bassett: Regression Quantiles, Econometrica 1978)."""
+    error = target - logits[:, 0]
+    return torch.maximum(config.quantile * error, (config.quantile - 1.0) * error)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss: loss of each row float32[n] from logits [n, outputs] and targets [n], and the metric watched by default."""
+
+    row_losses: RowLoss
+    metric: str
+    task: str
+
+
+LOSSES: dict[str, Loss] = {
+    "binary": Loss(_binary, "roc_auc", "binary"),
+    "multiclass": Loss(_multiclass, "accuracy", "multiclass"),
+    "squared": Loss(_squared, "rmse", "regression"),
+    "huber": Loss(_huber, "mae", "regression"),
+    "quantile": Loss(_quantile, "pinball", "regression"),
+}
+
+
+def check_targets(target: NDArray[np.float32], rows: NDArray[np.int64], loss: str, outputs: int) -> None:
+    """Raise UserError naming the first row whose target the loss cannot take."""
+    if not len(target):
+        raise UserError("there must be at least one row with a target to train on, found none: look at split.train")
+    task = LOSSES[loss].task
+    good = np.isfinite(target)
+    must = "finite"
+    if task == "binary":
+        good, must = good & ((target == 0) | (target == 1)), "0 or 1"
+    elif task == "multiclass":
+        good, must = good & (target >= 0) & (target < outputs) & (target == np.floor(target)), f"a class 0 to {outputs - 1}"
+    if not good.all():
+        at = int(np.argmin(good))
+        raise UserError(f"the target must be {must} for train.loss={loss}, found {target[at]} in dataset row {rows[at]}")
+
+
+def target_scale(target: NDArray[np.float32], loss: str) -> tuple[float, float]:
+    """(centre, scale) of a regression target: mean and standard deviation, 1 when it is constant; (0, 1) otherwise."""
+    if LOSSES[loss].task != "regression":
+        return 0.0, 1.0
+    wide = target.astype(np.float64)
+    center = float(wide.mean())
+    scale = float(math.sqrt(float(((wide - center) ** 2).mean())))
+    return center, scale if scale > 0 else 1.0
+
+
+def class_weights(target: NDArray[np.float32], config: TrainConfig, outputs: int) -> NDArray[np.float32] | None:
+    """float32[classes] = n / (classes * count) for `balanced` (1 for a class that does not occur), else None."""
+    task = LOSSES[config.loss].task
+    if config.class_weight == "none" or task == "regression":
+        return None
+    classes = max(outputs, 2)
+    counts = np.bincount(target.astype(np.int64), minlength=classes)
+    weights = len(target) / (classes * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 1.0).astype(np.float32)
+
+
+def to_scores(loss: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 scores from raw outputs [n, outputs]: [n] probability of class 1, [n, classes], or [n] values.
+
+    Every row has the bits that it has alone: arithmetic is in float64, on rows padded to a multiple of the vector width.
+    """
+    task = LOSSES[loss].task
+    if task == "regression":
+        return np.ascontiguousarray(logits[:, 0])
+    n = len(logits)
+    wide = np.zeros((-(-n // PAD) * PAD, logits.shape[1]))
+    wide[:n] = logits
+    if task == "binary":
+        return (1.0 / (1.0 + np.exp(-np.clip(wide[:, 0], -700.0, 700.0))))[:n].astype(np.float32)
+    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+    total = powers[:, 0].copy()
+    for column in range(1, powers.shape[1]):
+        total += powers[:, column]
+    return (powers / total[:, None])[:n].astype(np.float32)

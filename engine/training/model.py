@@ -1,0 +1,211 @@
+"""Models: a pure function of (weights, numeric, codes, dropout masks), wrapped as a module for whoever wants one.
+
+The training loop calls `apply` with its own leaf tensors, so that shards on several threads share the memory of the weights
+but no autograd node. The arithmetic follows the weights' type: hidden weights in bf16 give bf16 products. No BatchNorm:
+a row's result never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.config.tree import ModelConfig
+from engine.errors import UserError, nearest
+
+FORMAT = 1
+
+
+class Network(nn.Module):
+    """What both models share: an embedding per code column, and the scale of a regression target."""
+
+    kind = ""
+
+    def __init__(self, numeric_width: int, cardinalities: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.numeric_width, self.cardinalities, self.outputs = numeric_width, list(cardinalities), outputs
+        self.target_center, self.target_scale = 0.0, 1.0
+
+    def forward(self, numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
+        """Shape: numeric float32[n, F], codes int32[n, K], masks one [n, width] a hidden layer -> float32[n, outputs]."""
+        return self.apply_weights(list(self.parameters()), numeric, codes, masks)
+
+    def apply_weights(self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+        """`forward` with other weights, in the order of `parameters()`."""
+        raise NotImplementedError
+
+    @property
+    def mask_widths(self) -> list[int]:
+        """Widths of the layers that dropout acts on."""
+        return []
+
+    @property
+    def dropout(self) -> float:
+        """Share of activations dropped in training."""
+        return 0.0
+
+    @property
+    def low_precision(self) -> list[bool]:
+        """Per parameter, whether the bf16 mode holds it in bf16. Embeddings and the output layer stay in float32: many rows
+        add into one embedding, and scores rounded to 8 bits would tie."""
+        return [False for _ in self.parameters()]
+
+    def settings(self) -> dict[str, Any]:
+        """What the constructor takes beside widths."""
+        return {}
+
+
+class Mlp(Network):
+    """Embeddings and numbers side by side, hidden layers of linear, ReLU and dropout, and a linear output."""
+
+    kind = "mlp"
+
+    def __init__(
+        self,
+        numeric_width: int,
+        cardinalities: Sequence[int],
+        outputs: int,
+        *,
+        hidden: Sequence[int],
+        dropout: float,
+        embedding_max: int,
+    ) -> None:
+        super().__init__(numeric_width, cardinalities, outputs)
+        self.hidden, self.embedding_max, self._dropout = list(hidden), embedding_max, dropout
+        widths = [embedding_width(cardinality, embedding_max) for cardinality in cardinalities]
+        self.embeddings = nn.ParameterList(
+            torch.empty(size, width) for size, width in zip(cardinalities, widths, strict=True)
+        )
+        edges = [numeric_width + sum(widths), *hidden, outputs]
+        self.weights = nn.ParameterList(torch.empty(b, a) for a, b in zip(edges, edges[1:], strict=False))
+        self.biases = nn.ParameterList(torch.empty(b) for b in edges[1:])
+
+    def apply_weights(self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+        """`forward` with other weights, in the order of `parameters()`."""
+        tables = len(self.embeddings)
+        layers = len(self.weights)
+        parts = [F.embedding(codes[:, k], weights[k]) for k in range(tables)]
+        x = torch.cat([numeric, *parts], dim=1) if parts else numeric
+        for layer in range(layers):
+            weight, bias = weights[tables + layer], weights[tables + layers + layer]
+            x = F.linear(x.to(weight.dtype), weight, bias)
+            if layer < layers - 1:
+                x = F.relu(x, inplace=True)
+                if masks is not None:
+                    x = x * masks[layer].to(x.dtype)
+        return x
+
+    @property
+    def mask_widths(self) -> list[int]:
+        """Widths of the layers that dropout acts on."""
+        return self.hidden if self._dropout > 0 else []
+
+    @property
+    def dropout(self) -> float:
+        """Share of activations dropped in training."""
+        return self._dropout
+
+    @property
+    def low_precision(self) -> list[bool]:
+        """Hidden weights and biases."""
+        hidden = [True] * len(self.hidden) + [False]
+        return [False] * len(self.embeddings) + hidden + hidden
+
+    def settings(self) -> dict[str, Any]:
+        """What the constructor takes beside widths."""
+        return {"hidden": self.hidden, "dropout": self._dropout, "embedding_max": self.embedding_max}
+
+
+class Linear(Network):
+    """One weight a number and one a category: logistic, softmax or linear regression."""
+
+    kind = "linear"
+
+    def __init__(self, numeric_width: int, cardinalities: Sequence[int], outputs: int) -> None:
+        super().__init__(numeric_width, cardinalities, outputs)
+        self.embeddings = nn.ParameterList(torch.empty(size, outputs) for size in cardinalities)
+        self.weights = nn.ParameterList([torch.empty(outputs, numeric_width)])
+        self.biases = nn.ParameterList([torch.empty(outputs)])
+
+    def apply_weights(self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+        """`forward` with other weights, in the order of `parameters()`."""
+        x = F.linear(numeric, weights[-2], weights[-1])
+        for k in range(len(self.embeddings)):
+            x = x + F.embedding(codes[:, k], weights[k])
+        return x
+
+
+MODELS: dict[str, type[Network]] = {"mlp": Mlp, "linear": Linear}
+
+
+def embedding_width(cardinality: int, widest: int) -> int:
+    """1.6 * cardinality ** 0.56, at most `widest` (rule of the fastai tabular models)."""
+    return max(1, min(widest, round(1.6 * cardinality**0.56)))
+
+
+def build_model(config: ModelConfig, numeric_width: int, cardinalities: Sequence[int], outputs: int, seed: int) -> Network:
+    """A new model; equal arguments give equal weights. No global random state is read or changed.
+
+    Raises UserError when there is no feature at all.
+    """
+    if numeric_width == 0 and not cardinalities:
+        raise UserError("a model must have at least one feature, found none: name some in features")
+    settings = {"hidden": config.hidden, "dropout": config.dropout, "embedding_max": config.embedding_max}
+    model = _construct(config.kind, numeric_width, cardinalities, outputs, settings if config.kind == "mlp" else {})
+    _initialise(model, seed)
+    return model
+
+
+def _construct(kind: str, numeric_width: int, cardinalities: Sequence[int], outputs: int, settings: dict[str, Any]) -> Network:
+    if kind not in MODELS:
+        raise UserError(f"model.kind must be a known model, found {kind!r}.{nearest(kind, MODELS)}")
+    return MODELS[kind](numeric_width, cardinalities, outputs, **settings)
+
+
+def _initialise(model: Network, seed: int) -> None:
+    """Linear layers U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as torch's own; embeddings N(0, 0.1)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for table in model.embeddings:  # type: ignore[union-attr]
+            table.normal_(0.0, 0.1, generator=generator)
+        for weight, bias in zip(model.weights, model.biases, strict=True):  # type: ignore[arg-type]
+            bound = 1.0 / math.sqrt(max(weight.shape[1], 1))
+            weight.uniform_(-bound, bound, generator=generator)
+            bias.uniform_(-bound, bound, generator=generator)
+
+
+def architecture(model: Network) -> dict[str, Any]:
+    """JSON from which `from_architecture` builds the same model, weights left out."""
+    return {
+        "format": FORMAT,
+        "kind": model.kind,
+        "numeric_width": model.numeric_width,
+        "cardinalities": model.cardinalities,
+        "outputs": model.outputs,
+        "settings": model.settings(),
+        "target_center": model.target_center,
+        "target_scale": model.target_scale,
+    }
+
+
+def from_architecture(description: dict[str, Any]) -> Network:
+    """The model that `architecture` described, with zero weights until a state is loaded."""
+    if description.get("format") != FORMAT:
+        raise UserError(f"a model's architecture must have format {FORMAT}, found {description.get('format')!r}")
+    model = _construct(
+        description["kind"],
+        description["numeric_width"],
+        description["cardinalities"],
+        description["outputs"],
+        description["settings"],
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.target_center, model.target_scale = description["target_center"], description["target_scale"]
+    return model

@@ -1,0 +1,66 @@
+"""Which rows a step sees: a function of (dataset digest, seed, epoch, position), whoever asks and in whatever pieces.
+
+full      one keyed permutation of all rows.
+windowed  windows of consecutive rows in keyed order, each with its own keyed permutation: a block larger than memory is then
+          read window by window. Mixing is weaker: rows of one window stay neighbours in time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.runtime import digest
+from kernels.order import permutation
+
+FORMAT = 1
+SAMPLED = 1 << 20  # positions of the first epoch that the order link digests
+
+
+def order_key(dataset_digest: str, seed: int) -> int:
+    """The 63-bit key of a run's row order."""
+    return int.from_bytes(hashlib.sha256(f"order {dataset_digest} {seed}".encode()).digest()[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """Row order of n rows under one rule and key."""
+
+    n: int
+    key: int
+    rule: str = "full"
+    window_rows: int = 1_000_000
+
+    def positions(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Rows at positions [start, stop) of the epoch: int64[stop - start], each value in [0, n)."""
+        if self.rule == "full":
+            return permutation(start, stop, self.n, self.key, epoch)
+        return self._windowed(epoch, start, stop)
+
+    def _windowed(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        size = min(self.window_rows, self.n)
+        count = -(-self.n // size)
+        order = permutation(0, count, count, self.key, epoch)
+        lengths = np.where(order == count - 1, self.n - (count - 1) * size, size)
+        edges = np.concatenate([[0], np.cumsum(lengths)])
+        pieces = []
+        for place in range(int(np.searchsorted(edges, start, "right")) - 1, count):
+            first, last = int(edges[place]), int(edges[place + 1])
+            if first >= stop:
+                break
+            window = int(order[place])
+            inside = permutation(max(start - first, 0), min(stop, last) - first, last - first, self.key ^ (window + 1), epoch)
+            pieces.append(inside + window * size)
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def digest(self, rows: NDArray[np.int64], seed: int) -> str:
+        """Digest of the rule and of the dataset rows at the first 2**20 positions of the first epoch."""
+        hasher = hashlib.sha256()
+        limit = min(self.n, SAMPLED)
+        for at in range(0, limit, 1 << 17):
+            hasher.update(np.ascontiguousarray(rows[self.positions(0, at, min(at + (1 << 17), limit))]))
+        window = self.window_rows if self.rule == "windowed" else None
+        return digest.of_json([FORMAT, self.rule, window, self.n, seed, hasher.hexdigest()])

@@ -1,0 +1,141 @@
+"""One logical shard: gather its rows, run the model forward and backward on one thread, leave the gradient in its row.
+
+Every shard of a run has one shape; a short last batch is filled up with rows of weight zero.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.config.tree import TrainConfig
+from engine.training.examples import Examples, aligned_empty
+from engine.training.exchange import BAD, LOSS, ROWS, STATS_FLOATS, STREAM, WEIGHT
+from engine.training.flat import FlatWeights
+from engine.training.losses import LOSSES
+from engine.training.model import Network
+from engine.training.order import RowOrder
+from kernels.dropout import dropout_mask
+from kernels.gather import gather_rows
+from kernels.hashing import hash_u64
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How n rows are cut into steps and shards; a function of n and the config, never of the workers."""
+
+    n: int
+    batch: int
+    shards: int
+
+    @classmethod
+    def plan(cls, n: int, config: TrainConfig) -> Batches:
+        """Batches of train.batch_size rows, or of all rows where there are fewer."""
+        return cls(n, min(config.batch_size, n), config.shards)
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard, padding included."""
+        return -(-self.batch // self.shards)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch; the last one may be short."""
+        return -(-self.n // self.batch)
+
+    def bounds(self, step: int, shard: int) -> tuple[int, int]:
+        """Positions [start, stop) in the epoch's order of one shard of the epoch's step; empty when there is none left."""
+        first = step * self.batch
+        last = min(first + self.batch, self.n)
+        start = min(first + shard * self.shard_rows, last)
+        return start, min(start + self.shard_rows, last)
+
+
+class ShardWorkspace:
+    """Buffers of one shard and its leaf tensors over the shared weights."""
+
+    def __init__(self, model: Network, flat: FlatWeights, data: Examples, rows: int, gradient: torch.Tensor) -> None:
+        self.numeric = aligned_empty((rows, data.numeric.shape[1]), np.float32)
+        self.codes = aligned_empty((rows, data.codes.shape[1]), np.int32)
+        self.target = aligned_empty((rows,), np.float32)
+        self.weight = aligned_empty((rows,), np.float32)
+        self.masks = [aligned_empty((rows, width), np.float32) for width in model.mask_widths]
+        self.leaves = flat.leaves()
+        self.gradient = gradient[:-STATS_FLOATS]
+        self.gradient_views = flat.views(self.gradient)
+        self.statistics = gradient[-STATS_FLOATS:].numpy().view(np.float64)
+        self.tensors = tuple(torch.from_numpy(array) for array in (self.numeric, self.codes, self.target, self.weight))
+        self.mask_tensors = [torch.from_numpy(mask) for mask in self.masks] or None
+        self.input_seconds = 0.0
+        self.bad_rows: NDArray[np.int64] = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What all shards of a run share."""
+
+    model: Network
+    data: Examples
+    order: RowOrder
+    batches: Batches
+    config: TrainConfig
+    class_weights: NDArray[np.float32] | None
+    target_center: float
+    target_scale: float
+
+    def run(self, space: ShardWorkspace, step: int, shard: int) -> None:
+        """Gradient of sum(weight * loss) / batch and its statistics for one shard of global step `step` (from 0)."""
+        epoch, inner = divmod(step, self.batches.steps)
+        start, stop = self.batches.bounds(inner, shard)
+        space.statistics[:] = 0.0
+        space.bad_rows = space.bad_rows[:0]
+        if start == stop:
+            space.gradient.zero_()
+            return
+        began = time.perf_counter()
+        ids = self._gather(space, epoch, start, stop)
+        for layer, mask in enumerate(space.masks):
+            dropout_mask(ids, mask.shape[1], self.config.seed, step, layer, self.model.dropout, mask)
+        space.input_seconds += time.perf_counter() - began
+        self._differentiate(space, ids, stop - start)
+        space.statistics[ROWS] = stop - start
+        positions = np.arange(start, stop)
+        space.statistics[STREAM : STREAM + 1].view(np.uint64)[:] = hash_u64(hash_u64(ids[: stop - start]) ^ hash_u64(positions, 1)).sum()
+
+    def _gather(self, space: ShardWorkspace, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Fill the buffers; returns the dataset rows. Places beyond the last row repeat the first one, with weight zero."""
+        count = stop - start
+        index = np.empty(len(space.target), np.int64)
+        index[:count] = self.order.positions(epoch, start, stop)
+        index[count:] = index[0]
+        if space.numeric.shape[1]:
+            gather_rows(self.data.numeric, index, space.numeric)
+        if space.codes.shape[1]:
+            gather_rows(self.data.codes, index, space.codes)
+        target = self.data.target[index]
+        space.weight[:] = 1.0 if self.data.weight is None else self.data.weight[index]
+        if self.class_weights is not None:
+            space.weight *= self.class_weights[target.astype(np.int64)]
+        space.weight[count:] = 0.0
+        np.subtract(target, np.float32(self.target_center), out=target)
+        np.divide(target, np.float32(self.target_scale), out=space.target)
+        return self.data.rows[index]
+
+    def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:
+        numeric, codes, target, weight = space.tensors
+        logits = self.model.apply_weights(space.leaves, numeric, codes, space.mask_tensors)
+        losses = LOSSES[self.config.loss].row_losses(logits, target, self.config)
+        weighted = losses * weight
+        gradients = torch.autograd.grad(weighted.sum() / self.batches.batch, space.leaves)
+        for view, gradient in zip(space.gradient_views, gradients, strict=True):
+            view.copy_(gradient)
+        space.statistics[LOSS] = float(weighted.detach().sum(dtype=torch.float64))
+        space.statistics[WEIGHT] = float(weight.sum(dtype=torch.float64))
+        if not np.isfinite(space.statistics[LOSS]):
+            bad = ~np.isfinite(losses.detach().numpy()[:count])
+            space.bad_rows = ids[:count][bad]
+            space.statistics[BAD] = max(int(bad.sum()), 1)
