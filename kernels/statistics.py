@@ -1,0 +1,326 @@
+"""Distances between a reference and a current sample, or between their profiles.
+
+Every function answers with a `Statistic`: a finite value, or the reason why there is none. Bad data never raises and never
+gives NaN or infinity, so one broken column does not stop the others; only misuse (shapes that cannot be compared) raises
+ValueError. p-values are reported and decide nothing: with enough rows everything differs.
+
+    psi             sum (p - q) ln(p / q), each share held above `floor`, without renormalising (Siddiqi, Credit Risk
+                    Scorecards, 2006)
+    js_distance     square root of the Jensen-Shannon divergence in bits, in [0, 1] (Lin, IEEE Trans. Inf. Theory 37, 1991)
+    hellinger       sqrt(1 - sum sqrt(p q)), in [0, 1]
+    ks              largest difference of the distribution functions; p by the limit law with Stephens' correction (JRSS B 32, 1970)
+    wasserstein     area between the distribution functions, in the column's unit; `normalised` divides by the reference's scale
+    chi_square      Pearson's test of homogeneity over the union of levels, without correction
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kernels import check, exact
+from kernels.jit import njit
+
+PSI_FLOOR = 1e-4
+LOW_EXPECTED = 5.0
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic: `value`, or None and the `reason`. `low` and `high` bound it where binning leaves it open."""
+
+    name: str
+    value: float | None
+    reason: str | None = None
+    p: float | None = None
+    low: float | None = None
+    high: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def computable(self) -> bool:
+        """Whether there is a value."""
+        return self.value is not None
+
+
+def _not(name: str, reason: str, **details: Any) -> Statistic:
+    return Statistic(name, None, f"not computable, because {reason}", details=details)
+
+
+def _found(name: str, value: float, **more: Any) -> Statistic:
+    """A value, unless arithmetic left the range of a double."""
+    if not math.isfinite(value):
+        return _not(name, f"the result is beyond the range of a double ({value})")
+    return Statistic(name, float(value), **more)
+
+
+# --------------------------------------------------------------------------- shares of bins or categories
+def _pair(reference: ArrayLike, current: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    a = check.integers("reference", reference)
+    b = check.integers("current", current, len(a))
+    if np.any(a < 0) or np.any(b < 0):
+        raise ValueError(f"counts must not be negative, found {min(a.min(), b.min())}")
+    return a, b
+
+
+def _empty_side(name: str, reference: int, current: int) -> Statistic | None:
+    sides = [side for side, n in (("reference", reference), ("current", current)) if n == 0]
+    return _not(name, f"{' and '.join(sides)} ha{'s' if len(sides) == 1 else 've'} no values") if sides else None
+
+
+def _shares(
+    name: str, reference: ArrayLike, current: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | Statistic:
+    a, b = _pair(reference, current)
+    n, m = int(a.sum()), int(b.sum())
+    return _empty_side(name, n, m) or (a / n, b / m)
+
+
+def psi(reference: ArrayLike, current: ArrayLike, floor: float = PSI_FLOOR) -> Statistic:
+    """Population stability index of two arrays of counts over the same bins (open outer bins included); nats.
+
+    Shape: int64[b], int64[b]. Identical shares give exactly 0. `details["floor"]` records the floor.
+    """
+    if not 0 < floor < 1:
+        raise ValueError(f"floor must be in (0, 1), found {floor}")
+    shares = _shares("psi", reference, current)
+    if isinstance(shares, Statistic):
+        return shares
+    p, q = (np.maximum(share, floor) for share in shares)
+    return _found("psi", exact.total((p - q) * np.log(p / q)), details={"floor": floor})
+
+
+def _bits(p: NDArray[np.float64], middle: NDArray[np.float64]) -> float:
+    used = p > 0
+    return exact.total(p[used] * np.log2(p[used] / middle[used]))
+
+
+def js_distance(reference: ArrayLike, current: ArrayLike) -> Statistic:
+    """Jensen-Shannon distance, base 2, of two arrays of counts over the same bins: 0 for equal shares, 1 for disjoint ones."""
+    shares = _shares("js_distance", reference, current)
+    if isinstance(shares, Statistic):
+        return shares
+    p, q = shares
+    if np.array_equal(p, q):
+        return _found("js_distance", 0.0)
+    middle = (p + q) / 2
+    divergence = (_bits(p, middle) + _bits(q, middle)) / 2
+    return _found("js_distance", math.sqrt(min(max(divergence, 0.0), 1.0)))
+
+
+def hellinger(reference: ArrayLike, current: ArrayLike) -> Statistic:
+    """Hellinger distance of two arrays of counts over the same bins: 0 for equal shares, 1 for disjoint ones."""
+    shares = _shares("hellinger", reference, current)
+    if isinstance(shares, Statistic):
+        return shares
+    p, q = shares
+    squares = exact.total((np.sqrt(p) - np.sqrt(q)) ** 2) / 2  # = 1 - sum sqrt(p q), without cancellation
+    return _found("hellinger", math.sqrt(min(squares, 1.0)))
+
+
+# --------------------------------------------------------------------------- chi-square
+def chi_square(reference: Mapping[Any, int], current: Mapping[Any, int]) -> Statistic:
+    """Pearson's chi-square over the union of levels, from level -> count. Sample sizes are allowed for; no correction.
+
+    details: dof, levels, new (only in current), vanished (only in reference), low_expected (cells expected below 5).
+    """
+    counts = [{k: int(v) for k, v in side.items()} for side in (reference, current)]
+    for side in counts:
+        if min(side.values(), default=0) < 0:
+            raise ValueError(f"counts must not be negative, found {min(side.values())}")
+    present = [{k for k, v in side.items() if v} for side in counts]
+    levels = [k for k in dict.fromkeys([*counts[0], *counts[1]]) if k in present[0] or k in present[1]]
+    details: dict[str, Any] = {
+        "levels": len(levels),
+        "new": [k for k in levels if k not in present[0]],
+        "vanished": [k for k in levels if k not in present[1]],
+    }
+    table = np.array([[side.get(k, 0) for k in levels] for side in counts], float).reshape(2, -1)
+    sizes = table.sum(axis=1)
+    empty = _empty_side("chi_square", int(sizes[0]), int(sizes[1]))
+    if empty:
+        return _not("chi_square", str(empty.reason).removeprefix("not computable, because "), **details)
+    expected = np.outer(sizes, table.sum(axis=0)) / sizes.sum()
+    details |= {"dof": len(levels) - 1, "low_expected": int(np.sum(expected < LOW_EXPECTED))}
+    value = exact.total(((table - expected) ** 2 / expected).ravel())
+    return _found("chi_square", value, p=chi_square_tail(value, len(levels) - 1), details=details)
+
+
+def chi_square_tail(x: float, dof: int) -> float:
+    """P(chi-square with `dof` degrees of freedom > x): the regularised upper incomplete gamma function Q(dof / 2, x / 2).
+
+    Series below, Lentz's continued fraction above a + 1 (Press et al., Numerical Recipes, section 6.2). 1 for dof = 0.
+    """
+    a, x = dof / 2.0, x / 2.0
+    if dof < 1 or x <= 0:
+        return 1.0
+    front = math.exp(a * math.log(x) - x - math.lgamma(a))
+    if x < a + 1.0:
+        term = total = 1.0 / a
+        n = a
+        while term > total * 1e-17:
+            n += 1.0
+            term *= x / n
+            total += term
+        return max(0.0, 1.0 - front * total)
+    b = x + 1.0 - a
+    c, d = 1e300, 1.0 / b
+    result = d
+    for i in range(1, 100000):
+        an = -i * (i - a)
+        b += 2.0
+        d = 1.0 / (an * d + b or 1e-300)
+        c = b + an / c or 1e-300
+        result *= d * c
+        if abs(d * c - 1.0) < 1e-16:
+            break
+    return min(1.0, front * result)
+
+
+# --------------------------------------------------------------------------- samples
+@njit
+def _gaps(a: Any, b: Any, area: Any) -> Any:
+    """Largest |i * m - j * n| over the merged ascending samples; area[k]: that gap times the step to the next value."""
+    n, m = len(a), len(b)
+    i, j, k, largest = np.int64(0), np.int64(0), 0, np.int64(0)
+    while i < n or j < m:
+        x = a[i] if j == m or (i < n and a[i] <= b[j]) else b[j]
+        while i < n and a[i] <= x:
+            i += 1
+        while j < m and b[j] <= x:
+            j += 1
+        gap = abs(i * m - j * n)
+        largest = max(largest, gap)
+        if i < n or j < m:
+            following = a[i] if j == m or (i < n and a[i] <= b[j]) else b[j]
+            if len(area):
+                area[k] = np.float64(gap) * (following - x)
+                k += 1
+    return largest, k
+
+
+def _sample(values: ArrayLike) -> tuple[NDArray[np.float64], int]:
+    """(ascending values that are not NaN, how many are)."""
+    numbers = check.floats("sample", values)
+    kept = np.sort(numbers[~np.isnan(numbers)]) + 0.0
+    return kept, len(numbers) - len(kept)
+
+
+def ks_p_value(distance: float, n: int, m: int) -> float:
+    """P(a larger distance | same distribution) by Kolmogorov's limit law with Stephens' correction; good from n m / (n + m) = 4."""
+    root = math.sqrt(n / (n + m) * m)
+    x = (root + 0.12 + 0.11 / root) * distance
+    if x < 0.2:  # the series below converges slowly, and its value is 1 to 1e-12
+        return 1.0
+    terms = [(-1.0) ** (k - 1) * math.exp(-2.0 * (k * x) ** 2) for k in range(1, 101)]
+    return min(1.0, max(0.0, 2.0 * math.fsum(terms)))
+
+
+def ks_samples(reference: ArrayLike, current: ArrayLike) -> Statistic:
+    """Two-sample Kolmogorov-Smirnov distance, exact. NaN is left out and counted (details); infinities rank."""
+    (a, missing_a), (b, missing_b) = _sample(reference), _sample(current)
+    empty = _empty_side("ks", len(a), len(b))
+    if empty:
+        return empty
+    gap, _ = _gaps(a, b, np.empty(0))
+    value = int(gap) / (len(a) * len(b))
+    details = {"missing_reference": missing_a, "missing_current": missing_b}
+    return _found("ks", value, p=ks_p_value(value, len(a), len(b)), low=value, high=value, details=details)
+
+
+def scale_of(reference: NDArray[np.float64]) -> float:
+    """What normalises a distance: the reference's standard deviation; without spread |mean|; when that is 0 too, 1."""
+    _, _, mean, std = exact.moments(reference)
+    return next((s for s in (std, abs(mean)) if math.isfinite(s) and s > 0), 1.0)
+
+
+def wasserstein_samples(reference: ArrayLike, current: ArrayLike, normalised: bool = False) -> Statistic:
+    """Wasserstein-1 distance of two samples, exact, in memory of their size. `normalised` divides by `scale_of(reference)`.
+
+    NaN is left out. With an infinity it is not computable.
+    """
+    name = "wasserstein_normalised" if normalised else "wasserstein"
+    (a, _), (b, _) = _sample(reference), _sample(current)
+    empty = _empty_side(name, len(a), len(b))
+    if empty:
+        return empty
+    infinite = int(np.isinf(a).sum() + np.isinf(b).sum())
+    if infinite:
+        return _not(name, f"{infinite} values are infinite")
+    area = np.empty(len(a) + len(b))
+    _, steps = _gaps(a, b, area)
+    value = exact.total(area[:steps]) / (len(a) * len(b))
+    scale = scale_of(a) if normalised else 1.0
+    return _found(name, value / scale, details={"scale": scale} if normalised else {})
+
+
+# --------------------------------------------------------------------------- profiles
+def _check_profile(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> None:
+    if len(counts) != len(edges) + 1:
+        raise ValueError(f"counts must be [{len(edges) + 1}] (below, bins, above) for {len(edges)} edges, found {len(counts)}")
+
+
+def ks_profiles(reference: ArrayLike, current: ArrayLike) -> Statistic:
+    """Kolmogorov-Smirnov distance from counts (below, bins, above) on the same edges.
+
+    The value is the largest difference at an edge; the true one lies in [low, high], which binning cannot narrow.
+    """
+    a, b = _pair(reference, current)
+    n, m = int(a.sum()), int(b.sum())
+    empty = _empty_side("ks", n, m)
+    if empty:
+        return empty
+    upper_a, upper_b = [int(v) for v in np.cumsum(a)], [int(v) for v in np.cumsum(b)]
+    lower_a, lower_b = [0, *upper_a[:-1]], [0, *upper_b[:-1]]
+    low = max(abs(i * m - j * n) for i, j in zip(upper_a, upper_b, strict=True)) / (n * m)
+    high = max(
+        max(ua * m - lb * n, ub * n - la * m)
+        for la, ua, lb, ub in zip(lower_a, upper_a, lower_b, upper_b, strict=True)
+        if ua > la or ub > lb
+    ) / (n * m)
+    return _found("ks", low, p=ks_p_value(low, n, m), low=low, high=max(low, high))
+
+
+def wasserstein_profiles(
+    reference: tuple[ArrayLike, float, float],
+    current: tuple[ArrayLike, float, float],
+    edges: ArrayLike,
+    scale: float = 1.0,
+) -> Statistic:
+    """Wasserstein-1 distance from profiles: (counts below, bins, above; exact sum of the values below; of those above).
+
+    Inside a bin values are taken as spread evenly. Outside, the area is exact when only one side has values there, and the
+    difference of means (a lower bound) when both do. Divided by `scale`. Memory constant in the values' range.
+    """
+    limits = np.asarray(edges, float)
+    a, b = _pair(reference[0], current[0])
+    _check_profile(a, limits)
+    n, m = int(a.sum()), int(b.sum())
+    empty = _empty_side("wasserstein", n, m)
+    if empty:
+        return empty
+    gap = np.cumsum(a)[:-1] / n - np.cumsum(b)[:-1] / m  # difference of distribution functions at each edge
+    left, right, width = gap[:-1], gap[1:], np.diff(limits)
+    crossing = left * right < 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossed = (left * left + right * right) / (2.0 * (np.abs(left) + np.abs(right)))
+    inside = np.where(crossing, crossed, np.abs(left + right) / 2.0) * width
+    far = [
+        abs((reference[1 + s] - a[k] * limits[k]) / n - (current[1 + s] - b[k] * limits[k]) / m)
+        for s, k in ((0, 0), (1, -1))
+    ]
+    if not np.all(np.isfinite(far)):
+        return _not("wasserstein", "the sum of values outside the edges is beyond the range of a double")
+    return _found("wasserstein", exact.total(np.append(inside, far)) / scale, details={"scale": scale})
+
+
+def missing_rate(missing: int, rows: int) -> Statistic:
+    """Share of rows that are missing."""
+    if not 0 <= missing <= rows:
+        raise ValueError(f"0 <= missing <= rows must hold, found missing={missing} rows={rows}")
+    return _found("missing_rate", missing / rows) if rows else _not("missing_rate", "there are no rows")
