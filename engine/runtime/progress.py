@@ -48,7 +48,8 @@ class Progress:
             self.done += count
             self._note = note or self._note
             now = time.monotonic()
-            if now - self._shown >= (BAR_SECONDS if self._terminal else PLAIN_SECONDS):
+            finished = self.total is not None and self.done >= self.total
+            if not finished and now - self._shown >= (BAR_SECONDS if self._terminal else PLAIN_SECONDS):
                 self._shown = now
                 self._show(now)
 

@@ -62,9 +62,11 @@ def train(config: Config, run: Run) -> dict[str, float]:
     classes = class_names(config, dataset, splits["train"])
     examples = {name: pack(config, table, encoder, split, classes, run) for name, split in splits.items() if len(split.rows)}
     timer.lap("encode")
+    precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, device_of(config))
+    run.note(precision=precision)
     result = fit_model(config, run, encoder, examples, dataset, classes)
     timer.lap("fit")
-    metrics, details = evaluate_splits(config, run, dataset, result.model, result.precision, examples, config.train.loss)
+    metrics, details = evaluate_splits(config, run, dataset, result.model, precision, examples, config.train.loss)
     timer.lap("evaluate")
     manifest = write_model(config, run, table, encoder, result, classes, splits["train"])
     timer.lap("bundle")
@@ -193,8 +195,6 @@ def fit_model(  # noqa: PLR0913
     config: Config, run: Run, encoder: Encoder, examples: dict[str, Examples], dataset: Dataset, classes: tuple[str, ...]
 ) -> FitResult:
     """Run the loop where the config says: in this process, or on a cluster."""
-    precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, config.train.device)
-    run.note(precision=precision)
     return fit(
         examples["train"],
         examples.get("valid"),
@@ -203,7 +203,7 @@ def fit_model(  # noqa: PLR0913
         cardinalities=encoder.cardinalities,
         outputs=len(classes) if config.train.loss == "multiclass" else 1,
         dataset_digest=dataset.digest,
-        precision=precision,
+        precision=str(run.record["precision"]),
     )
 
 
@@ -225,11 +225,16 @@ def evaluate_splits(  # noqa: PLR0913
         slices = {column: np.asarray(as_texts(facts[column]).to_pylist(), object) for column in config.evaluate.slices}
         scores = to_scores(loss, logits)
         found, details[name] = evaluate_scores(
-            part.target, scores, loss, config.evaluate, instants(facts[config.data.event_time]), config.data.time_zone, slices
+            part.target,
+            scores,
+            loss,
+            config.evaluate,
+            instants(facts[config.data.event_time]),
+            config.data.time_zone,
+            slices,
+            quantile=config.train.quantile,
         )
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
-        metrics[f"{name}/rows"] = float(len(part.rows))
-    run.log("  ".join(f"{key} {value:.4f}" for key, value in sorted(metrics.items()) if key.count("/") == 1))
     return metrics, details
 
 
@@ -251,12 +256,17 @@ def write_model(  # noqa: PLR0913
         "architecture": architecture(result.model),
         "loss": config.train.loss,
         "classes": list(classes),
-        "precision": result.precision,
+        "precision": run.record["precision"],
         "tile_rows": TILE_ROWS,
     }
     write_bundle(directory, config=config, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema)
     gate.write_gate(directory / "gate", config, table, encoder, result.model, model, split.rows)
     return seal(directory)
+
+
+def device_of(config: Config) -> str:
+    """`cpu` or `cuda`: what `train.device` asks for, or what there is."""
+    return "cpu" if config.train.device == "auto" else config.train.device
 
 
 def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> dict[str, Any]:
