@@ -1,7 +1,8 @@
-"""Checkpoints: tensors as safetensors, everything else as a JSON manifest that is written last and names sizes and digests.
+"""Checkpoints: tensors as safetensors, everything else as a JSON manifest that is written last and names sizes and
+digests.
 
-A folder without a manifest, or whose files do not match it, does not count: resume takes the newest whole one and says which
-it passed over. Nothing here unpickles: torch.load is never called.
+A folder without a manifest, or whose files do not match it, does not count: resume takes the newest whole one and says
+which it passed over. Nothing here unpickles: torch.load is never called.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 def read_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors of safetensors bytes; anything else, a pickle above all, is refused and never run."""
     if len(payload) < 8 or struct.unpack("<Q", payload[:8])[0] > len(payload) - 8 or payload[8:9] != b"{":
-        raise UserError(f"{path} must be safetensors; pickled checkpoints are refused because loading one runs its code")
+        raise UserError(
+            f"{path} must be safetensors; pickled checkpoints are refused because loading one runs its code"
+        )
     try:
         return load_tensors(payload)
     except (SafetensorError, json.JSONDecodeError) as error:
@@ -96,7 +99,7 @@ def read_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
 
 def newest_whole(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """(newest checkpoint that verifies, or None; why each newer one was passed over)."""
-    passed_over = []
+    passed_over: list[str] = []
     for folder in candidates(root):
         try:
             return load_checkpoint(folder), passed_over

@@ -1,11 +1,13 @@
 """What is measured on rows with labels: metrics, intervals, and how they differ by month and by slice.
 
-Intervals are percentiles of a Poisson bootstrap over rows (Chamandy et al.: Estimating uncertainty for massive data streams,
-2012) keyed by row position, so they repeat exactly. A metric that cannot be computed says why and never raises.
+Intervals are percentiles of a Poisson bootstrap over rows (Chamandy et al.: Estimating uncertainty for massive data
+streams, 2012) keyed by row position, so they repeat exactly. A metric that cannot be computed says why and never
+raises.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,7 @@ from kernels import metrics as kernels
 
 Array = NDArray[Any]
 CURVE_POINTS = 200
-BOOTSTRAP_CELLS = 1 << 24  # resamples x rows held at once
+BOOTSTRAP_CELLS = 1 << 17  # resamples x rows held at once: they stay in a core's cache
 LARGEST_BOOTSTRAP = 2_000_000  # rows; beyond, an interval is narrower than anything one would act on
 SLICE_VALUES = 50  # most frequent values of a slice that are listed
 HIGHER_IS_BETTER = {
@@ -52,15 +54,23 @@ def watched_metric(loss: str, wanted: str | None) -> str:
     return name
 
 
+# Poisson(1) counts by a 16-bit uniform number: ten times faster than numpy's, probabilities rounded to 2**-16.
+_CUMULATED = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)])
+_POISSON = np.searchsorted(_CUMULATED, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float64)
+
+
 # ------------------------------------------------------------------------------------------------------- points
 
 
-def point_metrics(target: Array, scores: Array, loss: str, *, ece_bins: int = 15, quantile: float = 0.5) -> dict[str, float]:
-    """Metrics of all rows together; NaN where one cannot be computed.
+def point_metrics(
+    target: Array, scores: Array, loss: str, *, ece_bins: int = 15, quantile: float = 0.5
+) -> dict[str, float]:
+    """Metrics of all rows with a finite target together; NaN where one cannot be computed.
 
     Shape: target [n] (0 or 1, class index, or value), scores [n] or [n, classes].
     """
-    target, scores = target.astype(np.float64), scores.astype(np.float64)
+    known = np.isfinite(target)
+    target, scores = target[known].astype(np.float64), scores[known].astype(np.float64)
     task = LOSSES[loss].task
     if not len(target) or not np.isfinite(scores).all():
         return {name: float("nan") for name in METRICS[task]}
@@ -131,7 +141,7 @@ class _Sorted:
 
 def _means(weight: Array, values: Array) -> Array:
     # Not a matrix product: BLAS adds in an order that depends on its threads.
-    return (weight * values).sum(axis=1) / weight.sum(axis=1)
+    return np.asarray((weight * values).sum(axis=1) / weight.sum(axis=1))
 
 
 def _resampled_ranking(target: Array, scores: Array) -> Callable[[Array], dict[str, Array]]:
@@ -190,7 +200,7 @@ def intervals(
     chunk = max(1, BOOTSTRAP_CELLS // n)
     with np.errstate(invalid="ignore", divide="ignore"):
         for start in range(0, config.bootstrap, chunk):
-            weight = generator.poisson(1.0, (min(chunk, config.bootstrap - start), n)).astype(np.float64)
+            weight = _POISSON[generator.integers(0, 1 << 16, (min(chunk, config.bootstrap - start), n), np.uint16)]
             for name, values in measure(weight).items():
                 found.setdefault(name, []).append(values)
     tail = 50 * (1 - config.confidence)
@@ -221,12 +231,19 @@ def evaluate_scores(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """(flat metrics, details for a report) of scored rows.
 
-    Shape: target [n], scores [n] or [n, classes], time_us int64[n] (microseconds UTC; months are read in `time_zone`), slices
-    name -> [n] values. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`, `positive_rate`. Details are JSON.
+    Shape: target [n], scores [n] or [n, classes], time_us int64[n] (microseconds UTC; months are read in `time_zone`),
+    slices name -> [n] values. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`, `positive_rate`. Details
+    are JSON.
     """
+    known = np.isfinite(target)  # a class that training never saw has no index
+    details: dict[str, Any] = {"loss": loss, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
+    target, scores, time_us = target[known], scores[known], time_us[known]
+    slices = {name: values[known] for name, values in slices.items()}
     metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
-    details: dict[str, Any] = {"loss": loss, "rows": len(target), "confidence": config.confidence}
-    details["not_computable"] = {name: _reason(name, target, scores) for name, value in metrics.items() if not np.isfinite(value)}
+    details["confidence"] = config.confidence
+    details["not_computable"] = {
+        name: _reason(name, target, scores) for name, value in metrics.items() if not np.isfinite(value)
+    }
     bounds = intervals(target, scores, loss, config, quantile=quantile)
     details["intervals"] = {name: list(pair) for name, pair in bounds.items()}
     flat = dict(metrics)
@@ -248,7 +265,9 @@ def evaluate_scores(
     return flat, details
 
 
-def _part(label: str, target: Array, scores: Array, loss: str, config: EvaluateConfig, quantile: float) -> dict[str, Any]:
+def _part(
+    label: str, target: Array, scores: Array, loss: str, config: EvaluateConfig, quantile: float
+) -> dict[str, Any]:
     """One row of a breakdown: the metrics of some rows, None where one cannot be computed."""
     metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
     row: dict[str, Any] = {"value": label, "rows": len(target)}

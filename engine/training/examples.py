@@ -1,6 +1,7 @@
 """Encoded rows as the training loop reads them: packed row-major blocks, in memory or mapped from files.
 
-A batch is a gather of rows from these blocks. Workers of a cluster open the same files; no row travels between processes.
+A batch is a gather of rows from these blocks. Workers of a cluster open the same files; no row travels between
+processes.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def aligned(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
 class Examples:
     """Rows ready for a model.
 
-    Shape: numeric float32[n, F] and codes int32[n, K], row-major and 64-byte aligned; target float32[n] (0 or 1, class index,
-    or value); weight float32[n] or None; rows int64[n], the dataset row numbers: keys of dropout, and the names in errors.
+    Shape: numeric float32[n, F] and codes int32[n, K], row-major and 64-byte aligned; target float32[n] (0 or 1, class
+    index, or value); weight float32[n] or None; rows int64[n], the dataset row numbers: keys of dropout, and the names
+    in errors.
     """
 
     numeric: NDArray[np.float32]
@@ -77,7 +79,8 @@ class Examples:
         return sum(array.nbytes for array in self._arrays().values())
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        arrays = {"numeric": self.numeric, "codes": self.codes, "target": self.target, "rows": self.rows}
+        arrays: dict[str, NDArray[Any]] = {}
+        arrays |= {"numeric": self.numeric, "codes": self.codes, "target": self.target, "rows": self.rows}
         return arrays if self.weight is None else {**arrays, "weight": self.weight}
 
     @classmethod
@@ -129,7 +132,9 @@ class Examples:
         for name, size in manifest["files"].items():
             path = storage.inside(folder, f"{name}.npy")
             if not path.exists() or path.stat().st_size != size:
-                raise UserError(f"{path} must have {size} bytes, found {path.stat().st_size if path.exists() else 'nothing'}")
+                raise UserError(
+                    f"{path} must have {size} bytes, found {path.stat().st_size if path.exists() else 'nothing'}"
+                )
             arrays[name] = _map(path)
         return cls(**arrays)
 
@@ -140,7 +145,7 @@ class Examples:
 
 def _map(path: Path) -> NDArray[Any]:
     if path.stat().st_size == 0 or _rows(path) == 0:
-        return np.load(path, allow_pickle=False)
+        return np.asarray(np.load(path, allow_pickle=False))
     # Copy-on-write: nothing here writes, and kernels need no second variant compiled for read-only arrays.
     return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
 

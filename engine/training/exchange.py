@@ -1,8 +1,8 @@
 """Gradients of the logical shards added up in one fixed tree, inside a process or between workers.
 
-The tree folds i + (i + ceil(n / 2)) until one row is left. With strided shards (worker w owns w, w + W, w + 2W, ...) and
-V = W * 2^k shards the first k levels stay inside a worker, so one row a worker travels; otherwise every shard's row does.
-Either way each addition has the same two operands, so the sum has the same bits for any number of workers.
+The tree folds i + (i + ceil(n / 2)) until one row is left. With strided shards (worker w owns w, w + W, w + 2W, ...)
+and V = W * 2^k shards the first k levels stay inside a worker, so one row a worker travels; otherwise every shard's row
+does. Either way each addition has the same two operands, so the sum has the same bits for any number of workers.
 """
 
 from __future__ import annotations
@@ -160,6 +160,8 @@ def _fold_statistics(rows: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         row[STREAM] = 0.0
     while len(values) > 1:
         half = -(-len(values) // 2)
-        values = [low + high for low, high in zip(values, values[half:], strict=False)] + values[len(values) - half : half]
+        values = [low + high for low, high in zip(values, values[half:], strict=False)] + values[
+            len(values) - half : half
+        ]
     values[0][STREAM] = np.array([stream], np.uint64).view(np.float64)[0]
     return values[0]

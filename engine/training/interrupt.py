@@ -1,4 +1,5 @@
-"""A request to stop at the next step: SIGTERM (spot instances), the first Ctrl-C, or a file named `stop` in the run directory.
+"""A request to stop at the next step: SIGTERM (spot instances), the first Ctrl-C, or a file named `stop` in the run
+directory.
 
 The loop then writes a checkpoint and leaves. A second Ctrl-C stops at once.
 """
@@ -17,7 +18,8 @@ LOOK_SECONDS = 0.5
 
 
 class StopFlag:
-    """`with StopFlag(directory) as stop: ... stop.requested()`; handlers are set in the main thread only, and put back."""
+    """`with StopFlag(directory) as stop: ... stop.requested()`; handlers are set in the main thread only, and put
+    back."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / FILE
@@ -31,7 +33,9 @@ class StopFlag:
                 self._outer[number] = signal.signal(number, self._catch)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._outer.items():
             signal.signal(number, handler)
 

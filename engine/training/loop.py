@@ -1,7 +1,7 @@
 """The training loop: the same weights, byte for byte, for any number of threads and workers and after any interruption.
 
-Order, shards and dropout are functions of (dataset digest, seed, step); gradients are added in one fixed tree; clipping and
-the optimizer run on one thread. What a step needs is in the checkpoint, so a resumed run takes the same steps.
+Order, shards and dropout are functions of (dataset digest, seed, step); gradients are added in one fixed tree; clipping
+and the optimizer run on one thread. What a step needs is in the checkpoint, so a resumed run takes the same steps.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class FitResult:
     best_epoch: int
     steps: int
     history: list[dict[str, Any]]
+    precision: str
 
 
 @dataclass
@@ -108,11 +109,12 @@ def fit(
     precision: str,
     exchange: Exchange | None = None,
 ) -> FitResult:
-    """Train a model on `train`, watch `valid`, and return it with the weights of the best epoch (the last without `valid`).
+    """Train a model on `train`, watch `valid`, and return it with the weights of the best epoch (the last without
+    `valid`).
 
     Continues from the newest whole checkpoint in the run's directory, if there is one. `outputs` is 1, or the number of
-    classes. Several workers call it together, each with its `exchange`. Raises UserError for targets that the loss cannot
-    take, for a loss that is not finite under train.on_bad_loss=stop, and for a checkpoint of another plan.
+    classes. Several workers call it together, each with its `exchange`. Raises UserError for targets that the loss
+    cannot take, for a loss that is not finite under train.on_bad_loss=stop, and for a checkpoint of another plan.
     """
     check_targets(train.target, train.rows, config.train.loss, outputs)
     _check_memory(train, config)
@@ -156,6 +158,7 @@ class Trainer:
         self.state, self.clock = State(), Clock()
         self.checkpoints = run.directory / "checkpoints"
         self.resumed_from: int | None = None
+        self.stop_now = False
         self.saved_step = -1
 
     # ------------------------------------------------------------------------------------------------- set-up
@@ -171,7 +174,9 @@ class Trainer:
         self.dataset_digest = dataset_digest
         self.batches = Batches.plan(len(self.train), settings)
         self.total_steps = self.batches.steps * settings.epochs
-        order = RowOrder(len(self.train), order_key(dataset_digest, settings.seed), settings.order, settings.window_rows)
+        order = RowOrder(
+            len(self.train), order_key(dataset_digest, settings.seed), settings.order, settings.window_rows
+        )
         self.task = ShardTask(
             self.model,
             self.train,
@@ -184,7 +189,9 @@ class Trainer:
         )
         self.shards = owned(settings.shards, self.exchange.rank, self.exchange.world)
         width = self.flat.size + STATS_FLOATS
-        self.rows = torch.from_numpy(aligned_empty((slots(settings.shards, self.exchange.world), width), np.float32)).zero_()
+        self.rows = torch.from_numpy(
+            aligned_empty((slots(settings.shards, self.exchange.world), width), np.float32)
+        ).zero_()
         self.spaces = [
             ShardWorkspace(self.model, self.flat, self.train, self.batches.shard_rows, self.rows[place])
             for place in range(len(self.shards))
@@ -322,7 +329,8 @@ class Trainer:
         message = f"the loss at step {step} is not finite ({where or 'its gradient overflows'})"
         if self.config.train.on_bad_loss == "stop":
             raise UserError(
-                f"{message}. Look at these rows, lower train.lr, or set train.on_bad_loss=skip to go on without the batch"
+                f"{message}. Look at these rows, lower train.lr, or set train.on_bad_loss=skip to go on without the
+                batch"
             )
         self.state.skipped += 1
         self.run_record.warn(f"{message}; the step is skipped on all workers")
@@ -351,7 +359,10 @@ class Trainer:
             settings.patience and self.valid is not None and state.stale_epochs >= settings.patience
         )
         self._save()
-        logged = {"train/epoch_loss": entry["train_loss"], **{f"valid/{name}": value for name, value in measured.items()}}
+        logged = {
+            "train/epoch_loss": entry["train_loss"],
+            **{f"valid/{name}": value for name, value in measured.items()},
+        }
         self.run_record.log_metrics(state.step, {name: value for name, value in logged.items() if value is not None})
         progress.advance(0, f"epoch {epoch + 1} of {settings.epochs}, " + _described(entry))
 
@@ -400,7 +411,9 @@ class Trainer:
         """The log loss stands in for a ranking metric that cannot be computed; higher stays better."""
         stand_in = measured.get("log_loss", float("nan"))
         if not self.state.best_epoch + 1:
-            self.run_record.warn(f"{self.metric} of the validation rows cannot be computed: log loss is watched instead")
+            self.run_record.warn(
+                f"{self.metric} of the validation rows cannot be computed: log loss is watched instead"
+            )
         sign = -1.0 if HIGHER_IS_BETTER[self.metric] else 1.0
         return sign * stand_in if math.isfinite(stand_in) else None
 
@@ -421,7 +434,11 @@ class Trainer:
         facts = {
             **self._identity(),
             "state": asdict(self.state),
-            "scheduler": {"total_steps": self.total_steps, "warmup": self.config.train.warmup, "peak": self.config.train.lr},
+            "scheduler": {
+                "total_steps": self.total_steps,
+                "warmup": self.config.train.warmup,
+                "peak": self.config.train.lr,
+            },
             "order": {"rule": self.config.train.order, "steps_per_epoch": self.batches.steps},
         }
         save_checkpoint(self.checkpoints, self.state.step, tensors, facts, self.config.train.keep_checkpoints)
@@ -454,7 +471,9 @@ class Trainer:
             metrics["train/loss"] = losses[-1]
         if self.resumed_from is not None:
             metrics["resumed_from_step"] = float(self.resumed_from)
-        return FitResult(self.model, metrics, self.state.best_epoch, self.state.step, self.state.history)
+        return FitResult(
+            self.model, metrics, self.state.best_epoch, self.state.step, self.state.history, self.precision
+        )
 
 
 def weights_digest(model: Network) -> str:

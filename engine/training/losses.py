@@ -1,7 +1,7 @@
 """Losses, what they watch, and how raw outputs become scores.
 
-Regression targets are standardised inside with the centre and scale of the training rows; a model carries both, and what it
-predicts is in the target's unit.
+Regression targets are standardised inside with the centre and scale of the training rows; a model carries both, and
+what it predicts is in the target's unit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def _quantile(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss: loss of each row float32[n] from logits [n, outputs] and targets [n], and the metric watched by default."""
+    """One loss: loss of each row float32[n] from logits [n, outputs] and targets [n], and the metric watched by
+    default."""
 
     row_losses: RowLoss
     metric: str
@@ -73,10 +74,15 @@ def check_targets(target: NDArray[np.float32], rows: NDArray[np.int64], loss: st
     if task == "binary":
         good, must = good & ((target == 0) | (target == 1)), "0 or 1"
     elif task == "multiclass":
-        good, must = good & (target >= 0) & (target < outputs) & (target == np.floor(target)), f"a class 0 to {outputs - 1}"
+        good, must = (
+            good & (target >= 0) & (target < outputs) & (target == np.floor(target)),
+            f"a class 0 to {outputs - 1}",
+        )
     if not good.all():
         at = int(np.argmin(good))
-        raise UserError(f"the target must be {must} for train.loss={loss}, found {target[at]} in dataset row {rows[at]}")
+        raise UserError(
+            f"the target must be {must} for train.loss={loss}, found {target[at]} in dataset row {rows[at]}"
+        )
 
 
 def target_scale(target: NDArray[np.float32], loss: str) -> tuple[float, float]:
@@ -97,13 +103,14 @@ def class_weights(target: NDArray[np.float32], config: TrainConfig, outputs: int
     classes = max(outputs, 2)
     counts = np.bincount(target.astype(np.int64), minlength=classes)
     weights = len(target) / (classes * np.maximum(counts, 1))
-    return np.where(counts > 0, weights, 1.0).astype(np.float32)
+    return np.asarray(np.where(counts > 0, weights, 1.0), np.float32)
 
 
 def to_scores(loss: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 scores from raw outputs [n, outputs]: [n] probability of class 1, [n, classes], or [n] values.
 
-    Every row has the bits that it has alone: arithmetic is in float64, on rows padded to a multiple of the vector width.
+    Every row has the bits that it has alone: arithmetic is in float64, on rows padded to a multiple of the vector
+    width.
     """
     task = LOSSES[loss].task
     if task == "regression":
@@ -112,9 +119,9 @@ def to_scores(loss: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
     wide = np.zeros((-(-n // PAD) * PAD, logits.shape[1]))
     wide[:n] = logits
     if task == "binary":
-        return (1.0 / (1.0 + np.exp(-np.clip(wide[:, 0], -700.0, 700.0))))[:n].astype(np.float32)
+        return np.asarray((1.0 / (1.0 + np.exp(-np.clip(wide[:, 0], -700.0, 700.0))))[:n], np.float32)
     powers = np.exp(wide - wide.max(axis=1, keepdims=True))
     total = powers[:, 0].copy()
     for column in range(1, powers.shape[1]):
         total += powers[:, column]
-    return (powers / total[:, None])[:n].astype(np.float32)
+    return np.asarray((powers / total[:, None])[:n], np.float32)

@@ -1,8 +1,8 @@
 """Models: a pure function of (weights, numeric, codes, dropout masks), wrapped as a module for whoever wants one.
 
-The training loop calls `apply` with its own leaf tensors, so that shards on several threads share the memory of the weights
-but no autograd node. The arithmetic follows the weights' type: hidden weights in bf16 give bf16 products. No BatchNorm:
-a row's result never depends on its neighbours.
+The training loop calls `apply` with its own leaf tensors, so that shards on several threads share the memory of the
+weights but no autograd node. The arithmetic follows the weights' type: hidden weights in bf16 give bf16 products. No
+BatchNorm: a row's result never depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ class Network(nn.Module):
         self.target_center, self.target_scale = 0.0, 1.0
 
     def forward(self, numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
-        """Shape: numeric float32[n, F], codes int32[n, K], masks one [n, width] a hidden layer -> float32[n, outputs]."""
+        """Shape: numeric float32[n, F], codes int32[n, K], masks one [n, width] a hidden layer -> float32[n,
+        outputs]."""
         return self.apply_weights(list(self.parameters()), numeric, codes, masks)
 
-    def apply_weights(self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+    def apply_weights(
+        self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None
+    ) -> Tensor:
         """`forward` with other weights, in the order of `parameters()`."""
         raise NotImplementedError
 
@@ -51,8 +54,8 @@ class Network(nn.Module):
 
     @property
     def low_precision(self) -> list[bool]:
-        """Per parameter, whether the bf16 mode holds it in bf16. Embeddings and the output layer stay in float32: many rows
-        add into one embedding, and scores rounded to 8 bits would tie."""
+        """Per parameter, whether the bf16 mode holds it in bf16. Embeddings and the output layer stay in float32: many
+        rows add into one embedding, and scores rounded to 8 bits would tie."""
         return [False for _ in self.parameters()]
 
     def settings(self) -> dict[str, Any]:
@@ -85,7 +88,9 @@ class Mlp(Network):
         self.weights = nn.ParameterList(torch.empty(b, a) for a, b in zip(edges, edges[1:], strict=False))
         self.biases = nn.ParameterList(torch.empty(b) for b in edges[1:])
 
-    def apply_weights(self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+    def apply_weights(
+        self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None
+    ) -> Tensor:
         """`forward` with other weights, in the order of `parameters()`."""
         tables = len(self.embeddings)
         layers = len(self.weights)
@@ -132,7 +137,9 @@ class Linear(Network):
         self.weights = nn.ParameterList([torch.empty(outputs, numeric_width)])
         self.biases = nn.ParameterList([torch.empty(outputs)])
 
-    def apply_weights(self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+    def apply_weights(
+        self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None
+    ) -> Tensor:
         """`forward` with other weights, in the order of `parameters()`."""
         x = F.linear(numeric, weights[-2], weights[-1])
         for k in range(len(self.embeddings)):
@@ -145,10 +152,12 @@ MODELS: dict[str, type[Network]] = {"mlp": Mlp, "linear": Linear}
 
 def embedding_width(cardinality: int, widest: int) -> int:
     """1.6 * cardinality ** 0.56, at most `widest` (rule of the fastai tabular models)."""
-    return max(1, min(widest, round(1.6 * cardinality**0.56)))
+    return int(max(1, min(widest, round(1.6 * cardinality**0.56))))
 
 
-def build_model(config: ModelConfig, numeric_width: int, cardinalities: Sequence[int], outputs: int, seed: int) -> Network:
+def build_model(
+    config: ModelConfig, numeric_width: int, cardinalities: Sequence[int], outputs: int, seed: int
+) -> Network:
     """A new model; equal arguments give equal weights. No global random state is read or changed.
 
     Raises UserError when there is no feature at all.
@@ -161,7 +170,9 @@ def build_model(config: ModelConfig, numeric_width: int, cardinalities: Sequence
     return model
 
 
-def _construct(kind: str, numeric_width: int, cardinalities: Sequence[int], outputs: int, settings: dict[str, Any]) -> Network:
+def _construct(
+    kind: str, numeric_width: int, cardinalities: Sequence[int], outputs: int, settings: dict[str, Any]
+) -> Network:
     if kind not in MODELS:
         raise UserError(f"model.kind must be a known model, found {kind!r}.{nearest(kind, MODELS)}")
     return MODELS[kind](numeric_width, cardinalities, outputs, **settings)

@@ -1,7 +1,8 @@
 """Which rows a step sees: a function of (dataset digest, seed, epoch, position), whoever asks and in whatever pieces.
 
 full      one keyed permutation of all rows.
-windowed  windows of consecutive rows in keyed order, each with its own keyed permutation: a block larger than memory is then
+windowed  windows of consecutive rows in keyed order, each with its own keyed permutation: a block larger than memory is
+then
           read window by window. Mixing is weaker: rows of one window stay neighbours in time.
 """
 
@@ -52,7 +53,9 @@ class RowOrder:
             if first >= stop:
                 break
             window = int(order[place])
-            inside = permutation(max(start - first, 0), min(stop, last) - first, last - first, self.key ^ (window + 1), epoch)
+            inside = permutation(
+                max(start - first, 0), min(stop, last) - first, last - first, self.key ^ (window + 1), epoch
+            )
             pieces.append(inside + window * size)
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
@@ -61,6 +64,6 @@ class RowOrder:
         hasher = hashlib.sha256()
         limit = min(self.n, SAMPLED)
         for at in range(0, limit, 1 << 17):
-            hasher.update(np.ascontiguousarray(rows[self.positions(0, at, min(at + (1 << 17), limit))]))
+            hasher.update(rows[self.positions(0, at, min(at + (1 << 17), limit))].tobytes())
         window = self.window_rows if self.rule == "windowed" else None
         return digest.of_json([FORMAT, self.rule, window, self.n, seed, hasher.hexdigest()])

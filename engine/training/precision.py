@@ -11,8 +11,8 @@ NARROWEST = 64  # below this width of the widest hidden layer the casts cost mor
 
 
 def resolve_precision(wanted: str, model: ModelConfig, device: str = "cpu") -> str:
-    """`fp32` or `bf16`. `auto` takes bf16 where the hardware multiplies it (without avx512_bf16 or amx_bf16 it is ten times
-    slower) and the model has a hidden layer of at least 64.
+    """`fp32` or `bf16`. `auto` takes bf16 where the hardware multiplies it (without avx512_bf16 or amx_bf16 it is ten
+    times slower) and the model has a hidden layer of at least 64.
 
     Resume and reproduce pass the recorded value, so other hardware never changes the arithmetic silently.
     """

@@ -1,7 +1,8 @@
 """Raw outputs of a model for any number of rows, in tiles of one shape.
 
-Matrix kernels choose their path by shape, and another path rounds otherwise: every tile is padded to `tile_rows`, lies in an
-aligned buffer and runs on one thread. So a row's bits do not depend on its neighbours, the number of rows or of threads.
+Matrix kernels choose their path by shape, and another path rounds otherwise: every tile is padded to `tile_rows`, lies
+in an aligned buffer and runs on one thread. So a row's bits do not depend on its neighbours, the number of rows or of
+threads.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def predict_logits(
     out = np.empty((len(numeric), model.outputs), np.float32)
     tile = _Tile(tile_rows, numeric.shape[1], codes.shape[1])
     scale, center = np.float32(model.target_scale), np.float32(model.target_center)
+    plain = float(scale) == 1.0 and float(center) == 0.0
 
     def run(index: int) -> None:
         start, stop = index * tile_rows, min((index + 1) * tile_rows, len(numeric))
@@ -67,7 +69,7 @@ def predict_logits(
             buffer[count:] = 0
         with torch.inference_mode():
             logits = model.apply_weights(weights, *tile.tensors, None).float().numpy()
-        out[start:stop] = logits[:count] if (scale, center) == (1.0, 0.0) else logits[:count] * scale + center
+        out[start:stop] = logits[:count] if plain else logits[:count] * scale + center
 
     team.run(run, -(-len(numeric) // tile_rows))
     return out

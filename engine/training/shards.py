@@ -48,7 +48,8 @@ class Batches:
         return -(-self.n // self.batch)
 
     def bounds(self, step: int, shard: int) -> tuple[int, int]:
-        """Positions [start, stop) in the epoch's order of one shard of the epoch's step; empty when there is none left."""
+        """Positions [start, stop) in the epoch's order of one shard of the epoch's step; empty when there is none
+        left."""
         first = step * self.batch
         last = min(first + self.batch, self.n)
         start = min(first + shard * self.shard_rows, last)
@@ -104,10 +105,13 @@ class ShardTask:
         self._differentiate(space, ids, stop - start)
         space.statistics[ROWS] = stop - start
         positions = np.arange(start, stop)
-        space.statistics[STREAM : STREAM + 1].view(np.uint64)[:] = hash_u64(hash_u64(ids[: stop - start]) ^ hash_u64(positions, 1)).sum()
+        space.statistics[STREAM : STREAM + 1].view(np.uint64)[:] = hash_u64(
+            hash_u64(ids[: stop - start]) ^ hash_u64(positions, 1)
+        ).sum()
 
     def _gather(self, space: ShardWorkspace, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Fill the buffers; returns the dataset rows. Places beyond the last row repeat the first one, with weight zero."""
+        """Fill the buffers; returns the dataset rows. Places beyond the last row repeat the first one, with weight
+        zero."""
         count = stop - start
         index = np.empty(len(space.target), np.int64)
         index[:count] = self.order.positions(epoch, start, stop)

@@ -22,7 +22,8 @@ def compute_threads(config: Config) -> int:
 
 
 class Team:
-    """`with Team(2) as team: team.run(work, 8)` calls work(0) .. work(7) on two threads, the caller being one of them."""
+    """`with Team(2) as team: team.run(work, 8)` calls work(0) .. work(7) on two threads, the caller being one of
+    them."""
 
     def __init__(self, threads: int) -> None:
         self.threads = max(threads, 1)
@@ -37,7 +38,9 @@ class Team:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._outer)
