@@ -195,7 +195,7 @@ def _rows(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
 
 
 def _overview() -> str:
-    lines = ["usage: python -m engine COMMAND [key=value ...] [options]", "", engine.__doc__ or "", "", "commands:"]
+    lines = ["usage: python -m engine COMMAND [key=value ...] [options]", "", (engine.__doc__ or "").split(". ")[0] + ".", "", "commands:"]
     lines += _columns([(name, command.help) for name, command in commands.COMMANDS.items()])
     lines += ["", "options:", *_columns(list(OPTIONS.items()))]
     lines += ["", "`python -m engine COMMAND --help` shows the config groups and keys of a command."]

@@ -163,6 +163,9 @@ def _unknown_key(error: Exception) -> str:
                 f"config group {name!r} has no default here: write +{name}=CHOICE, one of {', '.join(groups()[name])}"
             )
         return f"unknown config key {name!r}.{nearest(name, known_keys())}"
+    match = re.search(r"Multiple values for (\w+)", str(error))
+    if match:
+        return f"config group {match.group(1)!r} has a choice already: write {match.group(1)}=CHOICE, without the +"
     return str(error).splitlines()[0]
 
 

@@ -1,0 +1,97 @@
+"""Fixtures of the whole suite. Nothing here reaches the network or a folder outside of a test's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import hypothesis
+import pytest
+
+from engine import __main__ as shell
+from engine import commands
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples every time: a red test stays red until its cause is mended.
+hypothesis.settings.register_profile("engine", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("engine")
+
+
+class Outcome(NamedTuple):
+    """What a command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def directory(self) -> Path:
+        """The run directory: the last line on stdout."""
+        return Path(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of example data that does not come with the project; tests that want it skip without it."""
+    folder = Path(os.environ.get("ENGINE_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no shared data: set ENGINE_SHARED_DATA to its folder")
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to start commands in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(workplace: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`cli("train", "train.lr=1")`: the shell in this process, started in an empty folder."""
+
+    def run(*words: str) -> Outcome:
+        capfd.readouterr()
+        code = shell.main(list(words))
+        return Outcome(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def process(workplace: Path) -> Callable[..., Outcome]:
+    """`process("train", ...)`: the shell as a program of its own."""
+
+    def run(*words: str, timeout: float = 60, **environment: str) -> Outcome:
+        done = subprocess.run(
+            [sys.executable, "-m", "engine", *words],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`step(function)` puts a function in the place of the `train` step, so that the shell can be seen without data."""
+
+    def put(function: Callable[..., dict[str, float]], command: str = "train") -> None:
+        module = types.ModuleType("step_of_a_test")
+        module.function = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        replaced = dataclasses.replace(commands.COMMANDS[command], target=f"{module.__name__}:function")
+        monkeypatch.setitem(commands.COMMANDS, command, replaced)
+
+    yield put
