@@ -15,7 +15,8 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 class FlatWeights:
     """The parameters of a model as views of one float32 buffer, with a bf16 copy of those that the precision holds
-    so."""
+    so.
+    """
 
     def __init__(self, model: Network, precision: str) -> None:
         parameters = list(model.parameters())
@@ -60,7 +61,8 @@ class FlatWeights:
 
 class AdamW:
     """AdamW on one flat buffer: torch's fused kernel, called below `torch.optim` (whose constructor imports
-    torch._dynamo, one second). Loshchilov, Hutter: Decoupled Weight Decay Regularization, ICLR 2019."""
+    torch._dynamo, one second). Loshchilov, Hutter: Decoupled Weight Decay Regularization, ICLR 2019.
+    """
 
     def __init__(self, size: int, weight_decay: float) -> None:
         self.weight_decay = weight_decay
@@ -90,7 +92,8 @@ class AdamW:
 
 def scale_and_clip(gradient: Tensor, scale: float, limit: float) -> float:
     """Multiply by `scale`, then cut the norm to `limit` (0 = as it is), in place and in one pass; returns the norm
-    before."""
+    before.
+    """
     norm = scale * float(torch.linalg.vector_norm(gradient))
     factor = scale * (limit / norm if 0 < limit < norm else 1.0)
     if math.isfinite(factor) and factor != 1.0:

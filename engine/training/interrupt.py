@@ -19,7 +19,8 @@ LOOK_SECONDS = 0.5
 
 class StopFlag:
     """`with StopFlag(directory) as stop: ... stop.requested()`; handlers are set in the main thread only, and put
-    back."""
+    back.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / FILE
@@ -39,7 +40,7 @@ class StopFlag:
         for number, handler in self._outer.items():
             signal.signal(number, handler)
 
-    def _catch(self, number: int, frame: FrameType | None) -> None:
+    def _catch(self, _number: int, _frame: FrameType | None) -> None:
         if self._set:
             raise KeyboardInterrupt
         self._set = True

@@ -329,8 +329,8 @@ class Trainer:
         message = f"the loss at step {step} is not finite ({where or 'its gradient overflows'})"
         if self.config.train.on_bad_loss == "stop":
             raise UserError(
-                f"{message}. Look at these rows, lower train.lr, or set train.on_bad_loss=skip to go on without the
-                batch"
+                f"{message}. Look at these rows, lower train.lr, or set train.on_bad_loss=skip to go on "
+                "without the batch"
             )
         self.state.skipped += 1
         self.run_record.warn(f"{message}; the step is skipped on all workers")

@@ -23,15 +23,15 @@ RowLoss = Callable[[Tensor, Tensor, TrainConfig], Tensor]
 PAD = 64  # rows; a vectorised tail may round otherwise than the body, so the body has no tail
 
 
-def _binary(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+def _binary(logits: Tensor, target: Tensor, _config: TrainConfig) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
 
 
-def _multiclass(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+def _multiclass(logits: Tensor, target: Tensor, _config: TrainConfig) -> Tensor:
     return F.cross_entropy(logits, target.long(), reduction="none")
 
 
-def _squared(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+def _squared(logits: Tensor, target: Tensor, _config: TrainConfig) -> Tensor:
     return (logits[:, 0] - target).square()
 
 
@@ -48,7 +48,8 @@ def _quantile(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
 @dataclass(frozen=True)
 class Loss:
     """One loss: loss of each row float32[n] from logits [n, outputs] and targets [n], and the metric watched by
-    default."""
+    default.
+    """
 
     row_losses: RowLoss
     metric: str

@@ -7,6 +7,7 @@ BatchNorm: a row's result never depends on its neighbours.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +34,8 @@ class Network(nn.Module):
 
     def forward(self, numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
         """Shape: numeric float32[n, F], codes int32[n, K], masks one [n, width] a hidden layer -> float32[n,
-        outputs]."""
+        outputs].
+        """
         return self.apply_weights(list(self.parameters()), numeric, codes, masks)
 
     def apply_weights(
@@ -55,7 +57,8 @@ class Network(nn.Module):
     @property
     def low_precision(self) -> list[bool]:
         """Per parameter, whether the bf16 mode holds it in bf16. Embeddings and the output layer stay in float32: many
-        rows add into one embedding, and scores rounded to 8 bits would tie."""
+        rows add into one embedding, and scores rounded to 8 bits would tie.
+        """
         return [False for _ in self.parameters()]
 
     def settings(self) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class Mlp(Network):
             torch.empty(size, width) for size, width in zip(cardinalities, widths, strict=True)
         )
         edges = [numeric_width + sum(widths), *hidden, outputs]
-        self.weights = nn.ParameterList(torch.empty(b, a) for a, b in zip(edges, edges[1:], strict=False))
+        self.weights = nn.ParameterList(torch.empty(b, a) for a, b in itertools.pairwise(edges))
         self.biases = nn.ParameterList(torch.empty(b) for b in edges[1:])
 
     def apply_weights(
@@ -138,7 +141,11 @@ class Linear(Network):
         self.biases = nn.ParameterList([torch.empty(outputs)])
 
     def apply_weights(
-        self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None
+        self,
+        weights: Sequence[Tensor],
+        numeric: Tensor,
+        codes: Tensor,
+        masks: Sequence[Tensor] | None,  # noqa: ARG002
     ) -> Tensor:
         """`forward` with other weights, in the order of `parameters()`."""
         x = F.linear(numeric, weights[-2], weights[-1])

@@ -49,7 +49,8 @@ class Batches:
 
     def bounds(self, step: int, shard: int) -> tuple[int, int]:
         """Positions [start, stop) in the epoch's order of one shard of the epoch's step; empty when there is none
-        left."""
+        left.
+        """
         first = step * self.batch
         last = min(first + self.batch, self.n)
         start = min(first + shard * self.shard_rows, last)
@@ -111,7 +112,8 @@ class ShardTask:
 
     def _gather(self, space: ShardWorkspace, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Fill the buffers; returns the dataset rows. Places beyond the last row repeat the first one, with weight
-        zero."""
+        zero.
+        """
         count = stop - start
         index = np.empty(len(space.target), np.int64)
         index[:count] = self.order.positions(epoch, start, stop)

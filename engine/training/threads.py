@@ -23,7 +23,8 @@ def compute_threads(config: Config) -> int:
 
 class Team:
     """`with Team(2) as team: team.run(work, 8)` calls work(0) .. work(7) on two threads, the caller being one of
-    them."""
+    them.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = max(threads, 1)
