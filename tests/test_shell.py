@@ -384,7 +384,7 @@ def tiny_disk(workplace: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("mounting is not permitted here")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_at_the_start_is_one_message_and_leaves_nothing(tiny_disk, cli, step) -> None:

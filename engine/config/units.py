@@ -95,7 +95,7 @@ def instant(text: str, time_zone: str) -> int:
         ) from None
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=zone(time_zone))
-    return round((parsed - EPOCH) / datetime.timedelta(microseconds=1))
+    return (parsed - EPOCH) // datetime.timedelta(microseconds=1)
 
 
 def between(bounds: tuple[str, ...] | list[str], time_zone: str) -> tuple[int, int]:
@@ -112,13 +112,13 @@ def window(text: str | tuple[str, ...] | list[str], time_zone: str) -> tuple[int
     """(from, to) in microseconds UTC of a month `2020-04`, a day `2020-04-07`, or `[from, to]`."""
     if isinstance(text, (tuple, list)):
         return between(text, time_zone)
-    start = datetime.datetime.fromisoformat(f"{text}-01" if re.fullmatch(r"\d{4}-\d{2}", text) else text)
-    if re.fullmatch(r"\d{4}-\d{2}", text):
-        stop = (start + datetime.timedelta(days=32)).replace(day=1)
-    elif re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-        stop = start + datetime.timedelta(days=1)
-    else:
-        raise UserError(f"a window must be a month (2020-04), a day (2020-04-07) or [from, to], found {text!r}")
+    month = re.fullmatch(r"\d{4}-\d{2}", text)
+    try:
+        start = datetime.datetime.strptime(text, "%Y-%m" if month else "%Y-%m-%d")
+    except ValueError:
+        wanted = "a month (2020-04), a day (2020-04-07) or [from, to]"
+        raise UserError(f"a window must be {wanted}, found {text!r}") from None
+    stop = (start + datetime.timedelta(days=32)).replace(day=1) if month else start + datetime.timedelta(days=1)
     return instant(start.isoformat(), time_zone), instant(stop.isoformat(), time_zone)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -97,6 +98,7 @@ class Run:
             "pid": os.getpid(),
             "chain": {},
         }
+        run = None
         try:
             # The lock comes before run.json: a directory with a record and no lock has no living process.
             run = cls(directory, record, hidden, lock=_try_lock(directory))
@@ -104,6 +106,8 @@ class Run:
                 storage.write_text(directory / f"{name}.patch", run.redact(environment.patch(root)))
             run.save()
         except BaseException:  # a full disk, Ctrl-C: a directory without a record is of no use to anyone
+            if run is not None:
+                run._close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
         return run
@@ -250,10 +254,9 @@ class Run:
             self._log_file(f"{status}: {error}".removesuffix(": "))
         else:
             self._log_file("".join(traceback.format_exception(error)).rstrip())
-        try:
+        # On a full disk run.json stays as it was (`running`, unlocked), and `error` is what there is to report.
+        with contextlib.suppress(UserError, OSError):
             self._end(status)
-        except (UserError, OSError):
-            pass  # the disk is full or gone: run.json stays as it was (`running`, unlocked); `error` is what to report
         self._close()
 
     def _log_file(self, message: str) -> None:
@@ -284,6 +287,11 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing: a full disk is reported by the write that matters."""
+
+    def close(self) -> None:
+        """Close, although the last lines may not fit on the disk."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def _now() -> datetime.datetime:

@@ -1,0 +1,93 @@
+"""Spans, instants and sizes as people write them, across the changes of the clock."""
+
+from __future__ import annotations
+
+import datetime
+import zoneinfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config import units
+from engine.errors import UserError
+
+HOUR = 3_600_000_000
+NEW_YORK = "America/New_York"
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("2h", 2 * HOUR), ("7d", 168 * HOUR), ("90min", 90 * 60_000_000), ("1.5s", 1_500_000), ("3us", 3)]
+)
+def test_spans(text: str, expected: int) -> None:
+    assert units.span(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "h", "2", "2x", "2 hours", "-1h", "1h30min", "nan h"])
+def test_a_span_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="a span must be"):
+        units.span(text)
+
+
+@given(st.integers(1, 10**12))
+def test_a_formatted_span_reads_back(value: int) -> None:
+    assert units.span(units.format_span(value)) == value
+
+
+def test_sizes_and_shares() -> None:
+    assert units.size("4GB") == 4 * 10**9 and units.size("2MiB") == 2**21 and units.size(5) == 5
+    assert units.share("1%") == 0.01 and units.share(0.5) == 0.5
+    for wrong in ("101%", -0.1, "x", "nan"):
+        with pytest.raises(UserError):
+            units.share(wrong)
+
+
+def test_moments() -> None:
+    assert units.moment("arrived") == ("arrived", 0)
+    assert units.moment("scheduled - 1h") == ("scheduled", -HOUR)
+    assert units.moment("arrived + 15min") == ("arrived", 15 * 60_000_000)
+    for wrong in ("", "1h", "a - ", "a - b", "a * 1h"):
+        with pytest.raises(UserError):
+            units.moment(wrong)
+
+
+def test_a_bound_without_an_offset_is_read_in_the_zone() -> None:
+    local = units.instant("2013-06-01", NEW_YORK)
+    assert local - units.instant("2013-06-01", "UTC") == 4 * HOUR
+    assert units.instant("2013-06-01T00:00-04:00", "UTC") == local
+    assert units.instant("2013-06", NEW_YORK) == local
+
+
+def test_the_day_of_the_clock_change_has_25_hours() -> None:
+    start, stop = units.window("2013-11-03", NEW_YORK)
+    assert stop - start == 25 * HOUR
+    # 01:30 occurs twice: its first occurrence is meant.
+    assert units.instant("2013-11-03T01:30", NEW_YORK) - start == int(1.5 * HOUR)
+
+
+@given(st.datetimes(datetime.datetime(1970, 1, 2), datetime.datetime(2100, 1, 1)), st.sampled_from([NEW_YORK, "UTC"]))
+def test_an_instant_reads_back_from_its_text(moment: datetime.datetime, zone: str) -> None:
+    aware = moment.replace(tzinfo=datetime.UTC).astimezone(zoneinfo.ZoneInfo(zone))
+    value = units.instant(aware.isoformat(), zone)
+    assert value == (aware - units.EPOCH) // datetime.timedelta(microseconds=1)
+    assert units.instant(units.format_instant(value, zone), "UTC") == value
+
+
+def test_windows() -> None:
+    assert units.window("2013-12", "UTC") == (units.instant("2013-12-01", "UTC"), units.instant("2014-01-01", "UTC"))
+    assert units.window(["2013-01-01", "2013-01-02"], "UTC")[1] == units.instant("2013-01-02", "UTC")
+    for wrong in ("2013", "June", "2013-13", "2013-01-01T00:00"):
+        with pytest.raises(UserError):
+            units.window(wrong, "UTC")
+
+
+def test_a_period_must_end_after_it_starts() -> None:
+    for wrong in (["2013-01-02", "2013-01-01"], ["2013-01-01", "2013-01-01"], ["2013-01-01"]):
+        with pytest.raises(UserError, match="a period must"):
+            units.between(wrong, "UTC")
+
+
+def test_an_unknown_zone_is_named() -> None:
+    for wrong in ("America/New_Yrk", "", "../etc/passwd"):
+        with pytest.raises(UserError, match="a time zone must be"):
+            units.zone(wrong)
