@@ -1,0 +1,369 @@
+"""What a block of rows looked like, as integers on a fixed specification: merging profiles is addition.
+
+`ProfileSpec` is fitted once with the model: edges of numeric features and of predictions, the encoder's vocabularies.
+`Profile` counts rows on it. Any split of the rows, in any order, merges to the same bytes of JSON; nothing in it says
+when, where or by which run it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.errors import UserError
+from engine.features.compute import as_floats
+from engine.features.encode import FIRST_KNOWN, UNSEEN, Encoder, Vocabulary, as_texts
+from engine.features.spec import NUMERIC
+from engine.runtime import digest
+from kernels import profile as kernel
+from kernels.hashing import hash_bytes
+from kernels.statistics import scale_of
+
+FORMAT = 1
+BINS = 20
+FIT_ROWS = 262_144  # edges are quantiles; more rows than this do not move them
+# Unseen categories named per column: those with the smallest hashes, so that any split of the rows keeps the same.
+UNSEEN_KEPT = 200
+NARROWEST = 1e-290  # edges closer than this have no representable quantum
+PREDICTION = "prediction"
+
+
+@dataclass(frozen=True)
+class NumericSpec:
+    """One numeric column: ascending edges, and the scale that normalises distances (kernels.statistics.scale_of)."""
+
+    name: str
+    edges: tuple[float, ...]
+    scale: float
+
+    @property
+    def bins(self) -> int:
+        """Bins inside the edges."""
+        return len(self.edges) - 1
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """How rows are counted. `categorical` are the encoder's vocabularies, in its order."""
+
+    numeric: tuple[NumericSpec, ...]
+    categorical: tuple[Vocabulary, ...]
+    predictions: tuple[NumericSpec, ...]
+    unnamed: frozenset[str] = frozenset()  # categorical columns whose unseen values must not be written down
+    _plans: dict[str, kernel.ProfilePlan] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def fit(
+        cls,
+        encoder: Encoder,
+        read: Callable[[Sequence[str]], pa.Table],
+        scores: np.ndarray | None,
+        classes: Sequence[str] = (),
+        sensitive: Sequence[str] = (),
+        bins: int = BINS,
+    ) -> ProfileSpec:
+        """Edges from training rows (`read(names)` gives those columns) and validation scores [n] or [n, classes]."""
+        names = [feature.name for feature in encoder.features if feature.kind == NUMERIC]
+        numeric = [_fit_numeric(name, as_floats(read([name])[name]), bins) for name in names]
+        predictions = [
+            _fit_numeric(name, values, bins)
+            for name, values in zip(prediction_names(classes), _score_columns(scores, classes), strict=True)
+        ]
+        unnamed = frozenset(sensitive) & {vocabulary.name for vocabulary in encoder.categorical_}
+        return cls(tuple(numeric), encoder.categorical_, tuple(predictions), unnamed)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the raw features that are counted: numeric, then categorical."""
+        return [item.name for item in self.numeric] + [item.name for item in self.categorical]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of every column that is counted: inputs, then predictions."""
+        return self.inputs + [item.name for item in self.predictions]
+
+    @property
+    def plan(self) -> kernel.ProfilePlan:
+        """The kernel's form of the numeric features."""
+        return self._plan("numeric", self.numeric)
+
+    @property
+    def prediction_plan(self) -> kernel.ProfilePlan:
+        """The kernel's form of the predictions."""
+        return self._plan("predictions", self.predictions)
+
+    def _plan(self, name: str, columns: tuple[NumericSpec, ...]) -> kernel.ProfilePlan:
+        if name not in self._plans:
+            self._plans[name] = kernel.profile_plan([column.edges for column in columns])
+        return self._plans[name]
+
+    @property
+    def digest(self) -> str:
+        """Content digest: profiles of different specifications are never merged or compared."""
+        return digest.of_json([self.to_json(), [[item.name, item.known_, item.rare_] for item in self.categorical]])
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification; vocabularies are the encoder's and stay there."""
+        return {
+            "format": FORMAT,
+            "numeric": [_numeric_json(item) for item in self.numeric],
+            "categorical": [item.name for item in self.categorical],
+            "predictions": [_numeric_json(item) for item in self.predictions],
+            "unnamed": sorted(self.unnamed),
+        }
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any], encoder: Encoder) -> ProfileSpec:
+        """The specification that was saved beside the encoder."""
+        if state.get("format", 0) > FORMAT:
+            raise UserError(f"profile_spec.json is of format {state['format']}, this engine reads up to {FORMAT}")
+        vocabularies = {item.name: item for item in encoder.categorical_}
+        lacking = next((name for name in state["categorical"] if name not in vocabularies), None)
+        if lacking is not None:
+            raise UserError(f"profile_spec.json names the category {lacking!r}, which the encoder has not fitted")
+        return cls(
+            tuple(_numeric_spec(item) for item in state["numeric"]),
+            tuple(vocabularies[name] for name in state["categorical"]),
+            tuple(_numeric_spec(item) for item in state["predictions"]),
+            frozenset(state["unnamed"]),
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Counts of rows on a specification.
+
+    numeric, predictions: kernels.profile.Profile; categories int64[columns, widest vocabulary]: rows of each code
+    (0 null, 1 unseen, 2 rare, then known); unseen: per categorical column, text -> rows.
+    """
+
+    spec: ProfileSpec
+    rows: int
+    numeric: kernel.Profile
+    categories: np.ndarray
+    predictions: kernel.Profile
+    unseen: tuple[dict[str, int], ...]
+
+    @classmethod
+    def empty(cls, spec: ProfileSpec) -> Profile:
+        """The profile of no rows."""
+        widest = max((item.size for item in spec.categorical), default=0)
+        return cls(
+            spec,
+            0,
+            kernel.empty_profile(spec.plan),
+            np.zeros((len(spec.categorical), widest), np.int64),
+            kernel.empty_profile(spec.prediction_plan),
+            tuple({} for _ in spec.categorical),
+        )
+
+    @classmethod
+    def count(
+        cls,
+        spec: ProfileSpec,
+        raw: pa.Table,
+        scores: np.ndarray | None = None,
+        codes: np.ndarray | None = None,
+        threads: int = 1,
+    ) -> Profile:
+        """The profile of raw features and their scores ([n] or [n, classes]; none: predictions are not counted).
+
+        `codes`: int32[n, categories] where the encoder has made them already. Raises UserError for an absent column.
+        """
+        for name in spec.inputs:
+            if name not in raw.column_names:
+                raise UserError(f"raw features must have column {name!r}, found {raw.num_columns} other columns")
+        blank = cls.empty(spec)
+        if codes is None:
+            parts = [item.codes(raw[item.name]) for item in spec.categorical]
+            codes = np.stack(parts, axis=1) if parts else np.zeros((raw.num_rows, 0), np.int32)
+        sizes = np.array([item.size for item in spec.categorical], np.int64)
+        return cls(
+            spec,
+            raw.num_rows,
+            kernel.profile(_block(raw, spec), spec.plan, threads) if spec.numeric else blank.numeric,
+            kernel.category_counts(codes, sizes, threads) if len(sizes) else blank.categories,
+            _count_scores(spec, scores, threads) if scores is not None and spec.predictions else blank.predictions,
+            tuple(_unseen(item, raw, codes[:, index], spec) for index, item in enumerate(spec.categorical)),
+        )
+
+    def merge(self, other: Profile) -> Profile:
+        """The profile of the rows of both. Raises UserError when they were counted on different specifications."""
+        if self.spec is not other.spec and self.spec.digest != other.spec.digest:
+            raise UserError("profiles must be of one specification to be merged, found those of two models")
+        return Profile(
+            self.spec,
+            self.rows + other.rows,
+            kernel.merge(self.numeric, other.numeric),
+            self.categories + other.categories,
+            kernel.merge(self.predictions, other.predictions),
+            tuple(_merge_unseen(a, b) for a, b in zip(self.unseen, other.unseen, strict=True)),
+        )
+
+    @property
+    def digest(self) -> str:
+        """Content digest."""
+        return digest.of_json(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; equal rows give equal text in any split and order."""
+        spec = self.spec
+        categorical = {}
+        for index, item in enumerate(spec.categorical):
+            used = np.flatnonzero(self.categories[index])
+            categorical[item.name] = {
+                "counts": [[int(code), int(self.categories[index, code])] for code in used],
+                "unseen": dict(sorted(self.unseen[index].items())),
+            }
+        return {
+            "format": FORMAT,
+            "spec": spec.digest,
+            "rows": self.rows,
+            "numeric": _kernel_json(self.numeric, spec.plan, spec.numeric),
+            "categorical": categorical,
+            "predictions": _kernel_json(self.predictions, spec.prediction_plan, spec.predictions),
+        }
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any], spec: ProfileSpec) -> Profile:
+        """A saved profile. Raises UserError when it was counted on another specification."""
+        if state.get("format", 0) > FORMAT:
+            raise UserError(f"profile.json is of format {state['format']}, this engine reads up to {FORMAT}")
+        if state.get("spec") != spec.digest:
+            raise UserError(
+                "profile.json must be counted on the model's specification, found another: it was made by scoring with "
+                "another model. Name the model that scored"
+            )
+        categories = cls.empty(spec).categories
+        for index, item in enumerate(spec.categorical):
+            for code, rows in state["categorical"][item.name]["counts"]:
+                categories[index, code] = rows
+        unseen = tuple(dict(state["categorical"][item.name]["unseen"]) for item in spec.categorical)
+        return cls(
+            spec,
+            state["rows"],
+            _kernel_profile(state["numeric"], spec.plan, spec.numeric),
+            categories,
+            _kernel_profile(state["predictions"], spec.prediction_plan, spec.predictions),
+            unseen,
+        )
+
+
+def prediction_names(classes: Sequence[str] = ()) -> list[str]:
+    """Names of the prediction columns: one, or one a class of a multiclass model."""
+    return [f"{PREDICTION}_{name}" for name in classes] if classes else [PREDICTION]
+
+
+def category_label(vocabulary: Vocabulary, code: int) -> str:
+    """What a code stands for."""
+    return ("(null)", "(unseen)", "(rare)")[code] if code < FIRST_KNOWN else vocabulary.known_[code - FIRST_KNOWN]
+
+
+# ---------------------------------------------------------------------------------------------------------- fitting
+
+
+def _fit_numeric(name: str, values: np.ndarray, bins: int) -> NumericSpec:
+    values = values[:: -(-len(values) // FIT_ROWS)] if len(values) else values
+    finite = np.sort(np.asarray(values[np.isfinite(values)], np.float64))
+    if not len(finite):
+        return NumericSpec(name, (0.0, 1.0), 1.0)  # nothing seen: the counts say so, and no statistic is computable
+    edges = [float(edge) for edge in kernel.edges_of(finite, bins)]
+    if edges[-1] - edges[0] < NARROWEST:
+        edges = [edges[0], edges[0] + NARROWEST]
+    return NumericSpec(name, tuple(edges), float(scale_of(finite)))
+
+
+def _score_columns(scores: np.ndarray | None, classes: Sequence[str]) -> list[np.ndarray]:
+    if scores is None:
+        return [np.empty(0)] * max(len(classes), 1)
+    return [scores] if scores.ndim == 1 else [scores[:, index] for index in range(scores.shape[1])]
+
+
+def _numeric_json(item: NumericSpec) -> dict[str, Any]:
+    return {"name": item.name, "edges": list(item.edges), "scale": item.scale}
+
+
+def _numeric_spec(state: dict[str, Any]) -> NumericSpec:
+    return NumericSpec(state["name"], tuple(state["edges"]), state["scale"])
+
+
+# --------------------------------------------------------------------------------------------------------- counting
+
+
+def _block(raw: pa.Table, spec: ProfileSpec) -> np.ndarray:
+    block = np.empty((raw.num_rows, len(spec.numeric)))
+    for index, item in enumerate(spec.numeric):
+        block[:, index] = as_floats(raw[item.name])
+    return block
+
+
+def _count_scores(spec: ProfileSpec, scores: np.ndarray, threads: int) -> kernel.Profile:
+    return kernel.profile(scores.reshape(len(scores), len(spec.predictions)), spec.prediction_plan, threads)
+
+
+def _unseen(vocabulary: Vocabulary, raw: pa.Table, codes: np.ndarray, spec: ProfileSpec) -> dict[str, int]:
+    """Rows of each category that training never saw, by its text; sensitive columns keep none."""
+    rows = np.flatnonzero(codes == UNSEEN)
+    if not len(rows) or vocabulary.name in spec.unnamed:
+        return {}
+    counts = pc.value_counts(as_texts(raw[vocabulary.name].take(pa.array(rows))))
+    return _kept(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
+
+
+def _merge_unseen(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    if not a or not b:
+        return a or b
+    return _kept({text: a.get(text, 0) + b.get(text, 0) for text in {**a, **b}})
+
+
+def _kept(counts: dict[str, int]) -> dict[str, int]:
+    # The smallest hashes of a union lie among the smallest of every part, so no count of a kept text is ever lost.
+    if len(counts) <= UNSEEN_KEPT:
+        return counts
+    texts = pa.array(sorted(counts), pa.large_string())
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[: len(texts) + 1]
+    hashes = hash_bytes(np.frombuffer(texts.buffers()[2] or b"", np.uint8), offsets)
+    chosen = np.argsort(hashes, kind="stable")[:UNSEEN_KEPT]
+    return {text: counts[text] for text in sorted(texts[int(index)].as_py() for index in chosen)}
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _kernel_json(found: kernel.Profile, plan: kernel.ProfilePlan, columns: Sequence[NumericSpec]) -> dict[str, Any]:
+    state = {}
+    for index, item in enumerate(columns):
+        tail = found.counts[index, kernel.MISSING :]
+        state[item.name] = {
+            "counts": [int(count) for count in kernel.column_counts(found, plan, index)],
+            "missing": int(tail[0]),
+            "infinite": [int(tail[1]), int(tail[2])],
+            "range": [_finite(found.low[index]), _finite(found.high[index])],
+            # Whole numbers beyond 64 bits: text, so that no reader rounds them.
+            "sums": [hex(value) for value in found.sums[index]],
+        }
+    return state
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _kernel_profile(state: dict[str, Any], plan: kernel.ProfilePlan, columns: Sequence[NumericSpec]) -> kernel.Profile:
+    found = kernel.empty_profile(plan)
+    sums = []
+    for index, item in enumerate(columns):
+        column = state[item.name]
+        found.counts[index, : item.bins + 2] = column["counts"]
+        found.counts[index, kernel.MISSING :] = [column["missing"], *column["infinite"]]
+        low, high = column["range"]
+        found.low[index] = np.inf if low is None else low
+        found.high[index] = -np.inf if high is None else high
+        below, squares, *outside = (int(text, 16) for text in column["sums"])
+        sums.append((below, squares, outside[0], outside[1]))
+    return kernel.Profile(found.counts, found.low, found.high, sums)
