@@ -361,9 +361,27 @@ class ScoreConfig:
     model: str = key("", "run directory or name@alias")
     between: tuple[str, ...] = key((), "[from, to] of the event time, from included, to excluded; empty = all")
     unit_rows: int = key(262_144, "rows of a work unit", ge=1)
-    resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
+    resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
     mode: str = key("all", "score everything, or only what an earlier run has not seen", choices=("all", "append"))
     columns: tuple[str, ...] = key((), "columns passed through to the output")
+    features: str = key(
+        "store",
+        "views from the feature store, or computed by each unit from the history it needs (the same bits)",
+        choices=("store", "compute"),
+    )
+    profile: bool = key(True, "count the drift profile of inputs and scores in the same pass")
+    tries: int = key(3, "times that a unit may raise or kill its worker before it is set aside", ge=1)
+    output: str | None = key(None, "where predictions go: a folder or s3://bucket/prefix; null = the run directory")
+    endpoint: str | None = key(None, "s3:// service of the output other than AWS, as in http://127.0.0.1:9000")
+    region: str | None = key(None, "s3:// region of the output; null = as the credential chain says")
+    partition: str | None = key(None, "column whose values become folders `column=value` (hive)")
+    file_rows: int = key(0, "rows of an output file; 0 = one file a unit, or by file_size", ge=0)
+    file_size: str | int | None = key(None, "size that output files aim at, as in 128MB; null = by file_rows", parse=units.size)
+    compression_level: int = key(1, "zstd level of the output", ge=1, le=22)
+
+    def __post_init__(self) -> None:
+        if self.file_rows and self.file_size is not None:
+            raise UserError("file_rows and file_size must not both be set: they say the same thing twice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,7 +462,8 @@ class Config:
                 if bounds:
                     _located(f"split.{period}", units.between, bounds, self.data.time_zone)
             _check_split(self.split, self.data.time_zone)
-            for column in (*self.evaluate.slices, *self.score.columns):
+            partition = [self.score.partition] if self.score.partition else []
+            for column in (*self.evaluate.slices, *self.score.columns, *partition):
                 if column not in self.data.columns:
                     raise UserError(f"{column!r} is no column of data.columns.{nearest(column, self.data.columns)}")
         if self.score.between:
