@@ -577,7 +577,7 @@ def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: Vie
 # Keys that must not change what comes out; the plan digest leaves them out.
 IMMATERIAL = (
     "cluster", "tracking", "paths", "resources", "train.resume", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "score.resume", "score.unit_rows",
+    "train.log_every", "score.resume", "score.unit_rows", "score.tries", "score.features",
 )  # fmt: skip
 
 
