@@ -214,6 +214,9 @@ class SplitConfig:
     train: tuple[str, ...] = key((), "rows that weights and encodings are fitted on")
     valid: tuple[str, ...] = key((), "rows that early stopping and calibration look at")
     test: tuple[str, ...] = key((), "rows that only the evaluation looks at")
+    known_by: str | None = key(
+        None, "instant by which a row's target must be known to be trained on or watched; null = any time"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ features
@@ -393,6 +396,101 @@ class MonitorConfig:
     alpha: float = key(0.01, "false-alarm rate over all columns together, per window", gt=0, lt=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """What the history keeps of a move made by hand."""
+
+    who: str | None = key(None, "who moves; null = the user of this process")
+    why: str = key("by hand", "reason of the move")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """When a challenger may replace the champion, judged on rows that neither saw."""
+
+    metric: str | None = key(None, "metric to beat; null = the one that training watches")
+    bootstrap: int = key(400, "paired resamples of the judged rows", ge=20)
+    confidence: float = key(0.9, "two-sided coverage of the intervals of the differences", gt=0.5, lt=1)
+    min_gain: float = key(0.0, "the interval of the metric's gain must lie above this", ge=0)
+    cost_false_negative: float = key(5.0, "business cost of a positive that was not acted on", ge=0)
+    cost_false_positive: float = key(1.0, "business cost of acting on a negative", ge=0)
+    max_cost_rise: float = key(0.0, "the business cost may rise by no more than this share of the champion's", ge=0)
+    max_slice_loss: float = key(0.02, "a slice may lose no more of the metric than this, where it is beyond chance", ge=0)
+    min_slice_rows: int = key(500, "judged rows that a slice must have to guard", ge=2)
+    max_ece_rise: float = key(0.02, "the calibration error may rise by no more than this", ge=0)
+    min_rows: int = key(1000, "judged rows without which nothing is promoted", ge=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """When a challenger is trained, on what, and how it is judged."""
+
+    now: str | None = key(None, "instant of the decision; null = end of the newest monitored window")
+    monitor: str | None = key(None, "monitoring run to decide on; null = the newest of this name")
+    replay: str | None = key(None, "decision.json to decide again from its own evidence; nothing is trained or moved")
+    triggers: tuple[str, ...] = key(
+        ("drift", "performance"), "what starts a retrain", choices=("always", "drift", "performance", "age", "volume")
+    )
+    drift_windows: int = key(1, "windows in a row that must be in alarm", ge=1)
+    performance_drop: float = key(
+        0.01, "loss of the watched metric against the champion's own judged or tested figure that is too much", ge=0
+    )
+    max_age: str = key("90d", "age of the champion's newest training row that is too old", parse=units.span)
+    min_new_rows: int = key(10_000, "new labelled rows since the champion that are worth a retrain", ge=1)
+    cool_down: str = key("0s", "no retrain starts within this time of the last one", parse=units.span)
+    budget: int | None = key(None, "most retrains that may start within budget_period; null = any number", ge=1)
+    budget_period: str = key("365d", "length of time that the budget is for", parse=units.span)
+    window: str = key("expanding", "rows that a challenger is trained on", choices=("expanding", "sliding"))
+    window_length: str = key("90d", "length of a sliding window", parse=units.span)
+    valid_length: str = key("7d", "newest part of the window, for early stopping; 0d = none", parse=units.span)
+    judge_length: str = key("14d", "latest mature rows, which neither model saw, for the judgement", parse=units.span)
+    maturity: str | None = key(
+        None, "age at which a row's label is expected; null = by when 95 % of labels arrive", parse=units.span
+    )
+    start: str = key("scratch", "where weights start", choices=("scratch", "champion"))
+    resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
+    gate: GateConfig = section(GateConfig, "when the challenger wins")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """One way to decide in a backtest: differences from `retrain`."""
+
+    triggers: tuple[str, ...] = key(
+        (), "what starts a retrain; empty = nothing", choices=("always", "drift", "performance", "age", "volume")
+    )
+    window: str | None = key(None, "null = as retrain.window", choices=("expanding", "sliding"))
+    window_length: str | None = key(None, "null = as retrain.window_length", parse=units.span)
+    cool_down: str | None = key(None, "null = as retrain.cool_down", parse=units.span)
+    budget: int | None = key(None, "null = as retrain.budget", ge=1)
+
+
+def default_policies() -> dict[str, PolicyConfig]:
+    """The four that every backtest compares."""
+    return {
+        "never": PolicyConfig(),
+        "every": PolicyConfig(triggers=("always",)),
+        "drift": PolicyConfig(triggers=("drift",)),
+        "performance": PolicyConfig(triggers=("performance",)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BacktestConfig:
+    """The past, period by period, as it would have been known then."""
+
+    start: str | None = key(None, "first day that is scored; the first model is trained on what is before; null = split.valid's")
+    stop: str | None = key(None, "end of the last period, excluded; null = the last event")
+    period: str = key("month", "length of a period: month, or a span like 7d")
+    policies: dict[str, PolicyConfig] = key(factory=default_policies, help="policies by name")
+    confidence: float = key(0.95, "coverage of the intervals in the report", gt=0, lt=1)
+    resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
+
+    def __post_init__(self) -> None:
+        if self.period != "month":
+            units.span(self.period)
+
+
 # ------------------------------------------------------------------------------------------------------- runtime
 
 
@@ -416,6 +514,9 @@ class TrackingConfig:
     project: str = key("engine", "W&B project")
     entity: str | None = key(None, "W&B entity")
     mode: str = key("auto", "auto = online where WANDB_API_KEY is set", choices=("auto", "online", "offline"))
+    group: str | None = key(None, "group of runs in the tracker; null = the name of the experiment")
+    tags: tuple[str, ...] = key((), "tags of the run in the tracker")
+    timeout: str = key("60s", "how long the mirror may take to open, or to finish after the run", parse=units.span)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,6 +548,9 @@ class Config:
     evaluate: EvaluateConfig = section(EvaluateConfig)
     score: ScoreConfig = section(ScoreConfig)
     monitor: MonitorConfig = section(MonitorConfig)
+    registry: RegistryConfig = section(RegistryConfig)
+    retrain: RetrainConfig = section(RetrainConfig)
+    backtest: BacktestConfig = section(BacktestConfig)
     cluster: ClusterConfig = section(ClusterConfig)
     tracking: TrackingConfig = section(TrackingConfig)
     paths: PathsConfig = section(PathsConfig)
@@ -466,6 +570,9 @@ class Config:
             for column in (*self.evaluate.slices, *self.score.columns, *partition):
                 if column not in self.data.columns:
                     raise UserError(f"{column!r} is no column of data.columns.{nearest(column, self.data.columns)}")
+        for where, text in (("split.known_by", self.split.known_by), ("retrain.now", self.retrain.now)):
+            if text is not None:
+                _located(where, units.instant, text, self.data.time_zone)
         if self.score.between:
             _located("score.between", units.between, self.score.between, self.data.time_zone)
         if self.monitor.window:

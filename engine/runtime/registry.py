@@ -1,0 +1,299 @@
+"""The registry of a model: its versions by content digest, its aliases, and every move that was ever made.
+
+`<paths.runs>/registry/<name>/versions/<digest>/` holds a whole copy of the bundle, so that what was judged is what serves,
+whatever happens to the training run. `moves/000001.json`, `moves/000002.json`, ... are the only state: champion and challenger
+are what the moves add up to. A move is one file, created exclusively under a lock and only if the champion is still the one
+that the mover saw (compare-and-swap), so that a kill at any point leaves exactly one champion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import getpass
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError, nearest
+from engine.runtime import digest, storage
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+ALIASES = ("champion", "challenger")
+SHORTEST_PREFIX = 6
+_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+
+
+class Moved(UserError):
+    """The champion is no longer the one that the mover saw."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One model: the digest of its content and the seal (SHA-256 of its manifest) of the exact files."""
+
+    digest: str
+    seal: str
+    directory: Path
+    facts: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The bundle."""
+        return self.directory / "model"
+
+
+@dataclass(frozen=True)
+class State:
+    """What the moves add up to."""
+
+    moves: list[dict[str, Any]] = field(default_factory=list)
+    champions: tuple[str, ...] = ()  # every promotion that was not rolled back, the present champion last
+    challenger: str | None = None
+
+    @property
+    def champion(self) -> str | None:
+        """Digest of the champion."""
+        return self.champions[-1] if self.champions else None
+
+    def alias(self, name: str) -> str | None:
+        """Digest behind an alias."""
+        return {"champion": self.champion, "challenger": self.challenger}[name]
+
+
+class Registry:
+    """Versions and moves of one model name below `root`; a folder that is not there is an empty registry."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        if not _NAME.match(name):
+            raise UserError(f"a model's name must be letters, digits, dot, dash or underscore, found {name!r}")
+        self.name = name
+        self.directory = storage.inside(root, name)
+
+    # ---------------------------------------------------------------------------------------------- reading
+
+    def state(self) -> State:
+        """Fold all moves. Raises UserError when one is missing in between or is not what was written."""
+        champions: list[str] = []
+        challenger: str | None = None
+        moves = [storage.read_json(path) for path in self._move_files()]
+        for number, move in enumerate(moves, 1):
+            body = {key: value for key, value in move.items() if key != "check"}
+            if move.get("number") != number or move.get("check") != digest.of_json(body):
+                raise UserError(
+                    f"{self.directory / 'moves'} must hold every move as it was written, found number {move.get('number')} "
+                    f"at place {number}: restore the file"
+                )
+            if move["action"] == "promote":
+                champions.append(move["to"])
+                challenger = None if challenger == move["to"] else challenger
+            elif move["action"] == "rollback":
+                champions.pop()
+            elif move["action"] == "challenge":
+                challenger = move["to"]
+        return State(moves, tuple(champions), challenger)
+
+    def _move_files(self) -> list[Path]:
+        return sorted((self.directory / "moves").glob("[0-9]*.json"))
+
+    def versions(self) -> list[Version]:
+        """All versions, by time of registration."""
+        found = [self._open(path.parent) for path in (self.directory / "versions").glob("[0-9a-f]*/version.json")]
+        return sorted(found, key=lambda version: (version.facts["registered"], version.digest))
+
+    def _open(self, directory: Path) -> Version:
+        record = storage.read_json(directory / "version.json")
+        return Version(record["digest"], record["seal"], directory, record)
+
+    def find(self, reference: str) -> Version:
+        """The version behind an alias or a digest (its first 6 characters are enough where they are unique).
+
+        Raises UserError.
+        """
+        if reference in ALIASES:
+            found = self.state().alias(reference)
+            if found is None:
+                raise UserError(
+                    f"{self.name!r} has no {reference} yet: promote one with `python -m engine registry promote {self.name} RUN`"
+                )
+            return self._open(self.directory / "versions" / found)
+        matches = [version for version in self.versions() if version.digest.startswith(reference)]
+        if len(reference) < SHORTEST_PREFIX or len(matches) != 1:
+            known = [*ALIASES, *(version.digest[:12] for version in self.versions())]
+            raise UserError(
+                f"{self.name!r} must have exactly one version {reference!r}, found {len(matches)}.{nearest(reference, known)}"
+            )
+        return matches[0]
+
+    def verify(self, version: Version) -> Path:
+        """The bundle folder of a version whose files are those that were registered. Raises UserError."""
+        check_seal(version.model, version.seal)
+        return version.model
+
+    # ---------------------------------------------------------------------------------------------- writing
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One writer at a time; the lock goes with the process."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with storage.disk_errors(self.directory), open(self.directory / ".lock", "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def register(self, bundle: Path, seal: str, **facts: Any) -> Version:
+        """Copy a bundle into the registry; the same content is registered once.
+
+        `seal` is the SHA-256 of the manifest that the caller judged: other files are refused with a UserError.
+        """
+        check_seal(bundle, seal)
+        content = str(storage.read_json(bundle / MANIFEST)["digest"])
+        directory = storage.inside(self.directory, "versions", content)
+        with self.lock():
+            for stale in (self.directory / "versions").glob(".*.tmp"):  # of a writer that was killed
+                shutil.rmtree(stale, ignore_errors=True)
+            if not directory.exists():
+                with storage.atomic_directory(directory) as temporary:
+                    shutil.copytree(bundle, temporary / "model")
+                    check_seal(temporary / "model", seal)
+                    record = {"format": FORMAT, "digest": content, "seal": seal, "registered": _now(), **facts}
+                    storage.write_json(temporary / "version.json", record)
+        version = self._open(directory)
+        self.verify(version)
+        return version
+
+    def move(  # noqa: PLR0913
+        self,
+        action: str,
+        to: str | None,
+        *,
+        expected: str | None,
+        who: str | None = None,
+        why: str,
+        decision: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write one move, if the champion is still `expected`; `action` is promote, rollback, challenge or note.
+
+        The version that becomes champion is verified under the lock. Raises Moved when another was quicker, UserError when
+        the artefact is not the one that was registered.
+        """
+        with self.lock():
+            state = self.state()
+            if state.champion != expected:
+                raise Moved(
+                    f"the champion of {self.name!r} must still be {short(expected)}, found {short(state.champion)}: "
+                    "another promotion came first"
+                )
+            if action == "rollback":
+                if len(state.champions) < 2:
+                    raise UserError(f"{self.name!r} has no earlier champion to roll back to")
+                to = state.champions[-2]
+            if to is not None:
+                self.verify(self.find(to))
+            record: dict[str, Any] = {
+                "format": FORMAT,
+                "number": len(state.moves) + 1,
+                "time": _now(),
+                "action": action,
+                "from": state.champion if action != "challenge" else state.challenger,
+                "to": to,
+                "who": who or user(),
+                "why": why,
+                "decision": decision,
+            }
+            record["check"] = digest.of_json(record)
+            self._create(storage.inside(self.directory, "moves", f"{record['number']:06d}.json"), record)
+        return record
+
+    def _create(self, path: Path, record: dict[str, Any]) -> None:
+        """Create a file whole and only if it is not there: a hard link fails where a rename would replace."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise Moved(f"{path} was written by another mover at the same moment") from None
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def root_of(runs: str | Path) -> Path:
+    """The folder of all registries beside the runs. Raises UserError for an object store."""
+    if "://" in str(runs):
+        raise UserError(
+            f"the registry must lie on a POSIX path, found {str(runs)!r}: a promotion needs a lock or a conditional put, and "
+            "obstore, which has one, is not among the engine's dependencies. Set paths.runs to a shared file system"
+        )
+    return Path(runs) / "registry"
+
+
+def names(root: Path) -> list[str]:
+    """Names that have a registry."""
+    return sorted(path.name for path in root.glob("*") if path.is_dir() and _NAME.match(path.name))
+
+
+def resolve(reference: str, runs: str | Path) -> Path | None:
+    """The verified bundle folder of `name@alias` or `name@digest`; None when the text is not of that form.
+
+    Raises UserError when the name, the alias or the artefact is not there.
+    """
+    name, at, version = reference.partition("@")
+    if not at or not _NAME.match(name) or not version or "/" in version:
+        return None
+    root = root_of(runs)
+    if name not in names(root):
+        raise UserError(f"{reference!r} names a model that the registry {root} does not have.{nearest(name, names(root))}")
+    registry = Registry(root, name)
+    return registry.verify(registry.find(version))
+
+
+def seal_of(bundle: Path) -> str:
+    """SHA-256 of a bundle's manifest, which lists the SHA-256 of every file: the identity of the exact artefact."""
+    if not (bundle / MANIFEST).is_file():
+        raise UserError(f"{bundle} must hold a model bundle ({MANIFEST}), found none: name a finished training run")
+    return digest.of_file(bundle / MANIFEST)
+
+
+def check_seal(bundle: Path, seal: str) -> None:
+    """Raise UserError unless manifest and files are those of the seal."""
+    if seal_of(bundle) != seal:
+        raise UserError(
+            f"{bundle} is not the artefact that was judged (its manifest is {seal_of(bundle)[:12]}, not {seal[:12]}): "
+            "it was replaced. Restore it, or train again"
+        )
+    for name, entry in storage.read_json(bundle / MANIFEST)["files"].items():
+        path = storage.inside(bundle, *Path(name).parts)
+        if not path.is_file() or path.stat().st_size != entry["bytes"] or digest.of_file(path) != entry["sha256"]:
+            raise UserError(f"{path} is not the file that was judged (digest differs): it was replaced. Restore it, or train again")
+
+
+def short(value: str | None) -> str:
+    """The first 12 characters of a digest, or `none`."""
+    return value[:12] if value else "none"
+
+
+def user() -> str:
+    """Who is at work."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return f"uid {os.getuid()}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
