@@ -12,6 +12,7 @@ from engine.config import compose, schema
 from engine.config.compose import Composed
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
+from engine.runtime import tracking
 from engine.runtime.run import Run, RunBusy, plan_digest, unfinished
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     """
     step = commands.function(name)
     run = _open(name, composed, [*program, *composed.overrides])
+    tracker = tracking.start(composed.config.tracking, run)
     try:
         run.finish(step(composed.config, run))
     except BaseException as error:
         run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         error.add_note(f"run directory: {run.directory}")
         raise
+    finally:
+        tracker.stop()
     return run
 
 

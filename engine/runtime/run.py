@@ -86,6 +86,7 @@ class Run:
             "command": command,
             "name": config.name,
             "command_line": command_line or [],
+            "folder": str(Path.cwd()),
             "config": saved_config,
             "plan": plan_digest(command, config),
             "code": environment.code(),

@@ -1,0 +1,328 @@
+"""Mirrors of a run in a tracker. `metrics.jsonl` is the truth; a child process feeds the mirror from it.
+
+The run starts the child and never writes to it: it holds one end of a pipe, whose closing (however the run ends) tells
+the child to send the rest and to stop. So nothing in a tracker can stop, slow or change a run. What a mirror lacks,
+`engine track sync RUN` puts there from the run directory.
+
+A back-end is one file with one class (`Mirror`) and one line in `BACKENDS`. While a run may still be resumed, only points
+that a checkpoint covers are sent: a step that will be replayed is not sent twice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.config import schema, units
+from engine.config.tree import Config, TrackingConfig
+from engine.errors import UserError, nearest
+from engine.runtime import environment, storage
+from engine.runtime.run import Run, load_record
+
+BACKENDS = {"wandb": "engine.runtime.tracking_wandb:WandbMirror"}
+STATE = "tracking.json"
+LOG = "tracking.log"
+POLL_SECONDS = 1.0
+# How long a command waits at its end. Offline nothing but the disk can be slow; online the child goes on by itself.
+WAIT_SECONDS = {"offline": 5.0, "online": 1.0}
+SENT, UNSENT = 0, 3
+
+
+class Mirror(Protocol):
+    """One run in one tracker. Every method may block or raise: it runs in a process of its own."""
+
+    def __init__(self, directory: Path, record: Mapping[str, Any], options: TrackingConfig) -> None:
+        """The run's directory, its run.json, and what `tracking` says."""
+
+    def open(self) -> int:
+        """Begin, or go on with, the run of this id; returns the last step that the tracker has, -1 for none."""
+
+    def log(self, step: int, time: float, values: Mapping[str, float]) -> None:
+        """One point: seconds since 1970 and values by metric. Steps do not fall; a step may come again with other names."""
+
+    def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
+        """Send summary, tables and artifacts and close; returns where the mirror is."""
+
+    def upload(self) -> str:
+        """Make the tracker hold exactly what was sent to this mirror, whatever it held; returns where it is."""
+
+
+# ------------------------------------------------------------------------------------------------- the run's side
+
+
+class Tracker:
+    """The run's handle on its child process."""
+
+    def __init__(self, run: Run, child: subprocess.Popen[bytes] | None = None, wait: float = 0.0) -> None:
+        self._run, self._child, self._wait = run, child, wait
+
+    def stop(self) -> None:
+        """Tell the child that the run has ended, and wait for it no longer than the bound. Never raises."""
+        if self._child is None:
+            return
+        try:
+            assert self._child.stdin is not None
+            self._child.stdin.close()
+            code = self._child.wait(self._wait)
+        except subprocess.TimeoutExpired:
+            _say(f"the mirror is still being sent, in the background; see {self._run.directory / LOG}")
+            self._child.returncode = 0  # it is left to itself on purpose: no warning about a child still running
+            return
+        except (OSError, KeyboardInterrupt):
+            return
+        if code != SENT:
+            _say(
+                f"warning: the mirror of this run is not complete ({self._run.directory / LOG} says why); "
+                f"`python -m engine track sync {self._run.directory}` sends it from the run directory"
+            )
+
+
+def start(config: TrackingConfig, run: Run) -> Tracker:
+    """Start the mirror of a run, if the config wants one. A failure is a warning; the run goes on."""
+    if config.kind == "off":
+        return Tracker(run)
+    if importlib.util.find_spec(config.kind) is None:
+        run.warn(f"tracking={config.kind} needs the package {config.kind!r}, which is not installed: no mirror is kept")
+        return Tracker(run)
+    mode = resolve_mode(config.mode)
+    known = run.record.get("tracking") or {}
+    # A sweep's agent has named the run already.
+    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    name = known.get("id") or given or run.directory.name
+    run.note(tracking={**schema.plain(config), "mode": mode, "id": name})
+    try:
+        child = _spawn(run.directory)
+    except OSError as error:
+        run.warn(f"the mirror could not be started ({error}); the run goes on without")
+        return Tracker(run)
+    return Tracker(run, child, WAIT_SECONDS[mode])
+
+
+def resolve_mode(mode: str) -> str:
+    """Online where asked for, or where there is a key and nothing says offline."""
+    if mode != "auto":
+        return mode
+    online = os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE", "online") in ("online", "run")
+    return "online" if online else "offline"
+
+
+def _spawn(directory: Path) -> subprocess.Popen[bytes]:
+    """A process of its own session: Ctrl-C in a terminal does not reach it, and it may outlive the run."""
+    path = os.pathsep.join([str(environment.engine_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with open(directory / LOG, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, str(directory.resolve())],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+# ----------------------------------------------------------------------------------------------- the local truth
+
+
+@dataclass(frozen=True)
+class Point:
+    """The values of one step."""
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+def read_points(directory: Path) -> list[Point]:
+    """All points of metrics.jsonl by ascending step, one value per (step, metric): the last attempt's.
+
+    A value that was not finite is NaN. A line torn by a kill is left out.
+    """
+    points: dict[int, Point] = {}
+    for line in _lines(directory / "metrics.jsonl"):
+        step, at = int(line.pop("step")), float(line.pop("time"))
+        values = {name: math.nan if value is None else float(value) for name, value in line.items()}
+        earlier = points[step].values if step in points else {}
+        points[step] = Point(step, at, {**earlier, **values})
+    return [points[step] for step in sorted(points)]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        # A line that a kill has cut short has the next attempt's first line glued to it.
+        start = text.rfind('{"step"')
+        if start >= 0:
+            try:
+                yield dict(json.loads(text[start:]))
+            except json.JSONDecodeError:
+                continue
+
+
+def covered_step(directory: Path) -> float:
+    """The last step that a resume would not replay: all of a finished run, else that of its newest checkpoint."""
+    if (directory / "DONE").exists():
+        return math.inf
+    manifests = sorted(directory.glob("checkpoints/step-*/manifest.json"), reverse=True)
+    for manifest in manifests:
+        try:
+            return float(json.loads(manifest.read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return -1.0
+
+
+# ------------------------------------------------------------------------------------------------ the child's side
+
+
+class Feed:
+    """Sends each value of the local log to a mirror once."""
+
+    def __init__(self, directory: Path, mirror: Mirror, last_step: int) -> None:
+        self.directory, self.mirror, self.last_step = directory, mirror, last_step
+        self._sent: set[tuple[int, str]] = set()
+        self._size = -1
+
+    def send(self, upto: float) -> None:
+        """Send what is new up to a step."""
+        for point in read_points(self.directory):
+            if self.last_step < point.step <= upto:
+                new = {name: value for name, value in point.values.items() if (point.step, name) not in self._sent}
+                if new:
+                    self.mirror.log(point.step, point.time, new)
+                    self._sent.update((point.step, name) for name in new)
+
+    def send_covered(self) -> None:
+        """Send what a checkpoint covers, if anything has changed since the last call."""
+        covered = covered_step(self.directory)
+        path = self.directory / "metrics.jsonl"
+        size = hash((path.stat().st_size if path.exists() else 0, covered))
+        if size != self._size:
+            self._size = size
+            self.send(covered)
+
+
+def options_of(record: Mapping[str, Any]) -> TrackingConfig:
+    """What `tracking` said when the run was started."""
+    known = {field: value for field, value in (record.get("tracking") or {}).items() if field != "id"}
+    return schema.build(TrackingConfig, known, "tracking")  # type: ignore[no-any-return]
+
+
+def mirror_of(directory: Path, record: Mapping[str, Any], options: TrackingConfig) -> Mirror:
+    """The back-end of a run; raises UserError when it was not tracked."""
+    if options.kind not in BACKENDS:
+        raise UserError(f"tracking must be one of {', '.join(BACKENDS)}, found {options.kind!r}")
+    module, _, name = BACKENDS[options.kind].partition(":")
+    backend = getattr(importlib.import_module(module), name)
+    return backend(directory, record, options)  # type: ignore[no-any-return]
+
+
+def follow(directory: Path) -> int:
+    """The child: mirror a run until it has ended; returns the exit code."""
+    record = load_record(directory)
+    options = options_of(record)
+    ended = threading.Event()
+    seconds = units.span(options.timeout) / 1e6
+    threading.Thread(target=_wait_for_end, args=(ended, seconds, directory), daemon=True).start()
+    mirror = mirror_of(directory, record, options)
+    feed = Feed(directory, mirror, mirror.open())
+    while not ended.wait(POLL_SECONDS):
+        feed.send_covered()
+    return _finish(directory, feed)
+
+
+def _finish(directory: Path, feed: Feed) -> int:
+    done = (directory / "DONE").exists()
+    feed.send(covered_step(directory))
+    metrics = storage.read_json(directory / "metrics.json") if done else {}
+    where = feed.mirror.finish(load_record(directory), metrics, done)
+    write_state(directory, "complete" if done else "unfinished", where)
+    return SENT
+
+
+def _wait_for_end(ended: threading.Event, seconds: float, directory: Path) -> None:
+    """Wait for the run's end of the pipe to close, then give the rest of this process a bounded time."""
+    while os.read(0, 4096):
+        pass
+    ended.set()
+    time.sleep(seconds)
+    _say(f"the mirror was not complete {seconds:g} s after the end of the run: given up")
+    write_state(directory, "incomplete", f"given up after {seconds:g} s")
+    os._exit(UNSENT)
+
+
+def write_state(directory: Path, state: str, where: str) -> None:
+    """`tracking.json`: whether the mirror is complete, and where it is."""
+    storage.write_json(directory / STATE, {"format": 1, "state": state, "where": where})
+
+
+def main(directory: Path) -> int:
+    """Entry of the child process."""
+    os.nice(10)  # the run comes first
+    try:
+        return follow(directory)
+    except Exception as error:
+        _say(f"the mirror stopped: {type(error).__name__}: {error}")
+        write_state(directory, "incomplete", f"{type(error).__name__}: {error}")
+        return UNSENT
+
+
+# ----------------------------------------------------------------------------------------------------- track sync
+
+
+def sync(directory: Path, config: TrackingConfig) -> str:
+    """Build the mirror of a run anew from its directory alone and, unless offline, make the tracker hold it.
+
+    Doing it again changes nothing. Raises UserError; returns where the mirror is.
+    """
+    record = load_record(directory)
+    was = record.get("tracking") or {}
+    kind = was.get("kind") or (config.kind if config.kind != "off" else "wandb")
+    wanted = {**schema.plain(config), "kind": kind, "mode": resolve_mode(config.mode)}
+    for name in ("project", "entity", "group"):
+        if wanted[name] == getattr(TrackingConfig(), name):
+            wanted[name] = was.get(name, wanted[name])
+    record["tracking"] = {**wanted, "id": was.get("id", directory.name)}
+    options: TrackingConfig = schema.build(TrackingConfig, {**wanted, "mode": "offline"}, "tracking")
+    mirror = mirror_of(directory, record, options)
+    feed = Feed(directory, mirror, mirror.open())
+    feed.send(math.inf)
+    done = (directory / "DONE").exists()
+    metrics = storage.read_json(directory / "metrics.json") if (directory / "metrics.json").exists() else {}
+    where = mirror.finish(record, metrics, done)
+    if wanted["mode"] == "online":
+        where = mirror.upload()
+    write_state(directory, "complete" if done else "unfinished", where)
+    return where
+
+
+def track_sync(config: Config, words: list[str]) -> int:
+    """`engine track sync RUN ...`: repair the mirror of runs from their directories."""
+    if not words:
+        raise UserError("track sync must name at least one run directory, found nothing")
+    for word in words:
+        if word.startswith("-"):
+            raise UserError(f"unknown option {word!r}.{nearest(word, [])}")
+        sys.stdout.write(f"{sync(Path(word).resolve(), config.tracking)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,245 @@
+"""The mirror of a run in Weights & Biases.
+
+Offline, a run has one segment below `wandb/`, written whole at the end from the local log and replaced when the run goes
+on: two segments of one id would replace each other on the server (wandb#5865). Online, points are sent as checkpoints
+cover them and a resumed run goes on after the last step that the server has. W&B's own capture (arguments, git, console,
+machine, code) is off: what it gets is what run.json holds, where secrets are masked already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.config import units
+from engine.config.tree import TrackingConfig
+from engine.errors import UserError
+from engine.runtime import storage
+
+LARGEST_UPLOAD = 100 * 10**6  # bytes; a larger model goes by reference
+# Described elsewhere and long: what they decide is in the digests of dataset and features.
+LEFT_OUT = ("data.sources", "data.columns", "data.tables", "data.rules", "data.query", "features.views", "paths")
+
+
+class WandbMirror:
+    """See `engine.runtime.tracking.Mirror`."""
+
+    def __init__(self, directory: Path, record: Mapping[str, Any], options: TrackingConfig) -> None:
+        self.directory, self.record, self.options = directory, record, options
+        self.folder = directory / "wandb"
+        self._run: Any = None
+        self._last = -1
+
+    def open(self) -> int:
+        """Online goes on after the server's last step; offline the segment is written anew from the first."""
+        if self.options.mode == "online":
+            try:
+                self._init("online")
+                return int(self._run.starting_step) - 1
+            except Exception as error:
+                sys.stderr.write(
+                    f"W&B cannot be reached ({type(error).__name__}: {error}): the mirror is kept offline\n"
+                )
+        for segment in self.folder.glob("offline-run-*"):
+            shutil.rmtree(segment)
+        self._init("offline")
+        return -1
+
+    def _init(self, mode: str) -> None:
+        wandb = _import_wandb(self.folder)
+        record, timeout = self.record, units.span(self.options.timeout) / 1e6
+        settings = wandb.Settings(
+            mode=mode,
+            root_dir=str(self.directory),
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            disable_job_creation=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            host="",
+            program="engine",
+            init_timeout=timeout,
+            finish_timeout=timeout,
+            x_graphql_retry_max=3,
+        )
+        self._run = wandb.init(
+            project=self.options.project,
+            entity=self.options.entity,
+            id=str(record["tracking"]["id"]),
+            resume="allow" if mode == "online" else None,
+            name=f"{record['name']}/{self.directory.name}",
+            group=self.options.group or str(record["name"]),
+            job_type=str(record["command"]),
+            tags=list(self.options.tags) or None,
+            config=flat_config(record),
+            allow_val_change=True,
+            settings=settings,
+        )
+        for pattern in ("train/*", "valid/*", "test/*"):
+            self._run.define_metric(pattern, step_metric="step")
+
+    def log(self, step: int, time: float, values: Mapping[str, float]) -> None:
+        """Metrics by their own `step` axis; W&B's step is the same number."""
+        self._last = max(self._last, step)
+        self._run.log({**values, "step": step, "_timestamp": time}, step=step)
+
+    def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
+        """Summary, tables, report and artifacts of a finished run; an unfinished one is left open to go on."""
+        run = self._run
+        if done:
+            run.summary.update({name: math.nan if value is None else value for name, value in metrics.items()})
+            run.summary.update({f"chain/{link}": value for link, value in record["chain"].items()})
+            shown = {**tables(self.directory), **report(self.directory)}
+            if shown:
+                run.log(shown, step=max(self._last, 0))
+            for artifact in artifacts(self.directory, record):
+                run.log_artifact(artifact)
+        where = str(Path(run.dir).parent if self.options.mode == "offline" else run.url or Path(run.dir).parent)
+        run.finish(exit_code=0 if done else 1)
+        return where
+
+    def upload(self) -> str:
+        """Send the offline segment. The server's history of this id is written over from its first line."""
+        segments = sorted(self.folder.glob("offline-run-*"))
+        if not segments:
+            raise UserError(f"{self.folder} must hold an offline run to send, found none")
+        seconds = units.span(self.options.timeout) / 1e6
+        command = [sys.executable, "-P", "-m", "wandb", "sync", "--yes", "--include-synced", str(segments[-1])]
+        try:
+            done = subprocess.run(
+                command, cwd=self.directory, capture_output=True, text=True, timeout=seconds, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"W&B did not take the run within {seconds:g} s (tracking.timeout); try again later"
+            ) from None
+        if done.returncode or not list(segments[-1].glob("*.synced")):
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise UserError(f"W&B did not take the run: {said[-1] if said else 'no reason given'}")
+        return str(segments[-1])
+
+
+def _import_wandb(folder: Path) -> Any:
+    """The library, told to keep its caches with the run instead of in the home folder."""
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
+        os.environ.setdefault(name, str(folder / "cache"))
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    return wandb
+
+
+def flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved config with dotted names, as sweeps name them, and what identifies code and plan."""
+    code = record.get("code") or {}
+    facts = {
+        "command": record["command"],
+        "plan": record.get("plan"),
+        "engine_version": code.get("engine_version"),
+        "engine_digest": code.get("engine_digest"),
+        "commit": (code.get("engine_git") or {}).get("commit"),
+    }
+    flat = dict(_flat(record.get("config") or {}))
+    views = (record.get("config") or {}).get("features", {}).get("views") or {}
+    return {**flat, "features.views": sorted(views), **{name: value for name, value in facts.items() if value}}
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else str(name)
+        if where in LEFT_OUT:
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, where)
+        else:
+            yield where, value
+
+
+def artifacts(directory: Path, record: Mapping[str, Any]) -> Iterator[Any]:
+    """The bundle of the run, and the manifest of its dataset with the data itself by reference."""
+    import wandb
+
+    name = str(record["tracking"]["id"])
+    bundle = directory / "model"
+    if (bundle / "bundle.json").exists():
+        facts = {"digest": record["outputs"].get("model"), "weights": record["chain"].get("weights")}
+        artifact = wandb.Artifact(f"model-{name}", "model", metadata=facts)
+        files = [path for path in sorted(bundle.rglob("*")) if path.is_file()]
+        if sum(path.stat().st_size for path in files) > LARGEST_UPLOAD:
+            artifact.add_reference(bundle.resolve().as_uri(), checksum=False)
+        else:
+            for path in files:
+                artifact.add_file(str(path), path.relative_to(bundle).as_posix(), skip_cache=True, policy="immutable")
+        yield artifact
+    manifest = dataset_manifest(record)
+    if manifest is not None:
+        facts = {"digest": record["chain"].get("dataset"), "inputs": record["chain"].get("inputs")}
+        artifact = wandb.Artifact(f"dataset-{manifest.parent.parent.name}", "dataset", metadata=facts)
+        artifact.add_file(str(manifest), skip_cache=True)
+        artifact.add_reference(manifest.parent.resolve().as_uri(), name="parts", checksum=False)
+        yield artifact
+
+
+def dataset_manifest(record: Mapping[str, Any]) -> Path | None:
+    """The manifest of the run's dataset in the store, found by its content digest."""
+    config = record.get("config") or {}
+    name, wanted = config.get("data", {}).get("name"), record["chain"].get("dataset")
+    root = Path(config.get("paths", {}).get("store", "store")) / "datasets" / str(name)
+    if not root.is_absolute():
+        root = Path(str(record.get("folder", "."))) / root
+    for path in sorted(root.glob("*/manifest.json")) if name and wanted else []:
+        with contextlib.suppress(UserError):
+            if storage.read_json(path).get("digest") == wanted:
+                return path
+    return None
+
+
+def tables(directory: Path) -> dict[str, Any]:
+    """Slices of each evaluated split and the drift of each column, as W&B tables."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for name in ("evaluation.json", "drift.json"):
+        path = directory / name
+        if path.exists():
+            found.update(_rows_of(name.removesuffix(".json"), storage.read_json(path)))
+    return {name: _table(rows) for name, rows in found.items() if rows}
+
+
+def _rows_of(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    if kind == "drift":
+        columns = content.get("columns") or []
+        rows = columns if isinstance(columns, list) else [{"column": name, **entry} for name, entry in columns.items()]
+        yield "drift", list(rows)
+        return
+    for split, details in content.items():
+        if isinstance(details, Mapping):
+            slices = {"month": details.get("by_month") or [], **(details.get("slices") or {})}
+            yield f"{split}_slices", [{"slice": name, **row} for name, rows in slices.items() for row in rows]
+
+
+def _table(rows: list[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    names = list(
+        dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, (dict, list)))
+    )
+    return wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in rows], allow_mixed_types=True)
+
+
+def report(directory: Path) -> dict[str, Any]:
+    """`report.html` as the run's page in W&B."""
+    import wandb
+
+    path = directory / "report.html"
+    return {"report": wandb.Html(path.read_text(encoding="utf-8"), inject=False)} if path.exists() else {}
