@@ -41,7 +41,7 @@ from engine.training.exchange import (
 )
 from engine.training.flat import AdamW, FlatWeights, learning_rate, scale_and_clip
 from engine.training.interrupt import StopFlag
-from engine.training.losses import LOSSES, check_targets, class_weights, target_scale, to_scores
+from engine.training.losses import check_targets, class_weights, target_scale, to_scores
 from engine.training.model import Network, architecture, build_model
 from engine.training.order import RowOrder, order_key
 from engine.training.predict import TILE_ROWS, predict_logits

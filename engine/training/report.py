@@ -1,0 +1,246 @@
+"""`report.html` of a training or evaluation run: the verdict first, then what it rests on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from engine.config.tree import Config
+from engine.runtime import html, storage
+from engine.runtime.run import Run
+from engine.training.evaluate import HIGHER_IS_BETTER, METRICS
+from engine.training.losses import LOSSES
+
+NAMES = {
+    "roc_auc": "ROC AUC",
+    "average_precision": "Average precision",
+    "log_loss": "Log loss",
+    "brier": "Brier score",
+    "ece": "Calibration error",
+    "accuracy": "Accuracy",
+    "macro_auc": "Macro ROC AUC",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
+    "pinball": "Pinball loss",
+}
+CURVE_POINTS = 400
+
+
+def write_report(
+    run: Run,
+    *,
+    history: Sequence[Mapping[str, Any]],
+    details_by_split: Mapping[str, Mapping[str, Any]],
+    data_summary: Mapping[str, Any],
+    quarantine: Mapping[str, Any],
+    config: Config,
+    metrics: Mapping[str, float] | None = None,
+) -> Path:
+    """Write the report into the run's directory and return its path.
+
+    `details_by_split` holds what `evaluate_scores` returned for `valid` and `test`; `metrics` the run's flat figures.
+    """
+    loss = next((str(details["loss"]) for details in details_by_split.values()), config.train.loss)
+    figures = dict(metrics or {})
+    judged = "test" if "test" in details_by_split else next(iter(details_by_split), "")
+    body = [html.tiles(_verdict(figures, judged, loss, details_by_split.get(judged, {})))]
+    if history:
+        body.append(_learning(run, history, config, loss))
+    for name, details in sorted(details_by_split.items(), key=lambda item: item[0] != judged):
+        body += _quality(name, details, figures, loss)
+    body += [_data(data_summary, quarantine), _facts(run, config, figures)]
+    path = run.directory / "report.html"
+    subtitle = f"{run.record.get('command', '')} of {config.name}, started {run.record.get('started', '')[:19]} UTC"
+    storage.write_text(path, html.page(config.name, subtitle, body, f"Run directory {run.directory}"))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- verdict
+
+
+def _verdict(figures: Mapping[str, float], split: str, loss: str, details: Mapping[str, Any]) -> list[html.Tile]:
+    tiles = []
+    for name in METRICS[LOSSES[loss].task]:
+        value = figures.get(f"{split}/{name}")
+        why = details.get("not_computable", {}).get(name)
+        tiles.append(html.Tile(f"{NAMES[name]}, {split}", html.format_number(value), why or _interval(details, name)))
+    if f"{split}/rows" in figures:
+        rate = figures.get(f"{split}/positive_rate")
+        note = f"{100 * rate:.1f} % positive" if rate is not None else ""
+        tiles.append(html.Tile(f"Rows, {split}", html.format_number(figures[f"{split}/rows"]), note))
+    if "train/rows_per_second" in figures:
+        note = f"{html.format_number(figures.get('train/steps_per_second'))} steps/s"
+        tiles.append(html.Tile("Training speed", f"{figures['train/rows_per_second'] / 1000:,.0f} k rows/s", note))
+    skipped = figures.get("train/steps_skipped", 0)
+    if skipped:
+        tiles.append(html.Tile("Steps skipped", html.format_number(skipped), "their loss was not finite", "warn"))
+    return tiles
+
+
+def _interval(details: Mapping[str, Any], name: str) -> str:
+    pair = details.get("intervals", {}).get(name)
+    if not pair:
+        return ""
+    return f"{100 * details['confidence']:.0f} %: {html.format_number(pair[0])} to {html.format_number(pair[1])}"
+
+
+# ------------------------------------------------------------------------------------------------------ learning
+
+
+def _learning(run: Run, history: Sequence[Mapping[str, Any]], config: Config, loss: str) -> Markup:
+    name = config.train.metric or LOSSES[loss].metric
+    steps = [float(entry["step"]) for entry in history]
+    batch = _logged(run.directory / "metrics.jsonl", "train/loss")
+    curves = [
+        html.Series("batch", [x for x, _ in batch], [y for _, y in batch], colour=5),
+        html.Series("train, epoch mean", steps, [entry.get("train_loss") for entry in history], colour=0),
+    ]
+    if any("valid_log_loss" in entry for entry in history):
+        curves.append(html.Series("valid", steps, [entry.get("valid_log_loss") for entry in history], colour=1))
+    epochs = [float(entry["epoch"] + 1) for entry in history]
+    watched = html.Series(name, epochs, [entry.get(f"valid_{name}") for entry in history])
+    cards = [html.card("Loss by step", html.line_chart([c for c in curves if c.x], x_label="step", y_label="loss"))]
+    if any(entry.get(f"valid_{name}") is not None for entry in history):
+        title = f"{NAMES[name]} of the validation rows by epoch"
+        cards.append(html.card(title, html.line_chart([watched], x_label="epoch", y_label=NAMES[name])))
+    return html.section("Learning", html.row(*cards))
+
+
+def _logged(path: Path, name: str) -> list[tuple[float, float]]:
+    """(step, value) of one name in metrics.jsonl, thinned; a step that was replayed counts once, as last written."""
+    found: dict[float, float] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if entry.get(name) is not None:
+                found[float(entry["step"])] = float(entry[name])
+    points = sorted(found.items())
+    return points[:: -(-len(points) // CURVE_POINTS) or 1]
+
+
+# ------------------------------------------------------------------------------------------------------- quality
+
+
+def _quality(split: str, details: Mapping[str, Any], figures: Mapping[str, float], loss: str) -> list[Markup]:
+    cards = []
+    if "roc" in details:
+        curve = html.Series("model", details["roc"]["x"], details["roc"]["y"])
+        chance = html.Series("chance", [0, 1], [0, 1], style="dashed", colour=5)
+        chart = html.line_chart([curve, chance], x_label="false positive rate", y_label="true positive rate", **_UNIT)
+        cards.append(html.card("ROC", chart))
+        curve = html.Series("model", details["pr"]["x"], details["pr"]["y"])
+        rate = figures.get(f"{split}/positive_rate", 0.0)
+        chance = html.Series("chance", [0, 1], [rate, rate], style="dashed", colour=5)
+        chart = html.line_chart([curve, chance], x_label="recall", y_label="precision", **_UNIT)
+        cards.append(html.card("Precision and recall", chart))
+    if "calibration" in details:
+        table = details["calibration"]
+        curve = html.Series("model", table["score"], table["positive"])
+        ideal = html.Series("ideal", [0, 1], [0, 1], style="dashed", colour=5)
+        chart = html.line_chart([curve, ideal], x_label="mean score of a bin", y_label="share of positives", **_UNIT)
+        cards.append(html.card("Calibration", chart))
+        bins = details["histogram"]
+        counts = {"negative": bins["negative"], "positive": bins["positive"]}
+        cards.append(html.card("Scores by class", html.histogram(bins["edges"], counts, x_label="score", share=True)))
+    parts = [html.section(f"Quality on {split} rows", html.row(*cards) if cards else Markup(""))]
+    return [*parts, _breakdowns(split, details, figures, loss)]
+
+
+_UNIT: dict[str, Any] = {"x_range": (0.0, 1.0), "y_range": (0.0, 1.0)}
+
+
+def _breakdowns(split: str, details: Mapping[str, Any], figures: Mapping[str, float], loss: str) -> Markup:
+    name = LOSSES[loss].metric
+    whole = figures.get(f"{split}/{name}")
+    cards = []
+    months = details.get("by_month", [])
+    if len(months) > 1:
+        cards.append(html.card(f"{NAMES[name]} by month", _by_month(months, name)))
+    for column, parts in details.get("slices", {}).items():
+        better = "higher" if HIGHER_IS_BETTER[name] else "lower"
+        note = f"The {len(parts)} most frequent values; {better} is better; the dashed line is the whole."
+        cards.append(html.card(f"{NAMES[name]} by {column}", _by_value(parts, name, whole), note=note))
+    names = METRICS[LOSSES[loss].task]
+    rows = [[part["value"], part["rows"], *(part.get(key) for key in names)] for part in months]
+    columns = ["Month", "Rows", *(NAMES[key] for key in names)]
+    cards.append(html.card("By month, all metrics", html.table(columns, rows)))
+    return html.row(*cards)
+
+
+def _by_month(months: Sequence[Mapping[str, Any]], name: str) -> Markup:
+    pairs = [part["intervals"].get(name, (None, None)) for part in months]
+    places = [float(k) for k in range(len(months))]
+    series = html.Series(
+        name, places, [part.get(name) for part in months], [p[0] for p in pairs], [p[1] for p in pairs]
+    )
+    named = {float(k): str(part["value"]) for k, part in enumerate(months)}
+    return html.line_chart([series], y_label=NAMES[name], x_ticks=named, x_range=(-0.5, len(months) - 0.5))
+
+
+def _by_value(parts: Sequence[Mapping[str, Any]], name: str, whole: float | None) -> Markup:
+    labels = [f"{part['value']} ({part['rows']:,})" for part in parts]
+    pairs = [part["intervals"].get(name, (None, None)) for part in parts]
+    values = [part.get(name) for part in parts]
+    return html.interval_chart(
+        labels, values, [p[0] for p in pairs], [p[1] for p in pairs], x_label=NAMES[name], reference=whole
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def _data(summary: Mapping[str, Any], quarantine: Mapping[str, Any]) -> Markup:
+    plain = {str(name): value for name, value in summary.items() if isinstance(value, (str, int, float))}
+    cards = [html.card("Data", html.facts(plain))]
+    splits = summary.get("splits", {})
+    if splits:
+        rows = [
+            [name, " to ".join(part.get("period", [])), part.get("labelled"), part.get("unlabelled")]
+            for name, part in splits.items()
+        ]
+        note = "Rows without a label are scored, never trained on."
+        columns = ["Split", "From, to", "Labelled", "Without a label"]
+        cards.append(html.card("Periods", html.table(columns, rows), note=note))
+    if summary.get("features"):
+        cards.append(html.card("Features", html.facts(summary["features"])))
+    cards.append(html.card("Quarantine", _quarantine(quarantine)))
+    return html.section("Data", html.row(*cards))
+
+
+def _quarantine(quarantine: Mapping[str, Any]) -> Markup:
+    rows = [[name, value] for name, value in _flat(quarantine)]
+    return html.table(["What", "Rows"], rows, empty="No row was quarantined.")
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """Dotted names and values of nested mappings; a list counts its entries."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        where = f"{path}{name}"
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{where}: ")
+        else:
+            found.append((where, len(value) if isinstance(value, (list, tuple)) else value))
+    return found
+
+
+def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:
+    times = [(name, float(value)) for name, value in sorted(figures.items()) if name.endswith("_seconds")]
+    total = max((value for _, value in times), default=1.0) or 1.0
+    rows = [[name, html.bar(value / total, f"{value:.2f} s")] for name, value in times]
+    about = {
+        "model": f"{config.model.kind}, hidden layers {list(config.model.hidden)}, dropout {config.model.dropout}",
+        "parameters": figures.get("train/parameters"),
+        "loss": config.train.loss,
+        "precision": run.record.get("precision", "–"),
+        "seed": config.train.seed,
+        "best epoch": figures.get("train/best_epoch", -1) + 1 if "train/best_epoch" in figures else None,
+        "engine": run.record.get("code", {}).get("engine_version", "–"),
+        "plan": run.record.get("plan", "–"),
+    }
+    where = html.card("Where the time went", html.table(["Part", "Seconds"], rows))
+    return html.section("Run", html.row(html.card("Model and run", html.facts(about)), where))
