@@ -6,7 +6,7 @@ Two forms hold the same exact number, and both are rounded by the same rule, so 
 - wide, int64[201]: 67 digits base 2**32 for the sum in units of 2**-1084, 134 for the squares in units of 2**-2168: every double
   (Kulisch's long accumulator; digits carry only when read).
 
-`moments` gives, of the rows in A but not in D: the correctly rounded sum (equal to math.fsum), mean and sample standard
+`moments_*` give, of the rows in one accumulator but not in another: the correctly rounded sum (equal to math.fsum), mean and sample standard
 deviation, the last from n * sum(x**2) - sum(x)**2 in exact integers: never negative, 0 exactly when all values are equal.
 """
 
@@ -46,20 +46,20 @@ def is_wide(bits: Any) -> Any:
 
 
 @njit
-def any_wide(bits: Any) -> Any:
+def any_wide(values: Any) -> Any:
     """Whether any of these doubles needs the wide form."""
-    for i in range(len(bits)):
-        if is_wide(bits[i]):
+    for i in range(len(values)):
+        if is_wide(np.float64(values[i]).view(np.int64)):
             return True
     return False
 
 
 @njit
-def add_fixed(acc: Any, bits: Any, squares: Any) -> None:
-    """Add the double with these bits (int64) to a fixed accumulator; its square too when `squares`."""
+def add_fixed(acc: Any, at: Any, bits: Any, squares: Any) -> None:
+    """Add the double with these bits (int64) to the fixed accumulator acc[at : at + 10]; its square too when `squares`."""
     exponent = _exponent(bits)
     if exponent == 0x7FF:
-        acc[8 if bits > 0 else 9] += _ONE
+        acc[at + (8 if bits > 0 else 9)] += _ONE
         return
     if exponent == 0:  # zero: denormals are wide
         return
@@ -68,35 +68,35 @@ def add_fixed(acc: Any, bits: Any, squares: Any) -> None:
     off = np.uint64(shift & 63)
     low = mantissa << off
     high = (mantissa >> _ONE) >> (_S63 - off)
-    a0, a1, a2 = acc[0], acc[1], acc[2]
     if shift >= 64:
+        a1 = acc[at + 1]
         if bits >= 0:
-            a1 += low
-            a2 += high + np.uint64(a1 < low)
+            acc[at + 1] = a1 + low
+            acc[at + 2] += high + np.uint64(a1 + low < low)
         else:
-            a2 -= high + np.uint64(a1 < low)
-            a1 -= low
+            acc[at + 1] = a1 - low
+            acc[at + 2] -= high + np.uint64(a1 < low)
     elif bits >= 0:
-        a0 += low
+        a0 = acc[at] + low
+        a1 = acc[at + 1]
         high += np.uint64(a0 < low)
-        a1 += high
-        a2 += np.uint64(a1 < high)
+        acc[at], acc[at + 1] = a0, a1 + high
+        acc[at + 2] += np.uint64(a1 + high < high)
     else:
+        a0, a1 = acc[at], acc[at + 1]
         high += np.uint64(a0 < low)
-        a0 -= low
-        a2 -= np.uint64(a1 < high)
-        a1 -= high
-    acc[0], acc[1], acc[2] = a0, a1, a2
+        acc[at], acc[at + 1] = a0 - low, a1 - high
+        acc[at + 2] -= np.uint64(a1 < high)
     if squares:
-        _add_square(acc, mantissa, 2 * shift)
+        _add_square(acc, at + 3, mantissa, 2 * shift)
 
 
 @njit
-def _add_square(acc: Any, mantissa: Any, shift: Any) -> None:
+def _add_square(acc: Any, at: Any, mantissa: Any, shift: Any) -> None:
     high, low = mul128(mantissa, mantissa)
     high, low = np.uint64(high), np.uint64(low)
     off = np.uint64(shift & 63)
-    word = 3 + (shift >> 6)
+    word = at + (shift >> 6)
     w0 = low << off
     w1 = (high << off) | ((low >> _ONE) >> (_S63 - off))
     w2 = (high >> _ONE) >> (_S63 - off)
@@ -105,21 +105,20 @@ def _add_square(acc: Any, mantissa: Any, shift: Any) -> None:
     s1 = acc[word + 1] + w1
     overflow = np.uint64(s1 < w1)
     s1 += carry
-    carry = overflow + np.uint64(s1 < carry)
-    w2 += carry  # below 2**43: no overflow
+    w2 += overflow + np.uint64(s1 < carry)  # below 2**43: no overflow
     s2 = acc[word + 2] + w2
     carry = np.uint64(s2 < w2)
     acc[word], acc[word + 1], acc[word + 2] = s0, s1, s2
     word += 3
-    while carry != _ZERO and word < 8:
+    while carry != _ZERO and word < at + 5:
         acc[word] += _ONE
         carry = np.uint64(acc[word] == _ZERO)
         word += 1
 
 
 @njit
-def add_wide(acc: Any, bits: Any) -> None:
-    """Add any finite double with these bits (int64), and its square, to a wide accumulator."""
+def add_wide(acc: Any, at: Any, bits: Any) -> None:
+    """Add any finite double with these bits (int64), and its square, to the wide accumulator acc[at : at + 201]."""
     exponent = _exponent(bits)
     mantissa = np.uint64(bits) & _FRACTION
     if exponent > 0:
@@ -128,7 +127,7 @@ def add_wide(acc: Any, bits: Any) -> None:
         exponent = np.int64(1)
     position = exponent + (WIDE_UNIT - 1075)
     off = np.uint64(position & 31)
-    digit = position >> 5
+    digit = at + (position >> 5)
     low = mantissa << off
     high = (mantissa >> _ONE) >> (_S63 - off)
     sign = np.int64(1) if bits >= 0 else np.int64(-1)
@@ -137,7 +136,7 @@ def add_wide(acc: Any, bits: Any) -> None:
     acc[digit + 2] += sign * np.int64(high)
     position *= 2
     off = np.uint64(position & 31)
-    digit = _SUM + (position >> 5)
+    digit = at + _SUM + (position >> 5)
     high, low = mul128(mantissa, mantissa)
     high, low = np.uint64(high), np.uint64(low)
     w0 = low << off
@@ -149,6 +148,17 @@ def add_wide(acc: Any, bits: Any) -> None:
     acc[digit + 3] += np.int64(w1 >> _S32)
     if w2 != _ZERO:
         acc[digit + 4] += np.int64(w2)
+
+
+@njit(inline=True)
+def add(fixed: Any, wide: Any, which: Any, bits: Any, form: Any) -> None:
+    """Add a double to accumulator number `which` of the form in use: form = (used at all, squares, wide)."""
+    if not form[0]:
+        return
+    if form[2] and (bits >> 52) & 0x7FF != 0x7FF:
+        add_wide(wide, which * WIDE, bits)
+    else:
+        add_fixed(fixed, which * FIXED, bits, form[1])
 
 
 # --------------------------------------------------------------------------- rounding
@@ -166,96 +176,131 @@ def _scaled(x: Any, exponent: Any) -> Any:
     return np.ldexp(x, exponent)
 
 
+@njit(inline=True)
+def _leading(word: Any, below: Any, rest: Any) -> Any:
+    """(64 leading bits of the number word, below, rest..., the last bit sticky; zero bits before them). word is not 0."""
+    zeros = clz64(word)
+    shift = np.uint64(zeros)
+    leading = (word << shift) | ((below >> _ONE) >> (_S63 - shift))
+    if (below << shift) | rest != _ZERO:
+        leading |= _ONE
+    return leading, zeros
+
+
 @njit
-def _top(words: Any, unit: Any) -> Any:
-    """Magnitude in `words` (lowest first, units of 2**unit) as (64 leading bits, the last one sticky, their exponent)."""
-    i = len(words) - 1
+def _top(words: Any, length: Any, unit: Any) -> Any:
+    """Magnitude in words[:length] (lowest first, units of 2**unit) as (64 leading bits, the last one sticky; their exponent)."""
+    i = length - 1
     while i >= 0 and words[i] == _ZERO:
         i -= 1
     if i < 0:
         return _ZERO, np.int64(0)
-    zeros = clz64(words[i])
-    shift = np.uint64(zeros)
-    leading = words[i] << shift
     rest = _ZERO
-    if i > 0:
-        leading |= (words[i - 1] >> _ONE) >> (_S63 - shift)
-        rest = words[i - 1] << shift
-        for j in range(i - 1):
-            rest |= words[j]
-    if rest != _ZERO:
-        leading |= _ONE
+    for j in range(i - 1):
+        rest |= words[j]
+    leading, zeros = _leading(words[i], words[i - 1] if i > 0 else _ZERO, rest)
     return leading, np.int64(64 * i - zeros + unit)
 
 
-@njit
-def _round(leading: Any, exponent: Any, negative: Any, variance: Any, n: Any, out: Any) -> None:
-    """out = [sum, mean, std] from the leading bits of |sum| and of n * squares - sum ** 2 (variance, a like pair)."""
-    magnitude = np.float64(leading)
-    if negative:
-        magnitude = -magnitude
-    out[0] = _scaled(magnitude, exponent)
-    out[1] = _scaled(magnitude / n, exponent)
-    if n < 2:
-        out[2] = np.nan
-        return
-    bits, power = variance
-    scale = np.float64(n) * np.float64(n - 1)
-    ratio = np.float64(bits) / scale
+@njit(inline=True)
+def _deviation(bits: Any, power: Any, n: Any) -> Any:
+    """Square root of bits * 2**power / (n (n - 1))."""
+    ratio = np.float64(bits) / (np.float64(n) * np.float64(n - 1))
     if power & 1:
         ratio *= 2.0
         power -= 1
-    out[2] = _scaled(math.sqrt(ratio), power >> 1)
+    return _scaled(math.sqrt(ratio), power >> 1)
+
+
+@njit(inline=True)
+def _put(leading: Any, exponent: Any, negative: Any, n: Any, out: Any, at: Any) -> None:
+    """out[at : at + 2] = sum and mean, from the leading bits of |sum|."""
+    magnitude = np.float64(leading)
+    if negative:
+        magnitude = -magnitude
+    out[at] = _scaled(magnitude, exponent)
+    out[at + 1] = _scaled(magnitude / n, exponent)
 
 
 @njit
-def _infinite(positive: Any, negative: Any, out: Any) -> None:
+def _infinite(positive: Any, negative: Any, out: Any, at: Any) -> None:
     total = np.nan if positive > 0 and negative > 0 else (np.inf if positive > 0 else -np.inf)
-    out[0], out[1], out[2] = total, total, np.nan
+    out[at], out[at + 1], out[at + 2] = total, total, np.nan
 
 
 @njit
-def moments_fixed(add: Any, drop: Any, n: Any, squares: Any, words: Any, out: Any) -> None:
-    """out[0:3] = sum, mean, std of the n > 0 rows in `add` but not in `drop`; words: uint64[12] of scratch."""
-    positive, negative = add[8] - drop[8], add[9] - drop[9]
-    if positive != _ZERO or negative != _ZERO:
-        _infinite(positive, negative, out)
+def moments_fixed(acc: Any, drop: Any, n: Any, squares: Any, words: Any, out: Any, at: Any) -> None:
+    """out[at : at + 3] = sum, mean, std of the n > 0 rows in acc[0:10] but not in acc[drop : drop + 10].
+
+    words: uint64[12] of scratch.
+    """
+    positive, negative = acc[8] - acc[drop + 8], acc[9] - acc[drop + 9]
+    if positive | negative != _ZERO:
+        _infinite(positive, negative, out, at)
         return
-    s0 = add[0] - drop[0]
-    borrow = np.uint64(add[0] < drop[0])
-    s1 = add[1] - drop[1]
-    under = np.uint64(add[1] < drop[1])
-    under += np.uint64(s1 < borrow)
+    s0 = acc[0] - acc[drop]
+    borrow = np.uint64(acc[0] < acc[drop])
+    s1 = acc[1] - acc[drop + 1]
+    under = np.uint64(acc[1] < acc[drop + 1]) + np.uint64(s1 < borrow)
     s1 -= borrow
-    s2 = add[2] - drop[2] - under
+    s2 = acc[2] - acc[drop + 2] - under
     minus = s2 >> _S63 != _ZERO
     if minus:
-        s0, s1, s2 = ~s0, ~s1, ~s2
-        s0 += _ONE
-        if s0 == _ZERO:
-            s1 += _ONE
-            if s1 == _ZERO:
-                s2 += _ONE
-    words[0], words[1], words[2] = s0, s1, s2
-    leading, exponent = _top(words[:3], -_UNIT)
-    if squares and n > 1:
-        _variance_fixed(add, drop, n, words)
-        _round(leading, exponent, minus, _top(words[6:12], -2 * _UNIT), n, out)
+        s0, s1, s2 = ~s0 + _ONE, ~s1, ~s2
+        carry = np.uint64(s0 == _ZERO)
+        s1 += carry
+        s2 += np.uint64(s1 < carry)
+    if s2 != _ZERO:
+        leading, zeros = _leading(s2, s1, s0)
+        _put(leading, np.int64(128 - _UNIT) - zeros, minus, n, out, at)
+    elif s1 != _ZERO:
+        leading, zeros = _leading(s1, s0, _ZERO)
+        _put(leading, np.int64(64 - _UNIT) - zeros, minus, n, out, at)
+    elif s0 != _ZERO:
+        leading, zeros = _leading(s0, _ZERO, _ZERO)
+        _put(leading, np.int64(-_UNIT) - zeros, minus, n, out, at)
     else:
-        _round(leading, exponent, minus, (_ZERO, np.int64(0)), n, out)
-        out[2] = np.nan
+        out[at], out[at + 1] = 0.0, 0.0
+    if not squares or n < 2:
+        out[at + 2] = np.nan
+        return
+    words[0], words[1], words[2] = s0, s1, s2
+    _scaled_squares(acc, drop, np.uint64(n), words)
+    if s2 == _ZERO:
+        _minus_square(words, s0, s1)
+    else:
+        for i in range(3):
+            _minus_row(words, i)
+    bits, power = _top_of_six(words)
+    out[at + 2] = _deviation(bits, power, n) if bits != _ZERO else 0.0
 
 
-@njit
-def _variance_fixed(add: Any, drop: Any, n: Any, words: Any) -> None:
-    """words[6:12] = n * squares - sum ** 2, where words[0:3] holds |sum|."""
-    count = np.uint64(n)
+@njit(inline=True)
+def _top_of_six(words: Any) -> Any:
+    """`_top` of words[6:12] in units of squares."""
+    i = 11
+    rest = words[6] | words[7] | words[8] | words[9]
+    if words[11] == _ZERO:
+        i, rest = 10, words[6] | words[7] | words[8]
+        if words[10] == _ZERO:
+            i, rest = 9, words[6] | words[7]
+            while words[i] == _ZERO and i > 6:
+                i -= 1
+                rest = words[6] if i == 8 else _ZERO
+    if words[i] == _ZERO:
+        return _ZERO, np.int64(0)
+    leading, zeros = _leading(words[i], words[i - 1] if i > 6 else _ZERO, rest)
+    return leading, np.int64(64 * (i - 6) - 2 * _UNIT) - zeros
+
+
+@njit(inline=True)
+def _scaled_squares(acc: Any, drop: Any, count: Any, words: Any) -> None:
+    """words[6:12] = count * (sum of squares in acc[3:8] less that in acc[drop + 3 : drop + 8])."""
     borrow, carry = _ZERO, _ZERO
-    for j in range(5):  # n * (squares added - squares dropped)
-        a, d = add[3 + j], drop[3 + j]
+    for j in range(5):
+        a, d = acc[3 + j], acc[drop + 3 + j]
         word = a - d
-        under = np.uint64(a < d)
-        under += np.uint64(word < borrow)
+        under = np.uint64(a < d) + np.uint64(word < borrow)
         word -= borrow
         borrow = under
         high, low = mul128(word, count)
@@ -263,65 +308,100 @@ def _variance_fixed(add: Any, drop: Any, n: Any, words: Any) -> None:
         carry = np.uint64(high) + np.uint64(low < carry)
         words[6 + j] = low
     words[11] = carry
-    for i in range(3):  # minus sum ** 2, one row of the long multiplication at a time
-        if words[i] == _ZERO:
-            continue
-        carry, borrow = _ZERO, _ZERO
-        for j in range(3):
-            high, low = mul128(words[i], words[j])
-            low = np.uint64(low) + carry
-            carry = np.uint64(high) + np.uint64(low < carry)
-            word = words[6 + i + j]
-            under = np.uint64(word < low)
-            word -= low
-            under += np.uint64(word < borrow)
-            words[6 + i + j] = word - borrow
-            borrow = under
-        j = 9 + i
-        carry += borrow
-        while carry != _ZERO and j < 12:
-            word = words[j]
-            words[j] = word - carry
-            carry = np.uint64(word < carry)
-            j += 1
+
+
+@njit(inline=True)
+def _minus_square(words: Any, s0: Any, s1: Any) -> None:
+    """words[6:12] -= (s0 + 2**64 s1) ** 2."""
+    h00, q0 = mul128(s0, s0)
+    h01, l01 = mul128(s0, s1)
+    h11, l11 = mul128(s1, s1)
+    q0, q1, q2, q3 = np.uint64(q0), np.uint64(h00), np.uint64(l11), np.uint64(h11)
+    twice1 = np.uint64(l01) << _ONE  # 2 * s0 * s1 = twice3 : twice2 : twice1
+    twice2 = (np.uint64(h01) << _ONE) | (np.uint64(l01) >> _S63)
+    twice3 = np.uint64(h01) >> _S63
+    q1 += twice1
+    carry = np.uint64(q1 < twice1)
+    q2 += twice2
+    over = np.uint64(q2 < twice2)
+    q2 += carry
+    over += np.uint64(q2 < carry)
+    q3 += twice3 + over
+    borrow = np.uint64(words[6] < q0)
+    words[6] -= q0
+    word = words[7] - q1
+    under = np.uint64(words[7] < q1) + np.uint64(word < borrow)
+    words[7] = word - borrow
+    word = words[8] - q2
+    borrow = np.uint64(words[8] < q2) + np.uint64(word < under)
+    words[8] = word - under
+    word = words[9] - q3
+    under = np.uint64(words[9] < q3) + np.uint64(word < borrow)
+    words[9] = word - borrow
+    if under != _ZERO:
+        words[11] -= np.uint64(words[10] < under)
+        words[10] -= under
 
 
 @njit
-def _words(add: Any, drop: Any, out: Any) -> Any:
-    """Digits add - drop as magnitude in 64-bit words `out`; returns whether the number is negative."""
+def _minus_row(words: Any, i: Any) -> None:
+    """words[6:12] -= words[i] * words[0:3], shifted by i words: one row of the long multiplication."""
+    carry, borrow = _ZERO, _ZERO
+    for j in range(3):
+        high, low = mul128(words[i], words[j])
+        low = np.uint64(low) + carry
+        carry = np.uint64(high) + np.uint64(low < carry)
+        word = words[6 + i + j]
+        under = np.uint64(word < low)
+        word -= low
+        under += np.uint64(word < borrow)
+        words[6 + i + j] = word - borrow
+        borrow = under
+    j = 9 + i
+    carry += borrow
+    while carry != _ZERO and j < 12:
+        word = words[j]
+        words[j] = word - carry
+        carry = np.uint64(word < carry)
+        j += 1
+
+
+@njit
+def _words(acc: Any, add: Any, drop: Any, length: Any, out: Any) -> Any:
+    """|acc[add : add + length] - acc[drop : drop + length]| in 64-bit words `out`; returns whether it is negative."""
     carry = np.int64(0)
-    for i in range(len(add)):  # is it negative? the carry out of the top digit says
-        carry = (add[i] - drop[i] + carry) >> 32
+    for i in range(length):  # the carry out of the top digit is the sign
+        carry = (acc[add + i] - acc[drop + i] + carry) >> 32
     minus = carry < 0
     sign = np.int64(-1) if minus else np.int64(1)
     carry = np.int64(0)
     out[:] = _ZERO
-    for i in range(len(add)):
-        total = sign * (add[i] - drop[i]) + carry
-        carry = total >> 32
-        out[i >> 1] |= (np.uint64(total) & _LOW32) << np.uint64(32 * (i & 1))
-    if len(add) & 1:
-        out[len(add) >> 1] |= np.uint64(carry) << _S32
+    for i in range(length):
+        digit = sign * (acc[add + i] - acc[drop + i]) + carry
+        carry = digit >> 32
+        out[i >> 1] |= (np.uint64(digit) & _LOW32) << np.uint64(32 * (i & 1))
+    if length & 1:
+        out[length >> 1] |= np.uint64(carry) << _S32
     else:
-        out[len(add) >> 1] = np.uint64(carry)
+        out[length >> 1] = np.uint64(carry)
     return minus
 
 
 @njit
-def moments_wide(add: Any, drop: Any, infinite: Any, n: Any, squares: Any, out: Any) -> None:
+def moments_wide(acc: Any, drop: Any, infinite: Any, n: Any, squares: Any, out: Any, at: Any) -> None:
     """`moments_fixed` for the wide form; infinite = (how many +inf, how many -inf) among the n rows."""
     if infinite[0] > 0 or infinite[1] > 0:
-        _infinite(infinite[0], infinite[1], out)
+        _infinite(infinite[0], infinite[1], out, at)
         return
     total = np.zeros(34, np.uint64)
-    minus = _words(add[:_SUM], drop[:_SUM], total)
-    leading, exponent = _top(total, -WIDE_UNIT)
+    minus = _words(acc, 0, drop, _SUM, total)
+    leading, exponent = _top(total, 34, -WIDE_UNIT)
+    _put(leading, exponent, minus, n, out, at)
     if not squares or n < 2:
-        _round(leading, exponent, minus, (_ZERO, np.int64(0)), n, out)
-        out[2] = np.nan
+        out[at + 2] = np.nan
         return
     spread = np.zeros(69, np.uint64)
-    _words(add[_SUM:], drop[_SUM:], spread[:68])
+    _words(acc, _SUM, drop + _SUM, _SQUARES, spread)
     carry, count = _ZERO, np.uint64(n)
     for i in range(69):
         high, low = mul128(spread[i], count)
@@ -331,7 +411,8 @@ def moments_wide(add: Any, drop: Any, infinite: Any, n: Any, squares: Any, out: 
     for i in range(34):
         if total[i] != _ZERO:
             _subtract_row(spread, total, i)
-    _round(leading, exponent, minus, _top(spread, -2 * WIDE_UNIT), n, out)
+    bits, power = _top(spread, 69, -2 * WIDE_UNIT)
+    out[at + 2] = _deviation(bits, power, n) if bits != _ZERO else 0.0
 
 
 @njit
@@ -365,7 +446,7 @@ def wide_integer(acc: NDArray[np.int64]) -> int:
 @njit
 def _moments_of(values: Any, out: Any) -> None:
     """out = [count, sum, mean, std] of the values that are not NaN."""
-    fixed, n, wide = np.zeros(FIXED, np.uint64), np.int64(0), False
+    n, wide = np.int64(0), False
     for i in range(len(values)):
         if values[i] == values[i]:
             wide = wide or is_wide(np.float64(values[i]).view(np.int64))
@@ -374,21 +455,14 @@ def _moments_of(values: Any, out: Any) -> None:
     out[1:4] = np.nan
     if n == 0:
         return
-    if not wide:
-        for i in range(len(values)):
-            if values[i] == values[i]:
-                add_fixed(fixed, np.float64(values[i]).view(np.int64), True)
-        moments_fixed(fixed, np.zeros(FIXED, np.uint64), n, True, np.zeros(12, np.uint64), out[1:4])
-        return
-    long = np.zeros(WIDE, np.int64)
+    fixed, long = np.zeros(2 * FIXED, np.uint64), np.zeros(2 * WIDE if wide else 0, np.int64)
     for i in range(len(values)):
         if values[i] == values[i]:
-            bits = np.float64(values[i]).view(np.int64)
-            if (bits >> 52) & 0x7FF == 0x7FF:
-                add_fixed(fixed, bits, False)
-            else:
-                add_wide(long, bits)
-    moments_wide(long, np.zeros(WIDE, np.int64), fixed[8:10], n, True, out[1:4])
+            add(fixed, long, 0, np.float64(values[i]).view(np.int64), (True, True, wide))
+    if wide:
+        moments_wide(long, WIDE, (fixed[8], fixed[9]), n, True, out, 1)
+    else:
+        moments_fixed(fixed, FIXED, n, True, np.zeros(12, np.uint64), out, 1)
 
 
 def moments(values: ArrayLike) -> tuple[int, float, float, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
-from kernels.jit import njit
+from kernels.jit import njit, run_ranges, split
 
 _BITS = 11
 _BUCKETS = 1 << _BITS
@@ -34,37 +34,6 @@ def _bounds(values: Any) -> Any:
         low = min(low, values[i])
         high = max(high, values[i])
     return low, high
-
-
-@njit
-def _counting(codes: Any, low: Any, order: Any, offsets: Any, out: Any) -> None:
-    """Stable counting sort of the rows in `order` by code - low; offsets[groups + 1] receives the group starts."""
-    offsets[:] = 0
-    for i in range(len(codes)):
-        offsets[codes[i] - low + 1] += 1
-    for g in range(1, len(offsets)):
-        offsets[g] += offsets[g - 1]
-    cursor = offsets.copy()
-    for i in range(len(order)):
-        row = order[i]
-        g = codes[row] - low
-        out[cursor[g]] = row
-        cursor[g] += 1
-
-
-@njit
-def _counting_identity(codes: Any, low: Any, offsets: Any, out: Any) -> None:
-    """`_counting` for order = 0, 1, 2, ..."""
-    offsets[:] = 0
-    for i in range(len(codes)):
-        offsets[codes[i] - low + 1] += 1
-    for g in range(1, len(offsets)):
-        offsets[g] += offsets[g - 1]
-    cursor = offsets.copy()
-    for i in range(len(codes)):
-        g = codes[i] - low
-        out[cursor[g]] = i
-        cursor[g] += 1
 
 
 @njit
@@ -144,6 +113,82 @@ def dense_range(codes: NDArray[np.int64]) -> tuple[int, int] | None:
     return (low, span) if span <= 4 * len(codes) + 65536 else None
 
 
+@njit
+def _count(codes: Any, low: Any, counts: Any) -> None:
+    for i in range(len(codes)):
+        counts[codes[i] - low] += 1
+
+
+@njit
+def _starts(counts: Any, offsets: Any) -> None:
+    """Turn counts[part, code] into where each part writes its rows of a code; offsets[code] into the start of the code."""
+    total = np.int64(0)
+    for g in range(counts.shape[1]):
+        offsets[g] = total
+        for part in range(counts.shape[0]):
+            here = counts[part, g]
+            counts[part, g] = total
+            total += here
+    offsets[counts.shape[1]] = total
+
+
+@njit
+def _scatter(codes: Any, low: Any, first: Any, cursor: Any, out: Any) -> None:
+    """Rows first, first + 1, ... of the given codes to their places."""
+    for i in range(len(codes)):
+        g = codes[i] - low
+        out[cursor[g]] = first + i
+        cursor[g] += 1
+
+
+@njit
+def _count_rows(codes: Any, rows: Any, low: Any, counts: Any) -> None:
+    for i in range(len(rows)):
+        counts[codes[rows[i]] - low] += 1
+
+
+@njit
+def _scatter_rows(codes: Any, rows: Any, low: Any, cursor: Any, out: Any) -> None:
+    for i in range(len(rows)):
+        g = codes[rows[i]] - low
+        out[cursor[g]] = rows[i]
+        cursor[g] += 1
+
+
+def grouped(
+    codes: NDArray[np.int64], low: int, span: int, threads: int, order: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(stable order of rows by code, start of each code [span + 1]) for codes in [low, low + span); counting sort.
+
+    Refines `order` (row positions, default 0, 1, 2, ...).
+    """
+    ranges = split(len(codes), min(threads, max(1, len(codes) // (4 * max(span, 1)))))
+    counts = np.zeros((len(ranges), span), np.int64)
+    offsets, out = np.zeros(span + 1, np.int64), np.empty(len(codes), np.int64)
+    at = {bounds: counts[part] for part, bounds in enumerate(ranges)}
+    if order is None:
+        run_ranges(lambda a, b: _count(codes[a:b], low, at[a, b]), ranges, threads)
+        _starts(counts, offsets)
+        run_ranges(lambda a, b: _scatter(codes[a:b], low, a, at[a, b], out), ranges, threads)
+    else:
+        run_ranges(lambda a, b: _count_rows(codes, order[a:b], low, at[a, b]), ranges, threads)
+        _starts(counts, offsets)
+        run_ranges(lambda a, b: _scatter_rows(codes, order[a:b], low, at[a, b], out), ranges, threads)
+    return out, offsets
+
+
+def ascending(values: NDArray[np.int64], threads: int = 1) -> bool:
+    """Whether int64[n] never falls."""
+    parts = split(len(values), threads)
+    return all(run_ranges(lambda a, b: bool(_ascending(values[max(a - 1, 0) : b])), parts, threads))
+
+
+def bounds(values: NDArray[np.int64], threads: int = 1) -> tuple[int, int]:
+    """(smallest, largest) of a non-empty int64[n]."""
+    parts = run_ranges(lambda a, b: _bounds(values[a:b]), split(len(values), threads), threads)
+    return min(int(low) for low, _ in parts), max(int(high) for _, high in parts)
+
+
 def sort_by_entity_time(entity: ArrayLike, time: ArrayLike) -> NDArray[np.int64]:
     """Row positions ordered by (entity, time), ties in row order.
 
@@ -157,12 +202,7 @@ def sort_by_entity_time(entity: ArrayLike, time: ArrayLike) -> NDArray[np.int64]
     if dense is None:
         return radix_order(codes, order)
     low, span = dense
-    out, offsets = np.empty(len(codes), np.int64), np.empty(span + 1, np.int64)
-    if order is None:
-        _counting_identity(codes, low, offsets, out)
-    else:
-        _counting(codes, low, order, offsets, out)
-    return out
+    return grouped(codes, low, span, 1, order)[0]
 
 
 @njit

@@ -19,18 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
-from kernels.exact import (
-    FIXED,
-    WIDE,
-    add_fixed,
-    add_wide,
-    any_wide,
-    is_wide,
-    moments_fixed,
-    moments_wide,
-)
+from kernels.exact import FIXED, WIDE, add, add_fixed, add_wide, any_wide, is_wide, moments_fixed, moments_wide
 from kernels.jit import check_threads, njit, run_ranges, split
-from kernels.sort import _bounds, dense_range, radix_order, sort_by_entity_time
+from kernels.sort import ascending, bounds, grouped, radix_order, sort_by_entity_time
 
 AGGREGATES = {
     name: code
@@ -51,18 +42,6 @@ def _minus(t: Any, width: Any) -> Any:
     return t - width if t >= _NAT + 1 + width else np.int64(_NAT + 1)
 
 
-@njit
-def _first_at(event: Any, low: Any, high: Any, limit: Any) -> Any:
-    """First position in [low, high) with event >= limit."""
-    while low < high:
-        middle = (low + high) >> 1
-        if event[middle] < limit:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
 @njit(inline=True)
 def _seconds(t: Any, event: Any) -> Any:
     """t - event in seconds, from microseconds, without overflow."""
@@ -72,20 +51,20 @@ def _seconds(t: Any, event: Any) -> Any:
 
 
 @njit
-def _raise_max(tree: Any, i: Any, value: Any) -> None:
+def _raise_max(trees: Any, which: Any, i: Any, value: Any) -> None:
     """Fenwick tree of prefix maxima (1-based): position i holds at least `value`."""
-    while i < len(tree):
-        if tree[i] >= value:
+    while i < trees.shape[1]:
+        if trees[which, i] >= value:
             return
-        tree[i] = value
+        trees[which, i] = value
         i += i & -i
 
 
 @njit
-def _prefix_max(tree: Any, i: Any) -> Any:
+def _prefix_max(trees: Any, which: Any, i: Any) -> Any:
     best = -np.inf
     while i > 0:
-        best = max(best, tree[i])
+        best = max(best, trees[which, i])
         i -= i & -i
     return best
 
@@ -125,32 +104,30 @@ def _mark_last(value: Any, at: Any, base: Any, keys: Any, places: Any, tree: Any
 
 
 @njit
-def _decayed(source: Any, rows: Any, t: Any, half_life: Any, stat: Any) -> None:
-    """stat[EWM_SUM], stat[EWM_MEAN] over source rows [rows[0], rows[1]) known before t, by exact sums of rounded terms."""
-    event, known, value = source
-    terms, weights = np.zeros(FIXED, np.uint64), np.zeros(FIXED, np.uint64)
-    nothing, words, out = np.zeros(FIXED, np.uint64), np.empty(12, np.uint64), np.empty(3)
+def _decayed(event: Any, known: Any, value: Any, rows: Any, t: Any, half_life: Any, stat: Any) -> None:
+    """stat[EWM_SUM], stat[EWM_MEAN] over rows [rows[0], rows[1]) known before t, by exact sums of rounded terms."""
+    sums, words, out = np.zeros(3 * FIXED, np.uint64), np.empty(12, np.uint64), np.empty(6)
+    terms, weights = sums[: 2 * FIXED].copy(), sums[FIXED:].copy()  # the second half of each stays empty
     outside = False
     for r in range(rows[0], rows[1]):
         if known[r] < t:
             weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
             bits = np.float64(value[r] * weight).view(np.int64)
             outside = outside or is_wide(bits)
-            add_fixed(weights, np.float64(weight).view(np.int64), False)
-            add_fixed(terms, bits, False)
-    moments_fixed(weights, nothing, np.int64(1), False, words, out)
-    total_weight = out[0]
+            add_fixed(weights, 0, np.float64(weight).view(np.int64), False)
+            add_fixed(terms, 0, bits, False)
+    moments_fixed(weights, FIXED, np.int64(1), False, words, out, 0)
     if outside:
-        wide, empty, infinite = np.zeros(WIDE, np.int64), np.zeros(WIDE, np.int64), terms[8:10]
+        wide = np.zeros(2 * WIDE, np.int64)
         for r in range(rows[0], rows[1]):
             if known[r] < t and np.isfinite(value[r]):
                 weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
-                add_wide(wide, np.float64(value[r] * weight).view(np.int64))
-        moments_wide(wide, empty, infinite, np.int64(1), False, out)
+                add_wide(wide, 0, np.float64(value[r] * weight).view(np.int64))
+        moments_wide(wide, WIDE, (terms[8], terms[9]), np.int64(1), False, out, 3)
     else:
-        moments_fixed(terms, nothing, np.int64(1), False, words, out)
-    stat[_EWM_SUM] = out[0]
-    stat[_EWM_MEAN] = out[0] / total_weight
+        moments_fixed(terms, FIXED, np.int64(1), False, words, out, 3)
+    stat[_EWM_SUM] = out[3]
+    stat[_EWM_MEAN] = out[3] / out[0]
 
 
 @njit
@@ -160,322 +137,362 @@ def _empty(stat: Any) -> None:
 
 
 # --------------------------------------------------------------------------- the sweep
+@njit(inline=True)
+def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
+    """Aggregates that both sweeps compute alike. at = (window, n > 0, its first row, the latest row, t)."""
+    event, known, value = data
+    fixed, wide, words = sums
+    w, n, first, latest, t = at
+    form, needs = plan[2], plan[3]
+    stat[_COUNT] = np.float64(n)
+    if form[2]:
+        drop = (w + 1) * FIXED
+        infinite = (fixed[8] - fixed[drop + 8], fixed[9] - fixed[drop + 9])
+        moments_wide(wide, (w + 1) * WIDE, infinite, n, form[1], stat, _SUM)
+    elif form[0]:
+        moments_fixed(fixed, (w + 1) * FIXED, n, form[1], words, stat, _SUM)
+    if needs[3]:
+        stat[_LAST], stat[_RECENCY] = value[latest], _seconds(t, event[latest])
+    if needs[5]:
+        _decayed(event, known, value, (first, latest + 1), t, plan[0][w] / 2e6, stat)
+
+
 @njit
-def _add(fixed: Any, wide: Any, bits: Any, moments: Any) -> None:
-    """Add one row to the accumulators that this call uses. moments = (any, squares, wide form)."""
-    if not moments[0]:
-        return
-    if moments[2]:
-        if (bits >> 52) & 0x7FF == 0x7FF:
-            add_fixed(fixed, bits, False)
+def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901
+    """One entity whose known_at rises with event_time: the rows of a window are the contiguous left[w]:right."""
+    event, known, value = data
+    times, rows = probes
+    windows, columns, form, needs = plan
+    fixed, wide, _ = sums
+    stat, left, heads, stack_at, stack_value, marks, keys, places = scratch
+    right, stop = np.int64(0), len(event)
+    high_top, low_top = np.int64(0), np.int64(0)
+    left[:], heads[:], marks[:], places[:] = 0, 0, 0.0, -1
+    for p in range(len(times)):
+        t = times[p]
+        high_low, low_low = high_top, low_top
+        while right < stop and known[right] < t:
+            v = value[right]
+            add(fixed, wide, 0, np.float64(v).view(np.int64), form)
+            if needs[1]:
+                while high_top > 0 and stack_value[1, high_top - 1] <= v:
+                    high_top -= 1
+                high_low = min(high_low, high_top)
+                stack_at[1, high_top], stack_value[1, high_top] = right, v
+                high_top += 1
+            if needs[0]:
+                while low_top > 0 and stack_value[0, low_top - 1] >= v:
+                    low_top -= 1
+                low_low = min(low_low, low_top)
+                stack_at[0, low_top], stack_value[0, low_top] = right, v
+                low_top += 1
+            if needs[4]:
+                _mark_last(v, right, stop, keys, places, marks)
+            right += 1
+        for w in range(len(windows)):
+            limit = _minus(t, windows[w])
+            d = left[w]
+            while d < right and event[d] < limit:
+                add(fixed, wide, w + 1, np.float64(value[d]).view(np.int64), form)
+                d += 1
+            left[w] = d
+            heads[0, w], heads[1, w] = min(heads[0, w], low_low), min(heads[1, w], high_low)
+            if d == right:
+                _empty(stat)
+            else:
+                _common(data, sums, (w, right - d, d, right - 1, t), plan, stat)
+                if needs[1]:
+                    h = heads[1, w]
+                    while stack_at[1, h] < d:
+                        h += 1
+                    heads[1, w] = h
+                    stat[_MAX] = stack_value[1, h]
+                if needs[0]:
+                    h = heads[0, w]
+                    while stack_at[0, h] < d:
+                        h += 1
+                    heads[0, w] = h
+                    stat[_MIN] = stack_value[0, h]
+                if needs[2]:
+                    stat[_FIRST] = value[d]
+                if needs[4]:
+                    stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
+            for c in range(len(columns)):
+                out[rows[p], w, c] = stat[columns[c]]
+
+
+@njit
+def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901
+    """One entity in any order of known_at: rows enter in `by_known` order and leave in event_time order.
+
+    Rows known at t with event_time below a window's limit are in accumulator w + 1 (counted by dropped[w]), so that accumulator 0
+    less that one is the window. Fenwick trees over positions from the end answer for the rows from left[w] on.
+    """
+    event, known, value = data
+    times, rows = probes
+    windows, columns, form, needs = plan
+    fixed, wide, _ = sums
+    stat, left, dropped, trees, marks, keys, places = scratch
+    right, stop = np.int64(0), len(event)
+    latest, added = np.int64(-1), np.int64(0)
+    left[:], dropped[:], trees[:], marks[:], places[:] = 0, 0, -np.inf, 0.0, -1
+    for p in range(len(times)):
+        t = times[p]
+        while right < len(by_known) and known[by_known[right]] < t:
+            r = by_known[right]
+            v = value[r]
+            bits = np.float64(v).view(np.int64)
+            right += 1
+            added += 1
+            latest = max(latest, r)
+            add(fixed, wide, 0, bits, form)
+            if needs[0]:
+                _raise_max(trees, 0, stop - r, -v)
+            if needs[1]:
+                _raise_max(trees, 1, stop - r, v)
+            if needs[2]:
+                _raise_max(trees, 2, stop - r, -np.float64(r))
+            if needs[4]:
+                _mark_last(v, r, stop, keys, places, marks)
+            for w in range(len(windows)):
+                if r < left[w]:
+                    dropped[w] += 1
+                    add(fixed, wide, w + 1, bits, form)
+        for w in range(len(windows)):
+            limit = _minus(t, windows[w])
+            d = left[w]
+            while d < stop and event[d] < limit:
+                if known[d] < t:
+                    dropped[w] += 1
+                    add(fixed, wide, w + 1, np.float64(value[d]).view(np.int64), form)
+                d += 1
+            left[w] = d
+            if added == dropped[w]:
+                _empty(stat)
+            else:
+                _common(data, sums, (w, added - dropped[w], d, latest, t), plan, stat)
+                if needs[0]:
+                    stat[_MIN] = -_prefix_max(trees, 0, stop - d)
+                if needs[1]:
+                    stat[_MAX] = _prefix_max(trees, 1, stop - d)
+                if needs[2]:
+                    stat[_FIRST] = value[np.int64(-_prefix_max(trees, 2, stop - d))]
+                if needs[4]:
+                    stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
+            for c in range(len(columns)):
+                out[rows[p], w, c] = stat[columns[c]]
+
+
+@njit
+def _blank(rows: Any, columns: Any, out: Any) -> None:
+    """Probes without a source row."""
+    for row in rows:
+        for w in range(out.shape[1]):
+            for c in range(len(columns)):
+                out[row, w, c] = 0.0 if columns[c] == _COUNT else np.nan
+
+
+@njit
+def _first_of(event: Any, order: Any, low: Any, high: Any, limit: Any) -> Any:
+    """First position in order[low:high) whose event is not below `limit`."""
+    while low < high:
+        middle = (low + high) >> 1
+        if event[order[middle]] < limit:
+            low = middle + 1
         else:
-            add_wide(wide, bits)
-    else:
-        add_fixed(fixed, bits, moments[1])
+            high = middle
+    return low
 
 
 @njit
-def _moments(fixed: Any, wide: Any, w: Any, n: Any, moments: Any, words: Any, stat: Any) -> None:
-    """stat[SUM:STD + 1] of what is in accumulator 0 but not in accumulator w + 1."""
-    if not moments[0]:
-        return
-    if moments[2]:
-        infinite = fixed[0, 8:10] - fixed[w + 1, 8:10]
-        moments_wide(wide[0], wide[w + 1], infinite, n, moments[1], stat[_SUM : _STD + 1])
-    else:
-        moments_fixed(fixed[0], fixed[w + 1], n, moments[1], words, stat[_SUM : _STD + 1])
+def _power_of_two(least: Any) -> Any:
+    size = 16
+    while size < least:
+        size *= 2
+    return size
 
 
 @njit
-def _sweep(source: Any, groups: Any, probes: Any, plan: Any, bounds: Any, out: Any) -> None:  # noqa: C901, PLR0912, PLR0915
-    """Answer the probes at sorted positions bounds[0]:bounds[1]; see `_Source`, `_Probes` and `_Plan` for the tuples."""
-    event, known, value, by_known = source
-    probe_group, probe_time, probe_row = probes
-    windows, columns, moments, needs = plan
-    need_min, need_max, need_first, need_distinct, need_ewm = needs
-    ordered = len(by_known) == 0
+def _gathered(source: Any, begin: Any, end: Any) -> Any:
+    """Rows begin:end of the source order as (event, known, value); -0.0 becomes 0.0."""
+    _, order, event, known, value, _, same = source
+    n = end - begin
+    local = np.empty(n, np.int64)
+    for k in range(n):
+        local[k] = event[order[begin + k]]
+    later = local
+    if not same:
+        later = np.empty(n, np.int64)
+        for k in range(n):
+            later[k] = known[order[begin + k]]
+    numbers = np.zeros(n)
+    if len(value):
+        for k in range(n):
+            numbers[k] = value[order[begin + k]] + 0.0
+    return local, later, numbers
+
+
+@njit
+def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
+    """Answer the probes at sorted positions span[0]:span[1]; see `_Source`, `_Probes` and `_Plan` for the tuples."""
+    starts, order, event, _, _, by_known, _ = source
+    probe_starts, probe_time, probe_order = probes
+    windows, columns, form, needs = plan
     count = len(windows)
     widest = windows.max()
-    fixed = np.zeros((count + 1, FIXED), np.uint64)
-    wide = np.zeros((count + 1 if moments[2] else 1, WIDE if moments[2] else 1), np.int64)
-    words, stat = np.zeros(12, np.uint64), np.empty(12)
-    left, dropped = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    high_head, low_head = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    longest = _longest(groups, probes, bounds)
-    stack = longest if ordered else 0
-    high_at, high_value = np.empty(stack if need_max else 0, np.int64), np.empty(stack if need_max else 0)
-    low_at, low_value = np.empty(stack if need_min else 0, np.int64), np.empty(stack if need_min else 0)
-    trees = 0 if ordered else longest + 1
-    max_tree = np.empty(trees if need_max else 0)
-    min_tree = np.empty(trees if need_min else 0)
-    first_tree = np.empty(trees if need_first else 0)
-    mark_tree = np.empty(longest + 1 if need_distinct else 0)
-    slots = 16
-    while slots < 2 * longest:
-        slots *= 2
-    keys, places = np.empty(slots if need_distinct else 0, np.int64), np.empty(slots if need_distinct else 0, np.int64)
-    p = bounds[0]
-    while p < bounds[1]:
-        g = probe_group[p]
-        stop_p = p
-        while stop_p < bounds[1] and probe_group[stop_p] == g:
-            stop_p += 1
-        if g < 0:
-            _empty(stat)
-            for q in range(p, stop_p):
-                _write(stat, columns, count, out[probe_row[q]])
-            p = stop_p
+    sums = (
+        np.empty((count + 1) * FIXED, np.uint64),
+        np.empty((count + 1) * WIDE if form[2] else 0, np.int64),
+        np.empty(12, np.uint64),
+    )
+    stat, left, counts, heads = np.empty(12), np.empty(count, np.int64), np.empty(count, np.int64), np.empty((2, count), np.int64)
+    p = span[0]
+    g = np.searchsorted(probe_starts, p, side="right") - 1
+    while p < span[1]:
+        while probe_starts[g + 1] <= p:
+            g += 1
+        last = min(probe_starts[g + 1], span[1])
+        rows = probe_order[p:last]
+        times = np.empty(len(rows), np.int64)
+        for k in range(len(rows)):
+            times[k] = probe_time[rows[k]]
+        p = last
+        skipped = np.searchsorted(times, _NAT, side="right") if g + 1 < len(starts) else len(times)
+        _blank(rows[:skipped], columns, out)
+        if skipped == len(times):
             continue
-        start, stop = groups[g], groups[g + 1]
-        while p < stop_p and probe_time[p] == _NAT:
-            _empty(stat)
-            _write(stat, columns, count, out[probe_row[p]])
-            p += 1
-        if p == stop_p:
-            continue
-        begin = _first_at(event, start, stop, _minus(probe_time[p], widest))
-        rows = stop - begin
-        fixed[:] = np.uint64(0)
-        wide[:] = 0
-        left[:], dropped[:], high_head[:], low_head[:] = begin, 0, 0, 0
-        high_top, low_top = np.int64(0), np.int64(0)
-        max_tree[: rows + 1], min_tree[: rows + 1], first_tree[: rows + 1] = -np.inf, -np.inf, -np.inf
-        mark_tree[: rows + 1] = 0.0
-        if need_distinct:
-            used = 16
-            while used < 2 * rows:
-                used *= 2
-            places[:used] = -1
+        rows, times = rows[skipped:], times[skipped:]
+        begin = _first_of(event, order, starts[g], starts[g + 1], _minus(times[0], widest))
+        data = _gathered(source, begin, starts[g + 1])
+        n = len(data[0])
+        sums[0][:] = np.uint64(0)
+        sums[1][:] = 0
+        marks = np.empty(n + 1 if needs[4] else 0)
+        keys = np.empty(_power_of_two(2 * n) if needs[4] else 0, np.int64)
+        places = np.empty(len(keys), np.int64)
+        if len(by_known) == 0:
+            stack = n if needs[0] or needs[1] else 0
+            stack_at, stack_value = np.empty((2, stack), np.int64), np.empty((2, stack))
+            scratch = (stat, left, heads, stack_at, stack_value, marks, keys, places)
+            _ordered(data, (times, rows), plan, sums, scratch, out)
         else:
-            used = 0
-        right = begin if ordered else start  # next row to become known: a position in event order, or in by_known
-        latest, added = np.int64(-1), np.int64(0)
-        while p < stop_p:
-            t = probe_time[p]
-            high_low, low_low = high_top, low_top
-            while right < stop:
-                r = right if ordered else by_known[right]
-                if known[r] >= t:
-                    break
-                right += 1
-                if r < begin:
-                    continue
-                added += 1
-                latest = max(latest, r)
-                v = value[r]
-                bits = np.float64(v).view(np.int64)
-                _add(fixed[0], wide[0], bits, moments)
-                if ordered:
-                    if need_max:
-                        while high_top > 0 and high_value[high_top - 1] <= v:
-                            high_top -= 1
-                        high_low = min(high_low, high_top)
-                        high_at[high_top], high_value[high_top] = r, v
-                        high_top += 1
-                    if need_min:
-                        while low_top > 0 and low_value[low_top - 1] >= v:
-                            low_top -= 1
-                        low_low = min(low_low, low_top)
-                        low_at[low_top], low_value[low_top] = r, v
-                        low_top += 1
-                else:
-                    if need_max:
-                        _raise_max(max_tree[: rows + 1], stop - r, v)
-                    if need_min:
-                        _raise_max(min_tree[: rows + 1], stop - r, -v)
-                    if need_first:
-                        _raise_max(first_tree[: rows + 1], stop - r, -np.float64(r))
-                    for w in range(count):
-                        if r < left[w]:
-                            dropped[w] += 1
-                            _add(fixed[w + 1], wide[w + 1 if moments[2] else 0], bits, moments)
-                if need_distinct:
-                    _mark_last(v, r, stop, keys[:used], places[:used], mark_tree[: rows + 1])
-            for w in range(count):
-                limit = _minus(t, windows[w])
-                d = left[w]
-                while d < stop and event[d] < limit:
-                    if known[d] < t:
-                        dropped[w] += 1
-                        _add(fixed[w + 1], wide[w + 1 if moments[2] else 0], np.float64(value[d]).view(np.int64), moments)
-                    elif ordered:
-                        break
-                    d += 1
-                left[w] = d
-                n = added - dropped[w]
-                if need_max:
-                    high_head[w] = min(high_head[w], high_low)
-                if need_min:
-                    low_head[w] = min(low_head[w], low_low)
-                if n == 0:
-                    _empty(stat)
-                else:
-                    stat[_COUNT] = np.float64(n)
-                    _moments(fixed, wide, w, n, moments, words, stat)
-                    stat[_LAST] = value[latest]
-                    stat[_RECENCY] = _seconds(t, event[latest])
-                    stat[_FIRST] = value[d] if ordered else value[0]
-                    if ordered:
-                        if need_max:
-                            h = high_head[w]
-                            while high_at[h] < d:
-                                h += 1
-                            high_head[w] = h
-                            stat[_MAX] = high_value[h]
-                        if need_min:
-                            h = low_head[w]
-                            while low_at[h] < d:
-                                h += 1
-                            low_head[w] = h
-                            stat[_MIN] = low_value[h]
-                    else:
-                        if need_max:
-                            stat[_MAX] = _prefix_max(max_tree, stop - d)
-                        if need_min:
-                            stat[_MIN] = -_prefix_max(min_tree, stop - d)
-                        if need_first:
-                            stat[_FIRST] = value[np.int64(-_prefix_max(first_tree, stop - d))]
-                    if need_distinct:
-                        stat[_DISTINCT] = np.float64(_prefix_count(mark_tree, stop - d))
-                    if need_ewm:
-                        _decayed((event, known, value), (d, latest + 1), t, windows[w] / 2e6, stat)
-                for c in range(len(columns)):
-                    out[probe_row[p], w, c] = stat[columns[c]]
-            p += 1
-
-
-@njit
-def _write(stat: Any, columns: Any, count: Any, out: Any) -> None:
-    for w in range(count):
-        for c in range(len(columns)):
-            out[w, c] = stat[columns[c]]
-
-
-@njit
-def _longest(groups: Any, probes: Any, bounds: Any) -> Any:
-    """Most source rows that any entity of these probes has."""
-    most = np.int64(0)
-    for p in range(bounds[0], bounds[1]):
-        g = probes[0][p]
-        if g >= 0:
-            most = max(most, groups[g + 1] - groups[g])
-    return most
+            entering = by_known[starts[g] : starts[g + 1]] - begin
+            trees = np.empty((3, n + 1 if needs[0] or needs[1] or needs[2] else 0))
+            more = (stat, left, counts, trees, marks, keys, places)
+            _general(data, entering[entering >= 0], (times, rows), plan, sums, more, out)
 
 
 # --------------------------------------------------------------------------- preparation
 class _Source(NamedTuple):
-    """Source rows in (entity, event_time, known_at, row) order."""
+    """Source rows, and their order by (group, event_time, known_at, row)."""
 
-    event: NDArray[np.int64]
+    starts: NDArray[np.int64]  # where each group starts in `order`; one more for the end
+    order: NDArray[np.int64]
+    event: NDArray[np.int64]  # these three in row order
     known: NDArray[np.int64]
-    value: NDArray[np.float64]
-    by_known: NDArray[np.int64]  # their positions in (entity, known_at) order; empty when that is the same order
+    value: NDArray[np.float64]  # empty without values
+    by_known: NDArray[np.int64]  # positions in `order` by (group, known_at); empty when that is the same order
+    same: bool  # known_at is event_time
 
 
 class _Probes(NamedTuple):
-    """Probes in (group, time) order; group -1 where the source has no such entity."""
+    """Probes in (group, time) order. The source's groups come first; a last one holds the probes of no group."""
 
-    group: NDArray[np.int64]
-    time: NDArray[np.int64]
-    row: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    time: NDArray[np.int64]  # in row order
+    order: NDArray[np.int64]
 
 
 class _Plan(NamedTuple):
     windows: NDArray[np.int64]
     columns: NDArray[np.int64]  # aggregate codes
-    moments: tuple[bool, bool, bool]  # any of sum, mean, std; std; wide form
-    needs: tuple[bool, bool, bool, bool, bool]  # min, max, first, distinct, ewm
+    form: tuple[bool, bool, bool]  # any of sum, mean, std; std; wide form
+    needs: tuple[bool, bool, bool, bool, bool, bool]  # min, max, first, last or recency, distinct, ewm
 
 
 @njit
-def _usable(entity: Any, event: Any, known: Any, value: Any, rows: Any) -> Any:
-    count = 0
+def _count_usable(entity: Any, event: Any, known: Any, value: Any) -> Any:
+    count = np.int64(0)
     for i in range(len(entity)):
-        if entity[i] >= 0 and event[i] != _NAT and known[i] != _NAT and (len(value) == 0 or value[i] == value[i]):
-            rows[count] = i
-            count += 1
+        usable = (entity[i] >= 0) & (event[i] != _NAT) & (known[i] != _NAT)
+        if len(value):
+            usable = usable & (value[i] == value[i])
+        count += np.int64(usable)
     return count
 
 
 @njit
-def _rises(entity: Any, known: Any, order: Any) -> Any:
-    """Whether known_at never falls within an entity along `order`."""
-    for k in range(1, len(order)):
-        if known[order[k]] < known[order[k - 1]] and entity[order[k]] == entity[order[k - 1]]:
-            return False
-    return True
+def _falls(known: Any, order: Any, starts: Any, first: Any, last: Any) -> Any:
+    """Whether known_at ever falls along `order` within one of the groups [first, last)."""
+    for g in range(first, last):
+        for k in range(starts[g] + 1, starts[g + 1]):
+            if known[order[k]] < known[order[k - 1]]:
+                return True
+    return False
 
 
-@njit
-def _take(values: Any, order: Any, out: Any) -> None:
-    for k in range(len(order)):
-        out[k] = values[order[k]]
+def _codes(entity: NDArray[np.int64], probe: NDArray[np.int64], threads: int) -> tuple[Any, Any, int, int]:
+    """(source codes, probe codes, smallest, span): codes in [smallest, smallest + span), probes' one more for none of them."""
+    if len(entity) == 0:
+        return entity, np.zeros(len(probe), np.int64), 0, 0
+    low, high = bounds(entity, threads)
+    if high - low + 1 > 4 * len(entity) + 65536:  # sparse codes: their ranks
+        unique, entity = np.unique(entity, return_inverse=True)
+        at = np.minimum(np.searchsorted(unique, probe), len(unique) - 1)
+        probe = np.where(unique[at] == probe, at, len(unique))
+        low, high = 0, len(unique) - 1
+    span = high - low + 1
+    if len(probe):
+        least, most = bounds(probe, threads)
+        if least < low or most > low + span:
+            probe = np.where((probe < low) | (probe > high), low + span, probe)
+    return entity.astype(np.int64, copy=False), probe, low, span
 
 
-@njit
-def _take_values(values: Any, order: Any, out: Any) -> None:
-    for k in range(len(order)):
-        out[k] = values[order[k]] + 0.0  # -0.0 becomes 0.0
+def _sorted_groups(
+    codes: NDArray[np.int64], keys: Sequence[NDArray[np.int64]], low: int, span: int, threads: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(stable order by code and then by keys, starts of the codes); keys are given last one first."""
+    order = None
+    for key in keys:
+        if order is not None or not ascending(key, threads):
+            order = radix_order(key, order)
+    return grouped(codes, low, span, threads, order)
 
 
-def _taken(values: NDArray[Any], order: NDArray[np.int64], threads: int) -> NDArray[Any]:
-    out = np.empty(len(order), values.dtype)
-    kernel = _take_values if values.dtype == np.float64 else _take
-
-    def part(a: int, b: int) -> None:
-        kernel(values, order[a:b], out[a:b])
-
-    run_ranges(part, split(len(order), threads), threads)
-    return out
-
-
-def _prepare_source(
-    entity: NDArray[np.int64],
-    event: NDArray[np.int64],
-    known: NDArray[np.int64],
-    values: NDArray[np.float64] | None,
+def _prepare(
+    probe: tuple[NDArray[np.int64], NDArray[np.int64]],
+    source: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    values: NDArray[np.float64],
     threads: int,
-) -> tuple[_Source, NDArray[np.int64]]:
-    """The source in sweep order, and the entity code of each of its rows."""
-    rows = np.empty(len(entity), np.int64)
-    nothing = np.empty(0)
-    rows = rows[: _usable(entity, event, known, nothing if values is None else values, rows)]
-    if len(rows) < len(entity):
+) -> tuple[_Source, _Probes]:
+    entity, event, known = source
+    same, mirrored = known is event, probe[0] is entity and probe[1] is event
+    counts = run_ranges(
+        lambda a, b: _count_usable(entity[a:b], event[a:b], known[a:b], values[a:b]), split(len(entity), threads), threads
+    )
+    if sum(counts) < len(entity):
+        rows = (entity >= 0) & (event != _NAT) & (known != _NAT)
+        if len(values):
+            rows &= ~np.isnan(values)
+            values = values[rows]
         entity, event, known = entity[rows], event[rows], known[rows]
-        values = None if values is None else values[rows]
-    order = sort_by_entity_time(entity, event)
-    ordered = known is event or _rises(entity, known, order)
-    if not ordered:  # ties of event_time by known_at
-        by_known = radix_order(known)
-        order = by_known[sort_by_entity_time(entity[by_known], event[by_known])]
-    codes = _taken(entity, order, threads)
-    event_sorted = _taken(event, order, threads)
-    known_sorted = event_sorted if known is event else _taken(known, order, threads)
-    value = np.zeros(len(order)) if values is None else _taken(values, order, threads)
-    positions = np.empty(0, np.int64) if ordered else sort_by_entity_time(codes, known_sorted)
-    return _Source(event_sorted, known_sorted, value, positions), codes
-
-
-def _prepare_probes(
-    entity: NDArray[np.int64], time: NDArray[np.int64], codes: NDArray[np.int64], threads: int
-) -> tuple[_Probes, NDArray[np.int64]]:
-    """The probes in sweep order and the start of each group in the source, whose ascending codes are given."""
-    order = sort_by_entity_time(entity, time)
-    groups = _taken(entity, order, threads)
-    dense = dense_range(codes)
-    if len(codes) == 0:
-        groups = np.full(len(groups), -1, np.int64)
-        offsets = np.zeros(1, np.int64)
-    elif dense is not None:
-        low, span = dense
-        groups = np.where((groups >= low) & (groups < low + span), groups - low, -1)
-        offsets = np.searchsorted(codes, np.arange(low, low + span + 1)).astype(np.int64)
+        mirrored = False
+        known = event if same else known
+    codes, probe_codes, low, span = _codes(entity, probe[0], threads)
+    order, starts = _sorted_groups(codes, [event], low, span, threads)
+    by_known = np.empty(0, np.int64)
+    if not same and any(
+        run_ranges(lambda a, b: _falls(known, order, starts, a, b), split(span, 8 * threads), threads)
+    ):
+        order, starts = _sorted_groups(codes, [known, event], low, span, threads)
+        by_known = _sorted_groups(codes[order], [known[order]], low, span, threads)[0]
+    if mirrored:
+        probes = _Probes(starts, event, order)
     else:
-        unique = codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
-        at = np.minimum(np.searchsorted(unique, groups), len(unique) - 1)
-        groups = np.where(unique[at] == groups, at, -1)
-        offsets = np.append(np.searchsorted(codes, unique), len(codes)).astype(np.int64)
-    return _Probes(groups, _taken(time, order, threads), order), offsets
+        probe_order, probe_starts = _sorted_groups(probe_codes, [probe[1]], low, span + 1, threads)
+        probes = _Probes(probe_starts, probe[1], probe_order)
+    return _Source(starts, order, event, known, values, by_known, same), probes
 
 
 def _check_plan(windows: Sequence[int], aggregates: Sequence[str], with_values: bool) -> tuple[NDArray[np.int64], list[str]]:
@@ -526,27 +543,41 @@ def trailing(  # noqa: PLR0913 - two tables and what to compute
     times = check.integers("probe_time", probe_time, len(groups))
     entity = check.integers("source_entity", source_entity)
     event = check.integers("event_time", event_time, len(entity))
+    if source_entity is probe_entity:
+        entity = groups
+    if event_time is probe_time:
+        event = times
     known = event if known_at is event_time else check.integers("known_at", known_at, len(entity))
     numbers = None if values is None else check.floats("values", values, len(entity))
     widths, names = _check_plan(windows, aggregates, numbers is not None)
     check_threads(threads)
     out = np.empty((len(groups), len(widths), len(names)))
-    if len(groups) == 0:
-        return out
-    source, codes = _prepare_source(entity, event, known, numbers, threads)
-    probes, offsets = _prepare_probes(groups, times, codes, threads)
     asked = set(names)
-    moments = bool(asked & {"sum", "mean", "std"})
+    uses = bool(asked & {"sum", "mean", "std"})
+    nothing = np.empty(0)
     plan = _Plan(
         widths,
         np.array([AGGREGATES[name] for name in names], np.int64),
-        (moments, "std" in asked, moments and bool(any_wide(source.value.view(np.int64)))),
-        ("min" in asked, "max" in asked, "first" in asked, "distinct" in asked, bool(asked & {"ewm_sum", "ewm_mean"})),
+        (uses, "std" in asked, uses and _any_wide(numbers, threads)),
+        (
+            "min" in asked,
+            "max" in asked,
+            "first" in asked,
+            bool(asked & {"last", "recency"}),
+            "distinct" in asked,
+            bool(asked & {"ewm_sum", "ewm_mean"}),
+        ),
     )
+    source, probes = _prepare((groups, times), (entity, event, known), nothing if numbers is None else numbers, threads)
 
     def part(a: int, b: int) -> None:
-        _sweep(tuple(source), offsets, tuple(probes), tuple(plan), (a, b), out)
+        _sweep(tuple(source), tuple(probes), tuple(plan), (a, b), out)
 
-    parts = 1 if threads == 1 else threads * _TASKS_PER_THREAD
-    run_ranges(part, split(len(groups), parts), threads)
+    run_ranges(part, split(len(groups), 1 if threads == 1 else threads * _TASKS_PER_THREAD), threads)
     return out
+
+
+def _any_wide(numbers: NDArray[np.float64] | None, threads: int) -> bool:
+    if numbers is None:
+        return False
+    return any(run_ranges(lambda a, b: any_wide(numbers[a:b]), split(len(numbers), threads), threads))
