@@ -1,0 +1,141 @@
+"""The rules of a dataset's columns: null, bounds, allowed values, foreign keys; each finding with its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config import units
+from engine.config.tree import Column
+from engine.data.arrow_types import parse_type
+from engine.data.columns import Finding, as_text
+from engine.data.parse import Reading, to_type
+from engine.errors import UserError
+
+
+def schema(columns: Mapping[str, Column]) -> pa.Schema:
+    """Arrow schema of declared columns. Raises UserError naming the column whose type is unknown."""
+    fields = []
+    for name, column in columns.items():
+        try:
+            fields.append(pa.field(name, parse_type(column.type)))
+        except UserError as error:
+            raise UserError(f"data.columns.{name}.type: {error}") from None
+    return pa.schema(fields)
+
+
+def conform(table: pa.Table, columns: Mapping[str, Column], zone: str, where: str) -> tuple[pa.Table, list[Finding]]:
+    """The declared columns in declared order and type; values that cannot be kept exactly are findings.
+
+    Raises UserError for a column that is missing or of an unrelated type.
+    """
+    arrays, findings = [], []
+    for name, column in columns.items():
+        if table.column_names.count(name) != 1:
+            found = "twice" if name in table.column_names else f"only {', '.join(table.column_names)}"
+            raise UserError(f"{where} must give column {name!r} once, found {found}")
+        values = table.column(name)
+        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+        try:
+            parsed = to_type(values, parse_type(column.type), Reading(zone=zone))
+        except UserError as error:
+            raise UserError(f"{where}: column {name!r} {error}") from None
+        if len(parsed.bad):
+            shown = _shown(values, parsed.bad, column)
+            findings.append(Finding(name, parsed.bad, parsed.reason, _row_policy(column), shown))
+        arrays.append(parsed.values)
+    return pa.Table.from_arrays(arrays, names=list(columns)), findings
+
+
+def find(table: pa.Table, columns: Mapping[str, Column], zone: str, skip: list[Finding] | None = None) -> list[Finding]:
+    """Rows that break the row-local rules of their columns. Positions in `skip` are known already and not named twice."""
+    known: dict[str, np.ndarray] = {}
+    for finding in skip or []:
+        known[finding.column] = np.union1d(known.get(finding.column, np.zeros(0, np.int64)), finding.positions)
+    findings = []
+    for name, column in columns.items():
+        values = table.column(name)
+        for reason, broken in _broken(values, column, zone):
+            positions = np.flatnonzero(np.asarray(broken.combine_chunks() if isinstance(broken, pa.ChunkedArray) else broken))
+            if name in known:
+                positions = np.setdiff1d(positions, known[name])
+            if len(positions):
+                policy = _row_policy(column) if reason == NULL else column.on_violation
+                findings.append(Finding(name, positions, reason, policy, _shown(values, positions, column)))
+    return findings
+
+
+NULL = "must not be null"
+
+
+def _row_policy(column: Column) -> str:
+    """A key that is missing cannot be set to null or let through."""
+    keyed = column.role in ("id", "event_time") or not column.nullable
+    return "quarantine" if keyed and column.on_violation in ("null", "warn") else column.on_violation
+
+
+def _broken(values: Any, column: Column, zone: str) -> list[tuple[str, Any]]:
+    """(reason, boolean mask) of the rules that some value breaks."""
+    found = []
+    if (not column.nullable or column.role in ("id", "event_time")) and values.null_count:
+        found.append((NULL, pc.is_null(values)))
+    if column.min is not None:
+        least = bound(column.min, values.type, zone)
+        found.append((f"must be at least {column.min}", pc.invert(pc.greater_equal(values, least))))
+    if column.max is not None:
+        most = bound(column.max, values.type, zone)
+        found.append((f"must be at most {column.max}", pc.invert(pc.less_equal(values, most))))
+    if column.values:
+        allowed = pa.array(list(column.values), pa.string())
+        text = values if pa.types.is_string(values.type) else values.cast(pa.string())
+        unknown = pc.and_(pc.invert(pc.is_in(text, allowed)), pc.is_valid(values))
+        found.append((f"must be one of {', '.join(column.values[:10])}{', ...' if len(column.values) > 10 else ''}", unknown))
+    masks = [(reason, pc.fill_null(mask, False)) for reason, mask in found]
+    return [(reason, mask) for reason, mask in masks if pc.any(mask).as_py()]
+
+
+def bound(value: float | str, kind: pa.DataType, zone: str) -> pa.Scalar:
+    """A bound of the config as a value of the column's type. Raises UserError when it is none."""
+    try:
+        if pa.types.is_timestamp(kind):
+            return pa.scalar(units.instant(str(value), zone), pa.int64()).cast(kind)
+        if pa.types.is_decimal(kind) or pa.types.is_date(kind) or pa.types.is_string(kind):
+            return pa.scalar(str(value)).cast(kind)
+        if pa.types.is_integer(kind) and float(value) != int(float(value)):
+            return pa.scalar(float(value))
+        return pa.scalar(int(float(value)) if pa.types.is_integer(kind) else float(value), kind)
+    except (pa.ArrowException, ValueError, OverflowError):
+        raise UserError(f"a bound of a {kind} column must be of that type, found {value!r}") from None
+
+
+def _shown(values: Any, positions: np.ndarray, column: Column) -> list[str | None]:
+    if column.sensitive:
+        return [None] * len(positions)
+    return [as_text(values[int(place)]) for place in positions]
+
+
+def find_orphans(table: pa.Table, columns: Mapping[str, Column], tables: Mapping[str, pa.Table]) -> list[Finding]:
+    """Rows whose foreign key has no match. Null is no key."""
+    findings = []
+    for name, column in columns.items():
+        if column.references is None:
+            continue
+        keys = referenced(column.references, name, tables)
+        mask = pc.and_(pc.invert(pc.is_in(table.column(name), keys.combine_chunks())), pc.is_valid(table.column(name)))
+        positions = np.flatnonzero(np.asarray(mask.combine_chunks()))
+        if len(positions):
+            reason = f"must stand in {column.references}"
+            findings.append(Finding(name, positions, reason, column.on_violation, _shown(table.column(name), positions, column)))
+    return findings
+
+
+def referenced(reference: str, name: str, tables: Mapping[str, pa.Table]) -> pa.ChunkedArray:
+    """The column that a foreign key names. Raises UserError when there is none."""
+    table, _, key = reference.partition(".")
+    if table not in tables or key not in tables[table].column_names:
+        raise UserError(f"data.columns.{name}.references must be table.column of data.tables, found {reference!r}")
+    return tables[table].column(key)

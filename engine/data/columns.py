@@ -1,0 +1,184 @@
+"""From the columns that a file has to the columns that its source declares; what differs is noted per file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.config.tree import SourceConfig
+from engine.data.arrow_types import parse_type, type_name
+from engine.data.files import SourceFile
+from engine.data.parse import Reading, to_type
+from engine.errors import UserError, nearest
+
+FILE, ROW = "$file", "$row"
+TEXT_LIMIT = 200
+
+
+@dataclasses.dataclass
+class Finding:
+    """Positions of a table whose value of `column` breaks the schema, and the policy that decides about them."""
+
+    column: str
+    positions: np.ndarray
+    reason: str
+    policy: str
+    values: list[str | None]
+
+
+@dataclasses.dataclass
+class Lost:
+    """A row that could not be cut into fields."""
+
+    number: int
+    text: str
+    reason: str
+
+
+@dataclasses.dataclass
+class Chunk:
+    """Rows of one file in file order: 1-based row numbers, typed columns, findings, and rows that were lost."""
+
+    numbers: np.ndarray
+    table: pa.Table
+    findings: list[Finding]
+    lost: list[Lost] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Matched:
+    """Declared column -> place in the file (None where it has none), and what a person should know about it."""
+
+    places: dict[str, int | None]
+    notes: dict[str, Any]
+
+
+def match(found: list[str], source: SourceConfig, file: SourceFile) -> Matched:
+    """Find each declared column by name, nested path or alias.
+
+    Raises UserError for a missing column, a name that stands twice, and an unexpected column, as the source says.
+    """
+    places: dict[str, int | None] = {}
+    notes: dict[str, Any] = {}
+    taken: set[int] = set()
+    for name, column in source.columns.items():
+        if column.path in (FILE, ROW) or name in file.partitions:
+            continue
+        places[name] = _place(name, (column.path or name, *column.aliases), found, file)
+        if places[name] is None:
+            if column.missing == "fail":
+                raise UserError(f"{file.shown}: column {name!r} is missing; the file has {_some(found)}.{_hint(name, found)}")
+            notes.setdefault("missing", []).append(name)
+        else:
+            taken.add(places[name])  # type: ignore[arg-type]
+            if found[places[name]] != (column.path or name):  # type: ignore[index]
+                notes.setdefault("renamed", {})[name] = found[places[name]]  # type: ignore[index]
+    _unexpected(found, taken, source, file, notes)
+    order = [place for place in places.values() if place is not None]
+    if order != sorted(order):
+        notes["reordered"] = True
+    return Matched(places, notes)
+
+
+def _place(name: str, names: Iterable[str], found: list[str], file: SourceFile) -> int | None:
+    present = [known for known in dict.fromkeys(names) if known in found]
+    if not present:
+        return None
+    if len(present) > 1 or found.count(present[0]) > 1:
+        raise UserError(f"{file.shown}: column {name!r} stands more than once in the file ({_some(found)}): it is not clear which is meant")
+    return found.index(present[0])
+
+
+def _unexpected(found: list[str], taken: set[int], source: SourceConfig, file: SourceFile, notes: dict[str, Any]) -> None:
+    extra = [name for place, name in enumerate(found) if place not in taken]
+    if not extra or source.unexpected == "ignore":
+        return
+    if source.unexpected == "fail":
+        raise UserError(f"{file.shown}: columns {_some(extra)} are not declared; declare them, or set unexpected to warn")
+    notes["unexpected"] = extra
+
+
+def _some(names: list[str], limit: int = 20) -> str:
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _hint(name: str, found: list[str]) -> str:
+    hint = nearest(name, found)
+    return hint if "Did you mean" in hint else ""
+
+
+def reading(source: SourceConfig, name: str, zone: str) -> Reading:
+    """How text of a declared column is read."""
+    column = source.columns[name]
+    return Reading(column.zone or zone, column.format, source.csv.decimal, source.csv.thousands)
+
+
+def typed(
+    raw: Mapping[str, Any], numbers: np.ndarray, source: SourceConfig, file: SourceFile, zone: str, notes: dict[str, Any]
+) -> tuple[pa.Table, list[Finding]]:
+    """Declared columns, in declared order and of the declared types, from the raw arrays that a file gave.
+
+    Raises UserError naming the file and column when a column is of an unrelated type.
+    """
+    arrays, findings = [], []
+    for name, column in source.columns.items():
+        kind = parse_type(column.type)
+        values = _raw(name, raw, numbers, source, file, kind)
+        try:
+            parsed = to_type(values, kind, reading(source, name, zone))
+        except UserError as error:
+            raise UserError(f"{file.shown}: column {name!r} {error}") from None
+        if len(parsed.bad):
+            findings.append(Finding(name, parsed.bad, parsed.reason, column.on_violation, _shown(values, parsed.bad, column.sensitive)))
+        if not column.nullable and len(parsed.values) and parsed.values.null_count > len(parsed.bad):
+            empty = np.setdiff1d(np.flatnonzero(np.asarray(parsed.values.is_null())), parsed.bad)
+            policy = "quarantine" if column.on_violation == "null" else column.on_violation
+            findings.append(Finding(name, empty, "must not be null", policy, [None] * len(empty)))
+        _note_conversion(name, values.type, kind, notes)
+        arrays.append(parsed.values)
+    names = list(source.columns)
+    return pa.Table.from_arrays(arrays, names=names), findings
+
+
+def _raw(name: str, raw: Mapping[str, Any], numbers: np.ndarray, source: SourceConfig, file: SourceFile, kind: pa.DataType) -> Any:
+    path = source.columns[name].path
+    if path == FILE:
+        return pa.array([file.path.name] * len(numbers), pa.string())
+    if path == ROW:
+        return pa.array(numbers, pa.int64())
+    if name in file.partitions:
+        return pa.array([file.partitions[name]] * len(numbers), pa.string())
+    values = raw.get(name)
+    return pa.nulls(len(numbers), kind) if values is None else values
+
+
+def _note_conversion(name: str, found: pa.DataType, kind: pa.DataType, notes: dict[str, Any]) -> None:
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if not found.equals(kind) and not pa.types.is_string(found) and not pa.types.is_binary(found):
+        notes.setdefault("converted", {})[name] = f"{type_name(found)} -> {type_name(kind)}"
+
+
+def _shown(values: Any, positions: np.ndarray, sensitive: bool) -> list[str | None]:
+    """What stands in the file at the positions, as text, or nothing for a sensitive column."""
+    if sensitive:
+        return [None] * len(positions)
+    return [as_text(values[int(place)]) for place in positions]
+
+
+def as_text(scalar: Any) -> str | None:
+    """A value as a person may read it, shortened; bytes that are no text are escaped."""
+    if not scalar.is_valid:
+        return None
+    try:
+        value = scalar.as_py()
+    except (ValueError, OverflowError, UnicodeDecodeError, pa.ArrowException):
+        value = repr(scalar)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return str(value)[:TEXT_LIMIT]

@@ -1,0 +1,56 @@
+"""What a whole dataset must satisfy: how many rows, how many nulls, how fresh, and how far from the previous one."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from engine.config import units
+from engine.config.tree import DataConfig
+from engine.errors import UserError
+
+
+def check(data: DataConfig, manifest: dict[str, Any], counts: dict[str, dict[str, Any]], previous: dict[str, Any] | None) -> None:
+    """Raises UserError with every clause that is broken."""
+    broken = [*_rows(data, manifest, previous), *_nulls(data, manifest["rows"], counts, previous), *_fresh(data, manifest)]
+    if broken:
+        raise UserError(f"dataset {manifest['name']} breaks its contract: " + "; ".join(broken))
+
+
+def _rows(data: DataConfig, manifest: dict[str, Any], previous: dict[str, Any] | None) -> list[str]:
+    rows, found = manifest["rows"], []
+    if rows == 0:
+        found.append("it must hold at least one row, found none")
+    if rows < data.min_rows:
+        found.append(f"it must hold at least {data.min_rows:,} rows (min_rows), found {rows:,}")
+    if data.max_rows is not None and rows > data.max_rows:
+        found.append(f"it must hold at most {data.max_rows:,} rows (max_rows), found {rows:,}")
+    if data.max_row_change is not None and previous and previous["rows"]:
+        change = abs(rows - previous["rows"]) / previous["rows"]
+        if change > units.share(data.max_row_change):
+            found.append(f"its rows may change by {data.max_row_change} (max_row_change), found {previous['rows']:,} -> {rows:,}")
+    return found
+
+
+def _nulls(data: DataConfig, rows: int, counts: dict[str, dict[str, Any]], previous: dict[str, Any] | None) -> list[str]:
+    found = []
+    for name, column in data.columns.items():
+        rate = counts.get(name, {}).get("nulls", 0) / rows if rows else 0.0
+        if column.max_null_rate is not None and rate > units.share(column.max_null_rate):
+            found.append(f"column {name!r} may be null in {column.max_null_rate} of the rows (max_null_rate), found {rate:.2%}")
+        before = (previous or {}).get("null_counts", {}).get(name)
+        if column.max_null_change is not None and before is not None and previous and previous["rows"]:
+            old = before / previous["rows"]
+            if abs(rate - old) > units.share(column.max_null_change):
+                found.append(f"the share of nulls of {name!r} may change by {column.max_null_change} (max_null_change), found {old:.2%} -> {rate:.2%}")
+    return found
+
+
+def _fresh(data: DataConfig, manifest: dict[str, Any]) -> list[str]:
+    if data.freshness is None or not manifest["parts"]:
+        return []
+    newest = manifest["parts"][-1]["last_time"]
+    age = time.time_ns() // 1000 - newest
+    if age <= units.span(data.freshness):
+        return []
+    return [f"its newest event may be {data.freshness} old (freshness), found {units.format_instant(newest)}"]

@@ -1,0 +1,215 @@
+"""A dataset in the store: Parquet parts in dataset order, side tables, and a manifest with the digests of their values."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from engine.data.arrow_types import schema_of
+from engine.errors import UserError, nearest
+from engine.runtime import digest, storage
+
+FORMAT = 1
+PART_ROWS = 262_144
+ROW_GROUP = 65_536
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One Parquet file of a dataset."""
+
+    file: str
+    start: int
+    rows: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An ingested dataset. Rows are in order of (event time, id columns)."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name in the store."""
+        return str(self.manifest["name"])
+
+    @property
+    def rows(self) -> int:
+        """Number of events."""
+        return int(self.manifest["rows"])
+
+    @property
+    def recipe(self) -> str:
+        """What was asked."""
+        return str(self.manifest["recipe"])
+
+    @property
+    def digest(self) -> str:
+        """What came out: digest of the values of the event table and the side tables."""
+        return str(self.manifest["digest"])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the event table."""
+        return schema_of({item["name"]: item["type"] for item in self.manifest["columns"]})
+
+    @property
+    def event_time(self) -> str:
+        """The event time column."""
+        return str(self.manifest["event_time"])
+
+    @property
+    def parts(self) -> list[Part]:
+        """The files of the event table in dataset order."""
+        return [Part(item["file"], item["start"], item["rows"], item["digest"]) for item in self.manifest["parts"]]
+
+    def column_digest(self, name: str) -> str:
+        """Digest of one column's values. Raises UserError for an unknown column."""
+        return str(self._column(name)["digest"])
+
+    def _column(self, name: str) -> dict[str, Any]:
+        for item in self.manifest["columns"]:
+            if item["name"] == name:
+                return dict(item)
+        names = [item["name"] for item in self.manifest["columns"]]
+        raise UserError(f"{name!r} is no column of dataset {self.name}.{nearest(name, names)}")
+
+    # ---------------------------------------------------------------------------------------------- reading
+
+    def read(self, columns: list[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
+        """Rows [start, stop) of the named columns, in dataset order; only the parts and columns needed are read."""
+        batches = list(self.batches(columns, rows, PART_ROWS))
+        return pa.Table.from_batches(batches, self._schema(columns))
+
+    def batches(
+        self, columns: list[str] | None = None, rows: tuple[int, int] | None = None, batch_rows: int = 131_072
+    ) -> Iterator[pa.RecordBatch]:
+        """The same as record batches of at most `batch_rows` rows."""
+        schema = self._schema(columns)
+        start, stop = rows if rows is not None else (0, self.rows)
+        if not 0 <= start <= stop <= self.rows:
+            raise UserError(f"rows must lie within [0, {self.rows}], found [{start}, {stop})")
+        for part in self.parts:
+            low, high = max(start, part.start), min(stop, part.start + part.rows)
+            if low < high:
+                yield from self._part_batches(part, schema, low - part.start, high - part.start, batch_rows)
+
+    def _schema(self, columns: list[str] | None) -> pa.Schema:
+        if columns is None:
+            return self.schema
+        for name in columns:
+            self._column(name)
+        return pa.schema([self.schema.field(name) for name in columns])
+
+    def _part_batches(self, part: Part, schema: pa.Schema, low: int, high: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        if not schema.names:
+            for at in range(low, high, batch_rows):
+                count = min(batch_rows, high - at)
+                yield pa.RecordBatch.from_struct_array(pa.array([{}] * count, pa.struct([])))
+            return
+        path = storage.inside(self.directory, part.file)
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                first, last = low // ROW_GROUP, (high - 1) // ROW_GROUP
+                table = file.read_row_groups(list(range(first, last + 1)), columns=schema.names, use_threads=True)
+        except FileNotFoundError:
+            raise UserError(f"{path} must exist, found nothing: the dataset is damaged. Run `ingest` again") from None
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}). Run `ingest` again") from None
+        table = table.select(schema.names).cast(schema).slice(low - first * ROW_GROUP, high - low)
+        yield from table.combine_chunks().to_batches(max_chunksize=batch_rows)
+
+    def row_range(self, start_us: int, stop_us: int) -> tuple[int, int]:
+        """Rows whose event time lies in [start_us, stop_us), microseconds UTC: a contiguous range, for rows are in time order."""
+        return self._first_at(start_us), self._first_at(stop_us)
+
+    def _first_at(self, instant: int) -> int:
+        """Number of rows whose event time is before `instant`."""
+        parts = self.manifest["parts"]
+        place = bisect.bisect_left([item["last_time"] for item in parts], instant)
+        if place == len(parts):
+            return self.rows
+        part = parts[place]
+        if instant <= part["first_time"]:
+            return int(part["start"])
+        times = self.read([self.event_time], (part["start"], part["start"] + part["rows"])).column(0)
+        return int(part["start"]) + int(np.searchsorted(np.asarray(times.cast(pa.int64())), instant, "left"))
+
+    # ---------------------------------------------------------------------------------------------- side tables
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the side tables."""
+        return list(self.manifest["tables"])
+
+    def table(self, name: str) -> pa.Table:
+        """A side table. Raises UserError for an unknown one."""
+        entry = self._table(name)
+        schema = schema_of({item["name"]: item["type"] for item in entry["columns"]})
+        return storage.read_parquet(storage.inside(self.directory, entry["file"])).select(schema.names).cast(schema)
+
+    def table_digest(self, name: str) -> str:
+        """Digest of a side table's values."""
+        return str(self._table(name)["digest"])
+
+    def _table(self, name: str) -> dict[str, Any]:
+        if name not in self.manifest["tables"]:
+            raise UserError(f"{name!r} is no table of dataset {self.name}.{nearest(name, self.manifest['tables'])}")
+        return dict(self.manifest["tables"][name])
+
+
+def open_dataset(directory: Path | str) -> Dataset:
+    """The dataset in a folder of the store. Raises UserError when there is none, or of another format."""
+    manifest = storage.read_json(Path(directory) / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{directory} has dataset format {manifest.get('format')}, this engine reads {FORMAT}: run `ingest` again")
+    return Dataset(Path(directory), manifest)
+
+
+def row_ids(table: pa.Table, id_columns: list[str]) -> pa.Array:
+    """One text per row made of the id columns: joined by |, with \\ before a | or \\ of a value; instants as ISO UTC.
+
+    Table[n] -> string[n]; a null is written \\N, so that no two different ids give one text.
+    """
+    parts = [_id_text(table.column(name)) for name in id_columns]
+    joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "|")
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+
+
+def _id_text(column: pa.ChunkedArray) -> Any:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_timestamp(column.type):
+        text = _iso(column)
+    elif pa.types.is_string(column.type):
+        text = pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), "|", "\\|")
+    else:
+        text = column.cast(pa.string())
+    return pc.fill_null(text, "\\N")
+
+
+def _iso(column: pa.ChunkedArray) -> Any:
+    # Value by value, so that the text of a row does not depend on the rows beside it.
+    seconds = pc.floor_temporal(column, unit="second").cast(pa.timestamp("s", tz="UTC"))
+    text = seconds.cast(pa.string())
+    fractional = pc.not_equal(seconds.cast(column.type), column)
+    if pc.any(fractional).as_py():
+        text = pc.if_else(fractional, column.cast(pa.timestamp("us", tz="UTC")).cast(pa.string()), text)
+    return pc.replace_substring(text, " ", "T")
+
+
+def digest_of(rows: int, columns: list[tuple[str, str]], tables: dict[str, str]) -> str:
+    """Content digest of a dataset: rows, (column, digest) in order, and the digests of its side tables."""
+    return digest.of_json([FORMAT, rows, columns, sorted(tables.items())])

@@ -1,0 +1,294 @@
+"""Which files a source names: paths, globs, folders, hive partitions, files of packages, object stores.
+
+Everything ends as local seekable paths or byte streams; a compressed file is unpacked by stream.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import dataclasses
+import glob
+import gzip
+import importlib.util
+import io
+import lzma
+import os
+import urllib.parse
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from engine.config.tree import DataConfig, SourceConfig
+from engine.errors import UserError, nearest
+from engine.runtime import digest, storage
+
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+COMPRESSIONS = (".gz", ".zst", ".zip", ".bz2", ".xz", ".lz4")
+SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".dat": "csv",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".parquet": "parquet", ".pq": "parquet",
+    ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFile:
+    """One file of a source: where it is, what a person calls it, its digest and its partition values."""
+
+    source: str
+    path: Path
+    shown: str
+    format: str
+    digest: str
+    size: int
+    partitions: dict[str, str | None]
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the file contributes to a recipe: its bytes and its partition values, not its name."""
+        return [self.digest, sorted(self.partitions.items())]
+
+
+def source_files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> list[SourceFile]:
+    """The files of a source in canonical order (by content, then name). Raises UserError when there are none.
+
+    `cache` is a folder for copies of remote objects.
+    """
+    if source.path.startswith("s3://"):
+        found = _fetch(source, cache)
+    else:
+        found = [(path, str(path), _partitions(path, base) if source.hive else {}) for path, base in _local(name, source, data)]
+    files = []
+    for path, shown, partitions in found:
+        with_errors = _stat(name, path)
+        files.append(
+            SourceFile(name, path, shown, _format(source, path), digest.of_file(path), with_errors.st_size, partitions)
+        )
+    return sorted(files, key=lambda file: (file.identity, file.shown))
+
+
+def _stat(name: str, path: Path) -> os.stat_result:
+    try:
+        status = path.stat()
+        with open(path, "rb"):
+            return status
+    except OSError as error:
+        raise UserError(f"data.sources.{name}: {path} cannot be read: {error.strerror}") from None
+
+
+def resolve(path: str, root: str) -> Path:
+    """The local path of `pkg://package/path/in/it`, or of a path relative to `root`. Raises UserError."""
+    if path.startswith("pkg://"):
+        package, _, inner = path.removeprefix("pkg://").partition("/")
+        try:
+            spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"{path} names package {package!r}, which is not installed: pip install {package}")
+        return storage.inside(Path(next(iter(spec.submodule_search_locations))), *PurePosixPath(inner).parts)
+    if "://" in path:
+        raise UserError(f"a source path must be a path, pkg:// or s3://, found {path!r}")
+    return Path(root).expanduser() / Path(path).expanduser()
+
+
+def _local(name: str, source: SourceConfig, data: DataConfig) -> list[tuple[Path, Path]]:
+    """(file, folder below which partitions are read) of a local source."""
+    target = resolve(source.path, data.path)
+    if target.is_file():
+        return [(target, target.parent)]
+    if target.is_dir():
+        if source.format in ("iceberg", "delta"):
+            return [(target, target)]
+        files = sorted(path for path in target.rglob("*") if path.is_file() and not _hidden(path, target))
+        if not files:
+            raise UserError(f"data.sources.{name}: folder {target} must hold files, found none")
+        return [(path, target) for path in files]
+    if any(sign in str(target) for sign in "*?["):
+        base = Path(*_plain_parts(target))
+        files = sorted(Path(path) for path in glob.glob(str(target), recursive=True) if Path(path).is_file())
+        if files:
+            return [(path, base) for path in files]
+        raise UserError(f"data.sources.{name}: {target} must match files, found none")
+    raise UserError(f"data.sources.{name}: {target} must exist, found nothing.{_neighbour(target)}{_hint(data)}")
+
+
+def _hint(data: DataConfig) -> str:
+    return "" if data.path else " Relative paths start at data.path, which is not set."
+
+
+def _neighbour(target: Path) -> str:
+    if not target.parent.is_dir():
+        return ""
+    names = [path.name for path in target.parent.iterdir()][:1000]
+    hint = nearest(target.name, names)
+    return hint if "Did you mean" in hint else ""
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def _plain_parts(target: Path) -> list[str]:
+    parts = []
+    for part in target.parts:
+        if any(sign in part for sign in "*?["):
+            break
+        parts.append(part)
+    return parts
+
+
+def _partitions(path: Path, base: Path) -> dict[str, str | None]:
+    """key=value folders between `base` and the file, values as text."""
+    found: dict[str, str | None] = {}
+    parts = path.relative_to(base).parts[:-1] if path.is_relative_to(base) else ()
+    for part in (*base.parts, *parts):
+        key, equals, value = part.partition("=")
+        if equals:
+            text = urllib.parse.unquote(value)
+            found[urllib.parse.unquote(key)] = None if text == HIVE_NULL else text
+    return found
+
+
+def _format(source: SourceConfig, path: Path) -> str:
+    if source.format != "auto":
+        return source.format
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    if suffixes and suffixes[-1] in SUFFIXES:
+        return SUFFIXES[suffixes[-1]]
+    raise UserError(f"{path}: the format is not told by the name; set format to one of csv, jsonl, parquet, arrow")
+
+
+# -------------------------------------------------------------------------------------------------- object stores
+
+
+def s3_filesystem(source: SourceConfig) -> Any:
+    """pyarrow's S3 file system for a source; credentials come from the usual chain, never from the config."""
+    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
+    if source.region:
+        options["region"] = source.region
+    if source.endpoint:
+        address = urllib.parse.urlsplit(source.endpoint)
+        options.update(scheme=address.scheme or "https", endpoint_override=address.netloc or address.path)
+    return pafs.S3FileSystem(**options)
+
+
+def _fetch(source: SourceConfig, cache: Path) -> list[tuple[Path, str, dict[str, str | None]]]:
+    """Copies of the objects under an s3:// path, one folder per object version."""
+    bucket_key = source.path.removeprefix("s3://").rstrip("/")
+    if ".." in PurePosixPath(bucket_key).parts:
+        raise UserError(f"an s3:// path must not climb, found {source.path!r}")
+    filesystem = s3_filesystem(source)
+    try:
+        infos = _objects(filesystem, bucket_key)
+        return [_copy(filesystem, info, source, cache) for info in infos]
+    except OSError as error:
+        raise UserError(f"{source.path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _objects(filesystem: Any, bucket_key: str) -> list[Any]:
+    info = filesystem.get_file_info(bucket_key)
+    if info.type == pafs.FileType.File:
+        return [info]
+    plain = bucket_key.split("*")[0]
+    folder = plain.rsplit("/", 1)[0] if "*" in bucket_key else bucket_key
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
+    files = [item for item in infos if item.type == pafs.FileType.File]
+    if "*" in bucket_key:
+        files = [item for item in files if PurePosixPath(item.path).match(bucket_key)]
+    if not files:
+        raise UserError(f"s3://{bucket_key} must hold objects, found none")
+    return sorted(files, key=lambda item: item.path)
+
+
+def _copy(filesystem: Any, info: Any, source: SourceConfig, cache: Path) -> tuple[Path, str, dict[str, str | None]]:
+    version = digest.of_json([source.endpoint, info.path, info.size, str(info.mtime_ns)])[:16]
+    target = cache / version / PurePosixPath(info.path).name
+    if not target.exists():
+        with storage.atomic_path(target) as temporary, open(temporary, "wb") as file:
+            with filesystem.open_input_stream(info.path) as stream:
+                while block := stream.read(digest.CHUNK):
+                    file.write(block)
+    partitions = _partitions(Path(info.path), Path(info.path).parent) if source.hive else {}
+    return target, f"s3://{info.path}", partitions
+
+
+# ------------------------------------------------------------------------------------------------------- streams
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the file's name says that it is compressed."""
+    return path.suffix.lower() in COMPRESSIONS
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Uncompressed bytes of a file as a stream; a .zip must hold exactly one file."""
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        archive = zipfile.ZipFile(path)
+        members = [item for item in archive.infolist() if not item.is_dir() and not item.filename.startswith("__MACOSX/")]
+        if len(members) != 1:
+            raise UserError(f"{path} must hold exactly one file, found {len(members)}: {[m.filename for m in members[:5]]}")
+        return archive.open(members[0])  # type: ignore[return-value]
+    if suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if suffix == ".bz2":
+        return bz2.open(path, "rb")  # type: ignore[return-value]
+    if suffix == ".xz":
+        return lzma.open(path, "rb")  # type: ignore[return-value]
+    if suffix in (".zst", ".lz4"):
+        codec = "zstd" if suffix == ".zst" else "lz4"
+        return pa.CompressedInputStream(pa.OSFile(str(path)), codec)  # type: ignore[return-value]
+    return open(path, "rb")
+
+
+def blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    """Byte blocks of up to `size` bytes until the end of the stream."""
+    while block := stream.read(size):
+        yield block
+
+
+def recode(stream: BinaryIO, encoding: str, shown: str) -> BinaryIO:
+    """The stream as UTF-8; a byte sequence that is not valid in `encoding` is a UserError with its position."""
+    return io.BufferedReader(_Recoder(stream, encoding, shown), 1 << 20)  # type: ignore[arg-type]
+
+
+class _Recoder(io.RawIOBase):
+    """Reads text in one encoding, gives its UTF-8 bytes."""
+
+    def __init__(self, stream: BinaryIO, encoding: str, shown: str) -> None:
+        try:
+            self._decoder = codecs.getincrementaldecoder(encoding)()
+        except LookupError:
+            raise UserError(f"unknown text encoding {encoding!r}; known are utf-8, utf-16, latin-1, cp1252, ...") from None
+        self._stream, self._encoding, self._shown = stream, encoding, shown
+        self._position, self._pending = 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending:
+            block = self._stream.read(1 << 20)
+            try:
+                self._pending = self._decoder.decode(block, final=not block).encode("utf-8")
+            except UnicodeDecodeError as error:
+                place = self._position + error.start
+                raise UserError(
+                    f"{self._shown} must be {self._encoding} text, found byte 0x{error.object[error.start]:02x} near byte {place}"
+                ) from None
+            self._position += len(block)
+            if not block:
+                break
+        count = min(len(buffer), len(self._pending))
+        buffer[:count] = self._pending[:count]
+        self._pending = self._pending[count:]
+        return count

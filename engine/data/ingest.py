@@ -1,0 +1,492 @@
+"""Raw files to a dataset in the store: declared columns, the query over them, the schema of the result, dataset order.
+
+`<paths.store>/datasets/<name>/<recipe>/` appears as a whole or not at all; equal recipes have equal content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+
+from engine.config import schema as config_schema
+from engine.config import units
+from engine.config.tree import Column, Config, DataConfig, TableConfig
+from engine.data import checks, contract, order, profile, query, rules, stage
+from engine.data.columns import Finding
+from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
+from engine.data.files import SourceFile, source_files
+from engine.data.policy import Tally, apply, records_table
+from engine.data.stage import Staged
+from engine.data.write import Written, canonical, write_parts
+from engine.errors import UserError
+from engine.runtime import digest, environment, storage
+from engine.runtime.run import Run
+
+RECIPE_FORMAT = 1
+LATEST = "latest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be made: the files of every source, the recipe, and where things go."""
+
+    data: DataConfig
+    files: list[SourceFile]
+    recipe: str
+    folder: Path
+    memory: int
+    threads: int
+
+    @property
+    def entry(self) -> Path:
+        """Folder of the dataset."""
+        return self.folder / self.recipe[:16]
+
+    @property
+    def staged(self) -> Path:
+        """Folder of staged source files."""
+        return self.folder / ".staged"
+
+
+def ingest(config: Config, run: Run) -> dict[str, float]:
+    """Make the dataset of `config.data`, whether or not the store has it. Returns what was counted and measured."""
+    began = time.monotonic()
+    plan = make_plan(config, run)
+    with _alone(plan, run):
+        built = _build(plan, run)
+    dataset = open_dataset(plan.entry)
+    _record(dataset, run)
+    seconds = time.monotonic() - began
+    totals = dataset.manifest["accounting"]
+    return {
+        "ingest/rows": float(dataset.rows),
+        "ingest/rows_in": float(totals["rows_in"]),
+        "ingest/quarantined": float(totals["quarantined"]),
+        "ingest/refused_files": float(totals["refused_files"]),
+        "ingest/files": float(len(plan.files)),
+        "ingest/files_reused": float(sum(item.reused for item in built)),
+        "ingest/seconds": seconds,
+        "ingest/rows_per_second": dataset.rows / max(seconds, 1e-9),
+    }
+
+
+def ensure(config: Config, run: Run) -> Dataset:
+    """The dataset of `config.data`: from the store where its recipe is there, else ingested now."""
+    plan = make_plan(config, run)
+    if not (plan.entry / MANIFEST).exists():
+        with _alone(plan, run):
+            if not (plan.entry / MANIFEST).exists():
+                _build(plan, run)
+    dataset = open_dataset(plan.entry)
+    _record(dataset, run)
+    return dataset
+
+
+def _record(dataset: Dataset, run: Run) -> None:
+    run.link("dataset", dataset.digest)
+    run.add_output("dataset", dataset.digest)
+
+
+def make_plan(config: Config, run: Run) -> Plan:
+    """Find and hash the inputs, derive the recipe, and record both in the run. Raises UserError before anything is read."""
+    data = config.data
+    if not data.columns:
+        raise UserError("data.columns must declare the event table: choose a dataset with +experiment=NAME or +data=NAME")
+    check_schema(data)
+    folder = storage.inside(Path(config.paths.store), "datasets", data.name or config.name)
+    files = [file for name, source in data.sources.items() for file in source_files(name, source, data, folder / ".remote")]
+    identities: dict[str, list[Any]] = {name: [] for name in data.sources}
+    for file in files:
+        identities[file.source].append(file.identity)
+    spec = config_schema.plain(data)
+    del spec["path"]
+    recipe = digest.of_json([RECIPE_FORMAT, FORMAT, stage.FORMAT, spec, identities, _named(files, data)])
+    run.add_inputs({file.shown: file.digest for file in files})
+    run.link("inputs", digest.of_json(identities))
+    memory = units.size(config.resources.memory)
+    return Plan(data, files, recipe, folder, memory, config.resources.threads or environment.cores())
+
+
+def _named(files: list[SourceFile], data: DataConfig) -> list[list[str]]:
+    """Names of files count where a source makes a column of them."""
+    named = {name for name, source in data.sources.items() if any(column.path == "$file" for column in source.columns.values())}
+    return [[file.source, file.path.name] for file in files if file.source in named]
+
+
+def check_schema(data: DataConfig) -> None:
+    """Every type, bound and reference of the schema means something. Raises UserError."""
+    for name, source in data.sources.items():
+        stage.schema_of({column: item.type for column, item in source.columns.items()})
+        for column, item in source.columns.items():
+            if item.path in ("$file", "$row") and item.type not in ("string", "int64"):
+                raise UserError(f"data.sources.{name}.columns.{column}: {item.path} must be string or int64")
+    for columns in (data.columns, *(table.columns for table in data.tables.values())):
+        kinds = checks.schema(columns)
+        for column, item in columns.items():
+            for value in (item.min, item.max):
+                if value is not None:
+                    checks.bound(value, kinds.field(column).type, data.time_zone)
+    for name, table in data.tables.items():
+        if table.query is None and name not in data.sources:
+            raise UserError(f"data.tables.{name} must have a query, or data.sources a source of that name")
+    if data.query is None:
+        stage.event_source(data)
+
+
+# ---------------------------------------------------------------------------------------------------------- build
+
+
+@contextlib.contextmanager
+def _alone(plan: Plan, run: Run) -> Iterator[None]:
+    """One ingest of a dataset at a time; what a killed one left half-written is removed."""
+    with storage.disk_errors(plan.folder):
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        lock = open(plan.folder / ".lock", "w", encoding="utf-8")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            run.log(f"another ingest of {plan.data.name} is running: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in plan.folder.glob(".*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in plan.staged.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+def _build(plan: Plan, run: Run) -> list[Staged]:
+    """Stage, query, check, order, write, publish."""
+    staged = stage_files(plan, run)
+    tallies = [item.tally for item in staged]
+    with storage.atomic_directory(plan.entry) as folder, storage.disk_errors(plan.entry):
+        check_budget(plan.data, tallies, run)
+        tables, table_tallies = _side_tables(plan, staged, folder)
+        spool = _events(plan, staged, tables, folder, tallies := [*tallies, *table_tallies])
+        try:
+            drop = _drop_duplicates(plan.data, spool, tallies[-1])
+            check_budget(plan.data, tallies, run)
+            with run.progress(f"{plan.data.name}: write", total=spool.rows - len(drop)) as progress:
+                written = write_parts(
+                    spool.segments(PART_ROWS, drop), spool.rows - len(drop), checks.schema(plan.data.columns),
+                    plan.data.event_time, folder, plan.threads, progress.advance,
+                )  # fmt: skip
+        finally:
+            spool.close()
+        manifest = _manifest(plan, staged, tallies, tables, written)
+        contract.check(plan.data, manifest, written.counts, _previous(plan))
+        _write_beside(plan, folder, manifest, tallies, tables, written)
+        _make_room(plan, manifest)
+    storage.write_json(plan.folder / LATEST, {"recipe": plan.recipe, "entry": plan.entry.name, "digest": manifest["digest"]})
+    _forget_stale(plan)
+    _report(plan.data, manifest, run)
+    return staged
+
+
+def stage_files(plan: Plan, run: Run) -> list[Staged]:
+    """Every source file read, typed and checked; files in parallel, or the pieces of the only one."""
+    many = len(plan.files) > len(plan.data.sources)
+    with run.progress(f"{plan.data.name}: read") as progress:
+
+        def one(file: SourceFile) -> Staged:
+            siblings = sum(other.source == file.source for other in plan.files)
+            disk = siblings > 1 or file.size * _growth(file) > plan.memory // 4
+            return stage.stage(file, plan.data, 1 if many else plan.threads, plan.staged if disk else None, progress.advance)
+
+        if not many:
+            return [one(file) for file in plan.files]
+        with ThreadPoolExecutor(plan.threads) as pool:
+            futures = [pool.submit(one, file) for file in plan.files]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+
+
+def _growth(file: SourceFile) -> int:
+    """Memory that a byte of the file may need."""
+    return 12 if file.format in ("parquet",) or file.path.suffix in (".gz", ".zip", ".zst", ".bz2", ".xz", ".lz4") else 2
+
+
+def check_budget(data: DataConfig, tallies: list[Tally], run: Run) -> None:
+    """Stop when more rows were quarantined than allowed; the rows are left in the run directory for a look."""
+    allowed = units.share(data.max_quarantine)
+    rows = {part: sum(tally.rows for tally in tallies if tally.part == part) for part in {tally.part for tally in tallies}}
+    for part in sorted(rows):
+        lost = sum(_charged(tally) for tally in tallies if tally.part == part)
+        if lost > allowed * rows[part]:
+            path = run.path("quarantine.parquet")
+            storage.write_parquet(path, records_table([record for tally in tallies for record in tally.records]))
+            reasons: dict[str, int] = {}
+            for tally in tallies:
+                for (column, reason, policy), count in tally.counts.items():
+                    if tally.part == part and policy == "quarantine":
+                        reasons[f"{column} {reason}".strip()] = reasons.get(f"{column} {reason}".strip(), 0) + count
+            worst = "; ".join(f"{reason}: {count:,}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5])
+            raise UserError(
+                f"{part}: {lost:,} of {rows[part]:,} rows are quarantined ({lost / rows[part]:.2%}), more than "
+                f"data.max_quarantine={data.max_quarantine}: {worst}. They stand in {path}"
+            )
+
+
+DUPLICATE = "id occurs more than once"
+
+
+def _charged(tally: Tally) -> int:
+    """Quarantined rows that count against the budget: a duplicate that a policy asked to drop does not."""
+    return tally.quarantined - sum(count for (_, reason, _), count in tally.counts.items() if reason == DUPLICATE)
+
+
+# --------------------------------------------------------------------------------------------- tables and events
+
+
+def _sources(plan: Plan, staged: list[Staged]) -> dict[str, Any]:
+    """Each source as DuckDB is to see it: a table in memory, or a dataset over staged files where it would not fit."""
+    found: dict[str, Any] = {}
+    for name, source in plan.data.sources.items():
+        mine = [item for item in staged if item.file.source == name and item.refused is None]
+        schema = stage.schema_of({column: item.type for column, item in source.columns.items()})
+        size = sum(item.path.stat().st_size * 4 for item in mine if item.path)
+        if size > plan.memory // 4 and all(item.path for item in mine):
+            found[name] = pyarrow.dataset.dataset([str(item.path) for item in mine], schema=schema, format="ipc")
+        else:
+            found[name] = pa.concat_tables([schema.empty_table(), *(table.cast(schema) for item in mine for table in item.read())])
+    return found
+
+
+def _side_tables(plan: Plan, staged: list[Staged], folder: Path) -> tuple[dict[str, pa.Table], list[Tally]]:
+    """Side tables by name, checked and in canonical order, with how their rows are accounted for."""
+    tables, tallies = {}, []
+    for name, table in plan.data.tables.items():
+        where = f"data.tables.{name}"
+        columns = table.columns
+        tally = Tally(f"table {name}")
+        pieces = [checks.schema(columns).empty_table()]
+        for batch in _rows(plan, staged, folder, table.query, name, where):
+            typed, findings = checks.conform(batch, columns, plan.data.time_zone, where)
+            findings += checks.find(typed, columns, plan.data.time_zone, findings)
+            pieces.append(apply(typed, findings, tally, _locate(typed, columns))[0])
+        tally.check()
+        tables[name] = canonical(pa.concat_tables(pieces), _keys(columns))
+        _check_static(name, table, tables[name])
+        tallies.append(tally)
+    return tables, tallies
+
+
+def _keys(columns: dict[str, Column]) -> list[str]:
+    times = [name for name, column in columns.items() if column.role == "event_time"]
+    return [*times, *(name for name, column in columns.items() if column.role == "id")]
+
+
+def _check_static(name: str, table: TableConfig, rows: pa.Table) -> None:
+    ids = _keys(table.columns)
+    if ids and rows.num_rows:
+        distinct = rows.group_by(ids).aggregate([]).num_rows
+        if distinct != rows.num_rows:
+            raise UserError(f"data.tables.{name}: {', '.join(ids)} must be unique, found {rows.num_rows - distinct:,} rows too many")
+
+
+def _locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray], list[dict[str, Any]]]:
+    ids = [name for name, column in columns.items() if column.role == "id" and not column.sensitive]
+    ids = ids or [name for name, column in columns.items() if not column.sensitive and not column.type.startswith(("list", "map"))][:3]
+
+    def locate(positions: np.ndarray) -> list[dict[str, Any]]:
+        if not ids:
+            return [{"row_id": None} for _ in positions]
+        return [{"row_id": text} for text in row_ids(table.select(ids).take(pa.array(positions)), ids).to_pylist()]
+
+    return locate
+
+
+def _rows(plan: Plan, staged: list[Staged], folder: Path, sql: str | None, source: str, where: str) -> Iterator[pa.Table]:
+    """Rows of a query over the sources, or of one source as it is."""
+    if sql is None:
+        for item in staged:
+            if item.file.source == source and item.refused is None:
+                yield from item.read()
+        return
+    spill = folder / ".duckdb"
+    with query.connect(memory=plan.memory // 2, spill=spill) as connection:
+        query.register(connection, _sources(plan, staged))
+        yield from query.run(connection, sql, f"{where}.query" if where != "data" else "data.query")
+    shutil.rmtree(spill, ignore_errors=True)
+
+
+def _events(plan: Plan, staged: list[Staged], tables: dict[str, pa.Table], folder: Path, tallies: list[Tally]) -> order.Spool:
+    """The event table, typed and checked, on its way into order; its tally is added to `tallies`."""
+    data = plan.data
+    tally = Tally("events")
+    tallies.append(tally)
+    spool = order.Spool(checks.schema(data.columns), data.event_time, data.ids, folder, plan.memory // 4)
+    source = "" if data.query is not None else stage.event_source(data)
+    for batch in _rows(plan, staged, folder, data.query, source, "data"):
+        typed, findings = checks.conform(batch, data.columns, data.time_zone, "data.query" if data.query else f"source {source}")
+        if data.query is not None:
+            findings += _checked(typed, data, findings)
+        findings += checks.find_orphans(typed, data.columns, tables)
+        spool.add(apply(typed, findings, tally, _locate(typed, data.columns))[0])
+    tally.check()
+    return spool
+
+
+def _checked(typed: pa.Table, data: DataConfig, findings: list[Finding]) -> list[Finding]:
+    found = checks.find(typed, data.columns, data.time_zone, findings)
+    return found + rules.find(typed, data.rules, data.time_zone, [*findings, *found])
+
+
+def _drop_duplicates(data: DataConfig, spool: order.Spool, tally: Tally) -> np.ndarray:
+    """Row numbers to leave out so that every id occurs once, by policy. Raises UserError where that is `fail`."""
+    duplicates = spool.duplicates()
+    if duplicates is None:
+        return np.zeros(0, np.int64)
+    if data.duplicates == "fail":
+        example = row_ids(duplicates.slice(0, 1), data.ids)[0].as_py()
+        shown = "" if any(data.columns[name].sensitive for name in data.ids) else f", as {example!r}"
+        raise UserError(
+            f"the id columns {', '.join(data.ids)} must be unique, found {duplicates.num_rows:,} rows that share one{shown}; "
+            "name more id columns, or set data.duplicates to first or last"
+        )
+    lost = order.losers(duplicates, data.ids, data.known_time or data.event_time, data.duplicates)
+    numbers = np.sort(np.asarray(lost.column("$number")))
+    places = _locate(lost, data.columns)(np.arange(lost.num_rows))
+    tally.kept -= len(numbers)
+    tally.quarantined += len(numbers)
+    tally.counts[", ".join(data.ids), DUPLICATE, "quarantine"] += len(numbers)
+    for place in places:
+        tally.records.append({"part": tally.part, **place, "column": ", ".join(data.ids), "reason": DUPLICATE, "policy": "quarantine"})
+    tally.check()
+    return numbers
+
+
+# -------------------------------------------------------------------------------------------------------- publish
+
+
+def _manifest(plan: Plan, staged: list[Staged], tallies: list[Tally], tables: dict[str, pa.Table], written: Written) -> dict[str, Any]:
+    data = plan.data
+    side = {name: _table_entry(name, table, data.tables[name]) for name, table in tables.items()}
+    digests = list(written.column_digests.items())
+    columns = [
+        {"name": name, "type": column.type, "role": column.role, "known_at": column.known_at, "digest": written.column_digests[name]}
+        for name, column in data.columns.items()
+    ]
+    spec = config_schema.plain(data)
+    del spec["path"]
+    return {
+        "format": FORMAT,
+        "name": plan.folder.name,
+        "recipe": plan.recipe,
+        "digest": digest_of(written.rows, digests, {name: entry["digest"] for name, entry in side.items()}),
+        "rows": written.rows,
+        "event_time": data.event_time,
+        "ids": data.ids,
+        "time_zone": data.time_zone,
+        "columns": columns,
+        "parts": written.parts,
+        "tables": side,
+        "accounting": _accounting(staged, tallies),
+        "null_counts": {name: entry["nulls"] for name, entry in written.counts.items()},
+        "spec": spec,
+    }
+
+
+def _table_entry(name: str, table: pa.Table, config: TableConfig) -> dict[str, Any]:
+    values = digest.TableDigest(table.schema)
+    values.update(table)
+    columns = [
+        {"name": column, "type": item.type, "role": item.role, "known_at": item.known_at} for column, item in config.columns.items()
+    ]
+    return {
+        "file": f"tables/{name}.parquet", "rows": table.num_rows, "digest": values.hexdigest(), "static": config.static,
+        "columns": columns,
+    }  # fmt: skip
+
+
+def _accounting(staged: list[Staged], tallies: list[Tally]) -> dict[str, Any]:
+    """in = kept + quarantined for every file and step; refused files stand beside them."""
+    sources = [item.tally for item in staged]
+    results = tallies[len(sources) :]
+    for tally in tallies:
+        tally.check()
+    return {
+        "rows_in": sum(tally.rows for tally in sources),
+        "kept": sum(tally.kept for tally in sources),
+        "quarantined": sum(tally.quarantined for tally in tallies),
+        "refused_files": sum(item.refused is not None for item in staged),
+        "files": [item.report() for item in staged],
+        "results": {tally.part: tally.as_json() for tally in results},
+    }
+
+
+def _previous(plan: Plan) -> dict[str, Any] | None:
+    """Manifest of the dataset that was ingested last under this name, unless it is this very recipe."""
+    with contextlib.suppress(UserError):
+        latest = storage.read_json(plan.folder / LATEST)
+        if latest["recipe"] != plan.recipe:
+            return open_dataset(plan.folder / latest["entry"]).manifest
+    return None
+
+
+def _write_beside(
+    plan: Plan, folder: Path, manifest: dict[str, Any], tallies: list[Tally], tables: dict[str, pa.Table], written: Written
+) -> None:
+    """Side tables, quarantine, profile, and the manifest last."""
+    for name, table in tables.items():
+        storage.write_parquet(folder / "tables" / f"{name}.parquet", table)
+    records = records_table([record for tally in tallies for record in tally.records])
+    storage.write_parquet(folder / "quarantine" / "quarantine.parquet", records)
+    sensitive = {name for name, column in plan.data.columns.items() if column.sensitive}
+    storage.write_json(folder / "profile.json", profile.profile(written.rows, written.counts, written.sample, sensitive))
+    storage.write_json(folder / MANIFEST, manifest)
+
+
+def _make_room(plan: Plan, manifest: dict[str, Any]) -> None:
+    """An entry of this recipe that is whole stays (readers may hold it); one that is damaged goes."""
+    if not plan.entry.exists():
+        return
+    with contextlib.suppress(UserError):
+        standing = open_dataset(plan.entry)
+        names = [part.file for part in standing.parts] + [entry["file"] for entry in standing.manifest["tables"].values()]
+        if standing.digest == manifest["digest"] and all((plan.entry / name).is_file() for name in names):
+            return
+    aside = plan.entry.with_name(f".{plan.entry.name}.{os.getpid()}.tmp")
+    plan.entry.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _forget_stale(plan: Plan) -> None:
+    """Staged files that the newest ingest did not use."""
+    wanted = stage.names(plan.files, plan.data)
+    for path in plan.staged.glob("*") if plan.staged.is_dir() else ():
+        if path.name.split(".")[0] not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def _report(data: DataConfig, manifest: dict[str, Any], run: Run) -> None:
+    totals = manifest["accounting"]
+    run.log(
+        f"{manifest['name']}: {manifest['rows']:,} rows from {len(totals['files'])} files, "
+        f"{totals['quarantined']:,} quarantined, {totals['refused_files']} files refused, digest {manifest['digest'][:12]}"
+    )
+    for item in totals["files"]:
+        if item["refused"]:
+            run.warn(f"refused: {item['refused']}")
+        for kind in ("missing", "unexpected", "renamed"):
+            if item.get(kind):
+                run.warn(f"{item['file']}: {kind} columns {', '.join(item[kind])}")
+    for part, tally in [(item["file"], item) for item in totals["files"]] + list(totals["results"].items()):
+        for found in tally["violations"]:
+            run.warn(f"{part}: column {found['column']} {found['reason']}: {found['count']:,} rows, policy {found['policy']}")

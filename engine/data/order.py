@@ -1,0 +1,327 @@
+"""Dataset order: (event time, id columns). In memory where it fits, else by spilled ranges of time; the same either way.
+
+Keys are packed into 64-bit words whose order is the order of the rows; ids are unique, so no tie is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+
+from engine.errors import UserError
+from engine.runtime import digest, storage
+from kernels.hashing import hash_bytes, hash_u64
+
+SAMPLE_EVERY = 997
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Rows of one table in dataset order: `rows` are positions, or None for all of it as it is."""
+
+    table: pa.Table
+    rows: np.ndarray | None
+    start: int
+    stop: int
+
+    def take(self) -> pa.Table:
+        """The rows."""
+        if self.rows is None:
+            return self.table.slice(self.start, self.stop - self.start)
+        return self.table.take(pa.array(self.rows[self.start : self.stop]))
+
+
+# ----------------------------------------------------------------------------------------------------------- keys
+
+
+def _code(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
+    """(uint64 codes that sort as the values do, number of bits they need); no nulls."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_time64(kind) or pa.types.is_duration(kind) or pa.types.is_date64(kind):
+        values = np.asarray(column.cast(pa.int64()).combine_chunks())
+    elif pa.types.is_date32(kind) or pa.types.is_time32(kind):
+        values = np.asarray(column.cast(pa.int32()).combine_chunks()).astype(np.int64)
+    elif pa.types.is_integer(kind):
+        values = np.asarray(column.combine_chunks())
+    elif pa.types.is_boolean(kind):
+        values = np.asarray(column.cast(pa.uint8()).combine_chunks())
+    elif pa.types.is_nested(kind):
+        raise UserError(f"an id column must be a plain value, found {kind}")
+    else:
+        encoded = column.combine_chunks().dictionary_encode()
+        order = pc.sort_indices(encoded.dictionary)
+        rank = np.empty(len(order), np.int64)
+        rank[np.asarray(order)] = np.arange(len(order))
+        values = rank[np.asarray(encoded.indices)]
+    if values.dtype != np.uint64:
+        values = values.astype(np.int64, copy=False)
+    least, most = int(values.min()), int(values.max())
+    codes = values.view(np.uint64) - np.uint64(least % 2**64)
+    return codes, max((most - least).bit_length(), 1)
+
+
+def packed(table: pa.Table, names: list[str]) -> list[np.ndarray]:
+    """The columns as few uint64 words, most significant first: comparing words compares rows."""
+    words: list[np.ndarray] = []
+    used = 64
+    for name in names:
+        codes, bits = _code(table.column(name))
+        if used + bits > 64:
+            words.append(codes)
+            used = bits
+        else:
+            words[-1] = (words[-1] << np.uint64(bits)) | codes
+            used += bits
+    return words
+
+
+def sorted_rows(table: pa.Table, names: list[str]) -> np.ndarray | None:
+    """Positions that put the rows in order of the columns; None where they are in order already. Equal rows keep theirs."""
+    if table.num_rows < 2:
+        return None
+    words = packed(table, names)
+    if len(words) == 1:
+        word = words[0]
+        return None if bool(np.all(word[1:] >= word[:-1])) else np.argsort(word, kind="stable")
+    order = np.lexsort(words[::-1])
+    return None if bool(np.all(order[1:] > order[:-1])) else order
+
+
+def hashes(table: pa.Table, names: list[str]) -> np.ndarray:
+    """uint64 hash per row of the columns; equal values give equal hashes wherever the row stands."""
+    total = np.zeros(table.num_rows, np.uint64)
+    for place, name in enumerate(names):
+        total = hash_u64(total ^ _column_hash(table.column(name)), place + 1)
+    return total
+
+
+def _column_hash(column: pa.ChunkedArray) -> np.ndarray:
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    kind = array.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
+        if pa.types.is_temporal(kind):
+            array = array.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
+        elif pa.types.is_boolean(kind):
+            array = array.cast(pa.uint8())
+        return hash_u64(np.asarray(pc.fill_null(array, 0)))
+    text = array if pa.types.is_string(kind) or pa.types.is_binary(kind) else array.cast(pa.string())
+    text = pc.fill_null(text.cast(pa.large_binary()), b"")
+    offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
+    data = text.buffers()[2]
+    raw = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
+    return hash_bytes(raw, offsets)
+
+
+# ---------------------------------------------------------------------------------------------------------- spool
+
+
+class Spool:
+    """Rows on their way into dataset order: kept in memory up to `memory` bytes, spilled to `folder` beyond.
+
+    Rows are numbered in the order in which they are added; `drop` takes row numbers.
+    """
+
+    def __init__(self, schema: pa.Schema, event_time: str, ids: list[str], folder: Path, memory: int) -> None:
+        self.schema, self.event_time, self.ids = schema, event_time, ids
+        self.rows = 0
+        self._folder = folder / f".spool-{uuid.uuid4().hex[:8]}"
+        self._memory = memory
+        self._held: list[pa.Table] = []
+        self._bytes = 0
+        self._files: list[Path] = []
+        self._hashes: list[np.ndarray] = []
+        self._sample: list[np.ndarray] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows."""
+        if not table.num_rows:
+            return
+        self._hashes.append(hashes(table, self.ids))
+        times = np.asarray(table.column(self.event_time).cast(pa.int64()).combine_chunks())
+        self._sample.append(times[(-self.rows) % SAMPLE_EVERY :: SAMPLE_EVERY])
+        self.rows += table.num_rows
+        self._held.append(table)
+        self._bytes += table.nbytes
+        if self._bytes > self._memory:
+            self._spill()
+
+    def _spill(self) -> None:
+        path = self._folder / f"run-{len(self._files):05d}.arrow"
+        _write_ipc(path, self._held, self.schema)
+        self._files.append(path)
+        self._held, self._bytes = [], 0
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows in the order in which they were added."""
+        for path in self._files:
+            with pa.memory_map(str(path)) as mapped:
+                reader = pa.ipc.open_file(mapped)
+                for place in range(reader.num_record_batches):
+                    yield pa.Table.from_batches([reader.get_batch(place)])
+        yield from self._held
+
+    def close(self) -> None:
+        """Remove what was spilled."""
+        for path in self._folder.glob("*") if self._folder.is_dir() else ():
+            path.unlink(missing_ok=True)
+        if self._folder.is_dir():
+            self._folder.rmdir()
+
+    # ---------------------------------------------------------------------------------------------- duplicates
+
+    def duplicates(self) -> pa.Table | None:
+        """Rows whose ids occur more than once, with their row number in column `$number`; None when there are none."""
+        if self.rows < 2:
+            return None
+        total = np.concatenate(self._hashes)
+        ordered = np.sort(total)
+        twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if not len(twice):
+            return None
+        found, start = [], 0
+        for table in self.tables():
+            local = np.flatnonzero(np.isin(total[start : start + table.num_rows], twice))
+            if len(local):
+                found.append(table.take(pa.array(local)).append_column("$number", pa.array(local + start)))
+            start += table.num_rows
+        # Equal hashes of different ids are no duplicates: compare the ids themselves.
+        candidates = pa.concat_tables(found)
+        groups = candidates.group_by(self.ids).aggregate([("$number", "list")])
+        numbers = [n for group in groups.column("$number_list").to_pylist() if len(group) > 1 for n in group]
+        return candidates.filter(pc.is_in(candidates.column("$number"), pa.array(numbers, pa.int64()))) if numbers else None
+
+    # ---------------------------------------------------------------------------------------------- order
+
+    def segments(self, part_rows: int, drop: np.ndarray) -> Iterator[list[Segment]]:
+        """Lists of segments that hold `part_rows` rows together (the last may hold fewer), in dataset order."""
+        waiting: list[Segment] = []
+        room = part_rows
+        for table, rows in self._ordered(drop):
+            count = table.num_rows if rows is None else len(rows)
+            start = 0
+            while start < count:
+                stop = min(start + room, count)
+                waiting.append(Segment(table, rows, start, stop))
+                room -= stop - start
+                start = stop
+                if not room:
+                    yield waiting
+                    waiting, room = [], part_rows
+        if waiting:
+            yield waiting
+
+    def _ordered(self, drop: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray | None]]:
+        if not self._files:
+            yield from self._sorted(self._held, drop)
+            return
+        for bucket in self._buckets(drop):
+            yield from self._sorted(list(_read_ipc(bucket)), np.zeros(0, np.int64))
+            bucket.unlink()
+
+    def _sorted(self, tables: list[pa.Table], drop: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray | None]]:
+        table = pa.concat_tables(tables) if tables else self.schema.empty_table()
+        if len(drop):
+            table = table.filter(pa.array(np.isin(np.arange(table.num_rows), drop, invert=True)))
+        if not table.num_rows:
+            return
+        rows = sorted_rows(table, [self.event_time, *self.ids])
+        if rows is not None:
+            table = _unchunked(table)
+        yield table, rows
+
+    def _buckets(self, drop: np.ndarray) -> Iterator[Path]:
+        """Files of disjoint, rising ranges of event time, each about as large as memory allows."""
+        self._spill() if self._held else None
+        sample = np.sort(np.concatenate(self._sample))
+        size = sum(path.stat().st_size for path in self._files)
+        count = max(2, -(-3 * size // max(self._memory, 1)), len(self._files) + 1)
+        edges = np.unique(sample[np.linspace(0, len(sample), count, endpoint=False).astype(int)[1:]])
+        paths = [self._folder / f"bucket-{place:05d}.arrow" for place in range(len(edges) + 1)]
+        writers = [_IpcFile(path, self.schema) for path in paths]
+        start = 0
+        for table in self.tables():
+            count_rows = table.num_rows
+            if len(drop):
+                keep = np.isin(np.arange(start, start + count_rows), drop, invert=True)
+                table = table.filter(pa.array(keep))
+            start += count_rows
+            times = np.asarray(table.column(self.event_time).cast(pa.int64()).combine_chunks())
+            bucket = np.searchsorted(edges, times, "right")
+            for place in np.unique(bucket):
+                writers[place].write(table.filter(pa.array(bucket == place)))
+        for writer in writers:
+            writer.close()
+        for path in self._files:
+            path.unlink()
+        yield from paths
+
+
+def _unchunked(table: pa.Table) -> pa.Table:
+    """One chunk a column, which `take` needs to be fast; text beyond 2 GiB gets 64-bit offsets."""
+    fields = []
+    for field in table.schema:
+        wide = field.type in (pa.string(), pa.binary()) and table.column(field.name).nbytes > 2**31 - 2**20
+        kind = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}[field.type] if wide else field.type
+        fields.append(pa.field(field.name, kind))
+    return table.cast(pa.schema(fields)).combine_chunks()
+
+
+class _IpcFile:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        with storage.disk_errors(path):
+            self._sink = pa.OSFile(str(path), "wb")
+            self._writer = pa.ipc.new_file(self._sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+
+    def write(self, table: pa.Table) -> None:
+        with storage.disk_errors(self._path):
+            self._writer.write_table(table)
+
+    def close(self) -> None:
+        with storage.disk_errors(self._path):
+            self._writer.close()
+            self._sink.close()
+
+
+def _write_ipc(path: Path, tables: list[pa.Table], schema: pa.Schema) -> None:
+    file = _IpcFile(path, schema)
+    for table in tables:
+        file.write(table)
+    file.close()
+
+
+def _read_ipc(path: Path) -> Iterator[pa.Table]:
+    with pa.memory_map(str(path)) as mapped:
+        reader = pa.ipc.open_file(mapped)
+        for place in range(reader.num_record_batches):
+            yield pa.Table.from_batches([reader.get_batch(place)])
+
+
+# ----------------------------------------------------------------------------------------------- which one to keep
+
+
+def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> pa.Table:
+    """Of rows with equal ids all but the one kept: the first or last by known time, ties by the digest of the row.
+
+    A null known time is later than any.
+    """
+    plain = duplicates.drop_columns(["$number"])
+    texts: list[str] = [digest.of_json({name: str(value) for name, value in row.items()}) for row in plain.to_pylist()]
+    times = duplicates.column(known).cast(pa.int64()).to_pylist()
+    best: dict[Any, tuple[Any, int]] = {}
+    choose: Callable[..., Any] = min if keep == "first" else max
+    for place, (row, time, text) in enumerate(zip(plain.select(ids).to_pylist(), times, texts, strict=True)):
+        key = tuple(str(value) for value in row.values())
+        rank = ((time is None, time or 0), text)
+        best[key] = choose(best.get(key, (rank, place)), (rank, place))
+    winners = {place for _, place in best.values()}
+    return duplicates.take(pa.array([place for place in range(duplicates.num_rows) if place not in winners], pa.int64()))

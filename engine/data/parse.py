@@ -1,0 +1,285 @@
+"""From what a file holds to the declared type, exactly: a value either keeps its meaning or is named as a violation.
+
+Text becomes numbers, instants and the like; Arrow values of another type are cast only where nothing is lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.data.arrow_types import TIMESTAMP, type_name
+from engine.errors import UserError
+
+TRUE = ("true", "True", "TRUE", "1", "t", "T", "yes", "Yes", "YES", "y", "Y")
+FALSE = ("false", "False", "FALSE", "0", "f", "F", "no", "No", "NO", "n", "N")
+_INTEGRAL = r"^[+-]?[0-9]+(\.0*)?$"
+_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(nan|inf|infinity)$", re.IGNORECASE)
+_OFFSET = r"(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
+_ZONED = re.compile(r"\d{1,2}:\d{2}.*?" + _OFFSET)
+_LEAF = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How text is read: the zone of local times, a strptime format, decimal and thousands separators."""
+
+    zone: str = "UTC"
+    format: str | None = None
+    decimal: str = "."
+    thousands: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """Values of the declared type; `bad` are the positions that could not be read (null in `values`), with the reason."""
+
+    values: pa.Array
+    bad: np.ndarray
+    reason: str = ""
+
+
+def to_type(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
+    """`array` as `kind`, null for null, every value that cannot be kept exactly listed in `bad`.
+
+    Raises UserError when the two types have nothing to do with each other (an int64 where text is declared).
+    """
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type):
+        array = _decode_dictionary(array)
+    if array.type.equals(kind) and kind != pa.string():
+        return Parsed(array, _NONE)
+    if pa.types.is_null(array.type) or array.null_count == len(array):
+        return Parsed(pa.nulls(len(array), kind), _NONE)
+    if _is_text(array.type):
+        return _from_text(array, kind, reading)
+    _refuse_unrelated(array.type, kind)
+    reason = f"cannot be kept exactly as {type_name(kind)}"
+    return _piecewise(array, kind, lambda part: _cast(part, kind, reading), reason)
+
+
+_NONE = np.zeros(0, np.int64)
+
+
+def _decode_dictionary(array: pa.DictionaryArray) -> pa.Array:
+    """Values of a dictionary array; a null inside the dictionary is null in every row that points at it."""
+    return array.dictionary.take(array.indices)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or _is_bytes(kind)
+    )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _refuse_unrelated(found: pa.DataType, declared: pa.DataType) -> None:
+    temporal = pa.types.is_temporal(found) or pa.types.is_temporal(declared)
+    related = {
+        "string": pa.types.is_string(declared),
+        "nested": pa.types.is_nested(found) != pa.types.is_nested(declared),
+        "time": temporal and not (pa.types.is_temporal(found) and pa.types.is_temporal(declared)),
+        "bool": pa.types.is_boolean(found) != pa.types.is_boolean(declared),
+        "binary": pa.types.is_binary(declared) and not pa.types.is_fixed_size_binary(found),
+    }
+    if any(related.values()) and not found.equals(declared):
+        raise UserError(f"must be {type_name(declared)}, found {type_name(found)}: declare the type that the file has")
+
+
+def _piecewise(array: pa.Array, kind: pa.DataType, convert: Callable[[pa.Array], pa.Array], reason: str) -> Parsed:
+    """Convert at once; where that fails, by halves down to single values, so that the bad ones are found and named."""
+    bad: list[int] = []
+
+    def walk(part: pa.Array, start: int) -> list[pa.Array]:
+        try:
+            return [convert(part)]
+        except (pa.ArrowException, UserError, OverflowError, ValueError):
+            if len(part) == 1:
+                bad.append(start)
+                return [pa.nulls(1, kind)]
+            half = len(part) // 2
+            return walk(part.slice(0, half), start) + walk(part.slice(half), start + half)
+
+    pieces = walk(array, 0)
+    values = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+    return Parsed(values, np.asarray(bad, np.int64), reason)
+
+
+def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
+    """Exact cast between Arrow types that are related."""
+    found = array.type
+    if kind.equals(TIMESTAMP) and pa.types.is_timestamp(found):
+        local = found.tz is None
+        if found.unit == "ns":
+            array = array.cast(pa.timestamp("us", tz=found.tz))
+        else:
+            array = array.cast(pa.timestamp("us", tz=found.tz))
+        return to_instants(array, reading.zone) if local else array.cast(TIMESTAMP)
+    if kind.equals(TIMESTAMP) and pa.types.is_date(found):
+        return to_instants(array.cast(pa.timestamp("us")), reading.zone)
+    if pa.types.is_decimal(found) and pa.types.is_floating(kind):
+        return array.cast(kind)
+    if pa.types.is_floating(found) and pa.types.is_floating(kind) and kind.bit_width < found.bit_width:
+        narrow = array.cast(kind)
+        same = pc.or_kleene(pc.equal(narrow.cast(found), array), pc.is_nan(array))
+        if pc.all(pc.fill_null(same, True)).as_py() is False:
+            raise pa.ArrowInvalid("precision would be lost")
+        return narrow
+    if pa.types.is_floating(found) and pa.types.is_decimal(kind):
+        return pa.array([None if v is None else _decimal_text(v) for v in array.to_pylist()], pa.string()).cast(kind)
+    return array.cast(kind)
+
+
+def _decimal_text(value: float) -> str:
+    # The shortest text that reads back as the same float: 9.5, not 9.4999999999999996.
+    return repr(value)
+
+
+def to_instants(array: pa.Array, zone: str) -> pa.Array:
+    """Local timestamps as instants: a time that occurs twice means its first occurrence, one that never occurs fails."""
+    if zone in ("UTC", "Etc/UTC"):
+        return array.cast(TIMESTAMP)
+    return pc.assume_timezone(array, zone, ambiguous="earliest", nonexistent="raise").cast(TIMESTAMP)
+
+
+def has_offset(text: str) -> bool:
+    """Whether the text of a timestamp carries its own offset."""
+    return bool(_ZONED.search(text))
+
+
+# ----------------------------------------------------------------------------------------------------------- text
+
+
+def _from_text(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
+    if pa.types.is_binary(kind):
+        return Parsed(array.cast(kind), _NONE)
+    decoded = _decode(array)
+    if pa.types.is_string(kind):
+        return Parsed(decoded.values.cast(kind), decoded.bad, decoded.reason)
+    if pa.types.is_nested(kind):
+        raise UserError(f"must be {type_name(kind)}, found text: declare string")
+    text = pc.utf8_trim_whitespace(decoded.values.cast(pa.string()))
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    text = _plain_number(text, kind, reading)
+    parsed = _piecewise(text, kind, _text_reader(kind, reading), f"is no {type_name(kind)}")
+    if len(decoded.bad):
+        bad = np.union1d(decoded.bad, parsed.bad)
+        return Parsed(parsed.values, bad, decoded.reason)
+    return parsed
+
+
+def _decode(array: pa.Array) -> Parsed:
+    """Text whose bytes are UTF-8; others are bad."""
+    if _is_bytes(array.type) or pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        try:
+            text = array.cast(pa.binary()).cast(pa.string())
+            return Parsed(text, _NONE)
+        except pa.ArrowException:
+            bad = [i for i, value in enumerate(array.cast(pa.binary()).to_pylist()) if not _is_utf8(value)]
+            keep = np.ones(len(array), bool)
+            keep[bad] = False
+            clean = pc.if_else(pa.array(keep), array.cast(pa.binary()), pa.scalar(None, pa.binary()))
+            return Parsed(clean.cast(pa.string()), np.asarray(bad, np.int64), "is not valid UTF-8")
+    return Parsed(array.cast(pa.string()), _NONE)
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        return value is None or value.decode("utf-8") is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def _plain_number(text: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if numeric and reading.thousands:
+        grouped = rf"^[+-]?\d{{1,3}}({re.escape(reading.thousands)}\d{{3}})+({re.escape(reading.decimal)}\d*)?$"
+        plain = pc.replace_substring(text, reading.thousands, "")
+        text = pc.if_else(pc.match_substring_regex(text, grouped), plain, text)
+    if numeric and reading.decimal != ".":
+        # A dot where the comma is the separator is no number: it must not be read as one.
+        text = pc.if_else(pc.match_substring(text, "."), pc.binary_join_element_wise(text, "?", ""), text)
+        text = pc.replace_substring(text, reading.decimal, ".")
+    return text
+
+
+def _text_reader(kind: pa.DataType, reading: Reading) -> Callable[[pa.Array], pa.Array]:
+    if kind.equals(TIMESTAMP):
+        return lambda text: _instants(text, reading)
+    if pa.types.is_date(kind):
+        return lambda text: _dates(text, reading)
+    if pa.types.is_integer(kind):
+        return lambda text: _integers(text, kind)
+    if pa.types.is_boolean(kind):
+        return _booleans
+    if pa.types.is_floating(kind):
+        return lambda text: _floats(text, kind)
+    if pa.types.is_duration(kind):
+        raise UserError(f"must be {type_name(kind)}, found text: declare string or a number")
+    return lambda text: text.cast(kind)
+
+
+def _matching(text: pa.Array, pattern: str) -> None:
+    if not pc.all(pc.fill_null(pc.match_substring_regex(text, pattern), True)).as_py():
+        raise pa.ArrowInvalid("text of another form")
+
+
+def _integers(text: pa.Array, kind: pa.DataType) -> pa.Array:
+    _matching(text, _INTEGRAL)
+    digits = pc.replace_substring_regex(pc.replace_substring_regex(text, r"\.0*$", ""), r"^\+", "")
+    return digits.cast(kind)
+
+
+def _floats(text: pa.Array, kind: pa.DataType) -> pa.Array:
+    for value in pc.unique(text).to_pylist() if len(text) <= _LEAF else ():
+        if value is not None and not _NUMBER.match(value):
+            raise pa.ArrowInvalid("no number")
+    return pc.replace_substring_regex(text, r"^\+", "").cast(kind)
+
+
+def _booleans(text: pa.Array) -> pa.Array:
+    known = pc.is_in(text, pa.array([*TRUE, *FALSE]))
+    if not pc.all(pc.or_(known, pc.is_null(text))).as_py():
+        raise pa.ArrowInvalid("no boolean")
+    return pc.if_else(pc.is_null(text), pa.scalar(None, pa.bool_()), pc.is_in(text, pa.array(TRUE)))
+
+
+def _dates(text: pa.Array, reading: Reading) -> pa.Array:
+    if reading.format:
+        return pc.strptime(text, reading.format, "us").cast(pa.date32())
+    return text.cast(pa.date32())
+
+
+def _instants(text: pa.Array, reading: Reading) -> pa.Array:
+    """ISO 8601 (or strptime) text to instants; a text without an offset is local to `reading.zone`."""
+    if reading.format:
+        stamps = pc.strptime(text, reading.format, "us")
+        return stamps.cast(TIMESTAMP) if "%z" in reading.format else to_instants(stamps, reading.zone)
+    zoned = pc.fill_null(pc.match_substring_regex(text, r"\d{1,2}:\d{2}.*([Zz]|[+-]\d{2}(:?\d{2})?)$"), False)
+    if pc.all(zoned).as_py():
+        return _offsets(text)
+    if not pc.any(zoned).as_py():
+        return to_instants(text.cast(pa.timestamp("us")), reading.zone)
+    missing = pa.scalar(None, pa.string())
+    return pc.coalesce(
+        _offsets(pc.if_else(zoned, text, missing)),
+        to_instants(pc.if_else(zoned, missing, text).cast(pa.timestamp("us")), reading.zone),
+    )
+
+
+def _offsets(text: pa.Array) -> pa.Array:
+    # `12:00:00 +05:30` and `+0530` as `12:00:00+05:30`, which Arrow reads
+    tidy = pc.replace_substring_regex(text, r"\s+([+-]\d{2}(:?\d{2})?|[Zz])$", r"\1")
+    tidy = pc.replace_substring_regex(tidy, r"[z]$", "Z")
+    return tidy.cast(TIMESTAMP)

@@ -1,0 +1,134 @@
+"""What happens to a value or row that breaks the schema: fail, quarantine, null or warn; every one is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.data.columns import TEXT_LIMIT, Finding, Lost
+from engine.errors import UserError
+
+
+class PolicyError(UserError):
+    """A violation whose policy is `fail`: it ends the ingest, whatever is said about files that cannot be read."""
+
+
+QUARANTINE = pa.schema(
+    [
+        ("part", pa.string()),  # `source flights`, `events` or `table weather`
+        ("file", pa.string()),
+        ("row", pa.int64()),  # 1-based, header and blank lines not counted; null for rows of a query
+        ("row_id", pa.string()),
+        ("column", pa.string()),
+        ("value", pa.string()),
+        ("reason", pa.string()),
+        ("policy", pa.string()),
+    ]
+)
+
+
+@dataclasses.dataclass
+class Tally:
+    """Rows in, kept and quarantined of one part of an ingest, violations by (column, reason, policy), and their records."""
+
+    part: str
+    rows: int = 0
+    kept: int = 0
+    quarantined: int = 0
+    counts: Counter[tuple[str, str, str]] = dataclasses.field(default_factory=Counter)
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def check(self) -> None:
+        """Every row is accounted for."""
+        assert self.rows == self.kept + self.quarantined, (self.part, self.rows, self.kept, self.quarantined)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain form for a manifest."""
+        violations = [
+            {"column": column, "reason": reason, "policy": policy, "count": count}
+            for (column, reason, policy), count in sorted(self.counts.items())
+        ]
+        return {"rows": self.rows, "kept": self.kept, "quarantined": self.quarantined, "violations": violations}
+
+
+Locate = Callable[[np.ndarray], list[dict[str, Any]]]
+
+
+def apply(table: pa.Table, findings: list[Finding], tally: Tally, locate: Locate) -> tuple[pa.Table, np.ndarray | None]:
+    """(table without quarantined rows, mask of the rows kept or None for all). Raises UserError where the policy is fail.
+
+    `locate` gives file and row, or row_id, for positions of the table.
+    """
+    tally.rows += table.num_rows
+    dropped = np.zeros(table.num_rows, bool)
+    for finding in findings:
+        if not len(finding.positions):
+            continue
+        _record(finding, tally, locate)
+        if finding.policy == "quarantine":
+            dropped[finding.positions] = True
+        elif finding.policy == "null":
+            table = _set_null(table, finding)
+    lost = int(dropped.sum())
+    tally.quarantined += lost
+    tally.kept += table.num_rows - lost
+    if not lost:
+        return table, None
+    return table.filter(pa.array(~dropped)), ~dropped
+
+
+def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
+    places = locate(finding.positions)
+    if finding.policy == "fail":
+        raise PolicyError(
+            f"{_place(places[0], tally.part)}, column {finding.column!r}: {finding.reason}, found {finding.values[0]!r} "
+            f"({len(places)} such in this batch); mend the data, or set on_violation to quarantine, null or warn"
+        )
+    tally.counts[finding.column, finding.reason, finding.policy] += len(places)
+    for place, value in zip(places, finding.values, strict=True):
+        entry = {"column": finding.column, "value": value, "reason": finding.reason, "policy": finding.policy}
+        tally.records.append({"part": tally.part, **place, **entry})
+
+
+def _place(place: dict[str, Any], part: str) -> str:
+    if place.get("file") is not None:
+        return f"{place['file']}, row {place['row']}"
+    return f"{part}, row_id {place.get('row_id')!r}"
+
+
+def lose(lost: list[Lost], tally: Tally, file: str, policy: str, sensitive: bool) -> None:
+    """Account for rows that could not be cut into fields."""
+    for item in lost:
+        if policy == "fail":
+            raise PolicyError(f"{file}, row {item.number}: {item.reason}; found {item.text[:TEXT_LIMIT]!r}")
+        tally.rows += 1
+        tally.quarantined += 1
+        tally.counts["", item.reason, "quarantine"] += 1
+        value = None if sensitive else item.text[:TEXT_LIMIT]
+        entry = {"row": item.number, "column": None, "value": value, "reason": item.reason, "policy": "quarantine"}
+        tally.records.append({"part": tally.part, "file": file, **entry})
+
+
+def _set_null(table: pa.Table, finding: Finding) -> pa.Table:
+    if finding.column not in table.column_names:
+        return table
+    place = table.column_names.index(finding.column)
+    column = table.column(place)
+    mask = np.zeros(table.num_rows, bool)
+    mask[finding.positions] = True
+    emptied = pc.if_else(pa.array(mask), pa.scalar(None, column.type), column)
+    return table.set_column(place, table.schema.field(place), emptied)
+
+
+def records_table(records: list[dict[str, Any]]) -> pa.Table:
+    """Quarantine records as a table, in a stated order."""
+    ordered = sorted(
+        records, key=lambda item: [str(item.get(name) or "") if name != "row" else f"{item.get('row') or 0:020d}" for name in QUARANTINE.names]
+    )
+    return pa.Table.from_pylist([{name: item.get(name) for name in QUARANTINE.names} for item in ordered], QUARANTINE)

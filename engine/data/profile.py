@@ -1,0 +1,91 @@
+"""What a dataset looks like: exact counts and ranges per column, and a histogram from an evenly spaced sample of rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+BINS = 20
+TOP = 20
+SAMPLE_ROWS = 100_000
+
+
+def counts(table: pa.Table) -> dict[str, dict[str, Any]]:
+    """Per column: nulls, NaNs, smallest and largest value (as Arrow gives them; merging needs no more)."""
+    found = {}
+    for field in table.schema:
+        column = table.column(field.name)
+        entry: dict[str, Any] = {"nulls": column.null_count, "nan": 0, "min": None, "max": None}
+        if pa.types.is_floating(field.type):
+            entry["nan"] = int(pc.sum(pc.is_nan(column)).as_py() or 0)
+        if not pa.types.is_nested(field.type) and not pa.types.is_null(field.type) and column.null_count < len(column):
+            low_high = pc.min_max(column)
+            entry["min"], entry["max"] = low_high["min"].as_py(), low_high["max"].as_py()
+        found[field.name] = entry
+    return found
+
+
+def merge(parts: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Counts of several parts as one."""
+    merged: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for name, entry in part.items():
+            total = merged.setdefault(name, {"nulls": 0, "nan": 0, "min": None, "max": None})
+            total["nulls"] += entry["nulls"]
+            total["nan"] += entry["nan"]
+            for side, choose in (("min", min), ("max", max)):
+                values = [value for value in (total[side], entry[side]) if value is not None and value == value]
+                total[side] = choose(values) if values else None
+    return merged
+
+
+def profile(rows: int, merged: dict[str, dict[str, Any]], sample: pa.Table, sensitive: set[str]) -> dict[str, Any]:
+    """profile.json: what `engine data show` prints. Values of sensitive columns are left out."""
+    columns = {}
+    for field in sample.schema:
+        entry = merged.get(field.name, {"nulls": 0, "nan": 0, "min": None, "max": None})
+        shown: dict[str, Any] = {"nulls": entry["nulls"], "null_rate": entry["nulls"] / rows if rows else 0.0, "nan": entry["nan"]}
+        if field.name not in sensitive:
+            shown |= {"min": _plain(entry["min"]), "max": _plain(entry["max"]), **_spread(sample.column(field.name))}
+        columns[field.name] = shown
+    return {"rows": rows, "sample_rows": sample.num_rows, "columns": columns}
+
+
+def _spread(column: pa.ChunkedArray) -> dict[str, Any]:
+    kind = column.type
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_timestamp(kind)
+    if numeric:
+        return _histogram(column)
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        return {}
+    values = pc.value_counts(column.drop_null().combine_chunks())
+    pairs = sorted(((_plain(item["values"]), item["counts"]) for item in values.to_pylist()), key=lambda pair: (-pair[1], str(pair[0])))
+    return {"distinct_in_sample": len(pairs), "top": [list(pair) for pair in pairs[:TOP]]}
+
+
+def _histogram(column: pa.ChunkedArray) -> dict[str, Any]:
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    values = np.asarray(column.drop_null().cast(pa.float64(), safe=False).combine_chunks())
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {"mean": None, "std": None, "histogram": None}
+    low, high = float(values.min()), float(values.max())
+    heights, edges = np.histogram(values, BINS, (low, high if high > low else low + 1))
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "histogram": {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in heights]},
+    }
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,0 +1,67 @@
+"""DuckDB: the SQL that shapes events and side tables. It sees the sources and nothing else: no file, no network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from engine.errors import UserError
+
+Error = duckdb.Error
+BATCH_ROWS = 1 << 17
+
+
+@contextlib.contextmanager
+def connect(zone: str = "UTC", memory: int | None = None, spill: Path | None = None) -> Iterator[Any]:
+    """A connection in memory, one thread (parallel sums of doubles change from run to run), locked down.
+
+    `spill` is the only folder that it may write to.
+    """
+    connection = duckdb.connect(":memory:", config={"threads": 1})
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET preserve_insertion_order = true")
+        if memory is not None:
+            connection.execute(f"SET memory_limit = '{memory // 2**20}MiB'")
+        if spill is not None:
+            connection.execute(f"SET temp_directory = '{str(spill).replace(chr(39), chr(39) * 2)}'")
+        else:
+            connection.execute("SET temp_directory = ''")
+        connection.execute("SET autoinstall_known_extensions = false")
+        connection.execute("SET autoload_known_extensions = false")
+        connection.execute("SET allowed_paths = []")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield connection
+    finally:
+        connection.close()
+
+
+def run(connection: Any, sql: str, where: str) -> Iterator[pa.Table]:
+    """Batches of the rows of one SELECT. Raises UserError with DuckDB's reason."""
+    try:
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise UserError(f"{where} must be one SELECT statement")
+        reader = connection.sql(sql).to_arrow_reader(BATCH_ROWS)
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise UserError(f"{where}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """DuckDB's reason with the line of SQL that it points at."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join(line.strip() for line in lines[:3]) if lines else type(error).__name__
+
+
+def register(connection: Any, tables: Mapping[str, Any]) -> None:
+    """Make tables or datasets visible under their names."""
+    for name, table in tables.items():
+        connection.register(name, table)

@@ -1,0 +1,326 @@
+"""Delimited text. Plain pieces are parsed in threads straight into the declared types; a piece in which anything is
+wrong is read again as bytes, row by row and value by value, so that every bad row and value is named.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from engine.config.tree import CsvOptions, SourceConfig
+from engine.data.arrow_types import TIMESTAMP, parse_type
+from engine.data.columns import Chunk, Lost, Matched, match, typed
+from engine.data.files import SourceFile, open_bytes, recode
+from engine.data.parse import FALSE, TRUE, has_offset
+from engine.errors import UserError
+
+PIECE = 1 << 24
+LONGEST_LINE = 1 << 28
+_BOM = b"\xef\xbb\xbf"
+
+
+def read(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+    """Chunks of one file in file order. Raises UserError when the file as a whole cannot be read."""
+    stream = open_bytes(file.path)
+    try:
+        yield from _chunks(stream, file, source, zone, threads, notes)
+    finally:
+        stream.close()
+
+
+def _chunks(
+    stream: BinaryIO, file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]
+) -> Iterator[Chunk]:
+    options = source.csv
+    if options.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
+        stream = recode(stream, options.encoding, file.shown)
+    head, names = _head(stream, file, source)
+    matched = match(names, source, file)
+    notes.update(matched.notes)
+    parser = _Parser(file, source, zone, matched, len(names), notes)
+    first = 1
+    for chunk, rows in parser.run(stream, head, threads):
+        chunk.numbers += first - 1
+        for lost in chunk.lost:
+            lost.number += first - 1
+        first += rows
+        yield chunk
+
+
+def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[bytes, list[str]]:
+    """(bytes after the header that were read already, column names)."""
+    head = _more(stream, b"").removeprefix(_BOM)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{file.shown} is UTF-16 text: set csv.encoding to utf-16")
+    if not head.strip(b"\r\n"):
+        raise UserError(f"{file.shown} is empty: it must hold at least a line with the column names")
+    if not source.csv.header:
+        return head, [column.path or name for name, column in source.columns.items() if name not in file.partitions]
+    head = head.lstrip(b"\r\n")
+    while (end := _line_end(head, source.csv.quote.encode())) < 0:
+        longer = _more(stream, head)
+        if len(longer) == len(head):
+            end = len(head)
+            break
+        head = longer
+    try:
+        text = head[:end].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.shown}: the header must be UTF-8, found byte 0x{head[error.start]:02x} at {error.start}: set csv.encoding") from None
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=source.csv.delimiter, quotechar=source.csv.quote or None,
+        escapechar=source.csv.escape, doublequote=source.csv.escape is None,
+        quoting=csv.QUOTE_MINIMAL if source.csv.quote else csv.QUOTE_NONE,
+    )  # fmt: skip
+    try:
+        return head[end:], next(reader)
+    except (csv.Error, StopIteration) as error:
+        raise UserError(f"{file.shown}: the header cannot be read: {error}") from None
+
+
+def _line_end(head: bytes, quote: bytes) -> int:
+    """Where the first line ends (a newline outside quotes), -1 when it does not."""
+    inside = False
+    for place in range(len(head)):
+        byte = head[place : place + 1]
+        if byte == quote:
+            inside = not inside
+        elif byte in (b"\n", b"\r") and not inside:
+            return place
+    return -1
+
+
+def _more(stream: BinaryIO, start: bytes) -> bytes:
+    try:
+        block = stream.read(PIECE)
+    except (EOFError, OSError, ValueError) as error:
+        raise UserError(f"the file cannot be unpacked: {error}") from None
+    if len(start) > LONGEST_LINE:
+        raise UserError(f"a line must not be longer than {LONGEST_LINE} bytes: is the delimiter or the quote right?")
+    return start + block if start else bytes(block)
+
+
+class _Parser:
+    """Cuts the stream into pieces at line ends, parses them in threads and hands them on in order."""
+
+    def __init__(self, file: SourceFile, source: SourceConfig, zone: str, matched: Matched, width: int, notes: dict[str, Any]) -> None:
+        self.file, self.source, self.zone, self.notes = file, source, zone, notes
+        self.names = [f"f{place}" for place in range(width)]
+        self.places = {name: f"f{place}" for name, place in matched.places.items() if place is not None}
+        self.fast = {self.places[name]: kind for name, kind in _fast_types(source).items() if name in self.places}
+        self.zoned: dict[str, bool] = {}
+
+    def run(self, stream: BinaryIO, head: bytes, threads: int) -> Iterator[tuple[Chunk, int]]:
+        waiting: deque[Future[tuple[Chunk, int]]] = deque()
+        quote = self.source.csv.quote.encode()
+        with ThreadPoolExecutor(threads) as pool:
+            for piece, ended in _pieces(stream, head):
+                if quote and quote in piece:
+                    while waiting:
+                        yield waiting.popleft().result()
+                    yield from self._quoted(_Rejoined(piece, stream))
+                    return
+                if not self.zoned:
+                    self._look_at(piece)
+                waiting.append(pool.submit(self._plain, piece))
+                if len(waiting) > threads or ended:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _look_at(self, piece: bytes) -> None:
+        """Whether the first value of each time column has an offset: decides how the fast path asks Arrow to read it."""
+        sample = self._read_bytes(piece[: 1 << 16].rpartition(b"\n")[0] or piece[: 1 << 16])[0]
+        for name, kind in self.fast.items():
+            if kind.equals(TIMESTAMP):
+                values = [value for value in sample.column(name).to_pylist() if value]
+                self.zoned[name] = bool(values) and has_offset(values[0].decode("utf-8", "replace"))
+        self.zoned.setdefault("", False)
+
+    def _plain(self, piece: bytes) -> tuple[Chunk, int]:
+        """A piece without quotes: fast, and where that fails careful."""
+        try:
+            table = self._read_typed(piece)
+            chunk = self._chunk(table, np.arange(1, table.num_rows + 1), [])
+            if chunk is not None:
+                return chunk, table.num_rows
+        except pa.ArrowException:
+            pass
+        return self._careful(piece)
+
+    def _careful(self, piece: bytes) -> tuple[Chunk, int]:
+        table, lost = self._read_bytes(piece)
+        rows = table.num_rows + len(lost)
+        numbers = np.delete(np.arange(1, rows + 1), [item.number - 1 for item in lost])
+        chunk = self._chunk(table, numbers, lost, careful=True)
+        assert chunk is not None
+        return chunk, rows
+
+    def _chunk(self, table: pa.Table, numbers: np.ndarray, lost: list[Lost], careful: bool = False) -> Chunk | None:
+        raw = {name: table.column(place) for name, place in self.places.items()}
+        if not careful and any(
+            pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py() for column in raw.values()
+        ):
+            return None  # an overflow to infinity looks like a written one: look at the text
+        values, findings = typed(raw, numbers, self.source, self.file, self.zone, self.notes)
+        return Chunk(numbers, values, findings, lost)
+
+    def _read_typed(self, piece: bytes) -> pa.Table:
+        kinds = {
+            name: pa.timestamp("us", tz="UTC" if self.zoned.get(name) else None) if kind.equals(TIMESTAMP) else kind
+            for name, kind in self.fast.items()
+        }
+        kinds |= {place: pa.string() for place in self.places.values() if place not in kinds}
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(piece),
+            pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=len(piece) + 1),
+            self._parse_options(None),
+            self._convert_options(kinds),
+        )
+
+    def _read_bytes(self, piece: bytes) -> tuple[pa.Table, list[Lost]]:
+        lost: list[Lost] = []
+        kinds = {place: pa.binary() for place in self.places.values()}
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(piece),
+            pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=len(piece) + 1),
+            self._parse_options(lost),
+            self._convert_options(kinds),
+        )
+        return table, lost
+
+    def _quoted(self, stream: Any) -> Iterator[tuple[Chunk, int]]:
+        """The rest of a file from the first quote on: newlines may stand inside values, so it is read as one stream."""
+        lost: list[Lost] = []
+        kinds = {place: pa.binary() for place in self.places.values()}
+        done = 0
+        try:
+            reader = pyarrow.csv.open_csv(
+                pa.PythonFile(stream, mode="r"),
+                pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=PIECE),
+                self._parse_options(lost),
+                self._convert_options(kinds),
+            )
+            for batch in reader:
+                numbers, bad = _numbered(done, batch.num_rows, lost)
+                last = int(numbers[-1]) if len(numbers) else done
+                yield self._quoted_chunk(pa.Table.from_batches([batch]), numbers - done, bad, done), last - done
+                done = last
+            if lost:
+                last = lost[-1].number
+                empty = pa.table({place: pa.array([], pa.binary()) for place in kinds})
+                yield self._quoted_chunk(empty, np.zeros(0, np.int64), lost, done), last - done
+        except pa.ArrowException as error:
+            raise UserError(f"{self.file.shown} cannot be cut into rows after row {done}: {error}") from None
+
+    def _quoted_chunk(self, table: pa.Table, numbers: np.ndarray, lost: list[Lost], done: int) -> Chunk:
+        for item in lost:
+            item.number -= done
+        chunk = self._chunk(table, numbers, lost, careful=True)
+        assert chunk is not None
+        return chunk
+
+    def _parse_options(self, lost: list[Lost] | None) -> Any:
+        options: CsvOptions = self.source.csv
+
+        def note(row: Any) -> str:
+            reason = f"has {row.actual_columns} fields, must have {row.expected_columns}"
+            if options.ragged == "fail":
+                reason += " (csv.ragged=fail)"
+            assert lost is not None
+            lost.append(Lost(row.number, row.text, reason))
+            return "skip"
+
+        return pyarrow.csv.ParseOptions(
+            delimiter=options.delimiter,
+            quote_char=options.quote or False,
+            double_quote=options.escape is None,
+            escape_char=options.escape or False,
+            newlines_in_values=bool(options.quote),
+            invalid_row_handler=note if lost is not None else None,
+        )
+
+    def _convert_options(self, kinds: dict[str, pa.DataType]) -> Any:
+        return pyarrow.csv.ConvertOptions(
+            column_types=kinds,
+            include_columns=list(kinds),
+            null_values=list(self.source.csv.nulls),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=self.source.csv.quoted_nulls,
+            true_values=list(TRUE),
+            false_values=list(FALSE),
+            decimal_point=self.source.csv.decimal,
+        )
+
+
+def _numbered(done: int, rows: int, lost: list[Lost]) -> tuple[np.ndarray, list[Lost]]:
+    """Row numbers of the next `rows` good rows after row `done`, and the lost rows among them (taken out of `lost`).
+
+    Arrow may have cut rows ahead of the batch that it hands out: those lost later stay in `lost`.
+    """
+    candidates = np.arange(done + 1, done + 1 + rows + len(lost))
+    numbers = np.setdiff1d(candidates, [item.number for item in lost])[:rows]
+    last = int(numbers[-1]) if rows else done
+    passed = [item for item in lost if item.number <= last]
+    lost[:] = [item for item in lost if item.number > last]
+    return numbers, passed
+
+
+def _fast_types(source: SourceConfig) -> dict[str, pa.DataType]:
+    """Declared columns that Arrow's reader converts exactly as `parse` does; it lets decimals overflow, so not those."""
+    found = {}
+    for name, column in source.columns.items():
+        kind = parse_type(column.type)
+        numeric = pa.types.is_integer(kind) or kind == pa.float64()
+        plain = pa.types.is_boolean(kind) or kind == pa.string() or kind == pa.binary()
+        timed = (kind.equals(TIMESTAMP) or kind == pa.date32()) and column.format is None
+        if plain or timed or (numeric and not source.csv.thousands):
+            found[name] = kind
+    return found
+
+
+def _pieces(stream: BinaryIO, head: bytes) -> Iterator[tuple[bytes, bool]]:
+    """(piece that ends at a line end, whether it is the last); a piece with no line end in sight grows."""
+    rest = head
+    while True:
+        block = _more(stream, b"")
+        if not block:
+            if rest:
+                yield rest, True
+            return
+        rest += block
+        end = rest.rfind(b"\n") + 1
+        if not end:
+            # Old Macintosh text ends its lines with \r; one at the very end might be the first half of \r\n.
+            end = rest.rfind(b"\r", 0, len(rest) - 1) + 1
+        if end:
+            yield rest[:end], False
+            rest = rest[end:]
+        elif len(rest) > LONGEST_LINE:
+            raise UserError(f"a line must not be longer than {LONGEST_LINE} bytes: is the delimiter or the quote right?")
+
+
+class _Rejoined(io.RawIOBase):
+    """A piece that was read already, followed by the rest of its stream."""
+
+    def __init__(self, piece: bytes, stream: BinaryIO) -> None:
+        self._piece, self._stream = memoryview(piece), stream
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if len(self._piece):
+            block = self._piece[:size] if size >= 0 else self._piece
+            self._piece = self._piece[len(block) :]
+            return bytes(block)
+        return self._stream.read(size)

@@ -1,0 +1,188 @@
+"""JSON Lines. Arrow's reader where it keeps every value; otherwise line by line, numbers as written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+
+from engine.config.tree import SourceConfig
+from engine.data.arrow_types import parse_type, type_name
+from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, typed
+from engine.data.files import SourceFile, open_bytes, recode
+from engine.data.read_csv import PIECE, _pieces
+from engine.errors import UserError
+
+_ABSENT = object()
+_MISMATCH: Any = object()
+
+
+class _Number(str):
+    """A number as it is written."""
+
+
+class _Twice(ValueError):
+    pass
+
+
+def read(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+    """Chunks of one file in file order; a key that no line has is a missing column."""
+    stream = open_bytes(file.path)
+    if source.csv.encoding.lower() not in ("utf-8", "utf8"):
+        stream = recode(stream, source.csv.encoding, file.shown)
+    first, seen = 1, set[str]()
+    try:
+        for piece, _ in _pieces(stream, b""):
+            if first == 1:
+                piece = piece.removeprefix(b"\xef\xbb\xbf")
+            chunk, rows = _fast(piece, file, source, zone, seen, notes) or _careful(piece, file, source, zone, seen, notes)
+            chunk.numbers += first - 1
+            for lost in chunk.lost:
+                lost.number += first - 1
+            first += rows
+            yield chunk
+    finally:
+        stream.close()
+    if first == 1:
+        raise UserError(f"{file.shown} is empty: it must hold at least one line")
+    notes.update(match(sorted(seen), source, file).notes)
+    notes.pop("reordered", None)
+
+
+def _paths(source: SourceConfig) -> dict[str, list[str]]:
+    return {name: list(dict.fromkeys((column.path or name, *column.aliases))) for name, column in source.columns.items()}
+
+
+def _fast(
+    piece: bytes, file: SourceFile, source: SourceConfig, zone: str, seen: set[str], notes: dict[str, Any]
+) -> tuple[Chunk, int] | None:
+    """Arrow's own reader, which refuses what it cannot keep; None where the piece has to be looked at line by line."""
+    schema = _fast_schema(source)
+    if schema is None:
+        return None
+    try:
+        table = pyarrow.json.read_json(
+            pa.BufferReader(piece),
+            pyarrow.json.ReadOptions(use_threads=False, block_size=len(piece) + 1),
+            pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="infer"),
+        )
+        if table.num_rows != piece.count(b"\n") + (not piece.endswith(b"\n")):
+            return None
+        present = {
+            name for name in table.column_names if table[name].null_count < table.num_rows or f'"{name}"'.encode() in piece
+        }
+        paths = _paths(source)
+        raw = {name: table[next((path for path in paths[name] if path in present), paths[name][0])] for name in source.columns if paths[name][0] in table.column_names}
+        if any(len(present.intersection(names)) > 1 for names in paths.values()):
+            return None
+        numbers = np.arange(1, table.num_rows + 1)
+        values, findings = typed(raw, numbers, source, file, zone, notes)
+    except (pa.ArrowException, UnicodeDecodeError):
+        return None
+    seen |= present
+    return Chunk(numbers, values, findings), table.num_rows
+
+
+def _fast_schema(source: SourceConfig) -> pa.Schema | None:
+    fields = []
+    for column in source.columns.values():
+        kind = parse_type(column.type)
+        if pa.types.is_nested(kind) or pa.types.is_decimal(kind) or pa.types.is_binary(kind) or (column.path and "." in column.path):
+            return None
+        plain = pa.types.is_integer(kind) or kind == pa.float64() or pa.types.is_boolean(kind)
+        fields.append(kind if plain else pa.string())
+    names = _paths(source)
+    flat = [(path, kind) for (name, kind) in zip(source.columns, fields, strict=True) for path in names[name] if not path.startswith("$")]
+    return pa.schema([pa.field(path, kind) for path, kind in flat])
+
+
+def _careful(
+    piece: bytes, file: SourceFile, source: SourceConfig, zone: str, seen: set[str], notes: dict[str, Any]
+) -> tuple[Chunk, int]:
+    """Line by line: numbers keep their digits, a value of another kind is a violation, not a guess."""
+    records, numbers, lost = _objects(piece)
+    raw: dict[str, Any] = {}
+    mismatched: list[Finding] = []
+    for record in records:
+        seen.update(record)
+    for name, paths in _paths(source).items():
+        if paths[0].startswith("$") or name in file.partitions:
+            continue
+        column = source.columns[name]
+        kind = parse_type(column.type)
+        values = [_first(record, paths, seen) for record in records]
+        written = [_written(value, kind) for value in values]
+        bad = np.asarray([i for i, text in enumerate(written) if text is _MISMATCH], np.int64)
+        written = [None if text is _MISMATCH else text for text in written]
+        raw[name] = pa.array(written, kind if pa.types.is_nested(kind) else pa.string())
+        if len(bad):
+            shown = [None if column.sensitive else json.dumps(values[i], default=str)[:TEXT_LIMIT] for i in bad]
+            mismatched.append(Finding(name, bad, f"is no {type_name(kind)}", column.on_violation, shown))
+    values_, findings = typed(raw, numbers, source, file, zone, notes)
+    return Chunk(numbers, values_, [*mismatched, *findings], lost), len(records) + len(lost)
+
+
+def _objects(piece: bytes) -> tuple[list[dict[str, Any]], np.ndarray, list[Lost]]:
+    records, numbers, lost = [], [], []
+    lines = [line for line in piece.split(b"\n") if line.strip()]
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(
+                line, parse_int=_Number, parse_float=_Number, parse_constant=_Number, object_pairs_hook=_once
+            )
+            if not isinstance(record, dict):
+                raise ValueError("is no JSON object")
+            records.append(record)
+            numbers.append(number)
+        except (ValueError, RecursionError) as error:
+            lost.append(Lost(number, line.decode("utf-8", "backslashreplace"), f"is no JSON object: {error}"))
+    return records, np.asarray(numbers, np.int64), lost
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise _Twice("a key stands twice")
+    return record
+
+
+def _first(record: dict[str, Any], paths: list[str], seen: set[str]) -> Any:
+    """The value at the first path that the record has; None where it has none."""
+    for path in paths:
+        if path in record:
+            return record[path]
+        value: Any = record
+        for part in path.split("."):
+            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT:
+            seen.add(path)
+            return value
+    return None
+
+
+def _written(value: Any, kind: pa.DataType) -> Any:
+    """The text of a value that may become `kind`, or the mark of one that may not."""
+    if value is None:
+        return None
+    if pa.types.is_nested(kind):
+        return _plain(value) if isinstance(value, (list, dict)) else _MISMATCH
+    if isinstance(value, bool):
+        return str(value).lower() if pa.types.is_boolean(kind) else _MISMATCH
+    text_like = pa.types.is_string(kind) or pa.types.is_binary(kind)
+    if isinstance(value, _Number):
+        return _MISMATCH if text_like or pa.types.is_boolean(kind) or pa.types.is_temporal(kind) else str(value)
+    if isinstance(value, str):
+        return value if text_like or pa.types.is_temporal(kind) or pa.types.is_decimal(kind) else _MISMATCH
+    return _MISMATCH
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Number):
+        return json.loads(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,36 @@
+"""Rules over several columns of a row, as SQL expressions that must not be false. DuckDB's door, with `query`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from engine.config.tree import RuleConfig
+from engine.data import query
+from engine.data.columns import Finding
+from engine.errors import UserError
+
+
+def find(table: pa.Table, rules: Mapping[str, RuleConfig], zone: str, skip: list[Finding]) -> list[Finding]:
+    """Rows for which a rule is false (null is not false); rows that are quarantined already are not named again."""
+    if not rules or not table.num_rows:
+        return []
+    gone = np.zeros(table.num_rows, bool)
+    for finding in skip:
+        if finding.policy == "quarantine":
+            gone[finding.positions] = True
+    columns = ", ".join(f"(({rule.holds}) IS NOT DISTINCT FROM false) AS \"{place}\"" for place, rule in enumerate(rules.values()))
+    with query.connect(zone=zone) as connection:
+        connection.register("events", table)
+        try:
+            broken = connection.sql(f"SELECT {columns} FROM events").to_arrow_table()
+        except query.Error as error:
+            raise UserError(f"data.rules: {query.first_line(error)}") from None
+    findings = []
+    for place, (name, rule) in enumerate(rules.items()):
+        positions = np.flatnonzero(np.asarray(broken.column(place).combine_chunks()) & ~gone)
+        if len(positions):
+            findings.append(Finding(name, positions, f"breaks the rule {rule.holds}", rule.on_violation, [None] * len(positions)))
+    return findings

@@ -1,0 +1,217 @@
+"""One source file to checked, typed rows: in memory, or as an Arrow file that a later ingest finds again.
+
+A staged file is committed by its `.json`, written last; a killed ingest goes on with the files that have none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from engine.config import schema as config_schema
+from engine.config.tree import DataConfig, SourceConfig
+from engine.data import checks, read_arrow, read_csv, read_json, rules
+from engine.data.arrow_types import schema_of
+from engine.data.columns import FILE, Chunk, Finding
+from engine.data.files import SourceFile
+from engine.data.policy import PolicyError, Tally, apply, lose
+from engine.errors import UserError
+from engine.runtime import digest, storage
+
+FORMAT = 1
+Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any]], Iterator[Chunk]]
+READERS: dict[str, Reader] = {
+    "csv": read_csv.read,
+    "jsonl": read_json.read,
+    "parquet": read_arrow.read_parquet,
+    "arrow": read_arrow.read_arrow,
+}
+
+
+@dataclasses.dataclass
+class Staged:
+    """The rows of one file that are kept, what was found in it, and how its rows are accounted for."""
+
+    file: SourceFile
+    tally: Tally
+    notes: dict[str, Any]
+    refused: str | None = None
+    tables: list[pa.Table] = dataclasses.field(default_factory=list)
+    path: Path | None = None
+    reused: bool = False
+
+    def read(self) -> Iterator[pa.Table]:
+        """The kept rows in file order."""
+        if self.path is None:
+            yield from self.tables
+            return
+        with pa.memory_map(str(self.path)) as mapped:
+            reader = pa.ipc.open_file(mapped)
+            for place in range(reader.num_record_batches):
+                yield pa.Table.from_batches([reader.get_batch(place)])
+
+    def report(self) -> dict[str, Any]:
+        """Plain form for a manifest."""
+        return {
+            "file": self.file.shown, "source": self.file.source, "digest": self.file.digest, "refused": self.refused,
+            **self.tally.as_json(), **{name: value for name, value in sorted(self.notes.items())},
+        }  # fmt: skip
+
+
+def stage(file: SourceFile, data: DataConfig, threads: int, folder: Path | None, advance: Callable[[int], None]) -> Staged:
+    """Read, type and check one file. Raises UserError where a policy says so.
+
+    `folder` None keeps the rows in memory. A file that cannot be read is refused by `sources.<name>.refused`.
+    """
+    source = data.sources[file.source]
+    if folder is not None and (found := _load(file, data, folder)) is not None:
+        advance(found.tally.rows)
+        return found
+    staged = Staged(file, Tally(f"source {file.source}"), {})
+    writer = _Writer(folder / _name(file, data), schema_of({n: c.type for n, c in source.columns.items()})) if folder else None
+    try:
+        for chunk in READERS[file.format](file, source, data.time_zone, threads, staged.notes):
+            table = _kept(chunk, staged, data, source)
+            advance(len(chunk.numbers) + len(chunk.lost))
+            if writer:
+                writer.write(table)
+            elif table.num_rows:
+                staged.tables.append(table)
+    except UserError as error:
+        if writer:
+            writer.abandon()
+        if source.refused == "fail" or isinstance(error, PolicyError):
+            raise
+        return Staged(file, Tally(f"source {file.source}"), {}, refused=str(error))
+    except BaseException:
+        if writer:
+            writer.abandon()
+        raise
+    digest.check_unchanged(file.path, file.digest)
+    staged.tally.check()
+    if writer:
+        staged.path = writer.commit()
+        _save(staged, data, folder)  # type: ignore[arg-type]
+    return staged
+
+
+def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) -> pa.Table:
+    """The chunk's rows after the policies of the source and, where no query follows, of the event columns too."""
+    shown, tally = staged.file.shown, staged.tally
+    sensitive = any(column.sensitive for column in source.columns.values())
+    lose(chunk.lost, tally, shown, source.csv.ragged, sensitive)
+    findings, table, numbers = list(chunk.findings), chunk.table, chunk.numbers
+    findings += checks_of_events(table, data, staged.file.source, findings)
+
+    def locate(positions: np.ndarray) -> list[dict[str, Any]]:
+        return [{"file": shown, "row": int(numbers[place])} for place in positions]
+
+    return apply(table, findings, tally, locate)[0]
+
+
+def checks_of_events(table: pa.Table, data: DataConfig, source: str, known: list[Finding]) -> list[Finding]:
+    """Row-local rules of the event table on rows of its only source, which tells file and row; none where a query follows."""
+    if data.query is not None or source != event_source(data):
+        return []
+    columns = {name: column for name, column in data.columns.items() if name in table.column_names}
+    findings = checks.find(table, columns, data.time_zone, known)
+    return findings + rules.find(table, data.rules, data.time_zone, [*known, *findings])
+
+
+def event_source(data: DataConfig) -> str:
+    """The source that is the event table where there is no query. Raises UserError when that is not clear."""
+    if data.name in data.sources:
+        return data.name
+    rest = [name for name in data.sources if name not in data.tables]
+    if len(rest) != 1:
+        raise UserError(f"data.query must say how the events are made of the sources {', '.join(data.sources)}")
+    return rest[0]
+
+
+# -------------------------------------------------------------------------------------------------- staged files
+
+
+def _name(file: SourceFile, data: DataConfig) -> str:
+    source = config_schema.plain(data.sources[file.source])
+    source.pop("path", None)
+    asked: list[Any] = [FORMAT, file.source, source, data.time_zone, file.format, file.identity]
+    if any(column.path == FILE for column in data.sources[file.source].columns.values()):
+        asked.append(file.path.name)
+    if data.query is None:
+        plain = config_schema.plain(data)
+        asked += [plain["columns"], plain["rules"]]
+    return digest.of_json(asked)[:32]
+
+
+def names(files: list[SourceFile], data: DataConfig) -> set[str]:
+    """Names that the staged forms of these files have."""
+    return {_name(file, data) for file in files}
+
+
+def _save(staged: Staged, data: DataConfig, folder: Path) -> None:
+    tally = staged.tally
+    counts = [[*key, count] for key, count in sorted(tally.counts.items())]
+    storage.write_json(
+        folder / f"{_name(staged.file, data)}.json",
+        {
+            "rows": tally.rows, "kept": tally.kept, "quarantined": tally.quarantined, "counts": counts,
+            "records": tally.records, "notes": staged.notes,
+        },
+    )  # fmt: skip
+
+
+def _load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
+    name = _name(file, data)
+    record, path = folder / f"{name}.json", folder / f"{name}.arrow"
+    try:
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        with pa.memory_map(str(path)) as mapped:
+            reader = pa.ipc.open_file(mapped)
+            rows = sum(reader.get_batch(place).num_rows for place in range(reader.num_record_batches))
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    if rows != saved["kept"]:
+        return None
+    tally = Tally(f"source {file.source}", saved["rows"], saved["kept"], saved["quarantined"])
+    tally.counts = Counter({(column, reason, policy): count for column, reason, policy, count in saved["counts"]})
+    tally.records = [{**entry, "file": file.shown} for entry in saved["records"]]
+    return Staged(file, tally, saved["notes"], path=path, reused=True)
+
+
+class _Writer:
+    """An Arrow file under a temporary name; `commit` gives it its own."""
+
+    def __init__(self, stem: Path, schema: pa.Schema) -> None:
+        self._target = stem.with_name(f"{stem.name}.arrow")
+        self._temporary = stem.with_name(f".{stem.name}.tmp")
+        self._schema = schema
+        with storage.disk_errors(stem):
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            self._sink = pa.OSFile(str(self._temporary), "wb")
+            self._writer = pa.ipc.new_file(self._sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+
+    def write(self, table: pa.Table) -> None:
+        with storage.disk_errors(self._target):
+            self._writer.write_table(table)
+
+    def commit(self) -> Path:
+        with storage.disk_errors(self._target):
+            self._writer.close()
+            self._sink.close()
+            self._temporary.replace(self._target)
+        return self._target
+
+    def abandon(self) -> None:
+        try:
+            self._sink.close()
+        except (OSError, pa.ArrowException):
+            pass
+        self._temporary.unlink(missing_ok=True)
