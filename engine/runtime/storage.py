@@ -86,6 +86,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def link(source: Path, path: Path) -> None:
+    """Make `path` a second name of the file `source`, or a copy where the disk cannot, atomically; replaces `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        os.link(source, temporary)
+    except OSError:  # another disk, or a file system without hard links
+        with atomic_path(path) as copy:
+            shutil.copyfile(source, copy)
+        return
+    if os.path.samefile(source, path) if path.exists() else False:
+        temporary.unlink()  # rename of two names of one file does nothing, and would leave this one
+        return
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
