@@ -20,7 +20,7 @@ from engine.config import schema
 from engine.config.tree import Config, DataConfig, FeaturesConfig
 from engine.errors import UserError
 from engine.features.encode import Encoder
-from engine.runtime import digest, storage
+from engine.runtime import digest, registry, storage
 from engine.training.model import from_architecture
 
 FORMAT = 1
@@ -129,6 +129,9 @@ def find_model(reference: str, runs: Path) -> Path:
     """
     if not reference:
         raise UserError("score.model must name a training run (its directory), found nothing")
+    registered = None if Path(reference).exists() else registry.resolve(reference, runs)
+    if registered is not None:
+        return registered
     path = Path(reference)
     for candidate in (path, path / "model"):
         if (candidate / MANIFEST).exists():

@@ -21,7 +21,7 @@ from engine.features import build
 from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts
-from engine.features.moments import instants
+from engine.features.moments import NEVER, instants, moment_times
 from engine.features.store import threads_of
 from engine.runtime import digest
 from engine.runtime.run import Run
@@ -125,10 +125,24 @@ def split_rows(config: Config, dataset: Dataset, period: str) -> Split:
     start, stop = dataset.row_range(*units.between(bounds, config.data.time_zone))
     target = dataset.read([config.data.target or ""], rows=(start, stop))[0]
     valid = np.asarray(pc.is_valid(target.combine_chunks() if isinstance(target, pa.ChunkedArray) else target))
+    if period != "test" and config.split.known_by is not None:
+        valid &= known_by(config, dataset, (start, stop), units.instant(config.split.known_by, config.data.time_zone))
     rows = start + np.flatnonzero(valid)
     if period == "train" and not len(rows):
         raise UserError(f"split.train {list(bounds)} must hold labelled rows, found {stop - start} rows, none with a label")
     return Split(period, rows, (stop - start) - len(rows))
+
+
+def known_by(config: Config, dataset: Dataset, rows: tuple[int, int], instant: int) -> np.ndarray:
+    """bool[n]: whether each row's target is known by an instant. Raises UserError where its known_at is not declared."""
+    target = config.data.target or ""
+    column = config.data.columns[target]
+    if column.known_at is None:
+        raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, found none")
+    if column.known_at == "prior":
+        return np.ones(rows[1] - rows[0], bool)
+    known = moment_times(dataset.read([units.moment(column.known_at)[0]], rows=rows), column.known_at)
+    return (known != NEVER) & (known <= instant)
 
 
 def fit_encoder(config: Config, table: FeatureTable, split: Split) -> Encoder:
