@@ -7,12 +7,14 @@ import errno
 import json
 import os
 import shutil
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from engine.errors import UserError
@@ -134,3 +136,14 @@ def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, page checksums verified."""
     return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
+
+
+def object_store(endpoint: str | None = None, region: str | None = None) -> Any:
+    """pyarrow's file system of an s3:// service; credentials come from the usual chain, never from a config."""
+    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
+    if region:
+        options["region"] = region
+    if endpoint:
+        address = urllib.parse.urlsplit(endpoint)
+        options.update(scheme=address.scheme or "https", endpoint_override=address.netloc or address.path)
+    return pafs.S3FileSystem(**options)
