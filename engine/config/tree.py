@@ -329,7 +329,7 @@ class TrainConfig:
     warmup: float = key(0.05, "share of all steps that warm up; cosine decay follows", ge=0, lt=1)
     clip: float = key(1.0, "largest gradient norm; 0 = no clipping", ge=0)
     patience: int = key(3, "epochs without a better validation metric before stopping; 0 = never stop early", ge=0)
-    metric: str | None = key(None, "validation metric to watch; null = roc_auc, accuracy or mae by loss")
+    metric: str | None = key(None, "validation metric to watch; null = roc_auc, accuracy, rmse, mae or pinball by loss")
     precision: str = key("auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16"))
     reduction: str = key("exact", "how gradients are added up", choices=("exact", "ddp"))
     order: str = key("full", "shuffle over all rows or within windows of rows", choices=("full", "windowed"))
@@ -379,7 +379,9 @@ class ScoreConfig:
     region: str | None = key(None, "s3:// region of the output; null = as the credential chain says")
     partition: str | None = key(None, "column whose values become folders `column=value` (hive)")
     file_rows: int = key(0, "rows of an output file; 0 = one file a unit, or by file_size", ge=0)
-    file_size: str | int | None = key(None, "size that output files aim at, as in 128MB; null = by file_rows", parse=units.size)
+    file_size: str | int | None = key(
+        None, "size that output files aim at, as in 128MB; null = by file_rows", parse=units.size
+    )
     compression_level: int = key(1, "zstd level of the output", ge=1, le=22)
 
     def __post_init__(self) -> None:
@@ -415,7 +417,9 @@ class GateConfig:
     cost_false_negative: float = key(5.0, "business cost of a positive that was not acted on", ge=0)
     cost_false_positive: float = key(1.0, "business cost of acting on a negative", ge=0)
     max_cost_rise: float = key(0.0, "the business cost may rise by no more than this share of the champion's", ge=0)
-    max_slice_loss: float = key(0.02, "a slice may lose no more of the metric than this, where it is beyond chance", ge=0)
+    max_slice_loss: float = key(
+        0.02, "a slice may lose no more of the metric than this, where it is beyond chance", ge=0
+    )
     min_slice_rows: int = key(500, "judged rows that a slice must have to guard", ge=2)
     max_ece_rise: float = key(0.02, "the calibration error may rise by no more than this", ge=0)
     min_rows: int = key(1000, "judged rows without which nothing is promoted", ge=2)
@@ -479,7 +483,9 @@ def default_policies() -> dict[str, PolicyConfig]:
 class BacktestConfig:
     """The past, period by period, as it would have been known then."""
 
-    start: str | None = key(None, "first day that is scored; the first model is trained on what is before; null = split.valid's")
+    start: str | None = key(
+        None, "first day that is scored; the first model is trained on what is before; null = split.valid's"
+    )
     stop: str | None = key(None, "end of the last period, excluded; null = the last event")
     period: str = key("month", "length of a period: month, or a span like 7d")
     policies: dict[str, PolicyConfig] = key(factory=default_policies, help="policies by name")
