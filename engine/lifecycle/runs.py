@@ -1,0 +1,233 @@
+"""Runs on disk: find one, list them, filter and sort. No server: a run directory is the record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config.tree import Config
+from engine.errors import UserError, nearest
+from engine.lifecycle.words import take
+from engine.runtime import storage
+from engine.runtime.run import load_record
+from engine.training.bundle import find_model
+
+FACTS = ("command", "name", "status", "started", "seconds")
+HEADLINES = ("test/roc_auc", "test/accuracy", "test/rmse", "valid/roc_auc", "valid/accuracy", "valid/rmse")
+COMPARISONS = {
+    ">=": lambda a, b: a >= b,
+    "<=": lambda a, b: a <= b,
+    "!=": lambda a, b: a != b,
+    "==": lambda a, b: a == b,
+    ">": lambda a, b: a > b,
+    "<": lambda a, b: a < b,
+    "=": lambda a, b: a == b,
+    "~": lambda a, b: str(b) in str(a),
+}
+_CONDITION = re.compile(r"^\s*([^\s<>=!~]+)\s*(>=|<=|!=|==|=|>|<|~)\s*(.+?)\s*$")
+
+
+def find_run(reference: str, runs: Path) -> Path:
+    """The run directory that a path, an id (the last part of its path) or `name@alias` names. Raises UserError."""
+    path = Path(reference)
+    if (path / "run.json").is_file():
+        return path.resolve()
+    if "@" in reference:
+        return run_of_model(find_model(reference, runs))
+    if path.is_dir():
+        raise UserError(f"{reference} must be a run directory, found no run.json in it")
+    found = [] if "/" in reference else [entry for entry in directories(runs) if entry.name.startswith(reference)]
+    if len(found) == 1:
+        return found[0].resolve()
+    if found:
+        raise UserError(f"{reference!r} must name one run, found {len(found)}: {', '.join(map(str, found[:5]))}")
+    known = nearest(reference, (entry.name for entry in directories(runs))) if "/" not in reference else ""
+    raise UserError(f"a run must be named by its directory, found {reference!r}, where there is none.{known}")
+
+
+def run_of_model(model: Path) -> Path:
+    """The training run behind a bundle, or behind a registered copy of one. Raises UserError."""
+    for folder in (model, *model.parents[:2]):
+        if (folder / "run.json").is_file():
+            return folder.resolve()
+        for name in ("version.json", "facts.json"):
+            facts = storage.read_json(folder / name) if (folder / name).is_file() else {}
+            origin = Path(str((facts.get("facts") or facts).get("run", "")))
+            if (origin / "run.json").is_file():
+                return origin.resolve()
+    raise UserError(f"the training run behind {model} must still be there, found none: name the run directory itself")
+
+
+def directories(runs: Path) -> Iterator[Path]:
+    """Every run directory below a folder, oldest first."""
+    found = [path.parent for path in runs.glob("*/*/*/run.json")]
+    yield from sorted(found, key=lambda path: path.name)
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    """One flat record of a run: facts, resolved config with dotted names, metrics, and digests as `chain/<link>`."""
+    record = load_record(directory)
+    flat: dict[str, Any] = {"id": directory.name, "directory": str(directory)}
+    flat.update({name: record.get(name) for name in FACTS})
+    flat["status"] = status(directory, record)
+    flat["commit"] = ((record.get("code") or {}).get("engine_git") or {}).get("commit")
+    flat.update(dict(dotted(record.get("config") or {})))
+    flat.update({f"chain/{link}": value for link, value in (record.get("chain") or {}).items()})
+    flat.update({f"outputs/{name}": value for name, value in (record.get("outputs") or {}).items()})
+    flat.update(metrics_of(directory))
+    return flat
+
+
+def metrics_of(directory: Path) -> dict[str, float | None]:
+    """metrics.json of a run; empty where it did not finish."""
+    path = directory / "metrics.json"
+    return dict(storage.read_json(path)) if path.exists() else {}
+
+
+def status(directory: Path, record: Mapping[str, Any]) -> str:
+    """`running` only while the process that said so is alive."""
+    said = str(record.get("status"))
+    if (directory / "DONE").exists() or said != "running":
+        return said
+    with contextlib.suppress(ProcessLookupError, PermissionError, TypeError):
+        os.kill(record["pid"], 0)
+        return said
+    return "killed"
+
+
+def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a nested config; lists are values."""
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, where)
+        else:
+            yield where, value
+
+
+# ------------------------------------------------------------------------------------------------------- the list
+
+
+def listing(runs: Path, where: str = "", sort: str = "") -> list[dict[str, Any]]:
+    """Summaries of the runs that satisfy `where` (`KEY OP VALUE and ...`), by `sort`: largest first, `-KEY` smallest first.
+
+    Without `sort` the newest comes first. Runs that lack the key come last. Raises UserError.
+    """
+    found = []
+    for directory in directories(runs):
+        with contextlib.suppress(UserError):  # a directory that is being made, or was damaged, is no run
+            found.append(summary(directory))
+    names = {name for item in found for name in item}
+    for name, compare, value in conditions(where):
+        if found and name not in names:
+            raise UserError(f"--where names {name!r}, which no run has.{nearest(name, names)}")
+        found = [item for item in found if _holds(item.get(name), compare, value)]
+    return sorted_by(found, sort, names)
+
+
+def sorted_by(found: list[dict[str, Any]], sort: str, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The summaries in the order of a key."""
+    key, descending = sort.removeprefix("-") or "started", not sort.startswith("-")
+    known = set(names)
+    if sort and found and key not in known:
+        raise UserError(f"--sort names {key!r}, which no run has.{nearest(key, known)}")
+    having = [item for item in found if item.get(key) is not None]
+    number = all(isinstance(item[key], (int, float)) for item in having)
+    having.sort(key=lambda item: item[key] if number else str(item[key]), reverse=descending)
+    return having + [item for item in found if item.get(key) is None]
+
+
+def conditions(text: str) -> list[tuple[str, str, Any]]:
+    """(key, operator, value) of each part of `test/roc_auc > 0.74 and command = train`. Raises UserError."""
+    found = []
+    for part in re.split(r"\s+and\s+", text.strip()) if text.strip() else []:
+        match = _CONDITION.match(part)
+        if not match:
+            raise UserError(
+                f"a condition must be KEY OP VALUE with OP one of {' '.join(COMPARISONS)}, joined by `and`, found {part!r}"
+            )
+        found.append((match.group(1), match.group(2), _value(match.group(3))))
+    return found
+
+
+def _value(text: str) -> Any:
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _holds(value: Any, compare: str, wanted: Any) -> bool:
+    if value is None:
+        return wanted is None and compare in ("=", "==")
+    numbers = isinstance(value, (int, float)) and isinstance(wanted, (int, float))
+    if not numbers and not isinstance(value, (list, dict)):
+        value, wanted = str(value).lower() if isinstance(value, bool) else str(value), _text(wanted)
+    return bool(COMPARISONS[compare](value, wanted))
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def runs(config: Config, words: list[str]) -> int:
+    """`engine runs [--where CONDITION] [--sort KEY] [--columns KEYS] [--limit N] [--json]`."""
+    others, options = take(words, ("--json",), ("--where", "--sort", "--columns", "--limit"))
+    if others:
+        raise UserError(f"runs takes options only, found {others[0]!r}: write --where 'KEY OP VALUE'")
+    limit = options.get("--limit", "")
+    if limit and not limit.isdigit():
+        raise UserError(f"--limit must be a number of runs, found {limit!r}")
+    found = listing(Path(config.paths.runs), options.get("--where", ""), options.get("--sort", ""))
+    found = found[: int(limit)] if limit else found
+    asked = [name.strip() for name in options.get("--columns", "").split(",") if name.strip()]
+    columns = columns_of(found, asked, options.get("--where", ""), options.get("--sort", ""))
+    if "--json" in options:
+        sys.stdout.write(json.dumps([{name: item.get(name) for name in (*columns, "directory")} for item in found]) + "\n")
+    else:
+        sys.stdout.write(table([*columns, "directory"], [[item.get(name) for name in (*columns, "directory")] for item in found]))
+    return 0
+
+
+def columns_of(found: Sequence[Mapping[str, Any]], asked: list[str], where: str, sort: str) -> list[str]:
+    """The columns of the list: facts, what was filtered and sorted by, what was asked for, and the headline metric."""
+    names = {name for item in found for name in item}
+    for name in asked:
+        if found and name not in names:
+            raise UserError(f"--columns names {name!r}, which no run has.{nearest(name, names)}")
+    used = [name for name, _, _ in conditions(where)] + [sort.removeprefix("-")]
+    headline = [name for name in HEADLINES if name in names][:1]
+    return [name for name in dict.fromkeys([*FACTS, *used, *asked, *headline]) if name]
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned text; numbers to the right."""
+    texts = [[cell(value) for value in row] for row in rows]
+    widths = [max(len(name), *(len(row[index]) for row in texts), 0) if texts else len(name) for index, name in enumerate(columns)]
+    right = [any(isinstance(row[index], (int, float)) for row in rows) for index in range(len(columns))]
+    lines = [_line(columns, widths, right), *(_line(row, widths, right) for row in texts)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    return "  ".join(
+        text.rjust(width) if at_right else text.ljust(width) for text, width, at_right in zip(row, widths, right, strict=True)
+    ).rstrip()
+
+
+def cell(value: Any) -> str:
+    """Short text of a value."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
+    return text[:19] if re.match(r"\d{4}-\d\d-\d\dT\d\d:", text) else text
