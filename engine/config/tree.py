@@ -85,6 +85,7 @@ class Column:
     SHORTHAND = "type"
     type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
     role: str = key("ignore", "what the column is for", choices=ROLES)
+    id: bool = key(False, "part of the row's identity beside its role; role id says the same")
     description: str = key("", "what it means")
     nullable: bool = key(True, "whether a null is allowed")
     min: float | str | None = key(None, "smallest allowed value")
@@ -108,6 +109,11 @@ class Column:
     def __post_init__(self) -> None:
         if self.known_at is not None and self.known_at != "prior":
             units.moment(self.known_at)
+
+    @property
+    def identifies(self) -> bool:
+        """Whether the column is part of the row's identity."""
+        return self.id or self.role == "id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +180,7 @@ class DataConfig:
     @property
     def ids(self) -> list[str]:
         """The id columns, in declared order."""
-        return self.with_role("id")
+        return [name for name, column in self.columns.items() if column.identifies]
 
     @property
     def target(self) -> str | None:
@@ -186,7 +192,7 @@ def _check_roles(columns: dict[str, Column]) -> None:
     counts = {role: [name for name, column in columns.items() if column.role == role] for role in ROLES}
     if columns and len(counts["event_time"]) != 1:
         raise UserError(f"columns must have exactly one with role event_time, found {counts['event_time']}")
-    if columns and not counts["id"]:
+    if columns and not any(column.identifies for column in columns.values()):
         raise UserError("columns must have at least one with role id: row_id is made of the id columns")
     for role in ("target", "weight"):
         if len(counts[role]) > 1:
