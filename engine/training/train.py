@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,16 @@ from engine.features.store import threads_of
 from engine.runtime import digest
 from engine.runtime.run import Run
 from engine.training import gate, report
-from engine.training.bundle import TILE_ROWS, Bundle, find_model, load_model, read_bundle, seal, weights_bytes, write_bundle
+from engine.training.bundle import (
+    TILE_ROWS,
+    Bundle,
+    find_model,
+    load_model,
+    read_bundle,
+    seal,
+    weights_bytes,
+    write_bundle,
+)
 from engine.training.evaluate import evaluate_scores
 from engine.training.examples import Examples, aligned_empty
 from engine.training.loop import FitResult, fit
@@ -34,6 +44,7 @@ from engine.training.losses import to_scores
 from engine.training.model import architecture
 from engine.training.precision import resolve_precision
 from engine.training.predict import predict_logits
+from engine.training.reference import write_reference
 
 PERIODS = ("train", "valid", "test")
 CHUNK_ROWS = 131_072
@@ -205,7 +216,7 @@ def target_values(column: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarr
     return np.asarray(pc.fill_null(index.cast(pa.float32()), float("nan")))
 
 
-def fit_model(  # noqa: PLR0913
+def fit_model(
     config: Config, run: Run, encoder: Encoder, examples: dict[str, Examples], dataset: Dataset, classes: tuple[str, ...]
 ) -> FitResult:
     """Run the loop where the config says: in this process, or on a cluster."""
@@ -221,7 +232,7 @@ def fit_model(  # noqa: PLR0913
     )
 
 
-def evaluate_splits(  # noqa: PLR0913
+def evaluate_splits(
     config: Config, run: Run, dataset: Dataset, model: Any, precision: str, examples: dict[str, Examples], loss: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics named `valid/...` and `test/...`, and the details that the report draws."""
@@ -252,7 +263,7 @@ def evaluate_splits(  # noqa: PLR0913
     return metrics, details
 
 
-def write_model(  # noqa: PLR0913
+def write_model(
     config: Config,
     run: Run,
     table: FeatureTable,
@@ -274,6 +285,8 @@ def write_model(  # noqa: PLR0913
         "tile_rows": TILE_ROWS,
     }
     write_bundle(directory, config=config, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema)
+    score = functools.partial(scores_of, result.model, model, threads_of(config))
+    write_reference(directory, config, table, encoder, score, classes, split.rows)
     gate.write_gate(directory / "gate", config, table, encoder, result.model, model, split.rows)
     return seal(directory)
 
@@ -281,6 +294,16 @@ def write_model(  # noqa: PLR0913
 def device_of(config: Config) -> str:
     """`cpu` or `cuda`: what `train.device` asks for, or what there is."""
     return "cpu" if config.train.device == "auto" else config.train.device
+
+
+def scores_of(
+    model: Any, facts: dict[str, Any], threads: int, numeric: np.ndarray, codes: np.ndarray
+) -> np.ndarray:
+    """Scores of encoded rows by a model and what model.json says of it."""
+    logits = predict_logits(
+        model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
+    )
+    return to_scores(facts["loss"], logits)
 
 
 def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> dict[str, Any]:

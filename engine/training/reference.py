@@ -1,0 +1,319 @@
+"""The reference of a model: what monitoring compares later data with, so that no raw training row is needed again.
+
+Written into the bundle, over the training and validation periods (labelled or not: that is what scoring will see):
+`profile_spec.json`; `reference.parquet` (rows per local day x column x bin, of inputs and of predictions);
+`reference.json` (the profile of the whole period, when predictions were made, how much each feature matters);
+`reference_sample.parquet` (about 20,000 encoded rows, chosen by hash of their id); `reference_outcomes.parquet`
+(day, score and target of up to 50,000 labelled validation rows, chosen likewise).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config import units
+from engine.config.tree import Config
+from engine.data.dataset import Dataset, row_ids
+from engine.features.build import FeatureTable
+from engine.features.compute import as_floats
+from engine.features.encode import Encoder, as_texts
+from engine.features.profile import FIT_ROWS, Profile, ProfileSpec
+from engine.runtime import storage
+from kernels import profile as kernel
+from kernels.exact import WIDE_UNIT
+from kernels.hashing import hash_bytes
+
+FORMAT = 1
+SAMPLE_ROWS, OUTCOME_ROWS, IMPORTANCE_ROWS = 20_000, 50_000, 1_000
+CHUNK_ROWS = 131_072
+MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN = kernel.MISSING, kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE
+ROWS = ""  # the column of reference.parquet that counts rows
+
+Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def write_reference(
+    directory: Path,
+    config: Config,
+    table: FeatureTable,
+    encoder: Encoder,
+    scorer: Scorer,
+    classes: Sequence[str],
+    train_rows: np.ndarray,
+) -> None:
+    """Write the reference into a bundle's folder.
+
+    `scorer` gives scores [n] or [n, classes] of encoded blocks; `classes` names the target's classes (none: a number);
+    `train_rows` int64 are the rows that the encoder was fitted on.
+    """
+    scored = period_rows(config, table.dataset, "valid")
+    in_sample = scored[0] == scored[1]
+    scored = period_rows(config, table.dataset, "train") if in_sample else scored
+    scores = score_range(table, encoder, scorer, scored)
+    multiclass = list(classes) if scores.ndim == 2 else []
+    spec = ProfileSpec.fit(encoder, _reader(table, train_rows), scores, multiclass, sensitive_features(config))
+    storage.write_json(directory / "profile_spec.json", spec.to_json())
+    days = profile_days(config, table, spec, scored, scores)
+    storage.write_parquet(directory / "reference.parquet", days_table(spec, days))
+    whole = Profile.empty(spec)
+    for part in days.values():
+        whole = whole.merge(part)
+    sample = encoded_sample(config, table, encoder)
+    storage.write_parquet(directory / "reference_sample.parquet", sample_table(config, encoder, *sample))
+    outcomes = labelled_outcomes(config, table.dataset, scored, scores, classes)
+    if outcomes is not None:
+        storage.write_parquet(directory / "reference_outcomes.parquet", outcomes)
+    state = {
+        "format": FORMAT,
+        "predictions_in_sample": in_sample,
+        "importance": permutation_importance(encoder, scorer, sample[1], sample[2]),
+        "profile": whole.to_json(),
+    }
+    storage.write_json(directory / "reference.json", state)
+
+
+# ---------------------------------------------------------------------------------------------------- rows and days
+
+
+def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int]:
+    """Dataset rows [start, stop) of a split; empty where the config has none."""
+    bounds = getattr(config.split, period)
+    return dataset.row_range(*units.between(bounds, config.data.time_zone)) if bounds else (0, 0)
+
+
+def local_days(times: pa.ChunkedArray | pa.Array, time_zone: str) -> np.ndarray:
+    """int32[n] local days since 1970-01-01 of instants; a null time has none (an event time is never null)."""
+    local = pc.local_timestamp(times.cast(pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us", tz=time_zone)))
+    days = local.cast(pa.date32()).cast(pa.int32())
+    return np.asarray(days.combine_chunks() if isinstance(days, pa.ChunkedArray) else days)
+
+
+def chunks(rows: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The range in pieces of CHUNK_ROWS."""
+    for low in range(rows[0], rows[1], CHUNK_ROWS):
+        yield low, min(low + CHUNK_ROWS, rows[1])
+
+
+def score_range(table: FeatureTable, encoder: Encoder, scorer: Scorer, rows: tuple[int, int]) -> np.ndarray:
+    """Scores of a range of dataset rows."""
+    return np.concatenate([scorer(*encoder.transform(table.read(part))) for part in chunks(rows)])
+
+
+def profile_days(
+    config: Config, table: FeatureTable, spec: ProfileSpec, scored: tuple[int, int], scores: np.ndarray
+) -> dict[int, Profile]:
+    """Profile of each local day of the training and validation periods; predictions of `scored` rows only."""
+    days: dict[int, Profile] = {}
+    for period in ("train", "valid"):
+        rows = period_rows(config, table.dataset, period)
+        for part in chunks(rows):
+            known = scores[part[0] - scored[0] : part[1] - scored[0]] if scored[0] <= part[0] < scored[1] else None
+            for day, profile in _chunk_days(config, table, spec, part, known):
+                days[day] = days[day].merge(profile) if day in days else profile
+    return dict(sorted(days.items()))
+
+
+def _chunk_days(
+    config: Config, table: FeatureTable, spec: ProfileSpec, part: tuple[int, int], scores: np.ndarray | None
+) -> Iterator[tuple[int, Profile]]:
+    event_time = config.data.event_time
+    days = local_days(table.dataset.read([event_time], rows=part)[event_time], config.data.time_zone)
+    raw = table.read(part)
+    # Rows are in order of event time, so a day is a range; a clock change may split it in two.
+    starts = np.flatnonzero(np.diff(days, prepend=days[0] - 1)).tolist() if len(days) else []
+    for low, high in itertools.pairwise([*starts, len(days)]):
+        part_scores = None if scores is None else scores[low:high]
+        yield int(days[low]), Profile.count(spec, raw.slice(low, high - low), part_scores)
+
+
+def days_table(spec: ProfileSpec, days: dict[int, Profile]) -> pa.Table:
+    """reference.parquet: day, column, bin, count, and `sum` of the values below and above the edges.
+
+    Bins of a number: 0 below, 1..B, B + 1 above, -3 missing, -2 and -1 infinite; of a category: its code.
+    """
+    found: dict[str, list[Any]] = {"day": [], "column": [], "bin": [], "count": [], "sum": []}
+
+    def add(day: int, column: str, bin_: int, count: int, total: float | None = None) -> None:
+        for name, value in zip(found, (day, column, bin_, count, total), strict=True):
+            found[name].append(value)
+
+    for day, profile in days.items():
+        add(day, ROWS, 0, profile.rows)
+        for columns, counts in ((spec.numeric, profile.numeric), (spec.predictions, profile.predictions)):
+            for index, item in enumerate(columns):
+                for bin_, count, total in _numeric_bins(counts, index, item.bins):
+                    add(day, item.name, bin_, count, total)
+        for index, vocabulary in enumerate(spec.categorical):
+            for code in np.flatnonzero(profile.categories[index]):
+                add(day, vocabulary.name, int(code), int(profile.categories[index, code]))
+    kinds = [pa.int32(), pa.string(), pa.int32(), pa.int64(), pa.float64()]
+    table = pa.table({name: pa.array(found[name], kind) for name, kind in zip(found, kinds, strict=True)})
+    return table.set_column(0, "day", table["day"].cast(pa.date32()))
+
+
+def _numeric_bins(counts: kernel.Profile, column: int, bins: int) -> Iterator[tuple[int, int, float | None]]:
+    row = counts.counts[column]
+    for bin_ in (*range(bins + 2), MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN):
+        if row[bin_]:
+            side = {0: 2, bins + 1: 3}.get(bin_)
+            yield bin_, int(row[bin_]), None if side is None else outside_sum(counts.sums[column][side])
+
+
+def outside_sum(total: int) -> float | None:
+    """An exact sum in units of 2**-1084 as a float; None beyond the range of a double."""
+    try:
+        return total / (1 << WIDE_UNIT)
+    except OverflowError:
+        return None
+
+
+# ----------------------------------------------------------------------------------------------- sample and outcomes
+
+
+def id_hashes(dataset: Dataset, ids: list[str], rows: tuple[int, int]) -> np.ndarray:
+    """uint64[n] hash of each row's id: a choice by it depends on nothing but the id."""
+    texts = row_ids(dataset.read(ids, rows=rows), ids).cast(pa.large_string())
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return hash_bytes(np.frombuffer(texts.buffers()[2] or b"", np.uint8), offsets)
+
+
+def chosen_rows(dataset: Dataset, ids: list[str], rows: tuple[int, int], wanted: int, total: int) -> np.ndarray:
+    """Offsets within the range of its share of about `wanted` rows of `total`: those with the smallest hashes."""
+    if total <= wanted:
+        return np.arange(rows[1] - rows[0])
+    return np.flatnonzero(id_hashes(dataset, ids, rows) < np.uint64(2**64 * wanted // total))
+
+
+def encoded_sample(config: Config, table: FeatureTable, encoder: Encoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(days int32[n], numeric float32[n, F], codes int32[n, K]) of about SAMPLE_ROWS rows of both periods."""
+    periods = [period_rows(config, table.dataset, period) for period in ("train", "valid")]
+    total = sum(stop - start for start, stop in periods)
+    return encode_sample(config, table, encoder, [part for rows in periods for part in chunks(rows)], total)
+
+
+def encode_sample(
+    config: Config, table: FeatureTable, encoder: Encoder, parts: Sequence[tuple[int, int]], total: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sample of the rows of some ranges that have `total` rows together."""
+    event_time = config.data.event_time
+    days, numeric, codes = [np.empty(0, np.int32)], [np.empty((0, encoder.width), np.float32)], []
+    codes.append(np.empty((0, len(encoder.categorical_)), np.int32))
+    for part in parts:
+        take = pa.array(chosen_rows(table.dataset, config.data.ids, part, SAMPLE_ROWS, total))
+        block = encoder.transform(table.read(part).take(take))
+        times = table.dataset.read([event_time], rows=part).take(take)[event_time]
+        days.append(local_days(times, config.data.time_zone))
+        numeric.append(block[0])
+        codes.append(block[1])
+    return np.concatenate(days), np.concatenate(numeric), np.concatenate(codes)
+
+
+def sample_table(
+    config: Config, encoder: Encoder, days: np.ndarray, numeric: np.ndarray, codes: np.ndarray
+) -> pa.Table:
+    """reference_sample.parquet: day, then the encoded columns by name; sensitive features are left out."""
+    hidden = set(sensitive_features(config))
+    columns: dict[str, pa.Array] = {"day": pa.array(days, pa.int32()).cast(pa.date32())}
+    at = 0
+    for item in encoder.numeric_:
+        for name in item.outputs():
+            if item.name not in hidden:
+                columns[f"numeric:{name}"] = pa.array(np.ascontiguousarray(numeric[:, at]))
+            at += 1
+    for index, vocabulary in enumerate(encoder.categorical_):
+        if vocabulary.name not in hidden:
+            columns[f"category:{vocabulary.name}"] = pa.array(np.ascontiguousarray(codes[:, index]))
+    return pa.table(columns)
+
+
+def labelled_outcomes(
+    config: Config, dataset: Dataset, rows: tuple[int, int], scores: np.ndarray, classes: Sequence[str]
+) -> pa.Table | None:
+    """reference_outcomes.parquet: day, target and score(s) of labelled rows; None without any."""
+    if not config.data.target:
+        return None
+    take = chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0])
+    facts = dataset.read([config.data.event_time, config.data.target], rows=rows).take(pa.array(take))
+    target = target_numbers(facts[config.data.target], classes)
+    found = outcome_table(local_days(facts[config.data.event_time], config.data.time_zone), target, scores[take])
+    found = found.filter(pc.is_valid(found["target"]))
+    return found if found.num_rows else None
+
+
+def outcome_table(days: np.ndarray, target: np.ndarray, scores: np.ndarray) -> pa.Table:
+    """day, target (null: not known yet), and `score` or `score_<index>`."""
+    columns = scores.reshape(len(scores), -1)
+    names = ["score"] if scores.ndim == 1 else [f"score_{index}" for index in range(columns.shape[1])]
+    named = {name: pa.array(np.ascontiguousarray(columns[:, index])) for index, name in enumerate(names)}
+    day = pa.array(days, pa.int32()).cast(pa.date32())
+    return pa.table({"day": day, "target": pa.array(target, from_pandas=True), **named})
+
+
+def target_numbers(column: pa.ChunkedArray, classes: Sequence[str]) -> np.ndarray:
+    """float64[n]: the number, or the index of the class; NaN where it is unknown or no class of training."""
+    if not classes:
+        return as_floats(column).astype(np.float64)
+    index = pc.index_in(as_texts(column), value_set=pa.array(list(classes), pa.large_string()), skip_nulls=True)
+    return np.asarray(pc.fill_null(index.cast(pa.float64()), float("nan")))
+
+
+# ------------------------------------------------------------------------------------------------ what matters
+
+
+def permutation_importance(
+    encoder: Encoder, scorer: Scorer, numeric: np.ndarray, codes: np.ndarray
+) -> dict[str, float]:
+    """Mean absolute change of the score when one raw feature is shuffled among the sample's rows, by feature.
+
+    Without labels: how much the model listens, not how right it is (Breiman, Random Forests, 2001, for predictions).
+    """
+    rows = np.linspace(0, len(numeric) - 1, min(IMPORTANCE_ROWS, len(numeric)), dtype=np.int64)
+    if len(rows) < 2:
+        return {}
+    numeric, codes = np.ascontiguousarray(numeric[rows]), np.ascontiguousarray(codes[rows])
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(rows))
+    base = scorer(numeric, codes).astype(np.float64)
+    found: dict[str, float] = {}
+    for name, columns, categorical in encoded_columns(encoder):
+        block = codes if categorical else numeric
+        kept = block[:, columns].copy()
+        block[:, columns] = kept[order]
+        found[name] = float(np.mean(np.abs(scorer(numeric, codes) - base)))
+        block[:, columns] = kept
+    return found
+
+
+def encoded_columns(encoder: Encoder) -> Iterator[tuple[str, slice, bool]]:
+    """(raw feature, its columns of the float block or of the code block, whether it is the code block)."""
+    at = 0
+    for item in encoder.numeric_:
+        yield item.name, slice(at, at + len(item.outputs())), False
+        at += len(item.outputs())
+    for index, vocabulary in enumerate(encoder.categorical_):
+        yield vocabulary.name, slice(index, index + 1), True
+
+
+def sensitive_features(config: Config) -> list[str]:
+    """Raw features that repeat a sensitive column: direct ones and those of as-of views."""
+    data, features = config.data, config.features
+    found = [name for name in features.direct_columns if data.columns[name].sensitive]
+    for name, view in features.active_views.items():
+        if view.kind == "asof":
+            table = data.tables[view.table or ""]
+            found += [f"{name}_{column}" for column in view.columns if table.columns[column].sensitive]
+    return found
+
+
+def _reader(table: FeatureTable, rows: np.ndarray) -> Callable[[Sequence[str]], pa.Table]:
+    """Raw features of (at most FIT_ROWS, evenly spaced) training rows by name."""
+    rows = rows[:: -(-len(rows) // FIT_ROWS)]
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    take = pa.array(rows - start)
+    return lambda names: table.read((start, stop), names).take(take)
