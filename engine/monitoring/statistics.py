@@ -1,0 +1,187 @@
+"""Drift statistics of many windows at once, from counts: what thresholds are calibrated with.
+
+The same definitions as kernels.statistics (which serves single pairs, with bounds and p-values), vectorised over
+windows. NaN means not computable; nothing here raises on data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.features.profile import NumericSpec, Profile, ProfileSpec, category_label
+from engine.training.reference import outside_sum
+from kernels import profile as kernel
+
+NUMERIC, CATEGORICAL, PREDICTION = "numeric", "categorical", "prediction"
+STATISTICS = ("psi", "ks", "wasserstein", "js", "missing", "outside", "unseen")
+MEANING = {
+    "psi": "population stability index over the bins that the reference fixed (nats)",
+    "ks": "largest difference of the distribution functions",
+    "wasserstein": "area between the distribution functions, in standard deviations of the reference",
+    "js": "Jensen-Shannon distance, base 2",
+    "missing": "change of the share of missing rows",
+    "outside": "change of the share of values outside the training range, infinities included",
+    "unseen": "change of the share of rows in categories that training never saw",
+    "volume": "log of rows against the reference's rows per day",
+}
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """One monitored column: kind, edges (None for a category), scale of distances, labels of its bins."""
+
+    name: str
+    kind: str
+    edges: np.ndarray | None
+    scale: float
+    labels: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of bins of Counts.values."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of one column in W windows.
+
+    values float64[W, bins] (numeric: below, bins, above; category: unseen, rare, known ...); missing, negative and
+    positive infinities float64[W]; far float64[W, 2]: sums of the values below and above the edges (NaN: too large).
+    """
+
+    values: np.ndarray
+    missing: np.ndarray
+    infinite: np.ndarray  # [W, 2]
+    far: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """float64[W]: rows, missing ones included."""
+        return np.asarray(self.values.sum(axis=1) + self.missing + self.infinite.sum(axis=1))
+
+    def weighted(self, weights: np.ndarray) -> Counts:
+        """The windows that are sums of these with weights [V, W]."""
+        parts = (self.values, self.missing, self.infinite, self.far)
+        return Counts(*(np.asarray(weights @ part) for part in parts))
+
+    def thinned(self, keep: np.ndarray, rng: np.random.Generator) -> Counts:
+        """A random part `keep` [W] of the rows of each window: what it would look like with fewer of them."""
+        share = np.clip(keep, 0.0, 1.0)
+
+        def draw(counts: np.ndarray) -> np.ndarray:
+            chance = share.reshape(-1, *[1] * (counts.ndim - 1))
+            return rng.binomial(np.rint(counts).astype(np.int64), chance).astype(np.float64)
+
+        values = draw(self.values)
+        outer = self.values[:, [0, -1]]
+        far = self.far * np.divide(values[:, [0, -1]], outer, out=np.zeros_like(outer), where=outer > 0)
+        return Counts(values, draw(self.missing), draw(self.infinite), far)
+
+
+def column_specs(spec: ProfileSpec) -> list[ColumnSpec]:
+    """The monitored columns of a profile specification: numeric, categorical, predictions."""
+    found = [_numeric(item, NUMERIC) for item in spec.numeric]
+    for vocabulary in spec.categorical:
+        labels = tuple(category_label(vocabulary, code) for code in range(1, vocabulary.size))
+        found.append(ColumnSpec(vocabulary.name, CATEGORICAL, None, 1.0, labels))
+    return found + [_numeric(item, PREDICTION) for item in spec.predictions]
+
+
+def _numeric(item: NumericSpec, kind: str) -> ColumnSpec:
+    edges = np.array(item.edges)
+    texts = [f"{edge:.4g}" for edge in edges]
+    inside = [f"{low} to {high}" for low, high in itertools.pairwise(texts)]
+    return ColumnSpec(item.name, kind, edges, item.scale, (f"below {texts[0]}", *inside, f"above {texts[-1]}"))
+
+
+def profile_counts(profile: Profile) -> dict[str, Counts]:
+    """The counts of a profile by column, as one window."""
+    spec = profile.spec
+    found = {}
+    for columns, counts in ((spec.numeric, profile.numeric), (spec.predictions, profile.predictions)):
+        for index, item in enumerate(columns):
+            row = counts.counts[index].astype(np.float64)
+            far = [outside_sum(total) for total in counts.sums[index][2:]]
+            found[item.name] = Counts(
+                row[None, : item.bins + 2],
+                row[[kernel.MISSING]],
+                row[None, [kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE]],
+                np.array([[np.nan if total is None else total for total in far]]),
+            )
+    for index, vocabulary in enumerate(spec.categorical):
+        row = profile.categories[index].astype(np.float64)
+        found[vocabulary.name] = Counts(row[None, 1 : vocabulary.size], row[:1], np.zeros((1, 2)), np.zeros((1, 2)))
+    return found
+
+
+def statistics(
+    column: ColumnSpec, reference: Counts, current: Counts, names: tuple[str, ...], floor: float
+) -> dict[str, np.ndarray]:
+    """Each named statistic that the column's kind has: float64[W], NaN where it is not computable."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        p, q = shares(reference), shares(current)
+        found: dict[str, np.ndarray] = {}
+        if "psi" in names:
+            found["psi"] = psi(p, q, floor)
+        if "js" in names:
+            found["js"] = js_distance(p, q)
+        if "missing" in names:
+            found["missing"] = np.abs(current.missing / current.rows - reference.missing / reference.rows)
+        if column.edges is None:
+            if "unseen" in names:
+                found["unseen"] = np.abs(q[:, 0] - p[:, 0])
+            return found
+        if "ks" in names:
+            found["ks"] = np.abs(np.cumsum(p, axis=1) - np.cumsum(q, axis=1)).max(axis=1)
+        if "wasserstein" in names:
+            found["wasserstein"] = wasserstein(reference, current, column.edges) / column.scale
+        if "outside" in names:
+            found["outside"] = np.abs((q[:, 0] + q[:, -1]) - (p[:, 0] + p[:, -1]))
+        return found
+
+
+def shares(counts: Counts) -> np.ndarray:
+    """float64[W, bins]: shares of the values that are not missing; infinities belong to the outer bins."""
+    values = counts.values
+    if counts.infinite.any():
+        values = values.copy()
+        values[:, 0] += counts.infinite[:, 0]
+        values[:, -1] += counts.infinite[:, 1]
+    return np.asarray(values / values.sum(axis=1, keepdims=True))
+
+
+def psi(p: np.ndarray, q: np.ndarray, floor: float) -> np.ndarray:
+    """PSI of shares [W, bins], each held above `floor` without renormalising."""
+    low, high = np.maximum(p, floor), np.maximum(q, floor)
+    result = ((low - high) * np.log(low / high)).sum(axis=1)
+    return np.where(np.isnan(p[:, 0]) | np.isnan(q[:, 0]), np.nan, result)
+
+
+def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon distance, base 2, of shares [W, bins]."""
+    middle = (p + q) / 2
+
+    def bits(share: np.ndarray) -> np.ndarray:
+        return np.asarray(np.where(share > 0, share * np.log2(share / middle), 0.0).sum(axis=1))
+
+    result = np.sqrt(np.clip((bits(p) + bits(q)) / 2, 0.0, 1.0))
+    return np.where(np.isnan(p[:, 0]) | np.isnan(q[:, 0]), np.nan, result)
+
+
+def wasserstein(reference: Counts, current: Counts, edges: np.ndarray) -> np.ndarray:
+    """Wasserstein-1 distance, values spread evenly within bins; outside, the difference of the excess over the edge."""
+    a, b = reference.values, current.values
+    n, m = a.sum(axis=1, keepdims=True), b.sum(axis=1, keepdims=True)
+    gap = np.cumsum(a, axis=1)[:, :-1] / n - np.cumsum(b, axis=1)[:, :-1] / m
+    left, right = gap[:, :-1], gap[:, 1:]
+    total = np.abs(left) + np.abs(right)
+    crossed = np.divide(left * left + right * right, 2.0 * total, out=np.zeros_like(total), where=total > 0)
+    inside = np.where(left * right < 0, crossed, np.abs(left + right) / 2.0) @ np.diff(edges)
+    limits = edges[[0, -1]]
+    excess = (reference.far - a[:, [0, -1]] * limits) / n - (current.far - b[:, [0, -1]] * limits) / m
+    infinite = reference.infinite.any(axis=1) | current.infinite.any(axis=1)
+    return np.where(infinite, np.nan, inside + np.abs(excess).sum(axis=1))
