@@ -74,14 +74,14 @@ NULL = "must not be null"
 
 def _row_policy(column: Column) -> str:
     """A key that is missing cannot be set to null or let through."""
-    keyed = column.role in ("id", "event_time") or not column.nullable
+    keyed = column.identifies or column.role == "event_time" or not column.nullable
     return "quarantine" if keyed and column.on_violation in ("null", "warn") else column.on_violation
 
 
 def _broken(values: Any, column: Column, zone: str) -> list[tuple[str, Any]]:
     """(reason, boolean mask) of the rules that some value breaks."""
     found = []
-    if (not column.nullable or column.role in ("id", "event_time")) and values.null_count:
+    if (not column.nullable or column.identifies or column.role == "event_time") and values.null_count:
         found.append((NULL, pc.is_null(values)))
     if column.min is not None:
         least = bound(column.min, values.type, zone)

@@ -289,7 +289,7 @@ def _side_tables(plan: Plan, staged: list[Staged], folder: Path) -> tuple[dict[s
 
 def _keys(columns: dict[str, Column]) -> list[str]:
     times = [name for name, column in columns.items() if column.role == "event_time"]
-    return [*times, *(name for name, column in columns.items() if column.role == "id")]
+    return [*times, *(name for name, column in columns.items() if column.identifies and column.role != "event_time")]
 
 
 def _check_static(name: str, table: TableConfig, rows: pa.Table) -> None:
@@ -301,7 +301,7 @@ def _check_static(name: str, table: TableConfig, rows: pa.Table) -> None:
 
 
 def _locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray], list[dict[str, Any]]]:
-    ids = [name for name, column in columns.items() if column.role == "id" and not column.sensitive]
+    ids = [name for name, column in columns.items() if column.identifies and not column.sensitive]
     ids = ids or [name for name, column in columns.items() if not column.sensitive and not column.type.startswith(("list", "map"))][:3]
 
     def locate(positions: np.ndarray) -> list[dict[str, Any]]:
