@@ -72,7 +72,7 @@ def _main(words: list[str]) -> int:
     if request.help:
         print(_command_help(name, command, request.config_dir))
         return DONE
-    overrides = [word for word in rest if "=" in word or word[:1] in "+~"] if command.plain else rest
+    overrides, plain = commands.split(command, rest) if command.plain else (rest, [])
     _refuse_options([word for word in overrides if word.startswith("-")])
     compose = importlib.import_module("engine.config.compose")
     plans = compose.sweep(overrides) if request.multirun else [overrides]
@@ -82,7 +82,6 @@ def _main(words: list[str]) -> int:
         print("---\n".join(compose.to_yaml(one.saved) for one in composed), end="")
         return DONE
     if command.plain:
-        plain = [word for word in rest if word not in overrides]
         return int(commands.function(name)(composed[0].config, plain) or DONE)
     return max(_step(name, one) for one in composed)
 
@@ -195,7 +194,13 @@ def _rows(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
 
 
 def _overview() -> str:
-    lines = ["usage: python -m engine COMMAND [key=value ...] [options]", "", (engine.__doc__ or "").split(". ")[0] + ".", "", "commands:"]
+    lines = [
+        "usage: python -m engine COMMAND [key=value ...] [options]",
+        "",
+        (engine.__doc__ or "").split(". ")[0] + ".",
+        "",
+        "commands:",
+    ]
     lines += _columns([(name, command.help) for name, command in commands.COMMANDS.items()])
     lines += ["", "options:", *_columns(list(OPTIONS.items()))]
     lines += ["", "`python -m engine COMMAND --help` shows the config groups and keys of a command."]

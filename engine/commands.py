@@ -19,6 +19,7 @@ class Command:
 
     A step is `function(config, run) -> {metric: value}` and gets a run directory; a plain command (`plain=True`) is
     `function(config, words) -> exit code` and gets none. `resume` names the section whose `resume` key it obeys.
+    `options` of a plain command are handed to it among its words: `--json`, or with a value, `--from LINK`.
     """
 
     target: str
@@ -27,6 +28,7 @@ class Command:
     resume: str | None = None
     plain: bool = False
     usage: str = "[key=value ...]"
+    options: tuple[str, ...] = ()
 
 
 # A name of two words (`features list`) wins over its first word alone.
@@ -38,6 +40,41 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command("engine.training.train:evaluate", "measure a model on rows with labels", ("evaluate", *DATA)),
     "score": Command("engine.scoring.score:score", "write predictions for a period", ("score", *DATA), "score"),
+    "reproduce": Command(
+        "engine.lifecycle.reproduce:reproduce",
+        "run again in a temporary place and compare link by link; exit code 2 names the first difference",
+        plain=True,
+        usage="RUN [--code recorded|current] [--from LINK] [--inputs DIR] [--build-env] [--keep DIR] [--json]",
+        options=("--code WHICH", "--from LINK", "--inputs DIR", "--build-env", "--keep DIR", "--json"),
+    ),
+    "compare": Command(
+        "engine.lifecycle.compare:compare",
+        "what differs between runs: code, config, data, environment, metrics, cost",
+        plain=True,
+        usage="RUN RUN ... [--html FILE] [--json]",
+        options=("--html FILE", "--json"),
+    ),
+    "runs": Command(
+        "engine.lifecycle.runs:runs",
+        "list runs, filtered and sorted: --where 'test/roc_auc > 0.74' --sort test/roc_auc",
+        plain=True,
+        usage="[--where CONDITION] [--sort KEY] [--columns KEY,KEY] [--limit N] [--json]",
+        options=("--where CONDITION", "--sort KEY", "--columns KEYS", "--limit N", "--json"),
+    ),
+    "lineage": Command(
+        "engine.lifecycle.lineage:lineage",
+        "what made a file, a model or an alarm, and what was made of it",
+        plain=True,
+        usage="PATH|DIGEST [--json]",
+        options=("--json",),
+    ),
+    "track sync": Command(
+        "engine.runtime.tracking:track_sync",
+        "send the mirror of runs again, from their directories",
+        ("tracking",),
+        plain=True,
+        usage="RUN ... [key=value ...]",
+    ),
 }
 
 
@@ -51,6 +88,28 @@ def find(words: list[str]) -> tuple[str, list[str]]:
     if "=" in first:
         raise UserError(f"a command must come first, as in `python -m engine train {first}`.{nearest('', COMMANDS)}")
     raise UserError(f"unknown command {first!r}.{nearest(first, COMMANDS)}")
+
+
+def split(command: Command, rest: list[str]) -> tuple[list[str], list[str]]:
+    """(overrides, words) of what follows a plain command; `--from=x` becomes `--from x`, and its value is no override.
+
+    Raises UserError for an option that the command does not have.
+    """
+    valued = {option.split()[0]: " " in option for option in command.options}
+    overrides, words, remaining = [], [], iter(rest)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if name in valued:
+            words.append(name)
+            if valued[name]:
+                words.append(value if equals else next(remaining, ""))
+        elif word.startswith("-"):
+            raise UserError(f"unknown option {word!r}.{nearest(name, valued)}")
+        elif "=" in word or word[:1] in "+~":
+            overrides.append(word)
+        else:
+            words.append(word)
+    return overrides, words
 
 
 def function(name: str) -> Callable[..., Any]:

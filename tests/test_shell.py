@@ -1,4 +1,4 @@
-"""The shell: exit codes, one message per mistake, resume, sweeps, help. Steps without data stand in for the real ones."""
+"""The shell: exit codes, one message per mistake, resume, sweeps, help. Steps without data stand in for real ones."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from engine import api, commands
 from engine.__main__ import headline
 from engine.config.tree import Config
 from engine.errors import UserError
+from engine.runtime import environment
 from engine.runtime.run import Run, RunBusy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,13 @@ ROOT = Path(__file__).resolve().parents[1]
 def measured(config: Config, run: Run) -> dict[str, float]:
     """A step that succeeds."""
     run.link("inputs", "00")
-    metrics = {"test/roc_auc": 0.75, "test/roc_auc_low": 0.7, "test/roc_auc_high": 0.8, "test/month/5": 0.7, "train/rows": 9.0}
+    metrics = {
+        "test/roc_auc": 0.75,
+        "test/roc_auc_low": 0.7,
+        "test/roc_auc_high": 0.8,
+        "test/month/5": 0.7,
+        "train/rows": 9.0,
+    }
     return metrics | {"valid/lr": config.train.lr}
 
 
@@ -376,11 +383,14 @@ def test_a_missing_package_leaves_no_run_behind(workplace, step, monkeypatch) ->
 
 
 @pytest.fixture
-def tiny_disk(workplace: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
+def tiny_disk(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file system of 64 KiB; uncommitted work in this tree, of whatever size, is kept off it."""
+    monkeypatch.setattr(environment, "patch", lambda root: "")
     folder = workplace / "tiny"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting is not permitted here")
     yield folder

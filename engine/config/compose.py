@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -31,6 +31,7 @@ MASK = "***"
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
 _DECLARATION = re.compile(r"\.columns\.[^.]+$")  # a declared column may be called `token`
 _REFERENCE = re.compile(r"\$\{(\.*)([^:{}$]+)\}")
+_HYDRA = threading.Lock()  # Hydra keeps its state in the process: one composition at a time
 _DEFAULTS = "engine_defaults"
 
 
@@ -131,10 +132,10 @@ def _appendable(word: str) -> str:
 
 
 def _compose_with_hydra(words: list[str]) -> DictConfig:
-    ConfigStore.instance().store(name=_DEFAULTS, node=schema.plain(Config()))
-    GlobalHydra.instance().clear()
+    where = str(conf_directory())
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory()), job_name="engine"):
+        with _HYDRA, initialize_config_dir(version_base="1.3", config_dir=where, job_name="engine"):
+            ConfigStore.instance().store(name=_DEFAULTS, node=schema.plain(Config()))
             return hydra_compose("config", overrides=words)
     except MissingConfigException as error:
         raise UserError(_missing_choice(error)) from None
@@ -180,6 +181,8 @@ def known_keys() -> list[str]:
 def _check_top_level(values: dict[str, Any]) -> None:
     sections = {field.name for field in dataclasses.fields(Config)}
     for name in values:
+        if name in groups() and name not in sections:
+            raise UserError(f"a file of config group {name!r} must begin with the line `# @package _global_`")
         if name not in sections:
             raise UserError(f"unknown config key {name!r}.{nearest(str(name), sections | set(groups()))}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 import threading
 import time
@@ -81,7 +83,11 @@ class Progress:
             if self.total:
                 filled = int(24 * min(self.done / self.total, 1))
                 bar = f"[{'█' * filled}{'·' * (24 - filled)}] "
-            sys.stderr.write(f"\r\x1b[2K{bar}{text}" + ("\n" if last else ""))
+            # A line that wraps could not be drawn over.
+            line = f"{bar}{text}"[: shutil.get_terminal_size().columns - 1]
+            text = f"\r\x1b[2K{line}" + ("\n" if last else "")
         else:
-            sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+            text += "\n"
+        with contextlib.suppress(OSError, ValueError):  # the screen may be gone; the work goes on
+            sys.stderr.write(text)
+            sys.stderr.flush()

@@ -15,9 +15,10 @@ import shutil
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from engine.config import schema
 from engine.config.tree import IMMATERIAL, Config, without
@@ -55,14 +56,15 @@ class Run:
         record: dict[str, Any],
         hidden: tuple[str, ...] = (),
         resumed: bool = False,
-        lock: TextIO | None = None,
+        lock: int | None = None,
     ) -> None:
         self.directory = directory
         self.record = record
         self.resumed = resumed
         self.alarms: list[str] = []
         self._hidden = hidden
-        self._lock = lock
+        # Closing the descriptor gives the lock back, at the latest when the object goes.
+        self._release = weakref.finalize(self, os.close, lock) if lock is not None else lambda: None
         self._began = time.monotonic()
         self._logger = self._open_log()
 
@@ -125,7 +127,7 @@ class Run:
             raise RunBusy(f"{directory} is in use by another process; wait for it, or start anew with resume=never")
         record = storage.read_json(directory / "run.json")  # as the last holder of the lock left it
         if (directory / "DONE").exists():
-            lock.close()
+            os.close(lock)
             raise UserError(f"{directory} is finished: there is nothing to resume. Start anew with resume=never")
         now, code = environment.code(), record["code"]
         attempt = {
@@ -276,11 +278,9 @@ class Run:
         for handler in list(self._logger.handlers):
             handler.close()
             self._logger.removeHandler(handler)
-        if self._lock is not None:
-            if (self.directory / "DONE").exists():  # nobody takes up a finished run, so nobody waits on this file
-                (self.directory / LOCK).unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+        if (self.directory / "DONE").exists():  # nobody takes up a finished run, so nobody waits on this file
+            (self.directory / LOCK).unlink(missing_ok=True)
+        self._release()
 
 
 class _LogFile(logging.FileHandler):
@@ -311,16 +311,16 @@ def _new_directory(parent: Path, now: datetime.datetime) -> Path:
                 continue
 
 
-def _try_lock(directory: Path) -> TextIO | None:
-    """The open lock file of a run directory, or None when somebody else holds it."""
+def _try_lock(directory: Path) -> int | None:
+    """Descriptor of the locked lock file of a run directory, or None when somebody else holds it."""
     with storage.disk_errors(directory):
-        file = open(directory / LOCK, "a")  # held open for the life of the run
+        descriptor = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(descriptor)
         return None
-    return file
+    return descriptor
 
 
 def _dirty_trees(code: Mapping[str, Any]) -> list[tuple[str, Path]]:
@@ -358,7 +358,7 @@ def unfinished(command: str, config: Config) -> Path | None:
 def _is_free(directory: Path) -> bool:
     lock = _try_lock(directory)
     if lock is not None:
-        lock.close()
+        os.close(lock)
     return lock is not None
 
 

@@ -17,7 +17,8 @@ NEW_YORK = "America/New_York"
 
 
 @pytest.mark.parametrize(
-    "text, expected", [("2h", 2 * HOUR), ("7d", 168 * HOUR), ("90min", 90 * 60_000_000), ("1.5s", 1_500_000), ("3us", 3)]
+    "text, expected",
+    [("2h", 2 * HOUR), ("7d", 168 * HOUR), ("90min", 90 * 60_000_000), ("1.5s", 1_500_000), ("3us", 3)],
 )
 def test_spans(text: str, expected: int) -> None:
     assert units.span(text) == expected

@@ -1,0 +1,111 @@
+"""A file is whole or absent, a folder likewise, and a path stays under its root."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from engine.errors import UserError
+from engine.runtime import storage
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    storage.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), storage.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert storage.read_json(path) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    with storage.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        temporary.write_text("whole")
+    assert path.read_text() == "whole" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_directory_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    with pytest.raises(RuntimeError), storage.atomic_directory(path) as temporary:
+        (temporary / "a").write_text("1")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with storage.atomic_directory(path) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a").write_text("1")
+        assert not path.exists()
+    assert (path / "sub" / "a").read_text() == "1" and list(tmp_path.iterdir()) == [path]
+
+
+def test_of_two_that_write_the_same_directory_the_first_wins(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    with storage.atomic_directory(path) as slow:
+        (slow / "a").write_text("slow")
+        with storage.atomic_directory(path) as quick:
+            (quick / "a").write_text("quick")
+    assert (path / "a").read_text() == "quick" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_a_message_that_names_the_place(tmp_path: Path, number: int) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path}.* is full; free some space"), storage.disk_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_full_disk_as_arrow_says_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is full"), storage.disk_errors(tmp_path):
+        raise OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device")
+
+
+def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), storage.disk_errors(tmp_path):
+        raise FileNotFoundError(errno.ENOENT, "gone")
+
+
+@pytest.mark.parametrize("parts", [("..",), ("a", "../../b"), ("/etc/passwd",), ("",), ("a\0b",)])
+def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="must stay inside"):
+        storage.inside(tmp_path, *parts)
+
+
+def test_a_link_is_followed_before_it_is_judged(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "in").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "out").symlink_to(tmp_path)
+    assert storage.inside(tmp_path / "root", "in", "a").name == "a"
+    with pytest.raises(UserError, match="which leads to"):
+        storage.inside(tmp_path / "root", "out", "a")
+
+
+def test_names_with_signs_of_urls_are_names(tmp_path: Path) -> None:
+    assert storage.inside(tmp_path, "a#b?c").name == "a#b?c"
+
+
+def test_missing_and_broken_json_are_messages(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must exist"):
+        storage.read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match="must be JSON"):
+        storage.read_json(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_parquet_comes_back_and_a_flipped_byte_is_found(tmp_path: Path) -> None:
+    table = pa.table({"a": pa.array(range(10_000), pa.int64()), "b": pa.array(["x", None] * 5_000)})
+    path = tmp_path / "a.parquet"
+    storage.write_parquet(path, table)
+    assert storage.read_parquet(path).equals(table) and storage.read_parquet(path, ["b"]).column_names == ["b"]
+    broken = bytearray(path.read_bytes())
+    broken[200] ^= 0xFF
+    path.write_bytes(broken)
+    with pytest.raises(OSError):
+        storage.read_parquet(path)
