@@ -5,28 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from engine.data.dataset import row_ids
 from engine.errors import UserError
 from engine.features.compute import raw_features
+from engine.features.profile import ProfileSpec
 from engine.features.spec import event_inputs
-from engine.runtime import environment
+from engine.runtime import environment, storage
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.losses import to_scores
-from engine.training.predict import predict_logits
+from engine.training.model import Network
+from engine.training.predict import inference_weights, predict_logits
+from engine.training.threads import Team
+
+DEVICE_TILE_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A bundle with its model in memory."""
+    """A bundle with its model in memory. Threads share one; nothing in it changes."""
 
     bundle: Bundle
-    model: Any
-    threads: int
+    model: Network
+    threads: int = 1
+    device: str = "cpu"
+    profile_spec: ProfileSpec | None = None
+    team: Team | None = None  # threads that already run; without them every call starts its own
 
     @property
     def digest(self) -> str:
@@ -38,6 +46,11 @@ class Predictor:
         """Class names of a multiclass model."""
         return tuple(self.bundle.model["classes"]) if self.bundle.model["loss"] == "multiclass" else ()
 
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the one shape that the model is called with."""
+        return int(self.bundle.model["tile_rows"])
+
     def scores(self, raw: pa.Table) -> np.ndarray:
         """float32 scores of raw features: [n] (probability or value) or [n, classes].
 
@@ -48,11 +61,14 @@ class Predictor:
 
     def encoded_scores(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Scores of encoded blocks float32[n, F] and int32[n, K]."""
-        facts = self.bundle.model
-        logits = predict_logits(
-            self.model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=self.threads
-        )
-        return to_scores(facts["loss"], logits)
+        return to_scores(self.bundle.model["loss"], self.logits(numeric, codes))
+
+    def logits(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Raw outputs float32[n, outputs] of encoded blocks."""
+        precision = self.bundle.model["precision"]
+        if self.device != "cpu":
+            return device_logits(self.model, numeric, codes, precision, self.device)
+        return predict_logits(self.model, numeric, codes, precision, self.tile_rows, self.threads, self.team)
 
     def predict(
         self, events: pa.Table, history: pa.Table | None = None, tables: Mapping[str, pa.Table] | None = None
@@ -83,7 +99,39 @@ def score_columns(scores: np.ndarray, classes: tuple[str, ...]) -> dict[str, pa.
     return {f"score_{name}": pa.array(np.ascontiguousarray(scores[:, index])) for index, name in enumerate(classes)}
 
 
-def load(model: Path | str, runs: Path | str = "runs", threads: int = 0) -> Predictor:
+def device_logits(
+    model: Network,
+    numeric: np.ndarray,
+    codes: np.ndarray,
+    precision: str,
+    device: str,
+    tile_rows: int = DEVICE_TILE_ROWS,
+) -> np.ndarray:
+    """`predict_logits` on a GPU: tiles of one shape there too, so that a row's bits do not depend on its neighbours."""
+    weights = [weight.to(device) for weight in inference_weights(model, precision)]
+    out = np.empty((len(numeric), model.outputs), np.float32)
+    block = torch.zeros((tile_rows, numeric.shape[1]), device=device)
+    keys = torch.zeros((tile_rows, codes.shape[1]), dtype=torch.int32, device=device)
+    for start in range(0, len(numeric), tile_rows):
+        count = min(tile_rows, len(numeric) - start)
+        for buffer, source in ((block, numeric), (keys, codes)):
+            buffer[:count].copy_(torch.from_numpy(source[start : start + count]))
+            buffer[count:] = 0
+        with torch.inference_mode():
+            logits = model.apply_weights(weights, block, keys, None).float().cpu().numpy()
+        out[start : start + count] = logits[:count]
+    scale, center = np.float32(model.target_scale), np.float32(model.target_center)
+    return out if (scale, center) == (1.0, 0.0) else out * scale + center
+
+
+def single_threaded() -> None:
+    """Torch computes in the calling thread only; called once in every thread that scores units."""
+    torch.set_num_threads(1)
+
+
+def load(model: Path | str, runs: Path | str = "runs", threads: int = 0, device: str = "cpu") -> Predictor:
     """The predictor of a training run's directory; digests are checked before anything is parsed. Raises UserError."""
     bundle = read_bundle(find_model(str(model), Path(runs)))
-    return Predictor(bundle, load_model(bundle), threads or environment.cores())
+    saved = bundle.directory / "profile_spec.json"
+    spec = ProfileSpec.from_json(storage.read_json(saved), bundle.encoder) if saved.exists() else None
+    return Predictor(bundle, load_model(bundle), threads or environment.cores(), device, spec)

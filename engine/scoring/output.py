@@ -1,0 +1,304 @@
+"""The predictions of a run as a reader sees them: files, and a manifest that says which of them count.
+
+Files are named by content and the manifest is written last, so a reader who follows it sees the earlier output or the
+later one, never a mixture. What it does not name is deleted afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from engine.config import units
+from engine.config.tree import ScoreConfig
+from engine.errors import UserError
+from engine.runtime import digest, storage
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+ROW_GROUP = 131_072
+PARTITION_ROW_GROUP = 16_384  # every open folder holds so many rows in memory
+MOST_PARTITIONS = 900
+
+
+# ----------------------------------------------------------------------------------------------------------- places
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of an object store or of a local disk. Names are relative, with / between folders."""
+
+    root: str
+    filesystem: Any = None  # None = local
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file to `name`; it is whole or absent there."""
+        if self.filesystem is None:
+            storage.link(source, storage.inside(Path(self.root), *name.split("/")))
+            return
+        with (
+            self._errors(),
+            self.filesystem.open_output_stream(f"{self.root}/{name}") as stream,
+            open(source, "rb") as file,
+        ):
+            while block := file.read(digest.CHUNK):
+                stream.write(block)
+
+    def put_text(self, name: str, text: str) -> None:
+        """Write a small text."""
+        if self.filesystem is None:
+            storage.write_text(storage.inside(Path(self.root), name), text)
+            return
+        with self._errors(), self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:
+            stream.write(text.encode())
+
+    def read(self, name: str) -> bytes | None:
+        """Bytes of a file; None when there is none."""
+        if self.filesystem is None:
+            path = storage.inside(Path(self.root), *name.split("/"))
+            return path.read_bytes() if path.is_file() else None
+        if self.filesystem.get_file_info(f"{self.root}/{name}").type == pafs.FileType.NotFound:
+            return None
+        with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
+            return bytes(stream.read())
+
+    def names(self) -> list[str]:
+        """Every file below the folder."""
+        if self.filesystem is None:
+            root = Path(self.root)
+            return [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+        selector = pafs.FileSelector(self.root, recursive=True, allow_not_found=True)
+        with self._errors():
+            infos = self.filesystem.get_file_info(selector)
+        return [posixpath.relpath(info.path, self.root) for info in infos if info.type == pafs.FileType.File]
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        if self.filesystem is None:
+            path = Path(self.root, name)
+            path.unlink(missing_ok=True)
+            if path.parent != Path(self.root) and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+            return
+        with self._errors():
+            self.filesystem.delete_file(f"{self.root}/{name}")
+
+    def _errors(self) -> _StoreErrors:
+        return _StoreErrors(self.root)
+
+
+class _StoreErrors:
+    """Turns an error of the object store into one that names the place."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise UserError(f"s3://{self.root} cannot be written or read: {str(error).splitlines()[0]}") from error
+
+
+def place_of(target: str | None, directory: Path, endpoint: str | None = None, region: str | None = None) -> Place:
+    """Where a run's predictions go (`score.output`). Raises UserError for an address of another kind than s3://."""
+    if target is None:
+        return Place(str(directory / "predictions"))
+    if target.startswith("s3://"):
+        key = target.removeprefix("s3://").rstrip("/")
+        if any(part in ("", "..", ".") for part in key.split("/")):
+            raise UserError(
+                f"score.output must be s3://bucket/prefix without empty or climbing parts, found {target!r}"
+            )
+        return Place(key, storage.object_store(endpoint, region))
+    if "://" in target:
+        raise UserError(f"score.output must be a folder or s3://bucket/prefix, found {target!r}")
+    return Place(str(Path(target).expanduser().absolute()))
+
+
+# --------------------------------------------------------------------------------------------------------- manifest
+
+
+def publish(place: Place, manifest: dict[str, Any]) -> None:
+    """Write the manifest, then delete the predictions of an earlier output that it does not name."""
+    before = read_manifest(place)
+    place.put_text(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    kept = {entry["name"] for entry in manifest["files"]}
+    # Only what an earlier manifest names or what looks like ours: the folder may hold files of the user's.
+    stale = {entry["name"] for entry in before["files"]} if before else set()
+    for name in place.names():
+        ours = name in stale or posixpath.basename(name).startswith(("part-", ".part-"))
+        if ours and name not in kept:
+            place.remove(name)
+
+
+def read_manifest(place: Place) -> dict[str, Any] | None:
+    """The manifest of a place, or None before the first output."""
+    text = place.read(MANIFEST)
+    return None if text is None else dict(json.loads(text))
+
+
+def read_predictions(place: Place) -> pa.Table:
+    """All rows that the manifest names, in its order; every file is checked against its digest.
+
+    Raises UserError.
+    """
+    manifest = read_manifest(place)
+    if manifest is None:
+        raise UserError(f"{place.root} must hold {MANIFEST}, found none: the run that writes there has not finished")
+    tables = []
+    for entry in manifest["files"]:
+        found = place.read(entry["name"])
+        if found is None or hashlib.sha256(found).hexdigest() != entry["sha256"]:
+            raise UserError(f"{place.root}/{entry['name']} is not the file that the manifest names: score again")
+        tables.append(pq.read_table(pa.BufferReader(found), page_checksum_verification=True))
+    return pa.concat_tables(tables)
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are laid out in files: rows a file (0 = a part is a file) and the column whose values become folders."""
+
+    file_rows: int = 0
+    partition: str | None = None
+    level: int = 1
+
+    @property
+    def as_parts(self) -> bool:
+        """Whether the workers' parts are the files."""
+        return not self.file_rows and self.partition is None
+
+
+def layout_of(config: ScoreConfig, rows: int, part_bytes: int) -> Layout:
+    """The layout that the config asks for; `file_size` becomes rows by the size of the parts."""
+    file_rows = config.file_rows
+    if config.file_size is not None and rows:
+        file_rows = max(1, round(units.size(config.file_size) * rows / max(part_bytes, 1)))
+    return Layout(file_rows, config.partition, config.compression_level)
+
+
+def write_files(place: Place, parts: Iterable[Path], layout: Layout, scratch: Path) -> list[dict[str, Any]]:
+    """Bring the rows of the parts, in order, to the place; returns the manifest's entries. Memory stays bounded."""
+    if layout.as_parts:
+        return [_put(place, "", index, path, pq.read_metadata(path).num_rows) for index, path in enumerate(parts)]
+    writers: dict[str, _Roller] = {}
+    for path in parts:
+        table = storage.read_parquet(path)
+        for folder, rows in _by_partition(table, layout.partition):
+            if folder not in writers:
+                if len(writers) == MOST_PARTITIONS:
+                    raise UserError(
+                        f"score.partition={layout.partition} must have at most {MOST_PARTITIONS} values, found more: "
+                        "take a coarser column"
+                    )
+                writers[folder] = _Roller(place, folder, layout, scratch)
+            writers[folder].add(rows)
+    return [entry for folder in sorted(writers) for entry in writers[folder].close()]
+
+
+def _by_partition(table: pa.Table, column: str | None) -> Iterator[tuple[str, pa.Table]]:
+    """(folder, its rows in order); one folder "" without a partition column."""
+    if column is None:
+        yield "", table
+        return
+    texts = table[column].cast(pa.string())
+    for value in pc.unique(texts).to_pylist():
+        mask = pc.is_null(texts) if value is None else pc.equal(texts, value)
+        yield partition_folder(column, value), table.filter(pc.fill_null(mask, False))
+
+
+def partition_folder(column: str, value: str | None) -> str:
+    """`column=value` with every character that is not a letter, a digit or one of _.-~ as %XX, so that no value leaves it.
+
+    Null, and the empty text that a path cannot hold, is Hive's own name for null.
+    """
+    text = HIVE_NULL if not value else urllib.parse.quote(value, safe="")
+    return f"{urllib.parse.quote(column, safe='')}={text}"
+
+
+@dataclass
+class _Roller:
+    """Writes rows of one folder to files of `file_rows` rows, in row groups of a fixed size: bytes go by rows alone."""
+
+    place: Place
+    folder: str
+    layout: Layout
+    scratch: Path
+    _entries: list[dict[str, Any]] = field(default_factory=list)
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _writer: pq.ParquetWriter | None = None
+    _path: Path | None = None
+    _written: int = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows; whole row groups are written at once."""
+        self._waiting.append(table)
+        while sum(piece.num_rows for piece in self._waiting) >= self._room():
+            self._write_group(self._room())
+
+    def _room(self) -> int:
+        """Rows of the next row group."""
+        group = ROW_GROUP if self.layout.partition is None else PARTITION_ROW_GROUP
+        return min(group, self.layout.file_rows - self._written) if self.layout.file_rows else group
+
+    def _write_group(self, rows: int) -> None:
+        table = pa.concat_tables(self._waiting).unify_dictionaries()
+        group, rest = table.slice(0, rows).combine_chunks(), table.slice(rows)
+        self._waiting = [rest] if rest.num_rows else []
+        if self._writer is None:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            self._path = self.scratch / f"{digest.of_json([self.folder, len(self._entries)])[:16]}.parquet"
+            texts = [item.name for item in table.schema if item.name != "row_id"]
+            self._writer = pq.ParquetWriter(
+                self._path,
+                table.schema,
+                compression="zstd",
+                compression_level=self.layout.level,
+                write_page_checksum=True,
+                use_dictionary=texts,
+            )
+        with storage.disk_errors(self.scratch):
+            self._writer.write_table(group)
+        self._written += group.num_rows
+        if self.layout.file_rows and self._written == self.layout.file_rows:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._writer is not None and self._path is not None:
+            with storage.disk_errors(self.scratch):
+                self._writer.close()
+            self._entries.append(_put(self.place, self.folder, len(self._entries), self._path, self._written))
+            self._path.unlink()
+            self._writer, self._path, self._written = None, None, 0
+
+    def close(self) -> list[dict[str, Any]]:
+        """Write what waits; the entries of all files."""
+        left = sum(piece.num_rows for piece in self._waiting)
+        if left:
+            self._write_group(left)
+        self._finish()
+        return self._entries
+
+
+def _put(place: Place, folder: str, index: int, path: Path, rows: int) -> dict[str, Any]:
+    sha256 = digest.of_file(path)
+    name = f"part-{index:05d}-{sha256[:8]}.parquet"
+    name = f"{folder}/{name}" if folder else name
+    place.put(path, name)
+    return {"name": name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256}

@@ -1,0 +1,162 @@
+"""Work units: ranges of dataset rows on multiples of the tile, and the records that say which of them are done.
+
+A unit is done when its record `parts/<unit>.json` is there. It is written after `parts/<unit>.parquet`, both by rename, so
+a kill at any moment leaves a unit done or not done. Names and records hold no run, time or path.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from engine.runtime import digest, storage
+
+FORMAT = 1
+CONTEXT = "context.json"
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """Dataset rows [start, stop) scored by one worker at once; `digest` says of what data and by what model."""
+
+    start: int
+    stop: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Stem of the unit's files."""
+        return f"{self.start:012d}-{self.stop:012d}-{self.digest[:8]}"
+
+    @property
+    def rows(self) -> int:
+        """Rows in the unit, those included that the model cannot take."""
+        return self.stop - self.start
+
+
+def make_unit(start: int, stop: int, context: str) -> Unit:
+    """The unit of a range of rows in a context (digest of model, features, dataset and output)."""
+    return Unit(start, stop, digest.of_json([FORMAT, context, start, stop]))
+
+
+def cut(ranges: Iterable[tuple[int, int]], unit_rows: int, tile_rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges cut at absolute multiples of `unit_rows`, which is raised to whole tiles; so are the parts of a dataset."""
+    size = -(-unit_rows // tile_rows) * tile_rows
+    for start, stop in ranges:
+        while start < stop:
+            edge = min((start // size + 1) * size, stop)
+            yield start, edge
+            start = edge
+
+
+def gaps(whole: tuple[int, int], done: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of `whole` no range of `done` covers. Ranges of `done` must be disjoint."""
+    at = whole[0]
+    for start, stop in sorted(done):
+        if start > at:
+            yield at, start
+        at = max(at, stop)
+    if at < whole[1]:
+        yield at, whole[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+def part_path(parts: Path, unit: Unit) -> Path:
+    """The unit's scored rows."""
+    return parts / f"{unit.name}.parquet"
+
+
+def refused_path(parts: Path, unit: Unit) -> Path:
+    """The unit's rows that the model cannot take; absent when there are none."""
+    return parts / f"{unit.name}.refused.parquet"
+
+
+def record_path(parts: Path, unit: Unit) -> Path:
+    """The unit's record; its presence is the commit."""
+    return parts / f"{unit.name}.json"
+
+
+def read_record(parts: Path, unit: Unit) -> dict[str, Any] | None:
+    """The record of a finished unit whose files are whole, else None."""
+    try:
+        record: dict[str, Any] = storage.read_json(record_path(parts, unit))
+    except UserError:
+        return None
+    for path, entry in ((part_path(parts, unit), record["part"]), (refused_path(parts, unit), record["refused"])):
+        if entry is not None and not _is_file(path, entry):
+            return None
+    return record
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, as a record keeps them."""
+    return {"bytes": path.stat().st_size, "sha256": digest.of_file(path)}
+
+
+def _is_file(path: Path, entry: dict[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == entry["bytes"] and digest.of_file(path) == entry["sha256"]
+
+
+def finished(parts: Path, whole: tuple[int, int], context: str) -> list[Unit]:
+    """Units of the context that are done, in order; where two overlap the earlier one counts."""
+    found: list[Unit] = []
+    for path in sorted(parts.glob("*.json")):
+        unit = _unit_of(path.stem, context)
+        inside = unit is not None and whole[0] <= unit.start < unit.stop <= whole[1]
+        if unit and inside and (not found or unit.start >= found[-1].stop) and read_record(parts, unit):
+            found.append(unit)
+    return found
+
+
+def _unit_of(stem: str, context: str) -> Unit | None:
+    try:
+        start, stop = (int(text) for text in stem.split("-")[:2])
+    except ValueError:
+        return None
+    unit = make_unit(start, stop, context)
+    return unit if unit.name == stem else None
+
+
+def remove_others(parts: Path, keep: Iterable[Unit]) -> int:
+    """Delete every file that belongs to no unit of `keep`: parts without a record, temporaries, other ranges."""
+    places = (part_path, refused_path, record_path)
+    kept = {place(parts, unit) for unit in keep for place in places}
+    strays = [path for path in parts.iterdir() if path not in kept] if parts.is_dir() else []
+    for path in strays:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return len(strays)
+
+
+# ---------------------------------------------------------------------------------------------------------- context
+
+
+def check_context(directory: Path, context: dict[str, Any]) -> str:
+    """The context's digest; it is written for the first attempt, and any later one must have the same.
+
+    Raises UserError naming what changed.
+    """
+    path = directory / CONTEXT
+    if path.exists():
+        before = storage.read_json(path)
+        changed = [name for name in {**before, **context} if before.get(name) != context.get(name)]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"{directory} cannot go on: the {name} changed since it began (was {_short(before.get(name))}, is "
+                f"{_short(context.get(name))}). Start anew with score.resume=never"
+                + (f"; changed too: {', '.join(changed[1:])}" if changed[1:] else "")
+            )
+    else:
+        storage.write_json(path, context)
+    return digest.of_json(context)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:16] if isinstance(value, str) and len(text) == 64 else text

@@ -1,0 +1,358 @@
+"""One unit of scoring, start to end: read, features, encode, model, write, count. Runs in a thread or in a Ray actor.
+
+A worker gets paths and a range of rows and gives back a small record; rows never travel between processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config import units as spans
+from engine.data.dataset import Dataset, open_dataset, row_ids
+from engine.features import moments
+from engine.features.compute import direct_features, raw_features
+from engine.features.profile import Profile
+from engine.features.spec import event_inputs
+from engine.features.store import StoredView
+from engine.runtime import digest, storage
+from engine.scoring import units
+from engine.scoring.predictor import Predictor, load, score_columns, single_threaded
+from engine.scoring.units import Unit
+from engine.training.threads import Team
+
+READ_ROWS = 131_072  # rows in memory at once, on absolute multiples: whole row groups of the store
+SLAB_ROWS = 16_384  # rows encoded and scored at once: they stay in a core's cache
+STAGES = ("read", "features", "encode", "model", "profile", "write")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every unit of a run has in common, as plain values."""
+
+    bundle: str
+    dataset: str
+    views: dict[str, str]  # name -> folder in the store; empty = computed by the unit
+    parts: str
+    context: str
+    columns: tuple[str, ...]
+    profile: bool
+    level: int
+    device: str
+    earlier: str | None = None  # parts/ of the run that is appended to
+
+    def plain(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+class UnitScorer:
+    """`UnitScorer(job, predictor, dataset, views)(item)` scores the unit of `item` and returns its record."""
+
+    def __init__(self, job: Job, predictor: Predictor, dataset: Dataset, views: dict[str, StoredView]) -> None:
+        self.job, self.predictor, self.dataset, self.views = job, predictor, dataset, views
+        self.parts = Path(job.parts)
+        data, features = predictor.bundle.data, predictor.bundle.features
+        self.columns = list(dict.fromkeys([*data.ids, data.event_time, *job.columns, *event_inputs(data, features)]))
+        self.profile_spec = predictor.profile_spec if job.profile else None
+        self._tables: dict[str, pa.Table] | None = None
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Score one unit: {start, stop, ...} -> its record. A unit that is already done is not scored again."""
+        unit = units.make_unit(item["start"], item["stop"], self.job.context)
+        record = units.read_record(self.parts, unit)
+        if record is not None:
+            return {**record, "found": True}
+        record = self._reused(unit, item["earlier"]) if item.get("earlier") else None
+        record = record or self._score(unit)
+        storage.write_json(units.record_path(self.parts, unit), record)
+        return record
+
+    def empty(self) -> pa.Table:
+        """The output without rows."""
+        facts, raw = self._read((0, 0), Clock())
+        scores, _, _ = self._encode_and_score(raw, Clock())
+        return self._output(row_ids(facts, self.predictor.bundle.data.ids), facts, scores, np.ones(0, bool))
+
+    # ------------------------------------------------------------------------------------------------- one unit
+
+    def _score(self, unit: Unit) -> dict[str, Any]:
+        clock = Clock()
+        pieces, refused, profile = [], [], None
+        content = Content(unit.start, self.predictor.tile_rows)
+        inputs = hashlib.sha256()
+        for rows in steps(unit.start, unit.stop, READ_ROWS):
+            facts, raw = self._read(rows, clock)
+            ids = row_ids(facts, self.predictor.bundle.data.ids)
+            scores, numeric, codes = self._encode_and_score(raw, clock)
+            _add_input(inputs, ids, facts.select(list(self.job.columns)), numeric, codes)
+            refusal = refusals(self.predictor, facts)
+            refusal.add(~_finite(scores), "the model gives no finite score")
+            good = refusal.codes == 0
+            content.add(rows[0], ids, scores, good)
+            clock.lap("write")
+            if self.profile_spec is not None:
+                part = Profile.count(self.profile_spec, *_kept(good, raw, scores, codes))
+                profile = part if profile is None else profile.merge(part)
+                clock.lap("profile")
+            pieces.append(self._output(ids, facts, scores, good))
+            if not good.all():
+                refused.append(refusal.table(rows[0], ids))
+            clock.lap("write")
+        out = pa.concat_tables(pieces).combine_chunks()
+        entry = self._write(units.part_path(self.parts, unit), out)
+        aside = self._write(units.refused_path(self.parts, unit), pa.concat_tables(refused)) if refused else None
+        clock.lap("write")
+        return {
+            "format": units.FORMAT,
+            "start": unit.start,
+            "stop": unit.stop,
+            "digest": unit.digest,
+            "rows": out.num_rows,
+            "quarantined": unit.rows - out.num_rows,
+            "part": entry,
+            "refused": aside,
+            "input": inputs.hexdigest(),
+            "tiles": content.tiles,
+            "profile": None if profile is None else profile.to_json(),
+            "reused": False,
+            "seconds": clock.seconds,
+            "peak_memory_bytes": peak_memory(),
+        }
+
+    def _read(self, rows: tuple[int, int], clock: Clock) -> tuple[pa.Table, pa.Table]:
+        """Columns of the event table, and raw features."""
+        facts = self.dataset.read(self.columns, rows=rows)
+        clock.lap("read")
+        raw = self._features(rows, facts)
+        clock.lap("features")
+        return facts, raw
+
+    def _features(self, rows: tuple[int, int], facts: pa.Table) -> pa.Table:
+        bundle = self.predictor.bundle
+        if not self.job.views and bundle.features.active_views:
+            return self._computed(facts)
+        found = dict(direct_features(bundle.data, bundle.features, facts))
+        for view in self.views.values():
+            found.update(zip(view.manifest["columns"], view.read(rows=rows).columns, strict=True))
+        return pa.table({feature.name: found[feature.name] for feature in bundle.encoder.features})
+
+    def _computed(self, facts: pa.Table) -> pa.Table:
+        """Features of rows from the events that their windows look back on."""
+        data, features = self.predictor.bundle.data, self.predictor.bundle.features
+        views = [view for view in features.active_views.values() if view.kind == "windows"]
+        decisions = moments.moment_times(facts, features.as_of or "")
+        decisions = decisions[decisions != moments.NEVER]
+        history = facts.slice(0, 0)
+        if views and len(decisions):
+            longest = max(spans.span(window) for view in views for window in view.windows)
+            span = self.dataset.row_range(int(decisions.min()) - longest, int(decisions.max()) + 1)
+            history = self.dataset.read(self.columns, rows=span)
+        if self._tables is None:
+            names = {view.table for view in features.active_views.values() if view.table}
+            self._tables = {name: self.dataset.table(name) for name in sorted(names)}
+        return raw_features(data, features, facts, history, self._tables, self.predictor.threads)
+
+    def _encode_and_score(self, raw: pa.Table, clock: Clock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(scores, numeric, codes) of all rows, slab by slab; rows that the model cannot take get no meaning."""
+        encoder = self.predictor.bundle.encoder
+        n = raw.num_rows
+        numeric = np.empty((n, encoder.width), np.float32)
+        codes = np.empty((n, len(encoder.cardinalities)), np.int32)
+        found = []
+        for low, high in steps(0, n, SLAB_ROWS):
+            numeric[low:high], codes[low:high] = encoder.transform(raw.slice(low, high - low))
+            clock.lap("encode")
+            found.append(self.predictor.encoded_scores(numeric[low:high], codes[low:high]))
+            clock.lap("model")
+        return np.concatenate(found) if found else self.predictor.encoded_scores(numeric, codes), numeric, codes
+
+    def _output(self, ids: pa.Array, facts: pa.Table, scores: np.ndarray, good: np.ndarray) -> pa.Table:
+        event_time = self.predictor.bundle.data.event_time
+        model = pa.DictionaryArray.from_arrays(np.zeros(len(ids), np.int32), pa.array([self.predictor.digest]))
+        table = pa.table({
+            "row_id": ids,
+            event_time: facts[event_time],
+            **{name: facts[name] for name in self.job.columns},
+            **score_columns(scores, self.predictor.classes),
+            "model": model,
+        })  # fmt: skip
+        return table if good.all() else table.filter(pa.array(good))
+
+    def _write(self, path: Path, table: pa.Table) -> dict[str, Any]:
+        storage.write_parquet(path, table, compression_level=self.job.level, use_dictionary=_repeated(table))
+        return units.file_entry(path)
+
+    # --------------------------------------------------------------------------------------------------- append
+
+    def _reused(self, unit: Unit, earlier: str) -> dict[str, Any] | None:
+        """The record of an earlier run for the same rows, when what goes into the model is the same to the bit."""
+        assert self.job.earlier is not None
+        folder = Path(self.job.earlier)
+        before = units.read_record(folder, Unit(unit.start, unit.stop, earlier))
+        if before is None or (self.profile_spec is not None and before["profile"] is None):
+            return None
+        clock, inputs = Clock(), hashlib.sha256()
+        encoder = self.predictor.bundle.encoder
+        for rows in steps(unit.start, unit.stop, READ_ROWS):
+            facts, raw = self._read(rows, clock)
+            numeric, codes = encoder.transform(raw)
+            ids = row_ids(facts, self.predictor.bundle.data.ids)
+            _add_input(inputs, ids, facts.select(list(self.job.columns)), numeric, codes)
+            clock.lap("encode")
+        if inputs.hexdigest() != before["input"]:
+            return None
+        old = Unit(unit.start, unit.stop, earlier)
+        storage.link(units.part_path(folder, old), units.part_path(self.parts, unit))
+        if before["refused"] is not None:
+            storage.link(units.refused_path(folder, old), units.refused_path(self.parts, unit))
+        clock.lap("write")
+        fresh = {"digest": unit.digest, "seconds": clock.seconds, "peak_memory_bytes": peak_memory()}
+        return {**before, **fresh, "reused": True}
+
+
+class Clock:
+    """Seconds of each stage of a unit."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap belongs to `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._last
+        self._last = now
+
+
+class Content:
+    """Digests of (row id, scores) for every tile of absolute dataset rows, so that any cutting gives the same list."""
+
+    def __init__(self, start: int, tile_rows: int) -> None:
+        self._at, self._tile_rows = start, tile_rows
+        self.tiles: list[str] = []
+
+    def add(self, start: int, ids: pa.Array, scores: np.ndarray, good: np.ndarray) -> None:
+        """Rows that follow those added before, beginning at dataset row `start`; only `good` ones count."""
+        assert start == self._at
+        texts = ids.cast(pa.large_string())
+        offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        letters = memoryview(texts.buffers()[2] or b"")
+        lengths = np.diff(offsets).astype("<i4")
+        values = np.ascontiguousarray(scores, "<f4")
+        whole = bool(good.all())
+        for low, high in steps(start, start + len(ids), self._tile_rows):
+            a, b = low - start, high - start
+            hasher = hashlib.sha256()
+            if whole:
+                hasher.update(lengths[a:b])
+                hasher.update(letters[offsets[a] : offsets[b]])
+                hasher.update(values[a:b])
+            elif good[a:b].any():
+                keep = np.flatnonzero(good[a:b]) + a
+                hasher.update(lengths[keep])
+                for row in keep:
+                    hasher.update(letters[offsets[row] : offsets[row + 1]])
+                hasher.update(values[keep])
+            self.tiles.append(hasher.hexdigest())
+        self._at = start + len(ids)
+
+
+def steps(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) cut at absolute multiples of `size`."""
+    return units.cut([(start, stop)], size, 1)
+
+
+@dataclass
+class Refusals:
+    """Which rows the model cannot take, and why: `codes` int16[n], 0 = it can, else 1 + place in `reasons`."""
+
+    codes: np.ndarray
+    reasons: list[str]
+
+    def add(self, mask: np.ndarray, reason: str) -> None:
+        """Refuse the rows of `mask` that are not refused yet."""
+        if mask.any():
+            self.reasons.append(reason)
+            self.codes[mask & (self.codes == 0)] = len(self.reasons)
+
+    def table(self, start: int, ids: pa.Array) -> pa.Table:
+        """Dataset row, id and reason of every refused row; the first row is dataset row `start`."""
+        rows = np.flatnonzero(self.codes)
+        return pa.table({
+            "row": pa.array(start + rows, pa.int64()),
+            "row_id": ids.take(pa.array(rows)),
+            "reason": pa.array([self.reasons[code - 1] for code in self.codes[rows]], pa.string()),
+        })  # fmt: skip
+
+
+def refusals(predictor: Predictor, facts: pa.Table) -> Refusals:
+    """Rows with a null in a column that declares none, or without a decision time."""
+    data, features = predictor.bundle.data, predictor.bundle.features
+    found = Refusals(np.zeros(facts.num_rows, np.int16), [])
+    required = [data.event_time, *(name for name in event_inputs(data, features) if not data.columns[name].nullable)]
+    if features.as_of:
+        required.append(spans.moment(features.as_of)[0])
+    for name in dict.fromkeys(required):
+        if facts[name].null_count:
+            found.add(np.asarray(pc.is_null(facts[name])), f"{name} is null, where none is allowed")
+    return found
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.isfinite(scores) if scores.ndim == 1 else np.isfinite(scores).all(axis=1)
+    return found
+
+
+def _kept(
+    good: np.ndarray, raw: pa.Table, scores: np.ndarray, codes: np.ndarray
+) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    return (raw, scores, codes) if good.all() else (raw.filter(pa.array(good)), scores[good], codes[good])
+
+
+def _add_input(hasher: Any, ids: pa.Array, passed: pa.Table, numeric: np.ndarray, codes: np.ndarray) -> None:
+    """What decides the output of these rows, as the model sees it."""
+    table = digest.TableDigest(pa.schema([("", ids.type)]))
+    table.update(pa.table([ids], [""]))
+    hasher.update(table.hexdigest().encode())
+    if passed.num_columns:
+        hasher.update(digest.of_table(passed).encode())
+    hasher.update(np.ascontiguousarray(numeric))
+    hasher.update(np.ascontiguousarray(codes))
+
+
+def _repeated(table: pa.Table) -> list[str]:
+    """Columns worth a dictionary page: texts other than ids."""
+    return [
+        field.name
+        for field in table.schema
+        if field.name != "row_id" and (pa.types.is_dictionary(field.type) or pa.types.is_string(field.type))
+    ]
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process so far (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def open_scorer(job: Job, threads: int) -> UnitScorer:
+    """The scorer in another process, from paths alone; its threads run as long as the process does."""
+    single_threaded()
+    predictor = load(job.bundle, threads=threads, device=job.device)
+    predictor = replace(predictor, team=Team(threads).__enter__())
+    views = {name: open_view(name, Path(folder)) for name, folder in job.views.items()}
+    return UnitScorer(job, predictor, open_dataset(job.dataset), views)
+
+
+def open_view(name: str, folder: Path) -> StoredView:
+    """A view that the store holds. Raises UserError when it is gone."""
+    return StoredView(name, folder, storage.read_json(folder / "manifest.json"))
