@@ -191,9 +191,13 @@ def runs(config: Config, words: list[str]) -> int:
     asked = [name.strip() for name in options.get("--columns", "").split(",") if name.strip()]
     columns = columns_of(found, asked, options.get("--where", ""), options.get("--sort", ""))
     if "--json" in options:
-        sys.stdout.write(json.dumps([{name: item.get(name) for name in (*columns, "directory")} for item in found]) + "\n")
+        sys.stdout.write(
+            json.dumps([{name: item.get(name) for name in (*columns, "directory")} for item in found]) + "\n"
+        )
     else:
-        sys.stdout.write(table([*columns, "directory"], [[item.get(name) for name in (*columns, "directory")] for item in found]))
+        sys.stdout.write(
+            table([*columns, "directory"], [[item.get(name) for name in (*columns, "directory")] for item in found])
+        )
     return 0
 
 
@@ -211,7 +215,10 @@ def columns_of(found: Sequence[Mapping[str, Any]], asked: list[str], where: str,
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned text; numbers to the right."""
     texts = [[cell(value) for value in row] for row in rows]
-    widths = [max(len(name), *(len(row[index]) for row in texts), 0) if texts else len(name) for index, name in enumerate(columns)]
+    widths = [
+        max(len(name), *(len(row[index]) for row in texts), 0) if texts else len(name)
+        for index, name in enumerate(columns)
+    ]
     right = [any(isinstance(row[index], (int, float)) for row in rows) for index in range(len(columns))]
     lines = [_line(columns, widths, right), *(_line(row, widths, right) for row in texts)]
     return "\n".join(lines) + "\n"
@@ -219,7 +226,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
     return "  ".join(
-        text.rjust(width) if at_right else text.ljust(width) for text, width, at_right in zip(row, widths, right, strict=True)
+        text.rjust(width) if at_right else text.ljust(width)
+        for text, width, at_right in zip(row, widths, right, strict=True)
     ).rstrip()
 
 

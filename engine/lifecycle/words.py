@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from engine.errors import UserError
 
 
-def take(words: Iterable[str], flags: tuple[str, ...] = (), valued: tuple[str, ...] = ()) -> tuple[list[str], dict[str, str]]:
+def take(
+    words: Iterable[str], flags: tuple[str, ...] = (), valued: tuple[str, ...] = ()
+) -> tuple[list[str], dict[str, str]]:
     """(other words, option -> value); a flag's value is its own name. Raises UserError for an option without its value."""
     others: list[str] = []
     options: dict[str, str] = {}

@@ -60,6 +60,11 @@ def _files_digest(root: Path) -> str:
     return hasher.hexdigest()
 
 
+def files_digest(root: Path) -> str:
+    """Digest of the Python and YAML files of engine, kernels and conf below a folder, as `code()` records it."""
+    return _files_digest(root)
+
+
 def _git(folder: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
@@ -88,7 +93,18 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         "commit": commit.strip() if commit else None,
         "dirty": dirty,
         "untracked": untracked[:200],
+        "dirty_submodules": _dirty_submodules(root),
     }
+
+
+def _dirty_submodules(root: Path) -> list[str]:
+    """Submodules whose own files have changed: a patch of the tree above does not hold those changes."""
+    found = []
+    for line in (_git(root, "status", "--porcelain=v2") or "").splitlines():
+        words = line.split(" ")  # `1 <XY> S<c><m><u> ...`: m = modified, u = untracked files in it
+        if words[0] in "12" and len(words) > 8 and words[2][:1] == "S" and words[2][2:] != "..":
+            found.append(" ".join(words[8:]))
+    return found
 
 
 def patch(folder: Path) -> str:

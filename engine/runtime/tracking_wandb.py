@@ -8,7 +8,6 @@ machine, code) is off: what it gets is what run.json holds, where secrets are ma
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import TrackingConfig
 from engine.errors import UserError
-from engine.runtime import storage
+from engine.runtime import places, storage
 
 LARGEST_UPLOAD = 100 * 10**6  # bytes; a larger model goes by reference
 # Described elsewhere and long: what they decide is in the digests of dataset and features.
@@ -183,27 +182,13 @@ def artifacts(directory: Path, record: Mapping[str, Any]) -> Iterator[Any]:
             for path in files:
                 artifact.add_file(str(path), path.relative_to(bundle).as_posix(), skip_cache=True, policy="immutable")
         yield artifact
-    manifest = dataset_manifest(record)
-    if manifest is not None:
+    folder = places.dataset_folder(record)
+    if folder is not None:
         facts = {"digest": record["chain"].get("dataset"), "inputs": record["chain"].get("inputs")}
-        artifact = wandb.Artifact(f"dataset-{manifest.parent.parent.name}", "dataset", metadata=facts)
-        artifact.add_file(str(manifest), skip_cache=True)
-        artifact.add_reference(manifest.parent.resolve().as_uri(), name="parts", checksum=False)
+        artifact = wandb.Artifact(f"dataset-{folder.parent.name}", "dataset", metadata=facts)
+        artifact.add_file(str(folder / "manifest.json"), skip_cache=True)
+        artifact.add_reference(folder.resolve().as_uri(), name="parts", checksum=False)
         yield artifact
-
-
-def dataset_manifest(record: Mapping[str, Any]) -> Path | None:
-    """The manifest of the run's dataset in the store, found by its content digest."""
-    config = record.get("config") or {}
-    name, wanted = config.get("data", {}).get("name"), record["chain"].get("dataset")
-    root = Path(config.get("paths", {}).get("store", "store")) / "datasets" / str(name)
-    if not root.is_absolute():
-        root = Path(str(record.get("folder", "."))) / root
-    for path in sorted(root.glob("*/manifest.json")) if name and wanted else []:
-        with contextlib.suppress(UserError):
-            if storage.read_json(path).get("digest") == wanted:
-                return path
-    return None
 
 
 def tables(directory: Path) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""Where a recorded run's things lie: paths in a record are relative to the folder that its command was started in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from engine.runtime import storage
+
+
+def recorded_path(record: Mapping[str, Any], path: str) -> Path:
+    """A path of the record, absolute."""
+    return Path(str(record.get("folder") or ".")) / Path(path).expanduser()
+
+
+def store_of(record: Mapping[str, Any]) -> Path:
+    """The store that the run used."""
+    return recorded_path(record, str((record.get("config") or {}).get("paths", {}).get("store", "store")))
+
+
+def dataset_folder(record: Mapping[str, Any]) -> Path | None:
+    """The run's dataset in its store, found by content digest; None where it is gone."""
+    config = record.get("config") or {}
+    name = config.get("data", {}).get("name") or config.get("name")
+    wanted = (record.get("chain") or {}).get("dataset")
+    for path in sorted((store_of(record) / "datasets" / str(name)).glob("*/manifest.json")) if wanted else []:
+        with contextlib.suppress(UserError):
+            if storage.read_json(path).get("digest") == wanted:
+                return path.parent
+    return None
