@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.features import compute
-from engine.features.spec import Feature, event_inputs, feature_list
+from engine.features.spec import Feature, calendar_columns, event_inputs, feature_list
 from engine.features.store import StoredView, ensure_view
 from engine.runtime import digest
 from engine.runtime.run import Run
@@ -46,17 +47,31 @@ class FeatureTable:
     def read(self, rows: tuple[int, int], columns: Sequence[str] | None = None) -> pa.Table:
         """Raw features of a range of rows; numbers are float64 with null for missing."""
         wanted = [feature.name for feature in self.features] if columns is None else list(columns)
-        inputs = [*self.config.features.direct_columns, *(item.column for item in self.config.features.calendar.values())]
-        probes = self.dataset.read(list(dict.fromkeys(inputs)) or [self.config.data.event_time], rows=rows)
-        found: dict[str, pa.Array | pa.ChunkedArray] = dict(
-            compute.direct_features(self.config.data, self.config.features, probes)
-        )
+        found = self._direct(rows, set(wanted))
         for view in self.views.values():
             names = [name for name in view.manifest["columns"] if name in wanted]
             if names:
                 table = view.read(names, rows)
                 found.update(zip(names, table.columns, strict=True))
         return pa.table({name: found[name] for name in wanted})
+
+    def _direct(self, rows: tuple[int, int], wanted: set[str]) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """Those of the direct and calendar features that are wanted."""
+        data, features = self.config.data, self.config.features
+        asked = dataclasses.replace(
+            features,
+            direct={name: True for name in features.direct_columns if name in wanted},
+            calendar={
+                name: item
+                for name, item in features.calendar.items()
+                if any(feature.name in wanted for feature in calendar_columns(name, item))
+            },
+        )
+        inputs = [*asked.direct_columns, *(item.column for item in asked.calendar.values())]
+        if not inputs:
+            return {}
+        probes = self.dataset.read(list(dict.fromkeys(inputs)), rows=rows)
+        return dict(compute.direct_features(data, asked, probes))
 
 
 def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) -> FeatureTable:
