@@ -20,8 +20,7 @@ TRUE = ("true", "True", "TRUE", "1", "t", "T", "yes", "Yes", "YES", "y", "Y")
 FALSE = ("false", "False", "FALSE", "0", "f", "F", "no", "No", "NO", "n", "N")
 _INTEGRAL = r"^[+-]?[0-9]+(\.0*)?$"
 _NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(nan|inf|infinity)$", re.IGNORECASE)
-_OFFSET = r"(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
-_ZONED = re.compile(r"\d{1,2}:\d{2}.*?" + _OFFSET)
+_ZONED = r"\d{1,2}:\d{2}.*([Zz]|UTC|GMT|[+-]\d{2}(:?\d{2})?)$"
 _LEAF = 32
 
 
@@ -155,7 +154,7 @@ def to_instants(array: pa.Array, zone: str) -> pa.Array:
 
 def has_offset(text: str) -> bool:
     """Whether the text of a timestamp carries its own offset."""
-    return bool(_ZONED.search(text))
+    return bool(re.search(_ZONED, text))
 
 
 # ----------------------------------------------------------------------------------------------------------- text
@@ -266,7 +265,7 @@ def _instants(text: pa.Array, reading: Reading) -> pa.Array:
     if reading.format:
         stamps = pc.strptime(text, reading.format, "us")
         return stamps.cast(TIMESTAMP) if "%z" in reading.format else to_instants(stamps, reading.zone)
-    zoned = pc.fill_null(pc.match_substring_regex(text, r"\d{1,2}:\d{2}.*([Zz]|[+-]\d{2}(:?\d{2})?)$"), False)
+    zoned = pc.fill_null(pc.match_substring_regex(text, _ZONED), False)
     if pc.all(zoned).as_py():
         return _offsets(text)
     if not pc.any(zoned).as_py():
@@ -280,6 +279,7 @@ def _instants(text: pa.Array, reading: Reading) -> pa.Array:
 
 def _offsets(text: pa.Array) -> pa.Array:
     # `12:00:00 +05:30` and `+0530` as `12:00:00+05:30`, which Arrow reads
-    tidy = pc.replace_substring_regex(text, r"\s+([+-]\d{2}(:?\d{2})?|[Zz])$", r"\1")
+    tidy = pc.replace_substring_regex(text, r"\s*(UTC|GMT)$", "Z")
+    tidy = pc.replace_substring_regex(tidy, r"\s+([+-]\d{2}(:?\d{2})?|[Zz])$", r"\1")
     tidy = pc.replace_substring_regex(tidy, r"[z]$", "Z")
     return tidy.cast(TIMESTAMP)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,12 +20,11 @@ import pyarrow.csv
 from engine.config.tree import CsvOptions, SourceConfig
 from engine.data.arrow_types import TIMESTAMP, parse_type
 from engine.data.columns import Chunk, Lost, Matched, match, typed
+from engine.data.cut import LONGEST_ROW, Piece, pieces, read_block, sift
 from engine.data.files import SourceFile, open_bytes, recode
 from engine.data.parse import FALSE, TRUE, has_offset
 from engine.errors import UserError
 
-PIECE = 1 << 24
-LONGEST_LINE = 1 << 28
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -46,7 +46,7 @@ def _chunks(
     head, names = _head(stream, file, source)
     matched = match(names, source, file)
     notes.update(matched.notes)
-    parser = _Parser(file, source, zone, matched, len(names), notes)
+    parser = _Parser(file, source, zone, matched, len(names))
     first = 1
     for chunk, rows in parser.run(stream, head, threads):
         chunk.numbers += first - 1
@@ -100,20 +100,16 @@ def _line_end(head: bytes, quote: bytes) -> int:
 
 
 def _more(stream: BinaryIO, start: bytes) -> bytes:
-    try:
-        block = stream.read(PIECE)
-    except (EOFError, OSError, ValueError) as error:
-        raise UserError(f"the file cannot be unpacked: {error}") from None
-    if len(start) > LONGEST_LINE:
-        raise UserError(f"a line must not be longer than {LONGEST_LINE} bytes: is the delimiter or the quote right?")
-    return start + block if start else bytes(block)
+    if len(start) > LONGEST_ROW:
+        raise UserError(f"a row must not be longer than {LONGEST_ROW} bytes: is the delimiter or the quote right?")
+    return start + read_block(stream)
 
 
 class _Parser:
     """Cuts the stream into pieces at line ends, parses them in threads and hands them on in order."""
 
-    def __init__(self, file: SourceFile, source: SourceConfig, zone: str, matched: Matched, width: int, notes: dict[str, Any]) -> None:
-        self.file, self.source, self.zone, self.notes = file, source, zone, notes
+    def __init__(self, file: SourceFile, source: SourceConfig, zone: str, matched: Matched, width: int) -> None:
+        self.file, self.source, self.zone = file, source, zone
         self.names = [f"f{place}" for place in range(width)]
         self.places = {name: f"f{place}" for name, place in matched.places.items() if place is not None}
         self.fast = {self.places[name]: kind for name, kind in _fast_types(source).items() if name in self.places}
@@ -121,18 +117,18 @@ class _Parser:
 
     def run(self, stream: BinaryIO, head: bytes, threads: int) -> Iterator[tuple[Chunk, int]]:
         waiting: deque[Future[tuple[Chunk, int]]] = deque()
-        quote = self.source.csv.quote.encode()
+        cut = pieces(stream, head, self.source.csv)
         with ThreadPoolExecutor(threads) as pool:
-            for piece, ended in _pieces(stream, head):
-                if quote and quote in piece:
+            for piece in cut:
+                if piece.messy:
                     while waiting:
                         yield waiting.popleft().result()
-                    yield from self._quoted(_Rejoined(piece, stream))
+                    yield from self._messy(itertools.chain([piece], cut))
                     return
                 if not self.zoned:
-                    self._look_at(piece)
-                waiting.append(pool.submit(self._plain, piece))
-                if len(waiting) > threads or ended:
+                    self._look_at(piece.data)
+                waiting.append(pool.submit(self._plain, piece.data))
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -147,7 +143,7 @@ class _Parser:
         self.zoned.setdefault("", False)
 
     def _plain(self, piece: bytes) -> tuple[Chunk, int]:
-        """A piece without quotes: fast, and where that fails careful."""
+        """A well-formed piece: fast, and where that fails careful."""
         try:
             table = self._read_typed(piece)
             chunk = self._chunk(table, np.arange(1, table.num_rows + 1), [])
@@ -171,7 +167,7 @@ class _Parser:
             pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py() for column in raw.values()
         ):
             return None  # an overflow to infinity looks like a written one: look at the text
-        values, findings = typed(raw, numbers, self.source, self.file, self.zone, self.notes)
+        values, findings = typed(raw, numbers, self.source, self.file, self.zone, {})
         return Chunk(numbers, values, findings, lost)
 
     def _read_typed(self, piece: bytes) -> pa.Table:
@@ -198,36 +194,17 @@ class _Parser:
         )
         return table, lost
 
-    def _quoted(self, stream: Any) -> Iterator[tuple[Chunk, int]]:
-        """The rest of a file from the first quote on: newlines may stand inside values, so it is read as one stream."""
-        lost: list[Lost] = []
-        kinds = {place: pa.binary() for place in self.places.values()}
-        done = 0
-        try:
-            reader = pyarrow.csv.open_csv(
-                pa.PythonFile(stream, mode="r"),
-                pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=PIECE),
-                self._parse_options(lost),
-                self._convert_options(kinds),
-            )
-            for batch in reader:
-                numbers, bad = _numbered(done, batch.num_rows, lost)
-                last = int(numbers[-1]) if len(numbers) else done
-                yield self._quoted_chunk(pa.Table.from_batches([batch]), numbers - done, bad, done), last - done
-                done = last
-            if lost:
-                last = lost[-1].number
-                empty = pa.table({place: pa.array([], pa.binary()) for place in kinds})
-                yield self._quoted_chunk(empty, np.zeros(0, np.int64), lost, done), last - done
-        except pa.ArrowException as error:
-            raise UserError(f"{self.file.shown} cannot be cut into rows after row {done}: {error}") from None
-
-    def _quoted_chunk(self, table: pa.Table, numbers: np.ndarray, lost: list[Lost], done: int) -> Chunk:
-        for item in lost:
-            item.number -= done
-        chunk = self._chunk(table, numbers, lost, careful=True)
-        assert chunk is not None
-        return chunk
+    def _messy(self, stream: Iterator[Piece]) -> Iterator[tuple[Chunk, int]]:
+        """The rest of a file from the first misplaced quote on: rows that break the quoting are lost, the others read."""
+        for good, broken, rows in sift(stream, self.source.csv):
+            chunk, kept = self._careful(good)
+            places = np.delete(np.arange(1, rows + 1), [item.number - 1 for item in broken])
+            assert kept == len(places), (self.file.shown, kept, len(places))
+            for item in chunk.lost:
+                item.number = int(places[item.number - 1])
+            chunk.numbers = places[chunk.numbers - 1] if kept else chunk.numbers
+            chunk.lost = sorted([*chunk.lost, *broken], key=lambda item: item.number)
+            yield chunk, rows
 
     def _parse_options(self, lost: list[Lost] | None) -> Any:
         options: CsvOptions = self.source.csv
@@ -262,19 +239,6 @@ class _Parser:
         )
 
 
-def _numbered(done: int, rows: int, lost: list[Lost]) -> tuple[np.ndarray, list[Lost]]:
-    """Row numbers of the next `rows` good rows after row `done`, and the lost rows among them (taken out of `lost`).
-
-    Arrow may have cut rows ahead of the batch that it hands out: those lost later stay in `lost`.
-    """
-    candidates = np.arange(done + 1, done + 1 + rows + len(lost))
-    numbers = np.setdiff1d(candidates, [item.number for item in lost])[:rows]
-    last = int(numbers[-1]) if rows else done
-    passed = [item for item in lost if item.number <= last]
-    lost[:] = [item for item in lost if item.number > last]
-    return numbers, passed
-
-
 def _fast_types(source: SourceConfig) -> dict[str, pa.DataType]:
     """Declared columns that Arrow's reader converts exactly as `parse` does; it lets decimals overflow, so not those."""
     found = {}
@@ -286,41 +250,3 @@ def _fast_types(source: SourceConfig) -> dict[str, pa.DataType]:
         if plain or timed or (numeric and not source.csv.thousands):
             found[name] = kind
     return found
-
-
-def _pieces(stream: BinaryIO, head: bytes) -> Iterator[tuple[bytes, bool]]:
-    """(piece that ends at a line end, whether it is the last); a piece with no line end in sight grows."""
-    rest = head
-    while True:
-        block = _more(stream, b"")
-        if not block:
-            if rest:
-                yield rest, True
-            return
-        rest += block
-        end = rest.rfind(b"\n") + 1
-        if not end:
-            # Old Macintosh text ends its lines with \r; one at the very end might be the first half of \r\n.
-            end = rest.rfind(b"\r", 0, len(rest) - 1) + 1
-        if end:
-            yield rest[:end], False
-            rest = rest[end:]
-        elif len(rest) > LONGEST_LINE:
-            raise UserError(f"a line must not be longer than {LONGEST_LINE} bytes: is the delimiter or the quote right?")
-
-
-class _Rejoined(io.RawIOBase):
-    """A piece that was read already, followed by the rest of its stream."""
-
-    def __init__(self, piece: bytes, stream: BinaryIO) -> None:
-        self._piece, self._stream = memoryview(piece), stream
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if len(self._piece):
-            block = self._piece[:size] if size >= 0 else self._piece
-            self._piece = self._piece[len(block) :]
-            return bytes(block)
-        return self._stream.read(size)

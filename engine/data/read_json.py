@@ -14,7 +14,7 @@ from engine.config.tree import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, typed
 from engine.data.files import SourceFile, open_bytes, recode
-from engine.data.read_csv import PIECE, _pieces
+from engine.data.cut import pieces
 from engine.errors import UserError
 
 _ABSENT = object()
@@ -36,9 +36,8 @@ def read(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes:
         stream = recode(stream, source.csv.encoding, file.shown)
     first, seen = 1, set[str]()
     try:
-        for piece, _ in _pieces(stream, b""):
-            if first == 1:
-                piece = piece.removeprefix(b"\xef\xbb\xbf")
+        for cut in pieces(stream, b""):
+            piece = cut.data.removeprefix(b"\xef\xbb\xbf") if first == 1 else cut.data
             chunk, rows = _fast(piece, file, source, zone, seen, notes) or _careful(piece, file, source, zone, seen, notes)
             chunk.numbers += first - 1
             for lost in chunk.lost:

@@ -66,10 +66,12 @@ class Staged:
         }  # fmt: skip
 
 
-def stage(file: SourceFile, data: DataConfig, threads: int, folder: Path | None, advance: Callable[[int], None]) -> Staged:
+def stage(
+    file: SourceFile, data: DataConfig, threads: int, folder: Path | None, advance: Callable[[int], None], keep: bool = True
+) -> Staged:
     """Read, type and check one file. Raises UserError where a policy says so.
 
-    `folder` None keeps the rows in memory. A file that cannot be read is refused by `sources.<name>.refused`.
+    `folder` None keeps the rows in memory (`keep` False: nowhere). A file that cannot be read is refused by `sources.<name>.refused`.
     """
     source = data.sources[file.source]
     if folder is not None and (found := _load(file, data, folder)) is not None:
@@ -83,7 +85,7 @@ def stage(file: SourceFile, data: DataConfig, threads: int, folder: Path | None,
             advance(len(chunk.numbers) + len(chunk.lost))
             if writer:
                 writer.write(table)
-            elif table.num_rows:
+            elif keep and table.num_rows:
                 staged.tables.append(table)
     except UserError as error:
         if writer:

@@ -1,0 +1,170 @@
+"""Delimited text into pieces that end at row ends, and rows that no reader can be trusted with set apart."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from engine.config.tree import CsvOptions
+from engine.data.columns import Lost
+from engine.errors import UserError
+
+PIECE = 1 << 24
+LONGEST_ROW = 1 << 28
+
+
+@dataclasses.dataclass
+class Piece:
+    """Whole rows. `messy`: quotes stand where they must not, so rows end where only a strict reader can tell."""
+
+    data: bytes
+    messy: bool = False
+
+
+def read_block(stream: BinaryIO) -> bytes:
+    """The next bytes of a stream; a broken archive is a UserError."""
+    try:
+        return bytes(stream.read(PIECE))
+    except (EOFError, OSError, ValueError) as error:
+        raise UserError(f"the file cannot be unpacked: {error}") from None
+
+
+def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> Iterator[Piece]:
+    """Pieces of `head` followed by the stream. From the first misplaced quote on, the rest is one messy piece a block."""
+    quote = options.quote.encode() if options else b""
+    delimiter = options.delimiter.encode() if options else b","
+    rest, messy = head, bool(options and options.escape)
+    while True:
+        block = read_block(stream)
+        last = not block
+        rest += block
+        if messy:
+            # The strict reader keeps its own account of where rows end: hand on what there is.
+            if rest:
+                yield Piece(rest, True)
+            rest = b""
+        else:
+            end = len(rest) if last else _end(rest, quote)
+            if quote and end and quote in rest[:end] and not well_quoted(rest[:end], quote, delimiter):
+                messy = True
+                yield Piece(rest, True)
+                rest = b""
+            elif end:
+                yield Piece(rest[:end])
+                rest = rest[end:]
+            elif len(rest) > LONGEST_ROW:
+                raise UserError(f"a row must not be longer than {LONGEST_ROW} bytes: is the delimiter or the quote right?")
+        if last:
+            return
+
+
+def _end(data: bytes, quote: bytes) -> int:
+    """Length of the whole rows at the start of `data`: up to the last line end outside quotes."""
+    if quote and quote in data:
+        return _end_outside_quotes(data, quote)
+    end = data.rfind(b"\n") + 1
+    if not end:
+        # Old Macintosh text ends its lines with \r; one at the very end might be the first half of \r\n.
+        end = data.rfind(b"\r", 0, len(data) - 1) + 1
+    return end
+
+
+def _end_outside_quotes(data: bytes, quote: bytes) -> int:
+    raw = np.frombuffer(data, np.uint8)
+    quotes = np.flatnonzero(raw == quote[0])
+    for sign in (b"\n", b"\r"):
+        ends = np.flatnonzero(raw[: len(raw) - (sign == b"\r")] == sign[0])
+        outside = ends[np.searchsorted(quotes, ends) % 2 == 0]
+        if len(outside):
+            return int(outside[-1]) + 1
+    return 0
+
+
+def well_quoted(data: bytes, quote: bytes, delimiter: bytes) -> bool:
+    """Whether every quote opens a field at its start, closes one at its end, or is doubled inside one (RFC 4180)."""
+    raw = np.frombuffer(data, np.uint8)
+    places = np.flatnonzero(raw == quote[0])
+    if len(places) % 2:
+        return False
+    borders = np.zeros(256, bool)
+    borders[[delimiter[0], 10, 13]] = True
+    opening, closing = places[0::2], places[1::2]
+    before = np.where(opening > 0, raw[np.maximum(opening - 1, 0)], 10)
+    after = np.where(closing < len(raw) - 1, raw[np.minimum(closing + 1, len(raw) - 1)], 10)
+    doubled = np.zeros(len(opening), bool)
+    doubled[1:] = opening[1:] == closing[:-1] + 1
+    follows = np.zeros(len(closing), bool)
+    follows[:-1] = doubled[1:]
+    return bool(np.all(borders[before] | doubled) and np.all(borders[after] | follows))
+
+
+def sift(stream: Iterator[Piece], options: CsvOptions) -> Iterator[tuple[bytes, list[Lost], int]]:
+    """(text of the good rows, rows that break the quoting, number of rows) of messy pieces, some MiB at a time.
+
+    A quote inside an unquoted field is a character like any other; text after a closing quote loses the row.
+    """
+    csv.field_size_limit(LONGEST_ROW)
+    lines = _Lines(stream)
+    reader = csv.reader(
+        lines, strict=True, delimiter=options.delimiter, quotechar=options.quote or None, escapechar=options.escape,
+        doublequote=options.escape is None, quoting=csv.QUOTE_MINIMAL if options.quote else csv.QUOTE_NONE,
+    )  # fmt: skip
+    good, lost, number = [], [], 0
+    size = 0
+    while True:
+        reason = ""
+        try:
+            fields = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            fields, reason = [], f"breaks the quoting: {error}"
+        raw = lines.taken()
+        if not fields and not reason:
+            continue
+        number += 1
+        if reason:
+            lost.append(Lost(number, raw.decode("utf-8", "backslashreplace").rstrip("\r\n"), reason))
+        else:
+            good.append(raw)
+            size += len(raw)
+        if size > PIECE:
+            yield b"".join(good), lost, number
+            good, lost, number, size = [], [], 0, 0
+    if number:
+        yield b"".join(good), lost, number
+
+
+class _Lines:
+    """Lines of pieces as latin-1 text, a letter a byte; remembers the bytes that were handed out."""
+
+    def __init__(self, stream: Iterator[Piece]) -> None:
+        self._lines = self._cut(stream)
+        self._taken: list[bytes] = []
+
+    @staticmethod
+    def _cut(stream: Iterator[Piece]) -> Iterator[bytes]:
+        rest = b""
+        for piece in stream:
+            lines = (rest + piece.data).splitlines(keepends=True)
+            rest = lines.pop() if lines and (not lines[-1].endswith(b"\n")) else b""
+            yield from lines
+        if rest:
+            yield rest
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._taken.append(line)
+        return line.decode("latin-1")
+
+    def taken(self) -> bytes:
+        """The bytes since the last call."""
+        raw, self._taken = b"".join(self._taken), []
+        return raw

@@ -1,0 +1,111 @@
+"""`engine data show NAME`: a dataset of the store in the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.config import units
+from engine.config.tree import Config
+from engine.data.dataset import Dataset, open_dataset
+from engine.data.ingest import LATEST
+from engine.errors import UserError, nearest
+from engine.runtime import storage
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def show(config: Config, words: list[str]) -> int:
+    """Print rows, columns, null rates, histograms, digests and quarantine counts of the newest dataset of a name.
+
+    `words` are the name and, for the plain form, `--json`.
+    """
+    names = [word for word in words if not word.startswith("--")]
+    dataset = newest(config, names[0] if names else config.data.name)
+    profile = storage.read_json(dataset.directory / "profile.json")
+    if "--json" in words:
+        text = json.dumps({"manifest": dataset.manifest, "profile": profile}, indent=1, ensure_ascii=False)
+    else:
+        text = page(dataset, profile)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def newest(config: Config, name: str) -> Dataset:
+    """The dataset that was ingested last under a name. Raises UserError naming those that are there."""
+    root = storage.inside(Path(config.paths.store), "datasets")
+    known = sorted(path.name for path in root.iterdir() if (path / LATEST).exists()) if root.is_dir() else []
+    if not name or name not in known:
+        hint = nearest(name, known) if known else f" {root} holds none: run `ingest` first."
+        raise UserError(f"no dataset {name!r} in the store.{hint}")
+    folder = storage.inside(root, name)
+    return open_dataset(storage.inside(folder, storage.read_json(folder / LATEST)["entry"]))
+
+
+def page(dataset: Dataset, profile: dict[str, Any]) -> str:
+    """The text of the page."""
+    manifest = dataset.manifest
+    first, last = (manifest["parts"][0]["first_time"], manifest["parts"][-1]["last_time"]) if manifest["parts"] else (0, 0)
+    zone = manifest["time_zone"]
+    lines = [
+        f"{dataset.name}: {dataset.rows:,} rows, {len(manifest['columns'])} columns, {len(manifest['parts'])} parts",
+        f"  {units.format_instant(first, zone)} to {units.format_instant(last, zone)} ({dataset.event_time}, {zone})",
+        f"  content {dataset.digest}",
+        f"  recipe  {dataset.recipe}",
+        f"  stands in {dataset.directory}",
+        "",
+        *_columns(manifest, profile),
+        "",
+        *_tables(manifest),
+        *_accounting(manifest["accounting"]),
+    ]
+    return "\n".join(lines)
+
+
+def _columns(manifest: dict[str, Any], profile: dict[str, Any]) -> list[str]:
+    lines = [f"{'column':<22} {'type':<14} {'role':<12} {'nulls':>8}  {'digest':<8}  values"]
+    for column in manifest["columns"]:
+        shown = profile["columns"][column["name"]]
+        lines.append(
+            f"{column['name']:<22} {column['type']:<14} {column['role']:<12} {shown['null_rate']:>8.2%}  "
+            f"{column['digest'][:8]}  {_values(shown)}"
+        )
+    return lines
+
+
+def _values(shown: dict[str, Any]) -> str:
+    if shown.get("histogram"):
+        return f"{shown['min']} {_bars(shown['histogram']['counts'])} {shown['max']}"
+    if "top" in shown:
+        most = ", ".join(f"{value} {count / max(1, sum(n for _, n in shown['top'])):.0%}" for value, count in shown["top"][:4])
+        return f"{shown['distinct_in_sample']} distinct: {most}"
+    return "(not shown)" if "min" not in shown else ""
+
+
+def _bars(counts: list[int]) -> str:
+    most = max(counts) or 1
+    return "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in counts)
+
+
+def _tables(manifest: dict[str, Any]) -> list[str]:
+    lines = [f"table {name}: {entry['rows']:,} rows, {len(entry['columns'])} columns, digest {entry['digest'][:8]}" for name, entry in manifest["tables"].items()]
+    return [*lines, ""] if lines else []
+
+
+def _accounting(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{len(found['files'])} files, {found['rows_in']:,} rows in, {found['quarantined']:,} quarantined, "
+        f"{found['refused_files']} files refused"
+    ]
+    for item in found["files"]:
+        if item["refused"]:
+            lines.append(f"  refused {item['file']}: {item['refused']}")
+    parts = [(item["file"], item) for item in found["files"]] + list(found["results"].items())
+    totals: dict[tuple[str, str, str], int] = {}
+    for _, part in parts:
+        for entry in part["violations"]:
+            key = (entry["column"], entry["reason"], entry["policy"])
+            totals[key] = totals.get(key, 0) + entry["count"]
+    return lines + [f"  {column or 'row'} {reason}: {count:,} ({policy})" for (column, reason, policy), count in sorted(totals.items())]
