@@ -23,6 +23,7 @@ from kernels.jit import clz64, mul128, njit
 
 FIXED = 10
 WIDE = 67 + 134
+WORDS = 34 + 69  # scratch of the rounding functions
 _SUM, _SQUARES = 67, 134
 _UNIT = 92  # fixed sums are in units of 2**-92
 WIDE_UNIT = 1084  # wide sums are in units of 2**-1084
@@ -30,22 +31,23 @@ _ZERO, _ONE = np.uint64(0), np.uint64(1)
 _FRACTION = np.uint64((1 << 52) - 1)
 _HIDDEN = np.uint64(1 << 52)
 _LOW32 = np.uint64(0xFFFFFFFF)
-_S32, _S63 = np.uint64(32), np.uint64(63)
+_S32, _S63, _S64 = np.uint64(32), np.uint64(63), np.uint64(64)
+_TWO, _THREE, _SIX, _EIGHT = np.uint64(2), np.uint64(3), np.uint64(6), np.uint64(8)
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _exponent(bits: Any) -> Any:
     return np.int64((bits >> 52) & 0x7FF)
 
 
-@njit
+@njit(allocates=False)
 def is_wide(bits: Any) -> Any:
     """Whether the double with these bits (int64) is finite, not zero, and outside the fixed form's range."""
     exponent = _exponent(bits)
     return (exponent < 1075 - _UNIT or exponent > 1074) and exponent != 0x7FF and (bits << 1) != 0
 
 
-@njit
+@njit(allocates=False)
 def any_wide(values: Any) -> Any:
     """Whether any of these doubles needs the wide form."""
     for i in range(len(values)):
@@ -54,71 +56,68 @@ def any_wide(values: Any) -> Any:
     return False
 
 
-@njit
-def add_fixed(acc: Any, at: Any, bits: Any, squares: Any) -> None:
-    """Add the double with these bits (int64) to the fixed accumulator acc[at : at + 10]; its square too when `squares`."""
+@njit(inline=True, allocates=False)
+def add_fixed(acc: Any, which: Any, bits: Any, squares: Any) -> None:
+    """Add the double with these bits (int64) to the fixed accumulator acc[which]; its square too when `squares`."""
     exponent = _exponent(bits)
     if exponent == 0x7FF:
-        acc[at + (8 if bits > 0 else 9)] += _ONE
+        acc[which, 8 if bits > 0 else 9] += _ONE
         return
     if exponent == 0:  # zero: denormals are wide
         return
     mantissa = (np.uint64(bits) & _FRACTION) | _HIDDEN
-    shift = exponent - (1075 - _UNIT)
-    off = np.uint64(shift & 63)
+    shift = np.uint64(exponent - (1075 - _UNIT))
+    off = shift & _S63
     low = mantissa << off
     high = (mantissa >> _ONE) >> (_S63 - off)
-    if shift >= 64:
-        a1 = acc[at + 1]
-        if bits >= 0:
-            acc[at + 1] = a1 + low
-            acc[at + 2] += high + np.uint64(a1 + low < low)
-        else:
-            acc[at + 1] = a1 - low
-            acc[at + 2] -= high + np.uint64(a1 < low)
-    elif bits >= 0:
-        a0 = acc[at] + low
-        a1 = acc[at + 1]
-        high += np.uint64(a0 < low)
-        acc[at], acc[at + 1] = a0, a1 + high
-        acc[at + 2] += np.uint64(a1 + high < high)
+    sign = np.uint64(bits >> 63)  # all ones when negative: no branch, for signs are hard to predict
+    one = sign & _ONE
+    low = (low ^ sign) + one
+    high = (high ^ sign) + np.uint64(low < one)
+    top = sign + (one & np.uint64(low == _ZERO) & np.uint64(high == _ZERO))
+    if shift >= _S64:
+        a1 = acc[which, 1] + low
+        acc[which, 1] = a1
+        acc[which, 2] += high + np.uint64(a1 < low)
     else:
-        a0, a1 = acc[at], acc[at + 1]
-        high += np.uint64(a0 < low)
-        acc[at], acc[at + 1] = a0 - low, a1 - high
-        acc[at + 2] -= np.uint64(a1 < high)
+        a0, a1 = acc[which, 0] + low, acc[which, 1] + high
+        carry = np.uint64(a0 < low)
+        over = np.uint64(a1 < high)
+        a1 += carry
+        acc[which, 0], acc[which, 1] = a0, a1
+        acc[which, 2] += top + over + np.uint64(a1 < carry)
     if squares:
-        _add_square(acc, at + 3, mantissa, 2 * shift)
+        _add_square(acc, which, mantissa, shift << _ONE)
 
 
-@njit
-def _add_square(acc: Any, at: Any, mantissa: Any, shift: Any) -> None:
+@njit(inline=True, allocates=False)
+def _add_square(acc: Any, which: Any, mantissa: Any, shift: Any) -> None:
     high, low = mul128(mantissa, mantissa)
     high, low = np.uint64(high), np.uint64(low)
-    off = np.uint64(shift & 63)
-    word = at + (shift >> 6)
+    off = shift & _S63
+    word = _THREE + (shift >> _SIX)
     w0 = low << off
     w1 = (high << off) | ((low >> _ONE) >> (_S63 - off))
     w2 = (high >> _ONE) >> (_S63 - off)
-    s0 = acc[word] + w0
+    s0 = acc[which, word] + w0
     carry = np.uint64(s0 < w0)
-    s1 = acc[word + 1] + w1
+    s1 = acc[which, word + _ONE] + w1
     overflow = np.uint64(s1 < w1)
     s1 += carry
     w2 += overflow + np.uint64(s1 < carry)  # below 2**43: no overflow
-    s2 = acc[word + 2] + w2
+    s2 = acc[which, word + _TWO] + w2
     carry = np.uint64(s2 < w2)
-    acc[word], acc[word + 1], acc[word + 2] = s0, s1, s2
-    word += 3
-    while carry != _ZERO and word < at + 5:
-        acc[word] += _ONE
-        carry = np.uint64(acc[word] == _ZERO)
-        word += 1
+    acc[which, word], acc[which, word + _ONE], acc[which, word + _TWO] = s0, s1, s2
+    word += _THREE
+    while carry != _ZERO and word < _EIGHT:
+        acc[which, word] += _ONE
+        carry = np.uint64(acc[which, word] == _ZERO)
+        word += _ONE
 
 
-@njit
-def add_wide(acc: Any, at: Any, bits: Any) -> None:
-    """Add any finite double with these bits (int64), and its square, to the wide accumulator acc[at : at + 201]."""
+@njit(allocates=False)
+def add_wide(acc: Any, which: Any, bits: Any) -> None:
+    """Add any finite double with these bits (int64), and its square, to the wide accumulator acc[which]."""
     exponent = _exponent(bits)
     mantissa = np.uint64(bits) & _FRACTION
     if exponent > 0:
@@ -127,48 +126,48 @@ def add_wide(acc: Any, at: Any, bits: Any) -> None:
         exponent = np.int64(1)
     position = exponent + (WIDE_UNIT - 1075)
     off = np.uint64(position & 31)
-    digit = at + (position >> 5)
+    digit = position >> 5
     low = mantissa << off
     high = (mantissa >> _ONE) >> (_S63 - off)
     sign = np.int64(1) if bits >= 0 else np.int64(-1)
-    acc[digit] += sign * np.int64(low & _LOW32)
-    acc[digit + 1] += sign * np.int64(low >> _S32)
-    acc[digit + 2] += sign * np.int64(high)
+    acc[which, digit] += sign * np.int64(low & _LOW32)
+    acc[which, digit + 1] += sign * np.int64(low >> _S32)
+    acc[which, digit + 2] += sign * np.int64(high)
     position *= 2
     off = np.uint64(position & 31)
-    digit = at + _SUM + (position >> 5)
+    digit = _SUM + (position >> 5)
     high, low = mul128(mantissa, mantissa)
     high, low = np.uint64(high), np.uint64(low)
     w0 = low << off
     w1 = (high << off) | ((low >> _ONE) >> (_S63 - off))
     w2 = (high >> _ONE) >> (_S63 - off)
-    acc[digit] += np.int64(w0 & _LOW32)
-    acc[digit + 1] += np.int64(w0 >> _S32)
-    acc[digit + 2] += np.int64(w1 & _LOW32)
-    acc[digit + 3] += np.int64(w1 >> _S32)
+    acc[which, digit] += np.int64(w0 & _LOW32)
+    acc[which, digit + 1] += np.int64(w0 >> _S32)
+    acc[which, digit + 2] += np.int64(w1 & _LOW32)
+    acc[which, digit + 3] += np.int64(w1 >> _S32)
     if w2 != _ZERO:
-        acc[digit + 4] += np.int64(w2)
+        acc[which, digit + 4] += np.int64(w2)
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def add(fixed: Any, wide: Any, which: Any, bits: Any, form: Any) -> None:
     """Add a double to accumulator number `which` of the form in use: form = (used at all, squares, wide)."""
     if not form[0]:
         return
     if form[2] and (bits >> 52) & 0x7FF != 0x7FF:
-        add_wide(wide, which * WIDE, bits)
+        add_wide(wide, which, bits)
     else:
-        add_fixed(fixed, which * FIXED, bits, form[1])
+        add_fixed(fixed, which, bits, form[1])
 
 
 # --------------------------------------------------------------------------- rounding
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _power(exponent: Any) -> Any:
     """2.0 ** exponent for -1022 <= exponent <= 1023."""
     return np.int64((exponent + 1023) << 52).view(np.float64)
 
 
-@njit
+@njit(allocates=False)
 def _scaled(x: Any, exponent: Any) -> Any:
     """x * 2 ** exponent, rounded once."""
     if -900 < exponent < 900:  # x is in [2**-63, 2**64]: neither overflow nor denormal
@@ -176,7 +175,7 @@ def _scaled(x: Any, exponent: Any) -> Any:
     return np.ldexp(x, exponent)
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _leading(word: Any, below: Any, rest: Any) -> Any:
     """(64 leading bits of the number word, below, rest..., the last bit sticky; zero bits before them). word is not 0."""
     zeros = clz64(word)
@@ -187,7 +186,7 @@ def _leading(word: Any, below: Any, rest: Any) -> Any:
     return leading, zeros
 
 
-@njit
+@njit(allocates=False)
 def _top(words: Any, length: Any, unit: Any) -> Any:
     """Magnitude in words[:length] (lowest first, units of 2**unit) as (64 leading bits, the last one sticky; their exponent)."""
     i = length - 1
@@ -202,7 +201,7 @@ def _top(words: Any, length: Any, unit: Any) -> Any:
     return leading, np.int64(64 * i - zeros + unit)
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _deviation(bits: Any, power: Any, n: Any) -> Any:
     """Square root of bits * 2**power / (n (n - 1))."""
     ratio = np.float64(bits) / (np.float64(n) * np.float64(n - 1))
@@ -212,7 +211,7 @@ def _deviation(bits: Any, power: Any, n: Any) -> Any:
     return _scaled(math.sqrt(ratio), power >> 1)
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _put(leading: Any, exponent: Any, negative: Any, n: Any, out: Any, at: Any) -> None:
     """out[at : at + 2] = sum and mean, from the leading bits of |sum|."""
     magnitude = np.float64(leading)
@@ -222,28 +221,24 @@ def _put(leading: Any, exponent: Any, negative: Any, n: Any, out: Any, at: Any) 
     out[at + 1] = _scaled(magnitude / n, exponent)
 
 
-@njit
+@njit(allocates=False)
 def _infinite(positive: Any, negative: Any, out: Any, at: Any) -> None:
     total = np.nan if positive > 0 and negative > 0 else (np.inf if positive > 0 else -np.inf)
     out[at], out[at + 1], out[at + 2] = total, total, np.nan
 
 
-@njit
+@njit(inline=True, allocates=False)
 def moments_fixed(acc: Any, drop: Any, n: Any, squares: Any, words: Any, out: Any, at: Any) -> None:
-    """out[at : at + 3] = sum, mean, std of the n > 0 rows in acc[0:10] but not in acc[drop : drop + 10].
-
-    words: uint64[12] of scratch.
-    """
-    positive, negative = acc[8] - acc[drop + 8], acc[9] - acc[drop + 9]
+    """out[at : at + 3] = sum, mean, std of the n > 0 rows in acc[0] but not in acc[drop]; words: uint64[103] of scratch."""
+    positive, negative = acc[0, 8] - acc[drop, 8], acc[0, 9] - acc[drop, 9]
     if positive | negative != _ZERO:
         _infinite(positive, negative, out, at)
         return
-    s0 = acc[0] - acc[drop]
-    borrow = np.uint64(acc[0] < acc[drop])
-    s1 = acc[1] - acc[drop + 1]
-    under = np.uint64(acc[1] < acc[drop + 1]) + np.uint64(s1 < borrow)
+    s0, s1 = acc[0, 0] - acc[drop, 0], acc[0, 1] - acc[drop, 1]
+    borrow = np.uint64(acc[0, 0] < acc[drop, 0])
+    under = np.uint64(acc[0, 1] < acc[drop, 1]) + np.uint64(s1 < borrow)
     s1 -= borrow
-    s2 = acc[2] - acc[drop + 2] - under
+    s2 = acc[0, 2] - acc[drop, 2] - under
     minus = s2 >> _S63 != _ZERO
     if minus:
         s0, s1, s2 = ~s0 + _ONE, ~s1, ~s2
@@ -275,7 +270,7 @@ def moments_fixed(acc: Any, drop: Any, n: Any, squares: Any, words: Any, out: An
     out[at + 2] = _deviation(bits, power, n) if bits != _ZERO else 0.0
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _top_of_six(words: Any) -> Any:
     """`_top` of words[6:12] in units of squares."""
     i = 11
@@ -293,12 +288,12 @@ def _top_of_six(words: Any) -> Any:
     return leading, np.int64(64 * (i - 6) - 2 * _UNIT) - zeros
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _scaled_squares(acc: Any, drop: Any, count: Any, words: Any) -> None:
-    """words[6:12] = count * (sum of squares in acc[3:8] less that in acc[drop + 3 : drop + 8])."""
+    """words[6:12] = count * (sum of squares in acc[0, 3:8] less that in acc[drop, 3:8])."""
     borrow, carry = _ZERO, _ZERO
     for j in range(5):
-        a, d = acc[3 + j], acc[drop + 3 + j]
+        a, d = acc[0, 3 + j], acc[drop, 3 + j]
         word = a - d
         under = np.uint64(a < d) + np.uint64(word < borrow)
         word -= borrow
@@ -310,7 +305,7 @@ def _scaled_squares(acc: Any, drop: Any, count: Any, words: Any) -> None:
     words[11] = carry
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _minus_square(words: Any, s0: Any, s1: Any) -> None:
     """words[6:12] -= (s0 + 2**64 s1) ** 2."""
     h00, q0 = mul128(s0, s0)
@@ -343,7 +338,7 @@ def _minus_square(words: Any, s0: Any, s1: Any) -> None:
         words[10] -= under
 
 
-@njit
+@njit(allocates=False)
 def _minus_row(words: Any, i: Any) -> None:
     """words[6:12] -= words[i] * words[0:3], shifted by i words: one row of the long multiplication."""
     carry, borrow = _ZERO, _ZERO
@@ -366,18 +361,18 @@ def _minus_row(words: Any, i: Any) -> None:
         j += 1
 
 
-@njit
-def _words(acc: Any, add: Any, drop: Any, length: Any, out: Any) -> Any:
-    """|acc[add : add + length] - acc[drop : drop + length]| in 64-bit words `out`; returns whether it is negative."""
+@njit(allocates=False)
+def _words(acc: Any, drop: Any, first: Any, length: Any, out: Any) -> Any:
+    """|acc[0] - acc[drop]|, digits first to first + length, in 64-bit words `out`; returns whether it is negative."""
     carry = np.int64(0)
     for i in range(length):  # the carry out of the top digit is the sign
-        carry = (acc[add + i] - acc[drop + i] + carry) >> 32
+        carry = (acc[0, first + i] - acc[drop, first + i] + carry) >> 32
     minus = carry < 0
     sign = np.int64(-1) if minus else np.int64(1)
     carry = np.int64(0)
     out[:] = _ZERO
     for i in range(length):
-        digit = sign * (acc[add + i] - acc[drop + i]) + carry
+        digit = sign * (acc[0, first + i] - acc[drop, first + i]) + carry
         carry = digit >> 32
         out[i >> 1] |= (np.uint64(digit) & _LOW32) << np.uint64(32 * (i & 1))
     if length & 1:
@@ -387,21 +382,22 @@ def _words(acc: Any, add: Any, drop: Any, length: Any, out: Any) -> Any:
     return minus
 
 
-@njit
-def moments_wide(acc: Any, drop: Any, infinite: Any, n: Any, squares: Any, out: Any, at: Any) -> None:
-    """`moments_fixed` for the wide form; infinite = (how many +inf, how many -inf) among the n rows."""
-    if infinite[0] > 0 or infinite[1] > 0:
-        _infinite(infinite[0], infinite[1], out, at)
+@njit(allocates=False)
+def moments_wide(acc: Any, drop: Any, state: Any, words: Any, out: Any, at: Any) -> None:
+    """`moments_fixed` for the wide form; state = (how many +inf, how many -inf, n, squares), words: uint64[103]."""
+    positive, negative, n, squares = state
+    if positive | negative != _ZERO:
+        _infinite(positive, negative, out, at)
         return
-    total = np.zeros(34, np.uint64)
-    minus = _words(acc, 0, drop, _SUM, total)
+    total, spread = words[:34], words[34:103]
+    minus = _words(acc, drop, 0, _SUM, total)
     leading, exponent = _top(total, 34, -WIDE_UNIT)
     _put(leading, exponent, minus, n, out, at)
     if not squares or n < 2:
         out[at + 2] = np.nan
         return
-    spread = np.zeros(69, np.uint64)
-    _words(acc, _SUM, drop + _SUM, _SQUARES, spread)
+    spread[68] = _ZERO
+    _words(acc, drop, _SUM, _SQUARES, spread[:68])
     carry, count = _ZERO, np.uint64(n)
     for i in range(69):
         high, low = mul128(spread[i], count)
@@ -415,7 +411,7 @@ def moments_wide(acc: Any, drop: Any, infinite: Any, n: Any, squares: Any, out: 
     out[at + 2] = _deviation(bits, power, n) if bits != _ZERO else 0.0
 
 
-@njit
+@njit(allocates=False)
 def _subtract_row(spread: Any, total: Any, i: Any) -> None:
     """spread -= total[i] * total, shifted by i words."""
     carry, borrow = _ZERO, _ZERO
@@ -455,14 +451,15 @@ def _moments_of(values: Any, out: Any) -> None:
     out[1:4] = np.nan
     if n == 0:
         return
-    fixed, long = np.zeros(2 * FIXED, np.uint64), np.zeros(2 * WIDE if wide else 0, np.int64)
+    words = np.zeros(WORDS, np.uint64)
+    fixed, long = np.zeros((2, FIXED), np.uint64), np.zeros((2 if wide else 0, WIDE), np.int64)
     for i in range(len(values)):
         if values[i] == values[i]:
             add(fixed, long, 0, np.float64(values[i]).view(np.int64), (True, True, wide))
     if wide:
-        moments_wide(long, WIDE, (fixed[8], fixed[9]), n, True, out, 1)
+        moments_wide(long, 1, (fixed[0, 8], fixed[0, 9], n, True), words, out, 1)
     else:
-        moments_fixed(fixed, FIXED, n, True, np.zeros(12, np.uint64), out, 1)
+        moments_fixed(fixed, 1, n, True, words, out, 1)
 
 
 def moments(values: ArrayLike) -> tuple[int, float, float, float]:

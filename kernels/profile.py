@@ -90,7 +90,7 @@ def _positions(x: Any, edges: Any, at: Any) -> None:
 
 @njit
 def _profile_column(x: Any, at: Any, edges: Any, bins: Any, span: Any, counts: Any, extremes: Any, sums: Any, far: Any) -> None:
-    """Add one block of one column. sums: uint64[3] = sum of q, sum of q**2 as low and high word; far: [2 * WIDE]."""
+    """Add one block of one column. sums: uint64[3] = sum of q, sum of q**2 as low and high word; far: [2, WIDE]."""
     _positions(x, edges, at)
     first, last = edges[0], edges[bins]
     low, high = extremes[0], extremes[1]
@@ -116,7 +116,7 @@ def _profile_column(x: Any, at: Any, edges: Any, bins: Any, span: Any, counts: A
         else:
             side = 0 if value < first else 1
             counts[0 if side == 0 else bins + 1] += 1
-            add_wide(far, side * WIDE, np.float64(value).view(np.int64))
+            add_wide(far, side, np.float64(value).view(np.int64))
             low, high = min(low, value), max(high, value)
     extremes[0], extremes[1] = low, high
     sums[0], sums[1], sums[2] = total, squares, top
@@ -157,10 +157,10 @@ def profile(block: ArrayLike, plan: ProfilePlan, threads: int = 1) -> Profile:
     def part(a: int, b: int) -> Profile:
         empty = empty_profile(plan)
         extremes = np.stack([empty.low, empty.high], axis=1)
-        sums, far = np.zeros((len(plan.bins), 3), np.uint64), np.zeros((len(plan.bins), 2 * WIDE), np.int64)
+        sums, far = np.zeros((len(plan.bins), 3), np.uint64), np.zeros((len(plan.bins), 2, WIDE), np.int64)
         _profile(rows[a:b], plan.edges, plan.bins, plan.ranges, empty.counts, extremes, sums, far)
         whole = [
-            (int(s[0]), int(s[1]) + (int(s[2]) << 64), wide_integer(f[:WIDE]), wide_integer(f[WIDE:]))
+            (int(s[0]), int(s[1]) + (int(s[2]) << 64), wide_integer(f[0]), wide_integer(f[1]))
             for s, f in zip(sums, far, strict=True)
         ]
         return Profile(empty.counts, extremes[:, 0].copy(), extremes[:, 1].copy(), whole)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
-from kernels.exact import FIXED, WIDE, add, add_fixed, add_wide, any_wide, is_wide, moments_fixed, moments_wide
+from kernels.exact import FIXED, WIDE, WORDS, add, add_fixed, add_wide, any_wide, is_wide, moments_fixed, moments_wide
 from kernels.jit import check_threads, njit, run_ranges, split
 from kernels.sort import ascending, bounds, grouped, radix_order, sort_by_entity_time
 
@@ -36,13 +36,13 @@ _TASKS_PER_THREAD = 8
 
 
 # --------------------------------------------------------------------------- small parts of the sweep
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _minus(t: Any, width: Any) -> Any:
     """t - width, not below the smallest instant."""
     return t - width if t >= _NAT + 1 + width else np.int64(_NAT + 1)
 
 
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _seconds(t: Any, event: Any) -> Any:
     """t - event in seconds, from microseconds, without overflow."""
     if t >= event:
@@ -50,7 +50,7 @@ def _seconds(t: Any, event: Any) -> Any:
     return -(np.float64(np.uint64(event) - np.uint64(t)) / 1e6)
 
 
-@njit
+@njit(allocates=False)
 def _raise_max(trees: Any, which: Any, i: Any, value: Any) -> None:
     """Fenwick tree of prefix maxima (1-based): position i holds at least `value`."""
     while i < trees.shape[1]:
@@ -60,7 +60,7 @@ def _raise_max(trees: Any, which: Any, i: Any, value: Any) -> None:
         i += i & -i
 
 
-@njit
+@njit(allocates=False)
 def _prefix_max(trees: Any, which: Any, i: Any) -> Any:
     best = -np.inf
     while i > 0:
@@ -69,14 +69,14 @@ def _prefix_max(trees: Any, which: Any, i: Any) -> Any:
     return best
 
 
-@njit
+@njit(allocates=False)
 def _count_at(tree: Any, i: Any, step: Any) -> None:
     while i < len(tree):
         tree[i] += step
         i += i & -i
 
 
-@njit
+@njit(allocates=False)
 def _prefix_count(tree: Any, i: Any) -> Any:
     total = np.int64(0)
     while i > 0:
@@ -85,7 +85,7 @@ def _prefix_count(tree: Any, i: Any) -> Any:
     return total
 
 
-@njit
+@njit(allocates=False)
 def _mark_last(value: Any, at: Any, base: Any, keys: Any, places: Any, tree: Any) -> None:
     """Keep in `tree` (1-based from the end) a mark at the last added position of each distinct value."""
     bits = np.float64(value).view(np.int64)
@@ -103,67 +103,72 @@ def _mark_last(value: Any, at: Any, base: Any, keys: Any, places: Any, tree: Any
     _count_at(tree, base - at, np.float64(1.0))
 
 
-@njit
-def _decayed(event: Any, known: Any, value: Any, rows: Any, t: Any, half_life: Any, stat: Any) -> None:
-    """stat[EWM_SUM], stat[EWM_MEAN] over rows [rows[0], rows[1]) known before t, by exact sums of rounded terms."""
-    sums, words, out = np.zeros(3 * FIXED, np.uint64), np.empty(12, np.uint64), np.empty(6)
-    terms, weights = sums[: 2 * FIXED].copy(), sums[FIXED:].copy()  # the second half of each stays empty
+@njit(allocates=False)
+def _decayed(data: Any, rows: Any, when: Any, scratch: Any, stat: Any) -> None:
+    """stat[EWM_SUM], stat[EWM_MEAN] over rows [rows[0], rows[1]) known before t, by exact sums of rounded terms.
+
+    when = (t, half-life in seconds); scratch: accumulators fixed[4] (terms, nothing, weights, nothing) and wide[2],
+    words.
+    """
+    event, known, value = data
+    fixed, wide, words = scratch
+    t, half_life = when
+    fixed[:] = np.uint64(0)
     outside = False
     for r in range(rows[0], rows[1]):
         if known[r] < t:
             weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
             bits = np.float64(value[r] * weight).view(np.int64)
             outside = outside or is_wide(bits)
-            add_fixed(weights, 0, np.float64(weight).view(np.int64), False)
-            add_fixed(terms, 0, bits, False)
-    moments_fixed(weights, FIXED, np.int64(1), False, words, out, 0)
+            add_fixed(fixed, 2, np.float64(weight).view(np.int64), False)
+            add_fixed(fixed, 0, bits, False)
+    moments_fixed(fixed[2:], 1, np.int64(1), False, words, stat, _EWM_SUM)
+    total_weight = stat[_EWM_SUM]
     if outside:
-        wide = np.zeros(2 * WIDE, np.int64)
+        wide[:] = 0
         for r in range(rows[0], rows[1]):
             if known[r] < t and np.isfinite(value[r]):
                 weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
                 add_wide(wide, 0, np.float64(value[r] * weight).view(np.int64))
-        moments_wide(wide, WIDE, (terms[8], terms[9]), np.int64(1), False, out, 3)
+        moments_wide(wide, 1, (fixed[0, 8], fixed[0, 9], np.int64(1), False), words, stat, _EWM_SUM)
     else:
-        moments_fixed(terms, FIXED, np.int64(1), False, words, out, 3)
-    stat[_EWM_SUM] = out[3]
-    stat[_EWM_MEAN] = out[3] / out[0]
+        moments_fixed(fixed, 1, np.int64(1), False, words, stat, _EWM_SUM)
+    stat[_EWM_MEAN] = stat[_EWM_SUM] / total_weight
 
 
-@njit
+@njit(allocates=False)
 def _empty(stat: Any) -> None:
     stat[:] = np.nan
     stat[_COUNT] = 0.0
 
 
 # --------------------------------------------------------------------------- the sweep
-@njit(inline=True)
+@njit(inline=True, allocates=False)
 def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
     """Aggregates that both sweeps compute alike. at = (window, n > 0, its first row, the latest row, t)."""
     event, known, value = data
-    fixed, wide, words = sums
+    fixed, wide, words, decay = sums
     w, n, first, latest, t = at
     form, needs = plan[2], plan[3]
     stat[_COUNT] = np.float64(n)
     if form[2]:
-        drop = (w + 1) * FIXED
-        infinite = (fixed[8] - fixed[drop + 8], fixed[9] - fixed[drop + 9])
-        moments_wide(wide, (w + 1) * WIDE, infinite, n, form[1], stat, _SUM)
+        state = (fixed[0, 8] - fixed[w + 1, 8], fixed[0, 9] - fixed[w + 1, 9], n, form[1])
+        moments_wide(wide, w + 1, state, words, stat, _SUM)
     elif form[0]:
-        moments_fixed(fixed, (w + 1) * FIXED, n, form[1], words, stat, _SUM)
+        moments_fixed(fixed, w + 1, n, form[1], words, stat, _SUM)
     if needs[3]:
         stat[_LAST], stat[_RECENCY] = value[latest], _seconds(t, event[latest])
     if needs[5]:
-        _decayed(event, known, value, (first, latest + 1), t, plan[0][w] / 2e6, stat)
+        _decayed(data, (first, latest + 1), (t, plan[0][w] / 2e6), decay, stat)
 
 
-@njit
+@njit(allocates=False)
 def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901
     """One entity whose known_at rises with event_time: the rows of a window are the contiguous left[w]:right."""
     event, known, value = data
     times, rows = probes
     windows, columns, form, needs = plan
-    fixed, wide, _ = sums
+    fixed, wide, _, _ = sums
     stat, left, heads, stack_at, stack_value, marks, keys, places = scratch
     right, stop = np.int64(0), len(event)
     high_top, low_top = np.int64(0), np.int64(0)
@@ -221,7 +226,7 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
                 out[rows[p], w, c] = stat[columns[c]]
 
 
-@njit
+@njit(allocates=False)
 def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901
     """One entity in any order of known_at: rows enter in `by_known` order and leave in event_time order.
 
@@ -231,7 +236,7 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
     event, known, value = data
     times, rows = probes
     windows, columns, form, needs = plan
-    fixed, wide, _ = sums
+    fixed, wide, _, _ = sums
     stat, left, dropped, trees, marks, keys, places = scratch
     right, stop = np.int64(0), len(event)
     latest, added = np.int64(-1), np.int64(0)
@@ -283,7 +288,7 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
                 out[rows[p], w, c] = stat[columns[c]]
 
 
-@njit
+@njit(allocates=False)
 def _blank(rows: Any, columns: Any, out: Any) -> None:
     """Probes without a source row."""
     for row in rows:
@@ -292,7 +297,7 @@ def _blank(rows: Any, columns: Any, out: Any) -> None:
                 out[row, w, c] = 0.0 if columns[c] == _COUNT else np.nan
 
 
-@njit
+@njit(allocates=False)
 def _first_of(event: Any, order: Any, low: Any, high: Any, limit: Any) -> Any:
     """First position in order[low:high) whose event is not below `limit`."""
     while low < high:
@@ -304,7 +309,7 @@ def _first_of(event: Any, order: Any, low: Any, high: Any, limit: Any) -> Any:
     return low
 
 
-@njit
+@njit(allocates=False)
 def _power_of_two(least: Any) -> Any:
     size = 16
     while size < least:
@@ -341,11 +346,12 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
     count = len(windows)
     widest = windows.max()
     sums = (
-        np.empty((count + 1) * FIXED, np.uint64),
-        np.empty((count + 1) * WIDE if form[2] else 0, np.int64),
-        np.empty(12, np.uint64),
+        np.empty((count + 1, FIXED), np.uint64),
+        np.empty((count + 1 if form[2] else 0, WIDE), np.int64),
+        np.empty(WORDS, np.uint64),
+        (np.empty((4, FIXED), np.uint64), np.empty((2, WIDE), np.int64), np.empty(WORDS, np.uint64)),
     )
-    stat, left, counts, heads = np.empty(12), np.empty(count, np.int64), np.empty(count, np.int64), np.empty((2, count), np.int64)
+    stat, left, counts, heads = np.empty(_EWM_SUM + 3), np.empty(count, np.int64), np.empty(count, np.int64), np.empty((2, count), np.int64)
     p = span[0]
     g = np.searchsorted(probe_starts, p, side="right") - 1
     while p < span[1]:
@@ -410,7 +416,7 @@ class _Plan(NamedTuple):
     needs: tuple[bool, bool, bool, bool, bool, bool]  # min, max, first, last or recency, distinct, ewm
 
 
-@njit
+@njit(allocates=False)
 def _count_usable(entity: Any, event: Any, known: Any, value: Any) -> Any:
     count = np.int64(0)
     for i in range(len(entity)):
@@ -421,7 +427,7 @@ def _count_usable(entity: Any, event: Any, known: Any, value: Any) -> Any:
     return count
 
 
-@njit
+@njit(allocates=False)
 def _falls(known: Any, order: Any, starts: Any, first: Any, last: Any) -> Any:
     """Whether known_at ever falls along `order` within one of the groups [first, last)."""
     for g in range(first, last):
