@@ -72,7 +72,7 @@ def _main(words: list[str]) -> int:
     if request.help:
         print(_command_help(name, command, request.config_dir))
         return DONE
-    overrides, plain = commands.split(command, rest) if command.plain else (rest, [])
+    overrides, plain = commands.split(command, rest) if command.plain else (commands.keyed(command, rest), [])
     _refuse_options([word for word in overrides if word.startswith("-")])
     compose = importlib.import_module("engine.config.compose")
     plans = compose.sweep(overrides) if request.multirun else [overrides]

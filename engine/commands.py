@@ -29,6 +29,7 @@ class Command:
     plain: bool = False
     usage: str = "[key=value ...]"
     options: tuple[str, ...] = ()
+    keys: tuple[tuple[str, str], ...] = ()  # options of a step that are another way to write a config key
 
 
 # A name of two words (`features list`) wins over its first word alone.
@@ -68,6 +69,49 @@ COMMANDS: dict[str, Command] = {
         usage="PATH|DIGEST [--json]",
         options=("--json",),
     ),
+    "registry list": Command(
+        "engine.lifecycle.registry:list_models",
+        "models, their champions and challengers",
+        plain=True,
+        usage="[NAME] [--json]",
+        options=("--json",),
+    ),
+    "registry show": Command(
+        "engine.lifecycle.registry:show",
+        "a model's versions and every move with who, why and from which decision; or one version",
+        plain=True,
+        usage="NAME | NAME@ALIAS | NAME@DIGEST [--json]",
+        options=("--json",),
+    ),
+    "registry promote": Command(
+        "engine.lifecycle.registry:promote",
+        "make a training run or a version the champion, by hand",
+        ("registry",),
+        plain=True,
+        usage="NAME RUN|challenger|DIGEST [registry.why=TEXT]",
+    ),
+    "registry rollback": Command(
+        "engine.lifecycle.registry:rollback",
+        "bring back the champion before this one",
+        ("registry",),
+        plain=True,
+        usage="NAME [registry.why=TEXT]",
+    ),
+    "registry diff": Command(
+        "engine.lifecycle.registry:diff",
+        "what differs between two versions: specification, training, metrics",
+        plain=True,
+        usage="NAME VERSION VERSION [--json]",
+        options=("--json",),
+    ),
+    "retrain": Command(
+        "engine.lifecycle.retrain:retrain",
+        "decide on the newest monitoring record; train a challenger, judge it, promote it or keep the champion",
+        ("retrain", "train", "model", *DATA),
+        "retrain",
+        usage="[--replay decision.json] [key=value ...]",
+        keys=(("--replay", "retrain.replay"),),
+    ),
     "track sync": Command(
         "engine.runtime.tracking:track_sync",
         "send the mirror of runs again, from their directories",
@@ -88,6 +132,15 @@ def find(words: list[str]) -> tuple[str, list[str]]:
     if "=" in first:
         raise UserError(f"a command must come first, as in `python -m engine train {first}`.{nearest('', COMMANDS)}")
     raise UserError(f"unknown command {first!r}.{nearest(first, COMMANDS)}")
+
+
+def keyed(command: Command, rest: list[str]) -> list[str]:
+    """The words of a step, its options written as config keys: `--replay FILE` is `retrain.replay=FILE`."""
+    keys, found, remaining = dict(command.keys), [], iter(rest)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        found.append(f"{keys[name]}={value if equals else next(remaining, '')}" if name in keys else word)
+    return found
 
 
 def split(command: Command, rest: list[str]) -> tuple[list[str], list[str]]:

@@ -170,7 +170,14 @@ def _costs(judged: Judged, gate: GateConfig, weights: Array) -> dict[str, Any]:
     """Cost a row of acting above the threshold that these costs make best for calibrated scores (Elkan, 2001)."""
     total = gate.cost_false_positive + gate.cost_false_negative
     threshold = gate.cost_false_positive / total if total else 0.5
-    row: dict[str, Any] = {"threshold": threshold, "champion": None, "challenger": None, "rise": None, "low": None, "high": None}
+    row: dict[str, Any] = {
+        "threshold": threshold,
+        "champion": None,
+        "challenger": None,
+        "rise": None,
+        "low": None,
+        "high": None,
+    }
     if not judged.rows or not (np.isfinite(judged.champion).all() and np.isfinite(judged.challenger).all()):
         return {**row, "reason": _reason(judged)}
     old, new = (row_costs(judged.target, scores, threshold, gate) for scores in (judged.champion, judged.challenger))
@@ -212,7 +219,9 @@ def _reason(judged: Judged) -> str:
         broken = int((~np.isfinite(scores)).sum())
         if broken:
             return f"{broken} scores of the {side} are not finite"
-    return f"all {judged.rows:,} rows have the same target" if len(np.unique(judged.target)) == 1 else "it is not finite"
+    return (
+        f"all {judged.rows:,} rows have the same target" if len(np.unique(judged.target)) == 1 else "it is not finite"
+    )
 
 
 def _values(values: Array, min_rows: int) -> list[tuple[str, Array]]:
@@ -264,7 +273,11 @@ def _mean(rows: Array, weights: Array) -> Array:
 
 def _log_loss(target: Array, scores: Array) -> Array:
     tiny = np.finfo(np.float64).eps
-    taken = scores[np.arange(len(target)), target.astype(int)] if scores.ndim == 2 else np.where(target == 1, scores, 1 - scores)
+    taken = (
+        scores[np.arange(len(target)), target.astype(int)]
+        if scores.ndim == 2
+        else np.where(target == 1, scores, 1 - scores)
+    )
     return -np.log(np.clip(taken.astype(np.float64), tiny, 1.0))
 
 

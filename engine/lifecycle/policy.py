@@ -52,7 +52,9 @@ class Facts:
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Facts:
         """The inverse of `plain`."""
-        observations = tuple(Observation(**{**item, "causes": tuple(item["causes"])}) for item in values["observations"])
+        observations = tuple(
+            Observation(**{**item, "causes": tuple(item["causes"])}) for item in values["observations"]
+        )
         return cls(
             values["now"], Champion(**values["champion"]), observations, tuple(values["starts"]), values["new_rows"]
         )
@@ -127,7 +129,9 @@ def _performance(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
 
 def _age(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
     age = facts.now - facts.champion.seen_until
-    return age > units.span(policy.max_age), f"the champion's newest row is {_days(age)} old, {policy.max_age} is the limit"
+    return age > units.span(
+        policy.max_age
+    ), f"the champion's newest row is {_days(age)} old, {policy.max_age} is the limit"
 
 
 def _volume(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
@@ -148,5 +152,3 @@ RULES: dict[str, Callable[[Facts, RetrainConfig], tuple[bool, str]]] = {
     "age": _age,
     "volume": _volume,
 }
-
-

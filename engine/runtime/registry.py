@@ -178,9 +178,11 @@ class Registry:
         who: str | None = None,
         why: str,
         decision: dict[str, Any] | None = None,
+        after: int | None = None,
     ) -> dict[str, Any]:
         """Write one move, if the champion is still `expected`; `action` is promote, rollback, challenge or note.
 
+        With `after`, only if that many moves have been made, as the mover saw.
         The version that becomes champion is verified under the lock. Raises Moved when another was quicker, UserError when
         the artefact is not the one that was registered.
         """
@@ -190,6 +192,10 @@ class Registry:
                 raise Moved(
                     f"the champion of {self.name!r} must still be {short(expected)}, found {short(state.champion)}: "
                     "another promotion came first"
+                )
+            if after is not None and len(state.moves) != after:
+                raise Moved(
+                    f"{self.name!r} must have {after} moves as before, found {len(state.moves)}: another came first"
                 )
             if action == "rollback":
                 if len(state.champions) < 2:
@@ -257,7 +263,9 @@ def resolve(reference: str, runs: str | Path) -> Path | None:
         return None
     root = root_of(runs)
     if name not in names(root):
-        raise UserError(f"{reference!r} names a model that the registry {root} does not have.{nearest(name, names(root))}")
+        raise UserError(
+            f"{reference!r} names a model that the registry {root} does not have.{nearest(name, names(root))}"
+        )
     registry = Registry(root, name)
     return registry.verify(registry.find(version))
 
@@ -279,7 +287,9 @@ def check_seal(bundle: Path, seal: str) -> None:
     for name, entry in storage.read_json(bundle / MANIFEST)["files"].items():
         path = storage.inside(bundle, *Path(name).parts)
         if not path.is_file() or path.stat().st_size != entry["bytes"] or digest.of_file(path) != entry["sha256"]:
-            raise UserError(f"{path} is not the file that was judged (digest differs): it was replaced. Restore it, or train again")
+            raise UserError(
+                f"{path} is not the file that was judged (digest differs): it was replaced. Restore it, or train again"
+            )
 
 
 def short(value: str | None) -> str:

@@ -1,0 +1,288 @@
+"""A challenger: the periods it may look at, its training run, and the rows on which it meets the champion."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.config import schema, units
+from engine.config.tree import Config, RetrainConfig, SplitConfig
+from engine.data import ingest
+from engine.data.dataset import Dataset, row_ids
+from engine.errors import UserError
+from engine.features import build
+from engine.features.build import FeatureTable
+from engine.features.encode import as_texts
+from engine.features.moments import ALWAYS, NEVER, instants, moment_times
+from engine.features.store import threads_of
+from engine.lifecycle.judge import Judged
+from engine.lifecycle.maturity import label_horizon
+from engine.runtime import digest, storage
+from engine.runtime.run import Run, load_record, plan_digest, unfinished
+from engine.scoring.predictor import Predictor, load
+from engine.training.bundle import Bundle
+from engine.training.gate import check_gate, scores_table
+from engine.training.train import target_values, train
+
+FORMAT = 1
+CHUNK_ROWS = 131_072
+
+
+@dataclass(frozen=True)
+class Periods:
+    """Instants in microseconds UTC: train [start, valid), early stopping [valid, judge), judgement [judge, stop)."""
+
+    start: int
+    valid: int
+    judge: int
+    stop: int
+    now: int
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left to judge on, or to train on."""
+        return not self.start < self.valid <= self.judge < self.stop
+
+
+@dataclass(frozen=True)
+class History:
+    """A dataset with the times at which its rows happened and its labels became known."""
+
+    config: Config
+    dataset: Dataset
+    event: np.ndarray  # int64[n] microseconds UTC, ascending
+    known: np.ndarray  # int64[n]; NEVER for a row without a label
+
+    @classmethod
+    def read(cls, config: Config, run: Run) -> History:
+        """Of the config's dataset, ingested where it is not there."""
+        dataset = ingest.ensure(config, run)
+        return cls(config, dataset, *label_times(config, dataset))
+
+
+def label_times(config: Config, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """(event, known) int64[n]: when each row happened and when its target becomes known; NEVER for a row without one.
+
+    Raises UserError where the target's known_at is not declared.
+    """
+    target = config.data.target or ""
+    column = config.data.columns[target]
+    if column.known_at is None:
+        raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, found none")
+    anchor = [] if column.known_at == "prior" else [units.moment(column.known_at)[0]]
+    facts = dataset.read(list(dict.fromkeys([config.data.event_time, target, *anchor])))
+    event = instants(facts[config.data.event_time])
+    known = moment_times(facts, column.known_at) if anchor else np.full(len(event), ALWAYS)
+    labelled = np.asarray(facts[target].combine_chunks().is_valid())
+    return event, np.where(labelled, known, NEVER)
+
+
+def horizon_of(policy: RetrainConfig, event: np.ndarray, known: np.ndarray, now: int) -> int:
+    """Age in microseconds at which a row's label is expected."""
+    return units.span(policy.maturity) if policy.maturity is not None else label_horizon(event, known, now)
+
+
+def periods_of(policy: RetrainConfig, first: int, now: int, horizon: int, seen_until: int | None) -> Periods:
+    """The periods of a challenger decided on at `now`; the first model (`seen_until=None`) keeps nothing for judgement.
+
+    The judged rows are the newest mature ones, and none that the champion saw.
+    """
+    stop = now - horizon
+    judge = stop if seen_until is None else max(stop - units.span(policy.judge_length), seen_until)
+    start = first if policy.window == "expanding" else max(first, judge - units.span(policy.window_length))
+    return Periods(start, judge - units.span(policy.valid_length), judge, stop, now)
+
+
+def challenger_config(config: Config, periods: Periods) -> Config:
+    """The config that trains on these periods and on labels known by now."""
+
+    def bounds(start: int, stop: int) -> tuple[str, ...]:
+        return (units.format_instant(start), units.format_instant(stop)) if start < stop else ()
+
+    split = SplitConfig(
+        train=bounds(periods.start, periods.valid),
+        valid=bounds(periods.valid, periods.judge),
+        known_by=units.format_instant(periods.now),
+    )
+    # What the training does not read must not make it another plan.
+    aside = {
+        name: schema.build(schema.hints(Config)[name], {}, name) for name in ("score", "monitor", "retrain", "backtest")
+    }
+    return dataclasses.replace(config, split=split, **aside)
+
+
+def trained(config: Config, parent: Run, dataset: Dataset) -> Run:
+    """A finished training run of this config on this dataset: found by content, gone on with if it was interrupted, or new."""
+    folder = Path(config.paths.runs) / "train" / config.name
+    plan = plan_digest("train", config)
+    for directory in sorted(folder.glob("*-*/DONE"), reverse=True):
+        record = load_record(directory.parent)
+        if record.get("plan") == plan and record["chain"].get("dataset") == dataset.digest:
+            parent.log(f"challenger: {directory.parent} was trained on the same rows with the same settings")
+            return Run(directory.parent, record, resumed=True)
+    begun = unfinished("train", config)
+    run = Run.resume(begun) if begun is not None else Run.create("train", config, schema.plain(config))
+    run.note(parent=str(parent.directory))
+    try:
+        run.finish(train(config, run))
+    except BaseException as error:
+        run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    return run
+
+
+def spec_config(config: Config, bundle: Bundle) -> Config:
+    """The config with a model's own data and feature specification; the raw files lie where the config says."""
+    data = dataclasses.replace(bundle.data, path=config.data.path or bundle.data.path)
+    return dataclasses.replace(config, data=data, features=bundle.features, split=SplitConfig())
+
+
+class Workshop:
+    """Models in memory, their features and their scores, for as long as one command works with them.
+
+    With `cache` (a folder) scores are kept by content: model, dataset and rows.
+    """
+
+    def __init__(self, history: History, run: Run, cache: Path | None = None) -> None:
+        self.history = history
+        self.run = run
+        self.cache = cache
+        self._predictors: dict[str, Predictor] = {}
+        self._tables: dict[str, FeatureTable] = {}
+
+    def predictor(self, bundle: Path) -> Predictor:
+        """The model of a bundle; files and gate are checked the first time."""
+        key = str(bundle.resolve())
+        if key not in self._predictors:
+            predictor = load(bundle, threads=threads_of(self.history.config))
+            check_gate(predictor.bundle, predictor.model)
+            self._predictors[key] = predictor
+        return self._predictors[key]
+
+    def table(self, predictor: Predictor) -> FeatureTable:
+        """The raw features that a model reads, from the store."""
+        spec = spec_config(self.history.config, predictor.bundle)
+        key = digest.of_json([schema.plain(spec.data), schema.plain(spec.features)])
+        if key not in self._tables:
+            self._tables[key] = build.ensure(spec, self.run, ingest.ensure(spec, self.run))
+        return self._tables[key]
+
+    def scores(self, predictor: Predictor, rows: tuple[int, int]) -> np.ndarray:
+        """float32 scores of a range of rows."""
+        table = self.table(predictor)
+        if self.cache is None:
+            return scores_of(predictor, table, rows)
+        recipe = digest.of_json([FORMAT, predictor.digest, table.dataset.digest, rows])
+        path = self.cache / f"{recipe}.parquet"
+        if not path.exists():
+            storage.write_parquet(path, scores_table(scores_of(predictor, table, rows)))
+        found = storage.read_parquet(path)
+        columns = [np.asarray(column) for column in found.columns]
+        return columns[0] if found.column_names == ["score"] else np.stack(columns, axis=1)
+
+
+def scores_of(predictor: Predictor, table: FeatureTable, rows: tuple[int, int]) -> np.ndarray:
+    """float32 scores of a range of rows, read in pieces."""
+    parts = [
+        predictor.scores(table.read((low, min(low + CHUNK_ROWS, rows[1]))))
+        for low in range(rows[0], rows[1], CHUNK_ROWS)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def labelled_rows(history: History, start: int, stop: int, known_by: int | None) -> np.ndarray:
+    """int64[n] rows whose event lies in [start, stop) and whose target is known by an instant (None: ever)."""
+    low, high = history.dataset.row_range(start, stop)
+    known = history.known[low:high]
+    mask = known != NEVER
+    if known_by is not None:
+        mask &= known <= known_by
+    return low + np.flatnonzero(mask)
+
+
+def meet(workshop: Workshop, champion: Predictor, challenger: Predictor, periods: Periods) -> Judged:
+    """Both models' scores of the judged rows. Raises UserError where the two cannot be compared row by row."""
+    history = workshop.history
+    rows = history.dataset.row_range(periods.judge, periods.stop)
+    for predictor in (champion, challenger):
+        _check_same_rows(history, workshop.table(predictor), predictor, rows)
+    if champion.bundle.model["classes"] != challenger.bundle.model["classes"]:
+        raise UserError(
+            f"both models must have the same classes, found {champion.bundle.model['classes']} in the champion and "
+            f"{challenger.bundle.model['classes']} in the challenger: promote by hand"
+        )
+    take, target, slices = labelled(history, periods, tuple(challenger.bundle.model["classes"]))
+    old, new = (workshop.scores(predictor, rows)[take] for predictor in (champion, challenger))
+    return Judged(target, old, new, slices)
+
+
+def labelled(
+    history: History, periods: Periods, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """(places, target float64, slices) of the judged rows with a label; places count from the period's first row."""
+    config = history.config
+    low, high = history.dataset.row_range(periods.judge, periods.stop)
+    take = labelled_rows(history, periods.judge, periods.stop, periods.now) - low
+    names = [name for name in config.evaluate.slices if not config.data.columns[name].sensitive]
+    facts = history.dataset.read([config.data.target or "", *names], rows=(low, high)).take(pa.array(take))
+    target = target_values(facts[config.data.target or ""], classes).astype(np.float64)
+    seen = np.isfinite(target)  # a class that training never saw has no index
+    slices = {name: np.asarray(as_texts(facts[name]).to_pylist(), object)[seen].astype(str) for name in names}
+    return take[seen], target[seen], slices
+
+
+def _check_same_rows(history: History, table: FeatureTable, predictor: Predictor, rows: tuple[int, int]) -> None:
+    data = history.config.data
+    if table.dataset.digest == history.dataset.digest:
+        return
+    mine = row_ids(history.dataset.read(data.ids, rows=rows), data.ids)
+    ids = predictor.bundle.data.ids
+    theirs = row_ids(table.dataset.read(ids, rows=rows), ids) if table.dataset.rows >= rows[1] else None
+    if theirs is None or not mine.equals(theirs):
+        raise UserError(
+            f"model {predictor.digest[:12]} makes other rows of the sources than this config does: the two cannot be "
+            "compared row by row; promote by hand"
+        )
+
+
+def write_judged(path: Path, judged: Judged) -> str:
+    """Keep the judged rows for a replay; returns the digest of their values."""
+    table = judged_table(judged)
+    storage.write_parquet(path, table)
+    return digest.of_table(table)
+
+
+def judged_table(judged: Judged) -> pa.Table:
+    """`target`, `champion`, `challenger` (one column a class where there are several) and `slice_<name>`."""
+    columns: dict[str, Any] = {"target": judged.target}
+    for side, scores in (("champion", judged.champion), ("challenger", judged.challenger)):
+        if scores.ndim == 1:
+            columns[side] = scores
+        else:
+            columns |= {f"{side}_{index}": np.ascontiguousarray(scores[:, index]) for index in range(scores.shape[1])}
+    columns |= {f"slice_{name}": pa.array(values, pa.string()) for name, values in judged.slices.items()}
+    return pa.table(columns)
+
+
+def read_judged(path: Path, expected: str) -> Judged:
+    """The judged rows of a decision. Raises UserError when they are not those that were judged."""
+    table = storage.read_parquet(path)
+    if digest.of_table(table) != expected:
+        raise UserError(f"{path} must hold the rows that were judged (digest {expected[:12]}), found others")
+
+    def side(name: str) -> np.ndarray:
+        if name in table.column_names:
+            return np.asarray(table[name])
+        return np.stack([np.asarray(table[item]) for item in table.column_names if item.startswith(f"{name}_")], axis=1)
+
+    slices = {
+        name.removeprefix("slice_"): np.asarray(table[name].to_pylist(), object).astype(str)
+        for name in table.column_names
+        if name.startswith("slice_")
+    }
+    return Judged(np.asarray(table["target"]), side("champion"), side("challenger"), slices)

@@ -1,0 +1,320 @@
+"""One decision: does a retrain start, what does the challenger show, who serves afterwards. `retrain` and `backtest` share it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+from engine.config import schema, units
+from engine.config.tree import Config, RetrainConfig
+from engine.errors import UserError
+from engine.lifecycle import judge
+from engine.lifecycle.challenger import (
+    History,
+    Periods,
+    Workshop,
+    challenger_config,
+    horizon_of,
+    labelled_rows,
+    meet,
+    periods_of,
+    read_judged,
+    write_judged,
+)
+from engine.lifecycle.policy import Champion, Facts, Observation, Trigger, trigger
+from engine.runtime import storage
+from engine.runtime.registry import Moved, Registry, State, Version, seal_of
+from engine.runtime.run import Run, load_record
+from engine.training.evaluate import watched_metric
+
+FORMAT = 1
+QUIET, HELD, KEPT, PROMOTED = "quiet", "held", "kept", "promoted"
+ATTEMPTS = 5
+JUDGED = "judged.parquet"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a decision is taken and by whose rules."""
+
+    workshop: Workshop
+    registry: Registry
+    policy: RetrainConfig
+    directory: Path  # of the decision: judged rows and decision.json
+    identity: str  # names the decision in the registry's history
+    train: Callable[[Config], Run]
+
+    @property
+    def history(self) -> History:
+        """The data."""
+        return self.workshop.history
+
+    @property
+    def config(self) -> Config:
+        """The config."""
+        return self.workshop.history.config
+
+
+# -------------------------------------------------------------------------------------------------------- facts
+
+
+def version_facts(run: Path) -> dict[str, Any]:
+    """What the registry keeps of a training run: where it is, what it looked at, what it measured."""
+    record = load_record(run)
+    split, zone = record["config"]["split"], record["config"]["data"]["time_zone"]
+    loss = record["config"]["train"]["loss"]
+    metric = watched_metric(loss, record["config"]["train"]["metric"])
+    metrics = storage.read_json(run / "metrics.json")
+    ends = [units.between(split[name], zone)[1] for name in ("train", "valid") if split.get(name)]
+    return {
+        "source": str(run),
+        "seen_until": max(ends),
+        "split": split,
+        "loss": loss,
+        "metric": {
+            "name": metric,
+            "value": next(
+                (
+                    metrics[f"{part}/{metric}"]
+                    for part in ("test", "valid")
+                    if metrics.get(f"{part}/{metric}") is not None
+                ),
+                None,
+            ),
+        },
+        "metrics": {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith(("valid/", "test/")) and name.count("/") == 1
+        },
+        "train_rows": metrics.get("train/rows"),
+    }
+
+
+def champion_of(registry: Registry, state: State) -> tuple[Version, Champion]:
+    """The champion and what the rules must know of it. Raises UserError when there is none."""
+    version = registry.find("champion")
+    promotions = [move for move in state.moves if move["action"] == "promote" and move["to"] == version.digest]
+    judged = (promotions[-1].get("decision") or {}).get("metric") if promotions else None
+    metric = judged if judged is not None else version.facts["metric"]["value"]
+    return version, Champion(version.digest, int(version.facts["seen_until"]), metric)
+
+
+def starts_of(state: State, but: str) -> tuple[int, ...]:
+    """When retrains began, from the registry's history; the decision named `but` does not count itself."""
+    begun = [move["decision"] for move in state.moves if (move["decision"] or {}).get("kind") == "begin"]
+    return tuple(int(decision["at"]) for decision in begun if decision["id"] != but)
+
+
+def gather(setting: Setting, observations: tuple[Observation, ...], now: int, state: State) -> Facts:
+    """The facts of a decision at `now`: nothing in them became known later."""
+    _, champion = champion_of(setting.registry, state)
+    horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, now)
+    new = labelled_rows(setting.history, champion.seen_until, max(now - horizon, champion.seen_until), now)
+    seen = tuple(item for item in observations if item.stop <= now)
+    return Facts(now, champion, seen, starts_of(setting.registry.state(), setting.identity), len(new))
+
+
+# ----------------------------------------------------------------------------------------------------- decision
+
+
+def decide(setting: Setting, observations: tuple[Observation, ...], now: int) -> dict[str, Any]:
+    """The whole decision, carried out: the record that decision.json holds.
+
+    Raises UserError when there is no champion, and when an artefact was replaced after it was judged.
+    """
+    facts, answer = _claim(setting, observations, now)
+    now = facts.now  # a decision that was killed goes on at its own instant
+    horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, now)
+    periods = periods_of(setting.policy, int(setting.history.event[0]), now, horizon, facts.champion.seen_until)
+    decision = {
+        "format": FORMAT,
+        "id": setting.identity,
+        "name": setting.registry.name,
+        "now": units.format_instant(now, setting.config.data.time_zone),
+        "policy": schema.plain(setting.policy),
+        "facts": facts.plain(),
+        "trigger": dataclasses.asdict(answer),
+        "label_horizon_us": horizon,
+        "periods": dataclasses.asdict(periods),
+        "champion": facts.champion.digest,
+        "challenger": None,
+        "loss": setting.config.train.loss,
+        "quantile": setting.config.train.quantile,
+        "evidence": None,
+        "judged": None,
+    }
+    if not answer.start:
+        return {**decision, "verdict": HELD if answer.fired else QUIET, "reasons": [answer.reason]}
+    lacking = _lacking(setting, periods)
+    if lacking:
+        return {**decision, "verdict": HELD, "reasons": [answer.reason, f"but no retrain: {lacking}"]}
+    run = setting.train(challenger_config(setting.config, periods))
+    version = setting.registry.register(
+        run.directory / "model", seal_of(run.directory / "model"), **version_facts(run.directory)
+    )
+    decision |= {
+        "challenger": version.digest,
+        "challenger_run": str(run.directory),
+        "train_rows": version.facts["train_rows"],
+    }
+    return _contest(setting, decision, version, periods)
+
+
+def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) -> tuple[Facts, Trigger]:
+    """The trigger's answer; a start is written into the history before anything is trained, so that a second process that
+    answers the same alarm finds it and stays within the cool-down.
+    """
+    saved = setting.directory / "facts.json"
+    for _ in range(ATTEMPTS):
+        state = setting.registry.state()
+        if any((move["decision"] or {}).get("id") == setting.identity for move in state.moves):
+            facts = Facts.from_plain(storage.read_json(saved))  # killed after it began: on the same facts as then
+            return facts, trigger(facts, setting.policy)
+        facts = gather(setting, observations, now, state)
+        answer = trigger(facts, setting.policy)
+        storage.write_json(saved, facts.plain())
+        if not answer.start:
+            return facts, answer
+        begin = {"kind": "begin", "id": setting.identity, "at": now}
+        try:
+            setting.registry.move(
+                "note", None, expected=state.champion, why=answer.reason, decision=begin, after=len(state.moves)
+            )
+            return facts, answer
+        except Moved:
+            continue
+    raise UserError(f"the registry of {setting.registry.name!r} moves too quickly to decide; run the command again")
+
+
+def _lacking(setting: Setting, periods: Periods) -> str | None:
+    """Why these periods cannot be used, or None."""
+    if periods.empty:
+        return "no time is left to train on and to judge on that the champion has not seen"
+    judged = len(labelled_rows(setting.history, periods.judge, periods.stop, periods.now))
+    if judged < setting.policy.gate.min_rows:
+        return f"only {judged:,} mature rows are new to both models, retrain.gate.min_rows={setting.policy.gate.min_rows:,}"
+    if not len(labelled_rows(setting.history, periods.start, periods.valid, periods.now)):
+        return "no row with a known label lies in the training period"
+    return None
+
+
+def _contest(setting: Setting, decision: dict[str, Any], version: Version, periods: Periods) -> dict[str, Any]:
+    """Judge against whoever is champion, and promote by compare-and-swap; when another was promoted meanwhile, judge anew."""
+    for _ in range(ATTEMPTS):
+        state = setting.registry.state()
+        done = _finished(state, decision)
+        if done is not None:
+            return done
+        champion, facts = champion_of(setting.registry, state)
+        found = judge_pair(
+            setting, champion, version, dataclasses.replace(periods, judge=max(periods.judge, facts.seen_until))
+        )
+        decision = {**decision, "champion": champion.digest, **found}
+        if state.challenger != version.digest:
+            setting.registry.move(
+                "challenge", version.digest, expected=state.champion, why=decision["trigger"]["reason"]
+            )
+        storage.write_json(setting.directory / "evidence.json", decision)
+        try:
+            return _carry_out(setting, decision, champion, version)
+        except Moved:
+            continue
+    raise UserError(
+        f"the champion of {setting.registry.name!r} changed {ATTEMPTS} times while this challenger was judged"
+    )
+
+
+def _finished(state: State, decision: dict[str, Any]) -> dict[str, Any] | None:
+    """The decision as it ended before a kill, if its last move is in the history."""
+    for move in reversed(state.moves):
+        ended = move["decision"] or {}
+        if ended.get("id") == decision["id"] and ended.get("kind") == "end":
+            return {**decision, **ended["record"], "move": move["number"]}
+    return None
+
+
+def judge_pair(setting: Setting, champion: Version, challenger: Version, periods: Periods) -> dict[str, Any]:
+    """Evidence, verdict and the judged rows' file, for the registry's own copies of both models."""
+    workshop, gate = setting.workshop, setting.policy.gate
+    old, new = (workshop.predictor(setting.registry.verify(version)) for version in (champion, challenger))
+    if champion.digest == challenger.digest:
+        return {
+            "verdict": KEPT,
+            "reasons": ["the challenger is the champion: training gave the same model"],
+            "evidence": None,
+        }
+    if periods.empty:
+        return {"verdict": KEPT, "reasons": ["no rows are left that neither model saw"], "evidence": None}
+    judged = meet(workshop, old, new, periods)
+    path = setting.directory / JUDGED
+    content = write_judged(path, judged)
+    evidence = judge.evidence(judged, setting.config.train.loss, gate, quantile=setting.config.train.quantile)
+    answer, reasons = judge.verdict(evidence, gate)
+    return {
+        "verdict": PROMOTED if answer == judge.PROMOTE else KEPT,
+        "reasons": reasons,
+        "evidence": evidence,
+        "judged": {"file": JUDGED, "digest": content, "from": periods.judge, "to": periods.stop, "rows": judged.rows},
+        "seals": {"champion": champion.seal, "challenger": challenger.seal},
+    }
+
+
+def _carry_out(setting: Setting, decision: dict[str, Any], champion: Version, challenger: Version) -> dict[str, Any]:
+    """Write the last move of the decision: a promotion, or that the champion stays. Both scores go into the history."""
+    metric = (decision["evidence"] or {}).get("metric") or {}
+    record = {name: decision[name] for name in ("champion", "challenger", "verdict", "reasons", "evidence", "judged")}
+    promoted = decision["verdict"] == PROMOTED
+    ending = {
+        "kind": "end",
+        "id": setting.identity,
+        "path": str(setting.directory / "decision.json"),
+        "metric_name": metric.get("name"),
+        "metric": metric.get("challenger") if promoted else metric.get("champion"),
+        "scores": {"champion": metric.get("champion"), "challenger": metric.get("challenger")},
+        "record": record,
+    }
+    move = setting.registry.move(
+        "promote" if promoted else "note",
+        challenger.digest if promoted else None,
+        expected=champion.digest,
+        why="; ".join(decision["reasons"]),
+        decision=ending,
+    )
+    return {**decision, "move": move["number"]}
+
+
+# ------------------------------------------------------------------------------------------------------- replay
+
+
+def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """(the saved decision, what differs when it is taken again from its own evidence; empty = the same verdict).
+
+    Trigger from the saved facts, figures from the saved rows, verdict from the figures. Raises UserError.
+    """
+    saved = storage.read_json(path)
+    if saved.get("format", 0) > FORMAT:
+        raise UserError(f"{path} is of format {saved['format']}, this engine reads up to {FORMAT}: use a newer engine")
+    policy = schema.build(RetrainConfig, saved["policy"], "policy")
+    differences: list[str] = []
+
+    def same(name: str, then: Any, now: Any) -> None:
+        if then != now:
+            differences.append(f"{name} was {then!r}, is now {now!r}")
+
+    answer = trigger(Facts.from_plain(saved["facts"]), policy)
+    same("trigger", saved["trigger"], {**dataclasses.asdict(answer), "fired": list(answer.fired)})
+    if saved["evidence"] is not None:
+        judged = read_judged(path.parent / saved["judged"]["file"], saved["judged"]["digest"])
+        evidence = judge.evidence(judged, saved["loss"], policy.gate, quantile=saved["quantile"])
+        same("evidence", saved["evidence"], evidence)
+        verdict, reasons = judge.verdict(evidence, policy.gate)
+        same("verdict", saved["verdict"], PROMOTED if verdict == judge.PROMOTE else KEPT)
+        same("reasons", saved["reasons"], reasons)
+    elif not answer.start:
+        same("verdict", saved["verdict"], HELD if answer.fired else QUIET)
+    return saved, differences

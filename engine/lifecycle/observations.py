@@ -1,0 +1,54 @@
+"""Monitoring records as the rules of retraining read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.config import units
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.lifecycle.policy import Observation
+from engine.runtime import storage
+from engine.training.evaluate import watched_metric
+
+
+def records(config: Config) -> list[Path]:
+    """drift.json of every finished monitoring run of this name, oldest first."""
+    folder = Path(config.paths.runs) / "monitor" / config.name
+    return sorted(
+        done.parent / "drift.json" for done in folder.glob("*-*/DONE") if (done.parent / "drift.json").exists()
+    )
+
+
+def newest_record(config: Config) -> Path | None:
+    """The record that retrain decides on: the run that retrain.monitor names, or the newest. Raises UserError."""
+    if config.retrain.monitor is not None:
+        path = Path(config.retrain.monitor) / "drift.json"
+        if not path.exists():
+            raise UserError(f"retrain.monitor must name a monitoring run, found no {path}")
+        return path
+    return (records(config) or [None])[-1]
+
+
+def read_observations(config: Config) -> tuple[Observation, ...]:
+    """What monitoring has seen up to the record that retrain decides on, one a window (its newest record), by time."""
+    newest = newest_record(config)
+    if newest is None:
+        return ()
+    paths = [path for path in records(config) if path.parent.name <= newest.parent.name]
+    metric = watched_metric(config.train.loss, config.retrain.gate.metric)
+    found = {}
+    for path in dict.fromkeys([*paths, newest]):
+        item = observation(storage.read_json(path), metric, config.data.time_zone)
+        found[item.start, item.stop, item.model] = item
+    return tuple(sorted(found.values(), key=lambda item: (item.stop, item.start)))
+
+
+def observation(record: dict[str, Any], metric: str, time_zone: str) -> Observation:
+    """One record of monitoring. Raises UserError when it lacks what a record must have."""
+    try:
+        start, stop = units.between(record["window"], time_zone)
+        return Observation(start, stop, record["model"], record["alarm"], tuple(record.get("causes", ())), None, metric)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"a monitoring record must have window, model and alarm, found no {error}") from None

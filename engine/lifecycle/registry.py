@@ -1,0 +1,203 @@
+"""The `registry` commands: list, show, promote, rollback, diff. Storage and its promises are in `engine.runtime.registry`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.lifecycle.decide import version_facts
+from engine.lifecycle.words import take
+from engine.runtime import storage
+from engine.runtime.registry import Registry, Version, names, root_of, seal_of, short
+from engine.scoring.predictor import load
+from engine.training.gate import check_gate
+
+
+def list_models(config: Config, words: Sequence[str]) -> int:
+    """Print one line a model, or one a version of the model that is named."""
+    others, options = take(words, flags=("--json",))
+    root = root_of(config.paths.runs)
+    if others:
+        registry = _registry(config, others[0])
+        rows = [_version_row(registry, version) for version in registry.versions()]
+    else:
+        rows = [_model_row(Registry(root, name)) for name in names(root)]
+    _print(rows, "--json" in options, f"no model is registered in {root}")
+    return 0
+
+
+def show(config: Config, words: Sequence[str]) -> int:
+    """Print the versions and the history of a model, or all that is known of one version."""
+    others, options = take(words, flags=("--json",))
+    name, _, version = _one(others, "registry show", "NAME or NAME@VERSION").partition("@")
+    registry = _registry(config, name)
+    if version:
+        found = registry.find(version)
+        registry.verify(found)
+        print(json.dumps({**found.facts, "model": str(found.model)}, indent=1))
+        return 0
+    moves = registry.state().moves
+    if "--json" in options:
+        versions = [_version_row(registry, item) for item in registry.versions()]
+        print(json.dumps({"name": name, **_model_row(registry), "versions": versions, "moves": moves}, indent=1))
+        return 0
+    _print([_version_row(registry, item) for item in registry.versions()], False, "no versions")
+    print()
+    _print([_move_row(move) for move in moves], False, "no moves")
+    return 0
+
+
+def promote(config: Config, words: Sequence[str]) -> int:
+    """Make a training run or a registered version the champion; the model is loaded and its gate checked first."""
+    if len(words) != 2:
+        raise UserError(f"registry promote takes NAME and a RUN, challenger or DIGEST, found {list(words)}")
+    name, reference = words
+    registry = Registry(root_of(config.paths.runs), name)
+    state = registry.state()
+    version = _registered(registry, reference)
+    if version.digest == state.champion:
+        print(f"{name}: {short(version.digest)} is the champion already")
+        return 0
+    _check_loads(registry, version)
+    registry.move("promote", version.digest, expected=state.champion, who=config.registry.who, why=config.registry.why)
+    print(f"{name}: champion {short(state.champion)} -> {short(version.digest)}")
+    return 0
+
+
+def rollback(config: Config, words: Sequence[str]) -> int:
+    """Make the champion before this one the champion again; it is loaded and its gate checked first."""
+    name = _one(words, "registry rollback", "NAME")
+    registry = _registry(config, name)
+    state = registry.state()
+    if len(state.champions) > 1:
+        _check_loads(registry, registry.find(state.champions[-2]))
+    move = registry.move("rollback", None, expected=state.champion, who=config.registry.who, why=config.registry.why)
+    print(f"{name}: champion {short(state.champion)} -> {short(move['to'])}")
+    return 0
+
+
+def diff(config: Config, words: Sequence[str]) -> int:
+    """Print what differs between two versions; exit code 2 when something does."""
+    others, options = take(words, flags=("--json",))
+    if len(others) != 3:
+        raise UserError(f"registry diff takes NAME VERSION VERSION, found {others}")
+    registry = _registry(config, others[0])
+    first, second = (_description(registry, registry.find(reference)) for reference in others[1:])
+    rows = [
+        {"key": key, others[1]: first.get(key), others[2]: second.get(key)}
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
+    ]
+    _print(rows, "--json" in options, "no difference")
+    return 2 if rows else 0
+
+
+# ------------------------------------------------------------------------------------------------------- pieces
+
+
+def _registry(config: Config, name: str) -> Registry:
+    root = root_of(config.paths.runs)
+    if name not in names(root):
+        raise UserError(f"{name!r} must be a registered model, found {', '.join(names(root)) or 'none'} in {root}")
+    return Registry(root, name)
+
+
+def _registered(registry: Registry, reference: str) -> Version:
+    """The version that is named; a training run is registered first."""
+    run = Path(reference)
+    if not run.is_dir():
+        return registry.find(reference)
+    if not (run / "DONE").exists():
+        raise UserError(f"{run} must be a finished training run (DONE), found an unfinished one")
+    return registry.register(run / "model", seal_of(run / "model"), **version_facts(run))
+
+
+def _check_loads(registry: Registry, version: Version) -> None:
+    predictor = load(registry.verify(version))
+    check_gate(predictor.bundle, predictor.model)
+
+
+def _model_row(registry: Registry) -> dict[str, Any]:
+    state = registry.state()
+    return {
+        "name": registry.name,
+        "champion": state.champion,
+        "challenger": state.challenger,
+        "versions": len(registry.versions()),
+        "moved": state.moves[-1]["time"] if state.moves else None,
+    }
+
+
+def _version_row(registry: Registry, version: Version) -> dict[str, Any]:
+    state = registry.state()
+    metric = version.facts["metric"]
+    return {
+        "version": version.digest,
+        "alias": ", ".join(alias for alias in ("champion", "challenger") if state.alias(alias) == version.digest),
+        "registered": version.facts["registered"],
+        metric["name"]: metric["value"],
+        "train rows": version.facts["train_rows"],
+        "source": version.facts["source"],
+    }
+
+
+def _move_row(move: dict[str, Any]) -> dict[str, Any]:
+    decision = move["decision"] or {}
+    return {
+        "move": move["number"],
+        "time": move["time"],
+        "action": move["action"],
+        "from": move["from"],
+        "to": move["to"],
+        "who": move["who"],
+        "decision": decision.get("id"),
+        "why": move["why"],
+    }
+
+
+def _description(registry: Registry, version: Version) -> dict[str, Any]:
+    """Dotted keys of everything that may differ."""
+    model = registry.verify(version)
+    facts = {name: version.facts[name] for name in ("digest", "source", "split", "metrics", "train_rows")}
+    spec, architecture = storage.read_json(model / "spec.json"), storage.read_json(model / "model.json")
+    return dict(_leaves({**facts, "model": architecture, "data": spec["data"], "features": spec["features"]}))
+
+
+def _leaves(value: Any, path: str = "") -> Any:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value
+
+
+def _one(words: Sequence[str], command: str, what: str) -> str:
+    if len(words) != 1:
+        raise UserError(f"{command} takes one {what}, found {list(words)}")
+    return words[0]
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
+    """A table with digests cut short, or JSON."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        print(nothing)
+        return
+    table = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+    widths = [max(len(line[place]) for line in table if place < len(line)) for place in range(len(table[0]))]
+    for line in table:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=False)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 64:
+        return short(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "-" if value is None or value == "" else str(value)

@@ -1,0 +1,86 @@
+"""The `retrain` step: from the newest monitoring record to a decision that is carried out and can be taken again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.config import units
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.lifecycle import decide
+from engine.lifecycle.challenger import History, Workshop, trained
+from engine.lifecycle.observations import newest_record, read_observations
+from engine.lifecycle.policy import Observation
+from engine.runtime import storage
+from engine.runtime.registry import Registry, root_of
+from engine.runtime.run import Run
+
+
+def retrain(config: Config, run: Run) -> dict[str, float]:
+    """Decide, train, judge, promote or keep, and write decision.json.
+
+    `retrain.replay` takes a saved decision again from its own evidence and fails with a UserError where it differs.
+    """
+    if config.retrain.replay:
+        return _replay(Path(config.retrain.replay), run)
+    registry = Registry(root_of(config.paths.runs), config.name)
+    if registry.state().champion is None:
+        raise UserError(
+            f"{config.name!r} has no champion to improve on: `python -m engine registry promote {config.name} RUN` makes a "
+            "finished training run the first one"
+        )
+    observations = read_observations(config)
+    history = History.read(config, run)
+    now = _now(config, observations)
+    setting = decide.Setting(
+        workshop=Workshop(history, run),
+        registry=registry,
+        policy=config.retrain,
+        directory=run.directory,
+        identity=run.directory.name,
+        train=lambda plan: trained(plan, run, history.dataset),
+    )
+    decision = decide.decide(setting, observations, now)
+    decision["monitor"] = str(newest_record(config) or "")
+    storage.write_json(run.path("decision.json"), decision)
+    run.note(verdict=decision["verdict"], champion=decision["champion"], challenger=decision["challenger"])
+    for reason in [decision["verdict"], *decision["reasons"]]:
+        run.log(reason)
+    return figures(decision)
+
+
+def _now(config: Config, observations: tuple[Observation, ...]) -> int:
+    if config.retrain.now is not None:
+        return units.instant(config.retrain.now, config.data.time_zone)
+    if not observations:
+        raise UserError(
+            f"retrain decides at the end of the newest monitored window, found no monitoring run of {config.name!r} in "
+            f"{config.paths.runs}: run `monitor` first, or say retrain.now"
+        )
+    return max(item.stop for item in observations)
+
+
+def _replay(path: Path, run: Run) -> dict[str, float]:
+    saved, differences = decide.replay(path)
+    if differences:
+        raise UserError(f"{path} gives another decision than it records: " + "; ".join(differences))
+    run.log(f"the same verdict: {saved['verdict']} ({'; '.join(saved['reasons'])})")
+    run.note(replayed=str(path), verdict=saved["verdict"])
+    return figures(saved)
+
+
+def figures(decision: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a decision."""
+    found = {
+        "retrain/started": float(decision["challenger"] is not None),
+        "retrain/promoted": float(decision["verdict"] == decide.PROMOTED),
+    }
+    evidence = decision["evidence"] or {}
+    for group in ("metric", "cost"):
+        part = evidence.get(group) or {}
+        name = part.get("name", group)
+        for key in ("champion", "challenger", "gain", "rise", "low", "high"):
+            if part.get(key) is not None:
+                found[f"retrain/{name}_{key}"] = float(part[key])
+    return found
