@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 
 from engine.config import units
 from engine.config.tree import ScoreConfig
+from engine.data.arrow_types import parse_type
 from engine.errors import UserError
 from engine.runtime import digest, storage
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"  # readers of whole folders pass over names that begin with _
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 ROW_GROUP = 131_072
 PARTITION_ROW_GROUP = 16_384  # every open folder holds so many rows in memory
@@ -154,7 +155,7 @@ def read_manifest(place: Place) -> dict[str, Any] | None:
 def read_predictions(place: Place) -> pa.Table:
     """All rows that the manifest names, in its order; every file is checked against its digest.
 
-    Raises UserError.
+    The column that folders stand for comes back as the last one, in its declared type. Raises UserError.
     """
     manifest = read_manifest(place)
     if manifest is None:
@@ -164,7 +165,11 @@ def read_predictions(place: Place) -> pa.Table:
         found = place.read(entry["name"])
         if found is None or hashlib.sha256(found).hexdigest() != entry["sha256"]:
             raise UserError(f"{place.root}/{entry['name']} is not the file that the manifest names: score again")
-        tables.append(pq.read_table(pa.BufferReader(found), page_checksum_verification=True))
+        table = pq.read_table(pa.BufferReader(found), page_checksum_verification=True)
+        if (partition := manifest["partition"]) is not None and "value" in entry:
+            column = pa.array([entry["value"]], pa.string()).cast(parse_type(partition["type"]))
+            table = table.append_column(partition["column"], pa.repeat(column[0], table.num_rows))
+        tables.append(table)
     return pa.concat_tables(tables)
 
 
@@ -197,34 +202,37 @@ def write_files(place: Place, parts: Iterable[Path], layout: Layout, scratch: Pa
     """Bring the rows of the parts, in order, to the place; returns the manifest's entries. Memory stays bounded."""
     if layout.as_parts:
         return [_put(place, "", index, path, pq.read_metadata(path).num_rows) for index, path in enumerate(parts)]
-    writers: dict[str, _Roller] = {}
+    writers: dict[str | None, _Roller] = {}
     for path in parts:
         table = storage.read_parquet(path)
-        for folder, rows in _by_partition(table, layout.partition):
-            if folder not in writers:
+        for value, rows in _by_partition(table, layout.partition):
+            if value not in writers:
                 if len(writers) == MOST_PARTITIONS:
                     raise UserError(
                         f"score.partition={layout.partition} must have at most {MOST_PARTITIONS} values, found more: "
                         "take a coarser column"
                     )
-                writers[folder] = _Roller(place, folder, layout, scratch)
-            writers[folder].add(rows)
-    return [entry for folder in sorted(writers) for entry in writers[folder].close()]
+                folder = "" if layout.partition is None else partition_folder(layout.partition, value)
+                writers[value] = _Roller(place, folder, layout, scratch / f"{len(writers)}.parquet")
+            writers[value].add(rows)
+    ordered = sorted(writers.items(), key=lambda item: (item[1].folder, item[0] or ""))
+    entries = [(value, entry) for value, writer in ordered for entry in writer.close()]
+    return [entry if layout.partition is None else {**entry, "value": value} for value, entry in entries]
 
 
-def _by_partition(table: pa.Table, column: str | None) -> Iterator[tuple[str, pa.Table]]:
-    """(folder, its rows in order); one folder "" without a partition column."""
+def _by_partition(table: pa.Table, column: str | None) -> Iterator[tuple[str | None, pa.Table]]:
+    """(value as text, its rows in order without that column); all rows where there is no partition column."""
     if column is None:
-        yield "", table
+        yield None, table
         return
     texts = table[column].cast(pa.string())
     for value in pc.unique(texts).to_pylist():
         mask = pc.is_null(texts) if value is None else pc.equal(texts, value)
-        yield partition_folder(column, value), table.filter(pc.fill_null(mask, False))
+        yield value, table.filter(pc.fill_null(mask, False)).drop_columns([column])
 
 
 def partition_folder(column: str, value: str | None) -> str:
-    """`column=value` with every character that is not a letter, a digit or one of _.-~ as %XX, so that no value leaves it.
+    """`column=value`; every character but letters, digits and _.-~ is written as %XX, so that no value climbs out.
 
     Null, and the empty text that a path cannot hold, is Hive's own name for null.
     """
@@ -243,7 +251,6 @@ class _Roller:
     _entries: list[dict[str, Any]] = field(default_factory=list)
     _waiting: list[pa.Table] = field(default_factory=list)
     _writer: pq.ParquetWriter | None = None
-    _path: Path | None = None
     _written: int = 0
 
     def add(self, table: pa.Table) -> None:
@@ -262,11 +269,10 @@ class _Roller:
         group, rest = table.slice(0, rows).combine_chunks(), table.slice(rows)
         self._waiting = [rest] if rest.num_rows else []
         if self._writer is None:
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            self._path = self.scratch / f"{digest.of_json([self.folder, len(self._entries)])[:16]}.parquet"
+            self.scratch.parent.mkdir(parents=True, exist_ok=True)
             texts = [item.name for item in table.schema if item.name != "row_id"]
             self._writer = pq.ParquetWriter(
-                self._path,
+                self.scratch,
                 table.schema,
                 compression="zstd",
                 compression_level=self.layout.level,
@@ -280,12 +286,12 @@ class _Roller:
             self._finish()
 
     def _finish(self) -> None:
-        if self._writer is not None and self._path is not None:
+        if self._writer is not None:
             with storage.disk_errors(self.scratch):
                 self._writer.close()
-            self._entries.append(_put(self.place, self.folder, len(self._entries), self._path, self._written))
-            self._path.unlink()
-            self._writer, self._path, self._written = None, None, 0
+            self._entries.append(_put(self.place, self.folder, len(self._entries), self.scratch, self._written))
+            self.scratch.unlink()
+            self._writer, self._written = None, 0
 
     def close(self) -> list[dict[str, Any]]:
         """Write what waits; the entries of all files."""

@@ -1,12 +1,14 @@
 """The `score` step: every row of a period scored once by a trained model, whatever dies on the way.
 
-Work units go to threads or Ray actors (worker.py), which commit each by its record (units.py). The driver lists what is done
-once, has the rest scored, and then publishes: predictions, ledger, profile (output.py). Rows never pass through the driver.
+Work units go to threads or Ray actors (worker.py), which commit each by its record (units.py). The driver lists once what
+is done, has the rest scored, and then publishes: predictions, ledger, profile (output.py). No row passes through the
+driver, unless other files than the workers' parts are asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import time
@@ -31,7 +33,7 @@ from engine.scoring import output, units
 from engine.scoring.output import Place
 from engine.scoring.predictor import Predictor, load, single_threaded
 from engine.scoring.units import Unit
-from engine.scoring.worker import STAGES, Job, UnitScorer, peak_memory
+from engine.scoring.worker import STAGES, Job, UnitScorer, open_scorer, peak_memory
 from engine.training.gate import check_gate
 from engine.training.threads import Team, compute_threads
 from engine.training.train import with_spec_of
@@ -261,11 +263,17 @@ def outcomes(config: Config, predictor: Predictor, plan: Plan, tally: Tally) -> 
     """Outcomes of the items left, from threads or from Ray."""
     if not plan.items:
         return
-    assert tally.startup == 0.0
-    with Team(1) as team:
-        worker = UnitScorer(plan.job, dataclasses.replace(predictor, threads=1, team=team), plan.dataset, plan.views)
-        threads = max(1, compute_threads(config))
-        yield from pool.run_threads(worker, plan.items, threads, config.score.tries, single_threaded)
+    tries = config.score.tries
+    if config.cluster.kind == "local":
+        with Team(1) as team:
+            alone = dataclasses.replace(predictor, threads=1, team=team)
+            worker = UnitScorer(plan.job, alone, plan.dataset, plan.views)
+            yield from pool.run_threads(worker, plan.items, compute_threads(config), tries, single_threaded)
+        return
+    threads = config.cluster.threads or max(1, compute_threads(config) // config.cluster.workers)
+    with pool.ray_session(config.cluster, threads) as tally.startup:
+        make = functools.partial(open_scorer, plan.job, threads)
+        yield from pool.run_actors(make, plan.items, config.cluster, threads, tries)
 
 
 # ------------------------------------------------------------------------------------------------------- publishing
@@ -297,6 +305,7 @@ def publish(config: Config, run: Run, predictor: Predictor, plan: Plan, tally: T
         "model": predictor.digest,
         "scores": scores,
         "set_aside": tally.failed,
+        "partition": partition_of(config),
         "files": files,
     }
     output.publish(place, manifest)
@@ -311,6 +320,12 @@ def publish(config: Config, run: Run, predictor: Predictor, plan: Plan, tally: T
         "score/files": float(len(files)),
         "score/units": float(len(ledger)),
     }
+
+
+def partition_of(config: Config) -> dict[str, str] | None:
+    """The column that folders stand for, with its type."""
+    name = config.score.partition
+    return None if name is None else {"column": name, "type": config.data.columns[name].type}
 
 
 def place_of(config: Config, run: Run) -> Place:
@@ -410,8 +425,8 @@ def failed_message(run: Run, tally: Tally) -> str:
     more = f" and {len(tally.failed) - 1} more" if len(tally.failed) > 1 else ""
     return (
         f"every unit must be scored, but rows {first['start']} to {first['stop']}{more} failed {first['tries']} times: "
-        f"{first['cause']}. The other units are done and published in {run.directory} as incomplete; mend the cause and "
-        "run the command again"
+        f"{first['cause']}. The other units are done and published in {run.directory} as incomplete; mend the cause "
+        "and run the command again"
     )
 
 

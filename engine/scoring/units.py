@@ -1,7 +1,7 @@
 """Work units: ranges of dataset rows on multiples of the tile, and the records that say which of them are done.
 
-A unit is done when its record `parts/<unit>.json` is there. It is written after `parts/<unit>.parquet`, both by rename, so
-a kill at any moment leaves a unit done or not done. Names and records hold no run, time or path.
+A unit is done when its record `parts/<unit>.json` is there. It is written after `parts/<unit>.parquet`, both by rename,
+so a kill at any moment leaves a unit done or not done. Names and records hold no run, time of day or path.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def make_unit(start: int, stop: int, context: str) -> Unit:
 
 
 def cut(ranges: Iterable[tuple[int, int]], unit_rows: int, tile_rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges cut at absolute multiples of `unit_rows`, which is raised to whole tiles; so are the parts of a dataset."""
+    """Ranges cut at absolute multiples of `unit_rows`, which is raised to whole tiles."""
     size = -(-unit_rows // tile_rows) * tile_rows
     for start, stop in ranges:
         while start < stop:

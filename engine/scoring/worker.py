@@ -70,12 +70,15 @@ class UnitScorer:
         """Score one unit: {start, stop, ...} -> its record. A unit that is already done is not scored again."""
         unit = units.make_unit(item["start"], item["stop"], self.job.context)
         record = units.read_record(self.parts, unit)
-        if record is not None:
-            return {**record, "found": True}
-        record = self._reused(unit, item["earlier"]) if item.get("earlier") else None
-        record = record or self._score(unit)
-        storage.write_json(units.record_path(self.parts, unit), record)
-        return record
+        found = record is not None
+        if record is None and item.get("earlier"):
+            record = self._reused(unit, item["earlier"])
+        if record is None:
+            record = self._score(unit)
+        if not found:
+            storage.write_json(units.record_path(self.parts, unit), record)
+        # The driver reads the rest from the record's file, one unit at a time.
+        return {**{name: value for name, value in record.items() if name not in ("tiles", "profile")}, "found": found}
 
     def empty(self) -> pa.Table:
         """The output without rows."""
