@@ -352,7 +352,7 @@ class Trainer:
         state.rows_seen = state.stream = 0
         measured = self._validate()
         self.clock.evaluate += time.perf_counter() - began
-        entry |= {f"valid_{name}": value for name, value in measured.items()}
+        entry |= {f"valid_{name}": value if math.isfinite(value) else None for name, value in measured.items()}
         state.history.append(entry)
         self._judge(epoch, measured)
         state.finished = state.step >= self.total_steps or bool(
@@ -482,5 +482,6 @@ def weights_digest(model: Network) -> str:
 
 
 def _described(entry: dict[str, Any]) -> str:
-    parts = [f"{name.removeprefix('valid_')} {value:.4f}" for name, value in entry.items() if name.startswith("valid_")]
+    known = {name.removeprefix("valid_"): value for name, value in entry.items() if name.startswith("valid_")}
+    parts = [f"{name} {value:.4f}" for name, value in known.items() if value is not None]
     return ", ".join(parts[:2]) or "no validation rows"

@@ -1,0 +1,94 @@
+"""Checkpoints are whole or do not count, and none of them runs code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.errors import UserError
+from engine.runtime import digest
+from engine.training import checkpoint
+from engine.training.checkpoint import load_checkpoint, newest_whole, save_checkpoint
+
+
+class Marker:
+    """A payload that would leave a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """One checkpoint."""
+    return save_checkpoint(tmp_path / "checkpoints", 7, {"weights": torch.arange(5.0)}, {"plan": "p"}, keep=2)
+
+
+def harmful(payload: bytes, folder: Path) -> None:
+    """Put a payload in the place of the tensors, with a manifest that vouches for it."""
+    (folder / checkpoint.TENSORS).write_bytes(payload)
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest["files"][checkpoint.TENSORS] = {"bytes": len(payload), "sha256": digest.of_bytes(payload)}
+    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_what_was_saved_is_loaded(saved):
+    found = load_checkpoint(saved)
+    assert (
+        found.step == 7 and torch.equal(found.tensors["weights"], torch.arange(5.0)) and found.manifest["plan"] == "p"
+    )
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_a_pickle_is_refused_and_its_code_does_not_run(saved, tmp_path, kind):
+    """Field report J1."""
+    marker = tmp_path / "marker"
+    source = tmp_path / "payload"
+    if kind == "torch":
+        torch.save({"weights": Marker(marker)}, source)
+    else:
+        source.write_bytes(pickle.dumps(Marker(marker)))
+    harmful(source.read_bytes(), saved)
+    with pytest.raises(UserError, match="must be safetensors; pickled"):
+        load_checkpoint(saved)
+    assert not marker.exists()
+
+
+def test_the_digest_is_checked_before_a_byte_is_interpreted(saved, monkeypatch):
+    path = saved / checkpoint.TENSORS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    monkeypatch.setattr(checkpoint, "read_tensors", lambda *_: pytest.fail("the bytes were interpreted"))
+    with pytest.raises(UserError, match="digest"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("length", [0, 4, 9, 40])
+def test_a_header_that_lies_is_refused(saved, length):
+    harmful((b"\xff" * 7 + b"\x7f" + b"{" * 40)[:length], saved)
+    with pytest.raises(UserError, match="must be safetensors"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 99}', '{"format": 1}', '{"format": 1, "files": {"x": 1}}']
+)
+def test_a_broken_manifest_is_passed_over(saved, text):
+    (saved / checkpoint.MANIFEST).write_text(text)
+    found, passed_over = newest_whole(saved.parent)
+    assert found is None and len(passed_over) == 1 and saved.name in passed_over[0]
+
+
+def test_torch_load_is_never_called_anywhere():
+    root = Path(checkpoint.__file__).resolve().parents[1]
+    for path in root.rglob("*.py"):
+        code = path.read_text()
+        assert "torch.load(" not in code and "import pickle" not in code, path
