@@ -109,3 +109,12 @@ def test_parquet_comes_back_and_a_flipped_byte_is_found(tmp_path: Path) -> None:
     path.write_bytes(broken)
     with pytest.raises(OSError):
         storage.read_parquet(path)
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new)))
+    storage.write_text(tmp_path / "a", "text")
+    assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder that holds the name
