@@ -115,9 +115,9 @@ def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
 
 
 def listing(runs: Path, where: str = "", sort: str = "") -> list[dict[str, Any]]:
-    """Summaries of the runs that satisfy `where` (`KEY OP VALUE and ...`), by `sort`: largest first, `-KEY` smallest first.
+    """Summaries of the runs that satisfy `where` (`KEY OP VALUE and ...`), by `sort`.
 
-    Without `sort` the newest comes first. Runs that lack the key come last. Raises UserError.
+    `KEY` sorts the largest first, `-KEY` the smallest. Without `sort` the newest comes first. Runs that lack the key come last. Raises UserError.
     """
     found = []
     for directory in directories(runs):
@@ -150,7 +150,7 @@ def conditions(text: str) -> list[tuple[str, str, Any]]:
         match = _CONDITION.match(part)
         if not match:
             raise UserError(
-                f"a condition must be KEY OP VALUE with OP one of {' '.join(COMPARISONS)}, joined by `and`, found {part!r}"
+                f"a condition must be KEY OP VALUE, OP one of {' '.join(COMPARISONS)}, joined by `and`, found {part!r}"
             )
         found.append((match.group(1), match.group(2), _value(match.group(3))))
     return found

@@ -10,7 +10,7 @@ from engine.errors import UserError
 def take(
     words: Iterable[str], flags: tuple[str, ...] = (), valued: tuple[str, ...] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """(other words, option -> value); a flag's value is its own name. Raises UserError for an option without its value."""
+    """(other words, option -> value); a flag's value is its own name. Raises UserError where a value is lacking."""
     others: list[str] = []
     options: dict[str, str] = {}
     remaining = iter(words)

@@ -216,7 +216,7 @@ def _rows_of(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[str, list[
 def _table(rows: list[Mapping[str, Any]]) -> Any:
     import wandb
 
-    names = list(
+    names: list[Any] = list(
         dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, (dict, list)))
     )
     return wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in rows], allow_mixed_types=True)

@@ -1,0 +1,191 @@
+"""The chains of two runs, compared link by link: the first link that differs names the cause."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pd
+
+from engine.errors import UserError, nearest
+from engine.runtime import storage
+from engine.runtime.run import LINKS, load_record
+from engine.runtime.tracking import read_points
+
+EQUAL, CLOSE, DIFFERS, MISSING, SKIPPED = "equal", "within tolerance", "differs", "missing", "not compared"
+# On other hardware or libraries: the last bits of a sum may differ, and what training makes of them.
+FITTED_TOLERANCE = 1e-9  # relative, of centres, scales and knots
+LOSS_TOLERANCE = 0.02  # relative
+METRIC_TOLERANCE = 0.01  # absolute for a share, relative for what exceeds 1
+SCORE_TOLERANCE = 0.05  # largest absolute difference of a score
+TOLERANCE = (
+    f"data links equal; fitted state within {FITTED_TOLERANCE:g} relative; loss within {LOSS_TOLERANCE:g} relative; "
+    f"metrics within {METRIC_TOLERANCE:g}; scores within {SCORE_TOLERANCE:g}"
+)
+
+
+def check_link(name: str) -> str:
+    """A link's name as `--from` takes it. Raises UserError."""
+    known = [link.removesuffix("@") for link in LINKS]
+    if name not in known and not (name.startswith("loss@") and name.removeprefix("loss@").isdigit()):
+        raise UserError(f"--from must name a link, found {name!r}.{nearest(name, known)}")
+    return name
+
+
+def link_place(name: str) -> tuple[int, int]:
+    """Order of links: a chain is read from its start."""
+    if name.startswith("loss@") or name == "loss":
+        return LINKS.index("loss@"), int(name.partition("@")[2] or 0)
+    return LINKS.index(name), 0
+
+
+def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) -> list[dict[str, Any]]:
+    """One entry a link: name, both digests, verdict, and what is known of a difference.
+
+    `exact` asks for equal bits; else the stated tolerance judges a link whose bits differ.
+    """
+    was = load_record(recorded)["chain"]
+    now = load_record(rerun)["chain"] if rerun is not None else {}
+    found = []
+    for link in sorted({*was, *now}, key=link_place):
+        entry: dict[str, Any] = {"link": link, "recorded": was.get(link), "now": now.get(link), "detail": ""}
+        if link_place(link) < link_place(start):
+            entry["verdict"] = SKIPPED
+        elif was.get(link) == now.get(link):
+            entry["verdict"] = EQUAL
+        elif rerun is None or link not in now or link not in was:
+            entry["verdict"] = MISSING
+            entry["detail"] = "the rerun did not get there" if link not in now else "the recorded run has none"
+        else:
+            entry["verdict"] = CLOSE if not exact and within_tolerance(link, recorded, rerun) else DIFFERS
+            entry["detail"] = detail(link, recorded, rerun)
+        found.append(entry)
+    return found
+
+
+def first_difference(links: list[dict[str, Any]]) -> str | None:
+    """The first link that differs or was not reached."""
+    return next((str(entry["link"]) for entry in links if entry["verdict"] in (DIFFERS, MISSING)), None)
+
+
+# ------------------------------------------------------------------------------------------------ what is known of it
+
+
+def detail(link: str, recorded: Path, rerun: Path) -> str:
+    """In words, what differs in a link, as far as the run directories tell."""
+    if link == "inputs":
+        was, now = load_record(recorded)["inputs"], load_record(rerun)["inputs"]
+        return _list([Path(name).name for name in was if was[name] not in now.values()])
+    if link.startswith("loss@"):
+        step = int(link.removeprefix("loss@"))
+        pair = [_loss_at(directory, step) for directory in (recorded, rerun)]
+        return f"{pair[0]:.9g} before, {pair[1]:.9g} now" if None not in pair else ""
+    if link == "metrics":
+        was, now = judged_metrics(recorded), judged_metrics(rerun)
+        names = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
+        return _list([f"{name} {_text(was.get(name))} before, {_text(now.get(name))} now" for name in names])
+    if link == "fitted":
+        return _list([name for name, _, _ in _fitted_differences(recorded, rerun)])
+    return ""
+
+
+def _list(items: list[str], most: int = 3) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def _text(value: float | None) -> str:
+    return "none" if value is None else f"{value:.9g}"
+
+
+def _loss_at(directory: Path, step: int) -> float | None:
+    return next((point.values.get("train/loss") for point in read_points(directory) if point.step == step), None)
+
+
+def judged_metrics(directory: Path) -> dict[str, float | None]:
+    """The metrics that the chain's link holds: `valid/...` and `test/...`."""
+    path = directory / "metrics.json"
+    found = storage.read_json(path) if path.exists() else {}
+    return {name: value for name, value in found.items() if name.startswith(("valid/", "test/"))}
+
+
+# -------------------------------------------------------------------------------------------------------- tolerance
+
+
+def within_tolerance(link: str, recorded: Path, rerun: Path) -> bool:
+    """Whether a link whose bits differ is as close as promised on other hardware or libraries."""
+    if link in ("features", "fitted"):
+        return _fitted_is_close(recorded, rerun)
+    if link.startswith("loss@"):
+        return _loss_is_close(recorded, rerun)
+    if link in ("weights", "metrics"):  # weights have no scale of their own: what they score is judged
+        return _metrics_are_close(judged_metrics(recorded), judged_metrics(rerun))
+    return link == "scores" and _scores_are_close(recorded, rerun)
+
+
+def _loss_is_close(recorded: Path, rerun: Path) -> bool:
+    was = {point.step: point.values["train/loss"] for point in read_points(recorded) if "train/loss" in point.values}
+    now = {point.step: point.values["train/loss"] for point in read_points(rerun) if "train/loss" in point.values}
+    return bool(was) and all(
+        step in now and math.isclose(was[step], now[step], rel_tol=LOSS_TOLERANCE, abs_tol=1e-6) for step in was
+    )
+
+
+def _metrics_are_close(was: Mapping[str, float | None], now: Mapping[str, float | None]) -> bool:
+    if set(was) != set(now):
+        return False
+    return all(
+        math.isclose(value, other, rel_tol=METRIC_TOLERANCE, abs_tol=METRIC_TOLERANCE)
+        if value is not None and other is not None
+        else value is other
+        for value, other in ((was[name], now[name]) for name in was)
+    )
+
+
+def _fitted_is_close(recorded: Path, rerun: Path) -> bool:
+    if not (recorded / "model" / "features.json").exists():
+        return False
+    return all(
+        isinstance(a, (int, float)) and isinstance(b, (int, float)) and math.isclose(a, b, rel_tol=FITTED_TOLERANCE)
+        for _, a, b in _fitted_differences(recorded, rerun)
+    )
+
+
+def _fitted_differences(recorded: Path, rerun: Path) -> Iterator[tuple[str, Any, Any]]:
+    paths = [directory / "model" / "features.json" for directory in (recorded, rerun)]
+    if all(path.exists() for path in paths):
+        yield from _differences(*(json.loads(path.read_text(encoding="utf-8")) for path in paths))
+
+
+def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(where, before, now) of every leaf that differs; an entry of a list is called by its name where it has one."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*was, *now]):
+            yield from _differences(was.get(name), now.get(name), f"{path}.{name}".strip("."))
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for index, (a, b) in enumerate(zip(was, now, strict=True)):
+            name = a.get("name", index) if isinstance(a, dict) else index
+            yield from _differences(a, b, f"{path}.{name}".strip("."))
+    elif was != now:
+        yield path, was, now
+
+
+def _scores_are_close(recorded: Path, rerun: Path) -> bool:
+    was, now = (read_scores(directory) for directory in (recorded, rerun))
+    if was.num_rows != now.num_rows or was.column_names != now.column_names or not was["row_id"].equals(now["row_id"]):
+        return False
+    names = [field.name for field in was.schema if pa.types.is_floating(field.type)]
+    gaps = [np.abs(np.asarray(was[name], np.float64) - np.asarray(now[name], np.float64)) for name in names]
+    return all(float(np.nanmax(gap, initial=0.0)) <= SCORE_TOLERANCE for gap in gaps)
+
+
+def read_scores(directory: Path) -> pa.Table:
+    """Predictions of a scoring run in the order of their row ids."""
+    parts = sorted(path for path in (directory / "predictions").rglob("*.parquet"))
+    table = pd.dataset([str(path) for path in parts]).to_table()
+    return table.take(pc.sort_indices(table["row_id"]))

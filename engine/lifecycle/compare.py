@@ -1,0 +1,377 @@
+"""`engine compare RUN RUN ...`: what differs between runs, from their directories alone."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.lifecycle.restore import environment_differences
+from engine.lifecycle.runs import cell, dotted, find_run, metrics_of, status, table
+from engine.lifecycle.words import take
+from engine.runtime import html, places, storage
+from engine.runtime.run import load_record
+from engine.runtime.tracking import read_points
+
+DATA_LINKS = ("inputs", "dataset", "features", "fitted")
+DIFF_LINES = 200
+WHERE_FILES_GO = ("paths",)
+# Figures of the machine and the moment, not of the model.
+COST = ("_seconds", "_per_second", "/seconds", "_bytes")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the compared runs."""
+
+    directory: Path
+    record: dict[str, Any]
+    metrics: dict[str, float | None]
+
+    @property
+    def label(self) -> str:
+        """Its id."""
+        return self.directory.name
+
+
+def compare(config: Config, words: list[str]) -> int:
+    """The command."""
+    names, options = take(words, ("--json",), ("--html",))
+    if len(names) < 2:
+        raise UserError(f"compare takes two runs or more, found {len(names)}")
+    sides = [read_side(find_run(name, Path(config.paths.runs))) for name in names]
+    found = compare_runs(sides)
+    if "--html" in options:
+        storage.write_text(Path(options["--html"]), as_html(found, sides))
+    sys.stdout.write(json.dumps(found, indent=1) + "\n" if "--json" in options else as_text(found))
+    return 0
+
+
+def read_side(directory: Path) -> Side:
+    """The record and the metrics of a run."""
+    return Side(directory, load_record(directory), metrics_of(directory))
+
+
+def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:
+    """Everything that differs, as JSON. The first run is the one that the others are compared with."""
+    return {
+        "runs": [
+            {
+                "id": side.label,
+                "directory": str(side.directory),
+                "command": side.record["command"],
+                "name": side.record["name"],
+                "status": status(side.directory, side.record),
+            }
+            for side in sides
+        ],
+        "config": config_differences(sides),
+        "code": code_differences(sides),
+        "data": data_differences(sides),
+        "environment": [
+            environment_differences(sides[0].record["environment"], side.record["environment"]) for side in sides[1:]
+        ],
+        "chain": chain_differences(sides),
+        "metrics": metric_rows(sides),
+        "cost": cost_rows(sides),
+    }
+
+
+def _differing(maps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for values in maps for name in values)
+    rows = {name: [values.get(name) for values in maps] for name in names}
+    return {name: row for name, row in rows.items() if any(value != row[0] for value in row[1:])}
+
+
+def config_differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
+    """Dotted key -> value in each run, of the keys that differ; where files go is no difference."""
+    found = _differing([dict(dotted(side.record.get("config") or {})) for side in sides])
+    return {name: row for name, row in found.items() if name.split(".")[0] not in WHERE_FILES_GO}
+
+
+def chain_differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
+    """Link -> digest in each run, of the links that differ."""
+    return _differing([side.record.get("chain") or {} for side in sides])
+
+
+# ------------------------------------------------------------------------------------------------------------- code
+
+
+def code_differences(sides: Sequence[Side]) -> dict[str, Any]:
+    """Version, commit and a diff; empty where the digest of the engine's files is one and the same."""
+    codes = [side.record["code"] for side in sides]
+    if len({code["engine_digest"] for code in codes}) == 1:
+        return {}
+    commits = [(code.get("engine_git") or {}).get("commit") for code in codes]
+    facts = {
+        "engine_version": [code["engine_version"] for code in codes],
+        "engine_digest": [code["engine_digest"][:12] for code in codes],
+        "commit": commits,
+    }
+    found: dict[str, Any] = {name: row for name, row in facts.items() if any(value != row[0] for value in row[1:])}
+    found["diff"] = [_diff(sides[0], side) for side in sides[1:]]
+    return found
+
+
+def _diff(first: Side, other: Side) -> list[str]:
+    """Lines of `git diff` between the commits where git has both, then of what was not committed."""
+    states = [side.record["code"].get("engine_git") or {} for side in (first, other)]
+    lines: list[str] = []
+    commits = [str(state.get("commit") or "") for state in states]
+    if all(commits) and commits[0] != commits[1]:
+        done = subprocess.run(
+            ["git", "-C", str(states[0]["root"]), "diff", *commits, "--", "engine", "kernels", "conf"],
+            capture_output=True,
+            check=False,
+        )
+        lines += done.stdout.decode("utf-8", "replace").splitlines() or [
+            f"commits {commits[0]} and {commits[1]}: no diff at hand"
+        ]
+    names = [f"uncommitted in {side.label}" for side in (first, other)]
+    lines += difflib.unified_diff(_patch(first), _patch(other), names[0], names[1], lineterm="", n=1)
+    more = len(lines) - DIFF_LINES
+    return lines[:DIFF_LINES] + ([f"... and {more} lines more"] if more > 0 else [])
+
+
+def _patch(side: Side) -> list[str]:
+    path = side.directory / "engine.patch"
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+def data_differences(sides: Sequence[Side]) -> dict[str, Any]:
+    """Inputs, digests, rows, schema and the distance of profiles; empty where the data are the same."""
+    links = _differing(
+        [{k: v for k, v in (side.record.get("chain") or {}).items() if k in DATA_LINKS} for side in sides]
+    )
+    if not links:
+        return {}
+    found: dict[str, Any] = {"digests": links}
+    inputs = _differing([{Path(name).name: value for name, value in side.record["inputs"].items()} for side in sides])
+    if inputs:
+        found["inputs"] = inputs
+    manifests = [_manifest(side) for side in sides]
+    if "dataset" in links and all(manifest is not None for manifest in manifests):
+        kept = [manifest for manifest in manifests if manifest is not None]
+        found["rows"] = [manifest.get("rows") for manifest in kept]
+        schema = _differing([{c["name"]: f"{c['type']} {c['role']}" for c in manifest["columns"]} for manifest in kept])
+        found["schema"] = schema
+        found["columns"] = sorted(
+            _differing([{c["name"]: c["digest"] for c in manifest["columns"]} for manifest in kept])
+        )
+        found["profile_distance"] = [profile_distances(sides[0], side) for side in sides[1:]]
+    return found
+
+
+def _manifest(side: Side) -> dict[str, Any] | None:
+    folder = places.dataset_folder(side.record)
+    return dict(storage.read_json(folder / "manifest.json")) if folder is not None else None
+
+
+def profile_distances(first: Side, other: Side) -> dict[str, float]:
+    """Jensen-Shannon distance (base 2, 0 to 1) per column between the kept profiles, largest first; 0 is left out."""
+    folders = [places.dataset_folder(side.record) for side in (first, other)]
+    profiles = [storage.read_json(folder / "profile.json")["columns"] for folder in folders if folder is not None]
+    if len(profiles) != 2:
+        return {}
+    found = {name: _distance(profiles[0][name], profiles[1][name]) for name in profiles[0] if name in profiles[1]}
+    return dict(sorted(((n, d) for n, d in found.items() if d is not None and d > 0), key=lambda item: -item[1]))
+
+
+def _distance(first: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    if first.get("histogram") and other.get("histogram"):
+        edges = sorted({*first["histogram"]["edges"], *other["histogram"]["edges"]})
+        masses = [_spread_on(entry["histogram"], edges) for entry in (first, other)]
+    elif first.get("top") and other.get("top"):
+        values = dict.fromkeys(str(value) for entry in (first, other) for value, _ in entry["top"])
+        counts = [{str(value): count for value, count in entry["top"]} for entry in (first, other)]
+        masses = [[float(count.get(value, 0)) for value in values] for count in counts]
+    else:
+        return None
+    shares = []
+    for entry, mass in zip((first, other), masses, strict=True):
+        whole, missing = sum(mass), float(entry.get("null_rate", 0.0))
+        shares.append([*(value / whole * (1 - missing) if whole else 0.0 for value in mass), missing])
+    return jensen_shannon(*shares)
+
+
+def _spread_on(histogram: Mapping[str, Any], edges: Sequence[float]) -> list[float]:
+    """Counts on finer common edges; within a bin they lie evenly."""
+    own, found = histogram["edges"], []
+    for low, high in itertools.pairwise(edges):
+        mass = 0.0
+        for start, stop, count in zip(own[:-1], own[1:], histogram["counts"], strict=True):
+            if stop > start:
+                mass += count * max(0.0, min(high, stop) - max(low, start)) / (stop - start)
+        found.append(mass)
+    return found
+
+
+def jensen_shannon(p: Sequence[float], q: Sequence[float]) -> float:
+    """Square root of the Jensen-Shannon divergence in bits (Lin 1991): 0 for equal shares, 1 for disjoint ones."""
+    total = 0.0
+    for a, b in zip(p, q, strict=True):
+        middle = (a + b) / 2
+        total += sum(0.5 * x * math.log2(x / middle) for x in (a, b) if x > 0)
+    return math.sqrt(min(max(total, 0.0), 1.0))
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+def metric_rows(sides: Sequence[Side]) -> list[dict[str, Any]]:
+    """Judged metrics of each run with interval and difference; those of slices only where they differ."""
+    rows = []
+    for name in _names(sides, judged=True):
+        values = [side.metrics.get(name) for side in sides]
+        if name.count("/") > 1 and all(value == values[0] for value in values[1:]):
+            continue
+        bounds = [_interval(side, name) for side in sides]
+        rows.append(
+            {
+                "metric": name,
+                "values": values,
+                "intervals": bounds,
+                "difference": [_minus(value, values[0]) for value in values[1:]],
+                "intervals_overlap": [_overlap(bounds[0], bound) for bound in bounds[1:]],
+            }
+        )
+    return rows
+
+
+def cost_rows(sides: Sequence[Side]) -> list[dict[str, Any]]:
+    """Wall time, and the seconds and rates that the step measured."""
+    rows: list[dict[str, Any]] = [{"figure": "wall seconds", "values": [side.record.get("seconds") for side in sides]}]
+    names = ("train/seconds", "train/rows_per_second", "score/rows_per_second")
+    found = [name for name in names if any(name in side.metrics for side in sides)]
+    return rows + [{"figure": name, "values": [side.metrics.get(name) for side in sides]} for name in found]
+
+
+def _names(sides: Sequence[Side], judged: bool) -> Iterator[str]:
+    names = dict.fromkeys(name for side in sides for name in side.metrics)
+    for name in names:
+        base = name.removesuffix("_low").removesuffix("_high")
+        if (
+            (base == name or base not in names)
+            and name.startswith(("valid/", "test/")) == judged
+            and not name.endswith(COST)
+        ):
+            yield name
+
+
+def _interval(side: Side, name: str) -> list[float] | None:
+    low, high = side.metrics.get(f"{name}_low"), side.metrics.get(f"{name}_high")
+    return None if low is None or high is None else [low, high]
+
+
+def _minus(value: float | None, base: float | None) -> float | None:
+    return None if value is None or base is None else value - base
+
+
+def _overlap(first: list[float] | None, other: list[float] | None) -> bool | None:
+    return None if first is None or other is None else first[0] <= other[1] and other[0] <= first[1]
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Tables for a terminal; a part in which nothing differs says so in one line."""
+    labels = [run["id"] for run in found["runs"]]
+    parts = [
+        table(
+            ["run", "command", "name", "status"],
+            [[r["id"], r["command"], r["name"], r["status"]] for r in found["runs"]],
+        )
+    ]
+    parts.append(_part("config", ["key", *labels], [[name, *row] for name, row in found["config"].items()]))
+    code = [[name, *row] for name, row in found["code"].items() if name != "diff"]
+    parts.append(_part("code", ["", *labels], code))
+    parts += ["\n".join(lines) + "\n" for lines in found["code"].get("diff", []) if lines]
+    parts.append(_part("data", ["", *labels], list(data_lines(found["data"]))))
+    environment = [[item["name"], item["recorded"], item["now"]] for items in found["environment"] for item in items]
+    parts.append(_part("environment", ["", labels[0], "other"], environment))
+    parts.append(
+        _part(
+            "metrics",
+            ["metric", *labels, "difference"],
+            [_metric_line(row) for row in found["metrics"]],
+            "none measured",
+        )
+    )
+    parts.append(_part("cost", ["", *labels], [[row["figure"], *row["values"]] for row in found["cost"]]))
+    return "\n".join(parts)
+
+
+def _part(title: str, columns: list[str], rows: list[list[Any]], nothing: str = "the same") -> str:
+    return f"{title}\n{table(columns, rows)}" if rows else f"{title}: {nothing}\n"
+
+
+def data_lines(data: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """The data part as rows of a table, one value a run."""
+    for name, row in data.get("inputs", {}).items():
+        yield [f"input {name}", *(value[:12] if value else None for value in row)]
+    for name, row in data.get("digests", {}).items():
+        yield [name, *(value[:12] if value else None for value in row)]
+    if "rows" in data:
+        yield ["rows", *data["rows"]]
+    for name, row in data.get("schema", {}).items():
+        yield [f"column {name}", *row]
+    distances = data.get("profile_distance", [])
+    for name in list(dict.fromkeys(name for item in distances for name in item))[:10]:
+        yield [f"distance of {name}", 0.0, *(item.get(name, 0.0) for item in distances)]
+
+
+def _metric_line(row: Mapping[str, Any]) -> list[Any]:
+    texts = []
+    for value, bound in zip(row["values"], row["intervals"], strict=True):
+        texts.append(cell(value) + (f" [{bound[0]:.5g}, {bound[1]:.5g}]" if bound else ""))
+    signs = ["-" if value is None else f"{value:+.6g}" for value in row["difference"]]
+    apart = any(overlap is False for overlap in row["intervals_overlap"])
+    return [row["metric"], *texts, ", ".join(signs) + (" (intervals apart)" if apart else "")]
+
+
+def as_html(found: Mapping[str, Any], sides: Sequence[Side]) -> str:
+    """One self-contained page: what differs, the metrics, and the curves of all runs over one another."""
+    labels = [side.label for side in sides]
+    charts = []
+    histories = [read_points(side.directory) for side in sides]
+    for name in dict.fromkeys(name for points in histories for point in points for name in point.values):
+        if name.endswith(COST):
+            continue
+        series = [
+            html.Series(
+                label,
+                [p.step for p in points if name in p.values],
+                [p.values[name] for p in points if name in p.values],
+            )
+            for label, points in zip(labels, histories, strict=True)
+        ]
+        charts.append(html.card(name, html.line_chart(series, x_label="step", y_label=name)))
+    body = [
+        html.section(
+            "Config",
+            html.table(["key", *labels], [[k, *map(cell, v)] for k, v in found["config"].items()], empty="the same"),
+        ),
+        html.section(
+            "Data",
+            html.table(["", *labels], [list(map(cell, row)) for row in data_lines(found["data"])], empty="the same"),
+        ),
+        html.section(
+            "Metrics", html.table(["metric", *labels, "difference"], [_metric_line(row) for row in found["metrics"]])
+        ),
+        html.section("Curves", *[html.row(*charts[at : at + 2]) for at in range(0, len(charts), 2)]),
+        html.section("Cost", html.table(["", *labels], [[row["figure"], *row["values"]] for row in found["cost"]])),
+    ]
+    return str(html.page("Comparison of runs", " and ".join(labels), body, "from the run directories"))

@@ -1,0 +1,256 @@
+"""`engine lineage PATH|DIGEST`: what made a thing (data, features, code, weights, thresholds), and what was made of it.
+
+Read from run directories alone: every run says the digests of what it took (`inputs`, `model`) and of what it made
+(`chain`, `outputs`); two runs are related where a digest of one is a digest of the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.lifecycle.runs import directories, status
+from engine.lifecycle.words import take
+from engine.runtime import digest, storage
+from engine.runtime.run import load_record
+
+SHORTEST = 8
+# A model is known by the digest of its bundle; these keys of a record and of what a run writes name it.
+MODEL_KEYS = ("model", "champion", "challenger", "reference")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One run with the digests that it took and made: name -> hex SHA-256."""
+
+    directory: Path
+    record: dict[str, Any]
+    took: dict[str, str] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
+
+    def names_of(self, value: str) -> list[str]:
+        """What the run calls a digest."""
+        return [name for name, known in {**self.took, **self.made}.items() if known == value]
+
+
+def lineage(config: Config, words: list[str]) -> int:
+    """The command."""
+    others, options = take(words, ("--json",))
+    if len(others) != 1:
+        raise UserError(f"lineage takes one path or digest, found {' '.join(others) or 'nothing'}")
+    nodes = read_nodes(Path(config.paths.runs))
+    found = lineage_of(others[0], nodes)
+    sys.stdout.write(json.dumps(found, indent=1) + "\n" if "--json" in options else as_text(found))
+    return 0
+
+
+def read_nodes(runs: Path) -> list[Node]:
+    """Every run below a folder, oldest first."""
+    found = []
+    for directory in directories(runs):
+        with contextlib.suppress(UserError):
+            found.append(node_of(directory.resolve()))
+    return found
+
+
+def node_of(directory: Path) -> Node:
+    """One run directory as a node."""
+    record = load_record(directory)
+    took = {f"input {name}": value for name, value in record.get("inputs", {}).items()}
+    for name, value in _model_digests(record):
+        took[name] = value
+    made = {**record.get("chain", {}), **{f"output {name}": value for name, value in record.get("outputs", {}).items()}}
+    return Node(directory, record, took, {name: value for name, value in made.items() if isinstance(value, str)})
+
+
+def _model_digests(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in MODEL_KEYS:
+        value = record.get(key)
+        if isinstance(value, Mapping):
+            value = value.get("digest")
+        if isinstance(value, str) and _is_digest(value, 64):
+            yield key, value
+
+
+def _is_digest(text: str, shortest: int = SHORTEST) -> bool:
+    return len(text) >= shortest and all(letter in "0123456789abcdef" for letter in text)
+
+
+# --------------------------------------------------------------------------------------------------------- the answer
+
+
+def lineage_of(reference: str, nodes: Sequence[Node]) -> dict[str, Any]:
+    """What a path or digest is, the runs that led to it and those that followed from it, as JSON. Raises UserError."""
+    path = Path(reference)
+    if path.exists():
+        what, digests, own = _of_path(path.resolve(), nodes)
+    elif _is_digest(reference):
+        digests = sorted(
+            {v for node in nodes for v in (*node.took.values(), *node.made.values()) if v.startswith(reference)}
+        )
+        if not digests:
+            raise UserError(
+                f"no run took or made anything with digest {reference}; is paths.runs the folder of your runs?"
+            )
+        what, own = "digest", []
+    else:
+        raise UserError(
+            f"lineage takes a path that exists or at least {SHORTEST} letters of a hex digest, found {reference!r}"
+        )
+    makers = own or _makers(digests, nodes)
+    up = _walk(makers, nodes, _came_from)
+    down = _walk(makers, nodes, _led_to) if makers else [node for node in nodes if _uses(node, set(digests))]
+    return {
+        "of": reference,
+        "is": what,
+        "digests": {value: sorted({name for node in nodes for name in node.names_of(value)}) for value in digests},
+        "made_by": [describe(node) for node in up],
+        "used_by": [describe(node) for node in down if node not in up],
+    }
+
+
+def _of_path(path: Path, nodes: Sequence[Node]) -> tuple[str, list[str], list[Node]]:
+    """(what it is, its digests, the run that it belongs to) of a file or folder."""
+    for folder in (path, *path.parents):
+        if (folder / "run.json").is_file():
+            own = next((node for node in nodes if node.directory == folder), None) or node_of(folder)
+            inside = path.relative_to(folder).as_posix()
+            return f"{inside} of a {own.record['command']} run" if inside != "." else "run", [], [own]
+        if (folder / "manifest.json").is_file():
+            manifest = storage.read_json(folder / "manifest.json")
+            if "digest" in manifest:
+                return f"{'view' if 'view' in manifest else 'dataset'} in the store", _with_parents(manifest, nodes), []
+        if (folder / "bundle.json").is_file():
+            return "model", [storage.read_json(folder / "bundle.json")["digest"]], []
+    if path.is_file():
+        return "file", [digest.of_file(path)], []
+    raise UserError(f"{path} must be a file, a run, a model or an entry of the store")
+
+
+def _with_parents(manifest: Mapping[str, Any], nodes: Sequence[Node]) -> list[str]:
+    """The digest of a stored thing; a view is known to runs by its dataset, for the chain holds all views together."""
+    known = {value for node in nodes for value in node.made.values()}
+    own, parent = str(manifest["digest"]), str((manifest.get("dataset") or {}).get("digest", ""))
+    return [value for value in (own, parent) if value and (value == own or own not in known)]
+
+
+def _makers(digests: Sequence[str], nodes: Sequence[Node]) -> list[Node]:
+    """For each digest the first run that made it: later ones found it in the store."""
+    found = []
+    for value in digests:
+        made = [node for node in nodes if value in node.made.values()]
+        if made and made[0] not in found:
+            found.append(made[0])
+    return found
+
+
+def _uses(node: Node, digests: set[str]) -> bool:
+    return bool(digests & {*node.took.values(), *node.made.values()})
+
+
+def _came_from(node: Node, nodes: Sequence[Node]) -> list[Node]:
+    """The runs that made what this one took; of a dataset or view that several runs report, the first."""
+    sources = []
+    for name, value in {**node.took, **{k: v for k, v in node.made.items() if k in ("dataset", "features")}}.items():
+        made = [other for other in nodes if value in other.made.values() and not name.startswith("input ")]
+        if made and made[0] is not node and _before(made[0], node):
+            sources.append(made[0])
+    return sources
+
+
+def _led_to(node: Node, nodes: Sequence[Node]) -> list[Node]:
+    """The runs that took what this one made."""
+    return [other for other in nodes if other is not node and node in _came_from(other, nodes)]
+
+
+def _before(first: Node, second: Node) -> bool:
+    return str(first.record.get("started")) <= str(second.record.get("started"))
+
+
+def _walk(start: Sequence[Node], nodes: Sequence[Node], follow: Any) -> list[Node]:
+    """The nodes reached from `start`, nearest first."""
+    found, waiting = list(start), list(start)
+    while waiting:
+        for node in follow(waiting.pop(0), nodes):
+            if node not in found:
+                found.append(node)
+                waiting.append(node)
+    return found
+
+
+def describe(node: Node) -> dict[str, Any]:
+    """What a run's record says of code, data, features, weights and thresholds."""
+    record, code = node.record, node.record["code"]
+    state = code.get("engine_git") or {}
+    found: dict[str, Any] = {
+        "run": str(node.directory),
+        "command": record["command"],
+        "status": status(node.directory, record),
+        "started": record.get("started"),
+        "code": {
+            "engine_version": code["engine_version"],
+            "engine_digest": code["engine_digest"],
+            "commit": state.get("commit"),
+            "uncommitted": bool(state.get("dirty")),
+        },
+        "plan": record.get("plan"),
+        "inputs": record.get("inputs", {}),
+        "chain": record.get("chain", {}),
+        "outputs": record.get("outputs", {}),
+        **dict(_model_digests(record)),
+    }
+    thresholds = _thresholds(node.directory)
+    return {**found, **({"thresholds": thresholds} if thresholds is not None else {})}
+
+
+def _thresholds(directory: Path) -> Any:
+    """The alarm lines of a monitoring run, the gate of a decision."""
+    for name, keys in (
+        ("drift.json", ("thresholds", "threshold", "calibration")),
+        ("decision.json", ("thresholds", "gate")),
+    ):
+        if (directory / name).is_file():
+            content = storage.read_json(directory / name)
+            return {key: content[key] for key in keys if key in content} or None
+    return None
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The answer for a person."""
+    lines = [f"{found['of']}: {found['is']}"]
+    lines += [
+        f"  {value[:16]}  {', '.join(names) or 'not named by any run'}" for value, names in found["digests"].items()
+    ]
+    for title, entries in (("made by", found["made_by"]), ("used by", found["used_by"])):
+        lines += ["", f"{title}:" + ("" if entries else " nothing that these runs know of")]
+        for entry in entries:
+            lines += _entry_lines(entry)
+    return "\n".join(lines) + "\n"
+
+
+def _entry_lines(entry: Mapping[str, Any]) -> Iterator[str]:
+    code = entry["code"]
+    commit = (
+        f", commit {code['commit'][:12]}{' with uncommitted changes' if code['uncommitted'] else ''}"
+        if code["commit"]
+        else ""
+    )
+    yield f"  {entry['command']}  {entry['run']}  ({entry['status']}, {str(entry['started'])[:19]})"
+    yield f"    code      engine {code['engine_version']} {code['engine_digest'][:12]}{commit}"
+    for name, value in entry["inputs"].items():
+        yield f"    input     {value[:12]}  {name}"
+    for key in MODEL_KEYS:
+        if isinstance(entry.get(key), str):
+            yield f"    {key:<9} {entry[key][:12]}"
+    shown = {name: value for name, value in entry["chain"].items() if not name.startswith("loss@")}
+    for name, value in {**shown, **{f"-> {name}": value for name, value in entry["outputs"].items()}}.items():
+        yield f"    {name:<9} {value[:12]}"
+    if "thresholds" in entry:
+        yield f"    thresholds {json.dumps(entry['thresholds'])[:200]}"

@@ -1,0 +1,294 @@
+"""`engine reproduce RUN`: the same run again in a temporary place, and a proof link by link.
+
+Restores the code, looks for the inputs by digest, runs the recorded config against an empty store (a warm one would hide
+a changed ingest or kernel) and compares the chain: inputs, dataset, features, fitted state, row order, losses, weights,
+metrics, scores. Bits must be equal on the same kind of hardware and libraries; elsewhere the tolerance of
+`chain.TOLERANCE` holds, and the report says which applied.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config.compose import MASK
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.lifecycle import chain, restore
+from engine.lifecycle.restore import Code
+from engine.lifecycle.runs import directories, dotted, find_run, table
+from engine.lifecycle.words import take
+from engine.runtime import digest, environment, places, storage
+from engine.runtime.run import load_record
+
+EXPERIMENT = "recorded"
+REPRODUCED, DIFFERENT = 0, 2
+STORED_AT = {"dataset": (), "features": ("datasets",)}  # what of the store may be taken over, by the link to start at
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a reproduction."""
+
+    code: str = "recorded"
+    start: str = "inputs"
+    inputs: Path | None = None
+    build_env: bool = False
+    keep: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.code not in ("recorded", "current"):
+            raise UserError(f"--code must be recorded or current, found {self.code!r}")
+        chain.check_link(self.start)
+        if self.inputs is not None and not self.inputs.is_dir():
+            raise UserError(f"--inputs must be a folder, found {str(self.inputs)!r}")
+
+
+def reproduce(config: Config, words: list[str]) -> int:
+    """The command: exit code 0 when every link holds, 2 when one differs."""
+    others, given = take(words, ("--json", "--build-env"), ("--code", "--from", "--inputs", "--keep"))
+    if len(others) != 1:
+        raise UserError(f"reproduce takes one run, found {' '.join(others) or 'nothing'}")
+    options = Options(
+        code=given.get("--code", "recorded"),
+        start=given.get("--from", "inputs"),
+        inputs=Path(given["--inputs"]) if "--inputs" in given else None,
+        build_env="--build-env" in given,
+        keep=Path(given["--keep"]) if "--keep" in given else None,
+    )
+    found = reproduce_run(find_run(others[0], Path(config.paths.runs)), options)
+    sys.stdout.write(json.dumps(found, indent=1) + "\n" if "--json" in given else as_text(found))
+    return REPRODUCED if found["first_difference"] is None else DIFFERENT
+
+
+def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
+    """Run `directory` again and compare; the report is JSON. Raises UserError when there is nothing to run."""
+    record = load_record(directory)
+    _check_finished(directory, record)
+    with tempfile.TemporaryDirectory(prefix="engine-reproduce-") as temporary:
+        scratch = Path(temporary).resolve()
+        current = options.code == "current"
+        code = restore.current_code() if current else restore.recorded_code(record, directory, scratch)
+        python = restore.build_environment(record, scratch) if options.build_env else Path(sys.executable)
+        inputs = find_inputs(record, options.inputs)
+        _fill_store(record, scratch / "store", options.start)
+        _write_experiment(record, scratch, inputs)
+        failure = _run(record["command"], code, python, scratch)
+        rerun = next(iter(directories(scratch / "runs")), None)
+        found = _report(directory, rerun, record, options, code, inputs, failure)
+        if options.keep is not None:
+            shutil.copytree(scratch, options.keep, dirs_exist_ok=True)
+        return found
+
+
+def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
+    if not (directory / "DONE").exists():
+        raise UserError(
+            f"{directory} must be a finished run, found status {record.get('status')!r}: only those are proved"
+        )
+    hidden = [name for name, value in dotted(record["config"]) if MASK in str(value)]
+    if hidden:
+        raise UserError(
+            f"{directory} cannot be run again: {', '.join(hidden)} was given as a plain secret and is not kept. "
+            "Give secrets by reference (${oc.env:NAME})"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- inputs
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the recorded inputs are now: the data's root (None: as recorded), and those found nowhere by digest."""
+
+    root: Path | None
+    changed: tuple[str, ...]
+
+
+def find_inputs(record: Mapping[str, Any], folder: Path | None) -> Inputs:
+    """Look for every recorded input by its digest: where it was, below `folder`, or below the present folder."""
+    recorded_root = places.recorded_path(record, str(record["config"].get("data", {}).get("path", "")))
+    wanted = {
+        places.recorded_path(record, name): value for name, value in record["inputs"].items() if "://" not in name
+    }
+    roots = [recorded_root, *([folder.resolve()] if folder else []), Path.cwd() / recorded_root.name, Path.cwd()]
+    lacking = {
+        root: [path for path, value in wanted.items() if not _is_there(path, value, recorded_root, root)]
+        for root in roots
+    }
+    best = min(roots, key=lambda root: len(lacking[root]))  # the first of equals
+    return Inputs(best, tuple(str(path) for path in lacking[best]))
+
+
+def _is_there(path: Path, value: str, recorded_root: Path, root: Path) -> bool:
+    """Whether the input has its digest, moved along with the data's root where it lay below it."""
+    moved = root / path.relative_to(recorded_root) if path.is_relative_to(recorded_root) else path
+    if not moved.is_file() and not path.is_relative_to(recorded_root):
+        return _is_in_a_package(path, value)
+    return moved.is_file() and digest.of_file(moved) == value
+
+
+def _is_in_a_package(path: Path, value: str) -> bool:
+    """A file of an installed package (`pkg://`) that this environment has elsewhere."""
+    for place in range(1, len(path.parts)):
+        for root in sys.path:
+            here = Path(root or ".").joinpath(*path.parts[-place:])
+            if place > 1 and here.is_file() and digest.of_file(here) == value:
+                return True
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------------ rerun
+
+
+def _fill_store(record: Mapping[str, Any], store: Path, start: str) -> None:
+    """An empty store; with a later start, what lies before it is taken over from the recorded store."""
+    store.mkdir()
+    parts = STORED_AT.get(start, ("datasets", "features")) if start != "inputs" else ()
+    for part in parts:
+        source = places.store_of(record) / part
+        if not source.is_dir():
+            raise UserError(
+                f"--from {start} takes what comes before from the recorded store, but {source} is not there"
+            )
+        hidden = shutil.ignore_patterns(".*")
+        shutil.copytree(source, store / part, ignore=hidden, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs) -> None:
+    """The recorded config as an experiment of its own: nothing is left to today's defaults."""
+    config = copy.deepcopy(dict(record["config"]))
+    config["paths"] = {"store": str(scratch / "store"), "runs": str(scratch / "runs")}
+    config["tracking"] = {**config.get("tracking", {}), "kind": "off"}
+    if record["config"].get("data", {}).get("sources"):
+        config["data"]["path"] = str(inputs.root)
+    for section in ("train", "score"):
+        if "resume" in config.get(section, {}):
+            config[section]["resume"] = "never"
+    if record.get("precision"):
+        config["train"]["precision"] = record["precision"]
+    for section in ("score", "evaluate", "monitor"):
+        if config.get(section, {}).get("model"):
+            config[section]["model"] = str(_model_of(record, config[section]["model"]))
+    # JSON is YAML that leaves no word to be taken for a number or a truth value.
+    text = f"# @package _global_\n{json.dumps(config, indent=1)}\n"
+    storage.write_text(scratch / "conf" / "experiment" / f"{EXPERIMENT}.yaml", text)
+
+
+def _model_of(record: Mapping[str, Any], reference: str) -> Path:
+    """The model that the run used: by the recorded digest, for an alias may have moved since."""
+    runs = places.recorded_path(record, record["config"]["paths"]["runs"])
+    for folder in directories(runs) if record.get("model") else ():
+        if load_record(folder).get("outputs", {}).get("model") == record["model"]:
+            return folder
+    path = places.recorded_path(record, reference)
+    return path if path.exists() else find_run(reference, runs)
+
+
+def _run(command: str, code: Code, python: Path, scratch: Path) -> str | None:
+    """Run the command in a process of its own; returns why it failed, None when it did not."""
+    path = os.pathsep.join([str(code.root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    words = [*command.split(), f"+experiment={EXPERIMENT}", "--config-dir", str(scratch / "conf")]
+    log = scratch / "rerun.log"
+    with open(log, "w", encoding="utf-8") as file:
+        done = subprocess.run(
+            [str(python), "-P", "-m", "engine", *words],
+            cwd=scratch,
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode in (0, 2):  # 2: an alarm is a result
+        return None
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "no output")
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+
+
+def _report(
+    directory: Path,
+    rerun: Path | None,
+    record: Mapping[str, Any],
+    options: Options,
+    code: Code,
+    inputs: Inputs,
+    failure: str | None,
+) -> dict[str, Any]:
+    now = load_record(rerun) if rerun is not None else {"environment": environment.environment(), "code": {}}
+    differences = restore.environment_differences(record["environment"], now["environment"])
+    exact = all(item["weight"] < restore.DECIDES for item in differences)
+    links = chain.compare_chains(directory, rerun, options.start, exact)
+    first = chain.first_difference(links)
+    if failure is not None and inputs.changed and chain.link_place(options.start) <= chain.link_place("inputs"):
+        first = "inputs"  # they are why it stopped
+    if failure is not None and first is None:
+        raise UserError(f"the rerun stopped before the end, though every link up to there is equal: {failure}")
+    return {
+        "run": str(directory),
+        "command": record["command"],
+        "code": {
+            "asked": options.code,
+            "how": code.how,
+            "recorded_digest": record["code"]["engine_digest"],
+            "digest": now["code"].get("engine_digest"),
+            "doubts": list(code.doubts) if options.code == "recorded" else [],
+        },
+        "environment": differences,
+        "promise": "equal bits" if exact else f"tolerance: {chain.TOLERANCE}",
+        "inputs_changed": list(inputs.changed),
+        "from": options.start,
+        "links": links,
+        "failure": failure,
+        "first_difference": first,
+        "seconds": {"recorded": record.get("seconds"), "now": now.get("seconds")},
+    }
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The report for a person: environment, table of links, verdict."""
+    lines = [f"run          {found['run']}", f"code         {found['code']['asked']}: {found['code']['how']}"]
+    lines += [f"doubt        {doubt}" for doubt in found["code"]["doubts"]]
+    for item in found["environment"]:
+        pair = f"{_short(item['recorded'])} recorded, {_short(item['now'])} now"
+        lines.append(f"environment  {item['name']}: {pair} ({restore.WORDS[item['weight']]})")
+    lines += [f"input        {name}: no file with the recorded digest" for name in found["inputs_changed"]]
+    lines += [f"promise      {found['promise']}", ""]
+    rows = [
+        [entry["link"], _digest(entry["recorded"]), _digest(entry["now"]), entry["verdict"], entry["detail"]]
+        for entry in found["links"]
+    ]
+    lines.append(table(["link", "recorded", "now", "verdict", "detail"], rows))
+    if found["failure"]:
+        lines.append(f"the rerun stopped: {found['failure']}")
+    first = found["first_difference"]
+    moved = f" Environment differences moved {'a link' if first else 'no link'}." if found["environment"] else ""
+    lines.append((f"first difference: {first}." if first else "reproduced: every link holds.") + moved)
+    return "\n".join(lines) + "\n"
+
+
+def _digest(value: str | None) -> str:
+    return value[:12] if value else "-"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
