@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import logging
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.config.tree import ClusterConfig
@@ -94,67 +96,68 @@ def describe(error: BaseException) -> str:
 
 
 def run_actors(
-    make: Callable[[], Work], items: Sequence[Item], cluster: ClusterConfig, threads: int, tries: int
+    make: Callable[[], Work], items: Sequence[Item], cluster: ClusterConfig, threads: int, tries: int, marks: Path
 ) -> Iterator[Outcome]:
-    """Items on a pool of Ray Data actors that grows from one to `cluster.workers`; each calls `make` once.
+    """Items on a pool of Ray Data actors that grows up to `cluster.workers`; each calls `make` once.
 
-    Ray must be running. An actor holds one item at a time, so that its death costs no other; Ray starts it again. What is
-    missing when the rest is done was in an actor that died: it has lost a try and goes into the next round.
+    Ray must be running. An actor holds one item at a time, so that its death costs no other. Ray starts it again and
+    hands it the item again, for ever: so tries are counted in files of `marks`, an empty folder that all nodes reach.
     """
-    lost = {json.dumps(item): 0 for item in items}
-    causes: dict[str, str] = {}
-    while lost:
-        for reply in _round(make, list(lost), cluster, threads):
-            key, failed = reply["item"], reply["result"] == ""
-            if reply["hopeless"]:
-                raise UserError(reply["cause"])
-            if not failed:
-                yield Outcome(json.loads(key), json.loads(reply["result"]), lost.pop(key) + 1)
-                continue
-            causes[key] = reply["cause"]
-        for key in list(lost):
-            lost[key] += 1
-            if lost[key] >= tries:
-                cause = causes.get(key, "its worker died (killed, out of memory, or its node lost)")
-                yield Outcome(json.loads(key), None, lost.pop(key), cause)
-
-
-def _round(make: Callable[[], Work], keys: list[str], cluster: ClusterConfig, threads: int) -> Iterator[dict[str, Any]]:
-    """Replies of one pass over the items, in order of completion; an item whose actor dies has none."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    most = max(1, min(cluster.workers, len(keys)))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1)
-    rows = ray.data.from_items([{"item": key} for key in keys], override_num_blocks=len(keys)).map(
+    most = max(1, min(cluster.workers, len(items)))
+    rows = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)).map(
         _Actor,
-        fn_constructor_args=(make, threads),
-        compute=pool,
+        fn_constructor_args=(make, threads, tries, str(marks)),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1
+        ),
         num_cpus=threads,
         num_gpus=cluster.gpus_per_worker or None,
-        max_restarts=-1,
-        max_task_retries=0,
     )
-    yield from rows.iter_rows()
+    for reply in rows.iter_rows():
+        if reply["hopeless"]:
+            raise UserError(reply["cause"])
+        result = json.loads(reply["result"]) if reply["result"] else None
+        yield Outcome(json.loads(reply["item"]), result, int(reply["tries"]), reply["cause"])
 
 
 class _Actor:
-    """What runs in a Ray actor: errors become replies, so that only a death loses one."""
+    """What runs in a Ray actor: an error becomes a reply; a death leaves the mark of a try."""
 
-    def __init__(self, make: Callable[[], Work], threads: int) -> None:
+    def __init__(self, make: Callable[[], Work], threads: int, tries: int, marks: str) -> None:
         environment.set_threads(threads)
+        self.tries, self.marks = tries, Path(marks)
         self.work = make()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        reply = {"item": row["item"], "result": "", "cause": "", "hopeless": False}
-        try:
-            return {**reply, "result": json.dumps(self.work(json.loads(row["item"])))}
-        except Exception as error:
-            return {**reply, "cause": describe(error), "hopeless": is_hopeless(error)}
+        cause = "its worker died: killed, out of memory, or its node lost"
+        while (number := self._next_try(row["item"])) <= self.tries:
+            try:
+                return _reply(row, number, result=json.dumps(self.work(json.loads(row["item"]))))
+            except Exception as error:
+                cause = describe(error)
+                if is_hopeless(error):
+                    return _reply(row, number, cause=cause, hopeless=True)
+        return _reply(row, self.tries, cause=cause)
+
+    def _next_try(self, item: str) -> int:
+        """1, 2, ... at each call for an item, over the deaths of actors."""
+        stem = hashlib.sha256(item.encode()).hexdigest()[:16]
+        for number in range(1, self.tries + 1):
+            with contextlib.suppress(FileExistsError), open(self.marks / f"{stem}.{number}", "x"):
+                return number
+        return self.tries + 1
+
+
+def _reply(
+    row: dict[str, Any], tries: int, result: str = "", cause: str = "", hopeless: bool = False
+) -> dict[str, Any]:
+    return {"item": row["item"], "result": result, "cause": cause, "tries": tries, "hopeless": hopeless}
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The `score` step: every row of a period scored once by a trained model, whatever dies on the way.
 
-Work units go to threads or Ray actors (worker.py), which commit each by its record (units.py). The driver lists once what
-is done, has the rest scored, and then publishes: predictions, ledger, profile (output.py). No row passes through the
-driver, unless other files than the workers' parts are asked for.
+Work units go to threads or Ray actors (worker.py), which commit each by its record (units.py). The driver lists once
+what is done, has the rest scored, and then publishes: predictions, ledger, profile (output.py). No row passes through
+the driver, unless other files than the workers' parts are asked for.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def score(config: Config, run: Run) -> dict[str, float]:
     run.note(model=predictor.digest)
     config = with_spec_of(config, predictor.bundle)
     check_columns(config, predictor)
-    gate_rows = check_gate(predictor.bundle, predictor.model)
+    elsewhere = predictor.logits if predictor.device != "cpu" else None
+    gate_rows = check_gate(predictor.bundle, predictor.model, predictor.threads, elsewhere)
     plan = prepare(config, run, predictor)
     tally = score_units(config, run, predictor, plan)
     scored = time.monotonic()
@@ -273,7 +274,9 @@ def outcomes(config: Config, predictor: Predictor, plan: Plan, tally: Tally) -> 
     threads = config.cluster.threads or max(1, compute_threads(config) // config.cluster.workers)
     with pool.ray_session(config.cluster, threads) as tally.startup:
         make = functools.partial(open_scorer, plan.job, threads)
-        yield from pool.run_actors(make, plan.items, config.cluster, threads, tries)
+        marks = Path(plan.job.parts) / "tries"
+        marks.mkdir()
+        yield from pool.run_actors(make, plan.items, config.cluster, threads, tries, marks)
 
 
 # ------------------------------------------------------------------------------------------------------- publishing

@@ -1,18 +1,23 @@
 """The gate: training rows with all the history they need, and the features and scores that training saw for them.
 
-Written into the bundle at training; before scoring, `check_gate` sends the rows through the scoring path from raw columns
-and stops at the first column that differs. It always computes; it never reads the store.
+Written into the bundle at training; before scoring, `check_gate` sends the rows through the scoring path from raw
+columns and stops at the first column that differs: raw feature, encoded feature, score. It always computes; it never
+reads the store. What no row of the sample touches (a rare category, a bound, an age limit) is compared as it was fitted
+and specified, so an altered bundle is stopped even when it was sealed again.
 """
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from engine.config import units
+from engine.config import schema, units
 from engine.config.tree import Config, DataConfig, FeaturesConfig, ViewConfig
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
@@ -21,17 +26,30 @@ from engine.features.build import FeatureTable
 from engine.features.compute import entity_codes, raw_features
 from engine.features.encode import Encoder
 from engine.features.spec import event_inputs
-from engine.runtime import storage
+from engine.runtime import digest, environment, storage
 from engine.training.bundle import Bundle
 from engine.training.losses import to_scores
 from engine.training.predict import predict_logits
 from kernels.hashing import hash_bytes
 
 ROWS = 256
+STATE = "state.json"
+# On other hardware scores of 256-wide layers were seen to differ by some rounding steps of the arithmetic.
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+RESTORE = (
+    "The bundle, its specification or the feature code is not what trained the model: restore the bundle, or retrain"
+)
+LogitsOf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def write_gate(  # noqa: PLR0913
-    directory: Path, config: Config, table: FeatureTable, encoder: Encoder, model: Any, facts: dict[str, Any], rows: np.ndarray
+def write_gate(
+    directory: Path,
+    config: Config,
+    table: FeatureTable,
+    encoder: Encoder,
+    model: Any,
+    facts: dict[str, Any],
+    rows: np.ndarray,
 ) -> None:
     """Keep up to 256 of the training `rows` (int64, ascending), chosen by hash of their id, with what they need."""
     data, features = config.data, config.features
@@ -42,10 +60,14 @@ def write_gate(  # noqa: PLR0913
     probes = table.dataset.read(columns, rows=span).take(take)
     expected = table.read(span).take(take)
     numeric, codes = encoder.transform(expected)
-    logits = predict_logits(model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=1)
+    logits = predict_logits(
+        model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=1
+    )
     storage.write_parquet(directory / "rows.parquet", probes)
     storage.write_parquet(directory / "features.parquet", expected)
+    storage.write_parquet(directory / "encoded.parquet", encoded_table(encoder, numeric, codes))
     storage.write_parquet(directory / "scores.parquet", scores_table(to_scores(facts["loss"], logits)))
+    storage.write_json(directory / STATE, {**state_of(encoder, data, features), "hardware": hardware()})
     history = needed_history(table.dataset, data, features, probes, columns)
     storage.write_parquet(directory / "history.parquet", history)
     for name, side in needed_tables(table.dataset, data, features, probes).items():
@@ -121,42 +143,105 @@ def scores_table(scores: np.ndarray) -> pa.Table:
     return pa.table({f"score_{index}": np.ascontiguousarray(scores[:, index]) for index in range(scores.shape[1])})
 
 
-def check_gate(bundle: Bundle, model: Any, threads: int = 1) -> int:
+def encoded_table(encoder: Encoder, numeric: np.ndarray, codes: np.ndarray) -> pa.Table:
+    """What the model reads, by the name of the raw feature: encoded numbers and codes."""
+    columns = {name: np.ascontiguousarray(numeric[:, at]) for at, name in enumerate(encoder.numeric_names)}
+    columns |= {item.name: np.ascontiguousarray(codes[:, at]) for at, item in enumerate(encoder.categorical_)}
+    return pa.table(columns)
+
+
+def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> dict[str, Any]:
+    """Digest of each fitted column's state, and the specification that decides features."""
+    fitted = encoder.to_json()
+    columns = {item["name"]: digest.of_json(item) for item in [*fitted["numeric"], *fitted["categorical"]]}
+    plain = schema.plain(data)
+    return {
+        "fitted": {**columns, "clip": digest.of_json(fitted["clip"]), "order": digest.of_json(fitted["features"])},
+        "data": {name: plain[name] for name in ("time_zone", "columns", "tables")},
+        "features": schema.plain(features),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """What decides the bits of a score: instruction sets and the version of torch."""
+    flags = sorted(flag for flag in environment.cpu_flags() if flag.startswith(("avx", "amx", "fma")))
+    return {"machine": platform.machine(), "flags": flags, "torch": torch.__version__}
+
+
+def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf | None = None) -> int:
     """Recompute the gate's features and scores from raw columns; returns how many rows agreed.
 
+    `logits_of(numeric, codes)` stands for the model where it runs elsewhere than on this CPU. Features must agree to the
+    bit; scores too on the hardware that trained the model, elsewhere to TOLERANCE (absolute and relative).
     Raises UserError naming the first column that differs, the row, what training saw and what scoring gives.
     """
-    directory = bundle.directory / "gate"
+    directory, facts = bundle.directory / "gate", bundle.model
     probes = storage.read_parquet(directory / "rows.parquet")
     history = storage.read_parquet(directory / "history.parquet")
     tables = {
-        path.stem.removeprefix("table-"): storage.read_parquet(path) for path in sorted(directory.glob("table-*.parquet"))
+        path.stem.removeprefix("table-"): storage.read_parquet(path)
+        for path in sorted(directory.glob("table-*.parquet"))
     }
+    state = storage.read_json(directory / STATE)
     raw = raw_features(bundle.data, bundle.features, probes, history, tables, threads)
-    _compare("features", raw, storage.read_parquet(directory / "features.parquet"), probes, bundle.data)
+    _compare("feature", raw, storage.read_parquet(directory / "features.parquet"), probes, bundle.data)
     numeric, codes = bundle.encoder.transform(raw)
-    logits = predict_logits(
-        model, numeric, codes, precision=bundle.model["precision"], tile_rows=bundle.model["tile_rows"], threads=threads
-    )
-    scores = scores_table(to_scores(bundle.model["loss"], logits))
-    _compare("scores", scores, storage.read_parquet(directory / "scores.parquet"), probes, bundle.data)
-    return probes.num_rows
+    encoded = encoded_table(bundle.encoder, numeric, codes)
+    _compare("encoded", encoded, storage.read_parquet(directory / "encoded.parquet"), probes, bundle.data)
+    if logits_of is None:
+        logits = predict_logits(
+            model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
+        )
+    else:
+        logits = logits_of(numeric, codes)
+    exact = logits_of is None and state["hardware"] == hardware()
+    scores = scores_table(to_scores(facts["loss"], logits))
+    expected = storage.read_parquet(directory / "scores.parquet")
+    _compare("score", scores, expected, probes, bundle.data, 0.0 if exact else TOLERANCE[facts["precision"]])
+    _compare_state(state, state_of(bundle.encoder, bundle.data, bundle.features))
+    return int(probes.num_rows)
 
 
-def _compare(what: str, found: pa.Table, expected: pa.Table, probes: pa.Table, data: DataConfig) -> None:
+def _compare_state(then: Any, now: Any, path: str = "") -> None:
+    """Raise at the first entry of the fitted state or the specification that is not what training recorded."""
+    for name in then:
+        where = f"{path}.{name}" if path else name
+        if where == "hardware" or (now or {}).get(name) == then[name]:
+            continue
+        if isinstance(then[name], dict) and isinstance((now or {}).get(name), dict):
+            _compare_state({key: then[name].get(key) for key in {**then[name], **now[name]}}, now[name], where)
+            continue
+        what = f"the fitted state of column {name!r}" if path == "fitted" else where
+        values = "" if path == "fitted" else f": training saw {then[name]!r}, the bundle says {(now or {}).get(name)!r}"
+        raise UserError(f"the gate stopped scoring: {what} is not what the model was trained with{values}. {RESTORE}")
+
+
+def _compare(
+    what: str, found: pa.Table, expected: pa.Table, probes: pa.Table, data: DataConfig, tolerance: float = 0.0
+) -> None:
     if found.column_names != expected.column_names:
         lacking = next((name for name in expected.column_names if name not in found.column_names), None)
         extra = next((name for name in found.column_names if name not in expected.column_names), None)
         raise UserError(
-            f"the gate stopped scoring: training wrote {what} column {lacking or extra!r}, "
-            f"the specification in the bundle {'does not give it' if lacking else 'gives another'}. Retrain, or restore the bundle"
+            f"the gate stopped scoring: training wrote {what} column {lacking!r}, the bundle gives {extra!r}. {RESTORE}"
         )
     for name in expected.column_names:
         there, here = expected[name].combine_chunks(), found[name].combine_chunks().cast(expected[name].type)
-        if not here.equals(there):
-            row = next(index for index in range(len(there)) if here[index] != there[index])
+        row = _first_difference(here, there, tolerance)
+        if row is not None:
             key = row_ids(probes.select(data.ids).slice(row, 1), data.ids)[0].as_py()
             raise UserError(
-                f"the gate stopped scoring: {what} column {name!r} differs for row {key}: training saw {there[row].as_py()!r}, "
-                f"scoring gives {here[row].as_py()!r}. The bundle, its specification or the feature code is not what trained the model"
+                f"the gate stopped scoring: {what} column {name!r} differs for row {key}: training saw "
+                f"{there[row].as_py()!r}, scoring gives {here[row].as_py()!r}. {RESTORE}"
             )
+
+
+def _first_difference(here: pa.Array, there: pa.Array, tolerance: float) -> int | None:
+    if here.equals(there):
+        return None
+    if tolerance:
+        a, b = (array.to_numpy(zero_copy_only=False).astype(np.float64) for array in (here, there))
+        close = np.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+        return None if close.all() else int(np.argmin(close))
+    # NaN differs from NaN to Arrow: the encoded blocks and scores of a whole model have none.
+    return next((index for index in range(len(there)) if here[index] != there[index]), None)
