@@ -516,6 +516,9 @@ class ClusterConfig:
     gpus_per_worker: float = key(0, "GPUs of each worker", ge=0)
     address: str | None = key(None, "null = the job's own cluster or a new local one; auto; host:port")
     timeout: str = key("60s", "how long a silent worker is waited for", parse=units.span)
+    min_workers: int = key(0, "workers that an attempt may go on with when the cluster shrank; 0 = all", ge=0)
+    retries: int = key(3, "attempts after the first one failed", ge=0)
+    dashboard: bool = key(False, "Ray's dashboard on a local cluster (loopback only)")
 
 
 @dataclass(frozen=True, kw_only=True)
