@@ -160,7 +160,8 @@ def _raw(name: str, raw: Mapping[str, Any], numbers: np.ndarray, source: SourceC
 def _note_conversion(name: str, found: pa.DataType, kind: pa.DataType, notes: dict[str, Any]) -> None:
     if pa.types.is_dictionary(found):
         found = found.value_type
-    if not found.equals(kind) and not pa.types.is_string(found) and not pa.types.is_binary(found):
+    text = pa.types.is_string(found) or pa.types.is_binary(found)
+    if not text and type_name(found) != type_name(kind):
         notes.setdefault("converted", {})[name] = f"{type_name(found)} -> {type_name(kind)}"
 
 
@@ -173,12 +174,17 @@ def _shown(values: Any, positions: np.ndarray, sensitive: bool) -> list[str | No
 
 def as_text(scalar: Any) -> str | None:
     """A value as a person may read it, shortened; bytes that are no text are escaped."""
+    if isinstance(scalar, pa.DictionaryScalar):
+        scalar = scalar.value
     if not scalar.is_valid:
         return None
+    if pa.types.is_time(scalar.type):
+        return f"{scalar.value} {scalar.type.unit}"  # as_py would wrap what lies outside of a day into it
     try:
-        value = scalar.as_py()
-    except (ValueError, OverflowError, UnicodeDecodeError, pa.ArrowException):
-        value = repr(scalar)
+        value = scalar.as_buffer().to_pybytes() if hasattr(scalar, "as_buffer") else scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):
+        # Python's dates end in the year 9999; Arrow's do not.
+        value = scalar.cast(pa.int64()).as_py() if pa.types.is_temporal(scalar.type) else "(not shown)"
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     return str(value)[:TEXT_LIMIT]

@@ -55,7 +55,7 @@ def to_type(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     if pa.types.is_dictionary(array.type):
         array = _decode_dictionary(array)
     if array.type.equals(kind) and kind != pa.string():
-        return Parsed(array, _NONE)
+        return _within(array, kind)
     if pa.types.is_null(array.type) or array.null_count == len(array):
         return Parsed(pa.nulls(len(array), kind), _NONE)
     if _is_text(array.type):
@@ -137,7 +137,26 @@ def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
         return narrow
     if pa.types.is_floating(found) and pa.types.is_decimal(kind):
         return pa.array([None if v is None else _decimal_text(v) for v in array.to_pylist()], pa.string()).cast(kind)
-    return array.cast(kind)
+    done = array.cast(kind)
+    if _checkable(kind):
+        done.validate(full=True)
+    return done
+
+
+def _checkable(kind: pa.DataType) -> bool:
+    return pa.types.is_time(kind) or pa.types.is_decimal(kind)
+
+
+def _within(array: pa.Array, kind: pa.DataType) -> Parsed:
+    """A file may hold times of day before midnight and decimals of too many digits: Arrow's type does not rule them out."""
+    if not _checkable(kind):
+        return Parsed(array, _NONE)
+
+    def check(part: pa.Array) -> pa.Array:
+        part.validate(full=True)
+        return part
+
+    return _piecewise(array, kind, check, f"lies outside of {type_name(kind)}")
 
 
 def _decimal_text(value: float) -> str:
@@ -241,10 +260,16 @@ def _integers(text: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _floats(text: pa.Array, kind: pa.DataType) -> pa.Array:
-    for value in pc.unique(text).to_pylist() if len(text) <= _LEAF else ():
+    for value in text.to_pylist() if len(text) <= _LEAF else ():
         if value is not None and not _NUMBER.match(value):
             raise pa.ArrowInvalid("no number")
-    return pc.replace_substring_regex(text, r"^\+", "").cast(kind)
+    # Half floats have no text reader of their own.
+    plain = pc.replace_substring_regex(text, r"^\+", "")
+    values = plain.cast(pa.float32()).cast(kind) if pa.types.is_float16(kind) else plain.cast(kind)
+    overflow = pc.and_(pc.is_inf(values), pc.invert(pc.match_substring_regex(text, "(?i)inf")))
+    if pc.any(overflow).as_py():
+        raise pa.ArrowInvalid("beyond the largest number")
+    return values
 
 
 def _booleans(text: pa.Array) -> pa.Array:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.config.tree import SourceConfig
-from engine.data.columns import FILE, ROW, Chunk, Matched, match, typed
+from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, match, typed
 from engine.data.files import SourceFile, is_compressed, open_bytes
 from engine.errors import UserError
 
@@ -28,7 +28,12 @@ def read_parquet(file: SourceFile, source: SourceConfig, zone: str, threads: int
             notes.update(matched.notes)
             wanted = _wanted(matched, names)
             batches = _parquet_batches(parquet, wanted, threads)
-            yield from _chunks(batches, matched, names, file, source, zone, notes)
+            chunks = _chunks(batches, matched, names, file, source, zone, notes)
+            legacy = [name for name in wanted if name in _int96(parquet)]
+            if legacy:
+                columns = {name: names[place] for name, place in matched.places.items() if place is not None}
+                chunks = _within_reach(chunks, origin, {name: path for name, path in columns.items() if path in legacy}, source)
+            yield from chunks
     except (pa.ArrowException, OSError, EOFError) as error:
         raise _refused(file, "Parquet", error) from None
 
@@ -38,6 +43,41 @@ def _parquet_batches(parquet: pq.ParquetFile, wanted: list[str], threads: int) -
         yield pa.RecordBatch.from_struct_array(pa.array([{}] * parquet.metadata.num_rows, pa.struct([])))
         return
     yield from parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=threads > 1)
+
+
+def _int96(parquet: pq.ParquetFile) -> set[str]:
+    columns = (parquet.schema.column(place) for place in range(len(parquet.schema)))
+    return {column.path for column in columns if column.physical_type == "INT96"}
+
+
+def _within_reach(chunks: Iterator[Chunk], origin: Any, columns: dict[str, str], source: SourceConfig) -> Iterator[Chunk]:
+    """INT96 holds days of which microseconds do not reach all, and Arrow lets those wrap around: read again in seconds,
+    which reach them, and name the values where the two do not agree.
+    """
+    with pq.ParquetFile(origin, page_checksum_verification=True, coerce_int96_timestamp_unit="s") as parquet:
+        coarse = parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(columns.values()), use_threads=False)
+        for chunk, seconds in zip(chunks, coarse, strict=True):
+            for name, path in columns.items():
+                whole = seconds.column(path).cast(pa.int64())
+                # Local times were moved by their zone: two days of slack, where a wrap is off by millions of years.
+                found = pc.divide(chunk.table.column(name).cast(pa.int64()), 1_000_000).combine_chunks()
+                off = pc.fill_null(pc.greater(pc.abs(pc.subtract(whole, found)), 172_800), False)
+                bad = np.flatnonzero(np.asarray(off))
+                if len(bad):
+                    column = source.columns[name]
+                    shown = [None if column.sensitive else f"{whole[int(place)]} s since 1970" for place in bad]
+                    finding = Finding(name, bad, "lies beyond the years that microseconds reach", column.on_violation, shown)
+                    chunk.findings.append(finding)
+                    chunk.table = _emptied(chunk.table, name, bad)
+            yield chunk
+
+
+def _emptied(table: pa.Table, name: str, positions: np.ndarray) -> pa.Table:
+    mask = np.zeros(table.num_rows, bool)
+    mask[positions] = True
+    place = table.column_names.index(name)
+    values = pc.if_else(pa.array(mask), pa.scalar(None, table.schema.field(place).type), table.column(place))
+    return table.set_column(place, name, values)
 
 
 def read_arrow(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
