@@ -63,10 +63,14 @@ class Counts:
         """float64[W]: rows, missing ones included."""
         return np.asarray(self.values.sum(axis=1) + self.missing + self.infinite.sum(axis=1))
 
-    def weighted(self, weights: np.ndarray) -> Counts:
-        """The windows that are sums of these with weights [V, W]."""
-        parts = (self.values, self.missing, self.infinite, self.far)
-        return Counts(*(np.asarray(weights @ part) for part in parts))
+    def stacked(self) -> np.ndarray:
+        """float64[W, bins + 5]: values, missing, infinities, far."""
+        return np.concatenate([self.values, self.missing[:, None], self.infinite, self.far], axis=1)
+
+    @classmethod
+    def unstacked(cls, block: np.ndarray) -> Counts:
+        """The inverse of `stacked`."""
+        return cls(block[:, :-5], block[:, -5], block[:, -4:-2], block[:, -2:])
 
     def thinned(self, keep: np.ndarray, rng: np.random.Generator) -> Counts:
         """A random part `keep` [W] of the rows of each window: what it would look like with fewer of them."""

@@ -1,0 +1,314 @@
+"""Alarm lines with a stated false-alarm rate, from the reference's own windows.
+
+Windows of the reference as long as the current one are compared with the rest of the reference. Each statistic of each
+column is normalised by what that column's own windows show (median, MAD, never below a stated scale); a window's score
+is its largest normalised statistic over all columns; the line is the (1 - alpha) quantile of those scores. Blocks of
+time, never shuffled rows: days resemble their neighbours. Where there are fewer than 2 / alpha separate windows, more
+are put together from blocks of days, and no line lies below what the real windows reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.monitoring.reference import Reference
+from engine.monitoring.statistics import ColumnSpec, Counts, statistics
+
+DECISIVE = ("psi", "ks", "wasserstein", "missing", "outside", "unseen")
+VOLUME, ROWS_COLUMN = "volume", "(rows)"
+NAMES = (*DECISIVE, VOLUME)
+# Spread below which a column counts as steady: the smallest deviation that one unit of the score can mean.
+MIN_SCALE = {
+    "psi": 0.02,  # of the root of PSI: psi is a squared distance, its root is what spreads evenly
+    "ks": 0.005,
+    "wasserstein": 0.01,
+    "missing": 0.001,
+    "outside": 0.001,
+    "unseen": 0.001,
+    "volume": 0.02,
+}
+MAD_TO_DEVIATION = 1.4826
+STRIDES = 4  # real windows overlap: one starts every quarter of its length
+FOLDS = 8
+ENOUGH_REAL = 5  # separate real windows from which median and MAD are taken alone
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a line is asked for: window length in days, alpha, floor of PSI shares, season, resampling."""
+
+    length: int
+    alpha: float
+    psi_floor: float
+    season: str = "none"
+    resamples: int = 500
+    block: int = 7
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Weights float64[W, D] of the reference's days; `real` ones are contiguous, the others are made of blocks.
+
+    `scored` are the weights for predictions, which exist on fewer days.
+    """
+
+    weights: np.ndarray
+    scored: np.ndarray
+    real: np.ndarray  # bool[W]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A calibrated line. center, scale float64[columns + 1, statistics] (the last row: volume); scores float64[W]."""
+
+    value: float
+    center: np.ndarray
+    scale: np.ndarray
+    scores: np.ndarray
+    column_scores: np.ndarray  # [columns + 1, W]: largest over the column's statistics
+    real: np.ndarray
+    separate: int  # real windows that do not overlap
+
+    def normalised(self, found: np.ndarray) -> np.ndarray:
+        """Scores [columns + 1, statistics, W] of statistics of that shape; NaN where not computable."""
+        return np.asarray((rooted(found) - self.center[..., None]) / self.scale[..., None])
+
+    def typical(self) -> np.ndarray:
+        """[columns + 1, statistics]: what the reference's own windows show, in the statistic's unit."""
+        return np.where(np.arange(len(NAMES)) == NAMES.index("psi"), self.center**2, self.center)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the line did on windows of the reference that it was not calibrated on."""
+
+    windows: int
+    over_line: int
+    alarms: int  # over the line and over the effect floor
+    alarms_by_column: dict[str, int]
+    starts: list[int]
+
+
+def rooted(found: np.ndarray) -> np.ndarray:
+    """The statistics with PSI replaced by its root; [columns, statistics, W]."""
+    result = np.array(found)
+    at = NAMES.index("psi")
+    result[:, at] = np.sqrt(np.maximum(result[:, at], 0.0))
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------- windows
+
+
+def contiguous(allowed: np.ndarray, length: int, stride: int) -> np.ndarray:
+    """float64[W, D]: windows of `length` consecutive days, all of them allowed."""
+    starts = range(0, len(allowed) - length + 1, stride)
+    good = [start for start in starts if allowed[start : start + length].all()]
+    weights = np.zeros((len(good), len(allowed)))
+    for index, start in enumerate(good):
+        weights[index, start : start + length] = 1.0
+    return weights
+
+
+def from_blocks(allowed: np.ndarray, plan: Plan, count: int, rng: np.random.Generator) -> np.ndarray:
+    """float64[count, D]: windows put together from blocks of consecutive allowed days, drawn with replacement."""
+    weights = np.zeros((count, len(allowed)))
+    block = max(1, min(plan.block, plan.length, int(allowed.sum())))
+    while block > 1 and not any(allowed[s : s + block].all() for s in range(len(allowed) - block + 1)):
+        block -= 1
+    starts = np.array([s for s in range(len(allowed) - block + 1) if allowed[s : s + block].all()], np.int64)
+    if not len(starts):
+        return weights[:0]
+    drawn = starts[rng.integers(0, len(starts), (count, math.ceil(plan.length / block)))]
+    for offset in range(block):
+        # The last block is cut where the window is full.
+        used = drawn[:, : math.ceil((plan.length - offset) / block)]
+        np.add.at(weights, (np.repeat(np.arange(count), used.shape[1]), (used + offset).ravel()), 1.0)
+    return weights
+
+
+def make_windows(reference: Reference, allowed: np.ndarray, plan: Plan, rng: np.random.Generator) -> Windows:
+    """Real windows of the allowed days, and resampled ones where the real ones are too few for alpha."""
+    real = contiguous(allowed, plan.length, max(1, plan.length // STRIDES))
+    scored_days = allowed & reference.scored
+    scored = real * (real @ ~scored_days == 0)[:, None]
+    if separate_windows(allowed, plan.length) >= 2 / plan.alpha:
+        return Windows(real, scored, np.ones(len(real), bool))
+    count = max(plan.resamples, math.ceil(2 / plan.alpha))
+    more, more_scored = from_blocks(allowed, plan, count, rng), from_blocks(scored_days, plan, count, rng)
+    if not len(more_scored):
+        more_scored = np.zeros_like(more)
+    flags = np.arange(len(real) + len(more)) < len(real)
+    return Windows(np.concatenate([real, more]), np.concatenate([scored, more_scored]), flags)
+
+
+def separate_windows(allowed: np.ndarray, length: int) -> int:
+    """Windows of the allowed days that do not overlap."""
+    found, run = 0, 0
+    for good in allowed:
+        run = run + 1 if good else 0
+        if run == length:
+            found, run = found + 1, 0
+    return found
+
+
+def rest_of(weights: np.ndarray, allowed: np.ndarray, weekdays: np.ndarray, season: str) -> np.ndarray:
+    """float64[W, D]: weights of the days that a window is compared with: allowed and not in it.
+
+    With season=weekday they are weighted so that each weekday has the share that it has in the window.
+    """
+    rest = (weights == 0) * allowed.astype(np.float64)
+    if season == "none":
+        return rest
+    kinds = (weekdays[:, None] == np.arange(7)).astype(np.float64)  # [D, 7]
+    wanted, there = weights @ kinds, rest @ kinds
+    factor = np.divide(wanted, there, out=np.zeros_like(wanted), where=there > 0)
+    return np.asarray(rest * (factor @ kinds.T))
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def window_statistics(
+    reference: Reference,
+    windows: Windows,
+    allowed: np.ndarray,
+    plan: Plan,
+    sizes: Mapping[str, float] | None = None,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """float64[columns + 1, statistics, W]: each window against the rest of the allowed days.
+
+    `sizes`: rows of each column in the current window; larger reference windows are thinned to it (needs `rng`), so
+    that sampling noise enters the line.
+    """
+    found = np.full((len(reference.columns) + 1, len(NAMES), len(windows.weights)), np.nan)
+    rest = rest_of(windows.weights, allowed, reference.weekdays, plan.season)
+    scored_rest = rest_of(windows.scored, allowed & reference.scored, reference.weekdays, plan.season)
+    windows_counts = reference.windows(windows.weights, windows.scored)
+    rest_counts = reference.windows(rest, scored_rest)
+    for index, column in enumerate(reference.columns):
+        current, other = windows_counts[column.name], rest_counts[column.name]
+        if sizes is not None and rng is not None and sizes.get(column.name):
+            size, rows = sizes[column.name], current.rows
+            if (rows > size).any():
+                current = current.thinned(np.divide(size, rows, out=np.ones_like(rows), where=rows > 0), rng)
+        _fill(found[index], column, other, current, plan.psi_floor)
+    rows, expected = windows.weights @ reference.rows, _expected_rows(reference, windows.weights, rest)
+    found[-1, NAMES.index(VOLUME)] = volume(rows, expected)
+    return found
+
+
+def _fill(found: np.ndarray, column: ColumnSpec, reference: Counts, current: Counts, floor: float) -> None:
+    for name, values in statistics(column, reference, current, DECISIVE, floor).items():
+        found[NAMES.index(name)] = np.where(np.isfinite(values), values, np.nan)
+
+
+def _expected_rows(reference: Reference, weights: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    total, days = rest @ reference.rows, rest.sum(axis=1)
+    return np.divide(total * weights.sum(axis=1), days, out=np.full(len(days), np.nan), where=days > 0)
+
+
+def volume(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """|ln(rows / expected)|; no rows count as half a row."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(np.log(np.maximum(rows, 0.5) / expected))
+
+
+# ------------------------------------------------------------------------------------------------------------- line
+
+
+def calibrate(reference: Reference, plan: Plan, sizes: Mapping[str, float] | None = None) -> Line:
+    """The line for windows of plan.length days in which each column has `sizes` rows."""
+    return _calibrate(reference, np.ones(len(reference.days), bool), plan, sizes)
+
+
+def _calibrate(reference: Reference, allowed: np.ndarray, plan: Plan, sizes: Mapping[str, float] | None) -> Line:
+    rng = np.random.Generator(np.random.Philox(plan.seed))
+    windows = make_windows(reference, allowed, plan, rng)
+    found = window_statistics(reference, windows, allowed, plan, sizes, rng)
+    separate = separate_windows(allowed, plan.length)
+    own = windows.real if separate >= ENOUGH_REAL else np.ones(len(windows.real), bool)
+    center, scale = _center_and_scale(rooted(found), own)
+    with np.errstate(invalid="ignore"):
+        scores = (rooted(found) - center[..., None]) / scale[..., None]
+    columns = _largest(scores, axis=1)
+    whole = _largest(columns, axis=0)
+    line = Line(np.inf, center, scale, whole, columns, windows.real, separate)
+    return replace(line, value=_quantile(whole, windows.real, separate, plan.alpha))
+
+
+def _center_and_scale(found: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and MAD of each statistic of each column over its own windows; without windows: 0 and the floor."""
+    center = np.zeros(found.shape[:2])
+    scale = np.tile([MIN_SCALE[name] for name in NAMES], (len(found), 1))
+    for column in range(len(found)):
+        for index in range(len(NAMES)):
+            values = found[column, index, own]
+            values = values[np.isfinite(values)]
+            if not len(values):  # predictions of a short validation period have no real window: take those of blocks
+                values = found[column, index][np.isfinite(found[column, index])]
+            if len(values):
+                center[column, index] = np.median(values)
+                deviation = MAD_TO_DEVIATION * float(np.median(np.abs(values - center[column, index])))
+                scale[column, index] = max(scale[column, index], deviation)
+    return center, scale
+
+
+def _largest(scores: np.ndarray, axis: int) -> np.ndarray:
+    """The largest along an axis, NaN left out; -inf where nothing was computable."""
+    return np.asarray(np.where(np.isnan(scores), -np.inf, scores).max(axis=axis, initial=-np.inf))
+
+
+def _quantile(scores: np.ndarray, real: np.ndarray, separate: int, alpha: float) -> float:
+    """The line: order statistic ceil((n + 1)(1 - alpha)) of n separate real windows (their largest, where n is too
+    small for that), and no lower than the (1 - alpha) quantile of resampled windows, where there are any.
+    """
+    lines = [0.0]
+    if separate and real.any():
+        level = min(1.0, math.ceil((separate + 1) * (1 - alpha)) / separate)
+        lines.append(float(np.quantile(scores[real], level, method="higher")))
+    if (~real).any():
+        lines.append(float(np.quantile(scores[~real], 1 - alpha, method="higher")))
+    return max(lines)
+
+
+def held_out(reference: Reference, plan: Plan, floors: Mapping[str, float]) -> HeldOut:
+    """Leave separate windows out by turns, calibrate on the rest, and count how many of them would have alarmed."""
+    days = len(reference.days)
+    starts = [index * plan.length for index in range(days // plan.length)]
+    over, alarms, by_column, tested = 0, 0, {}, []
+    for group in np.array_split(np.array(starts, np.int64), min(len(starts), FOLDS)) if len(starts) > 1 else []:
+        allowed = np.ones(days, bool)
+        allowed[group[0] : group[-1] + plan.length] = False
+        if not allowed.any():
+            continue
+        weights = np.zeros((len(group), days))
+        for row, start in enumerate(group):
+            weights[row, start : start + plan.length] = 1.0
+        scored = weights * (weights @ ~reference.scored == 0)[:, None]
+        windows = Windows(weights, scored, np.ones(len(group), bool))
+        line = _calibrate(reference, allowed, replace(plan, resamples=min(plan.resamples, 200)), None)
+        found = window_statistics(reference, windows, allowed, plan)
+        beyond, alarm = judge(line, found, floors)
+        over += int(beyond.any(axis=(0, 1)).sum())
+        alarms += int(alarm.any(axis=(0, 1)).sum())
+        for index, column in enumerate([*(item.name for item in reference.columns), ROWS_COLUMN]):
+            count = int(alarm[index].any(axis=0).sum())
+            if count:
+                by_column[column] = by_column.get(column, 0) + count
+        tested += [int(reference.days[start]) for start in group]
+    return HeldOut(len(tested), over, alarms, dict(sorted(by_column.items())), tested)
+
+
+def judge(line: Line, found: np.ndarray, floors: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """bool[columns + 1, statistics, W]: beyond the line; and also beyond the effect floor over what is typical."""
+    with np.errstate(invalid="ignore"):
+        beyond = line.normalised(found) > line.value
+        effect = found - line.typical()[..., None] >= np.array([floors[name] for name in NAMES])[:, None]
+    return beyond, beyond & effect

@@ -1,0 +1,121 @@
+"""The reference of a bundle read back: counts per local day and column, ready to be added up into windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.errors import UserError
+from engine.features.encode import Encoder
+from engine.features.profile import Profile, ProfileSpec
+from engine.monitoring.statistics import PREDICTION, ColumnSpec, Counts, column_specs
+from engine.runtime import storage
+from engine.training.reference import FORMAT, MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS
+
+WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Counts per consecutive local day. `counts[name]` has one window a day; a day without rows holds zeros."""
+
+    columns: list[ColumnSpec]
+    days: np.ndarray  # int32[D], since 1970-01-01, local
+    rows: np.ndarray  # float64[D]
+    counts: dict[str, Counts]
+    profile: Profile
+    importance: dict[str, float]
+    predictions_in_sample: bool
+    _stacks: dict[bool, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    def windows(self, weights: np.ndarray, scored: np.ndarray) -> dict[str, Counts]:
+        """Counts of every column in windows: sums of days with `weights` [W, D], for predictions `scored` [W, D]."""
+        found: dict[str, Counts] = {}
+        for predictions, part in ((False, weights), (True, scored)):
+            names = [item.name for item in self.columns if (item.kind == PREDICTION) == predictions]
+            if not names:
+                continue
+            # One product for all columns. Counts are whole numbers, so its order of addition does not matter.
+            if predictions not in self._stacks:
+                self._stacks[predictions] = np.concatenate([self.counts[name].stacked() for name in names], axis=1)
+            block, at = part @ self._stacks[predictions], 0
+            for name in names:
+                width = self.counts[name].values.shape[1] + 5
+                found[name] = Counts.unstacked(block[:, at : at + width])
+                at += width
+        return found
+
+    @property
+    def weekdays(self) -> np.ndarray:
+        """int[D]: 0 is Monday."""
+        return np.asarray((self.days + WEEKDAY_OF_DAY_0) % 7)
+
+    @property
+    def scored(self) -> np.ndarray:
+        """bool[D]: days with predictions."""
+        found = np.zeros(len(self.days), bool)
+        for column in self.columns:
+            if column.kind == PREDICTION:
+                found |= self.counts[column.name].rows > 0
+        return found
+
+
+def read_reference(directory: Path, encoder: Encoder) -> Reference:
+    """The reference of a verified bundle. Raises UserError where the model was trained without one."""
+    if not (directory / "reference.json").exists():
+        raise UserError(f"{directory} must hold a reference (reference.json), found none: train the model again")
+    state = storage.read_json(directory / "reference.json")
+    if state.get("format", 0) > FORMAT:
+        raise UserError(f"reference.json is of format {state['format']}, this engine reads up to {FORMAT}")
+    spec = ProfileSpec.from_json(storage.read_json(directory / "profile_spec.json"), encoder)
+    columns = column_specs(spec)
+    table = storage.read_parquet(directory / "reference.parquet")
+    days, rows, counts = day_counts(columns, table)
+    profile = Profile.from_json(state["profile"], spec)
+    return Reference(columns, days, rows, counts, profile, state["importance"], state["predictions_in_sample"])
+
+
+def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, np.ndarray, dict[str, Counts]]:
+    """(days, rows of each, counts by column) of reference.parquet."""
+    day = np.asarray(table["day"].cast(pa.int32()))
+    names = table["column"].combine_chunks().dictionary_encode()
+    facts = {
+        name: np.asarray(table[name].fill_null(np.nan if name == "sum" else 0)) for name in ("bin", "count", "sum")
+    }
+    if not len(day):
+        raise UserError("reference.parquet must hold at least one day, found none: train the model again")
+    days = np.arange(day.min(), day.max() + 1, dtype=np.int32)
+    order = np.argsort(np.asarray(names.indices), kind="stable")
+    bounds = np.searchsorted(np.asarray(names.indices)[order], np.arange(len(names.dictionary) + 1))
+    places = {name.as_py(): order[bounds[k] : bounds[k + 1]] for k, name in enumerate(names.dictionary)}
+    empty = np.empty(0, np.int64)
+
+    def part(name: str) -> dict[str, Any]:
+        at = places.get(name, empty)
+        return {"day": day[at] - days[0], **{key: values[at] for key, values in facts.items()}}
+
+    rows = np.zeros(len(days))
+    total = part(ROWS)
+    rows[total["day"]] = total["count"]
+    return days, rows, {column.name: _column_counts(column, len(days), part(column.name)) for column in columns}
+
+
+def _column_counts(column: ColumnSpec, days: int, part: dict[str, Any]) -> Counts:
+    values, missing = np.zeros((days, column.width)), np.zeros(days)
+    infinite, far = np.zeros((days, 2)), np.zeros((days, 2))
+    bins, day, count = part["bin"], part["day"], part["count"]
+    if column.edges is None:  # codes: 0 null, then the values
+        missing[day[bins == 0]] = count[bins == 0]
+        values[day[bins > 0], bins[bins > 0] - 1] = count[bins > 0]
+        return Counts(values, missing, infinite, far)
+    values[day[bins >= 0], bins[bins >= 0]] = count[bins >= 0]
+    missing[day[bins == MISSING_BIN]] = count[bins == MISSING_BIN]
+    for side, bin_ in enumerate((NEGATIVE_BIN, POSITIVE_BIN)):
+        infinite[day[bins == bin_], side] = count[bins == bin_]
+    for side, bin_ in enumerate((0, column.width - 1)):
+        far[day[bins == bin_], side] = part["sum"][bins == bin_]
+    return Counts(values, missing, infinite, far)
