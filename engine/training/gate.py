@@ -70,7 +70,7 @@ def write_gate(
     storage.write_json(directory / STATE, {**state_of(encoder, data, features), "hardware": hardware()})
     history = needed_history(table.dataset, data, features, probes, columns)
     storage.write_parquet(directory / "history.parquet", history)
-    for name, side in needed_tables(table.dataset, data, features, probes).items():
+    for name, side in needed_tables(table.dataset, features, probes).items():
         storage.write_parquet(directory / f"table-{name}.parquet", side)
 
 
@@ -120,9 +120,7 @@ def _within_windows(
     return keep
 
 
-def needed_tables(
-    dataset: Dataset, data: DataConfig, features: FeaturesConfig, probes: pa.Table
-) -> dict[str, pa.Table]:
+def needed_tables(dataset: Dataset, features: FeaturesConfig, probes: pa.Table) -> dict[str, pa.Table]:
     """Rows of the side tables with the probes' keys."""
     kept: dict[str, np.ndarray] = {}
     for view in features.active_views.values():
@@ -171,8 +169,8 @@ def hardware() -> dict[str, Any]:
 def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf | None = None) -> int:
     """Recompute the gate's features and scores from raw columns; returns how many rows agreed.
 
-    `logits_of(numeric, codes)` stands for the model where it runs elsewhere than on this CPU. Features must agree to the
-    bit; scores too on the hardware that trained the model, elsewhere to TOLERANCE (absolute and relative).
+    `logits_of(numeric, codes)` stands for the model where it runs elsewhere than on this CPU. Features must agree to
+    the bit; scores too on the hardware that trained the model, elsewhere to TOLERANCE (absolute and relative).
     Raises UserError naming the first column that differs, the row, what training saw and what scoring gives.
     """
     directory, facts = bundle.directory / "gate", bundle.model
