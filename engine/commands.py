@@ -112,6 +112,12 @@ COMMANDS: dict[str, Command] = {
         usage="[--replay decision.json] [key=value ...]",
         keys=(("--replay", "retrain.replay"),),
     ),
+    "backtest": Command(
+        "engine.lifecycle.backtest:backtest",
+        "replay the past period by period under several policies of retraining: quality against cost",
+        ("backtest", "retrain", "train", "model", *DATA),
+        "backtest",
+    ),
     "track sync": Command(
         "engine.runtime.tracking:track_sync",
         "send the mirror of runs again, from their directories",

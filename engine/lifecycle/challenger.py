@@ -116,24 +116,30 @@ def challenger_config(config: Config, periods: Periods) -> Config:
     return dataclasses.replace(config, split=split, **aside)
 
 
-def trained(config: Config, parent: Run, dataset: Dataset) -> Run:
-    """A finished training run of this config on this dataset: found by content, gone on with if it was interrupted, or new."""
+def trained(config: Config, parent: Run | None, dataset: str) -> Run:
+    """A finished training run of this config on a dataset (its digest): found by content, gone on with, or new."""
     folder = Path(config.paths.runs) / "train" / config.name
     plan = plan_digest("train", config)
     for directory in sorted(folder.glob("*-*/DONE"), reverse=True):
         record = load_record(directory.parent)
-        if record.get("plan") == plan and record["chain"].get("dataset") == dataset.digest:
-            parent.log(f"challenger: {directory.parent} was trained on the same rows with the same settings")
+        if record.get("plan") == plan and record["chain"].get("dataset") == dataset:
+            _say(parent, f"challenger: {directory.parent} was trained on the same rows with the same settings")
             return Run(directory.parent, record, resumed=True)
     begun = unfinished("train", config)
     run = Run.resume(begun) if begun is not None else Run.create("train", config, schema.plain(config))
-    run.note(parent=str(parent.directory))
+    if parent is not None:
+        run.note(parent=str(parent.directory))
     try:
         run.finish(train(config, run))
     except BaseException as error:
         run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
     return run
+
+
+def _say(run: Run | None, message: str) -> None:
+    if run is not None:
+        run.log(message)
 
 
 def spec_config(config: Config, bundle: Bundle) -> Config:

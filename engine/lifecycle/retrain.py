@@ -39,7 +39,7 @@ def retrain(config: Config, run: Run) -> dict[str, float]:
         policy=config.retrain,
         directory=run.directory,
         identity=run.directory.name,
-        train=lambda plan: trained(plan, run, history.dataset),
+        train=lambda plan: trained(plan, run, history.dataset.digest),
     )
     decision = decide.decide(setting, observations, now)
     decision["monitor"] = str(newest_record(config) or "")

@@ -1,0 +1,378 @@
+"""The `backtest` step: the past period by period, as it would have been known then, under several policies.
+
+At the start of a period each policy decides on what monitoring has seen by then, and trains, judges and promotes for real in a
+registry of its own; the champion scores the period; the period is monitored when it is over. Policies share work: training is
+reused by plan and dataset, scores by model and rows, within a backtest and between backtests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config import schema, units
+from engine.config.tree import BacktestConfig, ClusterConfig, Config, PolicyConfig, RetrainConfig
+from engine.errors import UserError
+from engine.lifecycle import backtest_report, decide
+from engine.lifecycle.challenger import (
+    History,
+    Periods,
+    Workshop,
+    challenger_config,
+    horizon_of,
+    labelled,
+    periods_of,
+    trained,
+)
+from engine.lifecycle.policy import Observation
+from engine.lifecycle.watch import Watch
+from engine.runtime import environment, pool, storage
+from engine.runtime.registry import Registry, Version, seal_of
+from engine.runtime.run import Run, load_record, plan_digest
+from engine.training.evaluate import HIGHER_IS_BETTER, intervals, point_metrics, watched_metric
+from engine.training.train import check_trainable
+
+FORMAT = 1
+TRIES = 2
+LATEST = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Period:
+    """A stretch of the event time in microseconds UTC, from included, to excluded."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass
+class Bench:
+    """What all policies of a backtest share."""
+
+    config: Config
+    run: Run
+    workshop: Workshop
+    watch: Watch
+    periods: list[Period]
+    metric: str
+    first: Run  # training of the first champion
+
+    @property
+    def history(self) -> History:
+        """The data."""
+        return self.workshop.history
+
+
+def backtest(config: Config, run: Run) -> dict[str, float]:
+    """Replay every policy; write backtest.json and report.html."""
+    began = time.monotonic()
+    check_replayable(config)
+    for leftover in ("registry", "policies"):  # of an attempt that was killed: its costly parts are found by content
+        shutil.rmtree(run.path(leftover), ignore_errors=True)
+    history = History.read(config, run)
+    bench = prepare(config, run, history)
+    results = []
+    for name, policy in config.backtest.policies.items():
+        results.append(replay(bench, name, policy_config(config.retrain, policy)))
+        run.log(f"policy {name}: {summary(results[-1])}")
+    compare(results, bench.metric)
+    record = {
+        "format": FORMAT,
+        "name": config.name,
+        "metric": bench.metric,
+        "period": config.backtest.period,
+        "dataset": history.dataset.digest,
+        "first_model": {"run": str(bench.first.directory), "split": schema.plain(first_config(config, history).split)},
+        "retrain": schema.plain(config.retrain),
+        "seconds": time.monotonic() - began,
+        "policies": results,
+    }
+    storage.write_json(run.path("backtest.json"), record)
+    backtest_report.write_report(run, record)
+    for line in backtest_report.text_table(record):
+        run.log(line)
+    return {**figures(results), "backtest/seconds": record["seconds"]}
+
+
+def check_replayable(config: Config) -> None:
+    """Fail before spending. Raises UserError."""
+    if not config.backtest.policies:
+        raise UserError("backtest.policies must name at least one policy")
+    if config.backtest.start is None and not config.split.valid:
+        raise UserError("backtest.start must say when the first scored period begins, found neither it nor split.valid")
+    placed = config if config.split.train else dataclasses.replace(config, split=first_split_stub(config))
+    check_trainable(placed)
+
+
+def first_split_stub(config: Config) -> Any:
+    """Any training period: a backtest makes its own from the data."""
+    return dataclasses.replace(config.split, train=("1970-01-01", config.backtest.start or ""), valid=(), test=())
+
+
+def policy_config(base: RetrainConfig, policy: PolicyConfig) -> RetrainConfig:
+    """`retrain` with a policy's differences."""
+    changes = {name: value for name, value in schema.plain(policy).items() if value is not None and name != "triggers"}
+    return dataclasses.replace(base, triggers=policy.triggers, **changes)
+
+
+# ------------------------------------------------------------------------------------------------------ set-up
+
+
+def prepare(config: Config, run: Run, history: History) -> Bench:
+    """Periods, the first champion, and the trainings that are known to be needed."""
+    # Work that backtests share lies in the store: a later backtest finds it.
+    shared = dataclasses.replace(config.paths, runs=str(Path(config.paths.store) / "backtest"))
+    config = dataclasses.replace(config, paths=shared)
+    history = dataclasses.replace(history, config=config)
+    periods = make_periods(config.backtest, history)
+    workshop = Workshop(history, run, Path(shared.store) / "backtest" / "scores")
+    if config.cluster.kind == "ray":
+        train_ahead(config, run, history, periods)
+    first = trained(first_config(config, history), run, history.dataset.digest)
+    metric = watched_metric(config.train.loss, config.retrain.gate.metric)
+    watch = Watch(workshop, metric, Path(shared.store) / "backtest" / "monitor")
+    return Bench(config, run, workshop, watch, periods, metric, first)
+
+
+def start_of(config: Config) -> int:
+    """When the first period begins."""
+    return units.instant(config.backtest.start or config.split.valid[0], config.data.time_zone)
+
+
+def first_config(config: Config, history: History) -> Config:
+    """The config of the first champion: all that is mature when the first period begins."""
+    now = start_of(config)
+    horizon = horizon_of(config.retrain, history.event, history.known, now)
+    return challenger_config(config, periods_of(config.retrain, int(history.event[0]), now, horizon, None))
+
+
+def make_periods(config: BacktestConfig, history: History) -> list[Period]:
+    """Periods from backtest.start to its stop, the last one perhaps shorter. Raises UserError when there is none."""
+    zone = history.config.data.time_zone
+    start = start_of(history.config)
+    stop = units.instant(config.stop, zone) if config.stop is not None else int(history.event[-1]) + 1
+    found = []
+    while start < stop:
+        end = next_month(start, zone) if config.period == "month" else start + units.span(config.period)
+        text = units.format_instant(start, zone)
+        found.append(Period(text[:7] if config.period == "month" else text[:10], start, min(end, stop)))
+        start = end
+    if not found:
+        raise UserError(
+            f"backtest.start must lie before the end of the data, {units.format_instant(stop, zone)}, found "
+            f"{units.format_instant(start, zone)}"
+        )
+    return found
+
+
+def next_month(instant: int, zone: str) -> int:
+    """The first instant of the next local month."""
+    local = datetime.datetime.fromisoformat(units.format_instant(instant, zone)).replace(day=1)
+    following = (local + datetime.timedelta(days=32)).strftime("%Y-%m")
+    return units.instant(following, zone)
+
+
+def train_ahead(config: Config, run: Run, history: History, periods: list[Period]) -> None:
+    """Train in parallel on Ray what the policies without a condition will ask for; the others ask for much the same."""
+    plans = [first_config(config, history)]
+    seen = units.between(plans[0].split.train, config.data.time_zone)[1]
+    for policy in (policy_config(config.retrain, item) for item in config.backtest.policies.values()):
+        if "always" not in policy.triggers:
+            continue
+        for period in periods[1:]:
+            horizon = horizon_of(policy, history.event, history.known, period.start)
+            chosen = periods_of(policy, int(history.event[0]), period.start, horizon, seen)
+            if not chosen.empty:
+                plans.append(challenger_config(config, chosen))
+    alone = schema.plain(schema.build(ClusterConfig, {}, "cluster"))
+    items = {plan_digest("train", plan): {**schema.plain(plan), "cluster": alone} for plan in plans}
+    threads = max(1, config.cluster.threads or environment.cores() // config.cluster.workers)
+    marks = run.path("tries")
+    shutil.rmtree(marks, ignore_errors=True)
+    marks.mkdir()
+    work = functools.partial(TrainAhead, history.dataset.digest, threads)
+    with pool.ray_session(config.cluster, threads), run.progress("train ahead", len(items), "models") as progress:
+        for outcome in pool.run_actors(work, list(items.values()), config.cluster, threads, TRIES, marks):
+            progress.advance(1)
+            if outcome.result is None:
+                run.warn(f"a training ahead failed and is left to its policy: {outcome.cause}")
+
+
+class TrainAhead:
+    """What a Ray actor does with one plan: the training run that a policy will find by its content."""
+
+    def __init__(self, dataset: str, threads: int) -> None:
+        self.dataset, self.threads = dataset, threads
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Train and say where."""
+        config = schema.build(Config, item)
+        config = dataclasses.replace(config, resources=dataclasses.replace(config.resources, threads=self.threads))
+        return {"run": str(trained(config, None, self.dataset).directory)}
+
+
+# ------------------------------------------------------------------------------------------------------ replay
+
+
+def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
+    """One policy from the first period to the last."""
+    registry = Registry(bench.run.path("registry"), name)
+    first = _register(bench, registry, bench.first)
+    registry.move("promote", first.digest, expected=None, why="the first model")
+    observations: list[Observation] = []
+    rows: list[dict[str, Any]] = []
+    seconds = bench.first.record["seconds"]
+    for place, period in enumerate(bench.periods):
+        began = time.monotonic()
+        row: dict[str, Any] = {
+            "period": period.name,
+            "retrained": False,
+            "promoted": False,
+            "reason": "the first model",
+        }
+        if place:
+            decision = _decide(bench, registry, name, policy, tuple(observations), period)
+            row |= _outcome(bench, registry, decision, period)
+        champion = registry.find("champion")
+        figures, observation = observe(bench, champion, period)
+        observations.append(observation)
+        row |= {"model": champion.digest, **figures, "alarm": observation.alarm, "causes": list(observation.causes)}
+        # A training that was reused is paid for by every policy that asked for it: what it took when it ran.
+        row["seconds"] = time.monotonic() - began + row.pop("reused_seconds", 0.0)
+        seconds += row["seconds"]
+        rows.append(row)
+    return {
+        "name": name,
+        "triggers": list(policy.triggers),
+        "window": policy.window if policy.window == "expanding" else f"{policy.window} {policy.window_length}",
+        "retrains": sum(row["retrained"] for row in rows),
+        "promotions": sum(row["promoted"] for row in rows),
+        "seconds": seconds,
+        "periods": rows,
+    }
+
+
+def _register(bench: Bench, registry: Registry, run: Run) -> Version:
+    bundle = run.directory / "model"
+    return registry.register(bundle, seal_of(bundle), **decide.version_facts(run.directory))
+
+
+def _decide(  # noqa: PLR0913
+    bench: Bench, registry: Registry, name: str, policy: RetrainConfig, seen: tuple[Observation, ...], period: Period
+) -> dict[str, Any]:
+    """The policy's decision at the start of a period, carried out in its own registry."""
+    directory = bench.run.path("policies", name, period.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    setting = decide.Setting(
+        workshop=bench.workshop,
+        registry=registry,
+        policy=policy,
+        directory=directory,
+        identity=f"{name}/{period.name}",
+        train=lambda plan: trained(plan, bench.run, bench.history.dataset.digest),
+    )
+    decision = decide.decide(setting, seen, period.start)
+    storage.write_json(directory / "decision.json", decision)
+    return decision
+
+
+def _outcome(bench: Bench, registry: Registry, decision: dict[str, Any], period: Period) -> dict[str, Any]:
+    """What a period's row says of the decision before it; a refused challenger is measured on the period it would have served."""
+    row: dict[str, Any] = {
+        "retrained": decision["challenger"] is not None,
+        "promoted": decision["verdict"] == decide.PROMOTED,
+        "verdict": decision["verdict"],
+        "reason": "; ".join(decision["reasons"]),
+    }
+    if not row["retrained"]:
+        return row
+    record = load_record(Path(decision["challenger_run"]))
+    row["reused_seconds"] = record["seconds"] if record.get("parent") != str(bench.run.directory) else 0.0
+    evidence = decision["evidence"] or {}
+    row |= {
+        "challenger": decision["challenger"],
+        "train_rows": decision["train_rows"],
+        "judged": evidence.get("metric"),
+    }
+    if decision["verdict"] == decide.KEPT:
+        refused = registry.find(decision["challenger"])
+        figures, _ = measured(bench, refused, period)
+        row["refused_metric"] = figures["metric"]
+    return row
+
+
+def observe(bench: Bench, champion: Version, period: Period) -> tuple[dict[str, Any], Observation]:
+    """(the period's final figures, what monitoring knew of it when it was over)."""
+    figures, known = measured(bench, champion, period)
+    seen = bench.watch.window(bench.workshop.predictor(champion.model), period.start, period.stop)
+    return figures, dataclasses.replace(seen, model=champion.digest, metric=known, metric_name=bench.metric)
+
+
+def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, Any], float | None]:
+    """(metric with interval on all labels of the period, metric on the labels known when it was over)."""
+    predictor = bench.workshop.predictor(version.model)
+    rows = bench.history.dataset.row_range(period.start, period.stop)
+    scores = bench.workshop.scores(predictor, rows)
+    classes = tuple(predictor.bundle.model["classes"])
+    loss, quantile = bench.config.train.loss, bench.config.train.quantile
+
+    def figure(now: int | None) -> tuple[float | None, np.ndarray, np.ndarray]:
+        span = Periods(period.start, period.start, period.start, period.stop, LATEST if now is None else now)
+        take, target, _ = labelled(bench.history, span, classes)
+        value = point_metrics(target, scores[take], loss, quantile=quantile)[bench.metric]
+        return (float(value) if np.isfinite(value) else None), target, scores[take]
+
+    value, target, final = figure(None)
+    known, _, _ = figure(period.stop)
+    settings = dataclasses.replace(bench.config.evaluate, confidence=bench.config.backtest.confidence)
+    low, high = intervals(target, final, loss, settings, quantile=quantile).get(bench.metric, (None, None))
+    return {"metric": value, "low": low, "high": high, "rows": len(target)}, known
+
+
+# --------------------------------------------------------------------------------------------------- comparison
+
+
+def compare(results: list[dict[str, Any]], metric: str) -> None:
+    """Add what each policy gained over `never`, what it lost against `every`, and its share of the gain of `every`."""
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+    means = {item["name"]: mean_metric(item) for item in results}
+    for item in results:
+        mean = item["mean_metric"] = means[item["name"]]
+        never, every = means.get("never"), means.get("every")
+        item["gain_over_never"] = None if mean is None or never is None else sign * (mean - never)
+        item["regret_to_every"] = None if mean is None or every is None else sign * (every - mean)
+        whole = None if never is None or every is None else sign * (every - never)
+        gain = item["gain_over_never"]
+        item["share_of_gain"] = gain / whole if gain is not None and whole is not None and whole > 0 else None
+
+
+def mean_metric(result: dict[str, Any]) -> float | None:
+    """Mean over the periods; None when one of them cannot be computed."""
+    values = [row["metric"] for row in result["periods"]]
+    return None if any(value is None for value in values) else float(np.mean(values))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line."""
+    mean = mean_metric(result)
+    text = "not computable" if mean is None else f"{mean:.4f}"
+    return f"mean {text}, {result['retrains']} retrains, {result['promotions']} promotions, {result['seconds']:.0f} s"
+
+
+def figures(results: list[dict[str, Any]]) -> dict[str, float]:
+    """The numbers of a backtest."""
+    found: dict[str, float] = {}
+    for item in results:
+        for key in ("mean_metric", "retrains", "promotions", "seconds", "regret_to_every", "share_of_gain"):
+            if item[key] is not None:
+                found[f"backtest/{item['name']}_{key}"] = float(item[key])
+    return found
