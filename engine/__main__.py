@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return ERROR
     except KeyboardInterrupt as error:
-        _say("interrupted", *_notes(error))
+        _say("interrupted; where a run can be resumed, the same command goes on with it", *_notes(error))
         return INTERRUPTED
     except Exception as error:
         return _unexpected(error)
