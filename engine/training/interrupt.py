@@ -52,3 +52,7 @@ class StopFlag:
             self._looked = now
             self._set = self._file.exists()
         return self._set
+
+    def clear(self) -> None:
+        """Remove the file: the request is honoured, and a resumed run goes on."""
+        self._file.unlink(missing_ok=True)

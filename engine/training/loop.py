@@ -63,6 +63,7 @@ class FitResult:
     steps: int
     history: list[dict[str, Any]]
     precision: str
+    first_step: float = 0.0  # when the first step was done, seconds since 1970
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Clock:
     first_step: float = 0.0
 
 
-def fit(
+def fit(  # noqa: PLR0913
     train: Examples,
     valid: Examples | None,
     config: Config,
@@ -108,26 +109,29 @@ def fit(
     dataset_digest: str,
     precision: str,
     exchange: Exchange | None = None,
+    local_workers: int = 1,
 ) -> FitResult:
     """Train a model on `train`, watch `valid`, and return it with the weights of the best epoch (the last without
     `valid`).
 
     Continues from the newest whole checkpoint in the run's directory, if there is one. `outputs` is 1, or the number of
-    classes. Several workers call it together, each with its `exchange`. Raises UserError for targets that the loss
-    cannot take, for a loss that is not finite under train.on_bad_loss=stop, and for a checkpoint of another plan.
+    classes. Several workers call it together, each with its `exchange`; `local_workers` of them share a machine. Raises
+    UserError for targets that the loss cannot take, for a loss that is not finite under train.on_bad_loss=stop, and for
+    a checkpoint of another plan.
     """
     check_targets(train.target, train.rows, config.train.loss, outputs)
     _check_memory(train, config)
-    with Team(_threads(config, exchange)) as team, StopFlag(run.directory) as stop:
+    with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
         trainer = Trainer(train, valid, config, run, exchange or Alone(), team, stop, precision)
         trainer.prepare(cardinalities, outputs, dataset_digest)
         return trainer.run_epochs()
 
 
-def _threads(config: Config, exchange: Exchange | None) -> int:
-    if exchange is None or config.cluster.threads or config.resources.threads:
+def _threads(config: Config, local_workers: int) -> int:
+    """Workers of one machine share its cores, unless the config says how many threads each has."""
+    if local_workers == 1 or config.cluster.threads or config.resources.threads:
         return compute_threads(config)
-    return max(1, environment.cores() // exchange.world)
+    return max(1, environment.cores() // local_workers)
 
 
 def _check_memory(train: Examples, config: Config) -> None:
@@ -260,6 +264,7 @@ class Trainer:
                     self._save()
                 if self.stop_now:
                     self._save()
+                    self.stop.clear()
                     raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.total_steps}; resume to go on")
         return self._result(time.perf_counter() - began)
 
@@ -471,8 +476,9 @@ class Trainer:
             metrics["train/loss"] = losses[-1]
         if self.resumed_from is not None:
             metrics["resumed_from_step"] = float(self.resumed_from)
+        state = self.state
         return FitResult(
-            self.model, metrics, self.state.best_epoch, self.state.step, self.state.history, self.precision
+            self.model, metrics, state.best_epoch, state.step, state.history, self.precision, clock.first_step
         )
 
 

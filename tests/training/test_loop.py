@@ -326,7 +326,7 @@ def test_a_stop_file_leaves_a_checkpoint_from_which_the_run_goes_on(problem, con
     (run.directory / "stop").write_text("")
     with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 20"):
         fitted(settings, data, None, run)
-    (run.directory / "stop").unlink()
+    assert not (run.directory / "stop").exists()
     (run.directory / "DONE").unlink()
     result, _ = fitted(settings, data, None, type(run).resume(run.directory))
     assert result.metrics["resumed_from_step"] == 1

@@ -1,0 +1,358 @@
+"""The only door to Ray: joining or starting a cluster, and running one training function on its workers.
+
+A local cluster listens on loopback only and is taken down at the end. What travels through Ray is a small description
+of the work and a small record of the result; rows stay in files that every worker opens itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets as random_names
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.config import units
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.runtime import environment, storage
+
+LOOPBACK = "127.0.0.1"
+POLL_SECONDS = 0.2
+OBJECT_STORE_BYTES = 100 * 2**20  # descriptions and records; never rows
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the entry point of a submitted job
+HOME_VARIABLE = "ENGINE_HOME"
+
+
+@dataclass
+class Session:
+    """A cluster that this process is connected to."""
+
+    address: str
+    local: bool
+    nodes: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def inside_job() -> bool:
+    """Whether this process is the entry point of a Ray job."""
+    return JOB_VARIABLE in os.environ
+
+
+def shared_path(path: str) -> str:
+    """`path` as it is, or inside a Ray job relative to ENGINE_HOME (default `~/engine`).
+
+    The working directory of a job is a node-local copy that goes when the job does.
+    """
+    if not inside_job() or Path(path).is_absolute() or "://" in path:
+        return path
+    return str(Path(os.environ.get(HOME_VARIABLE, "~/engine")).expanduser() / path)
+
+
+# ---------------------------------------------------------------------------------------------------- connecting
+
+
+def timeout_seconds(config: Config) -> float:
+    """cluster.timeout in seconds; every wait of Ray Train and of the collectives follows it."""
+    return max(units.span(config.cluster.timeout) / 1e6, 1.0)
+
+
+def _variables(config: Config) -> dict[str, str]:
+    """Environment of the controller and the workers. The defaults would notice a stall after ten minutes."""
+    seconds = timeout_seconds(config)
+    return {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(seconds),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(seconds, 60.0)),
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": str(max(1, round(min(seconds / 4, 5)))),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@contextlib.contextmanager
+def session(config: Config) -> Iterator[Session]:
+    """Connect by `cluster.address`: null is the job's own cluster inside a Ray job, else a new one on loopback.
+
+    Raises UserError when there is no Ray, no cluster at the address, or too few CPUs on it.
+    """
+    began = time.monotonic()
+    ray = _import_ray()
+    imported = time.monotonic()
+    variables = _variables(config)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        opened = _connect(ray, config, variables)
+        opened.seconds = {"ray_import": imported - began, "ray_init": time.monotonic() - imported}
+        _check_size(ray, config)
+        yield opened
+    finally:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("cluster=ray needs Ray: pip install 'ray[default,data,train]', or use cluster=local") from None
+    return ray
+
+
+def _connect(ray: Any, config: Config, variables: Mapping[str, str]) -> Session:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = config.cluster.address
+    if address is None and inside_job():
+        address = os.environ.get("RAY_ADDRESS", "auto")
+    if address is None:
+        # Plain ray.init() would attach to whatever cluster was started last on this machine.
+        context = ray.init(
+            address="local",
+            num_cpus=max(environment.cores(), config.cluster.workers + 1),
+            include_dashboard=config.cluster.dashboard,
+            dashboard_host=LOOPBACK,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address=LOOPBACK,
+            **quiet,
+        )
+    else:
+        try:
+            context = ray.init(address=address, runtime_env={"env_vars": dict(variables)}, **quiet)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise UserError(
+                f"cluster.address must lead to a running Ray cluster, found none at {address!r} "
+                f"({str(error).splitlines()[0]}). Start one with `ray start --head`, or leave it null for a local one"
+            ) from None
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    return Session(str(context.address_info["gcs_address"]), config.cluster.address is None and not inside_job(), nodes)
+
+
+def _check_size(ray: Any, config: Config) -> None:
+    least = config.cluster.min_workers or config.cluster.workers
+    for kind, each in (("CPU", 1.0), ("GPU", config.cluster.gpus_per_worker)):
+        have = float(ray.cluster_resources().get(kind, 0.0))
+        if each and have < least * each:
+            raise UserError(
+                f"cluster.workers={config.cluster.workers} needs {least * each:g} {kind}s on the cluster, found {have:g}."
+                " Lower cluster.workers, or set cluster.min_workers"
+            )
+
+
+def check_shared(opened: Session, folders: Sequence[Path]) -> None:
+    """Write a probe into each folder, and have every node read it and answer beside it.
+
+    Raises UserError naming the node and the folder that is not shared. One machine needs no probe.
+    """
+    if len(opened.nodes) < 2:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    token = random_names.token_hex(8)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{token}"
+        probe.write_text(token)
+        try:
+            answer = ray.remote(num_cpus=0)(_answer_probe)
+            for node in opened.nodes:
+                placed = answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+                found = ray.get(placed.remote(str(probe), node), timeout=60)
+                reply = folder / f".probe-{token}-{node}"
+                if found != token or not reply.exists():
+                    raise UserError(
+                        f"{folder} must be the same folder on every node, but node {node[:12]} found "
+                        f"{'another one' if found is None else 'it and cannot write there'}. "
+                        "Set paths.runs and paths.store to folders that all nodes share"
+                    )
+        finally:
+            for path in folder.glob(f".probe-{token}*"):
+                path.unlink(missing_ok=True)
+
+
+def _answer_probe(path: str, node: str) -> str | None:
+    try:
+        text = Path(path).read_text()
+        Path(f"{path}-{node}").write_text(text)
+    except OSError:
+        return None
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+class TrainingFailed(Exception):
+    """The workers failed more often than `cluster.retries` allows; says the first cause and its rank."""
+
+
+def run_training(
+    config: Config,
+    directory: Path,
+    function: Callable[[dict[str, Any]], None],
+    payload: dict[str, Any],
+    poll: Callable[[], None],
+) -> None:
+    """Call `function(payload)` on every worker inside one process group, and again after a failure.
+
+    `function` is importable by name on the workers. `poll` is called some times a second in this thread, so that
+    signals and progress are its business. Raises TrainingFailed with the first cause and its rank.
+    """
+    trainer = _trainer(config, directory, function, payload)
+    outcome: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # raised again below
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        poll()
+    if outcome:
+        raise TrainingFailed(first_cause(failures(directory)) or _brief(outcome[0])) from outcome[0]
+
+
+def _trainer(
+    config: Config, directory: Path, function: Callable[[dict[str, Any]], None], payload: dict[str, Any]
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = config.cluster
+    workers: Any = settings.workers
+    if 0 < settings.min_workers < settings.workers:
+        workers = (settings.min_workers, settings.workers)
+    return TorchTrainer(
+        function,
+        train_loop_config=payload,
+        torch_config=TorchConfig(timeout_s=max(1, round(timeout_seconds(config)))),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker={"CPU": 1, **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {})},
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(directory / "ray"),
+            failure_config=FailureConfig(max_failures=settings.retries),
+            callbacks=[_failure_log(directory)],
+        ),
+    )
+
+
+def _failure_log(directory: Path) -> Any:
+    """A callback of Ray Train's controller that writes each failure of the workers into `failures.jsonl`."""
+    from ray.train import UserCallback
+
+    class FailureLog(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+            record_failure(directory, {rank: _brief(error) for rank, error in worker_exceptions.items()})
+
+    return FailureLog()
+
+
+def record_failure(directory: Path, by_rank: Mapping[int, str]) -> None:
+    """Append one line: what each rank died of."""
+    line = json.dumps({"time": round(time.time(), 3), "ranks": {str(rank): text for rank, text in by_rank.items()}})
+    with open(directory / "failures.jsonl", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def failures(directory: Path) -> list[dict[str, Any]]:
+    """Failures so far, oldest first."""
+    path = directory / "failures.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def first_cause(found: Sequence[Mapping[str, Any]]) -> str:
+    """Which rank failed first, and of what.
+
+    When one worker dies its peers see their connection break: those come last.
+    """
+    if not found:
+        return ""
+    ranks = found[-1]["ranks"]
+    echoes = ("gloo", "Connection closed by peer", "Connection reset", "NCCL", "Timed out waiting", "Broken pipe")
+    order = sorted(ranks, key=lambda rank: (any(word in ranks[rank] for word in echoes), int(rank)))
+    return f"rank {order[0]}: {ranks[order[0]]}"
+
+
+def _brief(error: BaseException) -> str:
+    """The last informative line of an error that Ray has wrapped."""
+    cause = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = lines[-1] if lines and "Traceback" in str(cause) else " ".join(lines)
+    return f"{type(cause).__name__}: {text}"[:600]
+
+
+# ----------------------------------------------------------------------------------------------- inside a worker
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker stands."""
+
+    rank: int
+    world: int
+    local_world: int
+    node: str
+
+
+def worker_place() -> WorkerPlace:
+    """The worker's rank and neighbours; only inside `run_training`'s function."""
+    import ray
+    from ray.train import get_context
+
+    context = get_context()
+    node = ray.get_runtime_context().get_node_id()
+    return WorkerPlace(context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), str(node))
+
+
+class WorkerMetrics:
+    """The run's own figures as Prometheus gauges of Ray's metrics endpoint. An observer: it never stops the work."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._gauges: dict[str, Any] = {}
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Export `train/rows_per_second` as `engine_train_rows_per_second`, and so on."""
+        with contextlib.suppress(Exception):
+            from ray.util.metrics import Gauge
+
+            for name, value in values.items():
+                if name not in self._gauges:
+                    plain = "engine_" + name.replace("/", "_").replace("@", "_")
+                    self._gauges[name] = Gauge(plain, description=name, tag_keys=("run",))
+                self._gauges[name].set(float(value), tags={"run": self._run})
+
+
+def write_outcome(directory: Path, outcome: Mapping[str, Any]) -> None:
+    """The small record that a worker leaves for the driver."""
+    storage.write_json(directory / "outcome.json", dict(outcome))
+
+
+def read_outcome(directory: Path) -> dict[str, Any] | None:
+    """The record, or None."""
+    path = directory / "outcome.json"
+    return dict(storage.read_json(path)) if path.exists() else None

@@ -1,0 +1,250 @@
+"""The same loop on the workers of a cluster: each opens the files, owns its shards, and leaves a small record."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config import schema
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.runtime import cluster
+from engine.runtime.progress import Progress
+from engine.runtime.run import Run
+from engine.training import interrupt
+from engine.training.checkpoint import newest_whole
+from engine.training.examples import Examples
+from engine.training.exchange import Alone, Group
+from engine.training.flat import FlatWeights
+from engine.training.loop import FitResult, fit
+from engine.training.model import from_architecture
+
+
+def fit_on_cluster(
+    train_dir: Path,
+    valid_dir: Path | None,
+    config: Config,
+    run: Run,
+    *,
+    cardinalities: Sequence[int],
+    outputs: int,
+    dataset_digest: str,
+    precision: str,
+) -> FitResult:
+    """`fit` on `cluster.workers` Ray workers, from folders that `Examples.save` wrote; the weights are those of `fit`.
+
+    A failed attempt is begun again from the newest whole checkpoint, `cluster.retries` times. Raises UserError as `fit`
+    does and when the workers keep failing, KeyboardInterrupt after a stop that left a checkpoint.
+    """
+    began = time.time()
+    directory = run.directory.resolve()
+    for name in ("outcome.json", interrupt.FILE, "attempts.jsonl", "failures.jsonl"):
+        (directory / name).unlink(missing_ok=True)
+    rows = len(Examples.open(train_dir))
+    _check_workers(rows, config, run)
+    payload = {
+        "config": schema.plain(config),
+        "directory": str(directory),
+        "record": {name: run.record[name] for name in ("command", "name", "plan")},
+        "train": str(Path(train_dir).resolve()),
+        "valid": str(Path(valid_dir).resolve()) if valid_dir else None,
+        "keys": {
+            "cardinalities": list(cardinalities),
+            "outputs": outputs,
+            "dataset_digest": dataset_digest,
+            "precision": precision,
+        },
+    }
+    with cluster.session(config) as opened, interrupt.StopFlag(directory) as stop:
+        connected = time.time()
+        cluster.check_shared(opened, [directory, Path(train_dir).resolve()])
+        watch = Watch(run, stop, rows * config.train.epochs)
+        try:
+            cluster.run_training(config, directory, train_worker, payload, watch.look)
+        except cluster.TrainingFailed as error:
+            watch.look()
+            raise UserError(
+                f"training failed on the cluster, first cause {error}. The checkpoints are kept: run the command "
+                "again to resume"
+            ) from error
+        finally:
+            watch.close()
+    outcome = cluster.read_outcome(directory)
+    if outcome is None:
+        raise UserError("the workers ended without a record; look at run.log")
+    if outcome["status"] == "failed":
+        raise UserError(outcome["message"])
+    if outcome["status"] == "stopped":
+        raise KeyboardInterrupt(outcome["message"])
+    return _result(run, outcome, precision, _startup(directory, began, connected, opened.seconds))
+
+
+def _check_workers(rows: int, config: Config, run: Run) -> None:
+    least = min(rows, config.train.batch_size, config.train.shards)
+    if config.cluster.workers > least:
+        run.warn(
+            f"cluster.workers={config.cluster.workers} but a step has {least} shards with rows ({rows} rows in all): "
+            f"{config.cluster.workers - least} workers will wait. The weights are the same"
+        )
+
+
+class Watch:
+    """What the driver does while the workers train: mirror progress and failures, pass a stop on to the workers."""
+
+    def __init__(self, run: Run, stop: interrupt.StopFlag, total: int) -> None:
+        self._run, self._stop, self._total = run, stop, total
+        self._lines = self._shown_failures = 0
+        self._asked = False
+        self._progress: Progress | None = None
+        self._at = 0
+
+    def look(self) -> None:
+        """Called some times a second."""
+        if self._stop.requested() and not self._asked:
+            self._asked = True
+            self._run.log("stopping: the workers write a checkpoint first")
+            (self._run.directory / interrupt.FILE).touch()
+        for failure in cluster.failures(self._run.directory)[self._shown_failures :]:
+            self._shown_failures += 1
+            self._run.warn(f"an attempt failed, first cause {cluster.first_cause([failure])}")
+        self._show()
+
+    def _show(self) -> None:
+        path = self._run.directory / "progress.json"
+        try:
+            seen = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if self._progress is None:
+            self._at = seen["rows"]
+            self._progress = self._run.progress("train", self._total, "rows", self._at).__enter__()
+        elif seen["rows"] != self._at:
+            self._progress.advance(seen["rows"] - self._at, seen["note"])
+            self._at = seen["rows"]
+
+    def close(self) -> None:
+        """End the display."""
+        self._show()
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+        (self._run.directory / "progress.json").unlink(missing_ok=True)
+
+
+def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mapping[str, float]) -> FitResult:
+    for name, value in outcome["links"].items():
+        run.link(name, value)
+    found, _ = newest_whole(run.directory / "checkpoints")
+    if found is None:
+        raise UserError(f"{run.directory / 'checkpoints'} must hold the trained weights, found no whole checkpoint")
+    model = from_architecture(found.manifest["architecture"])
+    flat = FlatWeights(model, precision)
+    flat.values.copy_(found.tensors.get("best_weights", found.tensors["weights"]))
+    metrics = {**outcome["metrics"], **startup}
+    return FitResult(model, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)
+
+
+def _startup(directory: Path, began: float, connected: float, parts: Mapping[str, float]) -> dict[str, float]:
+    """Seconds from the call to the first step, by part, of the first attempt."""
+    attempts = [json.loads(line) for line in (directory / "attempts.jsonl").read_text(encoding="utf-8").splitlines()]
+    entered = max(item["entered"] for item in attempts[: attempts[0]["world"]] if "entered" in item)
+    ready = next((item["first_step"] for item in attempts if "first_step" in item), None)
+    found = {f"startup/{name}_seconds": seconds for name, seconds in parts.items()}
+    found["startup/workers_seconds"] = entered - connected
+    if ready:
+        found["startup/first_step_seconds"] = ready - entered
+        found["startup/seconds"] = ready - began
+    found["train/attempts"] = float(len([item for item in attempts if item.get("rank") == 0]))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------- inside a worker
+
+
+class WorkerRun(Run):
+    """The run as a worker sees it: links are kept for the driver, and only rank 0 writes."""
+
+    def __init__(self, directory: Path, record: dict[str, Any], rank: int) -> None:
+        super().__init__(directory, {**record, "chain": {}})
+        self._rank = rank
+        self._metrics = cluster.WorkerMetrics(f"{record['name']}/{directory.name}") if rank == 0 else None
+
+    def save(self) -> None:
+        """The record belongs to the driver."""
+
+    def log(self, message: str) -> None:
+        """One line, of rank 0."""
+        if self._rank == 0:
+            super().log(message)
+
+    def warn(self, message: str) -> None:
+        """One line, of rank 0."""
+        if self._rank == 0:
+            super().warn(message)
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """A line of metrics.jsonl and the gauges, of rank 0."""
+        if self._metrics is not None:
+            super().log_metrics(step, values)
+            self._metrics.set(values)
+
+    def progress(self, label: str, total: int | None = None, unit: str = "rows", start: int = 0) -> Progress:
+        """Progress that the driver displays."""
+        return FileProgress(self.directory / "progress.json" if self._rank == 0 else None, label, total, unit, start)
+
+
+class FileProgress(Progress):
+    """Progress written to a small file a few times a second, for another process to show."""
+
+    def __init__(self, path: Path | None, label: str, total: int | None, unit: str, start: int) -> None:
+        super().__init__(label, total, unit, start)
+        self._path = path
+
+    def _show(self, now: float, last: bool = False, failed: bool = False) -> None:  # noqa: ARG002
+        if self._path is not None:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"rows": self.done, "note": self._note}), encoding="utf-8")
+            os.replace(temporary, self._path)
+
+
+def train_worker(payload: dict[str, Any]) -> None:
+    """What every worker runs. A user's mistake ends all workers in peace; anything else is a failure to be retried."""
+    entered = time.time()
+    place = cluster.worker_place()
+    directory = Path(payload["directory"])
+    earlier = cluster.read_outcome(directory)
+    if earlier is not None and earlier["status"] == "failed":
+        return
+    config = schema.build(Config, payload["config"])
+    run = WorkerRun(directory, payload["record"], place.rank)
+    _note(directory, {"entered": entered, "rank": place.rank, "world": place.world, "pid": os.getpid()})
+    outcome: dict[str, Any]
+    try:
+        train = Examples.open(Path(payload["train"]))
+        valid = Examples.open(Path(payload["valid"])) if payload["valid"] else None
+        exchange = Group() if place.world > 1 else Alone()
+        result = fit(train, valid, config, run, exchange=exchange, local_workers=place.local_world, **payload["keys"])
+        outcome = {
+            "status": "done",
+            "metrics": result.metrics,
+            "best_epoch": result.best_epoch,
+            "steps": result.steps,
+            "history": result.history,
+            "links": run.record["chain"],
+        }
+        if place.rank == 0:
+            _note(directory, {"first_step": result.first_step})
+    except UserError as error:
+        outcome = {"status": "failed", "message": str(error), "rank": place.rank}
+    except KeyboardInterrupt as error:
+        outcome = {"status": "stopped", "message": str(error), "rank": place.rank}
+    if place.rank == 0 or outcome["status"] == "failed":
+        cluster.write_outcome(directory, outcome)
+
+
+def _note(directory: Path, values: Mapping[str, Any]) -> None:
+    with open(directory / "attempts.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
