@@ -42,7 +42,9 @@ class FeatureTable:
             name: [schema.plain(item), self.dataset.column_digest(item.column), item.zone or data.time_zone]
             for name, item in features.calendar.items()
         }
-        return digest.of_json([self.dataset.rows, direct, calendar, {name: view.digest for name, view in self.views.items()}])
+        return digest.of_json(
+            [self.dataset.rows, direct, calendar, {name: view.digest for name, view in self.views.items()}]
+        )
 
     def read(self, rows: tuple[int, int], columns: Sequence[str] | None = None) -> pa.Table:
         """Raw features of a range of rows; numbers are float64 with null for missing."""

@@ -92,7 +92,13 @@ def view_features(  # noqa: PLR0913 - one row of arguments for every kind of vie
 
 
 def _window_features(  # noqa: PLR0913
-    name: str, view: ViewConfig, data: DataConfig, decisions: np.ndarray, probes: pa.Table, history: pa.Table, threads: int
+    name: str,
+    view: ViewConfig,
+    data: DataConfig,
+    decisions: np.ndarray,
+    probes: pa.Table,
+    history: pa.Table,
+    threads: int,
 ) -> dict[str, pa.Array]:
     probe_codes, history_codes = entity_codes(probes, view.entity, history, view.entity)
     events = moments.instants(history[data.event_time])
@@ -114,7 +120,13 @@ def _window_features(  # noqa: PLR0913
 
 
 def _asof_features(  # noqa: PLR0913
-    name: str, view: ViewConfig, data: DataConfig, decisions: np.ndarray, probes: pa.Table, table: pa.Table, threads: int
+    name: str,
+    view: ViewConfig,
+    data: DataConfig,
+    decisions: np.ndarray,
+    probes: pa.Table,
+    table: pa.Table,
+    threads: int,
 ) -> dict[str, pa.Array]:
     spec = data.tables[view.table or ""]
     probe_codes, table_codes = entity_codes(probes, view.entity, table, view.on or view.entity)

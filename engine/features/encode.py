@@ -46,7 +46,11 @@ class NumericColumn:
         if self.kind == "standardise":
             reach = clip * self.scale_
             return kernel.NumericColumn(
-                center=self.center_, scale=self.scale_, low=self.center_ - reach, high=self.center_ + reach, indicator=self.missing_
+                center=self.center_,
+                scale=self.scale_,
+                low=self.center_ - reach,
+                high=self.center_ + reach,
+                indicator=self.missing_,
             )
         kind = "normal" if self.kind == "quantile" else "ple"
         return kernel.NumericColumn(
@@ -55,7 +59,9 @@ class NumericColumn:
 
     def outputs(self) -> list[str]:
         """Names of the columns it writes."""
-        bins = [f"{self.name}_bin{index}" for index in range(len(self.knots_) - 1)] if self.kind == "ple" else [self.name]
+        bins = (
+            [f"{self.name}_bin{index}" for index in range(len(self.knots_) - 1)] if self.kind == "ple" else [self.name]
+        )
         return [*bins, f"{self.name}_missing"] if self.missing_ else bins
 
 
@@ -97,10 +103,16 @@ class Encoder:
     _plan: list[kernel.NumericPlan] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
-    def fit(cls, features: Sequence[Feature], read: Callable[[Sequence[str]], pa.Table], config: EncodeConfig) -> Encoder:
+    def fit(
+        cls, features: Sequence[Feature], read: Callable[[Sequence[str]], pa.Table], config: EncodeConfig
+    ) -> Encoder:
         """Learn from training rows; `read(names)` gives those columns, so one column at a time is in memory."""
-        numeric = [_fit_numeric(item.name, as_floats(read([item.name])[item.name]), config) for item in _of(features, NUMERIC)]
-        categorical = [_fit_vocabulary(item.name, read([item.name])[item.name], config) for item in _of(features, CATEGORICAL)]
+        numeric = [
+            _fit_numeric(item.name, as_floats(read([item.name])[item.name]), config) for item in _of(features, NUMERIC)
+        ]
+        categorical = [
+            _fit_vocabulary(item.name, read([item.name])[item.name], config) for item in _of(features, CATEGORICAL)
+        ]
         return cls(tuple(features), tuple(numeric), tuple(categorical), config.clip)
 
     @property
@@ -161,7 +173,8 @@ class Encoder:
             "features": [[item.name, item.kind, item.origin] for item in self.features],
             "numeric": [{**vars(column), "knots_": list(column.knots_)} for column in self.numeric_],
             "categorical": [
-                {"name": item.name, "known_": list(item.known_), "rare_": list(item.rare_)} for item in self.categorical_
+                {"name": item.name, "known_": list(item.known_), "rare_": list(item.rare_)}
+                for item in self.categorical_
             ],
         }
 
@@ -173,7 +186,9 @@ class Encoder:
         return cls(
             tuple(Feature(*item) for item in state["features"]),
             tuple(NumericColumn(**{**item, "knots_": tuple(item["knots_"])}) for item in state["numeric"]),
-            tuple(Vocabulary(item["name"], tuple(item["known_"]), tuple(item["rare_"])) for item in state["categorical"]),
+            tuple(
+                Vocabulary(item["name"], tuple(item["known_"]), tuple(item["rare_"])) for item in state["categorical"]
+            ),
             state["clip"],
         )
 
@@ -208,12 +223,17 @@ def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig) -> Numeric
         # Equal edges make empty bins; equal quantiles are the weight of a repeated value and stay.
         knots = tuple(float(x) for x in (quantiles if config.numeric == "quantile" else np.unique(quantiles)))
     kind = config.numeric if len(knots) > 1 else "standardise"
-    return NumericColumn(name, kind, center, 0.0 if constant else scale, float(finite[0]), float(finite[-1]), missing, knots)
+    return NumericColumn(
+        name, kind, center, 0.0 if constant else scale, float(finite[0]), float(finite[-1]), missing, knots
+    )
 
 
 def _fit_vocabulary(name: str, column: pa.ChunkedArray, config: EncodeConfig) -> Vocabulary:
     counts = pc.value_counts(as_texts(column).drop_null())
-    pairs = sorted(zip(counts.field("counts").to_pylist(), counts.field("values").to_pylist(), strict=True), key=lambda x: (-x[0], x[1]))
+    pairs = sorted(
+        zip(counts.field("counts").to_pylist(), counts.field("values").to_pylist(), strict=True),
+        key=lambda x: (-x[0], x[1]),
+    )
     known = [text for count, text in pairs if count >= config.min_count][: config.max_categories]
     rare = sorted(text for _, text in pairs[len(known) :])[:RARE_KEPT]
     return Vocabulary(name, tuple(known), tuple(rare))

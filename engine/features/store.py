@@ -52,7 +52,9 @@ class StoredView:
         return table.slice(start - (start // ROW_GROUP) * ROW_GROUP, stop - start)
 
 
-def ensure_view(name: str, view: ViewConfig, config: Config, dataset: Dataset, run: Run, *, anew: bool = False) -> StoredView:
+def ensure_view(
+    name: str, view: ViewConfig, config: Config, dataset: Dataset, run: Run, *, anew: bool = False
+) -> StoredView:
     """The view of the dataset: from the store when its recipe is there, else computed (only the columns it lacks)."""
     columns = column_recipes(name, view, config, dataset)
     recipe = digest.of_json([FORMAT, name, list(columns.items())])
@@ -83,7 +85,11 @@ def ensure_view(name: str, view: ViewConfig, config: Config, dataset: Dataset, r
     with storage.atomic_directory(directory) as temporary:
         # Floats of a window repeat little: byte-stream-split with a fast codec writes 3x faster than a dictionary.
         storage.write_parquet(
-            temporary / "part-00000.parquet", table, row_group_size=ROW_GROUP, use_dictionary=_texts(table), compression="lz4"
+            temporary / "part-00000.parquet",
+            table,
+            row_group_size=ROW_GROUP,
+            use_dictionary=_texts(table),
+            compression="lz4",
         )
         storage.write_json(temporary / "manifest.json", manifest)
     stored = _open(name, directory)
@@ -143,10 +149,16 @@ def lacking(name: str, view: ViewConfig, data: DataConfig, have: set[str]) -> Vi
     windows = [
         window
         for window in view.windows
-        if any(window_name(name, column, item, window) not in have for column, items in view.aggregates.items() for item in items)
+        if any(
+            window_name(name, column, item, window) not in have
+            for column, items in view.aggregates.items()
+            for item in items
+        )
     ]
     aggregates = {
-        column: tuple(item for item in items if any(window_name(name, column, item, window) not in have for window in windows))
+        column: tuple(
+            item for item in items if any(window_name(name, column, item, window) not in have for window in windows)
+        )
         for column, items in view.aggregates.items()
     }
     values = {**schema.plain(view), "windows": windows, "aggregates": {k: v for k, v in aggregates.items() if v}}
@@ -163,7 +175,10 @@ def column_recipes(name: str, view: ViewConfig, config: Config, dataset: Dataset
         "format": FORMAT,
         "kind": view.kind,
         "as_of": config.features.as_of,
-        "inputs": {column: dataset.column_digest(column) for column in view_inputs(_without_values(view), data, config.features.as_of or "")},
+        "inputs": {
+            column: dataset.column_digest(column)
+            for column in view_inputs(_without_values(view), data, config.features.as_of or "")
+        },
         "entity": list(view.entity),
     }
     if view.kind == "asof":
@@ -184,7 +199,9 @@ def column_recipes(name: str, view: ViewConfig, config: Config, dataset: Dataset
 
 
 def _without_values(view: ViewConfig) -> ViewConfig:
-    return schema.build(ViewConfig, {**schema.plain(view), "aggregates": {"rows": ["count"]} if view.aggregates else {}})  # type: ignore[no-any-return]
+    return schema.build(
+        ViewConfig, {**schema.plain(view), "aggregates": {"rows": ["count"]} if view.aggregates else {}}
+    )  # type: ignore[no-any-return]
 
 
 def _value_recipe(column: str, data: DataConfig, dataset: Dataset) -> list[Any]:

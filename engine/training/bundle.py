@@ -59,7 +59,12 @@ def write_bundle(  # noqa: PLR0913 - one argument a file
     storage.write_json(directory / "model.json", {"format": FORMAT, **model})
     storage.write_json(
         directory / "spec.json",
-        {"format": FORMAT, "name": config.name, "data": schema.plain(config.data), "features": schema.plain(config.features)},
+        {
+            "format": FORMAT,
+            "name": config.name,
+            "data": schema.plain(config.data),
+            "features": schema.plain(config.features),
+        },
     )
     storage.write_json(directory / "features.json", encoder.to_json())
     storage.write_json(
@@ -92,11 +97,15 @@ def read_bundle(directory: Path) -> Bundle:
         raise UserError(f"{directory} must hold a model bundle ({MANIFEST}), found none: name a finished training run")
     manifest = storage.read_json(directory / MANIFEST)
     if manifest.get("format", 0) > FORMAT:
-        raise UserError(f"{directory} is of format {manifest['format']}, this engine reads up to {FORMAT}: use a newer engine")
+        raise UserError(
+            f"{directory} is of format {manifest['format']}, this engine reads up to {FORMAT}: use a newer engine"
+        )
     for name, entry in manifest["files"].items():
         path = storage.inside(directory, *Path(name).parts)
         if not path.is_file() or path.stat().st_size != entry["bytes"] or digest.of_file(path) != entry["sha256"]:
-            raise UserError(f"{path} is not the file that the bundle was sealed with (digest differs): restore or retrain")
+            raise UserError(
+                f"{path} is not the file that the bundle was sealed with (digest differs): restore or retrain"
+            )
     spec = storage.read_json(directory / "spec.json")
     return Bundle(
         directory,

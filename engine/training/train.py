@@ -71,9 +71,13 @@ def train(config: Config, run: Run) -> dict[str, float]:
     encoder = fit_encoder(config, table, splits["train"])
     run.link("fitted", encoder.digest)
     classes = class_names(config, dataset, splits["train"])
-    examples = {name: pack(config, table, encoder, split, classes, run) for name, split in splits.items() if len(split.rows)}
+    examples = {
+        name: pack(config, table, encoder, split, classes, run) for name, split in splits.items() if len(split.rows)
+    }
     timer.lap("encode")
-    precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, device_of(config))
+    precision = run.record.get("precision") or resolve_precision(
+        config.train.precision, config.model, device_of(config)
+    )
     run.note(precision=precision)
     result = fit_model(config, run, encoder, examples, dataset, classes)
     timer.lap("fit")
@@ -105,7 +109,9 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     classes = tuple(bundle.model["classes"])
     examples = {name: pack(config, table, bundle.encoder, split, classes, run) for name, split in splits.items()}
     model = load_model(bundle)
-    metrics, details = evaluate_splits(config, run, dataset, model, bundle.model["precision"], examples, bundle.model["loss"])
+    metrics, details = evaluate_splits(
+        config, run, dataset, model, bundle.model["precision"], examples, bundle.model["loss"]
+    )
     report.write_report(
         run,
         history=[],
@@ -140,7 +146,9 @@ def split_rows(config: Config, dataset: Dataset, period: str) -> Split:
         valid &= known_by(config, dataset, (start, stop), units.instant(config.split.known_by, config.data.time_zone))
     rows = start + np.flatnonzero(valid)
     if period == "train" and not len(rows):
-        raise UserError(f"split.train {list(bounds)} must hold labelled rows, found {stop - start} rows, none with a label")
+        raise UserError(
+            f"split.train {list(bounds)} must hold labelled rows, found {stop - start} rows, none with a label"
+        )
     return Split(period, rows, (stop - start) - len(rows))
 
 
@@ -160,7 +168,9 @@ def fit_encoder(config: Config, table: FeatureTable, split: Split) -> Encoder:
     """The encoder fitted on the training rows."""
     start, stop = int(split.rows[0]), int(split.rows[-1]) + 1
     take = pa.array(split.rows - start)
-    return Encoder.fit(table.features, lambda names: table.read((start, stop), names).take(take), config.features.encode)
+    return Encoder.fit(
+        table.features, lambda names: table.read((start, stop), names).take(take), config.features.encode
+    )
 
 
 def class_names(config: Config, dataset: Dataset, split: Split) -> tuple[str, ...]:
@@ -179,7 +189,9 @@ def class_names(config: Config, dataset: Dataset, split: Split) -> tuple[str, ..
             f"{', '.join(found[:5])}. Use multiclass, or another period"
         )
     if len(found) < 2:
-        raise UserError(f"the target {config.data.target!r} must have at least two classes in split.train, found {found}")
+        raise UserError(
+            f"the target {config.data.target!r} must have at least two classes in split.train, found {found}"
+        )
     return found
 
 
@@ -217,7 +229,12 @@ def target_values(column: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarr
 
 
 def fit_model(
-    config: Config, run: Run, encoder: Encoder, examples: dict[str, Examples], dataset: Dataset, classes: tuple[str, ...]
+    config: Config,
+    run: Run,
+    encoder: Encoder,
+    examples: dict[str, Examples],
+    dataset: Dataset,
+    classes: tuple[str, ...],
 ) -> FitResult:
     """Run the loop where the config says: in this process, or on a cluster."""
     return fit(
@@ -246,7 +263,9 @@ def evaluate_splits(
             model, part.numeric, part.codes, precision=precision, tile_rows=TILE_ROWS, threads=threads_of(config)
         )
         span = (int(part.rows[0]), int(part.rows[-1]) + 1)
-        facts = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(pa.array(part.rows - span[0]))
+        facts = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(
+            pa.array(part.rows - span[0])
+        )
         slices = {column: np.asarray(as_texts(facts[column]).to_pylist(), object) for column in config.evaluate.slices}
         scores = to_scores(loss, logits)
         found, details[name] = evaluate_scores(
@@ -296,9 +315,7 @@ def device_of(config: Config) -> str:
     return "cpu" if config.train.device == "auto" else config.train.device
 
 
-def scores_of(
-    model: Any, facts: dict[str, Any], threads: int, numeric: np.ndarray, codes: np.ndarray
-) -> np.ndarray:
+def scores_of(model: Any, facts: dict[str, Any], threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Scores of encoded rows by a model and what model.json says of it."""
     logits = predict_logits(
         model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
@@ -313,7 +330,11 @@ def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], enc
         "digest": dataset.digest,
         "rows": dataset.rows,
         "splits": {
-            name: {"period": list(getattr(config.split, name)), "labelled": len(split.rows), "unlabelled": split.unlabelled}
+            name: {
+                "period": list(getattr(config.split, name)),
+                "labelled": len(split.rows),
+                "unlabelled": split.unlabelled,
+            }
             for name, split in splits.items()
         },
         "features": {"numeric": encoder.width, "categorical": len(encoder.cardinalities), "raw": len(encoder.features)},

@@ -49,7 +49,14 @@ FEATURES = {
             "windows": ["2h", "1d"],
             "aggregates": {"rows": ["count"], "value": ["count", "sum", "mean", "max", "last"], "plan": ["count"]},
         },
-        "weather": {"kind": "asof", "table": "weather", "entity": ["who"], "on": ["place"], "columns": ["temp"], "max_age": "6h"},
+        "weather": {
+            "kind": "asof",
+            "table": "weather",
+            "entity": ["who"],
+            "on": ["place"],
+            "columns": ["temp"],
+            "max_age": "6h",
+        },
         "places": {"kind": "asof", "table": "places", "entity": ["who"], "on": ["place"], "columns": ["height"]},
     },
 }
@@ -67,25 +74,29 @@ def some_events(n: int, seed: int) -> pa.Table:
     draw = random.Random(seed)
     at = [draw.randrange(0, 40) * H // 2 for _ in range(n)]
     known = [None if draw.random() < 0.1 else t + draw.randrange(-2, 8) * H // 2 for t in at]
-    return pa.table({
-        "id": pa.array(range(n), pa.int64()),
-        "at": instant_column(at),
-        "known": instant_column(known),
-        "who": pa.array([draw.choice(["a", "b", "c", None]) for _ in range(n)]),
-        "value": pa.array([draw.choice([None, 1.5, -2.0, 7.0, 1e9]) for _ in range(n)], pa.float64()),
-        "plan": pa.array([float(draw.randrange(5)) for _ in range(n)]),
-    })
+    return pa.table(
+        {
+            "id": pa.array(range(n), pa.int64()),
+            "at": instant_column(at),
+            "known": instant_column(known),
+            "who": pa.array([draw.choice(["a", "b", "c", None]) for _ in range(n)]),
+            "value": pa.array([draw.choice([None, 1.5, -2.0, 7.0, 1e9]) for _ in range(n)], pa.float64()),
+            "plan": pa.array([float(draw.randrange(5)) for _ in range(n)]),
+        }
+    )
 
 
 def some_tables(seed: int) -> dict[str, pa.Table]:
     draw = random.Random(seed)
     seen = [draw.randrange(0, 40) * H // 2 for _ in range(60)]
-    weather = pa.table({
-        "place": pa.array([draw.choice(["a", "b"]) for _ in seen]),
-        "seen": instant_column(seen),
-        "published": instant_column([None if draw.random() < 0.1 else t + draw.randrange(0, 4) * H for t in seen]),
-        "temp": pa.array([draw.choice([None, float(draw.randrange(100))]) for _ in seen], pa.float64()),
-    })
+    weather = pa.table(
+        {
+            "place": pa.array([draw.choice(["a", "b"]) for _ in seen]),
+            "seen": instant_column(seen),
+            "published": instant_column([None if draw.random() < 0.1 else t + draw.randrange(0, 4) * H for t in seen]),
+            "temp": pa.array([draw.choice([None, float(draw.randrange(100))]) for _ in seen], pa.float64()),
+        }
+    )
     return {"weather": weather, "places": pa.table({"place": ["a", "b"], "height": [10.0, 20.0]})}
 
 
@@ -98,14 +109,21 @@ def micros(value: datetime.datetime | None) -> int | None:
 def brute_force(events: pa.Table, tables: dict[str, pa.Table]) -> list[dict[str, float | None]]:
     """Every feature of FEATURES, row by row, from the sentences of the specification."""
     rows = [{**row, "at": micros(row["at"]), "known": micros(row["known"])} for row in events.to_pylist()]
-    weather = [{**row, "seen": micros(row["seen"]), "published": micros(row["published"])} for row in tables["weather"].to_pylist()]
+    weather = [
+        {**row, "seen": micros(row["seen"]), "published": micros(row["published"])}
+        for row in tables["weather"].to_pylist()
+    ]
     heights = dict(zip(*(column.to_pylist() for column in tables["places"].columns), strict=True))
     found = []
     for row in rows:
         decision = row["at"] - H
         result: dict[str, float | None] = {}
         for window, length in (("2h", 2 * H), ("1d", 24 * H)):
-            past = [e for e in rows if e["who"] is not None and e["who"] == row["who"] and decision - length <= e["at"] < decision]
+            past = [
+                e
+                for e in rows
+                if e["who"] is not None and e["who"] == row["who"] and decision - length <= e["at"] < decision
+            ]
             known = [e for e in past if e["known"] is not None and e["known"] < decision and e["value"] is not None]
             values = [e["value"] for e in known]
             result[f"who_count_{window}"] = float(len(past))
@@ -119,7 +137,10 @@ def brute_force(events: pa.Table, tables: dict[str, pa.Table]) -> list[dict[str,
         reports = [
             (w["seen"], max(w["seen"], w["published"]), index)
             for index, w in enumerate(weather)
-            if w["place"] == row["who"] and w["published"] is not None and w["published"] < decision and w["seen"] < decision
+            if w["place"] == row["who"]
+            and w["published"] is not None
+            and w["published"] < decision
+            and w["seen"] < decision
         ]
         newest = max(reports, default=None)
         fresh = newest is not None and newest[0] >= decision - 6 * H
@@ -185,7 +206,9 @@ def change_weather(weather: pa.Table, decision: int) -> pa.Table:
 
 
 def test_features_do_not_depend_on_the_order_of_history() -> None:
-    data, features = configs(views={"who": {**FEATURES["views"]["who"], "aggregates": {"value": ["sum", "mean", "std", "max"]}}})  # type: ignore[index]
+    data, features = configs(
+        views={"who": {**FEATURES["views"]["who"], "aggregates": {"value": ["sum", "mean", "std", "max"]}}}
+    )  # type: ignore[index]
     events = some_events(150, 11)
     shuffled = events.take(pa.array(np.random.default_rng(0).permutation(150)))
     assert raw_features(data, features, events, shuffled, {}).equals(raw_features(data, features, events, events, {}))
