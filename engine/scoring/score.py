@@ -160,7 +160,14 @@ def plan_items(
     left: list[tuple[int, int]], earlier: dict[tuple[int, int], str], unit_rows: int, tile_rows: int
 ) -> Iterator[dict[str, Any]]:
     """Items for the pool: ranges that an earlier run has whole (with its digest), and the rest cut anew."""
-    known = [span for span in sorted(earlier) if any(low <= span[0] and span[1] <= high for low, high in left)]
+    edges = {edge for span in left for edge in span}
+    known = [
+        span
+        for span in sorted(earlier)
+        if any(low <= span[0] and span[1] <= high for low, high in left)
+        # A unit that ends within a tile has gained rows: digests are of whole tiles.
+        and all(edge % tile_rows == 0 or edge in edges for edge in span)
+    ]
     for start, stop in known:
         yield {"start": start, "stop": stop, "earlier": earlier[start, stop]}
     rest = itertools.chain.from_iterable(
@@ -294,7 +301,7 @@ def publish(config: Config, run: Run, predictor: Predictor, plan: Plan, tally: T
         merged.add(record)
         ledger.append({name: record[name] for name in LEDGER})
     check_counts(plan, tally, merged)
-    write_refused(run, parts, sorted(tally.done))
+    write_refused(run, parts, sorted(tally.done), plan.dataset)
     storage.write_parquet(run.path("ledger.parquet"), ledger_table(ledger, tally.failed))
     if merged.profile is not None:
         storage.write_json(run.path("profile.json"), merged.profile.to_json())
@@ -320,6 +327,7 @@ def publish(config: Config, run: Run, predictor: Predictor, plan: Plan, tally: T
     return {
         "score/rows": float(merged.rows),
         "score/rows_quarantined": float(merged.quarantined),
+        "score/rows_quarantined_at_ingest": float(quarantined_at_ingest(plan.dataset)),
         "score/files": float(len(files)),
         "score/units": float(len(ledger)),
     }
@@ -378,13 +386,22 @@ def check_counts(plan: Plan, tally: Tally, merged: Merged) -> None:
         raise AssertionError(f"{plan.stop - plan.start} rows in, {total} out, {missing} in no unit")
 
 
-def write_refused(run: Run, parts: Path, done: list[Unit]) -> None:
-    """`quarantine/rows.parquet`: dataset row, id and reason of every row that the model could not take."""
+def write_refused(run: Run, parts: Path, done: list[Unit], dataset: Dataset) -> None:
+    """`quarantine/rows.parquet`: dataset row, id and reason of every row that the model could not take;
+    `quarantine/ingest.parquet`: what ingest has set aside before (file, row and reason).
+    """
     paths = [path for path in (units.refused_path(parts, unit) for unit in done) if path.exists()]
     if paths:
         storage.write_parquet(
             run.path("quarantine", "rows.parquet"), pa.concat_tables(map(storage.read_parquet, paths))
         )
+    if quarantined_at_ingest(dataset):
+        storage.link(dataset.directory / "quarantine" / "quarantine.parquet", run.path("quarantine", "ingest.parquet"))
+
+
+def quarantined_at_ingest(dataset: Dataset) -> int:
+    """Rows of the sources (of any time: theirs may be what is wrong) that are not in the dataset."""
+    return int(dataset.manifest["accounting"]["quarantined"])
 
 
 def ledger_table(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> pa.Table:
