@@ -23,7 +23,7 @@ from engine.runtime.run import load_record
 from engine.runtime.tracking import read_points
 
 DATA_LINKS = ("inputs", "dataset", "features", "fitted")
-DIFF_LINES = 200
+DIFF_LINES = 80
 WHERE_FILES_GO = ("paths",)
 # Figures of the machine and the moment, not of the model.
 COST = ("_seconds", "_per_second", "/seconds", "_bytes")
@@ -129,7 +129,19 @@ def _diff(first: Side, other: Side) -> list[str]:
     commits = [str(state.get("commit") or "") for state in states]
     if all(commits) and commits[0] != commits[1]:
         done = subprocess.run(
-            ["git", "-C", str(states[0]["root"]), "diff", *commits, "--", "engine", "kernels", "conf"],
+            [
+                "git",
+                "-C",
+                str(states[0]["root"]),
+                "diff",
+                "--stat",
+                "--patch",
+                *commits,
+                "--",
+                "engine",
+                "kernels",
+                "conf",
+            ],
             capture_output=True,
             check=False,
         )

@@ -1,7 +1,7 @@
 """`engine reproduce RUN`: the same run again in a temporary place, and a proof link by link.
 
-Restores the code, looks for the inputs by digest, runs the recorded config against an empty store (a warm one would hide
-a changed ingest or kernel) and compares the chain: inputs, dataset, features, fitted state, row order, losses, weights,
+Restores the code, looks for the inputs by digest, runs the recorded config against an empty store (a warm one would
+hide a changed ingest or kernel) and compares the chain: inputs, dataset, features, fitted state, row order, losses, weights,
 metrics, scores. Bits must be equal on the same kind of hardware and libraries; elsewhere the tolerance of
 `chain.TOLERANCE` holds, and the report says which applied.
 """

@@ -117,7 +117,8 @@ def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
 def listing(runs: Path, where: str = "", sort: str = "") -> list[dict[str, Any]]:
     """Summaries of the runs that satisfy `where` (`KEY OP VALUE and ...`), by `sort`.
 
-    `KEY` sorts the largest first, `-KEY` the smallest. Without `sort` the newest comes first. Runs that lack the key come last. Raises UserError.
+    `KEY` sorts the largest first, `-KEY` the smallest; without `sort` the newest comes first. Runs that lack the key
+    come last. Raises UserError.
     """
     found = []
     for directory in directories(runs):
@@ -191,9 +192,8 @@ def runs(config: Config, words: list[str]) -> int:
     asked = [name.strip() for name in options.get("--columns", "").split(",") if name.strip()]
     columns = columns_of(found, asked, options.get("--where", ""), options.get("--sort", ""))
     if "--json" in options:
-        sys.stdout.write(
-            json.dumps([{name: item.get(name) for name in (*columns, "directory")} for item in found]) + "\n"
-        )
+        shown = [{name: item.get(name) for name in ("directory", *asked)} if asked else item for item in found]
+        sys.stdout.write(json.dumps(shown) + "\n")
     else:
         sys.stdout.write(
             table([*columns, "directory"], [[item.get(name) for name in (*columns, "directory")] for item in found])

@@ -4,8 +4,8 @@ The run starts the child and never writes to it: it holds one end of a pipe, who
 the child to send the rest and to stop. So nothing in a tracker can stop, slow or change a run. What a mirror lacks,
 `engine track sync RUN` puts there from the run directory.
 
-A back-end is one file with one class (`Mirror`) and one line in `BACKENDS`. While a run may still be resumed, only points
-that a checkpoint covers are sent: a step that will be replayed is not sent twice.
+A back-end is one file with one class (`Mirror`) and one line in `BACKENDS`. While a run may still be resumed, only
+points that a checkpoint covers are sent: a step that will be replayed is not sent twice.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Mirror(Protocol):
         """Begin, or go on with, the run of this id; returns the last step that the tracker has, -1 for none."""
 
     def log(self, step: int, time: float, values: Mapping[str, float]) -> None:
-        """One point: seconds since 1970 and values by metric. Steps do not fall; a step may come again with other names."""
+        """One point: seconds since 1970, values by metric. Steps do not fall; one may come again with other metrics."""
 
     def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
         """Send summary, tables and artifacts and close; returns where the mirror is."""

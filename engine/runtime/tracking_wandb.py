@@ -1,9 +1,9 @@
 """The mirror of a run in Weights & Biases.
 
-Offline, a run has one segment below `wandb/`, written whole at the end from the local log and replaced when the run goes
-on: two segments of one id would replace each other on the server (wandb#5865). Online, points are sent as checkpoints
-cover them and a resumed run goes on after the last step that the server has. W&B's own capture (arguments, git, console,
-machine, code) is off: what it gets is what run.json holds, where secrets are masked already.
+Offline, a run has one segment below `wandb/`, written whole at the end from the local log and replaced when the run
+goes on: two segments of one id would replace each other on the server (wandb#5865). Online, points are sent as
+checkpoints cover them and a resumed run goes on after the last step that the server has. W&B's own capture (arguments,
+git, console, machine, code) is off: what it gets is what run.json holds, where secrets are masked already.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import units
-from engine.config.tree import TrackingConfig
+from engine.config import schema, units
+from engine.config.tree import Config, TrackingConfig
 from engine.errors import UserError
 from engine.runtime import places, storage
 
 LARGEST_UPLOAD = 100 * 10**6  # bytes; a larger model goes by reference
 # Described elsewhere and long: what they decide is in the digests of dataset and features.
+MODELLING = ("name", "data", "split", "features", "model", "train", "evaluate")
 LEFT_OUT = ("data.sources", "data.columns", "data.tables", "data.rules", "data.query", "features.views", "paths")
 
 
@@ -150,9 +151,17 @@ def flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
         "engine_digest": code.get("engine_digest"),
         "commit": (code.get("engine_git") or {}).get("commit"),
     }
-    flat = dict(_flat(record.get("config") or {}))
+    flat = {
+        name: value for name, value in _flat(record.get("config") or {}) if _concerns(name, value, record["command"])
+    }
     views = (record.get("config") or {}).get("features", {}).get("views") or {}
     return {**flat, "features.views": sorted(views), **{name: value for name, value in facts.items() if value}}
+
+
+def _concerns(name: str, value: Any, command: str) -> bool:
+    """Whether a key says something of this command: sections of other commands count where they were changed."""
+    section = name.partition(".")[0]
+    return section in MODELLING or section == command or value != DEFAULTS.get(name, value)
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -164,6 +173,9 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, where)
         else:
             yield where, value
+
+
+DEFAULTS = dict(_flat(schema.plain(Config())))
 
 
 def artifacts(directory: Path, record: Mapping[str, Any]) -> Iterator[Any]:
