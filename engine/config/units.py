@@ -42,8 +42,8 @@ def span(text: str) -> int:
 
 def size(text: str | int) -> int:
     """Bytes of `4GB`, `512MiB` or a plain integer."""
-    if isinstance(text, int):
-        return text
+    if isinstance(text, int) or text.isdecimal():
+        return int(text)
     match = _SPAN.match(text)
     if not match or match.group(2) not in BYTES:
         raise UserError(f"a size must be a number and one of {', '.join(BYTES)} (as in 4GB), found {text!r}")
