@@ -1,0 +1,145 @@
+"""The skew gate: an altered bundle is stopped before the first row, and what was altered is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import UserError
+from engine.runtime import storage
+from engine.runtime.run import Run
+from engine.scoring.predictor import load
+from engine.training import gate
+from engine.training.bundle import seal
+from engine.training.gate import check_gate
+from tests.scoring.conftest import Shop
+
+
+def change(state: Any, path: tuple[Any, ...], edit: Callable[[Any], Any]) -> None:
+    *parents, last = path
+    for name in parents:
+        state = state[name]
+    state[last] = edit(state[last])
+
+
+def column(state: dict[str, Any], kind: str, name: str) -> int:
+    return next(index for index, item in enumerate(state[kind]) if item["name"] == name)
+
+
+ALTERATIONS: dict[str, tuple[str, Callable[[Any], None], str]] = {
+    "fitted mean": (
+        "features.json",
+        lambda s: change(s, ("numeric", column(s, "numeric", "size"), "center_"), lambda x: x + 1e-3),
+        "column 'size'",
+    ),
+    "fitted mean of a window": (
+        "features.json",
+        lambda s: change(s, ("numeric", column(s, "numeric", "shop_amount_max_2d"), "center_"), lambda x: x * 1.01),
+        "column 'shop_amount_max_2d'",
+    ),
+    "fitted scale by one bit": (
+        "features.json",
+        lambda s: change(s, ("numeric", column(s, "numeric", "size"), "scale_"), lambda x: x * (1 + 2**-52)),
+        "column 'size'",
+    ),
+    "vocabulary entry": (
+        "features.json",
+        lambda s: change(s, ("categorical", column(s, "categorical", "shop"), "known_", 0), lambda _: "shop-x"),
+        "column 'shop'",
+    ),
+    "vocabulary order": (
+        "features.json",
+        lambda s: change(s, ("categorical", column(s, "categorical", "shop"), "known_"), lambda x: [x[1], x[0], *x[2:]]),
+        "column 'shop'",
+    ),
+    "rare entry that no row of the gate has": (
+        "features.json",
+        lambda s: change(s, ("categorical", column(s, "categorical", "shop"), "rare_"), lambda x: [*x, "never seen"]),
+        "column 'shop'",
+    ),
+    "window length": (
+        "spec.json",
+        lambda s: change(s, ("features", "views", "shop", "windows"), lambda _: ["6h", "3d"]),
+        "'shop_count_2d'",
+    ),
+    "lead of the decision": (
+        "spec.json",
+        lambda s: change(s, ("features", "as_of"), lambda _: "at - 2h"),
+        "column 'shop_",
+    ),
+    "time zone": (
+        "spec.json",
+        lambda s: change(s, ("data", "time_zone"), lambda _: "America/New_York"),
+        "column 'at_hour'",
+    ),
+    "when a value becomes known": (
+        "spec.json",
+        lambda s: change(s, ("data", "columns", "amount", "known_at"), lambda _: "prior"),
+        "column 'shop_amount_",
+    ),
+}
+
+
+def altered(shop: Shop, folder: Path, file: str, edit: Callable[[Any], None]) -> Path:
+    shutil.copytree(shop.model / "model", folder)
+    state = json.loads((folder / file).read_text())
+    edit(state)
+    storage.write_json(folder / file, state)
+    return folder
+
+
+@pytest.mark.parametrize("case", ALTERATIONS)
+def test_an_altered_bundle_that_was_sealed_again_is_stopped_and_the_column_named(
+    shop: Shop, tmp_path: Path, case: str
+) -> None:
+    file, edit, named = ALTERATIONS[case]
+    folder = altered(shop, tmp_path / "model", file, edit)
+    with pytest.raises(UserError, match="is not the file that the bundle was sealed with"):
+        load(folder)
+    seal(folder)
+    predictor = load(folder)
+    with pytest.raises(UserError, match=f"the gate stopped scoring: .*{named}"):
+        check_gate(predictor.bundle, predictor.model)
+
+
+def test_scoring_stops_before_the_first_unit(shop: Shop, score: Callable[..., Run], tmp_path: Path) -> None:
+    file, edit, _ = ALTERATIONS["fitted mean"]
+    folder = altered(shop, tmp_path / "model", file, edit)
+    seal(folder)
+    with pytest.raises(UserError, match="the gate stopped scoring: encoded column 'size' differs for row"):
+        score(f"score.model={folder}")
+    (directory,) = (tmp_path / "runs" / "score" / "tiny").iterdir()
+    assert not (directory / "parts").exists() and not (directory / "predictions").exists()
+
+
+def test_altered_weights_are_stopped_at_the_score(shop: Shop, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(shop.model / "model", folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-2] ^= 0x40  # the last float of the last tensor
+    (folder / "model.safetensors").write_bytes(bytes(weights))
+    seal(folder)
+    predictor = load(folder)
+    with pytest.raises(UserError, match="score column 'score' differs"):
+        check_gate(predictor.bundle, predictor.model)
+
+
+def test_scores_agree_to_the_bit_here_and_to_the_stated_tolerance_elsewhere(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = load(shop.model)
+    assert check_gate(predictor.bundle, predictor.model) == gate.ROWS
+
+    def off_by(much: float) -> Any:
+        return lambda numeric, codes: predictor.logits(numeric, codes) + much
+
+    assert check_gate(predictor.bundle, predictor.model, logits_of=off_by(1e-5)) == gate.ROWS
+    with pytest.raises(UserError, match="score column 'score' differs"):
+        check_gate(predictor.bundle, predictor.model, logits_of=off_by(1e-2))
+    monkeypatch.setattr(gate, "hardware", lambda: {"machine": "other"})
+    assert check_gate(predictor.bundle, predictor.model) == gate.ROWS

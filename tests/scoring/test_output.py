@@ -1,0 +1,194 @@
+"""Files of the output: how many rows each, safe folder names, replaced whole, on disk and on an object store."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from engine.errors import UserError
+from engine.runtime import storage
+from engine.runtime.run import Run
+from engine.scoring import output
+from engine.scoring.output import Layout, Place
+from engine.scoring.score import predictions
+from tests.scoring.conftest import ROWS, contents, rows_of
+
+Score = Callable[..., Run]
+
+
+def parts_of(folder: Path, table: pa.Table, count: int) -> list[Path]:
+    """The table in `count` files of about equal size."""
+    edges = np.linspace(0, table.num_rows, count + 1).astype(int)
+    paths = []
+    for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        paths.append(folder / "parts" / f"{index:03d}.parquet")
+        storage.write_parquet(paths[-1], table.slice(low, high - low))
+    return paths
+
+
+def write(folder: Path, table: pa.Table, count: int, layout: Layout) -> list[dict[str, object]]:
+    place = Place(str(folder / "out"))
+    files = output.write_files(place, parts_of(folder, table, count), layout, folder / "rolled")
+    partition = {"column": layout.partition, "type": "string"} if layout.partition else None
+    output.publish(place, {"format": 1, "complete": True, "partition": partition, "files": files})
+    return files
+
+
+def rows(count: int) -> pa.Table:
+    return pa.table({"row_id": [f"r{i}" for i in range(count)], "score": pa.array(np.arange(count), pa.float32())})
+
+
+def test_a_hundred_rows_of_one_block_in_files_of_ten(tmp_path: Path) -> None:
+    files = write(tmp_path, rows(100), 1, Layout(file_rows=10))
+    assert [entry["rows"] for entry in files] == [10] * 10
+    assert output.read_predictions(Place(str(tmp_path / "out"))).combine_chunks().equals(rows(100))
+
+
+def test_five_partitions_from_64_blocks_leave_one_short_file_each_and_none_empty(tmp_path: Path) -> None:
+    table = rows(10_000).append_column("key", pa.array([f"k{i % 5}" for i in range(10_000)]))
+    files = write(tmp_path, table, 64, Layout(file_rows=1500, partition="key"))
+    counts: dict[str, list[object]] = {}
+    for entry in files:
+        counts.setdefault(str(entry["name"]).split("/")[0], []).append(entry["rows"])
+    assert counts == {f"key=k{i}": [1500, 500] for i in range(5)}
+    found = output.read_predictions(Place(str(tmp_path / "out")))
+    assert found.sort_by([("key", "ascending"), ("score", "ascending")]).combine_chunks().equals(
+        table.sort_by([("key", "ascending"), ("score", "ascending")]).combine_chunks()
+    )
+
+
+@pytest.mark.parametrize("layout", [Layout(file_rows=700), Layout(partition="key"), Layout(file_rows=300, partition="key")])
+def test_files_are_the_same_bytes_for_any_cutting_into_parts(tmp_path: Path, layout: Layout) -> None:
+    table = rows(3000).append_column("key", pa.array([f"k{i % 3}" for i in range(3000)]))
+    for count in (1, 7):
+        write(tmp_path / str(count), table, count, layout)
+    assert contents(tmp_path / "1" / "out") == contents(tmp_path / "7" / "out")
+
+
+NASTY = ["../../etc", "/abs", "a/b", "..", ".", "", "ü=ö", "100%", "%2e%2e", "a b", "nul\0", "CON", "x" * 60, None, "01001"]
+
+
+def test_values_of_a_partition_cannot_leave_the_folder_and_come_back_exact(tmp_path: Path) -> None:
+    table = rows(len(NASTY)).append_column("key", pa.array(NASTY))
+    write(tmp_path, table, 2, Layout(partition="key"))
+    out = tmp_path / "out"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "parts", "rolled"}
+    for path in out.iterdir():
+        assert path.name == "_manifest.json" or (path.is_dir() and path.name.startswith("key="))
+    found = output.read_predictions(Place(str(out))).sort_by("score")
+    assert found["key"].to_pylist() == NASTY
+    hive = pads.dataset(out, partitioning=pads.partitioning(pa.schema([("key", pa.string())]), flavor="hive")).to_table()
+    assert hive.sort_by("score")["key"].to_pylist() == [value or None for value in NASTY], "any reader of hive folders"
+
+
+def test_a_folder_name_is_a_path_component_for_any_value() -> None:
+    for value in NASTY:
+        name = output.partition_folder("a/b", value)
+        assert "/" not in name and "\0" not in name and name not in (".", "..") and name.startswith("a%2Fb=")
+        if value:
+            assert urllib.parse.unquote(name.partition("=")[2]) == value
+
+
+def test_too_many_partitions_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "MOST_PARTITIONS", 4)
+    with pytest.raises(UserError, match="score.partition=key must have at most 4 values"):
+        write(tmp_path, rows(5).append_column("key", pa.array(list("abcde"))), 1, Layout(partition="key"))
+
+
+def test_a_rerun_replaces_the_output_whole_and_leaves_the_users_own_files(tmp_path: Path) -> None:
+    write(tmp_path, rows(100), 5, Layout())
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    stray = tmp_path / "out" / "part-00099-deadbeef.parquet"
+    pq.write_table(rows(3), stray)
+    write(tmp_path, rows(50), 2, Layout())
+    assert output.read_predictions(Place(str(tmp_path / "out"))).num_rows == 50
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 2 and not stray.exists()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_until_the_manifest_is_written_readers_see_the_earlier_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, rows(100), 5, Layout())
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "put_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, rows(50), 2, Layout())
+    assert output.read_predictions(Place(str(tmp_path / "out"))).combine_chunks().equals(rows(100))
+
+
+@pytest.mark.parametrize("target", ["gs://bucket/x", "s3://bucket//x", "s3://bucket/../x", "s3://"])
+def test_an_output_address_of_another_kind_is_refused(tmp_path: Path, target: str) -> None:
+    with pytest.raises(UserError, match="score.output must be"):
+        output.place_of(target, tmp_path)
+
+
+def test_output_by_partition_with_a_size(score: Score, unbroken: Run, tmp_path: Path) -> None:
+    run = score("score.columns=[size]", "score.partition=shop", f"score.output={tmp_path / 'out'}", "score.file_size=8KB")
+    found = predictions(run.directory).sort_by("row_id")
+    expected = rows_of(unbroken).sort_by("row_id")
+    assert found.num_rows == ROWS and not (run.directory / "predictions").exists()
+    for name in expected.column_names:
+        assert found[name].combine_chunks().equals(expected[name].combine_chunks()), name
+    sizes = [entry["bytes"] for entry in json.loads((tmp_path / "out" / "_manifest.json").read_text())["files"]]
+    assert len(sizes) > 8 and max(sizes) < 16_000
+    assert run.record["chain"]["scores"] == unbroken.record["chain"]["scores"]
+
+
+# ------------------------------------------------------------------------------------------------- object store
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The endpoint of an S3 service in this process, with a bucket `lake`."""
+    server_of = pytest.importorskip("moto.server").ThreadedMotoServer
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    before = {name: os.environ.get(name) for name in keys}
+    os.environ.update(keys)
+    server = server_of(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    store(f"http://{host}:{port}").create_dir("lake")
+    yield f"http://{host}:{port}"
+    server.stop()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = value
+
+
+def store(endpoint: str) -> pafs.S3FileSystem:
+    host = urllib.parse.urlsplit(endpoint).netloc
+    return pafs.S3FileSystem(endpoint_override=host, scheme="http", region="us-east-1", allow_bucket_creation=True)
+
+
+def test_predictions_go_to_an_object_store_manifest_last_and_are_replaced_whole(
+    score: Score, unbroken: Run, bucket: str
+) -> None:
+    words = ("score.output=s3://lake/scores", f"score.endpoint={bucket}", "score.region=us-east-1")
+    run = score("score.columns=[shop,size]", *words)
+    assert rows_of(run).equals(rows_of(unbroken))
+    names = {info.path for info in store(bucket).get_file_info(pafs.FileSelector("lake/scores"))}
+    assert len(names) == 7 and "lake/scores/_manifest.json" in names
+    again = score("score.columns=[shop,size]", "score.partition=shop", *words)
+    assert predictions(again.directory).num_rows == ROWS
+    assert not names & {info.path for info in store(bucket).get_file_info(pafs.FileSelector("lake/scores", recursive=True))
+                        if info.path.endswith(".parquet")}  # fmt: skip
+    assert "test" not in (run.directory / "run.json").read_text().split('"command_line"')[0]
+
+
+def test_an_object_store_that_does_not_answer_is_an_error_that_names_it(score: Score, bucket: str) -> None:
+    words = (f"score.endpoint={bucket}", "score.region=us-east-1")
+    with pytest.raises(UserError, match="s3://nowhere/x cannot be written or read"):
+        score("score.output=s3://nowhere/x", *words)

@@ -1,0 +1,89 @@
+"""One predictor for a row, for many, by name, whatever stands beside; and how long it takes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import engine
+from engine.errors import UserError
+from engine.scoring.predictor import Predictor, device_logits, load
+from tests.scoring.conftest import ROWS, Shop
+from tests.tiny import visits
+
+
+@pytest.fixture(scope="module")
+def predictor(shop: Shop) -> Predictor:
+    return load(shop.model, threads=1)
+
+
+@pytest.fixture(scope="module")
+def events() -> pa.Table:
+    return visits(ROWS).sort_by("at").slice(0, 500)
+
+
+def test_columns_are_taken_by_name_an_extra_one_is_ignored_a_missing_one_named(
+    predictor: Predictor, events: pa.Table
+) -> None:
+    expected = predictor.predict(events)
+    reordered = events.select(events.column_names[::-1]).append_column("extra", pa.array(range(500)))
+    assert predictor.predict(reordered).equals(expected)
+    with pytest.raises(UserError, match="'size'"):
+        predictor.predict(events.drop_columns(["size"]))
+
+
+def test_scores_come_in_the_order_of_the_rows_with_their_ids(predictor: Predictor, events: pa.Table) -> None:
+    order = np.random.default_rng(3).permutation(events.num_rows)
+    there, here = predictor.predict(events), predictor.predict(events.take(pa.array(order)))
+    assert here.equals(there.take(pa.array(order)))
+
+
+def test_a_rows_bits_do_not_depend_on_its_neighbours_or_threads(shop: Shop, predictor: Predictor, events: pa.Table) -> None:
+    whole = predictor.predict(events)["score"].to_pylist()
+    for rows in (1, 7, 333):
+        part = predictor.predict(events.slice(0, rows), history=events)
+        assert part["score"].to_pylist() == whole[:rows]
+    assert load(shop.model, threads=2).predict(events)["score"].to_pylist() == whole
+
+
+def test_unseen_null_and_known_categories_have_codes_of_their_own(predictor: Predictor) -> None:
+    codes = predictor.bundle.encoder.categorical_[0].codes(pa.array(["shop-1", "shop-99", None, "shop-2"]))
+    assert codes[1:3].tolist() == [1, 0] and codes[0] >= 3 and codes[3] >= 3 and codes[0] != codes[3]
+
+
+def test_no_rows_give_no_scores(predictor: Predictor, events: pa.Table) -> None:
+    assert predictor.predict(events.slice(0, 0)).num_rows == 0
+
+
+def test_tiles_on_a_device_give_what_tiles_on_the_cpu_give(predictor: Predictor) -> None:
+    rng = np.random.default_rng(0)
+    encoder = predictor.bundle.encoder
+    numeric = rng.normal(size=(300, encoder.width)).astype(np.float32)
+    codes = np.stack([rng.integers(0, size, 300) for size in encoder.cardinalities], axis=1).astype(np.int32)
+    found = device_logits(predictor.model, numeric, codes, "fp32", "cpu", tile_rows=128)
+    np.testing.assert_allclose(found, predictor.logits(numeric, codes), rtol=1e-5, atol=1e-6)
+    alone = device_logits(predictor.model, numeric[7:8], codes[7:8], "fp32", "cpu", tile_rows=128)
+    assert alone.tobytes() == found[7:8].tobytes()
+
+
+def latencies(shop: Shop, rows: int, calls: int) -> tuple[float, float]:
+    """p50 and p99 in milliseconds of predict on so many rows."""
+    predictor = engine.load(shop.model)
+    events = pa.concat_tables([visits(ROWS)] * 2).slice(0, rows)
+    times = []
+    for _ in range(calls + 3):
+        began = time.perf_counter()
+        predictor.predict(events)
+        times.append(1e3 * (time.perf_counter() - began))
+    return float(np.percentile(times[3:], 50)), float(np.percentile(times[3:], 99))
+
+
+def test_latency_is_measured_and_printed(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+    for rows, calls in ((1, 50), (100, 50), (10_000, 10)):
+        p50, p99 = latencies(shop, rows, calls)
+        with capfd.disabled():
+            print(f"\npredict({rows:,} rows): p50 {p50:.2f} ms, p99 {p99:.2f} ms", end="")  # noqa: T201
+        assert p50 < 2000
