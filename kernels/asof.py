@@ -88,7 +88,8 @@ def _probe(groups: Any, times: Any, slots: Any, offsets: Any, best: Any, rule: A
                 at = stop
         cursor[g], last[g] = at, t
         if at > start:
-            if max_age < 0 or best[at - 1, 2] >= t or t - best[at - 1, 2] <= max_age:
+            event = best[at - 1, 2]
+            if max_age < 0 or event >= t or np.uint64(t) - np.uint64(event) <= np.uint64(max_age):  # no overflow
                 out[i] = best[at - 1, 1]
 
 

@@ -97,3 +97,90 @@ def trailing(probes: Any, source: Any, values: Any, windows: Sequence[int], aggr
             ]
             out[i, w] = [aggregate(name, counting, t, window) for name in aggregates]
     return out
+
+
+def rank(x: float, quantiles: Sequence[float]) -> float:
+    """Share of the way through the quantiles, by walking them."""
+    q = list(quantiles)
+    last = len(q) - 1
+    if q[0] == q[-1]:
+        return 0.0
+    equal = [i for i, v in enumerate(q) if v == x]
+    if equal:
+        return (equal[0] + equal[-1]) / 2 / last
+    below = [i for i, v in enumerate(q) if v < x]
+    if not below or len(below) == len(q):
+        return 0.0 if not below else 1.0
+    i = below[-1]
+    return (i + float((Fraction(x) - Fraction(q[i])) / (Fraction(q[i + 1]) - Fraction(q[i])))) / last
+
+
+def ple(x: float, edges: Sequence[float]) -> list[float]:
+    pairs = zip(edges[:-1], edges[1:], strict=True)
+    if edges[0] == edges[-1]:
+        return [0.0] * (len(edges) - 1)
+    return [0.0 if x <= a else 1.0 if x >= b else float((Fraction(x) - Fraction(a)) / (Fraction(b) - Fraction(a))) for a, b in pairs]
+
+
+def splitmix64(x: int) -> int:
+    mask = 2**64 - 1
+    z = (x + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def roc_auc(y: Sequence[int], score: Sequence[float], weight: Sequence[float]) -> float:
+    wins = pairs = Fraction(0)
+    for yi, si, wi in zip(y, score, weight, strict=True):
+        for yj, sj, wj in zip(y, score, weight, strict=True):
+            if yi == 1 and yj == 0:
+                pairs += Fraction(wi) * Fraction(wj)
+                wins += Fraction(wi) * Fraction(wj) * (Fraction(1) if si > sj else Fraction(1, 2) if si == sj else 0)
+    return float(wins / pairs) if pairs else math.nan
+
+
+def average_precision(y: Sequence[int], score: Sequence[float], weight: Sequence[float]) -> float:
+    total = sum(Fraction(w) for yi, w in zip(y, weight, strict=True) if yi)
+    if not total:
+        return math.nan
+    area, before = Fraction(0), Fraction(0)
+    for threshold in sorted(set(score), reverse=True):
+        above = [(yi, Fraction(w)) for yi, s, w in zip(y, score, weight, strict=True) if s >= threshold]
+        true, mass = sum(w for yi, w in above if yi), sum(w for _, w in above)
+        if mass:
+            area += (true / total - before) * true / mass
+            before = true / total
+    return float(area)
+
+
+def profile_column(x: Sequence[float], edges: Sequence[float]) -> list[int]:
+    """[below, bins..., above, missing, -inf, +inf]"""
+    counts = [0] * (len(edges) + 4)
+    for v in x:
+        if v != v:
+            counts[-3] += 1
+        elif math.isinf(v):
+            counts[-2 if v < 0 else -1] += 1
+        elif v < edges[0]:
+            counts[0] += 1
+        elif v > edges[-1]:
+            counts[len(edges)] += 1
+        else:
+            bins = [b for b in range(len(edges) - 1) if edges[b] <= v < edges[b + 1]]
+            counts[1 + (bins[0] if bins else len(edges) - 2)] += 1
+    return counts
+
+
+def cumulative(x: Sequence[float], at: float) -> Fraction:
+    return Fraction(sum(v <= at for v in x), len(x))
+
+
+def ks(a: Sequence[float], b: Sequence[float]) -> float:
+    return float(max(abs(cumulative(a, t) - cumulative(b, t)) for t in {*a, *b}))
+
+
+def wasserstein(a: Sequence[float], b: Sequence[float]) -> float:
+    points = sorted({*a, *b})
+    steps = zip(points[:-1], points[1:], strict=True)
+    return float(sum((abs(cumulative(a, s) - cumulative(b, s)) * (Fraction(t) - Fraction(s)) for s, t in steps), Fraction(0)))

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import exact
+from tests import naive
+from tests.kernels.cases import NUMBERS, examples
+
+
+@examples(150)
+@given(st.lists(NUMBERS, max_size=12))
+def test_moments_are_those_of_exact_arithmetic(values):
+    kept = [v for v in values if v == v]
+    count, total, mean, std = exact.moments(np.array(values, float))
+    assert count == len(kept)
+    if not kept:
+        assert math.isnan(total) and math.isnan(mean) and math.isnan(std)
+        return
+    try:
+        expected = naive.exact_sum(kept)
+    except OverflowError:
+        assert math.isinf(total)
+        return
+    np.testing.assert_array_equal(total, expected)
+    np.testing.assert_allclose(mean, expected / len(kept), rtol=4e-16, atol=5e-324)
+    np.testing.assert_allclose(std, naive.exact_std(kept), rtol=8e-16, atol=5e-324)
+
+
+@examples(60)
+@given(st.lists(st.floats(-1e12, 1e12).filter(lambda v: v == 0 or abs(v) > 1e-11), min_size=1, max_size=10), st.integers(0, 5))
+def test_the_two_forms_give_the_same_bits(values, junk):
+    """Rows in accumulator 0 and not in 1, with `junk` in both."""
+    noise = [9.5e13] * junk
+    fixed, wide = np.zeros((2, exact.FIXED), np.uint64), np.zeros((2, exact.WIDE), np.int64)
+    for which, rows in ((0, noise + values), (1, noise)):
+        for v in rows:
+            bits = np.float64(v).view(np.int64)
+            exact.add_fixed(fixed, which, bits, True)
+            exact.add_wide(wide, which, bits)
+    words, a, b = np.zeros(exact.WORDS, np.uint64), np.empty(3), np.empty(3)
+    n, zero = np.int64(len(values)), np.uint64(0)
+    assert not exact.any_wide(np.array(values))
+    exact.moments_fixed(fixed, 1, n, True, words, a, 0)
+    exact.moments_wide(wide, 1, (zero, zero, n, True), words, b, 0)
+    assert a.tobytes() == b.tobytes()
+    assert a[0] == math.fsum(values)
+
+
+def test_wide_integer_is_the_sum_itself():
+    acc = np.zeros((1, exact.WIDE), np.int64)
+    for v in (1e300, -1e300, 5e-324, 0.5):
+        exact.add_wide(acc, 0, np.float64(v).view(np.int64))
+    assert exact.wide_integer(acc[0]) == (1 << 1083) + (1 << 10)
+
+
+def test_a_million_ones_are_a_million():  # numba#3681
+    n = 1_000_000 if not exact.njit.__globals__["DISABLED"] else 1000
+    assert exact.total(np.ones(n)) == n
+
+
+@pytest.mark.parametrize(("values", "expected"), [(np.full(100, 16000, np.int16), 16000.0), ([2**62, 2**62, 5], (2**63 + 5) / 3)])
+def test_narrow_and_wide_integers_do_not_wrap(values, expected):  # numba#931
+    assert exact.moments(np.asarray(values))[2] == expected
+
+
+def test_text_is_refused():
+    with pytest.raises(TypeError, match="values must hold numbers"):
+        exact.moments(["a"])

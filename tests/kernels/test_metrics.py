@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+
+from kernels import metrics
+from tests import naive
+from tests.kernels.cases import examples, layouts
+
+ROWS = st.lists(
+    st.tuples(st.integers(0, 1), st.one_of(st.sampled_from([0.0, -0.0, 0.5, 1.0]), st.floats(0, 1)), st.integers(0, 4)),
+    max_size=14,
+)
+BINARY = (metrics.roc_auc, metrics.average_precision, metrics.log_loss, metrics.brier, metrics.ece)
+
+
+@examples(120)
+@given(ROWS, st.randoms(use_true_random=False))
+def test_ranking_equals_the_slow_twin_in_any_row_order(rows, random):
+    y, score, weight = (np.array([r[k] for r in rows], float) for k in (0, 1, 2))
+    ones = np.ones(len(y))
+    for w, given_weight in ((ones, None), (weight / 4, weight / 4)):
+        np.testing.assert_allclose(metrics.roc_auc(y, score, given_weight), naive.roc_auc(y, score, w), atol=1e-14)
+        expected = naive.average_precision(y, score, w)
+        np.testing.assert_allclose(metrics.average_precision(y, score, given_weight), expected, atol=1e-14)
+    order = list(range(len(y)))
+    random.shuffle(order)
+    for metric in BINARY:
+        for w in (None, weight / 7):
+            first, second = metric(y, score, w), metric(y[order], score[order], None if w is None else w[order])
+            assert first == second or (math.isnan(first) and math.isnan(second))
+
+
+def sample(seed, n=300):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 2, n), rng.random(n).round(2), rng.random(n)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_agrees_with_scikit_learn(seed, weighted):
+    y, score, w = sample(seed)
+    w = w if weighted else None
+    pairs = [
+        (metrics.roc_auc, sklearn.metrics.roc_auc_score),
+        (metrics.average_precision, sklearn.metrics.average_precision_score),
+        (metrics.log_loss, sklearn.metrics.log_loss),
+        (metrics.brier, sklearn.metrics.brier_score_loss),
+    ]
+    for ours, theirs in pairs:
+        assert math.isclose(ours(y, score, w), theirs(y, score, sample_weight=w), rel_tol=1e-12)
+    ours = metrics.pinball(y, score, 0.3, w)
+    assert math.isclose(ours, sklearn.metrics.mean_pinball_loss(y, score, alpha=0.3, sample_weight=w), rel_tol=1e-12)
+    fpr, tpr, _ = sklearn.metrics.roc_curve(y, score, sample_weight=w, drop_intermediate=False)
+    curve = metrics.roc_curve(y, score, w)
+    np.testing.assert_allclose(curve.x, fpr, atol=1e-12)
+    np.testing.assert_allclose(curve.y, tpr, atol=1e-12)
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(y, score, sample_weight=w)
+    curve = metrics.precision_recall_curve(y, score, w)
+    np.testing.assert_allclose(curve.x[::-1], recall[:-1], atol=1e-12)
+    np.testing.assert_allclose(curve.y[::-1], precision[:-1], atol=1e-12)
+
+
+def test_reliability_agrees_with_scikit_learn_and_gives_ece():
+    y, score, _ = sample(5)
+    score = score * 0.98 + 0.005  # on no bin edge
+    table = metrics.reliability(y, score, bins=7)
+    positive, mean = calibration_curve(y, score, n_bins=7)
+    np.testing.assert_allclose(table.positive, positive, atol=1e-12)
+    np.testing.assert_allclose(table.score, mean, atol=1e-12)
+    expected = np.sum(table.weight * np.abs(positive - mean)) / len(y)
+    assert math.isclose(metrics.ece(y, score, bins=7), expected, rel_tol=1e-12)
+
+
+def test_threads_and_layouts_do_not_change_a_bit():
+    y, score, w = sample(9)
+    expected = metrics.roc_auc(y, score)
+    assert all(metrics.roc_auc(y, score, threads=t) == expected for t in (2, 4))
+    for a, b, c in zip(layouts(y), layouts(score), layouts(w), strict=True):
+        assert metrics.roc_auc(a, b) == expected
+        assert metrics.average_precision(a, b, c) == metrics.average_precision(y, score, w)
+
+
+def test_infinite_scores_rank():
+    assert metrics.roc_auc([0, 1, 0, 1], [-np.inf, np.inf, 0.0, 0.0]) == 0.875
+
+
+def test_undefined_is_nan():
+    for metric in BINARY:
+        assert math.isnan(metric([], []))
+        assert math.isnan(metric([0, 1], [0.5, 0.6], [0.0, 0.0]))
+    assert math.isnan(metrics.roc_auc([1, 1], [0.1, 0.2])) and math.isnan(metrics.average_precision([0, 0], [0.1, 0.2]))
+    assert math.isnan(metrics.pinball([], [], 0.5))
+    assert metrics.log_loss([1], [0.0]) == -math.log(2.0**-52)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: metrics.roc_auc([2], [0.5]), ValueError, "found y=2.0 score=0.5 at 0"),
+        (lambda: metrics.roc_auc([0, 1], [0.5, np.nan]), ValueError, "score=nan at 1"),
+        (lambda: metrics.roc_auc([0], [0.5, 0.6]), ValueError, "y must have 2 entries"),
+        (lambda: metrics.roc_auc([0], [0.5], [-1.0]), ValueError, "not negative, found -1.0"),
+        (lambda: metrics.roc_auc([0], [0.5], [np.nan]), ValueError, "weight must be finite"),
+        (lambda: metrics.roc_auc([0], [0.5], [1.0, 2.0]), ValueError, "weight must have 1 entries, found 2"),
+        (lambda: metrics.log_loss([0], [1.5]), ValueError, r"in \[0, 1\], found 1.5"),
+        (lambda: metrics.brier([0], [-0.5]), ValueError, "found -0.5"),
+        (lambda: metrics.ece([0], [0.5], bins=0), ValueError, "bins must be at least 1, found 0"),
+        (lambda: metrics.pinball([0], [1.0], 1.0), ValueError, r"quantile must be in \(0, 1\), found 1.0"),
+        (lambda: metrics.pinball([np.inf], [1.0], 0.5), ValueError, "must be finite, found a difference of inf"),
+    ],
+)
+def test_bad_input_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

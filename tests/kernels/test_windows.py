@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import windows
+from kernels.windows import AGGREGATES, trailing
+from tests import naive
+from tests.kernels.cases import DAY, HOUR, NAT, NUMBERS, ORDINARY, examples, layouts, same_bytes
+
+NAMES = list(AGGREGATES)
+ROUNDED = ("mean", "std", "ewm_sum", "ewm_mean")  # the twin rounds these elsewhere
+TIMES = st.one_of(st.integers(0, 30), st.just(NAT))
+
+
+@st.composite
+def tables(draw, numbers=NUMBERS, ordered=False):
+    """(probe entity, probe time, source entity, event, known, values): small numbers, so that ties abound."""
+    m, n = draw(st.integers(0, 14)), draw(st.integers(0, 8))
+    scale = draw(st.sampled_from([1, 10**15]))
+    column = lambda element, size: draw(st.lists(element, min_size=size, max_size=size))  # noqa: E731
+    entity = np.array(column(st.integers(-1, 2), m), np.int64)
+    event = np.array(column(TIMES, m), np.int64)
+    known = event.copy() if ordered else np.array(column(TIMES, m), np.int64)
+    probe = np.array(column(st.integers(-1, 3), n), np.int64)
+    time = np.array(column(TIMES, n), np.int64)
+    values = np.array(column(numbers, m), np.float64)
+    return np.where(probe < 0, -1, probe * scale), time, np.where(entity < 0, -1, entity * scale), event, known, values
+
+
+def check_against_twin(table, widths=(3, 10, 2**62)):
+    probe, time, entity, event, known, values = table
+    found = trailing(probe, time, entity, event, known, values, widths, NAMES)
+    expected = naive.trailing((probe, time), (entity, event, known), values, widths, NAMES)
+    for c, name in enumerate(NAMES):
+        if name in ROUNDED:
+            np.testing.assert_allclose(found[..., c], expected[..., c], rtol=1e-12, atol=5e-324, err_msg=name)
+        else:
+            np.testing.assert_array_equal(found[..., c], expected[..., c], err_msg=name)
+    return found
+
+
+def finite_sums(values):
+    """The twin's mean divides an overflowed sum; keep such inputs out of the comparison, not out of the kernel."""
+    return np.where(np.abs(values) > 1e301, 1e301, values) if np.all(np.isfinite(values[~np.isnan(values)])) else values
+
+
+@examples(120)
+@given(tables())
+def test_equals_the_slow_twin_on_any_input(table):
+    *rest, values = table
+    check_against_twin((*rest, finite_sums(np.where(np.abs(values) == 1.7e308, 1e300, values))))
+
+
+@examples(80)
+@given(tables(ordered=True))
+def test_equals_the_slow_twin_when_rows_are_known_at_once(table):
+    *rest, values = table
+    check_against_twin((*rest, np.where(np.abs(values) == 1.7e308, 1e300, values)))
+
+
+@examples(60)
+@given(tables(), st.randoms(use_true_random=False))
+def test_bits_do_not_depend_on_threads_layout_other_entities_or_row_order(table, random):
+    probe, time, entity, event, known, values = table
+    widths = [4, 2**62]
+    plain = trailing(probe, time, entity, event, known, values, widths, NAMES)
+    others = [trailing(probe, time, entity, event, known, values, widths, NAMES, threads=t) for t in (2, 4)]
+    if len(values):
+        for e, k, v in zip(layouts(event), layouts(known), layouts(values), strict=True):
+            others.append(trailing(probe, time, entity, e, k, v, widths, NAMES))
+    assert same_bytes([plain, *others])
+    alone = entity == 0  # the other entities hold other magnitudes
+    mine = probe == 0
+    some = trailing(probe[mine], time[mine], entity[alone], event[alone], known[alone], values[alone], widths, NAMES)
+    assert same_bytes([plain[mine], some])
+    order = list(range(len(values)))
+    random.shuffle(order)
+    free = [name for name in NAMES if name not in ("first", "last")]  # those two name the row position in their rule
+    shuffled = trailing(probe, time, entity[order], event[order], known[order], values[order], widths, free)
+    assert same_bytes([trailing(probe, time, entity, event, known, values, widths, free), shuffled])
+
+
+@examples(60)
+@given(tables(), st.integers(0, 30))
+def test_bits_do_not_depend_on_where_the_sweep_began(table, start):
+    """Probes from `start` on, given only the history that their windows reach."""
+    probe, time, entity, event, known, values = table
+    widths = [5]
+    late = time >= start
+    needed = event >= start - max(widths)
+    whole = trailing(probe, time, entity, event, known, values, widths, NAMES)[late]
+    part = trailing(
+        probe[late], time[late], entity[needed], event[needed], known[needed], values[needed], widths, NAMES, threads=2
+    )
+    assert same_bytes([whole, part])
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_one_entity_with_half_of_the_rows_is_split_between_threads_without_a_trace(lag):
+    rng = np.random.default_rng(5)
+    n = 600
+    entity = np.where(rng.random(n) < 0.5, 0, rng.integers(0, 9, n))
+    event = np.sort(rng.integers(0, 200, n))
+    known = event + lag * rng.integers(0, 40, n)
+    values = rng.standard_normal(n) * 10.0 ** rng.integers(-20, 20, n)
+    names = [name for name in NAMES if not name.startswith("ewm")]
+    results = [trailing(entity, event, entity, event, known, values, [7, 60], names, threads=t) for t in (1, 2, 4)]
+    assert same_bytes(results)
+
+
+def test_without_values_rows_count_as_rows():
+    entity, event = np.zeros(4, int), np.array([0, 1, 2, 3])
+    found = trailing(entity, event, entity, event, event, None, [2_000_000], ["count", "recency"])
+    np.testing.assert_array_equal(found[:, 0, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(found[:, 0, 1], [np.nan, 1e-6, 1e-6, 1e-6])
+
+
+def test_a_null_instant_is_never_known_although_it_is_the_smallest_integer():
+    event = np.array(["2020-01-01", "NaT", "2020-01-01"], "datetime64[us]")
+    known = np.array(["NaT", "2020-01-01", "2020-01-02"], "datetime64[us]")
+    probe = np.array(["2020-01-03", "NaT"], "datetime64[us]")
+    found = trailing([0, 0], probe, [0, 0, 0], event, known, [1.0, 2.0, 4.0], [10 * DAY], ["count", "sum"])
+    np.testing.assert_array_equal(found[:, 0], [[1, 4], [0, np.nan]])
+
+
+def test_instants_near_the_ends_of_int64_do_not_wrap():
+    top = 2**63 - 1
+    event = np.array([NAT + 1, 0, top - 1])
+    found = trailing([0, 0], [NAT + 2, top], [0, 0, 0], event, event, [1.0, 2.0, 4.0], [5, top], ["sum", "recency"])
+    np.testing.assert_array_equal(found[:, :, 0], [[1, 1], [4, 6]])
+    np.testing.assert_allclose(found[:, :, 1], [[1e-6, 1e-6], [1e-6, 1e-6]])
+
+
+# ------------------------------------------------------------------ field reports
+def own_rows(times, values, window, names, min_count=1):
+    """Rows as their own probes, strictly earlier ones counting: sum over [t - w, t)."""
+    entity = np.zeros(len(times), np.int64)
+    return trailing(entity, times, entity, times, times, values, [window], names)[:, 0]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 1, 0], [2, 0, 1]])
+def test_b3_rows_of_one_instant_do_not_see_each_other(order):
+    times, values = np.array([0, 0, HOUR])[order], np.array([0.0, 1.0, 2.0])[order]
+    found = own_rows(times, values, 4 * HOUR, ["sum"])[:, 0]
+    np.testing.assert_array_equal(found, np.array([np.nan, np.nan, 1.0])[order])
+
+
+def test_b4_a_window_is_a_fixed_length_over_the_change_of_clocks():
+    local = pd.date_range("2021-11-05", "2021-11-10", freq="D", tz="US/Central")
+    times = local.tz_convert("UTC").tz_localize(None).to_numpy().astype("datetime64[us]").view(np.int64)
+    found = own_rows(times, np.ones(6), DAY, ["sum"])[:, 0]
+    np.testing.assert_array_equal(found, [np.nan, 1, 1, np.nan, 1, 1])
+
+
+def test_b5_one_huge_value_leaves_no_trace():
+    x = np.array([9.54e8, 0.6225, np.nan, 0, 1.14, 0, 0])
+    found = own_rows(np.arange(7) * HOUR, x, 5 * HOUR, ["std"])[-1, 0]  # of rows 1 .. 5
+    assert math.isclose(found, np.nanstd([0.6225, 0, 1.14, 0], ddof=1), rel_tol=1e-15)
+    assert math.isclose(found, 0.55091, rel_tol=1e-4)
+    zeros = np.array([1000.0] + [0.0] * 30)
+    std = own_rows(np.arange(31) * HOUR, zeros, 10 * HOUR, ["std"])[:, 0]
+    assert np.all(std[11:] == 0.0) and not np.any(std < 0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e8, 1e9, -1e12])
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 1e3])
+def test_std_keeps_its_digits_at_any_offset(offset, spread):
+    x = np.random.default_rng(1).standard_normal(60) * spread + offset
+    found = own_rows(np.arange(61), np.append(x, 0.0), 10**6, ["std", "mean", "sum"])[-1]
+    assert math.isclose(found[0], naive.exact_std(list(x)), rel_tol=4e-16)
+    assert found[2] == math.fsum(x)
+
+
+# ------------------------------------------------------------------ foreign oracles
+def foreign(n=400, entities=5, seed=3):
+    rng = np.random.default_rng(seed)
+    times = np.sort(rng.integers(0, 40 * 24, n)) * HOUR
+    return rng.integers(0, entities, n), times, rng.standard_normal(n)
+
+
+def test_agrees_with_pandas_rolling():
+    entity, times, values = foreign()
+    names = ["count", "sum", "mean", "std", "min", "max"]
+    found = trailing(entity, times, entity, times, times, values, [7 * DAY], names)[:, 0]
+    frame = pd.DataFrame({"g": entity, "v": values}, index=pd.DatetimeIndex(times.view("datetime64[us]")))
+    for g, group in frame.groupby("g"):
+        rolling = group["v"].rolling(f"{7 * 24}h", closed="left")  # [t - w, t)
+        for c, name in enumerate(names):
+            expected = getattr(rolling, name)().to_numpy()
+            expected = np.nan_to_num(expected) if name == "count" else expected
+            np.testing.assert_allclose(found[entity == g, c], expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_agrees_with_polars_rolling():
+    entity, times, values = foreign()
+    names = ["count", "mean", "std", "max", "first", "last", "distinct"]
+    found = trailing(entity, times, entity, times, times, values, [3 * DAY], names)[:, 0]
+    frame = pl.DataFrame({"g": entity, "t": times.view("datetime64[us]"), "v": values, "i": np.arange(len(values))})
+    v = pl.col("v")
+    expressions = [pl.len().alias("count"), v.mean().alias("mean"), v.std().alias("std"), v.max().alias("max")]
+    expressions += [v.first().alias("first"), v.last().alias("last"), v.n_unique().alias("distinct")]
+    rolled = frame.rolling("t", period="3d", group_by="g", closed="left").agg(pl.col("i").max().alias("unused"), *expressions)
+    by_row = frame.sort("g", "t", maintain_order=True)
+    for c, name in enumerate(names):
+        mine = found[by_row["i"].to_numpy(), c]
+        theirs = rolled.sort("g", "t", maintain_order=True)[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        mine = np.nan_to_num(mine) if name == "distinct" else mine  # of no rows polars counts 0 distinct values
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9, err_msg=name)
+
+
+# ------------------------------------------------------------------ errors
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"windows": [0]}, ValueError, r"windows must be .* found \[0\]"),
+        ({"windows": []}, ValueError, "windows must be"),
+        ({"aggregates": ["median"]}, ValueError, r"among count, sum.*found \['median'\]"),
+        ({"aggregates": []}, ValueError, "aggregates must be"),
+        ({"values": None}, ValueError, r"without values only count, recency exist, found \['mean'\]"),
+        ({"values": [1.0]}, ValueError, "values must have 2 entries, found 1"),
+        ({"event_time": [0.0, 1.0]}, TypeError, "event_time must hold integers.* found dtype float64"),
+        ({"probe_time": [[0]]}, ValueError, r"probe_time must have one dimension, found shape \(1, 1\)"),
+        ({"threads": 0}, ValueError, "threads must be .* found 0"),
+        ({"values": ["a", "b"]}, TypeError, "values must hold numbers"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, words):
+    arguments = {
+        "probe_entity": [0],
+        "probe_time": [0],
+        "source_entity": [0, 0],
+        "event_time": [0, 1],
+        "known_at": [0, 1],
+        "values": [1.0, 2.0],
+        "windows": [1],
+        "aggregates": ["mean"],
+    }
+    with pytest.raises(error, match=words):
+        trailing(**(arguments | change))
+
+
+def test_each_aggregate_has_its_own_code():
+    assert sorted(windows.AGGREGATES.values()) == list(range(len(NAMES)))
+
+
+@examples(30)
+@given(st.lists(ORDINARY, min_size=1, max_size=12), st.integers(1, 6))
+def test_distinct_counts_values_not_rows(values, window):
+    x = np.array(values)
+    found = own_rows(np.arange(len(x)), x, window, ["distinct", "count"])
+    for i in range(len(x)):
+        inside = x[max(0, i - window) : i]
+        inside = inside[~np.isnan(inside)] + 0.0
+        assert found[i, 1] == len(inside)
+        assert found[i, 0] == len(set(inside)) or (len(inside) == 0 and np.isnan(found[i, 0]))
