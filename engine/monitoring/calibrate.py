@@ -1,10 +1,11 @@
 """Alarm lines with a stated false-alarm rate, from the reference's own windows.
 
 Windows of the reference as long as the current one are compared with the rest of the reference. Each statistic of each
-column is normalised by what that column's own windows show (median, MAD, never below a stated scale); a window's score
-is its largest normalised statistic over all columns; the line is the (1 - alpha) quantile of those scores. Blocks of
-time, never shuffled rows: days resemble their neighbours. Where there are fewer than 2 / alpha separate windows, more
-are put together from blocks of days, and no line lies below what the real windows reached.
+column is normalised by what that column's own windows show (median; the larger of MAD and upper tail, never below a
+stated scale); a window's score is its largest normalised statistic over all columns; the line is the (1 - alpha)
+quantile of those scores. Blocks of time, never shuffled rows: days resemble their neighbours. Where there are fewer
+than 2 / alpha separate windows, more are put together from blocks of days, and no line lies below what the real
+windows reached.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ MIN_SCALE = {
     "volume": 0.02,
 }
 MAD_TO_DEVIATION = 1.4826
+# A column that leapt before must leap further, but must not raise the line of the others: its scale is at least what
+# its upper tail says.
+TAIL, TAIL_TO_DEVIATION = 0.95, 1.6449
 STRIDES = 4  # real windows overlap: one starts every quarter of its length
 FOLDS = 8
 ENOUGH_REAL = 5  # separate real windows from which median and MAD are taken alone
@@ -256,7 +260,8 @@ def _center_and_scale(found: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, n
             if len(values):
                 center[column, index] = np.median(values)
                 deviation = MAD_TO_DEVIATION * float(np.median(np.abs(values - center[column, index])))
-                scale[column, index] = max(scale[column, index], deviation)
+                tail = float(np.quantile(values, TAIL) - center[column, index]) / TAIL_TO_DEVIATION
+                scale[column, index] = max(scale[column, index], deviation, tail)
     return center, scale
 
 
@@ -282,7 +287,9 @@ def held_out(reference: Reference, plan: Plan, floors: Mapping[str, float]) -> H
     """Leave separate windows out by turns, calibrate on the rest, and count how many of them would have alarmed."""
     days = len(reference.days)
     starts = [index * plan.length for index in range(days // plan.length)]
-    over, alarms, by_column, tested = 0, 0, {}, []
+    over, alarms = 0, 0
+    by_column: dict[str, int] = {}
+    tested: list[int] = []
     for group in np.array_split(np.array(starts, np.int64), min(len(starts), FOLDS)) if len(starts) > 1 else []:
         allowed = np.ones(days, bool)
         allowed[group[0] : group[-1] + plan.length] = False

@@ -170,7 +170,8 @@ def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     middle = (p + q) / 2
 
     def bits(share: np.ndarray) -> np.ndarray:
-        return np.asarray(np.where(share > 0, share * np.log2(share / middle), 0.0).sum(axis=1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.where(share > 0, share * np.log2(share / middle), 0.0).sum(axis=1))
 
     result = np.sqrt(np.clip((bits(p) + bits(q)) / 2, 0.0, 1.0))
     return np.where(np.isnan(p[:, 0]) | np.isnan(q[:, 0]), np.nan, result)

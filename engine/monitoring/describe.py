@@ -1,0 +1,257 @@
+"""What is said of a column: its statistics with bounds and reasons, what moved in it, and how likely it is the cause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.features.encode import FIRST_KNOWN
+from engine.features.profile import Profile
+from engine.monitoring.calibrate import ROWS_COLUMN, VOLUME
+from engine.monitoring.reference import Reference
+from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, js_distance
+from kernels import profile as kernel
+from kernels import statistics as kernels
+
+LISTED = 10  # categories or bins listed as new, vanished or moved
+IDLE = 0.01  # share of importance that a feature has at least, so that one the model ignores still ranks by its move
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One column of the reference and of the current window, each as one window of counts."""
+
+    column: ColumnSpec
+    reference: Counts
+    current: Counts
+
+    def bins(self, side: Counts) -> np.ndarray:
+        """int64[bins]: rows of each bin, infinities in the outer ones."""
+        row = np.rint(side.values[0]).astype(np.int64)
+        if self.column.edges is not None:
+            row[[0, -1]] += np.rint(side.infinite[0]).astype(np.int64)
+        return row
+
+    def levels(self, side: Counts) -> dict[str, int]:
+        """Rows by label of the bin."""
+        return {label: int(rows) for label, rows in zip(self.column.labels, self.bins(side), strict=True) if rows}
+
+
+def describe(
+    pair: Pair, facts: Mapping[str, dict[str, Any]], reference: Reference, current: Profile, floor: float
+) -> dict[str, Any]:
+    """The record of one column. `facts`: what the calibrated line says of each computable statistic."""
+    column = pair.column
+    reported = pair_statistics(pair, floor)
+    for name, item in facts.items():
+        reported[name] = {**reported.get(name, {}), **item}
+    shapes = [name for name in facts if name != "missing"]
+    alarmed = any(item["alarm"] for item in facts.values())
+    record: dict[str, Any] = {
+        "name": column.name,
+        "kind": column.kind,
+        "status": "alarm" if alarmed else "quiet" if shapes else "not computable",
+        "score": max((item["score"] for item in facts.values()), default=None),
+        "rows": {"reference": int(pair.reference.rows[0]), "current": int(pair.current.rows[0])},
+        "missing": {"reference": missing_share(pair.reference), "current": missing_share(pair.current)},
+        "importance": reference.importance.get(column.name),
+        "shift": shift_of(pair),
+        "shift_beyond_typical": _beyond(shift_of(pair), facts),
+        "statistics": dict(sorted(reported.items())),
+        "moved": moved(pair),
+    }
+    if not shapes:
+        record["reason"] = next((item["reason"] for item in reported.values() if "reason" in item), "there are no rows")
+    if column.kind == CATEGORICAL:
+        record |= categories(pair, current)
+    return record
+
+
+def describe_volume(facts: Mapping[str, dict[str, Any]], rows: int) -> dict[str, Any]:
+    """The record of the number of rows."""
+    status = "not computable" if VOLUME not in facts else "alarm" if facts[VOLUME]["alarm"] else "quiet"
+    record: dict[str, Any] = {
+        "name": ROWS_COLUMN,
+        "kind": "volume",
+        "status": status,
+        "score": facts[VOLUME]["score"] if facts else None,
+        "rows": {"current": rows},
+        "importance": None,
+        "shift": None,
+        "shift_beyond_typical": None,
+        "statistics": {VOLUME: dict(facts[VOLUME])} if facts else {},
+    }
+    if not facts:
+        record["reason"] = "not computable, because the period of the stored profile is not known"
+    return record
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def pair_statistics(pair: Pair, floor: float) -> dict[str, dict[str, Any]]:
+    """Every statistic by the kernels: value or reason, bounds and p-value."""
+    a, b = pair.bins(pair.reference), pair.bins(pair.current)
+    found = [
+        kernels.psi(a, b, floor),
+        kernels.js_distance(a, b),
+        kernels.chi_square(pair.levels(pair.reference), pair.levels(pair.current)),
+    ]
+    if pair.column.edges is not None:
+        found += [kernels.ks_profiles(a, b), _wasserstein(pair)]
+    return {item.name: _plain(item) for item in found}
+
+
+def _wasserstein(pair: Pair) -> kernels.Statistic:
+    infinite = int(pair.reference.infinite.sum() + pair.current.infinite.sum())
+    if infinite:
+        reason = f"not computable, because {infinite} values are infinite"
+        return kernels.Statistic("wasserstein", None, reason)
+    sides = [
+        (np.rint(side.values[0]).astype(np.int64), float(side.far[0, 0]), float(side.far[0, 1]))
+        for side in (pair.reference, pair.current)
+    ]
+    assert pair.column.edges is not None
+    return kernels.wasserstein_profiles(sides[0], sides[1], pair.column.edges, pair.column.scale)
+
+
+def _plain(item: kernels.Statistic) -> dict[str, Any]:
+    record: dict[str, Any] = {"value": item.value}
+    for name in ("reason", "p", "low", "high"):
+        if getattr(item, name) is not None:
+            record[name] = getattr(item, name)
+    for name in ("dof", "low_expected"):
+        if name in item.details:
+            record[name] = item.details[name]
+    return record
+
+
+def missing_share(counts: Counts) -> float | None:
+    """Share of rows without a value; None without rows."""
+    return float(counts.missing[0] / counts.rows[0]) if counts.rows[0] else None
+
+
+def shift_of(pair: Pair) -> float | None:
+    """Jensen-Shannon distance of the column with `missing` as a value of its own: in [0, 1] for any kind of change."""
+    sides = []
+    for counts in (pair.reference, pair.current):
+        row = np.concatenate([counts.values[0], counts.infinite[0], counts.missing])
+        if not row.sum():
+            return None
+        sides.append((row / row.sum())[None, :])
+    return float(js_distance(sides[0], sides[1])[0])
+
+
+def _beyond(shift: float | None, facts: Mapping[str, dict[str, Any]]) -> float | None:
+    """The shift without what sampling and ordinary weeks give: for small moves PSI is 8 ln 2 times the divergence."""
+    if shift is None:
+        return None
+    typical = facts["psi"]["typical"] if "psi" in facts else 0.0
+    return math.sqrt(max(shift * shift - typical / (8 * math.log(2)), 0.0))
+
+
+def moved(pair: Pair) -> list[dict[str, Any]]:
+    """Bins or categories whose share changed most, in falling order of the change."""
+    a, b = pair.bins(pair.reference), pair.bins(pair.current)
+    if not a.sum() or not b.sum():
+        return []
+    p, q = a / a.sum(), b / b.sum()
+    order = np.lexsort((np.arange(len(p)), -np.abs(q - p)))[:LISTED]
+    return [
+        {"label": pair.column.labels[k], "reference": float(p[k]), "current": float(q[k])}
+        for k in order
+        if p[k] != q[k]
+    ]
+
+
+def categories(pair: Pair, current: Profile) -> dict[str, Any]:
+    """New categories by name with their rows, and vanished ones with their share of the reference."""
+    index = [item.name for item in current.spec.categorical].index(pair.column.name)
+    unseen = sorted(current.unseen[index].items(), key=lambda item: (-item[1], item[0]))
+    a, b = pair.bins(pair.reference), pair.bins(pair.current)
+    gone = [int(k) for k in np.flatnonzero((a > 0) & (b == 0)) if k >= FIRST_KNOWN - 1]
+    gone.sort(key=lambda k: (-a[k], k))
+    return {
+        "new": {"rows": int(b[0]), "named": dict(unseen[:LISTED])},
+        "vanished": {
+            "categories": len(gone),
+            "share_of_reference": float(a[gone].sum() / max(a.sum(), 1)),
+            "named": {pair.column.labels[k]: float(a[k] / a.sum()) for k in gone[:LISTED]},
+        },
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- causes
+
+
+def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Columns ranked by how much the model listens to them times how far they moved beyond what is typical.
+
+    First those that alarm or whose move is above an effect floor. Predictions are consequences, so they are no causes.
+    Columns that go missing in the same number of rows are named together: one feed feeds them.
+    """
+    inputs = [item for item in columns if item["kind"] != PREDICTION]
+    total = sum(item["importance"] or 0.0 for item in inputs)
+    feeds = missing_together(columns)
+    ranked: list[dict[str, Any]] = []
+    for item in inputs:
+        share = max((item["importance"] or 0.0) / total if total else 0.0, IDLE)
+        notable = any(part.get("alarm") or part.get("effect") for part in item["statistics"].values())
+        others = [name for name in feeds.get(item["name"], []) if name != item["name"]]
+        cause = {
+            "column": item["name"],
+            "alarm": item["status"] == "alarm",
+            "notable": notable,
+            "weight": share * (item["shift_beyond_typical"] or 0.0),
+            "text": cause_text(item, others),
+        }
+        ranked.append({**cause, "missing_together_with": others} if others else cause)
+    return sorted(ranked, key=lambda item: (not item["notable"], -item["weight"], item["column"]))
+
+
+def missing_together(columns: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """For each column that alarms by its missing rate: those missing in exactly as many rows."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for item in columns:
+        if item["statistics"].get("missing", {}).get("alarm") and item["missing"]["current"]:
+            rows = item["rows"]["current"]
+            groups.setdefault((rows, round(item["missing"]["current"] * rows)), []).append(item["name"])
+    return {name: names for names in groups.values() if len(names) > 1 for name in names}
+
+
+def cause_text(item: Mapping[str, Any], together: Sequence[str]) -> str:
+    """One line for a person: what moved, by which statistic, from where to where."""
+    if item["kind"] == "volume":
+        value = item["statistics"][VOLUME]
+        return f"the number of rows: {item['rows']['current']:,}, |ln| {value['value']:.2f} against {value['line']:.2f}"
+    alarmed = [(part["score"], name) for name, part in item["statistics"].items() if part.get("alarm")]
+    scored = [(part["score"], name) for name, part in item["statistics"].items() if "score" in part]
+    name = max(alarmed or scored, default=(0.0, ""))[1]
+    text = str(item["name"])
+    if name == "missing":
+        text += f": missing {item['missing']['reference']:.1%} -> {item['missing']['current']:.1%}"
+        return text + (f", together with {', '.join(together)}" if together else "")
+    if name:
+        part = item["statistics"][name]
+        text += f": {name} {part['value']:.3g} against {part['line']:.3g}"
+    moves = [
+        f"{part['label']} {part['reference']:.1%} -> {part['current']:.1%}" for part in (item.get("moved") or [])[:3]
+    ]
+    return text + (f"; {', '.join(moves)}" if moves else "")
+
+
+def means(profile: Profile) -> dict[str, tuple[float, float]]:
+    """(mean, standard deviation) of each numeric column and prediction, from exact sums."""
+    spec = profile.spec
+    found = {}
+    for columns, counts, plan in (
+        (spec.numeric, profile.numeric, spec.plan),
+        (spec.predictions, profile.predictions, spec.prediction_plan),
+    ):
+        for index, item in enumerate(columns):
+            found[item.name] = kernel.mean_std(counts, plan, index)
+    return found

@@ -1,0 +1,216 @@
+"""The comparison of one window with the reference: statistics, verdict by column, likely causes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.errors import UserError, nearest
+from engine.features.profile import Profile
+from engine.monitoring.calibrate import (
+    NAMES,
+    ROWS_COLUMN,
+    VOLUME,
+    HeldOut,
+    Line,
+    Plan,
+    calibrate,
+    held_out,
+    judge,
+    volume,
+)
+from engine.monitoring.describe import Pair, causes_of, describe, describe_volume
+from engine.monitoring.reference import Reference
+from engine.monitoring.statistics import Counts, profile_counts, statistics
+
+# Smallest change over what is typical that is worth waking somebody; config key monitor.floors.
+FLOORS = {
+    "psi": 0.1,
+    "ks": 0.1,
+    "wasserstein": 0.1,
+    "missing": 0.02,
+    "outside": 0.02,
+    "unseen": 0.02,
+    "volume": 0.25,
+}
+
+
+@dataclass(frozen=True)
+class Current:
+    """What is compared: a profile, and the local days it covers (None where a stored profile does not say)."""
+
+    profile: Profile
+    days: np.ndarray | None
+    length: float  # days, may be a part of one
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The outcome. found [columns + 1, statistics]; beyond, alarm of the same shape."""
+
+    line: Line
+    held_out: HeldOut
+    found: np.ndarray
+    beyond: np.ndarray
+    alarm: np.ndarray
+    columns: list[dict[str, Any]]
+    causes: list[dict[str, Any]]
+    p_values: dict[str, float]
+    discoveries: list[str]
+
+    @property
+    def alarms(self) -> list[str]:
+        """Names of the columns that alarm."""
+        return [item["name"] for item in self.columns if item["status"] == "alarm"]
+
+    @property
+    def not_computable(self) -> list[str]:
+        """Names of the columns of which nothing could be compared."""
+        return [item["name"] for item in self.columns if item["status"] == "not computable"]
+
+
+def compare(
+    reference: Reference, current: Current, plan: Plan, floors: Mapping[str, float], thresholds: Mapping[str, float]
+) -> Drift:
+    """Calibrate for a window like the current one, and judge it.
+
+    Raises UserError for a manual threshold of a column or statistic that is not there.
+    """
+    floors = {**FLOORS, **floors}
+    counts = profile_counts(current.profile)
+    sizes = {name: float(item.rows[0]) for name, item in counts.items()}
+    line = calibrate(reference, plan, sizes)
+    found = current_statistics(reference, current, counts, plan)
+    beyond, alarm = (part[..., 0] for part in judge(line, found[..., None], floors))
+    alarm = with_manual(reference, found, alarm, thresholds)
+    limits = lines_by_statistic(line, floors)
+    for at, statistic, value in manual_lines(reference, thresholds):
+        limits[at, statistic] = value
+    base = reference_counts(reference, current.days, plan.season)
+    columns = []
+    for index, column in enumerate(reference.columns):
+        pair = Pair(column, base[column.name], counts[column.name])
+        facts = _facts(index, found, beyond, alarm, limits, line, floors)
+        columns.append(describe(pair, facts, reference, current.profile, plan.psi_floor))
+    columns.append(describe_volume(_facts(-1, found, beyond, alarm, limits, line, floors), current.profile.rows))
+    p_values = empirical_p(line, found, [*(item.name for item in reference.columns), ROWS_COLUMN])
+    return Drift(
+        line,
+        held_out(reference, plan, floors),
+        found,
+        beyond,
+        alarm,
+        columns,
+        causes_of(columns),
+        p_values,
+        benjamini_hochberg(p_values, plan.alpha),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def current_statistics(reference: Reference, current: Current, counts: Mapping[str, Counts], plan: Plan) -> np.ndarray:
+    """float64[columns + 1, statistics]: the window against the whole reference; NaN where not computable."""
+    found = np.full((len(reference.columns) + 1, len(NAMES)), np.nan)
+    base = reference_counts(reference, current.days, plan.season)
+    for index, column in enumerate(reference.columns):
+        values = statistics(column, base[column.name], counts[column.name], NAMES, plan.psi_floor)
+        for name, value in values.items():
+            found[index, NAMES.index(name)] = value[0] if np.isfinite(value[0]) else np.nan
+    if current.days is not None:
+        expected = reference.rows.sum() / max(int((reference.rows > 0).sum()), 1) * current.length
+        found[-1, NAMES.index(VOLUME)] = volume(np.array([current.profile.rows]), np.array([expected]))[0]
+    return found
+
+
+def reference_counts(reference: Reference, days: np.ndarray | None, season: str) -> dict[str, Counts]:
+    """The whole reference by column; with season=weekday each weekday weighs as it does in the window's days."""
+    if season == "none" or days is None or not len(days):
+        return profile_counts(reference.profile)
+    shares = np.bincount((days + 3) % 7, minlength=7) / len(days)
+    there = np.bincount(reference.weekdays, minlength=7) / len(reference.days)
+    factor = np.divide(shares, there, out=np.zeros(7), where=there > 0)[reference.weekdays][None, :]
+    return reference.windows(factor, factor * reference.scored)
+
+
+def lines_by_statistic(line: Line, floors: Mapping[str, float]) -> np.ndarray:
+    """[columns + 1, statistics]: value of each statistic from which it alarms."""
+    limits = line.center + line.value * line.scale
+    at = NAMES.index("psi")
+    limits[:, at] = limits[:, at] ** 2
+    return np.maximum(limits, line.typical() + np.array([floors[name] for name in NAMES]))
+
+
+def manual_lines(reference: Reference, thresholds: Mapping[str, float]) -> list[tuple[int, int, float]]:
+    """(column index, statistic index, value) of manual thresholds."""
+    names = [*(item.name for item in reference.columns), ROWS_COLUMN]
+    found = []
+    for key, value in thresholds.items():
+        column, _, statistic = key.rpartition(".")
+        if key in names or statistic not in NAMES:
+            column, statistic = key, VOLUME if key == ROWS_COLUMN else "psi"
+        if column not in names:
+            raise UserError(f"monitor.thresholds names {key!r}, which is no monitored column.{nearest(column, names)}")
+        found.append((names.index(column), NAMES.index(statistic), float(value)))
+    return found
+
+
+def with_manual(
+    reference: Reference, found: np.ndarray, alarm: np.ndarray, thresholds: Mapping[str, float]
+) -> np.ndarray:
+    """The alarms, where a manual threshold stands in the place of the line and the floor."""
+    alarm = alarm.copy()
+    for column, statistic, value in manual_lines(reference, thresholds):
+        alarm[column, statistic] = found[column, statistic] >= value
+    return alarm
+
+
+def empirical_p(line: Line, found: np.ndarray, names: list[str]) -> dict[str, float]:
+    """Share of the reference's windows whose column scored as high (Davison and Hinkley 1997, 4.2), by column."""
+    scores = line.normalised(found[..., None])[..., 0]
+    result = {}
+    for index, name in enumerate(names):
+        if np.isnan(scores[index]).all():
+            continue
+        own = line.column_scores[index]
+        own = own[np.isfinite(own)]
+        result[name] = float((1 + (own >= np.nanmax(scores[index])).sum()) / (1 + len(own)))
+    return result
+
+
+def benjamini_hochberg(p_values: Mapping[str, float], alpha: float) -> list[str]:
+    """Columns that the step-up procedure rejects at false discovery rate alpha (JRSS B 57, 1995)."""
+    ranked = sorted(p_values.items(), key=lambda item: (item[1], item[0]))
+    last = max((rank for rank, (_, p) in enumerate(ranked, 1) if p <= alpha * rank / len(ranked)), default=0)
+    return [name for name, _ in ranked[:last]]
+
+
+def _facts(
+    index: int,
+    found: np.ndarray,
+    beyond: np.ndarray,
+    alarm: np.ndarray,
+    limits: np.ndarray,
+    line: Line,
+    floors: Mapping[str, float],
+) -> dict[str, dict[str, Any]]:
+    """What the line says of each computable statistic of one column."""
+    scores = line.normalised(found[..., None])[index, :, 0]
+    typical = line.typical()[index]
+    return {
+        name: {
+            "value": float(found[index, at]),
+            "typical": float(typical[at]),
+            "line": float(limits[index, at]),
+            "score": float(scores[at]),
+            "beyond": bool(beyond[index, at]),
+            "effect": bool(found[index, at] - typical[at] >= floors[name]),
+            "alarm": bool(alarm[index, at]),
+        }
+        for at, name in enumerate(NAMES)
+        if np.isfinite(found[index, at])
+    }
