@@ -75,7 +75,10 @@ def _histogram(column: pa.ChunkedArray) -> dict[str, Any]:
     if not len(values):
         return {"mean": None, "std": None, "histogram": None}
     low, high = float(values.min()), float(values.max())
-    heights, edges = np.histogram(values, BINS, (low, high if high > low else low + 1))
+    edges = np.linspace(low, high, BINS + 1)
+    if not np.all(np.isfinite(edges)) or np.any(edges[1:] <= edges[:-1]):
+        edges = np.array([low, high])  # all values are one, or so near to each other that a float cannot part them
+    heights = np.histogram(values, edges)[0] if high > low else [len(values)]
     return {
         "mean": float(values.mean()),
         "std": float(values.std()),

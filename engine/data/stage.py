@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,7 +194,8 @@ class _Writer:
 
     def __init__(self, stem: Path, schema: pa.Schema) -> None:
         self._target = stem.with_name(f"{stem.name}.arrow")
-        self._temporary = stem.with_name(f".{stem.name}.tmp")
+        # Two files of equal content are staged under one name, perhaps at the same time.
+        self._temporary = stem.with_name(f".{stem.name}.{uuid.uuid4().hex[:8]}.tmp")
         self._schema = schema
         with storage.disk_errors(stem):
             stem.parent.mkdir(parents=True, exist_ok=True)
