@@ -12,19 +12,14 @@ import hashlib
 import itertools
 import json
 import logging
-import os
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config.tree import ClusterConfig
 from engine.errors import UserError
-from engine.runtime import environment
 
 Item = dict[str, Any]
 Work = Callable[[Item], dict[str, Any]]
@@ -95,13 +90,23 @@ def describe(error: BaseException) -> str:
 # -------------------------------------------------------------------------------------------------------------- Ray
 
 
-def run_actors(
-    make: Callable[[], Work], items: Sequence[Item], cluster: ClusterConfig, threads: int, tries: int, marks: Path
-) -> Iterator[Outcome]:
-    """Items on a pool of Ray Data actors that grows up to `cluster.workers`; each calls `make` once.
+@dataclass(frozen=True)
+class Actors:
+    """The pool: at most `workers` actors, each with so many CPUs and GPUs of its node."""
 
-    Ray must be running. An actor holds one item at a time, so that its death costs no other. Ray starts it again and
-    hands it the item again, for ever: so tries are counted in files of `marks`, an empty folder that all nodes reach.
+    workers: int
+    cpus: float = 1
+    gpus: float = 0
+
+
+def run_actors(
+    make: Callable[[], Work], items: Sequence[Item], actors: Actors, tries: int, marks: Path
+) -> Iterator[Outcome]:
+    """Items on an autoscaling pool of Ray Data actors; each calls `make` once.
+
+    Ray must be running (cluster.session). An actor holds one item at a time, so that its death costs no other. Ray
+    starts it again and hands it the item again, for ever: so tries are counted in files of `marks`, an empty folder
+    that all nodes reach.
     """
     import ray.data
 
@@ -109,15 +114,15 @@ def run_actors(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    most = max(1, min(cluster.workers, len(items)))
+    most = max(1, min(actors.workers, len(items)))
     rows = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)).map(
         _Actor,
-        fn_constructor_args=(make, threads, tries, str(marks)),
+        fn_constructor_args=(make, tries, str(marks)),
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1
         ),
-        num_cpus=threads,
-        num_gpus=cluster.gpus_per_worker or None,
+        num_cpus=actors.cpus,
+        num_gpus=actors.gpus or None,
     )
     for reply in rows.iter_rows():
         if reply["hopeless"]:
@@ -129,8 +134,7 @@ def run_actors(
 class _Actor:
     """What runs in a Ray actor: an error becomes a reply; a death leaves the mark of a try."""
 
-    def __init__(self, make: Callable[[], Work], threads: int, tries: int, marks: str) -> None:
-        environment.set_threads(threads)
+    def __init__(self, make: Callable[[], Work], tries: int, marks: str) -> None:
         self.tries, self.marks = tries, Path(marks)
         self.work = make()
 
@@ -158,35 +162,3 @@ def _reply(
     row: dict[str, Any], tries: int, result: str = "", cause: str = "", hopeless: bool = False
 ) -> dict[str, Any]:
     return {"item": row["item"], "result": result, "cause": cause, "tries": tries, "hopeless": hopeless}
-
-
-@contextlib.contextmanager
-def ray_session(cluster: ClusterConfig, threads: int) -> Iterator[float]:
-    """Ray while the block runs; yields the seconds that its start took. A cluster that we joined goes on afterwards."""
-    import ray
-
-    began = time.monotonic()
-    running = ray.is_initialized()
-    if not running:
-        _start(ray, cluster, threads)
-    try:
-        yield time.monotonic() - began
-    finally:
-        if not running:
-            ray.shutdown()
-
-
-def _start(ray: Any, cluster: ClusterConfig, threads: int) -> None:
-    variables = {"NUMBA_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": variables},
-    }
-    if cluster.address is not None or "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ:
-        variables.pop("PYTHONPATH")
-        ray.init(address=cluster.address or "auto", **options)
-    else:
-        # By default Ray would join whatever was started last on this machine.
-        cores = max(environment.cores(), cluster.workers * threads + 1)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1", **options)

@@ -27,7 +27,7 @@ from engine.errors import UserError
 from engine.features import build
 from engine.features.profile import Profile
 from engine.features.store import StoredView
-from engine.runtime import digest, pool, storage
+from engine.runtime import cluster, digest, pool, storage
 from engine.runtime.run import Run, load_record
 from engine.scoring import output, units
 from engine.scoring.output import Place
@@ -278,12 +278,18 @@ def outcomes(config: Config, predictor: Predictor, plan: Plan, tally: Tally) -> 
             worker = UnitScorer(plan.job, alone, plan.dataset, plan.views)
             yield from pool.run_threads(worker, plan.items, compute_threads(config), tries, single_threaded)
         return
-    threads = config.cluster.threads or max(1, compute_threads(config) // config.cluster.workers)
-    with pool.ray_session(config.cluster, threads) as tally.startup:
-        make = functools.partial(open_scorer, plan.job, threads)
-        marks = Path(plan.job.parts) / "tries"
+    parts = Path(plan.job.parts)
+    with cluster.session(config) as session:
+        cluster.check_shared(session, [parts, Path(config.paths.store)])
+        tally.startup = sum(session.seconds.values())
+        # Cores of this machine are shared out; of another one nothing is known but what the config says.
+        threads = config.cluster.threads or (
+            max(1, compute_threads(config) // config.cluster.workers) if session.local else 1
+        )
+        actors = pool.Actors(config.cluster.workers, 1 if session.local else threads, config.cluster.gpus_per_worker)
+        marks = parts / "tries"
         marks.mkdir()
-        yield from pool.run_actors(make, plan.items, config.cluster, threads, tries, marks)
+        yield from pool.run_actors(functools.partial(open_scorer, plan.job, threads), plan.items, actors, tries, marks)
 
 
 # ------------------------------------------------------------------------------------------------------- publishing
