@@ -58,7 +58,7 @@ def dataset(place: Path, config: Config) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def trained(place: Path, dataset: Dataset) -> Run:  # noqa: ARG001 - the store is filled first
+def trained(place: Path, dataset: Dataset) -> Run:
     return api.run("train", *words(place, "train.epochs=2", "evaluate.bootstrap=20"))
 
 

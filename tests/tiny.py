@@ -74,15 +74,19 @@ def visits(rows: int = 2000, seed: int = 0) -> pa.Table:
     mood = np.sin(at / (3 * 24 * H) + shop)
     bought = rng.random(rows) < 1 / (1 + np.exp(-(1.5 * mood + size + 0.5 * (shop % 3) - 0.5)))
     unknown = np.arange(rows) % 50 == 7
-    table = pa.table({
-        "visit": pa.array(2**53 + 1 + np.arange(rows)),
-        "shop": pa.array([None if i % 97 == 0 else f"shop-{s}" for i, s in enumerate(shop)]),
-        "at": pa.array(at, pa.timestamp("us", tz="UTC")),
-        "paid_at": pa.array(at + rng.integers(1, 6 * 60, rows) * 60_000_000, pa.timestamp("us", tz="UTC"), mask=unknown),
-        "size": pa.array(size, mask=np.arange(rows) % 31 == 3),
-        "amount": pa.array(np.round(np.exp(size) * 10, 2), mask=unknown),
-        "bought": pa.array(bought, mask=unknown),
-    })
+    table = pa.table(
+        {
+            "visit": pa.array(2**53 + 1 + np.arange(rows)),
+            "shop": pa.array([None if i % 97 == 0 else f"shop-{s}" for i, s in enumerate(shop)]),
+            "at": pa.array(at, pa.timestamp("us", tz="UTC")),
+            "paid_at": pa.array(
+                at + rng.integers(1, 6 * 60, rows) * 60_000_000, pa.timestamp("us", tz="UTC"), mask=unknown
+            ),
+            "size": pa.array(size, mask=np.arange(rows) % 31 == 3),
+            "amount": pa.array(np.round(np.exp(size) * 10, 2), mask=unknown),
+            "bought": pa.array(bought, mask=unknown),
+        }
+    )
     return table.take(pa.array(rng.permutation(rows)))
 
 

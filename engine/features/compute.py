@@ -74,7 +74,7 @@ def _calendar_part(local: pa.Array, part: str) -> pa.Array:
     return functions[part](local)
 
 
-def view_features(  # noqa: PLR0913 - one row of arguments for every kind of view
+def view_features(
     name: str,
     view: ViewConfig,
     data: DataConfig,
@@ -91,7 +91,7 @@ def view_features(  # noqa: PLR0913 - one row of arguments for every kind of vie
     return _window_features(name, view, data, decisions, probes, history, threads)
 
 
-def _window_features(  # noqa: PLR0913
+def _window_features(
     name: str,
     view: ViewConfig,
     data: DataConfig,
@@ -119,7 +119,7 @@ def _window_features(  # noqa: PLR0913
     return dict(zip((feature.name for feature in view_columns(name, view, data)), columns, strict=True))
 
 
-def _asof_features(  # noqa: PLR0913
+def _asof_features(
     name: str,
     view: ViewConfig,
     data: DataConfig,
@@ -203,7 +203,8 @@ def _codes_of(left: pa.ChunkedArray, right: pa.ChunkedArray) -> tuple[np.ndarray
 
 def as_floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """float64[n] of a numeric or truth column; null becomes NaN. An int64 beyond 2**53 is rounded: float64 is the
-    arithmetic of windows."""
+    arithmetic of windows.
+    """
     column = _combined(column)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())

@@ -119,7 +119,7 @@ def _reusable(folder: Path, columns: dict[str, str]) -> dict[str, tuple[StoredVi
     return found
 
 
-def _complete(  # noqa: PLR0913
+def _complete(
     name: str, view: ViewConfig, config: Config, dataset: Dataset, run: Run, found: dict[str, tuple[StoredView, str]]
 ) -> tuple[pa.Table, float]:
     """All columns of the view: those found, and the rest computed; and the seconds that took."""

@@ -2,8 +2,8 @@
 
 `model/` of a training run holds: `model.safetensors`, `model.json` (architecture, loss, precision, tile), `spec.json` (data and
 feature specification as resolved), `features.json` (fitted encoder), `schema.json` (raw features and their types), and
-`gate/` (rows with the history they need, and the features and scores that training saw for them). `bundle.json` is written last: sizes and
-digests of the rest, checked before anything is parsed.
+`gate/` (rows with the history they need, and the features and scores that training saw for them). `bundle.json` is written
+last: sizes and digests of the rest, checked before anything is parsed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Bundle:
         return self.directory / "model.safetensors"
 
 
-def write_bundle(  # noqa: PLR0913 - one argument a file
+def write_bundle(
     directory: Path, *, config: Config, encoder: Encoder, model: dict[str, Any], weights: bytes, raw_schema: pa.Schema
 ) -> None:
     """Write everything but the gate and the manifest; `seal` finishes the bundle."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from engine.training.bundle import (
     weights_bytes,
     write_bundle,
 )
+from engine.training.distributed import fit_on_cluster
 from engine.training.evaluate import evaluate_scores
 from engine.training.examples import Examples, aligned_empty
 from engine.training.loop import FitResult, fit
@@ -48,6 +50,7 @@ from engine.training.reference import write_reference
 
 PERIODS = ("train", "valid", "test")
 CHUNK_ROWS = 131_072
+PLACES = ("path", "endpoint", "region", "snapshot")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     run.note(precision=precision)
     result = fit_model(config, run, encoder, examples, dataset, classes)
     timer.lap("fit")
-    metrics, details = evaluate_splits(config, run, dataset, result.model, precision, examples, config.train.loss)
+    metrics, details = evaluate_splits(config, dataset, result.model, precision, examples, config.train.loss)
     timer.lap("evaluate")
     manifest = write_model(config, run, table, encoder, result, classes, splits["train"])
     timer.lap("bundle")
@@ -110,7 +113,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     examples = {name: pack(config, table, bundle.encoder, split, classes, run) for name, split in splits.items()}
     model = load_model(bundle)
     metrics, details = evaluate_splits(
-        config, run, dataset, model, bundle.model["precision"], examples, bundle.model["loss"]
+        config, dataset, model, bundle.model["precision"], examples, bundle.model["loss"]
     )
     report.write_report(
         run,
@@ -237,20 +240,27 @@ def fit_model(
     classes: tuple[str, ...],
 ) -> FitResult:
     """Run the loop where the config says: in this process, or on a cluster."""
-    return fit(
-        examples["train"],
-        examples.get("valid"),
-        config,
-        run,
-        cardinalities=encoder.cardinalities,
-        outputs=len(classes) if config.train.loss == "multiclass" else 1,
-        dataset_digest=dataset.digest,
-        precision=str(run.record["precision"]),
-    )
+    facts: dict[str, Any] = {
+        "cardinalities": encoder.cardinalities,
+        "outputs": len(classes) if config.train.loss == "multiclass" else 1,
+        "dataset_digest": dataset.digest,
+        "precision": str(run.record["precision"]),
+    }
+    if config.cluster.kind == "local":
+        return fit(examples["train"], examples.get("valid"), config, run, **facts)
+    # Workers map these files; no row goes through the object store.
+    packed = run.path("packed")
+    try:
+        folders = {name: packed / name for name in ("train", "valid") if name in examples}
+        for name, folder in folders.items():
+            examples[name].save(folder)
+        return fit_on_cluster(folders["train"], folders.get("valid"), config, run, **facts)
+    finally:
+        shutil.rmtree(packed, ignore_errors=True)
 
 
 def evaluate_splits(
-    config: Config, run: Run, dataset: Dataset, model: Any, precision: str, examples: dict[str, Examples], loss: str
+    config: Config, dataset: Dataset, model: Any, precision: str, examples: dict[str, Examples], loss: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics named `valid/...` and `test/...`, and the details that the report draws."""
     metrics: dict[str, float] = {}
@@ -345,6 +355,10 @@ def with_spec_of(config: Config, bundle: Bundle) -> Config:
     """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
     data = dataclasses.replace(bundle.data, path=config.data.path or bundle.data.path)
     if config.data.columns:
+        # Where files lie is no part of the model: what is scored often lies elsewhere.
+        places = {name: {key: getattr(source, key) for key in PLACES} for name, source in config.data.sources.items()}
+        moved = {name: dataclasses.replace(item, **places.get(name, {})) for name, item in data.sources.items()}
+        data = dataclasses.replace(data, sources=moved)
         bundle_plain, asked = dataclasses.asdict(data), dataclasses.asdict(config.data)
         _refuse_difference("data", asked, bundle_plain)
         _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(bundle.features))
