@@ -16,11 +16,11 @@ import pyarrow as pa
 from kernels.metrics import roc_auc
 
 KEPT_VARIANCE = 0.9
-COMPONENTS = 20  # leading components whose products the classifier sees
+COMPONENTS = 12  # leading components whose products the classifier sees
 RIDGE = 1e-3
 FEWEST_ROWS = 100
-MOST_ROWS = 10_000
-WINDOWS = 12  # reference windows at most, for what is usual
+MOST_ROWS = 5_000
+WINDOWS = 8  # reference windows at most, for what is usual
 
 
 @dataclass(frozen=True)
