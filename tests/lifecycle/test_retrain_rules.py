@@ -1,0 +1,297 @@
+"""Rules of retraining, label maturity, and the gate between two models, on records made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from engine.config import schema, units
+from engine.config.tree import GateConfig, RetrainConfig
+from engine.features.moments import NEVER
+from engine.lifecycle import judge
+from engine.lifecycle.challenger import periods_of
+from engine.lifecycle.judge import Judged, evidence, verdict
+from engine.lifecycle.maturity import label_horizon
+from engine.lifecycle.policy import Champion, Facts, Observation, trigger
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+D = units.MICROSECONDS["d"]
+NOW = 400 * D
+GATE = schema.build(GateConfig, {"min_rows": 100, "min_slice_rows": 50, "bootstrap": 100, "max_ece_rise": 0.05})
+
+
+def policy(**values: Any) -> RetrainConfig:
+    return schema.build(RetrainConfig, values)  # type: ignore[no-any-return]
+
+
+def facts(*windows: Any, **changes: Any) -> Facts:
+    """Facts at day 400; windows of 30 days, the newest last: True/False/None = alarm, a number = metric."""
+    observations = []
+    for place, window in enumerate(reversed(windows)):
+        stop = NOW - 30 * D * place
+        known: dict[str, Any] = {"alarm": window} if window is None or isinstance(window, bool) else {"metric": window}
+        observations.append(Observation(stop - 30 * D, stop, "champ", metric_name="roc_auc", **known))
+    base = Facts(NOW, Champion("champ", 300 * D, 0.75), tuple(observations), (), 5000)
+    return dataclasses.replace(base, **changes)
+
+
+# ------------------------------------------------------------------------------------------------------ triggers
+
+
+@pytest.mark.parametrize(
+    ("windows", "k", "starts"),
+    [
+        ((True,), 1, True),
+        ((True, False), 1, False),
+        ((False, True), 2, False),
+        ((True, True), 2, True),
+        ((True, False, True), 2, False),
+        ((), 1, False),
+        ((None,), 1, False),
+        ((True, None), 1, False),
+    ],
+)
+def test_drift_must_be_sustained(windows: tuple[Any, ...], k: int, starts: bool) -> None:
+    answer = trigger(facts(*windows), policy(triggers=["drift"], drift_windows=k))
+    assert answer.start is starts
+    assert answer.fired == (("drift",) if starts else ())
+
+
+def test_drift_that_cannot_be_computed_says_so() -> None:
+    assert "could not be computed" in trigger(facts(None), policy(triggers=["drift"])).reason
+
+
+def test_an_alarm_against_the_last_champion_starts_nothing() -> None:
+    old = facts(True)
+    other = dataclasses.replace(old.observations[0], model="the champion before")
+    assert not trigger(dataclasses.replace(old, observations=(other,)), policy(triggers=["drift"])).start
+
+
+def test_a_window_that_is_not_over_plays_no_part() -> None:
+    late = dataclasses.replace(facts(True).observations[0], stop=NOW + 1)
+    assert not trigger(facts(observations=(late,)), policy(triggers=["drift"])).start
+
+
+@pytest.mark.parametrize(("metric", "starts"), [(0.741, False), (0.739, True), (0.80, False)])
+def test_performance_below_the_band_starts(metric: float, starts: bool) -> None:
+    assert trigger(facts(metric), policy(triggers=["performance"], performance_drop=0.01)).start is starts
+
+
+def test_performance_of_a_loss_counts_the_other_way() -> None:
+    seen = facts(0.60)
+    loss = dataclasses.replace(seen.observations[0], metric_name="log_loss", metric=0.80)
+    assert trigger(dataclasses.replace(seen, observations=(loss,)), policy(triggers=["performance"])).start
+
+
+def test_age_and_volume_start() -> None:
+    assert trigger(facts(), policy(triggers=["age"], max_age="99d")).start
+    assert not trigger(facts(), policy(triggers=["age"], max_age="100d")).start
+    assert trigger(facts(), policy(triggers=["volume"], min_new_rows=5000)).start
+    assert not trigger(facts(), policy(triggers=["volume"], min_new_rows=5001)).start
+
+
+def test_repeated_alarms_within_the_cool_down_start_one_retrain() -> None:
+    rules = policy(triggers=["drift"], cool_down="60d")
+    assert trigger(facts(True), rules).start
+    held = trigger(facts(True, starts=(NOW - 59 * D,)), rules)
+    assert (held.start, held.fired) == (False, ("drift",))
+    assert "cool_down=60d" in held.reason
+    assert trigger(facts(True, starts=(NOW - 60 * D,)), rules).start
+
+
+def test_the_budget_counts_starts_of_its_period() -> None:
+    rules = policy(triggers=["always"], budget=2, budget_period="100d")
+    assert trigger(facts(starts=(NOW - 50 * D, NOW - 100 * D)), rules).start
+    held = trigger(facts(starts=(NOW - 50 * D, NOW - 99 * D)), rules)
+    assert not held.start
+    assert "retrain.budget=2" in held.reason
+
+
+def test_without_a_new_label_nothing_starts() -> None:
+    assert "no labelled row is new" in trigger(facts(True, new_rows=0), policy(triggers=["drift"])).reason
+
+
+def test_facts_survive_json() -> None:
+    given = facts(True, None, 0.7, starts=(1, 2))
+    assert Facts.from_plain(json.loads(json.dumps(given.plain()))) == given
+
+
+# ------------------------------------------------------------------------------------------------------ maturity
+
+
+def test_the_horizon_of_complete_labels_is_their_quantile() -> None:
+    event = np.zeros(1000, np.int64)
+    known = np.arange(1, 1001) * D
+    assert label_horizon(event, known, 2000 * D) == pytest.approx(950 * D, rel=0.01)  # the last 1 % is not firm
+
+
+def test_labels_that_have_not_arrived_do_not_make_labels_look_quick() -> None:
+    rng = np.random.default_rng(0)
+    event = np.sort(rng.integers(0, 365, 20_000)) * D
+    delay = rng.integers(20, 121, 20_000) * D
+    now = 365 * D
+    found = label_horizon(event, event + delay, now)
+    arrived = event + delay <= now
+    naive = np.quantile(delay[arrived & (event > now - 150 * D)], 0.95)
+    assert abs(found - np.quantile(delay, 0.95)) < 2 * D
+    assert naive < np.quantile(delay, 0.95) - 5 * D  # the test can tell
+
+
+def test_rows_that_never_get_a_label_do_not_lengthen_the_horizon() -> None:
+    event = np.arange(2000, dtype=np.int64) * D // 10
+    known = event + 3 * D
+    known[::3] = NEVER
+    assert label_horizon(event, known, 200 * D) == 3 * D
+    assert label_horizon(event, np.full(2000, NEVER), 200 * D) == 0
+
+
+@settings(max_examples=40)
+@given(
+    first=st.integers(0, 100), length=st.integers(30, 300), horizon=st.integers(0, 80), seen=st.integers(0, 400),
+    window=st.sampled_from(["expanding", "sliding"]), judge_days=st.integers(1, 60), valid=st.integers(0, 20),
+)  # fmt: skip
+def test_periods_follow_one_another_and_neither_model_saw_what_is_judged(
+    first: int, length: int, horizon: int, seen: int, window: str, judge_days: int, valid: int
+) -> None:
+    rules = policy(window=window, window_length="50d", judge_length=f"{judge_days}d", valid_length=f"{valid}d")
+    now = (first + length) * D
+    found = periods_of(rules, first * D, now, horizon * D, seen * D)
+    assert found.stop == now - horizon * D
+    assert found.judge >= seen * D
+    assert found.judge - found.valid == valid * D
+    if window == "sliding":
+        assert found.judge - found.start <= 50 * D or found.start == first * D
+    if not found.empty:
+        assert first * D <= found.start < found.valid <= found.judge < found.stop <= now
+
+
+# ---------------------------------------------------------------------------------------------------------- gate
+
+
+def rows(seed: int = 0, n: int = 4000, skill: tuple[float, float] = (1.0, 1.0), shared: float = 0.9) -> Judged:
+    """Two nearly calibrated models that see the truth through noise, much of it common to both; more skill, less noise."""
+    rng = np.random.default_rng(seed)
+    truth, common = rng.normal(size=n), rng.normal(size=n)
+    target = (rng.random(n) < 1 / (1 + np.exp(1.0 - 2.0 * truth))).astype(float)
+    scores = []
+    for level in skill:
+        noise = (shared * common + np.sqrt(1 - shared**2) * rng.normal(size=n)) / level
+        seen = (truth + noise) / (1 + 1 / level**2)  # the mean of the truth given what is seen
+        scores.append((1 / (1 + np.exp(0.75 - 1.5 * seen))).astype(np.float32))
+    return Judged(target, scores[0], scores[1], {"side": np.where(rng.random(n) < 0.5, "left", "right")})
+
+
+def test_a_better_challenger_wins_and_a_worse_one_does_not() -> None:
+    assert verdict(evidence(rows(skill=(1.0, 1.4)), "binary", GATE), GATE)[0] == judge.PROMOTE
+    answer, reasons = verdict(evidence(rows(skill=(1.4, 1.0)), "binary", GATE), GATE)
+    assert answer == judge.KEEP
+    assert "the challenger is worse" in reasons[0]
+
+
+def test_an_equal_challenger_does_not_win() -> None:
+    same = rows()
+    same = dataclasses.replace(same, challenger=same.champion)
+    found = evidence(same, "binary", GATE)
+    assert (found["metric"]["gain"], found["metric"]["low"], found["metric"]["high"]) == (0, 0, 0)
+    assert verdict(found, GATE)[0] == judge.KEEP
+    wins = sum(verdict(evidence(rows(seed), "binary", GATE), GATE)[0] == judge.PROMOTE for seed in range(20))
+    assert wins <= 4  # a chance gain passes a one-sided 5 % test in about 1 of 20
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", ["champion", "challenger"])
+def test_a_metric_that_is_not_defined_never_wins(side: str, broken: float) -> None:
+    given = rows(skill=(1.0, 1.4))
+    scores = getattr(given, side).copy()
+    scores[7] = broken
+    found = json.loads(json.dumps(evidence(dataclasses.replace(given, **{side: scores}), "binary", GATE), allow_nan=False))
+    answer, reasons = verdict(found, GATE)
+    assert answer == judge.KEEP
+    assert f"1 scores of the {side} are not finite" in reasons[0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_one_class_alone_is_no_judgement(value: float) -> None:
+    given = rows(skill=(1.0, 1.4))
+    found = evidence(dataclasses.replace(given, target=np.full(given.rows, value)), "binary", GATE)
+    answer, reasons = verdict(found, GATE)
+    assert answer == judge.KEEP
+    assert "the same target" in reasons[0]
+
+
+def test_too_few_rows_are_no_judgement() -> None:
+    answer, reasons = verdict(evidence(rows(n=99, skill=(0.5, 3.0)), "binary", GATE), GATE)
+    assert answer == judge.KEEP
+    assert "only 99 judged rows" in reasons[0]
+    empty = Judged(np.empty(0), np.empty(0, np.float32), np.empty(0, np.float32), {})
+    assert verdict(evidence(empty, "binary", GATE), GATE)[0] == judge.KEEP
+
+
+def test_a_slice_that_loses_much_stops_a_promotion() -> None:
+    given = rows(skill=(1.0, 1.8))
+    scores = given.challenger.copy()
+    left = np.flatnonzero(given.slices["side"] == "left")[:700]
+    slices = {"side": np.where(np.isin(np.arange(given.rows), left), "small", "rest")}
+    scores[left] = np.random.default_rng(1).permutation(scores[left])
+    found = evidence(dataclasses.replace(given, challenger=scores, slices=slices), "binary", GATE)
+    answer, reasons = verdict(found, GATE)
+    assert answer == judge.KEEP
+    assert any("slice side=small" in reason for reason in reasons)
+
+
+def test_lost_calibration_stops_a_promotion() -> None:
+    given = rows(skill=(1.0, 1.4))
+    sharp = np.where(given.challenger < 0.5, given.challenger / 8, 1 - (1 - given.challenger) / 8).astype(np.float32)
+    loose = dataclasses.replace(GATE, max_cost_rise=100.0)
+    answer, reasons = verdict(evidence(dataclasses.replace(given, challenger=sharp), "binary", loose), loose)
+    assert answer == judge.KEEP
+    assert len(reasons) == 1
+    assert "calibration error" in reasons[0]
+
+
+def test_a_business_cost_that_rises_beyond_chance_stops_a_promotion() -> None:
+    given = rows(skill=(1.0, 1.4))
+    shy = (given.challenger * 0.2).astype(np.float32)  # the same ranking, but hardly anyone is above the threshold
+    loose = dataclasses.replace(GATE, max_ece_rise=1.0)
+    answer, reasons = verdict(evidence(dataclasses.replace(given, challenger=shy), "binary", loose), loose)
+    assert answer == judge.KEEP
+    assert len(reasons) == 1
+    assert "business cost" in reasons[0]
+
+
+def test_costs_by_hand() -> None:
+    gate = dataclasses.replace(GATE, cost_false_negative=5.0, cost_false_positive=1.0)
+    target, scores = np.array([1, 1, 0, 0.0]), np.array([0.9, 0.1, 0.9, 0.1])
+    assert judge.row_costs(target, scores, 1 / 6, gate).tolist() == [0, 5, 1, 0]
+
+
+def test_weighted_metrics_equal_metrics_of_repeated_rows() -> None:
+    from engine.training.evaluate import point_metrics
+
+    rng = np.random.default_rng(3)
+    weights = rng.poisson(1.0, (5, 400)).astype(np.float32)
+    target = (rng.random(400) < 0.4).astype(float)
+    scores = np.round(rng.random(400), 2)  # ties
+    value, guess = rng.normal(size=400), rng.normal(size=400)
+    kinds = rng.integers(0, 3, 400).astype(float)
+    shares = rng.dirichlet(np.ones(3), 400)
+    for loss, truth, found in (("binary", target, scores), ("squared", value, guess), ("multiclass", kinds, shares)):
+        for name in point_metrics(truth, found, loss, quantile=0.3):
+            resampled = judge.RESAMPLED[name](truth, found, weights, 0.3)
+            for place, weight in enumerate(weights.astype(int)):
+                repeated = point_metrics(np.repeat(truth, weight), np.repeat(found, weight, axis=0), loss, quantile=0.3)
+                assert resampled[place] == pytest.approx(repeated[name], rel=1e-5), name
+
+
+def test_the_interval_is_of_the_difference_not_of_two_separate_figures() -> None:
+    close = evidence(rows(shared=0.99), "binary", GATE)["metric"]
+    apart = evidence(rows(shared=0.0), "binary", GATE)["metric"]
+    assert (close["high"] - close["low"]) < (apart["high"] - apart["low"]) / 3
+
+
+def test_the_same_rows_give_the_same_evidence() -> None:
+    assert evidence(rows(), "binary", GATE) == evidence(rows(), "binary", GATE)
