@@ -240,13 +240,24 @@ class CalendarConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewConfig:
-    """A named, owned unit of the feature store: trailing windows over events, or an as-of join with a table."""
+class ExpressionConfig:
+    """A feature made of other columns of the same row."""
 
-    kind: str = key("windows", "what the view computes", choices=("windows", "asof"))
+    SHORTHAND = "sql"
+    sql: str = key(help="SQL expression over columns of the event table (DuckDB); one row in, one value out")
+    type: str = key("float64", "type of the value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """A named, owned unit of the feature store: trailing windows over events, an as-of join with a table, SQL expressions
+    over columns of the row, or a function of an installed package.
+    """
+
+    kind: str = key("windows", "what the view computes", choices=("windows", "asof", "expression", "function"))
     description: str = key("", "what it tells")
     owner: str = key("", "who answers for it")
-    entity: tuple[str, ...] = key(help="columns of the event table that say whose history or whose row")
+    entity: tuple[str, ...] = key((), "columns of the event table that say whose history or whose row")
     table: str | None = key(None, "table that an as-of view looks into; null = the events (windows)")
     on: tuple[str, ...] = key((), "columns of the table that match the entity, in order; empty = the same names")
     windows: tuple[str, ...] = key((), "lengths of the trailing windows", parse=units.span)
@@ -254,12 +265,21 @@ class ViewConfig:
     columns: tuple[str, ...] = key((), "columns that an as-of view brings")
     max_age: str | None = key(None, "oldest row that an as-of view accepts; null = any", parse=units.span)
     inclusive: bool = key(False, "accept a row known exactly at the decision time")
+    expressions: dict[str, ExpressionConfig] = key(factory=dict, help="feature -> SQL expression (kind expression)")
+    function: str = key("", "name in the entry-point group engine.features of an installed package (kind function)")
+    inputs: tuple[str, ...] = key((), "columns of the event table that the function reads")
+    outputs: dict[str, str] = key(factory=dict, help="feature -> type of what the function returns")
 
     def __post_init__(self) -> None:
-        if self.kind == "windows" and not (self.windows and self.aggregates):
-            raise UserError("a windows view must have windows and aggregates")
-        if self.kind == "asof" and not (self.table and self.columns):
-            raise UserError("an asof view must have a table and columns")
+        needed = {
+            "windows": ("entity", "windows", "aggregates"),
+            "asof": ("entity", "table", "columns"),
+            "expression": ("expressions",),
+            "function": ("function", "inputs", "outputs"),
+        }[self.kind]
+        lacking = [name for name in needed if not getattr(self, name)]
+        if lacking:
+            raise UserError(f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(lacking)} is empty")
         for column, names in self.aggregates.items():
             for name in names:
                 if name not in AGGREGATES:
@@ -718,6 +738,11 @@ def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: Vie
     for column in view.entity:
         _known_column(data, column, f"{where}.entity")
         _check_known_by_decision(data, features, column, f"{where}.entity")
+    for column in view.inputs:
+        _known_column(data, column, f"{where}.inputs")
+        _check_known_by_decision(data, features, column, f"{where}.inputs")
+    if view.kind in ("expression", "function"):
+        return
     if view.kind == "windows":
         for column in view.aggregates:
             if column == "rows":
