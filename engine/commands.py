@@ -35,6 +35,14 @@ class Command:
 # A name of two words (`features list`) wins over its first word alone.
 COMMANDS: dict[str, Command] = {
     "ingest": Command("engine.data.ingest:ingest", "read the sources, check them, store the dataset", DATA),
+    "validate": Command("engine.data.validate:validate", "read and check the sources, store nothing", DATA),
+    "data show": Command(
+        "engine.data.show:show",
+        "a dataset in figures: rows, columns, nulls, histograms, digests, quarantine",
+        plain=True,
+        usage="NAME [--json]",
+        options=("--json",),
+    ),
     "features": Command("engine.features.build:features", "compute the feature views of a dataset", DATA),
     "train": Command(
         "engine.training.train:train", "fit a model and measure it", ("train", "model", "evaluate", *DATA), "train"
