@@ -30,7 +30,7 @@ class ProfilePlan(NamedTuple):
 
     edges: NDArray[np.float64]  # [k, 2**s]
     bins: NDArray[np.int64]  # [k], B of each column
-    ranges: NDArray[np.float64]  # [k, 2]: e[0] and 2**31 / (e[B] - e[0])
+    ranges: NDArray[np.float64]  # [k, 2]: e[0] / 2 and 2**31 / (e[B] / 2 - e[0] / 2)
 
 
 class Profile(NamedTuple):
@@ -72,8 +72,8 @@ def profile_plan(edges: Sequence[ArrayLike]) -> ProfilePlan:
     ranges = np.empty((len(rows), 2))
     for k, row in enumerate(rows):
         padded[k, : len(row)] = row
-        span = row[-1] * 0.5 - row[0] * 0.5
-        ranges[k] = row[0], min(_SCALE / 2.0 / span, float(np.finfo(float).max))
+        span = row[-1] * 0.5 - row[0] * 0.5  # halves: the whole may exceed the largest double
+        ranges[k] = row[0] * 0.5, _SCALE / max(span, _SCALE / float(np.finfo(float).max))
     return ProfilePlan(padded, np.array([len(row) - 1 for row in rows], np.int64), ranges)
 
 
@@ -101,7 +101,7 @@ def _profile_column(x: Any, at: Any, edges: Any, bins: Any, span: Any, counts: A
         if first <= value <= last:
             b = min(at[j], bins)  # e[B] itself belongs to the last bin
             counts[b] += 1
-            q = np.uint64(np.int64((value - span[0]) * span[1] + 0.5))
+            q = np.uint64(np.int64((value * 0.5 - span[0]) * span[1] + 0.5))
             total += q
             q *= q
             squares += q
@@ -189,7 +189,7 @@ def mean_std(result: Profile, plan: ProfilePlan, column: int) -> tuple[float, fl
     counts = column_counts(result, plan, column)
     inside, finite = int(counts[1:-1].sum()), int(counts.sum())
     total, squares, below, above = result.sums[column]
-    first, scale = plan.ranges[column]
+    first, scale = 2.0 * plan.ranges[column, 0], 0.5 * plan.ranges[column, 1]
     if finite == 0:
         return float("nan"), float("nan")
     outside = _scaled_down(below + above)

@@ -92,7 +92,7 @@ def psi(reference: ArrayLike, current: ArrayLike, floor: float = PSI_FLOOR) -> S
     if isinstance(shares, Statistic):
         return shares
     p, q = (np.maximum(share, floor) for share in shares)
-    return _found("psi", exact.total((p - q) * np.log(p / q)), details={"floor": floor})
+    return _found("psi", exact.total((p - q) * (np.log(p) - np.log(q))), details={"floor": floor})
 
 
 def _bits(p: NDArray[np.float64], middle: NDArray[np.float64]) -> float:
