@@ -97,18 +97,30 @@ class WandbMirror:
 
     def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
         """Summary, tables, report and artifacts of a finished run; an unfinished one is left open to go on."""
-        run = self._run
+        run, failed = self._run, []
         if done:
-            run.summary.update({name: math.nan if value is None else value for name, value in metrics.items()})
+            run.summary.update({name: value for name, value in metrics.items() if value is not None})
             run.summary.update({f"chain/{link}": value for link, value in record["chain"].items()})
-            shown = {**tables(self.directory), **report(self.directory)}
-            if shown:
-                run.log(shown, step=max(self._last, 0))
-            for artifact in artifacts(self.directory, record):
-                run.log_artifact(artifact)
+            # What is beside the points may fail without them: it is told, and the run is closed as what it is.
+            for part in (self._log_shown, self._log_artifacts):
+                try:
+                    part(record)
+                except Exception as error:
+                    failed.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         where = str(Path(run.dir).parent if self.options.mode == "offline" else run.url or Path(run.dir).parent)
         run.finish(exit_code=0 if done else 1)
+        if failed:
+            raise RuntimeError(f"the points are sent, but not all that goes with them: {'; '.join(failed)}")
         return where
+
+    def _log_shown(self, _: Mapping[str, Any]) -> None:
+        shown = {**tables(self.directory), **report(self.directory)}
+        if shown:
+            self._run.log(shown, step=max(self._last, 0))
+
+    def _log_artifacts(self, record: Mapping[str, Any]) -> None:
+        for artifact in artifacts(self.directory, record):
+            self._run.log_artifact(artifact)
 
     def upload(self) -> str:
         """Send the offline segment. The server's history of this id is written over from its first line."""

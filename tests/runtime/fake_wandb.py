@@ -33,6 +33,7 @@ class FakeWandb:
         self.artifacts: list[dict[str, Any]] = []
         self.uploads: dict[str, bytes] = {}
         self.exit_codes: dict[str, int] = {}
+        self.history_chunks: list[tuple[int, int]] = []  # (offset, lines)
         self.lock = threading.Lock()
         self.url = ""
 
@@ -95,14 +96,28 @@ class FakeWandb:
         run = variables["name"]
         history = self.history(run)
         if run not in self.runs:
-            return {"model": {"id": "m", "name": variables.get("project"), "entity": {"id": "e", "name": "tester"}, "bucket": None}}
+            return {
+                "model": {
+                    "id": "m",
+                    "name": variables.get("project"),
+                    "entity": {"id": "e", "name": "tester"},
+                    "bucket": None,
+                }
+            }
         tail = json.dumps([json.dumps(history[-1])] if history else [])
         bucket = {
             "id": f"id-{run}", "name": run, "summaryMetrics": json.dumps(self.summary(run)), "displayName": run,
             "logLineCount": 0, "historyLineCount": len(history), "eventsLineCount": 0, "historyTail": tail,
-            "eventsTail": "[]", "config": json.dumps(self.runs[run].get("config", {})), "tags": [], "wandbConfig": "{}",
+            "eventsTail": "[]", "config": json.dumps(self.runs[run].get("config", {})), "tags": [], "wandbConfig": '{"t": 1}',
         }  # fmt: skip
-        return {"model": {"id": "m", "name": variables.get("project"), "entity": {"id": "e", "name": "tester"}, "bucket": bucket}}
+        return {
+            "model": {
+                "id": "m",
+                "name": variables.get("project"),
+                "entity": {"id": "e", "name": "tester"},
+                "bucket": bucket,
+            }
+        }
 
     def on_CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         run = variables["run"]
@@ -127,7 +142,8 @@ class FakeWandb:
         }  # fmt: skip
         return {"createArtifactManifest": {"artifactManifest": {"id": f"m{number}", "file": file}}}
 
-    on_UpdateArtifactManifest = None
+    def on_ArtifactType(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"artifact": None}}
 
     def on_CreateArtifactFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         edges = []
@@ -153,6 +169,8 @@ class FakeWandb:
             files = self.files.setdefault(run, {})
             for name, chunk in (body.get("files") or {}).items():
                 lines = files.setdefault(name, {})
+                if name == "wandb-history.jsonl":
+                    self.history_chunks.append((chunk["offset"], len(chunk["content"])))
                 for place, line in enumerate(chunk["content"]):
                     lines[chunk["offset"] + place] = line
             if "exitcode" in body and body["exitcode"] is not None:
@@ -185,6 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
             fake.uploads[self.path.removeprefix("/upload/")] = body
             return self._answer({})
         fake.bodies.append(body)
+        if not self.path.endswith(("/graphql", "/file_stream")):
+            return self._answer({})  # the library's own telemetry
         content = json.loads(body) if body else {}
         if self.path.endswith("/graphql"):
             return self._answer({"data": fake.graphql(content.get("query", ""), content.get("variables") or {})})
@@ -204,13 +224,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is none."""
+
+
 @contextmanager
 def serving(mode: str = "well") -> Iterator[FakeWandb]:
     """A fake endpoint, for the length of the block."""
     fake = FakeWandb(mode)
     handler = type("Handler", (_Handler,), {"fake": fake})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     fake.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -66,7 +66,9 @@ def test_a_line_torn_by_a_kill_costs_that_line_alone(tmp_path) -> None:
         file.write('{"step": 2, "time": 1.0, "a": 2')
     lines(tmp_path, {"step": 3, "a": 3.0})
     assert [p.step for p in tracking.read_points(tmp_path)] == [1, 3]
-    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "time": 1.0, "a"{"step": 3, "time": 1.0, "a": 3.0}\n{"step": 4')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 2, "time": 1.0, "a"{"step": 3, "time": 1.0, "a": 3.0}\n{"step": 4'
+    )
     assert [p.step for p in tracking.read_points(tmp_path)] == [3]
 
 
@@ -194,7 +196,9 @@ def synced(directory: Path, fake: FakeWandb) -> None:
     assert len(segments) == 1
     environment = {**os.environ, **online(fake), "HOME": str(directory)}
     command = [sys.executable, "-P", "-m", "wandb", "sync", "--yes", "--include-synced", str(segments[0])]
-    done = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=directory, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -250,12 +254,12 @@ def test_config_is_flat_and_summary_holds_the_figures(offline) -> None:
     assert not any(name.startswith(("backtest", "retrain", "score.")) for name in config)
     summary = fake.summary(directory.name)
     assert summary["test/roc_auc"] == 0.75 and summary["chain/weights"] == "ab" * 32
-    assert str(summary["test/odd"]).lower() == "nan"
+    assert "test/odd" not in summary  # it could not be computed
 
 
 def test_bundle_report_and_slices_are_sent(offline) -> None:
     directory, fake = offline
-    assert [entry["artifactTypeName"] for entry in fake.artifacts][0] == "model"
+    assert {entry["artifactTypeName"] for entry in fake.artifacts} == {"model", "run_table"}
     assert b"weights of the model" in fake.uploads.values()
     assert any(b"<h1>a report</h1>" in body for body in fake.uploads.values())
     table = next(body for name, body in fake.uploads.items() if "test_slices" in name)
@@ -305,16 +309,18 @@ def test_a_bad_endpoint_changes_nothing_and_the_mirror_is_repaired_later(tmp_pat
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert set(good.points(directory.name)) == expected()
-        before = sorted(good.points(directory.name))
-        start(tmp_path, "track", "sync", str(directory), **online(good)).communicate(timeout=120)
-        assert sorted(good.points(directory.name)) == before
+        if mode == "errors":  # a second time changes nothing
+            start(tmp_path, "track", "sync", str(directory), **online(good)).communicate(timeout=120)
+            assert sorted(good.points(directory.name)) == sorted(expected())
     assert json.loads((directory / "tracking.json").read_text())["state"] == "complete"
 
 
 def test_a_killed_tracker_does_not_stop_the_run(tmp_path, plain) -> None:
     process = start(tmp_path, "train", "tracking=wandb", PAUSE="0.1")
     wait_for(lambda: list(tmp_path.glob("runs/train/unnamed/*/tracking.log")))
-    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False)
+    children = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    )
     mine = [int(line.split()[0]) for line in children.stdout.splitlines() if "engine.runtime.tracking" in line]
     assert len(mine) == 1
     os.kill(mine[0], signal.SIGKILL)
@@ -339,6 +345,7 @@ def test_online_points_arrive_once_through_a_kill_and_a_resume(tmp_path) -> None
         assert code == 0 and directory == first, err
         wait_for(lambda: json.loads((directory / "tracking.json").read_text())["state"] == "complete")
         assert list(fake.runs) == [directory.name]
+        assert sum(count for _, count in fake.history_chunks) == 30  # the second attempt goes on at its offset
         points = fake.points(directory.name)
         assert len(points) == len({(step, name) for step, name, _ in points})
         assert set(points) == expected()
