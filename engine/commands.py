@@ -49,6 +49,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command("engine.training.train:evaluate", "measure a model on rows with labels", ("evaluate", *DATA)),
     "score": Command("engine.scoring.score:score", "write predictions for a period", ("score", *DATA), "score"),
+    "monitor": Command(
+        "engine.monitoring.monitor:monitor",
+        "compare a window or a scoring run with the model's reference; exit code 2 is an alarm",
+        ("monitor", "evaluate", *DATA),
+    ),
     "reproduce": Command(
         "engine.lifecycle.reproduce:reproduce",
         "run again in a temporary place and compare link by link; exit code 2 names the first difference",

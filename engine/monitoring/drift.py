@@ -60,6 +60,7 @@ class Drift:
     causes: list[dict[str, Any]]
     p_values: dict[str, float]
     discoveries: list[str]
+    pairs: dict[str, Pair]
 
     @property
     def alarms(self) -> list[str]:
@@ -90,9 +91,9 @@ def compare(
     for at, statistic, value in manual_lines(reference, thresholds):
         limits[at, statistic] = value
     base = reference_counts(reference, current.days, plan.season)
+    pairs = {item.name: Pair(item, base[item.name], counts[item.name]) for item in reference.columns}
     columns = []
-    for index, column in enumerate(reference.columns):
-        pair = Pair(column, base[column.name], counts[column.name])
+    for index, pair in enumerate(pairs.values()):
         facts = _facts(index, found, beyond, alarm, limits, line, floors)
         columns.append(describe(pair, facts, reference, current.profile, plan.psi_floor))
     columns.append(describe_volume(_facts(-1, found, beyond, alarm, limits, line, floors), current.profile.rows))
@@ -107,6 +108,7 @@ def compare(
         causes_of(columns),
         p_values,
         benjamini_hochberg(p_values, plan.alpha),
+        pairs,
     )
 
 

@@ -1,0 +1,136 @@
+"""Who is told of an alarm, and how: log, file, command, webhook. Observers: a sink that fails never stops the run.
+
+The same cause of the same model is told once per cool-down; the memory lies beside the runs of the experiment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.config import units
+from engine.config.tree import AlertConfig, MonitorConfig
+from engine.errors import UserError
+from engine.runtime import digest, storage
+from engine.runtime.run import Run
+
+MEMORY = "alerts.json"
+BACKOFF = 0.5  # seconds before the second attempt; doubled each time
+
+
+def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]) -> dict[str, str]:
+    """Send the payload to every sink that has not had this cause within the cool-down; returns what became of each."""
+    outcome: dict[str, str] = {}
+    if not config.alerts:
+        return outcome
+    key = digest.of_json([payload.get("model"), cause])
+    memory = run.directory.parent / MEMORY
+    with _locked(memory):
+        told = _read(memory)
+        for name, sink in config.alerts.items():
+            place = f"{name}:{key}"
+            age = time.time() - told.get(place, 0.0)
+            if age < units.span(config.cooldown) / 1e6:
+                outcome[name] = f"not told again: the same cause was told {age / 3600:.1f} h ago"
+                continue
+            outcome[name] = _try(sink, run, payload)
+            if outcome[name] == "told":
+                told[place] = time.time()
+        oldest = time.time() - units.span(config.cooldown) / 1e6
+        storage.write_json(memory, {place: at for place, at in sorted(told.items()) if at >= oldest})
+    for name, text in outcome.items():
+        (run.log if text.startswith(("told", "not told again")) else run.warn)(f"alert {name}: {text}")
+    return outcome
+
+
+def _try(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> str:
+    try:
+        SINKS[sink.kind](sink, run, payload)
+    except Exception as error:
+        return f"failed: {type(error).__name__}: {error}"
+    return "told"
+
+
+def _log(_sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
+    run.warn(f"alert: {payload['headline']}")
+
+
+def _file(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
+    path = Path(sink.to)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(payload, ensure_ascii=False) + "\n")
+
+
+def _command(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
+    words = [*shlex.split(sink.to), str(run.path("drift.json"))]
+    limit = units.span(sink.timeout) / 1e6
+    done = subprocess.run(
+        words,
+        input=json.dumps(payload),
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+        env=dict(os.environ),
+    )
+    if done.returncode:
+        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+
+
+def _webhook(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
+    if urllib.parse.urlsplit(sink.to).scheme not in ("http", "https"):
+        raise UserError("a webhook must be an http or https address")
+    body = json.dumps(payload, ensure_ascii=False).encode()
+    headers = {"Content-Type": "application/json"}
+    limit = units.span(sink.timeout) / 1e6
+    for attempt in range(sink.tries):
+        if attempt:
+            time.sleep(BACKOFF * 2 ** (attempt - 1))
+        request = urllib.request.Request(sink.to, body, headers, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=limit):
+                return
+        except urllib.error.HTTPError as error:
+            reason = f"status {error.code}"
+            error.close()
+            if error.code < 500 and error.code != 429:
+                break  # our fault: the same words will not do better
+        except (urllib.error.URLError, OSError) as error:
+            reason = str(getattr(error, "reason", error))
+    raise RuntimeError(f"no answer after {attempt + 1} attempts ({reason})")  # the address may hold a token
+
+
+SINKS: dict[str, Callable[[AlertConfig, Run, Mapping[str, Any]], None]] = {
+    "log": _log,
+    "file": _file,
+    "command": _command,
+    "webhook": _webhook,
+}
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two monitors at once must not both tell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        return {str(name): float(at) for name, at in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}  # a lost memory tells once too often, never once too seldom

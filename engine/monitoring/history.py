@@ -1,0 +1,133 @@
+"""monitor/history.parquet: one row per window and column, of the reference's own windows and all monitored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.monitoring.calibrate import NAMES, ROWS_COLUMN, Line, Plan, Windows, contiguous, judge, window_statistics
+from engine.monitoring.reference import Reference
+from engine.runtime import storage
+
+FILE = ("monitor", "history.parquet")
+REFERENCE_WINDOWS = 36
+METRIC = "metric"
+SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),  # reference or current
+        ("from", pa.string()),
+        ("to", pa.string()),
+        ("model", pa.string()),
+        ("column", pa.string()),
+        ("kind", pa.string()),  # numeric, categorical, prediction, volume, metric, business
+        ("status", pa.string()),
+        ("score", pa.float64()),  # largest normalised statistic
+        ("line", pa.float64()),  # of the score
+        *((name, pa.float64()) for name in NAMES),
+        ("missing_share", pa.float64()),
+        ("rows", pa.int64()),
+        ("value", pa.float64()),  # of a metric, with its reference band
+        ("band_low", pa.float64()),
+        ("band_high", pa.float64()),
+        ("estimated", pa.float64()),
+    ]
+)
+KEY = ("source", "from", "to", "column")
+
+
+def reference_rows(
+    reference: Reference, line: Line, plan: Plan, floors: Mapping[str, float], model: str
+) -> list[dict[str, Any]]:
+    """The newest separate windows of the reference, each against the rest of it."""
+    days = len(reference.days)
+    weights = contiguous(np.ones(days, bool), plan.length, plan.length)[-REFERENCE_WINDOWS:]
+    if len(weights) < 2:
+        return []
+    scored = weights * (weights @ ~reference.scored == 0)[:, None]
+    windows = Windows(weights, scored, np.ones(len(weights), bool))
+    found = window_statistics(reference, windows, np.ones(days, bool), plan)
+    _, alarm = judge(line, found, floors)
+    scores = line.normalised(found)
+    counts = reference.windows(weights, scored)
+    rows = []
+    columns = [*((item.name, item.kind) for item in reference.columns), (ROWS_COLUMN, "volume")]
+    for at in range(len(weights)):
+        first = int(np.flatnonzero(weights[at])[0])
+        period = [day_text(int(reference.days[0]) + first + shift) for shift in (0, plan.length)]
+        for index, (name, kind) in enumerate(columns):
+            own = scores[index, :, at]
+            computable = np.isfinite(own).any()
+            status = "alarm" if alarm[index, :, at].any() else "quiet" if computable else "not computable"
+            row: dict[str, Any] = {"source": "reference", "from": period[0], "to": period[1], "model": model}
+            row |= {"column": name, "kind": kind, "status": status, "line": line.value}
+            row["score"] = float(np.nanmax(own)) if computable else None
+            row |= {statistic: plain(found[index, k, at]) for k, statistic in enumerate(NAMES)}
+            if name in counts:
+                total = float(counts[name].rows[at])
+                row["missing_share"] = float(counts[name].missing[at]) / total if total else None
+                row["rows"] = int(total)
+            else:
+                row["rows"] = int(weights[at] @ reference.rows)
+            rows.append(row)
+    return rows
+
+
+def current_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the window that a drift record describes."""
+    start, stop = record["window"]
+    base = {"source": "current", "from": start, "to": stop, "model": record["model"]}
+    line = record["calibration"]["line"]
+    rows = []
+    for item in record["columns"]:
+        row = {**base, "column": item["name"], "kind": item["kind"], "status": item["status"], "line": line}
+        row |= {"score": item["score"], "rows": item["rows"]["current"]}
+        row["missing_share"] = item.get("missing", {}).get("current")
+        row |= {name: item["statistics"].get(name, {}).get("value") for name in NAMES}
+        rows.append(row)
+    estimated = record["estimated"].get("metrics", {})
+    measured = record["performance"].get("metrics", {})
+    for name in dict.fromkeys([*measured, *estimated]):
+        item = measured.get(name, {})
+        rows.append(base | _metric_row(name, METRIC, item, estimated.get(name, {}).get("value")))
+    rows += [base | _metric_row(name, "business", item, None) for name, item in record["business"].items()]
+    return rows
+
+
+def _metric_row(name: str, kind: str, item: Mapping[str, Any], estimated: float | None) -> dict[str, Any]:
+    low, high = item.get("band") or (None, None)
+    status = "not computable" if item.get("value") is None else "beyond" if item.get("beyond") else "quiet"
+    row = {"column": name, "kind": kind, "status": status, "value": item.get("value"), "estimated": estimated}
+    return row | {"band_low": low, "band_high": high}
+
+
+def earlier_rows(run_directory: Path, model: str) -> list[dict[str, Any]]:
+    """What the newest finished monitoring run of the same name and model knew of monitored windows."""
+    for done in sorted(run_directory.parent.glob("*-*/DONE"), reverse=True):
+        path = done.parent.joinpath(*FILE)
+        if done.parent == run_directory or not path.exists():
+            continue
+        rows: list[dict[str, Any]] = storage.read_parquet(path).to_pylist()
+        if rows and rows[0]["model"] == model:
+            return [row for row in rows if row["source"] == "current"]
+    return []
+
+
+def history_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """One row per window and column (a later row replaces an earlier one), by time."""
+    kept = {tuple(row[name] for name in KEY): row for row in rows}
+    ordered = sorted(kept.values(), key=lambda row: (row["source"] != "reference", row["from"], row["to"]))
+    return pa.Table.from_pylist([dict(row) for row in ordered], schema=SCHEMA)
+
+
+def day_text(day: int) -> str:
+    """ISO date of a local day."""
+    return str(np.datetime64("1970-01-01") + np.timedelta64(day, "D"))
+
+
+def plain(value: float) -> float | None:
+    """A finite float, or None."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,504 @@
+"""The `monitor` step: one window against the reference of a model; drift, performance, alarms, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.config import units
+from engine.config.tree import Config
+from engine.data import ingest
+from engine.data.dataset import Dataset
+from engine.errors import UserError
+from engine.features import build
+from engine.features.build import FeatureTable
+from engine.features.encode import as_texts
+from engine.features.profile import Profile
+from engine.monitoring import alerts, history, report
+from engine.monitoring.calibrate import MIN_SCALE, Plan
+from engine.monitoring.drift import FLOORS, Current, Drift, compare
+from engine.monitoring.multivariate import compare_samples
+from engine.monitoring.performance import (
+    Judge,
+    Outcomes,
+    business,
+    check_expressions,
+    estimate,
+    measure,
+    read_outcomes,
+)
+from engine.monitoring.reference import Reference, read_reference
+from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
+from engine.runtime import storage
+from engine.runtime.run import Run, load_record
+from engine.scoring.predictor import load
+from engine.scoring.score import predictions
+from engine.training.bundle import Bundle, find_model, read_bundle
+from engine.training.losses import LOSSES
+from engine.training.reference import (
+    OUTCOME_ROWS,
+    chosen_rows,
+    chunks,
+    encode_sample,
+    local_days,
+    sample_table,
+    target_numbers,
+)
+from engine.training.train import with_spec_of
+
+FORMAT = 1
+DAY = 86_400_000_000
+DIGITS = 9  # significant digits of drift.json: the last bits of a sum may differ between processors
+SAID = 5  # causes named in words
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is monitored: bounds in microseconds UTC, its profile, and the rows where they are at hand."""
+
+    start: int
+    stop: int
+    profile: Profile
+    outcomes: Outcomes | None
+    sample: pa.Table | None
+    operational: dict[str, Any]
+    no_rows: str  # why outcomes are None
+
+
+def monitor(config: Config, run: Run) -> dict[str, float]:
+    """Compare the window (or a scoring run's profile) with the model's reference; write drift.json, history, report.
+
+    Sets an alarm (exit code 2) for what `monitor.alarm_on` names. Raises UserError for a mistake of the user.
+    """
+    began = time.monotonic()
+    settings = config.monitor
+    if bool(settings.window) == bool(settings.run):
+        raise UserError("monitor must be told either monitor.window (as in 2020-04) or monitor.run (a scoring run)")
+    bundle = read_bundle(find_model(settings.model, Path(config.paths.runs)))
+    config = with_spec_of(config, bundle)
+    run.note(model=bundle.digest)
+    needed = check_expressions(
+        settings.business, config.data.columns, len(bundle.model["classes"]) * _multiclass(bundle)
+    )
+    reference = read_reference(bundle.directory, bundle.encoder)
+    window = (stored_window if settings.run else sliced_window)(config, run, bundle, reference, needed)
+    judge = judge_of(config, bundle, window)
+    past = reference_outcomes(config, bundle, window, needed, run)
+    drift = compare(
+        reference, current_of(config, window), plan_of(config, window), settings.floors, settings.thresholds
+    )
+    record = build_record(config, bundle, reference, window, drift, judge, past)
+    finish(config, run, reference, drift, record, plan_of(config, window))
+    return metrics_of(record, drift, time.monotonic() - began)
+
+
+def _multiclass(bundle: Bundle) -> bool:
+    return bool(LOSSES[bundle.model["loss"]].task == "multiclass")
+
+
+# ------------------------------------------------------------------------------------------------------ the window
+
+
+def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
+    """A slice of the dataset, featurised and scored as `score` does it."""
+    start, stop = units.window(config.monitor.window, config.data.time_zone)
+    predictor = load(config.monitor.model, config.paths.runs, config.resources.threads or 1)
+    dataset = ingest.ensure(config, run)
+    table = build.ensure(config, run, dataset)
+    rows = dataset.row_range(start, stop)
+    profile, parts = Profile.empty(reference.profile.spec), []
+    with run.progress("monitor", rows[1] - rows[0]) as progress:
+        for part in chunks(rows):
+            raw = table.read(part)
+            numeric, codes = bundle.encoder.transform(raw)
+            scores = predictor.encoded_scores(numeric, codes)
+            profile = profile.merge(Profile.count(profile.spec, raw, scores, codes))
+            parts.append(outcomes_of(config, bundle, dataset, part, scores, needed))
+            progress.advance(part[1] - part[0])
+    sample = sample_of(config, bundle, table, rows) if config.monitor.multivariate else None
+    operational = {"quarantine_rate": quarantine_rate(dataset)}
+    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, "the window holds no rows")
+
+
+def sample_of(config: Config, bundle: Bundle, table: FeatureTable, rows: tuple[int, int]) -> pa.Table:
+    """About SAMPLE_ROWS encoded rows of the window, chosen by hash of their id as the reference's are."""
+    blocks = encode_sample(config, table, bundle.encoder, list(chunks(rows)), max(rows[1] - rows[0], 1))
+    return sample_table(config, bundle.encoder, *blocks)
+
+
+def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
+    """A scoring run's profile; its rows are read only for labels."""
+    directory = Path(config.monitor.run)
+    state = storage.read_json(directory / "profile.json")
+    profile = Profile.from_json(state, reference.profile.spec)
+    record = load_record(directory)
+    if not (directory / "DONE").exists():
+        raise UserError(f"{directory} is not finished (no DONE): monitor a scoring run that is")
+    start, stop = scored_period(config, directory, record)
+    figures = {name.removeprefix("score/"): value for name, value in _metrics(directory).items()}
+    outcomes, reason = None, "labels were not asked for (monitor.labels=false)"
+    if config.monitor.labels:
+        try:
+            outcomes, reason = stored_outcomes(config, run, bundle, directory, (start, stop), needed), ""
+        except UserError as error:
+            reason = f"the rows of the scoring run cannot be matched with labels: {error}"
+    return Window(start, stop, profile, outcomes, None, figures, reason)
+
+
+def scored_period(config: Config, directory: Path, record: Mapping[str, Any]) -> tuple[int, int]:
+    """[from, to) of the events that a scoring run scored: as asked, or from its first to its last event."""
+    bounds = record["config"].get("score", {}).get("between") or ()
+    if bounds:
+        return units.between(tuple(bounds), config.data.time_zone)
+    times = predictions(directory)[config.data.event_time].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    if not len(times):
+        raise UserError(f"{directory} has scored no row: there is nothing to monitor")
+    values = np.asarray(times)
+    return int(values.min()), int(values.max()) + 1
+
+
+def stored_outcomes(
+    config: Config, run: Run, bundle: Bundle, directory: Path, period: tuple[int, int], needed: list[str]
+) -> Outcomes:
+    """Scores of a scoring run beside the labels that the dataset has by now."""
+    dataset = ingest.ensure(config, run)
+    rows = dataset.row_range(*period)
+    table = predictions(directory)
+    if table.num_rows != rows[1] - rows[0]:
+        raise UserError(f"the run scored {table.num_rows} rows, the dataset now has {rows[1] - rows[0]} in its period")
+    names = [name for name in table.column_names if name == "score" or name.startswith("score_")]
+    scores = np.stack([np.asarray(table[name]) for name in names], axis=1)
+    return outcomes_of(config, bundle, dataset, rows, scores[:, 0] if names == ["score"] else scores, needed)
+
+
+def outcomes_of(
+    config: Config, bundle: Bundle, dataset: Dataset, rows: tuple[int, int], scores: np.ndarray, needed: list[str]
+) -> Outcomes:
+    """Days, targets (NaN where not known), scores, and the columns that business metrics read."""
+    target = config.data.target
+    names = list(dict.fromkeys([config.data.event_time, *([target] if target else []), *needed]))
+    facts = dataset.read(names, rows=rows)
+    labels = target_numbers(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
+    days = local_days(facts[config.data.event_time], config.data.time_zone)
+    return Outcomes(days, labels, scores, {name: column_values(facts[name]) for name in needed})
+
+
+def column_values(column: pa.ChunkedArray) -> np.ndarray:
+    """float64[n] of numbers and truth values (null: NaN), texts of anything else (null: empty)."""
+    if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return np.asarray(column.cast(pa.float64(), safe=False).combine_chunks().to_numpy(zero_copy_only=False))
+    if pa.types.is_decimal(column.type):
+        return np.asarray(column.cast(pa.float64()).combine_chunks().to_numpy(zero_copy_only=False))
+    return np.array([text or "" for text in as_texts(column).to_pylist()], object)
+
+
+def merge_outcomes(parts: list[Outcomes]) -> Outcomes | None:
+    """The parts one after the other; None without any."""
+    if not parts:
+        return None
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+    days, target, scores = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("days", "target", "scores")
+    )
+    return Outcomes(days, target, scores, columns)
+
+
+def quarantine_rate(dataset: Dataset) -> float | None:
+    """Share of the source rows that ingest set aside."""
+    totals = dataset.manifest.get("accounting", {})
+    rows = totals.get("rows_in", 0)
+    return totals.get("quarantined", 0) / rows if rows else None
+
+
+def _metrics(directory: Path) -> dict[str, Any]:
+    path = directory / "metrics.json"
+    return dict(storage.read_json(path)) if path.exists() else {}
+
+
+# ---------------------------------------------------------------------------------------------------- what is asked
+
+
+def plan_of(config: Config, window: Window) -> Plan:
+    """How the line is calibrated for a window of this length."""
+    settings = config.monitor
+    return Plan(
+        length=max(1, round((window.stop - window.start) / DAY)),
+        alpha=settings.alpha,
+        psi_floor=settings.psi_floor,
+        season=settings.season,
+        resamples=settings.resamples,
+        block=settings.block,
+        seed=settings.seed,
+    )
+
+
+def current_of(config: Config, window: Window) -> Current:
+    """The profile with the local days of its bounds."""
+    edges = pa.array([window.start, window.stop - 1], pa.timestamp("us", tz="UTC"))
+    first, last = local_days(edges, config.data.time_zone)
+    return Current(window.profile, np.arange(first, last + 1), (window.stop - window.start) / DAY)
+
+
+def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
+    """How a loss of quality is measured."""
+    settings = config.monitor
+    return Judge(
+        loss=bundle.model["loss"],
+        evaluate=config.evaluate,
+        quantile=config.train.quantile,
+        alpha=settings.alpha,
+        floor=settings.performance_floor,
+        min_labelled=units.share(settings.min_labelled),
+        length=max(1, round((window.stop - window.start) / DAY)),
+        block=settings.block,
+        seed=settings.seed,
+    )
+
+
+def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: list[str], run: Run) -> Outcomes | None:
+    """The bundle's labelled rows; with the columns that business metrics read, where the dataset still has those rows."""
+    path = bundle.directory / "reference_outcomes.parquet"
+    if not path.exists():
+        return None
+    outcomes = read_outcomes(storage.read_parquet(path))
+    if not needed or window.outcomes is None:
+        return outcomes
+    dataset = ingest.ensure(config, run)
+    zone, first, last = config.data.time_zone, int(outcomes.days.min()), int(outcomes.days.max())
+    bounds = [units.instant(history.day_text(day), zone) for day in (first, last + 1)]
+    rows = dataset.row_range(*bounds)
+    take = pa.array(chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0]))
+    facts = dataset.read([config.data.target or "", *needed], rows=rows).take(take)
+    labels = target_numbers(facts[config.data.target or ""], bundle.model["classes"])
+    known = np.isfinite(labels)
+    if not np.array_equal(labels[known], outcomes.target):
+        run.warn("the validation rows are no longer those of the reference: business metrics over columns get no band")
+        return outcomes
+    columns = {name: column_values(facts[name])[known] for name in needed}
+    return dataclasses.replace(outcomes, columns=columns)
+
+
+# ------------------------------------------------------------------------------------------------------- the record
+
+
+def build_record(
+    config: Config,
+    bundle: Bundle,
+    reference: Reference,
+    window: Window,
+    drift: Drift,
+    judge: Judge,
+    past: Outcomes | None,
+) -> dict[str, Any]:
+    """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
+    settings, zone = config.monitor, config.data.time_zone
+    measured = measured_performance(window, past, judge)
+    expected = expected_performance(reference, window, past, judge)
+    for name, item in expected.get("metrics", {}).items():
+        real = measured.get("metrics", {}).get(name, {}).get("value")
+        item["error"] = item["value"] - real if real is not None else None
+    custom = business(settings.business, past, window.outcomes, judge)
+    sample = storage.read_parquet(bundle.directory / "reference_sample.parquet")
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "verdict": "",
+        "headline": "",
+        "alarm": False,
+        "alarms": [],
+        "causes": [cause["text"] for cause in drift.causes if cause["notable"]][:SAID],
+        "window": [units.format_instant(window.start, zone), units.format_instant(window.stop, zone)],
+        "rows": window.profile.rows,
+        "model": bundle.digest,
+        "profile": window.profile.digest,
+        "calibration": calibration_record(drift, plan_of(config, window), reference, {**FLOORS, **settings.floors}),
+        "attribution": drift.causes,
+        "columns": drift.columns,
+        "discoveries": {
+            "method": f"Benjamini-Hochberg at {settings.alpha}",
+            "columns": drift.discoveries,
+            "p_values": drift.p_values,
+        },
+        "multivariate": compare_samples(sample, window.sample, plan_of(config, window).length)
+        if settings.multivariate
+        else {},
+        "performance": measured,
+        "estimated": expected,
+        "business": custom,
+        "operational": window.operational,
+        "meaning": MEANING,
+    }
+    conclude(record, drift, settings.alarm_on)
+    return dict(rounded(record))
+
+
+def measured_performance(window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
+    """Metrics on labelled rows, or the reason why there are none."""
+    if window.outcomes is None:
+        return {"alarm": False, "reason": f"not computable, because {window.no_rows}"}
+    return {"alarm": False, **measure(past, window.outcomes, judge)}
+
+
+def expected_performance(reference: Reference, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
+    """Metrics expected from the scores alone."""
+    column = next(item for item in reference.columns if item.kind == PREDICTION)
+    return estimate(past, column, profile_counts(window.profile)[column.name].values[0], judge.loss)
+
+
+def calibration_record(drift: Drift, plan: Plan, reference: Reference, floors: Mapping[str, float]) -> dict[str, Any]:
+    """The line and what it may promise: target rate, rate on held-out windows, whether windows are enough."""
+    line, out = drift.line, drift.held_out
+    needed = math.ceil(2 / plan.alpha)
+    realised = out.over_line / out.windows if out.windows else None
+    enough = line.separate >= needed
+    words = (
+        f"target {plan.alpha:.1%} a window; "
+        + (
+            f"realised {out.over_line} of {out.windows} held-out windows over the line ({realised:.1%}), "
+            f"{out.alarms} of them above an effect floor; "
+            if realised is not None
+            else "not realised on held-out windows, because the reference has fewer than two; "
+        )
+        + f"{line.separate} separate windows of {plan.length} days, "
+        + (
+            f"enough for {plan.alpha:.1%}"
+            if enough
+            else f"fewer than {needed}: {plan.alpha:.1%} cannot be promised, windows were put together from blocks of days"
+        )
+    )
+    finite = line.scores[np.isfinite(line.scores)]
+    return {
+        "line": line.value,
+        "alpha": plan.alpha,
+        "window_days": plan.length,
+        "reference_days": len(reference.days),
+        "separate_windows": line.separate,
+        "windows_needed": needed,
+        "enough": enough,
+        "resampled_windows": int((~line.real).sum()),
+        "held_out": dataclasses.asdict(out),
+        "realised": realised,
+        "realised_interval": list(wilson(out.over_line, out.windows)) if out.windows else None,
+        "season": plan.season,
+        "floors": dict(floors),
+        "smallest_scales": MIN_SCALE,
+        "psi_floor": plan.psi_floor,
+        "predictions_in_sample": reference.predictions_in_sample,
+        "window_scores": np.sort(finite)[:: max(1, len(finite) // 200)].tolist(),
+        "words": words,
+    }
+
+
+def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a rate (Wilson, JASA 22, 1927)."""
+    p = hits / trials
+    middle = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def conclude(record: dict[str, Any], drift: Drift, alarm_on: tuple[str, ...]) -> None:
+    """Set verdict, headline, alarm and alarms of a record."""
+    found: dict[str, str] = {}
+    if drift.alarms:
+        cause = record["causes"][0] if record["causes"] else ", ".join(drift.alarms[:3])
+        found["drift"] = f"drift in {len(drift.alarms)} of {len(drift.columns)} columns, likely cause {cause}"
+    performance = record["performance"]
+    if performance.get("alarm"):
+        item = performance["metrics"][performance["watched"]]
+        found["performance"] = (
+            f"{performance['watched']} is {item['value']:.4g}, the reference's band is "
+            f"{item['band'][0]:.4g} to {item['band'][1]:.4g} ({item['worse_by']:.1%} worse)"
+        )
+    worse = {name: item for name, item in record["business"].items() if item.get("alarm")}
+    if worse:
+        parts = [f"{name} {item['value']:.4g} against {item['reference']:.4g}" for name, item in worse.items()]
+        found["business"] = ", ".join(parts)
+    record["alarms"] = [{"kind": kind, "text": text} for kind, text in found.items() if kind in alarm_on]
+    record["noted"] = [{"kind": kind, "text": text} for kind, text in found.items() if kind not in alarm_on]
+    record["alarm"] = bool(record["alarms"])
+    blind = drift.not_computable
+    nothing = len(blind) == len(drift.columns)
+    record["verdict"] = "alarm" if record["alarm"] else "not computable" if nothing else "quiet"
+    text = "; ".join(item["text"] for item in record["alarms"])
+    if not text:
+        text = (
+            "nothing could be compared" if nothing else f"{len(drift.columns) - len(blind)} columns within their lines"
+        )
+    if blind:
+        text += f"; not computable: {', '.join(blind[:SAID])}" + (", ..." if len(blind) > SAID else "")
+    record["headline"] = text
+
+
+def rounded(value: Any) -> Any:
+    """The same with floats to DIGITS significant digits and None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(name): rounded(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+
+def finish(config: Config, run: Run, reference: Reference, drift: Drift, record: dict[str, Any], plan: Plan) -> None:
+    """Write drift.json, history and report; say it; raise the alarm and tell who wants to know."""
+    storage.write_json(run.path("drift.json"), record)
+    floors = {**FLOORS, **config.monitor.floors}
+    rows = history.reference_rows(reference, drift.line, plan, floors, record["model"])
+    rows += history.earlier_rows(run.directory, record["model"]) + history.current_rows(record)
+    table = history.history_table(rounded(row) for row in rows)
+    storage.write_parquet(run.path(*history.FILE), table)
+    report.write_report(run.path("report.html"), config.name, record, table, drift)
+    run.log(f"{record['verdict']}: {record['headline']}")
+    run.log(record["calibration"]["words"])
+    for cause in record["causes"][1:]:
+        run.log(f"also {cause}")
+    for item in record["alarms"]:
+        run.alarm(f"{item['kind']}: {item['text']}")
+    if record["alarm"]:
+        first = next((cause["column"] for cause in record["attribution"] if cause["notable"]), "")
+        names = sorted(item["kind"] for item in record["alarms"])
+        keys = ("verdict", "headline", "causes", "model", "window", "rows", "alarms")
+        payload = {"name": config.name, "run": str(run.directory), **{key: record[key] for key in keys}}
+        run.note(alerts=alerts.tell(config.monitor, run, f"{'+'.join(names)}:{first}", payload))
+
+
+def metrics_of(record: Mapping[str, Any], drift: Drift, seconds: float) -> dict[str, float]:
+    """The flat figures of the run."""
+    calibration = record["calibration"]
+    found = {
+        "monitor/alarm": float(record["alarm"]),
+        "monitor/rows": float(record["rows"]),
+        "monitor/columns": float(len(drift.columns)),
+        "monitor/columns_alarming": float(len(drift.alarms)),
+        "monitor/columns_not_computable": float(len(drift.not_computable)),
+        "monitor/line": calibration["line"],
+        "monitor/target_rate": calibration["alpha"],
+        "monitor/realised_rate": calibration["realised"] if calibration["realised"] is not None else math.nan,
+        "monitor/separate_windows": float(calibration["separate_windows"]),
+        "monitor/seconds": seconds,
+    }
+    performance = record["performance"]
+    if "share_labelled" in performance:
+        found["monitor/share_labelled"] = performance["share_labelled"]
+    for name, item in performance.get("metrics", {}).items():
+        if item.get("value") is not None:
+            found[f"monitor/{name}"] = item["value"]
+    for name, item in record["estimated"].get("metrics", {}).items():
+        found[f"monitor/estimated_{name}"] = item["value"] if item["value"] is not None else math.nan
+    for name, item in record["business"].items():
+        found[f"monitor/business_{name}"] = item["value"] if item["value"] is not None else math.nan
+    return found

@@ -1,0 +1,301 @@
+"""`report.html` of a monitoring run: verdict, likely causes, columns over windows, distributions, quality, calibration.
+
+Nothing in it says when or where it was made: the same record and history give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from markupsafe import Markup
+
+from engine.monitoring.calibrate import NAMES
+from engine.monitoring.describe import Pair
+from engine.monitoring.drift import Drift
+from engine.monitoring.history import METRIC
+from engine.runtime import html, storage
+
+SHOWN_CAUSES, SHOWN_COLUMNS, SHOWN_DISTRIBUTIONS, SHOWN_WINDOWS = 8, 25, 6, 40
+BAR_ROWS = 10
+
+
+def write_report(path: Path, name: str, record: Mapping[str, Any], history: pa.Table, drift: Drift) -> None:
+    """Write the report of one record."""
+    start, stop = (text[:16].replace("T", " ").removesuffix(" 00:00") for text in record["window"])
+    subtitle = f"{start} to {stop}, {record['rows']:,} rows against the reference of model {record['model'][:12]}"
+    rows = history.to_pylist()
+    body = [
+        _verdict(record),
+        _causes(record),
+        _heat_map(record, rows),
+        _distributions(record, drift.pairs),
+        _quality(record, rows),
+        _calibration(record),
+        _all_columns(record),
+    ]
+    title = {"alarm": "Alarm", "quiet": "Quiet", "not computable": "Not computable"}[record["verdict"]]
+    storage.write_text(path, html.page(f"{title}: {name}", subtitle, [part for part in body if part]))
+
+
+# ------------------------------------------------------------------------------------------------- verdict, causes
+
+
+def _verdict(record: Mapping[str, Any]) -> Markup:
+    tone = {"alarm": "bad", "quiet": "good", "not computable": "warn"}[record["verdict"]]
+    columns = [item for item in record["columns"] if item["status"] == "alarm"]
+    blind = [item for item in record["columns"] if item["status"] == "not computable"]
+    tiles = [
+        html.Tile("Verdict", record["verdict"], " and ".join(item["kind"] for item in record["alarms"]), tone),
+        html.Tile("Columns beyond line and floor", f"{len(columns)} of {len(record['columns'])}", "", tone),
+        _quality_tile(record),
+        _false_alarm_tile(record["calibration"]),
+    ]
+    if blind:
+        names = ", ".join(item["name"] for item in blind[:3]) + (", ..." if len(blind) > 3 else "")
+        tiles.append(html.Tile("Not computable", str(len(blind)), names, "warn"))
+    parts = [html.tiles(tiles), html.paragraph(record["headline"])]
+    parts += [html.paragraph(f"Noted, no alarm by config: {item['text']}", quiet=True) for item in record["noted"]]
+    return Markup("").join(parts)
+
+
+def _quality_tile(record: Mapping[str, Any]) -> html.Tile:
+    performance = record["performance"]
+    watched = performance.get("watched")
+    item = performance.get("metrics", {}).get(watched)
+    if item and item["value"] is not None:
+        note = f"{performance['share_labelled']:.0%} of labels known"
+        if item.get("band"):
+            note += f"; band {html.format_number(item['band'][0])} to {html.format_number(item['band'][1])}"
+        return html.Tile(
+            str(watched), html.format_number(item["value"]), note, "bad" if performance["alarm"] else "plain"
+        )
+    for name, expected in record["estimated"].get("metrics", {}).items():
+        return html.Tile(f"{name}, estimated", html.format_number(expected["value"]), "no labels yet")
+    return html.Tile("Performance", "–", performance.get("reason", ""))
+
+
+def _false_alarm_tile(calibration: Mapping[str, Any]) -> html.Tile:
+    held = calibration["held_out"]
+    realised = "–" if calibration["realised"] is None else f"{calibration['realised']:.1%}"
+    note = f"target {calibration['alpha']:.1%}; {held['over_line']} of {held['windows']} held-out windows"
+    tone = "plain" if calibration["enough"] else "warn"
+    return html.Tile("False alarms, realised", realised, note, tone)
+
+
+def _causes(record: Mapping[str, Any]) -> Markup:
+    causes = [item for item in record["attribution"] if item["notable"]][:SHOWN_CAUSES]
+    if not causes:
+        return Markup("")
+    most = max((item["weight"] for item in causes), default=0.0) or 1.0
+    rows = [
+        (item["column"], html.bar(item["weight"] / most, html.format_number(item["weight"], 3)), item["text"])
+        for item in causes
+    ]
+    return html.section(
+        "Likely causes",
+        html.table(("Column", "Importance × shift", "What moved"), rows),
+        note="Ranked by how much the model listens to a column times how far it moved beyond what is typical of it.",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- over windows
+
+
+def _heat_map(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
+    scored = [row for row in rows if row["score"] is not None or row["kind"] not in (METRIC, "business")]
+    scored = [row for row in scored if row["kind"] not in (METRIC, "business")]
+    windows = list(dict.fromkeys((row["source"], row["from"], row["to"]) for row in scored))[-SHOWN_WINDOWS:]
+    cells = {(row["column"], (row["source"], row["from"], row["to"])): row for row in scored}
+    order = sorted(record["columns"], key=lambda item: (-(item["score"] or 0.0), item["name"]))
+    names = [item["name"] for item in order[:SHOWN_COLUMNS]]
+
+    def share(name: str, window: tuple[str, str, str]) -> float | None:
+        row = cells.get((name, window))
+        if row is None or row["score"] is None or not row["line"]:
+            return None
+        return max(float(row["score"]) / float(row["line"]), 0.0)
+
+    values = [[share(name, window) for window in windows] for name in names]
+    labels = [f"{window[1][:10]}{'' if window[0] == 'current' else ' ref'}" for window in windows]
+    note = (
+        "Largest normalised statistic of each column over the alarm line of its window: from 1 it is beyond the line. "
+        "`ref` marks windows of the reference itself; a gap is not computable."
+    )
+    return html.section(
+        "Columns over windows", html.heat_map(names, labels, values, limits=(0.0, 2.0), text=_one), note=note
+    )
+
+
+def _one(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _distributions(record: Mapping[str, Any], pairs: Mapping[str, Pair]) -> Markup:
+    chosen = [item["column"] for item in record["attribution"] if item["notable"]]
+    chosen += [
+        item["name"] for item in record["columns"] if item["kind"] == "prediction" and item["name"] not in chosen
+    ]
+    chosen += [item["column"] for item in record["attribution"] if item["column"] not in chosen]
+    by_name = {item["name"]: item for item in record["columns"]}
+    cards = []
+    for name in [name for name in chosen if name in pairs][:SHOWN_DISTRIBUTIONS]:
+        pair, item = pairs[name], by_name[name]
+        drawn = _levels(item, pair) if pair.column.edges is None else _distribution_function(pair)
+        cards.append(html.card(name, drawn, note=_missing_note(item)))
+    return html.section("Distributions, reference against window", html.row(*cards)) if cards else Markup("")
+
+
+def _distribution_function(pair: Pair) -> Markup:
+    assert pair.column.edges is not None
+    edges = [float(edge) for edge in pair.column.edges]
+    series = []
+    for name, side, style in (("reference", pair.reference, "dashed"), ("window", pair.current, "solid")):
+        bins = pair.bins(side)
+        if bins.sum():
+            shares = np.cumsum(bins)[:-1] / bins.sum()
+            series.append(html.Series(name, edges, [float(value) for value in shares], style=style))
+    return html.line_chart(series, x_label=pair.column.name, y_label="share at or below", y_range=(0.0, 1.0))
+
+
+def _levels(item: Mapping[str, Any], pair: Pair) -> Markup:
+    moves = item["moved"][:BAR_ROWS]
+    most = max((max(part["reference"], part["current"]) for part in moves), default=1.0) or 1.0
+    rows = [
+        (
+            part["label"],
+            html.bar(part["reference"] / most, f"{part['reference']:.1%}"),
+            html.bar(part["current"] / most, f"{part['current']:.1%}"),
+        )
+        for part in moves
+    ]
+    drawn = html.table(("Moved most", "reference", "window"), rows, empty="no category moved")
+    new = item["new"]["named"]
+    if new:
+        listed = ", ".join(f"{label} ({rows:,})" for label, rows in list(new.items())[:BAR_ROWS])
+        drawn += html.paragraph(f"New: {listed}", quiet=True)
+    if item["vanished"]["categories"]:
+        share = item["vanished"]["share_of_reference"]
+        drawn += html.paragraph(
+            f"Vanished: {item['vanished']['categories']} of {pair.column.width - 2} categories, {share:.1%} of the reference",
+            quiet=True,
+        )
+    return drawn
+
+
+def _missing_note(item: Mapping[str, Any]) -> str:
+    shares = item["missing"]
+    texts = ["–" if shares[side] is None else f"{shares[side]:.1%}" for side in ("reference", "current")]
+    return f"Missing: {texts[0]} in the reference, {texts[1]} in the window."
+
+
+# --------------------------------------------------------------------------------------------------------- quality
+
+
+def _quality(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
+    cards = []
+    tracked = [row for row in rows if row["kind"] in (METRIC, "business")]
+    for name in dict.fromkeys(row["column"] for row in tracked):
+        own = [row for row in tracked if row["column"] == name]
+        if any(row["value"] is not None or row["estimated"] is not None for row in own):
+            cards.append(html.card(name, _metric_chart(own)))
+    table = _metric_table(record)
+    if not cards and not table:
+        return html.section("Performance", html.paragraph(record["performance"].get("reason", "nothing measured")))
+    performance = record["performance"]
+    note = performance.get("reason", "")
+    if "share_labelled" in performance:
+        known = f"{performance['labelled']:,} of {performance['rows']:,} labels known"
+        note = f"{known} ({performance['share_labelled']:.0%}). {note}"
+    return html.section("Performance", table, html.row(*cards), note=note)
+
+
+def _metric_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    places = [float(index) for index in range(len(rows))]
+    ticks = {float(index): row["from"][:10] for index, row in enumerate(rows)}
+    low, high = [row["band_low"] for row in rows], [row["band_high"] for row in rows]
+    values = [row["value"] for row in rows]
+    series = [html.Series("measured, with the reference's band", places, values, low=low, high=high)]
+    if any(row["estimated"] is not None for row in rows):
+        series.append(
+            html.Series("estimated before labels", places, [row["estimated"] for row in rows], style="dashed")
+        )
+    return html.line_chart(series, x_ticks=ticks)
+
+
+def _metric_table(record: Mapping[str, Any]) -> Markup:
+    rows = []
+    measured, estimated = record["performance"].get("metrics", {}), record["estimated"].get("metrics", {})
+    for name in dict.fromkeys([*measured, *estimated]):
+        item, expected = measured.get(name, {}), estimated.get(name, {})
+        row = (name, item.get("value"), _pair(item.get("interval")), item.get("reference", expected.get("reference")))
+        rows.append((*row, _pair(item.get("band")), expected.get("value"), expected.get("error")))
+    for name, item in record["business"].items():
+        text = item["expression"] if item["value"] is not None else item["reason"]
+        rows.append((f"{name}: {text}", item["value"], "", item.get("reference"), _pair(item.get("band")), None, None))
+    if not rows:
+        return Markup("")
+    columns = ("Metric", "window", "interval", "reference", "band", "estimated", "estimate − measured")
+    return html.table(columns, rows)
+
+
+def _pair(bounds: Sequence[float] | None) -> str:
+    return "" if not bounds else f"{html.format_number(bounds[0])} to {html.format_number(bounds[1])}"
+
+
+# ----------------------------------------------------------------------------------------------------- calibration
+
+
+def _calibration(record: Mapping[str, Any]) -> Markup:
+    calibration = record["calibration"]
+    now = max((item["score"] for item in record["columns"] if item["score"] is not None), default=None)
+    scores = np.array(calibration["window_scores"])
+    parts = []
+    if len(scores):
+        top = max(float(scores.max()), calibration["line"]) * 1.1
+        edges = [float(edge) for edge in np.linspace(min(float(scores.min()), 0.0), top, 31)]
+        counts = {"windows of the reference": [float(n) for n in np.histogram(scores, edges)[0]]}
+        parts.append(
+            html.card("Largest normalised statistic of each window", html.histogram(edges, counts, y_label="windows"))
+        )
+    facts = {
+        "Alarm line": calibration["line"],
+        "This window": "–" if now is None else html.format_number(now),
+        "Target false-alarm rate": f"{calibration['alpha']:.1%} a window, over all columns together",
+        "Realised on held-out windows": calibration["words"].split("; ")[1],
+        "95 % interval of that": _pair(calibration["realised_interval"]) or "–",
+        "Windows": calibration["words"].rsplit("; ", 1)[1],
+        "Effect floors": ", ".join(f"{name} {value:g}" for name, value in calibration["floors"].items()),
+        "Season": calibration["season"],
+    }
+    parts.append(html.card("How the line was set", html.facts(facts)))
+    return html.section("Calibration", html.row(*parts), _multivariate(record))
+
+
+def _multivariate(record: Mapping[str, Any]) -> Markup:
+    rows = []
+    for name, item in record["multivariate"].items():
+        if item["value"] is None:
+            rows.append((name, item["reason"], "", ""))
+        else:
+            rows.append((name, item["value"], _pair(item["usual"]), "beyond" if item["beyond"] else "as usual"))
+    for name, value in record["operational"].items():
+        if isinstance(value, (int, float)) and "/" not in name:
+            rows.append((name, value, "", ""))
+    if not rows:
+        return Markup("")
+    return html.table(("Columns together, and how the run went", "value", "usual in the reference", ""), rows)
+
+
+def _all_columns(record: Mapping[str, Any]) -> Markup:
+    rows = []
+    for item in sorted(record["columns"], key=lambda item: (-(item["score"] or -1e9), item["name"])):
+        values = [item["statistics"].get(name, {}).get("value") for name in NAMES]
+        missing = item.get("missing", {}).get("current")
+        found = item["status"] if "reason" not in item else item["reason"]
+        rows.append((item["name"], item["kind"], found, item["score"], *values, missing))
+    columns = ("Column", "kind", "status", "score", *NAMES, "missing share")
+    return html.section("Every column", html.table(columns, rows))
