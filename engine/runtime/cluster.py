@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets as random_names
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,12 +71,17 @@ def _variables(config: Config) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(seconds),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(seconds, 60.0)),
-        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": str(max(1, round(min(seconds / 4, 5)))),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def _loopback_variables() -> dict[str, str]:
+    """What keeps Ray and gloo from listening beyond this machine."""
+    found = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return found | {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else found
 
 
 @contextlib.contextmanager
@@ -85,9 +91,10 @@ def session(config: Config) -> Iterator[Session]:
     Raises UserError when there is no Ray, no cluster at the address, or too few CPUs on it.
     """
     began = time.monotonic()
-    ray = _import_ray()
+    local = _starts_local(config)
+    ray = _import_ray(local)
     imported = time.monotonic()
-    variables = _variables(config)
+    variables = _variables(config) | (_loopback_variables() if local else {})
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -98,19 +105,34 @@ def session(config: Config) -> Iterator[Session]:
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()
+        _may_form_clusters(True)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 
 
-def _import_ray() -> Any:
+def _import_ray(local: bool) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
         raise UserError("cluster=ray needs Ray: pip install 'ray[default,data,train]', or use cluster=local") from None
+    _may_form_clusters(not local)
     return ray
+
+
+def _may_form_clusters(value: bool) -> None:
+    """Ray turns a loopback address into the machine's public one unless it may not form clusters. It reads the variable
+    when it is imported, which somebody else may have done, so the constant is set too.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = value
+
+
+def _starts_local(config: Config) -> bool:
+    return config.cluster.address is None and not inside_job()
 
 
 def _connect(ray: Any, config: Config, variables: Mapping[str, str]) -> Session:
@@ -138,7 +160,7 @@ def _connect(ray: Any, config: Config, variables: Mapping[str, str]) -> Session:
                 f"({str(error).splitlines()[0]}). Start one with `ray start --head`, or leave it null for a local one"
             ) from None
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    return Session(str(context.address_info["gcs_address"]), config.cluster.address is None and not inside_job(), nodes)
+    return Session(str(context.address_info["gcs_address"]), _starts_local(config), nodes)
 
 
 def _check_size(ray: Any, config: Config) -> None:
@@ -207,10 +229,11 @@ def run_training(
     payload: dict[str, Any],
     poll: Callable[[], None],
 ) -> None:
-    """Call `function(payload)` on every worker inside one process group, and again after a failure.
+    """Call `function(payload)` on every worker, and again on all of them after a failure.
 
-    `function` is importable by name on the workers. `poll` is called some times a second in this thread, so that
-    signals and progress are its business. Raises TrainingFailed with the first cause and its rank.
+    `function` is importable by name on the workers and forms their process group itself. `poll` is called some times a
+    second in this thread, so that signals and progress are its business. Raises TrainingFailed with the first cause and
+    its rank.
     """
     trainer = _trainer(config, directory, function, payload)
     outcome: list[BaseException] = []
@@ -234,7 +257,7 @@ def _trainer(
     config: Config, directory: Path, function: Callable[[dict[str, Any]], None], payload: dict[str, Any]
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     settings = config.cluster
     workers: Any = settings.workers
@@ -243,7 +266,7 @@ def _trainer(
     return TorchTrainer(
         function,
         train_loop_config=payload,
-        torch_config=TorchConfig(timeout_s=max(1, round(timeout_seconds(config)))),
+        torch_config=_no_backend(),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=settings.gpus_per_worker > 0,
@@ -256,6 +279,18 @@ def _trainer(
             callbacks=[_failure_log(directory)],
         ),
     )
+
+
+def _no_backend() -> Any:
+    """Ray's own set-up of torch.distributed is left out: its store listens on every interface, and it would import
+    torch in the controller. The workers meet by `broadcast`.
+    """
+    from ray.train.backend import BackendConfig
+
+    class NoBackend(BackendConfig):  # type: ignore[misc]
+        backend = "gloo"
+
+    return NoBackend()
 
 
 def _failure_log(directory: Path) -> Any:
@@ -315,7 +350,7 @@ class WorkerPlace:
     rank: int
     world: int
     local_world: int
-    node: str
+    address: str
 
 
 def worker_place() -> WorkerPlace:
@@ -324,8 +359,15 @@ def worker_place() -> WorkerPlace:
     from ray.train import get_context
 
     context = get_context()
-    node = ray.get_runtime_context().get_node_id()
-    return WorkerPlace(context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), str(node))
+    address = ray.util.get_node_ip_address()
+    return WorkerPlace(context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), address)
+
+
+def broadcast(value: Any) -> Any:
+    """The small value of rank 0, on every rank; only inside `run_training`'s function."""
+    from ray.train.collective import broadcast_from_rank_zero
+
+    return broadcast_from_rank_zero(value)
 
 
 class WorkerMetrics:

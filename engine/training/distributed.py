@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import os
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import distributed
 
 from engine.config import schema
 from engine.config.tree import Config
@@ -18,7 +23,7 @@ from engine.runtime.run import Run
 from engine.training import interrupt
 from engine.training.checkpoint import newest_whole
 from engine.training.examples import Examples
-from engine.training.exchange import Alone, Group
+from engine.training.exchange import Alone, Exchange, Group
 from engine.training.flat import FlatWeights
 from engine.training.loop import FitResult, fit
 from engine.training.model import from_architecture
@@ -225,8 +230,9 @@ def train_worker(payload: dict[str, Any]) -> None:
     try:
         train = Examples.open(Path(payload["train"]))
         valid = Examples.open(Path(payload["valid"])) if payload["valid"] else None
-        exchange = Group() if place.world > 1 else Alone()
-        result = fit(train, valid, config, run, exchange=exchange, local_workers=place.local_world, **payload["keys"])
+        with process_group(place, cluster.timeout_seconds(config)) as exchange:
+            local = place.local_world
+            result = fit(train, valid, config, run, exchange=exchange, local_workers=local, **payload["keys"])
         outcome = {
             "status": "done",
             "metrics": result.metrics,
@@ -243,6 +249,29 @@ def train_worker(payload: dict[str, Any]) -> None:
         outcome = {"status": "stopped", "message": str(error), "rank": place.rank}
     if place.rank == 0 or outcome["status"] == "failed":
         cluster.write_outcome(directory, outcome)
+
+
+@contextlib.contextmanager
+def process_group(place: cluster.WorkerPlace, timeout: float) -> Iterator[Exchange]:
+    """The workers' gloo group. Its store listens on the node's own address, which is loopback on a local cluster.
+
+    A collective that waits longer than `timeout` seconds raises, so a stalled peer ends the attempt.
+    """
+    if place.world == 1:
+        yield Alone()
+        return
+    limit = datetime.timedelta(seconds=timeout)
+    listener = socket.create_server((place.address, 0)) if place.rank == 0 else None
+    host, port = cluster.broadcast(listener.getsockname()[:2] if listener else None)
+    descriptor = listener.detach() if listener else None
+    store = distributed.TCPStore(
+        host, port, place.world, place.rank == 0, limit, wait_for_workers=False, master_listen_fd=descriptor
+    )
+    distributed.init_process_group("gloo", store=store, rank=place.rank, world_size=place.world, timeout=limit)
+    yield Group()
+    # Not in a finally: after a failure Ray ends the processes, and leaving in good order would wait for the dead.
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def _note(directory: Path, values: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 
 from engine.training.threads import Team
 
@@ -60,9 +60,6 @@ class Group:
     """The workers of torch.distributed's default process group: gloo between CPUs, NCCL between GPUs."""
 
     def __init__(self) -> None:
-        import torch.distributed as distributed
-
-        self._distributed = distributed
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         # The old name warns from torch 2.13 on, the new one is missing before.
         self._all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
@@ -75,13 +72,13 @@ class Group:
 
     def sum(self, block: Tensor) -> Tensor:
         """Sum over workers in whatever order the network likes."""
-        self._distributed.all_reduce(block)
+        distributed.all_reduce(block)
         return block
 
     def first(self, values: Sequence[float]) -> list[float]:
         """The values of rank 0."""
         block = torch.tensor(list(values), dtype=torch.float64)
-        self._distributed.broadcast(block, 0)
+        distributed.broadcast(block, 0)
         return [float(value) for value in block]
 
 

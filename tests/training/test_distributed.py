@@ -1,0 +1,442 @@
+"""Real Ray: the weights are those of one process, and stay so through kills, stalls, stops and other worker counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UserError
+from engine.runtime import cluster, environment
+from engine.runtime.run import Run
+from engine.training import distributed
+from engine.training.loop import weights_digest
+
+ray = pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.ray,
+    # Ray leaves pipes and log files to the garbage collector, and warns of its own deprecations.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {"cardinalities": [7, 5], "outputs": 1, "dataset_digest": "data", "precision": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import the engine by name."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """A cluster that several tests join."""
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "object_store_memory": 100 * 2**20})
+    yield nodes.address
+    nodes.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes below a process, and what they call themselves."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+    found, added = {pid}, True
+    while added:
+        fresh = {child for child, parent in parents.items() if parent in found} - found
+        added, found = bool(fresh), found | fresh
+    names = {}
+    for child in found - {pid}:
+        try:
+            names[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
+        except OSError:
+            continue
+    return names
+
+
+class Job:
+    """A problem saved to files, and what one process makes of it."""
+
+    def __init__(self, folder: Path, problem, config, fitted, new_run, rows: int = 2000, **keys) -> None:
+        self.train, self.valid = folder / "train", folder / "valid"
+        problem(rows).save(self.train)
+        problem(500, seed=1).save(self.valid)
+        self.config, self.new_run, self.folder = config, new_run, folder
+        self.keys = {"train__epochs": 6, "train__batch_size": 128, "train__checkpoint_every": 3, **keys}
+        self.expected, self.run = fitted(config(**self.keys), problem(rows), problem(500, seed=1))
+
+    def settings(self, workers: int, **keys):
+        """The config of a run on workers."""
+        return self.config(**{**self.keys, "cluster__kind": "ray", "cluster__workers": workers, **keys})
+
+    def fit(self, workers: int, run: Run | None = None, **keys):
+        """Train on workers; (result, run)."""
+        settings = self.settings(workers, **keys)
+        run = run or self.new_run(settings)
+        try:
+            return distributed.fit_on_cluster(self.train, self.valid, settings, run, **KEYS), run
+        finally:
+            run.finish({})
+
+    def same(self, result) -> bool:
+        """Whether weights, row streams and metrics are those of one process."""
+        return (
+            weights_digest(result.model) == weights_digest(self.expected.model)
+            and result.history == self.expected.history
+        )
+
+
+@pytest.fixture
+def job(tmp_path, problem, config, fitted, new_run) -> Job:
+    """A small job."""
+    return Job(tmp_path, problem, config, fitted, new_run)
+
+
+@pytest.fixture
+def long_job(tmp_path, problem, config, fitted, new_run) -> Job:
+    """A job of some hundred steps, so that it can be hit in the middle."""
+    keys = {"train__batch_size": 32, "train__epochs": 12, "train__checkpoint_every": 20, "train__patience": 0}
+    return Job(tmp_path, problem, config, fitted, new_run, rows=3000, **keys)
+
+
+def at_step(run: Run, step: int, action: Callable[[list[dict]], None]) -> threading.Thread:
+    """Call action(entries of the newest attempt) once the run has done a step."""
+
+    def wait() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+                if lines and json.loads(lines[-1])["step"] >= step:
+                    break
+            except (OSError, ValueError):
+                pass
+            time.sleep(0.01)
+        entries = [json.loads(line) for line in (run.directory / "attempts.jsonl").read_text().splitlines()]
+        action(entries[-entries[-1]["world"] :])
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill(rank: int, number: int = signal.SIGKILL) -> Callable[[list[dict]], None]:
+    """Send a signal to the worker of a rank."""
+    return lambda entries: os.kill(next(item["pid"] for item in entries if item["rank"] == rank), number)
+
+
+# ------------------------------------------------------------------------------------------- in the default suite
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses (hex, as the kernel writes them) on which processes listen."""
+    inodes = set()
+    for pid in pids:
+        try:
+            links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            continue
+        inodes |= {link[8:-1] for link in links if link.startswith("socket:[")}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in inodes:
+                found.add(words[1].rpartition(":")[0])
+    return found
+
+
+def test_two_workers_on_a_local_cluster_give_the_weights_of_one_process(job, monkeypatch):
+    """Also J2: it listens on loopback only; H2: nothing is left behind; and start-up is printed by part."""
+    seen: set[str] = set()
+    look = distributed.Watch.look
+
+    def spy(watch) -> None:
+        seen.update(listening(set(descendants(os.getpid()))))
+        look(watch)
+
+    monkeypatch.setattr(distributed.Watch, "look", spy)
+    result, run = job.fit(2)
+    assert job.same(result)
+    assert run.record["chain"] == job.run.record["chain"]
+    assert {"startup/ray_init_seconds", "startup/workers_seconds", "startup/first_step_seconds"} <= set(result.metrics)
+    assert seen and seen <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    end = time.monotonic() + 10
+    while descendants(os.getpid()) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not descendants(os.getpid())
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(long_job, head):
+    settings = long_job.settings(2, cluster__address=head, train__log_every=1)
+    run = long_job.new_run(settings)
+    hit = at_step(run, 50, kill(1))
+    result, _ = long_job.fit(2, run, cluster__address=head, train__log_every=1)
+    hit.join(1)
+    assert long_job.same(result)
+    assert result.metrics["train/attempts"] == 2 and result.metrics["resumed_from_step"] >= 40
+    assert "an attempt failed, first cause rank 1" in (run.directory / "run.log").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------ the rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_weights_are_the_same_for_any_number_of_workers(job, head, workers):
+    result, _ = job.fit(workers, cluster__address=head)
+    assert job.same(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "workers"), [(9, 2), (3, 4)])
+def test_few_rows_on_many_workers_train_like_one(tmp_path, problem, config, fitted, new_run, head, rows, workers):
+    """Field reports C1 and C2."""
+    small = Job(tmp_path, problem, config, fitted, new_run, rows=rows)
+    result, run = small.fit(workers, cluster__address=head)
+    assert small.same(result)
+    if rows < workers:
+        assert f"{rows} rows in all" in (run.directory / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_kills_at_twenty_random_steps_leave_the_weights_unchanged(long_job, head):
+    seed = random.SystemRandom().randrange(2**32)
+    rng = random.Random(seed)
+    steps = [rng.randrange(1, 900) for _ in range(20)]
+    sys.stdout.write(f"seed {seed}: steps {steps}\n")
+    for step in steps:
+        settings = long_job.settings(2, cluster__address=head, train__log_every=1)
+        run = long_job.new_run(settings)
+        at_step(run, step, kill(rng.randrange(2)))
+        result, _ = long_job.fit(2, run, cluster__address=head, train__log_every=1)
+        assert long_job.same(result), f"killed at step {step}"
+        assert result.metrics["train/attempts"] == 2
+
+
+@pytest.mark.slow
+def test_a_stalled_worker_ends_the_attempt_within_the_timeout(long_job, head):
+    """Field report C8: the other rank would wait for half an hour."""
+    keys = {"cluster__address": head, "cluster__timeout": "8s", "train__log_every": 1}
+    run = long_job.new_run(long_job.settings(2, **keys))
+    stopped: list[float] = []
+
+    def stall(entries: list[dict]) -> None:
+        stopped.append(time.monotonic())
+        kill(1, signal.SIGSTOP)(entries)
+
+    at_step(run, 100, stall)
+    result, _ = long_job.fit(2, run, **keys)
+    assert time.monotonic() - stopped[0] < 60
+    assert long_job.same(result) and result.metrics["train/attempts"] == 2
+
+
+def fails_on_rank_one(payload: dict) -> None:
+    """A worker function whose rank 1 raises at step 3, every time."""
+    from engine.runtime.cluster import worker_place
+    from engine.training import distributed, shards
+
+    run = shards.ShardTask.run
+
+    def failing(task, space, step, shard):
+        if step == 3 and worker_place().rank == 1:
+            raise RuntimeError("the disk on fire")
+        run(task, space, step, shard)
+
+    shards.ShardTask.run = failing
+    distributed.train_worker(payload)
+
+
+@pytest.mark.slow
+def test_a_worker_that_always_fails_ends_the_run_with_first_cause_and_rank(job, head, monkeypatch):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(distributed, "train_worker", fails_on_rank_one)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"first cause rank 1: RuntimeError: the disk on fire"):
+        job.fit(2, cluster__address=head, cluster__retries=1, cluster__timeout="10s")
+    assert time.monotonic() - began < 120
+
+
+@pytest.mark.slow
+def test_a_bad_loss_on_one_worker_stops_all_without_a_retry(job, head, problem):
+    """Field report C7."""
+    data = problem(2000)
+    data.numeric[700, 0] = float("nan")
+    data.save(job.train)
+    with pytest.raises(UserError, match=rf"rank \d: dataset rows \[{data.rows[700]}\]"):
+        job.fit(2, cluster__address=head)
+    skipping, run = job.fit(2, cluster__address=head, train__on_bad_loss="skip")
+    assert skipping.metrics["train/steps_skipped"] == 6
+    assert f"dataset rows [{data.rows[700]}]" in (run.directory / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_all_reduce_trains_on_workers(job, head):
+    result, _ = job.fit(2, cluster__address=head, train__reduction="ddp")
+    assert result.history[-1]["train_loss"] == pytest.approx(job.expected.history[-1]["train_loss"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_node_is_survived_with_the_same_weights(long_job):
+    """Two Ray nodes on one machine, one of them killed in the middle; the attempt goes on with fewer workers."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+    second = nodes.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+    try:
+        keys = {
+            "cluster__address": nodes.address,
+            "cluster__min_workers": 1,
+            "cluster__timeout": "20s",
+            "train__log_every": 1,
+        }
+        run = long_job.new_run(long_job.settings(4, **keys))
+        at_step(run, 100, lambda _: nodes.remove_node(second, allow_graceful=False))
+        result, _ = long_job.fit(4, run, **keys)
+        assert long_job.same(result)
+        worlds = [
+            json.loads(line)["world"] for line in (run.directory / "attempts.jsonl").read_text().splitlines()[:-1]
+        ]
+        assert worlds[0] == 4 and worlds[-1] < 4
+    finally:
+        nodes.shutdown()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from engine.config import schema
+from engine.config.tree import Config
+from engine.runtime import storage
+from engine.runtime.run import Run
+from engine.training import distributed
+config = schema.build(Config, storage.read_json(Path(sys.argv[1])))
+run = Run.resume(Path(sys.argv[4])) if len(sys.argv) > 4 else Run.create("train", config, schema.plain(config))
+print(run.directory, flush=True)
+try:
+    distributed.fit_on_cluster(Path(sys.argv[2]), Path(sys.argv[3]), config, run, cardinalities=[7, 5], outputs=1,
+                               dataset_digest="data", precision="fp32")
+except KeyboardInterrupt as error:
+    run.fail(error, "interrupted")
+    sys.exit(130)
+run.finish({})
+"""
+
+
+def start_driver(job: Job, workers: int, *resume: str, **keys) -> tuple[subprocess.Popen, Run | Path]:
+    """A driver as a program of its own; its run directory."""
+    from engine.config import schema
+    from engine.runtime import storage
+
+    settings = job.folder / f"config-{workers}.json"
+    storage.write_json(settings, schema.plain(job.settings(workers, **keys)))
+    script = job.folder / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    words = [sys.executable, str(script), str(settings), str(job.train), str(job.valid), *resume]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+class At:
+    """Just the directory of a run, for `at_step`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_nothing_behind_and_resumes_with_another_worker_count(long_job, fitted, problem):
+    process, directory = start_driver(long_job, 2, train__log_every=1)
+    at_step(At(directory), 200, lambda _: None).join()
+    children = set(descendants(process.pid))
+    assert children
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    end = time.monotonic() + 10
+    alive = children
+    while alive and time.monotonic() < end:
+        alive = {pid for pid in children if Path(f"/proc/{pid}").exists()}
+        time.sleep(0.2)
+    assert not alive
+    again, _ = start_driver(long_job, 4, str(directory), train__log_every=1)
+    assert again.wait(180) == 0
+    again.stdout.close()
+    record = json.loads((directory / "run.json").read_text())
+    assert record["chain"] == long_job.run.record["chain"]
+    outcome = cluster.read_outcome(directory)
+    assert outcome["history"] == long_job.expected.history and outcome["metrics"]["resumed_from_step"] >= 180
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_a_checkpoint_and_exit_130_and_the_run_resumes(long_job):
+    """A spot instance is told that it goes away."""
+    process, directory = start_driver(long_job, 2, train__log_every=1)
+    at_step(At(directory), 200, lambda _: process.terminate()).join()
+    assert process.wait(60) == 130
+    process.stdout.close()
+    stopped = cluster.read_outcome(directory)
+    assert stopped["status"] == "stopped"
+    again, _ = start_driver(long_job, 3, str(directory))
+    assert again.wait(180) == 0
+    again.stdout.close()
+    outcome = cluster.read_outcome(directory)
+    assert outcome["history"] == long_job.expected.history
+    assert f"step {int(outcome['metrics']['resumed_from_step'])} " in stopped["message"]
+
+
+# ------------------------------------------------------------------------------------------------- without a cluster
+
+
+def test_no_cluster_at_the_address_is_one_clear_message(job):
+    with pytest.raises(UserError, match=r"cluster.address must lead to a running Ray cluster"):
+        job.fit(2, cluster__address="127.0.0.1:1")
+
+
+def test_the_first_cause_is_not_the_echo_of_a_broken_connection():
+    failures = [{"ranks": {"0": "RuntimeError: [gloo] Connection closed by peer", "1": "ActorDiedError: killed"}}]
+    assert cluster.first_cause(failures) == "rank 1: ActorDiedError: killed"
+
+
+def test_paths_inside_a_ray_job_are_not_in_its_node_local_copy(monkeypatch, tmp_path):
+    assert cluster.shared_path("runs") == "runs"
+    monkeypatch.setenv(cluster.JOB_VARIABLE, "{}")
+    monkeypatch.setenv(cluster.HOME_VARIABLE, str(tmp_path))
+    assert cluster.shared_path("runs") == str(tmp_path / "runs")
+    assert cluster.shared_path("/data/runs") == "/data/runs" and cluster.shared_path("s3://b/r") == "s3://b/r"
+
+
+def test_threads_are_shared_out_between_the_workers_of_a_machine(config):
+    from engine.training.loop import _threads
+
+    cores = environment.cores()
+    assert _threads(config(cluster__threads=0), 1) == cores
+    assert _threads(config(cluster__threads=0), 2) == max(1, cores // 2)
+    assert _threads(config(cluster__threads=3), 2) == 3
