@@ -127,19 +127,17 @@ def decide(setting: Setting, observations: tuple[Observation, ...], now: int) ->
 
     Raises UserError when there is no champion, and when an artefact was replaced after it was judged.
     """
-    facts, answer = _claim(setting, observations, now)
-    now = facts.now  # a decision that was killed goes on at its own instant
-    horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, now)
-    periods = periods_of(setting.policy, int(setting.history.event[0]), now, horizon, facts.champion.seen_until)
+    claim = _claim(setting, observations, now)
+    facts, answer, periods = claim.facts, claim.answer, claim.periods
     decision = {
         "format": FORMAT,
         "id": setting.identity,
         "name": setting.registry.name,
-        "now": units.format_instant(now, setting.config.data.time_zone),
+        "now": units.format_instant(facts.now, setting.config.data.time_zone),
         "policy": schema.plain(setting.policy),
         "facts": facts.plain(),
         "trigger": dataclasses.asdict(answer),
-        "label_horizon_us": horizon,
+        "label_horizon_us": facts.now - periods.stop,
         "periods": dataclasses.asdict(periods),
         "champion": facts.champion.digest,
         "challenger": None,
@@ -150,9 +148,8 @@ def decide(setting: Setting, observations: tuple[Observation, ...], now: int) ->
     }
     if not answer.start:
         return {**decision, "verdict": HELD if answer.fired else QUIET, "reasons": [answer.reason]}
-    lacking = _lacking(setting, periods)
-    if lacking:
-        return {**decision, "verdict": HELD, "reasons": [answer.reason, f"but no retrain: {lacking}"]}
+    if claim.lacking:
+        return {**decision, "verdict": HELD, "reasons": [answer.reason, f"but no retrain: {claim.lacking}"]}
     run = setting.train(challenger_config(setting.config, periods))
     version = setting.registry.register(
         run.directory / "model", seal_of(run.directory / "model"), **version_facts(run.directory)
@@ -165,7 +162,17 @@ def decide(setting: Setting, observations: tuple[Observation, ...], now: int) ->
     return _contest(setting, decision, version, periods)
 
 
-def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) -> tuple[Facts, Trigger]:
+@dataclass(frozen=True)
+class _Claim:
+    """What a decision begins with; `lacking` says why the periods cannot be used."""
+
+    facts: Facts
+    answer: Trigger
+    periods: Periods
+    lacking: str | None
+
+
+def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) -> _Claim:
     """The trigger's answer; a start is written into the history before anything is trained, so that a second process that
     answers the same alarm finds it and stays within the cool-down.
     """
@@ -173,22 +180,30 @@ def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) ->
     for _ in range(ATTEMPTS):
         state = setting.registry.state()
         if any((move["decision"] or {}).get("id") == setting.identity for move in state.moves):
-            facts = Facts.from_plain(storage.read_json(saved))  # killed after it began: on the same facts as then
-            return facts, trigger(facts, setting.policy)
-        facts = gather(setting, observations, now, state)
-        answer = trigger(facts, setting.policy)
-        storage.write_json(saved, facts.plain())
-        if not answer.start:
-            return facts, answer
+            return _answer(
+                setting, Facts.from_plain(storage.read_json(saved))
+            )  # killed after it began: on the same facts
+        claim = _answer(setting, gather(setting, observations, now, state))
+        storage.write_json(saved, claim.facts.plain())
+        if not claim.answer.start or claim.lacking:
+            return claim
         begin = {"kind": "begin", "id": setting.identity, "at": now}
         try:
             setting.registry.move(
-                "note", None, expected=state.champion, why=answer.reason, decision=begin, after=len(state.moves)
+                "note", None, expected=state.champion, why=claim.answer.reason, decision=begin, after=len(state.moves)
             )
-            return facts, answer
+            return claim
         except Moved:
             continue
     raise UserError(f"the registry of {setting.registry.name!r} moves too quickly to decide; run the command again")
+
+
+def _answer(setting: Setting, facts: Facts) -> _Claim:
+    horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, facts.now)
+    first = int(setting.history.event[0])
+    periods = periods_of(setting.policy, first, facts.now, horizon, facts.champion.seen_until)
+    answer = trigger(facts, setting.policy)
+    return _Claim(facts, answer, periods, _lacking(setting, periods) if answer.start else None)
 
 
 def _lacking(setting: Setting, periods: Periods) -> str | None:
@@ -315,6 +330,6 @@ def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
         verdict, reasons = judge.verdict(evidence, policy.gate)
         same("verdict", saved["verdict"], PROMOTED if verdict == judge.PROMOTE else KEPT)
         same("reasons", saved["reasons"], reasons)
-    elif not answer.start:
+    elif saved["challenger"] is None:
         same("verdict", saved["verdict"], HELD if answer.fired else QUIET)
     return saved, differences

@@ -28,7 +28,8 @@ def newest_record(config: Config) -> Path | None:
         if not path.exists():
             raise UserError(f"retrain.monitor must name a monitoring run, found no {path}")
         return path
-    return (records(config) or [None])[-1]
+    found = records(config)
+    return found[-1] if found else None
 
 
 def read_observations(config: Config) -> tuple[Observation, ...]:
@@ -46,9 +47,27 @@ def read_observations(config: Config) -> tuple[Observation, ...]:
 
 
 def observation(record: dict[str, Any], metric: str, time_zone: str) -> Observation:
-    """One record of monitoring. Raises UserError when it lacks what a record must have."""
+    """One drift.json of monitoring. Raises UserError when it lacks what a record must have."""
     try:
         start, stop = units.between(record["window"], time_zone)
-        return Observation(start, stop, record["model"], record["alarm"], tuple(record.get("causes", ())), None, metric)
+        kinds = {item["kind"] for item in (*record["alarms"], *record["noted"])}
+        columns = record["columns"]
+        figure = record["performance"].get("metrics", {}).get(metric, {})
+        return Observation(
+            start=start,
+            stop=stop,
+            model=record["model"],
+            # Drift counts whether or not it is among what monitor.alarm_on wakes somebody for.
+            alarm=None if _blind(columns) else "drift" in kinds,
+            causes=tuple(record["causes"]),
+            metric=figure.get("value"),
+            metric_name=metric,
+        )
     except (KeyError, TypeError) as error:
-        raise UserError(f"a monitoring record must have window, model and alarm, found no {error}") from None
+        raise UserError(
+            f"a monitoring record lacks or misspells {error}: run `monitor` again with this engine"
+        ) from None
+
+
+def _blind(columns: list[dict[str, Any]]) -> bool:
+    return all(item["status"] == "not computable" for item in columns)

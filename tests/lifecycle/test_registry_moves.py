@@ -34,7 +34,9 @@ def bundle(folder: Path, content: str) -> Path:
 
 def register(registry: Registry, folder: Path, content: str) -> str:
     made = bundle(folder / content, content)
-    return registry.register(made, seal_of(made), metric={"name": "roc_auc", "value": 0.7}, train_rows=1, source="x").digest
+    return registry.register(
+        made, seal_of(made), metric={"name": "roc_auc", "value": 0.7}, train_rows=1, source="x"
+    ).digest
 
 
 @pytest.fixture
@@ -103,7 +105,9 @@ def _promote_at_once(root: str, to: str, expected: str, barrier: Any, results: A
         results.put(None)
 
 
-def test_of_promotions_at_the_same_moment_exactly_one_wins(registry: Registry, three: list[str], tmp_path: Path) -> None:
+def test_of_promotions_at_the_same_moment_exactly_one_wins(
+    registry: Registry, three: list[str], tmp_path: Path
+) -> None:
     others = [register(registry, tmp_path / "more", f"m{k}") for k in range(8)]
     barrier, results = FORK.Barrier(8), FORK.Queue()
     root = str(registry.directory.parent)
@@ -118,7 +122,9 @@ def test_of_promotions_at_the_same_moment_exactly_one_wins(registry: Registry, t
     assert registry.state().champions == (three[0], winners[0])
 
 
-def test_the_exclusive_file_alone_stops_a_second_mover(registry: Registry, three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exclusive_file_alone_stops_a_second_mover(
+    registry: Registry, three: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a file system ignores locks, the hard link still refuses."""
     import contextlib
 
@@ -155,7 +161,17 @@ def _killed(root: str, models: str, victim: str, at: int) -> None:
 
 @pytest.mark.parametrize(
     ("victim", "at"),
-    [("rename", 1), ("rename", 101), ("replace", 1), ("replace", 101), ("link", 1), ("link", 101), ("fsync", 1), ("fsync", 4), ("fsync", 7)],
+    [
+        ("rename", 1),
+        ("rename", 101),
+        ("replace", 1),
+        ("replace", 101),
+        ("link", 1),
+        ("link", 101),
+        ("fsync", 1),
+        ("fsync", 4),
+        ("fsync", 7),
+    ],
 )
 def test_a_kill_at_any_write_leaves_one_champion_and_a_rerun_completes(tmp_path: Path, victim: str, at: int) -> None:
     registry = Registry(tmp_path / "registry", "shop")
@@ -179,7 +195,9 @@ def test_a_kill_at_any_write_leaves_one_champion_and_a_rerun_completes(tmp_path:
     assert not list((registry.directory / "versions").glob(".*"))
 
 
-def test_an_artefact_that_was_replaced_after_it_was_judged_is_refused(registry: Registry, three: list[str], tmp_path: Path) -> None:
+def test_an_artefact_that_was_replaced_after_it_was_judged_is_refused(
+    registry: Registry, three: list[str], tmp_path: Path
+) -> None:
     a, b, _ = three
     seal = seal_of(tmp_path / "models" / "b")
     forged = bundle(tmp_path / "forged", "b")
@@ -216,9 +234,16 @@ def test_names_resolve_to_the_bundle_and_follow_moves(registry: Registry, three:
 
 @pytest.mark.parametrize(
     ("reference", "message"),
-    [("shap@champion", "Did you mean 'shop'"), ("shop@challenger", "no challenger yet"), ("shop@12", "exactly one version"), ("shop@chmpion", "champion")],
+    [
+        ("shap@champion", "Did you mean 'shop'"),
+        ("shop@challenger", "no challenger yet"),
+        ("shop@12", "exactly one version"),
+        ("shop@chmpion", "champion"),
+    ],
 )
-def test_a_wrong_reference_names_what_there_is(registry: Registry, three: list[str], reference: str, message: str) -> None:
+def test_a_wrong_reference_names_what_there_is(
+    registry: Registry, three: list[str], reference: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         resolve(reference, registry.directory.parent.parent)
 

@@ -208,7 +208,9 @@ def test_a_metric_that_is_not_defined_never_wins(side: str, broken: float) -> No
     given = rows(skill=(1.0, 1.4))
     scores = getattr(given, side).copy()
     scores[7] = broken
-    found = json.loads(json.dumps(evidence(dataclasses.replace(given, **{side: scores}), "binary", GATE), allow_nan=False))
+    found = json.loads(
+        json.dumps(evidence(dataclasses.replace(given, **{side: scores}), "binary", GATE), allow_nan=False)
+    )
     answer, reasons = verdict(found, GATE)
     assert answer == judge.KEEP
     assert f"1 scores of the {side} are not finite" in reasons[0]
