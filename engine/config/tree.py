@@ -697,10 +697,10 @@ def _check_features(data: DataConfig, features: FeaturesConfig) -> None:
         _time_column(data, anchor, "features.as_of")
     for name in features.direct_columns:
         _known_column(data, name, f"features.direct.{name}")
-        _check_known_by_decision(data, features, name, f"features.direct.{name}")
+        check_known_by_decision(data, features, name, f"features.direct.{name}")
     for name, calendar in features.calendar.items():
         _time_column(data, calendar.column, f"features.calendar.{name}.column")
-        _check_known_by_decision(data, features, calendar.column, f"features.calendar.{name}.column")
+        check_known_by_decision(data, features, calendar.column, f"features.calendar.{name}.column")
     for name, view in features.active_views.items():
         _check_view(data, features, name, view)
 
@@ -716,7 +716,9 @@ def _time_column(data: DataConfig, name: str, where: str) -> None:
         raise UserError(f"{where} names {name!r}, which must be a timestamp, found {data.columns[name].type!r}")
 
 
-def _check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: str, where: str) -> None:
+def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: str, where: str) -> None:
+    """Raise UserError, naming both times, when a column of the row is known later than the decision."""
+    _known_column(data, name, where)
     known_at = data.columns[name].known_at
     if known_at is None:
         raise UserError(
@@ -737,10 +739,10 @@ def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: Vie
     where = f"features.views.{name}"
     for column in view.entity:
         _known_column(data, column, f"{where}.entity")
-        _check_known_by_decision(data, features, column, f"{where}.entity")
+        check_known_by_decision(data, features, column, f"{where}.entity")
     for column in view.inputs:
         _known_column(data, column, f"{where}.inputs")
-        _check_known_by_decision(data, features, column, f"{where}.inputs")
+        check_known_by_decision(data, features, column, f"{where}.inputs")
     if view.kind in ("expression", "function"):
         return
     if view.kind == "windows":

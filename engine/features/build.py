@@ -14,7 +14,7 @@ from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.features import compute
-from engine.features.spec import Feature, calendar_columns, event_inputs, feature_list
+from engine.features.spec import Feature, calendar_columns, check_expressions, event_inputs, feature_list
 from engine.features.store import StoredView, ensure_view
 from engine.runtime import digest
 from engine.runtime.run import Run
@@ -51,7 +51,7 @@ class FeatureTable:
         wanted = [feature.name for feature in self.features] if columns is None else list(columns)
         found = self._direct(rows, set(wanted))
         for view in self.views.values():
-            names = [name for name in view.manifest["columns"] if name in wanted]
+            names = [name for name in view.columns if name in wanted]
             if names:
                 table = view.read(names, rows)
                 found.update(zip(names, table.columns, strict=True))
@@ -78,6 +78,7 @@ class FeatureTable:
 
 def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) -> FeatureTable:
     """All views of the config, computed where the store lacks them; sets the chain's `features` link."""
+    check_expressions(config.data, config.features)
     views = {
         name: ensure_view(name, view, config, dataset, run, anew=anew)
         for name, view in config.features.active_views.items()

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 
 from engine.config import units
 from engine.config.tree import CalendarConfig, DataConfig, FeaturesConfig, TableConfig, ViewConfig
+from engine.data.expressions import evaluate
 from engine.errors import UserError
-from engine.features import moments
-from engine.features.spec import PART_PERIOD, calendar_columns, view_columns
+from engine.features import functions, moments
+from engine.features.spec import PART_PERIOD, calendar_columns, view_columns, view_inputs
 from kernels.asof import asof
+from kernels.hashing import hash_bytes, hash_u64
 from kernels.windows import trailing
 
 
@@ -85,10 +87,25 @@ def view_features(
     threads: int = 1,
 ) -> dict[str, pa.Array]:
     """The features of one view by name."""
+    if view.kind in ("expression", "function"):
+        return _row_features(name, view, data, features, probes)
     decisions = moments.moment_times(probes, features.as_of or "")
     if view.kind == "asof":
         return _asof_features(name, view, data, decisions, probes, tables[view.table or ""], threads)
     return _window_features(name, view, data, decisions, probes, history, threads)
+
+
+def _row_features(
+    name: str, view: ViewConfig, data: DataConfig, features: FeaturesConfig, probes: pa.Table
+) -> dict[str, pa.Array]:
+    where = f"features.views.{name}"
+    rows = probes.select(view_inputs(view, data, features.as_of or ""))
+    if view.kind == "expression":
+        table = evaluate({key: (item.sql, item.type) for key, item in view.expressions.items()}, rows, where)
+    else:
+        table = functions.call(view.function, rows, view.outputs, where)
+    names = [feature.name for feature in view_columns(name, view, data)]
+    return dict(zip(names, (_combined(column) for column in table.columns), strict=True))
 
 
 def _window_features(
@@ -190,6 +207,17 @@ def entity_codes(
         codes = np.unique(codes, return_inverse=True)[1]
     codes = np.where(missing, -1, codes).astype(np.int64)
     return np.ascontiguousarray(codes[:rows]), np.ascontiguousarray(codes[rows:])
+
+
+def entity_hash(table: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
+    """uint64[n] hash of the key columns by the text of their values: the same in every process. Nulls hash alike."""
+    found = np.zeros(table.num_rows, np.uint64)
+    for column in columns:
+        texts = pc.fill_null(_combined(table[column]).cast(pa.large_string()), "\0")
+        offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+        found = hash_u64(found ^ hash_bytes(data, offsets))
+    return found
 
 
 def _codes_of(left: pa.ChunkedArray, right: pa.ChunkedArray) -> tuple[np.ndarray, int]:

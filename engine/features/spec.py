@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.config import units
-from engine.config.tree import CalendarConfig, Column, DataConfig, FeaturesConfig, ViewConfig
+from engine.config.tree import (
+    CalendarConfig,
+    Column,
+    DataConfig,
+    FeaturesConfig,
+    ViewConfig,
+    check_known_by_decision,
+)
+from engine.data.expressions import expression_columns
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 # Parts with few values are categories when they are not cyclic: hour 23 is no larger than hour 0.
@@ -24,16 +32,23 @@ class Feature:
 
 def column_kind(column: Column) -> str:
     """Categories are what is declared so, text and truth values; everything else is a number."""
-    if column.role in ("categorical", "entity") or column.type.startswith(("string", "large_string", "bool")):
-        return CATEGORICAL
-    return NUMERIC
+    return CATEGORICAL if column.role in ("categorical", "entity") else type_kind(column.type)
+
+
+def type_kind(name: str) -> str:
+    """The kind of a type by its name."""
+    return CATEGORICAL if name.startswith(("string", "large_string", "bool")) else NUMERIC
 
 
 def view_columns(name: str, view: ViewConfig, data: DataConfig) -> list[Feature]:
-    """The features of one view, in the order of its spec: column, then window, then aggregate."""
+    """The features of one view, in the order of its spec; of windows: column, then window, then aggregate."""
     if view.kind == "asof":
         table = data.tables[view.table or ""]
         return [Feature(f"{name}_{column}", column_kind(table.columns[column]), name) for column in view.columns]
+    if view.kind == "expression":
+        return [Feature(f"{name}_{column}", type_kind(item.type), name) for column, item in view.expressions.items()]
+    if view.kind == "function":
+        return [Feature(f"{name}_{column}", type_kind(kind), name) for column, kind in view.outputs.items()]
     return [
         Feature(window_name(name, column, aggregate, window), NUMERIC, name)
         for column, aggregates in view.aggregates.items()
@@ -70,6 +85,10 @@ def feature_list(data: DataConfig, features: FeaturesConfig) -> list[Feature]:
 
 def view_inputs(view: ViewConfig, data: DataConfig, as_of: str) -> list[str]:
     """Columns of the event table that decide a view's values."""
+    if view.kind == "expression":
+        return sorted({column for item in view.expressions.values() for column in expression_columns(item.sql)})
+    if view.kind == "function":
+        return list(dict.fromkeys(view.inputs))
     columns = [data.event_time, units.moment(as_of)[0], *view.entity]
     for column in view.aggregates:
         if column != "rows":
@@ -80,6 +99,15 @@ def view_inputs(view: ViewConfig, data: DataConfig, as_of: str) -> list[str]:
 def known_anchor(column: Column) -> list[str]:
     """The time column that says when a value is known; none for `prior`."""
     return [] if column.known_at in (None, "prior") else [units.moment(column.known_at or "")[0]]
+
+
+def check_expressions(data: DataConfig, features: FeaturesConfig) -> None:
+    """Every column that an expression reads exists and is known by the decision. Raises UserError."""
+    for name, view in features.active_views.items():
+        for output, item in view.expressions.items():
+            where = f"features.views.{name}.expressions.{output}"
+            for column in expression_columns(item.sql, where):
+                check_known_by_decision(data, features, column, where)
 
 
 def event_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:

@@ -1,29 +1,38 @@
-"""The feature store: one folder per view and recipe, Parquet with one row per event in dataset order.
+"""The feature store: one folder per view and recipe, Parquet with one row per event in dataset order, a part per month.
 
-A recipe is the view's spec with the content digests of the columns that decide it, so a view is reused by every
-experiment that asks the same, and one changed window recomputes that window's columns only.
+A recipe is made per column and month: the rule, and the content digests of what the rule may look at from there. So a view is
+reused by every experiment that asks the same; one more window computes that window; an append computes the new months, and a
+late row those that can see it. What is found in another recipe of the view is linked, not computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.config import schema
+from engine.config import schema, units
 from engine.config.tree import Config, DataConfig, ViewConfig
 from engine.data.dataset import Dataset
-from engine.features import compute
+from engine.errors import UserError
+from engine.features import compute, moments
+from engine.features.functions import function_version
+from engine.features.parts import Inputs, Part, month_parts, month_span, table_months, view_length
 from engine.features.spec import known_anchor, view_columns, view_inputs, window_name
 from engine.runtime import digest, environment, storage
 from engine.runtime.run import Run
 
-FORMAT = 1  # raise when the values of a view change for the same recipe
+FORMAT = 2  # raise when the values of a view change for the same recipe
 ROW_GROUP = 131_072
+CELL_BYTES = 24  # of memory per value while a window is computed: input, output, and sorting
+Recipes = dict[str, str]  # column -> recipe
 
 
 @dataclass(frozen=True)
@@ -39,113 +48,293 @@ class StoredView:
         """Content digest of all columns."""
         return str(self.manifest["digest"])
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the features."""
+        return list(self.manifest["columns"])
+
     def read(self, columns: Sequence[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
-        """Columns in dataset order, of all rows or of a range; only the row groups needed are read."""
-        path = self.directory / "part-00000.parquet"
-        names = list(columns) if columns is not None else list(self.manifest["columns"])
-        if rows is None:
-            return storage.read_parquet(path, names)
-        start, stop = rows
-        with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
-            groups = range(start // ROW_GROUP, min(-(-stop // ROW_GROUP), file.num_row_groups))
-            table = file.read_row_groups(list(groups), columns=names)
-        return table.slice(start - (start // ROW_GROUP) * ROW_GROUP, stop - start)
+        """Columns in dataset order, of all rows or of a range [start, stop); only the row groups needed are read."""
+        names = list(columns) if columns is not None else self.columns
+        start, stop = rows or (0, self.manifest["rows"])
+        found = [
+            _read_part(
+                self.directory / part["file"],
+                names,
+                max(start - part["start"], 0),
+                min(stop, part["stop"]) - part["start"],
+            )
+            for part in self.manifest["parts"]
+            if part["start"] < stop and start < part["stop"]
+        ]
+        if found:
+            return pa.concat_tables(found)
+        kinds = {name: parse_arrow(kind) for name, kind in self.manifest["columns"].items()}
+        return pa.schema([(name, kinds[name]) for name in names]).empty_table()
+
+
+def parse_arrow(name: str) -> pa.DataType:
+    """The Arrow type of its own name."""
+    return pa.type_for_alias(name)
+
+
+def _read_part(path: Path, names: list[str], start: int, stop: int) -> pa.Table:
+    with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
+        groups = range(start // ROW_GROUP, min(-(-stop // ROW_GROUP), file.num_row_groups))
+        table = file.read_row_groups(list(groups), columns=names).select(names)
+    return table.slice(start - (start // ROW_GROUP) * ROW_GROUP, stop - start)
+
+
+# ------------------------------------------------------------------------------------------------------- building
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all parts of one view share while it is built."""
+
+    name: str
+    view: ViewConfig
+    config: Config
+    dataset: Dataset
+    inputs: Inputs
+
+    @property
+    def as_of(self) -> str:
+        """The decision time."""
+        return self.config.features.as_of or ""
+
+    def names(self) -> list[str]:
+        """The features of the view."""
+        return [feature.name for feature in view_columns(self.name, self.view, self.config.data)]
 
 
 def ensure_view(
     name: str, view: ViewConfig, config: Config, dataset: Dataset, run: Run, *, anew: bool = False
 ) -> StoredView:
-    """The view of the dataset: from the store when its recipe is there, else computed (only the columns it lacks)."""
-    columns = column_recipes(name, view, config, dataset)
-    recipe = digest.of_json([FORMAT, name, list(columns.items())])
+    """The view of the dataset: from the store when its recipe is there, else built from what is there and what is not."""
+    parts = month_parts(dataset)
+    inputs = Inputs(Path(config.paths.store), dataset, parts)
+    job = Job(name, view, config, dataset, inputs)
+    inputs.prepare(view_inputs(view, config.data, job.as_of), job.as_of)
+    recipes = part_recipes(job, parts)
+    recipe = digest.of_json(
+        [FORMAT, name, [[part.name, part.rows[1] - part.rows[0], recipes[part.name]] for part in parts]]
+    )
     folder = storage.inside(Path(config.paths.store), "features", name)
     directory = folder / recipe[:16]
-    if not anew and (stored := _open(name, directory)):
+    if not anew and (stored := open_view(name, directory)):
         return stored
-    found = {} if anew else _reusable(folder, columns)
-    table, seconds = _complete(name, view, config, dataset, run, found)
-    table = table.select(list(columns))
-    digests = digest.TableDigest(table.schema)
-    digests.update(table)
-    manifest = {
-        "format": FORMAT,
-        "view": name,
-        "recipe": recipe,
-        "digest": digests.hexdigest(),
-        "rows": table.num_rows,
-        "spec": schema.plain(view),
-        "as_of": config.features.as_of,
-        "dataset": {"name": dataset.name, "recipe": dataset.recipe, "digest": dataset.digest},
-        "columns": {
-            column: {"recipe": columns[column], "digest": value} for column, value in digests.columns().items()
-        },
-        "reused_columns": len(found),
-        "seconds": round(seconds, 3),
-    }
-    with storage.atomic_directory(directory) as temporary:
-        # Floats of a window repeat little: byte-stream-split with a fast codec writes 3x faster than a dictionary.
-        storage.write_parquet(
-            temporary / "part-00000.parquet",
-            table,
-            row_group_size=ROW_GROUP,
-            use_dictionary=_texts(table),
-            compression="lz4",
-        )
-        storage.write_json(temporary / "manifest.json", manifest)
-    stored = _open(name, directory)
+    found = Index({}, {}) if anew else _index(folder)
+    with storage.atomic_directory(directory) as temporary, run.progress(f"features {name}", dataset.rows) as progress:
+        entries, counts = [], {"computed": 0, "linked": 0}
+        for batch in _batches(job, parts, recipes, found):
+            for entry, computed in _build(job, batch, recipes, found, temporary):
+                entries.append(entry)
+                counts["computed" if computed else "linked"] += 1
+                progress.advance(entry["stop"] - entry["start"])
+        storage.write_json(temporary / "manifest.json", _manifest(job, recipe, entries, counts))
+    if anew:
+        # An equal folder that was there before has won the name; what was computed now must agree with it.
+        _check_same(open_view(name, directory), entries)
+    stored = open_view(name, directory)
     assert stored is not None
     return stored
 
 
-def _texts(table: pa.Table) -> list[str]:
-    return [field.name for field in table.schema if not pa.types.is_floating(field.type)]
-
-
-def _open(name: str, directory: Path) -> StoredView | None:
-    if not (directory / "manifest.json").exists():
-        return None
-    return StoredView(name, directory, storage.read_json(directory / "manifest.json"))
-
-
-def _reusable(folder: Path, columns: dict[str, str]) -> dict[str, tuple[StoredView, str]]:
-    """Columns of other recipes of this view that are the same by recipe: name -> (stored view, its name there)."""
-    wanted = {recipe: name for name, recipe in columns.items()}
-    found: dict[str, tuple[StoredView, str]] = {}
-    for directory in sorted(folder.glob("*")) if folder.is_dir() else []:
-        stored = _open(folder.name, directory)
-        for column, entry in stored.manifest["columns"].items() if stored else ():
-            if entry["recipe"] in wanted:
-                found.setdefault(wanted[entry["recipe"]], (stored, column))  # type: ignore[arg-type]
-    return found
-
-
-def _complete(
-    name: str, view: ViewConfig, config: Config, dataset: Dataset, run: Run, found: dict[str, tuple[StoredView, str]]
-) -> tuple[pa.Table, float]:
-    """All columns of the view: those found, and the rest computed; and the seconds that took."""
-    columns: dict[str, Any] = {column: stored.read([there])[there] for column, (stored, there) in found.items()}
-    missing = lacking(name, view, config.data, set(columns))
-    with run.progress(f"features {name}", dataset.rows) as progress:
-        if missing is not None:
-            tables = {view.table: dataset.table(view.table)} if view.table else {}
-            events = dataset.read(view_inputs(view, config.data, config.features.as_of or ""))
-            columns.update(
-                compute.view_features(
-                    name, missing, config.data, config.features, events, events, tables, threads_of(config)
+def _check_same(stored: StoredView | None, entries: list[dict[str, Any]]) -> None:
+    assert stored is not None
+    for there, here in zip(stored.manifest["parts"], entries, strict=True):
+        for name, entry in here["columns"].items():
+            if there["columns"][name]["digest"] != entry["digest"]:
+                # The recipe says that nothing has changed, so the stored file is not what was once written.
+                shutil.rmtree(stored.directory)
+                raise UserError(
+                    f"{stored.directory} held other values of {name!r} in {here['name']} than are computed now; it has been "
+                    "removed. Run the command again"
                 )
-            )
-        progress.advance(dataset.rows)
-        seconds = dataset.rows / max(progress.rate, 1e-9)
-    return pa.table(columns), seconds
 
 
-def lacking(name: str, view: ViewConfig, data: DataConfig, have: set[str]) -> ViewConfig | None:
+def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
+    entries = sorted(entries, key=lambda entry: entry["start"])
+    kinds = entries[0].pop("types") if entries else {}
+    for entry in entries[1:]:
+        entry.pop("types")
+    values = {name: [entry["columns"][name]["digest"] for entry in entries] for name in kinds}
+    return {
+        "format": FORMAT,
+        "view": job.name,
+        "recipe": recipe,
+        "digest": digest.of_json([job.dataset.rows, list(values.items())]),
+        "rows": job.dataset.rows,
+        "columns": kinds,
+        "spec": schema.plain(job.view),
+        "as_of": job.as_of,
+        "dataset": {"name": job.dataset.name, "recipe": job.dataset.recipe, "digest": job.dataset.digest},
+        "parts": entries,
+        "parts_computed": counts["computed"],
+        "parts_linked": counts["linked"],
+    }
+
+
+def _batches(job: Job, parts: list[Part], recipes: dict[str, Recipes], found: Index) -> Iterator[list[Part]]:
+    """Months that lack the same columns and follow each other are computed in one call, within the memory allowed."""
+    limit = batch_rows(job)
+    batch: list[Part] = []
+    for part in parts:
+        together = batch and _lacking(job, part, recipes, found) == _lacking(job, batch[-1], recipes, found)
+        if batch and not (together and batch[-1].rows[1] == part.rows[0] and part.rows[1] - batch[0].rows[0] <= limit):
+            yield batch
+            batch = []
+        batch.append(part)
+    if batch:
+        yield batch
+
+
+def batch_rows(job: Job) -> int:
+    """Rows whose features may be in memory at once: half of `resources.memory`."""
+    memory = units.size(job.config.resources.memory) // 2
+    return max(
+        memory // (CELL_BYTES * (len(job.names()) + len(view_inputs(job.view, job.config.data, job.as_of)))), 1000
+    )
+
+
+def _lacking(job: Job, part: Part, recipes: dict[str, Recipes], found: Index) -> tuple[str, ...]:
+    return tuple(name for name in job.names() if (part.name, recipes[part.name][name]) not in found.columns)
+
+
+def _build(
+    job: Job, batch: list[Part], recipes: dict[str, Recipes], found: Index, directory: Path
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Write each month of a batch; yields its manifest entry and whether anything had to be computed."""
+    lacking = _lacking(job, batch[0], recipes, found)
+    first, last = batch[0].rows[0], batch[-1].rows[1]
+    fresh = compute_rows(job, set(job.names()) - set(lacking), (first, last)) if lacking else {}
+    for part in batch:
+        file = f"part-{part.name}.parquet"
+        wanted = recipes[part.name]
+        whole = found.files.get((part.name, tuple(wanted.items())))
+        if whole is not None:
+            path, entry = whole
+            _link(path, directory / file)
+            yield {**entry, "file": file, "start": part.rows[0], "stop": part.rows[1]}, False
+            continue
+        columns: dict[str, Any] = {
+            name: column.slice(part.rows[0] - first, part.rows[1] - part.rows[0]) for name, column in fresh.items()
+        }
+        for name in wanted:
+            if name not in columns:
+                path, there = found.columns[part.name, wanted[name]]
+                columns[name] = _read_part(path, [there], 0, part.rows[1] - part.rows[0])[there]
+        table = pa.table({name: columns[name] for name in wanted})
+        _write(directory / file, table)
+        yield _entry(part, file, table, wanted), bool(lacking)
+
+
+def _entry(part: Part, file: str, table: pa.Table, recipes: Recipes) -> dict[str, Any]:
+    digests = digest.TableDigest(table.schema)
+    digests.update(table)
+    return {
+        "name": part.name,
+        "file": file,
+        "start": part.rows[0],
+        "stop": part.rows[1],
+        "columns": {name: {"recipe": recipes[name], "digest": value} for name, value in digests.columns().items()},
+        "types": {field.name: str(field.type) for field in table.schema},
+    }
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    # Window statistics repeat little: plain pages with a fast codec are written three times as fast as dictionaries.
+    texts = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
+    storage.write_parquet(path, table, row_group_size=ROW_GROUP, use_dictionary=texts, compression="lz4")
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a finished file, or a copy where the disk cannot have one."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+# ---------------------------------------------------------------------------------------------------- computing
+
+
+def compute_rows(job: Job, have: set[str], rows: tuple[int, int]) -> dict[str, pa.Array]:
+    """The columns that are not in `have`, of dataset rows [start, stop), with the history they need."""
+    lacking = lacking_view(job.name, job.view, job.config.data, have)
+    if lacking is None:
+        return {}
+    pieces: list[dict[str, pa.Array]] = []
+    limit = batch_rows(job)
+    for start in range(rows[0], rows[1], limit):
+        pieces.append(_compute_piece(job, lacking, (start, min(start + limit, rows[1]))))
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: pa.chunked_array([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[str, pa.Array]:
+    data, features, dataset = job.config.data, job.config.features, job.dataset
+    columns = view_inputs(view, data, job.as_of)
+    probes = dataset.read(columns, rows=rows)
+    threads = threads_of(job.config)
+    if view.kind != "windows":
+        tables = {view.table: dataset.table(view.table)} if view.table else {}
+        return compute.view_features(job.name, view, data, features, probes, probes, tables, threads)
+    decisions = moments.moment_times(probes, job.as_of)
+    decisions = decisions[decisions != moments.NEVER]
+    if not len(decisions):
+        return compute.view_features(job.name, view, data, features, probes, probes.slice(0, 0), {}, threads)
+    reach = dataset.row_range(int(decisions.min()) - (view_length(view) or 0), int(decisions.max()))
+    passes = -(-(reach[1] - reach[0]) // batch_rows(job))
+    if passes <= 1:
+        history = dataset.read(columns, rows=reach)
+        return compute.view_features(job.name, view, data, features, probes, history, {}, threads)
+    return _in_passes(job, view, probes, reach, passes)
+
+
+def _in_passes(
+    job: Job, view: ViewConfig, probes: pa.Table, reach: tuple[int, int], passes: int
+) -> dict[str, pa.Array]:
+    """History that does not fit is read once per group of entities (by hash), and only that group's rows are kept."""
+    data, features = job.config.data, job.config.features
+    columns = probes.column_names
+    owner = compute.entity_hash(probes, view.entity) % np.uint64(passes)
+    places, results = [], []
+    for turn in range(passes):
+        kept = [
+            table.filter(pa.array(compute.entity_hash(table, view.entity) % np.uint64(passes) == turn))
+            for table in map(lambda batch: pa.Table.from_batches([batch]), job.dataset.batches(columns, rows=reach))
+        ]
+        mine = np.flatnonzero(owner == turn)
+        found = compute.view_features(
+            job.name,
+            view,
+            data,
+            features,
+            probes.take(pa.array(mine)),
+            pa.concat_tables(kept),
+            {},
+            threads_of(job.config),
+        )
+        places.append(mine)
+        results.append(pa.table(found))
+    back = pa.array(np.argsort(np.concatenate(places), kind="stable"))
+    table = pa.concat_tables(results).combine_chunks().take(back)
+    return {name: table[name].combine_chunks() for name in table.column_names}
+
+
+def lacking_view(name: str, view: ViewConfig, data: DataConfig, have: set[str]) -> ViewConfig | None:
     """The smallest view that computes the columns not in `have`; None when nothing is lacking."""
     names = [feature.name for feature in view_columns(name, view, data)]
     if have.issuperset(names):
         return None
-    if not have or view.kind == "asof":
+    if not have or view.kind in ("asof", "function"):
         return view
+    if view.kind == "expression":
+        rest = {key: item for key, item in view.expressions.items() if f"{name}_{key}" not in have}
+        return schema.build(ViewConfig, {**schema.plain(view), "expressions": schema.plain(rest)})  # type: ignore[no-any-return]
     windows = [
         window
         for window in view.windows
@@ -156,62 +345,124 @@ def lacking(name: str, view: ViewConfig, data: DataConfig, have: set[str]) -> Vi
         )
     ]
     aggregates = {
-        column: tuple(
+        column: [
             item for item in items if any(window_name(name, column, item, window) not in have for window in windows)
-        )
+        ]
         for column, items in view.aggregates.items()
     }
     values = {**schema.plain(view), "windows": windows, "aggregates": {k: v for k, v in aggregates.items() if v}}
     return schema.build(ViewConfig, values)  # type: ignore[no-any-return]
 
 
-def column_recipes(name: str, view: ViewConfig, config: Config, dataset: Dataset) -> dict[str, str]:
-    """Digest of what decides each column of the view: rule, entity, decision time, and contents of its inputs.
-
-    The view's name, owner and description decide nothing.
-    """
-    data = config.data
-    common: dict[str, Any] = {
-        "format": FORMAT,
-        "kind": view.kind,
-        "as_of": config.features.as_of,
-        "inputs": {
-            column: dataset.column_digest(column)
-            for column in view_inputs(_without_values(view), data, config.features.as_of or "")
-        },
-        "entity": list(view.entity),
-    }
-    if view.kind == "asof":
-        common |= {"table": dataset.table_digest(view.table or ""), "on": list(view.on), "max_age": view.max_age}
-        common |= {"inclusive": view.inclusive, "static": data.tables[view.table or ""].static}
-        return {
-            f"{name}_{column}": digest.of_json([common, column, data.tables[view.table or ""].columns[column].known_at])
-            for column in view.columns
-        }
-    return {
-        window_name(name, column, aggregate, window): digest.of_json(
-            [common, _value_recipe(column, data, dataset), aggregate, window]
-        )
-        for column, aggregates in view.aggregates.items()
-        for window in view.windows
-        for aggregate in aggregates
-    }
-
-
-def _without_values(view: ViewConfig) -> ViewConfig:
-    return schema.build(
-        ViewConfig, {**schema.plain(view), "aggregates": {"rows": ["count"]} if view.aggregates else {}}
-    )  # type: ignore[no-any-return]
-
-
-def _value_recipe(column: str, data: DataConfig, dataset: Dataset) -> list[Any]:
-    if column == "rows":
-        return ["rows"]
-    spec = data.columns[column]
-    anchors = {anchor: dataset.column_digest(anchor) for anchor in known_anchor(spec)}
-    return [dataset.column_digest(column), spec.known_at, anchors]
-
-
 def threads_of(config: Config) -> int:
     """Compute threads of this process."""
     return config.resources.threads or environment.cores()
+
+
+# ------------------------------------------------------------------------------------------------------- recipes
+
+
+def part_recipes(job: Job, parts: list[Part]) -> dict[str, Recipes]:
+    """Month -> column -> recipe: the rule, and the contents of what the rule may look at from that month.
+
+    The view's name, owner and description decide nothing.
+    """
+    make = {"windows": _windows_recipes, "asof": _asof_recipes}.get(job.view.kind, _row_recipes)
+    return {part.name: found for part, found in zip(parts, make(job, parts), strict=True)}
+
+
+def _own(job: Job, part: Part, columns: Sequence[str]) -> list[str]:
+    return [job.inputs.column(column, part) for column in columns]
+
+
+def _windows_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
+    data, view = job.config.data, job.view
+    keys = [data.event_time, *view.entity]
+    for part in parts:
+        own = _own(job, part, [*view.entity, units.moment(job.as_of)[0]])
+        recipes = {}
+        for column, aggregates in view.aggregates.items():
+            values = [] if column == "rows" else [column, *known_anchor(data.columns[column])]
+            known = None if column == "rows" else data.columns[column].known_at
+            for window in view.windows:
+                reach = job.inputs.within(*job.inputs.reach(part, job.as_of, view_length(view, window)))
+                seen = [[month.name, *_own(job, month, [*keys, *values])] for month in reach]
+                for aggregate in aggregates:
+                    rule = [FORMAT, "windows", job.as_of, list(view.entity), values[:1], known, aggregate, window]
+                    recipes[window_name(job.name, column, aggregate, window)] = digest.of_json([rule, own, seen])
+        yield recipes
+
+
+def _asof_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
+    data, view = job.config.data, job.view
+    spec = data.tables[view.table or ""]
+    months = (
+        {} if spec.static else table_months(job.dataset.table(view.table or ""), compute.table_event_time(spec, view))
+    )
+    spans = {month: month_span(month) for month in months}
+    for part in parts:
+        own = _own(job, part, [*view.entity, units.moment(job.as_of)[0]])
+        start, stop = job.inputs.reach(part, job.as_of, view_length(view))
+        seen: Any = [
+            [month, value] for month, value in months.items() if spans[month][0] < stop and start < spans[month][1]
+        ]
+        if spec.static:
+            seen = job.dataset.table_digest(view.table or "")
+        rule = [FORMAT, "asof", job.as_of, list(view.entity), list(view.on), view.max_age, view.inclusive, spec.static]
+        yield {
+            f"{job.name}_{column}": digest.of_json([rule, column, spec.columns[column].known_at, own, seen])
+            for column in view.columns
+        }
+
+
+def _row_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
+    view, inputs = job.view, view_inputs(job.view, job.config.data, job.as_of)
+    version = function_version(view.function) if view.kind == "function" else None
+    rules: dict[str, Any] = {key: [item.sql, item.type] for key, item in view.expressions.items()} or view.outputs
+    for part in parts:
+        own = _own(job, part, inputs)
+        yield {
+            f"{job.name}_{key}": digest.of_json([FORMAT, view.kind, version, rule, inputs, own])
+            for key, rule in rules.items()
+        }
+
+
+# --------------------------------------------------------------------------------------------------- what is there
+
+
+@dataclass(frozen=True)
+class Index:
+    """What other recipes of a view hold: whole parts by (month, recipes), and columns by (month, recipe)."""
+
+    files: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[Path, dict[str, Any]]]
+    columns: dict[tuple[str, str], tuple[Path, str]]
+
+
+def _index(folder: Path) -> Index:
+    index = Index({}, {})
+    for stored in stored_views(folder):
+        for entry in stored.manifest["parts"]:
+            path = stored.directory / entry["file"]
+            recipes = tuple((name, item["recipe"]) for name, item in entry["columns"].items())
+            index.files.setdefault((entry["name"], recipes), (path, {**entry, "types": stored.manifest["columns"]}))
+            for name, recipe in recipes:
+                index.columns.setdefault((entry["name"], recipe), (path, name))
+    return index
+
+
+def stored_views(folder: Path) -> list[StoredView]:
+    """Every whole recipe of a view, by name of its folder."""
+    found = (
+        [open_view(folder.name, path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        if folder.is_dir()
+        else []
+    )
+    return [stored for stored in found if stored is not None]
+
+
+def open_view(name: str, directory: Path) -> StoredView | None:
+    """The view in a folder of the store; None when there is none, or one of another format."""
+    if not (directory / "manifest.json").exists():
+        return None
+    manifest = storage.read_json(directory / "manifest.json")
+    return StoredView(name, directory, manifest) if manifest.get("format") == FORMAT else None

@@ -1,0 +1,52 @@
+"""User functions: features computed by a function of an installed package, found through the entry points `engine.features`.
+
+A function is `f(rows: pyarrow.Table) -> pyarrow.Table`: one row in, one row out, in the same order, nothing but its input read. The
+package's version counts into the recipe.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from engine.data.arrow_types import parse_type
+from engine.errors import UserError, nearest
+
+GROUP = "engine.features"
+
+
+@functools.cache
+def _found() -> dict[str, Any]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+
+
+def function_version(name: str) -> str:
+    """`package==version` of an installed function. Raises UserError when there is none."""
+    entry = _entry(name)
+    return f"{entry.dist.name}=={entry.dist.version}:{entry.value}" if entry.dist else entry.value
+
+
+def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str) -> pa.Table:
+    """The declared outputs of an installed function, typed and counted. Raises UserError when it breaks its word."""
+    function: Callable[[pa.Table], pa.Table] = _entry(name).load()
+    table = function(rows)
+    if not isinstance(table, pa.Table) or table.num_rows != rows.num_rows:
+        found = f"{table.num_rows} rows" if isinstance(table, pa.Table) else type(table).__name__
+        raise UserError(f"{where}: function {name!r} must give a pyarrow.Table of {rows.num_rows} rows, found {found}")
+    lacking = [output for output in outputs if output not in table.column_names]
+    if lacking:
+        raise UserError(f"{where}: function {name!r} must give {lacking[0]!r}, found {', '.join(table.column_names)}")
+    return table.select(list(outputs)).cast(pa.schema([(output, parse_type(kind)) for output, kind in outputs.items()]))
+
+
+def _entry(name: str) -> Any:
+    if name not in _found():
+        raise UserError(
+            f"no installed package offers {name!r} in the entry-point group {GROUP}.{nearest(name, _found())} "
+            "A function must come from an installed package"
+        )
+    return _found()[name]

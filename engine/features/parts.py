@@ -1,0 +1,143 @@
+"""How a view is cut: one part per UTC calendar month of event time, each a function of the months it may look back on.
+
+That one rule serves three ends. An append computes the new months only; a row that comes late recomputes the months that can
+see it; and no more than the months in reach need be in memory. Bits do not depend on the cutting: the kernels promise it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from engine.config import units
+from engine.config.tree import DataConfig, ViewConfig
+from engine.data.dataset import Dataset
+from engine.features import moments
+from engine.runtime import digest, storage
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One month of a dataset: its name (2013-01), instants [start, stop) and rows [first, last)."""
+
+    name: str
+    start: int
+    stop: int
+    rows: tuple[int, int]
+
+
+def month_parts(dataset: Dataset) -> list[Part]:
+    """The months that hold rows, in order."""
+    if not dataset.rows:
+        return []
+    edges = (
+        dataset.read([dataset.event_time], rows=(0, 1)),
+        dataset.read([dataset.event_time], rows=(dataset.rows - 1, dataset.rows)),
+    )
+    first, last = (int(moments.instants(table[0])[0]) for table in edges)
+    found = []
+    for start, stop in _months(first, last):
+        rows = dataset.row_range(start, stop)
+        if rows[0] < rows[1]:
+            name = units.format_instant(start)[:7]
+            found.append(Part(name, start, stop, rows))
+    return found
+
+
+def _months(first: int, last: int) -> Iterator[tuple[int, int]]:
+    month = (units.EPOCH + datetime.timedelta(microseconds=first)).replace(
+        day=1, hour=0, minute=0, second=0, microsecond=0
+    )
+    start = round((month - units.EPOCH) / datetime.timedelta(microseconds=1))
+    while start <= last:
+        month = (month + datetime.timedelta(days=32)).replace(day=1)
+        stop = round((month - units.EPOCH) / datetime.timedelta(microseconds=1))
+        yield start, stop
+        start = stop
+
+
+class Inputs:
+    """Digests of a dataset's columns by month, and the span of decision times of each month; kept beside the store's views,
+    for they are asked for again at every append.
+    """
+
+    def __init__(self, store: Path, dataset: Dataset, parts: Sequence[Part]) -> None:
+        self.dataset, self.parts = dataset, parts
+        self._path = storage.inside(store, "features", ".inputs", f"{dataset.name}-{dataset.digest[:16]}.json")
+        saved = storage.read_json(self._path) if self._path.exists() else {}
+        self._columns: dict[str, dict[str, str]] = saved.get("columns", {}) if saved.get("format") == FORMAT else {}
+        self._spans: dict[str, dict[str, list[int]]] = saved.get("spans", {}) if saved.get("format") == FORMAT else {}
+
+    def prepare(self, columns: Sequence[str], as_of: str) -> None:
+        """Digest the columns that are not known yet, in one pass over the months."""
+        lacking = [name for name in columns if name not in self._columns]
+        anchor, offset = units.moment(as_of)
+        if not lacking and as_of in self._spans:
+            return
+        spans: dict[str, list[int]] = {}
+        for part in self.parts:
+            table = self.dataset.read(list(dict.fromkeys([*lacking, anchor])), rows=part.rows)
+            for name in lacking:
+                self._columns.setdefault(name, {})[part.name] = digest.of_table(table.select([name]))
+            times = moments.shifted(moments.instants(table[anchor]), offset)
+            times = times[times != moments.NEVER]
+            spans[part.name] = [int(times.min()), int(times.max())] if len(times) else []
+        self._spans[as_of] = spans
+        storage.write_json(self._path, {"format": FORMAT, "columns": self._columns, "spans": self._spans})
+
+    def decisions(self, part: Part, as_of: str) -> tuple[int, int] | None:
+        """(earliest, latest) decision time of a month's rows; None when no row has one."""
+        span = self._spans[as_of][part.name]
+        return (span[0], span[1]) if span else None
+
+    def column(self, name: str, part: Part) -> str:
+        """Digest of a column's values in a month."""
+        return self._columns[name][part.name]
+
+    def reach(self, part: Part, as_of: str, length: int | None) -> tuple[int, int]:
+        """Instants [from, to) of event time that a window of `length` (None = all history) may see from a month's rows."""
+        span = self.decisions(part, as_of)
+        if span is None:
+            return part.start, part.start
+        return (moments.ALWAYS if length is None else span[0] - length), span[1]
+
+    def within(self, start: int, stop: int) -> list[Part]:
+        """Months that overlap instants [start, stop)."""
+        return [part for part in self.parts if part.start < stop and start < part.stop]
+
+
+def view_length(view: ViewConfig, window: str | None = None) -> int | None:
+    """How far back the view (or one of its windows) looks, in microseconds; None = without bound; 0 = the row itself."""
+    if view.kind == "windows":
+        return max(units.span(item) for item in ([window] if window else view.windows))
+    if view.kind == "asof":
+        return units.span(view.max_age) if view.max_age else None
+    return 0
+
+
+def table_months(table: pa.Table, time: str) -> dict[str, str]:
+    """Digest of a side table's rows by UTC month of its event time, in the table's order."""
+    times = moments.instants(table[time])
+    months = (times.astype("datetime64[us]").astype("datetime64[M]")).astype(str)
+    found = {}
+    for month in sorted(set(months[times != moments.NEVER].tolist())):
+        rows = np.flatnonzero(months == month)
+        found[month] = digest.of_table(table.take(pa.array(rows)))
+    return found
+
+
+def month_span(name: str) -> tuple[int, int]:
+    """Instants [start, stop) of a UTC month `2013-01`."""
+    return next(_months(*(2 * [units.instant(f"{name}-01", "UTC")])))
+
+
+def history_columns(data: DataConfig, view: ViewConfig) -> list[str]:
+    """Columns of the event table that a windows view reads of past rows, values aside."""
+    return [data.event_time, *view.entity]

@@ -1,0 +1,268 @@
+"""The store: reused by content, incremental, bounded in memory, and always the bytes of a full build."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.config import schema
+from engine.config.compose import compose
+from engine.config.tree import Config, ViewConfig
+from engine.data import ingest
+from engine.errors import UserError
+from engine.features import build, store
+from engine.features.build import FeatureTable
+from engine.runtime.run import Run
+from tests.tiny import overrides, visits, write_tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = write_tiny(tmp_path, 400)
+    (folder / "visits.parquet").unlink()
+    return folder
+
+
+def config_of(folder: Path, *more: str) -> Config:
+    return compose(overrides(folder, *more), str(folder / "conf")).config
+
+
+def built(config: Config) -> FeatureTable:
+    run = Run.create("features", config, {})
+    table = build.ensure(config, run, ingest.ensure(config, run))
+    run.finish({})
+    return table
+
+
+def from_scratch(folder: Path, tmp_path: Path, *more: str) -> FeatureTable:
+    return built(config_of(folder, f"paths.store={tmp_path / f'fresh-{random.random()}'}", *more))
+
+
+def months_of_visits(rows: int = 900, seed: int = 0) -> pa.Table:
+    """The visits stretched over four months, in time order."""
+    table = visits(rows, seed).sort_by([("at", "ascending"), ("visit", "ascending")])
+    stretched = {}
+    for name in ("at", "paid_at"):
+        times = table[name].cast(pa.int64()).to_numpy(zero_copy_only=False)
+        values = [None if np.isnan(t) else int(1_577_836_800_000_000 + (t - 1_577_836_800_000_000) * 4) for t in times]
+        stretched[name] = pa.array(values, pa.timestamp("us", tz="UTC"))
+    return pa.table({name: stretched.get(name, table[name]) for name in table.column_names})
+
+
+def everything(table: FeatureTable) -> pa.Table:
+    return table.read((0, table.dataset.rows)).combine_chunks()
+
+
+def parts_of(table: FeatureTable, view: str = "shop") -> dict[str, int]:
+    manifest = table.views[view].manifest
+    return {name: manifest[f"parts_{name}"] for name in ("computed", "linked")}
+
+
+def test_a_view_is_computed_once_and_shared(folder: Path) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    first = built(config_of(folder))
+    other = built(config_of(folder, "name=other", "features.direct.shop=false", "features.views.shop.owner=somebody"))
+    assert other.views["shop"].directory == first.views["shop"].directory
+
+
+@pytest.mark.parametrize(
+    ("change", "computed"),
+    [
+        (
+            "features.views.shop.windows=[6h,2d,5d]",
+            {"shop_count_5d", "shop_bought_mean_5d", "shop_amount_mean_5d", "shop_amount_max_5d"},
+        ),
+        ("features.views.shop.aggregates.amount=[mean,max,std]", {"shop_amount_std_6h", "shop_amount_std_2d"}),
+        ("features.views.shop.aggregates.amount=[max]", set()),
+    ],
+)
+def test_a_change_computes_what_is_lacking_and_no_more(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, computed: set[str]
+) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    built(config_of(folder))
+    asked: set[str] = set()
+    plain = store.compute.view_features
+
+    def spy(*arguments: Any) -> dict[str, pa.Array]:
+        found = plain(*arguments)
+        asked.update(found)
+        return found
+
+    monkeypatch.setattr(store.compute, "view_features", spy)
+    changed = built(config_of(folder, change))
+    monkeypatch.undo()
+    assert asked == computed
+    fresh = from_scratch(folder, tmp_path, change)
+    assert everything(changed).equals(everything(fresh)) and changed.digest == fresh.digest
+
+
+def test_an_append_computes_the_new_month_only(folder: Path, tmp_path: Path) -> None:
+    table = months_of_visits()
+    cut = datetime.datetime(2020, 4, 1, tzinfo=datetime.UTC)
+    old = table.filter(pa.compute.less(table["at"], pa.scalar(cut, pa.timestamp("us", tz="UTC"))))
+    pq.write_table(old, folder / "visits-0.parquet")
+    before = built(config_of(folder))
+    assert parts_of(before) == {"computed": 3, "linked": 0}
+    pq.write_table(table.slice(old.num_rows), folder / "visits-1.parquet")
+    after = built(config_of(folder))
+    assert parts_of(after) == {"computed": 1, "linked": 3}
+    fresh = from_scratch(folder, tmp_path)
+    assert everything(after).equals(everything(fresh)) and after.digest == fresh.digest
+
+
+def test_a_late_row_changes_what_can_see_it_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    table = months_of_visits()
+    late = 300  # a visit of February
+    rows = [index for index in range(table.num_rows) if index != late]
+    pq.write_table(table.take(pa.array(rows)), folder / "visits-0.parquet")
+    before = built(config_of(folder))
+    pq.write_table(table.slice(late, 1), folder / "visits-1.parquet")
+    after = built(config_of(folder))
+    assert parts_of(after)["linked"] >= 2
+    fresh = from_scratch(folder, tmp_path)
+    assert everything(after).equals(everything(fresh))
+    changed = (
+        everything(after)
+        .take(pa.array(rows))
+        .filter(
+            pa.array(
+                [
+                    a != b
+                    for a, b in zip(
+                        everything(after).take(pa.array(rows)).to_pylist(), everything(before).to_pylist(), strict=True
+                    )
+                ]
+            )
+        )
+    )
+    assert set(changed["shop"].to_pylist()) <= {table["shop"][late].as_py()}
+
+
+def test_a_label_that_arrives_later_leaves_features_without_it_alone(folder: Path) -> None:
+    table = months_of_visits()
+    only_counts = ("~features.views.shop.aggregates.bought", "~features.views.shop.aggregates.amount")
+    hidden = table.set_column(table.schema.get_field_index("bought"), "bought", pa.nulls(table.num_rows, pa.bool_()))
+    pq.write_table(hidden, folder / "visits-0.parquet")
+    before = built(config_of(folder, *only_counts))
+    pq.write_table(table, folder / "visits-0.parquet")
+    after = built(config_of(folder, *only_counts))
+    assert after.dataset.digest != before.dataset.digest
+    assert after.views["shop"].directory == before.views["shop"].directory
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_appends_and_late_rows_in_random_order_end_at_the_full_build(folder: Path, tmp_path: Path, seed: int) -> None:
+    table = months_of_visits(300, seed)
+    draw = random.Random(seed)
+    order = draw.sample(range(300), 300)
+    edges = sorted(draw.sample(range(20, 290), 3))
+    for turn, (start, stop) in enumerate(zip([0, *edges], [*edges, 300], strict=True)):
+        pq.write_table(table.take(pa.array(order[start:stop])), folder / f"visits-{turn}.parquet")
+        found = built(config_of(folder))
+    fresh = from_scratch(folder, tmp_path)
+    assert everything(found).equals(everything(fresh)) and found.digest == fresh.digest
+
+
+@pytest.mark.parametrize("memory", ["40KB", "150KB"])
+def test_little_memory_gives_the_same_bytes(
+    folder: Path, tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of rows, and history in passes over groups of entities, one of which owns most rows."""
+    table = months_of_visits(1500)
+    shop = pa.array(["giant" if i % 3 else s for i, s in enumerate(table["shop"].to_pylist())])
+    pq.write_table(table.set_column(table.schema.get_field_index("shop"), "shop", shop), folder / "visits-0.parquet")
+    roomy = built(config_of(folder))
+    passes: list[int] = []
+    plain = store._in_passes
+
+    def spy(*arguments: Any) -> dict[str, pa.Array]:
+        passes.append(arguments[-1])
+        return plain(*arguments)
+
+    monkeypatch.setattr(store, "_in_passes", spy)
+    monkeypatch.setattr(store, "batch_rows", lambda job: 50 if memory == "40KB" else 400)
+    tight = from_scratch(folder, tmp_path, "features.views.shop.windows=[6h,30d]")
+    monkeypatch.undo()
+    assert passes and max(passes) > 1
+    roomy = from_scratch(folder, tmp_path, "features.views.shop.windows=[6h,30d]")
+    assert everything(tight).equals(everything(roomy)) and tight.digest == roomy.digest
+
+
+def test_threads_do_not_change_a_view(folder: Path, tmp_path: Path) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    digests = {from_scratch(folder, tmp_path, f"resources.threads={count}").digest for count in (1, 2, 4)}
+    assert len(digests) == 1
+
+
+def test_memory_sets_the_rows_of_a_batch(folder: Path) -> None:
+    pq.write_table(months_of_visits(60), folder / "visits-0.parquet")
+    config = config_of(folder)
+    run = Run.create("features", config, {})
+    dataset = ingest.ensure(config, run)
+    rows = []
+    for memory in ("10MB", "100MB"):
+        sized = dataclasses.replace(config, resources=dataclasses.replace(config.resources, memory=memory))
+        job = store.Job(
+            "shop", config.features.views["shop"], sized, dataset, store.Inputs(folder / "store", dataset, [])
+        )
+        rows.append(store.batch_rows(job))
+    run.finish({})
+    assert rows[1] == pytest.approx(10 * rows[0], rel=0.01)
+
+
+def test_any_tool_can_read_a_view(folder: Path) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    table = built(config_of(folder))
+    stored = table.views["shop"]
+    plain = pq.ParquetDataset(sorted(str(path) for path in stored.directory.glob("*.parquet"))).read()
+    assert plain.equals(stored.read()) and plain.num_rows == table.dataset.rows
+
+
+def test_a_stored_part_with_other_values_is_found_out(folder: Path) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    config = config_of(folder)
+    stored = built(config).views["shop"]
+    manifest = (stored.directory / "manifest.json").read_text()
+    digest = stored.manifest["parts"][0]["columns"]["shop_count_6h"]["digest"]
+    (stored.directory / "manifest.json").write_text(manifest.replace(digest, "0" * 64))
+    run = Run.create("features", config, {})
+    with pytest.raises(UserError, match="other values of 'shop_count_6h' in 2020-01"):
+        build.ensure(config, run, ingest.ensure(config, run), anew=True)
+    assert not stored.directory.exists()
+    run.finish({})
+
+
+def test_lacking_view_asks_for_windows_and_aggregates_that_are_new() -> None:
+    view = schema.build(
+        ViewConfig, {"entity": ["shop"], "windows": ["6h", "2d"], "aggregates": {"amount": ["mean", "max"]}}
+    )
+    data = config_data()
+    assert (
+        store.lacking_view(
+            "v", view, data, {"v_amount_mean_6h", "v_amount_max_6h", "v_amount_mean_2d", "v_amount_max_2d"}
+        )
+        is None
+    )
+    rest = store.lacking_view("v", view, data, {"v_amount_mean_6h", "v_amount_max_6h"})
+    assert rest is not None and rest.windows == ("2d",)
+
+
+def config_data() -> Any:
+    columns = {
+        "id": {"type": "int64", "role": "id"},
+        "at": {"type": "timestamp", "role": "event_time"},
+        "shop": "string",
+        "amount": {"type": "float64", "known_at": "prior"},
+    }
+    from engine.config.tree import DataConfig
+
+    return schema.build(DataConfig, {"sources": {"x": {"path": "x", "columns": {"id": "int64"}}}, "columns": columns})
