@@ -595,6 +595,7 @@ class ClusterConfig:
     min_workers: int = key(0, "workers that an attempt may go on with when the cluster shrank; 0 = all", ge=0)
     retries: int = key(3, "attempts after the first one failed", ge=0)
     dashboard: bool = key(False, "Ray's dashboard on a local cluster (loopback only)")
+    upload_limit: str = key("100MB", "largest working folder that `submit` uploads", parse=units.size)
 
 
 @dataclass(frozen=True, kw_only=True)
