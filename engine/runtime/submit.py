@@ -1,0 +1,251 @@
+"""`engine submit COMMAND ...`: the same command as a job on a running cluster, after a look at what would go wrong.
+
+Uploaded is what git tracks or would track in the working folder, without outputs; paths become absolute, because a job
+works in a node-local copy; commit and patch travel as files beside the runs, because `.git` does not. Secrets stay
+references to environment variables of the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import secrets as random_names
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import engine
+from engine.config import units
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.runtime import environment, storage
+from engine.runtime.run import Run
+
+EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
+LARGEST = 5
+POLL_SECONDS = 0.5
+SOURCE_VARIABLE = "ENGINE_SOURCE"
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+EXIT_CODES = {"done": 0, "alarm": 2, "interrupted": 130}
+_SECRET = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
+
+
+def submit(config: Config, words: Sequence[str]) -> int:
+    """Run `words` (`train +experiment=flights ...`) as a Ray job, follow its log, and return the run's own exit code.
+
+    The address is `cluster.address` where it is a http one, else RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.
+    Raises UserError when the pre-flight finds a reason not to start.
+    """
+    if not words or "=" in words[0]:
+        raise UserError("submit must be followed by a command, as in `engine submit train +experiment=flights`")
+    check_secrets(words)
+    files = upload_files(Path.cwd())
+    _report(files, config)
+    client, address = _connect(config)
+    _check_versions(client, address)
+    runs = Path(config.paths.runs).resolve()
+    source = record_source(runs)
+    with _staged(Path.cwd(), files) as folder:
+        job = client.submit_job(
+            entrypoint=entrypoint(config, words),
+            runtime_env={"working_dir": str(folder), "env_vars": {SOURCE_VARIABLE: str(source)}},
+            metadata={"engine": engine.__version__, "command": words[0]},
+        )
+    _say(f"submitted {job} to {address}; stop it with: ray job stop {job} --address {address}")
+    text = _follow(client, job)
+    return exit_code(text, str(client.get_job_status(job).value))
+
+
+# ---------------------------------------------------------------------------------------------------- pre-flight
+
+
+def check_secrets(words: Sequence[str]) -> None:
+    """Refuse a secret written out: the command line of a job is shown in the dashboard and kept in logs."""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and value and _SECRET.search(name.rsplit(".", 1)[-1]) and "oc.env:" not in value:
+            raise UserError(
+                f"{name} looks like a secret, and a job's command line is shown to everybody on the cluster. Write "
+                f"'{name}=${{oc.env:NAME}}' and set NAME in the environment of the cluster"
+            )
+
+
+def upload_files(folder: Path) -> dict[str, int]:
+    """Relative path -> bytes of what would be uploaded: files that git tracks or would track, without outputs."""
+    listed = subprocess.run(
+        ["git", "-C", str(folder), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, check=False
+    )
+    if listed.returncode == 0:
+        names = [name for name in listed.stdout.decode("utf-8", "surrogateescape").split("\0") if name]
+    else:
+        names = list(_walk(folder))
+    kept = [name for name in names if not any(part in EXCLUDED for part in Path(name).parts)]
+    return {name: (folder / name).stat().st_size for name in sorted(set(kept)) if (folder / name).is_file()}
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in EXCLUDED]
+        for name in files:
+            yield str((Path(root) / name).relative_to(folder))
+
+
+def largest_entries(files: dict[str, int]) -> list[tuple[str, int]]:
+    """The five largest entries of the working folder, folders counted with all they hold."""
+    sizes: dict[str, int] = {}
+    for name, size in files.items():
+        top = Path(name).parts[0]
+        sizes[top] = sizes.get(top, 0) + size
+    return sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:LARGEST]
+
+
+def _report(files: dict[str, int], config: Config) -> None:
+    total, limit = sum(files.values()), units.size(config.cluster.upload_limit)
+    entries = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in largest_entries(files))
+    text = f"{len(files)} files, {total / 1e6:.1f} MB; largest: {entries or 'none'}"
+    if total > limit:
+        raise UserError(
+            f"the working folder to upload must be at most cluster.upload_limit={config.cluster.upload_limit}, found {text}. "
+            "Move data out of it, name it in .gitignore, or raise the limit"
+        )
+    _say(f"to upload: {text}")
+
+
+def _connect(config: Config) -> tuple[Any, str]:
+    address = config.cluster.address or ""
+    if not address.startswith("http"):
+        address = os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
+    try:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(address), address
+    except ImportError:
+        raise UserError("submit needs Ray: pip install 'ray[default]'") from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"there must be a Ray cluster with a job server at {address}, found none ({str(error).splitlines()[0]}). "
+            "Start one with `ray start --head`, or set cluster.address=http://HOST:8265"
+        ) from None
+
+
+def _check_versions(client: Any, address: str) -> None:
+    """Python to the minor version and Ray to the patch: a job on others fails in ways that name neither."""
+    found = cluster_versions(client)
+    ours = {"python": platform.python_version(), "ray": str(environment.packages().get("ray", ""))}
+    for name, digits in (("python", 2), ("ray", 3)):
+        theirs = found.get(name)
+        if theirs and theirs.split(".")[:digits] != ours[name].split(".")[:digits]:
+            raise UserError(
+                f"{name} must be the same here and on the cluster at {address}, found {ours[name]} and {theirs}"
+            )
+    _say(f"versions: engine {engine.__version__}, " + ", ".join(f"{name} {value}" for name, value in found.items()))
+
+
+def cluster_versions(client: Any) -> dict[str, str]:
+    """Versions of Python and Ray that the cluster reports."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(Exception):
+        found["ray"] = str(client.get_version()) if not isinstance(client.get_version(), dict) else ""
+    with contextlib.suppress(Exception):
+        answer = client._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
+        found |= {"python": str(answer["pythonVersion"]), "ray": str(answer["rayVersion"])}
+    return {name: value for name, value in found.items() if value}
+
+
+# -------------------------------------------------------------------------------------------------- the job itself
+
+
+def entrypoint(config: Config, words: Sequence[str]) -> str:
+    """The job's command line: the same words, with absolute paths and the job's own cluster."""
+    absolute = {
+        "paths.runs": str(Path(config.paths.runs).resolve()),
+        "paths.store": str(Path(config.paths.store).resolve()),
+    }
+    if config.data.path and Path(config.data.path).exists():
+        absolute["data.path"] = str(Path(config.data.path).resolve())
+    dropped = (*absolute, "cluster.address")
+    kept = [word for word in words if word.partition("=")[0].lstrip("+") not in dropped]
+    extra = [f"{name}={_quoted(value)}" for name, value in absolute.items() if "://" not in value]
+    return shlex.join(["python", "-m", "engine", *kept, *extra])
+
+
+def _quoted(value: str) -> str:
+    """A value that Hydra reads as one string."""
+    return value if re.fullmatch(r"[\w./\-:]+", value) else "'" + value.replace("'", "\\'") + "'"
+
+
+def record_source(runs: Path) -> Path:
+    """Commit and patch of the working folder, written where the job can read them; the file that names them."""
+    folder = runs / ".submitted" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{random_names.token_hex(3)}"
+    state = environment.git_state(Path.cwd())
+    patch = environment.patch(Path(state["root"])) if state and state["dirty"] else ""
+    if patch:
+        storage.write_text(folder / "source.patch", patch)
+    facts = {"git": state, "folder": str(Path.cwd()), "engine": engine.__version__, "patch": bool(patch)}
+    storage.write_json(folder / "source.json", facts)
+    return folder / "source.json"
+
+
+def adopt_source(run: Run) -> None:
+    """Inside a submitted job: put the commit and patch of the folder it came from into the run's record."""
+    path = os.environ.get(SOURCE_VARIABLE)
+    if not path or not Path(path).exists():
+        return
+    source = storage.read_json(Path(path))
+    run.note(submitted=source)
+    patch = Path(path).with_name("source.patch")
+    if source.get("patch") and patch.exists():
+        storage.write_text(run.directory / "source.patch", run.redact(patch.read_text(encoding="utf-8")))
+
+
+@contextlib.contextmanager
+def _staged(folder: Path, files: dict[str, int]) -> Iterator[Path]:
+    """A copy of exactly the listed files, so that what is uploaded is what was reported."""
+    with tempfile.TemporaryDirectory(prefix="engine-submit-") as name:
+        root = Path(name) / "work"
+        for relative in files:
+            target = root / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / relative, target)
+        root.mkdir(exist_ok=True)
+        yield root
+
+
+def _follow(client: Any, job: str) -> str:
+    """Print the job's log as it grows; the whole text once the job has ended."""
+    shown = 0
+    while True:
+        ended = client.get_job_status(job).is_terminal()
+        text = str(client.get_job_logs(job))
+        sys.stdout.write(text[shown:])
+        sys.stdout.flush()
+        shown = len(text)
+        if ended:
+            return text
+        time.sleep(POLL_SECONDS)
+
+
+def exit_code(log: str, job_status: str) -> int:
+    """That of the run's own record, found by the directory on the log's last line; else 0 or 1 by the job's status."""
+    for line in reversed(log.splitlines()):
+        record = Path(line.strip()) / "run.json"
+        if line.strip().startswith("/") and record.exists():
+            facts = storage.read_json(record)
+            finished = (record.parent / "DONE").exists()
+            if facts.get("alarms") and finished:
+                return EXIT_CODES["alarm"]
+            return EXIT_CODES.get(str(facts.get("status")), 1) if finished or facts.get("status") != "done" else 1
+    return 0 if job_status == "SUCCEEDED" else 1
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(json.dumps(text)[1:-1] + "\n" if not text.isprintable() else text + "\n")
