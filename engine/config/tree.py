@@ -466,7 +466,7 @@ class MonitorConfig:
     seed: int = key(0, "keys the resampling", ge=0)
     labels: bool = key(True, "measure performance on rows whose label is known")
     min_labelled: str | float = key("50%", "share of labels that must be known to judge performance", parse=units.share)
-    performance_floor: float = key(0.05, "smallest relative loss of quality worth an alarm", ge=0)
+    performance_floor: float = key(0.1, "smallest relative loss of quality worth an alarm", ge=0)
     multivariate: bool = key(True, "PCA reconstruction error and domain classifier, where rows are at hand")
     business: dict[str, BusinessConfig] = key(factory=dict, help="numbers of one's own by name")
     alerts: dict[str, AlertConfig] = key(factory=dict, help="who is told, by name")
