@@ -1,0 +1,103 @@
+"""Compile every kernel once, into the cache, so that no step pays for it later.
+
+One process warms the cache before workers start. Each family is called on a few rows with the types that the engine uses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from kernels import asof, dropout, encode, gather, hashing, metrics, order, profile, sort, statistics, windows
+
+
+def _order() -> None:
+    order.permutation(0, 3, 3, 0, 0)
+    order.permutation(0, 3, order.SMALL + 1, 0, 0)
+
+
+def _gather() -> None:
+    for dtype in gather.GATHERED:
+        gather.gather_rows(np.zeros((2, 2), dtype), np.array([1]), np.empty((1, 2), dtype))
+
+
+def _sort() -> None:
+    for time_ in (np.array([0, 1]), np.array([1, 0])):
+        sort.sort_by_entity_time(np.array([0, 1]), time_)
+        sort.sort_by_entity_time(np.array([0, 2**60]), time_)
+    sort.group_offsets(np.array([0, 1]), 2)
+
+
+def _windows() -> None:
+    entity, event = np.array([0, 0]), np.array([0, 1])
+    values = np.array([1.0, 2.0])
+    for known in (event, np.array([2, 1])):
+        windows.trailing(entity, event, entity, event, known, values, [5], list(windows.AGGREGATES))
+
+
+def _asof() -> None:
+    one = np.array([0])
+    asof.asof(one, one, one, one, one, None)
+
+
+def _encode() -> None:
+    plan = encode.numeric_plan([encode.NumericColumn()])
+    encode.encode_numeric(np.zeros((1, 1)), plan, np.empty((1, 1), np.float32))
+    encode.vocabulary_lookup(np.array([1]), np.array([1]))
+
+
+def _hashing() -> None:
+    hashing.hash_u64(np.array([1]))
+    hashing.hash_bytes(np.zeros(1, np.uint8), np.array([0, 1]))
+
+
+def _dropout() -> None:
+    dropout.dropout_mask(np.array([1]), 4, 0, 0, 0, 0.5, np.empty((1, 4), np.float32))
+
+
+def _metrics() -> None:
+    y, score = np.array([0.0, 1.0]), np.array([0.2, 0.8])
+    for weight in (None, np.ones(2)):
+        for metric in (metrics.roc_auc, metrics.average_precision, metrics.log_loss, metrics.brier, metrics.ece):
+            metric(y, score, weight)
+
+
+def _profile() -> None:
+    plan = profile.profile_plan([[0.0, 1.0]])
+    for dtype in (np.float32, np.float64):
+        profile.profile(np.zeros((1, 1), dtype), plan)
+    for code in (np.int32, np.int64):
+        profile.category_counts(np.zeros((1, 1), code), [1])
+
+
+def _statistics() -> None:
+    sample = np.array([0.0, 1.0])
+    statistics.ks_samples(sample, sample)
+    statistics.wasserstein_samples(sample, sample, normalised=True)
+
+
+FAMILIES: dict[str, Callable[[], None]] = {
+    "order": _order,
+    "gather": _gather,
+    "sort": _sort,
+    "windows": _windows,
+    "asof": _asof,
+    "encode": _encode,
+    "hashing": _hashing,
+    "dropout": _dropout,
+    "metrics": _metrics,
+    "profile": _profile,
+    "statistics": _statistics,
+}
+
+
+def warmup() -> dict[str, float]:
+    """Compile, or load from the cache, all kernels; returns the seconds that each family took and their `total`."""
+    seconds = {}
+    for name, call in FAMILIES.items():
+        start = time.perf_counter()
+        call()
+        seconds[name] = time.perf_counter() - start
+    return seconds | {"total": sum(seconds.values())}

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kernels
+from kernels import jit
+from kernels.sort import sort_by_entity_time
+from kernels.warmup import FAMILIES, warmup
+
+SOURCES = Path(kernels.__file__).parent
+
+
+def python(code: str, folder: Path, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """Run `code` where `folder` is first on the path."""
+    changed = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"} | environment
+    kept = {k: v for k, v in changed.items() if v is not None}
+    return subprocess.run([sys.executable, "-c", code], env=kept, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def copy_of_kernels(folder: Path) -> Path:
+    shutil.copytree(SOURCES, folder / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "kernels"
+
+
+HASH = "import numpy as np; from kernels.order import permutation; print(permutation(0, 3, 5000, 1, 1).tolist())"
+
+
+@pytest.mark.skipif(jit.DISABLED, reason="nothing is compiled")
+def test_i1_a_read_only_package_without_a_home_falls_back_with_one_warning(tmp_path):
+    package = copy_of_kernels(tmp_path)
+    (package / "__pycache__").touch()  # no folder can be made here, whoever we are
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    lost = {"HOME": None, "XDG_CACHE_HOME": None, "NUMBA_CACHE_DIR": None, "TMPDIR": str(scratch)}
+    found = python(HASH, tmp_path, **lost)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("RuntimeWarning") == 1 and "compiled code goes to" in found.stderr
+    assert list(scratch.rglob("*.nbi")) and not list((tmp_path / "kernels").rglob("*.nbi"))
+
+
+@pytest.mark.skipif(jit.DISABLED, reason="nothing is compiled")
+def test_i1_a_changed_helper_in_another_file_is_never_served_stale(tmp_path):
+    package = copy_of_kernels(tmp_path)
+    (package / "warmup.py").unlink()
+    first = python(HASH, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    helper = package / "hashing.py"
+    helper.write_text(helper.read_text().replace("_S27, _S31 = ", "_S31, _S27 = ").replace("np.uint64(27)", "np.uint64(26)"))
+    second = python(HASH, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert first.stdout != second.stdout
+
+
+def test_cache_folder_without_any_place_is_none_with_a_warning(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    for name in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+        monkeypatch.setenv(name, str(blocked))
+    monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(blocked))
+    with pytest.warns(RuntimeWarning, match="every process compiles anew"):
+        assert jit.choose_cache_dir(blocked) is None
+
+
+@pytest.mark.parametrize("flag", sorted(jit.FORBIDDEN_FASTMATH))
+def test_i2_no_kernel_may_assume_nan_or_infinity_away(flag):
+    with pytest.raises(ValueError, match=rf"must keep NaN and infinity, found \['{flag}'\] on f"):
+
+        @jit.njit(fastmath=["contract", flag])
+        def f(x):
+            return x
+
+
+def test_only_jit_decides_how_to_compile():
+    """No other file imports Numba, and nothing here imports the engine."""
+    for path in SOURCES.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {name.split(".")[0] for name in names}
+            assert "engine" not in roots, path.name
+            assert path.name == "jit.py" or not roots & {"numba", "llvmlite"}, path.name
+
+
+# ------------------------------------------------------------------ threads
+def test_i5_never_more_ranges_at_once_than_cpus(monkeypatch):
+    monkeypatch.setattr(jit, "_slots", threading.BoundedSemaphore(1))
+    running, most, lock = [0], [0], threading.Lock()
+
+    def work(a, b):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        threading.Event().wait(0.002)
+        with lock:
+            running[0] -= 1
+        return a, b
+
+    callers = [threading.Thread(target=jit.run_ranges, args=(work, jit.split(8, 8), 4)) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert most[0] == 1
+
+
+FORK = """
+import os, sys, threading, numpy as np
+from kernels.gather import gather_rows
+block, index = np.ones((1000, 4), np.float32), np.arange(1000)
+def call():
+    return gather_rows(block, index, np.empty((1000, 4), np.float32), threads=2).sum()
+threads = [threading.Thread(target=call) for _ in range(4)]
+[t.start() for t in threads]; [t.join() for t in threads]
+child = os.fork()
+if child == 0:
+    os._exit(0 if call() == 4000 else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_i5_a_forked_child_computes_after_its_parent_used_threads():
+    found = python(FORK, SOURCES.parent)
+    assert found.returncode == 0, found.stderr
+
+
+def test_results_come_in_order_and_errors_through():
+    assert jit.run_ranges(lambda a, b: (a, b), jit.split(10, 3), 2) == [(0, 3), (3, 6), (6, 10)]
+    assert jit.split(2, 5) == [(0, 1), (1, 2)] and jit.split(0, 3) == []
+    with pytest.raises(ZeroDivisionError):
+        jit.run_ranges(lambda a, b: 1 // a, [(0, 1), (1, 2)], 2)
+    for threads in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"found {threads}"):
+            jit.check_threads(threads)
+
+
+# ------------------------------------------------------------------ integers
+@pytest.mark.parametrize("a", [0, 1, 2**32, 2**63 + 12345, 2**64 - 1])
+@pytest.mark.parametrize("b", [0, 3, 2**33 + 7, 2**64 - 1])
+def test_wide_products(a, b):
+    high, low = jit.mul128(np.uint64(a), np.uint64(b))
+    assert (int(high) << 64) + int(low) == a * b
+    assert int(jit.clz64(np.uint64(a))) == 64 - a.bit_length()
+
+
+def test_i4_unsigned_and_signed_never_meet_as_floats():
+    """uint64 2**63 + 1 is refused where int64 is meant, not rounded."""
+    with pytest.raises(TypeError, match="fit int64, found dtype uint64"):
+        sort_by_entity_time(np.array([2**63 + 1], np.uint64), [0])
+
+
+def test_warmup_names_every_family():
+    seconds = warmup()
+    assert set(seconds) == {*FAMILIES, "total"} and all(s >= 0 for s in seconds.values())
