@@ -25,6 +25,7 @@ from engine.lifecycle import backtest_report, decide
 from engine.lifecycle.challenger import (
     History,
     Periods,
+    Training,
     Workshop,
     challenger_config,
     horizon_of,
@@ -34,7 +35,7 @@ from engine.lifecycle.challenger import (
 )
 from engine.lifecycle.policy import Observation
 from engine.lifecycle.watch import Watch
-from engine.runtime import environment, pool, storage
+from engine.runtime import cluster, environment, pool, storage
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, load_record, plan_digest
 from engine.training.evaluate import HIGHER_IS_BETTER, intervals, point_metrics, watched_metric
@@ -64,7 +65,7 @@ class Bench:
     watch: Watch
     periods: list[Period]
     metric: str
-    first: Run  # training of the first champion
+    first: Training  # of the first champion
 
     @property
     def history(self) -> History:
@@ -137,6 +138,9 @@ def prepare(config: Config, run: Run, history: History) -> Bench:
     workshop = Workshop(history, run, Path(shared.store) / "backtest" / "scores")
     if config.cluster.kind == "ray":
         train_ahead(config, run, history, periods)
+        config = in_process(config)
+        history = dataclasses.replace(history, config=config)
+        workshop = Workshop(history, run, workshop.cache)
     first = trained(first_config(config, history), run, history.dataset.digest)
     metric = watched_metric(config.train.loss, config.retrain.gate.metric)
     watch = Watch(workshop, metric, Path(shared.store) / "backtest" / "monitor")
@@ -193,18 +197,26 @@ def train_ahead(config: Config, run: Run, history: History, periods: list[Period
             chosen = periods_of(policy, int(history.event[0]), period.start, horizon, seen)
             if not chosen.empty:
                 plans.append(challenger_config(config, chosen))
-    alone = schema.plain(schema.build(ClusterConfig, {}, "cluster"))
-    items = {plan_digest("train", plan): {**schema.plain(plan), "cluster": alone} for plan in plans}
-    threads = max(1, config.cluster.threads or environment.cores() // config.cluster.workers)
+    items = {plan_digest("train", plan): schema.plain(in_process(plan)) for plan in plans}
     marks = run.path("tries")
     shutil.rmtree(marks, ignore_errors=True)
     marks.mkdir()
-    work = functools.partial(TrainAhead, history.dataset.digest, threads)
-    with pool.ray_session(config.cluster, threads), run.progress("train ahead", len(items), "models") as progress:
-        for outcome in pool.run_actors(work, list(items.values()), config.cluster, threads, TRIES, marks):
+    with cluster.session(config) as session, run.progress("train ahead", len(items), "models") as progress:
+        cluster.check_shared(session, [run.directory, Path(config.paths.store)])
+        threads = config.cluster.threads or max(
+            1, environment.cores() // config.cluster.workers if session.local else 1
+        )
+        actors = pool.Actors(config.cluster.workers, 1 if session.local else threads, config.cluster.gpus_per_worker)
+        work = functools.partial(TrainAhead, history.dataset.digest, threads)
+        for outcome in pool.run_actors(work, list(items.values()), actors, TRIES, marks):
             progress.advance(1)
             if outcome.result is None:
                 run.warn(f"a training ahead failed and is left to its policy: {outcome.cause}")
+
+
+def in_process(config: Config) -> Config:
+    """The config with one worker in this process: many small trainings side by side, none of them spread out."""
+    return dataclasses.replace(config, cluster=schema.build(ClusterConfig, {}, "cluster"))
 
 
 class TrainAhead:
@@ -226,7 +238,8 @@ class TrainAhead:
 def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
     """One policy from the first period to the last."""
     registry = Registry(bench.run.path("registry"), name)
-    first = _register(bench, registry, bench.first)
+    bundle = bench.first.bundle
+    first = registry.register(bundle, seal_of(bundle), **decide.version_facts(bench.first.directory))
     registry.move("promote", first.digest, expected=None, why="the first model")
     observations: list[Observation] = []
     rows: list[dict[str, Any]] = []
@@ -259,11 +272,6 @@ def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
         "seconds": seconds,
         "periods": rows,
     }
-
-
-def _register(bench: Bench, registry: Registry, run: Run) -> Version:
-    bundle = run.directory / "model"
-    return registry.register(bundle, seal_of(bundle), **decide.version_facts(run.directory))
 
 
 def _decide(  # noqa: PLR0913

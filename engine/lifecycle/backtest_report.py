@@ -131,8 +131,8 @@ def _chart(record: dict[str, Any]) -> Markup:
     series = []
     for place, item in enumerate(record["policies"]):
         rows = item["periods"]
-        band = {name: [row[name] for row in rows] for name in ("low", "high")} if place == 0 else {}
-        series.append(html.Series(item["name"], _places(rows), [row["metric"] for row in rows], **band))
+        low, high = ([row[name] for row in rows] if place == 0 else None for name in ("low", "high"))
+        series.append(html.Series(item["name"], _places(rows), [row["metric"] for row in rows], low, high))
     return html.line_chart(series, y_label=_name(record), x_ticks=_ticks(record))
 
 

@@ -22,7 +22,7 @@ from engine.features.moments import ALWAYS, NEVER, instants, moment_times
 from engine.features.store import threads_of
 from engine.lifecycle.judge import Judged
 from engine.lifecycle.maturity import label_horizon
-from engine.runtime import digest, storage
+from engine.runtime import digest, environment, storage
 from engine.runtime.run import Run, load_record, plan_digest, unfinished
 from engine.scoring.predictor import Predictor, load
 from engine.training.bundle import Bundle
@@ -116,15 +116,25 @@ def challenger_config(config: Config, periods: Periods) -> Config:
     return dataclasses.replace(config, split=split, **aside)
 
 
-def trained(config: Config, parent: Run | None, dataset: str) -> Run:
+@dataclass(frozen=True)
+class Training:
+    """A finished training run and its record."""
+
+    directory: Path
+    record: dict[str, Any]
+
+    @property
+    def bundle(self) -> Path:
+        """The model."""
+        return self.directory / "model"
+
+
+def trained(config: Config, parent: Run | None, dataset: str) -> Training:
     """A finished training run of this config on a dataset (its digest): found by content, gone on with, or new."""
-    folder = Path(config.paths.runs) / "train" / config.name
-    plan = plan_digest("train", config)
-    for directory in sorted(folder.glob("*-*/DONE"), reverse=True):
-        record = load_record(directory.parent)
-        if record.get("plan") == plan and record["chain"].get("dataset") == dataset:
-            _say(parent, f"challenger: {directory.parent} was trained on the same rows with the same settings")
-            return Run(directory.parent, record, resumed=True)
+    found = _finished(config, dataset)
+    if found is not None:
+        _say(parent, f"challenger: {found.directory} was trained on the same rows with the same settings and code")
+        return found
     begun = unfinished("train", config)
     run = Run.resume(begun) if begun is not None else Run.create("train", config, schema.plain(config))
     if parent is not None:
@@ -134,7 +144,18 @@ def trained(config: Config, parent: Run | None, dataset: str) -> Run:
     except BaseException as error:
         run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    return run
+    return Training(run.directory, run.record)
+
+
+def _finished(config: Config, dataset: str) -> Training | None:
+    """The newest finished training run of this plan, dataset and code."""
+    plan, code = plan_digest("train", config), environment.code()["engine_digest"]
+    folder = Path(config.paths.runs) / "train" / config.name
+    for done in sorted(folder.glob("*-*/DONE"), reverse=True):
+        record = load_record(done.parent)
+        if (record["plan"], record["chain"].get("dataset"), record["code"]["engine_digest"]) == (plan, dataset, code):
+            return Training(done.parent, record)
+    return None
 
 
 def _say(run: Run | None, message: str) -> None:

@@ -16,6 +16,7 @@ from engine.lifecycle import judge
 from engine.lifecycle.challenger import (
     History,
     Periods,
+    Training,
     Workshop,
     challenger_config,
     horizon_of,
@@ -28,7 +29,7 @@ from engine.lifecycle.challenger import (
 from engine.lifecycle.policy import Champion, Facts, Observation, Trigger, trigger
 from engine.runtime import storage
 from engine.runtime.registry import Moved, Registry, State, Version, seal_of
-from engine.runtime.run import Run, load_record
+from engine.runtime.run import load_record
 from engine.training.evaluate import watched_metric
 
 FORMAT = 1
@@ -46,7 +47,7 @@ class Setting:
     policy: RetrainConfig
     directory: Path  # of the decision: judged rows and decision.json
     identity: str  # names the decision in the registry's history
-    train: Callable[[Config], Run]
+    train: Callable[[Config], Training]
 
     @property
     def history(self) -> History:
@@ -151,9 +152,7 @@ def decide(setting: Setting, observations: tuple[Observation, ...], now: int) ->
     if claim.lacking:
         return {**decision, "verdict": HELD, "reasons": [answer.reason, f"but no retrain: {claim.lacking}"]}
     run = setting.train(challenger_config(setting.config, periods))
-    version = setting.registry.register(
-        run.directory / "model", seal_of(run.directory / "model"), **version_facts(run.directory)
-    )
+    version = setting.registry.register(run.bundle, seal_of(run.bundle), **version_facts(run.directory))
     decision |= {
         "challenger": version.digest,
         "challenger_run": str(run.directory),
