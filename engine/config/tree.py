@@ -549,6 +549,8 @@ class PolicyConfig:
     window_length: str | None = key(None, "null = as retrain.window_length", parse=units.span)
     cool_down: str | None = key(None, "null = as retrain.cool_down", parse=units.span)
     budget: int | None = key(None, "null = as retrain.budget", ge=1)
+    drift_windows: int | None = key(None, "null = as retrain.drift_windows", ge=1)
+    performance_drop: float | None = key(None, "null = as retrain.performance_drop", ge=0)
 
 
 def default_policies() -> dict[str, PolicyConfig]:
