@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets as random_names
 import sys
 import threading
@@ -333,11 +334,15 @@ def first_cause(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """The last informative line of an error that Ray has wrapped."""
+    """One line of an error that Ray has wrapped: what a person can act on."""
     cause = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[-1] if lines and "Traceback" in str(cause) else " ".join(lines)
-    return f"{type(cause).__name__}: {text}"[:600]
+    text = str(cause)
+    if "actor died" in text or "ActorDied" in type(cause).__name__:
+        place = re.search(r"node_ip='([^']+)', pid=(\d+)", text)
+        return "its process died" + (f" (pid {place.group(2)} on {place.group(1)})" if place else "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    shown = lines[-1] if lines and "Traceback" in text else " ".join(lines)
+    return f"{type(cause).__name__}: {shown}"[:400]
 
 
 # ----------------------------------------------------------------------------------------------- inside a worker

@@ -7,6 +7,7 @@ and the optimizer run on one thread. What a step needs is in the checkpoint, so 
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -450,6 +451,11 @@ class Trainer:
         self.saved_step = self.state.step
         self.clock.checkpoint += time.perf_counter() - began
 
+    def _peak_memory(self) -> float:
+        """Bytes of the largest worker so far; mapped files that were touched count."""
+        mine = torch.tensor([[resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0]], dtype=torch.float64)
+        return float(self.exchange.gather(mine).max())
+
     def _result(self, seconds: float) -> FitResult:
         if self.best_weights is not None:
             self.flat.values.copy_(self.best_weights)
@@ -470,6 +476,7 @@ class Trainer:
             "train/checkpoint_seconds": clock.checkpoint,
             "train/evaluate_seconds": clock.evaluate,
             "train/parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
+            "train/peak_memory_bytes": self._peak_memory(),
         }
         losses = [entry["train_loss"] for entry in self.state.history if entry["train_loss"] is not None]
         if losses:
