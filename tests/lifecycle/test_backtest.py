@@ -1,0 +1,147 @@
+"""The backtest: the past as it would have been known then, several policies over shared work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import engine
+import pytest
+from engine.config import schema, units
+from engine.config.tree import PolicyConfig, RetrainConfig
+from engine.errors import UserError
+from engine.lifecycle import backtest
+from engine.runtime.run import Run
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tiny
+
+WORDS = (
+    "backtest.start=2020-01-11",
+    "backtest.stop=2020-01-31",
+    "backtest.period=5d",
+    "retrain.judge_length=3d",
+    "retrain.valid_length=2d",
+    "retrain.gate.min_rows=100",
+    "retrain.gate.bootstrap=40",
+    "retrain.gate.min_slice_rows=100",
+    "monitor.multivariate=false",
+    "monitor.resamples=50",
+    "split.train=[]",
+    "split.valid=[]",
+    "split.test=[]",
+    "train.epochs=1",
+)
+
+
+def run(folder: Path, *more: str) -> Run:
+    return engine.run("backtest", *tiny.overrides(folder, *WORDS, *more), config_dir=str(folder / "conf"))
+
+
+def result(done: Run) -> dict[str, Any]:
+    found = json.loads((done.directory / "backtest.json").read_text())
+    return {item["name"]: item for item in found["policies"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_tiny(tmp_path_factory.mktemp("backtest"), rows=3000)
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Run:
+    return run(folder)
+
+
+def test_the_four_policies_are_replayed_period_by_period(done: Run) -> None:
+    found = result(done)
+    assert list(found) == ["never", "every", "drift", "performance"]
+    for item in found.values():
+        assert [row["period"] for row in item["periods"]] == ["2020-01-11", "2020-01-16", "2020-01-21", "2020-01-26"]
+        for row in item["periods"]:
+            assert {"period", "metric", "model", "retrained", "reason"} <= row.keys()
+            assert 0.4 < row["metric"] < 1
+    assert found["never"]["retrains"] == 0
+    assert len({row["model"] for row in found["never"]["periods"]}) == 1
+    assert [row["retrained"] for row in found["every"]["periods"]] == [False, True, True, True]
+    for name in ("drift", "performance"):
+        assert found[name]["retrains"] <= found["every"]["retrains"]
+    assert found["never"]["gain_over_never"] == 0
+    assert found["every"]["regret_to_every"] == 0
+
+
+def test_a_period_is_served_by_the_champion_of_its_beginning(done: Run) -> None:
+    for name, item in result(done).items():
+        serving = item["periods"][0]["model"]
+        for row in item["periods"][1:]:
+            path = done.directory / "policies" / name / row["period"] / "decision.json"
+            decision = json.loads(path.read_text())
+            assert decision["champion" if decision["verdict"] != "promoted" else "challenger"] == row["model"]
+            assert (row["model"] != serving) == row["promoted"]
+            serving = row["model"]
+
+
+def test_a_decision_knows_nothing_of_its_future(done: Run) -> None:
+    for path in done.directory.glob("policies/*/*/decision.json"):
+        decision = json.loads(path.read_text())
+        now = units.instant(path.parent.name, "UTC")
+        assert decision["facts"]["now"] == now
+        assert all(item["stop"] <= now for item in decision["facts"]["observations"])
+        assert decision["periods"]["stop"] <= now
+        if decision["challenger"] is not None:
+            split = json.loads((Path(decision["challenger_run"]) / "run.json").read_text())["config"]["split"]
+            assert units.instant(split["known_by"], "UTC") == now
+            assert units.instant(split["valid"][1], "UTC") <= decision["periods"]["judge"] < now
+
+
+def test_policies_and_a_second_backtest_share_trainings(folder: Path, done: Run) -> None:
+    runs = folder / "store" / "backtest" / "train" / "tiny"
+    trained = {path.parent.name for path in runs.glob("*/DONE")}
+    assert len(trained) == 4  # the first model and one a boundary, whichever policies asked
+    monitored = len(list((folder / "store" / "backtest" / "monitor").glob("*.json")))
+    again = run(folder, "backtest.resume=never")
+    assert {path.parent.name for path in runs.glob("*/DONE")} == trained
+    assert len(list((folder / "store" / "backtest" / "monitor").glob("*.json"))) == monitored
+    for name, item in result(again).items():
+        assert [row["metric"] for row in item["periods"]] == [row["metric"] for row in result(done)[name]["periods"]]
+
+
+def test_the_report_shows_every_policy_and_every_refusal(done: Run) -> None:
+    text = (done.directory / "report.html").read_text()
+    refused = [row for item in result(done).values() for row in item["periods"] if row.get("verdict") == "kept"]
+    for word in ("never", "every", "drift", "performance", "Challengers that the gate refused"):
+        assert word in text
+    assert text.count("hurt by") + text.count("helped by") == len(refused)
+    assert all("refused_metric" in row for row in refused)
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_a_policy_differs_from_retrain_only_where_it_says() -> None:
+    base = schema.build(RetrainConfig, {"cool_down": "3d", "budget": 4})
+    policy = schema.build(PolicyConfig, {"triggers": ["drift"], "window": "sliding", "window_length": "30d"})
+    found = backtest.policy_config(base, policy)
+    assert (found.triggers, found.window, found.window_length) == (("drift",), "sliding", "30d")
+    assert (found.cool_down, found.budget) == ("3d", 4)
+
+
+def test_months_follow_the_local_calendar() -> None:
+    zone = "America/New_York"
+    start = units.instant("2013-10", zone)
+    assert backtest.next_month(start, zone) == units.instant("2013-11", zone)
+    assert backtest.next_month(units.instant("2013-11", zone), zone) == units.instant("2013-12", zone)
+    assert backtest.next_month(units.instant("2013-12", zone), zone) == units.instant("2014-01", zone)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("backtest.start=2021-01-01", "backtest.stop=null"), "must lie before the end of the data"),
+        (("backtest.start=null",), "backtest.start must say"),
+        (("backtest.period=moon",), "a span must be a number"),
+    ],
+)
+def test_a_backtest_without_periods_is_refused(folder: Path, more: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(folder, *more)
