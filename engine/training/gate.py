@@ -196,8 +196,15 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
     scores = scores_table(to_scores(facts["loss"], logits))
     expected = storage.read_parquet(directory / "scores.parquet")
     _compare("score", scores, expected, probes, bundle.data, 0.0 if exact else TOLERANCE[facts["precision"]])
-    _compare_state(state, state_of(bundle.encoder, bundle.data, bundle.features))
+    _compare_state(_filled(state, bundle.data), state_of(bundle.encoder, bundle.data, bundle.features))
     return int(probes.num_rows)
+
+
+def _filled(state: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+    """The recorded specification with the defaults of keys that it is older than."""
+    then = schema.plain(schema.build(DataConfig, {**schema.plain(data), **state["data"]}, "data"))
+    features = schema.plain(schema.build(FeaturesConfig, state["features"], "features"))
+    return {**state, "data": {name: then[name] for name in state["data"]}, "features": features}
 
 
 def _compare_state(then: Any, now: Any, path: str = "") -> None:
