@@ -83,6 +83,7 @@ def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) ->
         name: ensure_view(name, view, config, dataset, run, anew=anew)
         for name, view in config.features.active_views.items()
     }
+    run.note(views={name: view.directory.name for name, view in views.items()})
     table = FeatureTable(config, dataset, views)
     run.link("features", table.digest)
     return table

@@ -1,7 +1,7 @@
 """User functions: features computed by a function of an installed package, found through the entry points `engine.features`.
 
-A function is `f(rows: pyarrow.Table) -> pyarrow.Table`: one row in, one row out, in the same order, nothing but its input read. The
-package's version counts into the recipe.
+A function is `f(rows: pyarrow.Table) -> pyarrow.Table`: one row in, one row out, in the same order, nothing but its input read.
+The package's version counts into the recipe.
 """
 
 from __future__ import annotations

@@ -1,0 +1,362 @@
+"""The catalog of views: what is there, who owns it, what it is made of, which models use it, and what may go.
+
+Plain commands: `engine features list|show|diff|gc|latest|audit`. Each takes (config, words) and returns an exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from engine.config import schema, units
+from engine.config.tree import Config
+from engine.data import ingest
+from engine.data.dataset import Dataset
+from engine.errors import UserError, nearest
+from engine.features import audit as leak_trial
+from engine.features import retrieval, store
+from engine.features.spec import view_columns
+from engine.features.store import StoredView
+from engine.runtime import storage
+from engine.runtime.run import Run, load_record
+
+KEEP_RECENT = 24 * 3600  # seconds: gc leaves alone what a run may be using now
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def list_views(config: Config, words: list[str]) -> int:
+    """`features list [--json]`: views of the config and of the store."""
+    json_wanted = options(words, {"--json": False})["--json"]
+    stored = {name: store.stored_views(folder) for name, folder in _folders(config).items()}
+    users = models_by_view(config)
+    rows = []
+    for name in sorted({*stored, *config.features.views}):
+        view = config.features.views.get(name)
+        newest = max(stored.get(name, []), key=lambda item: item.directory.stat().st_mtime, default=None)
+        spec = schema.plain(view) if view else newest.manifest["spec"] if newest else {}
+        rows.append(
+            {
+                "view": name,
+                "kind": spec.get("kind", ""),
+                "owner": spec.get("owner", ""),
+                "description": spec.get("description", ""),
+                "entity": list(spec.get("entity", [])),
+                "features": len(view_columns(name, view, config.data))
+                if view
+                else len(newest.columns)
+                if newest
+                else 0,
+                "versions": len(stored.get(name, [])),
+                "bytes": sum(_bytes(item.directory) for item in stored.get(name, [])),
+                "models": len(users.get(name, [])),
+            }
+        )
+    _print(rows, json_wanted, "no views: choose an experiment, as in `engine features list +experiment=flights`")
+    return 0
+
+
+def show(config: Config, words: list[str]) -> int:
+    """`features show VIEW [--json]`: spec, lineage, statistics per feature, versions, and the models that use it."""
+    given = options(words, {"--json": False})
+    name = _one(given["words"], "view", {*_folders(config), *config.features.views})
+    versions = sorted(store.stored_views(_folder(config, name)), key=lambda item: item.directory.stat().st_mtime)
+    view = config.features.views.get(name)
+    spec = schema.plain(view) if view else versions[-1].manifest["spec"] if versions else {}
+    facts = {
+        "view": name,
+        "spec": spec,
+        "versions": [_version(item) for item in versions],
+        "models": models_by_view(config).get(name, []),
+        "statistics": statistics(versions[-1]) if versions else [],
+    }
+    if given["--json"]:
+        _say(json.dumps(facts, indent=1, default=str))
+        return 0
+    console = Console(width=140)
+    console.print(f"[bold]{name}[/bold]  {spec.get('description', '')}")
+    console.print(
+        f"kind {spec.get('kind')}, owner {spec.get('owner') or '-'}, entity {', '.join(spec.get('entity', []))}"
+    )
+    _print(facts["versions"], False, "not computed yet")
+    _print(facts["statistics"], False, "")
+    console.print(f"used by {len(facts['models'])} models" + "".join(f"\n  {item}" for item in facts["models"]))
+    return 0
+
+
+def diff(config: Config, words: list[str]) -> int:
+    """`features diff VIEW VERSION VERSION [--json]`: which months and features of two stored versions differ."""
+    given = options(words, {"--json": False})
+    if len(given["words"]) != 3:
+        raise UserError("features diff takes a view and two of its versions (see `features show VIEW`)")
+    name, *wanted = given["words"]
+    first, second = (_find_version(config, name, version) for version in wanted)
+    rows = []
+    months = [{part["name"]: part for part in item.manifest["parts"]} for item in (first, second)]
+    for month in sorted({*months[0], *months[1]}):
+        parts = [side.get(month) for side in months]
+        names = sorted({key for part in parts if part for key in part["columns"]})
+        for key in names:
+            digests = [part["columns"].get(key, {}).get("digest") if part else None for part in parts]
+            if digests[0] != digests[1]:
+                what = "values" if all(digests) else "only in the first" if digests[0] else "only in the second"
+                rows.append({"month": month, "feature": key, "differs": what})
+    _print(rows, given["--json"], "the two versions hold the same values")
+    return 0
+
+
+def gc(config: Config, words: list[str]) -> int:
+    """`features gc [--delete]`: versions that no model and no recent run names; lists them, or deletes them."""
+    given = options(words, {"--json": False, "--delete": False})
+    used = used_directories(config)
+    rows = []
+    for name, folder in _folders(config).items():
+        for item in store.stored_views(folder):
+            age = time.time() - item.directory.stat().st_mtime
+            if item.directory.name not in used.get(name, set()) and age > KEEP_RECENT:
+                rows.append({"view": name, "version": item.directory.name, "bytes": _bytes(item.directory)})
+                if given["--delete"]:
+                    shutil.rmtree(item.directory)
+    _print(rows, given["--json"], "nothing to collect: every version is used or recent")
+    if rows and not given["--delete"] and not given["--json"]:
+        _say("add --delete to remove them")
+    return 0
+
+
+def latest(config: Config, words: list[str]) -> int:
+    """`features latest VIEW [--entity COLUMN=VALUE ...] [--at INSTANT] [--out FILE.parquet|FILE.sqlite]`."""
+    given = options(words, {"--json": False, "--entity": [], "--at": "", "--out": ""})
+    name = _one(given["words"], "view", config.features.views)
+    entity = dict(_pair(item) for item in given["--entity"])
+    at = units.instant(given["--at"], config.data.time_zone) if given["--at"] else None
+    table = retrieval.latest(name, config, _dataset(config), at, entity)
+    if given["--out"]:
+        export(table, config.features.views[name].entity, Path(given["--out"]))
+        _say(f"{table.num_rows} entities of view {name} in {given['--out']}")
+    else:
+        _print(table.to_pylist(), given["--json"], "no such entity before that instant")
+    return 0
+
+
+def audit(config: Config, words: list[str]) -> int:
+    """`features audit [--rows N] [--seed N] [--json]`: the leak trial on the config's own views; exit code 2 with leaks."""
+    given = options(words, {"--json": False, "--rows": "60", "--seed": "0"})
+    dataset = _dataset(config)
+    leaks = leak_trial.audit(
+        config.data,
+        config.features,
+        dataset,
+        _number(given, "--rows"),
+        _number(given, "--seed"),
+        store.threads_of(config),
+    )
+    rows = [vars(leak) for leak in leaks]
+    _print(
+        rows,
+        given["--json"],
+        f"no leak: {given['--rows']} rows kept every feature when what they must not know was changed",
+    )
+    return 2 if leaks else 0
+
+
+# --------------------------------------------------------------------------------------------------------- facts
+
+
+def statistics(stored: StoredView) -> list[dict[str, Any]]:
+    """Per feature: rows, share of nulls, mean and standard deviation, smallest and largest."""
+    rows = []
+    for name in stored.columns:
+        column = stored.read([name])[name]
+        count = max(len(column), 1)
+        facts: dict[str, Any] = {
+            "feature": name,
+            "type": str(column.type),
+            "nulls": f"{100 * column.null_count / count:.1f}%",
+        }
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            bounds = pc.min_max(column).as_py()
+            facts |= {
+                "mean": _rounded(pc.mean(column).as_py()),
+                "std": _rounded(pc.stddev(column).as_py()),
+                "min": _rounded(bounds["min"]),
+                "max": _rounded(bounds["max"]),
+            }
+        rows.append(facts)
+    return rows
+
+
+def models_by_view(config: Config) -> dict[str, list[str]]:
+    """View -> training runs whose bundle uses it."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(Path(config.paths.runs).glob("train/*/*/model/spec.json")):
+        for name in storage.read_json(path)["features"]["views"]:
+            found.setdefault(name, []).append(str(path.parent.parent))
+    return found
+
+
+def used_directories(config: Config) -> dict[str, set[str]]:
+    """View -> versions that a run of this store has recorded as read."""
+    found: dict[str, set[str]] = {}
+    for path in Path(config.paths.runs).glob("*/*/*/run.json"):
+        for name, version in load_record(path.parent).get("views", {}).items():
+            found.setdefault(name, set()).add(version)
+    return found
+
+
+def export(table: pa.Table, entity: Iterable[str], path: Path) -> None:
+    """The table as Parquet, or as SQLite: a table `latest` with the entity as its key, numbers as 8-byte floats."""
+    if path.suffix == ".parquet":
+        storage.write_parquet(path, table)
+    elif path.suffix in (".sqlite", ".db"):
+        with storage.atomic_path(path) as temporary:
+            _write_sqlite(table, list(entity), temporary)
+    else:
+        raise UserError(f"--out must end in .parquet, .sqlite or .db, found {str(path)!r}")
+
+
+def _write_sqlite(table: pa.Table, entity: list[str], path: Path) -> None:
+    quoted = [f'"{name}"' for name in table.column_names]
+    text = table.cast(
+        pa.schema([(f.name, pa.int64() if pa.types.is_timestamp(f.type) else f.type) for f in table.schema])
+    )
+    connection = sqlite3.connect(path)
+    try:
+        keys = ", ".join(f'"{name}"' for name in entity)
+        connection.execute(f"CREATE TABLE latest ({', '.join(quoted)}, PRIMARY KEY ({keys})) WITHOUT ROWID")
+        marks = ", ".join("?" for _ in quoted)
+        columns = [column.to_pylist() for column in text.columns]
+        connection.executemany(f"INSERT INTO latest VALUES ({marks})", zip(*columns, strict=True))
+        connection.commit()
+    finally:
+        connection.close()
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+def options(words: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the options by name, defaults where not given, and the other `words`. A list may be given several times."""
+    found: dict[str, Any] = {name: list(value) if isinstance(value, list) else value for name, value in known.items()}
+    found["words"] = []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if name not in known:
+            if word.startswith("-"):
+                raise UserError(f"unknown option {word!r}.{nearest(word, known)}")
+            found["words"].append(word)
+        elif isinstance(known[name], bool):
+            found[name] = True
+        else:
+            value = value if equals else next(remaining, "")
+            if not value:
+                raise UserError(f"{name} must be followed by a value")
+            found[name] = [*found[name], value] if isinstance(known[name], list) else value
+    return found
+
+
+def _number(given: dict[str, Any], name: str) -> int:
+    try:
+        return int(given[name])
+    except ValueError:
+        raise UserError(f"{name} must be a whole number, found {given[name]!r}") from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--entity must be COLUMN=VALUE, found {text!r}")
+    return name, value
+
+
+def _one(words: list[str], what: str, known: Iterable[str]) -> str:
+    if len(words) != 1:
+        raise UserError(f"name one {what}, found {len(words)}.{nearest('', known)}")
+    if words[0] not in set(known):
+        raise UserError(f"no {what} {words[0]!r}.{nearest(words[0], known)}")
+    return words[0]
+
+
+def _folder(config: Config, name: str) -> Path:
+    return storage.inside(Path(config.paths.store), "features", name)
+
+
+def _folders(config: Config) -> dict[str, Path]:
+    root = Path(config.paths.store) / "features"
+    return (
+        {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != "."}
+        if root.is_dir()
+        else {}
+    )
+
+
+def _find_version(config: Config, name: str, version: str) -> StoredView:
+    for stored in store.stored_views(_folder(config, name)):
+        if stored.directory.name.startswith(version):
+            return stored
+    known = [item.directory.name for item in store.stored_views(_folder(config, name))]
+    raise UserError(f"view {name!r} has no version {version!r}.{nearest(version, known)}")
+
+
+def _version(stored: StoredView) -> dict[str, Any]:
+    return {
+        "version": stored.directory.name,
+        "digest": stored.digest[:16],
+        "rows": stored.manifest["rows"],
+        "dataset": f"{stored.manifest['dataset']['name']} {stored.manifest['dataset']['digest'][:16]}",
+        "as_of": stored.manifest["as_of"],
+        "months": len(stored.manifest["parts"]),
+        "bytes": _bytes(stored.directory),
+    }
+
+
+def _bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.glob("*") if path.is_file())
+
+
+def _dataset(config: Config) -> Dataset:
+    """The dataset, in a scratch run of its own that leaves nothing in the runs folder."""
+    run = Run.create("features", config, {})
+    try:
+        return ingest.ensure(config, run)
+    finally:
+        run.fail(KeyboardInterrupt(), "closed")
+        shutil.rmtree(run.directory, ignore_errors=True)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _say(text: str) -> None:
+    Console(width=200, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
+    if as_json:
+        _say(json.dumps(rows, indent=1, default=str))
+        return
+    if not rows:
+        if nothing:
+            _say(nothing)
+        return
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    Console(width=200).print(table)
+
+
+def _text(value: Any) -> str:
+    formats: dict[type, Callable[[Any], str]] = {int: "{:,}".format, list: lambda items: ", ".join(map(str, items))}
+    return formats.get(type(value), str)(value) if value is not None else "-"

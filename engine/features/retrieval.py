@@ -1,0 +1,128 @@
+"""Features of any entities at any instants, for users without the rest of the engine.
+
+`history(entity_table, views, ...)` is point-in-time retrieval: entity rows with times in, features out, by the code path that
+training and scoring use. `latest` is the same for every entity at one instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.config import schema
+from engine.config.tree import Config, FeaturesConfig, ViewConfig
+from engine.data.dataset import Dataset
+from engine.errors import UserError, nearest
+from engine.features import compute, moments
+from engine.features.parts import view_length
+from engine.features.spec import view_columns, view_inputs
+from engine.features.store import threads_of
+
+PROBE_TIME = "__decision"
+
+
+def history(
+    entity_table: pa.Table,
+    views: Sequence[str] | Mapping[str, Any],
+    *,
+    config: Config,
+    dataset: Dataset,
+    time: str = "time",
+) -> pa.Table:
+    """`entity_table` with one more column per feature, each as of the row's `time`, in the same row order.
+
+    views: names of views of the config, or name -> view specification. The table must hold the views' entity columns and
+    `time` (a timestamp). A row of the dataset counts when it was known before `time`. Raises UserError.
+    """
+    chosen = _views(views, config)
+    if time not in entity_table.column_names or not pa.types.is_timestamp(entity_table.schema.field(time).type):
+        raise UserError(
+            f"entity_table must have a timestamp column {time!r}, found {entity_table.schema.to_string()[:200]}"
+        )
+    features = schema.build(FeaturesConfig, {"as_of": PROBE_TIME})
+    found: dict[str, Any] = {name: entity_table[name] for name in entity_table.column_names}
+    probes = entity_table.append_column(PROBE_TIME, entity_table[time].cast(pa.timestamp("us", tz="UTC")))
+    for name, view in chosen.items():
+        _check_probes(name, view, config, entity_table)
+        events, tables = _needed(view, config, dataset, moments.instants(probes[PROBE_TIME]))
+        found |= compute.view_features(name, view, config.data, features, probes, events, tables, threads_of(config))
+    return pa.table(found)
+
+
+def latest(
+    name: str, config: Config, dataset: Dataset, at: int | None = None, entity: Mapping[str, str] | None = None
+) -> pa.Table:
+    """The view's features of every entity (or of one) as of the instant `at`, default just after the last event.
+
+    One row per entity, sorted by it; equal in bytes to what a row decided at that instant would see offline.
+    """
+    view = _views([name], config)[name]
+    if not view.entity:
+        raise UserError(f"view {name!r} has no entity: its values belong to a row, not to an entity")
+    instant = at if at is not None else _after_last(dataset)
+    keys = entities(view, dataset, instant)
+    for column, value in (entity or {}).items():
+        if column not in view.entity:
+            raise UserError(f"view {name!r} has no entity column {column!r}.{nearest(column, view.entity)}")
+        keys = keys.filter(pa.compute.equal(keys[column].cast(pa.string()), value))
+    times = pa.array(np.full(keys.num_rows, instant), pa.timestamp("us", tz="UTC"))
+    return history(keys.append_column("as_of", times), [name], config=config, dataset=dataset, time="as_of")
+
+
+def entities(view: ViewConfig, dataset: Dataset, before: int) -> pa.Table:
+    """The distinct keys of events before an instant, sorted; keys with a null part are left out."""
+    rows = dataset.row_range(moments.ALWAYS, before)
+    seen = [
+        pa.Table.from_batches([batch]).group_by(list(view.entity)).aggregate([])
+        for batch in dataset.batches(list(view.entity), rows=rows)
+    ]
+    if not seen:
+        return dataset.read(list(view.entity), rows=(0, 0))
+    keys = pa.concat_tables(seen).group_by(list(view.entity)).aggregate([]).select(list(view.entity))
+    return keys.drop_null().sort_by([(column, "ascending") for column in view.entity])
+
+
+def _after_last(dataset: Dataset) -> int:
+    if not dataset.rows:
+        return 0
+    return int(moments.instants(dataset.read([dataset.event_time], rows=(dataset.rows - 1, dataset.rows))[0])[0]) + 1
+
+
+def _views(views: Sequence[str] | Mapping[str, Any], config: Config) -> dict[str, ViewConfig]:
+    if isinstance(views, Mapping):
+        return {
+            name: view if isinstance(view, ViewConfig) else schema.build(ViewConfig, view, f"views.{name}")
+            for name, view in views.items()
+        }
+    for name in views:
+        if name not in config.features.views:
+            raise UserError(f"no view {name!r} in features.views.{nearest(name, config.features.views)}")
+    return {name: config.features.views[name] for name in views}
+
+
+def _check_probes(name: str, view: ViewConfig, config: Config, probes: pa.Table) -> None:
+    needed = view.entity if view.kind in ("windows", "asof") else view_inputs(view, config.data, PROBE_TIME)
+    for column in needed:
+        if column not in probes.column_names:
+            raise UserError(
+                f"entity_table must have column {column!r} of view {name!r}, found {', '.join(probes.column_names)}"
+            )
+    for feature in view_columns(name, view, config.data):
+        if feature.name in probes.column_names:
+            raise UserError(f"entity_table already has a column {feature.name!r}, which view {name!r} gives: rename it")
+
+
+def _needed(
+    view: ViewConfig, config: Config, dataset: Dataset, decisions: np.ndarray
+) -> tuple[pa.Table, dict[str, pa.Table]]:
+    if view.kind != "windows":
+        return pa.table({}), {view.table: dataset.table(view.table)} if view.table else {}
+    known = decisions[decisions != moments.NEVER]
+    columns = view_inputs(view, config.data, config.data.event_time)
+    if not len(known):
+        return dataset.read(columns, rows=(0, 0)), {}
+    reach = dataset.row_range(int(known.min()) - (view_length(view) or 0), int(known.max()))
+    return dataset.read(columns, rows=reach), {}

@@ -1,0 +1,268 @@
+"""Point-in-time retrieval, latest values, the catalog and the leak trial, on a small store."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import engine.features
+from engine.config import schema
+from engine.config.compose import compose
+from engine.config.tree import Column, Config, DataConfig, FeaturesConfig
+from engine.data import ingest
+from engine.data.dataset import Dataset
+from engine.data.expressions import evaluate, expression_columns
+from engine.errors import UserError
+from engine.features import audit, build, functions
+from engine.features.moments import instants
+from engine.runtime.run import Run
+from tests.tiny import overrides, write_tiny
+
+UTC = datetime.UTC
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"), 600)
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Config:
+    return compose(overrides(folder), str(folder / "conf")).config
+
+
+@pytest.fixture(scope="module")
+def dataset(config: Config) -> Dataset:
+    run = Run.create("features", config, {})
+    found = ingest.ensure(config, run)
+    build.ensure(config, run, found)
+    run.finish({})
+    return found
+
+
+@pytest.fixture
+def shell(cli: Callable[..., Any], folder: Path, dataset: Dataset) -> Callable[..., Any]:
+    return lambda *words: cli(*words, *overrides(folder), "--config-dir", str(folder / "conf"))
+
+
+# ------------------------------------------------------------------------------------------------------- history
+
+
+def test_history_gives_what_training_saw(config: Config, dataset: Dataset) -> None:
+    rows = np.random.default_rng(0).permutation(dataset.rows)[:50]
+    events = dataset.read(["shop", "at"]).take(pa.array(rows))
+    times = pa.array(instants(events["at"]) - 3_600_000_000, pa.timestamp("us", tz="UTC"))
+    asked = pa.table({"who": pa.array(range(50)), "shop": events["shop"], "time": times})
+    found = engine.features.history(asked, ["shop"], config=config, dataset=dataset)
+    run = Run.create("features", config, {})
+    table = build.ensure(config, run, dataset)
+    run.finish({})
+    stored = table.read((0, dataset.rows)).take(pa.array(rows))
+    assert found.column_names[:3] == ["who", "shop", "time"]
+    for name in table.views["shop"].columns:
+        assert found[name].combine_chunks().equals(stored[name].combine_chunks()), name
+
+
+def test_history_takes_views_that_are_not_in_the_config(config: Config, dataset: Dataset) -> None:
+    asked = pa.table({"shop": ["shop-1"], "time": pa.array([datetime.datetime(2020, 1, 20, tzinfo=UTC)])})
+    view = {"entity": ["shop"], "windows": ["30d"], "aggregates": {"rows": ["count"]}}
+    found = engine.features.history(asked, {"mine": view}, config=config, dataset=dataset)
+    events = dataset.read(["shop", "at"])
+    before = [
+        s == "shop-1" and t < datetime.datetime(2020, 1, 20, tzinfo=UTC)
+        for s, t in zip(*(c.to_pylist() for c in events.columns), strict=True)
+    ]
+    assert found["mine_count_30d"].to_pylist() == [float(sum(before))]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"shop": ["a"]}), "timestamp column 'time'"),
+        (pa.table({"time": pa.array([datetime.datetime(2020, 1, 1, tzinfo=UTC)])}), "column 'shop' of view 'shop'"),
+        (
+            pa.table(
+                {"shop": ["a"], "shop_count_6h": [1], "time": pa.array([datetime.datetime(2020, 1, 1, tzinfo=UTC)])}
+            ),
+            "already has a column 'shop_count_6h'",
+        ),
+    ],
+)
+def test_history_says_what_is_wrong(config: Config, dataset: Dataset, table: pa.Table, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        engine.features.history(table, ["shop"], config=config, dataset=dataset)
+    with pytest.raises(UserError, match=r"no view 'shp'.*'shop'"):
+        engine.features.history(table, ["shp"], config=config, dataset=dataset)
+
+
+def test_latest_has_the_bytes_of_the_offline_value_at_that_instant(config: Config, dataset: Dataset) -> None:
+    row = 500
+    probe = dataset.read(["shop", "at"], rows=(row, row + 1))
+    at = int(instants(probe["at"])[0]) - 3_600_000_000
+    found = engine.features.latest("shop", config, dataset, at, {"shop": probe["shop"][0].as_py()})
+    run = Run.create("features", config, {})
+    stored = build.ensure(config, run, dataset).read((row, row + 1))
+    run.finish({})
+    assert found.num_rows == 1
+    for name in ("shop_count_6h", "shop_bought_mean_2d", "shop_amount_max_2d"):
+        assert found[name].combine_chunks().equals(stored[name].combine_chunks()), name
+
+
+def test_latest_has_each_entity_once_and_exports(shell: Callable[..., Any], tmp_path: Path) -> None:
+    assert shell("features", "latest", "shop", "--out", str(tmp_path / "latest.parquet")).code == 0
+    assert shell("features", "latest", "shop", "--out", str(tmp_path / "latest.sqlite")).code == 0
+    table = pq.read_table(tmp_path / "latest.parquet")
+    assert table["shop"].to_pylist() == [f"shop-{i}" for i in range(8)]
+    with sqlite3.connect(tmp_path / "latest.sqlite") as connection:
+        rows = connection.execute("SELECT shop, shop_amount_mean_2d FROM latest ORDER BY shop").fetchall()
+    assert rows == list(zip(table["shop"].to_pylist(), table["shop_amount_mean_2d"].to_pylist(), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------- catalog
+
+
+def test_the_catalog_lists_shows_and_compares(
+    shell: Callable[..., Any], config: Config, dataset: Dataset, folder: Path
+) -> None:
+    listed = json.loads(shell("features", "list", "--json").out)
+    assert [(row["view"], row["owner"], row["features"]) for row in listed] == [("shop", "tests", 8)]
+    shown = json.loads(shell("features", "show", "shop", "--json").out)
+    counts = next(item for item in shown["statistics"] if item["feature"] == "shop_count_2d")
+    assert counts["min"] == 0 and counts["max"] > 1
+    assert shell("features", "features.views.shop.windows=[6h,3d]").code == 0
+    versions = [item["version"] for item in json.loads(shell("features", "show", "shop", "--json").out)["versions"]]
+    assert len(versions) == 2
+    differing = json.loads(shell("features", "diff", "shop", *versions, "--json").out)
+    assert {row["differs"] for row in differing} == {"only in the first", "only in the second"}
+    assert all("_6h" not in row["feature"] for row in differing)
+
+
+def test_gc_keeps_what_a_run_has_named(
+    shell: Callable[..., Any], folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("features", "features.views.shop.windows=[6h,4d]")
+    versions = {item["version"] for item in json.loads(shell("features", "show", "shop", "--json").out)["versions"]}
+    monkeypatch.setattr("engine.features.catalog.KEEP_RECENT", -1)
+    assert json.loads(shell("features", "gc", "--json").out) == []
+    monkeypatch.setattr("engine.features.catalog.used_directories", lambda config: {})
+    assert {row["version"] for row in json.loads(shell("features", "gc", "--json").out)} == versions
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("show",), "name one view, found 0"),
+        (("show", "shp"), "no view 'shp'. Did you mean 'shop'"),
+        (("latest", "shop", "--entity", "shop"), "COLUMN=VALUE"),
+        (("latest", "shop", "--entity", "shp=1"), "no entity column 'shp'"),
+        (("latest", "shop", "--out", "x.csv"), ".parquet, .sqlite or .db"),
+        (("audit", "--rows", "many"), "whole number, found 'many'"),
+        (("diff", "shop", "0", "1"), "no version"),
+    ],
+)
+def test_mistakes_get_one_message(shell: Callable[..., Any], words: tuple[str, ...], message: str) -> None:
+    outcome = shell("features", *words)
+    assert outcome.code == 1 and message in outcome.err and "Traceback" not in outcome.err
+
+
+# --------------------------------------------------------------------------------------------------------- audit
+
+
+def test_audit_of_honest_views_is_quiet(shell: Callable[..., Any]) -> None:
+    outcome = shell("features", "audit", "--rows", "30")
+    assert outcome.code == 0 and "no leak" in outcome.out
+
+
+def test_audit_finds_a_leak(config: Config, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let windows believe that every value is known at its event: the trial must name the features that saw it."""
+    plain = audit.compute.moments.known_times
+
+    def too_early(table: pa.Table, column: Column) -> np.ndarray:
+        return np.full(table.num_rows, audit.moments.ALWAYS) if column.known_at == "paid_at" else plain(table, column)
+
+    found = []
+    real = audit.compute._window_features
+
+    def leaky(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(audit.compute.moments, "known_times", too_early)
+            return real(*arguments)
+
+    monkeypatch.setattr(audit.compute, "_window_features", leaky)
+    found = audit.audit(config.data, config.features, dataset, 40)
+    assert {leak.feature.split("_")[1] for leak in found} == {"bought", "amount"}
+
+
+# --------------------------------------------------------------------------------------- expressions and functions
+
+
+def test_an_expression_view_is_row_local_and_guarded(folder: Path, dataset: Dataset) -> None:
+    view = "features.views.deal={kind: expression, expressions: {wide: 'abs(size) * 2', big: {sql: 'size > 1', type: bool}}}"
+    config = compose([*overrides(folder), view], str(folder / "conf")).config
+    run = Run.create("features", config, {})
+    table = build.ensure(config, run, dataset).read((0, dataset.rows))
+    size = dataset.read(["size"])["size"].to_pylist()
+    assert table["deal_wide"].to_pylist() == [None if s is None else abs(s) * 2 for s in size]
+    assert table["deal_big"].to_pylist() == [None if s is None else s > 1 for s in size]
+    leaky = "features.views.deal={kind: expression, expressions: {x: 'amount * 2'}}"
+    config = compose([*overrides(folder), leaky], str(folder / "conf")).config
+    with pytest.raises(UserError, match="'amount' is known at `paid_at`, after the decision at `at - 1h`"):
+        build.ensure(config, run, dataset)
+    run.finish({})
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("sum(x)", "the aggregate 'sum'"),
+        ("row_number() OVER ()", "a window"),
+        ("(SELECT 1)", "a subquery"),
+        ("random()", "'random' does not"),
+        ("now()", "'now' does not"),
+        ("x +", "one SQL expression"),
+        ("1; DROP TABLE rows", "one SQL expression"),
+    ],
+)
+def test_an_expression_that_is_not_row_local_is_refused(sql: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expression_columns(sql, "features.views.v.expressions.x")
+
+
+def test_an_expression_cannot_read_files() -> None:
+    with pytest.raises(UserError):
+        evaluate({"x": ("(SELECT count(*) FROM read_text('/etc/passwd'))", "float64")}, pa.table({"a": [1]}))
+
+
+def test_an_installed_function_is_called_and_held_to_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name, value, dist = "double", "package:double", None
+
+        @staticmethod
+        def load() -> Callable[[pa.Table], pa.Table]:
+            return lambda rows: pa.table({"twice": pa.compute.multiply(rows["x"], 2)})
+
+    monkeypatch.setattr(functions, "_found", lambda: {"double": Entry})
+    columns = {
+        "id": {"type": "int64", "role": "id"},
+        "at": {"type": "timestamp", "role": "event_time", "known_at": "prior"},
+        "x": {"type": "int64", "known_at": "prior"},
+    }
+    data = schema.build(DataConfig, {"sources": {"s": {"path": "s", "columns": {"id": "int64"}}}, "columns": columns})
+    view = {"kind": "function", "function": "double", "inputs": ["x"], "outputs": {"twice": "int64"}}
+    features = schema.build(FeaturesConfig, {"as_of": "at", "views": {"v": view}})
+    rows = pa.table({"x": [1, 2, None]})
+    found = engine.features.compute.raw_features(data, features, rows, rows, {})
+    assert found.to_pydict() == {"v_twice": [2, 4, None]}
+    with pytest.raises(UserError, match="must give 'thrice', found twice"):
+        functions.call("double", rows, {"thrice": "int64"}, "v")
+    with pytest.raises(UserError, match=r"no installed package offers 'dubble'.*'double'"):
+        functions.call("dubble", rows, {}, "v")
