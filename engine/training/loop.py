@@ -293,14 +293,13 @@ class Trainer:
             state.loss_sum += float(sums[LOSS])
             state.weight_sum += float(sums[WEIGHT])
         self._count(sums, loss)
-        self._time(began, shards_done, added, int(sums[ROWS]))
+        waited = self._time(began, shards_done, added, int(sums[ROWS]))
         self.stop_now = sums[STOP] > 0
         progress.advance(int(sums[ROWS]), f"epoch {step // self.batches.steps + 1}, loss {loss:.4f}")
         if state.step % settings.log_every == 0 or state.step == 1:
-            rates = {"train/rows_per_second": progress.rate, "train/input_seconds": self.clock.input}
-            self.run_record.log_metrics(
-                state.step, {"train/loss": loss, "train/lr": rate, "train/gradient_norm": norm, **rates}
-            )
+            values = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": norm}
+            values |= {"train/step_seconds": time.perf_counter() - began, "train/step_input_seconds": waited}
+            self.run_record.log_metrics(state.step, {**values, "train/rows_per_second": progress.rate})
 
     def _count(self, sums: np.ndarray, loss: float) -> None:
         state = self.state
@@ -311,7 +310,8 @@ class Trainer:
         if 10 ** round(math.log10(state.step)) == state.step:
             self._link(f"loss@{state.step}", digest.of_bytes(np.array([loss], "<f8")))
 
-    def _time(self, began: float, shards_done: float, added: float, rows: int) -> None:
+    def _time(self, began: float, shards_done: float, added: float, rows: int) -> float:
+        """Attribute a step's time; seconds that a thread waited for input."""
         waited = sum(space.input_seconds for space in self.spaces) / max(min(self.team.threads, len(self.spaces)), 1)
         for space in self.spaces:
             space.input_seconds = 0.0
@@ -323,6 +323,7 @@ class Trainer:
         self.clock.communication += added - shards_done
         self.clock.trained_rows += rows
         self.clock.steps += 1
+        return waited
 
     def _bad_step(self, step: int) -> None:
         """Every worker comes here together: all skip or all stop."""

@@ -1,0 +1,101 @@
+"""What is looked at before a job is sent, and how its end is read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engine.config import schema
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.runtime import submit
+from engine.runtime.run import Run
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder under git, with what must not be uploaded."""
+    folder = tmp_path / "work"
+    for name, size in {
+        "a.py": 10,
+        "big/data.bin": 5000,
+        ".git/objects/x": 9000,
+        ".venv/lib": 9000,
+        "store/d": 9000,
+        "runs/r": 9,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * size)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_outputs_and_git_are_left_out_and_the_largest_entries_named(tree):
+    """Field report H1."""
+    files = submit.upload_files(tree)
+    assert files == {"a.py": 10, "big/data.bin": 5000}
+    assert submit.largest_entries(files) == [("big", 5000), ("a.py", 10)]
+
+
+def test_what_git_ignores_is_left_out(tree):
+    for folder in (".git", ".venv", "store", "runs"):
+        subprocess.run(["rm", "-r", str(tree / folder)], check=True)
+    subprocess.run(["git", "init", "-q", str(tree)], check=True)
+    (tree / ".gitignore").write_text("big/\n")
+    assert set(submit.upload_files(tree)) == {"a.py", ".gitignore"}
+
+
+def test_a_folder_that_is_too_large_is_refused_before_anything_is_sent(tree, monkeypatch):
+    config = schema.build(Config, {"cluster": {"upload_limit": "1KB"}})
+    monkeypatch.setattr(submit, "_connect", lambda _: pytest.fail("it connected"))
+    with pytest.raises(UserError, match=r"at most cluster.upload_limit=1KB, found 2 files, 0.0 MB; largest: big"):
+        submit.submit(config, ["train"])
+
+
+@pytest.mark.parametrize("word", ["tracking.api_key=abc", "+data.password=hunter2", "x.token=1"])
+def test_a_secret_written_out_is_refused(word):
+    with pytest.raises(UserError, match="looks like a secret"):
+        submit.check_secrets(["train", word])
+
+
+def test_a_secret_by_reference_is_passed_on():
+    submit.check_secrets(["train", "tracking.api_key=${oc.env:WANDB_API_KEY}", "train.lr=1"])
+
+
+def test_the_job_gets_absolute_paths_and_its_own_cluster(tree):
+    config = schema.build(Config, {"paths": {"runs": "runs", "store": "a b"}, "data": {"path": "big"}})
+    words = submit.entrypoint(config, ["train", "+experiment=x", "cluster.address=http://h:1", "paths.runs=runs"])
+    assert words.startswith("python -m engine train +experiment=x ")
+    assert "cluster.address" not in words and f"paths.runs={tree}/runs" in words and f"data.path={tree}/big" in words
+    assert f"{tree}/a b" in words.replace("\\'", "").replace("'\"'\"'", "'")
+
+
+def test_the_exit_code_is_that_of_the_runs_record(tmp_path):
+    config = schema.build(Config, {"name": "x", "paths": {"runs": str(tmp_path)}})
+    run = Run.create("train", config, schema.plain(config))
+    log = f"some line\n{run.directory}\n"
+    assert submit.exit_code(log, "SUCCEEDED") == 1
+    run.finish({})
+    assert submit.exit_code(log, "FAILED") == 0
+    assert submit.exit_code("no directory\n", "SUCCEEDED") == 0 and submit.exit_code("", "FAILED") == 1
+
+
+def test_commit_and_patch_reach_the_runs_record(tree, tmp_path, monkeypatch):
+    for folder in (".git", ".venv", "store", "runs"):
+        subprocess.run(["rm", "-r", str(tree / folder)], check=True)
+    git = ["git", "-C", str(tree), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    (tree / "a.py").write_text("changed\n")
+    source = submit.record_source(tmp_path / "runs")
+    config = schema.build(Config, {"name": "x", "paths": {"runs": str(tmp_path / "runs")}})
+    run = Run.create("train", config, schema.plain(config))
+    monkeypatch.setenv(submit.SOURCE_VARIABLE, str(source))
+    submit.adopt_source(run)
+    record = json.loads((run.directory / "run.json").read_text())
+    assert len(record["submitted"]["git"]["commit"]) == 40 and record["submitted"]["patch"]
+    assert "+changed" in (run.directory / "source.patch").read_text()
+    run.finish({})
