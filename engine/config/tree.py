@@ -224,6 +224,9 @@ class SplitConfig:
     known_by: str | None = key(
         None, "instant by which a row's target must be known to be trained on or watched; null = any time"
     )
+    snapshot: str | None = key(
+        None, "train on this dataset of the store (its recipe or digest, or how they begin), whatever the sources hold now"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ features

@@ -83,7 +83,9 @@ def ingest(config: Config, run: Run) -> dict[str, float]:
 
 
 def ensure(config: Config, run: Run) -> Dataset:
-    """The dataset of `config.data`: from the store where its recipe is there, else ingested now."""
+    """The dataset of `config.data`: from the store where its recipe is there, else ingested now; or the snapshot named."""
+    if config.split.snapshot:
+        return _snapshot(config, run)
     plan = make_plan(config, run)
     if not (plan.entry / MANIFEST).exists():
         with _alone(plan, run):
@@ -92,6 +94,20 @@ def ensure(config: Config, run: Run) -> Dataset:
     dataset = open_dataset(plan.entry)
     _record(dataset, run)
     return dataset
+
+
+def _snapshot(config: Config, run: Run) -> Dataset:
+    """The stored dataset of split.snapshot, whatever the sources hold by now. Raises UserError when there is none."""
+    folder = storage.inside(Path(config.paths.store), "datasets", config.data.name or config.name)
+    wanted = config.split.snapshot or ""
+    found = [open_dataset(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}")) if not path.parent.name.startswith(".")]
+    matching = [item for item in found if item.recipe.startswith(wanted) or item.digest.startswith(wanted)]
+    if len(matching) != 1:
+        known = ", ".join(item.digest[:16] for item in found) or "none"
+        raise UserError(f"split.snapshot must name one dataset in {folder} by recipe or digest, found {len(matching)} for {wanted!r}. There: {known}")
+    run.link("inputs", matching[0].recipe)
+    _record(matching[0], run)
+    return matching[0]
 
 
 def _record(dataset: Dataset, run: Run) -> None:
@@ -174,15 +190,10 @@ def _build(plan: Plan, run: Run) -> list[Staged]:
     with storage.atomic_directory(plan.entry) as folder, storage.disk_errors(plan.entry):
         check_budget(plan.data, tallies, run)
         tables, table_tallies = _side_tables(plan, staged, folder)
-        spool = _events(plan, staged, tables, folder, tallies := [*tallies, *table_tallies])
+        tallies += table_tallies
+        spool = _events(plan, staged, tables, folder, tallies)
         try:
-            drop = _drop_duplicates(plan.data, spool, tallies[-1])
-            check_budget(plan.data, tallies, run)
-            with run.progress(f"{plan.data.name}: write", total=spool.rows - len(drop)) as progress:
-                written = write_parts(
-                    spool.segments(PART_ROWS, drop), spool.rows - len(drop), checks.schema(plan.data.columns),
-                    plan.data.event_time, folder, plan.threads, progress.advance,
-                )  # fmt: skip
+            written = _write(plan, spool, tallies, folder, run)
         finally:
             spool.close()
         manifest = _manifest(plan, staged, tallies, tables, written)
@@ -193,6 +204,22 @@ def _build(plan: Plan, run: Run) -> list[Staged]:
     _forget_stale(plan)
     _report(plan.data, manifest, run)
     return staged
+
+
+def _write(plan: Plan, spool: order.Spool, tallies: list[Tally], folder: Path, run: Run) -> Written:
+    """The events in order. Ids that hold the event time are seen to be unique while they are ordered, others before."""
+    data = plan.data
+    early = data.duplicates != "fail" or data.event_time not in data.ids
+    drop = _drop_duplicates(data, spool, tallies[-1]) if early else np.zeros(0, np.int64)
+    check_budget(data, tallies, run)
+    rows = spool.rows - len(drop)
+    with run.progress(f"{data.name}: write", total=rows) as progress:
+        try:
+            segments = spool.segments(PART_ROWS, drop)
+            return write_parts(segments, rows, checks.schema(data.columns), data.event_time, folder, plan.threads, progress.advance)
+        except order.DuplicateIdsError:
+            _drop_duplicates(data, spool, tallies[-1])
+            raise AssertionError("ids that are equal in order must be found equal by hash") from None
 
 
 def stage_files(plan: Plan, run: Run) -> list[Staged]:

@@ -266,3 +266,15 @@ def config_data() -> Any:
     from engine.config.tree import DataConfig
 
     return schema.build(DataConfig, {"sources": {"x": {"path": "x", "columns": {"id": "int64"}}}, "columns": columns})
+
+
+def test_a_snapshot_gives_the_same_training_set_after_a_backfill(folder: Path) -> None:
+    table = months_of_visits()
+    pq.write_table(table.slice(0, 800), folder / "visits-0.parquet")
+    before = built(config_of(folder))
+    pq.write_table(table.slice(800), folder / "visits-1.parquet")
+    assert built(config_of(folder)).digest != before.digest
+    again = built(config_of(folder, f"split.snapshot={before.dataset.digest[:12]}"))
+    assert again.digest == before.digest and everything(again).equals(everything(before))
+    with pytest.raises(UserError, match="found 0 for 'nosuch'"):
+        built(config_of(folder, "split.snapshot=nosuch"))
