@@ -23,7 +23,9 @@ def names() -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours against a peer and the machine's limit.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Ours against a peer and the machine's limit."
+    )
     parser.add_argument("name", nargs="?", help="one of " + ", ".join(names()))
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--table", type=Path, help="replace the benchmark's table in this document")
@@ -41,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     settings = harness.Settings(options.scale, options.threads, options.repeats, options.only)
     card = harness.machine(options.threads)
     card["copy_bytes_per_second"] = harness.copy_bandwidth(options.threads)
-    print(f"{card['cpu']}, {options.threads} threads, copy {card['copy_bytes_per_second'] / 1e9:.1f} GB/s", file=sys.stderr)
+    print(
+        f"{card['cpu']}, {options.threads} threads, copy {card['copy_bytes_per_second'] / 1e9:.1f} GB/s",
+        file=sys.stderr,
+    )
     rows = importlib.import_module(f"benchmarks.{options.name}").run(settings, card["copy_bytes_per_second"])
     table = harness.markdown(rows)
     print(table)

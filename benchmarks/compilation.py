@@ -10,10 +10,12 @@ from pathlib import Path
 
 from benchmarks.harness import Row, Settings, show
 
-CODE = "import time; s = time.perf_counter(); from kernels.warmup import warmup; warmup(); print(time.perf_counter() - s)"
+CODE = (
+    "import time; s = time.perf_counter(); from kernels.warmup import warmup; warmup(); print(time.perf_counter() - s)"
+)
 
 
-def run(settings: Settings, bandwidth: float) -> list[Row]:
+def run(_settings: Settings, _bandwidth: float) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         for work, limit in (("compile_cold", 30.0), ("compile_cached", 2.0)):

@@ -15,7 +15,7 @@ from benchmarks.kernels import DAY, FOUR, events
 from kernels import asof, order, profile, windows
 
 
-def run(settings: Settings, bandwidth: float) -> list[Row]:
+def run(settings: Settings, _bandwidth: float) -> list[Row]:
     rows = []
     for work, make in WORKS.items():
         first = None
@@ -25,7 +25,9 @@ def run(settings: Settings, bandwidth: float) -> list[Row]:
             n = settings.rows(full)
             speed = n / clock(make(n, settings.threads), min(settings.repeats, 3)).warm
             first = first or speed
-            rows.append(Row("growth", f"{work}_{full // 1_000_000}m", n, speed, "1m", speed / first, None, "rows/s", first))
+            rows.append(
+                Row("growth", f"{work}_{full // 1_000_000}m", n, speed, "1m", speed / first, None, "rows/s", first)
+            )
             show(rows[-1])
     return rows
 

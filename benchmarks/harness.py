@@ -183,18 +183,25 @@ def show(row: Row) -> None:
     need = "" if row.must_reach is None or row.ratio is None else f" (must reach {row.must_reach:g})"
     behind = " BEHIND" if need and row.ratio is not None and row.ratio < (row.must_reach or 0) else ""
     share = "" if row.limit_fraction is None else f", {row.limit_fraction:.1%} of a copy"
-    print(f"{row.work:22} {row.ours:12.4g} {row.unit}{ratio}{need}{behind}{share} {row.note}", file=sys.stderr, flush=True)
+    print(
+        f"{row.work:22} {row.ours:12.4g} {row.unit}{ratio}{need}{behind}{share} {row.note}", file=sys.stderr, flush=True
+    )
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table that is printed and put into documents; losses stand in it like everything else."""
-    lines = ["| work | rows | ours | peer | theirs | ratio | must reach | of a copy |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| work | rows | ours | peer | theirs | ratio | must reach | of a copy |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for r in rows:
         theirs = "" if r.peer_value is None else f"{r.peer_value:.3g}"
         ratio = r.note if r.ratio is None else f"{r.ratio:.2f}"
         need = "" if r.must_reach is None else f"{r.must_reach:g}"
         share = "" if r.limit_fraction is None else f"{r.limit_fraction:.1%}"
-        lines.append(f"| `{r.work}` | {r.rows:,} | {r.ours:.3g} {r.unit} | `{r.peer}` | {theirs} | {ratio} | {need} | {share} |")
+        lines.append(
+            f"| `{r.work}` | {r.rows:,} | {r.ours:.3g} {r.unit} | `{r.peer}` | {theirs} | {ratio} | {need} | {share} |"
+        )
     return "\n".join(lines)
 
 

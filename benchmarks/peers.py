@@ -34,7 +34,11 @@ def timed(peer: str, code: str, arguments: dict[str, Any]) -> float:
     """Seconds that `code` (which prints them as its last line) takes in the peer's environment; NaN when it cannot be run."""
     try:
         found = subprocess.run(
-            [python_of(peer), "-c", code, json.dumps(arguments)], capture_output=True, text=True, check=True, timeout=1800
+            [python_of(peer), "-c", code, json.dumps(arguments)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=1800,
         )
     except (subprocess.SubprocessError, OSError) as error:
         detail = getattr(error, "stderr", "") or str(error)

@@ -93,7 +93,7 @@ def _probe(groups: Any, times: Any, slots: Any, offsets: Any, best: Any, rule: A
                 out[i] = best[at - 1, 1]
 
 
-def asof(  # noqa: PLR0913 - two tables and a rule
+def asof(
     probe_entity: ArrayLike,
     probe_time: ArrayLike,
     source_entity: ArrayLike,

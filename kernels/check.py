@@ -44,7 +44,9 @@ def _vector(name: str, array: NDArray[Any], length: int | None) -> NDArray[Any]:
 def output(name: str, out: NDArray[Any], shape: tuple[int, ...], dtype: Any) -> None:
     """Raise unless `out` is a writable C-contiguous array of this shape and dtype."""
     if not isinstance(out, np.ndarray) or out.dtype != np.dtype(dtype):
-        raise TypeError(f"{name} must be an array of {np.dtype(dtype)}, found {getattr(out, 'dtype', type(out).__name__)}")
+        raise TypeError(
+            f"{name} must be an array of {np.dtype(dtype)}, found {getattr(out, 'dtype', type(out).__name__)}"
+        )
     if out.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, found {out.shape}")
     if not out.flags.writeable or not out.flags.c_contiguous:

@@ -6,8 +6,8 @@ Two forms hold the same exact number, and both are rounded by the same rule, so 
 - wide, int64[201]: 67 digits base 2**32 for the sum in units of 2**-1084, 134 for the squares in units of 2**-2168: every double
   (Kulisch's long accumulator; digits carry only when read).
 
-`moments_*` give, of the rows in one accumulator but not in another: the correctly rounded sum (equal to math.fsum), mean and sample standard
-deviation, the last from n * sum(x**2) - sum(x)**2 in exact integers: never negative, 0 exactly when all values are equal.
+`moments_*` give, of the rows in one accumulator but not in another: the correctly rounded sum (equal to math.fsum),
+mean and sample standard deviation, the last from n * sum(x**2) - sum(x)**2 in exact integers: never negative, 0 exactly when all values are equal.
 """
 
 from __future__ import annotations
@@ -438,6 +438,7 @@ def _subtract_row(spread: Any, total: Any, i: Any) -> None:
 def wide_integer(acc: NDArray[np.int64]) -> int:
     """The sum held by a wide accumulator as a Python integer, in units of 2**-1084."""
     return sum(int(digit) << (32 * i) for i, digit in enumerate(acc[:_SUM]) if digit)
+
 
 @njit
 def _moments_of(values: Any, out: Any) -> None:

@@ -44,7 +44,9 @@ def gather_rows(block: NDArray[Any], index: ArrayLike, out: NDArray[Any], thread
     """
     if not isinstance(block, np.ndarray) or block.dtype.type not in GATHERED:
         names = ", ".join(np.dtype(t).name for t in GATHERED)
-        raise TypeError(f"block must be an array of one of {names}, found {getattr(block, 'dtype', type(block).__name__)}")
+        raise TypeError(
+            f"block must be an array of one of {names}, found {getattr(block, 'dtype', type(block).__name__)}"
+        )
     if block.ndim != 2:
         raise ValueError(f"block must be [n, w], found shape {block.shape}")
     rows = check.integers("index", index)

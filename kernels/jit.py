@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import sys
 import tempfile
@@ -28,7 +29,6 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
 from numba.extending import intrinsic
 
 DISABLED = bool(numba.config.DISABLE_JIT)
@@ -77,7 +77,9 @@ def choose_cache_dir(folder: Path = _SOURCES) -> Path | None:
             return Path(candidate) / name
     private = _private_temporary()
     if private is not None and _writable(private / name):
-        warnings.warn(f"kernels: no writable cache folder; compiled code goes to {private}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"kernels: no writable cache folder; compiled code goes to {private}", RuntimeWarning, stacklevel=2
+        )
         return private / name
     warnings.warn("kernels: no writable cache folder; every process compiles anew", RuntimeWarning, stacklevel=2)
     return None
@@ -88,7 +90,11 @@ CACHE_DIR: Path | None = None if DISABLED else choose_cache_dir()
 
 # --------------------------------------------------------------------------- compilation
 def njit(
-    function: Callable[..., Any] | None = None, *, fastmath: Sequence[str] = (), inline: bool = False, allocates: bool = True
+    function: Callable[..., Any] | None = None,
+    *,
+    fastmath: Sequence[str] = (),
+    inline: bool = False,
+    allocates: bool = True,
 ) -> Any:
     """`numba.njit` under this package's policy.
 
@@ -131,7 +137,7 @@ def _wrapping(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # --------------------------------------------------------------------------- integer intrinsics
 @intrinsic
-def _mul128(context: Any, a: Any, b: Any) -> Any:  # pragma: no cover - emits code
+def _mul128(_typing: Any, _a: Any, _b: Any) -> Any:  # pragma: no cover - emits code
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         wide = ir.IntType(128)
         product = builder.mul(builder.zext(arguments[0], wide), builder.zext(arguments[1], wide))
@@ -139,15 +145,15 @@ def _mul128(context: Any, a: Any, b: Any) -> Any:  # pragma: no cover - emits co
         high = builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
         return _context.make_tuple(builder, _signature.return_type, [high, low])
 
-    return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), generate
+    return numba.types.UniTuple(numba.uint64, 2)(numba.uint64, numba.uint64), generate
 
 
 @intrinsic
-def _clz64(context: Any, a: Any) -> Any:  # pragma: no cover - emits code
+def _clz64(_typing: Any, _a: Any) -> Any:  # pragma: no cover - emits code
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
-    return types.int64(types.uint64), generate
+    return numba.int64(numba.uint64), generate
 
 
 if DISABLED:
@@ -201,7 +207,7 @@ def check_threads(threads: int) -> int:
 def split(total: int, parts: int) -> list[tuple[int, int]]:
     """Cut [0, total) into at most `parts` non-empty ranges of nearly equal length."""
     edges = [total * i // max(parts, 1) for i in range(max(parts, 1) + 1)]
-    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
 def run_ranges(work: Callable[[int, int], Any], ranges: Sequence[tuple[int, int]], threads: int) -> list[Any]:

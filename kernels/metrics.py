@@ -33,7 +33,9 @@ def _binary(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> tuple[A
         raise ValueError(f"y must have {len(scores)} entries, found shape {labels.shape}")
     wrong = _first_wrong(labels, scores)
     if wrong >= 0:
-        raise ValueError(f"y must be 0 or 1 and score a number, found y={labels[wrong]} score={scores[wrong]} at {wrong}")
+        raise ValueError(
+            f"y must be 0 or 1 and score a number, found y={labels[wrong]} score={scores[wrong]} at {wrong}"
+        )
     return labels, scores, _weights(weight, len(scores))
 
 

@@ -89,7 +89,9 @@ def _positions(x: Any, edges: Any, at: Any) -> None:
 
 
 @njit
-def _profile_column(x: Any, at: Any, edges: Any, bins: Any, span: Any, counts: Any, extremes: Any, sums: Any, far: Any) -> None:
+def _profile_column(
+    x: Any, at: Any, edges: Any, bins: Any, span: Any, counts: Any, extremes: Any, sums: Any, far: Any
+) -> None:
     """Add one block of one column. sums: uint64[3] = sum of q, sum of q**2 as low and high word; far: [2, WIDE]."""
     _positions(x, edges, at)
     first, last = edges[0], edges[bins]

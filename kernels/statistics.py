@@ -8,7 +8,7 @@ ValueError. p-values are reported and decide nothing: with enough rows everythin
                     Scorecards, 2006)
     js_distance     square root of the Jensen-Shannon divergence in bits, in [0, 1] (Lin, IEEE Trans. Inf. Theory 37, 1991)
     hellinger       sqrt(1 - sum sqrt(p q)), in [0, 1]
-    ks              largest difference of the distribution functions; p by the limit law with Stephens' correction (JRSS B 32, 1970)
+    ks              largest difference of the distribution functions; p by the limit law (Stephens, JRSS B 32, 1970)
     wasserstein     area between the distribution functions, in the column's unit; `normalised` divides by the reference's scale
     chi_square      Pearson's test of homogeneity over the union of levels, without correction
 """
@@ -212,7 +212,10 @@ def _sample(values: ArrayLike) -> tuple[NDArray[np.float64], int]:
 
 
 def ks_p_value(distance: float, n: int, m: int) -> float:
-    """P(a larger distance | same distribution) by Kolmogorov's limit law with Stephens' correction; good from n m / (n + m) = 4."""
+    """P(a larger distance | same distribution) by Kolmogorov's limit law with Stephens' correction.
+
+    Good from n m / (n + m) = 4 on.
+    """
     root = math.sqrt(n / (n + m) * m)
     x = (root + 0.12 + 0.11 / root) * distance
     if x < 0.2:  # the series below converges slowly, and its value is 1 to 1e-12
@@ -262,7 +265,9 @@ def wasserstein_samples(reference: ArrayLike, current: ArrayLike, normalised: bo
 # --------------------------------------------------------------------------- profiles
 def _check_profile(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> None:
     if len(counts) != len(edges) + 1:
-        raise ValueError(f"counts must be [{len(edges) + 1}] (below, bins, above) for {len(edges)} edges, found {len(counts)}")
+        raise ValueError(
+            f"counts must be [{len(edges) + 1}] (below, bins, above) for {len(edges)} edges, found {len(counts)}"
+        )
 
 
 def ks_profiles(reference: ArrayLike, current: ArrayLike) -> Statistic:

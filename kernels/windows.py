@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from kernels import check
 from kernels.exact import FIXED, WIDE, WORDS, add, add_fixed, add_wide, any_wide, is_wide, moments_fixed, moments_wide
 from kernels.jit import check_threads, njit, run_ranges, split
-from kernels.sort import ascending, bounds, grouped, radix_order, sort_by_entity_time
+from kernels.sort import ascending, bounds, grouped, radix_order
 
 AGGREGATES = {
     name: code
@@ -146,7 +146,7 @@ def _empty(stat: Any) -> None:
 @njit(inline=True, allocates=False)
 def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
     """Aggregates that both sweeps compute alike. at = (window, n > 0, its first row, the latest row, t)."""
-    event, known, value = data
+    event, _, value = data
     fixed, wide, words, decay = sums
     w, n, first, latest, t = at
     form, needs = plan[2], plan[3]
@@ -163,7 +163,7 @@ def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
 
 
 @njit(allocates=False)
-def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901
+def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901, PLR0915
     """One entity whose known_at rises with event_time: the rows of a window are the contiguous left[w]:right."""
     event, known, value = data
     times, rows = probes
@@ -351,7 +351,12 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
         np.empty(WORDS, np.uint64),
         (np.empty((4, FIXED), np.uint64), np.empty((2, WIDE), np.int64), np.empty(WORDS, np.uint64)),
     )
-    stat, left, counts, heads = np.empty(_EWM_SUM + 3), np.empty(count, np.int64), np.empty(count, np.int64), np.empty((2, count), np.int64)
+    stat, left, counts, heads = (
+        np.empty(_EWM_SUM + 3),
+        np.empty(count, np.int64),
+        np.empty(count, np.int64),
+        np.empty((2, count), np.int64),
+    )
     p = span[0]
     g = np.searchsorted(probe_starts, p, side="right") - 1
     while p < span[1]:
@@ -475,7 +480,9 @@ def _prepare(
     entity, event, known = source
     same, mirrored = known is event, probe[0] is entity and probe[1] is event
     counts = run_ranges(
-        lambda a, b: _count_usable(entity[a:b], event[a:b], known[a:b], values[a:b]), split(len(entity), threads), threads
+        lambda a, b: _count_usable(entity[a:b], event[a:b], known[a:b], values[a:b]),
+        split(len(entity), threads),
+        threads,
     )
     if sum(counts) < len(entity):
         rows = (entity >= 0) & (event != _NAT) & (known != _NAT)
@@ -488,9 +495,7 @@ def _prepare(
     codes, probe_codes, low, span = _codes(entity, probe[0], threads)
     order, starts = _sorted_groups(codes, [event], low, span, threads)
     by_known = np.empty(0, np.int64)
-    if not same and any(
-        run_ranges(lambda a, b: _falls(known, order, starts, a, b), split(span, 8 * threads), threads)
-    ):
+    if not same and any(run_ranges(lambda a, b: _falls(known, order, starts, a, b), split(span, 8 * threads), threads)):
         order, starts = _sorted_groups(codes, [known, event], low, span, threads)
         by_known = _sorted_groups(codes[order], [known[order]], low, span, threads)[0]
     if mirrored:
@@ -501,7 +506,9 @@ def _prepare(
     return _Source(starts, order, event, known, values, by_known, same), probes
 
 
-def _check_plan(windows: Sequence[int], aggregates: Sequence[str], with_values: bool) -> tuple[NDArray[np.int64], list[str]]:
+def _check_plan(
+    windows: Sequence[int], aggregates: Sequence[str], with_values: bool
+) -> tuple[NDArray[np.int64], list[str]]:
     widths = check.integers("windows", list(windows))
     names = list(aggregates)
     if len(widths) == 0 or widths.min() < 1:
@@ -515,7 +522,7 @@ def _check_plan(windows: Sequence[int], aggregates: Sequence[str], with_values: 
     return widths, names
 
 
-def trailing(  # noqa: PLR0913 - two tables and what to compute
+def trailing(
     probe_entity: ArrayLike,
     probe_time: ArrayLike,
     source_entity: ArrayLike,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -116,10 +117,13 @@ def rank(x: float, quantiles: Sequence[float]) -> float:
 
 
 def ple(x: float, edges: Sequence[float]) -> list[float]:
-    pairs = zip(edges[:-1], edges[1:], strict=True)
+    pairs = itertools.pairwise(edges)
     if edges[0] == edges[-1]:
         return [0.0] * (len(edges) - 1)
-    return [0.0 if x <= a else 1.0 if x >= b else float((Fraction(x) - Fraction(a)) / (Fraction(b) - Fraction(a))) for a, b in pairs]
+    return [
+        0.0 if x <= a else 1.0 if x >= b else float((Fraction(x) - Fraction(a)) / (Fraction(b) - Fraction(a)))
+        for a, b in pairs
+    ]
 
 
 def splitmix64(x: int) -> int:
@@ -182,5 +186,7 @@ def ks(a: Sequence[float], b: Sequence[float]) -> float:
 
 def wasserstein(a: Sequence[float], b: Sequence[float]) -> float:
     points = sorted({*a, *b})
-    steps = zip(points[:-1], points[1:], strict=True)
-    return float(sum((abs(cumulative(a, s) - cumulative(b, s)) * (Fraction(t) - Fraction(s)) for s, t in steps), Fraction(0)))
+    steps = itertools.pairwise(points)
+    return float(
+        sum((abs(cumulative(a, s) - cumulative(b, s)) * (Fraction(t) - Fraction(s)) for s, t in steps), Fraction(0))
+    )

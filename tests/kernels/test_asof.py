@@ -44,7 +44,9 @@ def test_agrees_with_pandas_merge_asof_in_any_layout():
         for t, e in zip(layouts(time), layouts(event), strict=True):
             np.testing.assert_array_equal(asof(probe, t, entity, e, e, 50_000, inclusive), expected)
         order = rng.permutation(n)
-        np.testing.assert_array_equal(asof(probe[order], time[order], entity, event, event, 50_000, inclusive), expected[order])
+        np.testing.assert_array_equal(
+            asof(probe[order], time[order], entity, event, event, 50_000, inclusive), expected[order]
+        )
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])

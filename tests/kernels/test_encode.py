@@ -38,7 +38,9 @@ def test_ranks_and_bins_equal_the_slow_twin_and_are_always_finite(values, edges)
         np.testing.assert_allclose(uniform[i], rank, rtol=1e-6, atol=1e-30)
         constant = v != v or edges[0] == edges[-1]
         np.testing.assert_allclose(normal[i], 0 if constant else norm.ppf(min(max(rank, 1e-7), 1 - 1e-7)), atol=1e-6)
-        np.testing.assert_allclose(bins[i], [0.0] * (len(edges) - 1) if v != v else naive.ple(v, edges), rtol=1e-6, atol=1e-30)
+        np.testing.assert_allclose(
+            bins[i], [0.0] * (len(edges) - 1) if v != v else naive.ple(v, edges), rtol=1e-6, atol=1e-30
+        )
     assert np.all(np.isfinite(np.concatenate([uniform, normal, bins.ravel(), standardise(x, 1.0, 1e-300)])))
 
 
@@ -136,13 +138,25 @@ def test_columns_have_their_own_tables_and_nulls():
         (lambda: NumericColumn(fill=np.nan), ValueError, "fill must be finite, found nan"),
         (lambda: NumericColumn("ple", edges=(1.0, 0.0)), ValueError, "ascending numbers for ple"),
         (lambda: NumericColumn("normal", edges=(1.0,)), ValueError, "at least two"),
-        (lambda: encode_numeric([[1.0, 2.0]], numeric_plan(COLUMNS), np.empty((1, 9), np.float32)), ValueError, r"\[n, 5\]"),
-        (lambda: encode_numeric([["a"] * 5], numeric_plan(COLUMNS), np.empty((1, 9), np.float32)), TypeError, "numbers"),
+        (
+            lambda: encode_numeric([[1.0, 2.0]], numeric_plan(COLUMNS), np.empty((1, 9), np.float32)),
+            ValueError,
+            r"\[n, 5\]",
+        ),
+        (
+            lambda: encode_numeric([["a"] * 5], numeric_plan(COLUMNS), np.empty((1, 9), np.float32)),
+            TypeError,
+            "numbers",
+        ),
         (lambda: categorical_plan([[1, 1]]), ValueError, "repeat an entry, found 1 again at 1"),
         (lambda: categorical_plan([[1, -1]]), ValueError, "must not hold the null -1"),
         (lambda: categorical_plan([[1]], null=[0, 0]), ValueError, "one number or 1, found 2"),
         (lambda: vocabulary_lookup([0.5], [1]), TypeError, "codes must hold integers"),
-        (lambda: encode_categorical([[0.5]], categorical_plan([[1]]), np.empty((1, 1), np.int32)), TypeError, "float64"),
+        (
+            lambda: encode_categorical([[0.5]], categorical_plan([[1]]), np.empty((1, 1), np.int32)),
+            TypeError,
+            "float64",
+        ),
         (lambda: quantiles_of([1.0], 0), ValueError, "count must be at least 1, found 0"),
     ],
 )

@@ -32,7 +32,10 @@ def test_moments_are_those_of_exact_arithmetic(values):
 
 
 @examples(60)
-@given(st.lists(st.floats(-1e12, 1e12).filter(lambda v: v == 0 or abs(v) > 1e-11), min_size=1, max_size=10), st.integers(0, 5))
+@given(
+    st.lists(st.floats(-1e12, 1e12).filter(lambda v: v == 0 or abs(v) > 1e-11), min_size=1, max_size=10),
+    st.integers(0, 5),
+)
 def test_the_two_forms_give_the_same_bits(values, junk):
     """Rows in accumulator 0 and not in 1, with `junk` in both."""
     noise = [9.5e13] * junk
@@ -63,7 +66,9 @@ def test_a_million_ones_are_a_million():  # numba#3681
     assert exact.total(np.ones(n)) == n
 
 
-@pytest.mark.parametrize(("values", "expected"), [(np.full(100, 16000, np.int16), 16000.0), ([2**62, 2**62, 5], (2**63 + 5) / 3)])
+@pytest.mark.parametrize(
+    ("values", "expected"), [(np.full(100, 16000, np.int16), 16000.0), ([2**62, 2**62, 5], (2**63 + 5) / 3)]
+)
 def test_narrow_and_wide_integers_do_not_wrap(values, expected):  # numba#931
     assert exact.moments(np.asarray(values))[2] == expected
 

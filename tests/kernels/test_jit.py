@@ -23,7 +23,9 @@ def python(code: str, folder: Path, **environment: str | None) -> subprocess.Com
     """Run `code` where `folder` is first on the path."""
     changed = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"} | environment
     kept = {k: v for k, v in changed.items() if v is not None}
-    return subprocess.run([sys.executable, "-c", code], env=kept, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=kept, cwd=folder, capture_output=True, text=True, timeout=120
+    )
 
 
 def copy_of_kernels(folder: Path) -> Path:
@@ -53,7 +55,9 @@ def test_i1_a_changed_helper_in_another_file_is_never_served_stale(tmp_path):
     (package / "warmup.py").unlink()
     first = python(HASH, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     helper = package / "hashing.py"
-    helper.write_text(helper.read_text().replace("_S27, _S31 = ", "_S31, _S27 = ").replace("np.uint64(27)", "np.uint64(26)"))
+    helper.write_text(
+        helper.read_text().replace("_S27, _S31 = ", "_S31, _S27 = ").replace("np.uint64(27)", "np.uint64(26)")
+    )
     second = python(HASH, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert first.stdout != second.stdout

@@ -24,7 +24,9 @@ def test_ranges_are_parts_of_one_order(n, seed, epoch, data):
     start = data.draw(st.integers(0, n))
     stop = data.draw(st.integers(start, min(n, start + 300)))
     more = permutation(max(0, start - 40), min(n, stop + 40), n, seed, epoch, threads=2)
-    np.testing.assert_array_equal(permutation(start, stop, n, seed, epoch), more[start - max(0, start - 40) :][: stop - start])
+    np.testing.assert_array_equal(
+        permutation(start, stop, n, seed, epoch), more[start - max(0, start - 40) :][: stop - start]
+    )
 
 
 def test_threads_do_not_change_the_order():

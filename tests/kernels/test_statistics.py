@@ -47,7 +47,10 @@ def test_e2_what_cannot_be_computed_says_why():
     assert "reference has no values" in psi([0, 0], [1, 2]).reason
     constant = np.full(10, 5.0)
     assert ks_samples(constant, constant).value == 0.0 and wasserstein_samples(constant, constant, True).value == 0.0
-    assert ks_samples(constant, constant + 1).value == 1.0 and wasserstein_samples(constant, constant + 1, True).value == 0.2
+    assert (
+        ks_samples(constant, constant + 1).value == 1.0
+        and wasserstein_samples(constant, constant + 1, True).value == 0.2
+    )
     plan = profile_plan([edges_of(constant, 10)])
     counts = [column_counts(profile(c[:, None], plan), plan, 0) for c in (constant, constant + 1)]
     assert psi(*counts).value > 9 and js_distance(*counts).value == 1.0 and ks_profiles(*counts).value == 1.0

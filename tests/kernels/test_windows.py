@@ -206,7 +206,9 @@ def test_agrees_with_polars_rolling():
     v = pl.col("v")
     expressions = [pl.len().alias("count"), v.mean().alias("mean"), v.std().alias("std"), v.max().alias("max")]
     expressions += [v.first().alias("first"), v.last().alias("last"), v.n_unique().alias("distinct")]
-    rolled = frame.rolling("t", period="3d", group_by="g", closed="left").agg(pl.col("i").max().alias("unused"), *expressions)
+    rolled = frame.rolling("t", period="3d", group_by="g", closed="left").agg(
+        pl.col("i").max().alias("unused"), *expressions
+    )
     by_row = frame.sort("g", "t", maintain_order=True)
     for c, name in enumerate(names):
         mine = found[by_row["i"].to_numpy(), c]
