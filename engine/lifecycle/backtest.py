@@ -274,7 +274,7 @@ def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
     }
 
 
-def _decide(  # noqa: PLR0913
+def _decide(
     bench: Bench, registry: Registry, name: str, policy: RetrainConfig, seen: tuple[Observation, ...], period: Period
 ) -> dict[str, Any]:
     """The policy's decision at the start of a period, carried out in its own registry."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from engine.config import schema, units
 from engine.config.tree import Config, RetrainConfig
 from engine.errors import UserError

@@ -9,7 +9,7 @@ Figures are JSON: one that cannot be computed is None with a reason, and never w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,8 +155,9 @@ def _compare(
     if points[0] is None or points[1] is None:
         return {**row, "reason": _reason(judged)}
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
-    measure = RESAMPLED[metric]
-    old, new = (measure(judged.target, scores, weights, quantile) for scores in (judged.champion, judged.challenger))
+    old, new = (
+        resampled(metric, judged.target, scores, weights, quantile) for scores in (judged.champion, judged.challenger)
+    )
     gains = sign * (new - old)
     gains = gains[np.isfinite(gains)]
     row["gain"] = sign * (points[1] - points[0])
@@ -233,7 +234,7 @@ def _values(values: Array, min_rows: int) -> list[tuple[str, Array]]:
 # ---------------------------------------------------------------------------------- a metric under many row weights
 
 
-def _weighted_auc(target: Array, scores: Array, weights: Array, quantile: float) -> Array:
+def _weighted_auc(target: Array, scores: Array, weights: Array) -> Array:
     """Area under the ROC curve per resample; ties count a half. Rows are sorted once for all resamples."""
     order = np.argsort(scores, kind="stable")
     positive = target[order] == 1
@@ -250,35 +251,33 @@ def _weighted_auc(target: Array, scores: Array, weights: Array, quantile: float)
     return found
 
 
-def _weighted_precision(target: Array, scores: Array, weights: Array, quantile: float) -> Array:
+def _weighted_precision(target: Array, scores: Array, weights: Array) -> Array:
     return np.array([kernels.average_precision(target, scores, weight) for weight in weights])
 
 
-def _weighted_ece(target: Array, scores: Array, weights: Array, quantile: float) -> Array:
+def _weighted_ece(target: Array, scores: Array, weights: Array) -> Array:
     return np.array([kernels.ece(target, scores, weight, bins=ECE_BINS) for weight in weights])
 
 
-def _weighted_macro(target: Array, scores: Array, weights: Array, quantile: float) -> Array:
+def _weighted_macro(target: Array, scores: Array, weights: Array) -> Array:
     areas = [
-        _weighted_auc((target == index).astype(float), scores[:, index], weights, quantile)
+        _weighted_auc((target == index).astype(float), scores[:, index], weights)
         for index in range(scores.shape[1])
         if (target == index).any()
     ]
-    return np.mean(areas, axis=0)
+    return np.asarray(np.mean(areas, axis=0))
 
 
 def _mean(rows: Array, weights: Array) -> Array:
-    return (weights * rows.astype(np.float32)).sum(axis=1, dtype=np.float64) / weights.sum(axis=1, dtype=np.float64)
+    total = (weights * rows.astype(np.float32)).sum(axis=1, dtype=np.float64)
+    return np.asarray(total / weights.sum(axis=1, dtype=np.float64))
 
 
 def _log_loss(target: Array, scores: Array) -> Array:
     tiny = np.finfo(np.float64).eps
-    taken = (
-        scores[np.arange(len(target)), target.astype(int)]
-        if scores.ndim == 2
-        else np.where(target == 1, scores, 1 - scores)
-    )
-    return -np.log(np.clip(taken.astype(np.float64), tiny, 1.0))
+    rows = np.arange(len(target))
+    taken = scores[rows, target.astype(int)] if scores.ndim == 2 else np.where(target == 1, scores, 1 - scores)
+    return np.asarray(-np.log(np.clip(taken.astype(np.float64), tiny, 1.0)))
 
 
 def _pinball(target: Array, scores: Array, quantile: float) -> Array:
@@ -286,17 +285,23 @@ def _pinball(target: Array, scores: Array, quantile: float) -> Array:
     return np.maximum(quantile * error, (quantile - 1) * error)
 
 
-# (target, scores, weights [resamples, n], quantile) -> [resamples]
-RESAMPLED = {
+def resampled(metric: str, target: Array, scores: Array, weights: Array, quantile: float = 0.5) -> Array:
+    """float64[resamples]: a metric of all rows under each line of weights float32[resamples, n]."""
+    if metric == "pinball":
+        return _mean(_pinball(target, scores, quantile), weights)
+    return RESAMPLED[metric](target, scores, weights)
+
+
+# (target, scores, weights [resamples, n]) -> [resamples]
+RESAMPLED: dict[str, Callable[[Array, Array, Array], Array]] = {
     "roc_auc": _weighted_auc,
     "average_precision": _weighted_precision,
     "ece": _weighted_ece,
     "macro_auc": _weighted_macro,
-    "log_loss": lambda y, s, w, q: _mean(_log_loss(y, s), w),
-    "brier": lambda y, s, w, q: _mean(np.square(s.astype(float) - y), w),
-    "accuracy": lambda y, s, w, q: _mean(s.argmax(axis=1) == y, w),
-    "mae": lambda y, s, w, q: _mean(np.abs(y - s), w),
-    "rmse": lambda y, s, w, q: np.sqrt(_mean(np.square(y - s), w)),
-    "pinball": lambda y, s, w, q: _mean(_pinball(y, s, q), w),
+    "log_loss": lambda y, s, w: _mean(_log_loss(y, s), w),
+    "brier": lambda y, s, w: _mean(np.square(s.astype(float) - y), w),
+    "accuracy": lambda y, s, w: _mean(s.argmax(axis=1) == y, w),
+    "mae": lambda y, s, w: _mean(np.abs(y - s), w),
+    "rmse": lambda y, s, w: np.sqrt(_mean(np.square(y - s), w)),
 }
-assert set(RESAMPLED) == {name for names in METRICS.values() for name in names}
+assert {*RESAMPLED, "pinball"} == {name for names in METRICS.values() for name in names}

@@ -146,7 +146,7 @@ def _days(length: int) -> str:
 
 
 RULES: dict[str, Callable[[Facts, RetrainConfig], tuple[bool, str]]] = {
-    "always": lambda facts, policy: (True, "every period"),
+    "always": lambda _facts, _policy: (True, "every time"),
     "drift": _drift,
     "performance": _performance,
     "age": _age,

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import engine
 import pytest
+
+import engine
 from engine.config import schema, units
 from engine.config.tree import PolicyConfig, RetrainConfig
 from engine.errors import UserError

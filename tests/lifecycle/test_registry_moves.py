@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.errors import UserError
 from engine.runtime import digest, storage
 from engine.runtime.registry import Moved, Registry, resolve, root_of, seal_of
@@ -269,5 +270,5 @@ def test_a_name_cannot_leave_the_registry(tmp_path: Path, name: str) -> None:
 
 
 def test_an_object_store_is_refused_with_the_reason() -> None:
-    with pytest.raises(UserError, match="s3://bucket/runs.*conditional put.*obstore"):
+    with pytest.raises(UserError, match=r"s3://bucket/runs.*conditional put.*obstore"):
         root_of("s3://bucket/runs")

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import engine
 import numpy as np
 import pytest
+
+import engine
 from engine import __main__ as shell
 from engine.errors import UserError
 from engine.lifecycle import decide

@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import engine
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+import engine
 from engine import __main__ as shell
 from engine.config import units
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from engine.config import schema, units
 from engine.config.tree import GateConfig, RetrainConfig
 from engine.features.moments import NEVER
@@ -16,8 +19,6 @@ from engine.lifecycle.challenger import periods_of
 from engine.lifecycle.judge import Judged, evidence, verdict
 from engine.lifecycle.maturity import label_horizon
 from engine.lifecycle.policy import Champion, Facts, Observation, trigger
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 D = units.MICROSECONDS["d"]
 NOW = 400 * D
@@ -283,7 +284,7 @@ def test_weighted_metrics_equal_metrics_of_repeated_rows() -> None:
     shares = rng.dirichlet(np.ones(3), 400)
     for loss, truth, found in (("binary", target, scores), ("squared", value, guess), ("multiclass", kinds, shares)):
         for name in point_metrics(truth, found, loss, quantile=0.3):
-            resampled = judge.RESAMPLED[name](truth, found, weights, 0.3)
+            resampled = judge.resampled(name, truth, found, weights, 0.3)
             for place, weight in enumerate(weights.astype(int)):
                 repeated = point_metrics(np.repeat(truth, weight), np.repeat(found, weight, axis=0), loss, quantile=0.3)
                 assert resampled[place] == pytest.approx(repeated[name], rel=1e-5), name
