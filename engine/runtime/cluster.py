@@ -264,7 +264,7 @@ def _trainer(
     workers: Any = settings.workers
     if 0 < settings.min_workers < settings.workers:
         workers = (settings.min_workers, settings.workers)
-    return TorchTrainer(
+    trainer = TorchTrainer(
         function,
         train_loop_config=payload,
         torch_config=_no_backend(),
@@ -280,6 +280,20 @@ def _trainer(
             callbacks=[_failure_log(directory)],
         ),
     )
+    _leave_out_helpers(trainer, _starts_local(config))
+    return trainer
+
+
+def _leave_out_helpers(trainer: Any, local: bool) -> None:
+    """Do without actors that have nothing to do here; each costs a process and a second of the start.
+
+    There are no datasets to manage, and a cluster of our own needs nobody to clean up after a driver that dies: it dies
+    with it. Another version of Ray may name them otherwise; then they start.
+    """
+    names = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if local else set())
+    make = getattr(trainer, "_create_default_callbacks", None)
+    if make is not None:
+        trainer._create_default_callbacks = lambda: [item for item in make() if type(item).__name__ not in names]
 
 
 def _no_backend() -> Any:
