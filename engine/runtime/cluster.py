@@ -80,8 +80,8 @@ def _variables(config: Config) -> dict[str, str]:
 
 
 def _loopback_variables() -> dict[str, str]:
-    """What keeps Ray and gloo from listening beyond this machine."""
-    found = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    """What keeps Ray and gloo from listening beyond this machine, which nobody takes away either."""
+    found = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     return found | {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else found
 
 

@@ -121,15 +121,15 @@ def job(tmp_path, problem, config, fitted, new_run) -> Job:
 @pytest.fixture
 def long_job(tmp_path, problem, config, fitted, new_run) -> Job:
     """A job of some hundred steps, so that it can be hit in the middle."""
-    keys = {"train__batch_size": 32, "train__epochs": 12, "train__checkpoint_every": 20, "train__patience": 0}
-    return Job(tmp_path, problem, config, fitted, new_run, rows=3000, **keys)
+    keys = {"train__batch_size": 32, "train__epochs": 8, "train__checkpoint_every": 20, "train__patience": 0}
+    return Job(tmp_path, problem, config, fitted, new_run, rows=3000, train__shards=4, **keys)
 
 
 def at_step(run: Run, step: int, action: Callable[[list[dict]], None]) -> threading.Thread:
     """Call action(entries of the newest attempt) once the run has done a step."""
 
     def wait() -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600  # a laden machine starts a cluster in minutes
         while time.monotonic() < end:
             try:
                 lines = (run.directory / "metrics.jsonl").read_text().splitlines()
@@ -229,7 +229,7 @@ def test_few_rows_on_many_workers_train_like_one(tmp_path, problem, config, fitt
 def test_kills_at_twenty_random_steps_leave_the_weights_unchanged(long_job, head):
     seed = random.SystemRandom().randrange(2**32)
     rng = random.Random(seed)
-    steps = [rng.randrange(1, 900) for _ in range(20)]
+    steps = [rng.randrange(1, 700) for _ in range(20)]
     sys.stdout.write(f"seed {seed}: steps {steps}\n")
     for step in steps:
         settings = long_job.settings(2, cluster__address=head, train__log_every=1)
@@ -253,7 +253,7 @@ def test_a_stalled_worker_ends_the_attempt_within_the_timeout(long_job, head):
 
     at_step(run, 100, stall)
     result, _ = long_job.fit(2, run, **keys)
-    assert time.monotonic() - stopped[0] < 60
+    assert time.monotonic() - stopped[0] < 120
     assert long_job.same(result) and result.metrics["train/attempts"] == 2
 
 
@@ -387,7 +387,7 @@ def test_a_killed_driver_leaves_nothing_behind_and_resumes_with_another_worker_c
         time.sleep(0.2)
     assert not alive
     again, _ = start_driver(long_job, 4, str(directory), train__log_every=1)
-    assert again.wait(180) == 0
+    assert again.wait(400) == 0
     again.stdout.close()
     record = json.loads((directory / "run.json").read_text())
     assert record["chain"] == long_job.run.record["chain"]
@@ -400,12 +400,12 @@ def test_sigterm_leaves_a_checkpoint_and_exit_130_and_the_run_resumes(long_job):
     """A spot instance is told that it goes away."""
     process, directory = start_driver(long_job, 2, train__log_every=1)
     at_step(At(directory), 200, lambda _: process.terminate()).join()
-    assert process.wait(60) == 130
+    assert process.wait(200) == 130
     process.stdout.close()
     stopped = cluster.read_outcome(directory)
     assert stopped["status"] == "stopped"
     again, _ = start_driver(long_job, 3, str(directory))
-    assert again.wait(180) == 0
+    assert again.wait(400) == 0
     again.stdout.close()
     outcome = cluster.read_outcome(directory)
     assert outcome["history"] == long_job.expected.history
