@@ -7,7 +7,8 @@ Two forms hold the same exact number, and both are rounded by the same rule, so 
   (Kulisch's long accumulator; digits carry only when read).
 
 `moments_*` give, of the rows in one accumulator but not in another: the correctly rounded sum (equal to math.fsum),
-mean and sample standard deviation, the last from n * sum(x**2) - sum(x)**2 in exact integers: never negative, 0 exactly when all values are equal.
+mean and sample standard deviation, the last from n * sum(x**2) - sum(x)**2 in exact integers: never negative, and
+exactly 0 when all values are equal.
 """
 
 from __future__ import annotations
