@@ -60,7 +60,9 @@ def find(table: pa.Table, columns: Mapping[str, Column], zone: str, skip: list[F
     for name, column in columns.items():
         values = table.column(name)
         for reason, broken in _broken(values, column, zone):
-            positions = np.flatnonzero(np.asarray(broken.combine_chunks() if isinstance(broken, pa.ChunkedArray) else broken))
+            positions = np.flatnonzero(
+                np.asarray(broken.combine_chunks() if isinstance(broken, pa.ChunkedArray) else broken)
+            )
             if name in known:
                 positions = np.setdiff1d(positions, known[name])
             if len(positions):
@@ -93,7 +95,9 @@ def _broken(values: Any, column: Column, zone: str) -> list[tuple[str, Any]]:
         allowed = pa.array(list(column.values), pa.string())
         text = values if pa.types.is_string(values.type) else values.cast(pa.string())
         unknown = pc.and_(pc.invert(pc.is_in(text, allowed)), pc.is_valid(values))
-        found.append((f"must be one of {', '.join(column.values[:10])}{', ...' if len(column.values) > 10 else ''}", unknown))
+        found.append(
+            (f"must be one of {', '.join(column.values[:10])}{', ...' if len(column.values) > 10 else ''}", unknown)
+        )
     masks = [(reason, pc.fill_null(mask, False)) for reason, mask in found]
     return [(reason, mask) for reason, mask in masks if pc.any(mask).as_py()]
 
@@ -129,7 +133,9 @@ def find_orphans(table: pa.Table, columns: Mapping[str, Column], tables: Mapping
         positions = np.flatnonzero(np.asarray(mask.combine_chunks()))
         if len(positions):
             reason = f"must stand in {column.references}"
-            findings.append(Finding(name, positions, reason, column.on_violation, _shown(table.column(name), positions, column)))
+            findings.append(
+                Finding(name, positions, reason, column.on_violation, _shown(table.column(name), positions, column))
+            )
     return findings
 
 

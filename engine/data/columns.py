@@ -71,7 +71,9 @@ def match(found: list[str], source: SourceConfig, file: SourceFile) -> Matched:
         places[name] = _place(name, (column.path or name, *column.aliases), found, file)
         if places[name] is None:
             if column.missing == "fail":
-                raise UserError(f"{file.shown}: column {name!r} is missing; the file has {_some(found)}.{_hint(name, found)}")
+                raise UserError(
+                    f"{file.shown}: column {name!r} is missing; the file has {_some(found)}.{_hint(name, found)}"
+                )
             notes.setdefault("missing", []).append(name)
         else:
             taken.add(places[name])  # type: ignore[arg-type]
@@ -89,16 +91,22 @@ def _place(name: str, names: Iterable[str], found: list[str], file: SourceFile) 
     if not present:
         return None
     if len(present) > 1 or found.count(present[0]) > 1:
-        raise UserError(f"{file.shown}: column {name!r} stands more than once in the file ({_some(found)}): it is not clear which is meant")
+        raise UserError(
+            f"{file.shown}: column {name!r} stands more than once in the file ({_some(found)}): it is not clear which is meant"
+        )
     return found.index(present[0])
 
 
-def _unexpected(found: list[str], taken: set[int], source: SourceConfig, file: SourceFile, notes: dict[str, Any]) -> None:
+def _unexpected(
+    found: list[str], taken: set[int], source: SourceConfig, file: SourceFile, notes: dict[str, Any]
+) -> None:
     extra = [name for place, name in enumerate(found) if place not in taken]
     if not extra or source.unexpected == "ignore":
         return
     if source.unexpected == "fail":
-        raise UserError(f"{file.shown}: columns {_some(extra)} are not declared; declare them, or set unexpected to warn")
+        raise UserError(
+            f"{file.shown}: columns {_some(extra)} are not declared; declare them, or set unexpected to warn"
+        )
     notes["unexpected"] = extra
 
 
@@ -119,7 +127,12 @@ def reading(source: SourceConfig, name: str, zone: str) -> Reading:
 
 
 def typed(
-    raw: Mapping[str, Any], numbers: np.ndarray, source: SourceConfig, file: SourceFile, zone: str, notes: dict[str, Any]
+    raw: Mapping[str, Any],
+    numbers: np.ndarray,
+    source: SourceConfig,
+    file: SourceFile,
+    zone: str,
+    notes: dict[str, Any],
 ) -> tuple[pa.Table, list[Finding]]:
     """Declared columns, in declared order and of the declared types, from the raw arrays that a file gave.
 
@@ -134,7 +147,11 @@ def typed(
         except UserError as error:
             raise UserError(f"{file.shown}: column {name!r} {error}") from None
         if len(parsed.bad):
-            findings.append(Finding(name, parsed.bad, parsed.reason, column.on_violation, _shown(values, parsed.bad, column.sensitive)))
+            findings.append(
+                Finding(
+                    name, parsed.bad, parsed.reason, column.on_violation, _shown(values, parsed.bad, column.sensitive)
+                )
+            )
         if not column.nullable and len(parsed.values) and parsed.values.null_count > len(parsed.bad):
             empty = np.setdiff1d(np.flatnonzero(np.asarray(parsed.values.is_null())), parsed.bad)
             policy = "quarantine" if column.on_violation == "null" else column.on_violation
@@ -145,7 +162,9 @@ def typed(
     return pa.Table.from_arrays(arrays, names=names), findings
 
 
-def _raw(name: str, raw: Mapping[str, Any], numbers: np.ndarray, source: SourceConfig, file: SourceFile, kind: pa.DataType) -> Any:
+def _raw(
+    name: str, raw: Mapping[str, Any], numbers: np.ndarray, source: SourceConfig, file: SourceFile, kind: pa.DataType
+) -> Any:
     path = source.columns[name].path
     if path == FILE:
         return pa.array([file.path.name] * len(numbers), pa.string())

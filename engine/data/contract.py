@@ -10,9 +10,15 @@ from engine.config.tree import DataConfig
 from engine.errors import UserError
 
 
-def check(data: DataConfig, manifest: dict[str, Any], counts: dict[str, dict[str, Any]], previous: dict[str, Any] | None) -> None:
+def check(
+    data: DataConfig, manifest: dict[str, Any], counts: dict[str, dict[str, Any]], previous: dict[str, Any] | None
+) -> None:
     """Raises UserError with every clause that is broken."""
-    broken = [*_rows(data, manifest, previous), *_nulls(data, manifest["rows"], counts, previous), *_fresh(data, manifest)]
+    broken = [
+        *_rows(data, manifest, previous),
+        *_nulls(data, manifest["rows"], counts, previous),
+        *_fresh(data, manifest),
+    ]
     if broken:
         raise UserError(f"dataset {manifest['name']} breaks its contract: " + "; ".join(broken))
 
@@ -28,21 +34,30 @@ def _rows(data: DataConfig, manifest: dict[str, Any], previous: dict[str, Any] |
     if data.max_row_change is not None and previous and previous["rows"]:
         change = abs(rows - previous["rows"]) / previous["rows"]
         if change > units.share(data.max_row_change):
-            found.append(f"its rows may change by {data.max_row_change} (max_row_change), found {previous['rows']:,} -> {rows:,}")
+            found.append(
+                f"its rows may change by {data.max_row_change} (max_row_change), found {previous['rows']:,} -> {rows:,}"
+            )
     return found
 
 
-def _nulls(data: DataConfig, rows: int, counts: dict[str, dict[str, Any]], previous: dict[str, Any] | None) -> list[str]:
+def _nulls(
+    data: DataConfig, rows: int, counts: dict[str, dict[str, Any]], previous: dict[str, Any] | None
+) -> list[str]:
     found = []
     for name, column in data.columns.items():
         rate = counts.get(name, {}).get("nulls", 0) / rows if rows else 0.0
         if column.max_null_rate is not None and rate > units.share(column.max_null_rate):
-            found.append(f"column {name!r} may be null in {column.max_null_rate} of the rows (max_null_rate), found {rate:.2%}")
+            found.append(
+                f"column {name!r} may be null in {column.max_null_rate} of the rows (max_null_rate), found {rate:.2%}"
+            )
         before = (previous or {}).get("null_counts", {}).get(name)
         if column.max_null_change is not None and before is not None and previous and previous["rows"]:
             old = before / previous["rows"]
             if abs(rate - old) > units.share(column.max_null_change):
-                found.append(f"the share of nulls of {name!r} may change by {column.max_null_change} (max_null_change), found {old:.2%} -> {rate:.2%}")
+                found.append(
+                    f"the share of nulls of {name!r} may change by {column.max_null_change} (max_null_change), "
+                    f"found {old:.2%} -> {rate:.2%}"
+                )
     return found
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections.abc import Iterator
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from engine.config.tree import CsvOptions
 from engine.data.columns import Lost
@@ -15,14 +17,16 @@ from engine.errors import UserError
 
 PIECE = 1 << 24
 LONGEST_ROW = 1 << 28
+_LOOK = 1 << 18
 
 
 @dataclasses.dataclass
 class Piece:
     """Whole rows. `messy`: quotes stand where they must not, so rows end where only a strict reader can tell."""
 
-    data: bytes
+    data: Any  # bytes, or an Arrow buffer over a mapped file
     messy: bool = False
+    quoted: bool = False
 
 
 def read_block(stream: BinaryIO) -> bytes:
@@ -54,12 +58,49 @@ def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> 
                 yield Piece(rest, True)
                 rest = b""
             elif end:
-                yield Piece(rest[:end])
+                yield Piece(rest[:end], quoted=bool(quote) and quote in rest[:end])
                 rest = rest[end:]
             elif len(rest) > LONGEST_ROW:
-                raise UserError(f"a row must not be longer than {LONGEST_ROW} bytes: is the delimiter or the quote right?")
+                raise UserError(
+                    f"a row must not be longer than {LONGEST_ROW} bytes: is the delimiter or the quote right?"
+                )
         if last:
             return
+
+
+def mapped_pieces(path: Path, start: int, options: CsvOptions) -> Iterator[Piece]:
+    """Pieces of a plain file from byte `start` on, as views of it: nothing is copied until the first quote is met."""
+    quote = options.quote.encode()
+    with pa.memory_map(str(path)) as mapped:
+        size = mapped.size()
+        while start < size and not options.escape:
+            mapped.seek(start)
+            view = mapped.read_buffer(PIECE)
+            if quote and _holds(view, quote[0]):
+                break
+            end = view.size if start + view.size == size else _last_line_end(view)
+            if not end:
+                break
+            yield Piece(view.slice(0, end))
+            start += end
+    if start < size:
+        with open(path, "rb") as file:
+            file.seek(start)
+            yield from pieces(file, b"", options)
+
+
+def _holds(view: pa.Buffer, byte: int) -> bool:
+    raw = np.frombuffer(view, np.uint8)
+    return any(bool((raw[at : at + _LOOK] == byte).any()) for at in range(0, len(raw), _LOOK))
+
+
+def _last_line_end(view: pa.Buffer) -> int:
+    for at in range(view.size, 0, -_LOOK):
+        low = max(0, at - _LOOK)
+        found = view.slice(low, at - low).to_pybytes().rfind(b"\n")
+        if found >= 0:
+            return low + found + 1
+    return 0
 
 
 def _end(data: bytes, quote: bytes) -> int:

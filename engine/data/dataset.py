@@ -113,7 +113,9 @@ class Dataset:
             self._column(name)
         return pa.schema([self.schema.field(name) for name in columns])
 
-    def _part_batches(self, part: Part, schema: pa.Schema, low: int, high: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    def _part_batches(
+        self, part: Part, schema: pa.Schema, low: int, high: int, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
         if not schema.names:
             for at in range(low, high, batch_rows):
                 count = min(batch_rows, high - at)
@@ -174,12 +176,14 @@ def open_dataset(directory: Path | str) -> Dataset:
     """The dataset in a folder of the store. Raises UserError when there is none, or of another format."""
     manifest = storage.read_json(Path(directory) / MANIFEST)
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{directory} has dataset format {manifest.get('format')}, this engine reads {FORMAT}: run `ingest` again")
+        raise UserError(
+            f"{directory} has dataset format {manifest.get('format')}, this engine reads {FORMAT}: run `ingest` again"
+        )
     return Dataset(Path(directory), manifest)
 
 
 def row_ids(table: pa.Table, id_columns: list[str]) -> pa.Array:
-    """One text per row made of the id columns: joined by |, with \\ before a | or \\ of a value; instants as ISO UTC.
+    r"""One text per row made of the id columns: joined by |, with \\ before a | or \\ of a value; instants as ISO UTC.
 
     Table[n] -> string[n]; a null is written \\N, so that no two different ids give one text.
     """

@@ -63,7 +63,10 @@ def source_files(name: str, source: SourceConfig, data: DataConfig, cache: Path)
     if source.path.startswith("s3://"):
         found = _fetch(source, cache)
     else:
-        found = [(path, str(path), _partitions(path, base) if source.hive else {}) for path, base in _local(name, source, data)]
+        found = [
+            (path, str(path), _partitions(path, base) if source.hive else {})
+            for path, base in _local(name, source, data)
+        ]
     files = []
     for path, shown, partitions in found:
         with_errors = _stat(name, path)
@@ -234,9 +237,13 @@ def open_bytes(path: Path) -> BinaryIO:
     suffix = path.suffix.lower()
     if suffix == ".zip":
         archive = zipfile.ZipFile(path)
-        members = [item for item in archive.infolist() if not item.is_dir() and not item.filename.startswith("__MACOSX/")]
+        members = [
+            item for item in archive.infolist() if not item.is_dir() and not item.filename.startswith("__MACOSX/")
+        ]
         if len(members) != 1:
-            raise UserError(f"{path} must hold exactly one file, found {len(members)}: {[m.filename for m in members[:5]]}")
+            raise UserError(
+                f"{path} must hold exactly one file, found {len(members)}: {[m.filename for m in members[:5]]}"
+            )
         return archive.open(members[0])  # type: ignore[return-value]
     if suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
@@ -268,7 +275,9 @@ class _Recoder(io.RawIOBase):
         try:
             self._decoder = codecs.getincrementaldecoder(encoding)()
         except LookupError:
-            raise UserError(f"unknown text encoding {encoding!r}; known are utf-8, utf-16, latin-1, cp1252, ...") from None
+            raise UserError(
+                f"unknown text encoding {encoding!r}; known are utf-8, utf-16, latin-1, cp1252, ..."
+            ) from None
         self._stream, self._encoding, self._shown = stream, encoding, shown
         self._position, self._pending = 0, b""
 

@@ -6,6 +6,7 @@ Keys are packed into 64-bit words whose order is the order of the rows; ids are 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,22 +22,53 @@ from engine.runtime import digest, storage
 from kernels.hashing import hash_bytes, hash_u64
 
 SAMPLE_EVERY = 997
+RUN_ROWS = 1 << 17
+
+
+class DuplicateIdsError(Exception):
+    """Two rows have equal ids; raised where the order is found out, which may be in a thread that writes."""
+
+
+class Rows:
+    """A table that is put into order of some columns when its first rows are taken."""
+
+    def __init__(self, table: pa.Table, keys: list[str]) -> None:
+        self.count = table.num_rows
+        self._table, self._keys = table, keys
+        self._lock = threading.Lock()
+        self._ready = False
+        self._order: np.ndarray | None = None
+        self._whole: pa.Table | None = None
+
+    def take(self, start: int, stop: int) -> pa.Table:
+        """Rows [start, stop) of the order. Files are mostly in order of time: then they lie near each other in the table."""
+        with self._lock:
+            if not self._ready:
+                self._order = sorted_rows(self._table, self._keys)
+                self._ready = True
+        if self._order is None:
+            return self._table.slice(start, stop - start)
+        places = self._order[start:stop]
+        low, high = int(places.min()), int(places.max()) + 1
+        if high - low <= 4 * len(places):
+            return _unchunked(self._table.slice(low, high - low)).take(pa.array(places - low))
+        with self._lock:
+            if self._whole is None:
+                self._whole = _unchunked(self._table)
+        return self._whole.take(pa.array(places))
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Rows of one table in dataset order: `rows` are positions, or None for all of it as it is."""
+    """Rows [start, stop) of a piece of the dataset that is in order."""
 
-    table: pa.Table
-    rows: np.ndarray | None
+    rows: Rows
     start: int
     stop: int
 
     def take(self) -> pa.Table:
         """The rows."""
-        if self.rows is None:
-            return self.table.slice(self.start, self.stop - self.start)
-        return self.table.take(pa.array(self.rows[self.start : self.stop]))
+        return self.rows.take(self.start, self.stop)
 
 
 # ----------------------------------------------------------------------------------------------------------- keys
@@ -45,7 +77,12 @@ class Segment:
 def _code(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
     """(uint64 codes that sort as the values do, number of bits they need); no nulls."""
     kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_time64(kind) or pa.types.is_duration(kind) or pa.types.is_date64(kind):
+    if (
+        pa.types.is_timestamp(kind)
+        or pa.types.is_time64(kind)
+        or pa.types.is_duration(kind)
+        or pa.types.is_date64(kind)
+    ):
         values = np.asarray(column.cast(pa.int64()).combine_chunks())
     elif pa.types.is_date32(kind) or pa.types.is_time32(kind):
         values = np.asarray(column.cast(pa.int32()).combine_chunks()).astype(np.int64)
@@ -84,15 +121,24 @@ def packed(table: pa.Table, names: list[str]) -> list[np.ndarray]:
 
 
 def sorted_rows(table: pa.Table, names: list[str]) -> np.ndarray | None:
-    """Positions that put the rows in order of the columns; None where they are in order already. Equal rows keep theirs."""
+    """Positions that put the rows in order of the columns; None where they are in order already.
+
+    Raises DuplicateIdsError where two rows are equal in all of them.
+    """
     if table.num_rows < 2:
         return None
     words = packed(table, names)
+    order = None
     if len(words) == 1:
         word = words[0]
-        return None if bool(np.all(word[1:] >= word[:-1])) else np.argsort(word, kind="stable")
-    order = np.lexsort(words[::-1])
-    return None if bool(np.all(order[1:] > order[:-1])) else order
+        if not bool(np.all(word[1:] >= word[:-1])):
+            order = np.argsort(word)
+    else:
+        order = np.lexsort(words[::-1])
+    ordered = words if order is None else [word[order] for word in words]
+    if np.any(np.logical_and.reduce([word[1:] == word[:-1] for word in ordered])):
+        raise DuplicateIdsError
+    return None if order is not None and bool(np.all(order[1:] > order[:-1])) else order
 
 
 def hashes(table: pa.Table, names: list[str]) -> np.ndarray:
@@ -137,14 +183,12 @@ class Spool:
         self._held: list[pa.Table] = []
         self._bytes = 0
         self._files: list[Path] = []
-        self._hashes: list[np.ndarray] = []
         self._sample: list[np.ndarray] = []
 
     def add(self, table: pa.Table) -> None:
         """Append rows."""
         if not table.num_rows:
             return
-        self._hashes.append(hashes(table, self.ids))
         times = np.asarray(table.column(self.event_time).cast(pa.int64()).combine_chunks())
         self._sample.append(times[(-self.rows) % SAMPLE_EVERY :: SAMPLE_EVERY])
         self.rows += table.num_rows
@@ -181,7 +225,7 @@ class Spool:
         """Rows whose ids occur more than once, with their row number in column `$number`; None when there are none."""
         if self.rows < 2:
             return None
-        total = np.concatenate(self._hashes)
+        total = np.concatenate([hashes(table, self.ids) for table in self.tables()])
         ordered = np.sort(total)
         twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if not len(twice):
@@ -196,7 +240,11 @@ class Spool:
         candidates = pa.concat_tables(found)
         groups = candidates.group_by(self.ids).aggregate([("$number", "list")])
         numbers = [n for group in groups.column("$number_list").to_pylist() if len(group) > 1 for n in group]
-        return candidates.filter(pc.is_in(candidates.column("$number"), pa.array(numbers, pa.int64()))) if numbers else None
+        return (
+            candidates.filter(pc.is_in(candidates.column("$number"), pa.array(numbers, pa.int64())))
+            if numbers
+            else None
+        )
 
     # ---------------------------------------------------------------------------------------------- order
 
@@ -204,12 +252,11 @@ class Spool:
         """Lists of segments that hold `part_rows` rows together (the last may hold fewer), in dataset order."""
         waiting: list[Segment] = []
         room = part_rows
-        for table, rows in self._ordered(drop):
-            count = table.num_rows if rows is None else len(rows)
+        for rows in self._ordered(drop):
             start = 0
-            while start < count:
-                stop = min(start + room, count)
-                waiting.append(Segment(table, rows, start, stop))
+            while start < rows.count:
+                stop = min(start + room, rows.count)
+                waiting.append(Segment(rows, start, stop))
                 room -= stop - start
                 start = stop
                 if not room:
@@ -218,7 +265,7 @@ class Spool:
         if waiting:
             yield waiting
 
-    def _ordered(self, drop: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray | None]]:
+    def _ordered(self, drop: np.ndarray) -> Iterator[Rows]:
         if not self._files:
             yield from self._sorted(self._held, drop)
             return
@@ -226,16 +273,13 @@ class Spool:
             yield from self._sorted(list(_read_ipc(bucket)), np.zeros(0, np.int64))
             bucket.unlink()
 
-    def _sorted(self, tables: list[pa.Table], drop: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray | None]]:
+    def _sorted(self, tables: list[pa.Table], drop: np.ndarray) -> Iterator[Rows]:
         table = pa.concat_tables(tables) if tables else self.schema.empty_table()
         if len(drop):
             table = table.filter(pa.array(np.isin(np.arange(table.num_rows), drop, invert=True)))
-        if not table.num_rows:
-            return
-        rows = sorted_rows(table, [self.event_time, *self.ids])
-        if rows is not None:
-            table = _unchunked(table)
-        yield table, rows
+        keys = [self.event_time, *(name for name in self.ids if name != self.event_time)]
+        for run in _runs(table, self.event_time):
+            yield Rows(run, keys)
 
     def _buckets(self, drop: np.ndarray) -> Iterator[Path]:
         """Files of disjoint, rising ranges of event time, each about as large as memory allows."""
@@ -262,6 +306,27 @@ class Spool:
         for path in self._files:
             path.unlink()
         yield from paths
+
+
+def _runs(table: pa.Table, event_time: str) -> Iterator[pa.Table]:
+    """Slices of a table none of whose times lies before one of the slice before: each can be sorted by itself, in cache.
+
+    A file in order of days, whatever the order within a day, has such cuts; one in random order is a single run.
+    """
+    times = np.asarray(table.column(event_time).cast(pa.int64()).combine_chunks())
+    cuts = np.zeros(0, np.int64)
+    if len(times) > 2 * RUN_ROWS:
+        latest, earliest = np.maximum.accumulate(times[:-1]), np.minimum.accumulate(times[:0:-1])[::-1]
+        cuts = np.flatnonzero(latest < earliest) + 1
+    start = 0
+    while len(times) - start > 2 * RUN_ROWS:
+        place = int(np.searchsorted(cuts, start + RUN_ROWS))
+        if place == len(cuts):
+            break
+        yield table.slice(start, int(cuts[place]) - start)
+        start = int(cuts[place])
+    if start < len(times):
+        yield table.slice(start)
 
 
 def _unchunked(table: pa.Table) -> pa.Table:
@@ -324,4 +389,6 @@ def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> pa.Ta
         rank = ((time is None, time or 0), text)
         best[key] = choose(best.get(key, (rank, place)), (rank, place))
     winners = {place for _, place in best.values()}
-    return duplicates.take(pa.array([place for place in range(duplicates.num_rows) if place not in winners], pa.int64()))
+    return duplicates.take(
+        pa.array([place for place in range(duplicates.num_rows) if place not in winners], pa.int64())
+    )

@@ -129,6 +129,9 @@ def _set_null(table: pa.Table, finding: Finding) -> pa.Table:
 def records_table(records: list[dict[str, Any]]) -> pa.Table:
     """Quarantine records as a table, in a stated order."""
     ordered = sorted(
-        records, key=lambda item: [str(item.get(name) or "") if name != "row" else f"{item.get('row') or 0:020d}" for name in QUARANTINE.names]
+        records,
+        key=lambda item: [
+            str(item.get(name) or "") if name != "row" else f"{item.get('row') or 0:020d}" for name in QUARANTINE.names
+        ],
     )
     return pa.Table.from_pylist([{name: item.get(name) for name in QUARANTINE.names} for item in ordered], QUARANTINE)

@@ -48,7 +48,11 @@ def profile(rows: int, merged: dict[str, dict[str, Any]], sample: pa.Table, sens
     columns = {}
     for field in sample.schema:
         entry = merged.get(field.name, {"nulls": 0, "nan": 0, "min": None, "max": None})
-        shown: dict[str, Any] = {"nulls": entry["nulls"], "null_rate": entry["nulls"] / rows if rows else 0.0, "nan": entry["nan"]}
+        shown: dict[str, Any] = {
+            "nulls": entry["nulls"],
+            "null_rate": entry["nulls"] / rows if rows else 0.0,
+            "nan": entry["nan"],
+        }
         if field.name not in sensitive:
             shown |= {"min": _plain(entry["min"]), "max": _plain(entry["max"]), **_spread(sample.column(field.name))}
         columns[field.name] = shown
@@ -57,13 +61,21 @@ def profile(rows: int, merged: dict[str, dict[str, Any]], sample: pa.Table, sens
 
 def _spread(column: pa.ChunkedArray) -> dict[str, Any]:
     kind = column.type
-    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_timestamp(kind)
+    numeric = (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_timestamp(kind)
+    )
     if numeric:
         return _histogram(column)
     if pa.types.is_nested(kind) or pa.types.is_binary(kind):
         return {}
     values = pc.value_counts(column.drop_null().combine_chunks())
-    pairs = sorted(((_plain(item["values"]), item["counts"]) for item in values.to_pylist()), key=lambda pair: (-pair[1], str(pair[0])))
+    pairs = sorted(
+        ((_plain(item["values"]), item["counts"]) for item in values.to_pylist()),
+        key=lambda pair: (-pair[1], str(pair[0])),
+    )
     return {"distinct_in_sample": len(pairs), "top": [list(pair) for pair in pairs[:TOP]]}
 
 

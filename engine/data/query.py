@@ -17,7 +17,7 @@ BATCH_ROWS = 1 << 17
 
 
 @contextlib.contextmanager
-def connect(zone: str = "UTC", memory: int | None = None, spill: Path | None = None) -> Iterator[Any]:
+def connect(memory: int | None = None, spill: Path | None = None) -> Iterator[Any]:
     """A connection in memory, one thread (parallel sums of doubles change from run to run), locked down.
 
     `spill` is the only folder that it may write to.

@@ -18,7 +18,9 @@ from engine.errors import UserError
 BATCH_ROWS = 1 << 17
 
 
-def read_parquet(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+def read_parquet(
+    file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]
+) -> Iterator[Chunk]:
     """Chunks of a Parquet file. INT96 is read as microseconds, which reach the year 294246 (nanoseconds end in 2262)."""
     origin = pa.BufferReader(open_bytes(file.path).read()) if is_compressed(file.path) else str(file.path)
     try:
@@ -32,7 +34,9 @@ def read_parquet(file: SourceFile, source: SourceConfig, zone: str, threads: int
             legacy = [name for name in wanted if name in _int96(parquet)]
             if legacy:
                 columns = {name: names[place] for name, place in matched.places.items() if place is not None}
-                chunks = _within_reach(chunks, origin, {name: path for name, path in columns.items() if path in legacy}, source)
+                chunks = _within_reach(
+                    chunks, origin, {name: path for name, path in columns.items() if path in legacy}, source
+                )
             yield from chunks
     except (pa.ArrowException, OSError, EOFError) as error:
         raise _refused(file, "Parquet", error) from None
@@ -50,7 +54,9 @@ def _int96(parquet: pq.ParquetFile) -> set[str]:
     return {column.path for column in columns if column.physical_type == "INT96"}
 
 
-def _within_reach(chunks: Iterator[Chunk], origin: Any, columns: dict[str, str], source: SourceConfig) -> Iterator[Chunk]:
+def _within_reach(
+    chunks: Iterator[Chunk], origin: Any, columns: dict[str, str], source: SourceConfig
+) -> Iterator[Chunk]:
     """INT96 holds days of which microseconds do not reach all, and Arrow lets those wrap around: read again in seconds,
     which reach them, and name the values where the two do not agree.
     """
@@ -66,7 +72,9 @@ def _within_reach(chunks: Iterator[Chunk], origin: Any, columns: dict[str, str],
                 if len(bad):
                     column = source.columns[name]
                     shown = [None if column.sensitive else f"{whole[int(place)]} s since 1970" for place in bad]
-                    finding = Finding(name, bad, "lies beyond the years that microseconds reach", column.on_violation, shown)
+                    finding = Finding(
+                        name, bad, "lies beyond the years that microseconds reach", column.on_violation, shown
+                    )
                     chunk.findings.append(finding)
                     chunk.table = _emptied(chunk.table, name, bad)
             yield chunk
@@ -80,9 +88,13 @@ def _emptied(table: pa.Table, name: str, positions: np.ndarray) -> pa.Table:
     return table.set_column(place, name, values)
 
 
-def read_arrow(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+def read_arrow(
+    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any]
+) -> Iterator[Chunk]:
     """Chunks of an Arrow IPC file or stream; every batch is validated whole, for its buffers come from outside."""
-    origin = pa.BufferReader(open_bytes(file.path).read()) if is_compressed(file.path) else pa.memory_map(str(file.path))
+    origin = (
+        pa.BufferReader(open_bytes(file.path).read()) if is_compressed(file.path) else pa.memory_map(str(file.path))
+    )
     try:
         reader = _open_ipc(origin)
         names = _names(reader.schema, source)
@@ -104,7 +116,11 @@ def _open_ipc(origin: Any) -> Any:
 
 
 def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
-    batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if hasattr(reader, "num_record_batches") else reader
+    batches = (
+        (reader.get_batch(i) for i in range(reader.num_record_batches))
+        if hasattr(reader, "num_record_batches")
+        else reader
+    )
     for batch in batches:
         batch.validate(full=True)
         for start in range(0, batch.num_rows, BATCH_ROWS):

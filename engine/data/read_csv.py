@@ -20,7 +20,7 @@ import pyarrow.csv
 from engine.config.tree import CsvOptions, SourceConfig
 from engine.data.arrow_types import TIMESTAMP, parse_type
 from engine.data.columns import Chunk, Lost, Matched, match, typed
-from engine.data.cut import LONGEST_ROW, Piece, pieces, read_block, sift
+from engine.data.cut import LONGEST_ROW, Piece, mapped_pieces, pieces, read_block, sift
 from engine.data.files import SourceFile, open_bytes, recode
 from engine.data.parse import FALSE, TRUE, has_offset
 from engine.errors import UserError
@@ -75,7 +75,9 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
     try:
         text = head[:end].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file.shown}: the header must be UTF-8, found byte 0x{head[error.start]:02x} at {error.start}: set csv.encoding") from None
+        raise UserError(
+            f"{file.shown}: the header must be UTF-8, found byte 0x{head[error.start]:02x} at {error.start}: set csv.encoding"
+        ) from None
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=source.csv.delimiter, quotechar=source.csv.quote or None,
         escapechar=source.csv.escape, doublequote=source.csv.escape is None,
@@ -117,7 +119,7 @@ class _Parser:
 
     def run(self, stream: BinaryIO, head: bytes, threads: int) -> Iterator[tuple[Chunk, int]]:
         waiting: deque[Future[tuple[Chunk, int]]] = deque()
-        cut = pieces(stream, head, self.source.csv)
+        cut = self._pieces(stream, head)
         with ThreadPoolExecutor(threads) as pool:
             for piece in cut:
                 if piece.messy:
@@ -127,25 +129,31 @@ class _Parser:
                     return
                 if not self.zoned:
                     self._look_at(piece.data)
-                waiting.append(pool.submit(self._plain, piece.data))
+                waiting.append(pool.submit(self._plain, piece.data, piece.quoted))
                 if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
+    def _pieces(self, stream: BinaryIO, head: bytes) -> Iterator[Piece]:
+        if isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO):
+            return mapped_pieces(self.file.path, stream.tell() - len(head), self.source.csv)
+        return pieces(stream, head, self.source.csv)
+
     def _look_at(self, piece: bytes) -> None:
         """Whether the first value of each time column has an offset: decides how the fast path asks Arrow to read it."""
-        sample = self._read_bytes(piece[: 1 << 16].rpartition(b"\n")[0] or piece[: 1 << 16])[0]
+        start = bytes(memoryview(piece)[: 1 << 16])
+        sample = self._read_bytes(start.rpartition(b"\n")[0] or start)[0]
         for name, kind in self.fast.items():
             if kind.equals(TIMESTAMP):
                 values = [value for value in sample.column(name).to_pylist() if value]
                 self.zoned[name] = bool(values) and has_offset(values[0].decode("utf-8", "replace"))
         self.zoned.setdefault("", False)
 
-    def _plain(self, piece: bytes) -> tuple[Chunk, int]:
+    def _plain(self, piece: bytes, quoted: bool) -> tuple[Chunk, int]:
         """A well-formed piece: fast, and where that fails careful."""
         try:
-            table = self._read_typed(piece)
+            table = self._read_typed(piece, quoted)
             chunk = self._chunk(table, np.arange(1, table.num_rows + 1), [])
             if chunk is not None:
                 return chunk, table.num_rows
@@ -170,7 +178,7 @@ class _Parser:
         values, findings = typed(raw, numbers, self.source, self.file, self.zone, {})
         return Chunk(numbers, values, findings, lost)
 
-    def _read_typed(self, piece: bytes) -> pa.Table:
+    def _read_typed(self, piece: bytes, quoted: bool) -> pa.Table:
         kinds = {
             name: pa.timestamp("us", tz="UTC" if self.zoned.get(name) else None) if kind.equals(TIMESTAMP) else kind
             for name, kind in self.fast.items()
@@ -179,7 +187,7 @@ class _Parser:
         return pyarrow.csv.read_csv(
             pa.BufferReader(piece),
             pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=len(piece) + 1),
-            self._parse_options(None),
+            self._parse_options(None, quoted),
             self._convert_options(kinds),
         )
 
@@ -206,7 +214,7 @@ class _Parser:
             chunk.lost = sorted([*chunk.lost, *broken], key=lambda item: item.number)
             yield chunk, rows
 
-    def _parse_options(self, lost: list[Lost] | None) -> Any:
+    def _parse_options(self, lost: list[Lost] | None, quoted: bool = True) -> Any:
         options: CsvOptions = self.source.csv
 
         def note(row: Any) -> str:
@@ -222,7 +230,7 @@ class _Parser:
             quote_char=options.quote or False,
             double_quote=options.escape is None,
             escape_char=options.escape or False,
-            newlines_in_values=bool(options.quote),
+            newlines_in_values=bool(options.quote) and quoted,
             invalid_row_handler=note if lost is not None else None,
         )
 

@@ -13,8 +13,8 @@ import pyarrow.json
 from engine.config.tree import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, typed
-from engine.data.files import SourceFile, open_bytes, recode
 from engine.data.cut import pieces
+from engine.data.files import SourceFile, open_bytes, recode
 from engine.errors import UserError
 
 _ABSENT = object()
@@ -29,7 +29,7 @@ class _Twice(ValueError):
     pass
 
 
-def read(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
     """Chunks of one file in file order; a key that no line has is a missing column."""
     stream = open_bytes(file.path)
     if source.csv.encoding.lower() not in ("utf-8", "utf8"):
@@ -38,7 +38,9 @@ def read(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes:
     try:
         for cut in pieces(stream, b""):
             piece = cut.data.removeprefix(b"\xef\xbb\xbf") if first == 1 else cut.data
-            chunk, rows = _fast(piece, file, source, zone, seen, notes) or _careful(piece, file, source, zone, seen, notes)
+            chunk, rows = _fast(piece, file, source, zone, seen, notes) or _careful(
+                piece, file, source, zone, seen, notes
+            )
             chunk.numbers += first - 1
             for lost in chunk.lost:
                 lost.number += first - 1
@@ -53,7 +55,9 @@ def read(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes:
 
 
 def _paths(source: SourceConfig) -> dict[str, list[str]]:
-    return {name: list(dict.fromkeys((column.path or name, *column.aliases))) for name, column in source.columns.items()}
+    return {
+        name: list(dict.fromkeys((column.path or name, *column.aliases))) for name, column in source.columns.items()
+    }
 
 
 def _fast(
@@ -72,10 +76,16 @@ def _fast(
         if table.num_rows != piece.count(b"\n") + (not piece.endswith(b"\n")):
             return None
         present = {
-            name for name in table.column_names if table[name].null_count < table.num_rows or f'"{name}"'.encode() in piece
+            name
+            for name in table.column_names
+            if table[name].null_count < table.num_rows or f'"{name}"'.encode() in piece
         }
         paths = _paths(source)
-        raw = {name: table[next((path for path in paths[name] if path in present), paths[name][0])] for name in source.columns if paths[name][0] in table.column_names}
+        raw = {
+            name: table[next((path for path in paths[name] if path in present), paths[name][0])]
+            for name in source.columns
+            if paths[name][0] in table.column_names
+        }
         if any(len(present.intersection(names)) > 1 for names in paths.values()):
             return None
         numbers = np.arange(1, table.num_rows + 1)
@@ -90,12 +100,22 @@ def _fast_schema(source: SourceConfig) -> pa.Schema | None:
     fields = []
     for column in source.columns.values():
         kind = parse_type(column.type)
-        if pa.types.is_nested(kind) or pa.types.is_decimal(kind) or pa.types.is_binary(kind) or (column.path and "." in column.path):
+        if (
+            pa.types.is_nested(kind)
+            or pa.types.is_decimal(kind)
+            or pa.types.is_binary(kind)
+            or (column.path and "." in column.path)
+        ):
             return None
         plain = pa.types.is_integer(kind) or kind == pa.float64() or pa.types.is_boolean(kind)
         fields.append(kind if plain else pa.string())
     names = _paths(source)
-    flat = [(path, kind) for (name, kind) in zip(source.columns, fields, strict=True) for path in names[name] if not path.startswith("$")]
+    flat = [
+        (path, kind)
+        for (name, kind) in zip(source.columns, fields, strict=True)
+        for path in names[name]
+        if not path.startswith("$")
+    ]
     return pa.schema([pa.field(path, kind) for path, kind in flat])
 
 

@@ -13,7 +13,7 @@ from engine.data.columns import Finding
 from engine.errors import UserError
 
 
-def find(table: pa.Table, rules: Mapping[str, RuleConfig], zone: str, skip: list[Finding]) -> list[Finding]:
+def find(table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding]) -> list[Finding]:
     """Rows for which a rule is false (null is not false); rows that are quarantined already are not named again."""
     if not rules or not table.num_rows:
         return []
@@ -21,8 +21,10 @@ def find(table: pa.Table, rules: Mapping[str, RuleConfig], zone: str, skip: list
     for finding in skip:
         if finding.policy == "quarantine":
             gone[finding.positions] = True
-    columns = ", ".join(f"(({rule.holds}) IS NOT DISTINCT FROM false) AS \"{place}\"" for place, rule in enumerate(rules.values()))
-    with query.connect(zone=zone) as connection:
+    columns = ", ".join(
+        f'(({rule.holds}) IS NOT DISTINCT FROM false) AS "{place}"' for place, rule in enumerate(rules.values())
+    )
+    with query.connect() as connection:
         connection.register("events", table)
         try:
             broken = connection.sql(f"SELECT {columns} FROM events").to_arrow_table()
@@ -32,5 +34,7 @@ def find(table: pa.Table, rules: Mapping[str, RuleConfig], zone: str, skip: list
     for place, (name, rule) in enumerate(rules.items()):
         positions = np.flatnonzero(np.asarray(broken.column(place).combine_chunks()) & ~gone)
         if len(positions):
-            findings.append(Finding(name, positions, f"breaks the rule {rule.holds}", rule.on_violation, [None] * len(positions)))
+            findings.append(
+                Finding(name, positions, f"breaks the rule {rule.holds}", rule.on_violation, [None] * len(positions))
+            )
     return findings

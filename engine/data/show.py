@@ -47,7 +47,9 @@ def newest(config: Config, name: str) -> Dataset:
 def page(dataset: Dataset, profile: dict[str, Any]) -> str:
     """The text of the page."""
     manifest = dataset.manifest
-    first, last = (manifest["parts"][0]["first_time"], manifest["parts"][-1]["last_time"]) if manifest["parts"] else (0, 0)
+    first, last = (
+        (manifest["parts"][0]["first_time"], manifest["parts"][-1]["last_time"]) if manifest["parts"] else (0, 0)
+    )
     zone = manifest["time_zone"]
     lines = [
         f"{dataset.name}: {dataset.rows:,} rows, {len(manifest['columns'])} columns, {len(manifest['parts'])} parts",
@@ -79,7 +81,9 @@ def _values(shown: dict[str, Any]) -> str:
     if shown.get("histogram"):
         return f"{shown['min']} {_bars(shown['histogram']['counts'])} {shown['max']}"
     if "top" in shown:
-        most = ", ".join(f"{value} {count / max(1, sum(n for _, n in shown['top'])):.0%}" for value, count in shown["top"][:4])
+        most = ", ".join(
+            f"{value} {count / max(1, sum(n for _, n in shown['top'])):.0%}" for value, count in shown["top"][:4]
+        )
         return f"{shown['distinct_in_sample']} distinct: {most}"
     return "(not shown)" if "min" not in shown else ""
 
@@ -90,7 +94,10 @@ def _bars(counts: list[int]) -> str:
 
 
 def _tables(manifest: dict[str, Any]) -> list[str]:
-    lines = [f"table {name}: {entry['rows']:,} rows, {len(entry['columns'])} columns, digest {entry['digest'][:8]}" for name, entry in manifest["tables"].items()]
+    lines = [
+        f"table {name}: {entry['rows']:,} rows, {len(entry['columns'])} columns, digest {entry['digest'][:8]}"
+        for name, entry in manifest["tables"].items()
+    ]
     return [*lines, ""] if lines else []
 
 
@@ -108,4 +115,7 @@ def _accounting(found: dict[str, Any]) -> list[str]:
         for entry in part["violations"]:
             key = (entry["column"], entry["reason"], entry["policy"])
             totals[key] = totals.get(key, 0) + entry["count"]
-    return lines + [f"  {column or 'row'} {reason}: {count:,} ({policy})" for (column, reason, policy), count in sorted(totals.items())]
+    return lines + [
+        f"  {column or 'row'} {reason}: {count:,} ({policy})"
+        for (column, reason, policy), count in sorted(totals.items())
+    ]

@@ -68,18 +68,28 @@ class Staged:
 
 
 def stage(
-    file: SourceFile, data: DataConfig, threads: int, folder: Path | None, advance: Callable[[int], None], keep: bool = True
+    file: SourceFile,
+    data: DataConfig,
+    threads: int,
+    folder: Path | None,
+    advance: Callable[[int], None],
+    keep: bool = True,
 ) -> Staged:
     """Read, type and check one file. Raises UserError where a policy says so.
 
-    `folder` None keeps the rows in memory (`keep` False: nowhere). A file that cannot be read is refused by `sources.<name>.refused`.
+    `folder` None keeps the rows in memory (`keep` False: nowhere). A file that cannot be read is
+    refused as `sources.<name>.refused` says.
     """
     source = data.sources[file.source]
     if folder is not None and (found := _load(file, data, folder)) is not None:
         advance(found.tally.rows)
         return found
     staged = Staged(file, Tally(f"source {file.source}"), {})
-    writer = _Writer(folder / _name(file, data), schema_of({n: c.type for n, c in source.columns.items()})) if folder else None
+    writer = (
+        _Writer(folder / _name(file, data), schema_of({n: c.type for n, c in source.columns.items()}))
+        if folder
+        else None
+    )
     try:
         for chunk in READERS[file.format](file, source, data.time_zone, threads, staged.notes):
             table = _kept(chunk, staged, data, source)
@@ -126,7 +136,7 @@ def checks_of_events(table: pa.Table, data: DataConfig, source: str, known: list
         return []
     columns = {name: column for name, column in data.columns.items() if name in table.column_names}
     findings = checks.find(table, columns, data.time_zone, known)
-    return findings + rules.find(table, data.rules, data.time_zone, [*known, *findings])
+    return findings + rules.find(table, data.rules, [*known, *findings])
 
 
 def event_source(data: DataConfig) -> str:

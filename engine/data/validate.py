@@ -58,12 +58,17 @@ def _collecting(data: DataConfig) -> DataConfig:
     sources = {}
     for name, source in data.sources.items():
         columns = {
-            column: dataclasses.replace(item, on_violation=_soft(item.on_violation)) for column, item in source.columns.items()
+            column: dataclasses.replace(item, on_violation=_soft(item.on_violation))
+            for column, item in source.columns.items()
         }
         csv: CsvOptions = dataclasses.replace(source.csv, ragged="quarantine")
         sources[name] = dataclasses.replace(source, columns=columns, csv=csv, refused="skip")
-    columns_ = {name: dataclasses.replace(item, on_violation=_soft(item.on_violation)) for name, item in data.columns.items()}
-    rules = {name: dataclasses.replace(rule, on_violation=_soft(rule.on_violation)) for name, rule in data.rules.items()}
+    columns_ = {
+        name: dataclasses.replace(item, on_violation=_soft(item.on_violation)) for name, item in data.columns.items()
+    }
+    rules = {
+        name: dataclasses.replace(rule, on_violation=_soft(rule.on_violation)) for name, rule in data.rules.items()
+    }
     return dataclasses.replace(data, sources=sources, columns=columns_, rules=rules)
 
 
@@ -75,18 +80,29 @@ def _problems(staged: Staged, data: DataConfig) -> list[str]:
     """Why ingest would stop at this file."""
     if staged.refused:
         return [staged.refused]
-    found = [f"column {column!r} {reason}: {count:,} rows" for (column, reason, _), count in sorted(staged.tally.counts.items()) if _fails(column, staged, data)]
+    found = [
+        f"column {column!r} {reason}: {count:,} rows"
+        for (column, reason, _), count in sorted(staged.tally.counts.items())
+        if _fails(column, staged, data)
+    ]
     allowed = units.share(data.max_quarantine)
     if staged.tally.quarantined > allowed * staged.tally.rows:
         share = staged.tally.quarantined / staged.tally.rows
-        reasons = "; ".join(f"{column} {reason}: {count:,}".strip() for (column, reason, _), count in staged.tally.counts.most_common(3))
-        found.append(f"{staged.tally.quarantined:,} of {staged.tally.rows:,} rows ({share:.2%}) break the schema, more than {data.max_quarantine}: {reasons}")
+        reasons = "; ".join(
+            f"{column} {reason}: {count:,}".strip() for (column, reason, _), count in staged.tally.counts.most_common(3)
+        )
+        found.append(
+            f"{staged.tally.quarantined:,} of {staged.tally.rows:,} rows ({share:.2%}) break the schema, "
+            f"more than {data.max_quarantine}: {reasons}"
+        )
     return found
 
 
 def _fails(column: str, staged: Staged, data: DataConfig) -> bool:
     source = data.sources[staged.file.source]
-    policies = [holder[column].on_violation for holder in (source.columns, data.columns, data.rules) if column in holder]
+    policies = [
+        holder[column].on_violation for holder in (source.columns, data.columns, data.rules) if column in holder
+    ]
     return "fail" in policies or (not column and source.csv.ragged == "fail")
 
 
@@ -96,10 +112,11 @@ def table(reports: list[dict[str, Any]]) -> str:
     for report in reports:
         notes = [f"{kind} {json.dumps(report[kind], ensure_ascii=False)}" for kind in NOTES if report.get(kind)]
         name = report["file"] if len(report["file"]) <= 48 else "…" + report["file"][-47:]
-        lines.append(f"{name:<48} {report['rows']:>10,} {report['kept']:>10,} {report['quarantined']:>8,}  {'; '.join(notes)}".rstrip())
+        lines.append(
+            f"{name:<48} {report['rows']:>10,} {report['kept']:>10,} {report['quarantined']:>8,}  {'; '.join(notes)}".rstrip()
+        )
         lines += [f"    {problem}" for problem in report["problems"]]
     return "\n".join(lines) + "\n"
 
 
 NOTES = ("missing", "unexpected", "renamed", "reordered", "converted")
-

@@ -67,10 +67,8 @@ def _write_part(
     values = digest.TableDigest(schema)
     values.update(table)
     file = f"part-{place:05d}.parquet"
-    text = [field.name for field in schema if field.type in (pa.string(), pa.binary())]
     pq.write_table(
-        table, folder / file, row_group_size=ROW_GROUP, compression="zstd", compression_level=1, use_dictionary=text,
-        write_page_checksum=True,
+        table, folder / file, row_group_size=ROW_GROUP, compression="zstd", compression_level=1, write_page_checksum=True
     )  # fmt: skip
     times = table.column(event_time).cast(pa.int64())
     columns = values.columns()

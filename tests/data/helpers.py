@@ -18,7 +18,9 @@ from engine.data.stage import Staged
 from engine.runtime.progress import Progress
 
 
-def read(path: Path | str, columns: dict[str, Any], zone: str = "UTC", threads: int = 2, **source: Any) -> tuple[pa.Table, Staged]:
+def read(
+    path: Path | str, columns: dict[str, Any], zone: str = "UTC", threads: int = 2, **source: Any
+) -> tuple[pa.Table, Staged]:
     """(kept rows, what was found) of one source, its files in canonical order, without a dataset around it."""
     tables, staged = [], None
     for item in stage_all(path, columns, zone, threads, **source):
@@ -28,11 +30,18 @@ def read(path: Path | str, columns: dict[str, Any], zone: str = "UTC", threads: 
     return pa.concat_tables(tables) if tables else pa.table({}), staged
 
 
-def stage_all(path: Path | str, columns: dict[str, Any], zone: str = "UTC", threads: int = 2, **source: Any) -> list[Staged]:
+def stage_all(
+    path: Path | str, columns: dict[str, Any], zone: str = "UTC", threads: int = 2, **source: Any
+) -> list[Staged]:
     """Every file of one source, staged in memory."""
     data = schema.build(
         DataConfig,
-        {"name": "t", "time_zone": zone, "sources": {"s": {"path": str(path), "columns": columns, **source}}, "query": "SELECT 1"},
+        {
+            "name": "t",
+            "time_zone": zone,
+            "sources": {"s": {"path": str(path), "columns": columns, **source}},
+            "query": "SELECT 1",
+        },
     )
     files = source_files("s", data.sources["s"], data, Path(path).parent / ".remote")
     return [stage.stage(file, data, threads, None, lambda _: None) for file in files]

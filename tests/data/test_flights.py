@@ -21,7 +21,9 @@ MINUTE = 60_000_000
 
 
 def flights_config(folder: Path, *more: str) -> tuple[Config, dict]:
-    found = compose(["+data=flights", "name=flights", f"paths.store={folder / 'store'}", f"paths.runs={folder / 'runs'}", *more])
+    found = compose(
+        ["+data=flights", "name=flights", f"paths.store={folder / 'store'}", f"paths.runs={folder / 'runs'}", *more]
+    )
     return found.config, found.saved
 
 
@@ -53,7 +55,9 @@ def test_every_scheduled_flight_is_a_row_with_an_id_of_its_own(flights: Dataset,
 
 
 def test_rows_are_in_order_of_event_time_and_ids(table: pa.Table) -> None:
-    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in ("scheduled", "time_hour", "carrier", "flight")])
+    order = pc.sort_indices(
+        table, sort_keys=[(name, "ascending") for name in ("scheduled", "time_hour", "carrier", "flight")]
+    )
     assert np.array_equal(np.asarray(order), np.arange(table.num_rows))
 
 
@@ -70,9 +74,13 @@ def test_june_depends_on_the_zone(flights: Dataset, table: pa.Table, zone: str, 
 def test_arrivals_are_instants_that_fit_their_air_time_and_their_delay(table: pa.Table) -> None:
     arrived = np.asarray(pc.is_valid(table.column("arrived")).combine_chunks())
     assert arrived.sum() == 327_346
-    beyond = (micros(table.column("arrived")) - micros(table.column("departed"))) / MINUTE - micros(table.column("air_time"))
+    beyond = (micros(table.column("arrived")) - micros(table.column("departed"))) / MINUTE - micros(
+        table.column("air_time")
+    )
     assert (beyond[arrived].min(), beyond[arrived].max()) == (5, 235)
-    late = (micros(table.column("arrived")) - micros(table.column("scheduled_arrival"))) / MINUTE - micros(table.column("arr_delay"))
+    late = (micros(table.column("arrived")) - micros(table.column("scheduled_arrival"))) / MINUTE - micros(
+        table.column("arr_delay")
+    )
     assert not late[arrived].any()
 
 
@@ -86,7 +94,12 @@ def test_labels_are_missing_where_no_arrival_is(table: pa.Table) -> None:
 
 
 def test_the_tables_beside_the_flights(flights: Dataset) -> None:
-    assert {name: flights.table(name).num_rows for name in flights.tables} == {"weather": 26_115, "airports": 1_458, "airlines": 16, "planes": 3_322}
+    assert {name: flights.table(name).num_rows for name in flights.tables} == {
+        "weather": 26_115,
+        "airports": 1_458,
+        "airlines": 16,
+        "planes": 3_322,
+    }
     weather = flights.table("weather")
     assert weather.schema.field("observed").type == pa.timestamp("us", tz="UTC")
     assert weather.column("observed").to_pylist() == sorted(weather.column("observed").to_pylist())
@@ -111,7 +124,9 @@ def test_columns_and_row_ranges_are_read_alone(flights: Dataset, table: pa.Table
     some = flights.read(["carrier", "late"], (262_100, 262_200))
     assert some.equals(table.select(["carrier", "late"]).slice(262_100, 100).cast(some.schema))
     batches = list(flights.batches(["flight"], (10, 200_010), 70_000))
-    assert [batch.num_rows for batch in batches] == [70_000, 70_000, 60_000] or sum(b.num_rows for b in batches) == 200_000
+    assert [batch.num_rows for batch in batches] == [70_000, 70_000, 60_000] or sum(
+        b.num_rows for b in batches
+    ) == 200_000
     assert max(batch.num_rows for batch in batches) <= 70_000
 
 

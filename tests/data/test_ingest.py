@@ -40,12 +40,14 @@ SOURCE = {"id": "int64", "at": "timestamp", "amount": "float64", "label": "strin
 def events(count: int, seed: int = 0, start: int = 0) -> pa.Table:
     rng = np.random.default_rng(seed)
     at = 1_600_000_000_000_000 + rng.integers(0, count // 3 + 1, count) * 1_000_000  # many ties
-    return pa.table({
-        "id": pa.array(2**53 + 1 + start + rng.permutation(count)),
-        "at": pa.array(at, pa.timestamp("us", tz="UTC")),
-        "amount": pa.array(np.round(rng.normal(0, 10, count), 3), mask=rng.random(count) < 0.1),
-        "label": pa.array([None if i % 7 == 0 else f"x{i % 5:03d}" for i in range(count)]),
-    })
+    return pa.table(
+        {
+            "id": pa.array(2**53 + 1 + start + rng.permutation(count)),
+            "at": pa.array(at, pa.timestamp("us", tz="UTC")),
+            "amount": pa.array(np.round(rng.normal(0, 10, count), 3), mask=rng.random(count) < 0.1),
+            "label": pa.array([None if i % 7 == 0 else f"x{i % 5:03d}" for i in range(count)]),
+        }
+    )
 
 
 def data(folder: Path, path: str = "in", **more: Any) -> dict[str, Any]:
@@ -69,9 +71,15 @@ def test_ids_beyond_float_precision_and_nulls_are_exact(tmp_path: Path) -> None:
     assert metrics["ingest/rows"] == 500
 
 
-@given(st.integers(0, 10_000), st.integers(1, 60), st.lists(st.sampled_from(["csv", "csv.gz", "csv.zip", "parquet", "arrow", "jsonl"]), min_size=1, max_size=4))
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 60),
+    st.lists(st.sampled_from(["csv", "csv.gz", "csv.zip", "parquet", "arrow", "jsonl"]), min_size=1, max_size=4),
+)
 @settings(max_examples=15)
-def test_formats_splits_and_orders_give_one_digest(tmp_path_factory: pytest.TempPathFactory, seed: int, rows: int, formats: list[str]) -> None:
+def test_formats_splits_and_orders_give_one_digest(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, rows: int, formats: list[str]
+) -> None:
     folder = tmp_path_factory.mktemp("split")
     table = events(rows, seed)
     write_csv(table, folder / "whole" / "a.csv")
@@ -175,7 +183,10 @@ def test_a_column_that_only_later_files_have_is_kept_when_declared_and_reported_
     optional = {**SOURCE, "amount": {"type": "float64", "missing": "null"}}
     found, _ = build(config(tmp_path, data(tmp_path, source={"columns": optional})))
     right = {row["id"]: row["amount"] for row in full.slice(4).to_pylist()}
-    assert {row["id"]: row["amount"] for row in found.read().to_pylist()} == {**{i.as_py(): None for i in full.slice(0, 4)["id"]}, **right}
+    assert {row["id"]: row["amount"] for row in found.read().to_pylist()} == {
+        **{i.as_py(): None for i in full.slice(0, 4)["id"]},
+        **right,
+    }
     files = {Path(item["file"]).name: item for item in found.manifest["accounting"]["files"]}
     assert files["f0.csv"]["missing"] == ["amount"] and "missing" not in files["f1.csv"]
     write_csv(full.append_column("extra", pa.array(range(10))), tmp_path / "extra" / "f.csv")
@@ -191,9 +202,15 @@ def test_renamed_reordered_and_widened_columns_are_noted(tmp_path: Path) -> None
     changed = table.rename_columns(["key", "at", "amount", "label"]).select(["label", "key", "amount", "at"])
     changed = changed.set_column(2, "amount", pa.array(np.arange(20, dtype=np.int32)))
     pq.write_table(changed, tmp_path / "in" / "a.parquet")
-    found, _ = build(config(tmp_path, data(tmp_path, source={"columns": {**SOURCE, "id": {"type": "int64", "aliases": ["key"]}}})))
+    found, _ = build(
+        config(tmp_path, data(tmp_path, source={"columns": {**SOURCE, "id": {"type": "int64", "aliases": ["key"]}}}))
+    )
     report = found.manifest["accounting"]["files"][0]
-    assert report["renamed"] == {"id": "key"} and report["reordered"] and report["converted"] == {"amount": "int32 -> float64"}
+    assert (
+        report["renamed"] == {"id": "key"}
+        and report["reordered"]
+        and report["converted"] == {"amount": "int32 -> float64"}
+    )
     assert sorted(found.read().column("amount").to_pylist()) == list(range(20))
 
 
@@ -203,7 +220,12 @@ def test_partition_values_have_the_declared_type(tmp_path: Path, only: bool) -> 
         if not (only and code == "2A001"):
             write_csv(events(5, start=start), tmp_path / "in" / f"code={code}" / "a.csv")
     columns = {**COLUMNS, "code": {"type": "string"}}
-    found, _ = build(config(tmp_path, {**data(tmp_path, source={"hive": True, "columns": {**SOURCE, "code": "string"}}), "columns": columns}))
+    found, _ = build(
+        config(
+            tmp_path,
+            {**data(tmp_path, source={"hive": True, "columns": {**SOURCE, "code": "string"}}), "columns": columns},
+        )
+    )
     assert set(found.read().column("code").to_pylist()) == ({"01001"} if only else {"01001", "2A001"})
 
 
@@ -217,7 +239,14 @@ def test_a_name_with_glob_characters_is_a_name(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- policies and their accounts
 
 
-BAD = "id,at,amount,label\n1,2020-01-01T00:00:00Z,5,a\n2,2020-01-02T00:00:00Z,-1,b\n3,never,1,c\n4,2020-01-04T00:00:00Z,x,d\n,2020-01-05T00:00:00Z,1,e\n6,2020-01-06T00:00:00Z,1\n"
+BAD = """id,at,amount,label
+1,2020-01-01T00:00:00Z,5,a
+2,2020-01-02T00:00:00Z,-1,b
+3,never,1,c
+4,2020-01-04T00:00:00Z,x,d
+,2020-01-05T00:00:00Z,1,e
+6,2020-01-06T00:00:00Z,1
+"""
 
 
 def bad(tmp_path: Path, source_policy: str, policy: str, **more: Any) -> dict[str, Any]:
@@ -231,7 +260,10 @@ def bad(tmp_path: Path, source_policy: str, policy: str, **more: Any) -> dict[st
 def test_quarantine_names_file_row_column_value_and_reason(tmp_path: Path) -> None:
     found, metrics = build(config(tmp_path, bad(tmp_path, "quarantine", "quarantine")))
     rows = storage.read_parquet(found.directory / "quarantine" / "quarantine.parquet").to_pylist()
-    assert [(Path(r["file"]).name, r["row"], r["column"], r["value"], r["reason"]) for r in sorted(rows, key=lambda r: r["row"])] == [
+    assert [
+        (Path(r["file"]).name, r["row"], r["column"], r["value"], r["reason"])
+        for r in sorted(rows, key=lambda r: r["row"])
+    ] == [
         ("bad.csv", 2, "amount", "-1.0", "must be at least 0.0"),
         ("bad.csv", 3, "at", "never", "is no timestamp"),
         ("bad.csv", 4, "amount", "x", "is no float64"),
@@ -259,7 +291,9 @@ def test_fail_stops_at_the_place(tmp_path: Path) -> None:
 def test_a_budget_of_quarantined_rows_stops_the_run_and_leaves_them_for_a_look(tmp_path: Path) -> None:
     given = config(tmp_path, bad(tmp_path, "quarantine", "quarantine", max_quarantine="50%"))
     run = run_of(given)
-    with pytest.raises(UserError, match=r"source s: 5 of 6 rows are quarantined \(83\.33%\), more than data\.max_quarantine=50%"):
+    with pytest.raises(
+        UserError, match=r"source s: 5 of 6 rows are quarantined \(83\.33%\), more than data\.max_quarantine=50%"
+    ):
         ingest(given, run)
     assert storage.read_parquet(run.path("quarantine.parquet")).num_rows == 5
     assert not list((tmp_path / "store").rglob("part-*"))
@@ -267,12 +301,27 @@ def test_a_budget_of_quarantined_rows_stops_the_run_and_leaves_them_for_a_look(t
 
 def test_sensitive_values_appear_nowhere(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.csv").write_text("id,at,amount,label\n1,2020-01-01T00:00:00Z,5,SECRET-1\n2,2020-01-01T00:00:00Z,SECRET-2,SECRET-3\n")
-    source = {**SOURCE, "amount": {"type": "float64", "sensitive": True}, "label": {"type": "string", "sensitive": True}}
-    columns = {**COLUMNS, "amount": {"type": "float64", "sensitive": True}, "label": {"type": "string", "sensitive": True, "values": ["other"], "on_violation": "warn"}}
+    (tmp_path / "in" / "a.csv").write_text(
+        "id,at,amount,label\n1,2020-01-01T00:00:00Z,5,SECRET-1\n2,2020-01-01T00:00:00Z,SECRET-2,SECRET-3\n"
+    )
+    source = {
+        **SOURCE,
+        "amount": {"type": "float64", "sensitive": True},
+        "label": {"type": "string", "sensitive": True},
+    }
+    columns = {
+        **COLUMNS,
+        "amount": {"type": "float64", "sensitive": True},
+        "label": {"type": "string", "sensitive": True, "values": ["other"], "on_violation": "warn"},
+    }
     given = config(tmp_path, {**data(tmp_path, source={"columns": source}), "columns": columns, "max_quarantine": 1.0})
     found, _ = build(given)
-    texts = [path.read_bytes() for folder in (tmp_path / "runs", found.directory) for path in folder.rglob("*") if path.is_file() and "part-" not in path.name]
+    texts = [
+        path.read_bytes()
+        for folder in (tmp_path / "runs", found.directory)
+        for path in folder.rglob("*")
+        if path.is_file() and "part-" not in path.name
+    ]
     assert texts and not any(b"SECRET" in text for text in texts)
     assert found.read().num_rows == 1
 
@@ -319,13 +368,17 @@ def test_foreign_keys(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("label,weight\nx000,1\nx001,2\nx002,1\nx003,1\n")
     given = data(tmp_path, max_quarantine=1.0)
     given["sources"]["labels"] = {"path": "labels.csv", "columns": {"label": "string", "weight": "int64"}}
-    given["tables"] = {"labels": {"static": True, "columns": {"label": {"type": "string", "role": "id"}, "weight": "int64"}}}
+    given["tables"] = {
+        "labels": {"static": True, "columns": {"label": {"type": "string", "role": "id"}, "weight": "int64"}}
+    }
     given["columns"] = {**COLUMNS, "label": {"type": "string", "references": "labels.label"}}
     found, _ = build(config(tmp_path, given))
     right = [row["id"] for row in events(21).to_pylist() if row["label"] != "x004"]
     assert sorted(found.read().column("id").to_pylist()) == sorted(right) and len(right) < 21
     rows = storage.read_parquet(found.directory / "quarantine" / "quarantine.parquet").to_pylist()
-    assert {row["reason"] for row in rows} == {"must stand in labels.label"} and {row["value"] for row in rows} == {"x004"}
+    assert {row["reason"] for row in rows} == {"must stand in labels.label"} and {row["value"] for row in rows} == {
+        "x004"
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- contract
@@ -337,7 +390,10 @@ def test_foreign_keys(tmp_path: Path) -> None:
         ({"min_rows": 101}, r"at least 101 rows \(min_rows\), found 100"),
         ({"max_rows": 99}, r"at most 99 rows \(max_rows\), found 100"),
         ({"freshness": "30d"}, r"its newest event may be 30d old \(freshness\), found 2020-"),
-        ({"columns": {**COLUMNS, "label": {"type": "string", "max_null_rate": "10%"}}}, r"'label' may be null in 10% of the rows \(max_null_rate\), found 15\.00%"),
+        (
+            {"columns": {**COLUMNS, "label": {"type": "string", "max_null_rate": "10%"}}},
+            r"'label' may be null in 10% of the rows \(max_null_rate\), found 15\.00%",
+        ),
     ],
 )
 def test_a_contract_names_the_clause_that_is_broken(tmp_path: Path, clause: dict, message: str) -> None:
@@ -354,8 +410,12 @@ def test_a_batch_is_compared_with_the_one_before(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_row_change\), found 100 -> 200"):
         build(config(tmp_path, data(tmp_path, max_row_change="20%")))
     columns = {**COLUMNS, "label": {"type": "string", "max_null_change": "5%"}}
-    (tmp_path / "in" / "b.csv").write_text("id,at,amount,label\n" + "".join(f"{i},2020-01-01T00:00:00Z,1,\n" for i in range(20)))
-    with pytest.raises(UserError, match=r"share of nulls of 'label' may change by 5% \(max_null_change\), found 15\.00% -> 29\.17%"):
+    (tmp_path / "in" / "b.csv").write_text(
+        "id,at,amount,label\n" + "".join(f"{i},2020-01-01T00:00:00Z,1,\n" for i in range(20))
+    )
+    with pytest.raises(
+        UserError, match=r"share of nulls of 'label' may change by 5% \(max_null_change\), found 15\.00% -> 29\.17%"
+    ):
         build(config(tmp_path, {**data(tmp_path), "columns": columns}))
 
 
@@ -431,7 +491,9 @@ def test_a_query_is_one_select_that_sees_the_sources_only(tmp_path: Path) -> Non
 def test_a_query_result_is_checked_by_its_ids(tmp_path: Path) -> None:
     write_csv(events(50), tmp_path / "in" / "a.csv")
     columns = {**COLUMNS, "amount": {"type": "float64", "max": 5}}
-    found, _ = build(config(tmp_path, {**data(tmp_path, query="SELECT * FROM s", max_quarantine=1.0), "columns": columns}))
+    found, _ = build(
+        config(tmp_path, {**data(tmp_path, query="SELECT * FROM s", max_quarantine=1.0), "columns": columns})
+    )
     rows = storage.read_parquet(found.directory / "quarantine" / "quarantine.parquet").to_pylist()
     right = {str(row["id"]) for row in events(50).to_pylist() if (row["amount"] or 0) > 5}
     assert {row["row_id"] for row in rows} == right and right

@@ -19,14 +19,24 @@ from tests.data.helpers import run_of
 def months() -> Path:
     import os
 
-    folder = Path(os.environ.get("ENGINE_SHARED_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "taxi"
+    folder = (
+        Path(os.environ.get("ENGINE_SHARED_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "taxi"
+    )
     if not folder.is_dir():
         pytest.skip("the taxi months are not here")
     return folder
 
 
 def taxi(months: Path, folder: Path, *more: str, name: str = "taxi") -> Dataset:
-    given = compose([f"+data={name}", f"data.path={months}", f"paths.store={folder / 'store'}", f"paths.runs={folder / 'runs'}", *more]).config
+    given = compose(
+        [
+            f"+data={name}",
+            f"data.path={months}",
+            f"paths.store={folder / 'store'}",
+            f"paths.runs={folder / 'runs'}",
+            *more,
+        ]
+    ).config
     return ensure(given, run_of(given))
 
 
@@ -44,7 +54,10 @@ def test_every_row_of_the_36_months_is_accounted_for(trips: Dataset) -> None:
 
 
 def test_each_rule_concerns_the_rows_that_it_should(trips: Dataset) -> None:
-    found = {(item["column"], item["policy"]): item["count"] for item in trips.manifest["accounting"]["results"]["events"]["violations"]}
+    found = {
+        (item["column"], item["policy"]): item["count"]
+        for item in trips.manifest["accounting"]["results"]["events"]["violations"]
+    }
     assert found == {
         ("within_month_of_file", "quarantine"): 10,
         ("dropoff_after_pickup", "quarantine"): 136,
@@ -64,7 +77,9 @@ def test_columns_keep_their_type_through_three_years(trips: Dataset) -> None:
     in_2018 = table.filter(pc.equal(year, 2018))
     assert in_2018.num_rows > 119_000 and in_2018.column("congestion_surcharge").null_count == in_2018.num_rows
     assert table.schema.field("congestion_surcharge").type == pa.float64()
-    assert table.schema.field("passenger_count").type == pa.int64() and table.column("passenger_count").null_count == 8_111
+    assert (
+        table.schema.field("passenger_count").type == pa.int64() and table.column("passenger_count").null_count == 8_111
+    )
     assert set(pc.unique(table.column("vendor_id")).to_pylist()) == {0, 1, 2, 4}
 
 
@@ -75,7 +90,9 @@ def test_crlf_months_are_read_like_the_others(trips: Dataset, months: Path) -> N
     assert january.num_rows >= 9_990 and january.column("congestion_surcharge").null_count < january.num_rows
 
 
-def test_another_question_over_the_same_trips_has_another_recipe_and_equal_values(trips: Dataset, months: Path, tmp_path: Path) -> None:
+def test_another_question_over_the_same_trips_has_another_recipe_and_equal_values(
+    trips: Dataset, months: Path, tmp_path: Path
+) -> None:
     card = taxi(months, tmp_path, name="taxi_card")
     assert card.digest == trips.digest and card.recipe != trips.recipe
     roles = {item["name"]: item["role"] for item in card.manifest["columns"]}

@@ -34,7 +34,11 @@ print(found.digest, int(metrics["ingest/files_reused"]), flush=True)
 
 def start(folder: Path, store: Path) -> subprocess.Popen[str]:
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder), str(store)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", CHILD, str(folder), str(store)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None and child.stdout.readline() == "ready\n", child.communicate()[1]
     return child
@@ -78,7 +82,9 @@ def test_a_killed_ingest_goes_on_to_the_same_digest(tmp_path: Path, kills: int) 
 def tiny_disk(path: Path, size: str):
     path.mkdir()
     try:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, check=False)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, check=False
+        )
     except OSError:
         pytest.skip("no mount here")
     if mounted.returncode:
