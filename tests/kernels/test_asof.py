@@ -77,3 +77,8 @@ def test_bad_arguments_are_named(change, error, words):
     arguments = dict(probe_entity=[0], probe_time=[1], source_entity=[0], event_time=[0], known_at=[0], max_age=None)
     with pytest.raises(error, match=words):
         asof(**(arguments | change))
+
+
+def test_of_one_event_time_the_row_known_last_is_chosen_and_then_the_last_row():
+    event, known = np.array([5, 5, 5, 4]), np.array([6, 7, 7, 8])
+    assert asof([0, 0], [9, 7], [0] * 4, event, known, None).tolist() == [2, 0]

@@ -76,3 +76,11 @@ def test_narrow_and_wide_integers_do_not_wrap(values, expected):  # numba#931
 def test_text_is_refused():
     with pytest.raises(TypeError, match="values must hold numbers"):
         exact.moments(["a"])
+
+
+@pytest.mark.parametrize("scale", [1e-11, 1e-9, 1e-3, 1.0, 1e7, 1e13])
+def test_carries_run_through_every_word_when_a_sum_crosses_zero(scale):
+    values = np.array([-1.0, 2.0, -3.0, 2.5, -0.4, 0.1]) * scale
+    for n in range(1, 7):
+        assert exact.moments(values[:n])[1] == math.fsum(values[:n])
+        np.testing.assert_allclose(exact.moments(values[:n])[3], naive.exact_std(list(values[:n])), rtol=8e-16)
