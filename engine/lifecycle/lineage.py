@@ -105,8 +105,10 @@ def lineage_of(reference: str, nodes: Sequence[Node]) -> dict[str, Any]:
             f"lineage takes a path that exists or at least {SHORTEST} letters of a hex digest, found {reference!r}"
         )
     makers = own or _makers(digests, nodes)
+    # Of a run as a whole everything that it made counts; of a digest only that digest.
+    users = [] if own else [node for node in nodes if node not in makers and _uses(node, set(digests))]
     up = _walk(makers, nodes, _came_from)
-    down = _walk(makers, nodes, _led_to) if makers else [node for node in nodes if _uses(node, set(digests))]
+    down = _walk(own or users, nodes, _led_to)
     return {
         "of": reference,
         "is": what,

@@ -390,7 +390,7 @@ def test_what_cannot_be_proved_is_refused(tmp_path) -> None:
     record = json.loads((directory / "run.json").read_text())
     record["config"] = {"data": {"path": "postgres://user:***@host"}}
     (directory / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="data.path was given as a plain secret"):
+    with pytest.raises(UserError, match=r"data.path was given as a plain secret"):
         reproduce_run(directory, Options(code="current"))
 
 
