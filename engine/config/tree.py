@@ -370,6 +370,9 @@ class TrainConfig:
     resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
     log_every: int = key(50, "steps between lines of metrics.jsonl", ge=1)
     device: str = key("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
+    start_from: str | None = key(
+        None, "model whose encoding and weights training goes on from: a run or name@version; null = from scratch"
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < self.shards:
@@ -464,7 +467,7 @@ class MonitorConfig:
         factory=dict, help="manual lines: column or column.statistic -> value; without a statistic psi is meant"
     )
     psi_floor: float = key(1e-4, "smallest share that PSI sees in a bin", gt=0, lt=1)
-    resamples: int = key(500, "windows put together from blocks of days where real ones are too few", ge=50)
+    resamples: int = key(300, "windows put together from blocks of days where real ones are too few", ge=50)
     block: int = key(7, "days of a block", ge=1)
     seed: int = key(0, "keys the resampling", ge=0)
     labels: bool = key(True, "measure performance on rows whose label is known")

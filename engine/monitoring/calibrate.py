@@ -37,7 +37,7 @@ MAD_TO_DEVIATION = 1.4826
 # its upper tail says.
 TAIL, TAIL_TO_DEVIATION = 0.95, 1.6449
 STRIDES = 4  # real windows overlap: one starts every quarter of its length
-FOLDS = 8
+FOLDS = 5
 ENOUGH_REAL = 5  # separate real windows from which median and MAD are taken alone
 
 
@@ -49,7 +49,7 @@ class Plan:
     alpha: float
     psi_floor: float
     season: str = "none"
-    resamples: int = 500
+    resamples: int = 300
     block: int = 7
     seed: int = 0
 

@@ -172,15 +172,17 @@ def with_manual(
 
 
 def empirical_p(line: Line, found: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Share of the reference's windows whose column scored as high (Davison and Hinkley 1997, 4.2), by column."""
+    """Share of the reference's windows, of all columns together, that scored as high (Davison and Hinkley 1997, 4.2).
+
+    Scores are normalised by column, so they may be pooled; one column alone has too few windows for a small p.
+    """
     scores = line.normalised(found[..., None])[..., 0]
+    pooled = np.sort(line.column_scores[np.isfinite(line.column_scores)])
     result = {}
     for index, name in enumerate(names):
-        if np.isnan(scores[index]).all():
-            continue
-        own = line.column_scores[index]
-        own = own[np.isfinite(own)]
-        result[name] = float((1 + (own >= np.nanmax(scores[index])).sum()) / (1 + len(own)))
+        if not np.isnan(scores[index]).all():
+            above = len(pooled) - int(np.searchsorted(pooled, np.nanmax(scores[index]), side="left"))
+            result[name] = (1 + above) / (1 + len(pooled))
     return result
 
 

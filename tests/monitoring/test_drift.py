@@ -1,0 +1,239 @@
+"""Drift against calibrated lines: quiet when nothing moved, loud when something did, and never silent about what it
+cannot compute. Field reports E1-E7 in the whole comparison."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from engine.errors import UserError
+from engine.monitoring.calibrate import NAMES
+from engine.monitoring.drift import benjamini_hochberg
+from engine.monitoring.monitor import rounded
+from tests.monitoring.synthetic import make_reference, make_window, record, run_drift, status
+
+
+def steady(rng, day, rows):
+    return {
+        "x": rng.normal(0, 1, rows),
+        "flat": np.full(rows, 5.0),
+        "kind": rng.choice(["a", "b", "c"], rows, p=[0.5, 0.4, 0.1]),
+    }
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return make_reference(steady, 60, 200)
+
+
+def moved(**changes):
+    def draw(rng, day, rows):
+        columns = steady(rng, day, rows)
+        for name, change in changes.items():
+            columns[name] = change(rng, columns[name])
+        return columns
+
+    return draw
+
+
+def some_missing(share):
+    def change(rng, values):
+        values = values.astype(object)
+        values[rng.random(len(values)) < share] = None
+        return values
+
+    return change
+
+
+def test_same_distribution_is_quiet(reference) -> None:
+    drift = run_drift(reference, make_window(reference, steady, 7, 200))
+    assert set(status(drift).values()) == {"quiet"}
+    assert drift.alarms == []
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "statistic"),
+    [
+        ("x", lambda rng, v: v + 1.0, "wasserstein"),
+        ("x", lambda rng, v: v * 2.0, "psi"),
+        ("x", some_missing(0.1), "missing"),
+        ("x", lambda rng, v: np.where(rng.random(len(v)) < 0.1, 1e300, v), "outside"),
+        ("x", lambda rng, v: np.where(rng.random(len(v)) < 0.1, np.inf, v), "outside"),
+        ("flat", lambda rng, v: v + 1.0, "psi"),  # constant 5 against constant 6 (evidently#1900)
+        ("kind", lambda rng, v: np.where(rng.random(len(v)) < 0.5, "a", v), "psi"),
+        ("kind", lambda rng, v: np.where(rng.random(len(v)) < 0.1, "new", v), "unseen"),
+    ],
+)
+def test_a_moved_column_alarms_by_the_statistic_that_shows_it(reference, column, change, statistic) -> None:
+    drift = run_drift(reference, make_window(reference, moved(**{column: change}), 7, 200))
+    assert status(drift)[column] == "alarm"
+    assert record(drift, column)["statistics"][statistic]["alarm"]
+    assert {name for name in drift.alarms if name != "prediction"} == {column}
+    assert drift.causes[0]["column"] == column
+    assert column in drift.discoveries
+
+
+def test_new_and_vanished_categories_are_named_with_their_rows(reference) -> None:
+    change = {"kind": lambda rng, v: np.where(v == "c", "brand-new", v)}
+    drift = run_drift(reference, make_window(reference, moved(**change), 7, 200))
+    item = record(drift, "kind")
+    assert list(item["new"]["named"]) == ["brand-new"]
+    assert item["new"]["named"]["brand-new"] == item["new"]["rows"] > 100
+    assert list(item["vanished"]["named"]) == ["c"]
+    assert item["statistics"]["chi_square"]["p"] < 1e-6
+
+
+def test_an_all_null_column_is_not_computable_and_its_missing_rate_alarms(reference) -> None:
+    nothing = moved(x=lambda rng, v: np.full(len(v), np.nan))
+    drift = run_drift(reference, make_window(reference, nothing, 7, 200))
+    item = record(drift, "x")
+    assert item["status"] == "alarm"
+    assert item["statistics"]["missing"]["alarm"]
+    assert item["statistics"]["psi"]["value"] is None
+    assert "no values" in item["statistics"]["psi"]["reason"]
+    assert status(drift)["kind"] == "quiet"
+
+
+def test_an_empty_window_is_an_alarm_by_its_volume_and_nothing_else_is_called_quiet(reference) -> None:
+    drift = run_drift(reference, make_window(reference, steady, 7, 0))
+    assert status(drift)["(rows)"] == "alarm"
+    assert {name: text for name, text in status(drift).items() if name != "(rows)"} == {
+        "x": "not computable",
+        "flat": "not computable",
+        "kind": "not computable",
+        "prediction": "not computable",
+    }
+
+
+def test_a_column_that_training_never_saw_a_value_of_is_not_computable_and_stops_no_other() -> None:
+    def draw(rng, day, rows):
+        return {**steady(rng, day, rows), "dead": np.full(rows, np.nan)}
+
+    reference = make_reference(draw, 40, 100)
+    drift = run_drift(reference, make_window(reference, draw, 7, 100))
+    assert status(drift)["dead"] == "not computable"
+    assert "dead" in drift.not_computable
+    assert record(drift, "dead")["reason"]
+    assert status(drift)["x"] == "quiet"
+    alive = moved(**{})
+    woken = run_drift(reference, make_window(reference, lambda *a: {**alive(*a), "dead": np.ones(a[2])}, 7, 100))
+    assert status(woken)["dead"] == "alarm"
+
+
+def test_many_rows_do_not_make_a_small_move_an_alarm() -> None:  # evidently#50
+    def draw(rng, day, rows):
+        return {"x": rng.normal(0, 1, rows)}
+
+    reference = make_reference(draw, 20, 20_000)
+    drift = run_drift(reference, make_window(reference, lambda r, d, n: {"x": r.normal(0.015, 1, n)}, 2, 200_000))
+    item = record(drift, "x")
+    assert item["status"] == "quiet"
+    assert item["statistics"]["ks"]["p"] < 1e-3  # reported, not decisive
+    assert item["statistics"]["ks"]["value"] < 0.02
+
+
+def test_equal_shares_in_samples_of_different_size_are_equal() -> None:  # whylogs#492
+    def draw(rng, day, rows):
+        return {"kind": np.array((["a"] + ["b"] * 4) * (rows // 5))}
+
+    reference = make_reference(draw, 30, 50)
+    drift = run_drift(reference, make_window(reference, draw, 7, 25))
+    item = record(drift, "kind")
+    assert item["statistics"]["chi_square"]["value"] == 0
+    assert item["statistics"]["chi_square"]["p"] == 1
+    assert item["statistics"]["psi"]["value"] == 0
+    assert item["status"] == "quiet"
+
+
+def test_new_category_in_chi_square_is_over_the_union_of_levels() -> None:  # alibi-detect#191
+    def draw(rng, day, rows):
+        return {"kind": np.array(["a", "b"] * (rows // 2))}
+
+    reference = make_reference(draw, 10, 10)
+    now = make_window(reference, lambda r, d, n: {"kind": np.array(["a"] * 45 + ["b"] * 45 + ["c"] * 10)}, 1, 100)
+    item = record(run_drift(reference, now), "kind")["statistics"]["chi_square"]
+    assert item["value"] == pytest.approx(10.526, abs=1e-3)
+    assert item["dof"] == 2
+    assert item["p"] == pytest.approx(0.00518, abs=1e-5)
+
+
+def test_a_reference_smaller_than_its_bins_still_compares() -> None:
+    reference = make_reference(steady, 3, 4)
+    drift = run_drift(reference, make_window(reference, moved(x=lambda rng, v: v + 100.0), 1, 50))
+    assert status(drift)["x"] == "alarm"
+    json.dumps(rounded([drift.columns, drift.causes]), allow_nan=False)
+
+
+def test_one_bad_column_of_five_hundred_is_the_first_cause_and_the_only_one() -> None:
+    def draw(rng, day, rows):
+        return {f"c{index:03d}": values for index, values in enumerate(rng.normal(0, 1, (500, rows)))}
+
+    def bad(rng, day, rows):
+        return {**draw(rng, day, rows), "c317": rng.normal(0.8, 1, rows)}
+
+    reference = make_reference(draw, 28, 100)
+    drift = run_drift(reference, make_window(reference, bad, 7, 100))
+    assert drift.alarms == ["c317"]
+    assert drift.causes[0]["column"] == "c317"
+    assert drift.discoveries == ["c317"]
+
+
+def test_importance_decides_between_two_columns_that_moved_alike() -> None:
+    def draw(rng, day, rows):
+        return {"a": rng.normal(0, 1, rows), "b": rng.normal(0, 1, rows)}
+
+    def both(rng, day, rows):
+        return {"a": rng.normal(1, 1, rows), "b": rng.normal(1, 1, rows)}
+
+    reference = make_reference(draw, 40, 200)
+    reference.importance.update(a=0.1, b=0.9)
+    drift = run_drift(reference, make_window(reference, both, 7, 200))
+    assert [item["column"] for item in drift.causes[:2]] == ["b", "a"]
+
+
+def test_columns_missing_in_the_same_rows_are_named_as_one_feed() -> None:
+    def draw(rng, day, rows):
+        return {"a": rng.normal(0, 1, rows), "b": rng.normal(0, 1, rows), "z": rng.normal(0, 1, rows)}
+
+    def broken(rng, day, rows):
+        columns = draw(rng, day, rows)
+        gone = rng.random(rows) < 0.2
+        return {**columns, "a": np.where(gone, np.nan, columns["a"]), "b": np.where(gone, np.nan, columns["b"])}
+
+    reference = make_reference(draw, 40, 200)
+    drift = run_drift(reference, make_window(reference, broken, 7, 200))
+    assert drift.causes[0]["missing_together_with"] == [{"a": "b", "b": "a"}[drift.causes[0]["column"]]]
+    assert "together with" in drift.causes[0]["text"]
+
+
+def test_manual_thresholds_override_line_and_floor_and_unknown_ones_are_named(reference) -> None:
+    window = make_window(reference, moved(x=lambda rng, v: v + 0.3), 7, 200)
+    assert status(run_drift(reference, window, thresholds={"x": 0.01}))["x"] == "alarm"
+    assert status(run_drift(reference, window, thresholds={"x.ks": 0.01}))["x"] == "alarm"
+    loud = make_window(reference, moved(x=lambda rng, v: v + 3.0), 7, 200)
+    off = {f"x.{name}": 1e9 for name in NAMES}
+    assert status(run_drift(reference, loud, thresholds=off))["x"] == "quiet"
+    with pytest.raises(UserError, match="'kinds'.*'kind'"):
+        run_drift(reference, window, thresholds={"kinds": 1.0})
+
+
+def test_floors_are_what_separates_a_real_effect_from_a_visible_one(reference) -> None:
+    window = make_window(reference, moved(x=lambda rng, v: v + 0.25), 30, 200)
+    assert status(run_drift(reference, window, floors={name: 0.0 for name in NAMES}))["x"] == "alarm"
+    assert status(run_drift(reference, window, floors={name: 0.5 for name in NAMES}))["x"] == "quiet"
+
+
+def test_benjamini_hochberg_is_the_step_up_rule() -> None:
+    p_values = {"a": 0.001, "b": 0.012, "c": 0.03, "d": 0.2, "e": 0.9}
+    assert benjamini_hochberg(p_values, 0.05) == ["a", "b", "c"]
+    assert benjamini_hochberg({"a": 0.2}, 0.05) == []
+    assert benjamini_hochberg({}, 0.05) == []
+
+
+def test_the_same_profile_gives_the_same_record(reference) -> None:
+    window = make_window(reference, moved(x=lambda rng, v: v + 1.0), 7, 150)
+    one, two = (run_drift(reference, window) for _ in range(2))
+    assert json.dumps(rounded(one.columns)) == json.dumps(rounded(two.columns))
+    assert one.line.value == two.line.value
