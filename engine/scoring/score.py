@@ -260,6 +260,9 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
     began = time.monotonic()
     with run.progress("score", plan.stop - plan.start, start=done_rows) as progress:
         for outcome in outcomes(config, predictor, plan, tally):
+            if outcome.result is not None and config.cluster.kind == "ray" and not tally.rows:
+                # Until the first actor had loaded the model, that is: its first unit began so long before it ended.
+                tally.startup = time.monotonic() - began - sum(outcome.result["seconds"].values())
             tally.add(outcome, plan.job.context)
             note = f"{tally.retried} retried, {len(tally.failed)} set aside" if tally.retried or tally.failed else ""
             progress.advance(outcome.item["stop"] - outcome.item["start"], note)

@@ -54,7 +54,9 @@ ALTERATIONS: dict[str, tuple[str, Callable[[Any], None], str]] = {
     ),
     "vocabulary order": (
         "features.json",
-        lambda s: change(s, ("categorical", column(s, "categorical", "shop"), "known_"), lambda x: [x[1], x[0], *x[2:]]),
+        lambda s: change(
+            s, ("categorical", column(s, "categorical", "shop"), "known_"), lambda x: [x[1], x[0], *x[2:]]
+        ),
         "column 'shop'",
     ),
     "rare entry that no row of the gate has": (
@@ -142,4 +144,16 @@ def test_scores_agree_to_the_bit_here_and_to_the_stated_tolerance_elsewhere(
     with pytest.raises(UserError, match="score column 'score' differs"):
         check_gate(predictor.bundle, predictor.model, logits_of=off_by(1e-2))
     monkeypatch.setattr(gate, "hardware", lambda: {"machine": "other"})
+    assert check_gate(predictor.bundle, predictor.model) == gate.ROWS
+
+
+def test_a_bundle_older_than_a_key_of_the_specification_passes(shop: Shop, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(shop.model / "model", folder)
+    for path in (folder / "gate" / "state.json", folder / "spec.json"):
+        state = json.loads(path.read_text())
+        del state["features"]["views"]["shop"]["inclusive"]
+        storage.write_json(path, state)
+    seal(folder)
+    predictor = load(folder)
     assert check_gate(predictor.bundle, predictor.model) == gate.ROWS

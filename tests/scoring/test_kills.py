@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +38,10 @@ def check(results: list[dict[str, Any]]) -> None:
 def test_killed_around_writes_and_at_random_moments(shop: Shop) -> None:
     moments = random.Random(7)
     # 6 units have 2 renames each; run.json, context, ledger, profile and manifest make up the rest.
-    names = [*(f"write:{number}" for number in (4, 9, 12, 15, 22, 25, 28)), *(f"time:{moments.randint(100, 900)}" for _ in "ab")]
+    names = [
+        *(f"write:{number}" for number in (4, 9, 12, 15, 22, 25, 28)),
+        *(f"time:{moments.randint(100, 900)}" for _ in "ab"),
+    ]
     results = trials(shop, names)
     check(results)
     assert sum(result["killed"] for result in results) >= 5

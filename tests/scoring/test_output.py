@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import urllib.parse
@@ -30,7 +31,7 @@ def parts_of(folder: Path, table: pa.Table, count: int) -> list[Path]:
     """The table in `count` files of about equal size."""
     edges = np.linspace(0, table.num_rows, count + 1).astype(int)
     paths = []
-    for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+    for index, (low, high) in enumerate(itertools.pairwise(edges)):
         paths.append(folder / "parts" / f"{index:03d}.parquet")
         storage.write_parquet(paths[-1], table.slice(low, high - low))
     return paths
@@ -62,12 +63,16 @@ def test_five_partitions_from_64_blocks_leave_one_short_file_each_and_none_empty
         counts.setdefault(str(entry["name"]).split("/")[0], []).append(entry["rows"])
     assert counts == {f"key=k{i}": [1500, 500] for i in range(5)}
     found = output.read_predictions(Place(str(tmp_path / "out")))
-    assert found.sort_by([("key", "ascending"), ("score", "ascending")]).combine_chunks().equals(
-        table.sort_by([("key", "ascending"), ("score", "ascending")]).combine_chunks()
+    assert (
+        found.sort_by([("key", "ascending"), ("score", "ascending")])
+        .combine_chunks()
+        .equals(table.sort_by([("key", "ascending"), ("score", "ascending")]).combine_chunks())
     )
 
 
-@pytest.mark.parametrize("layout", [Layout(file_rows=700), Layout(partition="key"), Layout(file_rows=300, partition="key")])
+@pytest.mark.parametrize(
+    "layout", [Layout(file_rows=700), Layout(partition="key"), Layout(file_rows=300, partition="key")]
+)
 def test_files_are_the_same_bytes_for_any_cutting_into_parts(tmp_path: Path, layout: Layout) -> None:
     table = rows(3000).append_column("key", pa.array([f"k{i % 3}" for i in range(3000)]))
     for count in (1, 7):
@@ -75,7 +80,23 @@ def test_files_are_the_same_bytes_for_any_cutting_into_parts(tmp_path: Path, lay
     assert contents(tmp_path / "1" / "out") == contents(tmp_path / "7" / "out")
 
 
-NASTY = ["../../etc", "/abs", "a/b", "..", ".", "", "ü=ö", "100%", "%2e%2e", "a b", "nul\0", "CON", "x" * 60, None, "01001"]
+NASTY = [
+    "../../etc",
+    "/abs",
+    "a/b",
+    "..",
+    ".",
+    "",
+    "ü=ö",
+    "100%",
+    "%2e%2e",
+    "a b",
+    "nul\0",
+    "CON",
+    "x" * 60,
+    None,
+    "01001",
+]
 
 
 def test_values_of_a_partition_cannot_leave_the_folder_and_come_back_exact(tmp_path: Path) -> None:
@@ -87,7 +108,9 @@ def test_values_of_a_partition_cannot_leave_the_folder_and_come_back_exact(tmp_p
         assert path.name == "_manifest.json" or (path.is_dir() and path.name.startswith("key="))
     found = output.read_predictions(Place(str(out))).sort_by("score")
     assert found["key"].to_pylist() == NASTY
-    hive = pads.dataset(out, partitioning=pads.partitioning(pa.schema([("key", pa.string())]), flavor="hive")).to_table()
+    hive = pads.dataset(
+        out, partitioning=pads.partitioning(pa.schema([("key", pa.string())]), flavor="hive")
+    ).to_table()
     assert hive.sort_by("score")["key"].to_pylist() == [value or None for value in NASTY], "any reader of hive folders"
 
 
@@ -101,7 +124,7 @@ def test_a_folder_name_is_a_path_component_for_any_value() -> None:
 
 def test_too_many_partitions_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MOST_PARTITIONS", 4)
-    with pytest.raises(UserError, match="score.partition=key must have at most 4 values"):
+    with pytest.raises(UserError, match=r"score\.partition=key must have at most 4 values"):
         write(tmp_path, rows(5).append_column("key", pa.array(list("abcde"))), 1, Layout(partition="key"))
 
 
@@ -129,12 +152,14 @@ def test_until_the_manifest_is_written_readers_see_the_earlier_output(
 
 @pytest.mark.parametrize("target", ["gs://bucket/x", "s3://bucket//x", "s3://bucket/../x", "s3://"])
 def test_an_output_address_of_another_kind_is_refused(tmp_path: Path, target: str) -> None:
-    with pytest.raises(UserError, match="score.output must be"):
+    with pytest.raises(UserError, match=r"score\.output must be"):
         output.place_of(target, tmp_path)
 
 
 def test_output_by_partition_with_a_size(score: Score, unbroken: Run, tmp_path: Path) -> None:
-    run = score("score.columns=[size]", "score.partition=shop", f"score.output={tmp_path / 'out'}", "score.file_size=8KB")
+    run = score(
+        "score.columns=[size]", "score.partition=shop", f"score.output={tmp_path / 'out'}", "score.file_size=8KB"
+    )
     found = predictions(run.directory).sort_by("row_id")
     expected = rows_of(unbroken).sort_by("row_id")
     assert found.num_rows == ROWS and not (run.directory / "predictions").exists()

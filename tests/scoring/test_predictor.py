@@ -41,7 +41,9 @@ def test_scores_come_in_the_order_of_the_rows_with_their_ids(predictor: Predicto
     assert here.equals(there.take(pa.array(order)))
 
 
-def test_a_rows_bits_do_not_depend_on_its_neighbours_or_threads(shop: Shop, predictor: Predictor, events: pa.Table) -> None:
+def test_a_rows_bits_do_not_depend_on_its_neighbours_or_threads(
+    shop: Shop, predictor: Predictor, events: pa.Table
+) -> None:
     whole = predictor.predict(events)["score"].to_pylist()
     for rows in (1, 7, 333):
         part = predictor.predict(events.slice(0, rows), history=events)
