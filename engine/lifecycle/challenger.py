@@ -98,8 +98,8 @@ def periods_of(policy: RetrainConfig, first: int, now: int, horizon: int, seen_u
     return Periods(start, judge - units.span(policy.valid_length), judge, stop, now)
 
 
-def challenger_config(config: Config, periods: Periods) -> Config:
-    """The config that trains on these periods and on labels known by now."""
+def challenger_config(config: Config, periods: Periods, start_from: Path | None = None) -> Config:
+    """The config that trains on these periods and on labels known by now, perhaps from the weights of a bundle."""
 
     def bounds(start: int, stop: int) -> tuple[str, ...]:
         return (units.format_instant(start), units.format_instant(stop)) if start < stop else ()
@@ -113,7 +113,8 @@ def challenger_config(config: Config, periods: Periods) -> Config:
     aside = {
         name: schema.build(schema.hints(Config)[name], {}, name) for name in ("score", "monitor", "retrain", "backtest")
     }
-    return dataclasses.replace(config, split=split, **aside)
+    settings = dataclasses.replace(config.train, start_from=None if start_from is None else str(start_from))
+    return dataclasses.replace(config, split=split, train=settings, **aside)
 
 
 @dataclass(frozen=True)

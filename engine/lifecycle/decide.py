@@ -150,7 +150,8 @@ def decide(setting: Setting, observations: tuple[Observation, ...], now: int) ->
         return {**decision, "verdict": HELD if answer.fired else QUIET, "reasons": [answer.reason]}
     if claim.lacking:
         return {**decision, "verdict": HELD, "reasons": [answer.reason, f"but no retrain: {claim.lacking}"]}
-    run = setting.train(challenger_config(setting.config, periods))
+    start = setting.registry.find(facts.champion.digest).model if setting.policy.start == "champion" else None
+    run = setting.train(challenger_config(setting.config, periods, start))
     version = setting.registry.register(run.bundle, seal_of(run.bundle), **version_facts(run.directory))
     decision |= {
         "challenger": version.digest,

@@ -169,7 +169,7 @@ class Registry:
         self.verify(version)
         return version
 
-    def move(  # noqa: PLR0913
+    def move(
         self,
         action: str,
         to: str | None,

@@ -48,6 +48,7 @@ from engine.training.order import RowOrder, order_key
 from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.shards import Batches, ShardTask, ShardWorkspace
 from engine.training.threads import Team, compute_threads
+from engine.training.warm import go_on_from
 
 NAMED_ROWS = 20  # rows named when a loss is bad
 REDUCTIONS = {"exact": add_up, "ddp": all_reduce}
@@ -173,6 +174,7 @@ class Trainer:
         settings = self.config.train
         self.model = build_model(self.config.model, self.train.numeric.shape[1], cardinalities, outputs, settings.seed)
         self.model.target_center, self.model.target_scale = target_scale(self.train.target, settings.loss)
+        go_on_from(self.model, self.config)
         self.flat = FlatWeights(self.model, self.precision)
         self.optimizer = AdamW(self.flat.size, settings.weight_decay)
         self.best_weights: Tensor | None = None

@@ -47,6 +47,7 @@ from engine.training.model import architecture
 from engine.training.precision import resolve_precision
 from engine.training.predict import predict_logits
 from engine.training.reference import write_reference
+from engine.training.warm import start_encoder
 
 PERIODS = ("train", "valid", "test")
 CHUNK_ROWS = 131_072
@@ -71,9 +72,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
     table = build.ensure(config, run, dataset)
     timer.lap("features")
     splits = {name: split_rows(config, dataset, name) for name in PERIODS if getattr(config.split, name)}
-    encoder = fit_encoder(config, table, splits["train"])
-    run.link("fitted", encoder.digest)
     classes = class_names(config, dataset, splits["train"])
+    encoder = start_encoder(config, classes) or fit_encoder(config, table, splits["train"])
+    run.link("fitted", encoder.digest)
     examples = {
         name: pack(config, table, encoder, split, classes, run) for name, split in splits.items() if len(split.rows)
     }

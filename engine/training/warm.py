@@ -1,0 +1,60 @@
+"""A warm start: training that goes on from an earlier model's encoding and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.features.encode import Encoder
+from engine.features.spec import feature_list
+from engine.training.bundle import Bundle, find_model, load_model, read_bundle
+from engine.training.model import Network
+
+
+def start_bundle(config: Config) -> Bundle | None:
+    """The verified bundle that `train.start_from` names; None when training starts from scratch. Raises UserError."""
+    if config.train.start_from is None:
+        return None
+    return read_bundle(find_model(config.train.start_from, Path(config.paths.runs)))
+
+
+def start_encoder(config: Config, classes: tuple[str, ...]) -> Encoder | None:
+    """The encoder of the model that training goes on from: its weights mean nothing under another one.
+
+    Raises UserError where that model has other features or classes than the config asks for.
+    """
+    bundle = start_bundle(config)
+    if bundle is None:
+        return None
+    have, want = list(bundle.encoder.features), feature_list(config.data, config.features)
+    if [item.name for item in have] != [item.name for item in want]:
+        differs = sorted({item.name for item in have} ^ {item.name for item in want}) or ["their order"]
+        raise UserError(
+            f"train.start_from needs a model with the same features, found a difference in {', '.join(differs[:5])}: "
+            "start from scratch"
+        )
+    if tuple(bundle.model["classes"]) != classes:
+        raise UserError(
+            f"train.start_from needs a model with classes {list(classes)}, found {bundle.model['classes']}: start from scratch"
+        )
+    return bundle.encoder
+
+
+def go_on_from(model: Network, config: Config) -> None:
+    """Copy weights and target scale of `train.start_from` into a new model. Raises UserError when the shapes differ."""
+    bundle = start_bundle(config)
+    if bundle is None:
+        return
+    start = load_model(bundle)
+    weights = start.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in {**shapes, **weights}:
+        found = tuple(weights[name].shape) if name in weights else None
+        if shapes.get(name) != found:
+            raise UserError(
+                f"train.start_from needs a model of the same architecture: {name} is {shapes.get(name)} here, {found} there; "
+                "use its model section, or start from scratch"
+            )
+    model.load_state_dict(weights)
+    model.target_center, model.target_scale = start.target_center, start.target_scale
