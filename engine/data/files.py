@@ -107,8 +107,6 @@ def _local(name: str, source: SourceConfig, data: DataConfig) -> list[tuple[Path
     if target.is_file():
         return [(target, target.parent)]
     if target.is_dir():
-        if source.format in ("iceberg", "delta"):
-            return [(target, target)]
         files = sorted(path for path in target.rglob("*") if path.is_file() and not _hidden(path, target))
         if not files:
             raise UserError(f"data.sources.{name}: folder {target} must hold files, found none")

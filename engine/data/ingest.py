@@ -22,11 +22,11 @@ import pyarrow.dataset
 
 from engine.config import schema as config_schema
 from engine.config import units
-from engine.config.tree import Column, Config, DataConfig, TableConfig
-from engine.data import checks, contract, order, profile, query, rules, stage
+from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableConfig
+from engine.data import checks, contract, lake, order, profile, query, rules, stage
 from engine.data.columns import Finding
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
-from engine.data.files import SourceFile, source_files
+from engine.data.files import SourceFile, resolve, source_files
 from engine.data.policy import Tally, apply, records_table
 from engine.data.stage import Staged
 from engine.data.write import Written, canonical, write_parts
@@ -131,9 +131,7 @@ def make_plan(config: Config, run: Run) -> Plan:
         )
     check_schema(data)
     folder = storage.inside(Path(config.paths.store), "datasets", data.name or config.name)
-    files = [
-        file for name, source in data.sources.items() for file in source_files(name, source, data, folder / ".remote")
-    ]
+    files = [file for name, source in data.sources.items() for file in _files(name, source, data, folder / ".remote")]
     identities: dict[str, list[Any]] = {name: [] for name in data.sources}
     for file in files:
         identities[file.source].append(file.identity)
@@ -144,6 +142,12 @@ def make_plan(config: Config, run: Run) -> Plan:
     run.link("inputs", digest.of_json(identities))
     memory = units.size(config.resources.memory)
     return Plan(data, files, recipe, folder, memory, config.resources.threads or environment.cores())
+
+
+def _files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> list[SourceFile]:
+    if source.format in lake.LIBRARIES:
+        return [lake.table_file(name, source, resolve(source.path, data.path))]
+    return source_files(name, source, data, cache)
 
 
 def _named(files: list[SourceFile], data: DataConfig) -> list[list[str]]:

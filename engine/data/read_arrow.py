@@ -25,19 +25,19 @@ def read_parquet(
     origin = pa.BufferReader(open_bytes(file.path).read()) if is_compressed(file.path) else str(file.path)
     try:
         with pq.ParquetFile(origin, page_checksum_verification=True, coerce_int96_timestamp_unit="us") as parquet:
-            names = _names(parquet.schema_arrow, source)
+            names = column_names(parquet.schema_arrow, source)
             matched = match(names, source, file)
             notes.update(matched.notes)
             wanted = _wanted(matched, names)
             batches = _parquet_batches(parquet, wanted, threads)
-            chunks = _chunks(batches, matched, names, file, source, zone, notes)
+            found = chunks(batches, matched, names, file, source, zone, notes)
             legacy = [name for name in wanted if name in _int96(parquet)]
             if legacy:
                 columns = {name: names[place] for name, place in matched.places.items() if place is not None}
-                chunks = _within_reach(
-                    chunks, origin, {name: path for name, path in columns.items() if path in legacy}, source
+                found = _within_reach(
+                    found, origin, {name: path for name, path in columns.items() if path in legacy}, source
                 )
-            yield from chunks
+            yield from found
     except (pa.ArrowException, OSError, EOFError) as error:
         raise _refused(file, "Parquet", error) from None
 
@@ -97,10 +97,10 @@ def read_arrow(
     )
     try:
         reader = _open_ipc(origin)
-        names = _names(reader.schema, source)
+        names = column_names(reader.schema, source)
         matched = match(names, source, file)
         notes.update(matched.notes)
-        yield from _chunks(_ipc_batches(reader), matched, names, file, source, zone, notes)
+        yield from chunks(_ipc_batches(reader), matched, names, file, source, zone, notes)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise _refused(file, "Arrow IPC", error) from None
 
@@ -134,7 +134,7 @@ def _refused(file: SourceFile, kind: str, error: Exception) -> UserError:
     return UserError(f"{file.shown} cannot be read as {kind}: {reason}")
 
 
-def _names(schema: pa.Schema, source: SourceConfig) -> list[str]:
+def column_names(schema: pa.Schema, source: SourceConfig) -> list[str]:
     """Column names of the file; a struct that a declared path leads into stands as those paths."""
     top = list(schema.names)
     nested = []
@@ -161,7 +161,7 @@ def _wanted(matched: Matched, names: list[str]) -> list[str]:
     return [names[place] for place in matched.places.values() if place is not None]
 
 
-def _chunks(
+def chunks(
     batches: Iterator[pa.RecordBatch], matched: Matched, names: list[str], file: SourceFile, source: SourceConfig, zone: str,
     notes: dict[str, Any],
 ) -> Iterator[Chunk]:  # fmt: skip

@@ -19,7 +19,7 @@ import pyarrow.ipc
 
 from engine.config import schema as config_schema
 from engine.config.tree import DataConfig, SourceConfig
-from engine.data import checks, read_arrow, read_csv, read_json, rules
+from engine.data import checks, lake, read_arrow, read_csv, read_json, rules
 from engine.data.arrow_types import schema_of
 from engine.data.columns import FILE, Chunk, Finding
 from engine.data.files import SourceFile
@@ -34,6 +34,8 @@ READERS: dict[str, Reader] = {
     "jsonl": read_json.read,
     "parquet": read_arrow.read_parquet,
     "arrow": read_arrow.read_arrow,
+    "delta": lake.read,
+    "iceberg": lake.read,
 }
 
 
@@ -108,7 +110,8 @@ def stage(
         if writer:
             writer.abandon()
         raise
-    digest.check_unchanged(file.path, file.digest)
+    if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
+        digest.check_unchanged(file.path, file.digest)
     staged.tally.check()
     if writer:
         staged.path = writer.commit()

@@ -1,0 +1,113 @@
+"""Iceberg and Delta tables through their own libraries (extras): one snapshot, whose id is recorded and digested."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from engine.config.tree import SourceConfig
+from engine.data.columns import Chunk, match
+from engine.data.files import SourceFile
+from engine.data.read_arrow import BATCH_ROWS, chunks, column_names
+from engine.errors import UserError
+from engine.runtime import digest
+
+LIBRARIES = {"iceberg": "pyiceberg", "delta": "deltalake"}
+
+
+def table_file(name: str, source: SourceConfig, path: Path) -> SourceFile:
+    """A table at its snapshot as the one file of a source. Raises UserError for a missing library, table or snapshot."""
+    try:
+        if source.format == "delta":
+            snapshot, parts = _delta_parts(_delta(path, source.snapshot))
+        else:
+            snapshot, parts = _iceberg_parts(*_iceberg(path, source.snapshot))
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise many kinds of their own
+        raise UserError(f"data.sources.{name}: {path} cannot be read as {source.format} table: {error}") from None
+    content = digest.of_json([source.format, sorted(parts)])
+    return SourceFile(name, path, f"{path}@{snapshot}", source.format, content, 0, {})
+
+
+def _library(kind: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"format {kind} needs the package {LIBRARIES[kind]}: pip install {LIBRARIES[kind]}") from None
+
+
+def _delta(path: Path, snapshot: str | None) -> Any:
+    return _library("delta", "deltalake").DeltaTable(str(path), version=int(snapshot) if snapshot else None)
+
+
+def _delta_parts(table: Any) -> tuple[str, list[Any]]:
+    """(version, [file, size]) of the data files. Files are never rewritten: name and size tell the content."""
+    actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "size_bytes"])
+    return str(table.version()), [list(row.values()) for row in actions.to_pylist()]
+
+
+def _iceberg(path: Path, snapshot: str | None) -> tuple[Any, int | None]:
+    """(table, snapshot id): `path` is a metadata.json, or a table folder whose newest metadata is taken."""
+    metadata = path
+    if path.is_dir():
+        found = sorted((path / "metadata").glob("*.metadata.json"), key=_metadata_order)
+        if not found:
+            raise UserError(f"{path} must be an Iceberg table with metadata/*.metadata.json, found none")
+        metadata = found[-1]
+    table = _library("iceberg", "pyiceberg.table").StaticTable.from_metadata(str(metadata))
+    if snapshot:
+        return table, int(snapshot)
+    current = table.current_snapshot()
+    return table, current.snapshot_id if current else None
+
+
+def _metadata_order(path: Path) -> tuple[int, str]:
+    digits = path.name.removeprefix("v").split("-")[0].split(".")[0]
+    return int(digits) if digits.isdecimal() else -1, path.name
+
+
+def _iceberg_parts(table: Any, snapshot: int | None) -> tuple[str, list[Any]]:
+    tasks = table.scan(snapshot_id=snapshot).plan_files()
+    parts = [
+        [task.file.file_path, task.file.file_size_in_bytes, sorted(item.file_path for item in task.delete_files)]
+        for task in tasks
+    ]
+    return str(snapshot), parts
+
+
+def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+    """Chunks of the rows of the snapshot, deletes applied by the library."""
+    snapshot = file.shown.rsplit("@", 1)[1]
+    notes["snapshot"] = snapshot
+    try:
+        batches = _delta_batches(file.path, snapshot) if file.format == "delta" else _iceberg_batches(file.path, snapshot)
+        first = next(batches, None)
+        if first is None:
+            return
+        names = column_names(first.schema, source)
+        matched = match(names, source, file)
+        notes.update(matched.notes)
+        yield from chunks(_chain(first, batches), matched, names, file, source, zone, notes)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file.shown} cannot be read as {file.format} table: {error}") from None
+
+
+def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from rest
+
+
+def _delta_batches(path: Path, snapshot: str) -> Iterator[pa.RecordBatch]:
+    yield from _delta(path, snapshot).to_pyarrow_dataset().to_batches(batch_size=BATCH_ROWS)
+
+
+def _iceberg_batches(path: Path, snapshot: str) -> Iterator[pa.RecordBatch]:
+    if snapshot == "None":
+        return
+    table, number = _iceberg(path, snapshot)
+    yield from table.scan(snapshot_id=number).to_arrow_batch_reader()
