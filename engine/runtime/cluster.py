@@ -354,6 +354,9 @@ def _brief(error: BaseException) -> str:
     if "actor died" in text or "ActorDied" in type(cause).__name__:
         place = re.search(r"node_ip='([^']+)', pid=(\d+)", text)
         return "its process died" + (f" (pid {place.group(2)} on {place.group(1)})" if place else "")
+    silent = re.search(r"hanging for ([\d.]+) seconds", text)
+    if silent:
+        return f"did not answer for {silent.group(1)} seconds (cluster.timeout)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     shown = lines[-1] if lines and "Traceback" in text else " ".join(lines)
     return f"{type(cause).__name__}: {shown}"[:400]

@@ -254,7 +254,7 @@ def test_a_stalled_worker_ends_the_attempt_within_the_timeout(long_job, head):
     at_step(run, 100, stall)
     result, _ = long_job.fit(2, run, **keys)
     assert time.monotonic() - stopped[0] < 120
-    assert long_job.same(result) and result.metrics["train/attempts"] == 2
+    assert long_job.same(result) and result.metrics["train/attempts"] >= 2
 
 
 def fails_on_rank_one(payload: dict) -> None:
@@ -418,6 +418,16 @@ def test_sigterm_leaves_a_checkpoint_and_exit_130_and_the_run_resumes(long_job):
 def test_no_cluster_at_the_address_is_one_clear_message(job):
     with pytest.raises(UserError, match=r"cluster.address must lead to a running Ray cluster"):
         job.fit(2, cluster__address="127.0.0.1:1")
+
+
+def test_what_a_worker_died_of_is_said_in_one_line():
+    long = (
+        "Worker( metadata=ActorMetadata( node_ip='10.0.0.2', pid=77, ) ) The actor died unexpectedly before finishing"
+    )
+    assert cluster._brief(RuntimeError(long)) == "its process died (pid 77 on 10.0.0.2)"
+    silent = RuntimeError("A worker health check has been hanging for 8.18 seconds. Marking the worker as dead.")
+    assert cluster._brief(silent) == "did not answer for 8.18 seconds (cluster.timeout)"
+    assert cluster._brief(ValueError("a\n  b")) == "ValueError: a b"
 
 
 def test_the_first_cause_is_not_the_echo_of_a_broken_connection():

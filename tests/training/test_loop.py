@@ -278,6 +278,16 @@ def test_a_run_resumed_at_any_step_equals_the_unbroken_run(problem, config, fitt
         assert again.record["chain"] == run.record["chain"]
 
 
+def test_a_resumed_run_still_knows_its_best_weights(problem, config, fitted, new_run, tmp_path):
+    data, valid = problem(60), problem(400, seed=1)
+    keys = {"train__epochs": 40, "train__patience": 3, "train__lr": 0.1, "train__keep_checkpoints": 99}
+    settings = config(model__dropout=0.0, **keys)
+    whole, run = fitted(settings, data, valid)
+    assert whole.best_epoch < len(whole.history) - 2
+    result, _ = fitted(settings, data, valid, resume_from(run, settings, tmp_path, whole.best_epoch + 2, new_run))
+    assert result.best_epoch == whole.best_epoch and weights_digest(result.model) == weights_digest(whole.model)
+
+
 def test_a_finished_fit_is_not_trained_again(problem, config, fitted, new_run, tmp_path):
     data = problem(100)
     whole, run = fitted(config(), data)
