@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -120,8 +121,9 @@ def device_logits(
         with torch.inference_mode():
             logits = model.apply_weights(weights, block, keys, None).float().cpu().numpy()
         out[start : start + count] = logits[:count]
-    scale, center = np.float32(model.target_scale), np.float32(model.target_center)
-    return out if (scale, center) == (1.0, 0.0) else out * scale + center
+    if (model.target_scale, model.target_center) == (1.0, 0.0):
+        return out
+    return out * np.float32(model.target_scale) + np.float32(model.target_center)
 
 
 def single_threaded() -> None:
@@ -134,4 +136,4 @@ def load(model: Path | str, runs: Path | str = "runs", threads: int = 0, device:
     bundle = read_bundle(find_model(str(model), Path(runs)))
     saved = bundle.directory / "profile_spec.json"
     spec = ProfileSpec.from_json(storage.read_json(saved), bundle.encoder) if saved.exists() else None
-    return Predictor(bundle, load_model(bundle), threads or environment.cores(), device, spec)
+    return Predictor(bundle, cast(Network, load_model(bundle)), threads or environment.cores(), device, spec)

@@ -257,15 +257,15 @@ class Content:
             a, b = low - start, high - start
             hasher = hashlib.sha256()
             if whole:
-                hasher.update(lengths[a:b])
+                hasher.update(_bytes(lengths[a:b]))
                 hasher.update(letters[offsets[a] : offsets[b]])
-                hasher.update(values[a:b])
+                hasher.update(_bytes(values[a:b]))
             elif good[a:b].any():
                 keep = np.flatnonzero(good[a:b]) + a
-                hasher.update(lengths[keep])
+                hasher.update(_bytes(lengths[keep]))
                 for row in keep:
                     hasher.update(letters[offsets[row] : offsets[row + 1]])
-                hasher.update(values[keep])
+                hasher.update(_bytes(values[keep]))
             self.tiles.append(hasher.hexdigest())
         self._at = start + len(ids)
 
@@ -329,8 +329,12 @@ def _add_input(hasher: Any, ids: pa.Array, passed: pa.Table, numeric: np.ndarray
     hasher.update(table.hexdigest().encode())
     if passed.num_columns:
         hasher.update(digest.of_table(passed).encode())
-    hasher.update(np.ascontiguousarray(numeric))
-    hasher.update(np.ascontiguousarray(codes))
+    hasher.update(_bytes(numeric))
+    hasher.update(_bytes(codes))
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _repeated(table: pa.Table) -> list[str]:
