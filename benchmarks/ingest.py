@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from benchmarks.harness import Row, Settings, compare, copy_bandwidth, show
+from benchmarks.harness import Row, Settings, compare, show
 from engine.config import schema
 from engine.config.tree import Config
 from engine.data.ingest import ingest
@@ -42,11 +42,10 @@ NUMBERS = (
 )  # fmt: skip
 
 
-def run(settings: Settings) -> list[Row]:
+def run(settings: Settings, limit: float) -> list[Row]:
     folder = Path(tempfile.mkdtemp(prefix="bench-ingest-"))
     try:
         csv, parquet, rows, columns = _inputs(folder, max(1, round(COPIES * settings.scale)))
-        limit = copy_bandwidth(settings.threads)
         found: list[Row] = []
         if settings.wanted("csv_to_parquet"):
             found += _csv(csv, rows, columns, folder, settings, limit)

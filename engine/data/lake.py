@@ -85,7 +85,9 @@ def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes
     snapshot = file.shown.rsplit("@", 1)[1]
     notes["snapshot"] = snapshot
     try:
-        batches = _delta_batches(file.path, snapshot) if file.format == "delta" else _iceberg_batches(file.path, snapshot)
+        batches = (
+            _delta_batches(file.path, snapshot) if file.format == "delta" else _iceberg_batches(file.path, snapshot)
+        )
         first = next(batches, None)
         if first is None:
             return

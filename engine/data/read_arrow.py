@@ -165,6 +165,7 @@ def chunks(
     batches: Iterator[pa.RecordBatch], matched: Matched, names: list[str], file: SourceFile, source: SourceConfig, zone: str,
     notes: dict[str, Any],
 ) -> Iterator[Chunk]:  # fmt: skip
+    """Typed chunks of record batches: declared columns by name or path, rows numbered from 1."""
     first = 1
     for batch in batches:
         raw = {name: _column(batch, names[place]) for name, place in matched.places.items() if place is not None}

@@ -115,6 +115,7 @@ class _Parser:
         self.names = [f"f{place}" for place in range(width)]
         self.places = {name: f"f{place}" for name, place in matched.places.items() if place is not None}
         self.fast = {self.places[name]: kind for name, kind in _fast_types(source).items() if name in self.places}
+        self.integers = any(pa.types.is_integer(kind) for kind in self.fast.values())
         self.zoned: dict[str, bool] = {}
 
     def run(self, stream: BinaryIO, head: bytes, threads: int) -> Iterator[tuple[Chunk, int]]:
@@ -152,6 +153,8 @@ class _Parser:
 
     def _plain(self, piece: bytes, quoted: bool) -> tuple[Chunk, int]:
         """A well-formed piece: fast, and where that fails careful."""
+        if self.integers and _holds_hexadecimal(piece):
+            return self._careful(piece)
         try:
             table = self._read_typed(piece, quoted)
             chunk = self._chunk(table, np.arange(1, table.num_rows + 1), [])
@@ -194,6 +197,8 @@ class _Parser:
     def _read_bytes(self, piece: bytes) -> tuple[pa.Table, list[Lost]]:
         lost: list[Lost] = []
         kinds = {place: pa.binary() for place in self.places.values()}
+        if not bytes(memoryview(piece)[:4096]).strip(b"\r\n") and not bytes(piece).strip(b"\r\n"):
+            return pa.table({place: pa.array([], pa.binary()) for place in kinds}), []  # blank lines only
         table = pyarrow.csv.read_csv(
             pa.BufferReader(piece),
             pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=len(piece) + 1),
@@ -245,6 +250,13 @@ class _Parser:
             false_values=list(FALSE),
             decimal_point=self.source.csv.decimal,
         )
+
+
+def _holds_hexadecimal(piece: Any) -> bool:
+    """Whether `0x` stands anywhere: Arrow reads it as an integer, and 0xFFFFFFFFFFFFFFFF as -1."""
+    raw = np.frombuffer(piece, np.uint8)
+    places = np.flatnonzero((raw | 0x20) == ord("x"))
+    return bool(np.any(raw[places[places > 0] - 1] == ord("0")))
 
 
 def _fast_types(source: SourceConfig) -> dict[str, pa.DataType]:

@@ -1,0 +1,265 @@
+"""Readers against slow oracles: Python's csv and json modules, one value at a time, pieces of every size."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.data import cut
+from engine.data.arrow_types import parse_type, type_name
+from engine.data.parse import Reading, to_type
+from engine.errors import UserError
+from tests.data.helpers import read
+
+TEXT = st.text(st.sampled_from('ab,"\n\r\t x\u00e9'), max_size=6)
+
+
+@given(
+    st.lists(st.tuples(TEXT, st.integers(-(2**63), 2**63 - 1), TEXT), max_size=12),
+    st.integers(3, 80),
+    st.sampled_from(["\n", "\r\n"]),
+)
+@settings(max_examples=60)
+def test_text_survives_whatever_it_holds(
+    tmp_path_factory: pytest.TempPathFactory, rows: list, piece: int, end: str
+) -> None:
+    path = tmp_path_factory.mktemp("c") / "x.csv"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator=end, quoting=csv.QUOTE_ALL)
+    writer.writerow(["a", "n", "b"])
+    for row in rows:
+        writer.writerow(row)
+    path.write_bytes(text.getvalue().encode())
+    usual, cut.PIECE = cut.PIECE, piece
+    try:
+        table, found = read(path, {"a": "string", "n": "int64", "b": "string"})
+    finally:
+        cut.PIECE = usual
+    got = list(zip(*(table.column(name).to_pylist() for name in "anb"), strict=True)) if table.num_rows else []
+    assert got == [(a, n, b) for a, n, b in rows]
+    assert found.tally.quarantined == 0 and found.tally.rows == len(rows)
+
+
+ROWS = ["1,a", '2,"b"', '3,"c,d"', '4,"e\nf"', '5,"g""h"', '6,i"j', '7,"k"l', "8", "9,m,n", "x,o", ""]
+
+
+@given(st.lists(st.sampled_from(ROWS), max_size=14), st.integers(1, 40))
+@settings(max_examples=80)
+def test_rows_are_numbered_and_accounted_for_however_they_are_cut(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str], piece: int
+) -> None:
+    path = tmp_path_factory.mktemp("c") / "x.csv"
+    path.write_text("\n".join(["n,t", *rows]) + "\n")
+    good = {"1,a": "a", '2,"b"': "b", '3,"c,d"': "c,d", '4,"e\nf"': "e\nf", '5,"g""h"': 'g"h', '6,i"j': 'i"j'}
+    real = [row for row in rows if row]
+    usual, cut.PIECE = cut.PIECE, piece
+    try:
+        table, found = read(path, {"n": "int64", "t": "string"})
+    finally:
+        cut.PIECE = usual
+    assert (table.column("t").to_pylist() if table.num_rows else []) == [good[row] for row in real if row in good]
+    assert sorted(record["row"] for record in found.tally.records) == [
+        i for i, row in enumerate(real, 1) if row not in good
+    ]
+    assert found.tally.rows == len(real) == found.tally.kept + found.tally.quarantined
+
+
+def test_an_unclosed_quote_loses_the_rest_as_one_row(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('n,t\n1,a\n2,"never\n3,closed\n')
+    table, found = read(tmp_path / "x.csv", {"n": "int64", "t": "string"})
+    assert table.column("n").to_pylist() == [1] and found.tally.rows == 2
+    assert "unexpected end of data" in found.tally.records[0]["reason"]
+
+
+def test_the_fast_and_the_careful_path_agree(tmp_path: Path) -> None:
+    values = {
+        "int64": [
+            "1",
+            " 2 ",
+            "+3",
+            "007",
+            "1.0",
+            "",
+            "9223372036854775807",
+            "9223372036854775808",
+            "1e3",
+            "0x1",
+            "1_0",
+        ],
+        "float64": ["1", " 2.5 ", "+3", "1e5", "", "inf", "-Infinity", "nan", "1,5", "1e999", "0x1p3"],
+        "bool": ["true", "F", "1", "0", "", "Yes", "maybe", "TRUE"],
+        "date": ["2020-02-29", "2021-02-29", "", "20200101", "2020-1-1"],
+        "timestamp": [
+            "2020-01-01T00:00:00Z",
+            "2020-01-01 00:00",
+            "2020-01-01",
+            "",
+            "2020-01-01T00:00:00+05:30",
+            "1577836800",
+            "x",
+        ],
+    }
+    for kind, texts in values.items():
+        alone = []
+        for place, text in enumerate(texts):  # each alone: the fast path takes what it can
+            path = tmp_path / f"{kind}-{place}.csv"
+            path.write_text(f"v|k\n{text}|1\n")
+            table, found = read(path, {"v": kind, "k": "int64"}, csv={"delimiter": "|"})
+            alone.append((table.column("v")[0].as_py() if table.num_rows else None, found.tally.quarantined))
+        path = tmp_path / f"{kind}.csv"  # together: the bad ones force the careful path on all
+        path.write_text("v|k\n" + "".join(f"{text}|1\n" for text in texts))
+        table, found = read(path, {"v": {"type": kind, "on_violation": "null"}, "k": "int64"}, csv={"delimiter": "|"})
+        bad = {record["row"] for record in found.tally.records}
+        together = [(value, int(i in bad)) for i, value in enumerate(table.column("v").to_pylist(), 1)]
+        assert str(alone) == str(together)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "right"),
+    [
+        ("+3", "int64", 3), ("1.0", "int64", 1), ("-0007.000", "int64", -7), ("1e3", "int64", None), ("1.5", "int64", None),
+        ("18446744073709551615", "uint64", 2**64 - 1), ("-1", "uint64", None), ("300", "uint8", None),
+        ("9007199254740993", "int64", 2**53 + 1), ("9007199254740993.0", "int64", 2**53 + 1),
+        ("1.10", "decimal(5,2)", Decimal("1.10")), ("1.005", "decimal(5,2)", None), ("1e2", "decimal(5,2)", Decimal("100.00")),
+        ("12:30:15", "string", "12:30:15"), ("007", "string", "007"),
+    ],
+)  # fmt: skip
+def test_a_text_becomes_the_value_or_none(text: str, kind: str, right: object) -> None:
+    parsed = to_type(pa.array(["", text]), parse_type(kind), Reading())
+    assert parsed.values[1].as_py() == right
+    assert parsed.bad.tolist() == ([1] if right is None else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "right", "bad"),
+    [
+        (pa.array([1.0, 2.5, None]), "int64", [1, None, None], [1]),
+        (pa.array([2**53 + 1]), "float64", [None], [0]),
+        (pa.array([300, -1]), "uint8", [None, None], [0, 1]),
+        (pa.array([0.1, 2.0]), "float32", [None, 2.0], [0]),
+        (pa.array([Decimal("1.50"), Decimal("2.00")]), "int64", [None, 2], [0]),
+        (pa.array([1_500, 2_000], pa.timestamp("ns")), "timestamp", [None, 2], [0]),
+        (pa.array([1, None], pa.timestamp("s")), "timestamp", [1_000_000, None], []),
+        (pa.array(["a", None]).dictionary_encode(), "string", ["a", None], []),
+    ],
+)
+def test_a_cast_keeps_a_value_exactly_or_names_it(values: pa.Array, kind: str, right: list, bad: list[int]) -> None:
+    parsed = to_type(values, parse_type(kind), Reading())
+    shown = parsed.values.cast(pa.int64()) if kind == "timestamp" else parsed.values
+    assert shown.to_pylist() == right and parsed.bad.tolist() == bad
+
+
+def test_local_times_at_a_clock_change() -> None:
+    texts = ["2013-11-03 01:30:00", "2013-03-10 02:30:00", "2013-07-01 00:00:00", "2013-11-03T01:30:00-05:00"]
+    parsed = to_type(pa.array(texts), parse_type("timestamp"), Reading(zone="America/New_York"))
+    seconds = [None if v is None else v // 10**6 for v in parsed.values.cast(pa.int64()).to_pylist()]
+    assert seconds == [
+        1383456600,
+        None,
+        1372651200,
+        1383460200,
+    ]  # the first 01:30; 02:30 never was; summer time; the second 01:30
+    assert parsed.bad.tolist() == [1]
+
+
+def test_json_lines_keep_numbers_as_written(tmp_path: Path) -> None:
+    lines = [
+        '{"id": 9007199254740993, "x": 1.5, "t": "a", "d": 1.10, "in": {"deep": 7}}',
+        '{"t": "b", "id": 2, "x": null, "d": "2.345", "in": {}}',
+        '{"id": "3", "x": 1, "t": "c"}',
+        '{"id": 4, "x": "1.5", "t": 5, "d": null}',
+        "not json",
+        '{"id": 6, "id": 7}',
+        "[1]",
+        '{"id": 8, "x": 2, "t": "é", "d": 0.30, "extra": [1]}',
+    ]
+    for name, raw in (("x.jsonl", "\n".join(lines).encode()), ("x.jsonl.gz", gzip.compress("\n".join(lines).encode()))):
+        (tmp_path / name).write_bytes(raw)
+        columns = {
+            "id": "int64",
+            "x": "float64",
+            "t": "string",
+            "d": "decimal(6,3)",
+            "deep": {"type": "int64", "path": "in.deep"},
+        }
+        table, found = read(tmp_path / name, columns)
+        assert table.column("id").to_pylist() == [9007199254740993, 2, 8]
+        assert table.column("d").to_pylist() == [Decimal("1.100"), Decimal("2.345"), Decimal("0.300")]
+        assert table.column("deep").to_pylist() == [7, None, None] and table.column("t").to_pylist() == ["a", "b", "é"]
+        bad = sorted((record["row"], record["column"]) for record in found.tally.records if record["column"])
+        assert bad == [(3, "id"), (4, "t"), (4, "x")]
+        assert sorted(record["row"] for record in found.tally.records if not record["column"]) == [5, 6, 7]
+        assert found.notes["unexpected"] == ["extra"] or "extra" in found.notes["unexpected"]
+
+
+RECORD = st.fixed_dictionaries(
+    {
+        "a": st.none() | st.integers(-(2**63), 2**63 - 1),
+        "b": st.none() | st.text(max_size=5),
+        "c": st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    }
+)
+
+
+@given(st.lists(RECORD, min_size=1, max_size=8))
+@settings(max_examples=40)
+def test_json_lines_are_read_like_python_reads_them(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]) -> None:
+    path = tmp_path_factory.mktemp("j") / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table, _ = read(path, {"a": "int64", "b": "string", "c": "float64"})
+    assert table.to_pylist() == rows
+
+
+def test_a_missing_key_is_a_missing_column_only_where_no_line_has_it(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
+    table, _ = read(tmp_path / "x.jsonl", {"a": "int64", "b": "int64"})
+    assert table.to_pylist() == [{"a": 1, "b": None}, {"a": None, "b": 2}]
+    with pytest.raises(UserError, match=r"x\.jsonl: column 'c' is missing"):
+        read(tmp_path / "x.jsonl", {"a": "int64", "b": "int64", "c": "int64"})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["int8", "uint64", "float16", "decimal(38,10)", "decimal(76,2)", "list<map<string,int64>>", "timestamp", "time"],
+)
+def test_type_names_come_back(kind: str) -> None:
+    assert type_name(parse_type(kind)) == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"), [("int46", "int64"), ("varchar", "decimal"), ("decimal(3,5)", "scale"), ("timestmp", "timestamp")]
+)
+def test_an_unknown_type_names_the_nearest(kind: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        parse_type(kind)
+
+
+@given(st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b'"')))
+def test_quotes_in_place_are_told_from_quotes_out_of_place(raw: bytes) -> None:
+    # Oracle: a strict reader that must not complain, and whose fields hold no bare quote where none was doubled.
+    if cut.well_quoted(raw, b'"', b","):
+        text = raw.decode("latin-1")
+        list(csv.reader(io.StringIO(text, newline=""), strict=True))
+
+
+def test_numbers_of_rows_stay_right_over_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut, "PIECE", 1000)
+    rng = np.random.default_rng(0)
+    lines = [f"{i},{i * 2}" if rng.random() > 0.02 else f"{i},bad" for i in range(5000)]
+    (tmp_path / "x.csv").write_text("a,b\n" + "\n".join(lines))
+    for threads in (1, 3):
+        table, found = read(tmp_path / "x.csv", {"a": "int64", "b": "int64"}, threads=threads)
+        assert [record["row"] for record in found.tally.records] == [
+            i for i, line in enumerate(lines, 1) if line.endswith("bad")
+        ]
+        assert table.num_rows == 5000 - len(found.tally.records)
