@@ -240,7 +240,7 @@ class Tally:
     def metrics(self) -> dict[str, float]:
         """`score/...` numbers; seconds of a stage are added over the workers."""
         return {
-            "score/units_skipped": float(self.skipped),
+            "units_skipped": float(self.skipped),
             "score/units_scored": float(self.scored),
             "score/units_reused": float(self.reused),
             "score/units_retried": float(self.retried),

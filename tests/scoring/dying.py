@@ -116,7 +116,7 @@ def main(folder: Path, model: str, trials: list[str]) -> None:
             "again": again,
             "equal": outputs(runs) == expected,
             "done": done,
-            "skipped": metrics["score/units_skipped"],
+            "skipped": metrics["units_skipped"],
             "scored": metrics["score/units_scored"],
             "runs": len(list((runs / "score" / "tiny").iterdir())),
             "temporaries": len([*newest.rglob("*.tmp")]),

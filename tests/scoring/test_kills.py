@@ -7,12 +7,19 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+import engine
+from engine.errors import UserError
+from engine.runtime.run import Run
+from engine.scoring import score as score_module
 from tests.conftest import ROOT
-from tests.scoring.conftest import ROWS, Shop
+from tests.scoring.conftest import ROWS, Shop, contents
 
 UNITS = -(-ROWS // 1024)
 
@@ -61,3 +68,57 @@ def test_thirty_drivers_killed_at_random_moments(shop: Shop) -> None:
     results = trials(shop, [f"time:{moments.randint(20, 1500)}" for _ in range(30)])
     check(results)
     assert sum(result["killed"] for result in results) >= 15
+
+
+# ------------------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MB; making one takes the right to mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """A file that leaves so many bytes free."""
+    filler = folder / "filler"
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    filler.write_bytes(b"\0" * max(free - leave, 0))
+    return filler
+
+
+@pytest.mark.parametrize("leave", [0, 30_000, 70_000, 130_000])
+def test_a_full_disk_leaves_whole_files_and_a_rerun_finishes(
+    shop: Shop, unbroken: Run, small_disk: Path, monkeypatch: pytest.MonkeyPatch, leave: int
+) -> None:
+    words = shop.words("score.columns=[shop,size]", runs=small_disk / "runs")
+    prepare = score_module.prepare
+    filler: list[Path] = []
+
+    def prepare_and_fill(*arguments: Any) -> Any:
+        plan = prepare(*arguments)
+        filler.append(fill(small_disk, leave))
+        return plan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score_module, "prepare", prepare_and_fill)
+        with pytest.raises(UserError, match=r"the disk that holds .* is full"):
+            engine.run("score", *words, config_dir=shop.conf)
+    (directory,) = (small_disk / "runs" / "score" / "tiny").iterdir()
+    assert not (directory / "DONE").exists() and not (directory / "predictions" / "_manifest.json").exists()
+    for part in directory.rglob("*.parquet"):
+        pq.read_table(part)
+    filler[0].unlink()
+    run = engine.run("score", *words, config_dir=shop.conf)
+    assert run.directory == directory
+    assert contents(run.directory / "predictions") == contents(unbroken.directory / "predictions")
+    assert (run.directory / "profile.json").read_bytes() == (unbroken.directory / "profile.json").read_bytes()
+    assert not list(directory.rglob("*.tmp"))

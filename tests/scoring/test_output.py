@@ -22,7 +22,7 @@ from engine.runtime.run import Run
 from engine.scoring import output
 from engine.scoring.output import Layout, Place
 from engine.scoring.score import predictions
-from tests.scoring.conftest import ROWS, contents, rows_of
+from tests.scoring.conftest import ROWS, Shop, contents, rows_of
 
 Score = Callable[..., Run]
 
@@ -211,6 +211,19 @@ def test_predictions_go_to_an_object_store_manifest_last_and_are_replaced_whole(
     assert not names & {info.path for info in store(bucket).get_file_info(pafs.FileSelector("lake/scores", recursive=True))
                         if info.path.endswith(".parquet")}  # fmt: skip
     assert "test" not in (run.directory / "run.json").read_text().split('"command_line"')[0]
+
+
+def test_events_come_from_an_object_store_other_than_where_the_model_was_trained(
+    shop: Shop, score: Score, unbroken: Run, bucket: str
+) -> None:
+    with store(bucket).open_output_stream("lake/in/visits-1.parquet") as stream:
+        stream.write((shop.folder / "visits.parquet").read_bytes())
+    place = (
+        "data.sources.visits.path=s3://lake/in",
+        f"data.sources.visits.endpoint={bucket}",
+        "data.sources.visits.region=us-east-1",
+    )
+    assert score(*place).record["chain"]["scores"] == unbroken.record["chain"]["scores"]
 
 
 def test_an_object_store_that_does_not_answer_is_an_error_that_names_it(score: Score, bucket: str) -> None:

@@ -192,7 +192,7 @@ def test_finished_units_are_not_scored_again_even_with_another_unit_size_and_thr
         with pytest.raises(KeyboardInterrupt):
             score("score.columns=[shop,size]", "resources.threads=1")
     run = score("score.columns=[shop,size]", "score.unit_rows=2048", "resources.threads=4")
-    assert run.resumed and run.metrics["score/units_skipped"] == 3
+    assert run.resumed and run.metrics["units_skipped"] == 3
     assert run.metrics["score/units_scored"] == 2, "3,072 to 6,000 in units of 2,048"
     assert rows_of(run).equals(rows_of(unbroken))
     assert (run.directory / "profile.json").read_bytes() == (unbroken.directory / "profile.json").read_bytes()
@@ -207,7 +207,7 @@ def test_a_changed_input_refuses_to_resume_and_says_so(
             score_table(shop, tmp_path, visits(ROWS), "resources.threads=1")
     with pytest.raises(UserError, match=r"the input changed since it began.*score\.resume=never"):
         score_table(shop, tmp_path, visits(ROWS, seed=1))
-    assert score_table(shop, tmp_path, visits(ROWS, seed=1), "score.resume=never").metrics["score/units_skipped"] == 0
+    assert score_table(shop, tmp_path, visits(ROWS, seed=1), "score.resume=never").metrics["units_skipped"] == 0
 
 
 def test_a_retrained_model_in_the_same_place_refuses_to_resume_and_says_so(
@@ -333,7 +333,7 @@ def test_a_full_disk_stops_the_run_names_the_place_and_a_rerun_goes_on(
     for part in directory.glob("parts/*.parquet"):
         pq.read_table(part)  # whole or absent
     run = score("score.columns=[shop,size]")
-    assert run.metrics["score/units_skipped"] == 3
+    assert run.metrics["units_skipped"] == 3
     assert rows_of(run).equals(rows_of(unbroken))
 
 
