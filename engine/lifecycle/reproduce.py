@@ -95,6 +95,10 @@ def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
         raise UserError(
             f"{directory} must be a finished run, found status {record.get('status')!r}: only those are proved"
         )
+    if not record.get("chain"):
+        raise UserError(
+            f"{directory} has no chain of digests (command {record['command']!r}): there is nothing to compare"
+        )
     hidden = [name for name, value in dotted(record["config"]) if MASK in str(value)]
     if hidden:
         raise UserError(
@@ -176,6 +180,10 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs) 
     config = copy.deepcopy(dict(record["config"]))
     config["paths"] = {"store": str(scratch / "store"), "runs": str(scratch / "runs")}
     config["tracking"] = {**config.get("tracking", {}), "kind": "off"}
+    if config.get("train", {}).get("reduction") != "ddp":  # results do not depend on who does the work
+        config["cluster"] = {"kind": "local"}
+    elif config.get("cluster"):
+        config["cluster"]["address"] = None
     if record["config"].get("data", {}).get("sources"):
         config["data"]["path"] = str(inputs.root)
     for section in ("train", "score"):

@@ -53,14 +53,12 @@ def find_run(reference: str, runs: Path) -> Path:
 
 def run_of_model(model: Path) -> Path:
     """The training run behind a bundle, or behind a registered copy of one. Raises UserError."""
-    for folder in (model, *model.parents[:2]):
-        if (folder / "run.json").is_file():
-            return folder.resolve()
-        for name in ("version.json", "facts.json"):
-            facts = storage.read_json(folder / name) if (folder / name).is_file() else {}
-            origin = Path(str((facts.get("facts") or facts).get("run", "")))
-            if (origin / "run.json").is_file():
-                return origin.resolve()
+    if (model.parent / "run.json").is_file():
+        return model.parent.resolve()
+    version = model.parent / "version.json"
+    source = Path(str(storage.read_json(version).get("source", ""))) if version.is_file() else Path()
+    if (source / "run.json").is_file():
+        return source.resolve()
     raise UserError(f"the training run behind {model} must still be there, found none: name the run directory itself")
 
 

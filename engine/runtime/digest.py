@@ -5,9 +5,12 @@ Recipe digest = what was asked. Content digest = what came out. The chain of a r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,18 @@ import pyarrow.compute as pc
 from engine.errors import UserError
 
 CHUNK = 1 << 22
+
+
+@contextlib.contextmanager
+def _timed() -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent[0] += time.perf_counter() - began
+
+
+spent = [0.0]  # seconds that this process has hashed for; threads add up
 
 
 def canonical_json(value: Any) -> str:
@@ -62,7 +77,7 @@ def of_file(path: Path | str) -> str:
     key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
     if key not in _memo:
         hasher = hashlib.sha256()
-        with open(path, "rb") as file:
+        with _timed(), open(path, "rb") as file:
             while block := file.read(CHUNK):
                 hasher.update(block)
         _memo[key] = hasher.hexdigest()
@@ -95,11 +110,12 @@ class TableDigest:
     def update(self, table: pa.Table | pa.RecordBatch) -> None:
         """Add rows; columns are taken by name."""
         self.rows += table.num_rows
-        for field in self.schema:
-            column = table.column(field.name)
-            for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-                if len(chunk):
-                    _hash_column(chunk, self._streams[field.name])
+        with _timed():
+            for field in self.schema:
+                column = table.column(field.name)
+                for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+                    if len(chunk):
+                        _hash_column(chunk, self._streams[field.name])
 
     def columns(self) -> dict[str, str]:
         """Hex digest per column."""

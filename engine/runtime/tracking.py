@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from engine.config import schema, units
 from engine.config.tree import Config, TrackingConfig
 from engine.errors import UserError, nearest
-from engine.runtime import environment, storage
+from engine.runtime import digest, environment, storage
 from engine.runtime.run import Run, load_record
 
 BACKENDS = {"wandb": "engine.runtime.tracking_wandb:WandbMirror"}
@@ -64,13 +64,31 @@ class Mirror(Protocol):
 class Tracker:
     """The run's handle on its child process."""
 
-    def __init__(self, run: Run, child: subprocess.Popen[bytes] | None = None, wait: float = 0.0) -> None:
-        self._run, self._child, self._wait = run, child, wait
+    def __init__(self, run: Run) -> None:
+        self._run, self._wait = run, 0.0
+        self._child: subprocess.Popen[bytes] | None = None
+        self._began, self._starting, self._hashed = time.monotonic(), 0.0, digest.spent[0]
+
+    def started(self, child: subprocess.Popen[bytes], wait: float) -> None:
+        """Take over the child process; what it took to start is part of the overhead."""
+        self._child, self._wait = child, wait
+        self._starting = time.monotonic() - self._began
 
     def stop(self) -> None:
         """Tell the child that the run has ended, and wait for it no longer than the bound. Never raises."""
         if self._child is None:
             return
+        began = time.monotonic()
+        self._end()
+        now = time.monotonic()
+        tracking, hashing = self._starting + now - began, digest.spent[0] - self._hashed
+        share = 100 * (tracking + hashing) / max(now - self._began, 1e-9)
+        _say(
+            f"overhead: tracking {tracking:.2f} s, hashing {hashing:.2f} s, {share:.1f} % of {now - self._began:.1f} s"
+        )
+
+    def _end(self) -> None:
+        assert self._child is not None
         try:
             assert self._child.stdin is not None
             self._child.stdin.close()
@@ -90,11 +108,12 @@ class Tracker:
 
 def start(config: TrackingConfig, run: Run) -> Tracker:
     """Start the mirror of a run, if the config wants one. A failure is a warning; the run goes on."""
+    tracker = Tracker(run)
     if config.kind == "off":
-        return Tracker(run)
+        return tracker
     if importlib.util.find_spec(config.kind) is None:
         run.warn(f"tracking={config.kind} needs the package {config.kind!r}, which is not installed: no mirror is kept")
-        return Tracker(run)
+        return tracker
     mode = resolve_mode(config.mode)
     known = run.record.get("tracking") or {}
     # A sweep's agent has named the run already.
@@ -102,11 +121,10 @@ def start(config: TrackingConfig, run: Run) -> Tracker:
     name = known.get("id") or given or run.directory.name
     run.note(tracking={**schema.plain(config), "mode": mode, "id": name})
     try:
-        child = _spawn(run.directory)
+        tracker.started(_spawn(run.directory), WAIT_SECONDS[mode])
     except OSError as error:
         run.warn(f"the mirror could not be started ({error}); the run goes on without")
-        return Tracker(run)
-    return Tracker(run, child, WAIT_SECONDS[mode])
+    return tracker
 
 
 def resolve_mode(mode: str) -> str:

@@ -8,7 +8,6 @@ git, console, machine, code) is off: what it gets is what run.json holds, where 
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import subprocess

@@ -387,7 +387,10 @@ def test_what_cannot_be_proved_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="must be a finished run, found status 'done'"):
         reproduce_run(directory, Options(code="current"))
     (directory / "DONE").touch()
+    with pytest.raises(UserError, match="has no chain of digests"):
+        reproduce_run(directory, Options(code="current"))
     record = json.loads((directory / "run.json").read_text())
+    record["chain"] = {"inputs": "1"}
     record["config"] = {"data": {"path": "postgres://user:***@host"}}
     (directory / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"data.path was given as a plain secret"):

@@ -110,3 +110,14 @@ def test_a_run_is_found_by_directory_and_by_the_start_of_its_id(workplace, three
         runs.find_run(str(folder), folder)
     with pytest.raises(UserError, match="there is none"):
         runs.find_run("nowhere/at/all", folder)
+
+
+def test_a_registered_version_leads_to_its_training_run(workplace, three) -> None:
+    model = workplace / "runs" / "registry" / "shop" / "versions" / "0123456789" / "model"
+    model.mkdir(parents=True)
+    (model.parent / "version.json").write_text(json.dumps({"source": str(three[0])}))
+    assert runs.run_of_model(model) == three[0].resolve()
+    assert runs.run_of_model(three[1] / "model") == three[1].resolve()
+    (model.parent / "version.json").write_text(json.dumps({"source": "gone"}))
+    with pytest.raises(UserError, match="must still be there, found none"):
+        runs.run_of_model(model)
