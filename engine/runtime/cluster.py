@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets as random_names
+import subprocess
 import sys
 import threading
 import time
@@ -97,9 +98,11 @@ def session(config: Config) -> Iterator[Session]:
     imported = time.monotonic()
     variables = _variables(config) | (_loopback_variables() if local else {})
     before = {name: os.environ.get(name) for name in variables}
+    watcher: subprocess.Popen[bytes] | None = None
     os.environ.update(variables)
     try:
         opened = _connect(ray, config, variables)
+        watcher = _start_reaper(ray) if local else None
         opened.seconds = {"ray_import": imported - began, "ray_init": time.monotonic() - imported}
         _check_size(ray, config)
         yield opened
@@ -107,10 +110,22 @@ def session(config: Config) -> Iterator[Session]:
         with contextlib.suppress(Exception):
             ray.shutdown()
         _may_form_clusters(True)
+        if watcher is not None and watcher.stdin is not None:
+            watcher.stdin.close()
+            watcher.wait()
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _start_reaper(ray: Any) -> subprocess.Popen[bytes] | None:
+    """A small process that outlives this one, to end the cluster if nobody else can. Needs /proc."""
+    if not Path("/proc/self/stat").exists():
+        return None
+    session_directory = ray._private.worker._global_node.get_session_dir_path()
+    words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), session_directory]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _import_ray(local: bool) -> Any:

@@ -56,7 +56,7 @@ def submit(config: Config, words: Sequence[str]) -> int:
     source = record_source(runs)
     with _staged(Path.cwd(), files) as folder:
         job = client.submit_job(
-            entrypoint=entrypoint(config, words),
+            entrypoint=entrypoint(config, words, interpreter(address)),
             runtime_env={"working_dir": str(folder), "env_vars": {SOURCE_VARIABLE: str(source)}},
             metadata={"engine": engine.__version__, "command": words[0]},
         )
@@ -164,7 +164,12 @@ def cluster_versions(client: Any) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------- the job itself
 
 
-def entrypoint(config: Config, words: Sequence[str]) -> str:
+def interpreter(address: str) -> str:
+    """This Python where the cluster is this machine, else the one that is first on the cluster's PATH."""
+    return sys.executable if re.match(r"https?://(127\.|localhost)", address) else "python"
+
+
+def entrypoint(config: Config, words: Sequence[str], python: str = "python") -> str:
     """The job's command line: the same words, with absolute paths and the job's own cluster."""
     absolute = {
         "paths.runs": str(Path(config.paths.runs).resolve()),
@@ -175,7 +180,7 @@ def entrypoint(config: Config, words: Sequence[str]) -> str:
     dropped = (*absolute, "cluster.address")
     kept = [word for word in words if word.partition("=")[0].lstrip("+") not in dropped]
     extra = [f"{name}={_quoted(value)}" for name, value in absolute.items() if "://" not in value]
-    return shlex.join(["python", "-m", "engine", *kept, *extra])
+    return shlex.join([python, "-m", "engine", *kept, *extra])
 
 
 def _quoted(value: str) -> str:

@@ -1,0 +1,109 @@
+"""A job on a cluster that `ray start --head` made: its run lands in the shared directory, with the local run's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from engine.config import compose
+from engine.errors import UserError
+from engine.runtime import submit
+from tests import tiny
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).parent / "ray"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the job server of a cluster started as people do."""
+    port, dashboard = free_port(), free_port()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    words = [str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4"]
+    words += ["--dashboard-host=127.0.0.1", f"--object-store-memory={100 * 2**20}", "--ray-client-server-port=0"]
+    log = open(tmp_path_factory.mktemp("head") / "log", "w")
+    process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{dashboard}"
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+            break
+        time.sleep(0.5)
+    yield address
+    process.terminate()
+    process.wait(60)
+    log.close()
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder under git, with the tiny experiment, changed since its commit."""
+    folder = tmp_path / "work"
+    tiny.write_tiny(folder)
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def local_weights(words: list[str], folder: Path) -> dict[str, str]:
+    """The chain of the same command in this folder, in one process."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", *words, f"paths.runs={folder / 'local'}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    return json.loads((Path(done.stdout.splitlines()[-1]) / "run.json").read_text())["chain"]
+
+
+def test_a_submitted_run_is_the_local_run(head, work, capfd, monkeypatch):
+    words = ["train", "--config-dir", str(work / "conf"), *tiny.overrides(work)]
+    expected = local_weights(words, work)
+    config = compose.compose(tiny.overrides(work), str(work / "conf")).config
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head)
+    capfd.readouterr()
+    code = submit.submit(config, [*words, "cluster=ray", "cluster.workers=2"])
+    out = capfd.readouterr().out
+    assert code == 0, out
+    directory = Path(next(line for line in reversed(out.splitlines()) if line.startswith("/")))
+    assert (directory / "DONE").exists() and directory.is_relative_to(work / "runs")
+    assert json.loads((directory / "run.json").read_text())["chain"] == expected
+
+
+def test_a_cluster_with_another_python_is_refused_before_the_upload(head, work, monkeypatch):
+    monkeypatch.setattr(submit, "cluster_versions", lambda _: {"python": "3.1.4", "ray": "2.60.0"})
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head)
+    with pytest.raises(UserError, match="python must be the same here and on the cluster"):
+        submit.submit(compose.compose([]).config, ["train"])
+
+
+def test_the_cluster_says_its_versions(head):
+    from ray.job_submission import JobSubmissionClient
+
+    found = submit.cluster_versions(JobSubmissionClient(head))
+    assert found == {"python": platform.python_version(), "ray": metadata.version("ray")}
