@@ -38,6 +38,8 @@ MAD_TO_DEVIATION = 1.4826
 TAIL, TAIL_TO_DEVIATION = 0.95, 1.6449
 STRIDES = 4  # real windows overlap: one starts every quarter of its length
 FOLDS = 5
+FEW = 20  # separate windows below which columns borrow from one another
+KEPT = 0.25  # share of the days that must be left to compare with
 ENOUGH_REAL = 5  # separate real windows from which median and MAD are taken alone
 
 
@@ -161,18 +163,30 @@ def separate_windows(allowed: np.ndarray, length: int) -> int:
     return found
 
 
-def rest_of(weights: np.ndarray, allowed: np.ndarray, weekdays: np.ndarray, season: str) -> np.ndarray:
+def rest_of(weights: np.ndarray, allowed: np.ndarray, weekdays: np.ndarray, season: str, memory: int = 0) -> np.ndarray:
     """float64[W, D]: weights of the days that a window is compared with: allowed and not in it.
 
-    With season=weekday they are weighted so that each weekday has the share that it has in the window.
+    Nor within `memory` days of it, where that leaves KEPT of the days: trailing windows of such days look at the same
+    events, so that they resemble the window more than a later one will resemble the reference. With season=weekday
+    days are weighted so that each weekday has the share that it has in the window.
     """
-    rest = (weights == 0) * allowed.astype(np.float64)
+    inside = np.asarray(weights > 0)
+    rest = np.asarray(~inside & allowed)
+    if memory:
+        apart: np.ndarray = rest & ~_near(inside, memory)
+        rest = np.where((apart.sum(axis=1) >= KEPT * allowed.sum())[:, None], apart, rest)
     if season == "none":
-        return rest
+        return rest.astype(np.float64)
     kinds = (weekdays[:, None] == np.arange(7)).astype(np.float64)  # [D, 7]
     wanted, there = weights @ kinds, rest @ kinds
     factor = np.divide(wanted, there, out=np.zeros_like(wanted), where=there > 0)
     return np.asarray(rest * (factor @ kinds.T))
+
+
+def _near(inside: np.ndarray, days: int) -> np.ndarray:
+    """bool[W, D]: days at most so many from a day of the window."""
+    total = np.cumsum(np.pad(inside, ((0, 0), (days + 1, days))), axis=1)
+    return np.asarray(total[:, 2 * days + 1 :] > total[:, : -(2 * days + 1)])
 
 
 # ------------------------------------------------------------------------------------------------------- statistics
@@ -192,8 +206,9 @@ def window_statistics(
     that sampling noise enters the line.
     """
     found = np.full((len(reference.columns) + 1, len(NAMES), len(windows.weights)), np.nan)
-    rest = rest_of(windows.weights, allowed, reference.weekdays, plan.season)
-    scored_rest = rest_of(windows.scored, allowed & reference.scored, reference.weekdays, plan.season)
+    memory = min(reference.memory, len(reference.days) // 5)
+    rest = rest_of(windows.weights, allowed, reference.weekdays, plan.season, memory)
+    scored_rest = rest_of(windows.scored, allowed & reference.scored, reference.weekdays, plan.season, memory)
     windows_counts = reference.windows(windows.weights, windows.scored)
     rest_counts = reference.windows(rest, scored_rest)
     for index, column in enumerate(reference.columns):
@@ -239,6 +254,8 @@ def _calibrate(reference: Reference, allowed: np.ndarray, plan: Plan, sizes: Map
     separate = separate_windows(allowed, plan.length)
     own = windows.real if separate >= ENOUGH_REAL else np.ones(len(windows.real), bool)
     center, scale = _center_and_scale(rooted(found), own)
+    if separate < FEW:
+        center, scale = _borrowed(center, scale, [item.kind for item in reference.columns])
     with np.errstate(invalid="ignore"):
         scores = (rooted(found) - center[..., None]) / scale[..., None]
     columns = _largest(scores, axis=1)
@@ -248,21 +265,37 @@ def _calibrate(reference: Reference, allowed: np.ndarray, plan: Plan, sizes: Map
 
 
 def _center_and_scale(found: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and MAD of each statistic of each column over its own windows; without windows: 0 and the floor."""
-    center = np.zeros(found.shape[:2])
-    scale = np.tile([MIN_SCALE[name] for name in NAMES], (len(found), 1))
-    for column in range(len(found)):
-        for index in range(len(NAMES)):
-            values = found[column, index, own]
-            values = values[np.isfinite(values)]
-            if not len(values):  # predictions of a short validation period have no real window: take those of blocks
-                values = found[column, index][np.isfinite(found[column, index])]
-            if len(values):
-                center[column, index] = np.median(values)
-                deviation = MAD_TO_DEVIATION * float(np.median(np.abs(values - center[column, index])))
-                tail = float(np.quantile(values, TAIL) - center[column, index]) / TAIL_TO_DEVIATION
-                scale[column, index] = max(scale[column, index], deviation, tail)
+    """Median and spread of each statistic of each column over its own windows; without windows: 0 and the floor."""
+    values = np.where(np.isfinite(found), found, np.nan)
+    # Predictions of a short validation period have no real window: they take those of blocks.
+    has_own = np.isfinite(values[..., own]).any(axis=-1)
+    values = np.sort(np.where(has_own[..., None] & ~own, np.nan, values), axis=-1)
+    center = np.nan_to_num(_ranked(values, 0.5))
+    deviation = MAD_TO_DEVIATION * _ranked(np.sort(np.abs(values - center[..., None]), axis=-1), 0.5)
+    tail = (_ranked(values, TAIL) - center) / TAIL_TO_DEVIATION
+    floor = np.array([MIN_SCALE[name] for name in NAMES])
+    return center, np.maximum(floor, np.nan_to_num(np.maximum(deviation, tail)))
+
+
+def _borrowed(center: np.ndarray, scale: np.ndarray, kinds: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """From few windows a column's own centre and spread are little known: they are at least those of the median column
+    of its kind.
+    """
+    center, scale = center.copy(), scale.copy()
+    for kind in sorted(set(kinds)):
+        rows = np.flatnonzero([item == kind for item in kinds])
+        for part in (center, scale):
+            part[rows] = np.maximum(part[rows], np.median(part[rows], axis=0))
     return center, scale
+
+
+def _ranked(values: np.ndarray, level: float) -> np.ndarray:
+    """Quantile of ascending values with NaN last, the mean of the two next to it at a half; NaN where there are none."""
+    count = np.isfinite(values).sum(axis=-1)
+    place = level * (count - 1).clip(0)
+    low, high = np.floor(place).astype(np.int64), np.ceil(place).astype(np.int64)
+    left, right = (np.take_along_axis(values, at[..., None], axis=-1)[..., 0] for at in (low, high))
+    return np.asarray(left + (place - low) * (right - left))
 
 
 def _largest(scores: np.ndarray, axis: int) -> np.ndarray:

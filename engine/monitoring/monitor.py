@@ -23,7 +23,7 @@ from engine.features.build import FeatureTable
 from engine.features.encode import as_texts
 from engine.features.profile import Profile
 from engine.monitoring import alerts, history, report
-from engine.monitoring.calibrate import MIN_SCALE, Plan
+from engine.monitoring.calibrate import FEW, MIN_SCALE, Plan
 from engine.monitoring.drift import FLOORS, Current, Drift, compare
 from engine.monitoring.multivariate import compare_samples
 from engine.monitoring.performance import (
@@ -323,6 +323,7 @@ def build_record(
         "columns": drift.columns,
         "discoveries": {
             "method": f"Benjamini-Hochberg at {settings.alpha}",
+            "reliable": drift.line.separate >= FEW,  # p-values from fewer windows flatter
             "columns": drift.discoveries,
             "p_values": drift.p_values,
         },

@@ -30,6 +30,7 @@ class Reference:
     profile: Profile
     importance: dict[str, float]
     predictions_in_sample: bool
+    memory: int = 0  # days that the longest trailing window looks back
     _stacks: dict[bool, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def windows(self, weights: np.ndarray, scored: np.ndarray) -> dict[str, Counts]:
@@ -76,7 +77,8 @@ def read_reference(directory: Path, encoder: Encoder) -> Reference:
     table = storage.read_parquet(directory / "reference.parquet")
     days, rows, counts = day_counts(columns, table)
     profile = Profile.from_json(state["profile"], spec)
-    return Reference(columns, days, rows, counts, profile, state["importance"], state["predictions_in_sample"])
+    facts = (state["importance"], state["predictions_in_sample"], state.get("memory_days", 0))
+    return Reference(columns, days, rows, counts, profile, *facts)
 
 
 def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, np.ndarray, dict[str, Counts]]:

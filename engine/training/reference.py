@@ -1,6 +1,7 @@
 """The reference of a model: what monitoring compares later data with, so that no raw training row is needed again.
 
-Written into the bundle, over the training and validation periods (labelled or not: that is what scoring will see):
+Written into the bundle, over the training and validation periods (labelled or not: that is what scoring will see; without
+the first days, whose trailing windows reach back to before the data begin):
 `profile_spec.json`; `reference.parquet` (rows per local day x column x bin, of inputs and of predictions);
 `reference.json` (the profile of the whole period, when predictions were made, how much each feature matters);
 `reference_sample.parquet` (about 20,000 encoded rows, chosen by hash of their id); `reference_outcomes.parquet`
@@ -24,6 +25,7 @@ from engine.data.dataset import Dataset, row_ids
 from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts
+from engine.features.moments import instants
 from engine.features.profile import FIT_ROWS, Profile, ProfileSpec
 from engine.runtime import storage
 from kernels import profile as kernel
@@ -31,6 +33,7 @@ from kernels.exact import WIDE_UNIT
 from kernels.hashing import hash_bytes
 
 FORMAT = 1
+DAY = 86_400_000_000
 SAMPLE_ROWS, OUTCOME_ROWS, IMPORTANCE_ROWS = 20_000, 50_000, 1_000
 CHUNK_ROWS = 131_072
 MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN = kernel.MISSING, kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE
@@ -72,6 +75,7 @@ def write_reference(
         storage.write_parquet(directory / "reference_outcomes.parquet", outcomes)
     state = {
         "format": FORMAT,
+        "memory_days": -(-memory_of(config) // DAY),
         "predictions_in_sample": in_sample,
         "importance": permutation_importance(encoder, scorer, sample[1], sample[2]),
         "profile": whole.to_json(),
@@ -83,9 +87,24 @@ def write_reference(
 
 
 def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int]:
-    """Dataset rows [start, stop) of a split; empty where the config has none."""
+    """Dataset rows [start, stop) of a split that the reference is made of; empty where the config has none.
+
+    Rows within the longest trailing window of the first event have windows that no later row will have: they are left
+    out, unless that would take more than half of the period.
+    """
     bounds = getattr(config.split, period)
-    return dataset.row_range(*units.between(bounds, config.data.time_zone)) if bounds else (0, 0)
+    if not bounds:
+        return 0, 0
+    start, stop = units.between(bounds, config.data.time_zone)
+    first = dataset.read([config.data.event_time], rows=(0, min(dataset.rows, 1)))[config.data.event_time]
+    warm = int(instants(first)[0]) + memory_of(config) if len(first) else start
+    return dataset.row_range(warm if start < warm <= (start + stop) // 2 else start, stop)
+
+
+def memory_of(config: Config) -> int:
+    """Microseconds that the longest trailing window looks back."""
+    views = [view for view in config.features.active_views.values() if view.kind == "windows"]
+    return max((units.span(window) for view in views for window in view.windows), default=0)
 
 
 def local_days(times: pa.ChunkedArray | pa.Array, time_zone: str) -> np.ndarray:

@@ -134,6 +134,10 @@ def test_the_rest_leaves_the_window_out_and_weighs_weekdays_as_it_does() -> None
     window[0, :2] = 1.0
     rest = rest_of(window, np.ones(28, bool), days % 7, "none")
     assert rest[0].tolist() == [0, 0, *[1.0] * 26]
+    apart = rest_of(window, np.ones(28, bool), days % 7, "none", memory=3)
+    assert apart[0].tolist() == [0, 0, 0, 0, 0, *[1.0] * 23]
+    nearly_all = rest_of(window, np.ones(28, bool), days % 7, "none", memory=25)
+    assert nearly_all[0].tolist() == rest[0].tolist()
     season = rest_of(window, np.ones(28, bool), days % 7, "weekday")
     assert [season[0, days % 7 == k].sum() for k in range(7)] == pytest.approx([1, 1, 0, 0, 0, 0, 0])
 
