@@ -121,6 +121,8 @@ def fit(  # noqa: PLR0913
     UserError for targets that the loss cannot take, for a loss that is not finite under train.on_bad_loss=stop, and for
     a checkpoint of another plan.
     """
+    if config.train.device == "cuda":
+        raise UserError("train.device must be auto or cpu: training on a GPU is not built yet, found 'cuda'")
     check_targets(train.target, train.rows, config.train.loss, outputs)
     _check_memory(train, config)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:

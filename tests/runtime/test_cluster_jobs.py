@@ -40,12 +40,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, dashboard = free_port(), free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     words = [str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4"]
-    words += ["--dashboard-host=127.0.0.1", f"--object-store-memory={100 * 2**20}", "--ray-client-server-port=0"]
+    words += [
+        "--dashboard-host=127.0.0.1",
+        f"--object-store-memory={100 * 2**20}",
+        f"--ray-client-server-port={free_port()}",
+    ]
     log = open(tmp_path_factory.mktemp("head") / "log", "w")
     process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{dashboard}"
     end = time.monotonic() + 300
     while time.monotonic() < end:
+        assert process.poll() is None, Path(log.name).read_text()
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
             break

@@ -242,6 +242,11 @@ def test_a_target_that_the_loss_cannot_take_is_refused_by_row(problem, config, f
         fitted(config(train__loss=loss), data, outputs=3 if loss == "multiclass" else 1)
 
 
+def test_a_device_that_is_not_built_is_refused_and_not_ignored(problem, config, fitted):
+    with pytest.raises(UserError, match=r"train\.device must be auto or cpu"):
+        fitted(config(train__device="cuda"), problem(10))
+
+
 def test_no_rows_at_all_is_an_error_before_training(problem, config, fitted):
     with pytest.raises(UserError, match="at least one row"):
         fitted(config(), problem(0))
