@@ -30,7 +30,7 @@ from engine.data.files import SourceFile, resolve, source_files
 from engine.data.policy import Tally, apply, records_table
 from engine.data.stage import Staged
 from engine.data.write import Written, canonical, write_parts
-from engine.errors import UserError
+from engine.errors import UserError, nearest
 from engine.runtime import digest, environment, storage
 from engine.runtime.run import Run
 
@@ -163,21 +163,36 @@ def _named(files: list[SourceFile], data: DataConfig) -> list[list[str]]:
 def check_schema(data: DataConfig) -> None:
     """Every type, bound and reference of the schema means something. Raises UserError."""
     for name, source in data.sources.items():
-        stage.schema_of({column: item.type for column, item in source.columns.items()})
-        for column, item in source.columns.items():
-            if item.path in ("$file", "$row") and item.type not in ("string", "int64"):
-                raise UserError(f"data.sources.{name}.columns.{column}: {item.path} must be string or int64")
-    for declared in (data.columns, *(table.columns for table in data.tables.values())):
-        kinds = checks.schema(declared)
-        for column, rule in declared.items():
-            for value in (rule.min, rule.max):
-                if value is not None:
-                    checks.bound(value, kinds.field(column).type, data.time_zone)
+        _check_source(name, source)
+    for columns in (data.columns, *(table.columns for table in data.tables.values())):
+        _check_bounds(columns, data.time_zone)
+    known = data.known_time
+    if known is not None and known not in data.columns:
+        raise UserError(f"data.known_time names {known!r}, which is no column.{nearest(known, data.columns)}")
     for name, table in data.tables.items():
         if table.query is None and name not in data.sources:
             raise UserError(f"data.tables.{name} must have a query, or data.sources a source of that name")
     if data.query is None:
         stage.event_source(data)
+
+
+def _check_source(name: str, source: SourceConfig) -> None:
+    stage.schema_of({column: item.type for column, item in source.columns.items()})
+    for column, item in source.columns.items():
+        if item.path in ("$file", "$row") and item.type not in ("string", "int64"):
+            raise UserError(f"data.sources.{name}.columns.{column}: {item.path} must be string or int64")
+    for option in (source.csv.delimiter, source.csv.quote or "x", source.csv.decimal):
+        if len(option) != 1 or not option.isascii():
+            where = f"data.sources.{name}.csv"
+            raise UserError(f"{where}: delimiter, quote and decimal must be one ASCII character, found {option!r}")
+
+
+def _check_bounds(columns: dict[str, Column], zone: str) -> None:
+    kinds = checks.schema(columns)
+    for name, column in columns.items():
+        for value in (column.min, column.max):
+            if value is not None:
+                checks.bound(value, kinds.field(name).type, zone)
 
 
 # ---------------------------------------------------------------------------------------------------------- build

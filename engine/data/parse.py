@@ -237,6 +237,8 @@ def _text_reader(kind: pa.DataType, reading: Reading) -> Callable[[pa.Array], pa
         return lambda text: _instants(text, reading)
     if pa.types.is_date(kind):
         return lambda text: _dates(text, reading)
+    if pa.types.is_time(kind):
+        return lambda text: _times(text, kind)
     if pa.types.is_integer(kind):
         return lambda text: _integers(text, kind)
     if pa.types.is_boolean(kind):
@@ -277,6 +279,12 @@ def _booleans(text: pa.Array) -> pa.Array:
     if not pc.all(pc.or_(known, pc.is_null(text))).as_py():
         raise pa.ArrowInvalid("no boolean")
     return pc.if_else(pc.is_null(text), pa.scalar(None, pa.bool_()), pc.is_in(text, pa.array(TRUE)))
+
+
+def _times(text: pa.Array, kind: pa.DataType) -> pa.Array:
+    _matching(text, r"^\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?$")
+    whole = pc.binary_join_element_wise("1970-01-01", text, "T")
+    return whole.cast(pa.timestamp("us")).cast(pa.int64()).cast(kind)
 
 
 def _dates(text: pa.Array, reading: Reading) -> pa.Array:

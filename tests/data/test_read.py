@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import io
 import json
@@ -131,7 +132,8 @@ def test_the_fast_and_the_careful_path_agree(tmp_path: Path) -> None:
         ("18446744073709551615", "uint64", 2**64 - 1), ("-1", "uint64", None), ("300", "uint8", None),
         ("9007199254740993", "int64", 2**53 + 1), ("9007199254740993.0", "int64", 2**53 + 1),
         ("1.10", "decimal(5,2)", Decimal("1.10")), ("1.005", "decimal(5,2)", None), ("1e2", "decimal(5,2)", Decimal("100.00")),
-        ("12:30:15", "string", "12:30:15"), ("007", "string", "007"),
+        ("12:30:15.5", "time", datetime.time(12, 30, 15, 500_000)), ("24:00", "time", None), ("9:00", "time", None),
+        ("1.5", "float16", 1.5), ("70000", "float16", None), ("12:30:15", "string", "12:30:15"), ("007", "string", "007"),
     ],
 )  # fmt: skip
 def test_a_text_becomes_the_value_or_none(text: str, kind: str, right: object) -> None:
