@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -51,8 +50,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     end = time.monotonic() + 300
     while time.monotonic() < end:
         assert process.poll() is None, Path(log.name).read_text()
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", dashboard), timeout=5):
             break
         time.sleep(0.5)
     yield address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -326,6 +328,30 @@ def test_a_killed_node_is_survived_with_the_same_weights(long_job):
         assert worlds[0] == 4 and worlds[-1] < 4
     finally:
         nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_the_runs_own_figures_stand_on_rays_metrics_endpoint(head):
+    class Worker:
+        def show(self) -> None:
+            self.metrics = cluster.WorkerMetrics("flights/one")
+            self.metrics.set({"train/rows_per_second": 123.0})
+
+    ray.init(address=head, log_to_driver=False, logging_level="ERROR")
+    try:
+        worker = ray.remote(num_cpus=0)(Worker).remote()
+        ray.get(worker.show.remote(), timeout=300)
+        node = ray.nodes()[0]
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        end, found = time.monotonic() + 120, []
+        while not found and time.monotonic() < end:
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+                found = [line for line in lines if line.startswith("ray_engine_train_rows_per_second{")]
+            time.sleep(1)
+        assert found and 'run="flights/one"' in found[0] and found[0].endswith(" 123.0")
+    finally:
+        ray.shutdown()
 
 
 DRIVER = """
