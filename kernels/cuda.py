@@ -1,0 +1,803 @@
+"""Twins of the CPU loops for NVIDIA GPUs: encode, profile, trailing windows, row order and dropout masks.
+
+A twin is compiled from the source of the CPU loop itself where that source can run on a GPU (`_Twins`): the arithmetic is
+written once. Only what the CPU loop does with NumPy calls or with one pass over a column is written anew here.
+
+Agreement with the CPU
+    integers (codes, profile counts and moments, row order, dropout masks, windows' count, distinct)    equal
+    standardise, uniform, ple; windows' sum, mean, std, min, max, first, last, recency                   equal
+    normal (logarithm and fused multiply-add differ in the last bit of a double)                         1e-6 relative, float32
+    windows' ewm_sum, ewm_mean (the GPU's exp2 differs in the last bit)                                  1e-12 relative
+
+Numba's CUDA target is imported by the first call alone: `import kernels.cuda` works on any machine, and `require_cuda`
+raises `CudaMissing` where there is no GPU. With NUMBA_ENABLE_CUDASIM=1 in the environment before numba is imported,
+everything here runs in Numba's simulator, without a GPU. Arguments may be NumPy arrays (copied to the device) or anything
+that already lies there and has `__cuda_array_interface__`, torch's tensors above all (not copied); results lie on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kernels import check, exact, hashing, jit
+from kernels import dropout as cpu_dropout
+from kernels import encode as cpu_encode
+from kernels import order as cpu_order
+from kernels import profile as cpu_profile
+from kernels import windows as cpu_windows
+from kernels.encode import CategoricalPlan, NumericPlan
+from kernels.exact import FIXED, WIDE, WORDS
+from kernels.profile import Profile, ProfilePlan
+
+THREADS = 256  # of a block
+LANES = 32  # of a warp; one lane a column in the profile
+SHARED_BYTES = 48 * 1024  # what every card gives a block without asking
+PROBES = 512  # of one entity that one thread answers, so that a busy entity is shared by several
+
+cuda: Any = None  # numba.cuda, once `require_cuda` has found it
+
+
+class CudaMissing(RuntimeError):
+    """No usable NVIDIA GPU, or no Numba for it."""
+
+
+# --------------------------------------------------------------------------- the door
+def simulated() -> bool:
+    """Whether Numba's simulator stands in for a GPU (NUMBA_ENABLE_CUDASIM=1 when numba was imported)."""
+    return bool(numba.config.ENABLE_CUDASIM)
+
+
+def require_cuda() -> Any:
+    """The module `numba.cuda`. Raises CudaMissing, saying what is missing, where it cannot launch anything."""
+    global cuda
+    if cuda is None:
+        try:
+            from numba import cuda as found
+        except ImportError as error:
+            raise CudaMissing(
+                f"GPU kernels need numba's CUDA target, found none ({error}): pip install numba-cuda"
+            ) from None
+        if not found.is_available():
+            raise CudaMissing("GPU kernels need an NVIDIA GPU and its driver, found none: use the CPU kernels")
+        cuda = found
+    return cuda
+
+
+class _Twins:
+    """Device functions and kernels made from plain Python source, each once.
+
+    `device(f)` rebuilds a CPU function (or a plain one of this file) with its globals replaced: every compiled function that it
+    names becomes that function's twin, the ones in `replaced` become their replacements.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.cuda = module
+        self.real = not simulated()
+        self._made: dict[Any, Any] = {}
+        self.replaced: dict[Any, Callable[..., Any]] = {
+            jit.mul128: _mul128,
+            jit.clz64: _clz64,
+            cpu_encode._rank: _rank,
+            exact._scaled: _scaled,
+        }
+
+    def device(self, function: Any, **constants: Any) -> Any:
+        """The device function of a CPU function or of a plain one."""
+        source = self.replaced.get(function, function)
+        key = (source, tuple(sorted(constants.items(), key=lambda item: item[0])))
+        if key not in self._made:
+            self._made[key] = self.cuda.jit(device=True)(self._rebuilt(source, constants))
+        return self._made[key]
+
+    def kernel(self, function: Callable[..., None], **constants: Any) -> Any:
+        """The kernel of a plain function."""
+        return self.cuda.jit(self._rebuilt(function, constants))
+
+    def _rebuilt(self, function: Any, constants: dict[str, Any]) -> Any:
+        plain = _source_of(function)
+        names = dict(plain.__globals__)
+        names |= {"cuda": self.cuda, **constants}
+        for name in plain.__code__.co_names:
+            value = names.get(name)
+            if name not in constants and _is_compiled(value):
+                names[name] = self.device(value)
+        if self.real:
+            names |= {"_product": self.cuda.libdevice.dmul_rn, "_ldexp": math.ldexp}
+            if "exp2" in plain.__code__.co_names:
+                names["np"] = self._numpy_with_exp2()
+        return types.FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__)
+
+    def _numpy_with_exp2(self) -> types.ModuleType:
+        """NumPy as a kernel sees it, with the functions that it lacks on a GPU."""
+        module = types.ModuleType("numpy_on_device")
+        module.__dict__.update({name: value for name, value in vars(np).items() if not name.startswith("_")})
+        module.__dict__.update({"exp2": self.cuda.libdevice.exp2, "isfinite": math.isfinite})
+        return module
+
+
+def _source_of(function: Any) -> Any:
+    """The plain function behind a compiled one (or behind its stand-in under NUMBA_DISABLE_JIT)."""
+    return getattr(function, "py_func", None) or getattr(function, "__wrapped__", function)
+
+
+def _is_compiled(value: Any) -> bool:
+    """Whether a global is a function that needs a twin: compiled by `kernels.jit.njit`, or marked `_on_device` here."""
+    return hasattr(value, "py_func") or hasattr(value, "__wrapped__") or getattr(value, "on_device", False)
+
+
+@functools.cache
+def _twins() -> _Twins:
+    return _Twins(require_cuda())
+
+
+def _on_device(function: Any) -> Any:
+    """Mark a plain function of this file as one that kernels call."""
+    function.on_device = True
+    return function
+
+
+@functools.cache
+def _kernel(name: str, real: str = "") -> Any:
+    """A kernel of this file by name, compiled for one type of real number where it says REAL."""
+    constants = {"REAL": np.dtype(real).type} if real else {}
+    return _twins().kernel(globals()[name], **constants)
+
+
+def _put(array: Any) -> Any:
+    """The array on the device: itself when it lies there."""
+    module = require_cuda()
+    if hasattr(array, "copy_to_host"):
+        return array
+    if hasattr(array, "__cuda_array_interface__"):
+        return module.as_cuda_array(array, sync=False)
+    return module.to_device(np.ascontiguousarray(array))
+
+
+def _blocks(work: int, most: int = 1 << 16) -> int:
+    return max(1, min(-(-work // THREADS), most))
+
+
+# --------------------------------------------------------------------------- device versions of single operations
+def _product(a: Any, b: Any) -> Any:
+    """a * b, never fused with a following addition: on a GPU this name is libdevice's __dmul_rn."""
+    return a * b
+
+
+def _ldexp(x: Any, exponent: Any) -> Any:
+    return np.ldexp(x, exponent)
+
+
+@_on_device
+def _mul128(a: Any, b: Any) -> Any:
+    """(high, low) 64-bit halves of the product of two uint64, by 32-bit halves."""
+    low32, s32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+    a, b = np.uint64(a), np.uint64(b)
+    a0, a1, b0, b1 = a & low32, a >> s32, b & low32, b >> s32
+    p00, p01, p10, p11 = a0 * b0, a0 * b1, a1 * b0, a1 * b1
+    middle = (p00 >> s32) + (p01 & low32) + (p10 & low32)
+    return p11 + (p01 >> s32) + (p10 >> s32) + (middle >> s32), (p00 & low32) | (middle << s32)
+
+
+@_on_device
+def _clz64(a: Any) -> Any:
+    """Number of leading zero bits of a uint64 (64 for zero)."""
+    a = np.uint64(a)
+    if a == np.uint64(0):
+        return np.int64(64)
+    count, width = np.int64(0), np.int64(32)
+    while width > 0:
+        if a >> np.uint64(64 - width) == np.uint64(0):
+            count += width
+            a = a << np.uint64(width)
+        width >>= 1
+    return count
+
+
+@_on_device
+def _scaled(x: Any, exponent: Any) -> Any:
+    """x * 2 ** exponent, rounded once; see kernels.exact."""
+    if -900 < exponent < 900:
+        return x * np.int64((np.int64(exponent) + 1023) << 52).view(np.float64)
+    return _ldexp(x, np.int32(exponent))
+
+
+@_on_device
+def _rank(x: Any, edges: Any) -> Any:
+    """Rank of x in [0, 1] among ascending quantiles; see kernels.encode, which calls np.searchsorted."""
+    last = len(edges) - 1
+    if edges[0] == edges[last]:
+        return -1.0
+    left, high = np.int64(0), np.int64(last + 1)
+    while left < high:
+        middle = (left + high) >> 1
+        if edges[middle] < x:
+            left = middle + 1
+        else:
+            high = middle
+    right, high = left, np.int64(last + 1)
+    while right < high:
+        middle = (right + high) >> 1
+        if edges[middle] <= x:
+            right = middle + 1
+        else:
+            high = middle
+    if left == right:
+        if left == 0:
+            return 0.0
+        if left > last:
+            return 1.0
+        low, top = edges[left - 1], edges[left]
+        part = (x * 0.5 - low * 0.5) / (top * 0.5 - low * 0.5)
+        return (left - 1 + part) / last
+    return 0.5 * (left + right - 1) / last
+
+
+# --------------------------------------------------------------------------- encode
+_encode_cell, splitmix64 = cpu_encode._encode_cell, hashing.splitmix64
+UNSEEN, NULL = cpu_encode.UNSEEN, cpu_encode.NULL
+
+
+def _encode_numeric(values: Any, integers: Any, numbers: Any, edges: Any, out: Any) -> None:
+    """One thread a cell, cells of a row side by side: reads and writes of a warp are neighbours."""
+    columns = values.shape[1]
+    for cell in range(cuda.grid(1), values.shape[0] * columns, cuda.gridsize(1)):
+        i, k = cell // columns, cell % columns
+        _encode_cell(np.float64(values[i, k]), integers[k], numbers[k], edges, out[i])
+
+
+def _encode_categorical(values: Any, keys: Any, codes: Any, spans: Any, nulls: Any, out: Any) -> None:
+    columns = values.shape[1]
+    for cell in range(cuda.grid(1), values.shape[0] * columns, cuda.gridsize(1)):
+        i, k = cell // columns, cell % columns
+        x = values[i, k]
+        found = np.int32(UNSEEN)
+        if x == nulls[k]:
+            found = np.int32(NULL)
+        else:
+            first, mask = spans[k, 0], spans[k, 1] - 1
+            slot = np.int64(splitmix64(np.uint64(x)) >> np.uint64(1)) & mask
+            while codes[first + slot] != 0:
+                if keys[first + slot] == x:
+                    found = codes[first + slot]
+                    break
+                slot = (slot + 1) & mask
+        out[i, k] = found
+
+
+class NumericEncoder:
+    """A NumericPlan on the device: `encode(values)` is one launch for all numeric columns."""
+
+    def __init__(self, plan: NumericPlan) -> None:
+        self.columns, self.width = len(plan.integers), plan.width
+        edges = plan.edges if len(plan.edges) else np.zeros(1)
+        self._plan = [_put(array) for array in (plan.integers, plan.numbers, edges)]
+
+    def encode(self, values: Any, out: Any = None, stream: Any = 0) -> Any:
+        """float32[n, width] on the device from float64 or float32 values [n, columns], NaN missing.
+
+        Raises ValueError for another number of columns.
+        """
+        block = _put(values)
+        if block.ndim != 2 or block.shape[1] != self.columns:
+            raise ValueError(f"values must be [n, {self.columns}], found shape {block.shape}")
+        result = cuda.device_array((block.shape[0], self.width), np.float32) if out is None else _put(out)
+        if block.size:
+            _kernel("_encode_numeric")[_blocks(block.size), THREADS, stream](block, *self._plan, result)
+        return result
+
+
+class CategoricalEncoder:
+    """A CategoricalPlan on the device: `encode(values)` is one launch for all categorical columns."""
+
+    def __init__(self, plan: CategoricalPlan) -> None:
+        self.columns = len(plan.spans)
+        self._plan = [_put(array) for array in plan]
+
+    def encode(self, values: Any, out: Any = None, stream: Any = 0) -> Any:
+        """int32[n, columns] on the device from int64 ids or hashes [n, columns].
+
+        Raises ValueError for another number of columns.
+        """
+        block = _put(values)
+        if block.ndim != 2 or block.shape[1] != self.columns:
+            raise ValueError(f"values must be [n, {self.columns}], found shape {block.shape}")
+        result = cuda.device_array(block.shape, np.int32) if out is None else _put(out)
+        if block.size:
+            _kernel("_encode_categorical")[_blocks(block.size), THREADS, stream](block, *self._plan, result)
+        return result
+
+
+# --------------------------------------------------------------------------- profile
+REAL = np.float64
+MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = (
+    cpu_profile.MISSING,
+    cpu_profile.NEGATIVE_INFINITE,
+    cpu_profile.POSITIVE_INFINITE,
+)
+DIGITS = 6  # of 32 bits: two of the sum of q, four of the sum of q**2
+_UNIT = exact.WIDE_UNIT
+
+
+@_on_device
+def _add_far(far: Any, k: Any, side: Any, value: Any) -> None:
+    """Add a finite double to a wide accumulator that all threads share; digits carry when they are read."""
+    bits = np.float64(value).view(np.int64)
+    exponent = np.int64((bits >> 52) & 0x7FF)
+    mantissa = np.uint64(bits) & np.uint64((1 << 52) - 1)
+    if exponent > 0:
+        mantissa |= np.uint64(1 << 52)
+    else:
+        exponent = np.int64(1)
+    position = exponent + (_UNIT - 1075)
+    off = np.uint64(position & 31)
+    digit = position >> 5
+    low = mantissa << off
+    high = (mantissa >> np.uint64(1)) >> (np.uint64(63) - off)
+    sign = np.int64(1) if bits >= 0 else np.int64(-1)
+    cuda.atomic.add(far, (k, side, digit), sign * np.int64(low & np.uint64(0xFFFFFFFF)))
+    cuda.atomic.add(far, (k, side, digit + 1), sign * np.int64(low >> np.uint64(32)))
+    cuda.atomic.add(far, (k, side, digit + 2), sign * np.int64(high))
+
+
+@_on_device
+def _outside(value: Any, first: Any, k: Any, bins: Any, counts: Any, far: Any) -> Any:
+    """Count a value that is not within the edges, straight in device memory: rare. Returns whether it is finite."""
+    width = counts.shape[1]
+    at, finite = np.int64(0), False
+    if value != value:
+        at = width + MISSING
+    elif value == np.inf:
+        at = width + POSITIVE_INFINITE
+    elif value == -np.inf:
+        at = width + NEGATIVE_INFINITE
+    else:
+        finite = True
+        side = 0 if value < first else 1
+        at = np.int64(0) if side == 0 else np.int64(bins + 1)
+        _add_far(far, k, side, np.float64(value) + 0.0)
+    cuda.atomic.add(counts, (k, at), np.int64(1))
+    return finite
+
+
+def _profile(  # noqa: PLR0913
+    block: Any, edges: Any, ends: Any, bins: Any, ranges: Any, counts: Any, low: Any, high: Any, digits: Any, far: Any
+) -> None:
+    """A lane is a column, a warp a row: 32 columns a block (blockIdx.y says which), rows strided over warps and blocks.
+
+    Shared memory: edges [size, 32] then counts int32 [bins + 1, 32], laid out so that lanes never share a bank.
+    """
+    lane, warp, warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
+    size, inner = edges.shape[1], counts.shape[1] - 4
+    k = cuda.blockIdx.y * LANES + lane
+    there = k < block.shape[1]
+    reals = cuda.shared.array(0, REAL)
+    words = cuda.shared.array(0, np.int32)
+    base = size * LANES * (reals.itemsize // 4)
+    for b in range(warp, size, warps):
+        reals[b * LANES + lane] = edges[k, b] if there else REAL(0)
+    for b in range(warp, inner, warps):
+        words[base + b * LANES + lane] = 0
+    cuda.syncthreads()
+    if there:
+        first, last, last_bin = ends[k, 0], ends[k, 1], bins[k]
+        shift, scale = ranges[k, 0], ranges[k, 1]
+        least, most = np.inf, -np.inf
+        total, squares, top = np.uint64(0), np.uint64(0), np.uint64(0)
+        for i in range(cuda.blockIdx.x * warps + warp, block.shape[0], cuda.gridDim.x * warps):
+            value = block[i, k]
+            if first <= value and value <= last:
+                at, step = 0, size >> 1
+                while step > 0:
+                    if reals[(at + step - 1) * LANES + lane] <= value:
+                        at += step
+                    step >>= 1
+                at = min(at, last_bin)
+                cuda.atomic.add(words, base + at * LANES + lane, 1)
+                wide = np.float64(value) + 0.0
+                q = np.uint64(np.int64(_product(wide * 0.5 - shift, scale) + 0.5))
+                total += q
+                q *= q
+                squares += q
+                top += np.uint64(squares < q)
+                least, most = min(least, wide), max(most, wide)
+            elif _outside(value, first, k, last_bin, counts, far):
+                wide = np.float64(value) + 0.0
+                least, most = min(least, wide), max(most, wide)
+        half, s32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+        cuda.atomic.add(digits, (k, 0), total & half)
+        cuda.atomic.add(digits, (k, 1), total >> s32)
+        cuda.atomic.add(digits, (k, 2), squares & half)
+        cuda.atomic.add(digits, (k, 3), squares >> s32)
+        cuda.atomic.add(digits, (k, 4), top)
+        cuda.atomic.min(low, k, least)
+        cuda.atomic.max(high, k, most)
+    cuda.syncthreads()
+    if there:
+        for b in range(warp, inner, warps):
+            found = words[base + b * LANES + lane]
+            if found:
+                cuda.atomic.add(counts, (k, b), np.int64(found))
+
+
+class Profiler:
+    """A ProfilePlan on the device, with the counts so far: `add(block)` launches, `result()` reads."""
+
+    def __init__(self, plan: ProfilePlan, real: Any = np.float32) -> None:
+        """`real` is the type of the blocks. Edges are rounded up to it, which no value of that type can tell."""
+        self.plan, self.real = plan, np.dtype(real)
+        if self.real not in (np.float32, np.float64):
+            raise TypeError(f"real must be float32 or float64, found {self.real}")
+        self._size = plan.edges.shape[1] if len(plan.bins) else 1
+        need = LANES * (self._size * self.real.itemsize + 4 * (int(plan.bins.max(initial=0)) + 1))
+        if need > SHARED_BYTES:
+            raise ValueError(f"edges of 32 columns must fit {SHARED_BYTES} bytes of shared memory, found {need}")
+        self._shared = need
+        edges = _rounded(plan.edges, self.real, up=True)
+        last = plan.edges[np.arange(len(plan.bins)), plan.bins]
+        ends = np.stack([edges[:, 0], _rounded(last, self.real, up=False)], axis=1)
+        self._plan = [_put(array) for array in (edges, ends, plan.bins, plan.ranges)]
+        empty = cpu_profile.empty_profile(plan)
+        k = len(plan.bins)
+        state = (
+            empty.counts,
+            empty.low,
+            empty.high,
+            np.zeros((k, DIGITS), np.uint64),
+            np.zeros((k, 2, WIDE), np.int64),
+        )
+        self._state = [_put(array) for array in state]
+
+    def add(self, block: Any, stream: Any = 0) -> None:
+        """Count the rows of block [n, k] of the profiler's type, row-major. Raises ValueError for another shape or type."""
+        rows = _put(block)
+        if rows.ndim != 2 or rows.shape[1] != len(self.plan.bins) or rows.dtype != self.real:
+            raise ValueError(
+                f"block must be {self.real} [n, {len(self.plan.bins)}], found {rows.dtype}{list(rows.shape)}"
+            )
+        if not rows.size:
+            return
+        warps = THREADS // LANES
+        groups = -(-rows.shape[1] // LANES)
+        # Enough blocks to fill any card, and few enough that their last additions do not show.
+        grid = (max(1, min(-(-rows.shape[0] // (64 * warps)), -(-2048 // groups))), groups)
+        kernel = _kernel("_profile", self.real.name)
+        kernel[grid, (LANES, warps), stream, self._shared](rows, *self._plan, *self._state)
+
+    def result(self) -> Profile:
+        """What was counted: equal to `kernels.profile.profile` of the same rows."""
+        counts, low, high, digits, far = (array.copy_to_host() for array in self._state)
+        sums = [
+            (
+                _whole(d[:2]),
+                _whole(d[2:4]) + (int(d[4]) << 64),
+                exact.wide_integer(f[0]),
+                exact.wide_integer(f[1]),
+            )
+            for d, f in zip(digits, far, strict=True)
+        ]
+        return Profile(counts, low, high, sums)
+
+
+def _whole(digits: NDArray[np.uint64]) -> int:
+    return sum(int(digit) << (32 * place) for place, digit in enumerate(digits))
+
+
+def _rounded(numbers: NDArray[np.float64], real: Any, up: bool) -> NDArray[Any]:
+    """Numbers in another type, rounded up or down: x >= e exactly when x >= e rounded up, for every x of that type."""
+    with np.errstate(over="ignore"):
+        near = numbers.astype(real)
+    wrong = near.astype(np.float64) < numbers if up else near.astype(np.float64) > numbers
+    return np.where(wrong, np.nextafter(near, np.asarray(np.inf if up else -np.inf, real)), near).astype(real)
+
+
+# --------------------------------------------------------------------------- row order and dropout
+_feistel, combine64, mix64 = cpu_order._feistel, hashing.combine64, hashing.mix64
+GOLDEN = hashing.GOLDEN
+
+
+def _permute(start: Any, n: Any, keys: Any, right_bits: Any, left_bits: Any, out: Any) -> None:
+    """out[i] = row at position start + i: one thread a position, each walking until it is inside."""
+    one, shift = np.uint64(1), np.uint64(right_bits)
+    right_mask = (one << np.uint64(right_bits)) - one
+    left_mask = (one << np.uint64(left_bits)) - one
+    size = np.uint64(n)
+    for i in range(cuda.grid(1), len(out), cuda.gridsize(1)):
+        x = _feistel(np.uint64(start + i), keys, shift, left_mask, right_mask)
+        while x >= size:
+            x = _feistel(x, keys, shift, left_mask, right_mask)
+        out[i] = np.int64(x)
+
+
+def permutation(start: int, stop: int, n: int, seed: int, epoch: int, out: Any = None, stream: Any = 0) -> Any:
+    """`kernels.order.permutation` into int64[stop - start] on the device. Small n (<= 4096) is sorted on the CPU and copied."""
+    if n <= cpu_order.SMALL:
+        found = cpu_order.permutation(start, stop, n, seed, epoch)
+        if out is None:
+            return _put(found)
+        result = _put(out)
+        result.copy_to_device(found)
+        return result
+    cpu_order.permutation(start, start, n, seed, epoch)  # the same checks
+    require_cuda()
+    keys = _put(np.asarray(cpu_order._keys(np.uint64(seed), np.uint64(epoch), np.uint64(n)), np.uint64))
+    bits = (int(n) - 1).bit_length()
+    result = cuda.device_array(stop - start, np.int64) if out is None else _put(out)
+    if stop > start:
+        arguments = (start, n, keys, bits // 2, bits - bits // 2, result)
+        _kernel("_permute")[_blocks(stop - start), THREADS, stream](*arguments)
+    return result
+
+
+def _mask(rows: Any, keys: Any, cursor: Any, layer: Any, limit: Any, kept: Any, out: Any) -> None:
+    """out[i, j] = kept or 0, four columns a thread from one hash; the key is that of step cursor[0] and of the layer."""
+    width = out.shape[1]
+    words = (width + 3) // 4
+    key = np.uint64(keys[cursor[0], layer])
+    for at in range(cuda.grid(1), out.shape[0] * words, cuda.gridsize(1)):
+        i, j = at // words, at % words
+        row_key = combine64(key, np.uint64(rows[i]))
+        hashed = mix64(row_key + np.uint64(j) * GOLDEN)
+        for lane in range(4):
+            column = j * 4 + lane
+            if column < width:
+                part = np.int64((hashed >> np.uint64(16 * lane)) & np.uint64(0xFFFF))
+                out[i, column] = kept if part >= limit else 0
+
+
+def dropout_mask(rows: Any, keys: Any, cursor: Any, layer: int, p: float, kept: int, out: Any, stream: Any = 0) -> None:
+    """Fill out [b, width] with `kept` or 0: the mask of `kernels.dropout` for rows int64[b], as bit patterns.
+
+    keys int64[steps, layers] holds what `layer_key` gives, cursor int64[1] the step in use, both on the device, so that a
+    captured graph replays with the next step's keys. `out` is an unsigned integer array as wide as the type it is read as
+    (uint16 for bf16, uint32 for float32), `kept` the pattern of 1 / (1 - p) in that type.
+    """
+    limit = min(round(p * 65536), 65535)
+    target = _put(out)
+    words = target.shape[0] * ((target.shape[1] + 3) // 4)
+    arguments = (_put(rows), _put(keys), _put(cursor), layer, limit, target.dtype.type(kept), target)
+    _kernel("_mask")[_blocks(words), THREADS, stream](*arguments)
+
+
+def layer_key(seed: int, step: int, layer: int) -> int:
+    """The key of one layer's mask at one step, as a signed 64-bit integer: what `kernels.dropout` uses inside."""
+    key = int(cpu_dropout._key(np.uint64(seed), np.uint64(step), np.uint64(layer)))
+    return key - 2**64 if key >= 2**63 else key
+
+
+# --------------------------------------------------------------------------- trailing windows
+_ordered, _general, _blank = cpu_windows._ordered, cpu_windows._general, cpu_windows._blank
+# A task: group, first and last probe, first and last source row, where its scratch rows begin, whether the group has
+# source rows, and where the group's rows begin and end in `by_known`.
+TASK = 9
+WAVE_TASKS, WAVE_ROWS = 1 << 16, 1 << 25  # of one launch: they bound the scratch memory
+NAT = check.NAT
+STATISTICS = cpu_windows._EWM_SUM + 3
+
+
+@jit.njit
+def _plan_tasks(starts: Any, order: Any, event: Any, probes: Any, widest: Any, most: Any, tasks: Any) -> Any:
+    """Fill `tasks` and return their number: the probes of each group, at most `most` a task, with the source rows they need."""
+    probe_starts, probe_time, probe_order = probes
+    count, at = np.int64(0), np.int64(0)
+    for g in range(len(probe_starts) - 1):
+        p = probe_starts[g]
+        while p < probe_starts[g + 1]:
+            last = min(p + most, probe_starts[g + 1])
+            if g + 1 >= len(starts):
+                begin, end = np.int64(0), np.int64(0)
+            else:
+                end = starts[g + 1]
+                first = max(probe_time[probe_order[p]], np.int64(NAT + 1))
+                begin, high = starts[g], end
+                limit = first - widest if first >= NAT + 1 + widest else np.int64(NAT + 1)
+                while begin < high:
+                    middle = (begin + high) >> 1
+                    if event[order[middle]] < limit:
+                        begin = middle + 1
+                    else:
+                        high = middle
+            if count < len(tasks):
+                tasks[count, 0], tasks[count, 1], tasks[count, 2] = g, p, last
+                tasks[count, 3], tasks[count, 4], tasks[count, 5] = begin, end, at
+                tasks[count, 6] = np.int64(g + 1 < len(starts))
+                tasks[count, 7] = starts[g] if g + 1 < len(starts) else 0
+                tasks[count, 8] = starts[g + 1] if g + 1 < len(starts) else 0
+            count += 1
+            at += end - begin + 16
+            p = last
+    return count
+
+
+def _windows(
+    tasks: Any, first: Any, source: Any, by_known: Any, probes: Any, plan: Any, memory: Any, scratch: Any, out: Any
+) -> None:
+    """One thread a task: `_ordered` or `_general` of the CPU over slices of scratch memory."""
+    at = cuda.grid(1)
+    if at >= len(tasks):
+        return
+    event, known, value = source
+    times, rows = probes
+    columns, needs = plan[1], plan[3]
+    begin, end = tasks[at, 3], tasks[at, 4]
+    p, stop = tasks[at, 1], tasks[at, 2]
+    while p < stop and (tasks[at, 6] == 0 or times[p] == np.int64(NAT)):
+        _blank(rows[p : p + 1], columns, out)
+        p += 1
+    if p == stop:
+        return
+    fixed, wide, words, decay_fixed, decay_wide, stat, left, heads = memory
+    stack_at, stack_value, trees, marks, keys, places, entering = scratch
+    low = tasks[at, 5] - first
+    n = end - begin
+    high = low + n + 1
+    d = at % len(decay_fixed)  # one that nobody uses when no decayed aggregate is asked for
+    sums = (fixed[at], wide[at], words[at, 0], (decay_fixed[d], decay_wide[d], words[at, 1]))
+    fixed[at, :, :] = np.uint64(0)
+    wide[at, :, :] = 0
+    data = (event[begin:end], known[begin:end], value[begin:end])
+    size = np.int64(0)
+    if needs[4]:
+        size = np.int64(16)
+        while size < 2 * n:
+            size *= 2
+    slots = 4 * low  # a power of two below 4 n + 16 fits the 4 (n + 16) of the task
+    mark = marks[low:high] if needs[4] else marks[0:0]
+    if len(by_known) == 0:
+        parts = (
+            stat[at],
+            left[at],
+            heads[at],
+            stack_at[:, low:high],
+            stack_value[:, low:high],
+            mark,
+            keys[slots : slots + size],
+            places[slots : slots + size],
+        )
+        _ordered(data, (times[p:stop], rows[p:stop]), plan, sums, parts, out)
+    else:
+        count = np.int64(0)
+        for k in range(tasks[at, 7], tasks[at, 8]):
+            if by_known[k] >= begin:
+                entering[low + count] = by_known[k] - begin
+                count += 1
+        more = (
+            stat[at],
+            left[at],
+            heads[at, 0],
+            trees[:, low:high],
+            mark,
+            keys[slots : slots + size],
+            places[slots : slots + size],
+        )
+        _general(data, entering[low : low + count], (times[p:stop], rows[p:stop]), plan, sums, more, out)
+
+
+def trailing(
+    probe_entity: ArrayLike,
+    probe_time: ArrayLike,
+    source_entity: ArrayLike,
+    event_time: ArrayLike,
+    known_at: ArrayLike,
+    values: ArrayLike | None,
+    windows: Sequence[int],
+    aggregates: Sequence[str],
+    threads: int = 1,
+) -> Any:
+    """`kernels.windows.trailing` as float64[n, windows, aggregates] on the device; arguments and errors are the same.
+
+    The sorts run on the CPU, on `threads` threads; the sweep runs on the GPU, one thread for up to 512 probes of an entity.
+    """
+    require_cuda()
+    groups = check.integers("probe_entity", probe_entity)
+    times = check.integers("probe_time", probe_time, len(groups))
+    entity = check.integers("source_entity", source_entity)
+    event = check.integers("event_time", event_time, len(entity))
+    known = event if known_at is event_time else check.integers("known_at", known_at, len(entity))
+    numbers = None if values is None else check.floats("values", values, len(entity))
+    widths, names = cpu_windows._check_plan(windows, aggregates, numbers is not None)
+    plan = _window_plan(widths, names, numbers, threads)
+    value = np.empty(0) if numbers is None else numbers
+    source, probes = cpu_windows._prepare((groups, times), (entity, event, known), value, threads)
+    out = cuda.device_array((len(groups), len(widths), len(names)), np.float64)
+    tasks = _tasks(source, probes, int(widths.max()))
+    taken = source.value[source.order] + 0.0 if len(source.value) else np.zeros(len(source.order))
+    rows = tuple(_put(array) for array in (source.event[source.order], source.known[source.order], taken))
+    asked = (_put(probes.time[probes.order]), _put(probes.order))
+    by_known = _put(source.by_known)
+    device_plan = (_put(plan.windows), _put(plan.columns), plan.form, plan.needs)
+    for low, high in _waves(tasks):
+        memory, scratch = _scratch(tasks[low:high], len(widths), plan, len(source.by_known) > 0)
+        arguments = (
+            _put(tasks[low:high]),
+            int(tasks[low, 5]),
+            rows,
+            by_known,
+            asked,
+            device_plan,
+            memory,
+            scratch,
+            out,
+        )
+        _kernel("_windows")[-(-(high - low) // 64), 64](*arguments)
+    return out
+
+
+def _window_plan(
+    widths: NDArray[np.int64], names: Sequence[str], numbers: NDArray[np.float64] | None, threads: int
+) -> cpu_windows._Plan:
+    asked = set(names)
+    uses = bool(asked & {"sum", "mean", "std"})
+    return cpu_windows._Plan(
+        widths,
+        np.array([cpu_windows.AGGREGATES[name] for name in names], np.int64),
+        (uses, "std" in asked, uses and cpu_windows._any_wide(numbers, threads)),
+        (
+            "min" in asked,
+            "max" in asked,
+            "first" in asked,
+            bool(asked & {"last", "recency"}),
+            "distinct" in asked,
+            bool(asked & {"ewm_sum", "ewm_mean"}),
+        ),
+    )
+
+
+def _tasks(source: cpu_windows._Source, probes: cpu_windows._Probes, widest: int) -> NDArray[np.int64]:
+    arguments = (source.starts, source.order, source.event, tuple(probes), widest, PROBES)
+    count = int(_plan_tasks(*arguments, np.empty((0, TASK), np.int64)))
+    tasks = np.empty((count, TASK), np.int64)
+    _plan_tasks(*arguments, tasks)
+    return tasks
+
+
+def _waves(tasks: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Ranges of tasks that share one launch."""
+    edges = [0]
+    while edges[-1] < len(tasks):
+        low = edges[-1]
+        fits = int(np.searchsorted(tasks[:, 5], tasks[low, 5] + WAVE_ROWS))
+        edges.append(min(max(fits, low + 1), low + WAVE_TASKS, len(tasks)))
+    return list(itertools.pairwise(edges))
+
+
+def _scratch(tasks: NDArray[np.int64], windows: int, plan: cpu_windows._Plan, general: bool) -> tuple[Any, Any]:
+    """What the threads of one launch work in: (accumulators a task, memory by source row)."""
+    n, rows = len(tasks), int(tasks[-1, 5] - tasks[0, 5] + tasks[-1, 4] - tasks[-1, 3] + 16)
+    needs, form = plan.needs, plan.form
+
+    def empty(shape: tuple[int, ...], kind: Any) -> Any:
+        return cuda.device_array(shape, kind)
+
+    decayed = n if needs[5] else 1
+    memory = (
+        empty((n, windows + 1, FIXED), np.uint64),
+        empty((n, windows + 1 if form[2] else 0, WIDE), np.int64),
+        empty((n, 2, WORDS), np.uint64),
+        empty((decayed, 4, FIXED), np.uint64),
+        empty((decayed, 2, WIDE), np.int64),
+        empty((n, STATISTICS), np.float64),
+        empty((n, windows), np.int64),
+        empty((n, 2, windows), np.int64),
+    )
+    stack = rows if (needs[0] or needs[1]) and not general else 0
+    tree = rows if (needs[0] or needs[1] or needs[2]) and general else 0
+    distinct = rows if needs[4] else 0
+    scratch = (
+        empty((2, stack), np.int64),
+        empty((2, stack), np.float64),
+        empty((3, tree), np.float64),
+        empty((distinct,), np.float64),
+        empty((4 * distinct,), np.int64),
+        empty((4 * distinct,), np.int64),
+        empty((rows if general else 0,), np.int64),
+    )
+    return memory, scratch
