@@ -146,3 +146,15 @@ def test_months_follow_the_local_calendar() -> None:
 def test_a_backtest_without_periods_is_refused(folder: Path, more: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(folder, *more)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_trainings_in_parallel_on_ray_give_the_same_backtest(done: Run, tmp_path: Path) -> None:
+    other = tiny.write_tiny(tmp_path / "ray", rows=3000)
+    found = result(run(other, "cluster=ray", "cluster.workers=2", "cluster.threads=1"))
+    for name, item in result(done).items():
+        columns = ("period", "metric", "model", "retrained", "promoted")
+        assert [[row[key] for key in columns] for row in item["periods"]] == [
+            [row[key] for key in columns] for row in found[name]["periods"]
+        ]

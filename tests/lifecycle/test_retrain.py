@@ -198,6 +198,23 @@ def test_without_a_champion_retrain_says_how_to_make_one(folder: Path) -> None:
         run("retrain", folder, *RETRAIN)
 
 
+def test_the_newest_monitoring_record_is_what_retrain_decides_on(folder: Path) -> None:
+    watch = ("monitor.model=tiny@champion", "monitor.multivariate=false", "monitor.resamples=50")
+    run("monitor", folder, *watch, "monitor.window=[2020-01-12,2020-01-19]")
+    newest = run("monitor", folder, *watch, "monitor.window=[2020-01-19,2020-01-26]")
+    record = json.loads((newest.directory / "drift.json").read_text())
+    words = [word for word in RETRAIN if not word.startswith(("retrain.now", "retrain.triggers"))]
+    decision = decision_of(run("retrain", folder, *words, "retrain.triggers=[drift,performance]"))
+    assert decision["now"].startswith("2020-01-26T00:00")
+    assert decision["monitor"] == str(newest.directory / "drift.json")
+    first, last = decision["facts"]["observations"]
+    assert (first["stop"], last["model"]) == (last["start"], record["model"])
+    assert last["metric"] == pytest.approx(record["performance"]["metrics"]["roc_auc"]["value"])
+    assert last["alarm"] == any(item["kind"] == "drift" for item in [*record["alarms"], *record["noted"]])
+    dropped = decision["facts"]["champion"]["metric"] - last["metric"] > 0.01
+    assert (decision["verdict"] == "quiet") == (not last["alarm"] and not dropped)
+
+
 # -------------------------------------------------------------------------------------------------- field report K1
 
 
