@@ -33,6 +33,7 @@ from engine.runtime.run import Run
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
 LARGEST = 5
 POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 90.0
 SOURCE_VARIABLE = "ENGINE_SOURCE"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 EXIT_CODES = {"done": 0, "alarm": 2, "interrupted": 130}
@@ -55,7 +56,8 @@ def submit(config: Config, words: Sequence[str]) -> int:
     runs = Path(config.paths.runs).resolve()
     source = record_source(runs)
     with _staged(Path.cwd(), files) as folder:
-        job = client.submit_job(
+        job = _send(
+            client,
             entrypoint=entrypoint(config, words, interpreter(address)),
             runtime_env={"working_dir": str(folder), "env_vars": {SOURCE_VARIABLE: str(source)}},
             metadata={"engine": engine.__version__, "command": words[0]},
@@ -127,6 +129,7 @@ def _connect(config: Config) -> tuple[Any, str]:
     try:
         from ray.job_submission import JobSubmissionClient
 
+        _use_token()
         return JobSubmissionClient(address), address
     except ImportError:
         raise UserError("submit needs Ray: pip install 'ray[default]'") from None
@@ -135,6 +138,17 @@ def _connect(config: Config) -> tuple[Any, str]:
             f"there must be a Ray cluster with a job server at {address}, found none ({str(error).splitlines()[0]}). "
             "Start one with `ray start --head`, or set cluster.address=http://HOST:8265"
         ) from None
+
+
+def _use_token() -> None:
+    """Show the cluster the token that Ray keeps for this user, if there is one; RAY_AUTH_MODE decides where it is set.
+
+    A cluster that is started where a token exists asks for it, but Ray's client sends it only when told to.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._private.authentication import authentication_token_setup
+
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _check_versions(client: Any, address: str) -> None:
@@ -165,7 +179,7 @@ def cluster_versions(client: Any) -> dict[str, str]:
 
 
 def interpreter(address: str) -> str:
-    """This Python where the cluster is this machine, else the one that is first on the cluster's PATH."""
+    """The running Python where the cluster is this machine, else the one that is first on the cluster's PATH."""
     return sys.executable if re.match(r"https?://(127\.|localhost)", address) else "python"
 
 
@@ -223,6 +237,20 @@ def _staged(folder: Path, files: dict[str, int]) -> Iterator[Path]:
             shutil.copy2(folder / relative, target)
         root.mkdir(exist_ok=True)
         yield root
+
+
+def _send(client: Any, **job: Any) -> str:
+    """Submit; a cluster that has just started refuses jobs for some seconds."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > end:
+                raise UserError(
+                    f"the cluster must accept the job, but it said: {str(error).splitlines()[0]}"
+                ) from error
+            time.sleep(2 * POLL_SECONDS)
 
 
 def _follow(client: Any, job: str) -> str:

@@ -108,5 +108,6 @@ def test_a_cluster_with_another_python_is_refused_before_the_upload(head, work, 
 def test_the_cluster_says_its_versions(head):
     from ray.job_submission import JobSubmissionClient
 
+    submit._use_token()
     found = submit.cluster_versions(JobSubmissionClient(head))
     assert found == {"python": platform.python_version(), "ray": metadata.version("ray")}
