@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -92,11 +93,15 @@ def describe(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Actors:
-    """The pool: at most `workers` actors, each with so many CPUs and GPUs of its node."""
+    """The pool: at most `workers` actors, each with so many CPUs and GPUs of its node.
+
+    `patience`: seconds without a reply after which a lost node is taken for the cause.
+    """
 
     workers: int
     cpus: float = 1
     gpus: float = 0
+    patience: float = 60
 
 
 def run_actors(
@@ -106,7 +111,7 @@ def run_actors(
 
     Ray must be running (cluster.session). An actor holds one item at a time, so that its death costs no other. Ray
     starts it again and hands it the item again, for ever: so tries are counted in files of `marks`, an empty folder
-    that all nodes reach.
+    that all nodes reach. Raises NodeLost, and UserError for what no retry can mend.
     """
     import ray.data
 
@@ -124,11 +129,50 @@ def run_actors(
         num_cpus=actors.cpus,
         num_gpus=actors.gpus or None,
     )
-    for reply in rows.iter_rows():
+    for reply in _replies(rows, actors.patience):
         if reply["hopeless"]:
             raise UserError(reply["cause"])
         result = json.loads(reply["result"]) if reply["result"] else None
         yield Outcome(json.loads(reply["item"]), result, int(reply["tries"]), reply["cause"])
+
+
+class NodeLost(Exception):
+    """A node went and nothing came back for a while: Ray waits for ever for a place for the actor that was on it."""
+
+
+def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
+    """Rows of a Ray Dataset in order of completion. Raises NodeLost."""
+    import ray
+
+    def alive() -> int:
+        return sum(bool(node["Alive"]) for node in ray.nodes())
+
+    found: queue.Queue[Any] = queue.Queue()
+
+    def pump() -> None:
+        try:
+            for row in rows.iter_rows():
+                found.put(row)
+            found.put(None)
+        except BaseException as error:  # raised again below
+            found.put(error)
+
+    nodes = alive()
+    threading.Thread(target=pump, name="ray-data", daemon=True).start()
+    while True:
+        try:
+            reply = found.get(timeout=patience)
+        except queue.Empty:
+            if (left := alive()) < nodes:
+                raise NodeLost(
+                    f"{nodes - left} of {nodes} nodes are gone and no unit came back in {patience:g} s"
+                ) from None
+            continue
+        if isinstance(reply, BaseException):
+            raise reply
+        if reply is None:
+            return
+        yield reply
 
 
 class _Actor:

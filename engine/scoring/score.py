@@ -259,7 +259,7 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
     done_rows = sum(unit.rows for unit in plan.done)
     began = time.monotonic()
     with run.progress("score", plan.stop - plan.start, start=done_rows) as progress:
-        for outcome in outcomes(config, predictor, plan, tally):
+        for outcome in outcomes(config, run, predictor, plan):
             if outcome.result is not None and config.cluster.kind == "ray" and not tally.rows:
                 # Until the first actor had loaded the model, that is: its first unit began so long before it ended.
                 tally.startup = time.monotonic() - began - sum(outcome.result["seconds"].values())
@@ -272,29 +272,47 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
     return tally
 
 
-def outcomes(config: Config, predictor: Predictor, plan: Plan, tally: Tally) -> Iterator[pool.Outcome]:
+def outcomes(config: Config, run: Run, predictor: Predictor, plan: Plan) -> Iterator[pool.Outcome]:
     """Outcomes of the items left, from threads or from Ray."""
     if not plan.items:
         return
-    tries = config.score.tries
     if config.cluster.kind == "local":
         with Team(1) as team:
             alone = dataclasses.replace(predictor, threads=1, team=team)
             worker = UnitScorer(plan.job, alone, plan.dataset, plan.views)
-            yield from pool.run_threads(worker, plan.items, compute_threads(config), tries, single_threaded)
+            threads = compute_threads(config)
+            yield from pool.run_threads(worker, plan.items, threads, config.score.tries, single_threaded)
         return
+    left = {item["start"]: item for item in plan.items}
+    while left:
+        try:
+            for outcome in ray_outcomes(config, plan, list(left.values())):
+                del left[outcome.item["start"]]
+                yield outcome
+        except pool.NodeLost as lost:
+            run.warn(f"{lost}; going on with the nodes that are left")
+            # A pool on fewer nodes is better than none.
+            config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, min_workers=1))
+
+
+def ray_outcomes(config: Config, plan: Plan, items: list[dict[str, Any]]) -> Iterator[pool.Outcome]:
+    """Outcomes from a pool of Ray actors."""
     parts = Path(plan.job.parts)
     with cluster.session(config) as session:
         cluster.check_shared(session, [parts, Path(config.paths.store)])
-        tally.startup = sum(session.seconds.values())
         # Cores of this machine are shared out; of another one nothing is known but what the config says.
-        threads = config.cluster.threads or (
-            max(1, compute_threads(config) // config.cluster.workers) if session.local else 1
+        here = max(1, compute_threads(config) // config.cluster.workers) if session.local else 1
+        threads = config.cluster.threads or here
+        actors = pool.Actors(
+            config.cluster.workers,
+            cpus=1 if session.local else threads,
+            gpus=config.cluster.gpus_per_worker,
+            patience=cluster.timeout_seconds(config),
         )
-        actors = pool.Actors(config.cluster.workers, 1 if session.local else threads, config.cluster.gpus_per_worker)
         marks = parts / "tries"
-        marks.mkdir()
-        yield from pool.run_actors(functools.partial(open_scorer, plan.job, threads), plan.items, actors, tries, marks)
+        marks.mkdir(exist_ok=True)
+        make = functools.partial(open_scorer, plan.job, threads)
+        yield from pool.run_actors(make, items, actors, config.score.tries, marks)
 
 
 # ------------------------------------------------------------------------------------------------------- publishing

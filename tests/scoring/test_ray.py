@@ -187,7 +187,7 @@ def nodes() -> Iterator[Any]:
 def test_a_whole_node_lost_costs_nothing(
     shop: Shop, start: Start, unbroken: Run, tmp_path: Path, nodes: Any, seed: int
 ) -> None:
-    words = (f"cluster.address={nodes.address}", f"paths.store={shop.folder / 'store'}")
+    words = (f"cluster.address={nodes.address}", "cluster.timeout=15s")
     scoring = start(*words, SLOW_UNITS="0.5")
     scoring.wait_for_units(1 + seed)
     nodes.remove_node(nodes.workers[seed % 2], allow_graceful=False)
