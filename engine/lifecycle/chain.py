@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pd
 
 from engine.errors import UserError, nearest
-from engine.runtime import storage
+from engine.runtime import places, storage
 from engine.runtime.run import LINKS, load_record
 from engine.runtime.tracking import read_points
 
@@ -92,7 +92,28 @@ def detail(link: str, recorded: Path, rerun: Path) -> str:
         return _list([f"{name} {_text(was.get(name))} before, {_text(now.get(name))} now" for name in names])
     if link == "fitted":
         return _list([name for name, _, _ in _fitted_differences(recorded, rerun)])
+    if link in ("dataset", "features"):
+        was, now = (_columns(link, load_record(directory)) for directory in (recorded, rerun))
+        return _list([name for name in was if was[name] != now.get(name)]) if was and now else ""
     return ""
+
+
+def _columns(link: str, record: Mapping[str, Any]) -> dict[str, str]:
+    """Column -> digest of the run's dataset or views, as far as its store still has them."""
+    if link == "dataset":
+        folder = places.dataset_folder(record)
+        return {entry["name"]: entry["digest"] for entry in _manifest(folder).get("columns", [])}
+    store, found = places.store_of(record) / "features", dict[str, str]()
+    for view, name in (record.get("views") or {}).items():
+        for part in _manifest(store / view / name).get("parts", []):
+            for column, entry in part.get("columns", {}).items():
+                found[column] = found.get(column, "") + entry["digest"]
+    return found
+
+
+def _manifest(folder: Path | None) -> dict[str, Any]:
+    path = folder / "manifest.json" if folder is not None else None
+    return dict(storage.read_json(path)) if path is not None and path.exists() else {}
 
 
 def _list(items: list[str], most: int = 3) -> str:

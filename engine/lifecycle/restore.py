@@ -16,7 +16,6 @@ from typing import Any
 from engine.errors import UserError
 from engine.runtime import environment
 
-PACKAGES = ("engine", "kernels", "conf")
 GIT_SECONDS = 120
 
 
@@ -40,7 +39,7 @@ def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> 
     Raises UserError when neither is there.
     """
     code = record["code"]
-    doubts = tuple(record_doubts(code))
+    doubts = tuple(environment.doubts(code))
     if environment.code()["engine_digest"] == code["engine_digest"]:
         return Code(environment.engine_root(), "the engine that is installed here has the recorded digest", doubts)
     state = code.get("engine_git")
@@ -59,24 +58,6 @@ def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> 
             f"(its digest differs): the run cannot be promised",
         )
     return Code(root, f"commit {state['commit'][:12]}{' and the kept patch' if state.get('dirty') else ''}", doubts)
-
-
-def record_doubts(code: Mapping[str, Any]) -> Iterator[str]:
-    """Why commit and patch of a record do not hold the code that ran."""
-    state = code.get("engine_git") or {}
-    needed = [name for name in state.get("untracked", ()) if _is_engine_file(name)]
-    if needed:
-        yield (
-            f"untracked files were in use and no patch holds them: {', '.join(needed[:5])}"
-            f"{' ...' if len(needed) > 5 else ''}; the run cannot be promised from its record"
-        )
-    for name in state.get("dirty_submodules", ()):
-        yield f"submodule {name} had changes that no patch holds; the run cannot be promised from its record"
-
-
-def _is_engine_file(name: str) -> bool:
-    path = Path(name)
-    return path.suffix in (".py", ".yaml") and any(part in PACKAGES for part in path.parts[:-1])
 
 
 def _git(folder: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:

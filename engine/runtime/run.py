@@ -108,6 +108,8 @@ class Run:
             for name, root in _dirty_trees(record["code"]):
                 storage.write_text(directory / f"{name}.patch", run.redact(environment.patch(root)))
             run.save()
+            for doubt in environment.doubts(record["code"]):
+                run._log_file(f"warning: {doubt}")
         except BaseException:  # a full disk, Ctrl-C: a directory without a record is of no use to anyone
             if run is not None:
                 run._close()

@@ -163,6 +163,9 @@ def test_a_seeded_fault_is_named_by_its_link(name, recorded, engine_copy, with_e
     found = reproduce_run(recorded, Options(code="current"))
     assert found["first_difference"] == FAULTS[name].link
     assert found["promise"] == "equal bits"
+    details = {entry["link"]: entry["detail"] for entry in found["links"]}
+    told = {"dataset": "amount", "features": "shop_", "fitted": "numeric.size.center_", "metrics": "valid/brier"}
+    assert told.get(FAULTS[name].link, "") in details[FAULTS[name].link]
     before = [
         verdict
         for link, verdict in verdicts(found).items()
@@ -283,9 +286,9 @@ def test_a_dirty_submodule_cannot_be_promised(tmp_path) -> None:
     inner, root = small_repository(tmp_path / "inner"), small_repository(tmp_path / "repository")
     git(root, "submodule", "--quiet", "add", str(inner), "plugin")
     git(root, "commit", "-q", "-m", "with a submodule")
-    assert not list(restore.record_doubts(code_of(root, tmp_path)["code"]))
+    assert not list(environment.doubts(code_of(root, tmp_path)["code"]))
     (root / "plugin" / "engine" / "__init__.py").write_text("VALUE = 3\n")
-    doubts = list(restore.record_doubts(code_of(root, tmp_path)["code"]))
+    doubts = list(environment.doubts(code_of(root, tmp_path)["code"]))
     assert len(doubts) == 1 and "submodule plugin" in doubts[0] and "cannot be promised" in doubts[0]
 
 
@@ -454,7 +457,11 @@ def test_flights_is_reproduced_and_each_of_eight_faults_is_named(tmp_path) -> No
     for name, fault in FLIGHTS_FAULTS.items():
         patched = copy_engine(root, tmp_path / fault.link.replace("@", ""))
         patch(patched, fault)
-        done = run_engine(patched, tmp_path, "reproduce", str(directory), "--code", "current", "--json", **jit)
+        start = {"dataset": "dataset", "features": "features"}.get(
+            fault.link, "fitted"
+        )  # what lies before is taken over
+        words = ("reproduce", str(directory), "--code", "current", "--from", start, "--json")
+        done = run_engine(patched, tmp_path, *words, **jit)
         assert done.returncode == 2, done.stdout + done.stderr
         named[name] = (json.loads(done.stdout)["first_difference"], fault.link)
     named["a source byte"] = (source_byte(root, tmp_path, directory, jit), "inputs")
