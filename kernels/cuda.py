@@ -148,7 +148,7 @@ def _on_device(function: Any) -> Any:
 @functools.cache
 def _kernel(name: str, real: str = "") -> Any:
     """A kernel of this file by name, compiled for one type of real number where it says REAL."""
-    constants = {"REAL": np.dtype(real).type} if real else {}
+    constants = {"REAL": getattr(numba.types, real)} if real else {}
     return _twins().kernel(globals()[name], **constants)
 
 
@@ -317,7 +317,7 @@ class CategoricalEncoder:
 
 
 # --------------------------------------------------------------------------- profile
-REAL = np.float64
+REAL, WORD = numba.types.float64, numba.types.int32  # of shared memory; REAL is the type of the block
 MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = (
     cpu_profile.MISSING,
     cpu_profile.NEGATIVE_INFINITE,
@@ -380,10 +380,10 @@ def _profile(  # noqa: PLR0913
     k = cuda.blockIdx.y * LANES + lane
     there = k < block.shape[1]
     reals = cuda.shared.array(0, REAL)
-    words = cuda.shared.array(0, np.int32)
+    words = cuda.shared.array(0, WORD)
     base = size * LANES * (reals.itemsize // 4)
     for b in range(warp, size, warps):
-        reals[b * LANES + lane] = edges[k, b] if there else REAL(0)
+        reals[b * LANES + lane] = edges[min(k, edges.shape[0] - 1), b]
     for b in range(warp, inner, warps):
         words[base + b * LANES + lane] = 0
     cuda.syncthreads()

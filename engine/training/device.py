@@ -1,0 +1,83 @@
+"""Where a model runs: resolved once, before anything is recorded, and taken from the record on resume."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.errors import UserError
+
+RESIDENT_SHARE = 0.6  # of the free device memory that packed rows may fill; the rest is for activations and graphs
+TF32 = False  # fp32 means fp32: matrix products of float32 operands are not rounded to TF32's 10 bits
+RECORDED = ("cpu", "cuda")
+
+
+def resolve_device(wanted: str, recorded: str | None = None) -> str:
+    """`cpu` or `cuda` for `train.device`: `auto` takes a GPU where torch finds one; a record of an earlier start stands.
+
+    Raises UserError where a GPU is asked for, or was used before, and there is none.
+    """
+    found = torch.cuda.is_available()
+    if wanted not in ("auto", *RECORDED):
+        raise UserError(f"train.device must be auto, cpu or cuda, found {wanted!r}")
+    chosen = recorded or wanted
+    if chosen == "auto":
+        return "cuda" if found else "cpu"
+    if chosen == "cuda" and not found:
+        before = " (this run began on one)" if recorded else ""
+        raise UserError(
+            f"train.device=cuda needs an NVIDIA GPU{before}, found none: torch {torch.__version__} "
+            f"{'has no CUDA' if torch.version.cuda is None else 'sees no device'}. Use train.device=cpu"
+        )
+    return chosen
+
+
+def is_resident(nbytes: int, free: int) -> bool:
+    """Whether packed rows of `nbytes` stay on a device with `free` bytes: while they fill at most RESIDENT_SHARE of it."""
+    return nbytes <= RESIDENT_SHARE * free
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the packed rows lie, and the figures of the decision."""
+
+    resident: bool
+    nbytes: int
+    free: int
+
+    @classmethod
+    def choose(cls, nbytes: int, device: torch.device) -> Placement:
+        """By the free memory of the device; on a CPU rows are always in place."""
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**62
+        return cls(is_resident(nbytes, free), nbytes, free)
+
+    def described(self) -> str:
+        """For run.log."""
+        where = "resident on the device" if self.resident else "streamed from host memory"
+        return f"{self.nbytes:,} bytes of packed rows are {where} ({RESIDENT_SHARE:.0%} of {self.free:,} free bytes may be used)"
+
+
+def prepare_backend() -> None:
+    """Arithmetic of matrix products on GPUs as stated by TF32."""
+    torch.set_float32_matmul_precision("high" if TF32 else "highest")
+
+
+def describe_device(device: str, index: int = 0) -> dict[str, Any]:
+    """Facts for run.json: card, memory, versions, arithmetic. For `cpu` the processor alone."""
+    if device != "cuda":
+        return {"kind": "cpu", "name": platform.processor() or platform.machine()}
+    card = torch.cuda.get_device_properties(index)
+    return {
+        "kind": "cuda",
+        "name": card.name,
+        "memory_bytes": card.total_memory,
+        "multiprocessors": card.multi_processor_count,
+        "capability": f"{card.major}.{card.minor}",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": TF32,
+    }

@@ -1,0 +1,73 @@
+"""The GPU twins against the CPU kernels: in Numba's simulator, and on a card where there is one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels import cuda
+
+SCRIPT = Path(__file__).with_name("simulated_cuda.py")
+# One process each: Numba reads the flag when it is imported, and this process has imported it.
+CHECKS = (("encode_numeric", "encode_categorical", "row_order", "masks"), ("profiles",), ("trailing_windows",))
+ALL = [name for group in CHECKS for name in group]
+
+
+def run(names: tuple[str, ...], **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *names],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("names", CHECKS, ids="+".join)
+def test_twins_give_what_the_cpu_gives_in_the_simulator(names: tuple[str, ...]) -> None:
+    assert run(names, NUMBA_ENABLE_CUDASIM="1").split() == [word for name in names for word in ("ok", name)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ALL)
+def test_twins_give_what_the_cpu_gives_on_a_card(name: str) -> None:
+    assert run((name,)).split() == ["ok", name]
+
+
+def test_without_a_gpu_every_entry_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba import cuda as target
+
+    monkeypatch.setattr(cuda, "cuda", None)
+    monkeypatch.setattr(target, "is_available", lambda: False)
+    with pytest.raises(cuda.CudaMissing, match="need an NVIDIA GPU and its driver, found none"):
+        cuda.permutation(0, 5, 5000, 1, 0)
+    with pytest.raises(cuda.CudaMissing, match="NVIDIA GPU"):
+        cuda.trailing([0], [1], [0], [0], [0], [1.0], [5], ["sum"])
+
+
+def test_importing_the_twins_does_not_load_the_cuda_target() -> None:
+    code = "import kernels.cuda, sys; print('numba.cuda.cudadrv.driver' in sys.modules, kernels.cuda.cuda)"
+    root = SCRIPT.parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "None"]
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_edges_rounded_to_float32_divide_float32_values_as_the_doubles_do(up: bool) -> None:
+    rng = np.random.default_rng(2)
+    near = np.concatenate([rng.normal(size=300), [0.0, 1e-46, -1e-46, 3e38, 1e39, -1e39, np.inf]])
+    edges = np.concatenate([near, near.astype(np.float32, casting="unsafe").astype(float)[:300]])
+    rounded = cuda._rounded(edges, np.float32, up)
+    for value in edges[300:600].astype(np.float32):
+        if up:
+            np.testing.assert_array_equal(value >= rounded, float(value) >= edges)
+        else:
+            np.testing.assert_array_equal(value <= rounded, float(value) <= edges)
