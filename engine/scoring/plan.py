@@ -1,0 +1,148 @@
+"""What a scoring run is to do: which rows, cut into which units, what is done of them, and what an earlier run gives."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config import units as spans
+from engine.config.tree import Config
+from engine.data import ingest
+from engine.data.dataset import Dataset
+from engine.errors import UserError
+from engine.features import build
+from engine.features.store import StoredView
+from engine.runtime import storage
+from engine.runtime.run import Run, load_record
+from engine.scoring import units
+from engine.scoring.predictor import Predictor
+from engine.scoring.units import Unit
+from engine.scoring.worker import Job
+
+FORMAT = 1
+RESERVED = ("row_id", "model")
+NONE_YET = Dataset(Path(), {"digest": ""})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a run, what is done of them, and what is left."""
+
+    job: Job
+    dataset: Dataset
+    views: dict[str, StoredView]
+    start: int
+    stop: int
+    done: list[Unit]
+    items: list[dict[str, Any]]
+
+
+def prepare(config: Config, run: Run, predictor: Predictor) -> Plan:
+    """Dataset, features and units; what an earlier attempt left unfinished is deleted."""
+    dataset = ingest.ensure(config, run)
+    views = build.ensure(config, run, dataset).views if config.score.features == "store" else {}
+    bounds = config.score.between
+    start, stop = dataset.row_range(*spans.between(bounds, config.data.time_zone)) if bounds else (0, dataset.rows)
+    if start == stop:
+        where = f"in score.between {list(bounds)}" if bounds else f"in dataset {dataset.name}"
+        run.warn(f"no row lies {where}: nothing to score")
+    context = units.check_context(run.directory, context_of(config, predictor, dataset, (start, stop)))
+    parts = run.path("parts")
+    parts.mkdir(exist_ok=True)
+    done = units.finished(parts, (start, stop), context)
+    removed = units.remove_others(parts, done)
+    if run.resumed:
+        for stale in run.directory.rglob(".*.tmp"):  # this process holds the run's lock: nobody is writing them
+            stale.unlink(missing_ok=True)
+        rows = sum(unit.rows for unit in done)
+        run.log(f"resumed: {len(done)} units with {rows:,} rows are done, {removed} unfinished files removed")
+    earlier = earlier_parts(config, run, predictor) if config.score.mode == "append" else {}
+    left = list(units.gaps((start, stop), [(unit.start, unit.stop) for unit in done]))
+    job = Job(
+        bundle=str(predictor.bundle.directory.absolute()),
+        dataset=str(dataset.directory.absolute()),
+        views={name: str(view.directory.absolute()) for name, view in views.items()},
+        parts=str(parts.absolute()),
+        context=context,
+        columns=passed_columns(config),
+        profile=config.score.profile and predictor.profile_spec is not None,
+        level=config.score.compression_level,
+        device=predictor.device,
+        earlier=str(earlier["parts"]) if earlier else None,
+    )
+    items = list(plan_items(left, earlier.get("units", {}), config.score.unit_rows, predictor.tile_rows))
+    return Plan(job, dataset, views, start, stop, done, items)
+
+
+def context_of(config: Config, predictor: Predictor, dataset: Dataset, rows: tuple[int, int]) -> dict[str, Any]:
+    """Whatever decides the bytes of a part, under the names that a message gives them."""
+    files = predictor.bundle.manifest["files"]
+    return {
+        "format": FORMAT,
+        "weights": files["model.safetensors"]["sha256"],
+        "architecture": files["model.json"]["sha256"],
+        "feature state": files["features.json"]["sha256"],
+        "model": predictor.digest,
+        "input": dataset.digest,
+        "rows": list(rows),
+        "columns": list(passed_columns(config)),
+        "compression": config.score.compression_level,
+        "profile": config.score.profile and predictor.profile_spec is not None and predictor.profile_spec.digest,
+        "device": predictor.device,
+    }
+
+
+def plan_items(
+    left: list[tuple[int, int]], earlier: dict[tuple[int, int], str], unit_rows: int, tile_rows: int
+) -> Iterator[dict[str, Any]]:
+    """Items for the pool: ranges that an earlier run has whole (with its digest), and the rest cut anew."""
+    edges = {edge for span in left for edge in span}
+    known = [
+        span
+        for span in sorted(earlier)
+        if any(low <= span[0] and span[1] <= high for low, high in left)
+        # A unit that ends within a tile has gained rows: digests are of whole tiles.
+        and all(edge % tile_rows == 0 or edge in edges for edge in span)
+    ]
+    for start, stop in known:
+        yield {"start": start, "stop": stop, "earlier": earlier[start, stop]}
+    rest = itertools.chain.from_iterable(
+        units.gaps(span, [one for one in known if span[0] <= one[0] < span[1]]) for span in left
+    )
+    for start, stop in units.cut(rest, unit_rows, tile_rows):
+        yield {"start": start, "stop": stop}
+
+
+def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, Any]:
+    """`parts` folder and units {(start, stop): digest} of the newest finished run that this one may append to."""
+    for directory in sorted(run.directory.parent.glob("*-*"), reverse=True):
+        path = directory / units.CONTEXT
+        if directory == run.directory or not (directory / "DONE").exists() or not path.exists():
+            continue
+        context = storage.read_json(path)
+        asked = context_of(config, predictor, NONE_YET, (0, 0))
+        if any(context[name] != asked[name] for name in asked if name not in ("input", "rows")):
+            continue
+        ledger = storage.read_parquet(directory / "ledger.parquet", ["start", "stop", "digest"])
+        found = {(row["start"], row["stop"]): row["digest"] for row in ledger.to_pylist()}
+        run.log(f"appending to {directory}: {len(found)} units")
+        run.note(appended_to=load_record(directory)["chain"].get("scores"))
+        return {"parts": (directory / "parts").absolute(), "units": found}
+    run.log("nothing to append to: no finished run of this name has the same model and columns; scoring all rows")
+    return {}
+
+
+def check_columns(config: Config) -> None:
+    """Passed-through columns must be free names in the output; the partition column is passed through too."""
+    for name in passed_columns(config):
+        if name in RESERVED or name == "score" or name.startswith("score_") or name == config.data.event_time:
+            raise UserError(f"score.columns: the output has a column {name!r} of its own; leave it out")
+
+
+def passed_columns(config: Config) -> tuple[str, ...]:
+    """Columns of the dataset that the output repeats."""
+    partition = [config.score.partition] if config.score.partition not in (None, config.data.event_time) else []
+    return tuple(dict.fromkeys([*config.score.columns, *(name for name in partition if name)]))

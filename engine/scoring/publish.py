@@ -1,0 +1,175 @@
+"""The end of a scoring run: records merged in dataset order, ledger, profile, quarantine, predictions, manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from engine.config.tree import Config
+from engine.data.dataset import Dataset
+from engine.errors import UserError
+from engine.features.profile import Profile
+from engine.runtime import digest, storage
+from engine.runtime.run import Run
+from engine.scoring import output, units
+from engine.scoring.output import Place
+from engine.scoring.plan import Plan
+from engine.scoring.predictor import Predictor
+from engine.scoring.units import Unit
+from engine.scoring.worker import UnitScorer
+
+FORMAT = 1
+LEDGER = ("start", "stop", "digest", "rows", "quarantined", "input")
+
+
+def publish(
+    config: Config, run: Run, predictor: Predictor, plan: Plan, done: list[Unit], failed: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Publish the units `done` (in dataset order) beside those that were set aside. Returns counts."""
+    merged = Merged(predictor)
+    parts = run.path("parts")
+    ledger: list[dict[str, Any]] = []
+    for unit in done:
+        record = units.read_record(parts, unit)
+        if record is None:
+            raise UserError(f"{units.part_path(parts, unit)} is gone or damaged: run the command again")
+        merged.add(record)
+        ledger.append({name: record[name] for name in LEDGER})
+    check_counts(plan, done, failed, merged)
+    write_refused(run, parts, done, plan.dataset)
+    storage.write_parquet(run.path("ledger.parquet"), ledger_table(ledger, failed))
+    if merged.profile is not None:
+        storage.write_json(run.path("profile.json"), merged.profile.to_json())
+    place = place_of(config, run)
+    files = write_predictions(config, run, place, predictor, plan, done, merged)
+    scores = merged.hexdigest()
+    manifest = {
+        "format": FORMAT,
+        "complete": not failed,
+        "rows": merged.rows,
+        "model": predictor.digest,
+        "scores": scores,
+        "set_aside": failed,
+        "partition": partition_of(config),
+        "files": files,
+    }
+    output.publish(place, manifest)
+    units.remove_others(parts, done)
+    if not failed:
+        run.link("scores", scores)
+        run.add_output("predictions", scores)
+        if merged.profile is not None:
+            run.add_output("profile", merged.profile.digest)
+    return {
+        "score/rows": float(merged.rows),
+        "score/rows_quarantined": float(merged.quarantined),
+        "score/rows_quarantined_at_ingest": float(quarantined_at_ingest(plan.dataset)),
+        "score/files": float(len(files)),
+        "score/units": float(len(ledger)),
+    }
+
+
+def partition_of(config: Config) -> dict[str, str] | None:
+    """The column that folders stand for, with its type."""
+    name = config.score.partition
+    return None if name is None else {"column": name, "type": config.data.columns[name].type}
+
+
+def place_of(config: Config, run: Run) -> Place:
+    """Where this run's predictions go; noted in run.json, so that `predictions` finds them from anywhere."""
+    wanted = config.score
+    if wanted.output is not None:
+        here = wanted.output if "://" in wanted.output else str(Path(wanted.output).expanduser().absolute())
+        run.note(predictions={"output": here, "endpoint": wanted.endpoint, "region": wanted.region})
+    return output.place_of(wanted.output, run.directory, wanted.endpoint, wanted.region)
+
+
+class Merged:
+    """The records of all units in dataset order, merged: counts, digest of the scores, profile."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._spec = predictor.profile_spec
+        self._hasher = hashlib.sha256()
+        self.rows = self.quarantined = self.part_bytes = 0
+        self.profile: Profile | None = None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """The next unit in dataset order."""
+        self.rows += record["rows"]
+        self.quarantined += record["quarantined"]
+        self.part_bytes += record["part"]["bytes"]
+        for tile in record["tiles"]:
+            self._hasher.update(bytes.fromhex(tile))
+        if self._spec is not None and record["profile"] is not None:
+            found = Profile.from_json(record["profile"], self._spec)
+            self.profile = found if self.profile is None else self.profile.merge(found)
+
+    def hexdigest(self) -> str:
+        """Content digest over row ids and scores in dataset order: the same for any units and workers."""
+        return digest.of_json([FORMAT, self.rows, self._hasher.hexdigest()])
+
+
+def check_counts(plan: Plan, done: list[Unit], failed: list[dict[str, Any]], merged: Merged) -> None:
+    """In = scored + quarantined + set aside, and no row twice."""
+    aside = sum(unit["stop"] - unit["start"] for unit in failed)
+    covered = list(units.gaps((plan.start, plan.stop), [(unit.start, unit.stop) for unit in done]))
+    missing = sum(stop - start for start, stop in covered)
+    total = merged.rows + merged.quarantined + aside
+    if total != plan.stop - plan.start or missing != aside:
+        raise AssertionError(f"{plan.stop - plan.start} rows in, {total} out, {missing} in no unit")
+
+
+def write_refused(run: Run, parts: Path, done: list[Unit], dataset: Dataset) -> None:
+    """`quarantine/rows.parquet`: dataset row, id and reason of every row that the model could not take;
+    `quarantine/ingest.parquet`: what ingest has set aside before (file, row and reason).
+    """
+    paths = [path for path in (units.refused_path(parts, unit) for unit in done) if path.exists()]
+    if paths:
+        storage.write_parquet(
+            run.path("quarantine", "rows.parquet"), pa.concat_tables(map(storage.read_parquet, paths))
+        )
+    if quarantined_at_ingest(dataset):
+        storage.link(dataset.directory / "quarantine" / "quarantine.parquet", run.path("quarantine", "ingest.parquet"))
+
+
+def quarantined_at_ingest(dataset: Dataset) -> int:
+    """Rows of the sources (of any time: theirs may be what is wrong) that are not in the dataset."""
+    return int(dataset.manifest["accounting"]["quarantined"])
+
+
+def ledger_table(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> pa.Table:
+    """One row a unit in dataset order: rows, counts, digests, state and cause. No time, run or path."""
+    rows = [{**record, "state": "done", "cause": ""} for record in done]
+    rows += [
+        {
+            "start": unit["start"],
+            "stop": unit["stop"],
+            "rows": 0,
+            "quarantined": 0,
+            "state": "set aside",
+            "cause": unit["cause"],
+        }
+        for unit in failed
+    ]
+    schema = pa.schema([
+        ("start", pa.int64()), ("stop", pa.int64()), ("digest", pa.string()), ("rows", pa.int64()),
+        ("quarantined", pa.int64()), ("input", pa.string()), ("state", pa.string()), ("cause", pa.string()),
+    ])  # fmt: skip
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["start"]), schema)
+
+
+def write_predictions(
+    config: Config, run: Run, place: Place, predictor: Predictor, plan: Plan, done: list[Unit], merged: Merged
+) -> list[dict[str, Any]]:
+    """The output files; a run without any row still leaves one empty file, so that a reader finds the columns."""
+    parts = run.path("parts")
+    layout = output.layout_of(config.score, merged.rows, merged.part_bytes)
+    paths = [units.part_path(parts, unit) for unit in done]
+    if not merged.rows:
+        empty = parts / "empty.parquet"
+        storage.write_parquet(empty, UnitScorer(plan.job, predictor, plan.dataset, plan.views).empty())
+        paths, layout = [empty], output.Layout()
+    return output.write_files(place, paths, layout, run.path("parts", "rolled"))
