@@ -517,22 +517,28 @@ def _permute(start: Any, n: Any, keys: Any, right_bits: Any, left_bits: Any, out
         out[i] = np.int64(x)
 
 
-def permutation(start: int, stop: int, n: int, seed: int, epoch: int, out: Any = None, stream: Any = 0) -> Any:
-    """`kernels.order.permutation` into int64[stop - start] on the device. Small n (<= 4096) is sorted on the CPU and copied."""
+def permutation(
+    start: int, stop: int, n: int, seed: int, epoch: int, out: Any = None, stream: Any = 0, keys: Any = None
+) -> Any:
+    """`kernels.order.permutation` into int64[stop - start] on the device. Small n (<= 4096) is sorted on the CPU and copied.
+
+    `keys`: uint64[6] of the rounds, where they lie on the device already (a copy would wait for the stream).
+    """
+    module = require_cuda()
     if n <= cpu_order.SMALL:
         found = cpu_order.permutation(start, stop, n, seed, epoch)
         if out is None:
             return _put(found)
         result = _put(out)
-        result.copy_to_device(found)
+        result.copy_to_device(found, stream=stream)
         return result
     cpu_order.permutation(start, start, n, seed, epoch)  # the same checks
-    require_cuda()
-    keys = _put(np.asarray(cpu_order._keys(np.uint64(seed), np.uint64(epoch), np.uint64(n)), np.uint64))
+    if keys is None:
+        keys = np.asarray(cpu_order._keys(np.uint64(seed), np.uint64(epoch), np.uint64(n)), np.uint64)
     bits = (int(n) - 1).bit_length()
-    result = cuda.device_array(stop - start, np.int64) if out is None else _put(out)
+    result = module.device_array(stop - start, np.int64) if out is None else _put(out)
     if stop > start:
-        arguments = (start, n, keys, bits // 2, bits - bits // 2, result)
+        arguments = (start, n, _put(keys), bits // 2, bits - bits // 2, result)
         _kernel("_permute")[_blocks(stop - start), THREADS, stream](*arguments)
     return result
 

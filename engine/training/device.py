@@ -8,31 +8,39 @@ from typing import Any
 
 import torch
 
+from engine.config.tree import Config
 from engine.errors import UserError
 
 RESIDENT_SHARE = 0.6  # of the free device memory that packed rows may fill; the rest is for activations and graphs
 TF32 = False  # fp32 means fp32: matrix products of float32 operands are not rounded to TF32's 10 bits
-RECORDED = ("cpu", "cuda")
 
 
-def resolve_device(wanted: str, recorded: str | None = None) -> str:
-    """`cpu` or `cuda` for `train.device`: `auto` takes a GPU where torch finds one; a record of an earlier start stands.
+def resolve_device(config: Config, recorded: str | None = None) -> str:
+    """`cpu` or `cuda` for `train.device`; what an earlier start of the run recorded stands.
 
-    Raises UserError where a GPU is asked for, or was used before, and there is none.
+    `auto` takes a GPU where torch finds one in this process, and on a cluster where workers are given any. Raises UserError
+    where a GPU is asked for, or was used before, and there is none.
     """
-    found = torch.cuda.is_available()
-    if wanted not in ("auto", *RECORDED):
+    wanted = recorded or config.train.device
+    if wanted not in ("auto", "cpu", "cuda"):
         raise UserError(f"train.device must be auto, cpu or cuda, found {wanted!r}")
-    chosen = recorded or wanted
-    if chosen == "auto":
+    remote = config.cluster.kind != "local"
+    found = config.cluster.gpus_per_worker > 0 if remote else torch.cuda.is_available()
+    if wanted == "auto":
         return "cuda" if found else "cpu"
-    if chosen == "cuda" and not found:
+    if wanted == "cuda" and not found:
         before = " (this run began on one)" if recorded else ""
+        if remote:
+            raise UserError(
+                f"train.device=cuda needs GPUs{before}, found cluster.gpus_per_worker={config.cluster.gpus_per_worker:g}: "
+                "set cluster.gpus_per_worker=1, or train.device=cpu"
+            )
+        reason = "has no CUDA" if torch.version.cuda is None else "sees no device"
         raise UserError(
-            f"train.device=cuda needs an NVIDIA GPU{before}, found none: torch {torch.__version__} "
-            f"{'has no CUDA' if torch.version.cuda is None else 'sees no device'}. Use train.device=cpu"
+            f"train.device=cuda needs an NVIDIA GPU{before}, found none: torch {torch.__version__} {reason}. "
+            "Use train.device=cpu"
         )
-    return chosen
+    return wanted
 
 
 def is_resident(nbytes: int, free: int) -> bool:

@@ -71,6 +71,11 @@ def _keys(seed: int, epoch: int, n: int) -> tuple[int, ...]:
     return tuple(_mix(key + (r + 2) * GOLDEN) for r in range(_ROUNDS))
 
 
+def permutation_keys(n: int, seed: int, epoch: int) -> Tensor:
+    """int64[6] bits of the keys of the rounds."""
+    return torch.tensor([signed(key) for key in _keys(seed, epoch, n)])
+
+
 def _round(half: Tensor, key: int) -> Tensor:
     z = (half ^ signed(key)) * signed(_A)
     z = (z ^ _shift(z, 32)) * signed(_B)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.config.tree import TrainConfig
-from engine.training.device_order import combine64, dropout_mask, permutation, stream_hash
+from engine.training.device_order import combine64, dropout_mask, permutation, permutation_keys, stream_hash
 from engine.training.examples import Examples
 from engine.training.flat import BETA1, BETA2, EPSILON, AdamW, FlatWeights
 from engine.training.losses import LOSSES
@@ -115,7 +115,8 @@ def prepare_chunk(
     begin, end = inner * plan.batch, min((inner + steps) * plan.batch, plan.rows)
     if order.rule == "full" and device.type == "cuda" and twins_work():
         found = torch.empty(end - begin, dtype=torch.int64, device=device)
-        twins.permutation(begin, end, order.n, order.key, epoch, out=found, stream=_numba_stream())
+        keys = permutation_keys(order.n, order.key, epoch).to(device)
+        twins.permutation(begin, end, order.n, order.key, epoch, found, _numba_stream(), keys.view(torch.uint64))
     elif order.rule == "full":
         found = permutation(begin, end, order.n, order.key, epoch, device)
     else:
@@ -138,6 +139,31 @@ def prepare_chunk(
         keys.to(device),
         torch.from_numpy(starts).to(device),
     )
+
+
+class SideLane:
+    """`with lane:` work that need not wait for the steps in flight; on a CPU it is no lane at all."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._inside: Any = None
+
+    def __enter__(self) -> None:
+        if self._stream is not None:
+            self._inside = torch.cuda.stream(self._stream)
+            self._inside.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._stream is not None:
+            self._inside.__exit__(*error)
+
+    def hand_over(self, chunk: Chunk) -> None:
+        """Let the current stream use a chunk that was made inside."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream()
+            current.wait_stream(self._stream)
+            for tensor in (chunk.positions, chunk.counts, chunk.rates, chunk.keys, chunk.starts):
+                tensor.record_stream(current)
 
 
 def twins_work() -> bool:
