@@ -22,6 +22,7 @@ from engine.runtime.progress import Progress
 from engine.runtime.run import Run
 from engine.training import interrupt
 from engine.training.checkpoint import newest_whole
+from engine.training.cuda_loop import fit_on_device
 from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange, Group
 from engine.training.flat import FlatWeights
@@ -54,7 +55,7 @@ def fit_on_cluster(
     payload = {
         "config": schema.plain(config),
         "directory": str(directory),
-        "record": {name: run.record[name] for name in ("command", "name", "plan")},
+        "record": {name: run.record[name] for name in ("command", "name", "plan", "device") if name in run.record},
         "train": str(Path(train_dir).resolve()),
         "valid": str(Path(valid_dir).resolve()) if valid_dir else None,
         "keys": {
@@ -230,9 +231,12 @@ def train_worker(payload: dict[str, Any]) -> None:
     try:
         train = Examples.open(Path(payload["train"]))
         valid = Examples.open(Path(payload["valid"])) if payload["valid"] else None
-        with process_group(place, cluster.timeout_seconds(config)) as exchange:
+        on_gpu = run.record.get("device") == "cuda"
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        with process_group(place, cluster.timeout_seconds(config), backend) as exchange:
             local = place.local_world
-            result = fit(train, valid, config, run, exchange=exchange, local_workers=local, **payload["keys"])
+            step = fit_on_device if on_gpu else fit
+            result = step(train, valid, config, run, exchange=exchange, local_workers=local, **payload["keys"])
         outcome = {
             "status": "done",
             "metrics": result.metrics,
@@ -252,8 +256,10 @@ def train_worker(payload: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def process_group(place: cluster.WorkerPlace, timeout: float) -> Iterator[Exchange]:
-    """The workers' gloo group. Its store listens on the node's own address, which is loopback on a local cluster.
+def process_group(place: cluster.WorkerPlace, timeout: float, backend: str = "gloo") -> Iterator[Exchange]:
+    """The workers' group: gloo, and NCCL beside it for what lies on GPUs.
+
+    Its store listens on the node's own address, which is loopback on a local cluster.
 
     A collective that waits longer than `timeout` seconds raises, so a stalled peer ends the attempt.
     """
@@ -267,7 +273,7 @@ def process_group(place: cluster.WorkerPlace, timeout: float) -> Iterator[Exchan
     store = distributed.TCPStore(
         host, port, place.world, place.rank == 0, limit, wait_for_workers=False, master_listen_fd=descriptor
     )
-    distributed.init_process_group("gloo", store=store, rank=place.rank, world_size=place.world, timeout=limit)
+    distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=limit)
     yield Group()
     # Not in a finally: after a failure Ray ends the processes, and leaving in good order would wait for the dead.
     distributed.barrier()

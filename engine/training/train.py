@@ -38,6 +38,8 @@ from engine.training.bundle import (
     weights_bytes,
     write_bundle,
 )
+from engine.training.cuda_loop import fit_on_device
+from engine.training.device import resolve_device
 from engine.training.distributed import fit_on_cluster
 from engine.training.evaluate import evaluate_scores
 from engine.training.examples import Examples, aligned_empty
@@ -79,10 +81,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
         name: pack(config, table, encoder, split, classes, run) for name, split in splits.items() if len(split.rows)
     }
     timer.lap("encode")
-    precision = run.record.get("precision") or resolve_precision(
-        config.train.precision, config.model, device_of(config)
-    )
-    run.note(precision=precision)
+    device = resolve_device(config, run.record.get("device"))
+    precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, device)
+    run.note(precision=precision, device=device)
     result = fit_model(config, run, encoder, examples, dataset, classes)
     timer.lap("fit")
     metrics, details = evaluate_splits(config, dataset, result.model, precision, examples, config.train.loss)
@@ -248,7 +249,8 @@ def fit_model(
         "precision": str(run.record["precision"]),
     }
     if config.cluster.kind == "local":
-        return fit(examples["train"], examples.get("valid"), config, run, **facts)
+        step = fit_on_device if run.record.get("device") == "cuda" else fit
+        return step(examples["train"], examples.get("valid"), config, run, **facts)
     # Workers map these files; no row goes through the object store.
     packed = run.path("packed")
     try:
@@ -319,11 +321,6 @@ def write_model(
     write_reference(directory, config, table, encoder, score, classes, split.rows)
     gate.write_gate(directory / "gate", config, table, encoder, result.model, model, split.rows)
     return seal(directory)
-
-
-def device_of(config: Config) -> str:
-    """`cpu` or `cuda`: what `train.device` asks for, or what there is."""
-    return "cpu" if config.train.device == "auto" else config.train.device
 
 
 def scores_of(model: Any, facts: dict[str, Any], threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
