@@ -26,7 +26,8 @@ from kernels.statistics import scale_of
 
 FORMAT = 1
 BINS = 20
-FIT_ROWS = 262_144  # edges are quantiles; more rows than this do not move them
+FIT_ROWS = 65_536  # edges are quantiles: so many rows put each within 0.2 % of its share
+READ_COLUMNS = 32  # columns read at a time
 # Unseen categories named per column: those with the smallest hashes, so that any split of the rows keeps the same.
 UNSEEN_KEPT = 200
 NARROWEST = 1e-290  # edges closer than this have no representable quantum
@@ -69,7 +70,10 @@ class ProfileSpec:
     ) -> ProfileSpec:
         """Edges from training rows (`read(names)` gives those columns) and validation scores [n] or [n, classes]."""
         names = [feature.name for feature in encoder.features if feature.kind == NUMERIC]
-        numeric = [_fit_numeric(name, as_floats(read([name])[name]), bins) for name in names]
+        numeric = []
+        for at in range(0, len(names), READ_COLUMNS):
+            table = read(names[at : at + READ_COLUMNS])
+            numeric += [_fit_numeric(name, as_floats(table[name]), bins) for name in table.column_names]
         predictions = [
             _fit_numeric(name, values, bins)
             for name, values in zip(prediction_names(classes), _score_columns(scores, classes), strict=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +33,7 @@ from kernels.hashing import hash_bytes
 
 FORMAT = 1
 DAY = 86_400_000_000
-SAMPLE_ROWS, OUTCOME_ROWS, IMPORTANCE_ROWS = 20_000, 50_000, 1_000
+SAMPLE_ROWS, OUTCOME_ROWS, IMPORTANCE_ROWS = 20_000, 50_000, 512
 CHUNK_ROWS = 131_072
 MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN = kernel.MISSING, kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE
 ROWS = ""  # the column of reference.parquet that counts rows
@@ -157,32 +156,45 @@ def days_table(spec: ProfileSpec, days: dict[int, Profile]) -> pa.Table:
 
     Bins of a number: 0 below, 1..B, B + 1 above, -3 missing, -2 and -1 infinite; of a category: its code.
     """
-    found: dict[str, list[Any]] = {"day": [], "column": [], "bin": [], "count": [], "sum": []}
-
-    def add(day: int, column: str, bin_: int, count: int, total: float | None = None) -> None:
-        for name, value in zip(found, (day, column, bin_, count, total), strict=True):
-            found[name].append(value)
-
-    for day, profile in days.items():
-        add(day, ROWS, 0, profile.rows)
-        for columns, counts in ((spec.numeric, profile.numeric), (spec.predictions, profile.predictions)):
-            for index, item in enumerate(columns):
-                for bin_, count, total in _numeric_bins(counts, index, item.bins):
-                    add(day, item.name, bin_, count, total)
-        for index, vocabulary in enumerate(spec.categorical):
-            for code in np.flatnonzero(profile.categories[index]):
-                add(day, vocabulary.name, int(code), int(profile.categories[index, code]))
-    kinds = [pa.int32(), pa.string(), pa.int32(), pa.int64(), pa.float64()]
-    table = pa.table({name: pa.array(found[name], kind) for name, kind in zip(found, kinds, strict=True)})
-    return table.set_column(0, "day", table["day"].cast(pa.date32()))
+    names = [ROWS, *spec.columns]
+    blocks = [_day_block(spec, day, profile) for day, profile in days.items()]
+    day, column, bin_, count, total = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    columns = pa.DictionaryArray.from_arrays(pa.array(column, pa.int32()), pa.array(names, pa.string()))
+    return pa.table(
+        {
+            "day": pa.array(day, pa.int32()).cast(pa.date32()),
+            "column": columns.cast(pa.string()),
+            "bin": pa.array(bin_, pa.int32()),
+            "count": pa.array(count, pa.int64()),
+            "sum": pa.array(total, pa.float64(), from_pandas=True),
+        }
+    )
 
 
-def _numeric_bins(counts: kernel.Profile, column: int, bins: int) -> Iterator[tuple[int, int, float | None]]:
-    row = counts.counts[column]
-    for bin_ in (*range(bins + 2), MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN):
-        if row[bin_]:
-            side = {0: 2, bins + 1: 3}.get(bin_)
-            yield bin_, int(row[bin_]), None if side is None else outside_sum(counts.sums[column][side])
+def _day_block(spec: ProfileSpec, day: int, profile: Profile) -> tuple[np.ndarray, ...]:
+    """(day, place of the column, bin, count, sum or NaN) of every count of one day that is not zero."""
+    parts = [(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([profile.rows]), np.full(1, np.nan))]
+    at = 1
+    for block, columns in (
+        (profile.numeric.counts, spec.numeric),
+        (profile.categories, ()),
+        (profile.predictions.counts, spec.predictions),
+    ):
+        place, bins = np.nonzero(block)
+        total = np.full(len(place), np.nan)
+        count = block[place, bins]
+        if columns:  # the last three places are missing and the infinities, counted from the end
+            bins = np.where(bins >= block.shape[1] + MISSING_BIN, bins - block.shape[1], bins)
+            source = profile.numeric if columns is spec.numeric else profile.predictions
+            last = np.array([item.bins + 1 for item in columns])[place]
+            for row in np.flatnonzero((bins == 0) | (bins == last)):
+                side = 2 if bins[row] == 0 else 3
+                exact = outside_sum(source.sums[place[row]][side])
+                total[row] = np.nan if exact is None else exact
+        parts.append((place + at, bins, count, total))
+        at += len(block)
+    column, bin_, count, total = (np.concatenate(items) for items in zip(*parts, strict=True))
+    return np.full(len(column), day), column, bin_, count, total
 
 
 def outside_sum(total: int) -> float | None:

@@ -1,0 +1,121 @@
+"""Alerts reach their sink, once a cause and cool-down, and never stop the run."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.config.tree import AlertConfig, Config, MonitorConfig, PathsConfig
+from engine.monitoring import alerts
+from engine.runtime.run import Run
+
+PAYLOAD = {"model": "m", "headline": "drift in x", "verdict": "alarm"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    config = Config(name="watched", paths=PathsConfig(runs=str(tmp_path / "runs")))
+    return Run.create("monitor", config, {})
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """Answers with the statuses in `answers`, one a request; keeps what it was sent."""
+
+    answers: list[int]
+    received: list[dict]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.received.append(json.loads(body))
+        self.send_response(self.answers.pop(0) if self.answers else 200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(alerts, "BACKOFF", 0.01)
+    kind = type("OneService", (Service,), {"answers": [], "received": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    kind.url = f"http://127.0.0.1:{server.server_port}/hook"
+    yield kind
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def settings(cooldown: str = "1d", **sinks: AlertConfig) -> MonitorConfig:
+    return MonitorConfig(alerts=sinks, cooldown=cooldown)
+
+
+def test_a_webhook_gets_the_alarm_as_json_and_is_tried_again(run, service) -> None:
+    service.answers[:] = [503, 500]
+    told = alerts.tell(settings(page=AlertConfig(kind="webhook", to=service.url)), run, "drift:x", PAYLOAD)
+    assert told == {"page": "told"}
+    assert service.received == [PAYLOAD] * 3
+
+
+def test_a_refused_webhook_is_not_repeated_and_a_dead_one_does_not_stop_the_run(run, service) -> None:
+    service.answers[:] = [404]
+    sinks = {
+        "refused": AlertConfig(kind="webhook", to=service.url),
+        "dead": AlertConfig(kind="webhook", to="http://127.0.0.1:1/?token=SECRET", timeout="1s", tries=2),
+        "local": AlertConfig(kind="webhook", to="file:///etc/passwd"),
+    }
+    told = alerts.tell(settings(**sinks), run, "drift:x", PAYLOAD)
+    assert len(service.received) == 1
+    assert "status 404" in told["refused"]
+    assert "2 attempts" in told["dead"] and "SECRET" not in told["dead"]
+    assert "http or https" in told["local"]
+
+
+def test_the_same_cause_is_told_once_within_the_cool_down(run, tmp_path: Path) -> None:
+    sink = {"file": AlertConfig(kind="file", to=str(tmp_path / "deep" / "alerts.jsonl"))}
+
+    def lines() -> int:
+        return len((tmp_path / "deep" / "alerts.jsonl").read_text().splitlines())
+
+    assert alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"] == "told"
+    assert "not told again" in alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"]
+    assert lines() == 1
+    assert alerts.tell(settings(**sink), run, "drift:y", PAYLOAD)["file"] == "told"
+    assert alerts.tell(settings(**sink), run, "drift:x", {**PAYLOAD, "model": "other"})["file"] == "told"
+    assert alerts.tell(settings(cooldown="0s", **sink), run, "drift:x", PAYLOAD)["file"] == "told"
+    assert lines() == 4
+
+
+def test_a_sink_that_failed_is_told_next_time(run, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder should be")
+    sink = {"file": AlertConfig(kind="file", to=str(blocked / "alerts.jsonl"))}
+    assert alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"].startswith("failed")
+    blocked.unlink()
+    assert alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"] == "told"
+
+
+def test_a_command_gets_the_record_and_its_failure_and_its_hanging_are_said(run, tmp_path: Path) -> None:
+    script = tmp_path / "hook.py"
+    script.write_text(f"import sys\nopen({str(tmp_path / 'got')!r}, 'w').write(sys.argv[1] + sys.stdin.read())\n")
+    sinks = {
+        "good": AlertConfig(kind="command", to=f"{sys.executable} {script}"),
+        "bad": AlertConfig(kind="command", to=f"{sys.executable} -c 'raise SystemExit(3)'"),
+        "slow": AlertConfig(kind="command", to=f"{sys.executable} -c 'import time; time.sleep(30)'", timeout="500ms"),
+        "none": AlertConfig(kind="command", to="/no/such/program"),
+        "log": AlertConfig(kind="log"),
+    }
+    told = alerts.tell(settings(**sinks), run, "drift:x", PAYLOAD)
+    assert told["good"] == "told" and told["log"] == "told"
+    assert (tmp_path / "got").read_text() == f"{run.path('drift.json')}{json.dumps(PAYLOAD)}"
+    assert "ended with 3" in told["bad"]
+    assert "TimeoutExpired" in told["slow"]
+    assert told["none"].startswith("failed")
+    assert "alert: drift in x" in (run.directory / "run.log").read_text()

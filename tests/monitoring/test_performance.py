@@ -1,0 +1,166 @@
+"""Quality once labels are known, before they are, and in one's own money; each against what the reference shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from engine.config.tree import BusinessConfig, EvaluateConfig
+from engine.errors import UserError
+from engine.monitoring.performance import (
+    Judge,
+    Outcomes,
+    business,
+    check_expressions,
+    estimate,
+    measure,
+    resampled,
+    worse_by,
+)
+from engine.monitoring.statistics import ColumnSpec
+
+EDGES = np.linspace(0, 1, 21)
+SCORE = ColumnSpec("prediction", "prediction", EDGES, 0.3, ("below", *map(str, range(20)), "above"))
+
+
+def judge(**options: object) -> Judge:
+    settings = {"loss": "binary", "evaluate": EvaluateConfig(bootstrap=50), "quantile": 0.5, "alpha": 0.05}
+    settings |= {"floor": 0.05, "min_labelled": 0.5, "length": 7, "block": 7, "seed": 0}
+    return Judge(**{**settings, **options})  # type: ignore[arg-type]
+
+
+def outcomes(
+    days: int, rows: int, seed: int = 0, skill: float = 1.0, known: float = 1.0, shift: float = 0.0
+) -> Outcomes:
+    """Calibrated scores; `skill` below 1 mixes labels with noise, `known` is the share of labels."""
+    rng = np.random.default_rng(seed)
+    n = days * rows
+    scores = 1 / (1 + np.exp(-rng.normal(shift, 1.5, n)))
+    target = (rng.random(n) < np.where(rng.random(n) < skill, scores, 0.5)).astype(float)
+    target[rng.random(n) >= known] = np.nan
+    fare = rng.uniform(5, 10, n)
+    return Outcomes(np.repeat(np.arange(days), rows), target, scores, {"fare": fare})
+
+
+def test_the_same_model_on_the_same_population_is_within_the_band() -> None:
+    found = measure(outcomes(30, 200), outcomes(7, 200, seed=1), judge())
+    item = found["metrics"]["roc_auc"]
+    assert not found["alarm"]
+    assert item["band"][0] < item["reference"] < item["band"][1]
+    current = outcomes(7, 200, seed=1)
+    assert item["value"] == pytest.approx(roc_auc_score(current.target, current.scores))
+    assert item["interval"][0] < item["value"] < item["interval"][1]
+
+
+def test_a_model_that_lost_half_its_skill_alarms_on_the_watched_metric() -> None:
+    found = measure(outcomes(30, 200), outcomes(7, 200, seed=1, skill=0.5), judge())
+    assert found["alarm"]
+    assert found["metrics"]["roc_auc"]["worse_by"] > 0.3
+
+
+def test_a_loss_below_the_floor_is_no_alarm() -> None:
+    worse = outcomes(7, 200, seed=1, skill=0.8)
+    assert measure(outcomes(30, 200), worse, judge())["alarm"]
+    assert not measure(outcomes(30, 200), worse, judge(floor=0.9))["alarm"]
+
+
+def test_too_few_labels_are_said_and_never_alarm() -> None:
+    found = measure(outcomes(30, 200), outcomes(7, 200, seed=1, skill=0.2, known=0.3), judge())
+    assert found["share_labelled"] == pytest.approx(0.3, abs=0.05)
+    assert not found["enough_labels"] and not found["alarm"]
+    nothing = measure(outcomes(30, 200), outcomes(7, 200, seed=1, known=0.0), judge())
+    assert "0 labels" in nothing["reason"]
+    assert "metrics" not in nothing
+    empty = outcomes(0, 200)
+    assert "0 labels" in measure(outcomes(30, 200), empty, judge())["reason"]
+
+
+def test_one_class_only_is_not_computable_and_the_rest_is() -> None:
+    current = outcomes(7, 200, seed=1)
+    current.target[:] = 0.0
+    found = measure(outcomes(30, 200), current, judge())["metrics"]
+    assert found["roc_auc"]["value"] is None and "reason" in found["roc_auc"]
+    assert found["brier"]["value"] is not None
+
+
+def test_fewer_labels_give_a_wider_band() -> None:
+    reference = outcomes(60, 200)
+    widths = []
+    for rows in (200, 20):
+        low, high = measure(reference, outcomes(7, rows, seed=2), judge())["metrics"]["roc_auc"]["band"]
+        widths.append(high - low)
+    assert widths[1] > 2 * widths[0]
+
+
+def test_resampled_windows_are_blocks_of_days() -> None:
+    reference = outcomes(30, 10)
+    for rows in resampled(reference, judge(length=5, block=5), 1000):
+        assert len(rows) == 50
+        assert np.ptp(np.unique(reference.days[rows])) == 4
+
+
+def test_the_estimate_before_labels_is_near_what_labels_say_when_scores_keep_their_meaning() -> None:
+    reference, current = outcomes(30, 1000), outcomes(7, 3000, seed=3, shift=0.8)
+    counts = np.zeros(SCORE.width)
+    counts[1:-1] = np.histogram(current.scores, EDGES)[0]
+    found = estimate(reference, SCORE, counts, "binary")["metrics"]
+    truth = measure(reference, current, judge())["metrics"]
+    for name, tolerance in (("roc_auc", 0.01), ("log_loss", 0.02), ("brier", 0.01)):
+        assert found[name]["value"] == pytest.approx(truth[name]["value"], abs=tolerance), name
+    assert abs(found["log_loss"]["value"] - found["log_loss"]["reference"]) > 0.02  # it did move
+
+
+def test_the_estimate_of_the_reference_itself_is_its_metric() -> None:
+    reference = outcomes(30, 300)
+    counts = np.zeros(SCORE.width)
+    counts[1:-1] = np.histogram(reference.scores, EDGES)[0]
+    found = estimate(reference, SCORE, counts, "binary")["metrics"]["roc_auc"]
+    assert found["value"] == pytest.approx(roc_auc_score(reference.target, reference.scores), abs=1e-9)
+
+
+def test_regression_is_estimated_by_the_error_at_each_score() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0, 1, 20_000)
+    target = scores + rng.normal(0, 0.1 + scores)
+    reference = Outcomes(np.repeat(np.arange(20), 1000), target, scores, {})
+    high = scores > 0.5
+    counts = np.zeros(SCORE.width)
+    counts[1:-1] = np.histogram(scores[high], EDGES)[0]
+    found = estimate(reference, SCORE, counts, "squared")["metrics"]["mae"]
+    assert found["value"] == pytest.approx(np.abs(target - scores)[high].mean(), rel=0.01)
+
+
+def test_multiclass_and_missing_reference_say_why_there_is_no_estimate() -> None:
+    assert "multiclass" not in estimate(None, SCORE, np.ones(22), "binary")
+    assert "reason" in estimate(None, SCORE, np.ones(22), "binary")
+    assert "reason" in estimate(outcomes(3, 10), SCORE, np.ones(22), "multiclass")
+
+
+def test_loss_of_a_rank_metric_counts_from_chance() -> None:
+    assert worse_by(0.7, 0.75, "roc_auc") == pytest.approx(0.2)
+    assert worse_by(0.5, 0.4, "log_loss") == pytest.approx(0.25)
+    assert worse_by(0.3, 0.4, "log_loss") < 0
+
+
+def test_business_metrics_have_a_value_a_band_and_an_alarm() -> None:
+    metrics = {
+        "cost": BusinessConfig(expression="mean(where((score > 0.5) & (label == 0), fare, 0))"),
+        "odd": BusinessConfig(expression="mean(fare) / 0 - mean(fare) / 0"),
+    }
+    quiet = business(metrics, outcomes(30, 200), outcomes(7, 200, seed=1), judge(floor=0.1))
+    assert not quiet["cost"]["alarm"]
+    assert quiet["odd"]["value"] is None and "arithmetic" in quiet["odd"]["reason"]
+    loud = business(metrics, outcomes(30, 200), outcomes(7, 200, seed=1, skill=0.3), judge(floor=0.1))
+    assert loud["cost"]["alarm"]
+    current = outcomes(7, 200, seed=1)
+    expected = np.where((current.scores > 0.5) & (current.target == 0), current.columns["fare"], 0).mean()
+    assert quiet["cost"]["value"] == pytest.approx(expected)
+    assert "at hand" in business(metrics, outcomes(30, 200), None, judge())["cost"]["reason"]
+
+
+def test_expressions_are_checked_before_any_data_is_read() -> None:
+    good = {"a": BusinessConfig(expression="mean(where(label == 1, fare, score))")}
+    assert check_expressions(good, {"fare": None}, 0) == ["fare"]
+    with pytest.raises(UserError, match=r"monitor\.business\.a reads .fare."):
+        check_expressions(good, {}, 0)
