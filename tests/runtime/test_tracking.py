@@ -19,6 +19,7 @@ import pytest
 from engine.config.tree import TrackingConfig
 from engine.errors import UserError
 from engine.runtime import tracking
+from tests.lifecycle.recorded import make_run
 from tests.runtime.fake_wandb import FakeWandb, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,7 +178,8 @@ def start(folder: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
 def train(folder: Path, *words: str, **variables: str) -> tuple[int, Path, str, float]:
     """(exit code, run directory, stderr, seconds) of a tracked run."""
     began = time.monotonic()
-    out, err = (process := start(folder, "train", "tracking=wandb", *words, **variables)).communicate(timeout=120)
+    process = start(folder, "train", "tracking=wandb", *words, **variables)
+    _, err = process.communicate(timeout=120)
     seconds = time.monotonic() - began
     return process.returncode, sorted((folder / "runs/train/unnamed").iterdir())[-1], err, seconds
 
@@ -221,6 +223,7 @@ def offline(tmp_path_factory) -> Iterator[tuple[Path, FakeWandb]]:
     code, directory, err, _ = train(folder, *words)
     assert code == 0, err
     assert directory == first
+    wait_for(lambda: json.loads((first / "tracking.json").read_text())["state"] == "complete")
     with serving() as fake:
         synced(directory, fake)
         once = sorted(fake.points(directory.name))
@@ -258,7 +261,7 @@ def test_config_is_flat_and_summary_holds_the_figures(offline) -> None:
 
 
 def test_bundle_report_and_slices_are_sent(offline) -> None:
-    directory, fake = offline
+    _, fake = offline
     assert {entry["artifactTypeName"] for entry in fake.artifacts} == {"model", "run_table"}
     assert b"weights of the model" in fake.uploads.values()
     assert any(b"<h1>a report</h1>" in body for body in fake.uploads.values())
@@ -306,7 +309,7 @@ def test_a_bad_endpoint_changes_nothing_and_the_mirror_is_repaired_later(tmp_pat
         wait_for(lambda: (directory / "tracking.json").exists())
     with serving() as good:
         process = start(tmp_path, "track", "sync", str(directory), **online(good))
-        out, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert set(good.points(directory.name)) == expected()
         if mode == "errors":  # a second time changes nothing
@@ -349,6 +352,18 @@ def test_online_points_arrive_once_through_a_kill_and_a_resume(tmp_path) -> None
         points = fake.points(directory.name)
         assert len(points) == len({(step, name) for step, name, _ in points})
         assert set(points) == expected()
+
+
+def test_a_run_that_was_not_tracked_can_be_sent_later(tmp_path) -> None:
+    directory = make_run(tmp_path, "20260101T000000-abcdef")
+    before = (directory / "run.json").read_bytes()
+    tracking.sync(directory, TrackingConfig(mode="offline"))
+    assert (directory / "run.json").read_bytes() == before
+    with serving() as fake:
+        synced(directory, fake)
+        assert set(fake.points(directory.name)) == {(1, "train/loss", 0.7), (2, "train/loss", 0.6)}
+        assert fake.config(directory.name)["train.lr"] == 0.01
+        assert fake.summary(directory.name)["test/roc_auc"] == 0.75
 
 
 def test_track_sync_names_what_it_needs(tmp_path, monkeypatch) -> None:
