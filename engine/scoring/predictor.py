@@ -17,6 +17,7 @@ from engine.features.compute import raw_features
 from engine.features.profile import ProfileSpec
 from engine.features.spec import event_inputs
 from engine.runtime import environment, storage
+from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.losses import to_scores
 from engine.training.model import Network
@@ -36,6 +37,7 @@ class Predictor:
     device: str = "cpu"
     profile_spec: ProfileSpec | None = None
     team: Team | None = None  # threads that already run; without them every call starts its own
+    scorer: DeviceScorer | None = None  # buffers and graphs on the device
 
     @property
     def digest(self) -> str:
@@ -68,6 +70,8 @@ class Predictor:
         """Raw outputs float32[n, outputs] of encoded blocks."""
         precision = self.bundle.model["precision"]
         if self.device != "cpu":
+            if self.scorer is not None:
+                return self.scorer.logits(numeric, codes)
             return device_logits(self.model, numeric, codes, precision, self.device)
         return predict_logits(self.model, numeric, codes, precision, self.tile_rows, self.threads, self.team)
 
@@ -136,4 +140,6 @@ def load(model: Path | str, runs: Path | str = "runs", threads: int = 0, device:
     bundle = read_bundle(find_model(str(model), Path(runs)))
     saved = bundle.directory / "profile_spec.json"
     spec = ProfileSpec.from_json(storage.read_json(saved), bundle.encoder) if saved.exists() else None
-    return Predictor(bundle, cast(Network, load_model(bundle)), threads or environment.cores(), device, spec)
+    network = cast(Network, load_model(bundle))
+    scorer = DeviceScorer(network, bundle.model["precision"], device) if device != "cpu" else None
+    return Predictor(bundle, network, threads or environment.cores(), device, spec, scorer=scorer)

@@ -306,7 +306,8 @@ def device_logits(
             out[start : start + tile_rows] = model.apply_weights(weights, block, keys, None).float()
     logits = out[: len(numeric)].cpu().numpy()
     scale, center = np.float32(model.target_scale), np.float32(model.target_center)
-    return logits if (scale, center) == (1.0, 0.0) else np.asarray(logits * scale + center, np.float32)
+    plain = float(scale) == 1.0 and float(center) == 0.0
+    return logits if plain else np.asarray(logits * scale + center, np.float32)
 
 
 def _all_reduce(gradient: Tensor) -> None:

@@ -484,19 +484,23 @@ class Eager:
 class CudaGraphs:
     """What `Graphed` asks of a device; a test has one of its own."""
 
-    def warm_up(self, call: Callable[[], None]) -> None:
+    def warm_up(self, call: Callable[[], None], stream: Any = None) -> None:
         """Run on a side stream, as a capture needs it."""
-        side = torch.cuda.Stream()
+        side = stream or torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 call()
         torch.cuda.current_stream().wait_stream(side)
 
-    def capture(self, call: Callable[[], None], earlier: Any) -> Any:
-        """The captured work; it shares memory with an earlier capture, since the two never run at once."""
+    def capture(self, call: Callable[[], None], earlier: Any = None, stream: Any = None) -> Any:
+        """The captured work. It shares memory with an `earlier` capture, where the two never run at once.
+
+        Captures that do run at once need a `stream` each: cuBLAS keeps its workspace by stream.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=earlier.pool() if earlier is not None else None):
+        pool = earlier.pool() if earlier is not None else None
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
             call()
         return graph
 
@@ -548,7 +552,7 @@ def make_runner(step: DeviceStep, wanted: str) -> tuple[Eager | Graphed, str]:
         return Eager(step), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def run_chunk(step: DeviceStep, runner: Eager | Graphed, chunk: Chunk) -> None:
+def run_chunk(step: DeviceStep, runner: Callable[[int], None], chunk: Chunk) -> None:
     """Launch all steps of a chunk; nothing is waited for."""
     step.load(chunk)
     for place in range(chunk.steps):
