@@ -40,6 +40,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     words = [str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4"]
     words += [
+        f"--dashboard-agent-listen-port={free_port()}",
         "--dashboard-host=127.0.0.1",
         f"--object-store-memory={100 * 2**20}",
         f"--ray-client-server-port={free_port()}",
