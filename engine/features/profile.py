@@ -182,19 +182,39 @@ class Profile:
         for name in spec.inputs:
             if name not in raw.column_names:
                 raise UserError(f"raw features must have column {name!r}, found {raw.num_columns} other columns")
-        blank = cls.empty(spec)
+        return cls.count_ranges(spec, raw, [(0, raw.num_rows)], scores, codes, threads)[0]
+
+    @classmethod
+    def count_ranges(
+        cls,
+        spec: ProfileSpec,
+        raw: pa.Table,
+        ranges: Sequence[tuple[int, int]],
+        scores: np.ndarray | None = None,
+        codes: np.ndarray | None = None,
+        threads: int = 1,
+    ) -> list[Profile]:
+        """A profile of each range of rows; the columns are unpacked once for all of them."""
+        blank, values = cls.empty(spec), _block(raw, spec)
         if codes is None:
             parts = [item.codes(raw[item.name]) for item in spec.categorical]
             codes = np.stack(parts, axis=1) if parts else np.zeros((raw.num_rows, 0), np.int32)
         sizes = np.array([item.size for item in spec.categorical], np.int64)
-        return cls(
-            spec,
-            raw.num_rows,
-            kernel.profile(_block(raw, spec), spec.plan, threads) if spec.numeric else blank.numeric,
-            kernel.category_counts(codes, sizes, threads) if len(sizes) else blank.categories,
-            _count_scores(spec, scores, threads) if scores is not None and spec.predictions else blank.predictions,
-            tuple(_unseen(item, raw, codes[:, index], spec) for index, item in enumerate(spec.categorical)),
-        )
+        found = []
+        for low, high in ranges:
+            part = codes[low:high]
+            scored = None if scores is None or not spec.predictions else scores[low:high]
+            found.append(
+                cls(
+                    spec,
+                    high - low,
+                    kernel.profile(values[low:high], spec.plan, threads) if spec.numeric else blank.numeric,
+                    kernel.category_counts(part, sizes, threads) if len(sizes) else blank.categories,
+                    blank.predictions if scored is None else _count_scores(spec, scored, threads),
+                    tuple(_unseen(item, raw, part[:, k], spec, low) for k, item in enumerate(spec.categorical)),
+                )
+            )
+        return found
 
     def merge(self, other: Profile) -> Profile:
         """The profile of the rows of both. Raises UserError when they were counted on different specifications."""
@@ -310,9 +330,9 @@ def _count_scores(spec: ProfileSpec, scores: np.ndarray, threads: int) -> kernel
     return kernel.profile(scores.reshape(len(scores), len(spec.predictions)), spec.prediction_plan, threads)
 
 
-def _unseen(vocabulary: Vocabulary, raw: pa.Table, codes: np.ndarray, spec: ProfileSpec) -> dict[str, int]:
-    """Rows of each category that training never saw, by its text; sensitive columns keep none."""
-    rows = np.flatnonzero(codes == UNSEEN)
+def _unseen(vocabulary: Vocabulary, raw: pa.Table, codes: np.ndarray, spec: ProfileSpec, low: int) -> dict[str, int]:
+    """Rows of each category that training never saw, by its text, among the rows from `low`; sensitive ones keep none."""
+    rows = low + np.flatnonzero(codes == UNSEEN)
     if not len(rows) or vocabulary.name in spec.unnamed:
         return {}
     counts = pc.value_counts(as_texts(raw[vocabulary.name].take(pa.array(rows))))

@@ -145,10 +145,10 @@ def _chunk_days(
     days = local_days(table.dataset.read([event_time], rows=part)[event_time], config.data.time_zone)
     raw = table.read(part)
     # Rows are in order of event time, so a day is a range; a clock change may split it in two.
-    starts = np.flatnonzero(np.diff(days, prepend=days[0] - 1)).tolist() if len(days) else []
-    for low, high in itertools.pairwise([*starts, len(days)]):
-        part_scores = None if scores is None else scores[low:high]
-        yield int(days[low]), Profile.count(spec, raw.slice(low, high - low), part_scores)
+    starts = np.flatnonzero(np.diff(days, prepend=days[:1] - 1)).tolist()
+    ranges = list(itertools.pairwise([*starts, len(days)])) if len(days) else []
+    for (low, _), profile in zip(ranges, Profile.count_ranges(spec, raw, ranges, scores), strict=True):
+        yield int(days[low]), profile
 
 
 def days_table(spec: ProfileSpec, days: dict[int, Profile]) -> pa.Table:
