@@ -122,7 +122,7 @@ def fit(  # noqa: PLR0913
     a checkpoint of another plan.
     """
     if config.train.device == "cuda":
-        raise UserError("train.device must be auto or cpu: training on a GPU is not built yet, found 'cuda'")
+        raise UserError("train.device must be auto or cpu in this loop: fit_on_device trains on GPUs, found 'cuda'")
     check_targets(train.target, train.rows, config.train.loss, outputs)
     _check_memory(train, config)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
