@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -305,7 +306,8 @@ def test_a_bad_endpoint_changes_nothing_and_the_mirror_is_repaired_later(tmp_pat
         assert code == 0, err
         assert json.loads((directory / "metrics.json").read_text()) == plain[1]
         assert (directory / "DONE").exists()
-        assert seconds < plain[0] + 4  # the promise is one second; the rest is for a machine shared with other tests
+        assert float(re.search(r"overhead: tracking ([\d.]+) s", err).group(1)) < 2  # it waits for one second at most
+        assert seconds < 3 * plain[0] + 10  # and not for the endpoint; a machine may be shared with other tests
         wait_for(lambda: (directory / "tracking.json").exists())
     with serving() as good:
         process = start(tmp_path, "track", "sync", str(directory), **online(good))
