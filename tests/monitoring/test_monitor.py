@@ -1,0 +1,204 @@
+"""The monitor step from the shell: exit codes, drift.json, history, report; the taxi year that everybody remembers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from engine import __main__ as shell
+from engine import api
+from engine.monitoring.history import SCHEMA
+from tests import tiny
+
+FAST = ("train.epochs=1", "monitor.resamples=60", "monitor.alpha=0.05")
+
+
+def command(folder: Path, name: str, *words: str) -> int:
+    return shell.main([name, "--config-dir", str(folder / "conf"), *tiny.overrides(folder, *FAST, *words)])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(folder, model) of the tiny experiment; its test period has shops whose sizes have grown."""
+    folder = tiny.write_tiny(tmp_path_factory.mktemp("monitor"), rows=3000)
+    assert command(folder, "train") == 0
+    return folder, str(max((folder / "runs" / "train" / "tiny").iterdir()))
+
+
+@pytest.fixture
+def monitor(trained, capfd) -> Callable[..., tuple[int, Path]]:
+    folder, model = trained
+
+    def run(*words: str) -> tuple[int, Path]:
+        capfd.readouterr()
+        code = command(folder, "monitor", f"monitor.model={model}", *words)
+        out = capfd.readouterr().out.splitlines()
+        return code, Path(out[-1]) if out else Path()
+
+    return run
+
+
+def record(directory: Path) -> dict:
+    return json.loads((directory / "drift.json").read_text())
+
+
+def test_a_later_window_of_the_same_process_is_quiet_and_leaves_record_history_report(monitor) -> None:
+    code, run = monitor("monitor.window=[2020-01-26,2020-01-30]", "monitor.alarm_on=[drift]")
+    found = record(run)
+    assert code == (2 if found["alarm"] else 0)
+    assert found["verdict"] == "quiet", found["headline"]
+    assert found["rows"] > 100
+    assert found["window"] == ["2020-01-26T00:00:00+00:00", "2020-01-30T00:00:00+00:00"]
+    calibration = found["calibration"]
+    assert calibration["alpha"] == 0.05 and calibration["windows_needed"] == 40
+    assert not calibration["enough"] and "cannot be promised" in calibration["words"]
+    assert calibration["held_out"]["windows"] >= 2
+    performance = found["performance"]["metrics"]["roc_auc"]
+    assert performance["band"][0] < performance["band"][1]
+    assert found["estimated"]["metrics"]["roc_auc"]["error"] is not None
+    assert found["multivariate"]["domain_auc"]["value"] is not None
+    table = pq.read_table(run / "monitor" / "history.parquet")
+    assert table.schema.equals(SCHEMA)
+    names = {item["name"] for item in found["columns"]}
+    current = table.filter(pc.equal(table["source"], "current")).to_pylist()
+    assert names <= {row["column"] for row in current}
+    report = (run / "report.html").read_text()
+    assert "http://" not in report.replace("http://www.w3.org", "") and "<script src" not in report
+    assert "Quiet" in report and "shop_count_2d" in report
+
+
+def test_replay_gives_the_same_bytes(monitor) -> None:
+    runs = [monitor("monitor.window=2020-01-27", "monitor.alarm_on=[drift]")[1] for _ in range(2)]
+    assert runs[0] != runs[1]
+    for name in ("drift.json", "report.html", "monitor/history.parquet"):
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+    assert str(runs[0].name) not in (runs[0] / "drift.json").read_text()
+
+
+def test_a_scoring_run_is_monitored_by_its_stored_profile_with_the_same_verdict(trained, monitor, capfd) -> None:
+    folder, model = trained
+    between = "score.between=[2020-01-26,2020-01-30]"
+    assert command(folder, "score", f"score.model={model}", between) == 0
+    scored = capfd.readouterr().out.splitlines()[-1]
+    code, run = monitor(f"monitor.run={scored}")
+    _, sliced = monitor("monitor.window=[2020-01-26,2020-01-30]")
+    stored, whole = record(run), record(sliced)
+    assert stored["profile"] == whole["profile"]
+    assert stored["columns"] == whole["columns"]
+    assert stored["calibration"] == whole["calibration"]
+    assert stored["performance"] == whole["performance"]
+    assert code == (2 if stored["alarm"] else 0)
+    assert "no rows" in stored["multivariate"]["pca"]["reason"]
+    assert stored["operational"]["rows_per_second"] > 0
+
+
+def test_a_moved_column_is_an_alarm_with_exit_code_two_told_once(trained, tmp_path: Path, capfd) -> None:
+    folder, model = trained
+    moved = tiny.write_tiny(tmp_path / "moved", rows=3000)
+    table = pq.read_table(moved / "visits.parquet")
+    late = pc.greater(table["at"], pa.scalar(tiny.START + 26 * 24 * tiny.H, pa.timestamp("us", tz="UTC")))
+    grown = pc.if_else(late, pc.add(table["size"], 3.0), table["size"])
+    pq.write_table(table.set_column(table.column_names.index("size"), "size", grown), moved / "visits.parquet")
+    words = ["monitor.window=[2020-01-27,2020-01-30]", f"monitor.model={model}", f"paths.runs={tmp_path / 'runs'}"]
+    words += [
+        f"++monitor.alerts.page={{kind: file, to: {tmp_path / 'alerts.jsonl'}}}",
+        "monitor.business.size='mean(size)'",
+    ]
+    for _ in range(2):
+        capfd.readouterr()
+        assert command(moved, "monitor", *words) == 2
+    run = Path(capfd.readouterr().out.splitlines()[-1])
+    found = record(run)
+    assert found["verdict"] == "alarm"
+    assert found["attribution"][0]["column"] == "size"
+    assert found["causes"][0].startswith("size: ")
+    assert found["alarms"][0]["kind"] == "drift"
+    assert found["business"]["size"]["value"] > 2.5
+    told = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    assert len(told) == 1 and told[0]["causes"] == found["causes"]
+    assert json.loads((run / "run.json").read_text())["alarms"]
+
+
+def test_a_window_without_rows_is_no_quiet_window(monitor) -> None:
+    code, run = monitor("monitor.window=2021-05")
+    found = record(run)
+    assert code == 2
+    assert {item["status"] for item in found["columns"]} == {"not computable", "alarm"}
+    assert "not computable" in found["headline"]
+    assert "reason" in found["performance"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "monitor.window"),
+        (["monitor.window=2020-13"], "2020-13"),
+        (["monitor.window=2020-01-27", "monitor.run=somewhere"], "either"),
+        (["monitor.run=/nowhere"], "/nowhere"),
+        (["monitor.window=2020-01-27", "monitor.thresholds.sise=1"], "'size'"),
+        (["monitor.window=2020-01-27", "monitor.floors.pssi=1"], "'psi'"),
+        (["monitor.window=2020-01-27", "monitor.business.x='mean(amout)'"], "'amout'"),
+        (["monitor.window=2020-01-27", "monitor.business.x='__import__(size)'"], "__import__"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_one(trained, capfd, words, message) -> None:
+    folder, model = trained
+    capfd.readouterr()
+    assert command(folder, "monitor", f"monitor.model={model}", *words) == 1
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+# ------------------------------------------------------------------------------------------------------------- taxi
+
+
+def taxi(shared_data: Path, folder: Path, experiment: str, command: str, *words: str):
+    return api.run(
+        command,
+        f"+experiment={experiment}",
+        f"data.path={shared_data / 'taxi'}",
+        f"paths.store={folder / 'store'}",
+        f"paths.runs={folder / 'runs'}",
+        "resources.threads=2",
+        *words,
+    )
+
+
+def months(first: str, count: int) -> list[str]:
+    year, month = map(int, first.split("-"))
+    return [f"{year + (month - 1 + k) // 12}-{(month - 1 + k) % 12 + 1:02d}" for k in range(count)]
+
+
+def watch(shared_data: Path, folder: Path, experiment: str, windows: list[str], *words: str) -> dict[str, dict]:
+    model = taxi(shared_data, folder, experiment, "train", "model.hidden=[64]", *words).directory
+    found = {}
+    for window in windows:
+        asked = ("monitor.window=" + window, f"monitor.model={model}", "monitor.multivariate=false")
+        run = taxi(shared_data, folder, experiment, "monitor", *asked)
+        found[window] = record(run.directory) | {"exit": 2 if run.alarms else 0}
+    return found
+
+
+def test_taxi_is_quiet_in_an_ordinary_month_and_names_the_places_in_april_2020(shared_data, tmp_path) -> None:
+    found = watch(shared_data, tmp_path, "taxi", ["2019-10", "2020-04"], "train.epochs=2")
+    assert found["2019-10"]["exit"] == 0, found["2019-10"]["headline"]
+    assert found["2020-04"]["exit"] == 2
+    assert found["2020-04"]["attribution"][0]["column"] in ("pickup_location_id", "dropoff_location_id")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["taxi", "taxi_card"])
+def test_taxi_alarms_every_month_from_april_2020_and_never_before(shared_data, tmp_path, experiment) -> None:
+    quiet, loud = months("2019-07", 8), months("2020-04", 9)
+    found = watch(shared_data, tmp_path, experiment, quiet + loud)
+    assert {window: found[window]["exit"] for window in quiet} == dict.fromkeys(quiet, 0)
+    assert {window: found[window]["exit"] for window in loud} == dict.fromkeys(loud, 2)
+    causes = {found[window]["attribution"][0]["column"] for window in loud}
+    assert causes <= {"pickup_location_id", "dropoff_location_id"}
