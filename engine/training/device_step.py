@@ -414,6 +414,7 @@ class DeviceStep:
         counted: Tensor,
     ) -> None:
         size, config = self.flat.size, self.plan.config
+        self._gradient.zero_()  # the gaps between parameters must not keep the NaN of a skipped step
         torch._foreach_copy_(self._views, list(gradients))
         wrong = ~torch.isfinite(losses) & counted
         # A row of weight zero with an infinite loss makes the sum NaN although it is not counted as wrong.
