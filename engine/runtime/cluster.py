@@ -67,7 +67,7 @@ def timeout_seconds(config: Config) -> float:
 
 
 def _variables(config: Config) -> dict[str, str]:
-    """Environment of the controller and the workers. The defaults would notice a stall after ten minutes."""
+    """What Ray Train reads here and passes on to its controller and workers; its defaults notice a stall after minutes."""
     seconds = timeout_seconds(config)
     return {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
@@ -101,7 +101,7 @@ def session(config: Config) -> Iterator[Session]:
     watcher: subprocess.Popen[bytes] | None = None
     os.environ.update(variables)
     try:
-        opened = _connect(ray, config, variables)
+        opened = _connect(ray, config)
         watcher = _start_reaper(ray) if local else None
         opened.seconds = {"ray_import": imported - began, "ray_init": time.monotonic() - imported}
         _check_size(ray, config)
@@ -151,7 +151,7 @@ def _starts_local(config: Config) -> bool:
     return config.cluster.address is None and not inside_job()
 
 
-def _connect(ray: Any, config: Config, variables: Mapping[str, str]) -> Session:
+def _connect(ray: Any, config: Config) -> Session:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = config.cluster.address
     if address is None and inside_job():
@@ -169,7 +169,7 @@ def _connect(ray: Any, config: Config, variables: Mapping[str, str]) -> Session:
         )
     else:
         try:
-            context = ray.init(address=address, runtime_env={"env_vars": dict(variables)}, **quiet)
+            context = ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise UserError(
                 f"cluster.address must lead to a running Ray cluster, found none at {address!r} "
