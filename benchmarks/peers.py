@@ -14,7 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parent / ".venvs"
-REQUIREMENTS = {"evidently": ["evidently>=0.7,<0.8", "pandas<3"]}
+REQUIREMENTS = {"evidently": ["evidently>=0.7,<0.8", "pandas<3"], "feast": ["feast>=0.60,<1"]}
 
 
 def python_of(peer: str) -> Path:
