@@ -111,7 +111,7 @@ def run_actors(
 
     Ray must be running (cluster.session). An actor holds one item at a time, so that its death costs no other. Ray
     starts it again and hands it the item again, for ever: so tries are counted in files of `marks`, an empty folder
-    that all nodes reach. Raises NodeLost, and UserError for what no retry can mend.
+    that all nodes reach. Raises UserError for what no retry can mend.
     """
     import ray.data
 
@@ -136,12 +136,11 @@ def run_actors(
         yield Outcome(json.loads(reply["item"]), result, int(reply["tries"]), reply["cause"])
 
 
-class NodeLost(Exception):
-    """A node went and nothing came back for a while: Ray waits for ever for a place for the actor that was on it."""
-
-
 def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
-    """Rows of a Ray Dataset in order of completion. Raises NodeLost."""
+    """Rows of a Ray Dataset in order of completion.
+
+    Raises UserError when a node went and nothing comes back: Ray waits for ever for a place for the actor that was on it.
+    """
     import ray
 
     def alive() -> int:
@@ -164,8 +163,10 @@ def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
             reply = found.get(timeout=patience)
         except queue.Empty:
             if (left := alive()) < nodes:
-                raise NodeLost(
-                    f"{nodes - left} of {nodes} nodes are gone and no unit came back in {patience:g} s"
+                raise UserError(
+                    f"{nodes - left} of {nodes} nodes of the cluster are gone and no unit came back in {patience:g} s. Run "
+                    "the command again: it goes on from here with the nodes that are left, if cluster.workers (or "
+                    "cluster.min_workers) fits them"
                 ) from None
             continue
         if isinstance(reply, BaseException):

@@ -118,7 +118,7 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
     done_rows = sum(unit.rows for unit in plan.done)
     began = time.monotonic()
     with run.progress("score", plan.stop - plan.start, start=done_rows) as progress:
-        for outcome in outcomes(config, run, predictor, plan):
+        for outcome in outcomes(config, predictor, plan):
             if outcome.result is not None and config.cluster.kind == "ray" and not tally.rows:
                 # Until the first actor had loaded the model, that is: its first unit began so long before it ended.
                 tally.startup = time.monotonic() - began - sum(outcome.result["seconds"].values())
@@ -131,7 +131,7 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
     return tally
 
 
-def outcomes(config: Config, run: Run, predictor: Predictor, plan: Plan) -> Iterator[pool.Outcome]:
+def outcomes(config: Config, predictor: Predictor, plan: Plan) -> Iterator[pool.Outcome]:
     """Outcomes of the items left, from threads or from Ray."""
     if not plan.items:
         return
@@ -142,19 +142,10 @@ def outcomes(config: Config, run: Run, predictor: Predictor, plan: Plan) -> Iter
             threads = compute_threads(config)
             yield from pool.run_threads(worker, plan.items, threads, config.score.tries, single_threaded)
         return
-    left = {item["start"]: item for item in plan.items}
-    while left:
-        try:
-            for outcome in ray_outcomes(config, plan, list(left.values())):
-                del left[outcome.item["start"]]
-                yield outcome
-        except pool.NodeLost as lost:
-            run.warn(f"{lost}; going on with the nodes that are left")
-            # A pool on fewer nodes is better than none.
-            config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, min_workers=1))
+    yield from ray_outcomes(config, plan)
 
 
-def ray_outcomes(config: Config, plan: Plan, items: list[dict[str, Any]]) -> Iterator[pool.Outcome]:
+def ray_outcomes(config: Config, plan: Plan) -> Iterator[pool.Outcome]:
     """Outcomes from a pool of Ray actors."""
     parts = Path(plan.job.parts)
     with cluster.session(config) as session:
@@ -171,7 +162,7 @@ def ray_outcomes(config: Config, plan: Plan, items: list[dict[str, Any]]) -> Ite
         marks = parts / "tries"
         marks.mkdir(exist_ok=True)
         make = functools.partial(open_scorer, plan.job, threads)
-        yield from pool.run_actors(make, items, actors, config.score.tries, marks)
+        yield from pool.run_actors(make, plan.items, actors, config.score.tries, marks)
 
 
 def failed_message(run: Run, tally: Tally) -> str:
