@@ -20,7 +20,12 @@ ORDER = (
 DOORS = {
     "hydra": {"engine/config/compose.py"},
     "omegaconf": {"engine/config/compose.py"},
-    "ray": {"engine/runtime/cluster.py", "engine/runtime/pool.py", "engine/lifecycle/submit.py", "engine/runtime/submit.py"},
+    "ray": {
+        "engine/runtime/cluster.py",
+        "engine/runtime/pool.py",
+        "engine/lifecycle/submit.py",
+        "engine/runtime/submit.py",
+    },
     "wandb": {"engine/runtime/tracking.py", "engine/runtime/tracking_wandb.py"},
     "numba": {"kernels/"},
     "llvmlite": {"kernels/"},

@@ -225,7 +225,8 @@ class SplitConfig:
         None, "instant by which a row's target must be known to be trained on or watched; null = any time"
     )
     snapshot: str | None = key(
-        None, "train on this dataset of the store (its recipe or digest, or how they begin), whatever the sources hold now"
+        None,
+        "train on this dataset of the store (its recipe or digest, or how they begin), whatever the sources hold now",
     )
 
 
@@ -282,7 +283,9 @@ class ViewConfig:
         }[self.kind]
         lacking = [name for name in needed if not getattr(self, name)]
         if lacking:
-            raise UserError(f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(lacking)} is empty")
+            raise UserError(
+                f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(lacking)} is empty"
+            )
         for column, names in self.aggregates.items():
             for name in names:
                 if name not in AGGREGATES:
@@ -521,15 +524,17 @@ class RetrainConfig:
     monitor: str | None = key(None, "monitoring run to decide on; null = the newest of this name")
     replay: str | None = key(None, "decision.json to decide again from its own evidence; nothing is trained or moved")
     triggers: tuple[str, ...] = key(
-        ("drift", "performance"), "what starts a retrain", choices=("always", "drift", "performance", "age", "volume")
+        ("drift", "performance", "age"),
+        "what starts a retrain",
+        choices=("always", "drift", "performance", "age", "volume"),
     )
     drift_windows: int = key(1, "windows in a row that must be in alarm", ge=1)
     performance_drop: float = key(
         0.01, "loss of the watched metric against the champion's own judged or tested figure that is too much", ge=0
     )
-    max_age: str = key("90d", "age of the champion's newest training row that is too old", parse=units.span)
+    max_age: str = key("70d", "age of the champion's newest training row that is too old", parse=units.span)
     min_new_rows: int = key(10_000, "new labelled rows since the champion that are worth a retrain", ge=1)
-    cool_down: str = key("0s", "no retrain starts within this time of the last one", parse=units.span)
+    cool_down: str = key("45d", "no retrain starts within this time of the last one", parse=units.span)
     budget: int | None = key(None, "most retrains that may start within budget_period; null = any number", ge=1)
     budget_period: str = key("365d", "length of time that the budget is for", parse=units.span)
     window: str = key("expanding", "rows that a challenger is trained on", choices=("expanding", "sliding"))
@@ -560,12 +565,12 @@ class PolicyConfig:
 
 
 def default_policies() -> dict[str, PolicyConfig]:
-    """The four that every backtest compares."""
+    """The four that every backtest compares. A champion that nothing alarms about may still grow old."""
     return {
         "never": PolicyConfig(),
-        "every": PolicyConfig(triggers=("always",)),
-        "drift": PolicyConfig(triggers=("drift",)),
-        "performance": PolicyConfig(triggers=("performance",)),
+        "every": PolicyConfig(triggers=("always",), cool_down="0s"),
+        "drift": PolicyConfig(triggers=("drift", "age")),
+        "performance": PolicyConfig(triggers=("performance", "age")),
     }
 
 
@@ -746,24 +751,27 @@ def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: st
 
 def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: ViewConfig) -> None:
     where = f"features.views.{name}"
-    for column in view.entity:
-        _known_column(data, column, f"{where}.entity")
-        check_known_by_decision(data, features, column, f"{where}.entity")
-    for column in view.inputs:
-        _known_column(data, column, f"{where}.inputs")
-        check_known_by_decision(data, features, column, f"{where}.inputs")
-    if view.kind in ("expression", "function"):
-        return
+    for key_, columns in (("entity", view.entity), ("inputs", view.inputs)):
+        for column in columns:
+            check_known_by_decision(data, features, column, f"{where}.{key_}")
     if view.kind == "windows":
-        for column in view.aggregates:
-            if column == "rows":
-                continue
-            _known_column(data, column, f"{where}.aggregates")
-            if data.columns[column].known_at is None:
-                raise UserError(
-                    f"{where}: column {column!r} must say when it becomes known (data.columns.{column}.known_at)"
-                )
-        return
+        _check_windows(data, where, view)
+    if view.kind == "asof":
+        _check_asof(data, where, view)
+
+
+def _check_windows(data: DataConfig, where: str, view: ViewConfig) -> None:
+    for column in view.aggregates:
+        if column == "rows":
+            continue
+        _known_column(data, column, f"{where}.aggregates")
+        if data.columns[column].known_at is None:
+            raise UserError(
+                f"{where}: column {column!r} must say when it becomes known (data.columns.{column}.known_at)"
+            )
+
+
+def _check_asof(data: DataConfig, where: str, view: ViewConfig) -> None:
     if view.table not in data.tables:
         raise UserError(
             f"{where}.table names {view.table!r}, which is no table of data.tables."

@@ -74,13 +74,9 @@ def show(config: Config, words: list[str]) -> int:
     versions = sorted(store.stored_views(_folder(config, name)), key=lambda item: item.directory.stat().st_mtime)
     view = config.features.views.get(name)
     spec = schema.plain(view) if view else versions[-1].manifest["spec"] if versions else {}
-    facts = {
-        "view": name,
-        "spec": spec,
-        "versions": [_version(item) for item in versions],
-        "models": models_by_view(config).get(name, []),
-        "statistics": statistics(versions[-1]) if versions else [],
-    }
+    listed, figures = [_version(item) for item in versions], statistics(versions[-1]) if versions else []
+    models = models_by_view(config).get(name, [])
+    facts = {"view": name, "spec": spec, "versions": listed, "models": models, "statistics": figures}
     if given["--json"]:
         _say(json.dumps(facts, indent=1, default=str))
         return 0
@@ -89,9 +85,9 @@ def show(config: Config, words: list[str]) -> int:
     console.print(
         f"kind {spec.get('kind')}, owner {spec.get('owner') or '-'}, entity {', '.join(spec.get('entity', []))}"
     )
-    _print(facts["versions"], False, "not computed yet")
-    _print(facts["statistics"], False, "")
-    console.print(f"used by {len(facts['models'])} models" + "".join(f"\n  {item}" for item in facts["models"]))
+    _print(listed, False, "not computed yet")
+    _print(figures, False, "")
+    console.print(f"used by {len(models)} models" + "".join(f"\n  {item}" for item in models))
     return 0
 
 
