@@ -132,4 +132,4 @@ CHECKS = {
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         CHECKS[name]()
-        print("ok", name, flush=True)
+        print("ok", name, flush=True)  # noqa: T201

@@ -89,7 +89,6 @@ def test_on_a_card_scores_are_those_of_the_cpu(model: Network, precision: str) -
     want = predict_logits(model, numeric, codes, precision)
     found = scorer.logits(numeric, codes)
     assert not scorer.reason
-    np.testing.assert_allclose(
-        found, want, rtol=1e-4 if precision == "fp32" else 2e-2, atol=1e-4 if precision == "fp32" else 5e-2
-    )
+    rtol, atol = (1e-4, 1e-4) if precision == "fp32" else (2e-2, 5e-2)
+    np.testing.assert_allclose(found, want, rtol=rtol, atol=atol)
     assert scorer.logits(numeric, codes).tobytes() == found.tobytes()
