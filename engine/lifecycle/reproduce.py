@@ -27,7 +27,7 @@ from engine.lifecycle import chain, restore
 from engine.lifecycle.restore import Code
 from engine.lifecycle.runs import directories, dotted, find_run, table
 from engine.lifecycle.words import take
-from engine.runtime import digest, environment, places, storage
+from engine.runtime import digest, places, storage
 from engine.runtime.run import load_record
 
 EXPERIMENT = "recorded"
@@ -241,7 +241,9 @@ def _report(
     inputs: Inputs,
     failure: str | None,
 ) -> dict[str, Any]:
-    now = load_record(rerun) if rerun is not None else {"environment": environment.environment(), "code": {}}
+    if rerun is None:
+        raise UserError(f"the run could not be started again: {failure or 'it left no run directory'}")
+    now = load_record(rerun)
     differences = restore.environment_differences(record["environment"], now["environment"])
     exact = all(item["weight"] < restore.DECIDES for item in differences)
     links = chain.compare_chains(directory, rerun, options.start, exact)

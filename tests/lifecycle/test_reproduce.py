@@ -400,6 +400,16 @@ def test_what_cannot_be_proved_is_refused(tmp_path) -> None:
         reproduce_run(directory, Options(code="current"))
 
 
+def test_a_rerun_that_cannot_start_is_an_error_and_no_difference(recorded, engine_copy, with_engine, tmp_path) -> None:
+    with_engine(engine_copy)
+    copied = shutil.copytree(recorded, tmp_path / recorded.name)
+    record = json.loads((copied / "run.json").read_text())
+    record["config"]["train"]["gone_since"] = 1
+    (copied / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"could not be started again: error: unknown config key 'train\.gone_since'"):
+        reproduce_run(copied, Options(code="current"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
