@@ -81,6 +81,8 @@ def _main(words: list[str]) -> int:
     if request.cfg:
         print("---\n".join(compose.to_yaml(one.saved) for one in composed), end="")
         return DONE
+    if command.raw:
+        plain = [*rest, *(["--config-dir", request.config_dir] if request.config_dir else [])]
     if command.plain:
         return int(commands.function(name)(composed[0].config, plain) or DONE)
     return max(_step(name, one) for one in composed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from engine.config import compose, schema
 from engine.config.compose import Composed
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
-from engine.runtime import tracking
+from engine.runtime import cluster, submit, tracking
 from engine.runtime.run import Run, RunBusy, plan_digest, unfinished
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     The step's module is imported before the directory is made, so that a missing package leaves nothing behind.
     """
     step = commands.function(name)
+    composed = _in_job(composed)
     run = _open(name, composed, [*program, *composed.overrides])
+    submit.adopt_source(run)
     tracker = tracking.start(composed.config.tracking, run)
     try:
         run.finish(step(composed.config, run))
@@ -55,6 +58,14 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     finally:
         tracker.stop()
     return run
+
+
+def _in_job(composed: Composed) -> Composed:
+    """Inside a Ray job the working directory is a node-local copy that goes with the job: relative paths leave it."""
+    paths = composed.config.paths
+    places = {field.name: cluster.shared_path(getattr(paths, field.name)) for field in dataclasses.fields(paths)}
+    config = dataclasses.replace(composed.config, paths=dataclasses.replace(paths, **places))
+    return dataclasses.replace(composed, config=config)
 
 
 def _open(name: str, composed: Composed, words: list[str]) -> Run:

@@ -29,6 +29,7 @@ class Command:
     plain: bool = False
     usage: str = "[key=value ...]"
     options: tuple[str, ...] = ()
+    raw: bool = False  # a plain command that is handed all of its words, overrides too
     keys: tuple[tuple[str, str], ...] = ()  # options of a step that are another way to write a config key
 
 
@@ -99,6 +100,17 @@ COMMANDS: dict[str, Command] = {
         "engine.monitoring.monitor:monitor",
         "compare a window or a scoring run with the model's reference; exit code 2 is an alarm",
         ("monitor", "evaluate", *DATA),
+    ),
+    "submit": Command(
+        "engine.runtime.submit:submit",
+        "run a command as a job of a Ray cluster, after a look at what would be uploaded, and follow it",
+        ("train", "score", *DATA),
+        plain=True,
+        raw=True,
+        usage="COMMAND [key=value ...] [cluster.address=http://host:8265]",
+    ),
+    "warmup": Command(
+        "engine.runtime.warmup:warmup", "compile every kernel, so that the next command need not", plain=True, usage=""
     ),
     "reproduce": Command(
         "engine.lifecycle.reproduce:reproduce",
