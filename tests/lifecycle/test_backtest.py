@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ WORDS = (
     "split.train=[]",
     "split.valid=[]",
     "split.test=[]",
-    "train.epochs=1",
+    "train.epochs=3",
+    "retrain.cool_down=0s",
+    "retrain.gate.max_ece_rise=0.5",
+    "retrain.gate.max_cost_rise=0.5",
 )
 
 
@@ -150,11 +154,17 @@ def test_a_backtest_without_periods_is_refused(folder: Path, more: tuple[str, ..
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_trainings_in_parallel_on_ray_give_the_same_backtest(done: Run, tmp_path: Path) -> None:
+def test_trainings_in_parallel_on_ray_give_the_same_backtest(
+    done: Run, tmp_path: Path, process: Callable[..., Any]
+) -> None:
     other = tiny.write_tiny(tmp_path / "ray", rows=3000)
-    found = result(run(other, "cluster=ray", "cluster.workers=2", "cluster.threads=1"))
-    for name, item in result(done).items():
-        columns = ("period", "metric", "model", "retrained", "promoted")
-        assert [[row[key] for key in columns] for row in item["periods"]] == [
-            [row[key] for key in columns] for row in found[name]["periods"]
-        ]
+    ray = ("cluster=ray", "cluster.workers=2", "cluster.threads=1", "--config-dir", str(other / "conf"))
+    ended = process("backtest", *tiny.overrides(other, *WORDS, *ray), timeout=600)
+    assert ended.code == 0, ended.err
+    assert "a training ahead failed" not in ended.err
+    assert ended.err.count("was trained on the same rows") >= 3
+    record = json.loads((ended.directory / "backtest.json").read_text())
+    columns = ("period", "metric", "model", "retrained", "promoted")
+    for item in record["policies"]:
+        mine = result(done)[item["name"]]["periods"]
+        assert [[row[key] for key in columns] for row in item["periods"]] == [[row[key] for key in columns] for row in mine]

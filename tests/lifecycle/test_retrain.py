@@ -38,6 +38,7 @@ WEAK = (
 RETRAIN = (
     "retrain.now=2020-01-29",
     "retrain.triggers=[always]",
+    "retrain.cool_down=0s",
     "retrain.judge_length=8d",
     "retrain.valid_length=2d",
     "retrain.gate.min_rows=200",
