@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"{card['cpu']}, {options.threads} threads, copy {card['copy_bytes_per_second'] / 1e9:.1f} GB/s",
         file=sys.stderr,
     )
-    rows = importlib.import_module(f"benchmarks.{options.name}").run(settings, card["copy_bytes_per_second"])
+    module = importlib.import_module(f"benchmarks.{options.name}")
+    rows = module.run(settings, card["copy_bytes_per_second"])
+    card |= getattr(module, "FACTS", {})
     table = harness.markdown(rows)
     print(table)
     if options.json:

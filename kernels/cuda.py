@@ -68,8 +68,18 @@ def require_cuda() -> Any:
             ) from None
         if not found.is_available():
             raise CudaMissing("GPU kernels need an NVIDIA GPU and its driver, found none: use the CPU kernels")
+        _settings().CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small inputs make small grids, and are meant to
         cuda = found
     return cuda
+
+
+def _settings() -> Any:
+    """Numba's settings: those of numba-cuda where it brings its own."""
+    try:
+        from numba.cuda.core import config
+    except ImportError:
+        return numba.config
+    return config
 
 
 class _Twins:

@@ -177,7 +177,8 @@ def twins_work() -> bool:
 
 def _numba_stream() -> Any:
     """Torch's current stream, as Numba names it."""
-    return twins.require_cuda().external_stream(torch.cuda.current_stream().cuda_stream)
+    pointer = torch.cuda.current_stream().cuda_stream
+    return twins.require_cuda().external_stream(pointer) if pointer else 0
 
 
 # ------------------------------------------------------------------------------------------------------------ inputs
