@@ -22,15 +22,16 @@ from engine.monitoring.statistics import ColumnSpec, Counts, statistics
 DECISIVE = ("psi", "ks", "wasserstein", "missing", "outside", "unseen")
 VOLUME, ROWS_COLUMN = "volume", "(rows)"
 NAMES = (*DECISIVE, VOLUME)
-# Spread below which a column counts as steady: the smallest deviation that one unit of the score can mean.
+# Spread below which a column counts as steady: a fifth of the effect floors (of its root for PSI: psi is a squared
+# distance, its root is what spreads evenly). Below it, bursts too small to matter would set the line for all columns.
 MIN_SCALE = {
-    "psi": 0.02,  # of the root of PSI: psi is a squared distance, its root is what spreads evenly
-    "ks": 0.005,
-    "wasserstein": 0.01,
-    "missing": 0.001,
-    "outside": 0.001,
-    "unseen": 0.001,
-    "volume": 0.02,
+    "psi": 0.06,
+    "ks": 0.02,
+    "wasserstein": 0.02,
+    "missing": 0.004,
+    "outside": 0.004,
+    "unseen": 0.004,
+    "volume": 0.05,
 }
 MAD_TO_DEVIATION = 1.4826
 # A column that leapt before must leap further, but must not raise the line of the others: its scale is at least what
@@ -143,7 +144,7 @@ def make_windows(reference: Reference, allowed: np.ndarray, plan: Plan, rng: np.
     real = contiguous(allowed, plan.length, max(1, plan.length // STRIDES))
     scored_days = allowed & reference.scored
     scored = real * (real @ ~scored_days == 0)[:, None]
-    if separate_windows(allowed, plan.length) >= 2 / plan.alpha:
+    if separate_windows(allowed, plan.length, reference.memory) >= 2 / plan.alpha:
         return Windows(real, scored, np.ones(len(real), bool))
     count = max(plan.resamples, math.ceil(2 / plan.alpha))
     more, more_scored = from_blocks(allowed, plan, count, rng), from_blocks(scored_days, plan, count, rng)
@@ -153,13 +154,16 @@ def make_windows(reference: Reference, allowed: np.ndarray, plan: Plan, rng: np.
     return Windows(np.concatenate([real, more]), np.concatenate([scored, more_scored]), flags)
 
 
-def separate_windows(allowed: np.ndarray, length: int) -> int:
-    """Windows of the allowed days that do not overlap."""
-    found, run = 0, 0
+def separate_windows(allowed: np.ndarray, length: int, memory: int = 0) -> int:
+    """Windows of the allowed days that share no day and, by trailing windows of `memory` days, no event."""
+    found, run, wait = 0, 0, 0
     for good in allowed:
+        if wait:
+            wait -= 1
+            continue
         run = run + 1 if good else 0
         if run == length:
-            found, run = found + 1, 0
+            found, run, wait = found + 1, 0, memory
     return found
 
 
@@ -251,7 +255,7 @@ def _calibrate(reference: Reference, allowed: np.ndarray, plan: Plan, sizes: Map
     rng = np.random.Generator(np.random.Philox(plan.seed))
     windows = make_windows(reference, allowed, plan, rng)
     found = window_statistics(reference, windows, allowed, plan, sizes, rng)
-    separate = separate_windows(allowed, plan.length)
+    separate = separate_windows(allowed, plan.length, reference.memory)
     own = windows.real if separate >= ENOUGH_REAL else np.ones(len(windows.real), bool)
     center, scale = _center_and_scale(rooted(found), own)
     if separate < FEW:

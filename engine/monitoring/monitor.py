@@ -367,7 +367,8 @@ def calibration_record(drift: Drift, plan: Plan, reference: Reference, floors: M
             if realised is not None
             else "not realised on held-out windows, because the reference has fewer than two; "
         )
-        + f"{line.separate} separate windows of {plan.length} days, "
+        + f"{line.separate} separate windows of {plan.length} days"
+        + (f" (features look back {reference.memory} days), " if reference.memory else ", ")
         + (
             f"enough for {plan.alpha:.1%}"
             if enough
