@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -143,7 +143,7 @@ class DeviceTrainer(Trainer):
             self.optimizer,
             source,
             self.plan,
-            reduce=_all_reduce if exchange.world > 1 else None,
+            reduce=self._sum_over_workers if exchange.world > 1 else None,
         )
         if callable(self.wanted_runner):
             self.runner: Runner = self.wanted_runner(self.step)
@@ -154,6 +154,12 @@ class DeviceTrainer(Trainer):
         if reason:
             self.run_record.warn(f"the step could not be captured in a CUDA graph and runs eagerly ({reason})")
         self._record(placement, resident, name)
+
+    def _sum_over_workers(self, gradient: Tensor) -> None:
+        """One collective for the whole gradient and the sums behind it: NCCL between GPUs."""
+        total = self.exchange.sum(gradient)
+        if total is not gradient:
+            gradient.copy_(total)
 
     def _record(self, placement: Placement, resident: bool, runner: str) -> None:
         if self.exchange.rank:
@@ -308,8 +314,3 @@ def device_logits(
     scale, center = np.float32(model.target_scale), np.float32(model.target_center)
     plain = float(scale) == 1.0 and float(center) == 0.0
     return logits if plain else np.asarray(logits * scale + center, np.float32)
-
-
-def _all_reduce(gradient: Tensor) -> None:
-    """One collective for the whole gradient and the sums behind it: NCCL between GPUs."""
-    distributed.all_reduce(gradient)

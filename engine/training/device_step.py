@@ -502,7 +502,8 @@ class CudaGraphs:
         """
         graph = torch.cuda.CUDAGraph()
         pool = earlier.pool() if earlier is not None else None
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
+        # thread_local: NCCL's watchdog and other threads may go on with their own work meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             call()
         return graph
 

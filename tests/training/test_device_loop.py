@@ -21,6 +21,7 @@ from engine.training.loop import weights_digest
 from engine.training.model import build_model
 from engine.training.predict import predict_logits
 from tests.training.tape import Broken, CapturedError, Tape, Taped
+from tests.training.test_exchange import together
 
 CARDINALITIES = [7, 5]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -229,6 +230,22 @@ def test_losses_are_logged_at_the_steps_of_the_cpu_loop(problem, config, fitted,
         lines.append([(line["step"], line["train/loss"]) for line in map(json.loads, text) if "train/loss" in line])
     assert [step for step, _ in lines[0]] == [step for step, _ in lines[1]]
     np.testing.assert_allclose([loss for _, loss in lines[0]], [loss for _, loss in lines[1]], rtol=2e-6)
+
+
+def test_several_workers_come_to_the_weights_of_one(problem, config, trained, new_run):
+    """Workers are threads here, with a barrier for a network."""
+    data, valid = problem(430), problem(101, seed=1)
+    settings = config(train__epochs=1, train__batch_size=50)
+    want, _ = trained(settings, data, valid)
+    runs = [new_run(settings) for _ in range(3)]
+
+    def work(exchange):
+        return trained(settings, data, valid, runs[exchange.rank], exchange=exchange, local_workers=3)[0]
+
+    for found in together(3, work):
+        assert furthest(want.model, found.model) < 2e-5
+        assert [entry["row_stream"] for entry in found.history] == [entry["row_stream"] for entry in want.history]
+        assert found.history[-1]["valid_roc_auc"] == pytest.approx(want.history[-1]["valid_roc_auc"], abs=1e-4)
 
 
 def test_workers_cut_a_batch_into_ranges_that_hold_each_row_once(config):
