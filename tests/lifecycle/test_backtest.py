@@ -152,6 +152,24 @@ def test_a_backtest_without_periods_is_refused(folder: Path, more: tuple[str, ..
         run(folder, *more)
 
 
+def test_a_backtest_that_was_interrupted_goes_on_in_its_directory(
+    folder: Path, done: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("backtest.policies.drift.budget=9",)  # another plan than the fixture's, with the same outcome
+    with monkeypatch.context() as patched:
+        patched.setattr(backtest, "compare", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, *words)
+    again = run(folder, *words)
+    assert again.resumed
+    for name, item in result(again).items():
+        assert [row["model"] for row in item["periods"]] == [row["model"] for row in result(done)[name]["periods"]]
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_trainings_in_parallel_on_ray_give_the_same_backtest(

@@ -112,6 +112,11 @@ def test_a_better_challenger_is_promoted_serves_and_is_rolled_back(
     shown = capsys.readouterr().out
     assert "an incident" in shown
     assert done.directory.name in shown
+    assert shell.main(["registry", "list", "--json", paths]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["champion"], row["versions"]) for row in listed] == [("tiny", old, 2)]
+    assert shell.main(["registry", "show", f"tiny@{new[:10]}", paths]) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == new
     assert shell.main(["registry", "diff", "tiny", "champion", new[:10], paths]) == 2
     assert "split.train" in capsys.readouterr().out
 
