@@ -197,10 +197,8 @@ def line_chart(
     for name, value in (lines or {}).items():
         parts.append(_rule(frame, name, value))
     for place, item in enumerate(series):
-        parts.append(_line(frame, item, item.colour if item.colour is not None else place % PALETTE))
-    return _svg(
-        frame, parts, _legend([(item.name, item.colour or k % PALETTE, item.style) for k, item in enumerate(series)])
-    )
+        parts.append(_line(frame, item, _colour(item, place)))
+    return _svg(frame, parts, _legend([(item.name, _colour(item, k), item.style) for k, item in enumerate(series)]))
 
 
 def histogram(
@@ -362,6 +360,10 @@ def _x_axis(frame: _Frame, label: str, named: Mapping[float, str] | None) -> Mar
         )
     )
     return Markup("").join(parts)
+
+
+def _colour(item: Series, place: int) -> int:
+    return item.colour if item.colour is not None else place % PALETTE
 
 
 def _line(frame: _Frame, item: Series, colour: int) -> Markup:

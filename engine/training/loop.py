@@ -369,12 +369,13 @@ class Trainer:
         state.finished = state.step >= self.total_steps or bool(
             settings.patience and self.valid is not None and state.stale_epochs >= settings.patience
         )
-        self._save()
         logged = {
             "train/epoch_loss": entry["train_loss"],
             **{f"valid/{name}": value for name, value in measured.items()},
         }
+        # Before the checkpoint: after a kill between the two the line is written again, not lost.
         self.run_record.log_metrics(state.step, {name: value for name, value in logged.items() if value is not None})
+        self._save()
         progress.advance(0, f"epoch {epoch + 1} of {settings.epochs}, " + _described(entry))
 
     def _validate(self) -> dict[str, float]:

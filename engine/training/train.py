@@ -25,7 +25,7 @@ from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts
 from engine.features.moments import NEVER, instants, moment_times
 from engine.features.store import threads_of
-from engine.runtime import digest
+from engine.runtime import digest, storage
 from engine.runtime.run import Run
 from engine.training import gate, report
 from engine.training.bundle import (
@@ -92,15 +92,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     timer.lap("bundle")
     metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **timer.metrics()}
     run.add_output("model", manifest["digest"])
-    report.write_report(
-        run,
-        history=result.history,
-        details_by_split=details,
-        data_summary=data_summary(config, dataset, splits, encoder),
-        quarantine=dataset.manifest.get("quarantine", {}),
-        config=config,
-        metrics=metrics,
-    )
+    write_outcome(config, run, dataset, splits, encoder, details, metrics, result.history)
     return metrics
 
 
@@ -117,15 +109,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     metrics, details = evaluate_splits(
         config, dataset, model, bundle.model["precision"], examples, bundle.model["loss"]
     )
-    report.write_report(
-        run,
-        history=[],
-        details_by_split=details,
-        data_summary=data_summary(config, dataset, splits, bundle.encoder),
-        quarantine=dataset.manifest.get("quarantine", {}),
-        config=config,
-        metrics=metrics,
-    )
+    write_outcome(config, run, dataset, splits, bundle.encoder, details, metrics, [])
     return metrics
 
 
@@ -329,6 +313,51 @@ def scores_of(model: Any, facts: dict[str, Any], threads: int, numeric: np.ndarr
         model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
     )
     return to_scores(facts["loss"], logits)
+
+
+def write_outcome(
+    config: Config,
+    run: Run,
+    dataset: Dataset,
+    splits: dict[str, Split],
+    encoder: Encoder,
+    details: dict[str, Any],
+    metrics: dict[str, float],
+    history: list[dict[str, Any]],
+) -> None:
+    """`evaluation.json` (curves, months and slices of every split) and `report.html`."""
+    storage.write_json(run.path("evaluation.json"), finite_json(details))
+    report.write_report(
+        run,
+        history=history,
+        details_by_split=details,
+        data_summary=data_summary(config, dataset, splits, encoder),
+        quarantine=quarantine_summary(dataset),
+        config=config,
+        metrics=metrics,
+    )
+
+
+def finite_json(value: Any) -> Any:
+    """The value with numbers that JSON does not have (NaN, infinity) as null."""
+    if isinstance(value, dict):
+        return {str(name): finite_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [finite_json(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def quarantine_summary(dataset: Dataset) -> dict[str, int]:
+    """What was wrong in how many rows of which file or table; empty when nothing was."""
+    accounting = dataset.manifest["accounting"]
+    parts = [(Path(entry["file"]).name, entry) for entry in accounting["files"]] + list(accounting["results"].items())
+    return {
+        f"{name}: {found['column'] or 'row'} {found['reason']} ({found['policy']})": found["count"]
+        for name, entry in parts
+        for found in entry["violations"]
+    }
 
 
 def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> dict[str, Any]:

@@ -92,3 +92,11 @@ def test_ticks_are_round_and_within_the_range(low, high):
 
 def test_markup_in_a_cell_is_kept():
     assert "<b>x</b>" in html.table(["a"], [[Markup("<b>x</b>")]])
+
+
+def test_the_legend_has_the_colours_of_the_lines():
+    series = [html.Series(str(colour), [0, 1], [0, 1], colour=colour) for colour in (5, 0, 1)]
+    chart = str(html.line_chart([*series, html.Series("plain", [0, 1], [0, 1])], x_label="x", y_label="y"))
+    lines = re.findall(r'polyline class="s(\d)"', chart)
+    assert lines == ["5", "0", "1", "3"]
+    assert re.findall(r'<i class="k(\d)', chart) == lines
