@@ -272,7 +272,7 @@ def _center_and_scale(found: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, n
     """Median and spread of each statistic of each column over its own windows; without windows: 0 and the floor."""
     values = np.where(np.isfinite(found), found, np.nan)
     # Predictions of a short validation period have no real window: they take those of blocks.
-    has_own = np.isfinite(values[..., own]).any(axis=-1)
+    has_own = np.asarray(np.isfinite(values[..., own]).any(axis=-1))
     values = np.sort(np.where(has_own[..., None] & ~own, np.nan, values), axis=-1)
     center = np.nan_to_num(_ranked(values, 0.5))
     deviation = MAD_TO_DEVIATION * _ranked(np.sort(np.abs(values - center[..., None]), axis=-1), 0.5)

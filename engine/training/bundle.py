@@ -21,7 +21,7 @@ from engine.config.tree import Config, DataConfig, FeaturesConfig
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.runtime import digest, registry, storage
-from engine.training.model import from_architecture
+from engine.training.model import Network, from_architecture
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -123,7 +123,7 @@ def weights_bytes(model: nn.Module) -> bytes:
     return bytes(safetensors.torch.save(state))
 
 
-def load_model(bundle: Bundle) -> nn.Module:
+def load_model(bundle: Bundle) -> Network:
     """The model of a verified bundle, ready to predict."""
     model = from_architecture(bundle.model["architecture"])
     model.load_state_dict(safetensors.torch.load_file(bundle.weights))
