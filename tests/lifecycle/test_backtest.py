@@ -185,4 +185,6 @@ def test_trainings_in_parallel_on_ray_give_the_same_backtest(
     columns = ("period", "metric", "model", "retrained", "promoted")
     for item in record["policies"]:
         mine = result(done)[item["name"]]["periods"]
-        assert [[row[key] for key in columns] for row in item["periods"]] == [[row[key] for key in columns] for row in mine]
+        assert [[row[key] for key in columns] for row in item["periods"]] == [
+            [row[key] for key in columns] for row in mine
+        ]
