@@ -365,7 +365,7 @@ def month_windows(days: dict[int, Profile]) -> list[list[int]]:
 
 
 def alarm_row(known: Reference, days: dict[int, Profile], unit: str, windows: list[list[int]], alpha: float) -> Row:
-    """One row: share of held-out windows over the line against alpha; the note counts alarms by month."""
+    """One row: share of held-out windows that alarm against alpha; the note counts alarms by month."""
     by_month: dict[str, list[int]] = {}
     origin, drift, line = 0, None, None
     plan = Plan(30 if unit == "month" else 1, alpha, 1e-4)
@@ -390,8 +390,8 @@ def alarm_row(known: Reference, days: dict[int, Profile], unit: str, windows: li
     held = drift.held_out
     note = f"held out {held.over_line}/{held.windows} over the line, {held.alarms} alarms; later windows by month: "
     note += " ".join(f"{month}:{sum(hits)}/{len(hits)}" for month, hits in by_month.items()) + f"; origin {origin}"
-    realised = held.over_line / held.windows if held.windows else float("nan")
+    realised = held.alarms / held.windows if held.windows else float("nan")
     return Row(
         "monitor", f"alarms_{unit}", len(windows), realised, "target", realised / alpha, None,
-        "of held-out windows over the line", alpha, note=note,
+        "of held-out windows alarm", alpha, note=note,
     )  # fmt: skip

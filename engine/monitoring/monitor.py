@@ -357,13 +357,13 @@ def calibration_record(drift: Drift, plan: Plan, reference: Reference, floors: M
     """The line and what it may promise: target rate, rate on held-out windows, whether windows are enough."""
     line, out = drift.line, drift.held_out
     needed = math.ceil(2 / plan.alpha)
-    realised = out.over_line / out.windows if out.windows else None
+    realised = out.alarms / out.windows if out.windows else None
     enough = line.separate >= needed
     words = (
         f"target {plan.alpha:.1%} a window; "
         + (
-            f"realised {out.over_line} of {out.windows} held-out windows over the line ({realised:.1%}), "
-            f"{out.alarms} of them above an effect floor; "
+            f"realised {out.alarms} of {out.windows} held-out windows ({realised:.1%}), "
+            f"{out.over_line} over the line alone; "
             if realised is not None
             else "not realised on held-out windows, because the reference has fewer than two; "
         )
@@ -387,7 +387,7 @@ def calibration_record(drift: Drift, plan: Plan, reference: Reference, floors: M
         "resampled_windows": int((~line.real).sum()),
         "held_out": dataclasses.asdict(out),
         "realised": realised,
-        "realised_interval": list(wilson(out.over_line, out.windows)) if out.windows else None,
+        "realised_interval": list(wilson(out.alarms, out.windows)) if out.windows else None,
         "season": plan.season,
         "floors": dict(floors),
         "smallest_scales": MIN_SCALE,

@@ -19,8 +19,10 @@ from engine.monitoring.drift import Drift
 from engine.monitoring.history import METRIC
 from engine.runtime import html, storage
 
-SHOWN_CAUSES, SHOWN_COLUMNS, SHOWN_DISTRIBUTIONS, SHOWN_WINDOWS = 8, 25, 6, 40
+SHOWN_CAUSES, SHOWN_COLUMNS, SHOWN_DISTRIBUTIONS = 8, 25, 6
+SHOWN_WINDOWS, SHOWN_REFERENCE = 14, 6
 BAR_ROWS = 10
+MOST_TICKS = 6
 
 
 def write_report(path: Path, name: str, record: Mapping[str, Any], history: pa.Table, drift: Drift) -> None:
@@ -81,7 +83,7 @@ def _quality_tile(record: Mapping[str, Any]) -> html.Tile:
 def _false_alarm_tile(calibration: Mapping[str, Any]) -> html.Tile:
     held = calibration["held_out"]
     realised = "–" if calibration["realised"] is None else f"{calibration['realised']:.1%}"
-    note = f"target {calibration['alpha']:.1%}; {held['over_line']} of {held['windows']} held-out windows"
+    note = f"target {calibration['alpha']:.1%}; {held['alarms']} of {held['windows']} held-out windows"
     tone = "plain" if calibration["enough"] else "warn"
     return html.Tile("False alarms, realised", realised, note, tone)
 
@@ -108,7 +110,11 @@ def _causes(record: Mapping[str, Any]) -> Markup:
 def _heat_map(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
     scored = [row for row in rows if row["score"] is not None or row["kind"] not in (METRIC, "business")]
     scored = [row for row in scored if row["kind"] not in (METRIC, "business")]
-    windows = list(dict.fromkeys((row["source"], row["from"], row["to"]) for row in scored))[-SHOWN_WINDOWS:]
+    every = list(dict.fromkeys((row["source"], row["from"], row["to"]) for row in scored))
+    now = [window for window in every if window[0] == "current"][-SHOWN_WINDOWS:]
+    before = [window for window in every if window[0] == "reference"]
+    windows = before[-max(SHOWN_REFERENCE, SHOWN_WINDOWS - len(now)) :] + now
+    windows = windows[-SHOWN_WINDOWS:]
     cells = {(row["column"], (row["source"], row["from"], row["to"])): row for row in scored}
     order = sorted(record["columns"], key=lambda item: (-(item["score"] or 0.0), item["name"]))
     names = [item["name"] for item in order[:SHOWN_COLUMNS]]
@@ -120,10 +126,10 @@ def _heat_map(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> M
         return max(float(row["score"]) / float(row["line"]), 0.0)
 
     values = [[share(name, window) for window in windows] for name in names]
-    labels = [f"{window[1][:10]}{'' if window[0] == 'current' else ' ref'}" for window in windows]
+    labels = [f"{window[1][2:10]}{'' if window[0] == 'current' else ' ref'}" for window in windows]
     note = (
         "Largest normalised statistic of each column over the alarm line of its window: from 1 it is beyond the line. "
-        "`ref` marks windows of the reference itself; a gap is not computable."
+        "`ref` marks windows of the reference itself, named by their first day; a gap is not computable."
     )
     return html.section(
         "Columns over windows", html.heat_map(names, labels, values, limits=(0.0, 2.0), text=_one), note=note
@@ -215,7 +221,8 @@ def _quality(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Ma
 
 def _metric_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
     places = [float(index) for index in range(len(rows))]
-    ticks = {float(index): row["from"][:10] for index, row in enumerate(rows)}
+    step = -(-len(rows) // MOST_TICKS)
+    ticks = {float(index): row["from"][2:10] for index, row in enumerate(rows) if index % step == 0}
     low, high = [row["band_low"] for row in rows], [row["band_high"] for row in rows]
     values = [row["value"] for row in rows]
     series = [html.Series("measured, with the reference's band", places, values, low=low, high=high)]

@@ -99,7 +99,7 @@ def test_a_scoring_run_is_monitored_by_its_stored_profile_with_the_same_verdict(
 
 
 def test_a_moved_column_is_an_alarm_with_exit_code_two_told_once(trained, tmp_path: Path, capfd) -> None:
-    folder, model = trained
+    _, model = trained
     moved = tiny.write_tiny(tmp_path / "moved", rows=3000)
     table = pq.read_table(moved / "visits.parquet")
     late = pc.greater(table["at"], pa.scalar(tiny.START + 26 * 24 * tiny.H, pa.timestamp("us", tz="UTC")))
