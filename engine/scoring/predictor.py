@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -140,6 +139,6 @@ def load(model: Path | str, runs: Path | str = "runs", threads: int = 0, device:
     bundle = read_bundle(find_model(str(model), Path(runs)))
     saved = bundle.directory / "profile_spec.json"
     spec = ProfileSpec.from_json(storage.read_json(saved), bundle.encoder) if saved.exists() else None
-    network = cast(Network, load_model(bundle))
+    network = load_model(bundle)
     scorer = DeviceScorer(network, bundle.model["precision"], device) if device != "cpu" else None
     return Predictor(bundle, network, threads or environment.cores(), device, spec, scorer=scorer)
