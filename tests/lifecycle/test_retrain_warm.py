@@ -6,10 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-import engine
 import numpy as np
 import pytest
 import safetensors.numpy
+
+import engine
 from engine import __main__ as shell
 from engine.errors import UserError
 from engine.runtime.run import Run
