@@ -532,7 +532,7 @@ class RetrainConfig:
     performance_drop: float = key(
         0.01, "loss of the watched metric against the champion's own judged or tested figure that is too much", ge=0
     )
-    max_age: str = key("70d", "age of the champion's newest training row that is too old", parse=units.span)
+    max_age: str = key("100d", "age of the champion's newest training row that is too old", parse=units.span)
     min_new_rows: int = key(10_000, "new labelled rows since the champion that are worth a retrain", ge=1)
     cool_down: str = key("45d", "no retrain starts within this time of the last one", parse=units.span)
     budget: int | None = key(None, "most retrains that may start within budget_period; null = any number", ge=1)
