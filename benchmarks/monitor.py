@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,10 @@ def power() -> list[Row]:
         rng = np.random.default_rng(0)
         variants[name] = {day: shift(part, rng) for day, part in windows.items()}
     ours = our_scores(reference, variants)
-    theirs = {
-        slug: peer_scores(slug, code, reference, variants)
-        for slug, code in (("evidently", EVIDENTLY), ("nannyml", NANNYML))
-    }
+    codes = {"evidently": EVIDENTLY, "nannyml": NANNYML}
+    with ThreadPoolExecutor() as pool:  # each peer in its own process
+        asked = {slug: pool.submit(peer_scores, slug, code, reference, variants) for slug, code in codes.items()}
+    theirs = {slug: future.result() for slug, future in asked.items()}
     rows = []
     for name, column in WATCHED.items():
         own = {statistic: detected(scores, name) for statistic, scores in ours[column].items()}
