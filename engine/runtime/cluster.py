@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets as random_names
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.2
 OBJECT_STORE_BYTES = 100 * 2**20  # descriptions and records; never rows
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the entry point of a submitted job
+KNOCK_SECONDS = 5.0
 HOME_VARIABLE = "ENGINE_HOME"
 
 
@@ -169,14 +171,22 @@ def _connect(ray: Any, config: Config) -> Session:
         )
     else:
         try:
+            _knock(address)
             context = ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"cluster.address must lead to a running Ray cluster, found none at {address!r} "
                 f"({str(error).splitlines()[0]}). Start one with `ray start --head`, or leave it null for a local one"
             ) from None
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     return Session(str(context.address_info["gcs_address"]), _starts_local(config), nodes)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody listens at host:port: Ray itself would try again for a minute and more."""
+    match = re.fullmatch(r"(?:ray://)?\[?([^\]/]+?)\]?:(\d+)", address)
+    if match:
+        socket.create_connection((match.group(1), int(match.group(2))), timeout=KNOCK_SECONDS).close()
 
 
 def _check_size(ray: Any, config: Config) -> None:
