@@ -1,4 +1,4 @@
-"""Pictures of reports for the README: `python docs/screenshot.py report.html docs/report.png`.
+"""Pictures of reports for the README: `python benchmarks/screenshot.py report.html benchmarks/results/report.png`.
 
 Needs a headless Chromium (Debian: `apt-get install chromium`).
 """
