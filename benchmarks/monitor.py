@@ -43,10 +43,10 @@ from engine.monitoring.statistics import column_specs, profile_counts, statistic
 from engine.scoring.predictor import load
 from engine.training.reference import days_table, local_days, sample_table
 
-peers.REQUIREMENTS.setdefault("nannyml", ["nannyml>=0.13"])
+peers.REQUIREMENTS.setdefault("nannyml", ["nannyml>=0.13", "statsmodels"])
 NUMERIC, CATEGORIES = ("air_time", "distance", "dep_delay", "minute"), ("carrier", "origin")
 FALSE_ALARMS = 0.05
-WATCHED = {"mean": "air_time", "scale": "air_time", "missing": "air_time", "category": "carrier", "decorrelated": ""}
+WATCHED = {"mean": "air_time", "scale": "air_time", "missing": "distance", "category": "carrier", "decorrelated": ""}
 UNIVARIATE = ("psi", "ks", "wasserstein", "js", "missing")
 
 EVIDENTLY = """
@@ -57,7 +57,8 @@ from evidently import Report
 from evidently.presets import DataDriftPreset
 folder = sys.argv[1]
 reference, windows = pd.read_parquet(folder + "/reference.parquet"), pd.read_parquet(folder + "/windows.parquet")
-columns = list(reference.columns)
+columns = [name for name in reference.columns if name != "window"]
+reference = reference[columns]
 found = {}
 for (variant, window), rows in windows.groupby(["variant", "window"], sort=True):
     report = Report([DataDriftPreset()]).run(rows[columns].reset_index(drop=True), reference).dict()
@@ -75,22 +76,22 @@ import pandas as pd
 import nannyml as nml
 folder = sys.argv[1]
 reference, windows = pd.read_parquet(folder + "/reference.parquet"), pd.read_parquet(folder + "/windows.parquet")
-columns = list(reference.columns)
+columns = [name for name in reference.columns if name != "window"]
 for frame in (reference, windows):
+    frame["at"] = pd.Timestamp("2013-01-01") + pd.to_timedelta(frame["window"], unit="D")
     for name in ("carrier", "origin"):
         frame[name] = frame[name].astype("category")
-single = nml.UnivariateDriftCalculator(column_names=columns, chunk_number=60).fit(reference)
-together = nml.DataReconstructionDriftCalculator(column_names=columns, chunk_number=60).fit(reference)
+by_day = {"column_names": columns, "timestamp_column_name": "at", "chunk_period": "D"}
+single = nml.UnivariateDriftCalculator(**by_day).fit(reference)
+together = nml.DataReconstructionDriftCalculator(**by_day).fit(reference)
 usual = together.result.data[("reconstruction_error", "value")].mean()
 found = {}
-for (variant, window), rows in windows.groupby(["variant", "window"], sort=True):
-    rows = rows[columns].reset_index(drop=True)
-    one = nml.UnivariateDriftCalculator.calculate(single, rows).filter(period="analysis").to_df()
-    entry = found.setdefault(variant, {})
-    for name in columns:
-        entry.setdefault(name, []).append(float(one[(name, "jensen_shannon", "value")].mean()))
-    error = together.calculate(rows).filter(period="analysis").to_df()[("reconstruction_error", "value")].mean()
-    entry.setdefault("", []).append(abs(float(error) - float(usual)))
+for variant, rows in windows.groupby("variant", sort=True):
+    rows = rows.reset_index(drop=True)
+    one = single.calculate(rows).filter(period="analysis").to_df()
+    found[variant] = {name: one[(name, "jensen_shannon", "value")].dropna().tolist() for name in columns}
+    error = together.calculate(rows).filter(period="analysis").to_df()[("reconstruction_error", "value")].dropna()
+    found[variant][""] = (error - usual).abs().tolist()
 print(json.dumps(found))
 """
 
@@ -136,8 +137,8 @@ def shifts(reference: pa.Table) -> dict[str, Callable[[pa.Table, np.random.Gener
     def put(table: pa.Table, name: str, values: Any) -> pa.Table:
         return table.set_column(table.column_names.index(name), name, pa.array(values, from_pandas=True))
 
-    def numbers(table: pa.Table) -> np.ndarray:
-        return np.array(table["air_time"].to_numpy(), float)
+    def numbers(table: pa.Table, name: str = "air_time") -> np.ndarray:
+        return np.array(table[name].to_numpy(), float)
 
     def category(table: pa.Table, rng: np.random.Generator) -> pa.Table:
         values = np.array(table["carrier"].to_pylist(), object)
@@ -149,7 +150,9 @@ def shifts(reference: pa.Table) -> dict[str, Callable[[pa.Table, np.random.Gener
     return {
         "mean": lambda t, _: put(t, "air_time", numbers(t) + 0.1 * deviation),
         "scale": lambda t, _: put(t, "air_time", mean + 1.2 * (numbers(t) - mean)),
-        "missing": lambda t, rng: put(t, "air_time", np.where(rng.random(len(t)) < 0.05, np.nan, numbers(t))),
+        "missing": lambda t, rng: put(
+            t, "distance", np.where(rng.random(len(t)) < 0.05, np.nan, numbers(t, "distance"))
+        ),
         "category": category,
         "decorrelated": lambda t, rng: put(t, "air_time", rng.permutation(numbers(t))),
     }
@@ -266,7 +269,8 @@ def peer_scores(slug: str, code: str, reference: pa.Table, variants: dict[str, d
     """variant -> column -> score of each window, by the peer in its own environment; empty where it cannot be run."""
     names = [*NUMERIC, *CATEGORIES]
     with tempfile.TemporaryDirectory() as folder:
-        pq.write_table(reference.select(names), f"{folder}/reference.parquet")
+        days = reference["day"].cast(pa.int32())
+        pq.write_table(reference.select(names).append_column("window", days), f"{folder}/reference.parquet")
         parts = []
         for variant, windows in variants.items():
             for day, window in windows.items():
