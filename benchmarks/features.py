@@ -1,6 +1,6 @@
 """Features: how much faster than a feature store's retrieval, than Polars and DuckDB, and does an append cost its share?
 
-history_join   weather as of 100,000 flights' decisions (9 columns, at most 6 h old); peer `feast`: get_historical_features
+history_join   weather as of 5,000 flights' decisions (9 columns, at most 6 h old); peer `feast`: get_historical_features
                over the same Parquet with a ttl of 6 h, in an environment of its own
 windows_6x5    the windows of the whole flights specification: 6 entities, 4 windows, 7 aggregates; peers `polars`
                (rolling(group_by)) and `duckdb` (range windows) compute the same numbers of outputs by event time only,
@@ -36,7 +36,7 @@ from engine.features import build, retrieval
 from engine.features.moments import moment_times
 from engine.runtime.run import Run
 
-PROBES = 100_000
+PROBES = 5_000
 LARGE_ROWS = 100_000_000
 LARGE_MEMORY = "8GB"
 HOUR = 3_600_000_000
