@@ -74,6 +74,8 @@ def _main(words: list[str]) -> int:
         return DONE
     overrides, plain = commands.split(command, rest) if command.plain else (commands.keyed(command, rest), [])
     _refuse_options([word for word in overrides if word.startswith("-")])
+    if request.multirun and command.plain:
+        raise UserError(f"--multirun runs a step once with each value; {name!r} is no step: leave it out")
     compose = importlib.import_module("engine.config.compose")
     plans = compose.sweep(overrides) if request.multirun else [overrides]
     # Every combination is composed before the first one runs: a bad value stops the sweep before it starts.

@@ -33,7 +33,10 @@ def run(command: str, *overrides: str, config_dir: str | None = None) -> Run:
 
 
 def load(run: str | Path | Run) -> Predictor:
-    """The predictor of a training run (its directory or the Run): `load(run).predict(table)`."""
+    """The predictor of a training run: its directory, the Run, or `NAME@champion` of the registry in `runs/`.
+
+    `load(run).predict(events, history, tables)`: see Predictor.predict.
+    """
     directory = run.directory if isinstance(run, Run) else Path(run)
     predictor: Predictor = importlib.import_module("engine.scoring.predictor").load(directory)
     return predictor
@@ -46,17 +49,20 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     """
     step = commands.function(name)
     composed = _in_job(composed)
+    commands.check(name, composed.config)
     run = _open(name, composed, [*program, *composed.overrides])
-    submit.adopt_source(run)
-    tracker = tracking.start(composed.config.tracking, run)
+    tracker = None
     try:
+        submit.adopt_source(run)
+        tracker = tracking.start(composed.config.tracking, run)
         run.finish(step(composed.config, run))
     except BaseException as error:
         run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         error.add_note(f"run directory: {run.directory}")
         raise
     finally:
-        tracker.stop()
+        if tracker is not None:
+            tracker.stop()
     return run
 
 

@@ -29,6 +29,7 @@ class Command:
     plain: bool = False
     usage: str = "[key=value ...]"
     options: tuple[str, ...] = ()
+    check: str = ""  # `function(config)` of a step that refuses before a run directory is made
     raw: bool = False  # a plain command that is handed all of its words, overrides too
     keys: tuple[tuple[str, str], ...] = ()  # options of a step that are another way to write a config key
 
@@ -92,10 +93,25 @@ COMMANDS: dict[str, Command] = {
         options=("--rows N", "--seed N", "--json"),
     ),
     "train": Command(
-        "engine.training.train:train", "fit a model and measure it", ("train", "model", "evaluate", *DATA), "train"
+        "engine.training.train:train",
+        "fit a model and measure it",
+        ("train", "model", "evaluate", *DATA),
+        "train",
+        check="engine.training.train:check_trainable",
     ),
-    "evaluate": Command("engine.training.train:evaluate", "measure a model on rows with labels", ("evaluate", *DATA)),
-    "score": Command("engine.scoring.score:score", "write predictions for a period", ("score", *DATA), "score"),
+    "evaluate": Command(
+        "engine.training.train:evaluate",
+        "measure a model on rows with labels",
+        ("evaluate", *DATA),
+        check="engine.training.train:check_evaluable",
+    ),
+    "score": Command(
+        "engine.scoring.score:score",
+        "write predictions for a period",
+        ("score", *DATA),
+        "score",
+        check="engine.scoring.score:check_scorable",
+    ),
     "monitor": Command(
         "engine.monitoring.monitor:monitor",
         "compare a window or a scoring run with the model's reference; exit code 2 is an alarm",
@@ -244,5 +260,15 @@ def split(command: Command, rest: list[str]) -> tuple[list[str], list[str]]:
 
 def function(name: str) -> Callable[..., Any]:
     """The function behind a command; its module is imported only now."""
-    module, _, attribute = COMMANDS[name].target.partition(":")
+    return _imported(COMMANDS[name].target)
+
+
+def check(name: str, config: Any) -> None:
+    """Raise UserError where a step would refuse the config anyway: before it has a run directory."""
+    if COMMANDS[name].check:
+        _imported(COMMANDS[name].check)(config)
+
+
+def _imported(target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]

@@ -10,10 +10,10 @@ class UserError(ValueError):
     """A mistake or a condition that the user can mend; the shell prints it without a traceback and exits 1."""
 
 
-def nearest(word: str, choices: Iterable[str], count: int = 1) -> str:
-    """` Did you mean 'x'?` for the nearest of `choices`, or the list of choices when none is near."""
+def nearest(word: str, choices: Iterable[str], count: int = 1, listed: bool = True) -> str:
+    """` Did you mean 'x'?` for the nearest of `choices`; when none is near, the list of choices if it is to be `listed`."""
     names = sorted({str(choice) for choice in choices})
     close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
     if close:
         return f" Did you mean {' or '.join(repr(name) for name in close)}?"
-    return f" Known: {', '.join(names)}." if names else ""
+    return f" Known: {', '.join(names)}." if names and listed else ""

@@ -238,7 +238,7 @@ def wait(config, run):
     time.sleep(60)
 
 module = types.ModuleType("waiting"); module.wait = wait; sys.modules["waiting"] = module
-commands.COMMANDS["train"] = dataclasses.replace(commands.COMMANDS["train"], target="waiting:wait")
+commands.COMMANDS["train"] = dataclasses.replace(commands.COMMANDS["train"], target="waiting:wait", check="")
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -453,3 +453,29 @@ def test_installing_brings_the_packages_and_every_config_file() -> None:
     modules = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("engine/**/*.py")}
     assert folders | modules | {"kernels"} <= set(packages) and "*.yaml" in data[""]
     assert entry_points == {"console_scripts": ["engine=engine.__main__:main"]} and version == engine.__version__
+
+
+@pytest.mark.parametrize("place", ["/dev/null/runs", "/proc/nosuch"])
+def test_a_place_where_no_folder_can_be_made_is_one_message(cli, step, place) -> None:
+    step(measured)
+    outcome = cli("train", f"paths.runs={place}")
+    assert outcome.code == 1 and "must be a folder that can be made" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_multirun_of_a_command_that_is_no_step_is_refused(cli) -> None:
+    outcome = cli("runs", "--multirun", "train.lr=0.1,0.2")
+    assert outcome.code == 1 and "'runs' is no step" in outcome.err
+
+
+def test_a_run_whose_tracker_cannot_start_is_recorded_as_failed(cli, step, workplace, monkeypatch) -> None:
+    step(measured)
+    monkeypatch.setattr("engine.api.tracking.start", lambda *_: (_ for _ in ()).throw(OSError("no tracker")))
+    assert cli("train").code == 1
+    (record,) = (workplace / "runs").rglob("run.json")
+    assert json.loads(record.read_text())["status"] == "failed"
+
+
+def test_an_unknown_key_is_compared_with_its_own_section(cli) -> None:
+    assert "Did you mean 'train.epochs'?" in cli("train", "train.epoch=1").err
+    far = cli("train", "train.nosuch=1").err
+    assert "Did you mean" not in far and "batch_size" in far

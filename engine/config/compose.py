@@ -163,11 +163,21 @@ def _unknown_key(error: Exception) -> str:
             return (
                 f"config group {name!r} has no default here: write +{name}=CHOICE, one of {', '.join(groups()[name])}"
             )
-        return f"unknown config key {name!r}.{nearest(name, known_keys())}"
+        return f"unknown config key {name!r}.{_nearest_key(name)}"
     match = re.search(r"Multiple values for (\w+)", str(error))
     if match:
         return f"config group {match.group(1)!r} has a choice already: write {match.group(1)}=CHOICE, without the +"
     return str(error).splitlines()[0]
+
+
+def _nearest_key(name: str) -> str:
+    """The nearest key of the same section, where there is such a section; else of all."""
+    section, _, last = name.rpartition(".")
+    inside = {key.removeprefix(f"{section}.").split(".")[0] for key in known_keys() if key.startswith(f"{section}.")}
+    if not section or not inside:
+        return nearest(name, known_keys())
+    hint = nearest(last, inside)
+    return hint.replace("'", f"'{section}.", 1) if "Did you mean" in hint else hint
 
 
 def known_keys() -> list[str]:

@@ -142,7 +142,8 @@ def _check(field: dataclasses.Field[Any], value: Any, path: str) -> None:
     choices = field.metadata.get("choices", ())
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item is not None and item not in choices:
-            raise UserError(f"{path} must be one of {', '.join(choices)}, found {item!r}.{nearest(str(item), choices)}")
+            hint = nearest(str(item), choices, listed=False)
+            raise UserError(f"{path} must be one of {', '.join(choices)}, found {item!r}.{hint}")
     for name, limit in field.metadata.get("bounds", {}).items():
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:

@@ -5,14 +5,28 @@ Defaults live here and nowhere else; `conf/` holds choices and experiments as di
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import re
 from dataclasses import dataclass
 
 from engine.config import units
 from engine.config.schema import key, section
 from engine.errors import UserError, nearest
 
+# What a loss is for, and what can be measured of it.
+TASKS = {
+    "binary": "binary",
+    "multiclass": "multiclass",
+    "squared": "regression",
+    "huber": "regression",
+    "quantile": "regression",
+}
+METRICS = {
+    "binary": ("roc_auc", "average_precision", "log_loss", "brier", "ece"),
+    "multiclass": ("accuracy", "log_loss", "macro_auc"),
+    "regression": ("mae", "rmse", "pinball"),
+}
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
 AGGREGATES = (
     "count", "sum", "mean", "std", "min", "max", "last", "first", "recency", "distinct", "ewm_sum", "ewm_mean",
@@ -350,7 +364,7 @@ class TrainConfig:
     """How the weights are found."""
 
     seed: int = key(0, "keys the row order, initial weights and dropout", ge=0)
-    loss: str = key("binary", "what is minimised", choices=("binary", "multiclass", "squared", "huber", "quantile"))
+    loss: str = key("binary", "what is minimised", choices=tuple(TASKS))
     quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
     huber_delta: float = key(1.0, "where the Huber loss turns linear, in standard deviations of the target", gt=0)
     class_weight: str = key("none", "weight of the classes in the loss", choices=("none", "balanced"))
@@ -380,6 +394,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < self.shards:
             raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
+        known = METRICS[TASKS[self.loss]]
+        if self.metric is not None and self.metric not in known:
+            raise UserError(
+                f"metric must be one that loss={self.loss} has, found {self.metric!r}.{nearest(self.metric, known)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -662,8 +681,8 @@ class Config:
     resources: ResourcesConfig = section(ResourcesConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise UserError(f"name must be one plain folder name, found {self.name!r}")
+        if not NAME.fullmatch(self.name):
+            raise UserError(f"name must be letters, digits, dot, dash or underscore, found {self.name!r}")
         if self.data.columns:
             _check_features(self.data, self.features)
             for period in ("train", "valid", "test"):
@@ -814,8 +833,3 @@ def without(values: dict[str, object], dotted: tuple[str, ...]) -> dict[str, obj
         if isinstance(node, dict):
             node.pop(last, None)
     return copy
-
-
-def replace(config: Config, **sections: object) -> Config:
-    """A copy with some top-level sections replaced; the checks run again."""
-    return dataclasses.replace(config, **sections)  # type: ignore[arg-type]

@@ -126,11 +126,3 @@ def format_instant(microseconds: int, time_zone: str = "UTC") -> str:
     """ISO text of an instant in a zone, to the second where that is exact."""
     moment_ = (EPOCH + datetime.timedelta(microseconds=int(microseconds))).astimezone(zone(time_zone))
     return moment_.isoformat(timespec="seconds" if moment_.microsecond == 0 else "microseconds")
-
-
-def format_span(microseconds: int) -> str:
-    """The shortest exact text of a span: 7200000000 -> 2h."""
-    for unit in ("d", "h", "min", "s", "ms"):
-        if microseconds % MICROSECONDS[unit] == 0:
-            return f"{microseconds // MICROSECONDS[unit]}{unit}"
-    return f"{microseconds}us"

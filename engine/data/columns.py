@@ -72,7 +72,8 @@ def match(found: list[str], source: SourceConfig, file: SourceFile) -> Matched:
         if places[name] is None:
             if column.missing == "fail":
                 raise UserError(
-                    f"{file.shown}: column {name!r} is missing; the file has {_some(found)}.{_hint(name, found)}"
+                    f"{file.shown}: column {name!r} is missing; the file has {_some(found)}.{_hint(name, found)} "
+                    f"Declare the other name as an alias, or `missing: null` if the file may lack it"
                 )
             notes.setdefault("missing", []).append(name)
         else:

@@ -116,7 +116,10 @@ def _local(name: str, source: SourceConfig, data: DataConfig) -> list[tuple[Path
         files = sorted(Path(path) for path in glob.glob(str(target), recursive=True) if Path(path).is_file())
         if files:
             return [(path, base) for path in files]
-        raise UserError(f"data.sources.{name}: {target} must match files, found none")
+        raise UserError(
+            f"data.sources.{name}: {target} must match files, found none. "
+            f"Check data.path and data.sources.{name}.path ({source.path})"
+        )
     raise UserError(f"data.sources.{name}: {target} must exist, found nothing.{_neighbour(target)}{_hint(data)}")
 
 

@@ -215,7 +215,7 @@ def _plain_allocator() -> Iterator[None]:
 def _alone(plan: Plan, run: Run) -> Iterator[None]:
     """One ingest of a dataset at a time; what a killed one left half-written is removed."""
     with storage.disk_errors(plan.folder):
-        plan.folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(plan.folder)
         lock = open(plan.folder / ".lock", "w", encoding="utf-8")
     with lock:
         try:
@@ -325,7 +325,8 @@ def check_budget(data: DataConfig, tallies: list[Tally], run: Run) -> None:
             )
             raise UserError(
                 f"{part}: {lost:,} of {rows[part]:,} rows are quarantined ({lost / rows[part]:.2%}), more than "
-                f"data.max_quarantine={data.max_quarantine}: {worst}. They stand in {path}"
+                f"data.max_quarantine={data.max_quarantine}: {worst}. They stand in {path}: "
+                "mend the source, its declared types or bounds, or allow more with data.max_quarantine"
             )
 
 

@@ -341,7 +341,7 @@ def _unchunked(table: pa.Table) -> pa.Table:
 
 class _IpcFile:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(path.parent)
         self._path = path
         with storage.disk_errors(path):
             self._sink = pa.OSFile(str(path), "wb")

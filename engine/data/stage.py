@@ -211,7 +211,7 @@ class _Writer:
         self._temporary = stem.with_name(f".{stem.name}.{uuid.uuid4().hex[:8]}.tmp")
         self._schema = schema
         with storage.disk_errors(stem):
-            stem.parent.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(stem.parent)
             self._sink = pa.OSFile(str(self._temporary), "wb")
             self._writer = pa.ipc.new_file(self._sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
 

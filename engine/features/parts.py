@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config import units
-from engine.config.tree import DataConfig, ViewConfig
+from engine.config.tree import ViewConfig
 from engine.data.dataset import Dataset
 from engine.features import moments
 from engine.runtime import digest, storage
@@ -136,8 +136,3 @@ def table_months(table: pa.Table, time: str) -> dict[str, str]:
 def month_span(name: str) -> tuple[int, int]:
     """Instants [start, stop) of a UTC month `2013-01`."""
     return next(_months(*(2 * [units.instant(f"{name}-01", "UTC")])))
-
-
-def history_columns(data: DataConfig, view: ViewConfig) -> list[str]:
-    """Columns of the event table that a windows view reads of past rows, values aside."""
-    return [data.event_time, *view.entity]

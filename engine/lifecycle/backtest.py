@@ -279,7 +279,7 @@ def _decide(
 ) -> dict[str, Any]:
     """The policy's decision at the start of a period, carried out in its own registry."""
     directory = bench.run.path("policies", name, period.name)
-    directory.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(directory)
     setting = decide.Setting(
         workshop=bench.workshop,
         registry=registry,

@@ -68,7 +68,7 @@ def _log(_sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
 
 def _file(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
     path = Path(sink.to)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(payload, ensure_ascii=False) + "\n")
 
@@ -123,7 +123,7 @@ SINKS: dict[str, Callable[[AlertConfig, Run, Mapping[str, Any]], None]] = {
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Two monitors at once must not both tell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

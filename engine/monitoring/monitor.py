@@ -41,7 +41,7 @@ from engine.runtime import storage
 from engine.runtime.run import Run, load_record
 from engine.scoring.predictor import load
 from engine.scoring.score import predictions
-from engine.training.bundle import Bundle, find_model, read_bundle
+from engine.training.bundle import Bundle, find_model, quantile_of, read_bundle
 from engine.training.losses import LOSSES
 from engine.training.reference import (
     OUTCOME_ROWS,
@@ -82,7 +82,7 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     settings = config.monitor
     if bool(settings.window) == bool(settings.run):
         raise UserError("monitor must be told either monitor.window (as in 2020-04) or monitor.run (a scoring run)")
-    bundle = read_bundle(find_model(settings.model, Path(config.paths.runs)))
+    bundle = read_bundle(find_model(settings.model, Path(config.paths.runs), "monitor.model"))
     config = with_spec_of(config, bundle)
     run.note(model=bundle.digest)
     needed = check_expressions(
@@ -253,7 +253,7 @@ def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
     return Judge(
         loss=bundle.model["loss"],
         evaluate=config.evaluate,
-        quantile=config.train.quantile,
+        quantile=quantile_of(bundle),
         alpha=settings.alpha,
         floor=settings.performance_floor,
         min_labelled=units.share(settings.min_labelled),

@@ -14,7 +14,6 @@ import fcntl
 import getpass
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.config.tree import NAME
 from engine.errors import UserError, nearest
 from engine.runtime import digest, storage
 
@@ -29,7 +29,6 @@ FORMAT = 1
 MANIFEST = "bundle.json"
 ALIASES = ("champion", "challenger")
 SHORTEST_PREFIX = 6
-_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
 
 
 class Moved(UserError):
@@ -73,7 +72,7 @@ class Registry:
     """Versions and moves of one model name below `root`; a folder that is not there is an empty registry."""
 
     def __init__(self, root: Path, name: str) -> None:
-        if not _NAME.match(name):
+        if not NAME.fullmatch(name):
             raise UserError(f"a model's name must be letters, digits, dot, dash or underscore, found {name!r}")
         self.name = name
         self.directory = storage.inside(root, name)
@@ -143,7 +142,7 @@ class Registry:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """One writer at a time; the lock goes with the process."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(self.directory)
         with storage.disk_errors(self.directory), open(self.directory / ".lock", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -220,7 +219,7 @@ class Registry:
 
     def _create(self, path: Path, record: dict[str, Any]) -> None:
         """Create a file whole and only if it is not there: a hard link fails where a rename would replace."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(path.parent)
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             with open(temporary, "w", encoding="utf-8") as file:
@@ -250,7 +249,7 @@ def root_of(runs: str | Path) -> Path:
 
 def names(root: Path) -> list[str]:
     """Names that have a registry."""
-    return sorted(path.name for path in root.glob("*") if path.is_dir() and _NAME.match(path.name))
+    return sorted(path.name for path in root.glob("*") if path.is_dir() and NAME.fullmatch(path.name))
 
 
 def resolve(reference: str, runs: str | Path) -> Path | None:
@@ -259,7 +258,7 @@ def resolve(reference: str, runs: str | Path) -> Path | None:
     Raises UserError when the name, the alias or the artefact is not there.
     """
     name, at, version = reference.partition("@")
-    if not at or not _NAME.match(name) or not version or "/" in version:
+    if not at or not NAME.fullmatch(name) or not version or "/" in version:
         return None
     root = root_of(runs)
     if name not in names(root):

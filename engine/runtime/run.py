@@ -30,7 +30,6 @@ FORMAT = 1
 LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores")
 MASK = "***"
 LOCK = ".lock"
-_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
 _URL_PASSWORD = re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+(?=@)")
 
 
@@ -303,7 +302,7 @@ def _now() -> datetime.datetime:
 
 def _new_directory(parent: Path, now: datetime.datetime) -> Path:
     with storage.disk_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(parent)
         while True:
             directory = parent / f"{now:%Y%m%dT%H%M%S}-{random_names.token_hex(3)}"
             try:
@@ -340,8 +339,6 @@ def _link_order(name: str) -> tuple[int, int]:
 
 
 def _runs_folder(config: Config, command: str) -> Path:
-    if not _NAME.match(config.name):
-        raise UserError(f"name must be letters, digits, dot, dash or underscore, found {config.name!r}")
     return storage.inside(Path(config.paths.runs), command, config.name)
 
 

@@ -34,10 +34,24 @@ def inside(root: Path, *parts: str) -> Path:
     return path
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there yet. Raises UserError where that is impossible."""
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL):
+                raise
+            raise UserError(
+                f"{path} must be a folder that can be made: {error.strerror} ({error.filename}). "
+                "Choose another place with paths.runs or paths.store"
+            ) from None
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; on success it is synced and renamed, on failure removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with disk_errors(path):
@@ -52,7 +66,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; on success renamed to it. A folder that is already there wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:
@@ -90,7 +104,7 @@ def _sync(path: Path) -> None:
 
 def link(source: Path, path: Path) -> None:
     """Make `path` a second name of the file `source`, or a copy where the disk cannot, atomically; replaces `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         os.link(source, temporary)

@@ -269,7 +269,7 @@ class _Roller:
         group, rest = table.slice(0, rows).combine_chunks(), table.slice(rows)
         self._waiting = [rest] if rest.num_rows else []
         if self._writer is None:
-            self.scratch.parent.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self.scratch.parent)
             texts = [item.name for item in table.schema if item.name != "row_id"]
             self._writer = pq.ParquetWriter(
                 self.scratch,

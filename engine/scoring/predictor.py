@@ -1,4 +1,4 @@
-"""A trained model as something that scores: `load(run).predict(table)`."""
+"""A trained model as something that scores: `load(run).predict(events, history, tables)`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.losses import to_scores
 from engine.training.model import Network
-from engine.training.predict import inference_weights, predict_logits
+from engine.training.predict import predict_logits
 from engine.training.threads import Team
-
-DEVICE_TILE_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,8 @@ class Predictor:
     def logits(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Raw outputs float32[n, outputs] of encoded blocks."""
         precision = self.bundle.model["precision"]
-        if self.device != "cpu":
-            if self.scorer is not None:
-                return self.scorer.logits(numeric, codes)
-            return device_logits(self.model, numeric, codes, precision, self.device)
+        if self.scorer is not None:
+            return self.scorer.logits(numeric, codes)
         return predict_logits(self.model, numeric, codes, precision, self.tile_rows, self.threads, self.team)
 
     def predict(
@@ -101,32 +97,6 @@ def score_columns(scores: np.ndarray, classes: tuple[str, ...]) -> dict[str, pa.
     if scores.ndim == 1:
         return {"score": pa.array(scores)}
     return {f"score_{name}": pa.array(np.ascontiguousarray(scores[:, index])) for index, name in enumerate(classes)}
-
-
-def device_logits(
-    model: Network,
-    numeric: np.ndarray,
-    codes: np.ndarray,
-    precision: str,
-    device: str,
-    tile_rows: int = DEVICE_TILE_ROWS,
-) -> np.ndarray:
-    """`predict_logits` on a GPU: tiles of one shape there too, so that a row's bits do not depend on its neighbours."""
-    weights = [weight.to(device) for weight in inference_weights(model, precision)]
-    out = np.empty((len(numeric), model.outputs), np.float32)
-    block = torch.zeros((tile_rows, numeric.shape[1]), device=device)
-    keys = torch.zeros((tile_rows, codes.shape[1]), dtype=torch.int32, device=device)
-    for start in range(0, len(numeric), tile_rows):
-        count = min(tile_rows, len(numeric) - start)
-        for buffer, source in ((block, numeric), (keys, codes)):
-            buffer[:count].copy_(torch.from_numpy(source[start : start + count]))
-            buffer[count:] = 0
-        with torch.inference_mode():
-            logits = model.apply_weights(weights, block, keys, None).float().cpu().numpy()
-        out[start : start + count] = logits[:count]
-    if (model.target_scale, model.target_center) == (1.0, 0.0):
-        return out
-    return out * np.float32(model.target_scale) + np.float32(model.target_center)
 
 
 def single_threaded() -> None:

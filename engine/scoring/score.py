@@ -27,9 +27,15 @@ from engine.scoring.predictor import Predictor, load, single_threaded
 from engine.scoring.publish import publish
 from engine.scoring.units import Unit
 from engine.scoring.worker import STAGES, UnitScorer, open_scorer, peak_memory
+from engine.training.bundle import find_model
 from engine.training.gate import check_gate
 from engine.training.threads import Team, compute_threads
 from engine.training.train import with_spec_of
+
+
+def check_scorable(config: Config) -> None:
+    """Fail before spending: the model must be there."""
+    find_model(config.score.model, Path(config.paths.runs))
 
 
 def score(config: Config, run: Run) -> dict[str, float]:

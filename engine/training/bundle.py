@@ -25,7 +25,6 @@ from engine.training.model import Network, from_architecture
 
 FORMAT = 1
 MANIFEST = "bundle.json"
-TILE_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -131,13 +130,18 @@ def load_model(bundle: Bundle) -> Network:
     return model
 
 
-def find_model(reference: str, runs: Path) -> Path:
-    """The bundle folder that `score.model` names: a training run, its `model/` folder, or name@alias of the registry.
+def quantile_of(bundle: Bundle) -> float:
+    """The level of a quantile model; bundles older than the key have the median's."""
+    return float(bundle.model.get("quantile", 0.5))
+
+
+def find_model(reference: str, runs: Path, where: str = "score.model") -> Path:
+    """The bundle folder that a config key names: a training run, its `model/` folder, or name@alias of the registry.
 
     Raises UserError.
     """
     if not reference:
-        raise UserError("score.model must name a training run (its directory), found nothing")
+        raise UserError(f"{where} must name a training run (its directory) or NAME@champion, found nothing")
     registered = None if Path(reference).exists() else registry.resolve(reference, runs)
     if registered is not None:
         return registered
@@ -148,5 +152,7 @@ def find_model(reference: str, runs: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{reference} holds no finished model: name the directory of a training run that is DONE")
     known = sorted(str(found.parent.parent) for found in runs.glob(f"train/*/*/model/{MANIFEST}"))[-3:]
-    hint = f" Newest here: {', '.join(known)}" if known else ""
-    raise UserError(f"no model {reference!r}: it must be the directory of a training run.{hint}")
+    hint = f"Newest here: {', '.join(known)}" if known else f"There is none in {runs} yet: run `train` first"
+    raise UserError(
+        f"{where}: no model {reference!r}; it must be the directory of a training run, or NAME@champion. {hint}"
+    )

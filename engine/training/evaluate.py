@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import units
-from engine.config.tree import EvaluateConfig
+from engine.config.tree import METRICS, EvaluateConfig
 from engine.errors import UserError, nearest
 from engine.training.losses import LOSSES
 from kernels import metrics as kernels
@@ -37,11 +37,6 @@ HIGHER_IS_BETTER = {
     "mae": False,
     "rmse": False,
     "pinball": False,
-}
-METRICS = {
-    "binary": ("roc_auc", "average_precision", "log_loss", "brier", "ece"),
-    "multiclass": ("accuracy", "log_loss", "macro_auc"),
-    "regression": ("mae", "rmse", "pinball"),
 }
 
 

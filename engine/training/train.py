@@ -29,10 +29,10 @@ from engine.runtime import digest, storage
 from engine.runtime.run import Run
 from engine.training import gate, report
 from engine.training.bundle import (
-    TILE_ROWS,
     Bundle,
     find_model,
     load_model,
+    quantile_of,
     read_bundle,
     seal,
     weights_bytes,
@@ -47,7 +47,7 @@ from engine.training.loop import FitResult, fit
 from engine.training.losses import to_scores
 from engine.training.model import architecture
 from engine.training.precision import resolve_precision
-from engine.training.predict import predict_logits
+from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.reference import write_reference
 from engine.training.warm import start_encoder
 
@@ -73,7 +73,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     timer.lap("ingest")
     table = build.ensure(config, run, dataset)
     timer.lap("features")
-    splits = {name: split_rows(config, dataset, name) for name in PERIODS if getattr(config.split, name)}
+    splits = find_splits(config, dataset, PERIODS, run)
     classes = class_names(config, dataset, splits["train"])
     encoder = start_encoder(config, classes) or fit_encoder(config, table, splits["train"])
     run.link("fitted", encoder.digest)
@@ -86,7 +86,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
     run.note(precision=precision, device=device)
     result = fit_model(config, run, encoder, examples, dataset, classes)
     timer.lap("fit")
-    metrics, details = evaluate_splits(config, dataset, result.model, precision, examples, config.train.loss)
+    metrics, details = evaluate_splits(
+        config, dataset, result.model, precision, examples, config.train.loss, config.train.quantile
+    )
     timer.lap("evaluate")
     manifest = write_model(config, run, table, encoder, result, classes, splits["train"])
     timer.lap("bundle")
@@ -98,16 +100,22 @@ def train(config: Config, run: Run) -> dict[str, float]:
 
 def evaluate(config: Config, run: Run) -> dict[str, float]:
     """Measure a finished model on the validation and test periods of the config."""
-    bundle = read_bundle(find_model(config.evaluate.model or config.score.model, Path(config.paths.runs)))
+    bundle = read_bundle(find_model(config.evaluate.model, Path(config.paths.runs), "evaluate.model"))
     config = with_spec_of(config, bundle)
     dataset = ingest.ensure(config, run)
     table = build.ensure(config, run, dataset)
-    splits = {name: split_rows(config, dataset, name) for name in ("valid", "test") if getattr(config.split, name)}
+    splits = find_splits(config, dataset, ("valid", "test"), run)
+    if not any(len(split.rows) for split in splits.values()):
+        raise UserError("split.valid or split.test must hold labelled rows to measure the model on, found none")
     classes = tuple(bundle.model["classes"])
-    examples = {name: pack(config, table, bundle.encoder, split, classes, run) for name, split in splits.items()}
+    examples = {
+        name: pack(config, table, bundle.encoder, split, classes, run)
+        for name, split in splits.items()
+        if len(split.rows)
+    }
     model = load_model(bundle)
     metrics, details = evaluate_splits(
-        config, dataset, model, bundle.model["precision"], examples, bundle.model["loss"]
+        config, dataset, model, bundle.model["precision"], examples, bundle.model["loss"], quantile_of(bundle)
     )
     write_outcome(config, run, dataset, splits, bundle.encoder, details, metrics, [])
     return metrics
@@ -116,13 +124,35 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
 def check_trainable(config: Config) -> None:
     """Fail before spending: what training needs of the config."""
     if not config.data.columns:
-        raise UserError("no data is configured: add +experiment=NAME or data=NAME")
+        raise UserError("no data is configured: add +experiment=NAME or +data=NAME")
     if config.data.target is None:
         raise UserError("data.columns must have one with role target to train on, found none")
     if not config.split.train:
         raise UserError("split.train must say which period is trained on, as in [2013-01-01, 2013-04-01]")
     if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
         raise UserError("features must name at least one feature: direct, calendar or views")
+
+
+def check_evaluable(config: Config) -> None:
+    """Fail before spending: what evaluation needs of the config."""
+    find_model(config.evaluate.model, Path(config.paths.runs), "evaluate.model")
+    if not (config.split.valid or config.split.test):
+        raise UserError(
+            "split.valid or split.test must say which period the model is measured on: add +experiment=NAME, "
+            "or split.test=[2013-05-01,2013-06-01]"
+        )
+
+
+def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run: Run) -> dict[str, Split]:
+    """The configured periods; one without a labelled row is said aloud, for nothing will be measured on it."""
+    found = {name: split_rows(config, dataset, name) for name in periods if getattr(config.split, name)}
+    for name, split in found.items():
+        if not len(split.rows):
+            run.warn(
+                f"split.{name} {list(getattr(config.split, name))} holds no labelled row ({split.unlabelled} rows without "
+                "a label): nothing is measured on it"
+            )
+    return found
 
 
 def split_rows(config: Config, dataset: Dataset, period: str) -> Split:
@@ -247,7 +277,13 @@ def fit_model(
 
 
 def evaluate_splits(
-    config: Config, dataset: Dataset, model: Any, precision: str, examples: dict[str, Examples], loss: str
+    config: Config,
+    dataset: Dataset,
+    model: Any,
+    precision: str,
+    examples: dict[str, Examples],
+    loss: str,
+    quantile: float,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics named `valid/...` and `test/...`, and the details that the report draws."""
     metrics: dict[str, float] = {}
@@ -273,7 +309,7 @@ def evaluate_splits(
             instants(facts[config.data.event_time]),
             config.data.time_zone,
             slices,
-            quantile=config.train.quantile,
+            quantile=quantile,
         )
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
     return metrics, details
@@ -298,6 +334,7 @@ def write_model(
         "loss": config.train.loss,
         "classes": list(classes),
         "precision": run.record["precision"],
+        "quantile": config.train.quantile,
         "tile_rows": TILE_ROWS,
     }
     write_bundle(directory, config=config, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema)

@@ -16,7 +16,7 @@ def start_bundle(config: Config) -> Bundle | None:
     """The verified bundle that `train.start_from` names; None when training starts from scratch. Raises UserError."""
     if config.train.start_from is None:
         return None
-    return read_bundle(find_model(config.train.start_from, Path(config.paths.runs)))
+    return read_bundle(find_model(config.train.start_from, Path(config.paths.runs), "train.start_from"))
 
 
 def start_encoder(config: Config, classes: tuple[str, ...]) -> Encoder | None:

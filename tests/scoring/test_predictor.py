@@ -10,7 +10,7 @@ import pytest
 
 import engine
 from engine.errors import UserError
-from engine.scoring.predictor import Predictor, device_logits, load
+from engine.scoring.predictor import Predictor, load
 from tests.scoring.conftest import ROWS, Shop
 from tests.tiny import visits
 
@@ -58,17 +58,6 @@ def test_unseen_null_and_known_categories_have_codes_of_their_own(predictor: Pre
 
 def test_no_rows_give_no_scores(predictor: Predictor, events: pa.Table) -> None:
     assert predictor.predict(events.slice(0, 0)).num_rows == 0
-
-
-def test_tiles_on_a_device_give_what_tiles_on_the_cpu_give(predictor: Predictor) -> None:
-    rng = np.random.default_rng(0)
-    encoder = predictor.bundle.encoder
-    numeric = rng.normal(size=(300, encoder.width)).astype(np.float32)
-    codes = np.stack([rng.integers(0, size, 300) for size in encoder.cardinalities], axis=1).astype(np.int32)
-    found = device_logits(predictor.model, numeric, codes, "fp32", "cpu", tile_rows=128)
-    np.testing.assert_allclose(found, predictor.logits(numeric, codes), rtol=1e-5, atol=1e-6)
-    alone = device_logits(predictor.model, numeric[7:8], codes[7:8], "fp32", "cpu", tile_rows=128)
-    assert alone.tobytes() == found[7:8].tobytes()
 
 
 def latencies(shop: Shop, rows: int, calls: int) -> tuple[float, float]:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from engine import api
+from engine.config.tree import METRICS, TASKS
 from engine.runtime.run import Run
+from engine.training.losses import LOSSES
 from engine.training.train import finite_json
 from tests.tiny import DATA, overrides, write_tiny
 
@@ -58,7 +60,7 @@ def test_numbers_that_json_lacks_become_null() -> None:
     [
         (["split.train=[]"], "split.train must say which period"),
         (["split.train=[2019-01-01,2019-02-01]"], "split.train .* must hold labelled rows, found 0 rows"),
-        (["train.loss=quantile", "train.metric=roc_auc"], "train.metric"),
+        (["train.loss=quantile", "train.metric=roc_auc"], "metric must be one that loss=quantile has, found 'roc_auc'"),
         (
             ["features.direct={shop: false, size: false}", "features.windows=off", "~features.calendar.at"],
             "at least one feature",
@@ -70,3 +72,52 @@ def test_a_mistake_gets_one_message(cli: Callable[..., Any], tmp_path: Path, wor
     outcome = cli("train", *overrides(folder, *words), "--config-dir", str(folder / "conf"))
     assert outcome.code == 1 and "Traceback" not in outcome.err
     assert re.search(message, outcome.err), outcome.err
+    late = "labelled rows" in message  # what only the data can tell
+    assert late or not (folder / "runs").exists(), "refused before there is a run directory"
+
+
+def test_a_period_without_labels_is_said_aloud(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, 600)
+    words = overrides(folder, "split.test=[2021-01-01,2021-02-01]", "train.epochs=1")
+    run = api.run("train", *words, config_dir=str(folder / "conf"))
+    assert "test/roc_auc" not in run.metrics and "valid/roc_auc" in run.metrics
+    assert "split.test ['2021-01-01', '2021-02-01'] holds no labelled row" in (run.directory / "run.log").read_text()
+
+
+def test_evaluate_measures_what_train_measured_at_the_level_of_the_model(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, 900)
+    data = folder / "conf/data/tiny.yaml"
+    data.write_text(
+        data.read_text()
+        .replace("role: target, known_at: paid_at", "known_at: paid_at")
+        .replace("amount: {type: float64, role: numeric", "amount: {type: float64, role: target")
+    )
+    conf = str(folder / "conf")
+    more = ["train.epochs=1", "features.views.shop.aggregates={rows: [count]}"]
+    trained = api.run("train", *overrides(folder, "train.loss=quantile", "train.quantile=0.9", *more), config_dir=conf)
+    again = api.run("evaluate", *overrides(folder, f"evaluate.model={trained.directory}", *more), config_dir=conf)
+    for name in ("test/pinball", "valid/pinball", "test/mae"):
+        assert again.metrics[name] == trained.metrics[name], name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "evaluate.model must name a training run"),
+        (["evaluate.model=nosuch"], "evaluate.model: no model 'nosuch'.*run `train` first"),
+    ],
+)
+def test_evaluate_says_what_it_needs(cli: Callable[..., Any], workplace: Path, words: list[str], message: str) -> None:
+    outcome = cli("evaluate", *words)
+    assert outcome.code == 1 and re.search(message, outcome.err) and not (workplace / "runs").exists()
+
+
+def test_evaluate_without_a_period_is_refused(cli: Callable[..., Any], workplace: Path, trained: Run) -> None:
+    outcome = cli("evaluate", f"evaluate.model={trained.directory}")
+    assert outcome.code == 1 and "split.valid or split.test must say which period" in outcome.err
+    assert not (workplace / "runs").exists()
+
+
+def test_every_loss_has_the_metrics_that_the_config_knows() -> None:
+    assert {name: loss.task for name, loss in LOSSES.items()} == TASKS
+    assert all(loss.metric in METRICS[loss.task] for loss in LOSSES.values())
