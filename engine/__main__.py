@@ -228,7 +228,8 @@ def _command_help(name: str, command: commands.Command, config_dir: str | None) 
     lines += ["", "config groups:"]
     for group, choices in compose.groups(config_dir).items():
         if group in sections or group == "experiment":
-            lines += _columns([(f"+{group}=" if group not in compose.chosen() else f"{group}=", " | ".join(choices))])
+            named = f"{group}=NAME" if group in compose.chosen() else f"+{group}=NAME"
+            lines += _columns([(named, " | ".join(choices))])
     for section in sections:
         lines += ["", f"{section}:", *_columns(_keys(schema.documented, tree.Config, section))]
     return "\n".join(lines)
