@@ -301,10 +301,11 @@ def _now() -> datetime.datetime:
 
 
 def _new_directory(parent: Path, now: datetime.datetime) -> Path:
+    """An exclusive `<UTC second>-<id>`; the id starts with the microseconds, so that names sort by time."""
     with storage.disk_errors(parent):
         storage.make_folder(parent)
         while True:
-            directory = parent / f"{now:%Y%m%dT%H%M%S}-{random_names.token_hex(3)}"
+            directory = parent / f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}{random_names.token_hex(1)}"
             try:
                 directory.mkdir()
                 return directory

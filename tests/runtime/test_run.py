@@ -48,9 +48,21 @@ def test_eight_runs_in_the_same_instant_get_eight_directories(monkeypatch) -> No
 
 def test_a_directory_that_is_taken_is_not_used_again(monkeypatch) -> None:
     monkeypatch.setattr(runs, "_now", lambda: FROZEN)
-    names = iter(["aaaaaa", "aaaaaa", "aaaaaa", "bbbbbb"])
+    names = iter(["aa", "aa", "aa", "bb"])
     monkeypatch.setattr(runs.random_names, "token_hex", lambda _: next(names))
-    assert [start().directory.name[-6:] for _ in range(2)] == ["aaaaaa", "bbbbbb"]
+    assert [start().directory.name[-2:] for _ in range(2)] == ["aa", "bb"]
+
+
+def test_names_of_runs_in_one_second_sort_by_time(monkeypatch) -> None:
+    """What is newest is told by the name, also for runs of a tenth of a second."""
+    instants = iter(FROZEN.replace(microsecond=at) for at in (7, 16, 255, 256, 99_999, 700_000, 999_999) for _ in "ab")
+    monkeypatch.setattr(runs, "_now", lambda: next(instants))
+    names = []
+    for _ in range(7):
+        run = start()
+        names.append(run.directory.name)
+        run.finish({})
+    assert names == sorted(names)
 
 
 # ---------------------------------------------------------------------------------------------------- the record

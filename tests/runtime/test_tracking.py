@@ -160,7 +160,7 @@ def step(config, run):
 module = types.ModuleType("a_step")
 module.step = step
 sys.modules["a_step"] = module
-commands.COMMANDS["train"] = dataclasses.replace(commands.COMMANDS["train"], target="a_step:step")
+commands.COMMANDS["train"] = dataclasses.replace(commands.COMMANDS["train"], target="a_step:step", check="")
 sys.exit(main(sys.argv[1:]))
 """
 
