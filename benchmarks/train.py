@@ -10,6 +10,9 @@ this process):
     sequential  ours without the shuffle
     dataloader  torch's DataLoader over rows, on a sample of them, for it is slow
 
+`batches` is the input alone, with no model: shuffled, gathered batches, ours against the DataLoader with as many worker
+processes as ours has threads.
+
 Peers of `epoch_ray2` (two Ray workers, net of the start of the cluster, which is printed apart):
 
     ray_recipe  Ray Train and Ray Data: iter_torch_batches(batch_size=4096, local_shuffle_buffer_size=50_000), DDP
@@ -43,10 +46,14 @@ from engine.runtime.run import Run
 from engine.training import loop
 from engine.training.distributed import fit_on_cluster
 from engine.training.examples import Examples
+from engine.training.exchange import STATS_FLOATS
+from engine.training.flat import FlatWeights
 from engine.training.loop import FitResult, fit
 from engine.training.model import build_model
-from engine.training.order import RowOrder
+from engine.training.order import RowOrder, order_key
 from engine.training.precision import resolve_precision
+from engine.training.shards import Batches, ShardTask, ShardWorkspace
+from engine.training.threads import Team
 from kernels.dropout import dropout_mask
 from kernels.jit import run_ranges, split
 
@@ -191,6 +198,38 @@ def dataloader(data: Examples, sizes: list[int], precision: str, threads: int) -
     return len(rows) / (time.perf_counter() - began)
 
 
+def our_batches(data: Examples, sizes: list[int], config: Config) -> float:
+    """Rows per second of shuffling and gathering one epoch, as the training step does it."""
+    settings = config.train
+    model = build_model(config.model, data.numeric.shape[1], sizes, 1, 0)
+    flat = FlatWeights(model, "fp32")
+    batches = Batches.plan(len(data), settings)
+    order = RowOrder(len(data), order_key("benchmark", 0), settings.order, settings.window_rows)
+    task = ShardTask(model, data, order, batches, settings, None, 0.0, 1.0)
+    spaces = [
+        ShardWorkspace(model, flat, data, batches.shard_rows, torch.zeros(flat.size + STATS_FLOATS))
+        for _ in range(settings.shards)
+    ]
+    with Team(config.cluster.threads) as team:
+        began = time.perf_counter()
+        for step in range(batches.steps):
+            team.run(lambda shard, step=step: task.fill(spaces[shard], step, shard), settings.shards)  # type: ignore[misc]
+        return len(data) / (time.perf_counter() - began)
+
+
+def dataloader_batches(data: Examples, threads: int) -> float:
+    """Rows per second of a DataLoader over rows with `threads` worker processes and nothing done with the batches."""
+    arrays = (data.numeric[:SAMPLE], data.codes[:SAMPLE], data.target[:SAMPLE])
+    rows = torch.utils.data.TensorDataset(*(torch.from_numpy(array) for array in arrays))
+    loader = iter(torch.utils.data.DataLoader(rows, batch_size=BATCH, shuffle=True, num_workers=threads))
+    count = len(next(loader)[0])  # the workers have started
+    began, seen = time.perf_counter(), 0
+    for batch in loader:
+        seen += len(batch[0])
+    assert seen + count == len(rows)
+    return seen / (time.perf_counter() - began)
+
+
 def recipe_worker(settings: dict[str, Any]) -> None:
     """The usual Ray recipe's training function; writes its own rows per second."""
     import ray.train
@@ -264,6 +303,12 @@ def run(settings: Settings, copy_bytes_per_second: float) -> list[Row]:  # noqa:
 
     with tempfile.TemporaryDirectory(prefix="benchmark-train-") as name:
         folder = Path(name)
+        if settings.wanted("batches"):
+            config = make_config(folder, settings.threads)
+            our_batches(data.take(np.arange(min(len(data), 100_000))), sizes, config)  # compiles the kernels
+            speed = our_batches(data, sizes, config)
+            peer = dataloader_batches(data, settings.threads)
+            add("batches", speed, "dataloader", peer, 10, f"on {SAMPLE:,} rows, no model on either side")
         if settings.wanted("epoch"):
             _in_process(data, sizes, precision, folder, settings, add)
         if settings.wanted("epoch_ray2"):

@@ -91,15 +91,13 @@ class ShardTask:
 
     def run(self, space: ShardWorkspace, step: int, shard: int) -> None:
         """Gradient of sum(weight * loss) / batch and its statistics for one shard of global step `step` (from 0)."""
-        epoch, inner = divmod(step, self.batches.steps)
-        start, stop = self.batches.bounds(inner, shard)
         space.statistics[:] = 0.0
         space.bad_rows = space.bad_rows[:0]
+        began = time.perf_counter()
+        ids, start, stop = self.fill(space, step, shard)
         if start == stop:
             space.gradient.zero_()
             return
-        began = time.perf_counter()
-        ids = self._gather(space, epoch, start, stop)
         for layer, mask in enumerate(space.masks):
             dropout_mask(ids, mask.shape[1], self.config.seed, step, layer, self.model.dropout, mask)
         space.input_seconds += time.perf_counter() - began
@@ -109,11 +107,17 @@ class ShardTask:
         keys = ids[: stop - start] ^ (np.arange(start, stop) << 24)
         space.statistics[STREAM : STREAM + 1].view(np.uint64)[:] = hash_u64(keys).sum()
 
-    def _gather(self, space: ShardWorkspace, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Fill the buffers; returns the dataset rows. Places beyond the last row repeat the first one, with weight
-        zero.
+    def fill(self, space: ShardWorkspace, step: int, shard: int) -> tuple[NDArray[np.int64], int, int]:
+        """Gather a shard's rows into its buffers.
+
+        Returns (dataset rows int64[shard rows], positions start and stop in the epoch's order); nothing is written when
+        start == stop. Places beyond the last row repeat the first one, with weight zero.
         """
+        epoch, inner = divmod(step, self.batches.steps)
+        start, stop = self.batches.bounds(inner, shard)
         count = stop - start
+        if count == 0:
+            return np.empty(0, np.int64), start, stop
         index = np.empty(len(space.target), np.int64)
         index[:count] = self.order.positions(epoch, start, stop)
         index[count:] = index[0]
@@ -128,7 +132,7 @@ class ShardTask:
         space.weight[count:] = 0.0
         np.subtract(target, np.float32(self.target_center), out=target)
         np.divide(target, np.float32(self.target_scale), out=space.target)
-        return self.data.rows[index]
+        return self.data.rows[index], start, stop
 
     def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:
         numeric, codes, target, weight = space.tensors
