@@ -22,6 +22,9 @@ from kernels.jit import njit, run_ranges, split
 
 _BLOCK = 256
 _SCALE = 2.0**31
+_CELL_BITS = np.uint64(21)  # quanta of a cell
+_CELLS = 2**10  # cells between the first and the last edge: a value's cell says almost which bin it is in
+_MOST_STEPS = 4  # edges in one cell; with more of them in a cell a column is searched by halving
 MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = -3, -2, -1  # the last three counts of a row of Profile.counts
 
 
@@ -31,6 +34,8 @@ class ProfilePlan(NamedTuple):
     edges: NDArray[np.float64]  # [k, 2**s]
     bins: NDArray[np.int64]  # [k], B of each column
     ranges: NDArray[np.float64]  # [k, 2]: e[0] / 2 and 2**31 / (e[B] / 2 - e[0] / 2)
+    starts: NDArray[np.int32]  # [k, cells + 2]: edges in the cells before
+    steps: NDArray[np.int64]  # [k]: most edges in one cell, or -1 when a search is faster
 
 
 class Profile(NamedTuple):
@@ -74,7 +79,39 @@ def profile_plan(edges: Sequence[ArrayLike]) -> ProfilePlan:
         padded[k, : len(row)] = row
         span = row[-1] * 0.5 - row[0] * 0.5  # halves: the whole may exceed the largest double
         ranges[k] = row[0] * 0.5, _SCALE / max(span, _SCALE / float(np.finfo(float).max))
-    return ProfilePlan(padded, np.array([len(row) - 1 for row in rows], np.int64), ranges)
+    bins = np.array([len(row) - 1 for row in rows], np.int64)
+    starts, steps = np.zeros((len(rows), _CELLS + 2), np.int32), np.empty(len(rows), np.int64)
+    for k, row in enumerate(rows):
+        starts[k] = np.searchsorted(_cells_of(np.ascontiguousarray(row), ranges[k]), np.arange(_CELLS + 2))
+        most = int(np.diff(starts[k]).max())
+        steps[k] = most if most <= _MOST_STEPS else -1
+    return ProfilePlan(padded, bins, ranges, starts, steps)
+
+
+@njit(inline=True)
+def _quantum(value: Any, span: Any) -> Any:
+    """Place of a value inside the edges, from 0 to 2**31; never falls as the value rises."""
+    return np.uint64(np.int64((value * 0.5 - span[0]) * span[1] + 0.5))
+
+
+@njit
+def _cells_of(values: Any, span: Any) -> Any:
+    out = np.empty(len(values), np.int64)
+    for j in range(len(values)):
+        out[j] = np.int64(_quantum(values[j], span) >> _CELL_BITS)
+    return out
+
+
+@njit
+def _positions_by_cell(x: Any, edges: Any, bins: Any, span: Any, starts: Any, steps: Any, at: Any) -> None:
+    """`_positions` of the values inside the edges (of others any number): edges before the cell, and a step or two."""
+    first, last = edges[0], edges[bins]
+    for j in range(len(x)):
+        value = x[j] if first <= x[j] <= last else first
+        b = np.uint64(starts[_quantum(value, span) >> _CELL_BITS])
+        for _ in range(steps):
+            b += np.uint64(edges[b] <= value)  # without a branch; the edge after the last one is infinite
+        at[j] = np.int64(b)
 
 
 @njit
@@ -89,27 +126,15 @@ def _positions(x: Any, edges: Any, at: Any) -> None:
 
 
 @njit
-def _profile_column(
-    x: Any, at: Any, edges: Any, bins: Any, span: Any, counts: Any, extremes: Any, sums: Any, far: Any
-) -> None:
-    """Add one block of one column. sums: uint64[3] = sum of q, sum of q**2 as low and high word; far: [2, WIDE]."""
-    _positions(x, edges, at)
+def _count_others(x: Any, edges: Any, bins: Any, counts: Any, low: Any, high: Any, far: Any) -> Any:
+    """Count what is not between the edges; returns the least and greatest finite value with these."""
     first, last = edges[0], edges[bins]
-    low, high = extremes[0], extremes[1]
-    total, squares, top = sums[0], sums[1], sums[2]
     width = len(counts)
     for j in range(len(x)):
         value = x[j]
         if first <= value <= last:
-            b = min(at[j], bins)  # e[B] itself belongs to the last bin
-            counts[b] += 1
-            q = np.uint64(np.int64((value * 0.5 - span[0]) * span[1] + 0.5))
-            total += q
-            q *= q
-            squares += q
-            top += np.uint64(squares < q)
-            low, high = min(low, value), max(high, value)
-        elif value != value:
+            continue
+        if value != value:
             counts[width + MISSING] += 1
         elif value == np.inf:
             counts[width + POSITIVE_INFINITE] += 1
@@ -120,19 +145,50 @@ def _profile_column(
             counts[0 if side == 0 else bins + 1] += 1
             add_wide(far, side, np.float64(value).view(np.int64))
             low, high = min(low, value), max(high, value)
+    return low, high
+
+
+@njit
+def _profile_column(x: Any, at: Any, plan: Any, counts: Any, extremes: Any, sums: Any, far: Any) -> None:
+    """Add one block of one column. sums: uint64[3] = sum of q, sum of q**2 as low and high word; far: [2, WIDE]."""
+    edges, bins, span, starts, steps = plan
+    if steps < 0:
+        _positions(x, edges, at)
+    else:
+        _positions_by_cell(x, edges, bins, span, starts, steps, at)
+    first, last = edges[0], edges[bins]
+    low, high = extremes[0], extremes[1]
+    total, squares, top = sums[0], sums[1], sums[2]
+    others = 0
+    for j in range(len(x)):
+        value = x[j]
+        if first <= value <= last:
+            counts[np.uint64(min(at[j], bins))] += 1  # e[B] itself belongs to the last bin
+            q = _quantum(value, span)
+            total += q
+            q *= q
+            squares += q
+            top += np.uint64(squares < q)
+            low, high = min(low, value), max(high, value)
+        else:
+            others += 1
+    if others:
+        low, high = _count_others(x, edges, bins, counts, low, high, far)
     extremes[0], extremes[1] = low, high
     sums[0], sums[1], sums[2] = total, squares, top
 
 
 @njit
-def _profile(block: Any, edges: Any, bins: Any, ranges: Any, counts: Any, extremes: Any, sums: Any, far: Any) -> None:
+def _profile(block: Any, plan: Any, counts: Any, extremes: Any, sums: Any, far: Any) -> None:
+    edges, bins, ranges, starts, steps = plan
     x, at = np.empty(_BLOCK), np.empty(_BLOCK, np.int64)
     for start in range(0, block.shape[0], _BLOCK):
         rows = min(_BLOCK, block.shape[0] - start)
         for k in range(block.shape[1]):
             for j in range(rows):
                 x[j] = block[start + j, k] + 0.0
-            _profile_column(x[:rows], at[:rows], edges[k], bins[k], ranges[k], counts[k], extremes[k], sums[k], far[k])
+            column = (edges[k], bins[k], ranges[k], starts[k], steps[k])
+            _profile_column(x[:rows], at[:rows], column, counts[k], extremes[k], sums[k], far[k])
 
 
 def empty_profile(plan: ProfilePlan) -> Profile:
@@ -160,7 +216,7 @@ def profile(block: ArrayLike, plan: ProfilePlan, threads: int = 1) -> Profile:
         empty = empty_profile(plan)
         extremes = np.stack([empty.low, empty.high], axis=1)
         sums, far = np.zeros((len(plan.bins), 3), np.uint64), np.zeros((len(plan.bins), 2, WIDE), np.int64)
-        _profile(rows[a:b], plan.edges, plan.bins, plan.ranges, empty.counts, extremes, sums, far)
+        _profile(rows[a:b], tuple(plan), empty.counts, extremes, sums, far)
         whole = [
             (int(s[0]), int(s[1]) + (int(s[2]) << 64), wide_integer(f[0]), wide_integer(f[1]))
             for s, f in zip(sums, far, strict=True)

@@ -47,6 +47,27 @@ def test_counts_equal_the_slow_twin_and_any_split_merges_to_the_same(values, edg
     assert same(found, merge(found, empty_profile(plan)))
 
 
+@examples(120)
+@given(st.lists(NUMBERS, max_size=14), EDGES)
+def test_looking_up_a_bin_and_searching_it_are_the_same(values, edges):
+    near = [np.nextafter(e, side) for e in edges for side in (-np.inf, np.inf)]
+    block, plan = np.array([*values, *edges, *near]).reshape(-1, 1), profile_plan([edges])
+    steps = np.diff(plan.starts[0]).max()
+    assert plan.steps[0] in (steps, -1)
+    assert same(
+        profile(block, plan._replace(steps=np.array([steps]))), profile(block, plan._replace(steps=np.array([-1])))
+    )
+
+
+def test_edges_close_together_are_searched_by_halving():
+    crowded = [0.0, *np.linspace(5.0, 5.001, 20), 1000.0]
+    plan = profile_plan([crowded, [0.0, 1.0, 2.0]])
+    assert plan.steps[0] == -1 and plan.steps[1] == 1
+    values = np.random.default_rng(0).uniform(4.9999, 5.0011, 5000)
+    found = column_counts(profile(np.stack([values, values], 1), plan), plan, 0)
+    np.testing.assert_array_equal(found[1:-1], np.histogram(values, crowded)[0])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_many_columns_threads_and_layouts(dtype):
     rng = np.random.default_rng(0)
