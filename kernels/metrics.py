@@ -20,7 +20,7 @@ from kernels.jit import njit, run_ranges
 from kernels.sort import radix_order, sort_keys
 
 _SIGN = np.uint64(1 << 63)
-_ONE = np.uint64(1)
+_PARALLEL_ROWS = 1 << 16
 
 
 # --------------------------------------------------------------------------- input
@@ -62,20 +62,35 @@ def _probabilities(score: NDArray[np.float64]) -> None:
 
 
 # --------------------------------------------------------------------------- ranking
+@njit(inline=True)
+def _key(score: Any) -> Any:
+    """Ascends with the score, as an unsigned integer."""
+    bits = np.float64(score + 0.0).view(np.uint64)  # -0.0 ties with 0.0
+    return ~bits if bits & _SIGN else bits | _SIGN
+
+
 @njit
-def _split_keys(y: Any, score: Any, positive: Any, negative: Any) -> Any:
-    """Ascending-order keys of the scores, by class; returns how many positives."""
+def _keys_between(y: Any, score: Any, low: Any, high: Any, positive: Any, negative: Any) -> Any:
+    """Keys in [low, high] of the scores, by class; returns (positives, negatives)."""
     p, q = 0, 0
     for i in range(len(y)):
-        bits = np.float64(score[i] + 0.0).view(np.uint64)  # -0.0 ties with 0.0
-        key = ~bits if bits & _SIGN else bits | _SIGN
-        if y[i] == 1:
-            positive[p] = key
-            p += 1
-        else:
-            negative[q] = key
-            q += 1
-    return p
+        key = _key(score[i])
+        if low <= key <= high:
+            if y[i] == 1:
+                positive[p] = key
+                p += 1
+            else:
+                negative[q] = key
+                q += 1
+    return p, q
+
+
+@njit
+def _sampled_keys(score: Any, step: Any) -> Any:
+    out = np.empty((len(score) + step - 1) // step, np.uint64)
+    for i in range(len(out)):
+        out[i] = _key(score[i * step])
+    return out
 
 
 @njit
@@ -103,13 +118,25 @@ def roc_auc(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, thr
     if weights is not None:
         true, false = _cumulated(labels, scores, weights)
         return _area(true, false)
-    positive, negative = np.empty(len(labels), np.uint64), np.empty(len(labels), np.uint64)
-    count = int(_split_keys(labels, scores, positive, negative))
-    sides = [positive[:count], negative[: len(labels) - count]]
-    if not len(sides[0]) or not len(sides[1]):
-        return float("nan")
-    positive, negative = run_ranges(lambda a, _: sort_keys(sides[a]), [(0, 1), (1, 2)], threads)
-    return int(_twice_wins(positive, negative)) / (2 * len(positive) * len(negative))
+    parts = threads if len(scores) >= _PARALLEL_ROWS else 1
+    cuts = np.sort(_sampled_keys(scores, max(len(scores) // 4096, 1)))
+    pivots = [0, *(int(cuts[len(cuts) * part // parts]) for part in range(1, parts)), 1 << 64]
+
+    def wins(part: int, _: int) -> tuple[int, int, int]:
+        """Of the scores between two pivots: twice the wins, positives, negatives. Pages beyond these are never touched."""
+        if pivots[part] == pivots[part + 1]:
+            return 0, 0, 0
+        sides = np.empty((2, len(scores)), np.uint64)
+        low, high = np.uint64(pivots[part]), np.uint64(pivots[part + 1] - 1)
+        p, q = _keys_between(labels, scores, low, high, sides[0], sides[1])
+        positive, negative = sort_keys(sides[0, :p]), sort_keys(sides[1, :q])
+        return int(_twice_wins(positive, negative)), int(p), int(q)
+
+    total, below, above = 0, 0, 0
+    for within, p, q in run_ranges(wins, [(part, part + 1) for part in range(parts)], threads):
+        total += within + 2 * p * below
+        above, below = above + p, below + q
+    return total / (2 * above * below) if above and below else float("nan")
 
 
 def _descending(labels: Any, scores: NDArray[np.float64], weights: Any) -> NDArray[np.int64]:
