@@ -174,23 +174,12 @@ def _format(source: SourceConfig, path: Path) -> str:
 # -------------------------------------------------------------------------------------------------- object stores
 
 
-def s3_filesystem(source: SourceConfig) -> Any:
-    """pyarrow's S3 file system for a source; credentials come from the usual chain, never from the config."""
-    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
-    if source.region:
-        options["region"] = source.region
-    if source.endpoint:
-        address = urllib.parse.urlsplit(source.endpoint)
-        options.update(scheme=address.scheme or "https", endpoint_override=address.netloc or address.path)
-    return pafs.S3FileSystem(**options)
-
-
 def _fetch(source: SourceConfig, cache: Path) -> list[tuple[Path, str, dict[str, str | None]]]:
     """Copies of the objects under an s3:// path, one folder per object version."""
     bucket_key = source.path.removeprefix("s3://").rstrip("/")
     if ".." in PurePosixPath(bucket_key).parts:
         raise UserError(f"an s3:// path must not climb, found {source.path!r}")
-    filesystem = s3_filesystem(source)
+    filesystem = storage.object_store(source.endpoint, source.region)
     try:
         infos = _objects(filesystem, bucket_key)
         return [_copy(filesystem, info, source, cache) for info in infos]

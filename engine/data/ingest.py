@@ -23,10 +23,10 @@ import pyarrow.dataset
 from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableConfig
-from engine.data import checks, contract, lake, order, profile, query, rules, stage
+from engine.data import checks, contract, lake, order, profile, query, rules, spread, stage
 from engine.data.columns import Finding
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
-from engine.data.files import SourceFile, resolve, source_files
+from engine.data.files import COMPRESSIONS, SourceFile, resolve, source_files
 from engine.data.policy import Tally, apply, records_table
 from engine.data.stage import Staged
 from engine.data.write import Written, canonical, write_parts
@@ -42,12 +42,17 @@ LATEST = "latest.json"
 class Plan:
     """What is to be made: the files of every source, the recipe, and where things go."""
 
-    data: DataConfig
+    config: Config
     files: list[SourceFile]
     recipe: str
     folder: Path
     memory: int
     threads: int
+
+    @property
+    def data(self) -> DataConfig:
+        """The data section of the config."""
+        return self.config.data
 
     @property
     def entry(self) -> Path:
@@ -141,7 +146,7 @@ def make_plan(config: Config, run: Run) -> Plan:
     run.add_inputs({file.shown: file.digest for file in files})
     run.link("inputs", digest.of_json(identities))
     memory = units.size(config.resources.memory)
-    return Plan(data, files, recipe, folder, memory, config.resources.threads or environment.cores())
+    return Plan(config, files, recipe, folder, memory, config.resources.threads or environment.cores())
 
 
 def _files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> list[SourceFile]:
@@ -277,18 +282,19 @@ def stage_files(plan: Plan, run: Run) -> list[Staged]:
     """Every source file read, typed and checked; files in parallel, or the pieces of the only one."""
     many = len(plan.files) > len(plan.data.sources)
     with run.progress(f"{plan.data.name}: read") as progress:
+        away = _spread(plan, progress.advance)
 
-        def one(file: SourceFile) -> Staged:
-            siblings = sum(other.source == file.source for other in plan.files)
-            disk = siblings > 1 or file.size * _growth(file) > plan.memory // 4
-            return stage.stage(
-                file, plan.data, 1 if many else plan.threads, plan.staged if disk else None, progress.advance
-            )
+        def one(place: int) -> Staged:
+            if place in away:
+                return away[place]
+            file = plan.files[place]
+            folder = plan.staged if _on_disk(file, plan) else None
+            return stage.stage(file, plan.data, 1 if many else plan.threads, folder, progress.advance)
 
         if not many:
-            return [one(file) for file in plan.files]
+            return [one(place) for place in range(len(plan.files))]
         with ThreadPoolExecutor(plan.threads) as pool:
-            futures = [pool.submit(one, file) for file in plan.files]
+            futures = [pool.submit(one, place) for place in range(len(plan.files))]
             try:
                 return [future.result() for future in futures]
             except BaseException:
@@ -297,11 +303,39 @@ def stage_files(plan: Plan, run: Run) -> list[Staged]:
                 raise
 
 
+def _spread(plan: Plan, advance: Callable[[int], None]) -> dict[int, Staged]:
+    """Place of a file -> what the workers of the cluster made of it; empty without a cluster or work for two of them."""
+    if plan.config.cluster.kind != "ray":
+        return {}
+    places = [
+        place
+        for place, file in enumerate(plan.files)
+        if file.format not in lake.LIBRARIES
+        and _on_disk(file, plan)
+        and stage.load(file, plan.data, plan.staged) is None
+    ]
+    if len(places) < 2:
+        return {}
+    found = spread.stage_files(plan.config, [plan.files[place] for place in places], plan.staged, advance)
+    return dict(zip(places, found, strict=True))
+
+
+def _on_disk(file: SourceFile, plan: Plan) -> bool:
+    """Whether the file's rows are kept in the store: where other files may join it later, or memory is short."""
+    return _may_have_siblings(file, plan.data) or file.size * _growth(file) > plan.memory // 4
+
+
+def _may_have_siblings(file: SourceFile, data: DataConfig) -> bool:
+    path = data.sources[file.source].path
+    if file.format in lake.LIBRARIES:
+        return False
+    return file.shown != (path.rstrip("/") if path.startswith("s3://") else str(resolve(path, data.path)))
+
+
 def _growth(file: SourceFile) -> int:
     """Memory that a byte of the file may need."""
-    return (
-        12 if file.format in ("parquet",) or file.path.suffix in (".gz", ".zip", ".zst", ".bz2", ".xz", ".lz4") else 2
-    )
+    dense = file.format in ("parquet", *lake.LIBRARIES) or file.path.suffix in COMPRESSIONS
+    return 12 if dense else 2
 
 
 def check_budget(data: DataConfig, tallies: list[Tally], run: Run) -> None:

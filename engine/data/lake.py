@@ -31,7 +31,8 @@ def table_file(name: str, source: SourceConfig, path: Path) -> SourceFile:
     except Exception as error:  # the libraries raise many kinds of their own
         raise UserError(f"data.sources.{name}: {path} cannot be read as {source.format} table: {error}") from None
     content = digest.of_json([source.format, sorted(parts)])
-    return SourceFile(name, path, f"{path}@{snapshot}", source.format, content, 0, {})
+    size = sum(part[1] for part in parts)
+    return SourceFile(name, path, f"{path}@{snapshot}", source.format, content, size, {})
 
 
 def _library(kind: str, module: str) -> Any:

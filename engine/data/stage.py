@@ -25,7 +25,7 @@ from engine.data.columns import FILE, Chunk, Finding
 from engine.data.files import SourceFile
 from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
-from engine.runtime import digest, storage
+from engine.runtime import digest, pool, storage
 
 FORMAT = 1
 Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any]], Iterator[Chunk]]
@@ -83,7 +83,7 @@ def stage(
     refused as `sources.<name>.refused` says.
     """
     source = data.sources[file.source]
-    if folder is not None and (found := _load(file, data, folder)) is not None:
+    if folder is not None and (found := load(file, data, folder)) is not None:
         advance(found.tally.rows)
         return found
     staged = Staged(file, Tally(f"source {file.source}"), {})
@@ -103,7 +103,7 @@ def stage(
     except UserError as error:
         if writer:
             writer.abandon()
-        if source.refused == "fail" or isinstance(error, PolicyError):
+        if source.refused == "fail" or isinstance(error, PolicyError) or pool.is_hopeless(error):
             raise
         return Staged(file, Tally(f"source {file.source}"), {}, refused=str(error))
     except BaseException:
@@ -161,6 +161,8 @@ def _name(file: SourceFile, data: DataConfig) -> str:
     asked: list[Any] = [FORMAT, file.source, source, data.time_zone, file.format, file.identity]
     if any(column.path == FILE for column in data.sources[file.source].columns.values()):
         asked.append(file.path.name)
+    if file.format in lake.LIBRARIES:
+        asked.append(file.shown)  # the snapshot, which is recorded
     if data.query is None:
         plain = config_schema.plain(data)
         asked += [plain["columns"], plain["rules"]]
@@ -184,7 +186,8 @@ def _save(staged: Staged, data: DataConfig, folder: Path) -> None:
     )  # fmt: skip
 
 
-def _load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
+def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
+    """What an earlier ingest staged of this file under this schema; None where it did not, or where it is damaged."""
     name = _name(file, data)
     record, path = folder / f"{name}.json", folder / f"{name}.arrow"
     try:

@@ -47,13 +47,13 @@ def stage_all(
     return [stage.stage(file, data, threads, None, lambda _: None) for file in files]
 
 
-def config(folder: Path, data: dict[str, Any], **resources: Any) -> Config:
+def config(folder: Path, data: dict[str, Any], cluster: dict[str, Any] | None = None, **resources: Any) -> Config:
     """A config with this data section; store and runs stand below `folder`."""
     return schema.build(
         Config,
         {
             "name": "t", "data": {"name": "t", **data}, "resources": {"threads": 2, **resources},
-            "paths": {"store": str(folder / "store"), "runs": str(folder / "runs")},
+            "paths": {"store": str(folder / "store"), "runs": str(folder / "runs")}, "cluster": cluster or {},
         },
     )  # fmt: skip
 

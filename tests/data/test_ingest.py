@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data import dataset as dataset_module
-from engine.data import order
+from engine.data import order, read_csv, stage
 from engine.data.dataset import row_ids
+from engine.data.files import SourceFile
 from engine.data.ingest import ensure, ingest
 from engine.data.show import show
 from engine.data.validate import validate
@@ -422,21 +423,34 @@ def test_a_batch_is_compared_with_the_one_before(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- append and resume
 
 
-def test_an_append_reads_only_new_files_and_equals_a_full_rebuild(tmp_path: Path) -> None:
-    for place in range(4):
+@pytest.mark.parametrize("count", [1, 4])
+def test_an_append_reads_only_new_files_and_equals_a_full_rebuild(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    opened: list[str] = []
+
+    def counted(file: SourceFile, *arguments: Any) -> Any:
+        opened.append(file.path.name)
+        return read_csv.read(file, *arguments)
+
+    monkeypatch.setitem(stage.READERS, "csv", counted)
+    for place in range(count):
         write_csv(events(200, place, place * 200), tmp_path / "in" / f"{place}.csv")
     given = config(tmp_path, data(tmp_path))
     _, first = build(given)
-    assert first["ingest/files_reused"] == 0
+    assert first["ingest/files_reused"] == 0 and sorted(opened) == [f"{place}.csv" for place in range(count)]
+    opened.clear()
     write_csv(events(200, 9, 2000), tmp_path / "in" / "9.csv")
     appended, second = build(given)
-    assert second["ingest/files_reused"] == 4 and second["ingest/files"] == 5
+    assert opened == ["9.csv"]
+    assert second["ingest/files_reused"] == count and second["ingest/files"] == count + 1
     rebuilt, third = build(config(tmp_path / "new", data(tmp_path)))
     assert third["ingest/files_reused"] == 0
-    assert appended.digest == rebuilt.digest and appended.rows == 1000
+    assert appended.digest == rebuilt.digest and appended.rows == 200 * (count + 1)
     (tmp_path / "in" / "0.csv").unlink()
+    opened.clear()
     build(given)
-    assert len(list((tmp_path / "store").rglob(".staged/*.arrow"))) == 4
+    assert not opened and len(list((tmp_path / "store").rglob(".staged/*.arrow"))) == count
 
 
 def test_a_staged_file_that_is_damaged_is_read_again(tmp_path: Path) -> None:

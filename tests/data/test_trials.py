@@ -95,12 +95,14 @@ def tiny_disk(path: Path, size: str):
         subprocess.run(["umount", str(path)], check=False)
 
 
-@pytest.mark.parametrize("size", ["200k", "600k", "1m", "1500k"])
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "refused"), [("200k", "fail"), ("200k", "skip"), ("600k", "fail"), ("1m", "skip"), ("1500k", "fail")]
+)
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: Path, size: str, refused: str) -> None:
     for place in range(3):
         write_csv(events(20_000, place, place * 20_000), tmp_path / "in" / f"{place}.csv")
     with tiny_disk(tmp_path / "disk", size):
-        given = config(tmp_path / "disk", data(tmp_path))
+        given = config(tmp_path / "disk", data(tmp_path, source={"refused": refused}))
         run = run_of(given)
         run._folder = tmp_path / "run"
         with pytest.raises(UserError, match=r"the disk that holds .* is full; free some space"):
