@@ -600,9 +600,9 @@ STATISTICS = cpu_windows._EWM_SUM + 3
 
 
 @jit.njit
-def _plan_tasks(starts: Any, order: Any, event: Any, probes: Any, widest: Any, most: Any, tasks: Any) -> Any:
+def _plan_tasks(starts: Any, event: Any, probes: Any, widest: Any, most: Any, tasks: Any) -> Any:
     """Fill `tasks` and return their number: the probes of each group, at most `most` a task, with the source rows they need."""
-    probe_starts, probe_time, probe_order = probes
+    probe_starts, probe_time, _ = probes
     count, at = np.int64(0), np.int64(0)
     for g in range(len(probe_starts) - 1):
         p = probe_starts[g]
@@ -612,12 +612,12 @@ def _plan_tasks(starts: Any, order: Any, event: Any, probes: Any, widest: Any, m
                 begin, end = np.int64(0), np.int64(0)
             else:
                 end = starts[g + 1]
-                first = max(probe_time[probe_order[p]], np.int64(NAT + 1))
+                first = max(probe_time[p], np.int64(NAT + 1))
                 begin, high = starts[g], end
                 limit = first - widest if first >= NAT + 1 + widest else np.int64(NAT + 1)
                 while begin < high:
                     middle = (begin + high) >> 1
-                    if event[order[middle]] < limit:
+                    if event[middle] < limit:
                         begin = middle + 1
                     else:
                         high = middle
@@ -725,9 +725,8 @@ def trailing(
     source, probes = cpu_windows._prepare((groups, times), (entity, event, known), value, threads)
     out = cuda.device_array((len(groups), len(widths), len(names)), np.float64)
     tasks = _tasks(source, probes, int(widths.max()))
-    taken = source.value[source.order] + 0.0 if len(source.value) else np.zeros(len(source.order))
-    rows = tuple(_put(array) for array in (source.event[source.order], source.known[source.order], taken))
-    asked = (_put(probes.time[probes.order]), _put(probes.order))
+    rows = tuple(_put(array) for array in (source.event, source.known, source.value))
+    asked = (_put(probes.time), _put(probes.order))
     by_known = _put(source.by_known)
     device_plan = (_put(plan.windows), _put(plan.columns), plan.form, plan.needs)
     for low, high in _waves(tasks):
@@ -768,7 +767,7 @@ def _window_plan(
 
 
 def _tasks(source: cpu_windows._Source, probes: cpu_windows._Probes, widest: int) -> NDArray[np.int64]:
-    arguments = (source.starts, source.order, source.event, tuple(probes), widest, PROBES)
+    arguments = (source.starts, source.event, tuple(probes), widest, PROBES)
     count = int(_plan_tasks(*arguments, np.empty((0, TASK), np.int64)))
     tasks = np.empty((count, TASK), np.int64)
     _plan_tasks(*arguments, tasks)

@@ -5,6 +5,7 @@ Both sorts move row positions only. Rows that are already ordered by time, as da
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,12 +134,21 @@ def _starts(counts: Any, offsets: Any) -> None:
 
 
 @njit
-def _scatter(codes: Any, low: Any, first: Any, cursor: Any, out: Any) -> None:
-    """Rows first, first + 1, ... of the given codes to their places."""
+def _scatter(codes: Any, low: Any, first: Any, cursor: Any, out: Any, columns: Any, moved: Any) -> None:
+    """Rows first, first + 1, ... of the given codes to their places, and with them what stands in up to three columns."""
+    a, b, c = columns
+    a_out, b_out, c_out = moved
     for i in range(len(codes)):
-        g = codes[i] - low
-        out[cursor[g]] = first + i
+        g = np.uint64(codes[i] - low)
+        at = np.uint64(cursor[g])
         cursor[g] += 1
+        out[at] = first + i
+        if len(a):
+            a_out[at] = a[first + i]
+        if len(b):
+            b_out[at] = b[first + i]
+        if len(c):
+            c_out[at] = c[first + i]
 
 
 @njit
@@ -162,19 +172,39 @@ def grouped(
 
     Refines `order` (row positions, default 0, 1, 2, ...).
     """
+    return grouped_columns(codes, low, span, threads, order, [])[:2]
+
+
+def grouped_columns(
+    codes: NDArray[np.int64],
+    low: int,
+    span: int,
+    threads: int,
+    order: NDArray[np.int64] | None,
+    columns: Sequence[NDArray[Any]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[Any]]]:
+    """`grouped`, and up to three columns [n] of 8-byte types in that order.
+
+    Rows that come in their own order are moved while they are read, a stream a code: what a gather by the finished order
+    would cost in cache misses is saved.
+    """
     ranges = split(len(codes), min(threads, max(1, len(codes) // (4 * max(span, 1)))))
     counts = np.zeros((len(ranges), span), np.int64)
     offsets, out = np.zeros(span + 1, np.int64), np.empty(len(codes), np.int64)
     at = {bounds: counts[part] for part, bounds in enumerate(ranges)}
     if order is None:
+        moved = [np.empty(len(codes), np.int64) for _ in columns]
+        nothing = [np.empty(0, np.int64)] * (3 - len(columns))
+        sources = (*(column.view(np.int64) for column in columns), *nothing)
         run_ranges(lambda a, b: _count(codes[a:b], low, at[a, b]), ranges, threads)
         _starts(counts, offsets)
-        run_ranges(lambda a, b: _scatter(codes[a:b], low, a, at[a, b], out), ranges, threads)
-    else:
-        run_ranges(lambda a, b: _count_rows(codes, order[a:b], low, at[a, b]), ranges, threads)
-        _starts(counts, offsets)
-        run_ranges(lambda a, b: _scatter_rows(codes, order[a:b], low, at[a, b], out), ranges, threads)
-    return out, offsets
+        targets = (*moved, *nothing)
+        run_ranges(lambda a, b: _scatter(codes[a:b], low, a, at[a, b], out, sources, targets), ranges, threads)
+        return out, offsets, [array.view(column.dtype) for array, column in zip(moved, columns, strict=True)]
+    run_ranges(lambda a, b: _count_rows(codes, order[a:b], low, at[a, b]), ranges, threads)
+    _starts(counts, offsets)
+    run_ranges(lambda a, b: _scatter_rows(codes, order[a:b], low, at[a, b], out), ranges, threads)
+    return out, offsets, [column[out] for column in columns]
 
 
 def ascending(values: NDArray[np.int64], threads: int = 1) -> bool:

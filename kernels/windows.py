@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from kernels import check
 from kernels.exact import FIXED, WIDE, WORDS, add, add_fixed, add_wide, any_wide, is_wide, moments_fixed, moments_wide
 from kernels.jit import check_threads, njit, run_ranges, split
-from kernels.sort import ascending, bounds, grouped, radix_order
+from kernels.sort import ascending, bounds, grouped_columns, radix_order
 
 AGGREGATES = {
     name: code
@@ -298,11 +298,11 @@ def _blank(rows: Any, columns: Any, out: Any) -> None:
 
 
 @njit(allocates=False)
-def _first_of(event: Any, order: Any, low: Any, high: Any, limit: Any) -> Any:
-    """First position in order[low:high) whose event is not below `limit`."""
+def _first_of(event: Any, low: Any, high: Any, limit: Any) -> Any:
+    """First position in event[low:high), which ascends, that is not below `limit`."""
     while low < high:
         middle = (low + high) >> 1
-        if event[order[middle]] < limit:
+        if event[middle] < limit:
             low = middle + 1
         else:
             high = middle
@@ -318,29 +318,9 @@ def _power_of_two(least: Any) -> Any:
 
 
 @njit
-def _gathered(source: Any, begin: Any, end: Any) -> Any:
-    """Rows begin:end of the source order as (event, known, value); -0.0 becomes 0.0."""
-    _, order, event, known, value, _, same = source
-    n = end - begin
-    local = np.empty(n, np.int64)
-    for k in range(n):
-        local[k] = event[order[begin + k]]
-    later = local
-    if not same:
-        later = np.empty(n, np.int64)
-        for k in range(n):
-            later[k] = known[order[begin + k]]
-    numbers = np.zeros(n)
-    if len(value):
-        for k in range(n):
-            numbers[k] = value[order[begin + k]] + 0.0
-    return local, later, numbers
-
-
-@njit
 def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
     """Answer the probes at sorted positions span[0]:span[1]; see `_Source`, `_Probes` and `_Plan` for the tuples."""
-    starts, order, event, _, _, by_known, _ = source
+    starts, event, known, value, by_known = source
     probe_starts, probe_time, probe_order = probes
     windows, columns, form, needs = plan
     count = len(windows)
@@ -363,19 +343,17 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
         while probe_starts[g + 1] <= p:
             g += 1
         last = min(probe_starts[g + 1], span[1])
-        rows = probe_order[p:last]
-        times = np.empty(len(rows), np.int64)
-        for k in range(len(rows)):
-            times[k] = probe_time[rows[k]]
+        rows, times = probe_order[p:last], probe_time[p:last]
         p = last
         skipped = np.searchsorted(times, _NAT, side="right") if g + 1 < len(starts) else len(times)
         _blank(rows[:skipped], columns, out)
         if skipped == len(times):
             continue
         rows, times = rows[skipped:], times[skipped:]
-        begin = _first_of(event, order, starts[g], starts[g + 1], _minus(times[0], widest))
-        data = _gathered(source, begin, starts[g + 1])
-        n = len(data[0])
+        end = starts[g + 1]
+        begin = _first_of(event, starts[g], end, _minus(times[0], widest))
+        data = (event[begin:end], known[begin:end], value[begin:end])
+        n = end - begin
         sums[0][:] = np.uint64(0)
         sums[1][:] = 0
         marks = np.empty(n + 1 if needs[4] else 0)
@@ -395,23 +373,21 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
 
 # --------------------------------------------------------------------------- preparation
 class _Source(NamedTuple):
-    """Source rows, and their order by (group, event_time, known_at, row)."""
+    """Source rows by (group, event_time, known_at, row)."""
 
-    starts: NDArray[np.int64]  # where each group starts in `order`; one more for the end
-    order: NDArray[np.int64]
-    event: NDArray[np.int64]  # these three in row order
+    starts: NDArray[np.int64]  # where each group starts; one more for the end
+    event: NDArray[np.int64]
     known: NDArray[np.int64]
-    value: NDArray[np.float64]  # empty without values
-    by_known: NDArray[np.int64]  # positions in `order` by (group, known_at); empty when that is the same order
-    same: bool  # known_at is event_time
+    value: NDArray[np.float64]  # -0.0 is 0.0; zeros without values
+    by_known: NDArray[np.int64]  # positions by (group, known_at); empty when that is the same order
 
 
 class _Probes(NamedTuple):
-    """Probes in (group, time) order. The source's groups come first; a last one holds the probes of no group."""
+    """Probes by (group, time). The source's groups come first; a last one holds the probes of no group."""
 
     starts: NDArray[np.int64]
-    time: NDArray[np.int64]  # in row order
-    order: NDArray[np.int64]
+    time: NDArray[np.int64]
+    order: NDArray[np.int64]  # their rows
 
 
 class _Plan(NamedTuple):
@@ -433,11 +409,11 @@ def _count_usable(entity: Any, event: Any, known: Any, value: Any) -> Any:
 
 
 @njit(allocates=False)
-def _falls(known: Any, order: Any, starts: Any, first: Any, last: Any) -> Any:
-    """Whether known_at ever falls along `order` within one of the groups [first, last)."""
+def _falls(known: Any, starts: Any, first: Any, last: Any) -> Any:
+    """Whether known_at ever falls within one of the groups [first, last)."""
     for g in range(first, last):
         for k in range(starts[g] + 1, starts[g + 1]):
-            if known[order[k]] < known[order[k - 1]]:
+            if known[k] < known[k - 1]:
                 return True
     return False
 
@@ -461,14 +437,21 @@ def _codes(entity: NDArray[np.int64], probe: NDArray[np.int64], threads: int) ->
 
 
 def _sorted_groups(
-    codes: NDArray[np.int64], keys: Sequence[NDArray[np.int64]], low: int, span: int, threads: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(stable order by code and then by keys, starts of the codes); keys are given last one first."""
+    codes: NDArray[np.int64],
+    keys: Sequence[NDArray[np.int64]],
+    groups: tuple[int, int],
+    threads: int,
+    columns: Sequence[NDArray[Any]] = (),
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[Any]]]:
+    """(stable order by code and then by keys, starts of the codes, the columns in that order).
+
+    Keys are given last one first; groups = (smallest code, number of codes spanned).
+    """
     order = None
     for key in keys:
         if order is not None or not ascending(key, threads):
             order = radix_order(key, order)
-    return grouped(codes, low, span, threads, order)
+    return grouped_columns(codes, *groups, threads, order, columns)
 
 
 def _prepare(
@@ -493,17 +476,21 @@ def _prepare(
         mirrored = False
         known = event if same else known
     codes, probe_codes, low, span = _codes(entity, probe[0], threads)
-    order, starts = _sorted_groups(codes, [event], low, span, threads)
+    values = values + 0.0 if len(values) else np.zeros(len(entity))
+    columns: list[NDArray[Any]] = [event, values] if same else [event, values, known]
+    order, starts, (event, values, *late) = _sorted_groups(codes, [event], (low, span), threads, columns)
     by_known = np.empty(0, np.int64)
-    if not same and any(run_ranges(lambda a, b: _falls(known, order, starts, a, b), split(span, 8 * threads), threads)):
-        order, starts = _sorted_groups(codes, [known, event], low, span, threads)
-        by_known = _sorted_groups(codes[order], [known[order]], low, span, threads)[0]
+    groups = split(span, 8 * threads)
+    if late and any(run_ranges(lambda a, b: _falls(late[0], starts, a, b), groups, threads)):
+        order, starts, (event, values, *late) = _sorted_groups(
+            codes, [known, columns[0]], (low, span), threads, columns
+        )
+        by_known = _sorted_groups(codes[order], late, (low, span), threads)[0]
+    ready = _Source(starts, event, late[0] if late else event, values, by_known)
     if mirrored:
-        probes = _Probes(starts, event, order)
-    else:
-        probe_order, probe_starts = _sorted_groups(probe_codes, [probe[1]], low, span + 1, threads)
-        probes = _Probes(probe_starts, probe[1], probe_order)
-    return _Source(starts, order, event, known, values, by_known, same), probes
+        return ready, _Probes(starts, event, order)
+    probe_order, probe_starts, (times,) = _sorted_groups(probe_codes, [probe[1]], (low, span + 1), threads, [probe[1]])
+    return ready, _Probes(probe_starts, times, probe_order)
 
 
 def _check_plan(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.sort import group_offsets, grouped, sort_by_entity_time, sort_keys
+from kernels.sort import group_offsets, grouped, grouped_columns, sort_by_entity_time, sort_keys
 from tests import naive
 from tests.kernels.cases import NAT, examples, layouts
 
@@ -67,3 +67,17 @@ def test_offsets_delimit_groups():
 def test_bad_arguments_are_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("given", [False, True])
+def test_columns_move_with_the_rows_they_belong_to(threads, given):
+    rng = np.random.default_rng(2)
+    codes, whole, real = rng.integers(-3, 4, 500), rng.integers(0, 99, 500), rng.standard_normal(500)
+    order = rng.permutation(500) if given else None
+    at, offsets, (moved, moved_real) = grouped_columns(codes, -3, 7, threads, order, [whole, real])
+    rows = np.arange(500) if order is None else order
+    np.testing.assert_array_equal(at, rows[np.argsort(codes[rows], kind="stable")])
+    np.testing.assert_array_equal(offsets, np.searchsorted(np.sort(codes), np.arange(-3, 5)))
+    np.testing.assert_array_equal(moved, whole[at])
+    np.testing.assert_array_equal(moved_real, real[at])
