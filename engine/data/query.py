@@ -62,6 +62,10 @@ def first_line(error: Exception) -> str:
 
 
 def register(connection: Any, tables: Mapping[str, Any]) -> None:
-    """Make tables or datasets visible under their names."""
+    """Make tables or datasets visible under their names. Raises UserError for a column of a type that SQL does not know."""
     for name, table in tables.items():
-        connection.register(name, table)
+        try:
+            connection.register(name, table)
+        except duckdb.Error as error:
+            types = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+            raise UserError(f"source {name} cannot be queried: {first_line(error)}; its columns are {types}") from None

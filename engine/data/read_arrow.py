@@ -24,7 +24,7 @@ def read_parquet(
     """Chunks of a Parquet file. INT96 is read as microseconds, which reach the year 294246 (nanoseconds end in 2262)."""
     origin = pa.BufferReader(open_bytes(file.path).read()) if is_compressed(file.path) else str(file.path)
     try:
-        with pq.ParquetFile(origin, page_checksum_verification=True, coerce_int96_timestamp_unit="us") as parquet:
+        with _open_parquet(origin, "us") as parquet:
             names = column_names(parquet.schema_arrow, source)
             matched = match(names, source, file)
             notes.update(matched.notes)
@@ -40,6 +40,13 @@ def read_parquet(
             yield from found
     except (pa.ArrowException, OSError, EOFError) as error:
         raise _refused(file, "Parquet", error) from None
+
+
+def _open_parquet(origin: Any, unit: str) -> pq.ParquetFile:
+    """Pages are read as they are wanted: Arrow's pre-buffering keeps every byte of the file until it is closed."""
+    return pq.ParquetFile(
+        origin, page_checksum_verification=True, coerce_int96_timestamp_unit=unit, pre_buffer=False, buffer_size=1 << 20
+    )
 
 
 def _parquet_batches(parquet: pq.ParquetFile, wanted: list[str], threads: int) -> Iterator[pa.RecordBatch]:
@@ -60,7 +67,7 @@ def _within_reach(
     """INT96 holds days of which microseconds do not reach all, and Arrow lets those wrap around: read again in seconds,
     which reach them, and name the values where the two do not agree.
     """
-    with pq.ParquetFile(origin, page_checksum_verification=True, coerce_int96_timestamp_unit="s") as parquet:
+    with _open_parquet(origin, "s") as parquet:
         coarse = parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(columns.values()), use_threads=False)
         for chunk, seconds in zip(chunks, coarse, strict=True):
             for name, path in columns.items():

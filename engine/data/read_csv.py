@@ -19,7 +19,7 @@ import pyarrow.csv
 
 from engine.config.tree import CsvOptions, SourceConfig
 from engine.data.arrow_types import TIMESTAMP, parse_type
-from engine.data.columns import Chunk, Lost, Matched, match, typed
+from engine.data.columns import FILE, ROW, Chunk, Lost, Matched, match, typed
 from engine.data.cut import LONGEST_ROW, Piece, mapped_pieces, pieces, read_block, sift
 from engine.data.files import SourceFile, open_bytes, recode
 from engine.data.parse import FALSE, TRUE, has_offset
@@ -64,7 +64,11 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
     if not head.strip(b"\r\n"):
         raise UserError(f"{file.shown} is empty: it must hold at least a line with the column names")
     if not source.csv.header:
-        return head, [column.path or name for name, column in source.columns.items() if name not in file.partitions]
+        return head, [
+            column.path or name
+            for name, column in source.columns.items()
+            if name not in file.partitions and column.path not in (FILE, ROW)
+        ]
     head = head.lstrip(b"\r\n")
     while (end := _line_end(head, source.csv.quote.encode())) < 0:
         longer = _more(stream, head)

@@ -502,6 +502,13 @@ def test_a_query_is_one_select_that_sees_the_sources_only(tmp_path: Path) -> Non
             build(config(tmp_path, data(tmp_path, query=sql)))
 
 
+def test_a_type_that_sql_lacks_is_one_clear_message(tmp_path: Path) -> None:
+    write_csv(events(5), tmp_path / "in" / "a.csv")
+    source = {"columns": {**SOURCE, "amount": "float16"}}
+    with pytest.raises(UserError, match=r"source s cannot be queried: .*amount halffloat"):
+        build(config(tmp_path, data(tmp_path, query="SELECT * FROM s", source=source, max_quarantine=1.0)))
+
+
 def test_a_query_result_is_checked_by_its_ids(tmp_path: Path) -> None:
     write_csv(events(50), tmp_path / "in" / "a.csv")
     columns = {**COLUMNS, "amount": {"type": "float64", "max": 5}}

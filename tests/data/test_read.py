@@ -265,3 +265,12 @@ def test_numbers_of_rows_stay_right_over_pieces(tmp_path: Path, monkeypatch: pyt
             i for i, line in enumerate(lines, 1) if line.endswith("bad")
         ]
         assert table.num_rows == 5000 - len(found.tally.records)
+
+
+def test_a_file_without_header_has_the_columns_that_stand_in_it(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("1,x\n2,y\n")
+    columns = {"file": {"type": "string", "path": "$file"}, "n": "int64", "row": {"type": "int64", "path": "$row"}}
+    table, found = read(tmp_path / "in" / "a.csv", {**columns, "s": "string"}, csv={"header": False})
+    assert found.tally.quarantined == 0
+    assert table.to_pylist() == [{"file": "a.csv", "n": n, "row": n, "s": s} for n, s in ((1, "x"), (2, "y"))]
