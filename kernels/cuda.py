@@ -720,7 +720,7 @@ def trailing(
     known = event if known_at is event_time else check.integers("known_at", known_at, len(entity))
     numbers = None if values is None else check.floats("values", values, len(entity))
     widths, names = cpu_windows._check_plan(windows, aggregates, numbers is not None)
-    plan = _window_plan(widths, names, numbers, threads)
+    plan = cpu_windows._plan(widths, names, numbers, threads)
     value = np.empty(0) if numbers is None else numbers
     source, probes = cpu_windows._prepare((groups, times), (entity, event, known), value, threads)
     out = cuda.device_array((len(groups), len(widths), len(names)), np.float64)
@@ -744,26 +744,6 @@ def trailing(
         )
         _kernel("_windows")[-(-(high - low) // 64), 64](*arguments)
     return out
-
-
-def _window_plan(
-    widths: NDArray[np.int64], names: Sequence[str], numbers: NDArray[np.float64] | None, threads: int
-) -> cpu_windows._Plan:
-    asked = set(names)
-    uses = bool(asked & {"sum", "mean", "std"})
-    return cpu_windows._Plan(
-        widths,
-        np.array([cpu_windows.AGGREGATES[name] for name in names], np.int64),
-        (uses, "std" in asked, uses and cpu_windows._any_wide(numbers, threads)),
-        (
-            "min" in asked,
-            "max" in asked,
-            "first" in asked,
-            bool(asked & {"last", "recency"}),
-            "distinct" in asked,
-            bool(asked & {"ewm_sum", "ewm_mean"}),
-        ),
-    )
 
 
 def _tasks(source: cpu_windows._Source, probes: cpu_windows._Probes, widest: int) -> NDArray[np.int64]:
@@ -795,7 +775,7 @@ def _scratch(tasks: NDArray[np.int64], windows: int, plan: cpu_windows._Plan, ge
     decayed = n if needs[5] else 1
     memory = (
         empty((n, windows + 1, FIXED), np.uint64),
-        empty((n, windows + 1 if form[2] else 0, WIDE), np.int64),
+        empty((n, windows + 1 if form[2] == exact.WIDE_FORM else 0, WIDE), np.int64),
         empty((n, 2, WORDS), np.uint64),
         empty((decayed, 4, FIXED), np.uint64),
         empty((decayed, 2, WIDE), np.int64),

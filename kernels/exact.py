@@ -1,8 +1,10 @@
 """Exact sums of float64 and of their squares, as integers, so that adding and removing leaves no trace and no order matters.
 
-Two forms hold the same exact number, and both are rounded by the same rule, so a result does not depend on the form:
+Three forms hold the same exact number, and all are rounded by the same rule, so a result does not depend on the form:
 - fixed, uint64[10]: words 0-2 the sum in units of 2**-92, words 3-7 the sum of squares in units of 2**-184 (two's complement),
   words 8-9 how many +inf and -inf were added. Takes |x| in [2**-40, 2**52) and 0 (see `is_wide`); 2**31 rows fit.
+- whole, in the words of the fixed form: word 0 the sum, word 3 the sum of squares. Takes whole numbers (delays, counts, flags)
+  whose squares add up to less than 2**62.
 - wide, int64[201]: 67 digits base 2**32 for the sum in units of 2**-1084, 134 for the squares in units of 2**-2168: every double
   (Kulisch's long accumulator; digits carry only when read).
 
@@ -26,6 +28,7 @@ FIXED = 10
 WIDE = 67 + 134
 WORDS = 34 + 69  # scratch of the rounding functions
 _SUM, _SQUARES = 67, 134
+FIXED_FORM, WIDE_FORM, WHOLE_FORM = 0, 1, 2
 _UNIT = 92  # fixed sums are in units of 2**-92
 WIDE_UNIT = 1084  # wide sums are in units of 2**-1084
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
@@ -55,6 +58,20 @@ def any_wide(values: Any) -> Any:
         if is_wide(np.float64(values[i]).view(np.int64)):
             return True
     return False
+
+
+@njit(allocates=False)
+def whole_bound(values: Any) -> Any:
+    """The largest magnitude of float64[n] when all but NaN are whole numbers up to 2**31, else -1."""
+    most = 0.0
+    for i in range(len(values)):
+        size = abs(values[i])
+        if size != size:
+            continue
+        if not (size <= 2147483648.0 and size == np.floor(size)):
+            return -1.0
+        most = max(most, size)
+    return most
 
 
 @njit(inline=True, allocates=False)
@@ -152,10 +169,14 @@ def add_wide(acc: Any, which: Any, bits: Any) -> None:
 
 @njit(inline=True, allocates=False)
 def add(fixed: Any, wide: Any, which: Any, bits: Any, form: Any) -> None:
-    """Add a double to accumulator number `which` of the form in use: form = (used at all, squares, wide)."""
+    """Add a double to accumulator number `which` of the form in use: form = (used at all, squares, which form)."""
     if not form[0]:
         return
-    if form[2] and (bits >> 52) & 0x7FF != 0x7FF:
+    if form[2] == WHOLE_FORM:
+        whole = np.int64(np.int64(bits).view(np.float64))
+        fixed[which, 0] += np.uint64(whole)
+        fixed[which, 3] += np.uint64(whole * whole)
+    elif form[2] == WIDE_FORM and (bits >> 52) & 0x7FF != 0x7FF:
         add_wide(wide, which, bits)
     else:
         add_fixed(fixed, which, bits, form[1])
@@ -269,6 +290,30 @@ def moments_fixed(acc: Any, drop: Any, n: Any, squares: Any, words: Any, out: An
             _minus_row(words, i)
     bits, power = _top_of_six(words)
     out[at + 2] = _deviation(bits, power, n) if bits != _ZERO else 0.0
+
+
+@njit(inline=True, allocates=False)
+def moments_whole(acc: Any, drop: Any, n: Any, squares: Any, out: Any, at: Any) -> None:
+    """`moments_fixed` for the whole form."""
+    whole = np.int64(acc[0, 0] - acc[drop, 0])
+    total = np.float64(whole)
+    out[at], out[at + 1] = total, total / n
+    if not squares or n < 2:
+        out[at + 2] = np.nan
+        return
+    size = np.uint64(abs(whole))
+    high, low = mul128(acc[0, 3] - acc[drop, 3], np.uint64(n))
+    minus_high, minus_low = mul128(size, size)
+    high = np.uint64(high) - np.uint64(minus_high) - np.uint64(np.uint64(low) < np.uint64(minus_low))
+    low = np.uint64(low) - np.uint64(minus_low)
+    if high != _ZERO:
+        leading, zeros = _leading(high, low, _ZERO)
+        out[at + 2] = _deviation(leading, np.int64(64) - zeros, n)
+    elif low != _ZERO:
+        leading, zeros = _leading(low, _ZERO, _ZERO)
+        out[at + 2] = _deviation(leading, -zeros, n)
+    else:
+        out[at + 2] = 0.0
 
 
 @njit(inline=True, allocates=False)
@@ -457,7 +502,8 @@ def _moments_of(values: Any, out: Any) -> None:
     fixed, long = np.zeros((2, FIXED), np.uint64), np.zeros((2 if wide else 0, WIDE), np.int64)
     for i in range(len(values)):
         if values[i] == values[i]:
-            add(fixed, long, 0, np.float64(values[i]).view(np.int64), (True, True, wide))
+            form = (True, True, WIDE_FORM if wide else FIXED_FORM)
+            add(fixed, long, 0, np.float64(values[i]).view(np.int64), form)
     if wide:
         moments_wide(long, 1, (fixed[0, 8], fixed[0, 9], n, True), words, out, 1)
     else:

@@ -19,7 +19,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
-from kernels.exact import FIXED, WIDE, WORDS, add, add_fixed, add_wide, any_wide, is_wide, moments_fixed, moments_wide
+from kernels.exact import (
+    FIXED,
+    FIXED_FORM,
+    WHOLE_FORM,
+    WIDE,
+    WIDE_FORM,
+    WORDS,
+    add,
+    add_fixed,
+    add_wide,
+    any_wide,
+    is_wide,
+    moments_fixed,
+    moments_whole,
+    moments_wide,
+    whole_bound,
+)
 from kernels.jit import check_threads, njit, run_ranges, split
 from kernels.sort import ascending, bounds, grouped_columns, radix_order
 
@@ -151,9 +167,11 @@ def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
     w, n, first, latest, t = at
     form, needs = plan[2], plan[3]
     stat[_COUNT] = np.float64(n)
-    if form[2]:
+    if form[2] == WIDE_FORM:
         state = (fixed[0, 8] - fixed[w + 1, 8], fixed[0, 9] - fixed[w + 1, 9], n, form[1])
         moments_wide(wide, w + 1, state, words, stat, _SUM)
+    elif form[0] and form[2] == WHOLE_FORM:
+        moments_whole(fixed, w + 1, n, form[1], stat, _SUM)
     elif form[0]:
         moments_fixed(fixed, w + 1, n, form[1], words, stat, _SUM)
     if needs[3]:
@@ -327,7 +345,7 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
     widest = windows.max()
     sums = (
         np.empty((count + 1, FIXED), np.uint64),
-        np.empty((count + 1 if form[2] else 0, WIDE), np.int64),
+        np.empty((count + 1 if form[2] == WIDE_FORM else 0, WIDE), np.int64),
         np.empty(WORDS, np.uint64),
         (np.empty((4, FIXED), np.uint64), np.empty((2, WIDE), np.int64), np.empty(WORDS, np.uint64)),
     )
@@ -393,7 +411,7 @@ class _Probes(NamedTuple):
 class _Plan(NamedTuple):
     windows: NDArray[np.int64]
     columns: NDArray[np.int64]  # aggregate codes
-    form: tuple[bool, bool, bool]  # any of sum, mean, std; std; wide form
+    form: tuple[bool, bool, int]  # any of sum, mean, std; std; how sums are held (`kernels.exact`)
     needs: tuple[bool, bool, bool, bool, bool, bool]  # min, max, first, last or recency, distinct, ewm
 
 
@@ -552,13 +570,25 @@ def trailing(
     widths, names = _check_plan(windows, aggregates, numbers is not None)
     check_threads(threads)
     out = np.empty((len(groups), len(widths), len(names)))
+    plan = _plan(widths, names, numbers, threads)
+    source, probes = _prepare(
+        (groups, times), (entity, event, known), np.empty(0) if numbers is None else numbers, threads
+    )
+
+    def part(a: int, b: int) -> None:
+        _sweep(tuple(source), tuple(probes), tuple(plan), (a, b), out)
+
+    run_ranges(part, split(len(groups), 1 if threads == 1 else threads * _TASKS_PER_THREAD), threads)
+    return out
+
+
+def _plan(widths: NDArray[np.int64], names: Sequence[str], numbers: NDArray[np.float64] | None, threads: int) -> _Plan:
     asked = set(names)
-    uses = bool(asked & {"sum", "mean", "std"})
-    nothing = np.empty(0)
-    plan = _Plan(
+    sums = bool(asked & {"sum", "mean", "std"})
+    return _Plan(
         widths,
         np.array([AGGREGATES[name] for name in names], np.int64),
-        (uses, "std" in asked, uses and _any_wide(numbers, threads)),
+        (sums, "std" in asked, _form(numbers, threads) if sums and numbers is not None else FIXED_FORM),
         (
             "min" in asked,
             "max" in asked,
@@ -568,16 +598,12 @@ def trailing(
             bool(asked & {"ewm_sum", "ewm_mean"}),
         ),
     )
-    source, probes = _prepare((groups, times), (entity, event, known), nothing if numbers is None else numbers, threads)
-
-    def part(a: int, b: int) -> None:
-        _sweep(tuple(source), tuple(probes), tuple(plan), (a, b), out)
-
-    run_ranges(part, split(len(groups), 1 if threads == 1 else threads * _TASKS_PER_THREAD), threads)
-    return out
 
 
-def _any_wide(numbers: NDArray[np.float64] | None, threads: int) -> bool:
-    if numbers is None:
-        return False
-    return any(run_ranges(lambda a, b: any_wide(numbers[a:b]), split(len(numbers), threads), threads))
+def _form(numbers: NDArray[np.float64], threads: int) -> int:
+    """The cheapest form that holds the sums of these numbers and of their squares exactly."""
+    parts = split(len(numbers), threads)
+    sizes = run_ranges(lambda a, b: float(whole_bound(numbers[a:b])), parts, threads)
+    if min(sizes, default=0.0) >= 0.0 and len(numbers) * max(sizes, default=0.0) ** 2 < 2.0**62:
+        return WHOLE_FORM
+    return WIDE_FORM if any(run_ranges(lambda a, b: any_wide(numbers[a:b]), parts, threads)) else FIXED_FORM

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import windows
+from kernels.exact import FIXED_FORM, WHOLE_FORM, WIDE_FORM
 from kernels.windows import AGGREGATES, trailing
 from tests import naive
 from tests.kernels.cases import DAY, HOUR, NAT, NUMBERS, ORDINARY, examples, layouts, same_bytes
@@ -63,6 +64,40 @@ def test_equals_the_slow_twin_on_any_input(table):
 def test_equals_the_slow_twin_when_rows_are_known_at_once(table):
     *rest, values = table
     check_against_twin((*rest, np.where(np.abs(values) == 1.7e308, 1e300, values)))
+
+
+WHOLE = st.one_of(st.integers(-3, 3), st.sampled_from([0, 2**28, -(2**28), 2**27 + 1, 99_999_989])).map(float)
+
+
+@examples(120)
+@given(tables(numbers=st.one_of(WHOLE, st.just(math.nan))), st.booleans())
+def test_whole_numbers_give_the_bits_of_any_other_form(table, ordered):
+    probe, time, entity, event, known, values = table
+    known = event if ordered else known
+    forms = []
+    for form in (FIXED_FORM, WHOLE_FORM, WIDE_FORM):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(windows, "_form", lambda *_, form=form: form)
+            forms.append(trailing(probe, time, entity, event, known, values, [3, 10, 2**62], NAMES))
+    assert same_bytes(forms)
+    check_against_twin((probe, time, entity, event, known, values))
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([1.0, -5.0, 0.0, math.nan], WHOLE_FORM),
+        ([], WHOLE_FORM),
+        ([2.0**29] * 15, WHOLE_FORM),
+        ([2.0**29] * 16, FIXED_FORM),  # squares of 2**62 in all
+        ([2.0**32], FIXED_FORM),
+        ([0.5], FIXED_FORM),
+        ([1.0, math.inf], FIXED_FORM),
+        ([1.0, 1e-300], WIDE_FORM),
+    ],
+)
+def test_the_form_is_the_cheapest_that_holds_the_numbers(values, form):
+    assert windows._form(np.array(values), 1) == form
 
 
 @examples(60)
