@@ -1,4 +1,4 @@
-"""Rows of a row-major block into a given buffer: how batches are made from a packed data set."""
+"""Rows of a row-major block into a given buffer: how batches are made from a packed data set. And a block into columns."""
 
 from __future__ import annotations
 
@@ -60,3 +60,44 @@ def gather_rows(block: NDArray[Any], index: ArrayLike, out: NDArray[Any], thread
 
     run_ranges(part, split(len(rows), threads), threads)
     return out
+
+
+@njit
+def _columns(block: Any, first: Any, values: Any, valid: Any, nulls: Any) -> None:
+    """Rows first, first + 1, ... of the block; `first` is a multiple of 8, so that no other range shares a byte."""
+    n, width = block.shape
+    for start in range(0, n, 64):
+        stop = min(start + 64, n)
+        for k in range(width):
+            for byte in range(start, stop, 8):
+                bits = np.uint8(0)
+                for i in range(byte, min(byte + 8, stop)):
+                    value = block[i, k]
+                    values[k, first + i] = value
+                    bits |= np.uint8(value == value) << np.uint8(i - byte)
+                    nulls[k] += np.int64(value != value)
+                valid[k, (first + byte) >> 3] = bits
+
+
+def columns_of(
+    block: NDArray[np.float64], threads: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.uint8], NDArray[np.int64]]:
+    """The columns of a row-major block, and where they are null (NaN) as bitmaps of Arrow (bit i of byte j: row 8 j + i).
+
+    Shape: block float64[n, k] C-contiguous -> values float64[k, n], valid uint8[k, ceil(n / 8)], nulls int64[k].
+    Raises TypeError for another type, ValueError for another layout.
+    """
+    if not isinstance(block, np.ndarray) or block.dtype != np.float64:
+        raise TypeError(f"block must be an array of float64, found {getattr(block, 'dtype', type(block).__name__)}")
+    if block.ndim != 2 or not block.flags.c_contiguous:
+        raise ValueError(f"block must be [n, k] and C-contiguous, found shape {block.shape}")
+    n, width = block.shape
+    values, valid = np.empty((width, n)), np.empty((width, -(-n // 8)), np.uint8)
+
+    def part(a: int, b: int) -> NDArray[np.int64]:
+        nulls = np.zeros(width, np.int64)
+        _columns(block[64 * a : 64 * b], 64 * a, values, valid, nulls)
+        return nulls
+
+    parts = run_ranges(part, split(-(-n // 64), threads), threads)
+    return values, valid, np.sum(parts, axis=0, dtype=np.int64) if parts else np.zeros(width, np.int64)

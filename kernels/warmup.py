@@ -21,6 +21,7 @@ def _order() -> None:
 def _gather() -> None:
     for dtype in gather.GATHERED:
         gather.gather_rows(np.zeros((2, 2), dtype), np.array([1]), np.empty((1, 2), dtype))
+    gather.columns_of(np.zeros((1, 1)))
 
 
 def _sort() -> None:

@@ -12,6 +12,7 @@ each entity the active rows are contiguous and the sweep is simpler (the fast pa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ from kernels.exact import (
     whole_bound,
 )
 from kernels.jit import check_threads, njit, run_ranges, split
-from kernels.sort import ascending, bounds, grouped_columns, radix_order
+from kernels.sort import _BITS, _bounds, _radix, ascending, bounds, grouped_columns, radix_order
 
 AGGREGATES = {
     name: code
@@ -49,6 +50,7 @@ _COUNT, _SUM, _MEAN, _STD, _MIN, _MAX, _LAST, _FIRST, _RECENCY, _DISTINCT, _EWM_
 _WITHOUT_VALUES = ("count", "recency")
 _NAT = check.NAT
 _TASKS_PER_THREAD = 8
+_INSERTION_ROWS = 256  # up to here counting 2,048 buckets costs more
 
 
 # --------------------------------------------------------------------------- small parts of the sweep
@@ -436,6 +438,54 @@ def _falls(known: Any, starts: Any, first: Any, last: Any) -> Any:
     return False
 
 
+@njit
+def _order_ties(starts: Any, first: Any, last: Any, event: Any, known: Any, order: Any, value: Any) -> None:
+    """Order rows of equal event_time by (known_at, row), in place; they are in row order."""
+    for g in range(first, last):
+        low = starts[g]
+        while low < starts[g + 1]:
+            high = low + 1
+            while high < starts[g + 1] and event[high] == event[low]:
+                high += 1
+            falls = False
+            for k in range(low + 1, high):
+                falls = falls or known[k] < known[k - 1]
+            if falls:
+                at = low + np.argsort(known[low:high], kind="mergesort")
+                known[low:high], order[low:high], value[low:high] = known[at], order[at], value[at]
+            low = high
+
+
+@njit
+def _order_by_known(starts: Any, first: Any, last: Any, known: Any, out: Any) -> None:
+    """out[starts[g] : starts[g + 1]] = positions of group g by known_at, stable."""
+    for g in range(first, last):
+        low, high = starts[g], starts[g + 1]
+        if high - low > _INSERTION_ROWS:
+            part = known[low:high]
+            least, most = _bounds(part)
+            passes, span = 0, np.uint64(most) - np.uint64(least)
+            while span > np.uint64(0):
+                passes, span = passes + 1, span >> np.uint64(_BITS)
+            found = _radix(part, least, passes, np.arange(high - low), np.empty(high - low, np.int64))
+            for k in range(high - low):
+                out[low + k] = low + found[k]
+            continue
+        for k in range(low, high):
+            at = k
+            while at > low and known[out[at - 1]] > known[k]:
+                out[at] = out[at - 1]
+                at -= 1
+            out[at] = k
+
+
+def _over_groups(work: Any, starts: NDArray[np.int64], threads: int) -> list[Any]:
+    """work(first, last) over ranges of groups with about equally many rows each."""
+    cuts = np.searchsorted(starts, np.linspace(0, starts[-1], 8 * threads + 1).astype(np.int64))
+    edges = [0, *np.minimum(cuts[1:-1], len(starts) - 1).tolist(), len(starts) - 1]
+    return run_ranges(work, [(a, b) for a, b in itertools.pairwise(edges) if b > a], threads)
+
+
 def _codes(entity: NDArray[np.int64], probe: NDArray[np.int64], threads: int) -> tuple[Any, Any, int, int]:
     """(source codes, probe codes, smallest, span): codes in [smallest, smallest + span), probes' one more for none of them."""
     if len(entity) == 0:
@@ -498,12 +548,11 @@ def _prepare(
     columns: list[NDArray[Any]] = [event, values] if same else [event, values, known]
     order, starts, (event, values, *late) = _sorted_groups(codes, [event], (low, span), threads, columns)
     by_known = np.empty(0, np.int64)
-    groups = split(span, 8 * threads)
-    if late and any(run_ranges(lambda a, b: _falls(late[0], starts, a, b), groups, threads)):
-        order, starts, (event, values, *late) = _sorted_groups(
-            codes, [known, columns[0]], (low, span), threads, columns
-        )
-        by_known = _sorted_groups(codes[order], late, (low, span), threads)[0]
+    if late:
+        _over_groups(lambda a, b: _order_ties(starts, a, b, event, late[0], order, values), starts, threads)
+        if any(_over_groups(lambda a, b: _falls(late[0], starts, a, b), starts, threads)):
+            by_known = np.empty(len(order), np.int64)
+            _over_groups(lambda a, b: _order_by_known(starts, a, b, late[0], by_known), starts, threads)
     ready = _Source(starts, event, late[0] if late else event, values, by_known)
     if mirrored:
         return ready, _Probes(starts, event, order)

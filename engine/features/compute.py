@@ -19,6 +19,7 @@ from engine.errors import UserError
 from engine.features import functions, moments
 from engine.features.spec import PART_PERIOD, calendar_columns, view_columns, view_inputs
 from kernels.asof import asof
+from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
 from kernels.windows import trailing
 
@@ -131,9 +132,18 @@ def _window_features(
         block = trailing(
             probe_codes, decisions, history_codes, events, known, values, windows, aggregates, threads=threads
         )
-        for window in range(len(windows)):
-            columns += [pa.array(block[:, window, index], from_pandas=True) for index in range(len(aggregates))]
+        columns += _float_columns(block.reshape(len(block), len(windows) * len(aggregates)), threads)
     return dict(zip((feature.name for feature in view_columns(name, view, data)), columns, strict=True))
+
+
+def _float_columns(block: np.ndarray, threads: int) -> list[pa.Array]:
+    """The columns of float64[n, k] as Arrow arrays; NaN is null."""
+    values, valid, nulls = columns_of(block, threads)
+    buffers = [[pa.py_buffer(valid[k]) if nulls[k] else None, pa.py_buffer(values[k])] for k in range(block.shape[1])]
+    return [
+        pa.Array.from_buffers(pa.float64(), len(block), pair, int(missing))
+        for pair, missing in zip(buffers, nulls, strict=True)
+    ]
 
 
 def _asof_features(

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from kernels.gather import GATHERED, gather_rows
+from kernels.gather import GATHERED, columns_of, gather_rows
 from tests.kernels.cases import layouts
 
 
@@ -47,3 +48,32 @@ def test_other_types_are_refused():
         gather_rows(np.zeros((2, 2), np.float16), [0], np.empty((1, 2), np.float16))
     with pytest.raises(ValueError, match=r"block must be \[n, w\]"):
         gather_rows(np.zeros(2, np.float32), [0], np.empty((1, 2), np.float32))
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 64, 65, 200])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_columns_and_their_bitmaps_are_those_of_arrow(n, threads):
+    rng = np.random.default_rng(n)
+    block = rng.standard_normal((n, 5))
+    block[rng.random((n, 5)) < 0.3] = np.nan
+    block[:, 4] = -0.0
+    values, valid, nulls = columns_of(block, threads)
+    np.testing.assert_array_equal(values, block.T)
+    for k in range(5):
+        expected = pa.array(np.ascontiguousarray(block[:, k]), from_pandas=True)
+        found = pa.Array.from_buffers(pa.float64(), n, [pa.py_buffer(valid[k]), pa.py_buffer(values[k])])
+        assert found.equals(expected) and nulls[k] == expected.null_count
+
+
+@pytest.mark.parametrize(
+    ("block", "error"),
+    [
+        ([[1.0]], TypeError),
+        (np.zeros((2, 2), np.float32), TypeError),
+        (np.zeros(3), ValueError),
+        (np.zeros((4, 4))[:, ::2], ValueError),
+    ],
+)
+def test_blocks_that_cannot_be_turned_are_refused(block, error):
+    with pytest.raises(error, match="found"):
+        columns_of(block)
