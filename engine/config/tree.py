@@ -417,6 +417,9 @@ class ScoreConfig:
     """Which rows are scored by which model."""
 
     model: str = key("", "run directory or name@alias")
+    shadow: str | None = key(
+        None, "second model, as name@challenger, whose scores go beside in shadow_score and shadow_model; null = none"
+    )
     between: tuple[str, ...] = key((), "[from, to] of the event time, from included, to excluded; empty = all")
     unit_rows: int = key(262_144, "rows of a work unit", ge=1)
     resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
@@ -640,6 +643,7 @@ class TrackingConfig:
     mode: str = key("auto", "auto = online where WANDB_API_KEY is set", choices=("auto", "online", "offline"))
     group: str | None = key(None, "group of runs in the tracker; null = the name of the experiment")
     tags: tuple[str, ...] = key((), "tags of the run in the tracker")
+    rows: bool = key(False, "send the rows of data that a model's bundle holds (gate, samples); else by reference")
     timeout: str = key("60s", "how long the mirror may take to open, or to finish after the run", parse=units.span)
 
 

@@ -31,6 +31,10 @@ ALIASES = ("champion", "challenger")
 SHORTEST_PREFIX = 6
 
 
+class NoAlias(UserError):
+    """An alias stands for no version yet, or no longer."""
+
+
 class Moved(UserError):
     """The champion is no longer the one that the mover saw."""
 
@@ -115,14 +119,15 @@ class Registry:
     def find(self, reference: str) -> Version:
         """The version behind an alias or a digest (its first 6 characters are enough where they are unique).
 
-        Raises UserError.
+        Raises UserError, NoAlias where an alias stands for none.
         """
         if reference in ALIASES:
             found = self.state().alias(reference)
             if found is None:
-                raise UserError(
-                    f"{self.name!r} has no {reference} yet: promote one with `python -m engine registry promote {self.name} RUN`"
-                )
+                way = f"`python -m engine registry promote {self.name} RUN` makes one the champion"
+                if reference == "challenger":
+                    way = "`retrain` makes one, and a promotion ends it"
+                raise NoAlias(f"{self.name!r} has no {reference}: {way}")
             return self._open(self.directory / "versions" / found)
         matches = [version for version in self.versions() if version.digest.startswith(reference)]
         if len(reference) < SHORTEST_PREFIX or len(matches) != 1:

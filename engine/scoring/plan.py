@@ -72,6 +72,7 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> Plan:
         level=config.score.compression_level,
         device=predictor.device,
         earlier=str(earlier["parts"]) if earlier else None,
+        shadow=str(predictor.shadow.bundle.directory.absolute()) if predictor.shadow else None,
     )
     items = list(plan_items(left, earlier.get("units", {}), config.score.unit_rows, predictor.tile_rows))
     return Plan(job, dataset, views, start, stop, done, items)
@@ -86,6 +87,7 @@ def context_of(config: Config, predictor: Predictor, dataset: Dataset, rows: tup
         "architecture": files["model.json"]["sha256"],
         "feature state": files["features.json"]["sha256"],
         "model": predictor.digest,
+        "shadow": predictor.shadow and predictor.shadow.digest,
         "input": dataset.digest,
         "rows": list(rows),
         "columns": list(passed_columns(config)),
@@ -124,7 +126,7 @@ def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, A
             continue
         context = storage.read_json(path)
         asked = context_of(config, predictor, NONE_YET, (0, 0))
-        if any(context[name] != asked[name] for name in asked if name not in ("input", "rows")):
+        if any(context.get(name) != asked[name] for name in asked if name not in ("input", "rows")):
             continue
         ledger = storage.read_parquet(directory / "ledger.parquet", ["start", "stop", "digest"])
         found = {(row["start"], row["stop"]): row["digest"] for row in ledger.to_pylist()}
@@ -138,7 +140,8 @@ def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, A
 def check_columns(config: Config) -> None:
     """Passed-through columns must be free names in the output; the partition column is passed through too."""
     for name in passed_columns(config):
-        if name in RESERVED or name == "score" or name.startswith("score_") or name == config.data.event_time:
+        own = name == "score" or name.startswith(("score_", "shadow_"))
+        if own or name in RESERVED or name == config.data.event_time:
             raise UserError(f"score.columns: the output has a column {name!r} of its own; leave it out")
 
 

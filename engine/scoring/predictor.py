@@ -34,6 +34,7 @@ class Predictor:
     device: str = "cpu"
     profile_spec: ProfileSpec | None = None
     team: Team | None = None  # threads that already run; without them every call starts its own
+    shadow: Predictor | None = None  # a second model whose scores go beside
     scorer: DeviceScorer | None = None  # buffers and graphs on the device
 
     @property

@@ -20,6 +20,7 @@ import pyarrow as pa
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import cluster, pool
+from engine.runtime.registry import NoAlias
 from engine.runtime.run import Run, load_record
 from engine.scoring import output, units
 from engine.scoring.plan import Plan, check_columns, prepare
@@ -36,6 +37,7 @@ from engine.training.train import with_spec_of
 def check_scorable(config: Config) -> None:
     """Fail before spending: the model must be there."""
     find_model(config.score.model, Path(config.paths.runs))
+    find_shadow(config)
 
 
 def score(config: Config, run: Run) -> dict[str, float]:
@@ -44,9 +46,9 @@ def score(config: Config, run: Run) -> dict[str, float]:
     predictor = load(config.score.model, config.paths.runs, compute_threads(config), device_of(config))
     run.note(model=predictor.digest)
     config = with_spec_of(config, predictor.bundle)
+    predictor = with_shadow(config, run, predictor)
     check_columns(config)
-    elsewhere = predictor.logits if predictor.device != "cpu" else None
-    gate_rows = check_gate(predictor.bundle, predictor.model, predictor.threads, elsewhere)
+    gate_rows = check_predictor(predictor)
     plan = prepare(config, run, predictor)
     tally = score_units(config, run, predictor, plan)
     scored = time.monotonic()
@@ -62,6 +64,44 @@ def score(config: Config, run: Run) -> dict[str, float]:
     if tally.failed:
         raise UserError(failed_message(run, tally))
     return metrics
+
+
+def check_predictor(predictor: Predictor) -> int:
+    """Check the gate on the device that scores; returns the rows checked. Raises UserError."""
+    elsewhere = predictor.logits if predictor.device != "cpu" else None
+    return check_gate(predictor.bundle, predictor.model, predictor.threads, elsewhere)
+
+
+def find_shadow(config: Config) -> Path | None:
+    """The bundle of `score.shadow`; None without one, and while name@challenger stands for none. Raises UserError."""
+    if config.score.shadow is None:
+        return None
+    try:
+        return find_model(config.score.shadow, Path(config.paths.runs), "score.shadow")
+    except NoAlias:
+        return None
+
+
+def with_shadow(config: Config, run: Run, predictor: Predictor) -> Predictor:
+    """The predictor with the model of `score.shadow`, if any, beside it: rows and features are read once for both.
+
+    Raises UserError where its specification, its classes or its gate differ from what the run needs.
+    """
+    bundle = find_shadow(config)
+    if bundle is None:
+        if config.score.shadow:
+            run.log(f"score.shadow={config.score.shadow} stands for no model now: nothing is scored beside")
+        return predictor
+    shadow = load(bundle, config.paths.runs, predictor.threads, predictor.device)
+    run.note(shadow=shadow.digest)
+    with_spec_of(config, shadow.bundle)
+    if shadow.classes != predictor.classes:
+        raise UserError(
+            f"score.shadow must have the classes of score.model, {list(predictor.classes)}, found "
+            f"{list(shadow.classes)}: score with it on its own"
+        )
+    check_predictor(shadow)
+    return dataclasses.replace(predictor, shadow=shadow)
 
 
 def device_of(config: Config) -> str:

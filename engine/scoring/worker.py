@@ -50,6 +50,7 @@ class Job:
     level: int
     device: str
     earlier: str | None = None  # parts/ of the run that is appended to
+    shadow: str | None = None  # bundle of the second model
 
     def plain(self) -> dict[str, Any]:
         """JSON values."""
@@ -65,6 +66,8 @@ class UnitScorer:
         data, features = predictor.bundle.data, predictor.bundle.features
         self.columns = list(dict.fromkeys([*data.ids, data.event_time, *job.columns, *event_inputs(data, features)]))
         self.profile_spec = predictor.profile_spec if job.profile else None
+        beside = predictor.shadow
+        self.shadow = beside and replace(beside, threads=predictor.threads, team=predictor.team)
         self._tables: dict[str, pa.Table] | None = None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -84,8 +87,9 @@ class UnitScorer:
     def empty(self) -> pa.Table:
         """The output without rows."""
         facts, raw = self._read((0, 0), Clock())
-        scores, _, _ = self._encode_and_score(raw, Clock())
-        return self._output(row_ids(facts, self.predictor.bundle.data.ids), facts, scores, np.ones(0, bool))
+        scores, _, _ = self._encode_and_score(self.predictor, raw, Clock())
+        ids = row_ids(facts, self.predictor.bundle.data.ids)
+        return self._output(ids, facts, scores, np.ones(0, bool), self._beside(raw, hashlib.sha256(), Clock()))
 
     # ------------------------------------------------------------------------------------------------- one unit
 
@@ -97,8 +101,10 @@ class UnitScorer:
         for rows in steps(unit.start, unit.stop, READ_ROWS):
             facts, raw = self._read(rows, clock)
             ids = row_ids(facts, self.predictor.bundle.data.ids)
-            scores, numeric, codes = self._encode_and_score(raw, clock)
-            _add_input(inputs, ids, facts.select(list(self.job.columns)), numeric, codes)
+            scores, numeric, codes = self._encode_and_score(self.predictor, raw, clock)
+            _add_input(inputs, ids, facts.select(list(self.job.columns)))
+            _add_blocks(inputs, numeric, codes)
+            beside = self._beside(raw, inputs, clock)
             refusal = refusals(self.predictor, facts)
             refusal.add(~_finite(scores), "the model gives no finite score")
             good = refusal.codes == 0
@@ -108,7 +114,7 @@ class UnitScorer:
                 part = Profile.count(self.profile_spec, *_kept(good, raw, scores, codes))
                 profile = part if profile is None else profile.merge(part)
                 clock.lap("profile")
-            pieces.append(self._output(ids, facts, scores, good))
+            pieces.append(self._output(ids, facts, scores, good, beside))
             if not good.all():
                 refused.append(refusal.table(rows[0], ids))
             clock.lap("write")
@@ -166,9 +172,11 @@ class UnitScorer:
             self._tables = {name: self.dataset.table(name) for name in sorted(names)}
         return raw_features(data, features, facts, history, self._tables, self.predictor.threads)
 
-    def _encode_and_score(self, raw: pa.Table, clock: Clock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode_and_score(
+        self, predictor: Predictor, raw: pa.Table, clock: Clock
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(scores, numeric, codes) of all rows, slab by slab; rows that the model cannot take get no meaning."""
-        encoder = self.predictor.bundle.encoder
+        encoder = predictor.bundle.encoder
         n = raw.num_rows
         numeric = np.empty((n, encoder.width), np.float32)
         codes = np.empty((n, len(encoder.cardinalities)), np.int32)
@@ -176,19 +184,33 @@ class UnitScorer:
         for low, high in steps(0, n, SLAB_ROWS):
             numeric[low:high], codes[low:high] = encoder.transform(raw.slice(low, high - low))
             clock.lap("encode")
-            found.append(self.predictor.encoded_scores(numeric[low:high], codes[low:high]))
+            found.append(predictor.encoded_scores(numeric[low:high], codes[low:high]))
             clock.lap("model")
-        return np.concatenate(found) if found else self.predictor.encoded_scores(numeric, codes), numeric, codes
+        return np.concatenate(found) if found else predictor.encoded_scores(numeric, codes), numeric, codes
 
-    def _output(self, ids: pa.Array, facts: pa.Table, scores: np.ndarray, good: np.ndarray) -> pa.Table:
+    def _beside(self, raw: pa.Table, inputs: Any, clock: Clock) -> dict[str, pa.Array]:
+        """Columns `shadow_...` of the second model, whose blocks go into the unit's input; empty without one.
+
+        A score that it cannot give is NaN: it refuses no row of the first model.
+        """
+        if self.shadow is None:
+            return {}
+        scores, numeric, codes = self._encode_and_score(self.shadow, raw, clock)
+        _add_blocks(inputs, numeric, codes)
+        columns = {**score_columns(scores, self.shadow.classes), "model": _repeat(self.shadow.digest, raw.num_rows)}
+        return {f"shadow_{name}": column for name, column in columns.items()}
+
+    def _output(
+        self, ids: pa.Array, facts: pa.Table, scores: np.ndarray, good: np.ndarray, beside: dict[str, pa.Array]
+    ) -> pa.Table:
         event_time = self.predictor.bundle.data.event_time
-        model = pa.DictionaryArray.from_arrays(np.zeros(len(ids), np.int32), pa.array([self.predictor.digest]))
         table = pa.table({
             "row_id": ids,
             event_time: facts[event_time],
             **{name: facts[name] for name in self.job.columns},
             **score_columns(scores, self.predictor.classes),
-            "model": model,
+            "model": _repeat(self.predictor.digest, len(ids)),
+            **beside,
         })  # fmt: skip
         return table if good.all() else table.filter(pa.array(good))
 
@@ -206,12 +228,13 @@ class UnitScorer:
         if before is None or (self.profile_spec is not None and before["profile"] is None):
             return None
         clock, inputs = Clock(), hashlib.sha256()
-        encoder = self.predictor.bundle.encoder
+        models = [self.predictor, *([self.shadow] if self.shadow else [])]
         for rows in steps(unit.start, unit.stop, READ_ROWS):
             facts, raw = self._read(rows, clock)
-            numeric, codes = encoder.transform(raw)
             ids = row_ids(facts, self.predictor.bundle.data.ids)
-            _add_input(inputs, ids, facts.select(list(self.job.columns)), numeric, codes)
+            _add_input(inputs, ids, facts.select(list(self.job.columns)))
+            for model in models:
+                _add_blocks(inputs, *model.bundle.encoder.transform(raw))
             clock.lap("encode")
         if inputs.hexdigest() != before["input"]:
             return None
@@ -323,19 +346,28 @@ def _kept(
     return (raw, scores, codes) if good.all() else (raw.filter(pa.array(good)), scores[good], codes[good])
 
 
-def _add_input(hasher: Any, ids: pa.Array, passed: pa.Table, numeric: np.ndarray, codes: np.ndarray) -> None:
-    """What decides the output of these rows, as the model sees it."""
+def _add_input(hasher: Any, ids: pa.Array, passed: pa.Table) -> None:
+    """What the output of these rows repeats."""
     table = digest.TableDigest(pa.schema([("", ids.type)]))
     table.update(pa.table([ids], [""]))
     hasher.update(table.hexdigest().encode())
     if passed.num_columns:
         hasher.update(digest.of_table(passed).encode())
+
+
+def _add_blocks(hasher: Any, numeric: np.ndarray, codes: np.ndarray) -> None:
+    """What decides the scores of these rows, as a model sees it."""
     hasher.update(_bytes(numeric))
     hasher.update(_bytes(codes))
 
 
 def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _repeat(text: str, rows: int) -> pa.Array:
+    """dictionary<int32, string>[rows] of one text."""
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([text]))
 
 
 def _repeated(table: pa.Table) -> list[str]:
@@ -360,6 +392,8 @@ def open_scorer(job: Job, threads: int) -> UnitScorer:
     """The scorer in another process, from paths alone; its threads run as long as the process does."""
     single_threaded()
     predictor = load(job.bundle, threads=threads, device=job.device)
+    if job.shadow is not None:
+        predictor = replace(predictor, shadow=load(job.shadow, threads=threads, device=job.device))
     predictor = replace(predictor, team=Team(threads).__enter__())
     views = {name: open_view(name, Path(folder)) for name, folder in job.views.items()}
     return UnitScorer(job, predictor, open_dataset(job.dataset), views)
