@@ -58,6 +58,11 @@ class Setting:
         """The config."""
         return self.workshop.history.config
 
+    @property
+    def metric(self) -> str:
+        """Name of the metric that is watched and judged."""
+        return judge.judged_metric(self.config.train.loss, self.policy.gate)
+
 
 # -------------------------------------------------------------------------------------------------------- facts
 
@@ -95,13 +100,19 @@ def version_facts(run: Path) -> dict[str, Any]:
     }
 
 
-def champion_of(registry: Registry, state: State) -> tuple[Version, Champion]:
-    """The champion and what the rules must know of it. Raises UserError when there is none."""
-    version = registry.find("champion")
+def champion_of(registry: Registry, state: State, metric: str) -> tuple[Version, Champion]:
+    """The champion and what the rules must know of it: its figure of `metric` where it was judged, or else its training's.
+
+    Raises UserError when there is none.
+    """
+    version = registry.find(state.champion or "champion")
     promotions = [move for move in state.moves if move["action"] == "promote" and move["to"] == version.digest]
-    judged = (promotions[-1].get("decision") or {}).get("metric") if promotions else None
-    metric = judged if judged is not None else version.facts["metric"]["value"]
-    return version, Champion(version.digest, int(version.facts["seen_until"]), metric)
+    judged = (promotions[-1]["decision"] or {}) if promotions else {}
+    measured = version.facts["metrics"]
+    figures = [judged.get("metric") if judged.get("metric_name") == metric else None]
+    figures += [measured.get(f"{part}/{metric}") for part in ("test", "valid")]
+    value = next((figure for figure in figures if figure is not None), None)
+    return version, Champion(version.digest, int(version.facts["seen_until"]), value)
 
 
 def starts_of(state: State, but: str) -> tuple[int, ...]:
@@ -112,7 +123,7 @@ def starts_of(state: State, but: str) -> tuple[int, ...]:
 
 def gather(setting: Setting, observations: tuple[Observation, ...], now: int, state: State) -> Facts:
     """The facts of a decision at `now`: nothing in them became known later."""
-    _, champion = champion_of(setting.registry, state)
+    _, champion = champion_of(setting.registry, state, setting.metric)
     horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, now)
     new = labelled_rows(setting.history, champion.seen_until, max(now - horizon, champion.seen_until), now)
     seen = tuple(item for item in observations if item.stop <= now)
@@ -224,7 +235,7 @@ def _contest(setting: Setting, decision: dict[str, Any], version: Version, perio
         done = _finished(state, decision)
         if done is not None:
             return done
-        champion, facts = champion_of(setting.registry, state)
+        champion, facts = champion_of(setting.registry, state, setting.metric)
         found = judge_pair(
             setting, champion, version, dataclasses.replace(periods, judge=max(periods.judge, facts.seen_until))
         )
@@ -329,6 +340,7 @@ def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
         verdict, reasons = judge.verdict(evidence, policy.gate)
         same("verdict", saved["verdict"], PROMOTED if verdict == judge.PROMOTE else KEPT)
         same("reasons", saved["reasons"], reasons)
-    elif saved["challenger"] is None:
-        same("verdict", saved["verdict"], HELD if answer.fired else QUIET)
+    else:  # nothing was trained, or there was nothing to judge
+        untrained = HELD if answer.fired else QUIET
+        same("verdict", saved["verdict"], untrained if saved["challenger"] is None else KEPT)
     return saved, differences

@@ -47,9 +47,14 @@ class Judged:
         return len(self.target)
 
 
+def judged_metric(loss: str, gate: GateConfig) -> str:
+    """Name of the metric to beat. Raises UserError when the loss's task does not have it."""
+    return watched_metric(loss, gate.metric, "retrain.gate.metric")
+
+
 def evidence(judged: Judged, loss: str, gate: GateConfig, *, quantile: float = 0.5, seed: int = 0) -> dict[str, Any]:
     """Every figure that the verdict needs: metric, business cost, slices, calibration."""
-    metric = watched_metric(loss, gate.metric)
+    metric = judged_metric(loss, gate)
     weights = _weights(judged.rows, gate.bootstrap, seed)
     found: dict[str, Any] = {
         "rows": judged.rows,

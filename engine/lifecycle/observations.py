@@ -8,9 +8,9 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
+from engine.lifecycle.judge import judged_metric
 from engine.lifecycle.policy import Observation
 from engine.runtime import storage
-from engine.training.evaluate import watched_metric
 
 
 def records(config: Config) -> list[Path]:
@@ -38,7 +38,7 @@ def read_observations(config: Config) -> tuple[Observation, ...]:
     if newest is None:
         return ()
     paths = [path for path in records(config) if path.parent.name <= newest.parent.name]
-    metric = watched_metric(config.train.loss, config.retrain.gate.metric)
+    metric = judged_metric(config.train.loss, config.retrain.gate)
     found = {}
     for path in dict.fromkeys([*paths, newest]):
         item = observation(storage.read_json(path), metric, config.data.time_zone)

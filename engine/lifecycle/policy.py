@@ -22,8 +22,6 @@ class Observation:
     causes: tuple[str, ...] = ()
     metric: float | None = None  # of the rows whose labels were known
     metric_name: str = ""
-    low: float | None = None  # interval of the metric
-    high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ HIGHER_IS_BETTER = {
 }
 
 
-def watched_metric(loss: str, wanted: str | None) -> str:
-    """The validation metric of early stopping; raises UserError when the loss's task does not have it."""
+def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -> str:
+    """The metric of a loss, or the one that the config key `where` wants; raises UserError when its task does not have it."""
     known = METRICS[LOSSES[loss].task]
     name = wanted or LOSSES[loss].metric
     if name not in known:
-        raise UserError(f"train.metric must be one that train.loss={loss} has, found {name!r}.{nearest(name, known)}")
+        raise UserError(f"{where} must be one that train.loss={loss} has, found {name!r}.{nearest(name, known)}")
     return name
 
 

@@ -221,7 +221,46 @@ def test_the_newest_monitoring_record_is_what_retrain_decides_on(folder: Path) -
     assert (decision["verdict"] == "quiet") == (not last["alarm"] and not dropped)
 
 
+def test_the_champion_is_held_to_its_own_figure_of_the_judged_metric(folder: Path) -> None:
+    """A model promoted by its area is not measured against that when the gate watches the log loss."""
+    facts = registry(folder).find("champion").facts
+    assert facts["metric"]["name"] == "roc_auc"
+    quiet = ("retrain.triggers=[drift]", "retrain.gate.metric=log_loss")
+    first = decision_of(run("retrain", folder, *RETRAIN, *quiet))
+    assert first["facts"]["champion"]["metric"] == facts["metrics"]["valid/log_loss"]
+    judged = decision_of(run("retrain", folder, *RETRAIN))  # promotes by roc_auc
+    measured = registry(folder).find("champion").facts["metrics"]
+    figures = {
+        name: decide.champion_of(registry(folder), registry(folder).state(), name)[1].metric
+        for name in ("roc_auc", "log_loss")
+    }
+    assert figures == {"roc_auc": judged["evidence"]["metric"]["challenger"], "log_loss": measured["valid/log_loss"]}
+    with pytest.raises(UserError, match=r"retrain\.gate\.metric must be"):
+        run("retrain", folder, *RETRAIN, "retrain.gate.metric=mae")
+
+
 # -------------------------------------------------------------------------------------------------- field report K1
+
+
+def test_of_two_retrains_that_answer_the_same_alarm_at_once_one_trains(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one begins between this one's look at the history and its own beginning."""
+    real, once = Registry.move, []
+
+    def overtaken(self: Registry, action: str, to: str | None, **options: Any) -> dict[str, Any]:
+        if not once:
+            once.append(action)
+            begin = {**options, "decision": {**options["decision"], "id": "another"}}
+            real(self, action, to, **begin)
+        return real(self, action, to, **options)
+
+    monkeypatch.setattr(Registry, "move", overtaken)
+    decision = decision_of(run("retrain", folder, *RETRAIN, "retrain.cool_down=7d"))
+    assert (decision["verdict"], decision["challenger"]) == ("held", None)
+    assert "retrain.cool_down=7d" in decision["reasons"][0]
+    assert [move["action"] for move in registry(folder).state().moves] == ["promote", "note"]
+    assert len(list(folder.glob("runs/train/tiny/*/DONE"))) == 1
 
 
 def test_scores_that_are_not_finite_keep_the_champion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

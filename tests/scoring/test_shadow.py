@@ -48,6 +48,14 @@ def test_both_models_score_in_one_pass_as_they_would_alone(folder: Path) -> None
     assert both.record["chain"]["scores"] == alone[0].record["chain"]["scores"]  # the champion's answer is untouched
 
 
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_actors_score_with_both(folder: Path) -> None:
+    words = ("score.model=tiny@champion", "score.shadow=tiny@challenger")
+    threads, actors = run("score", folder, *words), run("score", folder, *words, "cluster=ray", "cluster.workers=2")
+    assert predictions(actors.directory).equals(predictions(threads.directory))
+
+
 def test_an_append_reuses_units_only_of_the_same_pair(folder: Path) -> None:
     words = ("score.model=tiny@champion", "score.mode=append", "score.columns=[shop]")
     alone = run("score", folder, *words)
