@@ -249,6 +249,7 @@ def _build(plan: Plan, run: Run) -> list[Staged]:
         finally:
             spool.close()
         manifest = _manifest(plan, staged, tallies, tables, written)
+        manifest["spec"] = run.masked(manifest["spec"])  # as composed, it may hold what the config only refers to
         contract.check(plan.data, manifest, written.counts, _previous(plan))
         _write_beside(plan, folder, manifest, tallies, tables, written)
         _make_room(plan, manifest)

@@ -33,12 +33,13 @@ from engine.lifecycle.challenger import (
     periods_of,
     trained,
 )
+from engine.lifecycle.judge import judged_metric
 from engine.lifecycle.policy import Observation
 from engine.lifecycle.watch import Watch
-from engine.runtime import cluster, environment, pool, storage
+from engine.runtime import cluster, digest, environment, pool, storage
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, load_record, plan_digest
-from engine.training.evaluate import HIGHER_IS_BETTER, intervals, point_metrics, watched_metric
+from engine.training.evaluate import HIGHER_IS_BETTER, intervals, point_metrics
 from engine.training.train import check_trainable
 
 FORMAT = 1
@@ -98,6 +99,8 @@ def backtest(config: Config, run: Run) -> dict[str, float]:
         "policies": results,
     }
     storage.write_json(run.path("backtest.json"), record)
+    run.add_used("first model", bench.first.record["outputs"]["model"])
+    run.add_output("backtest", digest.of_json(record))
     backtest_report.write_report(run, record)
     for line in backtest_report.text_table(record):
         run.log(line)
@@ -142,7 +145,7 @@ def prepare(config: Config, run: Run, history: History) -> Bench:
         history = dataclasses.replace(history, config=config)
         workshop = Workshop(history, run, workshop.cache)
     first = trained(first_config(config, history), run, history.dataset.digest)
-    metric = watched_metric(config.train.loss, config.retrain.gate.metric)
+    metric = judged_metric(config.train.loss, config.retrain.gate)
     watch = Watch(workshop, metric, Path(shared.store) / "backtest" / "monitor")
     return Bench(config, run, workshop, watch, periods, metric, first)
 
@@ -207,7 +210,7 @@ def train_ahead(config: Config, run: Run, history: History, periods: list[Period
             1, environment.cores() // config.cluster.workers if session.local else 1
         )
         actors = pool.Actors(config.cluster.workers, 1 if session.local else threads, config.cluster.gpus_per_worker)
-        work = functools.partial(TrainAhead, history.dataset.digest, threads)
+        work = functools.partial(TrainAhead, history.dataset.digest, threads, run.hidden)
         for outcome in pool.run_actors(work, list(items.values()), actors, TRIES, marks):
             progress.advance(1)
             if outcome.result is None:
@@ -222,14 +225,14 @@ def in_process(config: Config) -> Config:
 class TrainAhead:
     """What a Ray actor does with one plan: the training run that a policy will find by its content."""
 
-    def __init__(self, dataset: str, threads: int) -> None:
-        self.dataset, self.threads = dataset, threads
+    def __init__(self, dataset: str, threads: int, hidden: tuple[str, ...]) -> None:
+        self.dataset, self.threads, self.hidden = dataset, threads, hidden
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Train and say where."""
         config = schema.build(Config, item)
         config = dataclasses.replace(config, resources=dataclasses.replace(config.resources, threads=self.threads))
-        return {"run": str(trained(config, None, self.dataset).directory)}
+        return {"run": str(trained(config, None, self.dataset, self.hidden).directory)}
 
 
 # ------------------------------------------------------------------------------------------------------ replay

@@ -25,7 +25,7 @@ from engine.lifecycle.maturity import label_horizon
 from engine.runtime import digest, environment, storage
 from engine.runtime.run import Run, load_record, plan_digest, unfinished
 from engine.scoring.predictor import Predictor, load
-from engine.training.bundle import Bundle
+from engine.training.bundle import Bundle, unmasked
 from engine.training.gate import check_gate, scores_table
 from engine.training.train import target_values, train
 
@@ -130,14 +130,20 @@ class Training:
         return self.directory / "model"
 
 
-def trained(config: Config, parent: Run | None, dataset: str) -> Training:
-    """A finished training run of this config on a dataset (its digest): found by content, gone on with, or new."""
+def trained(config: Config, parent: Run | None, dataset: str, hidden: tuple[str, ...] = ()) -> Training:
+    """A finished training run of this config on a dataset (its digest): found by content, gone on with, or new.
+
+    The secrets of the parent, or `hidden` where it is in another process, are written nowhere.
+    """
     found = _finished(config, dataset)
     if found is not None:
         _say(parent, f"challenger: {found.directory} was trained on the same rows with the same settings and code")
         return found
-    begun = unfinished("train", config)
-    run = Run.resume(begun) if begun is not None else Run.create("train", config, schema.plain(config))
+    begun, secrets = unfinished("train", config), parent.hidden if parent is not None else hidden
+    if begun is not None:
+        run = Run.resume(begun, secrets)
+    else:
+        run = Run.create("train", config, schema.plain(config), hidden=secrets)
     if parent is not None:
         run.note(parent=str(parent.directory))
     try:
@@ -166,20 +172,22 @@ def _say(run: Run | None, message: str) -> None:
 
 def spec_config(config: Config, bundle: Bundle) -> Config:
     """The config with a model's own data and feature specification; the raw files lie where the config says."""
-    data = dataclasses.replace(bundle.data, path=config.data.path or bundle.data.path)
-    return dataclasses.replace(config, data=data, features=bundle.features, split=SplitConfig())
+    data, features = unmasked(bundle, config)
+    data = dataclasses.replace(data, path=config.data.path or data.path)
+    return dataclasses.replace(config, data=data, features=features, split=SplitConfig())
 
 
 class Workshop:
     """Models in memory, their features and their scores, for as long as one command works with them.
 
-    With `cache` (a folder) scores are kept by content: model, dataset and rows.
+    With `cache` (a folder) scores are kept by content: code, model, dataset and rows.
     """
 
     def __init__(self, history: History, run: Run, cache: Path | None = None) -> None:
         self.history = history
         self.run = run
         self.cache = cache
+        self.code = environment.code()["engine_digest"]
         self._predictors: dict[str, Predictor] = {}
         self._tables: dict[str, FeatureTable] = {}
 
@@ -205,7 +213,7 @@ class Workshop:
         table = self.table(predictor)
         if self.cache is None:
             return scores_of(predictor, table, rows)
-        recipe = digest.of_json([FORMAT, predictor.digest, table.dataset.digest, rows])
+        recipe = digest.of_json([FORMAT, self.code, predictor.digest, table.dataset.digest, rows])
         path = self.cache / f"{recipe}.parquet"
         if not path.exists():
             storage.write_parquet(path, scores_table(scores_of(predictor, table, rows)))

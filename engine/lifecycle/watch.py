@@ -1,4 +1,4 @@
-"""Monitoring of past windows: the `monitor` step itself, its records kept by content."""
+"""Monitoring of past windows: the `monitor` step itself, its records kept by content and code."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ class Watch:
         """What monitoring finds in [start, stop) with this model's reference; labels play no part in it."""
         config = self._config(predictor, start, stop)
         asked = {**schema.plain(config.monitor), "model": predictor.digest}
-        recipe = digest.of_json([FORMAT, self.workshop.history.dataset.digest, asked])
+        recipe = digest.of_json([FORMAT, self.workshop.code, self.workshop.history.dataset.digest, asked])
         path = self.cache / f"{recipe}.json"
         if not path.exists():
-            run = Run.create("monitor", config, schema.plain(config))
+            parent = self.workshop.run
+            run = Run.create("monitor", config, schema.plain(config), hidden=parent.hidden)
+            run.note(parent=str(parent.directory))
             try:
                 run.finish(monitor(config, run))
             except BaseException as error:

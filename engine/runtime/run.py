@@ -61,7 +61,7 @@ class Run:
         self.record = record
         self.resumed = resumed
         self.alarms: list[str] = []
-        self._hidden = hidden
+        self.hidden = hidden
         # Closing the descriptor gives the lock back, at the latest when the object goes.
         self._release = weakref.finalize(self, os.close, lock) if lock is not None else lambda: None
         self._began = time.monotonic()
@@ -175,11 +175,15 @@ class Run:
 
     def redact(self, text: str) -> str:
         """The text without secret values and without passwords in URLs."""
-        for value in self._hidden:
+        for value in self.hidden:
             for form in {value, json.dumps(value, ensure_ascii=False)[1:-1]}:
                 if len(form) >= 4:
                     text = text.replace(form, MASK)
         return _URL_PASSWORD.sub(rf"\1{MASK}", text)
+
+    def masked(self, value: Any) -> Any:
+        """A JSON value with the same done to its texts."""
+        return json.loads(self.redact(json.dumps(value, ensure_ascii=False)))
 
     def log(self, message: str) -> None:
         """One line for a person, to run.log and stderr."""
@@ -213,6 +217,11 @@ class Run:
     def add_output(self, name: str, value: str) -> None:
         """Record an output and its digest."""
         self.record["outputs"][name] = value
+        self.save()
+
+    def add_used(self, name: str, value: str) -> None:
+        """Record what this run took from another one, by the digest that the other recorded as its output."""
+        self.record.setdefault("used", {})[name] = value
         self.save()
 
     def link(self, name: str, value: str) -> None:

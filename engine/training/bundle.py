@@ -8,6 +8,7 @@ last: sizes and digests of the rest, checked before anything is parsed.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from engine.config.tree import Config, DataConfig, FeaturesConfig
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.runtime import digest, registry, storage
+from engine.runtime.run import MASK
 from engine.training.model import Network, from_architecture
 
 FORMAT = 1
@@ -50,21 +52,19 @@ class Bundle:
 
 
 def write_bundle(
-    directory: Path, *, config: Config, encoder: Encoder, model: dict[str, Any], weights: bytes, raw_schema: pa.Schema
+    directory: Path,
+    *,
+    spec: dict[str, Any],
+    encoder: Encoder,
+    model: dict[str, Any],
+    weights: bytes,
+    raw_schema: pa.Schema,
 ) -> None:
-    """Write everything but the gate and the manifest; `seal` finishes the bundle."""
+    """Write everything but the gate and the manifest; `seal` finishes the bundle. `spec` has name, data and features."""
     with storage.atomic_path(directory / "model.safetensors") as temporary:
         temporary.write_bytes(weights)
     storage.write_json(directory / "model.json", {"format": FORMAT, **model})
-    storage.write_json(
-        directory / "spec.json",
-        {
-            "format": FORMAT,
-            "name": config.name,
-            "data": schema.plain(config.data),
-            "features": schema.plain(config.features),
-        },
-    )
+    storage.write_json(directory / "spec.json", {"format": FORMAT, **spec})
     storage.write_json(directory / "features.json", encoder.to_json())
     storage.write_json(
         directory / "schema.json", {"format": FORMAT, "features": {field.name: str(field.type) for field in raw_schema}}
@@ -114,6 +114,29 @@ def read_bundle(directory: Path) -> Bundle:
         schema.build(FeaturesConfig, spec["features"], "features"),
         Encoder.from_json(storage.read_json(directory / "features.json")),
     )
+
+
+def unmasked(bundle: Bundle, config: Config) -> tuple[DataConfig, FeaturesConfig]:
+    """The bundle's specification; what it hides because it held a secret is as the config says it."""
+    kinds: dict[str, type] = {"data": DataConfig, "features": FeaturesConfig}
+    plain = {name: schema.plain(getattr(bundle, name)) for name in kinds}
+    if MASK not in json.dumps(plain):
+        return bundle.data, bundle.features
+    filled = {name: _filled(plain[name], schema.plain(getattr(config, name))) for name in kinds}
+    data, features = (schema.build(kind, filled[name], name) for name, kind in kinds.items())
+    hidden = [name for name, source in data.sources.items() if MASK in f"{source.path} {source.endpoint}"]
+    if hidden:
+        raise UserError(
+            f"the model does not keep where data.sources.{hidden[0]} lies, because that held a secret: add the experiment "
+            "or the data it was trained with (+experiment=NAME)"
+        )
+    return data, features
+
+
+def _filled(kept: Any, said: Any) -> Any:
+    if isinstance(kept, dict) and isinstance(said, dict):
+        return {name: _filled(item, said.get(name)) for name, item in kept.items()}
+    return said if isinstance(kept, str) and MASK in kept and isinstance(said, str) else kept
 
 
 def weights_bytes(model: nn.Module) -> bytes:

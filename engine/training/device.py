@@ -15,6 +15,11 @@ RESIDENT_SHARE = 0.6  # of the free device memory that packed rows may fill; the
 TF32 = False  # fp32 means fp32: matrix products of float32 operands are not rounded to TF32's 10 bits
 
 
+def has_gpu() -> bool:
+    """Whether torch finds a GPU in this process."""
+    return bool(torch.cuda.is_available())
+
+
 def resolve_device(config: Config, recorded: str | None = None) -> str:
     """`cpu` or `cuda` for `train.device`; what an earlier start of the run recorded stands.
 
@@ -25,7 +30,7 @@ def resolve_device(config: Config, recorded: str | None = None) -> str:
     if wanted not in ("auto", "cpu", "cuda"):
         raise UserError(f"train.device must be auto, cpu or cuda, found {wanted!r}")
     remote = config.cluster.kind != "local"
-    found = config.cluster.gpus_per_worker > 0 if remote else torch.cuda.is_available()
+    found = config.cluster.gpus_per_worker > 0 if remote else has_gpu()
     if wanted == "auto":
         return "cuda" if found else "cpu"
     if wanted == "cuda" and not found:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config import units
+from engine.config import schema, units
 from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
@@ -35,6 +35,7 @@ from engine.training.bundle import (
     quantile_of,
     read_bundle,
     seal,
+    unmasked,
     weights_bytes,
     write_bundle,
 )
@@ -49,7 +50,7 @@ from engine.training.model import architecture
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.reference import write_reference
-from engine.training.warm import start_encoder
+from engine.training.warm import start_bundle, start_encoder
 
 PERIODS = ("train", "valid", "test")
 CHUNK_ROWS = 131_072
@@ -76,6 +77,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
     splits = find_splits(config, dataset, PERIODS, run)
     classes = class_names(config, dataset, splits["train"])
     encoder = start_encoder(config, classes) or fit_encoder(config, table, splits["train"])
+    start = start_bundle(config)
+    if start is not None:
+        run.note(started_from=start.digest)
     run.link("fitted", encoder.digest)
     examples = {
         name: pack(config, table, encoder, split, classes, run) for name, split in splits.items() if len(split.rows)
@@ -101,6 +105,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
 def evaluate(config: Config, run: Run) -> dict[str, float]:
     """Measure a finished model on the validation and test periods of the config."""
     bundle = read_bundle(find_model(config.evaluate.model, Path(config.paths.runs), "evaluate.model"))
+    run.note(model=bundle.digest)
     config = with_spec_of(config, bundle)
     dataset = ingest.ensure(config, run)
     table = build.ensure(config, run, dataset)
@@ -337,7 +342,9 @@ def write_model(
         "quantile": config.train.quantile,
         "tile_rows": TILE_ROWS,
     }
-    write_bundle(directory, config=config, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema)
+    data, features = run.masked(schema.plain(config.data)), run.masked(schema.plain(config.features))
+    spec = {"name": config.name, "data": data, "features": features}
+    write_bundle(directory, spec=spec, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema)
     score = functools.partial(scores_of, result.model, model, threads_of(config))
     write_reference(directory, config, table, encoder, score, classes, split.rows)
     gate.write_gate(directory / "gate", config, table, encoder, result.model, model, split.rows)
@@ -417,7 +424,8 @@ def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], enc
 
 def with_spec_of(config: Config, bundle: Bundle) -> Config:
     """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
-    data = dataclasses.replace(bundle.data, path=config.data.path or bundle.data.path)
+    data, features = unmasked(bundle, config)
+    data = dataclasses.replace(data, path=config.data.path or data.path)
     if config.data.columns:
         # Where files lie is no part of the model: what is scored often lies elsewhere.
         places = {name: {key: getattr(source, key) for key in PLACES} for name, source in config.data.sources.items()}
@@ -425,8 +433,8 @@ def with_spec_of(config: Config, bundle: Bundle) -> Config:
         data = dataclasses.replace(data, sources=moved)
         bundle_plain, asked = dataclasses.asdict(data), dataclasses.asdict(config.data)
         _refuse_difference("data", asked, bundle_plain)
-        _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(bundle.features))
-    return dataclasses.replace(config, data=data, features=bundle.features)
+        _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(features))
+    return dataclasses.replace(config, data=data, features=features)
 
 
 def _refuse_difference(path: str, asked: Any, bundled: Any) -> None:
