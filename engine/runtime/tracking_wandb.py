@@ -3,11 +3,13 @@
 Offline, a run has one segment below `wandb/`, written whole at the end from the local log and replaced when the run
 goes on: two segments of one id would replace each other on the server (wandb#5865). Online, points are sent as
 checkpoints cover them and a resumed run goes on after the last step that the server has. W&B's own capture (arguments,
-git, console, machine, code) is off: what it gets is what run.json holds, where secrets are masked already.
+git, console, machine, code) is off: what it gets is what run.json holds, where secrets are masked already. Rows of data
+(a bundle's gate and samples, the parts of a dataset) stay where they are: their artifacts hold a reference with a digest.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ from engine.errors import UserError
 from engine.runtime import places, storage
 
 LARGEST_UPLOAD = 100 * 10**6  # bytes; a larger model goes by reference
+ROWS = ("gate/", "reference_sample.parquet", "reference_outcomes.parquet")  # parts of a bundle that are rows of data
 # Described elsewhere and long: what they decide is in the digests of dataset and features.
 MODELLING = ("name", "data", "split", "features", "model", "train", "evaluate")
 LEFT_OUT = ("data.sources", "data.columns", "data.tables", "data.rules", "data.query", "features.views", "paths")
@@ -118,7 +121,7 @@ class WandbMirror:
             self._run.log(shown, step=max(self._last, 0))
 
     def _log_artifacts(self, record: Mapping[str, Any]) -> None:
-        for artifact in artifacts(self.directory, record):
+        for artifact in artifacts(self.directory, record, self.options.rows):
             self._run.log_artifact(artifact)
 
     def upload(self) -> str:
@@ -189,8 +192,11 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 DEFAULTS = dict(_flat(schema.plain(Config())))
 
 
-def artifacts(directory: Path, record: Mapping[str, Any]) -> Iterator[Any]:
-    """The bundle of the run, and the manifest of its dataset with the data itself by reference."""
+def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) -> Iterator[Any]:
+    """The bundle of the run, and the manifest of its dataset with the data itself by reference.
+
+    `rows` sends the bundle's rows of data too.
+    """
     import wandb
 
     name = str(record["tracking"]["id"])
@@ -203,13 +209,20 @@ def artifacts(directory: Path, record: Mapping[str, Any]) -> Iterator[Any]:
             artifact.add_reference(bundle.resolve().as_uri(), checksum=False)
         else:
             for path in files:
-                artifact.add_file(str(path), path.relative_to(bundle).as_posix(), skip_cache=True, policy="immutable")
+                part = path.relative_to(bundle).as_posix()
+                if part.startswith(ROWS) and not rows:
+                    artifact.add_reference(path.resolve().as_uri(), part)
+                else:
+                    artifact.add_file(str(path), part, skip_cache=True, policy="immutable")
         yield artifact
     folder = places.dataset_folder(record)
     if folder is not None:
         facts = {"digest": record["chain"].get("dataset"), "inputs": record["chain"].get("inputs")}
         artifact = wandb.Artifact(f"dataset-{folder.parent.name}", "dataset", metadata=facts)
-        artifact.add_file(str(folder / "manifest.json"), skip_cache=True)
+        manifest = storage.read_json(folder / "manifest.json")
+        manifest.pop("spec", None)  # as it was composed: it may hold what the config only refers to
+        with artifact.new_file("manifest.json") as file:
+            json.dump(manifest, file, indent=1)
         artifact.add_reference(folder.resolve().as_uri(), name="parts", checksum=False)
         yield artifact
 
@@ -226,14 +239,22 @@ def tables(directory: Path) -> dict[str, Any]:
 
 def _rows_of(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
     if kind == "drift":
-        columns = content.get("columns") or []
-        rows = columns if isinstance(columns, list) else [{"column": name, **entry} for name, entry in columns.items()]
-        yield "drift", list(rows)
+        yield "drift", [dict(_figures(column)) for column in content.get("columns") or ()]
         return
     for split, details in content.items():
         if isinstance(details, Mapping):
             slices = {"month": details.get("by_month") or [], **(details.get("slices") or {})}
             yield f"{split}_slices", [{"slice": name, **row} for name, rows in slices.items() for row in rows]
+
+
+def _figures(column: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """A column of drift.json in one row: `psi` and `psi line` of `statistics: {psi: {value, line}}`."""
+    for name, value in column.items():
+        where = path if name in ("value", "statistics") else f"{path} {name}".strip()
+        if isinstance(value, Mapping):
+            yield from _figures(value, where)
+        elif not isinstance(value, list):
+            yield where, value
 
 
 def _table(rows: list[Mapping[str, Any]]) -> Any:

@@ -20,7 +20,7 @@ import pytest
 from engine.config.tree import TrackingConfig
 from engine.errors import UserError
 from engine.runtime import tracking
-from tests.lifecycle.recorded import make_run
+from tests.lifecycle.recorded import make_run, sha
 from tests.runtime.fake_wandb import FakeWandb, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -366,6 +366,54 @@ def test_a_run_that_was_not_tracked_can_be_sent_later(tmp_path) -> None:
         assert set(fake.points(directory.name)) == {(1, "train/loss", 0.7), (2, "train/loss", 0.6)}
         assert fake.config(directory.name)["train.lr"] == 0.01
         assert fake.summary(directory.name)["test/roc_auc"] == 0.75
+
+
+def drifted(folder: Path) -> Path:
+    """A monitoring run, its dataset in the store, and beside it a bundle with rows of data."""
+    chain = {"dataset": sha("d")}
+    directory = make_run(folder, "20260101T000000-abcdef", "monitor", chain=chain, outputs={"model": sha("a")})
+    statistics = {"psi": {"value": 0.5, "line": 0.2, "alarm": True}, "ks": {"value": None, "reason": "too few rows"}}
+    columns = [{"name": "size", "status": "alarm", "rows": {"current": 7}, "statistics": statistics, "bins": [1, 2]}]
+    (directory / "drift.json").write_text(json.dumps({"verdict": "alarm", "columns": columns}))
+    (directory / "model" / "gate").mkdir(parents=True)
+    for name in ("bundle.json", "reference.json", "reference_sample.parquet", "gate/rows.parquet"):
+        (directory / "model" / name).write_text(f"content of {name}")
+    entry = folder / "store" / "datasets" / "shop" / "x"
+    entry.mkdir(parents=True)
+    manifest = {"digest": sha("d"), "rows": 7, "spec": {"description": SECRET}}
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+    (entry / "part-0.parquet").write_text("rows of the dataset")
+    return directory
+
+
+def test_drift_arrives_as_a_table_and_rows_of_data_stay_at_home(tmp_path) -> None:
+    directory = drifted(tmp_path)
+    tracking.sync(directory, TrackingConfig(mode="offline"))
+    with serving() as fake:
+        synced(directory, fake)
+        table = json.loads(next(body for name, body in fake.uploads.items() if "drift" in name))
+        assert dict(zip(table["columns"], table["data"][0], strict=True)) == {
+            "name": "size", "status": "alarm", "rows current": 7, "psi": 0.5, "psi line": 0.2, "psi alarm": True,
+            "ks": None, "ks reason": "too few rows",
+        }  # fmt: skip
+        assert {entry["artifactTypeName"] for entry in fake.artifacts} == {"model", "dataset", "run_table"}
+        sent = fake.everything()
+        assert b"content of bundle.json" in sent and b"content of reference.json" in sent
+        for kept in (b"content of gate", b"content of reference_sample", b"rows of the dataset", SECRET.encode()):
+            assert kept not in sent
+        listed = [json.loads(body)["contents"] for name, body in fake.uploads.items() if name.startswith("manifest/")]
+        entries = {name: entry for contents in listed for name, entry in contents.items()}
+        for name in ("gate/rows.parquet", "reference_sample.parquet", "parts/part-0.parquet"):
+            assert entries[name]["ref"].startswith("file://") and entries[name]["digest"]
+
+
+def test_rows_of_a_bundle_are_sent_where_they_are_asked_for(tmp_path) -> None:
+    directory = drifted(tmp_path)
+    tracking.sync(directory, TrackingConfig(mode="offline", rows=True))
+    with serving() as fake:
+        synced(directory, fake)
+        assert b"content of gate/rows.parquet" in fake.uploads.values()
+        assert b"content of reference_sample.parquet" in fake.uploads.values()
 
 
 def test_track_sync_names_what_it_needs(tmp_path, monkeypatch) -> None:
