@@ -1,7 +1,8 @@
 """`engine lineage PATH|DIGEST`: what made a thing (data, features, code, weights, thresholds), and what was made of it.
 
 Read from run directories alone: every run says the digests of what it took (`inputs`, `model`) and of what it made
-(`chain`, `outputs`); two runs are related where a digest of one is a digest of the other.
+(`chain`, `outputs`); two runs are related where a digest of one is a digest of the other, or where one started the other
+(`parent`: the trainings of a retrain, the trainings and windows of a backtest, which lie in the store).
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.runs import directories, status
 from engine.lifecycle.words import take
-from engine.runtime import digest, storage
+from engine.runtime import digest, places, storage
 from engine.runtime.run import load_record
 
 SHORTEST = 8
-# A model is known by the digest of its bundle; these keys of a record and of what a run writes name it.
-MODEL_KEYS = ("model", "champion", "challenger", "reference")
+# Keys of a record that hold digests of what other runs made: a model (by its bundle), scores that a run appended to.
+TAKEN_KEYS = ("model", "champion", "challenger", "started_from", "appended_to")
+# What decided: of a monitoring run (its calibration) and of a retrain (its policy).
+THRESHOLDS = (
+    "line", "alpha", "realised", "enough", "season", "floors", "psi_floor",
+    "triggers", "drift_windows", "performance_drop", "max_age", "min_new_rows", "cool_down", "gate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,29 +58,31 @@ def lineage(config: Config, words: list[str]) -> int:
 
 
 def read_nodes(runs: Path) -> list[Node]:
-    """Every run below a folder, oldest first."""
-    found = []
+    """Every run below a folder, oldest first, and those that backtests keep in the store."""
+    found = list(_nodes_below(runs))
+    shared = {places.store_of(node.record) / "backtest" for node in found if node.record["command"] == "backtest"}
+    more = [node for folder in sorted(shared) for node in _nodes_below(folder)]
+    return sorted([*found, *more], key=lambda node: node.directory.name)
+
+
+def _nodes_below(runs: Path) -> Iterator[Node]:
     for directory in directories(runs):
         with contextlib.suppress(UserError):
-            found.append(node_of(directory.resolve()))
-    return found
+            yield node_of(directory.resolve())
 
 
 def node_of(directory: Path) -> Node:
     """One run directory as a node."""
     record = load_record(directory)
     took = {f"input {name}": value for name, value in record.get("inputs", {}).items()}
-    for name, value in _model_digests(record):
-        took[name] = value
+    took |= {**record.get("used", {}), **dict(_taken(record))}
     made = {**record.get("chain", {}), **{f"output {name}": value for name, value in record.get("outputs", {}).items()}}
     return Node(directory, record, took, {name: value for name, value in made.items() if isinstance(value, str)})
 
 
-def _model_digests(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key in MODEL_KEYS:
+def _taken(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in TAKEN_KEYS:
         value = record.get(key)
-        if isinstance(value, Mapping):
-            value = value.get("digest")
         if isinstance(value, str) and _is_digest(value, 64):
             yield key, value
 
@@ -158,11 +166,11 @@ def _uses(node: Node, digests: set[str]) -> bool:
 
 
 def _came_from(node: Node, nodes: Sequence[Node]) -> list[Node]:
-    """The runs that made what this one took; of a dataset or view that several runs report, the first."""
-    sources = []
+    """The runs that made what this one took, and the one that started it; of what several runs report, the first."""
+    sources = [other for other in nodes if str(other.directory) == _parent(node)]
     for name, value in {**node.took, **{k: v for k, v in node.made.items() if k in ("dataset", "features")}}.items():
         made = [other for other in nodes if value in other.made.values() and not name.startswith("input ")]
-        if made and made[0] is not node and _before(made[0], node):
+        if made and made[0] is not node and made[0] not in sources and _before(made[0], node):
             sources.append(made[0])
     return sources
 
@@ -170,6 +178,11 @@ def _came_from(node: Node, nodes: Sequence[Node]) -> list[Node]:
 def _led_to(node: Node, nodes: Sequence[Node]) -> list[Node]:
     """The runs that took what this one made."""
     return [other for other in nodes if other is not node and node in _came_from(other, nodes)]
+
+
+def _parent(node: Node) -> str | None:
+    parent = node.record.get("parent")
+    return str(places.recorded_path(node.record, parent).resolve()) if parent else None
 
 
 def _before(first: Node, second: Node) -> bool:
@@ -206,21 +219,24 @@ def describe(node: Node) -> dict[str, Any]:
         "inputs": record.get("inputs", {}),
         "chain": record.get("chain", {}),
         "outputs": record.get("outputs", {}),
-        **dict(_model_digests(record)),
+        "views": record.get("views", {}),
+        "used": {**record.get("used", {}), **dict(_taken(record))},
+        **dict(_taken(record)),
     }
     thresholds = _thresholds(node.directory)
-    return {**found, **({"thresholds": thresholds} if thresholds is not None else {})}
+    return {
+        **found,
+        **({"alarms": record["alarms"]} if record.get("alarms") else {}),
+        **({"thresholds": thresholds} if thresholds is not None else {}),
+    }
 
 
 def _thresholds(directory: Path) -> Any:
-    """The alarm lines of a monitoring run, the gate of a decision."""
-    for name, keys in (
-        ("drift.json", ("thresholds", "threshold", "calibration")),
-        ("decision.json", ("thresholds", "gate")),
-    ):
+    """The alarm line of a monitoring run with its effect floors; triggers and gate of a decision."""
+    for name, part in (("drift.json", "calibration"), ("decision.json", "policy")):
         if (directory / name).is_file():
-            content = storage.read_json(directory / name)
-            return {key: content[key] for key in keys if key in content} or None
+            content = storage.read_json(directory / name).get(part) or {}
+            return {key: content[key] for key in THRESHOLDS if key in content} or None
     return None
 
 
@@ -248,11 +264,12 @@ def _entry_lines(entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"    code      engine {code['engine_version']} {code['engine_digest'][:12]}{commit}"
     for name, value in entry["inputs"].items():
         yield f"    input     {value[:12]}  {name}"
-    for key in MODEL_KEYS:
-        if isinstance(entry.get(key), str):
-            yield f"    {key:<9} {entry[key][:12]}"
+    for name, value in entry["used"].items():
+        yield f"    took      {value[:12]}  {name}"
     shown = {name: value for name, value in entry["chain"].items() if not name.startswith("loss@")}
     for name, value in {**shown, **{f"-> {name}": value for name, value in entry["outputs"].items()}}.items():
         yield f"    {name:<9} {value[:12]}"
-    if "thresholds" in entry:
-        yield f"    thresholds {json.dumps(entry['thresholds'])[:200]}"
+    for alarm in entry.get("alarms", ()):
+        yield f"    alarm     {alarm}"
+    for name, value in entry.get("thresholds", {}).items():
+        yield f"    threshold {name} = {json.dumps(value)}"

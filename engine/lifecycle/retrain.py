@@ -12,7 +12,7 @@ from engine.lifecycle import decide
 from engine.lifecycle.challenger import History, Workshop, trained
 from engine.lifecycle.observations import newest_record, read_observations
 from engine.lifecycle.policy import Observation
-from engine.runtime import storage
+from engine.runtime import digest, storage
 from engine.runtime.registry import Registry, root_of
 from engine.runtime.run import Run
 
@@ -43,8 +43,12 @@ def retrain(config: Config, run: Run) -> dict[str, float]:
     )
     decision = decide.decide(setting, observations, now)
     decision["monitor"] = str(newest_record(config) or "")
+    if decision["monitor"]:
+        run.add_used("drift", digest.of_json(storage.read_json(Path(decision["monitor"]))))
     storage.write_json(run.path("decision.json"), decision)
-    run.note(verdict=decision["verdict"], champion=decision["champion"], challenger=decision["challenger"])
+    run.add_output("decision", digest.of_json(decision))
+    names = ("verdict", "champion", "challenger", "challenger_run")
+    run.note(**{name: decision[name] for name in names if name in decision})
     for reason in [decision["verdict"], *decision["reasons"]]:
         run.log(reason)
     return figures(decision)

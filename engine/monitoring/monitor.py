@@ -37,7 +37,7 @@ from engine.monitoring.performance import (
 )
 from engine.monitoring.reference import Reference, read_reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
-from engine.runtime import storage
+from engine.runtime import digest, storage
 from engine.runtime.run import Run, load_record
 from engine.scoring.predictor import load
 from engine.scoring.score import predictions
@@ -142,6 +142,8 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     record = load_record(directory)
     if not (directory / "DONE").exists():
         raise UserError(f"{directory} is not finished (no DONE): monitor a scoring run that is")
+    for name, value in record["outputs"].items():
+        run.add_used(f"scoring {name}", value)
     start, stop = scored_period(config, directory, record)
     figures = {name.removeprefix("score/"): value for name, value in _metrics(directory).items()}
     outcomes, reason = None, "labels were not asked for (monitor.labels=false)"
@@ -458,6 +460,7 @@ def rounded(value: Any) -> Any:
 def finish(config: Config, run: Run, reference: Reference, drift: Drift, record: dict[str, Any], plan: Plan) -> None:
     """Write drift.json, history and report; say it; raise the alarm and tell who wants to know."""
     storage.write_json(run.path("drift.json"), record)
+    run.add_output("drift", digest.of_json(record))
     floors = {**FLOORS, **config.monitor.floors}
     rows = history.reference_rows(reference, drift.line, plan, floors, record["model"])
     rows += history.earlier_rows(run.directory, record["model"]) + history.current_rows(record)

@@ -28,14 +28,30 @@ def house(workplace):
             workplace, "2second", chain={**trained, "weights": sha("5")}, inputs=inputs, outputs={"model": OTHER}
         ),
         "score": make_run(
-            workplace, "3score", "score", chain={**chain, "scores": sha("6")}, model=MODEL, inputs=inputs
+            workplace,
+            "3score",
+            "score",
+            chain={**chain, "scores": sha("6")},
+            model=MODEL,
+            inputs=inputs,
+            outputs={"profile": sha("2")},
         ),
-        "monitor": make_run(workplace, "4monitor", "monitor", chain={}, model=MODEL),
+        "monitor": make_run(
+            workplace,
+            "4monitor",
+            "monitor",
+            chain={},
+            model=MODEL,
+            used={"scoring profile": sha("2")},
+            outputs={"drift": sha("3")},
+            alarms=["drift: drift in 1 of 3 columns"],
+        ),
         "stranger": make_run(workplace, "5stranger", chain={"dataset": sha("9")}, outputs={"model": sha("8")}),
     }
     (found["score"] / "predictions").mkdir()
     (found["score"] / "predictions" / "part-0.parquet").write_bytes(b"scores")
-    (found["monitor"] / "drift.json").write_text(json.dumps({"thresholds": {"alpha": 0.01}}))
+    calibration = {"line": 1.5, "alpha": 0.01, "floors": {"psi": 0.1}, "window_scores": [1, 2]}
+    (found["monitor"] / "drift.json").write_text(json.dumps({"calibration": calibration}))
     return found
 
 
@@ -59,10 +75,43 @@ def test_a_scored_part_leads_to_model_data_and_code(cli, house) -> None:
     assert ingest["inputs"] and all(entry["code"]["engine_digest"] == sha("e") for entry in found["made_by"])
 
 
-def test_an_alarm_leads_to_its_thresholds_and_model(cli, house) -> None:
+def test_an_alarm_leads_to_thresholds_scores_weights_features_data_and_code(cli, house) -> None:
     found = traced(cli, house["monitor"] / "drift.json")
-    assert ids(found["made_by"]) == ["monitor", "train", "ingest"]
-    assert found["made_by"][0]["thresholds"] == {"thresholds": {"alpha": 0.01}}
+    assert sorted(ids(found["made_by"])) == ["ingest", "monitor", "score", "train"]
+    alarm = found["made_by"][0]
+    assert alarm["thresholds"] == {"line": 1.5, "alpha": 0.01, "floors": {"psi": 0.1}}
+    assert alarm["alarms"] == ["drift: drift in 1 of 3 columns"]
+    assert alarm["used"] == {"scoring profile": sha("2"), "model": MODEL}
+    train = next(entry for entry in found["made_by"] if entry["command"] == "train")
+    assert train["chain"]["weights"] == sha("4") and train["chain"]["features"] == FEATURES
+    text = cli("lineage", str(house["monitor"])).out
+    assert "alarm     drift: drift in 1 of 3" in text and "threshold line = 1.5" in text and "scoring profile" in text
+
+
+def test_an_alarm_leads_on_to_the_decision_and_the_challenger_that_came_of_it(cli, house, workplace) -> None:
+    decision = make_run(
+        workplace, "6retrain", "retrain", champion=MODEL, challenger=sha("c"), used={"drift": sha("3")},
+        outputs={"decision": sha("0")},
+    )  # fmt: skip
+    gate = {"min_gain": 0.0}
+    (decision / "decision.json").write_text(json.dumps({"policy": {"triggers": ["drift"], "gate": gate, "now": None}}))
+    make_run(workplace, "7challenger", outputs={"model": sha("c")}, started_from=MODEL, parent=str(decision))
+    down = traced(cli, house["monitor"])["used_by"]
+    assert ids(down) == ["retrain", "challenger"]
+    assert down[0]["thresholds"] == {"triggers": ["drift"], "gate": gate}
+    up = ids(traced(cli, sha("c"))["made_by"])
+    assert up[0] == "challenger" and {"retrain", "monitor", "score", "train", "ingest"} <= set(up)
+
+
+def test_what_a_backtest_trained_and_watched_in_the_store_is_known(cli, house, workplace) -> None:
+    backtest = make_run(workplace, "6backtest", "backtest", chain={"dataset": DATASET}, outputs={"backtest": sha("0")})
+    inside = workplace / "store" / "backtest"
+    for name, command in (("7trained", "train"), ("8watched", "monitor")):
+        made = make_run(workplace, name, command, parent=str(backtest), outputs={"model": sha("c")})
+        (inside / command / "shop").mkdir(parents=True)
+        made.rename(inside / command / "shop" / name)
+    assert sorted(ids(traced(cli, backtest)["used_by"])) == ["trained", "watched"]
+    assert ids(traced(cli, sha("c")[:10])["made_by"]) == ["trained", "backtest", "ingest"]
 
 
 def test_a_model_knows_what_was_made_of_it(cli, house) -> None:
@@ -94,7 +143,8 @@ def test_an_entry_of_the_store_is_known_by_its_manifest(cli, house, workplace) -
 
 def test_for_a_person(cli, house) -> None:
     text = cli("lineage", str(house["score"])).out
-    assert "made by:" in text and "used by: nothing" in text and MODEL[:12] in text and "engine 0.1.0" in text
+    assert "made by:" in text and MODEL[:12] in text and "engine 0.1.0" in text
+    assert "used by: nothing" in cli("lineage", str(house["monitor"])).out
 
 
 @pytest.mark.parametrize(
