@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import json
@@ -18,7 +19,7 @@ from engine.errors import UserError
 from engine.lifecycle.restore import environment_differences
 from engine.lifecycle.runs import cell, dotted, find_run, metrics_of, status, table
 from engine.lifecycle.words import take
-from engine.runtime import html, places, storage
+from engine.runtime import environment, html, places, storage
 from engine.runtime.run import load_record
 from engine.runtime.tracking import read_points
 
@@ -128,30 +129,22 @@ def _diff(first: Side, other: Side) -> list[str]:
     lines: list[str] = []
     commits = [str(state.get("commit") or "") for state in states]
     if all(commits) and commits[0] != commits[1]:
-        done = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(states[0]["root"]),
-                "diff",
-                "--stat",
-                "--patch",
-                *commits,
-                "--",
-                "engine",
-                "kernels",
-                "conf",
-            ],
-            capture_output=True,
-            check=False,
-        )
-        lines += done.stdout.decode("utf-8", "replace").splitlines() or [
-            f"commits {commits[0]} and {commits[1]}: no diff at hand"
-        ]
+        lines += _diff_of_commits([str(state["root"]) for state in states], commits)
     names = [f"uncommitted in {side.label}" for side in (first, other)]
     lines += difflib.unified_diff(_patch(first), _patch(other), names[0], names[1], lineterm="", n=1)
     more = len(lines) - DIFF_LINES
     return lines[:DIFF_LINES] + ([f"... and {more} lines more"] if more > 0 else [])
+
+
+def _diff_of_commits(roots: Sequence[str], commits: Sequence[str]) -> list[str]:
+    """By the first git tree at hand that has both: those of the runs, that of this engine."""
+    for root in (*roots, str(environment.engine_root())):
+        command = ["git", "-C", root, "diff", "--stat", "--patch", *commits, "--", "engine", "kernels", "conf"]
+        with contextlib.suppress(OSError):
+            done = subprocess.run(command, capture_output=True, check=False)
+            if done.returncode == 0:
+                return done.stdout.decode("utf-8", "replace").splitlines()
+    return [f"commits {commits[0]} and {commits[1]}: no git tree at hand has both"]
 
 
 def _patch(side: Side) -> list[str]:
@@ -308,12 +301,10 @@ def as_text(found: Mapping[str, Any]) -> str:
         )
     ]
     parts.append(_part("config", ["key", *labels], [[name, *row] for name, row in found["config"].items()]))
-    code = [[name, *row] for name, row in found["code"].items() if name != "diff"]
-    parts.append(_part("code", ["", *labels], code))
+    parts.append(_part("code", ["", *labels], code_lines(found["code"])))
     parts += ["\n".join(lines) + "\n" for lines in found["code"].get("diff", []) if lines]
     parts.append(_part("data", ["", *labels], list(data_lines(found["data"]))))
-    environment = [[item["name"], item["recorded"], item["now"]] for items in found["environment"] for item in items]
-    parts.append(_part("environment", ["", labels[0], "other"], environment))
+    parts.append(_part("environment", ["", *labels], list(environment_lines(found["environment"]))))
     parts.append(
         _part(
             "metrics",
@@ -343,6 +334,19 @@ def data_lines(data: Mapping[str, Any]) -> Iterator[list[Any]]:
     distances = data.get("profile_distance", [])
     for name in list(dict.fromkeys(name for item in distances for name in item))[:10]:
         yield [f"distance of {name}", 0.0, *(item.get(name, 0.0) for item in distances)]
+
+
+def code_lines(code: Mapping[str, Any]) -> list[list[Any]]:
+    """The code part without its diffs as rows of a table, one value a run."""
+    return [[name, *row] for name, row in code.items() if name != "diff"]
+
+
+def environment_lines(environment: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[list[Any]]:
+    """What differs from the first run in any of the others, weightiest first, one value a run."""
+    items = sorted(itertools.chain.from_iterable(environment), key=lambda item: -item["weight"])
+    for name, first in {item["name"]: item["recorded"] for item in items}.items():
+        others = [{item["name"]: item["now"] for item in side} for side in environment]
+        yield [name, first, *(side.get(name, first) for side in others)]
 
 
 def _metric_line(row: Mapping[str, Any]) -> list[Any]:
@@ -377,8 +381,21 @@ def as_html(found: Mapping[str, Any], sides: Sequence[Side]) -> str:
             html.table(["key", *labels], [[k, *map(cell, v)] for k, v in found["config"].items()], empty="the same"),
         ),
         html.section(
+            "Code",
+            html.table(["", *labels], [list(map(cell, row)) for row in code_lines(found["code"])], empty="the same"),
+            *(html.preformatted("\n".join(lines)) for lines in found["code"].get("diff", []) if lines),
+        ),
+        html.section(
             "Data",
             html.table(["", *labels], [list(map(cell, row)) for row in data_lines(found["data"])], empty="the same"),
+        ),
+        html.section(
+            "Environment",
+            html.table(
+                ["", *labels],
+                [list(map(cell, row)) for row in environment_lines(found["environment"])],
+                empty="the same",
+            ),
         ),
         html.section(
             "Metrics", html.table(["metric", *labels, "difference"], [_metric_line(row) for row in found["metrics"]])

@@ -113,6 +113,11 @@ def paragraph(text: str, *, quiet: bool = False) -> Markup:
     return Markup('<p class="{}">{}</p>').format("quiet" if quiet else "", text)
 
 
+def preformatted(text: str) -> Markup:
+    """Text as it is, line by line."""
+    return Markup('<pre class="scroll">{}</pre>').format(text)
+
+
 def facts(pairs: Mapping[str, Any]) -> Markup:
     """Names and values, one a line."""
     lines = [

@@ -62,6 +62,12 @@ def test_environment_by_weight(cli, workplace) -> None:
     other["packages"]["torch"], other["hardware"]["cpu"] = "2.14", "y"
     found = compared(cli, make_run(workplace, "a"), make_run(workplace, "b", environment=other))
     assert [item["name"] for item in found["environment"][0]] == ["packages.torch", "hardware.cpu"]
+    third = copy.deepcopy(ENVIRONMENT)
+    third["packages"]["torch"] = "2.15"
+    sides = [make_run(workplace, "a2"), make_run(workplace, "b2", environment=other)]
+    sides.append(make_run(workplace, "c2", environment=third))
+    lines = list(compare.environment_lines(compared(cli, *sides)["environment"]))
+    assert lines == [["packages.torch", "2.13", "2.14", "2.15"], ["hardware.cpu", "x", "y", "x"]]
 
 
 def test_code_differs_by_commit_and_by_what_was_not_committed(cli, workplace) -> None:
@@ -89,6 +95,9 @@ def test_code_differs_by_commit_and_by_what_was_not_committed(cli, workplace) ->
     (second / "engine.patch").write_text("+NOT_COMMITTED = 1\n")
     found = compared(cli, first, second)["code"]
     assert found["commit"] == commits and "engine_version" not in found
+    page = workplace / "page.html"
+    assert cli("compare", str(first), str(second), "--html", str(page)).code == 0
+    assert "+VALUE = 2" in page.read_text()
     lines = found["diff"][0]
     assert "-VALUE = 1" in lines and "+VALUE = 2" in lines and "++NOT_COMMITTED = 1" in lines
 
