@@ -27,7 +27,7 @@ from engine.data import checks, contract, lake, order, profile, query, rules, sp
 from engine.data.columns import Finding
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
 from engine.data.files import COMPRESSIONS, SourceFile, resolve, source_files
-from engine.data.policy import Tally, apply, records_table
+from engine.data.policy import Tally, apply, quarantine
 from engine.data.stage import Staged
 from engine.data.write import Written, canonical, write_parts
 from engine.errors import UserError, nearest
@@ -349,7 +349,7 @@ def check_budget(data: DataConfig, tallies: list[Tally], run: Run) -> None:
         lost = sum(_charged(tally) for tally in tallies if tally.part == part)
         if lost > allowed * rows[part]:
             path = run.path("quarantine.parquet")
-            storage.write_parquet(path, records_table([record for tally in tallies for record in tally.records]))
+            storage.write_parquet(path, quarantine(tallies))
             reasons: dict[str, int] = {}
             for tally in tallies:
                 for (column, reason, policy), count in tally.counts.items():
@@ -505,10 +505,8 @@ def _drop_duplicates(data: DataConfig, spool: order.Spool, tally: Tally) -> np.n
     tally.kept -= len(numbers)
     tally.quarantined += len(numbers)
     tally.counts[", ".join(data.ids), DUPLICATE, "quarantine"] += len(numbers)
-    for place in places:
-        tally.records.append(
-            {"part": tally.part, **place, "column": ", ".join(data.ids), "reason": DUPLICATE, "policy": "quarantine"}
-        )
+    entry = {"part": tally.part, "column": ", ".join(data.ids), "reason": DUPLICATE, "policy": "quarantine"}
+    tally.note([{**entry, **place} for place in places])
     tally.check()
     return numbers
 
@@ -601,8 +599,7 @@ def _write_beside(
     """Side tables, quarantine, profile, and the manifest last."""
     for name, table in tables.items():
         storage.write_parquet(folder / "tables" / f"{name}.parquet", table)
-    records = records_table([record for tally in tallies for record in tally.records])
-    storage.write_parquet(folder / "quarantine" / "quarantine.parquet", records)
+    storage.write_parquet(folder / "quarantine" / "quarantine.parquet", quarantine(tallies))
     sensitive = {name for name, column in plan.data.columns.items() if column.sensitive}
     storage.write_json(
         folder / "profile.json", profile.profile(written.rows, written.counts, written.sample, sensitive)

@@ -38,7 +38,7 @@ class Rows:
         self._lock = threading.Lock()
         self._ready = False
         self._order: np.ndarray | None = None
-        self._whole: pa.Table | None = None
+        self._whole = False  # the table is one chunk
 
     def take(self, start: int, stop: int) -> pa.Table:
         """Rows [start, stop) of the order. Files are mostly in order of time: then they lie near each other in the table."""
@@ -53,9 +53,9 @@ class Rows:
         if high - low <= 4 * len(places):
             return _unchunked(self._table.slice(low, high - low)).take(pa.array(places - low))
         with self._lock:
-            if self._whole is None:
-                self._whole = _unchunked(self._table)
-        return self._whole.take(pa.array(places))
+            if not self._whole:
+                self._table, self._whole = _unchunked(self._table), True
+        return self._table.take(pa.array(places))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,10 +206,7 @@ class Spool:
     def tables(self) -> Iterator[pa.Table]:
         """All rows in the order in which they were added."""
         for path in self._files:
-            with pa.memory_map(str(path)) as mapped:
-                reader = pa.ipc.open_file(mapped)
-                for place in range(reader.num_record_batches):
-                    yield pa.Table.from_batches([reader.get_batch(place)])
+            yield from read_ipc(path)
         yield from self._held
 
     def close(self) -> None:
@@ -225,26 +222,42 @@ class Spool:
         """Rows whose ids occur more than once, with their row number in column `$number`; None when there are none."""
         if self.rows < 2:
             return None
-        total = np.concatenate([hashes(table, self.ids) for table in self.tables()])
-        ordered = np.sort(total)
-        twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        if not len(twice):
-            return None
+        path = self._folder / "hashes"
+        storage.make_folder(self._folder)
+        with storage.disk_errors(path), open(path, "wb") as file:
+            for table in self.tables():
+                hashes(table, self.ids).tofile(file)
+        twice = self._twice(path)
         found, start = [], 0
-        for table in self.tables():
-            local = np.flatnonzero(np.isin(total[start : start + table.num_rows], twice))
-            if len(local):
-                found.append(table.take(pa.array(local)).append_column("$number", pa.array(local + start)))
-            start += table.num_rows
+        if len(twice):
+            for table in self.tables():
+                mine = np.fromfile(path, np.uint64, table.num_rows, offset=8 * start)
+                local = np.flatnonzero(np.isin(mine, twice))
+                if len(local):
+                    found.append(table.take(pa.array(local)).append_column("$number", pa.array(local + start)))
+                start += table.num_rows
+        path.unlink()
+        if not found:
+            return None
         # Equal hashes of different ids are no duplicates: compare the ids themselves.
         candidates = pa.concat_tables(found)
-        groups = candidates.group_by(self.ids).aggregate([("$number", "list")])
-        numbers = [n for group in groups.column("$number_list").to_pylist() if len(group) > 1 for n in group]
-        return (
-            candidates.filter(pc.is_in(candidates.column("$number"), pa.array(numbers, pa.int64())))
-            if numbers
-            else None
-        )
+        order, same = _by_values(candidates, self.ids)
+        mask = np.zeros(candidates.num_rows, bool)
+        mask[order[1:][same]] = mask[order[:-1][same]] = True
+        return candidates.filter(pa.array(mask)) if len(mask) and mask.any() else None
+
+    def _twice(self, path: Path) -> np.ndarray:
+        """Hashes that stand more than once in the file, share by share of their range, so that memory is kept."""
+        found = []
+        shares = 1 + 32 * self.rows // max(self._memory, 1 << 20)
+        for share in range(shares):
+            mine = []
+            for start in range(0, self.rows, RUN_ROWS):
+                block = np.fromfile(path, np.uint64, RUN_ROWS, offset=8 * start)
+                mine.append(block[block % np.uint64(shares) == share] if shares > 1 else block)
+            ordered = np.sort(np.concatenate(mine))
+            found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+        return np.concatenate(found)
 
     # ---------------------------------------------------------------------------------------------- order
 
@@ -270,11 +283,13 @@ class Spool:
             yield from self._sorted(self._held, drop)
             return
         for bucket in self._buckets(drop):
-            yield from self._sorted(list(_read_ipc(bucket)), np.zeros(0, np.int64))
+            yield from self._sorted(list(read_ipc(bucket)), np.zeros(0, np.int64))
             bucket.unlink()
+            pa.default_memory_pool().release_unused()
 
     def _sorted(self, tables: list[pa.Table], drop: np.ndarray) -> Iterator[Rows]:
         table = pa.concat_tables(tables) if tables else self.schema.empty_table()
+        tables = []
         if len(drop):
             table = table.filter(pa.array(np.isin(np.arange(table.num_rows), drop, invert=True)))
         keys = [self.event_time, *(name for name in self.ids if name != self.event_time)]
@@ -305,6 +320,7 @@ class Spool:
             writer.close()
         for path in self._files:
             path.unlink()
+        pa.default_memory_pool().release_unused()
         yield from paths
 
 
@@ -364,9 +380,10 @@ def _write_ipc(path: Path, tables: list[pa.Table], schema: pa.Schema) -> None:
     file.close()
 
 
-def _read_ipc(path: Path) -> Iterator[pa.Table]:
-    with pa.memory_map(str(path)) as mapped:
-        reader = pa.ipc.open_file(mapped)
+def read_ipc(path: Path) -> Iterator[pa.Table]:
+    """The batches of an Arrow file, each read when it is asked for. Compressed: mapping it would only hold its pages."""
+    with pa.OSFile(str(path), "rb") as file:
+        reader = pa.ipc.open_file(file)
         for place in range(reader.num_record_batches):
             yield pa.Table.from_batches([reader.get_batch(place)])
 
@@ -379,16 +396,38 @@ def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> pa.Ta
 
     A null known time is later than any.
     """
-    plain = duplicates.drop_columns(["$number"])
-    texts: list[str] = [digest.of_json({name: str(value) for name, value in row.items()}) for row in plain.to_pylist()]
-    times = duplicates.column(known).cast(pa.int64()).to_pylist()
-    best: dict[Any, tuple[Any, int]] = {}
+    by = ids if known in ids else [*ids, known]
+    order, tied = _by_values(duplicates, by)
+    same = tied if known in ids else _equal_neighbours(duplicates.take(pa.array(order)), ids)
+    winners = np.ones(len(order), bool)  # places in `order`
+    winners[1 if keep == "first" else 0 : len(order) if keep == "first" else -1] = ~same
+    starts = np.flatnonzero(np.diff(tied.astype(np.int8), prepend=0, append=0) == 1)
+    stops = np.flatnonzero(np.diff(tied.astype(np.int8), prepend=0, append=0) == -1) + 1
     choose: Callable[..., Any] = min if keep == "first" else max
-    for place, (row, time, text) in enumerate(zip(plain.select(ids).to_pylist(), times, texts, strict=True)):
-        key = tuple(str(value) for value in row.values())
-        rank = ((time is None, time or 0), text)
-        best[key] = choose(best.get(key, (rank, place)), (rank, place))
-    winners = {place for _, place in best.values()}
-    return duplicates.take(
-        pa.array([place for place in range(duplicates.num_rows) if place not in winners], pa.int64())
-    )
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        if winners[start:stop].any():
+            texts = _texts(duplicates.take(pa.array(order[start:stop])))
+            winners[start:stop] = np.arange(stop - start) == texts.index(choose(texts))
+    return duplicates.take(pa.array(np.sort(order[~winners])))
+
+
+def _texts(rows: pa.Table) -> list[str]:
+    plain = rows.drop_columns(["$number"]).to_pylist()
+    return [digest.of_json({name: str(value) for name, value in row.items()}) for row in plain]
+
+
+def _by_values(table: pa.Table, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(order of the rows by the columns, nulls last; bool[n - 1] whether a row equals the next one in that order)."""
+    order = np.asarray(pc.sort_indices(table, [(name, "ascending") for name in names])).astype(np.int64)
+    return order, _equal_neighbours(table.select(names).take(pa.array(order)), names)
+
+
+def _equal_neighbours(table: pa.Table, names: list[str]) -> np.ndarray:
+    """bool[n - 1]: whether a row equals the next one in these columns; null equals null."""
+    same = np.ones(max(table.num_rows - 1, 0), bool)
+    for name in names:
+        column = table.column(name)
+        above, below = column.slice(0, len(same)), column.slice(1)
+        equal = pc.fill_null(pc.equal(above, below), False)
+        same &= np.asarray(pc.or_(equal, pc.and_(pc.is_null(above), pc.is_null(below))))
+    return same

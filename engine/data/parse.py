@@ -19,7 +19,9 @@ from engine.errors import UserError
 TRUE = ("true", "True", "TRUE", "1", "t", "T", "yes", "Yes", "YES", "y", "Y")
 FALSE = ("false", "False", "FALSE", "0", "f", "F", "no", "No", "NO", "n", "N")
 _INTEGRAL = r"^[+-]?[0-9]+(\.0*)?$"
-_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(nan|inf|infinity)$", re.IGNORECASE)
+_DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_NUMBER = re.compile(_DECIMAL + r"|^[+-]?(nan|inf|infinity)$", re.IGNORECASE)
+_TIME = r"^\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?$"
 _ZONED = r"\d{1,2}:\d{2}.*([Zz]|UTC|GMT|[+-]\d{2}(:?\d{2})?)$"
 _LEAF = 32
 
@@ -62,7 +64,7 @@ def to_type(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
         return _from_text(array, kind, reading)
     _refuse_unrelated(array.type, kind)
     reason = f"cannot be kept exactly as {type_name(kind)}"
-    return _piecewise(array, kind, lambda part: _cast(part, kind, reading), reason)
+    return _piecewise(array, kind, lambda part: _cast(part, kind, reading), reason, lambda part: _changes(part, kind))
 
 
 _NONE = np.zeros(0, np.int64)
@@ -96,9 +98,21 @@ def _refuse_unrelated(found: pa.DataType, declared: pa.DataType) -> None:
         raise UserError(f"must be {type_name(declared)}, found {type_name(found)}: declare the type that the file has")
 
 
-def _piecewise(array: pa.Array, kind: pa.DataType, convert: Callable[[pa.Array], pa.Array], reason: str) -> Parsed:
-    """Convert at once; where that fails, by halves down to single values, so that the bad ones are found and named."""
-    bad: list[int] = []
+Convert = Callable[[pa.Array], pa.Array]
+
+
+def _piecewise(array: pa.Array, kind: pa.DataType, convert: Convert, reason: str, screen: Convert) -> Parsed:
+    """Convert at once; where that fails, by halves down to single values, so that the bad ones are found and named.
+
+    `screen` gives the values that surely cannot be converted, at once: a whole column of them would take minutes.
+    """
+    try:
+        return Parsed(convert(array), _NONE, reason)
+    except (pa.ArrowException, UserError, OverflowError, ValueError):
+        hopeless = pc.fill_null(screen(array), False)
+    bad: list[int] = np.flatnonzero(np.asarray(hopeless)).tolist()
+    if bad:
+        array = pc.if_else(hopeless, pa.scalar(None, array.type), array)
 
     def walk(part: pa.Array, start: int) -> list[pa.Array]:
         try:
@@ -112,7 +126,23 @@ def _piecewise(array: pa.Array, kind: pa.DataType, convert: Callable[[pa.Array],
 
     pieces = walk(array, 0)
     values = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
-    return Parsed(values, np.asarray(bad, np.int64), reason)
+    return Parsed(values, np.sort(np.asarray(bad, np.int64)), reason)
+
+
+def _changes(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Which numbers are others after a cast to a number type and back."""
+    if not (_is_number(array.type) and _is_number(kind)):
+        return _nothing(array)
+    other = pc.not_equal(array.cast(kind, safe=False).cast(array.type, safe=False), array)
+    return pc.and_(other, pc.invert(pc.is_nan(array))) if pa.types.is_floating(kind) else other
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)
+
+
+def _nothing(array: pa.Array) -> pa.Array:
+    return pa.array(np.zeros(len(array), bool))
 
 
 def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
@@ -135,6 +165,8 @@ def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
         if pc.all(pc.fill_null(same, True)).as_py() is False:
             raise pa.ArrowInvalid("precision would be lost")
         return narrow
+    if pa.types.is_integer(found) and pa.types.is_decimal(kind):
+        array = array.cast(pa.decimal256(20 + kind.scale, kind.scale))  # Arrow wants room for any integer of the type
     if pa.types.is_floating(found) and pa.types.is_decimal(kind):
         return pa.array([None if v is None else _decimal_text(v) for v in array.to_pylist()], pa.string()).cast(kind)
     done = array.cast(kind)
@@ -156,7 +188,7 @@ def _within(array: pa.Array, kind: pa.DataType) -> Parsed:
         part.validate(full=True)
         return part
 
-    return _piecewise(array, kind, check, f"lies outside of {type_name(kind)}")
+    return _piecewise(array, kind, check, f"lies outside of {type_name(kind)}", _nothing)
 
 
 def _decimal_text(value: float) -> str:
@@ -190,7 +222,8 @@ def _from_text(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     text = pc.utf8_trim_whitespace(decoded.values.cast(pa.string()))
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
     text = _plain_number(text, kind, reading)
-    parsed = _piecewise(text, kind, _text_reader(kind, reading), f"is no {type_name(kind)}")
+    convert = _text_reader(kind, reading)
+    parsed = _piecewise(text, kind, convert, f"is no {type_name(kind)}", lambda part: _unlike(part, kind, reading))
     if len(decoded.bad):
         bad = np.union1d(decoded.bad, parsed.bad)
         return Parsed(parsed.values, bad, decoded.reason)
@@ -250,6 +283,23 @@ def _text_reader(kind: pa.DataType, reading: Reading) -> Callable[[pa.Array], pa
     return lambda text: text.cast(kind)
 
 
+def _unlike(text: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
+    """Which texts have not even the form of the type."""
+    if reading.format and (kind.equals(TIMESTAMP) or pa.types.is_date(kind)):
+        return pc.and_(pc.is_null(pc.strptime(text, reading.format, "us", error_is_null=True)), pc.is_valid(text))
+    if pa.types.is_boolean(kind):
+        return pc.and_(pc.invert(pc.is_in(text, pa.array([*TRUE, *FALSE]))), pc.is_valid(text))
+    if kind.equals(TIMESTAMP) or pa.types.is_date(kind):
+        form = r"^\d{4}-\d{2}-\d{2}"
+    elif pa.types.is_time(kind):
+        form = _TIME
+    elif pa.types.is_integer(kind):
+        form = _INTEGRAL
+    else:
+        form = _NUMBER.pattern if pa.types.is_floating(kind) else _DECIMAL
+    return pc.invert(pc.match_substring_regex(text, form, ignore_case=True))
+
+
 def _matching(text: pa.Array, pattern: str) -> None:
     if not pc.all(pc.fill_null(pc.match_substring_regex(text, pattern), True)).as_py():
         raise pa.ArrowInvalid("text of another form")
@@ -282,7 +332,7 @@ def _booleans(text: pa.Array) -> pa.Array:
 
 
 def _times(text: pa.Array, kind: pa.DataType) -> pa.Array:
-    _matching(text, r"^\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?$")
+    _matching(text, _TIME)
     whole = pc.binary_join_element_wise("1970-01-01", text, "T")
     return whole.cast(pa.timestamp("us")).cast(pa.int64()).cast(kind)
 

@@ -32,6 +32,8 @@ QUARANTINE = pa.schema(
     ]
 )
 
+RECORDS = 10_000
+
 
 @dataclasses.dataclass
 class Tally:
@@ -42,7 +44,27 @@ class Tally:
     kept: int = 0
     quarantined: int = 0
     counts: Counter[tuple[str, str, str]] = dataclasses.field(default_factory=Counter)
-    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    tables: list[pa.Table] = dataclasses.field(default_factory=list)
+    _recent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def note(self, records: list[dict[str, Any]]) -> None:
+        """Add records (names of QUARANTINE). There may be millions: as Arrow they take a tenth of what objects take."""
+        self._recent += records
+        if len(self._recent) >= RECORDS:
+            self.table()
+
+    def table(self) -> pa.Table:
+        """The records so far, in the order in which they were noted."""
+        if self._recent:
+            rows = [{name: item.get(name) for name in QUARANTINE.names} for item in self._recent]
+            self.tables.append(pa.Table.from_pylist(rows, QUARANTINE))
+            self._recent = []
+        return pa.concat_tables(self.tables) if self.tables else QUARANTINE.empty_table()
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records as objects."""
+        return self.table().to_pylist()  # type: ignore[no-any-return]
 
     def check(self) -> None:
         """Every row is accounted for."""
@@ -84,16 +106,18 @@ def apply(table: pa.Table, findings: list[Finding], tally: Tally, locate: Locate
 
 
 def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
-    places = locate(finding.positions)
     if finding.policy == "fail":
         raise PolicyError(
-            f"{_place(places[0], tally.part)}, column {finding.column!r}: {finding.reason}, found {finding.values[0]!r} "
-            f"({len(places)} such in this batch); mend the data, or set on_violation to quarantine, null or warn"
+            f"{_place(locate(finding.positions[:1])[0], tally.part)}, column {finding.column!r}: {finding.reason}, "
+            f"found {finding.values[0]!r} ({len(finding.positions)} such in this batch); "
+            "mend the data, or set on_violation to quarantine, null or warn"
         )
-    tally.counts[finding.column, finding.reason, finding.policy] += len(places)
-    for place, value in zip(places, finding.values, strict=True):
-        entry = {"column": finding.column, "value": value, "reason": finding.reason, "policy": finding.policy}
-        tally.records.append({"part": tally.part, **place, **entry})
+    tally.counts[finding.column, finding.reason, finding.policy] += len(finding.positions)
+    entry = {"part": tally.part, "column": finding.column, "reason": finding.reason, "policy": finding.policy}
+    for start in range(0, len(finding.positions), RECORDS):
+        places = locate(finding.positions[start : start + RECORDS])
+        values = finding.values[start : start + RECORDS]
+        tally.note([{**entry, **place, "value": value} for place, value in zip(places, values, strict=True)])
 
 
 def _place(place: dict[str, Any], part: str) -> str:
@@ -112,7 +136,7 @@ def lose(lost: list[Lost], tally: Tally, file: str, policy: str, sensitive: bool
         tally.counts["", item.reason, "quarantine"] += 1
         value = None if sensitive else item.text[:TEXT_LIMIT]
         entry = {"row": item.number, "column": None, "value": value, "reason": item.reason, "policy": "quarantine"}
-        tally.records.append({"part": tally.part, "file": file, **entry})
+        tally.note([{"part": tally.part, "file": file, **entry}])
 
 
 def _set_null(table: pa.Table, finding: Finding) -> pa.Table:
@@ -126,12 +150,8 @@ def _set_null(table: pa.Table, finding: Finding) -> pa.Table:
     return table.set_column(place, table.schema.field(place), emptied)
 
 
-def records_table(records: list[dict[str, Any]]) -> pa.Table:
-    """Quarantine records as a table, in a stated order."""
-    ordered = sorted(
-        records,
-        key=lambda item: [
-            str(item.get(name) or "") if name != "row" else f"{item.get('row') or 0:020d}" for name in QUARANTINE.names
-        ],
-    )
-    return pa.Table.from_pylist([{name: item.get(name) for name in QUARANTINE.names} for item in ordered], QUARANTINE)
+def quarantine(tallies: list[Tally]) -> pa.Table:
+    """The records of all parts, in an order that depends on them only."""
+    table = pa.concat_tables([QUARANTINE.empty_table(), *(tally.table() for tally in tallies)])
+    order = pc.sort_indices(table, [(name, "ascending") for name in QUARANTINE.names])
+    return table.take(order)

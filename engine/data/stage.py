@@ -19,7 +19,7 @@ import pyarrow.ipc
 
 from engine.config import schema as config_schema
 from engine.config.tree import DataConfig, SourceConfig
-from engine.data import checks, lake, read_arrow, read_csv, read_json, rules
+from engine.data import checks, lake, order, read_arrow, read_csv, read_json, rules
 from engine.data.arrow_types import schema_of
 from engine.data.columns import FILE, Chunk, Finding
 from engine.data.files import SourceFile
@@ -27,7 +27,7 @@ from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
 from engine.runtime import digest, pool, storage
 
-FORMAT = 1
+FORMAT = 2
 Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any]], Iterator[Chunk]]
 READERS: dict[str, Reader] = {
     "csv": read_csv.read,
@@ -56,10 +56,7 @@ class Staged:
         if self.path is None:
             yield from self.tables
             return
-        with pa.memory_map(str(self.path)) as mapped:
-            reader = pa.ipc.open_file(mapped)
-            for place in range(reader.num_record_batches):
-                yield pa.Table.from_batches([reader.get_batch(place)])
+        yield from order.read_ipc(self.path)
 
     def report(self) -> dict[str, Any]:
         """Plain form for a manifest."""
@@ -175,13 +172,14 @@ def names(files: list[SourceFile], data: DataConfig) -> set[str]:
 
 
 def _save(staged: Staged, data: DataConfig, folder: Path) -> None:
-    tally = staged.tally
+    tally, stem = staged.tally, folder / _name(staged.file, data)
+    storage.write_parquet(stem.with_name(f"{stem.name}.quarantine"), tally.table())
     counts = [[*key, count] for key, count in sorted(tally.counts.items())]
     storage.write_json(
-        folder / f"{_name(staged.file, data)}.json",
+        stem.with_name(f"{stem.name}.json"),
         {
             "rows": tally.rows, "kept": tally.kept, "quarantined": tally.quarantined, "counts": counts,
-            "records": tally.records, "notes": staged.notes,
+            "notes": staged.notes,
         },
     )  # fmt: skip
 
@@ -192,16 +190,16 @@ def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
     record, path = folder / f"{name}.json", folder / f"{name}.arrow"
     try:
         saved = json.loads(record.read_text(encoding="utf-8"))
-        with pa.memory_map(str(path)) as mapped:
-            reader = pa.ipc.open_file(mapped)
-            rows = sum(reader.get_batch(place).num_rows for place in range(reader.num_record_batches))
+        records = storage.read_parquet(folder / f"{name}.quarantine")
+        rows = sum(table.num_rows for table in order.read_ipc(path))
     except (OSError, ValueError, pa.ArrowException):
         return None
     if rows != saved["kept"]:
         return None
     tally = Tally(f"source {file.source}", saved["rows"], saved["kept"], saved["quarantined"])
     tally.counts = Counter({(column, reason, policy): count for column, reason, policy, count in saved["counts"]})
-    tally.records = [{**entry, "file": file.shown} for entry in saved["records"]]
+    shown = pa.array([file.shown] * records.num_rows, pa.string())  # the same bytes may have had another name
+    tally.tables = [records.set_column(records.column_names.index("file"), "file", shown)]
     return Staged(file, tally, saved["notes"], path=path, reused=True)
 
 

@@ -11,7 +11,7 @@ from engine.config import units
 from engine.config.tree import Config, CsvOptions, DataConfig
 from engine.data import stage
 from engine.data.ingest import make_plan
-from engine.data.policy import records_table
+from engine.data.policy import quarantine
 from engine.data.stage import Staged
 from engine.errors import UserError
 from engine.runtime import storage
@@ -36,9 +36,9 @@ def validate(config: Config, run: Run) -> dict[str, float]:
             reports.append({**staged.report(), "problems": _problems(staged, config.data)})
     failed = [report for report in reports if report["problems"]]
     storage.write_json(run.path(REPORT), {"ok": not failed, "files": reports})
-    records = [record for tally in tallies for record in tally.records]
-    if records:
-        storage.write_parquet(run.path("quarantine.parquet"), records_table(records))
+    records = quarantine(tallies)
+    if records.num_rows:
+        storage.write_parquet(run.path("quarantine.parquet"), records)
     sys.stderr.write(table(reports))
     rows = sum(report["rows"] for report in reports)
     if failed:

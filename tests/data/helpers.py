@@ -71,6 +71,9 @@ class QuietRun:
 
     warn = log
 
+    def masked(self, value: Any) -> Any:
+        return value
+
     def link(self, name: str, value: str) -> None:
         self.record["chain"][name] = value
 

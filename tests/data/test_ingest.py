@@ -26,7 +26,7 @@ from engine.data.ingest import ensure, ingest
 from engine.data.show import show
 from engine.data.validate import validate
 from engine.errors import UserError
-from engine.runtime import storage
+from engine.runtime import digest, storage
 from tests.data.helpers import build, config, run_of
 
 COLUMNS = {
@@ -362,6 +362,33 @@ def test_duplicates_by_policy(tmp_path: Path, keep: str, left: list[str]) -> Non
         (tmp_path / "split" / f"{place}.csv").write_text(f"{head}\n{line}\n")
     split, _ = build(config(tmp_path / "x", data(tmp_path, "split", duplicates=keep)))
     assert split.digest == found.digest
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30)
+def test_which_of_equal_ids_stays_does_not_depend_on_the_order_of_rows(seed: int) -> None:
+    """The one kept is the smallest or largest of (known time, digest of the row); null is later than any time."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 40))
+    table = pa.table({
+        "a": pa.array(rng.integers(0, 4, n), mask=rng.random(n) < 0.1),
+        "b": pa.array([f"b{v}" for v in rng.integers(0, 2, n)]),
+        "known": pa.array(rng.integers(0, 3, n), pa.timestamp("us", tz="UTC"), mask=rng.random(n) < 0.2),
+        "x": pa.array(rng.integers(0, 2, n)),
+        "$number": pa.array(np.arange(n)),
+    })  # fmt: skip
+    rows = table.to_pylist()
+
+    def rank(row: dict[str, Any]) -> Any:
+        text = digest.of_json({name: str(row[name]) for name in ("a", "b", "known", "x")})
+        return row["known"] is None, row["known"] or datetime.datetime.max.replace(tzinfo=datetime.UTC), text
+
+    for keep, choose in (("first", min), ("last", max)):
+        lost = {row["$number"] for row in order.losers(table, ["a", "b"], "known", keep).to_pylist()}
+        for ids in {(row["a"], row["b"]) for row in rows}:
+            group = [row for row in rows if (row["a"], row["b"]) == ids]
+            (left,) = [row for row in group if row["$number"] not in lost]
+            assert rank(left) == choose(map(rank, group))
 
 
 def test_foreign_keys(tmp_path: Path) -> None:
