@@ -50,6 +50,7 @@ _COUNT, _SUM, _MEAN, _STD, _MIN, _MAX, _LAST, _FIRST, _RECENCY, _DISTINCT, _EWM_
 _WITHOUT_VALUES = ("count", "recency")
 _NAT = check.NAT
 _TASKS_PER_THREAD = 8
+_PARALLEL_ROWS = 1 << 17
 _INSERTION_ROWS = 256  # up to here counting 2,048 buckets costs more
 
 
@@ -619,10 +620,9 @@ def trailing(
     widths, names = _check_plan(windows, aggregates, numbers is not None)
     check_threads(threads)
     out = np.empty((len(groups), len(widths), len(names)))
-    plan = _plan(widths, names, numbers, threads)
-    source, probes = _prepare(
-        (groups, times), (entity, event, known), np.empty(0) if numbers is None else numbers, threads
-    )
+    few = 1 if len(groups) + len(entity) < _PARALLEL_ROWS else threads  # a pass over so few takes less than a thread
+    plan = _plan(widths, names, numbers, few)
+    source, probes = _prepare((groups, times), (entity, event, known), np.empty(0) if numbers is None else numbers, few)
 
     def part(a: int, b: int) -> None:
         _sweep(tuple(source), tuple(probes), tuple(plan), (a, b), out)

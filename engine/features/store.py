@@ -109,11 +109,21 @@ class Job:
 
 
 def ensure_view(
-    name: str, view: ViewConfig, config: Config, dataset: Dataset, run: Run, *, anew: bool = False
+    name: str,
+    view: ViewConfig,
+    config: Config,
+    dataset: Dataset,
+    run: Run,
+    *,
+    anew: bool = False,
+    inputs: Inputs | None = None,
 ) -> StoredView:
-    """The view of the dataset: from the store when its recipe is there, else built from what is there and what is not."""
-    parts = month_parts(dataset)
-    inputs = Inputs(Path(config.paths.store), dataset, parts)
+    """The view of the dataset: from the store when its recipe is there, else built from what is there and what is not.
+
+    `inputs` are the dataset's, where several views share them.
+    """
+    inputs = inputs or Inputs(Path(config.paths.store), dataset, month_parts(dataset))
+    parts = list(inputs.parts)
     job = Job(name, view, config, dataset, inputs)
     inputs.prepare(view_inputs(view, config.data, job.as_of), job.as_of)
     recipes = part_recipes(job, parts)

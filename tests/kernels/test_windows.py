@@ -20,6 +20,13 @@ ROUNDED = ("mean", "std", "ewm_sum", "ewm_mean")  # the twin rounds these elsewh
 TIMES = st.one_of(st.integers(0, 30), st.just(NAT))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _threads_for_few_rows_too():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(windows, "_PARALLEL_ROWS", 0)
+        yield
+
+
 @st.composite
 def tables(draw, numbers=NUMBERS, ordered=False):
     """(probe entity, probe time, source entity, event, known, values): small numbers, so that ties abound."""
