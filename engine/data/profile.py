@@ -19,6 +19,10 @@ def counts(table: pa.Table) -> dict[str, dict[str, Any]]:
     found = {}
     for field in table.schema:
         column = table.column(field.name)
+        if pa.types.is_float16(field.type):
+            column = column.cast(pa.float32())  # Arrow orders neither these
+        elif pa.types.is_duration(field.type):
+            column = column.cast(pa.int64())  # nor those
         entry: dict[str, Any] = {"nulls": column.null_count, "nan": 0, "min": None, "max": None}
         if pa.types.is_floating(field.type):
             entry["nan"] = int(pc.sum(pc.is_nan(column)).as_py() or 0)

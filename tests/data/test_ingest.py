@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data import dataset as dataset_module
-from engine.data import order, read_csv, stage
+from engine.data import arrow_types, order, read_csv, stage
 from engine.data.dataset import row_ids
 from engine.data.files import SourceFile
 from engine.data.ingest import ensure, ingest
@@ -122,6 +123,31 @@ def write_as(table: pa.Table, path: Path) -> None:
                 archive.writestr("inner.csv", raw)
         else:
             path.write_bytes(raw)
+
+
+def test_a_column_of_every_type_comes_out_as_it_went_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    day = datetime.datetime(2024, 2, 29, 12, 30, tzinfo=datetime.UTC)
+    values: dict[str, Any] = {
+        "bool": True, "binary": b"\xff", "string": "ü", "date": day.date(), "time": day.time(), "timestamp": day,
+        "duration": datetime.timedelta(days=1), "decimal(5,2)": Decimal("1.50"), "decimal(50,2)": Decimal("1.50"),
+        "list<string>": ["a", None], "map<string,int64>": [("a", 1)],
+        **{f"{sign}int{bits}": 7 for sign in ("", "u") for bits in (8, 16, 32, 64)},
+        **{f"float{bits}": 0.5 for bits in (16, 32, 64)},
+    }  # fmt: skip
+    assert {name.split("(")[0].split("<")[0] for name in values} == {*arrow_types._TYPES, "decimal", "list", "map"}
+    table = events(3)
+    for kind, value in values.items():
+        table = table.append_column(kind, pa.array([value, None, value], arrow_types.parse_type(kind)))
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    source = {**SOURCE, **{kind: kind for kind in values}}
+    columns = {**COLUMNS, **{kind: {"type": kind} for kind in values}}
+    given = config(tmp_path, {**data(tmp_path, source={"columns": source}), "columns": columns})
+    found, _ = build(given)
+    right = table.sort_by([("at", "ascending"), ("id", "ascending")])
+    assert found.read().to_pylist() == right.cast(found.schema).to_pylist()
+    show(given, ["t"])
+    assert "float16" in capsys.readouterr().out
 
 
 def test_spilling_to_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
