@@ -647,12 +647,22 @@ class TrackingConfig:
     timeout: str = key("60s", "how long the mirror may take to open, or to finish after the run", parse=units.span)
 
 
+def posix_path(text: str) -> None:
+    """Raise UserError for an address such as s3://bucket/runs, also where a path library has made s3:/bucket/runs of it."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:/", text):
+        raise UserError(
+            f"runs, store and registry must lie on a POSIX path, found {text!r}: they are renamed and locked there, and a "
+            "promotion needs a lock or a conditional put, which obstore has but the engine does not depend on. Take a shared "
+            "file system; `score.output` may be s3://"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathsConfig:
     """Where files go, relative to where the command is started."""
 
-    store: str = key("store", "datasets and features")
-    runs: str = key("runs", "run directories")
+    store: str = key("store", "datasets and features", parse=posix_path)
+    runs: str = key("runs", "run directories", parse=posix_path)
 
 
 @dataclass(frozen=True, kw_only=True)

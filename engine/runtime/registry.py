@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.config.tree import NAME
+from engine.config.tree import NAME, posix_path
 from engine.errors import UserError, nearest
 from engine.runtime import digest, storage
 
@@ -244,11 +244,7 @@ class Registry:
 
 def root_of(runs: str | Path) -> Path:
     """The folder of all registries beside the runs. Raises UserError for an object store."""
-    if "://" in str(runs):
-        raise UserError(
-            f"the registry must lie on a POSIX path, found {str(runs)!r}: a promotion needs a lock or a conditional put, and "
-            "obstore, which has one, is not among the engine's dependencies. Set paths.runs to a shared file system"
-        )
+    posix_path(str(runs))
     return Path(runs) / "registry"
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from engine.__main__ import main
 from engine.errors import UserError
 from engine.runtime import digest, storage
-from engine.runtime.registry import Moved, Registry, resolve, root_of, seal_of
+from engine.runtime.registry import Moved, Registry, resolve, seal_of
 
 FORK = multiprocessing.get_context("fork")
 
@@ -269,6 +270,19 @@ def test_a_name_cannot_leave_the_registry(tmp_path: Path, name: str) -> None:
         Registry(tmp_path, name)
 
 
-def test_an_object_store_is_refused_with_the_reason() -> None:
-    with pytest.raises(UserError, match=r"s3://bucket/runs.*conditional put.*obstore"):
-        root_of("s3://bucket/runs")
+@pytest.mark.parametrize("words", [["registry", "list"], ["retrain"], ["score", "score.model=shop@champion"]])
+def test_an_object_store_is_refused_with_the_reason(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "paths.runs=s3://bucket/runs"]) == 1
+    error = capsys.readouterr().err
+    assert "paths.runs" in error and "s3://bucket/runs" in error
+    assert "conditional put" in error and "obstore" in error
+    assert list(tmp_path.iterdir()) == []  # nor is a folder made that is called s3:
+
+
+@pytest.mark.parametrize("runs", ["s3://bucket/runs", Path("s3://bucket/runs")])
+def test_from_python_an_object_store_is_refused_too(runs: str | Path) -> None:
+    with pytest.raises(UserError, match="conditional put"):
+        resolve("shop@champion", runs)
