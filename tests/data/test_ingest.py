@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data import dataset as dataset_module
 from engine.data import arrow_types, order, read_csv, stage
+from engine.data import dataset as dataset_module
 from engine.data.dataset import row_ids
 from engine.data.files import SourceFile
 from engine.data.ingest import ensure, ingest
