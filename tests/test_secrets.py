@@ -13,10 +13,12 @@ from engine.training.bundle import read_bundle, unmasked
 from tests.runtime.fake_wandb import serving
 from tests.tiny import overrides, write_tiny
 
-TOKEN, PASSWORD = "hunter2-of-the-environment", "s3cr3t-of-a-service"
+# Put together here: a run keeps the patch of an uncommitted tree, this file included.
+TOKEN, PASSWORD = "-".join(("hunter2", "of", "the", "environment")), "-".join(("s3cr3t", "of", "a", "service"))
 SECRETS = (
     'data.description="visits of ${oc.env:A_TOKEN}"',
     '+data.sources.visits.endpoint="http://user:${oc.env:A_PASSWORD}@127.0.0.1:1"',
+    'features.views.shop.owner="team of ${oc.env:A_TOKEN}"',
     "monitor.alerts.hook.kind=webhook",
     'monitor.alerts.hook.to="http://127.0.0.1:1/${oc.env:A_TOKEN}"',
     "registry.why=${oc.env:A_PASSWORD}",

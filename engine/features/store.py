@@ -142,7 +142,9 @@ def ensure_view(
                 entries.append(entry)
                 counts["computed" if computed else "linked"] += 1
                 progress.advance(entry["stop"] - entry["start"])
-        storage.write_json(temporary / "manifest.json", _manifest(job, recipe, entries, counts))
+        manifest = _manifest(job, recipe, entries, counts)
+        manifest["spec"] = run.masked(manifest["spec"])  # as composed, it may hold what the config only refers to
+        storage.write_json(temporary / "manifest.json", manifest)
     if anew:
         # An equal folder that was there before has won the name; what was computed now must agree with it.
         _check_same(open_view(name, directory), entries)

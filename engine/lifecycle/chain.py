@@ -26,7 +26,7 @@ METRIC_TOLERANCE = 0.01  # absolute for a share, relative for what exceeds 1
 SCORE_TOLERANCE = 0.05  # largest absolute difference of a score
 TOLERANCE = (
     f"data links equal; fitted state within {FITTED_TOLERANCE:g} relative; loss within {LOSS_TOLERANCE:g} relative; "
-    f"metrics within {METRIC_TOLERANCE:g}; scores within {SCORE_TOLERANCE:g}"
+    f"metrics within {METRIC_TOLERANCE:g}; scores within {SCORE_TOLERANCE:g}; drift: the status of each column"
 )
 
 
@@ -90,6 +90,9 @@ def detail(link: str, recorded: Path, rerun: Path) -> str:
         was, now = judged_metrics(recorded), judged_metrics(rerun)
         names = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
         return _list([f"{name} {_text(was.get(name))} before, {_text(now.get(name))} now" for name in names])
+    if link == "drift":
+        was, now = (_drift_by_column(directory) for directory in (recorded, rerun))
+        return _list([name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)])
     if link == "fitted":
         return _list([name for name, _, _ in _fitted_differences(recorded, rerun)])
     if link in ("dataset", "features"):
@@ -109,6 +112,12 @@ def _columns(link: str, record: Mapping[str, Any]) -> dict[str, str]:
             for column, entry in part.get("columns", {}).items():
                 found[column] = found.get(column, "") + entry["digest"]
     return found
+
+
+def _drift_by_column(directory: Path) -> dict[str, Any]:
+    """Column -> what monitoring said of it."""
+    path = directory / "drift.json"
+    return {entry["name"]: entry for entry in storage.read_json(path)["columns"]} if path.exists() else {}
 
 
 def _manifest(folder: Path | None) -> dict[str, Any]:
@@ -148,6 +157,11 @@ def within_tolerance(link: str, recorded: Path, rerun: Path) -> bool:
         # Weights have no scale of their own: what they score is judged, or else the loss.
         was, now = judged_metrics(recorded), judged_metrics(rerun)
         return _metrics_are_close(was, now) if was or now else _loss_is_close(recorded, rerun)
+    if link == "drift":
+        first, second = (_drift_by_column(directory) for directory in (recorded, rerun))
+        return {name: entry["status"] for name, entry in first.items()} == {
+            name: entry["status"] for name, entry in second.items()
+        }
     return link == "scores" and _scores_are_close(recorded, rerun)
 
 

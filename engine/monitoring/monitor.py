@@ -460,7 +460,7 @@ def rounded(value: Any) -> Any:
 def finish(config: Config, run: Run, reference: Reference, drift: Drift, record: dict[str, Any], plan: Plan) -> None:
     """Write drift.json, history and report; say it; raise the alarm and tell who wants to know."""
     storage.write_json(run.path("drift.json"), record)
-    run.add_output("drift", digest.of_json(record))
+    run.link("drift", digest.of_json(record))
     floors = {**FLOORS, **config.monitor.floors}
     rows = history.reference_rows(reference, drift.line, plan, floors, record["model"])
     rows += history.earlier_rows(run.directory, record["model"]) + history.current_rows(record)

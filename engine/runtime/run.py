@@ -27,7 +27,7 @@ from engine.runtime import digest, environment, storage
 from engine.runtime.progress import Progress
 
 FORMAT = 1
-LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores")
+LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores", "drift")
 MASK = "***"
 LOCK = ".lock"
 _URL_PASSWORD = re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+(?=@)")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import schema, units
-from engine.config.tree import Config
+from engine.config.tree import Config, DataConfig, FeaturesConfig
 from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.errors import UserError
@@ -347,7 +347,12 @@ def write_model(
     write_bundle(directory, spec=spec, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema)
     score = functools.partial(scores_of, result.model, model, threads_of(config))
     write_reference(directory, config, table, encoder, score, classes, split.rows)
-    gate.write_gate(directory / "gate", config, table, encoder, result.model, model, split.rows)
+    shown = dataclasses.replace(
+        config,
+        data=schema.build(DataConfig, data, "data"),
+        features=schema.build(FeaturesConfig, features, "features"),
+    )
+    gate.write_gate(directory / "gate", shown, table, encoder, result.model, model, split.rows)
     return seal(directory)
 
 

@@ -465,6 +465,21 @@ def test_what_cannot_be_proved_is_refused(tmp_path) -> None:
         reproduce_run(directory, Options(code="current"))
 
 
+def test_drift_is_a_link_and_elsewhere_the_status_of_columns_is_judged(tmp_path) -> None:
+    def monitored(name: str, digest: str, psi: float, status: str) -> Path:
+        directory = hand_made(tmp_path / name, {"features": "1", "drift": digest}, {})
+        column = {"name": "size", "status": status, "statistics": {"psi": {"value": psi}}}
+        (directory / "drift.json").write_text(json.dumps({"columns": [column]}))
+        return directory
+
+    first = monitored("a", "1", 0.1, "quiet")
+    for name, psi, status, verdict in (("b", 0.1000001, "quiet", None), ("c", 0.3, "alarm", "drift")):
+        links = chain.compare_chains(first, monitored(name, "2", psi, status), "inputs", exact=False)
+        assert chain.first_difference(links) == verdict and links[-1]["detail"] == "size"
+    links = chain.compare_chains(first, tmp_path / "b", "inputs", exact=True)
+    assert chain.first_difference(links) == "drift"
+
+
 def test_weights_without_a_metric_are_judged_by_the_loss(tmp_path) -> None:
     first = hand_made(tmp_path / "a", {"weights": "1"}, {}, loss=0.5)
     for name, loss, verdict in (("b", 0.5000001, None), ("c", 0.9, "weights")):
