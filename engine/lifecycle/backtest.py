@@ -38,7 +38,7 @@ from engine.lifecycle.policy import Observation
 from engine.lifecycle.watch import Watch
 from engine.runtime import cluster, digest, environment, pool, storage
 from engine.runtime.registry import Registry, Version, seal_of
-from engine.runtime.run import Run, load_record, plan_digest
+from engine.runtime.run import Run, plan_digest
 from engine.training.evaluate import HIGHER_IS_BETTER, intervals, point_metrics
 from engine.training.train import check_trainable
 
@@ -248,7 +248,7 @@ def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     seconds = bench.first.record["seconds"]
     for place, period in enumerate(bench.periods):
-        began = time.monotonic()
+        began, saved = time.monotonic(), 0.0
         row: dict[str, Any] = {
             "period": period.name,
             "retrained": False,
@@ -256,14 +256,13 @@ def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
             "reason": "the first model",
         }
         if place:
-            decision = _decide(bench, registry, name, policy, tuple(observations), period)
+            decision, saved = _decide(bench, registry, name, policy, tuple(observations), period)
             row |= _outcome(bench, registry, decision, period)
         champion = registry.find("champion")
         figures, observation = observe(bench, champion, period)
         observations.append(observation)
         row |= {"model": champion.digest, **figures, "alarm": observation.alarm, "causes": list(observation.causes)}
-        # A training that was reused is paid for by every policy that asked for it: what it took when it ran.
-        row["seconds"] = time.monotonic() - began + row.pop("reused_seconds", 0.0)
+        row["seconds"] = time.monotonic() - began + saved
         seconds += row["seconds"]
         rows.append(row)
     return {
@@ -279,8 +278,20 @@ def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
 
 def _decide(
     bench: Bench, registry: Registry, name: str, policy: RetrainConfig, seen: tuple[Observation, ...], period: Period
-) -> dict[str, Any]:
-    """The policy's decision at the start of a period, carried out in its own registry."""
+) -> tuple[dict[str, Any], float]:
+    """(the policy's decision at the start of a period, carried out in its own registry; seconds saved by reuse).
+
+    A training that was reused is paid for by every policy that asked for it: what it took when it ran.
+    """
+    saved = 0.0
+
+    def train(plan: Config) -> Training:
+        nonlocal saved
+        began = time.monotonic()
+        found = trained(plan, bench.run, bench.history.dataset.digest)
+        saved += float(found.record["seconds"]) - (time.monotonic() - began)
+        return found
+
     directory = bench.run.path("policies", name, period.name)
     storage.make_folder(directory)
     setting = decide.Setting(
@@ -289,11 +300,11 @@ def _decide(
         policy=policy,
         directory=directory,
         identity=f"{name}/{period.name}",
-        train=lambda plan: trained(plan, bench.run, bench.history.dataset.digest),
+        train=train,
     )
     decision = decide.decide(setting, seen, period.start)
     storage.write_json(directory / "decision.json", decision)
-    return decision
+    return decision, saved
 
 
 def _outcome(bench: Bench, registry: Registry, decision: dict[str, Any], period: Period) -> dict[str, Any]:
@@ -306,8 +317,6 @@ def _outcome(bench: Bench, registry: Registry, decision: dict[str, Any], period:
     }
     if not row["retrained"]:
         return row
-    record = load_record(Path(decision["challenger_run"]))
-    row["reused_seconds"] = record["seconds"] if record.get("parent") != str(bench.run.directory) else 0.0
     evidence = decision["evidence"] or {}
     row |= {
         "challenger": decision["challenger"],

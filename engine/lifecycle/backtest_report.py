@@ -34,7 +34,8 @@ def write_report(run: Run, record: dict[str, Any]) -> Path:
             "Quality against cost",
             html.table(COLUMNS, [_row(item) for item in record["policies"]]),
             note="Mean over the periods, each weighing the same. The share is empty where retraining every period gains nothing. "
-            "Seconds are what a policy would have cost on its own: a model that it shares with another is counted for both.",
+            "Seconds are what a policy would have cost on its own, as far as training goes: a model that two share is counted "
+            "for both. Scores and monitored windows are counted for the policy that first needed them.",
         ),
         html.row(
             html.card(

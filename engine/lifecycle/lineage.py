@@ -24,7 +24,7 @@ from engine.runtime.run import load_record
 
 SHORTEST = 8
 # Keys of a record that hold digests of what other runs made: a model (by its bundle), scores that a run appended to.
-TAKEN_KEYS = ("model", "champion", "challenger", "started_from", "appended_to")
+TAKEN_KEYS = ("model", "shadow", "champion", "challenger", "started_from", "appended_to")
 # What decided: of a monitoring run (its calibration) and of a retrain (its policy).
 THRESHOLDS = (
     "line", "alpha", "realised", "enough", "season", "floors", "psi_floor",

@@ -88,6 +88,21 @@ def test_a_period_is_served_by_the_champion_of_its_beginning(done: Run) -> None:
             serving = row["model"]
 
 
+def test_a_policy_pays_for_its_trainings_whoever_ran_them(folder: Path, done: Run) -> None:
+    again = run(folder, "backtest.resume=never")  # trains nothing
+    asked = 0
+    for directory, found in ((done.directory, result(done)), (again.directory, result(again))):
+        for name, item in found.items():
+            for row in item["periods"][1:]:
+                decision = json.loads((directory / "policies" / name / row["period"] / "decision.json").read_text())
+                if decision["challenger"] is None:
+                    continue
+                asked += 1
+                training = json.loads((Path(decision["challenger_run"]) / "run.json").read_text())
+                assert row["seconds"] > training["seconds"] > 0
+    assert asked > 2 * 3  # more than `every` alone
+
+
 def test_a_decision_knows_nothing_of_its_future(done: Run) -> None:
     for path in done.directory.glob("policies/*/*/decision.json"):
         decision = json.loads(path.read_text())
