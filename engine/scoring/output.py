@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from engine.runtime import digest, storage
 
 FORMAT = 1
 MANIFEST = "_manifest.json"  # readers of whole folders pass over names that begin with _
+# Files that this module writes, in the folder itself or in one folder `column=value`, and what a kill leaves of them.
+OURS = re.compile(r"([^/=]+=[^/]+/)?(part-\d{5,}-[0-9a-f]{8}\.parquet|\.(part-\S+|_manifest\.json)\.[0-9a-f]{8}\.tmp)")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 ROW_GROUP = 131_072
 PARTITION_ROW_GROUP = 16_384  # every open folder holds so many rows in memory
@@ -70,10 +73,11 @@ class Place:
         if self.filesystem is None:
             path = storage.inside(Path(self.root), *name.split("/"))
             return path.read_bytes() if path.is_file() else None
-        if self.filesystem.get_file_info(f"{self.root}/{name}").type == pafs.FileType.NotFound:
-            return None
-        with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
-            return bytes(stream.read())
+        with self._errors():
+            if self.filesystem.get_file_info(f"{self.root}/{name}").type == pafs.FileType.NotFound:
+                return None
+            with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
+                return bytes(stream.read())
 
     def names(self) -> list[str]:
         """Every file below the folder."""
@@ -138,10 +142,13 @@ def publish(place: Place, manifest: dict[str, Any]) -> None:
     before = read_manifest(place)
     place.put_text(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     kept = {entry["name"] for entry in manifest["files"]}
-    # Only what an earlier manifest names or what looks like ours: the folder may hold files of the user's.
+    # Only what an earlier manifest names or what a kill has left of ours: the folder may hold files of the user's, and
+    # folders that are outputs of their own.
     stale = {entry["name"] for entry in before["files"]} if before else set()
-    for name in place.names():
-        ours = name in stale or posixpath.basename(name).startswith(("part-", ".part-"))
+    names = place.names()
+    others = {posixpath.dirname(name) for name in names if "/" in name and posixpath.basename(name) == MANIFEST}
+    for name in names:
+        ours = name in stale or (OURS.fullmatch(name) and posixpath.dirname(name) not in others)
         if ours and name not in kept:
             place.remove(name)
 

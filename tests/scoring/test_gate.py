@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from engine.errors import UserError
@@ -145,6 +146,14 @@ def test_scores_agree_to_the_bit_here_and_to_the_stated_tolerance_elsewhere(
         check_gate(predictor.bundle, predictor.model, logits_of=off_by(1e-2))
     monkeypatch.setattr(gate, "hardware", lambda: {"machine": "other"})
     assert check_gate(predictor.bundle, predictor.model) == gate.ROWS
+
+
+def test_a_feature_that_is_not_a_number_equals_itself_and_nothing_else() -> None:
+    nan = float("nan")
+    seen = pa.array([1.0, nan, None, 2.0])
+    assert gate._first_difference(seen, pa.array([1.0, nan, None, 2.0]), 0.0) is None
+    assert gate._first_difference(seen, pa.array([1.0, nan, nan, 2.0]), 0.0) == 2
+    assert gate._first_difference(seen, pa.array([1.0, nan, None, nan]), 0.0) == 3
 
 
 def test_a_bundle_older_than_a_key_of_the_specification_passes(shop: Shop, tmp_path: Path) -> None:

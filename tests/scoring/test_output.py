@@ -139,6 +139,20 @@ def test_a_rerun_replaces_the_output_whole_and_leaves_the_users_own_files(tmp_pa
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+def test_a_rerun_leaves_outputs_that_lie_in_folders_below_and_files_of_other_tools(tmp_path: Path) -> None:
+    below = [tmp_path / "out" / name for name in ("2013-06-01", "day=2013-06-01")]
+    for folder in below:
+        write(folder, rows(20), 2, Layout())
+    spark = tmp_path / "out" / "part-00000-6ca1b1b1-c000.snappy.parquet"
+    pq.write_table(rows(3), spark)
+    (left := tmp_path / "out" / "key=a" / "part-00000-deadbeef.parquet").parent.mkdir()
+    pq.write_table(rows(3), left)
+    write(tmp_path, rows(50), 2, Layout())
+    assert spark.exists() and not left.exists()
+    for folder in below:
+        assert output.read_predictions(Place(str(folder / "out"))).num_rows == 20
+
+
 def test_until_the_manifest_is_written_readers_see_the_earlier_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
