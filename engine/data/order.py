@@ -202,6 +202,7 @@ class Spool:
         _write_ipc(path, self._held, self.schema)
         self._files.append(path)
         self._held, self._bytes = [], 0
+        pa.default_memory_pool().release_unused()
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows in the order in which they were added."""
@@ -255,8 +256,10 @@ class Spool:
             for start in range(0, self.rows, RUN_ROWS):
                 block = np.fromfile(path, np.uint64, RUN_ROWS, offset=8 * start)
                 mine.append(block[block % np.uint64(shares) == share] if shares > 1 else block)
-            ordered = np.sort(np.concatenate(mine))
-            found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+            hashed = np.concatenate(mine)
+            del mine
+            hashed.sort()
+            found.append(np.unique(hashed[1:][hashed[1:] == hashed[:-1]]))
         return np.concatenate(found)
 
     # ---------------------------------------------------------------------------------------------- order
