@@ -9,7 +9,7 @@ Figures are JSON: one that cannot be computed is None with a reason, and never w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ Array = NDArray[Any]
 PROMOTE, KEEP = "promote", "keep"
 SLICE_VALUES = 50  # most frequent values of a slice that are guarded
 ECE_BINS = 15
+BLOCK_CELLS = 8_000_000  # counts of the bootstrap in memory at once
 BUSINESS = "cost"
 
 
@@ -55,7 +56,7 @@ def judged_metric(loss: str, gate: GateConfig) -> str:
 def evidence(judged: Judged, loss: str, gate: GateConfig, *, quantile: float = 0.5, seed: int = 0) -> dict[str, Any]:
     """Every figure that the verdict needs: metric, business cost, slices, calibration."""
     metric = judged_metric(loss, gate)
-    weights = _weights(judged.rows, gate.bootstrap, seed)
+    weights = Weights(judged.rows, gate.bootstrap, seed)
     found: dict[str, Any] = {
         "rows": judged.rows,
         "metric": {"name": metric, **_compare(judged, metric, loss, gate, weights, quantile)},
@@ -70,7 +71,7 @@ def evidence(judged: Judged, loss: str, gate: GateConfig, *, quantile: float = 0
     for name, values in judged.slices.items():
         for value, mask in _values(values, gate.min_slice_rows):
             rows = Judged(judged.target[mask], judged.champion[mask], judged.challenger[mask], {})
-            part = _compare(rows, metric, loss, gate, _weights(rows.rows, gate.bootstrap, seed), quantile)
+            part = _compare(rows, metric, loss, gate, Weights(rows.rows, gate.bootstrap, seed), quantile)
             found["slices"].append({"slice": name, "value": value, "rows": rows.rows, **part})
     return found
 
@@ -149,7 +150,7 @@ def _against_calibration(found: Mapping[str, Any], gate: GateConfig) -> list[str
 
 
 def _compare(
-    judged: Judged, metric: str, loss: str, gate: GateConfig, weights: Array, quantile: float
+    judged: Judged, metric: str, loss: str, gate: GateConfig, weights: Weights, quantile: float
 ) -> dict[str, Any]:
     """Both models' metric and the gain (positive is better) with its interval."""
     points = [
@@ -166,13 +167,13 @@ def _compare(
     gains = sign * (new - old)
     gains = gains[np.isfinite(gains)]
     row["gain"] = sign * (points[1] - points[0])
-    if len(gains) < len(weights) / 2:
+    if len(gains) < weights.resamples / 2:
         return {**row, "reason": "most resamples lack a class"}
     row["low"], row["high"] = _interval(gains, gate.confidence)
     return row
 
 
-def _costs(judged: Judged, gate: GateConfig, weights: Array) -> dict[str, Any]:
+def _costs(judged: Judged, gate: GateConfig, weights: Weights) -> dict[str, Any]:
     """Cost a row of acting above the threshold that these costs make best for calibrated scores (Elkan, 2001)."""
     total = gate.cost_false_positive + gate.cost_false_negative
     threshold = gate.cost_false_positive / total if total else 0.5
@@ -187,7 +188,7 @@ def _costs(judged: Judged, gate: GateConfig, weights: Array) -> dict[str, Any]:
     if not judged.rows or not (np.isfinite(judged.champion).all() and np.isfinite(judged.challenger).all()):
         return {**row, "reason": _reason(judged)}
     old, new = (row_costs(judged.target, scores, threshold, gate) for scores in (judged.champion, judged.challenger))
-    rises = (weights * (new - old)).sum(axis=1) / weights.sum(axis=1)
+    rises = np.concatenate([(block * (new - old)).sum(axis=1) / block.sum(axis=1) for block in weights])
     low, high = _interval(rises, gate.confidence)
     row |= {"champion": float(old.mean()), "challenger": float(new.mean()), "rise": float((new - old).mean())}
     return {**row, "low": low, "high": high}
@@ -203,10 +204,21 @@ def row_costs(target: Array, scores: Array, threshold: float, gate: GateConfig) 
     )
 
 
-def _weights(rows: int, resamples: int, seed: int) -> Array:
-    """float32[resamples, rows]: Poisson(1) counts, a function of (seed, rows) alone."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, rows]))
-    return generator.poisson(1.0, (resamples, rows)).astype(np.float32)
+@dataclass(frozen=True)
+class Weights:
+    """Poisson(1) counts of rows, a function of (seed, rows) alone; made anew each time, so that they need not fit in memory."""
+
+    rows: int
+    resamples: int
+    seed: int
+    cells: int = BLOCK_CELLS
+
+    def __iter__(self) -> Iterator[Array]:
+        """Blocks float32[some resamples, rows]; how they are cut changes no count."""
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, self.rows]))
+        step = max(1, self.cells // max(1, self.rows))
+        for low in range(0, self.resamples, step):
+            yield generator.poisson(1.0, (min(step, self.resamples - low), self.rows)).astype(np.float32)
 
 
 def _interval(values: Array, confidence: float) -> tuple[float, float]:
@@ -290,11 +302,12 @@ def _pinball(target: Array, scores: Array, quantile: float) -> Array:
     return np.maximum(quantile * error, (quantile - 1) * error)
 
 
-def resampled(metric: str, target: Array, scores: Array, weights: Array, quantile: float = 0.5) -> Array:
-    """float64[resamples]: a metric of all rows under each line of weights float32[resamples, n]."""
+def resampled(metric: str, target: Array, scores: Array, weights: Iterable[Array], quantile: float = 0.5) -> Array:
+    """float64[resamples]: a metric of all rows under each line of the blocks of weights float32[some resamples, n]."""
     if metric == "pinball":
-        return _mean(_pinball(target, scores, quantile), weights)
-    return RESAMPLED[metric](target, scores, weights)
+        errors = _pinball(target, scores, quantile)
+        return np.concatenate([_mean(errors, block) for block in weights])
+    return np.concatenate([RESAMPLED[metric](target, scores, block) for block in weights])
 
 
 # (target, scores, weights [resamples, n]) -> [resamples]

@@ -284,7 +284,7 @@ def test_weighted_metrics_equal_metrics_of_repeated_rows() -> None:
     shares = rng.dirichlet(np.ones(3), 400)
     for loss, truth, found in (("binary", target, scores), ("squared", value, guess), ("multiclass", kinds, shares)):
         for name in point_metrics(truth, found, loss, quantile=0.3):
-            resampled = judge.resampled(name, truth, found, weights, 0.3)
+            resampled = judge.resampled(name, truth, found, [weights[:2], weights[2:]], 0.3)
             for place, weight in enumerate(weights.astype(int)):
                 repeated = point_metrics(np.repeat(truth, weight), np.repeat(found, weight, axis=0), loss, quantile=0.3)
                 assert resampled[place] == pytest.approx(repeated[name], rel=1e-5), name
@@ -298,3 +298,11 @@ def test_the_interval_is_of_the_difference_not_of_two_separate_figures() -> None
 
 def test_the_same_rows_give_the_same_evidence() -> None:
     assert evidence(rows(), "binary", GATE) == evidence(rows(), "binary", GATE)
+
+
+@pytest.mark.parametrize("cells", [1, 300, 10_000])
+def test_the_resamples_do_not_depend_on_the_blocks_they_are_made_in(cells: int) -> None:
+    whole = np.concatenate(list(judge.Weights(100, 17, 3)))
+    blocks = list(judge.Weights(100, 17, 3, cells))
+    assert whole.shape == (17, 100) and max(len(block) for block in blocks) == min(17, max(1, cells // 100))
+    assert np.array_equal(np.concatenate(blocks), whole)
