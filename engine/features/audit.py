@@ -17,7 +17,7 @@ from engine.config.tree import Column, DataConfig, FeaturesConfig
 from engine.data.dataset import Dataset
 from engine.features import compute, moments
 from engine.features.parts import view_length
-from engine.features.spec import event_inputs
+from engine.features.spec import event_inputs, known_anchor
 
 TRIALS = ("altered", "deleted", "repeated")
 BEYOND = 2 * units.MICROSECONDS["d"]  # of events after the decision that a trial hides
@@ -40,8 +40,10 @@ def audit(
     """Leaks found in `rows` rows drawn by `seed`; empty when no feature of any view saw its future."""
     draw = np.random.default_rng(seed)
     chosen = np.sort(draw.choice(dataset.rows, min(rows, dataset.rows), replace=False)).tolist()
-    columns = list(dict.fromkeys([data.event_time, *event_inputs(data, features)]))
-    tables = {view.table: dataset.table(view.table) for view in features.active_views.values() if view.table}
+    anchor = units.moment(features.as_of or "")[0]
+    inputs = [data.event_time, anchor, *event_inputs(data, features)]
+    columns = list(dict.fromkeys([*inputs, *(time for name in inputs for time in known_anchor(data.columns[name]))]))
+    tables = {name: dataset.table(view.table) for name, view in features.active_views.items() if view.table}
     leaks: list[Leak] = []
     for turn, row in enumerate(chosen):
         probe = dataset.read(columns, rows=(row, row + 1))
@@ -50,15 +52,43 @@ def audit(
             continue
         events = dataset.read(columns, rows=dataset.row_range(decision - _longest(features), decision + BEYOND))
         trial = TRIALS[turn % len(TRIALS)]
-        before = compute.raw_features(data, features, probe, events, tables, threads)
+        before = describe(data, features, probe, events, tables, threads)
+        tampered = change(probe, data.columns, anchor, decision, "altered", draw)
         hidden = change(events, data.columns, data.event_time, decision, trial, draw)
-        after = compute.raw_features(data, features, probe, hidden, hide_tables(data, tables, decision), threads)
+        beside = hide_tables(data, features, tables, decision, trial, draw)
+        after = describe(data, features, tampered, hidden, beside, threads)
         leaks += [
-            Leak(row, trial, name, str(before[name][0]), str(after[name][0]))
-            for name in before.column_names
-            if not before[name].equals(after[name])
+            Leak(row, trial, name, str(value), str(after[name]))
+            for name, value in before.items()
+            if not _same(value, after[name])
         ]
     return leaks
+
+
+def describe(
+    data: DataConfig,
+    features: FeaturesConfig,
+    probe: pa.Table,
+    events: pa.Table,
+    tables: Mapping[str, pa.Table],
+    threads: int,
+) -> dict[str, pa.Scalar]:
+    """The features of one row; `tables` by name of the view that looks into them.
+
+    An expression or a function is given the events as well, for what it makes of a row must not depend on the others.
+    """
+    found = compute.direct_features(data, features, probe)
+    company = pa.concat_tables([probe, events])
+    for name, view in features.active_views.items():
+        rows = company if view.kind in ("expression", "function") else probe
+        seen = {view.table: tables[name]} if view.table else {}
+        found.update(compute.view_features(name, view, data, features, rows, events, seen, threads))
+    return {name: column[0] for name, column in found.items()}
+
+
+def _same(first: pa.Scalar, second: pa.Scalar) -> bool:
+    """Equal values; a NaN is equal to a NaN."""
+    return bool(first.equals(second)) or str(first) == str(second) == "nan"
 
 
 def _longest(features: FeaturesConfig) -> int:
@@ -109,24 +139,21 @@ def _altered(column: pa.ChunkedArray, unknown: np.ndarray, decision: int, draw: 
     return pc.if_else(pa.array(unknown), replacement, column)
 
 
-def hide_tables(data: DataConfig, tables: Mapping[str, pa.Table], decision: int) -> dict[str, pa.Table]:
-    """Side tables without the rows of which nothing is known before `decision`, and without the values that are not."""
-    found = {}
-    for name, table in tables.items():
-        spec = data.tables[name]
-        if spec.static:
-            found[name] = table
+def hide_tables(
+    data: DataConfig,
+    features: FeaturesConfig,
+    tables: Mapping[str, pa.Table],
+    decision: int,
+    trial: str,
+    draw: np.random.Generator,
+) -> dict[str, pa.Table]:
+    """The side tables by view, as they might be for all that the view may know at `decision`."""
+    found = dict(tables)
+    for name, view in features.active_views.items():
+        spec = data.tables[view.table] if view.table else None
+        if spec is None or spec.static:
             continue
-        time = next(key for key, item in spec.columns.items() if item.role == "event_time")
-        early = moments.instants(table[time]) < decision
-        kept = table.filter(pa.array(early))
-        values = {}
-        for key in kept.column_names:
-            column = spec.columns[key]
-            unknown = np.zeros(kept.num_rows, bool)
-            if column.known_at not in (None, "prior") and column.role not in ("id", "event_time", "time"):
-                known = moments.known_times(kept, column)
-                unknown = (known == moments.NEVER) | (known >= decision)
-            values[key] = pc.if_else(pa.array(unknown), pa.scalar(None, kept.schema.field(key).type), kept[key])
-        found[name] = pa.table(values)
+        # What is known exactly at the decision is no future of a view that says so; instants are whole microseconds.
+        bound = decision + view.inclusive
+        found[name] = change(tables[name], spec.columns, compute.table_event_time(spec, view), bound, trial, draw)
     return found

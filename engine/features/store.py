@@ -7,9 +7,11 @@ late row those that can see it. What is found in another recipe of the view is l
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from engine.config import schema, units
 from engine.config.tree import Config, DataConfig, ViewConfig
 from engine.data.dataset import Dataset
 from engine.errors import UserError
-from engine.features import compute, moments
+from engine.features import compute, moments, spread
 from engine.features.functions import function_version
 from engine.features.parts import Inputs, Part, month_parts, month_span, table_months, view_length
 from engine.features.spec import known_anchor, view_columns, view_inputs, window_name
@@ -134,14 +136,13 @@ def ensure_view(
     directory = folder / recipe[:16]
     if not anew and (stored := open_view(name, directory)):
         return stored
-    found = Index({}, {}) if anew else _index(folder)
+    found = Index({}, {}) if anew else _index(folder.absolute())
     with storage.atomic_directory(directory) as temporary, run.progress(f"features {name}", dataset.rows) as progress:
         entries, counts = [], {"computed": 0, "linked": 0}
-        for batch in _batches(job, parts, recipes, found):
-            for entry, computed in _build(job, batch, recipes, found, temporary):
-                entries.append(entry)
-                counts["computed" if computed else "linked"] += 1
-                progress.advance(entry["stop"] - entry["start"])
+        for entry, computed in _build_all(job, list(_batches(job, parts, recipes, found)), recipes, found, temporary):
+            entries.append(entry)
+            counts["computed" if computed else "linked"] += 1
+            progress.advance(entry["stop"] - entry["start"])
         manifest = _manifest(job, recipe, entries, counts)
         manifest["spec"] = run.masked(manifest["spec"])  # as composed, it may hold what the config only refers to
         storage.write_json(temporary / "manifest.json", manifest)
@@ -191,6 +192,8 @@ def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict
 def _batches(job: Job, parts: list[Part], recipes: dict[str, Recipes], found: Index) -> Iterator[list[Part]]:
     """Months that lack the same columns and follow each other are computed in one call, within the memory allowed."""
     limit = batch_rows(job)
+    if job.config.cluster.kind == "ray":
+        limit = min(limit, max(-(-job.dataset.rows // job.config.cluster.workers), 1))
     batch: list[Part] = []
     for part in parts:
         together = batch and _lacking(job, part, recipes, found) == _lacking(job, batch[-1], recipes, found)
@@ -212,6 +215,47 @@ def batch_rows(job: Job) -> int:
 
 def _lacking(job: Job, part: Part, recipes: dict[str, Recipes], found: Index) -> tuple[str, ...]:
     return tuple(name for name in job.names() if (part.name, recipes[part.name][name]) not in found.columns)
+
+
+def _build_all(
+    job: Job, batches: list[list[Part]], recipes: dict[str, Recipes], found: Index, directory: Path
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Every batch; what must be computed by the workers of the cluster, where there is one and work for two of them."""
+    away = [batch for batch in batches if _lacking(job, batch[0], recipes, found)]
+    if job.config.cluster.kind != "ray" or len(away) < 2:
+        away = []
+    for batch in batches:
+        if batch not in away:
+            yield from _build(job, batch, recipes, found, directory)
+    if away:
+        version = function_version(job.view.function) if job.view.kind == "function" else None
+        make = functools.partial(_builder, _absolute(job), recipes, found, directory.absolute(), version)
+        shares = [[dataclasses.asdict(part) for part in batch] for batch in away]
+        for built in spread.run_shares(job.config, shares, make, directory, f"view {job.name!r}"):
+            yield from ((entry, computed) for entry, computed in built)
+
+
+def _absolute(job: Job) -> Job:
+    """The job for a worker, which does not share the driver's current folder."""
+    dataset = dataclasses.replace(job.dataset, directory=job.dataset.directory.absolute())
+    return dataclasses.replace(job, dataset=dataset)
+
+
+def _builder(
+    job: Job, recipes: dict[str, Recipes], found: Index, directory: Path, version: str | None, config: Config
+) -> Callable[[list[dict[str, Any]]], list[Any]]:
+    """What computes shares of a view in a worker."""
+    mine = dataclasses.replace(job, config=config)
+
+    def build(share: list[dict[str, Any]]) -> list[Any]:
+        if version is not None and (here := function_version(job.view.function)) != version:
+            raise UserError(
+                f"every node must have the same {job.view.function!r} of features.views.{job.name}, found {version} and {here}"
+            )
+        batch = [Part(item["name"], item["start"], item["stop"], tuple(item["rows"])) for item in share]
+        return list(_build(mine, batch, recipes, found, directory))
+
+    return build
 
 
 def _build(
@@ -408,19 +452,19 @@ def _windows_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
 def _asof_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
     data, view = job.config.data, job.view
     spec = data.tables[view.table or ""]
-    months = (
-        {} if spec.static else table_months(job.dataset.table(view.table or ""), compute.table_event_time(spec, view))
-    )
+    time = None if spec.static else compute.table_event_time(spec, view)
+    months = table_months(job.dataset.table(view.table or ""), time) if time else {}
     spans = {month: month_span(month) for month in months}
     for part in parts:
         own = _own(job, part, [*view.entity, units.moment(job.as_of)[0]])
         start, stop = job.inputs.reach(part, job.as_of, view_length(view))
+        # The last instant counts: an inclusive view sees the row of exactly that time, be it the first of its month.
         seen: Any = [
-            [month, value] for month, value in months.items() if spans[month][0] < stop and start < spans[month][1]
+            [month, value] for month, value in months.items() if spans[month][0] <= stop and start < spans[month][1]
         ]
         if spec.static:
             seen = job.dataset.table_digest(view.table or "")
-        rule = [FORMAT, "asof", job.as_of, list(view.entity), list(view.on), view.max_age, view.inclusive, spec.static]
+        rule = [FORMAT, "asof", job.as_of, list(view.entity), list(view.on), view.max_age, view.inclusive, time]
         yield {
             f"{job.name}_{column}": digest.of_json([rule, column, spec.columns[column].known_at, own, seen])
             for column in view.columns

@@ -1,0 +1,88 @@
+"""Months of a view over real Ray workers: the bytes, the accounts and the errors of a build in one process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.features import spread, store
+from engine.runtime import cluster, pool
+from tests.features.test_store import built, config_of, everything, folder, from_scratch, months_of_visits, parts_of
+
+__all__ = ["folder"]
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+RAY = ("cluster=ray", "cluster.workers=2")
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.glob("*.parquet")}
+
+
+def test_workers_write_the_files_that_one_process_writes(folder: Path, tmp_path: Path) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    alone = from_scratch(folder, tmp_path)
+    apart = built(config_of(folder, *RAY))
+    ours, theirs = alone.views["shop"], apart.views["shop"]
+    assert parts_of(apart) == {"computed": 4, "linked": 0}
+    assert ours.directory.name == theirs.directory.name and ours.manifest == theirs.manifest
+    assert files_of(ours.directory) == files_of(theirs.directory)
+    assert sorted(path.name for path in theirs.directory.parent.iterdir()) == [theirs.directory.name]
+    # One more window: the workers compute that, beside the columns that are there.
+    wider = "features.views.shop.windows=[6h,2d,40d]"
+    more = built(config_of(folder, *RAY, wider))
+    assert everything(more).equals(everything(from_scratch(folder, tmp_path, wider)))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def here(_: Config) -> Iterator[cluster.Session]:
+        yield cluster.Session("here", True, ["one"])
+
+    def run(make: Any, items: Any, *_: Any) -> Iterator[pool.Outcome]:
+        return (pool.Outcome(item, make()(item), 1) for item in items)
+
+    monkeypatch.setattr(cluster, "session", here)
+    monkeypatch.setattr(pool, "run_actors", run)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_a_worker_says_becomes_the_error_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UserError("no such thing")
+
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "compute_rows", refuse)
+        with pytest.raises(UserError, match="no such thing"):
+            built(config_of(folder, *RAY))
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "run_actors", lambda _, items, *__: iter([pool.Outcome(items[0], None, 4, "it died")]))
+        with pytest.raises(UserError, match="view 'shop' could not be computed in 4 tries: it died"):
+            built(config_of(folder, *RAY))
+    assert not list((folder / "store").rglob("features/**/.tries*"))
+    assert not list((folder / "store").rglob("features/shop/*"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_one_new_month_starts_no_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = months_of_visits()
+    pq.write_table(table.slice(0, 675), folder / "visits-0.parquet")
+    built(config_of(folder))
+    pq.write_table(table.slice(675), folder / "visits-1.parquet")
+    monkeypatch.setattr(spread, "run_shares", lambda *_: pytest.fail("no cluster is needed"))
+    assert parts_of(built(config_of(folder, *RAY)))["linked"] >= 2
+
+
+def test_workers_of_one_machine_share_its_cores_and_memory(folder: Path) -> None:
+    config = config_of(folder, *RAY, "resources.threads=8", "resources.memory=4GB")
+    here, there = spread.worker_config(config, local=True), spread.worker_config(config, local=False)
+    assert (here.resources.threads, here.resources.memory) == (4, str(2 * 10**9))
+    assert (there.resources.threads, there.resources.memory) == (1, str(4 * 10**9))
