@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import string
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,8 @@ from engine.data.parse import FALSE, TRUE, has_offset
 from engine.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
+_INSIDE = np.zeros(256, bool)
+_INSIDE[np.frombuffer((string.ascii_letters + string.digits).encode(), np.uint8)] = True
 
 
 def read(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
@@ -257,10 +260,15 @@ class _Parser:
 
 
 def _holds_hexadecimal(piece: Any) -> bool:
-    """Whether `0x` stands anywhere: Arrow reads it as an integer, and 0xFFFFFFFFFFFFFFFF as -1."""
+    """Whether a value may begin with `0x`: Arrow reads it as an integer, and 0xFFFFFFFFFFFFFFFF as -1.
+
+    After a letter or a digit it stands inside a value, such as the tail number N920XJ.
+    """
     raw = np.frombuffer(piece, np.uint8)
     places = np.flatnonzero((raw | 0x20) == ord("x"))
-    return bool(np.any(raw[places[places > 0] - 1] == ord("0")))
+    places = places[(places > 0) & (raw[places - 1] == ord("0"))]
+    before = raw[places[places > 1] - 2]
+    return bool(np.any(places == 1) or not np.all(_INSIDE[before]))
 
 
 def _fast_types(source: SourceConfig) -> dict[str, pa.DataType]:
