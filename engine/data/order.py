@@ -227,7 +227,7 @@ class Spool:
         storage.make_folder(self._folder)
         with storage.disk_errors(path), open(path, "wb") as file:
             for table in self.tables():
-                file.write(memoryview(hashes(table, self.ids)).cast("B"))  # tofile would not say why it stopped
+                file.write(hashes(table, self.ids).data)  # tofile would not say why it stopped
         twice = self._twice(path)
         found, start = [], 0
         if len(twice):
