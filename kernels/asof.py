@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
 from kernels.jit import check_threads, njit, run_ranges, split
-from kernels.sort import _bounds, sort_by_entity_time
+from kernels.sort import ascending, bounds, grouped_columns, radix_order
 
 _NAT = check.NAT
 
@@ -32,16 +32,14 @@ def _usable(entity: Any, event: Any, known: Any, rows: Any) -> Any:
 
 
 @njit
-def _running_best(order: Any, entity: Any, event: Any, known: Any, codes: Any, out: Any) -> None:
-    """In (entity, known_at) order: codes[k], out[k] = (known_at, chosen row, its event time) once row k is known."""
-    best = np.int64(-1)
-    for k in range(len(order)):
-        row = order[k]
-        fresh = k == 0 or entity[row] != entity[order[k - 1]]
-        if fresh or event[row] >= event[best]:  # known_at and position never fall along this order
-            best = row
-        codes[k] = entity[row]
-        out[k, 0], out[k, 1], out[k, 2] = known[row], best, event[best]
+def _running_best(starts: Any, first: Any, last: Any, order: Any, known: Any, event: Any, out: Any) -> None:
+    """Of groups [first, last), in order of known_at: out[k] = (known_at, chosen row, its event time) once row k is known."""
+    for g in range(first, last):
+        best = starts[g]
+        for k in range(starts[g], starts[g + 1]):
+            if event[k] >= event[best]:  # known_at and position never fall along this order
+                best = k
+            out[k, 0], out[k, 1], out[k, 2] = known[k], order[best], event[best]
 
 
 @njit
@@ -58,8 +56,8 @@ def _search(best: Any, low: Any, high: Any, limit: Any) -> Any:
 
 @njit
 def _probe(groups: Any, times: Any, slots: Any, offsets: Any, best: Any, rule: Any, out: Any) -> None:
-    """rule = (max_age or -1, 1 when inclusive). slots[g]: position of entity code g in offsets, or nothing when dense."""
-    max_age, inclusive = rule
+    """rule = (max_age or -1, 1 when inclusive, code of the first group); slots: the codes of the groups, nothing when dense."""
+    max_age, inclusive, low = rule
     cursor = offsets.copy()
     last = np.full(len(offsets), _NAT, np.int64)
     for i in range(len(groups)):
@@ -69,7 +67,11 @@ def _probe(groups: Any, times: Any, slots: Any, offsets: Any, best: Any, rule: A
             g = np.searchsorted(slots, g)
             if g == len(slots) or slots[g] != groups[i]:
                 continue
-        if g < 0 or g >= len(offsets) - 1 or t == _NAT:
+        else:
+            if g < low or g - low >= len(offsets) - 1:
+                continue
+            g -= low
+        if t == _NAT:
             continue
         limit = t + inclusive if t < np.iinfo(np.int64).max else t
         start, stop = offsets[g], offsets[g + 1]
@@ -119,8 +121,8 @@ def asof(
         raise ValueError(f"max_age must not be negative, found {max_age}")
     check_threads(threads)
     out = np.empty(len(groups), np.int64)
-    best, slots, offsets = _index(entity, event, known)
-    rule = (np.int64(-1 if max_age is None else max_age), np.int64(inclusive))
+    best, slots, offsets, low = _index(entity, event, known, threads)
+    rule = (np.int64(-1 if max_age is None else max_age), np.int64(inclusive), np.int64(low))
 
     def part(a: int, b: int) -> None:
         _probe(groups[a:b], times[a:b], slots, offsets, best, rule, out[a:b])
@@ -130,22 +132,26 @@ def asof(
 
 
 def _index(
-    entity: NDArray[np.int64], event: NDArray[np.int64], known: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """(running best [m', 3], entity codes when sparse else empty, offsets per code) of the usable source rows."""
+    entity: NDArray[np.int64], event: NDArray[np.int64], known: NDArray[np.int64], threads: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
+    """(running best [m', 3] of the usable source rows, their codes when sparse else empty, offsets per group, first code)."""
     rows = np.empty(len(entity), np.int64)
     rows = rows[: _usable(entity, event, known, rows)]
     whole = len(rows) == len(entity)
     if not whole:
-        order = rows[sort_by_entity_time(entity[rows], known[rows])]
-    else:
-        order = sort_by_entity_time(entity, known)
-    codes, best = np.empty(len(order), np.int64), np.empty((len(order), 3), np.int64)
-    _running_best(order, entity, event, known, codes, best)
-    if len(codes) == 0:
-        return best, codes, np.zeros(1, np.int64)
-    high = int(_bounds(codes)[1])
-    if high <= 4 * len(codes) + 65536:
-        return best, codes[:0], np.searchsorted(codes, np.arange(high + 2)).astype(np.int64)
-    slots = codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
-    return best, slots, np.append(np.searchsorted(codes, slots), len(codes)).astype(np.int64)
+        entity, event, known = entity[rows], event[rows], known[rows]
+    slots, best = np.empty(0, np.int64), np.empty((len(entity), 3), np.int64)
+    if len(entity) == 0:
+        return best, slots, np.zeros(1, np.int64), 0
+    low, high = bounds(entity, threads)
+    if high - low >= 4 * len(entity) + 65536:
+        slots = np.unique(entity)
+        entity, low, high = np.searchsorted(slots, entity), 0, len(slots) - 1
+    order = None if ascending(known, threads) else radix_order(known)
+    order, starts, (known, event) = grouped_columns(entity, low, high - low + 1, threads, order, [known, event])
+    run_ranges(
+        lambda a, b: _running_best(starts, a, b, order, known, event, best), split(high - low + 1, 8 * threads), threads
+    )
+    if not whole:
+        best[:, 1] = rows[best[:, 1]]
+    return best, slots, starts, low
