@@ -125,7 +125,8 @@ def _locked(path: Path) -> Iterator[None]:
     """Two monitors at once must not both tell."""
     storage.make_folder(path.parent)
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: told twice, at worst
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

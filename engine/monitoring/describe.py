@@ -191,7 +191,7 @@ def categories(pair: Pair, current: Profile) -> dict[str, Any]:
 def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Columns ranked by how much the model listens to them times how far they moved beyond what is typical.
 
-    First those that alarm or whose move is above an effect floor. Predictions are consequences, so they are no causes.
+    First those that alarm, then those whose move is above an effect floor. Predictions are consequences, so they are no causes.
     Columns that go missing in the same number of rows are named together: one feed feeds them.
     """
     inputs = [item for item in columns if item["kind"] != PREDICTION]
@@ -210,7 +210,7 @@ def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "text": cause_text(item, others),
         }
         ranked.append({**cause, "missing_together_with": others} if others else cause)
-    return sorted(ranked, key=lambda item: (not item["notable"], -item["weight"], item["column"]))
+    return sorted(ranked, key=lambda item: (not item["alarm"], not item["notable"], -item["weight"], item["column"]))
 
 
 def missing_together(columns: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -93,6 +93,14 @@ def test_the_same_cause_is_told_once_within_the_cool_down(run, tmp_path: Path) -
     assert lines() == 4
 
 
+def test_a_file_system_without_locks_does_not_stop_the_run(run, tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(alerts.fcntl, "flock", refuse)
+    assert alerts.tell(settings(log=AlertConfig(kind="log")), run, "drift:x", PAYLOAD) == {"log": "told"}
+
+
 def test_a_sink_that_failed_is_told_next_time(run, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be")

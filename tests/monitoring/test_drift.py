@@ -193,6 +193,22 @@ def test_importance_decides_between_two_columns_that_moved_alike() -> None:
     assert [item["column"] for item in drift.causes[:2]] == ["b", "a"]
 
 
+def test_a_column_within_its_line_is_never_named_before_one_that_alarms() -> None:
+    def draw(rng, day, rows):
+        return {"a": rng.normal(0, 1, rows), "b": rng.normal(0, 1, rows)}
+
+    def both(rng, day, rows):
+        return {"a": rng.normal(0.5, 1, rows), "b": rng.normal(1, 1, rows)}
+
+    reference = make_reference(draw, 40, 200)
+    reference.importance.update(a=0.01, b=0.99)
+    calm = {f"b.{name}": 1e9 for name in NAMES}
+    drift = run_drift(reference, make_window(reference, both, 7, 200), thresholds=calm)
+    assert drift.alarms == ["a"]
+    assert drift.causes[0]["column"] == "a"
+    assert drift.causes[1]["column"] == "b" and drift.causes[1]["notable"]
+
+
 def test_columns_missing_in_the_same_rows_are_named_as_one_feed() -> None:
     def draw(rng, day, rows):
         return {"a": rng.normal(0, 1, rows), "b": rng.normal(0, 1, rows), "z": rng.normal(0, 1, rows)}
