@@ -6,6 +6,7 @@ Defaults live here and nowhere else; `conf/` holds choices and experiments as di
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import dataclass
 
@@ -509,6 +510,10 @@ class MonitorConfig:
                 raise UserError(f"floors names {name!r}.{nearest(name, DRIFT_STATISTICS)}")
             if value < 0:
                 raise UserError(f"floors.{name} must not be negative, found {value}")
+        for kind, numbers in (("floors", self.floors), ("thresholds", self.thresholds)):
+            for name, value in numbers.items():
+                if not math.isfinite(value):
+                    raise UserError(f"{kind}.{name} must be a finite number, found {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -787,6 +792,13 @@ def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: Vie
     for key_, columns in (("entity", view.entity), ("inputs", view.inputs)):
         for column in columns:
             check_known_by_decision(data, features, column, f"{where}.{key_}")
+    check_view_names(data, where, view)
+
+
+def check_view_names(data: DataConfig, where: str, view: ViewConfig) -> None:
+    """Raise UserError for a name in a view that leads nowhere, and for a column that does not say when it is known."""
+    for column in (*view.entity, *view.inputs):
+        _known_column(data, column, where)
     if view.kind == "windows":
         _check_windows(data, where, view)
     if view.kind == "asof":

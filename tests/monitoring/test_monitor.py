@@ -143,6 +143,8 @@ def test_a_window_without_rows_is_no_quiet_window(monitor) -> None:
         (["monitor.run=/nowhere"], "/nowhere"),
         (["monitor.window=2020-01-27", "monitor.thresholds.sise=1"], "'size'"),
         (["monitor.window=2020-01-27", "monitor.floors.pssi=1"], "'psi'"),
+        (["monitor.window=2020-01-27", "monitor.floors.psi=inf"], "finite"),
+        (["monitor.window=2020-01-27", "monitor.thresholds.size=nan"], "finite"),
         (["monitor.window=2020-01-27", "monitor.business.x='mean(amout)'"], "'amout'"),
         (["monitor.window=2020-01-27", "monitor.business.x='__import__(size)'"], "__import__"),
     ],
