@@ -55,11 +55,28 @@ def _search(best: Any, low: Any, high: Any, limit: Any) -> Any:
 
 
 @njit
+def _advance(best: Any, at: Any, stop: Any, limit: Any) -> Any:
+    """`_search` in [at, stop) for an answer that is likely to be near."""
+    steps = 0
+    while at < stop and best[at, 0] < limit:
+        at += 1
+        steps += 1
+        if steps == 16:
+            return _search(best, at, stop, limit)
+    return at
+
+
+@njit
 def _probe(groups: Any, times: Any, slots: Any, offsets: Any, best: Any, rule: Any, out: Any) -> None:
     """rule = (max_age or -1, 1 when inclusive, code of the first group); slots: the codes of the groups, nothing when dense."""
     max_age, inclusive, low = rule
-    cursor = offsets.copy()
-    last = np.full(len(offsets), _NAT, np.int64)
+    most = np.int64(np.iinfo(np.int64).max)
+    cursor = offsets[:-1].copy()
+    # What a group's next probe needs, side by side: until when its answer holds, that answer (row, event time), its last probe.
+    states = np.empty((len(cursor), 4), np.int64)
+    for g in range(len(cursor)):
+        states[g, 0] = best[offsets[g], 0] if offsets[g] < offsets[g + 1] else most
+        states[g, 1], states[g, 2], states[g, 3] = -1, 0, _NAT
     for i in range(len(groups)):
         g, t = groups[i], times[i]
         out[i] = -1
@@ -68,31 +85,31 @@ def _probe(groups: Any, times: Any, slots: Any, offsets: Any, best: Any, rule: A
             if g == len(slots) or slots[g] != groups[i]:
                 continue
         else:
-            if g < low or g - low >= len(offsets) - 1:
+            if g < low or g - low >= len(cursor):
                 continue
             g -= low
         if t == _NAT:
             continue
-        limit = t + inclusive if t < np.iinfo(np.int64).max else t
-        start, stop = offsets[g], offsets[g + 1]
-        at = cursor[g]
-        if t < last[g]:
-            at = _search(best, start, at, limit)
-        else:
-            steps = 0
-            while at < stop and best[at, 0] < limit:
-                at += 1
-                steps += 1
-                if steps == 16:
-                    at = _search(best, at, stop, limit)
-                    break
-            if inclusive == 1 and t == np.iinfo(np.int64).max:
+        state = states[g]
+        limit = t + inclusive if t < most else t
+        back = t < state[3]
+        if back or state[0] < limit or t == most:
+            start, stop = offsets[g], offsets[g + 1]
+            if back:
+                at = _search(best, start, cursor[g], limit)
+            elif inclusive == 1 and t == most:
                 at = stop
-        cursor[g], last[g] = at, t
-        if at > start:
-            event = best[at - 1, 2]
+            else:
+                at = _advance(best, cursor[g], stop, limit)
+            cursor[g] = at
+            state[0] = best[at, 0] if at < stop else most
+            state[1] = best[at - 1, 1] if at > start else -1
+            state[2] = best[at - 1, 2] if at > start else 0
+        state[3] = t
+        if state[1] >= 0:
+            event = state[2]
             if max_age < 0 or event >= t or np.uint64(t) - np.uint64(event) <= np.uint64(max_age):  # no overflow
-                out[i] = best[at - 1, 1]
+                out[i] = state[1]
 
 
 def asof(
