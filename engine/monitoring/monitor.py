@@ -430,7 +430,8 @@ def conclude(record: dict[str, Any], drift: Drift, alarm_on: tuple[str, ...]) ->
     record["alarm"] = bool(record["alarms"])
     blind = drift.not_computable
     nothing = len(blind) == len(drift.columns)
-    record["verdict"] = "alarm" if record["alarm"] else "not computable" if nothing else "quiet"
+    calm = "not computable" if nothing else "quiet in part" if blind else "quiet"  # what was not seen is not quiet
+    record["verdict"] = "alarm" if record["alarm"] else calm
     text = "; ".join(item["text"] for item in record["alarms"])
     if not text:
         text = (

@@ -39,15 +39,16 @@ def write_report(path: Path, name: str, record: Mapping[str, Any], history: pa.T
         _calibration(record),
         _all_columns(record),
     ]
-    title = {"alarm": "Alarm", "quiet": "Quiet", "not computable": "Not computable"}[record["verdict"]]
-    storage.write_text(path, html.page(f"{title}: {name}", subtitle, [part for part in body if part]))
+    storage.write_text(
+        path, html.page(f"{record['verdict'].capitalize()}: {name}", subtitle, [part for part in body if part])
+    )
 
 
 # ------------------------------------------------------------------------------------------------- verdict, causes
 
 
 def _verdict(record: Mapping[str, Any]) -> Markup:
-    tone = {"alarm": "bad", "quiet": "good", "not computable": "warn"}[record["verdict"]]
+    tone = {"alarm": "bad", "quiet": "good"}.get(record["verdict"], "warn")
     columns = [item for item in record["columns"] if item["status"] == "alarm"]
     blind = [item for item in record["columns"] if item["status"] == "not computable"]
     tiles = [

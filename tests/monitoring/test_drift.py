@@ -11,7 +11,7 @@ import pytest
 from engine.errors import UserError
 from engine.monitoring.calibrate import NAMES
 from engine.monitoring.drift import benjamini_hochberg
-from engine.monitoring.monitor import rounded
+from engine.monitoring.monitor import conclude, rounded
 from tests.monitoring.synthetic import make_reference, make_window, record, run_drift, status
 
 
@@ -120,6 +120,9 @@ def test_a_column_that_training_never_saw_a_value_of_is_not_computable_and_stops
     alive = moved(**{})
     woken = run_drift(reference, make_window(reference, lambda *a: {**alive(*a), "dead": np.ones(a[2])}, 7, 100))
     assert status(woken)["dead"] == "alarm"
+    verdict: dict = {"causes": [], "performance": {}, "business": {}}
+    conclude(verdict, drift, ("drift",))
+    assert verdict["verdict"] == "quiet in part" and verdict["headline"].endswith("not computable: dead")
 
 
 def test_many_rows_do_not_make_a_small_move_an_alarm() -> None:  # evidently#50
