@@ -151,6 +151,10 @@ class RecipeActor:
 
         torch.set_num_threads(1)
         self.predictor = load(model, threads=1)
+        # Warm as our actors are: kernels and torch load here.
+        numbers, texts = pa.nulls(8192, pa.float64()), pa.nulls(8192, pa.string())
+        rows = {"row": np.arange(8192), "at": pa.nulls(8192, pa.timestamp("us", tz="UTC"))}
+        self(pa.table({**rows, **dict.fromkeys(NUMERIC, numbers), **dict.fromkeys(CATEGORICAL, texts)}))
         Path(ready, f"{os.getpid()}").write_text(repr(time.time()))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -247,7 +251,9 @@ def _throughput(bench: Bench, add: Any) -> None:
         for profile in (False, True):
             done = bench.score(*words, f"score.profile={str(profile).lower()}")
             metrics = done.metrics
-            speeds[kind, profile] = metrics["score/rows_per_second"]
+            # The recipe is timed until its output is written, so publishing counts here too.
+            seconds = metrics["score/scoring_seconds"] + metrics["score/publish_seconds"]
+            speeds[kind, profile] = bench.rows / seconds
             scores.add(done.record["chain"]["scores"])
             stages = {
                 key: round(metrics[f"score/{key}_seconds"], 1)

@@ -87,7 +87,27 @@ def _open(name: str, composed: Composed, words: list[str]) -> Run:
     elif choice != "never":
         _check_same_plan(name, composed.config, composed.saved, Path(choice), f"{section}.resume")
         return Run.resume(Path(choice), composed.secrets, command_line=words)
-    return Run.create(name, composed.config, composed.saved, command_line=words, hidden=composed.secrets)
+    run = Run.create(name, composed.config, composed.saved, command_line=words, hidden=composed.secrets)
+    if choice == "auto":
+        _tell_of_another_plan(run, composed)
+    return run
+
+
+def _tell_of_another_plan(run: Run, composed: Composed) -> None:
+    """Log why the newest run before this one, where it is unfinished, was not taken up: it has another plan."""
+    earlier = sorted(path.parent for path in run.directory.parent.glob("*-*/run.json") if path.parent != run.directory)
+    if not earlier or (earlier[-1] / "DONE").exists():
+        return
+    record = Run.read(earlier[-1])
+    if record.get("plan") != run.record["plan"]:
+        changed = _changed_keys(record, composed.config, composed.saved)
+        run.log(f"a new run: {earlier[-1]} is unfinished but has another plan; these keys differ: {changed}")
+
+
+def _changed_keys(record: dict[str, Any], config: Config, saved: dict[str, Any]) -> str:
+    """Keys of the plan that differ from those of a run's record."""
+    now = {**schema.plain(config), **saved}
+    return ", ".join(_differences(without(record["config"], IMMATERIAL), without(now, IMMATERIAL))) or "secret values"
 
 
 def _check_same_plan(name: str, config: Config, saved: dict[str, Any], directory: Path, key: str) -> None:
@@ -99,10 +119,8 @@ def _check_same_plan(name: str, config: Config, saved: dict[str, Any], directory
     if record["command"] != name:
         raise UserError(f"{key} must name a run of {name!r}, found a run of {record['command']!r}: {directory}")
     if record["plan"] != plan_digest(name, config):
-        now = {**schema.plain(config), **saved}
-        changed = _differences(without(record["config"], IMMATERIAL), without(now, IMMATERIAL))
         raise UserError(
-            f"{directory} was started with another plan; these keys differ: {', '.join(changed) or 'secret values'}. "
+            f"{directory} was started with another plan; these keys differ: {_changed_keys(record, config, saved)}. "
             f"Use the same overrides, or {key}=never"
         )
 

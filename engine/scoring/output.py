@@ -11,7 +11,7 @@ import json
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,10 +205,15 @@ def layout_of(config: ScoreConfig, rows: int, part_bytes: int) -> Layout:
     return Layout(file_rows, config.partition, config.compression_level)
 
 
-def write_files(place: Place, parts: Iterable[Path], layout: Layout, scratch: Path) -> list[dict[str, Any]]:
-    """Bring the rows of the parts, in order, to the place; returns the manifest's entries. Memory stays bounded."""
+def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch: Path) -> list[dict[str, Any]]:
+    """Bring the rows of the parts (path -> its SHA-256, just checked), in order, to the place; returns the manifest's
+    entries. Memory stays bounded.
+    """
     if layout.as_parts:
-        return [_put(place, "", index, path, pq.read_metadata(path).num_rows) for index, path in enumerate(parts)]
+        return [
+            _put(place, "", index, path, pq.read_metadata(path).num_rows, sha256)
+            for index, (path, sha256) in enumerate(parts.items())
+        ]
     writers: dict[str | None, _Roller] = {}
     for path in parts:
         table = storage.read_parquet(path)
@@ -296,7 +301,8 @@ class _Roller:
         if self._writer is not None:
             with storage.disk_errors(self.scratch):
                 self._writer.close()
-            self._entries.append(_put(self.place, self.folder, len(self._entries), self.scratch, self._written))
+            sha256 = digest.of_file(self.scratch)
+            self._entries.append(_put(self.place, self.folder, len(self._entries), self.scratch, self._written, sha256))
             self.scratch.unlink()
             self._writer, self._written = None, 0
 
@@ -309,8 +315,7 @@ class _Roller:
         return self._entries
 
 
-def _put(place: Place, folder: str, index: int, path: Path, rows: int) -> dict[str, Any]:
-    sha256 = digest.of_file(path)
+def _put(place: Place, folder: str, index: int, path: Path, rows: int, sha256: str) -> dict[str, Any]:
     name = f"part-{index:05d}-{sha256[:8]}.parquet"
     name = f"{folder}/{name}" if folder else name
     place.put(path, name)

@@ -32,19 +32,21 @@ def publish(
     merged = Merged(predictor)
     parts = run.path("parts")
     ledger: list[dict[str, Any]] = []
+    scored: dict[Path, str] = {}
     for unit in done:
         record = units.read_record(parts, unit)
         if record is None:
             raise UserError(f"{units.part_path(parts, unit)} is gone or damaged: run the command again")
         merged.add(record)
         ledger.append({name: record[name] for name in LEDGER})
+        scored[units.part_path(parts, unit)] = record["part"]["sha256"]  # read_record has checked it
     check_counts(plan, done, failed, merged)
     write_refused(run, parts, done, plan.dataset)
     storage.write_parquet(run.path("ledger.parquet"), ledger_table(ledger, failed))
     if merged.profile is not None:
         storage.write_json(run.path("profile.json"), merged.profile.to_json())
     place = place_of(config, run)
-    files = write_predictions(config, run, place, predictor, plan, done, merged)
+    files = write_predictions(config, run, place, predictor, plan, scored, merged)
     scores = merged.hexdigest()
     manifest = {
         "format": FORMAT,
@@ -162,14 +164,14 @@ def ledger_table(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> pa
 
 
 def write_predictions(
-    config: Config, run: Run, place: Place, predictor: Predictor, plan: Plan, done: list[Unit], merged: Merged
+    config: Config, run: Run, place: Place, predictor: Predictor, plan: Plan, scored: dict[Path, str], merged: Merged
 ) -> list[dict[str, Any]]:
-    """The output files; a run without any row still leaves one empty file, so that a reader finds the columns."""
-    parts = run.path("parts")
+    """The output files from the parts (path -> SHA-256); a run without any row still leaves one empty file, so that a
+    reader finds the columns.
+    """
     layout = output.layout_of(config.score, merged.rows, merged.part_bytes)
-    paths = [units.part_path(parts, unit) for unit in done]
     if not merged.rows:
-        empty = parts / "empty.parquet"
+        empty = run.path("parts", "empty.parquet")
         storage.write_parquet(empty, UnitScorer(plan.job, predictor, plan.dataset, plan.views).empty())
-        paths, layout = [empty], output.Layout()
-    return output.write_files(place, paths, layout, run.path("parts", "rolled"))
+        scored, layout = {empty: digest.of_file(empty)}, output.Layout()
+    return output.write_files(place, scored, layout, run.path("parts", "rolled"))

@@ -91,6 +91,15 @@ class UnitScorer:
         ids = row_ids(facts, self.predictor.bundle.data.ids)
         return self._output(ids, facts, scores, np.ones(0, bool), self._beside(raw, hashlib.sha256(), Clock()))
 
+    def warm_up(self) -> None:
+        """Send a tile of missing values through encoder, models and profile: kernels and torch load here, not in a unit."""
+        raw = self._read((0, 0), Clock())[1]
+        raw = pa.table({item.name: pa.nulls(self.predictor.tile_rows, item.type) for item in raw.schema})
+        scores, _, codes = self._encode_and_score(self.predictor, raw, Clock())
+        self._beside(raw, hashlib.sha256(), Clock())
+        if self.profile_spec is not None:
+            Profile.count(self.profile_spec, raw, scores, codes)
+
     # ------------------------------------------------------------------------------------------------- one unit
 
     def _score(self, unit: Unit) -> dict[str, Any]:
@@ -389,14 +398,16 @@ def peak_memory() -> int:
 
 
 def open_scorer(job: Job, threads: int) -> UnitScorer:
-    """The scorer in another process, from paths alone; its threads run as long as the process does."""
+    """The scorer in another process, from paths alone, warm; its threads run as long as the process does."""
     single_threaded()
     predictor = load(job.bundle, threads=threads, device=job.device)
     if job.shadow is not None:
         predictor = replace(predictor, shadow=load(job.shadow, threads=threads, device=job.device))
     predictor = replace(predictor, team=Team(threads).__enter__())
     views = {name: open_view(name, Path(folder)) for name, folder in job.views.items()}
-    return UnitScorer(job, predictor, open_dataset(job.dataset), views)
+    scorer = UnitScorer(job, predictor, open_dataset(job.dataset), views)
+    scorer.warm_up()
+    return scorer
 
 
 def open_view(name: str, folder: Path) -> StoredView:

@@ -2,7 +2,8 @@
 
 It imports everything once and computes nothing itself, so that it has one thread and may fork: every trial is a child
 that dies by SIGKILL, and a second child that runs the same command again. A trial is `write:N` (at the Nth file that is
-renamed into place: before that where N is even, after it where N is odd) or `time:MS`.
+renamed into place: before that where N is even, after it where N is odd) or `time:PERCENT` of the seconds that
+an unbroken run takes. A `write` trial that lives is the last one: the run has no such write.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,9 +77,8 @@ def die_at_write(number: int) -> None:
 
 
 def finished(runs: Path) -> Path:
-    """The run that is done; a run that was killed before its record was whole is left behind."""
-    (directory,) = (path.parent for path in (runs / "score" / "tiny").glob("*/DONE"))
-    return directory
+    """The newest run that is done: one killed before its record was whole is left behind, one killed after DONE is done."""
+    return max(path.parent for path in (runs / "score" / "tiny").glob("*/DONE"))
 
 
 def outputs(runs: Path) -> dict[str, str]:
@@ -94,16 +95,19 @@ def main(folder: Path, model: str, trials: list[str]) -> None:
             die_at_write(number)
         api.run("score", *words(folder, model, runs, threads), config_dir=str(folder / "conf"))
 
-    whole = folder / "whole"
+    place = Path(tempfile.mkdtemp(prefix="trials-", dir=folder))
+    whole = place / "whole"
+    began = time.monotonic()
     assert ended(child(lambda: score(whole))) == 0
+    seconds = time.monotonic() - began
     expected = outputs(whole)
     for index, trial in enumerate(trials):
         kind, _, value = trial.partition(":")
-        runs = folder / f"trial-{index}"
+        runs = place / f"trial-{index}"
         number = int(value) if kind == "write" else 0
         process = child(lambda runs=runs, number=number, index=index: score(runs, number, 1 + index % 2))  # type: ignore[misc]
         if kind == "time":
-            time.sleep(int(value) / 1000)
+            time.sleep(seconds * int(value) / 100)
             os.kill(process, signal.SIGKILL)
         killed = ended(process) == signal.SIGKILL
         done = len(list(runs.glob("score/tiny/*/parts/*.json")))
@@ -123,6 +127,8 @@ def main(folder: Path, model: str, trials: list[str]) -> None:
         }
         print(json.dumps(result), flush=True)  # noqa: T201
         shutil.rmtree(runs)
+        if kind == "write" and not killed:
+            break
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def test_killed_around_writes_and_at_random_moments(shop: Shop) -> None:
     moments = random.Random(7)
     # 6 units have 2 renames each; run.json, context, ledger, profile and manifest make up the rest.
     names = [
+        *(f"time:{moments.randint(10, 80)}" for _ in "ab"),
         *(f"write:{number}" for number in (4, 9, 12, 15, 22, 25, 28)),
-        *(f"time:{moments.randint(100, 900)}" for _ in "ab"),
     ]
     results = trials(shop, names)
     check(results)
@@ -57,15 +57,15 @@ def test_killed_around_writes_and_at_random_moments(shop: Shop) -> None:
 
 @pytest.mark.slow
 def test_killed_around_every_write(shop: Shop) -> None:
-    results = trials(shop, [f"write:{number}" for number in range(1, 36)])
+    results = trials(shop, [f"write:{number}" for number in range(1, 100)])
     check(results)
-    assert not results[-1]["killed"], "there is no 35th write: all were tried"
+    assert len(results) > 2 * UNITS and not results[-1]["killed"], "all writes there are were tried"
 
 
 @pytest.mark.slow
 def test_thirty_drivers_killed_at_random_moments(shop: Shop) -> None:
     moments = random.Random(11)
-    results = trials(shop, [f"time:{moments.randint(20, 1500)}" for _ in range(30)])
+    results = trials(shop, [f"time:{moments.randint(3, 97)}" for _ in range(30)])
     check(results)
     assert sum(result["killed"] for result in results) >= 15
 

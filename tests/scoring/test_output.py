@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
-from engine.runtime import storage
+from engine.runtime import digest, storage
 from engine.runtime.run import Run
 from engine.scoring import output
 from engine.scoring.output import Layout, Place
@@ -39,7 +39,8 @@ def parts_of(folder: Path, table: pa.Table, count: int) -> list[Path]:
 
 def write(folder: Path, table: pa.Table, count: int, layout: Layout) -> list[dict[str, object]]:
     place = Place(str(folder / "out"))
-    files = output.write_files(place, parts_of(folder, table, count), layout, folder / "rolled")
+    parts = {path: digest.of_file(path) for path in parts_of(folder, table, count)}
+    files = output.write_files(place, parts, layout, folder / "rolled")
     partition = {"column": layout.partition, "type": "string"} if layout.partition else None
     output.publish(place, {"format": 1, "complete": True, "partition": partition, "files": files})
     return files

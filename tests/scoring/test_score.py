@@ -198,6 +198,17 @@ def test_finished_units_are_not_scored_again_even_with_another_unit_size_and_thr
     assert (run.directory / "profile.json").read_bytes() == (unbroken.directory / "profile.json").read_bytes()
 
 
+def test_a_changed_config_starts_anew_and_the_log_says_so(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            score("score.columns=[shop]", "resources.threads=1")
+    run = score("score.columns=[size]", "resources.threads=1")
+    assert not run.resumed and run.metrics["units_skipped"] == 0
+    said = "is unfinished but has another plan; these keys differ: score.columns"
+    assert said in (run.directory / "run.log").read_text()
+
+
 def test_a_changed_input_refuses_to_resume_and_says_so(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +271,25 @@ def test_append_never_takes_scores_of_another_model(shop: Shop, tmp_path: Path) 
 
 
 # ------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_warm_worker_scores_the_same_and_leaves_no_trace(
+    score: Score, unbroken: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed: list[list[Path]] = []
+    original = UnitScorer.__init__
+
+    def begin(self: UnitScorer, *arguments: Any) -> None:
+        original(self, *arguments)
+        self.warm_up()
+        warmed.append(list(self.parts.iterdir()))
+
+    monkeypatch.setattr(UnitScorer, "__init__", begin)
+    run = score("score.columns=[shop,size]")
+    assert warmed == [[]]
+    for name in ("profile.json", "ledger.parquet"):
+        assert (run.directory / name).read_bytes() == (unbroken.directory / name).read_bytes()
+    assert rows_of(run).equals(rows_of(unbroken))
 
 
 def poisonous(monkeypatch: pytest.MonkeyPatch, start: int, deaths: int) -> list[int]:
