@@ -21,6 +21,7 @@ from engine.errors import UserError
 from engine.features.profile import Profile
 from engine.runtime import storage
 from engine.runtime.run import Run
+from engine.scoring import score as score_module
 from engine.scoring.predictor import Predictor, load
 from engine.scoring.score import predictions
 from engine.scoring.worker import UnitScorer, refusals
@@ -271,6 +272,27 @@ def test_append_never_takes_scores_of_another_model(shop: Shop, tmp_path: Path) 
 
 
 # ------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_part_that_changes_before_it_is_published_is_found_and_scored_again(
+    score: Score, unbroken: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = score_module.publish
+
+    def spoil_and_publish(config: Any, run: Run, *arguments: Any) -> Any:
+        part = min(run.path("parts").glob("*.parquet"))
+        content = bytearray(part.read_bytes())
+        content[100] ^= 1
+        part.write_bytes(content)
+        return publish(config, run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score_module, "publish", spoil_and_publish)
+        with pytest.raises(UserError, match=r"000000000000-000000001024-\w+\.parquet is gone or damaged"):
+            score("score.columns=[shop,size]")
+    run = score("score.columns=[shop,size]")
+    assert run.resumed and run.metrics["score/units_scored"] == 1
+    assert rows_of(run).equals(rows_of(unbroken))
 
 
 def test_a_warm_worker_scores_the_same_and_leaves_no_trace(
