@@ -4,7 +4,8 @@
 reads Parquet, makes row ids and features, scores, digests ids and scores, and writes Parquet. Peers of `epoch` (two Ray
 workers, net of the start of Ray and of its actors, which is printed apart; profile off, and `epoch_profile` with it):
 
-    ray_recipe  ray.data.read_parquet().map_batches(actor, batch_size=8192).write_parquet(), two actors
+    ray_recipe  ray.data.read_parquet().map_batches(actor, batch_size=8192).write_parquet(), two actors, with our encoder and
+                in our precision (bf16 where it pays); ray_recipe_fp32: the same in torch's own float32, as tutorials have it
     in_process  ours on two threads of one process, without Ray
 
 `profile` is what counting the drift profile in the same pass leaves of the speed without it. `memory` is the peak of
@@ -144,12 +145,13 @@ class Bench:
 
 
 class RecipeActor:
-    """What a Ray Data tutorial writes, with the features and precision of ours."""
+    """What a Ray Data tutorial writes, with the features of ours, in our precision or in torch's own float32."""
 
-    def __init__(self, model: str, ready: str) -> None:
+    def __init__(self, model: str, ready: str, low: bool) -> None:
         import torch
 
         torch.set_num_threads(1)
+        self.low = low
         self.predictor = load(model, threads=1)
         # Warm as our actors are: kernels and torch load here.
         numbers, texts = pa.nulls(8192, pa.float64()), pa.nulls(8192, pa.string())
@@ -163,7 +165,8 @@ class RecipeActor:
         bundle = self.predictor.bundle
         ids = batch["row"].cast(pa.string()).combine_chunks()
         numeric, codes = bundle.encoder.transform(batch.select([*NUMERIC, *CATEGORICAL]))
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bundle.model["precision"] == "bf16"):
+        low = self.low and bundle.model["precision"] == "bf16"
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
             logits = self.predictor.model(torch.from_numpy(numeric), torch.from_numpy(codes))
             scores = torch.sigmoid(logits[:, 0].float()).numpy()
         digest = hashlib.sha256(memoryview(ids.buffers()[2]))
@@ -172,12 +175,12 @@ class RecipeActor:
         return pa.table({"row_id": ids, "at": batch["at"], "score": scores, "model": model})
 
 
-def ray_recipe(bench: Bench) -> tuple[float, float]:
+def ray_recipe(bench: Bench, low: bool) -> tuple[float, float]:
     """(rows per second net of the start, seconds of the start)."""
     import ray
     import ray.data
 
-    ready = bench.folder / "ready"
+    ready, out = bench.folder / f"ready-{low}", bench.folder / f"recipe-{low}"
     ready.mkdir()
     manifests = (bench.folder / "store" / "datasets" / "benchmark").glob("*/manifest.json")
     found = next(path for path in manifests if json.loads(path.read_text())["rows"] == bench.rows)
@@ -189,13 +192,13 @@ def ray_recipe(bench: Bench) -> tuple[float, float]:
         rows = ray.data.read_parquet(files, columns=["row", "at", *NUMERIC, *CATEGORICAL])
         scored = rows.map_batches(
             RecipeActor,
-            fn_constructor_args=(str(bench.model), str(ready)),
+            fn_constructor_args=(str(bench.model), str(ready), low),
             batch_size=8192,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=bench.settings.threads),
             num_cpus=1,
         )
-        scored.write_parquet(str(bench.folder / "recipe"))
+        scored.write_parquet(str(out))
         ended = time.time()
     finally:
         ray.shutdown()
@@ -266,8 +269,10 @@ def _throughput(bench: Bench, add: Any) -> None:
                 file=sys.stderr,
             )
     assert len(scores) == 1, "the same scores, whoever works"
-    recipe, started = ray_recipe(bench)
+    recipe, started = ray_recipe(bench, low=True)
+    plain, _ = ray_recipe(bench, low=False)
     add("epoch", speeds["ray", False], "ray_recipe", recipe, 3, note=f"its start-up {started:.1f} s")
+    add("epoch", speeds["ray", False], "ray_recipe_fp32", plain, 3)
     add("epoch", speeds["ray", False], "in_process", speeds["in_process", False], 0.85)
     add("epoch_profile", speeds["ray", True], "ray_recipe", recipe, 3, note="the recipe counts no profile")
     add("epoch_profile", speeds["ray", True], "in_process", speeds["in_process", True], 0.85)
