@@ -418,7 +418,8 @@ def _keys(columns: dict[str, Column]) -> list[str]:
 
 def _check_static(name: str, table: TableConfig, rows: pa.Table) -> None:
     ids = _keys(table.columns)
-    if ids and rows.num_rows:
+    # An event time alone is no key: without declared ids a table may hold many rows of one instant.
+    if any(column.identifies for column in table.columns.values()) and rows.num_rows:
         distinct = rows.group_by(ids).aggregate([]).num_rows
         if distinct != rows.num_rows:
             raise UserError(

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.config import schema, units
-from engine.config.tree import Config
+from engine.config.tree import Config, ViewConfig
 from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
 from engine.features import audit as leak_trial
 from engine.features import retrieval, store
-from engine.features.spec import view_columns
+from engine.features.spec import view_columns, view_inputs
 from engine.features.store import StoredView
 from engine.runtime import storage
 from engine.runtime.run import Run, load_record
@@ -59,7 +59,7 @@ def list_views(config: Config, words: list[str]) -> int:
                 if newest
                 else 0,
                 "versions": len(stored.get(name, [])),
-                "bytes": sum(_bytes(item.directory) for item in stored.get(name, [])),
+                "bytes": _bytes([item.directory for item in stored.get(name, [])]),
                 "models": len(users.get(name, [])),
             }
         )
@@ -76,7 +76,15 @@ def show(config: Config, words: list[str]) -> int:
     spec = schema.plain(view) if view else versions[-1].manifest["spec"] if versions else {}
     listed, figures = [_version(item) for item in versions], statistics(versions[-1]) if versions else []
     models = models_by_view(config).get(name, [])
-    facts = {"view": name, "spec": spec, "versions": listed, "models": models, "statistics": figures}
+    made_of = sources_of(view, config) if view else []
+    facts = {
+        "view": name,
+        "spec": spec,
+        "made_of": made_of,
+        "versions": listed,
+        "models": models,
+        "statistics": figures,
+    }
     if given["--json"]:
         _say(json.dumps(facts, indent=1, default=str))
         return 0
@@ -85,6 +93,8 @@ def show(config: Config, words: list[str]) -> int:
     console.print(
         f"kind {spec.get('kind')}, owner {spec.get('owner') or '-'}, entity {', '.join(spec.get('entity', []))}"
     )
+    if made_of:
+        console.print(f"made of {', '.join(made_of)}")
     _print(listed, False, "not computed yet")
     _print(figures, False, "")
     console.print(f"used by {len(models)} models" + "".join(f"\n  {item}" for item in models))
@@ -113,17 +123,18 @@ def diff(config: Config, words: list[str]) -> int:
 
 
 def gc(config: Config, words: list[str]) -> int:
-    """`features gc [--delete]`: versions that no model and no recent run names; lists them, or deletes them."""
+    """`features gc [--delete] [--json]`: versions that no run names and that nobody made today; lists or deletes them."""
     given = options(words, {"--json": False, "--delete": False})
     used = used_directories(config)
     rows = []
     for name, folder in _folders(config).items():
-        for item in store.stored_views(folder):
-            age = time.time() - item.directory.stat().st_mtime
-            if item.directory.name not in used.get(name, set()) and age > KEEP_RECENT:
-                rows.append({"view": name, "version": item.directory.name, "bytes": _bytes(item.directory)})
+        # Folders, not views: what another format or a build that was killed has left would stay for ever.
+        for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
+            age = time.time() - directory.stat().st_mtime
+            if directory.name not in used.get(name, set()) and age > KEEP_RECENT:
+                rows.append({"view": name, "version": directory.name, "bytes": _bytes([directory])})
                 if given["--delete"]:
-                    shutil.rmtree(item.directory)
+                    shutil.rmtree(directory)
     _print(rows, given["--json"], "nothing to collect: every version is used or recent")
     if rows and not given["--delete"] and not given["--json"]:
         _say("add --delete to remove them")
@@ -192,11 +203,20 @@ def statistics(stored: StoredView) -> list[dict[str, Any]]:
     return rows
 
 
+def sources_of(view: ViewConfig, config: Config) -> list[str]:
+    """The columns that the view is made of: of the events, and `table.column` of a side table."""
+    columns = view_inputs(view, config.data, config.features.as_of or config.data.event_time)
+    return [*columns, *(f"{view.table}.{column}" for column in view.columns if view.table)]
+
+
 def models_by_view(config: Config) -> dict[str, list[str]]:
     """View -> training runs whose bundle uses it."""
     found: dict[str, list[str]] = {}
     for path in sorted(Path(config.paths.runs).glob("train/*/*/model/spec.json")):
-        for name in storage.read_json(path)["features"]["views"]:
+        features = storage.read_json(path)["features"]
+        for name, view in features["views"].items():
+            if not features.get("windows", True) and view.get("kind", "windows") == "windows":
+                continue
             found.setdefault(name, []).append(str(path.parent.parent))
     return found
 
@@ -313,12 +333,14 @@ def _version(stored: StoredView) -> dict[str, Any]:
         "dataset": f"{stored.manifest['dataset']['name']} {stored.manifest['dataset']['digest'][:16]}",
         "as_of": stored.manifest["as_of"],
         "months": len(stored.manifest["parts"]),
-        "bytes": _bytes(stored.directory),
+        "bytes": _bytes([stored.directory]),
     }
 
 
-def _bytes(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.glob("*") if path.is_file())
+def _bytes(directories: Iterable[Path]) -> int:
+    """Bytes on disk; a month that versions share counts once."""
+    files = [path.stat() for directory in directories for path in directory.glob("*") if path.is_file()]
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
 
 def _dataset(config: Config) -> Dataset:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config import schema
-from engine.config.tree import Config, FeaturesConfig, ViewConfig
+from engine.config.tree import Config, FeaturesConfig, ViewConfig, check_view_names
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
 from engine.features import compute, moments
@@ -35,7 +35,8 @@ def history(
     """`entity_table` with one more column per feature, each as of the row's `time`, in the same row order.
 
     views: names of views of the config, or name -> view specification. The table must hold the views' entity columns and
-    `time` (a timestamp). A row of the dataset counts when it was known before `time`. Raises UserError.
+    `time` (a timestamp; without a zone it is UTC, and a null gives what an entity without any past has). A row of the dataset
+    counts when it was known before `time`. Raises UserError.
     """
     chosen = _views(views, config)
     if time not in entity_table.column_names or not pa.types.is_timestamp(entity_table.schema.field(time).type):
@@ -93,10 +94,13 @@ def _after_last(dataset: Dataset) -> int:
 
 def _views(views: Sequence[str] | Mapping[str, Any], config: Config) -> dict[str, ViewConfig]:
     if isinstance(views, Mapping):
-        return {
+        chosen = {
             name: view if isinstance(view, ViewConfig) else schema.build(ViewConfig, view, f"views.{name}")
             for name, view in views.items()
         }
+        for name, view in chosen.items():
+            check_view_names(config.data, f"views.{name}", view)
+        return chosen
     for name in views:
         if name not in config.features.views:
             raise UserError(f"no view {name!r} in features.views.{nearest(name, config.features.views)}")

@@ -18,9 +18,11 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import cluster, environment, pool, storage
 
+Share = Callable[[Any], Any]  # JSON values in and out
+
 
 def run_shares(
-    config: Config, shares: list[Any], make: Callable[[Config], pool.Work], folder: Path, what: str
+    config: Config, shares: list[Any], make: Callable[[Config], Share], folder: Path, what: str
 ) -> Iterator[Any]:
     """What `make(config)` makes of each share, in order of completion, by `cluster.workers` Ray actors.
 
@@ -62,7 +64,7 @@ def worker_config(config: Config, local: bool) -> Config:
 class _Start:
     """What an actor calls once."""
 
-    make: Callable[[Config], pool.Work]
+    make: Callable[[Config], Share]
     config: Config
 
     def __call__(self) -> pool.Work:
@@ -73,7 +75,7 @@ class _Start:
 class _Answer:
     """Another try does not mend what a UserError says, so it is a reply like any other."""
 
-    work: pool.Work
+    work: Share
 
     def __call__(self, share: Any) -> dict[str, Any]:
         try:
