@@ -144,7 +144,7 @@ def asof(
     def part(a: int, b: int) -> None:
         _probe(groups[a:b], times[a:b], slots, offsets, best, rule, out[a:b])
 
-    run_ranges(part, split(len(groups), threads), threads)
+    run_ranges(part, split(len(groups), 1 if threads == 1 else 4 * threads), threads)
     return out
 
 
