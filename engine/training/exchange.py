@@ -117,6 +117,8 @@ def add_up(rows: Tensor, shards: int, exchange: Exchange, team: Team) -> tuple[T
 def all_reduce(rows: Tensor, shards: int, exchange: Exchange, team: Team) -> tuple[Tensor, NDArray[np.float64]]:
     """`add_up` by a plain all-reduce: one row travels whatever the count, and bits depend on the number of workers."""
     mine = len(owned(shards, exchange.rank, exchange.world))
+    if mine == 0:
+        rows[0, :-STATS_FLOATS].zero_()  # no shard writes it, and the sum of the last step lies there
     own = _fold(list(rows[: max(mine, 1)]), team)
     statistics = exchange.gather(own[None, -STATS_FLOATS:].clone())[:, 0]
     gradient = exchange.sum(own[:-STATS_FLOATS].contiguous())
