@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import engine.features
@@ -327,7 +327,7 @@ def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-@settings(max_examples=6)
+@settings(max_examples=6, phases=[Phase.generate])  # shrinking would take minutes
 @given(EVENTS, REPORTS, st.data())
 def test_appends_in_any_order_end_at_the_full_build_and_the_brute_force(
     events: list[Any], reports: list[Any], data: st.DataObject
