@@ -1,4 +1,4 @@
-"""Type names of the config and the Arrow types they stand for; nothing is guessed from data."""
+"""Type names of the config and the Arrow types they stand for, nothing guessed from data; when two values are the same."""
 
 from __future__ import annotations
 
@@ -78,3 +78,8 @@ def schema_of(types: dict[str, str]) -> pa.Schema:
         except UserError as error:
             raise UserError(f"column {name!r}: {error}") from None
     return pa.schema(fields)
+
+
+def same_value(first: pa.Scalar, second: pa.Scalar) -> bool:
+    """Equal values of one type; NaN, which to Arrow differs from NaN, is the same as NaN."""
+    return bool(first.equals(second)) or str(first) == str(second) == "nan"

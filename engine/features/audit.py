@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from engine.config import units
 from engine.config.tree import Column, DataConfig, FeaturesConfig
+from engine.data.arrow_types import same_value
 from engine.data.dataset import Dataset
 from engine.features import compute, moments
 from engine.features.parts import view_length
@@ -60,7 +61,7 @@ def audit(
         leaks += [
             Leak(row, trial, name, str(value), str(after[name]))
             for name, value in before.items()
-            if not _same(value, after[name])
+            if not same_value(value, after[name])
         ]
     return leaks
 
@@ -84,11 +85,6 @@ def describe(
         seen = {view.table: tables[name]} if view.table else {}
         found.update(compute.view_features(name, view, data, features, rows, events, seen, threads))
     return {name: column[0] for name, column in found.items()}
-
-
-def _same(first: pa.Scalar, second: pa.Scalar) -> bool:
-    """Equal values; a NaN is equal to a NaN."""
-    return bool(first.equals(second)) or str(first) == str(second) == "nan"
 
 
 def _longest(features: FeaturesConfig) -> int:

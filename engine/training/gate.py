@@ -8,7 +8,6 @@ and specified, so an altered bundle is stopped even when it was sealed again.
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from engine.config import schema, units
 from engine.config.tree import Config, DataConfig, FeaturesConfig, ViewConfig
+from engine.data.arrow_types import same_value
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
 from engine.features import moments
@@ -249,10 +249,5 @@ def _first_difference(here: pa.Array, there: pa.Array, tolerance: float) -> int 
         a, b = (array.to_numpy(zero_copy_only=False).astype(np.float64) for array in (here, there))
         close = np.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
         return None if close.all() else int(np.argmin(close))
-    differs = (index for index in range(len(there)) if here[index] != there[index])
-    # NaN differs from NaN to Arrow, and raw features may hold it.
-    return next((index for index in differs if not (_is_nan(here[index]) and _is_nan(there[index]))), None)
-
-
-def _is_nan(value: pa.Scalar) -> bool:
-    return pa.types.is_floating(value.type) and value.is_valid and math.isnan(value.as_py())
+    # Raw features may hold NaN.
+    return next((index for index in range(len(there)) if not same_value(here[index], there[index])), None)
