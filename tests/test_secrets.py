@@ -9,7 +9,7 @@ import pytest
 from engine.config.compose import compose
 from engine.data.dataset import open_dataset
 from engine.errors import UserError
-from engine.training.bundle import read_bundle, unmasked
+from engine.training.bundle import read_bundle, spec_of
 from tests.runtime.fake_wandb import serving
 from tests.tiny import overrides, write_tiny
 
@@ -64,6 +64,6 @@ def test_a_bundle_that_hides_where_its_data_lie_asks_for_the_experiment(cli, wor
     dataset = open_dataset(next((workplace / "store" / "datasets" / "tiny").glob("*/manifest.json")).parent)
     assert PASSWORD not in json.dumps(dataset.manifest)
     with pytest.raises(UserError, match=r"data\.sources\.visits lies, because that held a secret"):
-        unmasked(bundle, compose(()).config)
+        spec_of(bundle, compose(()).config)
     asked = compose(words[:1] + words[1:2] + [SECRETS[1]], str(workplace / "conf")).config
-    assert unmasked(bundle, asked)[0].sources["visits"].endpoint == f"http://user:{PASSWORD}@127.0.0.1:1"
+    assert spec_of(bundle, asked)[0].sources["visits"].endpoint == f"http://user:{PASSWORD}@127.0.0.1:1"

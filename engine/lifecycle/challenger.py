@@ -25,7 +25,7 @@ from engine.lifecycle.maturity import label_horizon
 from engine.runtime import digest, environment, storage
 from engine.runtime.run import Run, load_record, plan_digest, unfinished
 from engine.scoring.predictor import Predictor, load
-from engine.training.bundle import Bundle, unmasked
+from engine.training.bundle import Bundle, spec_of
 from engine.training.gate import check_gate, scores_table
 from engine.training.train import target_values, train
 
@@ -172,8 +172,7 @@ def _say(run: Run | None, message: str) -> None:
 
 def spec_config(config: Config, bundle: Bundle) -> Config:
     """The config with a model's own data and feature specification; the raw files lie where the config says."""
-    data, features = unmasked(bundle, config)
-    data = dataclasses.replace(data, path=config.data.path or data.path)
+    data, features = spec_of(bundle, config)
     return dataclasses.replace(config, data=data, features=features, split=SplitConfig())
 
 

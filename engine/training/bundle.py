@@ -9,7 +9,7 @@ last: sizes and digests of the rest, checked before anything is parsed.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,17 @@ def read_bundle(directory: Path) -> Bundle:
     )
 
 
-def unmasked(bundle: Bundle, config: Config) -> tuple[DataConfig, FeaturesConfig]:
-    """The bundle's specification; what it hides because it held a secret is as the config says it."""
+def spec_of(bundle: Bundle, config: Config) -> tuple[DataConfig, FeaturesConfig]:
+    """The bundle's specification: the raw files lie where the config says, where it says so; what the bundle hides
+    because it held a secret is as the config has it.
+
+    Raises UserError where the config does not have it.
+    """
+    data, features = _unmasked(bundle, config)
+    return replace(data, path=config.data.path or data.path), features
+
+
+def _unmasked(bundle: Bundle, config: Config) -> tuple[DataConfig, FeaturesConfig]:
     kinds: dict[str, type] = {"data": DataConfig, "features": FeaturesConfig}
     plain = {name: schema.plain(getattr(bundle, name)) for name in kinds}
     if MASK not in json.dumps(plain):

@@ -35,7 +35,7 @@ from engine.training.bundle import (
     quantile_of,
     read_bundle,
     seal,
-    unmasked,
+    spec_of,
     weights_bytes,
     write_bundle,
 )
@@ -429,8 +429,7 @@ def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], enc
 
 def with_spec_of(config: Config, bundle: Bundle) -> Config:
     """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
-    data, features = unmasked(bundle, config)
-    data = dataclasses.replace(data, path=config.data.path or data.path)
+    data, features = spec_of(bundle, config)
     if config.data.columns:
         # Where files lie is no part of the model: what is scored often lies elsewhere.
         places = {name: {key: getattr(source, key) for key in PLACES} for name, source in config.data.sources.items()}
