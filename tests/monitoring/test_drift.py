@@ -183,30 +183,22 @@ def test_one_bad_column_of_five_hundred_is_the_first_cause_and_the_only_one() ->
     assert "c317" in drift.discoveries
 
 
+def two_columns(a, b):
+    return lambda rng, day, rows: {"a": rng.normal(a, 1, rows), "b": rng.normal(b, 1, rows)}
+
+
 def test_importance_decides_between_two_columns_that_moved_alike() -> None:
-    def draw(rng, day, rows):
-        return {"a": rng.normal(0, 1, rows), "b": rng.normal(0, 1, rows)}
-
-    def both(rng, day, rows):
-        return {"a": rng.normal(1, 1, rows), "b": rng.normal(1, 1, rows)}
-
-    reference = make_reference(draw, 40, 200)
+    reference = make_reference(two_columns(0, 0), 40, 200)
     reference.importance.update(a=0.1, b=0.9)
-    drift = run_drift(reference, make_window(reference, both, 7, 200))
+    drift = run_drift(reference, make_window(reference, two_columns(1, 1), 7, 200))
     assert [item["column"] for item in drift.causes[:2]] == ["b", "a"]
 
 
 def test_a_column_within_its_line_is_never_named_before_one_that_alarms() -> None:
-    def draw(rng, day, rows):
-        return {"a": rng.normal(0, 1, rows), "b": rng.normal(0, 1, rows)}
-
-    def both(rng, day, rows):
-        return {"a": rng.normal(0.5, 1, rows), "b": rng.normal(1, 1, rows)}
-
-    reference = make_reference(draw, 40, 200)
+    reference = make_reference(two_columns(0, 0), 40, 200)
     reference.importance.update(a=0.01, b=0.99)
     calm = {f"b.{name}": 1e9 for name in NAMES}
-    drift = run_drift(reference, make_window(reference, both, 7, 200), thresholds=calm)
+    drift = run_drift(reference, make_window(reference, two_columns(0.5, 1), 7, 200), thresholds=calm)
     assert drift.alarms == ["a"]
     assert drift.causes[0]["column"] == "a"
     assert drift.causes[1]["column"] == "b" and drift.causes[1]["notable"]
