@@ -143,6 +143,7 @@ def ensure_view(
             entries.append(entry)
             counts["computed" if computed else "linked"] += 1
             progress.advance(entry["stop"] - entry["start"])
+        entries.sort(key=lambda entry: entry["start"])  # workers are done in any order
         manifest = _manifest(job, recipe, entries, counts)
         manifest["spec"] = run.masked(manifest["spec"])  # as composed, it may hold what the config only refers to
         storage.write_json(temporary / "manifest.json", manifest)
@@ -168,7 +169,6 @@ def _check_same(stored: StoredView | None, entries: list[dict[str, Any]]) -> Non
 
 
 def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
-    entries = sorted(entries, key=lambda entry: entry["start"])
     kinds = entries[0].pop("types") if entries else {}
     for entry in entries[1:]:
         entry.pop("types")

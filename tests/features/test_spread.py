@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.config.tree import Config
+from engine.data import ingest
 from engine.errors import UserError
-from engine.features import spread, store
+from engine.features import build, spread, store
 from engine.runtime import cluster, pool
+from engine.runtime.run import Run
 from tests.features.test_store import built, config_of, everything, folder, from_scratch, months_of_visits, parts_of
 
 __all__ = ["folder"]
@@ -47,7 +49,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         yield cluster.Session("here", True, ["one"])
 
     def run(make: Any, items: Any, *_: Any) -> Iterator[pool.Outcome]:
-        return (pool.Outcome(item, make()(item), 1) for item in items)
+        return (pool.Outcome(item, make()(item), 1) for item in reversed(items))  # workers are done in any order
 
     monkeypatch.setattr(cluster, "session", here)
     monkeypatch.setattr(pool, "run_actors", run)
@@ -69,6 +71,19 @@ def test_what_a_worker_says_becomes_the_error_of_the_run(folder: Path, monkeypat
             built(config_of(folder, *RAY))
     assert not list((folder / "store").rglob("features/**/.tries*"))
     assert not list((folder / "store").rglob("features/shop/*"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_months_computed_anew_agree_with_those_stored_whatever_order_they_are_done_in(folder: Path) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    config = config_of(folder, *RAY)
+    first = built(config)
+    run = Run.create("features", config, {})
+    again = build.ensure(config, run, ingest.ensure(config, run), anew=True)
+    run.finish({})
+    assert again.views["shop"].manifest == first.views["shop"].manifest
+    months = [part["name"] for part in first.views["shop"].manifest["parts"]]
+    assert months == ["2020-01", "2020-02", "2020-03", "2020-04"]
 
 
 @pytest.mark.usefixtures("in_process")
