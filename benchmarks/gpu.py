@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.harness import Row, Settings, show
 from engine.config.tree import ModelConfig, TrainConfig
-from engine.scoring.cuda_tiles import TILE_ROWS, DeviceScorer
+from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.device import describe_device, prepare_backend
 from engine.training.device_order import dropout_mask, layer_key, permutation
 from engine.training.device_step import (
@@ -47,7 +47,7 @@ from engine.training.examples import Examples
 from engine.training.flat import AdamW, FlatWeights
 from engine.training.model import build_model
 from engine.training.order import RowOrder
-from engine.training.predict import predict_logits
+from engine.training.predict import DEVICE_TILE_ROWS, TILE_ROWS, predict_logits
 from kernels import cuda as twins
 from kernels import dropout, encode, jit, order, profile, windows
 
@@ -360,7 +360,7 @@ class Bench:
     # ------------------------------------------------------------------------------------------------ scoring
 
     def scoring(self) -> None:
-        tile = TILE_ROWS if self.device.type == "cuda" else 1024
+        tile = DEVICE_TILE_ROWS if self.device.type == "cuda" else TILE_ROWS
         n = max(self.settings.rows(ROWS) // tile, 1) * tile
         model = build_model(ModelConfig(hidden=HIDDEN), FEATURES, (), 1, 0)
         scorer = DeviceScorer(model, self.precision, self.device.type, tile_rows=tile)

@@ -19,9 +19,8 @@ from torch import Tensor
 from engine.training.device import prepare_backend
 from engine.training.device_step import CudaGraphs
 from engine.training.model import Network
-from engine.training.predict import inference_weights
+from engine.training.predict import DEVICE_TILE_ROWS, inference_weights
 
-TILE_ROWS = 32_768
 SLOTS = 3  # one copying in, one computing, one copying out
 
 
@@ -100,7 +99,7 @@ class DeviceScorer:
         model: Network,
         precision: str,
         device: str = "cuda",
-        tile_rows: int = TILE_ROWS,
+        tile_rows: int = DEVICE_TILE_ROWS,
         slots: int = SLOTS,
         graphs: Any = None,
     ) -> None:

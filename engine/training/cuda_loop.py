@@ -51,12 +51,12 @@ from engine.training.loop import STREAM_FACTOR, FitResult, Trainer, _threads
 from engine.training.losses import check_targets, class_weights, target_scale, to_scores
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
+from engine.training.predict import DEVICE_TILE_ROWS
 from engine.training.shards import Batches
 from engine.training.threads import Team
 from engine.training.warm import go_on_from
 
 CHUNK_ROWS = 1 << 23  # positions of one chunk: 64 MB
-TILE_ROWS = 32_768  # validation rows scored at once
 
 Runner = Callable[[int], None]
 
@@ -296,7 +296,7 @@ def device_logits(
     numeric: NDArray[np.float32],
     codes: NDArray[np.int32],
     device: torch.device,
-    tile_rows: int = TILE_ROWS,
+    tile_rows: int = DEVICE_TILE_ROWS,
 ) -> NDArray[np.float32]:
     """`predict_logits` with weights that lie on a device: tiles of one shape, one copy back at the end."""
     tile_rows = min(tile_rows, max(len(numeric), 1))

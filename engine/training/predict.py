@@ -19,6 +19,7 @@ from engine.training.model import Network
 from engine.training.threads import Team
 
 TILE_ROWS = 1024  # activations of a 256-wide layer stay in a core's cache
+DEVICE_TILE_ROWS = 32_768  # of a tile on a GPU, which small ones leave idle
 
 
 def inference_weights(model: Network, precision: str) -> list[Tensor]:
