@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
-from kernels.jit import njit, run_ranges, split
+from kernels.jit import clz64, njit, run_ranges, split
 
 _BITS = 11
 _BUCKETS = 1 << _BITS
-_SIGN = np.uint64(1 << 63)
 
 
 @njit
@@ -38,10 +37,14 @@ def _bounds(values: Any) -> Any:
 
 
 @njit
-def _radix(values: Any, low: Any, passes: Any, order: Any, spare: Any) -> Any:
-    """Stable least-significant-digit radix sort of the rows in `order` by values - low; returns the sorted buffer."""
-    count = np.empty(_BUCKETS + 1, np.int64)
+def radix_rows(values: Any, order: Any) -> Any:
+    """Stable order by int64 values, refining `order`, a permutation that is used as scratch (least-significant-digit radix)."""
+    if len(values) < 2:
+        return order
+    low, high = _bounds(values)
     base = np.uint64(low)
+    passes = (64 - clz64(np.uint64(high) - base) + _BITS - 1) // _BITS
+    count, spare = np.empty(_BUCKETS + 1, np.int64), np.empty(len(values), np.int64)
     for p in range(passes):
         shift = np.uint64(p * _BITS)
         mask = np.uint64(_BUCKETS - 1)
@@ -63,13 +66,8 @@ def _radix(values: Any, low: Any, passes: Any, order: Any, spare: Any) -> Any:
 
 def radix_order(values: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Stable ascending order of int64[n], refining `order` (row positions, default 0..n-1; not changed)."""
-    n = len(values)
-    rows = np.arange(n, dtype=np.int64) if order is None else order.copy()
-    if n < 2:
-        return rows
-    low, high = (int(v) for v in _bounds(values))
-    passes = -(-max((high - low).bit_length(), 1) // _BITS)
-    result: NDArray[np.int64] = _radix(values, np.int64(low), passes, rows, np.empty(n, np.int64))
+    rows = np.arange(len(values), dtype=np.int64) if order is None else order.copy()
+    result: NDArray[np.int64] = radix_rows(values, rows)
     return result
 
 

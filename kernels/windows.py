@@ -38,7 +38,7 @@ from kernels.exact import (
     whole_bound,
 )
 from kernels.jit import check_threads, njit, run_ranges, split
-from kernels.sort import _BITS, _bounds, _radix, ascending, bounds, grouped_columns, radix_order
+from kernels.sort import ascending, bounds, grouped_columns, radix_order, radix_rows
 
 AGGREGATES = {
     name: code
@@ -463,12 +463,7 @@ def _order_by_known(starts: Any, first: Any, last: Any, known: Any, out: Any) ->
     for g in range(first, last):
         low, high = starts[g], starts[g + 1]
         if high - low > _INSERTION_ROWS:
-            part = known[low:high]
-            least, most = _bounds(part)
-            passes, span = 0, np.uint64(most) - np.uint64(least)
-            while span > np.uint64(0):
-                passes, span = passes + 1, span >> np.uint64(_BITS)
-            found = _radix(part, least, passes, np.arange(high - low), np.empty(high - low, np.int64))
+            found = radix_rows(known[low:high], np.arange(high - low))
             for k in range(high - low):
                 out[low + k] = low + found[k]
             continue
