@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
 from kernels.jit import check_threads, njit, run_ranges, split
-from kernels.sort import ascending, bounds, grouped_columns, radix_order
+from kernels.sort import ascending, dense_codes, grouped_columns, radix_order
 
 _NAT = check.NAT
 
@@ -157,18 +157,11 @@ def _index(
     whole = len(rows) == len(entity)
     if not whole:
         entity, event, known = entity[rows], event[rows], known[rows]
-    slots, best = np.empty(0, np.int64), np.empty((len(entity), 3), np.int64)
-    if len(entity) == 0:
-        return best, slots, np.zeros(1, np.int64), 0
-    low, high = bounds(entity, threads)
-    if high - low >= 4 * len(entity) + 65536:
-        slots = np.unique(entity)
-        entity, low, high = np.searchsorted(slots, entity), 0, len(slots) - 1
+    best = np.empty((len(entity), 3), np.int64)
+    entity, slots, low, span = dense_codes(entity, threads)
     order = None if ascending(known, threads) else radix_order(known)
-    order, starts, (known, event) = grouped_columns(entity, low, high - low + 1, threads, order, [known, event])
-    run_ranges(
-        lambda a, b: _running_best(starts, a, b, order, known, event, best), split(high - low + 1, 8 * threads), threads
-    )
+    order, starts, (known, event) = grouped_columns(entity, low, span, threads, order, [known, event])
+    run_ranges(lambda a, b: _running_best(starts, a, b, order, known, event, best), split(span, 8 * threads), threads)
     if not whole:
         best[:, 1] = rows[best[:, 1]]
     return best, slots, starts, low

@@ -103,13 +103,25 @@ def sort_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return result
 
 
-def dense_range(codes: NDArray[np.int64]) -> tuple[int, int] | None:
+def _dense_range(codes: NDArray[np.int64], threads: int = 1) -> tuple[int, int] | None:
     """(smallest code, number of codes spanned) when a counting sort over the span is cheap, else None."""
     if len(codes) == 0:
         return 0, 0
-    low, high = (int(v) for v in _bounds(codes))
+    low, high = bounds(codes, threads)
     span = high - low + 1
     return (low, span) if span <= 4 * len(codes) + 65536 else None
+
+
+def dense_codes(codes: NDArray[np.int64], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
+    """(codes to sort by counting, distinct, smallest, number spanned).
+
+    Codes whose span is small stay as they are, and `distinct` is empty; sparse ones become ranks among `distinct`.
+    """
+    dense = _dense_range(codes, threads)
+    if dense is not None:
+        return codes, np.empty(0, np.int64), *dense
+    distinct = np.unique(codes)
+    return np.searchsorted(distinct, codes), distinct, 0, len(distinct)
 
 
 @njit
@@ -226,7 +238,7 @@ def sort_by_entity_time(entity: ArrayLike, time: ArrayLike) -> NDArray[np.int64]
     codes = check.integers("entity", entity)
     instants = check.integers("time", time, len(codes))
     order = None if _ascending(instants) else radix_order(instants)
-    dense = dense_range(codes)
+    dense = _dense_range(codes)
     if dense is None:
         return radix_order(codes, order)
     low, span = dense

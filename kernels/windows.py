@@ -38,7 +38,7 @@ from kernels.exact import (
     whole_bound,
 )
 from kernels.jit import check_threads, njit, run_ranges, split
-from kernels.sort import ascending, bounds, grouped_columns, radix_order, radix_rows
+from kernels.sort import ascending, bounds, dense_codes, grouped_columns, radix_order, radix_rows
 
 AGGREGATES = {
     name: code
@@ -484,20 +484,15 @@ def _over_groups(work: Any, starts: NDArray[np.int64], threads: int) -> list[Any
 
 def _codes(entity: NDArray[np.int64], probe: NDArray[np.int64], threads: int) -> tuple[Any, Any, int, int]:
     """(source codes, probe codes, smallest, span): codes in [smallest, smallest + span), probes' one more for none of them."""
-    if len(entity) == 0:
-        return entity, np.zeros(len(probe), np.int64), 0, 0
-    low, high = bounds(entity, threads)
-    if high - low + 1 > 4 * len(entity) + 65536:  # sparse codes: their ranks
-        unique, entity = np.unique(entity, return_inverse=True)
-        at = np.minimum(np.searchsorted(unique, probe), len(unique) - 1)
-        probe = np.where(unique[at] == probe, at, len(unique))
-        low, high = 0, len(unique) - 1
-    span = high - low + 1
-    if len(probe):
+    codes, distinct, low, span = dense_codes(entity, threads)
+    if len(distinct):
+        at = np.minimum(np.searchsorted(distinct, probe), span - 1)
+        probe = np.where(distinct[at] == probe, at, span)
+    elif len(probe):
         least, most = bounds(probe, threads)
         if least < low or most > low + span:
-            probe = np.where((probe < low) | (probe > high), low + span, probe)
-    return entity.astype(np.int64, copy=False), probe, low, span
+            probe = np.where((probe < low) | (probe >= low + span), low + span, probe)
+    return codes, probe, low, span
 
 
 def _sorted_groups(
