@@ -12,6 +12,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,19 +262,19 @@ def _builder(
 def _build(
     job: Job, batch: list[Part], recipes: dict[str, Recipes], found: Index, directory: Path
 ) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Write each month of a batch; yields its manifest entry and whether anything had to be computed."""
+    """Write the months of a batch; yields for each its manifest entry and whether anything had to be computed."""
     lacking = _lacking(job, batch[0], recipes, found)
     first, last = batch[0].rows[0], batch[-1].rows[1]
     fresh = compute_rows(job, set(job.names()) - set(lacking), (first, last)) if lacking else {}
-    for part in batch:
+
+    def put(part: Part) -> tuple[dict[str, Any], bool]:
         file = f"part-{part.name}.parquet"
         wanted = recipes[part.name]
         whole = found.files.get((part.name, tuple(wanted.items())))
         if whole is not None:
             path, entry = whole
             _link(path, directory / file)
-            yield {**entry, "file": file, "start": part.rows[0], "stop": part.rows[1]}, False
-            continue
+            return {**entry, "file": file, "start": part.rows[0], "stop": part.rows[1]}, False
         columns: dict[str, Any] = {
             name: column.slice(part.rows[0] - first, part.rows[1] - part.rows[0]) for name, column in fresh.items()
         }
@@ -283,7 +284,11 @@ def _build(
                 columns[name] = _read_part(path, [there], 0, part.rows[1] - part.rows[0])[there]
         table = pa.table({name: columns[name] for name in wanted})
         _write(directory / file, table)
-        yield _entry(part, file, table, wanted), bool(lacking)
+        return _entry(part, file, table, wanted), bool(lacking)
+
+    # Encoding and hashing take as long as the windows, and leave the GIL.
+    with ThreadPoolExecutor(threads_of(job.config), thread_name_prefix="months") as pool:
+        yield from pool.map(put, batch)
 
 
 def _entry(part: Part, file: str, table: pa.Table, recipes: Recipes) -> dict[str, Any]:
