@@ -6,7 +6,9 @@ be looked back on) and side tables; it knows nothing of stores or files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,8 @@ from kernels.asof import asof
 from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
 from kernels.windows import trailing
+
+POOL_ROWS = 10_000  # up to here starting threads takes longer than the windows
 
 
 def raw_features(
@@ -121,8 +125,8 @@ def _window_features(
     probe_codes, history_codes = entity_codes(probes, view.entity, history, view.entity)
     events = moments.instants(history[data.event_time])
     windows = [units.span(window) for window in view.windows]
-    columns: list[pa.Array] = []
-    for column, aggregates in view.aggregates.items():
+
+    def of_column(column: str, aggregates: Sequence[str]) -> list[pa.Array]:
         if column == "rows":
             values, known = None, events
         else:
@@ -130,9 +134,19 @@ def _window_features(
             known = moments.known_times(history, data.columns[column])
         known = moments.known_as_past(history, events, known)
         block = trailing(
-            probe_codes, decisions, history_codes, events, known, values, windows, aggregates, threads=threads
+            probe_codes, decisions, history_codes, events, known, values, windows, aggregates, threads=inner
         )
-        columns += _float_columns(block.reshape(len(block), len(windows) * len(aggregates)), threads)
+        return _float_columns(block.reshape(len(block), len(windows) * len(aggregates)), inner)
+
+    # Columns beside each other: what a kernel does in one thread only, sorting above all, is then done while another sweeps.
+    outer = min(threads, len(view.aggregates)) if probes.num_rows + history.num_rows > POOL_ROWS else 1
+    inner = -(-threads // outer)
+    if outer == 1:
+        found = [of_column(*item) for item in view.aggregates.items()]
+    else:
+        with ThreadPoolExecutor(outer, thread_name_prefix="columns") as pool:
+            found = list(pool.map(of_column, view.aggregates.keys(), view.aggregates.values()))
+    columns = itertools.chain.from_iterable(found)
     return dict(zip((feature.name for feature in view_columns(name, view, data)), columns, strict=True))
 
 
