@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import itertools
 import math
 from collections.abc import Sequence
@@ -158,6 +159,36 @@ def average_precision(y: Sequence[int], score: Sequence[float], weight: Sequence
     return float(area)
 
 
+def weighted_mean(x: Sequence[Any], weight: Sequence[float]) -> float:
+    mass = sum((Fraction(w) for w in weight), Fraction(0))
+    whole = sum((Fraction(v) * Fraction(w) for v, w in zip(x, weight, strict=True)), Fraction(0))
+    return float(whole / mass) if mass else math.nan
+
+
+def log_loss(y: Sequence[int], score: Sequence[float], weight: Sequence[float]) -> float:
+    likely = [Fraction(s) if yi else 1 - Fraction(s) for yi, s in zip(y, score, strict=True)]
+    return weighted_mean([-math.log(max(p, Fraction(1, 2**52))) for p in likely], weight)
+
+
+def brier(y: Sequence[int], score: Sequence[float], weight: Sequence[float]) -> float:
+    return weighted_mean([(Fraction(s) - Fraction(yi)) ** 2 for yi, s in zip(y, score, strict=True)], weight)
+
+
+def pinball(y: Sequence[float], score: Sequence[float], quantile: float, weight: Sequence[float]) -> float:
+    q, errors = Fraction(quantile), [Fraction(yi) - Fraction(s) for yi, s in zip(y, score, strict=True)]
+    return weighted_mean([q * e if e >= 0 else (q - 1) * e for e in errors], weight)
+
+
+def ece(y: Sequence[int], score: Sequence[float], weight: Sequence[float], edges: Sequence[float]) -> float:
+    """|positives - sum of scores| of each bin [low, high), the last one closed, over the whole weight."""
+    excess = [Fraction(0)] * (len(edges) - 1)
+    for yi, s, w in zip(y, score, weight, strict=True):
+        b = max(b for b, low in enumerate(edges[:-1]) if low <= s)
+        excess[b] += Fraction(w) * (Fraction(yi) - Fraction(s))
+    mass = sum((Fraction(w) for w in weight), Fraction(0))
+    return float(sum(map(abs, excess)) / mass) if mass else math.nan
+
+
 def profile_column(x: Sequence[float], edges: Sequence[float]) -> list[int]:
     """[below, bins..., above, missing, -inf, +inf]"""
     counts = [0] * (len(edges) + 4)
@@ -190,3 +221,34 @@ def wasserstein(a: Sequence[float], b: Sequence[float]) -> float:
     return float(
         sum((abs(cumulative(a, s) - cumulative(b, s)) * (Fraction(t) - Fraction(s)) for s, t in steps), Fraction(0))
     )
+
+
+def shares(a: Sequence[int], b: Sequence[int]) -> list[tuple[Fraction, Fraction]]:
+    return [(Fraction(x, sum(a)), Fraction(y, sum(b))) for x, y in zip(a, b, strict=True)]
+
+
+def psi(a: Sequence[int], b: Sequence[int], floor: float) -> float:
+    pairs = [(max(p, Fraction(floor)), max(q, Fraction(floor))) for p, q in shares(a, b)]
+    return math.fsum(float(p - q) * math.log(p / q) for p, q in pairs)
+
+
+def hellinger(a: Sequence[int], b: Sequence[int]) -> float:
+    """From the squares, in 100 decimal digits: 1 - sum sqrt(p q) cancels."""
+    with decimal.localcontext(prec=100):
+        products = [p * q for p, q in shares(a, b)]
+        roots = [(decimal.Decimal(x.numerator) / x.denominator).sqrt() for x in products]
+        return float(abs(1 - sum(roots)).sqrt())
+
+
+def chi_square(a: dict[Any, int], b: dict[Any, int]) -> float:
+    """Sum over the cells of a table of two rows of (found - expected)**2 / expected."""
+    sides = (a, b)
+    rows = [sum(side.values()) for side in sides]
+    total = Fraction(0)
+    for level in {*a, *b}:
+        column = sum(side.get(level, 0) for side in sides)
+        for side, row in zip(sides, rows, strict=True):
+            if column:
+                expected = Fraction(row * column, sum(rows))
+                total += (side.get(level, 0) - expected) ** 2 / expected
+    return float(total)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,6 +48,25 @@ def test_agrees_with_pandas_merge_asof_in_any_layout():
         np.testing.assert_array_equal(
             asof(probe[order], time[order], entity, event, event, 50_000, inclusive), expected[order]
         )
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("max_age", [None, 0, 30])
+def test_agrees_with_polars_join_asof(inclusive, max_age):
+    rng = np.random.default_rng(11)
+    n, m = 2000, 600
+    time, event = (
+        np.sort(rng.integers(0, 1000, n)),
+        np.sort(rng.permutation(1000)[:m]),
+    )  # ages of exactly 0 and 30 occur
+    probe, entity = rng.integers(0, 9, n), rng.integers(0, 7, m)
+    left = pl.DataFrame({"g": probe, "t": time}).set_sorted("t")
+    right = pl.DataFrame({"g": entity, "t": event, "row": np.arange(m)}).set_sorted("t")
+    options = {"allow_exact_matches": inclusive, "tolerance": max_age, "check_sortedness": False}
+    expected = left.join_asof(right, on="t", by="g", **options)["row"].fill_null(-1).to_numpy()
+    assert (expected >= 0).any() or (max_age == 0 and not inclusive)
+    for t in (1, 2):
+        np.testing.assert_array_equal(asof(probe, time, entity, event, event, max_age, inclusive, threads=t), expected)
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])

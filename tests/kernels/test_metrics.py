@@ -11,7 +11,7 @@ from sklearn.calibration import calibration_curve
 
 from kernels import metrics
 from tests import naive
-from tests.kernels.cases import examples, layouts
+from tests.kernels.cases import NUMBERS, examples, layouts
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 1), st.one_of(st.sampled_from([0.0, -0.0, 0.5, 1.0]), st.floats(0, 1)), st.integers(0, 4)),
@@ -35,6 +35,33 @@ def test_ranking_equals_the_slow_twin_in_any_row_order(rows, random):
         for w in (None, weight / 7):
             first, second = metric(y, score, w), metric(y[order], score[order], None if w is None else w[order])
             assert first == second or (math.isnan(first) and math.isnan(second))
+
+
+EDGE = st.sampled_from([0.0, -0.0, 0.1, 0.5, 0.7, 1.0, 5e-324, 2.0**-52, 1 - 2.0**-53])
+WEIGHTS = st.one_of(st.sampled_from([0.0, 1.0, 1e-290, 1e300]), st.floats(0, 9))
+PREDICTED = st.lists(st.tuples(st.integers(0, 1), st.one_of(EDGE, st.floats(0, 1)), WEIGHTS), max_size=14)
+FINITE = NUMBERS.filter(lambda v: abs(v) <= 1e300)  # beyond, a difference may be infinite
+
+
+@examples(200)
+@given(PREDICTED, st.integers(1, 11), st.booleans())
+def test_losses_and_calibration_equal_the_slow_twin(rows, bins, weighted):
+    y, score, weight = (np.array([r[k] for r in rows], float) for k in (0, 1, 2))
+    given_weight, weight = (weight, weight) if weighted else (None, np.ones(len(y)))
+    near = dict(rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(metrics.log_loss(y, score, given_weight), naive.log_loss(y, score, weight), **near)
+    np.testing.assert_allclose(metrics.brier(y, score, given_weight), naive.brier(y, score, weight), **near)
+    expected = naive.ece(y, score, weight, np.linspace(0, 1, bins + 1).tolist())
+    np.testing.assert_allclose(metrics.ece(y, score, given_weight, bins), expected, **near)
+
+
+@examples(150)
+@given(st.lists(st.tuples(FINITE, FINITE, st.floats(0, 9)), max_size=12), st.sampled_from([0.01, 0.5, 0.9]))
+def test_pinball_equals_the_slow_twin(rows, quantile):
+    y, score, weight = (np.array([r[k] for r in rows], float) for k in (0, 1, 2))
+    for given_weight, w in ((None, np.ones(len(y))), (weight, weight)):
+        expected = naive.pinball(y, score, quantile, w)
+        np.testing.assert_allclose(metrics.pinball(y, score, quantile, given_weight), expected, rtol=1e-13, atol=1e-322)
 
 
 def sample(seed, n=300):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.spatial.distance
+import scipy.special
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,7 +120,7 @@ def test_samples_equal_the_slow_twin_or_say_why(a, b):
 
 @examples(100)
 @given(COUNTS)
-def test_distances_of_shares_are_bounded_symmetric_and_agree_with_scipy(pairs):
+def test_distances_of_shares_are_bounded_symmetric_and_agree_with_the_slow_twin_and_scipy(pairs):
     p, q = (np.array([c[k] for c in pairs], np.int64) for k in (0, 1))
     for statistic in (js_distance, hellinger, psi):
         found, mirrored = statistic(p, q), statistic(q, p)
@@ -130,6 +131,15 @@ def test_distances_of_shares_are_bounded_symmetric_and_agree_with_scipy(pairs):
         assert 0 <= found.value and (statistic is psi or found.value <= 1)
         assert statistic(p, p).value == 0
     if p.sum() and q.sum():
+        np.testing.assert_allclose(
+            hellinger(p, q).value, naive.hellinger(p.tolist(), q.tolist()), rtol=1e-12, atol=1e-15
+        )
+        for floor in (1e-4, 0.2):
+            expected = naive.psi(p.tolist(), q.tolist(), floor)
+            np.testing.assert_allclose(psi(p, q, floor).value, expected, rtol=1e-12, atol=1e-14)
+            held = [np.maximum(side / side.sum(), floor) for side in (p, q)]
+            both = scipy.special.rel_entr(*held) + scipy.special.rel_entr(*held[::-1])
+            np.testing.assert_allclose(psi(p, q, floor).value, np.sum(both), rtol=1e-12, atol=1e-14)
         theirs = scipy.spatial.distance.jensenshannon(p / p.sum(), q / q.sum(), base=2)
         np.testing.assert_allclose(js_distance(p, q).value, np.nan_to_num(theirs), atol=1e-7)
         bhattacharyya = np.sum(np.sqrt(p / p.sum() * (q / q.sum())))
@@ -151,14 +161,16 @@ def test_profiles_bound_what_binning_leaves_open(a, b):
 
 
 @examples(60)
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=2, max_size=6))
-def test_chi_square_agrees_with_scipy(pairs):
-    table = np.array(pairs).T
-    found = chi_square(*[dict(enumerate(row.tolist())) for row in table])
+@given(st.lists(st.tuples(*[st.one_of(st.integers(0, 60), st.just(2**53))] * 2), max_size=6))
+def test_chi_square_equals_the_slow_twin_and_agrees_with_scipy(pairs):
+    table = np.array(pairs, np.int64).reshape(-1, 2).T
+    sides = [dict(enumerate(row.tolist())) for row in table]
+    found = chi_square(*sides)
     used = table[:, table.sum(axis=0) > 0]
     if used.size == 0 or np.any(used.sum(axis=1) == 0):
         assert not found.computable and "no values" in found.reason
         return
+    np.testing.assert_allclose(found.value, naive.chi_square(*sides), rtol=1e-12, atol=1e-12)
     theirs = scipy.stats.chi2_contingency(used, correction=False)
     np.testing.assert_allclose((found.value, found.p), (theirs.statistic, theirs.pvalue), rtol=1e-9, atol=1e-12)
     assert found.details["dof"] == theirs.dof
