@@ -289,8 +289,10 @@ def stage_files(plan: Plan, run: Run) -> list[Staged]:
             if place in away:
                 return away[place]
             file = plan.files[place]
-            folder = plan.staged if _on_disk(file, plan) else None
-            return stage.stage(file, plan.data, 1 if many else plan.threads, folder, progress.advance)
+            # On disk where other files may join it later: an append then reads the new ones only.
+            room = 0 if _may_have_siblings(file, plan.data) else plan.memory // 4
+            threads = 1 if many else plan.threads
+            return stage.stage(file, plan.data, threads, plan.staged, progress.advance, room=room)
 
         if not many:
             return [one(place) for place in range(len(plan.files))]
@@ -322,7 +324,7 @@ def _spread(plan: Plan, advance: Callable[[int], None]) -> dict[int, Staged]:
 
 
 def _on_disk(file: SourceFile, plan: Plan) -> bool:
-    """Whether the file's rows are kept in the store: where other files may join it later, or memory is short."""
+    """Whether the file's rows will be kept in the store: where other files may join it later, or memory may be short."""
     return _may_have_siblings(file, plan.data) or file.size * _growth(file) > plan.memory // 4
 
 

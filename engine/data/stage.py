@@ -73,30 +73,31 @@ def stage(
     folder: Path | None,
     advance: Callable[[int], None],
     keep: bool = True,
+    room: int = 0,
 ) -> Staged:
     """Read, type and check one file. Raises UserError where a policy says so.
 
-    `folder` None keeps the rows in memory (`keep` False: nowhere). A file that cannot be read is
-    refused as `sources.<name>.refused` says.
+    Rows are kept in memory where they take less than `room` bytes or `folder` is None, else in `folder` (`keep` False:
+    nowhere). A file that cannot be read is refused as `sources.<name>.refused` says.
     """
     source = data.sources[file.source]
     if folder is not None and (found := load(file, data, folder)) is not None:
         advance(found.tally.rows)
         return found
     staged = Staged(file, Tally(f"source {file.source}"), {})
-    writer = (
-        _Writer(folder / _name(file, data), schema_of({n: c.type for n, c in source.columns.items()}))
-        if folder
-        else None
-    )
+    writer = _writer(file, data, folder) if folder and not room else None
+    held = 0
     try:
         for chunk in READERS[file.format](file, source, data.time_zone, threads, staged.notes):
             table = _kept(chunk, staged, data, source)
             advance(len(chunk.numbers) + len(chunk.lost))
-            if writer:
-                writer.write(table)
-            elif keep and table.num_rows:
+            if keep and table.num_rows:
                 staged.tables.append(table)
+                held += table.nbytes
+            if folder and held >= room:
+                writer = writer or _writer(file, data, folder)
+                while staged.tables:
+                    writer.write(staged.tables.pop(0))
     except UserError as error:
         if writer:
             writer.abandon()
@@ -114,6 +115,11 @@ def stage(
         staged.path = writer.commit()
         _save(staged, data, folder)  # type: ignore[arg-type]
     return staged
+
+
+def _writer(file: SourceFile, data: DataConfig, folder: Path) -> _Writer:
+    columns = data.sources[file.source].columns
+    return _Writer(folder / _name(file, data), schema_of({name: column.type for name, column in columns.items()}))
 
 
 def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) -> pa.Table:

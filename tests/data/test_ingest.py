@@ -164,6 +164,20 @@ def test_spilling_to_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list((tmp_path / "b" / "store").rglob(".spool*"))
 
 
+def test_a_file_is_kept_on_disk_where_its_rows_outgrow_the_memory_not_its_bytes(tmp_path: Path) -> None:
+    table = events(300_000).set_column(3, "label", pa.array(["x" * 40] * 300_000))
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.parquet"
+    pq.write_table(table, path)
+    assert path.stat().st_size * 2 < table.nbytes
+    given = data(tmp_path, "in/a.parquet")
+    held, _ = build(config(tmp_path, given, memory=5 * table.nbytes))
+    staged, _ = build(config(tmp_path / "b", given, memory=3 * table.nbytes))
+    assert held.digest == staged.digest
+    assert not (tmp_path / "store" / "datasets" / "t" / ".staged").exists()
+    assert list((tmp_path / "b" / "store" / "datasets" / "t" / ".staged").glob("*.arrow"))
+
+
 def _counting(function: Any, calls: list[int]) -> Any:
     def counted(*arguments: Any) -> Any:
         calls.append(1)
