@@ -111,7 +111,11 @@ def add_up(rows: Tensor, shards: int, exchange: Exchange, team: Team) -> tuple[T
         return _result(_fold(list(gathered[:, 0]), team))
     gathered = exchange.gather(rows)
     ordered = [gathered[shard % exchange.world, shard // exchange.world] for shard in range(shards)]
-    return _result(_fold(ordered, team))
+    gradient, sums = _result(_fold(ordered, team))
+    sums[STOP] += sum(
+        float(_statistics(row)[STOP]) for row in gathered[shards:, 0]
+    )  # workers without shards may ask too
+    return gradient, sums
 
 
 def all_reduce(rows: Tensor, shards: int, exchange: Exchange, team: Team) -> tuple[Tensor, NDArray[np.float64]]:

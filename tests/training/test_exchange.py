@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from engine.errors import UserError
+from engine.training.checkpoint import candidates
 from engine.training.exchange import STATS_FLOATS, STREAM, Alone, add_up, folds_locally, owned
-from engine.training.loop import fit, weights_digest
+from engine.training.loop import Trainer, fit, weights_digest
 from engine.training.threads import Team
 
 
@@ -50,7 +51,7 @@ def together(world: int, work: Callable) -> list:
     def call(rank: int) -> None:
         try:
             results[rank] = work(Member(network, rank))
-        except (UserError, ValueError, AssertionError) as error:
+        except (UserError, ValueError, AssertionError, KeyboardInterrupt) as error:
             results[rank] = error
 
     threads = [threading.Thread(target=call, args=(rank,)) for rank in range(world)]
@@ -103,6 +104,29 @@ def test_weights_and_row_stream_of_any_number_of_workers_are_those_of_one(proble
         assert weights_digest(result.model) == weights_digest(alone.model)
         for ours, theirs in zip(result.history, alone.history, strict=True):
             assert ours == theirs
+
+
+@pytest.mark.parametrize("reduction", ["exact", "ddp"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_stop_seen_by_one_worker_stops_all_after_the_same_step(
+    problem, config, new_run, monkeypatch, rank, reduction
+):
+    """Rank 2 of 3 owns none of the two shards."""
+    settings = config(train__shards=2, train__reduction=reduction)
+    run = new_run(settings)
+    seen: dict[int, int] = {}
+    step = Trainer._step
+
+    def counted(trainer, progress):
+        trainer.stop.requested = lambda: trainer.exchange.rank == rank and trainer.state.step >= 3
+        step(trainer, progress)
+        seen[trainer.exchange.rank] = trainer.state.step
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    results = fit_together(3, settings, run, problem(500))
+    assert all(isinstance(result, KeyboardInterrupt) for result in results)
+    assert seen == {0: 4, 1: 4, 2: 4}
+    assert [int(path.name[-4:]) for path in candidates(run.directory / "checkpoints")] == [4]
 
 
 def test_nine_rows_on_two_workers_take_equal_steps_and_use_each_row_once(problem, config, fitted, new_run):
