@@ -88,7 +88,7 @@ class State:
 
 @dataclass
 class Clock:
-    """Seconds by what they were spent on."""
+    """Seconds of this attempt by what they were spent on."""
 
     input: float = 0.0
     compute: float = 0.0
@@ -164,6 +164,8 @@ class Trainer:
         self.exchange, self.team, self.stop, self.precision = exchange, team, stop, precision
         self.metric = watched_metric(config.train.loss, config.train.metric)
         self.state, self.clock = State(), Clock()
+        self.earlier: dict[str, float] = {}  # what the attempts before this one spent, up to the checkpoint
+        self.began = time.perf_counter()
         self.checkpoints = run.directory / "checkpoints"
         self.resumed_from: int | None = None
         self.stop_now = False
@@ -249,6 +251,7 @@ class Trainer:
         self.optimizer.count.copy_(tensors["count"])
         self.best_weights = tensors.get("best_weights")
         self.state = State(**checkpoint.manifest["state"])
+        self.earlier = checkpoint.manifest.get("spent", {})
         self.resumed_from = self.saved_step = self.state.step
         for name, value in self.state.links.items():
             self.run_record.link(name, value)
@@ -257,7 +260,7 @@ class Trainer:
 
     def run_epochs(self) -> FitResult:
         """All steps that are left."""
-        began = time.perf_counter()
+        self.began = time.perf_counter()
         total = len(self.train) * self.config.train.epochs
         done = self._rows_before(self.state.step)
         with self.run_record.progress("train", total, "rows", done) as progress:
@@ -271,7 +274,7 @@ class Trainer:
                     self._save()
                     self.stop.clear()
                     raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.total_steps}; resume to go on")
-        return self._result(time.perf_counter() - began)
+        return self._result(time.perf_counter() - self.began)
 
     def _rows_before(self, step: int) -> int:
         epochs, inner = divmod(step, self.batches.steps)
@@ -446,6 +449,7 @@ class Trainer:
         facts = {
             **self._identity(),
             "state": asdict(self.state),
+            "spent": self._spent(began - self.began),
             "scheduler": {
                 "total_steps": self.total_steps,
                 "warmup": self.config.train.warmup,
@@ -457,6 +461,14 @@ class Trainer:
         self.saved_step = self.state.step
         self.clock.checkpoint += time.perf_counter() - began
 
+    def _spent(self, seconds: float) -> dict[str, float]:
+        """The clock of all attempts together; `seconds` is the time since this one began.
+
+        Steps that a kill made undone, and the checkpoint that is being written, are left out.
+        """
+        spent = asdict(self.clock) | {"total": seconds}
+        return {name: self.earlier.get(name, 0) + value for name, value in spent.items() if name != "first_step"}
+
     def _peak_memory(self) -> float:
         """Bytes of the largest worker so far; mapped files that were touched count."""
         mine = torch.tensor([[resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0]], dtype=torch.float64)
@@ -466,21 +478,20 @@ class Trainer:
         if self.best_weights is not None:
             self.flat.values.copy_(self.best_weights)
             self.flat.refresh()
-        clock = self.clock
-        working = clock.input + clock.compute + clock.communication
+        spent = self._spent(seconds)
+        working = spent["input"] + spent["compute"] + spent["communication"]
         metrics = {
-            "train/seconds": seconds,
+            "train/seconds": spent["total"],
             "train/steps": float(self.state.step),
             "train/epochs": float(len(self.state.history)),
             "train/best_epoch": float(self.state.best_epoch),
             "train/steps_skipped": float(self.state.skipped),
-            "train/rows_per_second": clock.trained_rows / working if working else 0.0,
-            "train/steps_per_second": clock.steps / working if working else 0.0,
-            "train/input_seconds": clock.input,
-            "train/compute_seconds": clock.compute,
-            "train/communication_seconds": clock.communication,
-            "train/checkpoint_seconds": clock.checkpoint,
-            "train/evaluate_seconds": clock.evaluate,
+            "train/rows_per_second": spent["trained_rows"] / working if working else 0.0,
+            "train/steps_per_second": spent["steps"] / working if working else 0.0,
+            **{
+                f"train/{part}_seconds": spent[part]
+                for part in ("input", "compute", "communication", "checkpoint", "evaluate")
+            },
             "train/parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
             "train/peak_memory_bytes": self._peak_memory(),
         }
@@ -491,7 +502,7 @@ class Trainer:
             metrics["resumed_from_step"] = float(self.resumed_from)
         state = self.state
         return FitResult(
-            self.model, metrics, state.best_epoch, state.step, state.history, self.precision, clock.first_step
+            self.model, metrics, state.best_epoch, state.step, state.history, self.precision, self.clock.first_step
         )
 
 

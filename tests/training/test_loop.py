@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from engine.runtime import environment
+from engine.runtime import environment, storage
 from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
 from engine.training.loop import weights_digest
@@ -298,7 +298,9 @@ def test_a_finished_fit_is_not_trained_again(problem, config, fitted, new_run, t
     whole, run = fitted(config(), data)
     result, _ = fitted(config(), data, None, resume_from(run, config(), tmp_path, 99, new_run))
     assert weights_digest(result.model) == weights_digest(whole.model)
-    assert result.metrics["train/rows_per_second"] == 0
+    for name in ("input", "compute", "communication", "evaluate"):
+        assert result.metrics[f"train/{name}_seconds"] == whole.metrics[f"train/{name}_seconds"]
+    assert result.first_step == 0
 
 
 def test_resume_passes_over_a_broken_checkpoint_and_says_so(problem, config, fitted, new_run, tmp_path):
@@ -358,10 +360,31 @@ def test_loss_links_and_the_order_link_are_set(problem, config, fitted):
     assert list(run.record["chain"]) == ["order", "loss@1", "loss@10"]
 
 
+def working(result) -> float:
+    """Seconds spent in steps."""
+    return sum(result.metrics[f"train/{part}_seconds"] for part in ("input", "compute", "communication"))
+
+
+def test_a_resumed_run_accounts_for_the_time_of_all_its_attempts(problem, config, fitted, new_run, tmp_path):
+    data, valid = problem(600), problem(300, seed=1)
+    settings = config(train__epochs=4, train__keep_checkpoints=9)
+    _, run = fitted(settings, data, valid)
+    again = resume_from(run, settings, tmp_path, 20, new_run)
+    earlier = storage.read_json(candidates(again.directory / "checkpoints")[0] / "manifest.json")["spent"]
+    assert earlier["steps"] == 20 and earlier["trained_rows"] == 1200
+    result, _ = fitted(settings, data, valid, again)
+    for part in ("input", "compute", "communication", "checkpoint", "evaluate"):
+        assert result.metrics[f"train/{part}_seconds"] > earlier[part] > 0
+    assert result.metrics["train/seconds"] > earlier["total"] > earlier["compute"]
+    assert result.metrics["train/rows_per_second"] == pytest.approx(2400 / working(result))
+    assert result.metrics["train/steps_per_second"] == pytest.approx(40 / working(result))
+
+
 def test_time_is_attributed_and_steps_are_logged(problem, config, fitted):
     result, run = fitted(config(train__log_every=1), problem(200))
     parts = ("input", "compute", "communication", "checkpoint", "evaluate")
     spent = sum(result.metrics[f"train/{part}_seconds"] for part in parts)
     assert 0 < spent <= result.metrics["train/seconds"] * 1.05
+    assert result.metrics["train/rows_per_second"] == pytest.approx(400 / working(result))
     lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 9))
