@@ -369,6 +369,11 @@ class TrainConfig:
     quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
     huber_delta: float = key(1.0, "where the Huber loss turns linear, in standard deviations of the target", gt=0)
     class_weight: str = key("none", "weight of the classes in the loss", choices=("none", "balanced"))
+    sampling: str = key(
+        "each",
+        "an epoch takes each row once, or draws as many with replacement so that classes are equally frequent",
+        choices=("each", "balanced"),
+    )
     epochs: int = key(10, "passes over the training rows", ge=1)
     batch_size: int = key(4096, "rows of one optimizer step", ge=1)
     shards: int = key(8, "logical shards of a batch; fixed, so that weights do not depend on workers", ge=1)
@@ -395,6 +400,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < self.shards:
             raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
+        for name, wrong in (
+            ("loss", TASKS[self.loss] == "regression"),
+            ("class_weight", self.class_weight == "balanced"),
+            ("order", self.order == "windowed"),
+        ):
+            if wrong and self.sampling == "balanced":
+                raise UserError(
+                    f"sampling=balanced needs a loss over classes, class_weight=none (classes would count twice) and "
+                    f"order=full, found {name}={getattr(self, name)}"
+                )
         known = METRICS[TASKS[self.loss]]
         if self.metric is not None and self.metric not in known:
             raise UserError(

@@ -50,7 +50,7 @@ from engine.training.interrupt import StopFlag
 from engine.training.loop import STREAM_FACTOR, FitResult, Trainer, _threads
 from engine.training.losses import check_targets, class_weights, target_scale, to_scores
 from engine.training.model import build_model
-from engine.training.order import RowOrder, order_key
+from engine.training.order import RowOrder
 from engine.training.predict import DEVICE_TILE_ROWS
 from engine.training.shards import Batches
 from engine.training.threads import Team
@@ -113,9 +113,7 @@ class DeviceTrainer(Trainer):
         self.dataset_digest = dataset_digest
         self.batches = Batches.plan(len(self.train), settings)
         self.total_steps = self.batches.steps * settings.epochs
-        self.order = RowOrder(
-            len(self.train), order_key(dataset_digest, settings.seed), settings.order, settings.window_rows
-        )
+        self.order = RowOrder.of(self.train.target, settings, dataset_digest)
         self._staged: tuple[int, Chunk] | None = None
         self.lane = SideLane(self.device)
         self._make_step(outputs)

@@ -44,7 +44,7 @@ from engine.training.flat import AdamW, FlatWeights, learning_rate, scale_and_cl
 from engine.training.interrupt import StopFlag
 from engine.training.losses import check_targets, class_weights, target_scale, to_scores
 from engine.training.model import Network, architecture, build_model
-from engine.training.order import RowOrder, order_key
+from engine.training.order import RowOrder
 from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.shards import Batches, ShardTask, ShardWorkspace
 from engine.training.threads import Team, compute_threads
@@ -185,9 +185,7 @@ class Trainer:
         self.dataset_digest = dataset_digest
         self.batches = Batches.plan(len(self.train), settings)
         self.total_steps = self.batches.steps * settings.epochs
-        order = RowOrder(
-            len(self.train), order_key(dataset_digest, settings.seed), settings.order, settings.window_rows
-        )
+        order = RowOrder.of(self.train.target, settings, dataset_digest)
         self.task = ShardTask(
             self.model,
             self.train,

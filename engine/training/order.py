@@ -2,8 +2,9 @@
 
 full      one keyed permutation of all rows.
 windowed  windows of consecutive rows in keyed order, each with its own keyed permutation: a block larger than memory is
-then
-          read window by window. Mixing is weaker: rows of one window stay neighbours in time.
+          then read window by window. Mixing is weaker: rows of one window stay neighbours in time.
+balanced  each position draws a class, all with the same chance, and then one of its rows, by a keyed hash. Rows come
+          with replacement: those of a rare class often, some of a frequent one not at all in an epoch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config.tree import TrainConfig
 from engine.runtime import digest
+from kernels.hashing import hash_u64
 from kernels.order import permutation
 
 FORMAT = 1
@@ -34,12 +37,37 @@ class RowOrder:
     key: int
     rule: str = "full"
     window_rows: int = 1_000_000
+    classes: tuple[NDArray[np.int64], ...] = ()  # rows of each class, for the rule `balanced`
+
+    @classmethod
+    def of(cls, target: NDArray[np.float32], config: TrainConfig, dataset_digest: str) -> RowOrder:
+        """The order that the config asks for; `target` [n] holds classes where they are balanced."""
+        balanced = config.sampling == "balanced"
+        return cls(
+            len(target),
+            order_key(dataset_digest, config.seed),
+            "balanced" if balanced else config.order,
+            config.window_rows,
+            tuple(np.flatnonzero(target == value) for value in np.unique(target)) if balanced else (),
+        )
 
     def positions(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Rows at positions [start, stop) of the epoch: int64[stop - start], each value in [0, n)."""
         if self.rule == "full":
             return permutation(start, stop, self.n, self.key, epoch)
-        return self._windowed(epoch, start, stop)
+        return (self._balanced if self.rule == "balanced" else self._windowed)(epoch, start, stop)
+
+    def _balanced(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        key = int(hash_u64(np.array([epoch]), self.key)[0])
+        drawn = hash_u64(np.arange(start, stop), key)
+        low, half = np.uint64(2**32 - 1), np.uint64(32)
+        # A 32-bit fraction times a count is below the count; the upper half of a hash draws the class, the lower its row.
+        taken = (drawn >> half) * np.uint64(len(self.classes)) >> half
+        out = np.empty(stop - start, np.int64)
+        for number, rows in enumerate(self.classes):
+            here = taken == number
+            out[here] = rows[(drawn[here] & low) * np.uint64(len(rows)) >> half]
+        return out
 
     def _windowed(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         size = min(self.window_rows, self.n)

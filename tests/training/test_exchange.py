@@ -96,11 +96,15 @@ def fit_together(world: int, config, run, data, valid=None, **keys) -> list:
     return together(world, lambda exchange: fit(data, valid, config, run, exchange=exchange, **settings))
 
 
+@pytest.mark.parametrize("keys", [{}, {"train__sampling": "balanced"}, {"train__order": "windowed"}])
 @pytest.mark.parametrize("world", [2, 3, 4, 8])
-def test_weights_and_row_stream_of_any_number_of_workers_are_those_of_one(problem, config, fitted, new_run, world):
+def test_weights_and_row_stream_of_any_number_of_workers_are_those_of_one(
+    problem, config, fitted, new_run, world, keys
+):
+    settings = config(train__window_rows=100, **keys)
     data, valid = problem(500), problem(2500, seed=1)
-    alone, _ = fitted(config(), data, valid)
-    for result in fit_together(world, config(), new_run(config()), data, valid):
+    alone, _ = fitted(settings, data, valid)
+    for result in fit_together(world, settings, new_run(settings), data, valid):
         assert weights_digest(result.model) == weights_digest(alone.model)
         for ours, theirs in zip(result.history, alone.history, strict=True):
             assert ours == theirs

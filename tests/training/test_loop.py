@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
+from engine.config.tree import TrainConfig
 from engine.errors import UserError
 from engine.runtime import environment, storage
 from engine.training.checkpoint import candidates
@@ -206,6 +208,42 @@ def test_windowed_order_takes_each_row_once_and_stays_within_windows(problem, co
     settings = {"train__order": "windowed", "train__window_rows": 100}
     result, _ = fitted(config(**settings), problem(250))
     assert [entry["rows"] for entry in result.history] == [250, 250]
+
+
+def test_a_balanced_draw_is_half_positives_whoever_draws_which_part():
+    """Field report C9: 1000 rows, 10 positives, 1000 draws an epoch."""
+    target = (np.arange(1000) % 100 == 7).astype(np.float32)
+    order = RowOrder.of(target, TrainConfig(sampling="balanced", seed=3), "data")
+    epochs = [order.positions(epoch, 0, 1000) for epoch in range(4)]
+    low, high = stats.binom(1000, 0.5).interval(0.999)
+    for rows in epochs:
+        assert low <= target[rows].sum() <= high
+    assert len({tuple(rows) for rows in epochs}) == 4
+    pieces = np.concatenate([order.positions(0, a, min(a + 77, 1000)) for a in range(0, 1000, 77)])
+    assert np.array_equal(pieces, epochs[0])
+    again = RowOrder.of(target, TrainConfig(sampling="balanced", seed=4), "data")
+    assert not np.array_equal(again.positions(0, 0, 1000), epochs[0])
+    for value in (0, 1):  # every row of a class has the same chance
+        members = np.flatnonzero(target == value)
+        drawn = np.concatenate(epochs)
+        counts = np.bincount(np.searchsorted(members, drawn[target[drawn] == value]) * 10 // len(members), minlength=10)
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_balanced_sampling_centres_the_scores_without_weights(problem, config, fitted):
+    data = problem(4000)
+    data = data.take(np.flatnonzero((data.target == 0) | (np.arange(4000) % 10 == 0)))
+    result, _ = fitted(config(train__epochs=4, train__sampling="balanced"), data)
+    scores = to_scores("binary", predict_logits(result.model, data.numeric, data.codes, "fp32"))
+    assert scores.mean() > data.target.mean() + 0.1
+    assert [entry["rows"] for entry in result.history] == [len(data)] * 4
+
+
+@pytest.mark.parametrize("key", [{"loss": "squared"}, {"class_weight": "balanced"}, {"order": "windowed"}])
+def test_balanced_sampling_is_refused_where_it_makes_no_sense(key):
+    (name, value), *_ = key.items()
+    with pytest.raises(UserError, match=rf"sampling=balanced needs .* found {name}={value}"):
+        TrainConfig(sampling="balanced", **key)
 
 
 # ------------------------------------------------------------------------------------------------------ bad rows
