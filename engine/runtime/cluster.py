@@ -75,6 +75,7 @@ def _variables(config: Config) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(seconds),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(seconds, 60.0)),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(max(seconds, 60.0)),  # `broadcast` also waits for slow starters
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -257,9 +258,9 @@ def run_training(
 ) -> None:
     """Call `function(payload)` on every worker, and again on all of them after a failure.
 
-    `function` is importable by name on the workers and forms their process group itself. `poll` is called some times a
-    second in this thread, so that signals and progress are its business. Raises TrainingFailed with the first cause and
-    its rank.
+    `function` is importable by name on the workers and forms their process group itself. An error of one worker ends
+    the attempt for all; a UserError also ends the training, and is raised here. `poll` is called some times a second in
+    this thread, so that signals and progress are its business. Raises TrainingFailed with the first cause and its rank.
     """
     trainer = _trainer(config, directory, function, payload)
     outcome: list[BaseException] = []
@@ -276,6 +277,9 @@ def run_training(
         thread.join(POLL_SECONDS)
         poll()
     if outcome:
+        mistake = getattr(outcome[0], "controller_failure", None)
+        if isinstance(mistake, UserError):
+            raise mistake
         raise TrainingFailed(first_cause(failures(directory)) or _brief(outcome[0])) from outcome[0]
 
 
@@ -334,11 +338,17 @@ def _no_backend() -> Any:
 
 
 def _failure_log(directory: Path) -> Any:
-    """A callback of Ray Train's controller that writes each failure of the workers into `failures.jsonl`."""
+    """A callback of Ray Train's controller that writes each failure of the workers into `failures.jsonl`.
+
+    A user's mistake would come again: it is raised here, for an error in a callback ends the run without a retry.
+    """
     from ray.train import UserCallback
 
     class FailureLog(UserCallback):  # type: ignore[misc]
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+            for rank, error in worker_exceptions.items():
+                if isinstance(error, UserError):
+                    raise UserError(f"{error} (said by rank {rank})")
             record_failure(directory, {rank: _brief(error) for rank, error in worker_exceptions.items()})
 
     return FailureLog()

@@ -82,8 +82,6 @@ def fit_on_cluster(
     outcome = cluster.read_outcome(directory)
     if outcome is None:
         raise UserError("the workers ended without a record; look at run.log")
-    if outcome["status"] == "failed":
-        raise UserError(outcome["message"])
     if outcome["status"] == "stopped":
         raise KeyboardInterrupt(outcome["message"])
     return _result(run, outcome, precision, _startup(directory, began, connected, opened.seconds))
@@ -217,13 +215,10 @@ class FileProgress(Progress):
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """What every worker runs. A user's mistake ends all workers in peace; anything else is a failure to be retried."""
+    """What every worker runs. What it raises ends the attempt on all workers, whose collectives would wait for it."""
     entered = time.time()
     place = cluster.worker_place()
     directory = Path(payload["directory"])
-    earlier = cluster.read_outcome(directory)
-    if earlier is not None and earlier["status"] == "failed":
-        return
     config = schema.build(Config, payload["config"])
     run = WorkerRun(directory, payload["record"], place.rank)
     _note(directory, {"entered": entered, "rank": place.rank, "world": place.world, "pid": os.getpid()})
@@ -247,11 +242,9 @@ def train_worker(payload: dict[str, Any]) -> None:
         }
         if place.rank == 0:
             _note(directory, {"first_step": result.first_step})
-    except UserError as error:
-        outcome = {"status": "failed", "message": str(error), "rank": place.rank}
     except KeyboardInterrupt as error:
-        outcome = {"status": "stopped", "message": str(error), "rank": place.rank}
-    if place.rank == 0 or outcome["status"] == "failed":
+        outcome = {"status": "stopped", "message": str(error)}
+    if place.rank == 0:
         cluster.write_outcome(directory, outcome)
 
 

@@ -140,7 +140,7 @@ def at_step(run: Run, step: int, action: Callable[[list[dict]], None]) -> thread
             except (OSError, ValueError):
                 pass
             time.sleep(0.01)
-        entries = [json.loads(line) for line in (run.directory / "attempts.jsonl").read_text().splitlines()]
+        entries = attempts(run)
         action(entries[-entries[-1]["world"] :])
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -263,30 +263,48 @@ def test_a_stalled_worker_ends_the_attempt_within_the_timeout(long_job, head):
     assert long_job.same(result) and result.metrics["train/attempts"] >= 2
 
 
-def fails_on_rank_one(payload: dict) -> None:
+def fails_on_rank_one(error: Exception) -> Callable[[dict], None]:
     """A worker function whose rank 1 raises at step 3, every time."""
-    from engine.runtime.cluster import worker_place
-    from engine.training import distributed, shards
 
-    run = shards.ShardTask.run
+    def work(payload: dict) -> None:
+        from engine.runtime.cluster import worker_place
+        from engine.training import distributed, shards
 
-    def failing(task, space, step, shard):
-        if step == 3 and worker_place().rank == 1:
-            raise RuntimeError("the disk on fire")
-        run(task, space, step, shard)
+        run = shards.ShardTask.run
 
-    shards.ShardTask.run = failing
-    distributed.train_worker(payload)
+        def failing(task, space, step, shard):
+            if step == 3 and worker_place().rank == 1:
+                distributed._note(Path(payload["directory"]), {"raised": time.time()})
+                raise error
+            run(task, space, step, shard)
+
+        shards.ShardTask.run = failing
+        distributed.train_worker(payload)
+
+    return work
+
+
+def attempts(run: Run) -> list[dict]:
+    """What the workers noted."""
+    return [json.loads(line) for line in (run.directory / "attempts.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
-def test_a_worker_that_always_fails_ends_the_run_with_first_cause_and_rank(job, head, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("the disk on fire"), UserError("the disk must not burn")])
+def test_an_error_of_one_worker_ends_the_attempt_at_once_and_a_users_mistake_the_run(job, head, monkeypatch, error):
+    """Field report C8: the other rank waits in a collective, here for ten minutes."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(distributed, "train_worker", fails_on_rank_one)
-    began = time.monotonic()
-    with pytest.raises(UserError, match=r"first cause rank 1: RuntimeError: the disk on fire"):
-        job.fit(2, cluster__address=head, cluster__retries=1, cluster__timeout="10s")
-    assert time.monotonic() - began < 120
+    monkeypatch.setattr(distributed, "train_worker", fails_on_rank_one(error))
+    run = job.new_run(job.settings(2))
+    users = isinstance(error, UserError)
+    first = r"^the disk must not burn \(said by rank 1\)$" if users else "first cause rank 1: RuntimeError: the disk on"
+    with pytest.raises(UserError, match=first):
+        job.fit(2, run, cluster__address=head, cluster__retries=1, cluster__timeout="10min")
+    ended = time.time()
+    raised = [item["raised"] for item in attempts(run) if "raised" in item]
+    assert len(raised) == (1 if users else 2)
+    assert ended - raised[-1] < 60
+    assert ("an attempt failed" in (run.directory / "run.log").read_text()) != users
 
 
 @pytest.mark.slow
@@ -326,9 +344,7 @@ def test_a_killed_node_is_survived_with_the_same_weights(long_job):
         at_step(run, 100, lambda _: nodes.remove_node(second, allow_graceful=False))
         result, _ = long_job.fit(4, run, **keys)
         assert long_job.same(result)
-        worlds = [
-            json.loads(line)["world"] for line in (run.directory / "attempts.jsonl").read_text().splitlines()[:-1]
-        ]
+        worlds = [item["world"] for item in attempts(run)[:-1]]
         assert worlds[0] == 4 and worlds[-1] < 4
     finally:
         nodes.shutdown()
@@ -458,6 +474,17 @@ def test_what_a_worker_died_of_is_said_in_one_line():
     silent = RuntimeError("A worker health check has been hanging for 8.18 seconds. Marking the worker as dead.")
     assert cluster._brief(silent) == "did not answer for 8.18 seconds (cluster.timeout)"
     assert cluster._brief(ValueError("a\n  b")) == "ValueError: a b"
+
+
+def test_a_users_mistake_on_one_rank_is_no_failure_to_be_retried(tmp_path):
+    log = cluster._failure_log(tmp_path)
+    log.after_exception(None, {0: RuntimeError("broken"), 1: ValueError("x")})
+    assert [item["ranks"] for item in cluster.failures(tmp_path)] == [
+        {"0": "RuntimeError: broken", "1": "ValueError: x"}
+    ]
+    with pytest.raises(UserError, match=r"^the target must be 0 or 1 \(said by rank 1\)$"):
+        log.after_exception(None, {0: RuntimeError("gloo"), 1: UserError("the target must be 0 or 1")})
+    assert len(cluster.failures(tmp_path)) == 1
 
 
 def test_the_first_cause_is_not_the_echo_of_a_broken_connection():
