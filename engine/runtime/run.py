@@ -30,7 +30,7 @@ FORMAT = 1
 LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores", "drift")
 MASK = "***"
 LOCK = ".lock"
-_URL_PASSWORD = re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+(?=@)")
+URL_PASSWORD = re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+(?=@)")
 
 
 class RunBusy(UserError):
@@ -179,7 +179,7 @@ class Run:
             for form in {value, json.dumps(value, ensure_ascii=False)[1:-1]}:
                 if len(form) >= 4:
                     text = text.replace(form, MASK)
-        return _URL_PASSWORD.sub(rf"\1{MASK}", text)
+        return URL_PASSWORD.sub(rf"\1{MASK}", text)
 
     def masked(self, value: Any) -> Any:
         """A JSON value with the same done to its texts."""

@@ -28,7 +28,7 @@ from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import environment, storage
-from engine.runtime.run import Run
+from engine.runtime.run import URL_PASSWORD, Run
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
 LARGEST = 5
@@ -74,7 +74,8 @@ def check_secrets(words: Sequence[str]) -> None:
     """Refuse a secret written out: the command line of a job is shown in the dashboard and kept in logs."""
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and value and _SECRET.search(name.rsplit(".", 1)[-1]) and "oc.env:" not in value:
+        secret = _SECRET.search(name.rsplit(".", 1)[-1]) or URL_PASSWORD.search(value)
+        if equals and value and secret and "oc.env:" not in value:
             raise UserError(
                 f"{name} looks like a secret, and a job's command line is shown to everybody on the cluster. Write "
                 f"'{name}=${{oc.env:NAME}}' and set NAME in the environment of the cluster"

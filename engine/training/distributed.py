@@ -29,6 +29,8 @@ from engine.training.flat import FlatWeights
 from engine.training.loop import FitResult, fit
 from engine.training.model import from_architecture
 
+SECTIONS = ("name", "paths", "train", "model", "evaluate", "cluster", "resources")  # what workers read of the config
+
 
 def fit_on_cluster(
     train_dir: Path,
@@ -53,7 +55,8 @@ def fit_on_cluster(
     rows = len(Examples.open(train_dir))
     _check_workers(rows, config, run)
     payload = {
-        "config": schema.plain(config),
+        # Sections that workers do not read stay here: passwords of sources and alerts need not travel.
+        "config": {name: value for name, value in schema.plain(config).items() if name in SECTIONS},
         "directory": str(directory),
         "record": {name: run.record[name] for name in ("command", "name", "plan", "device") if name in run.record},
         "train": str(Path(train_dir).resolve()),

@@ -55,7 +55,9 @@ def test_a_folder_that_is_too_large_is_refused_before_anything_is_sent(tree, mon
         submit.submit(config, ["train"])
 
 
-@pytest.mark.parametrize("word", ["tracking.api_key=abc", "+data.password=hunter2", "x.token=1"])
+@pytest.mark.parametrize(
+    "word", ["tracking.api_key=abc", "+data.password=hunter2", "x.token=1", "data.path=s3://me:hunter2@h/x"]
+)
 def test_a_secret_written_out_is_refused(word):
     with pytest.raises(UserError, match="looks like a secret"):
         submit.check_secrets(["train", word])
