@@ -155,16 +155,20 @@ def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mappi
 
 
 def _startup(directory: Path, began: float, connected: float, parts: Mapping[str, float]) -> dict[str, float]:
-    """Seconds from the call to the first step, by part, of the first attempt."""
-    attempts = [json.loads(line) for line in (directory / "attempts.jsonl").read_text(encoding="utf-8").splitlines()]
-    entered = max(item["entered"] for item in attempts[: attempts[0]["world"]] if "entered" in item)
-    ready = next((item["first_step"] for item in attempts if "first_step" in item), None)
+    """Seconds from the call to the first step, by part: workers of the first attempt, first step of the last one."""
+    noted = [json.loads(line) for line in (directory / "attempts.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = [item for item in noted if "entered" in item]
+    ready = next((item["first_step"] for item in noted if item.get("first_step")), None)
     found = {f"startup/{name}_seconds": seconds for name, seconds in parts.items()}
-    found["startup/workers_seconds"] = entered - connected
+    first, last = (
+        max(item["entered"] for item in attempt)
+        for attempt in (entries[: entries[0]["world"]], entries[-entries[-1]["world"] :])
+    )
+    found["startup/workers_seconds"] = first - connected
     if ready:
-        found["startup/first_step_seconds"] = ready - entered
-        found["startup/seconds"] = ready - began
-    found["train/attempts"] = float(len([item for item in attempts if item.get("rank") == 0]))
+        found["startup/first_step_seconds"] = ready - last
+        found["startup/seconds"] = first - began + ready - last
+    found["train/attempts"] = float(len([item for item in entries if item["rank"] == 0]))
     return found
 
 

@@ -492,6 +492,20 @@ def test_the_first_cause_is_not_the_echo_of_a_broken_connection():
     assert cluster.first_cause(failures) == "rank 1: ActorDiedError: killed"
 
 
+def test_the_start_of_a_run_does_not_count_the_attempt_that_failed(tmp_path):
+    for entered, rank in ((100.0, 0), (101.0, 1), (500.0, 1), (502.0, 0)):
+        distributed._note(tmp_path, {"entered": entered, "rank": rank, "world": 2, "pid": 1})
+    distributed._note(tmp_path, {"first_step": 503.0})
+    found = distributed._startup(tmp_path, 90.0, 96.0, {"ray_init": 5.0})
+    assert found == {
+        "startup/ray_init_seconds": 5.0,
+        "startup/workers_seconds": 5.0,
+        "startup/first_step_seconds": 1.0,
+        "startup/seconds": 12.0,
+        "train/attempts": 2.0,
+    }
+
+
 def test_paths_inside_a_ray_job_are_not_in_its_node_local_copy(monkeypatch, tmp_path):
     assert cluster.shared_path("runs") == "runs"
     monkeypatch.setenv(cluster.JOB_VARIABLE, "{}")
