@@ -141,8 +141,8 @@ def test_help_loads_nothing_heavy() -> None:
     assert not {"torch", "numpy", "pyarrow", "ray", "wandb", "hydra"} & loaded_after(code)
 
 
-def test_a_local_run_without_tracking_imports_neither_ray_nor_wandb() -> None:
+def test_a_local_run_without_tracking_and_sql_imports_neither_ray_nor_wandb_nor_duckdb() -> None:
     steps = "from engine import commands, api\nfor name in commands.COMMANDS: commands.function(name)"
     found = loaded_after(steps)
-    assert not {"ray", "wandb"} & found
+    assert not {"ray", "wandb", "duckdb"} & found
     assert "hydra" in found  # the list is read from a process that did load things

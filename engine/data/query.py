@@ -7,13 +7,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from engine.errors import UserError
 
-Error = duckdb.Error
 BATCH_ROWS = 1 << 17
+
+
+def _duckdb() -> Any:
+    """DuckDB, loaded by the first SQL: data that none shapes is read where it is not installed. Raises UserError."""
+    try:
+        import duckdb
+    except ImportError:
+        raise UserError("SQL in the data's configuration needs DuckDB, found none: pip install duckdb") from None
+    return duckdb
 
 
 @contextlib.contextmanager
@@ -22,7 +29,7 @@ def connect(memory: int | None = None, spill: Path | None = None) -> Iterator[An
 
     `spill` is the only folder that it may write to.
     """
-    connection = duckdb.connect(":memory:", config={"threads": 1})
+    connection = _duckdb().connect(":memory:", config={"threads": 1})
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET preserve_insertion_order = true")
@@ -44,6 +51,7 @@ def connect(memory: int | None = None, spill: Path | None = None) -> Iterator[An
 
 def run(connection: Any, sql: str, where: str) -> Iterator[pa.Table]:
     """Batches of the rows of one SELECT. Raises UserError with DuckDB's reason."""
+    duckdb = _duckdb()
     try:
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
@@ -52,6 +60,15 @@ def run(connection: Any, sql: str, where: str) -> Iterator[pa.Table]:
         for batch in reader:
             yield pa.Table.from_batches([batch])
     except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise UserError(f"{where}: {first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def told_as(where: str) -> Iterator[None]:
+    """What DuckDB refuses inside becomes a UserError with its reason."""
+    try:
+        yield
+    except _duckdb().Error as error:
         raise UserError(f"{where}: {first_line(error)}") from None
 
 
@@ -66,6 +83,6 @@ def register(connection: Any, tables: Mapping[str, Any]) -> None:
     for name, table in tables.items():
         try:
             connection.register(name, table)
-        except duckdb.Error as error:
+        except _duckdb().Error as error:
             types = ", ".join(f"{field.name} {field.type}" for field in table.schema)
             raise UserError(f"source {name} cannot be queried: {first_line(error)}; its columns are {types}") from None

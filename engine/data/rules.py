@@ -10,7 +10,6 @@ import pyarrow as pa
 from engine.config.tree import RuleConfig
 from engine.data import query
 from engine.data.columns import Finding
-from engine.errors import UserError
 
 
 def find(table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding]) -> list[Finding]:
@@ -24,12 +23,9 @@ def find(table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding]) 
     columns = ", ".join(
         f'(({rule.holds}) IS NOT DISTINCT FROM false) AS "{place}"' for place, rule in enumerate(rules.values())
     )
-    with query.connect() as connection:
+    with query.connect() as connection, query.told_as("data.rules"):
         connection.register("events", table)
-        try:
-            broken = connection.sql(f"SELECT {columns} FROM events").to_arrow_table()
-        except query.Error as error:
-            raise UserError(f"data.rules: {query.first_line(error)}") from None
+        broken = connection.sql(f"SELECT {columns} FROM events").to_arrow_table()
     findings = []
     for place, (name, rule) in enumerate(rules.items()):
         positions = np.flatnonzero(np.asarray(broken.column(place).combine_chunks()) & ~gone)

@@ -6,6 +6,7 @@ import datetime
 import gzip
 import json
 import random
+import sys
 import zipfile
 from decimal import Decimal
 from pathlib import Path
@@ -567,6 +568,21 @@ def test_a_query_is_one_select_that_sees_the_sources_only(tmp_path: Path) -> Non
     ):
         with pytest.raises(UserError, match=message):
             build(config(tmp_path, data(tmp_path, query=sql)))
+
+
+def test_only_sql_needs_duckdb_and_says_so_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(events(5), tmp_path / "in" / "a.csv")
+    monkeypatch.setitem(sys.modules, "duckdb", None)  # as where it is not installed
+    assert build(config(tmp_path, data(tmp_path)))[0].rows == 5
+    for more in ({"query": "SELECT * FROM s"}, {"rules": {"small": "amount < 5"}}):
+        with pytest.raises(UserError, match=r"needs DuckDB, found none: pip install duckdb"):
+            build(config(tmp_path, data(tmp_path, **more)))
+
+
+def test_a_rule_that_sql_refuses_is_told_with_its_reason(tmp_path: Path) -> None:
+    write_csv(events(5), tmp_path / "in" / "a.csv")
+    with pytest.raises(UserError, match=r"data\.rules: Binder Error.*no_such"):
+        build(config(tmp_path, data(tmp_path, rules={"small": "no_such < 5"})))
 
 
 def test_a_type_that_sql_lacks_is_one_clear_message(tmp_path: Path) -> None:
