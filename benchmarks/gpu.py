@@ -26,7 +26,7 @@ import torch
 from benchmarks.harness import Row, Settings, show
 from engine.config.tree import ModelConfig, TrainConfig
 from engine.scoring.cuda_tiles import DeviceScorer
-from engine.training.device import describe_device, prepare_backend
+from engine.training.device import describe_device, has_gpu, prepare_backend, why_no_gpu
 from engine.training.device_order import dropout_mask, layer_key, permutation
 from engine.training.device_step import (
     LOSS,
@@ -62,9 +62,8 @@ FACTS: dict[str, Any] = {}  # about the card, for the JSON file
 
 
 def run(settings: Settings, copy_bytes_per_second: float) -> list[Row]:  # noqa: ARG001
-    if not torch.cuda.is_available():
-        have = "has no CUDA" if torch.version.cuda is None else "sees no device"
-        raise SystemExit(f"benchmarks gpu needs an NVIDIA GPU, found none: torch {torch.__version__} {have}")
+    if not has_gpu():
+        raise SystemExit(f"benchmarks gpu needs an NVIDIA GPU, found none: {why_no_gpu()}")
     return Bench(settings, torch.device("cuda"), time.monotonic() + BUDGET).run()
 
 

@@ -24,6 +24,18 @@ hypothesis.settings.register_profile("engine", derandomize=True, deadline=None, 
 hypothesis.settings.load_profile("engine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, with the reason, where torch finds no GPU; it is asked only when there are any."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    from engine.training import device
+
+    if not device.has_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {device.why_no_gpu()}"))
+
+
 class Outcome(NamedTuple):
     """What a command line came to."""
 

@@ -20,6 +20,11 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def why_no_gpu() -> str:
+    """What torch says where `has_gpu` is false."""
+    return f"torch {torch.__version__} " + ("has no CUDA" if torch.version.cuda is None else "sees no device")
+
+
 def resolve_device(config: Config, recorded: str | None = None) -> str:
     """`cpu` or `cuda` for `train.device`; what an earlier start of the run recorded stands.
 
@@ -40,10 +45,8 @@ def resolve_device(config: Config, recorded: str | None = None) -> str:
                 f"train.device=cuda needs GPUs{before}, found cluster.gpus_per_worker={config.cluster.gpus_per_worker:g}: "
                 "set cluster.gpus_per_worker=1, or train.device=cpu"
             )
-        reason = "has no CUDA" if torch.version.cuda is None else "sees no device"
         raise UserError(
-            f"train.device=cuda needs an NVIDIA GPU{before}, found none: torch {torch.__version__} {reason}. "
-            "Use train.device=cpu"
+            f"train.device=cuda needs an NVIDIA GPU{before}, found none: {why_no_gpu()}. Use train.device=cpu"
         )
     return wanted
 
