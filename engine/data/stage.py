@@ -85,41 +85,28 @@ def stage(
         advance(found.tally.rows)
         return found
     staged = Staged(file, Tally(f"source {file.source}"), {})
-    writer = _writer(file, data, folder) if folder and not room else None
-    held = 0
+    held = _Held(file, data, folder, room)
     try:
         for chunk in READERS[file.format](file, source, data.time_zone, threads, staged.notes):
             table = _kept(chunk, staged, data, source)
             advance(len(chunk.numbers) + len(chunk.lost))
-            if keep and table.num_rows:
-                staged.tables.append(table)
-                held += table.nbytes
-            if folder and held >= room:
-                writer = writer or _writer(file, data, folder)
-                while staged.tables:
-                    writer.write(staged.tables.pop(0))
+            if keep:
+                held.add(table)
     except UserError as error:
-        if writer:
-            writer.abandon()
+        held.abandon()
         if source.refused == "fail" or isinstance(error, PolicyError) or pool.is_hopeless(error):
             raise
         return Staged(file, Tally(f"source {file.source}"), {}, refused=str(error))
     except BaseException:
-        if writer:
-            writer.abandon()
+        held.abandon()
         raise
     if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
         digest.check_unchanged(file.path, file.digest)
     staged.tally.check()
-    if writer:
-        staged.path = writer.commit()
+    staged.tables, staged.path = held.tables, held.commit()
+    if staged.path:
         _save(staged, data, folder)  # type: ignore[arg-type]
     return staged
-
-
-def _writer(file: SourceFile, data: DataConfig, folder: Path) -> _Writer:
-    columns = data.sources[file.source].columns
-    return _Writer(folder / _name(file, data), schema_of({name: column.type for name, column in columns.items()}))
 
 
 def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) -> pa.Table:
@@ -207,6 +194,40 @@ def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
     shown = pa.array([file.shown] * records.num_rows, pa.string())  # the same bytes may have had another name
     tally.tables = [records.set_column(records.column_names.index("file"), "file", shown)]
     return Staged(file, tally, saved["notes"], path=path, reused=True)
+
+
+class _Held:
+    """The rows of a file: in memory while they take less than `room` bytes or `folder` is None, else in an Arrow file."""
+
+    def __init__(self, file: SourceFile, data: DataConfig, folder: Path | None, room: int) -> None:
+        self.tables: list[pa.Table] = []
+        self._file, self._data, self._folder, self._room = file, data, folder, room
+        self._bytes = 0
+        self._writer: _Writer | None = None
+        self._make_way()
+
+    def add(self, table: pa.Table) -> None:
+        if table.num_rows:
+            self.tables.append(table)
+            self._bytes += table.nbytes
+            self._make_way()
+
+    def _make_way(self) -> None:
+        if self._folder is None or self._bytes < self._room:
+            return
+        if self._writer is None:
+            columns = self._data.sources[self._file.source].columns
+            schema = schema_of({name: column.type for name, column in columns.items()})
+            self._writer = _Writer(self._folder / _name(self._file, self._data), schema)
+        while self.tables:
+            self._writer.write(self.tables.pop(0))
+
+    def commit(self) -> Path | None:
+        return self._writer.commit() if self._writer else None
+
+    def abandon(self) -> None:
+        if self._writer:
+            self._writer.abandon()
 
 
 class _Writer:
