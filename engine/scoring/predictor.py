@@ -93,11 +93,16 @@ class Predictor:
                 raise UserError(f"tables must have {view.table!r}, which a view looks into; found {sorted(tables)}")
 
 
+def score_names(classes: tuple[str, ...]) -> list[str]:
+    """Columns that hold the scores: `score`, or one `score_<class>` a class."""
+    return [f"score_{name}" for name in classes] or ["score"]
+
+
 def score_columns(scores: np.ndarray, classes: tuple[str, ...]) -> dict[str, pa.Array]:
-    """`score`, or one `score_<class>` a class."""
-    if scores.ndim == 1:
-        return {"score": pa.array(scores)}
-    return {f"score_{name}": pa.array(np.ascontiguousarray(scores[:, index])) for index, name in enumerate(classes)}
+    """The scores of `score_names`, from float32[n] or [n, classes]."""
+    columns = [scores] if scores.ndim == 1 else list(scores.T)
+    named = zip(score_names(classes), columns, strict=True)
+    return {name: pa.array(np.ascontiguousarray(column)) for name, column in named}
 
 
 def single_threaded() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.runtime import digest, storage
 
-FORMAT = 1
+FORMAT = 2  # 2: a unit's input holds the event times too
 CONTEXT = "context.json"
 
 

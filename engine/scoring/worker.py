@@ -27,7 +27,7 @@ from engine.features.spec import event_inputs
 from engine.features.store import StoredView
 from engine.runtime import digest, storage
 from engine.scoring import units
-from engine.scoring.predictor import Predictor, load, score_columns, single_threaded
+from engine.scoring.predictor import Predictor, load, score_columns, score_names, single_threaded
 from engine.scoring.units import Unit
 from engine.training.threads import Team
 
@@ -111,10 +111,10 @@ class UnitScorer:
             facts, raw = self._read(rows, clock)
             ids = row_ids(facts, self.predictor.bundle.data.ids)
             scores, numeric, codes = self._encode_and_score(self.predictor, raw, clock)
-            _add_input(inputs, ids, facts.select(list(self.job.columns)))
+            refusal = refusals(self.predictor, facts)
+            self._add_input(inputs, ids, facts, refusal)
             _add_blocks(inputs, numeric, codes)
             beside = self._beside(raw, inputs, clock)
-            refusal = refusals(self.predictor, facts)
             refusal.add(~_finite(scores), "the model gives no finite score")
             good = refusal.codes == 0
             content.add(rows[0], ids, scores, good)
@@ -227,6 +227,14 @@ class UnitScorer:
         storage.write_parquet(path, table, compression_level=self.job.level, use_dictionary=_repeated(table))
         return units.file_entry(path)
 
+    def _add_input(self, hasher: Any, ids: pa.Array, facts: pa.Table, refusal: Refusals) -> None:
+        """What the output of these rows repeats, and which of them the model cannot take."""
+        repeated = facts.select([self.predictor.bundle.data.event_time, *self.job.columns])
+        hasher.update(digest.of_table(repeated.add_column(0, "", ids)).encode())
+        if refusal.reasons:
+            hasher.update(digest.of_json(refusal.reasons).encode())
+            hasher.update(_bytes(refusal.codes))
+
     # --------------------------------------------------------------------------------------------------- append
 
     def _reused(self, unit: Unit, earlier: str) -> dict[str, Any] | None:
@@ -237,23 +245,50 @@ class UnitScorer:
         if before is None or (self.profile_spec is not None and before["profile"] is None):
             return None
         clock, inputs = Clock(), hashlib.sha256()
-        models = [self.predictor, *([self.shadow] if self.shadow else [])]
+        old = Unit(unit.start, unit.stop, earlier)
+        scores, good = self._found(folder, old, before)
+        profile = None
         for rows in steps(unit.start, unit.stop, READ_ROWS):
             facts, raw = self._read(rows, clock)
             ids = row_ids(facts, self.predictor.bundle.data.ids)
-            _add_input(inputs, ids, facts.select(list(self.job.columns)))
-            for model in models:
-                _add_blocks(inputs, *model.bundle.encoder.transform(raw))
+            self._add_input(inputs, ids, facts, refusals(self.predictor, facts))
+            numeric, codes = self.predictor.bundle.encoder.transform(raw)
+            _add_blocks(inputs, numeric, codes)
+            if self.shadow is not None:
+                _add_blocks(inputs, *self.shadow.bundle.encoder.transform(raw))
             clock.lap("encode")
+            if self.profile_spec is not None:
+                # Values that the encoder does not tell apart (two unseen texts) are told apart here.
+                low, high = rows[0] - unit.start, rows[1] - unit.start
+                part = Profile.count(self.profile_spec, *_kept(good[low:high], raw, scores[low:high], codes))
+                profile = part if profile is None else profile.merge(part)
+                clock.lap("profile")
         if inputs.hexdigest() != before["input"]:
             return None
-        old = Unit(unit.start, unit.stop, earlier)
         storage.link(units.part_path(folder, old), units.part_path(self.parts, unit))
         if before["refused"] is not None:
             storage.link(units.refused_path(folder, old), units.refused_path(self.parts, unit))
         clock.lap("write")
-        fresh = {"digest": unit.digest, "seconds": clock.seconds, "peak_memory_bytes": peak_memory()}
-        return {**before, **fresh, "reused": True}
+        return {
+            **before,
+            "digest": unit.digest,
+            "profile": None if profile is None else profile.to_json(),
+            "reused": True,
+            "seconds": clock.seconds,
+            "peak_memory_bytes": peak_memory(),
+        }
+
+    def _found(self, folder: Path, unit: Unit, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, bool[n]: which rows have one) of a unit that an earlier run has scored."""
+        good = np.ones(unit.rows, bool)
+        if record["refused"] is not None:
+            refused = storage.read_parquet(units.refused_path(folder, unit), ["row"])
+            good[np.asarray(refused["row"]) - unit.start] = False
+        names = score_names(self.predictor.classes)
+        part = storage.read_parquet(units.part_path(folder, unit), names)
+        scores = np.full((unit.rows, len(names)), np.nan, np.float32)
+        scores[good] = np.stack([np.asarray(part[name]) for name in names], axis=1)
+        return (scores if self.predictor.classes else scores[:, 0]), good
 
 
 class Clock:
@@ -353,15 +388,6 @@ def _kept(
     good: np.ndarray, raw: pa.Table, scores: np.ndarray, codes: np.ndarray
 ) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     return (raw, scores, codes) if good.all() else (raw.filter(pa.array(good)), scores[good], codes[good])
-
-
-def _add_input(hasher: Any, ids: pa.Array, passed: pa.Table) -> None:
-    """What the output of these rows repeats."""
-    table = digest.TableDigest(pa.schema([("", ids.type)]))
-    table.update(pa.table([ids], [""]))
-    hasher.update(table.hexdigest().encode())
-    if passed.num_columns:
-        hasher.update(digest.of_table(passed).encode())
 
 
 def _add_blocks(hasher: Any, numeric: np.ndarray, codes: np.ndarray) -> None:

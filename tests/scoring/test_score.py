@@ -29,6 +29,7 @@ from tests.scoring.conftest import ROWS, Shop, contents, rows_of
 from tests.tiny import overrides, visits
 
 Score = Callable[..., Run]
+UNITS = -(-ROWS // 1024)
 
 
 def as_events(table: pa.Table) -> pa.Table:
@@ -260,6 +261,27 @@ def test_append_scores_anew_what_late_rows_have_changed(shop: Shop, tmp_path: Pa
     whole = score_table(shop, tmp_path / "whole", table)
     assert more.metrics["score/units_reused"] == 2
     assert rows_of(more).equals(rows_of(whole))
+
+
+def test_append_takes_over_what_the_model_does_not_tell_apart(shop: Shop, tmp_path: Path) -> None:
+    """An event time that moved within its hour and the new name of an unseen category leave every score as it was."""
+
+    def write(name: str, shift: int) -> pa.Table:
+        table = as_events(visits(ROWS))
+        at = table["at"].cast(pa.int64()).to_numpy().copy()
+        at[0] += shift
+        shops = table["shop"].to_pylist()
+        shops[3000:3010] = [name] * 10
+        table = table.set_column(table.column_names.index("shop"), "shop", pa.array(shops))
+        return table.set_column(table.column_names.index("at"), "at", pa.array(at, table["at"].type))
+
+    first = score_table(shop, tmp_path, write("shop-new", 0))
+    more = score_table(shop, tmp_path, write("shop-newer", 1), "score.mode=append")
+    whole = score_table(shop, tmp_path / "whole", write("shop-newer", 1))
+    assert first.record["chain"]["scores"] == whole.record["chain"]["scores"], "no score has changed"
+    assert more.metrics["score/units_reused"] == UNITS - 1
+    assert rows_of(more).equals(rows_of(whole))
+    assert (more.directory / "profile.json").read_bytes() == (whole.directory / "profile.json").read_bytes()
 
 
 def test_append_never_takes_scores_of_another_model(shop: Shop, tmp_path: Path) -> None:
