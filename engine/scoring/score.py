@@ -27,7 +27,7 @@ from engine.scoring.plan import Plan, check_columns, prepare
 from engine.scoring.predictor import Predictor, load, single_threaded
 from engine.scoring.publish import publish
 from engine.scoring.units import Unit
-from engine.scoring.worker import STAGES, UnitScorer, open_scorer, peak_memory
+from engine.scoring.worker import STAGES, Job, UnitScorer, open_scorer, peak_memory
 from engine.training.bundle import find_model
 from engine.training.gate import check_gate
 from engine.training.threads import Team, compute_threads
@@ -164,7 +164,7 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
     done_rows = sum(unit.rows for unit in plan.done)
     began = time.monotonic()
     with run.progress("score", plan.stop - plan.start, start=done_rows) as progress:
-        for outcome in outcomes(config, predictor, plan):
+        for outcome in map(functools.partial(with_record, plan.job), outcomes(config, predictor, plan)):
             if outcome.result is not None and config.cluster.kind == "ray" and not tally.rows:
                 # Until the first actor had loaded the model, that is: its first unit began so long before it ended.
                 tally.startup = time.monotonic() - began - sum(outcome.result["seconds"].values())
@@ -175,6 +175,14 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
                 run.warn(f"rows {outcome.item['start']} to {outcome.item['stop']} set aside: {outcome.cause}")
     tally.elapsed = time.monotonic() - began - tally.startup
     return tally
+
+
+def with_record(job: Job, outcome: pool.Outcome) -> pool.Outcome:
+    """The outcome; a unit whose worker died of its last try after the commit is done all the same."""
+    unit = units.make_unit(outcome.item["start"], outcome.item["stop"], job.context)
+    if outcome.result is not None or (record := units.read_record(Path(job.parts), unit)) is None:
+        return outcome
+    return dataclasses.replace(outcome, result=record, cause="")
 
 
 def outcomes(config: Config, predictor: Predictor, plan: Plan) -> Iterator[pool.Outcome]:

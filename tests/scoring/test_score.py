@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,10 @@ from engine.errors import UserError
 from engine.features.profile import Profile
 from engine.runtime import storage
 from engine.runtime.run import Run
+from engine.scoring import output, units
 from engine.scoring import score as score_module
 from engine.scoring.predictor import Predictor, load
+from engine.scoring.publish import write_refused
 from engine.scoring.score import predictions
 from engine.scoring.worker import UnitScorer, refusals
 from tests.scoring.conftest import ROWS, Shop, contents, rows_of
@@ -382,6 +387,23 @@ def test_a_poison_unit_is_set_aside_with_its_cause_and_the_others_finish(
     run = score("score.columns=[shop,size]")
     assert run.directory == directory and run.metrics["score/units_scored"] == 1
     assert rows_of(run).equals(whole)
+
+
+def test_a_unit_whose_worker_fails_after_the_commit_is_done(
+    score: Score, unbroken: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = UnitScorer.__call__
+
+    def call(self: UnitScorer, item: dict[str, Any]) -> dict[str, Any]:
+        record = original(self, item)
+        if item["start"] == 2048:
+            raise ConnectionError("the reply is lost")
+        return record
+
+    monkeypatch.setattr(UnitScorer, "__call__", call)
+    run = score("score.columns=[shop,size]", "score.tries=1")
+    assert run.metrics["score/units_failed"] == 0 and run.metrics["score/units_scored"] == UNITS
+    assert rows_of(run).equals(rows_of(unbroken))
 
 
 def test_a_full_disk_stops_the_run_names_the_place_and_a_rerun_goes_on(
