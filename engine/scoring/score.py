@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,8 +214,9 @@ def ray_outcomes(config: Config, plan: Plan) -> Iterator[pool.Outcome]:
             gpus=config.cluster.gpus_per_worker,
             patience=cluster.timeout_seconds(config),
         )
-        marks = parts / "tries"
-        marks.mkdir(exist_ok=True)
+        # Named anew: an actor that outlives its driver for a moment must not count in a folder of the next one.
+        marks = parts / f"tries-{uuid.uuid4().hex[:8]}"
+        marks.mkdir()
         make = functools.partial(open_scorer, plan.job, threads)
         yield from pool.run_actors(make, plan.items, actors, config.score.tries, marks)
 

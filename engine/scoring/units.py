@@ -129,7 +129,8 @@ def remove_others(parts: Path, keep: Iterable[Unit]) -> int:
     kept = {place(parts, unit) for unit in keep for place in places}
     strays = [path for path in parts.iterdir() if path not in kept] if parts.is_dir() else []
     for path in strays:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        # An actor that outlives its driver for a moment may still write in a folder: it goes the next time.
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     return len(strays)
 
 

@@ -406,6 +406,28 @@ def test_a_unit_whose_worker_fails_after_the_commit_is_done(
     assert rows_of(run).equals(rows_of(unbroken))
 
 
+def test_an_actor_that_outlives_its_driver_does_not_count_in_the_next_attempt(
+    score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def run_actors(_make: Any, _items: Any, _actors: Any, _tries: int, marks: Path) -> Any:
+        folders.append(marks)
+        assert not list(marks.iterdir())
+        (marks / "late.1").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score_module.pool, "run_actors", run_actors)
+    monkeypatch.setattr(
+        score_module.cluster, "session", lambda _: contextlib.nullcontext(SimpleNamespace(local=True, nodes=["one"]))
+    )
+    for _ in "ab":
+        with pytest.raises(KeyboardInterrupt):
+            score("cluster=ray")
+    first, second = folders
+    assert first.parent == second.parent and first != second and not first.exists()
+
+
 def test_a_full_disk_stops_the_run_names_the_place_and_a_rerun_goes_on(
     score: Score, unbroken: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
