@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from engine.config.tree import Config
 from engine.data.dataset import Dataset
@@ -130,9 +131,12 @@ def write_refused(run: Run, parts: Path, done: list[Unit], dataset: Dataset) -> 
     """
     paths = [path for path in (units.refused_path(parts, unit) for unit in done) if path.exists()]
     if paths:
-        storage.write_parquet(
-            run.path("quarantine", "rows.parquet"), pa.concat_tables(map(storage.read_parquet, paths))
-        )
+        # One unit in memory at a time: it may be that the model takes no row at all.
+        with storage.atomic_path(run.path("quarantine", "rows.parquet")) as temporary:
+            schema = pq.read_schema(paths[0])
+            with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
+                for path in paths:
+                    writer.write_table(storage.read_parquet(path))
     if quarantined_at_ingest(dataset):
         storage.link(dataset.directory / "quarantine" / "quarantine.parquet", run.path("quarantine", "ingest.parquet"))
 

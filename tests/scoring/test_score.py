@@ -428,6 +428,25 @@ def test_an_actor_that_outlives_its_driver_does_not_count_in_the_next_attempt(
     assert first.parent == second.parent and first != second and not first.exists()
 
 
+def test_rows_that_no_model_takes_are_gathered_in_the_memory_of_few_units(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    done = [units.make_unit(start, start + 20_000, "context") for start in range(0, 1_000_000, 20_000)]
+    for unit in done:
+        rows = pa.array(np.arange(unit.start, unit.stop))
+        table = pa.table({"row": rows, "row_id": rows.cast(pa.string()), "reason": pa.repeat("at is null", len(rows))})
+        storage.write_parquet(units.refused_path(parts, unit), table)
+    run, dataset = SimpleNamespace(path=tmp_path.joinpath), SimpleNamespace(manifest={"accounting": {"quarantined": 0}})
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        write_refused(run, parts, done, dataset)  # type: ignore[arg-type]
+    finally:
+        pa.set_memory_pool(before)
+    found = storage.read_parquet(tmp_path / "quarantine" / "rows.parquet")
+    assert found["row"].to_pylist() == list(range(1_000_000))
+    assert pool.max_memory() < 8 * table.nbytes, f"{pool.max_memory()} of {found.nbytes} bytes"
+
+
 def test_a_full_disk_stops_the_run_names_the_place_and_a_rerun_goes_on(
     score: Score, unbroken: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
