@@ -6,8 +6,11 @@ later one, never a mixture. What it does not name is deleted afterwards.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import posixpath
 import re
 import urllib.parse
@@ -100,6 +103,21 @@ class Place:
         with self._errors():
             self.filesystem.delete_file(f"{self.root}/{name}")
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Wait until no other process publishes in this folder. An object store has no locks: there `publish` finds out."""
+        if self.filesystem is not None:
+            yield
+            return
+        storage.make_folder(Path(self.root))
+        descriptor = os.open(self.root, os.O_RDONLY)  # of the folder itself: a lock leaves no file there
+        try:
+            with contextlib.suppress(OSError):  # a network file system may know no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def _errors(self) -> _StoreErrors:
         return _StoreErrors(self.root)
 
@@ -138,7 +156,10 @@ def place_of(target: str | None, directory: Path, endpoint: str | None = None, r
 
 
 def publish(place: Place, manifest: dict[str, Any]) -> None:
-    """Write the manifest, then delete the predictions of an earlier output that it does not name."""
+    """Write the manifest, then delete the predictions of an earlier output that it does not name.
+
+    Raises UserError when files that it names are gone: another run has published in the same place at the same time.
+    """
     before = read_manifest(place)
     place.put_text(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     kept = {entry["name"] for entry in manifest["files"]}
@@ -151,6 +172,11 @@ def publish(place: Place, manifest: dict[str, Any]) -> None:
         ours = name in stale or (OURS.fullmatch(name) and posixpath.dirname(name) not in others)
         if ours and name not in kept:
             place.remove(name)
+    if gone := kept.difference(names):
+        raise UserError(
+            f"{place.root} must be the output of one run at a time, but another one has replaced {min(gone)} meanwhile: "
+            "run the command again"
+        )
 
 
 def read_manifest(place: Place) -> dict[str, Any] | None:

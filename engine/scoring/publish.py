@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,23 @@ def publish(
     storage.write_parquet(run.path("ledger.parquet"), ledger_table(ledger, failed))
     if merged.profile is not None:
         storage.write_json(run.path("profile.json"), merged.profile.to_json())
-    place = place_of(config, run)
-    files = write_predictions(config, run, place, predictor, plan, scored, merged)
+    place = place_of(config, run, whole=not failed)
     scores = merged.hexdigest()
-    manifest = {
-        "format": FORMAT,
-        "complete": not failed,
-        "rows": merged.rows,
-        "model": predictor.digest,
-        "scores": scores,
-        "set_aside": failed,
-        "partition": partition_of(config),
-        "files": files,
-    }
-    output.publish(place, manifest)
+    with place.lock():
+        files = write_predictions(config, run, place, predictor, plan, scored, merged)
+        manifest = {
+            "format": FORMAT,
+            "complete": not failed,
+            "rows": merged.rows,
+            "model": predictor.digest,
+            "scores": scores,
+            "set_aside": failed,
+            "partition": partition_of(config),
+            "files": files,
+        }
+        output.publish(place, manifest)
+    if config.score.output is not None and not failed:  # what an attempt has left that set units aside
+        shutil.rmtree(run.path("predictions"), ignore_errors=True)
     units.remove_others(parts, done)
     if not failed:
         run.link("scores", scores)
@@ -81,9 +85,14 @@ def partition_of(config: Config) -> dict[str, str] | None:
     return None if name is None else {"column": name, "type": config.data.columns[name].type}
 
 
-def place_of(config: Config, run: Run) -> Place:
-    """Where this run's predictions go; noted in run.json, so that `predictions` finds them from anywhere."""
+def place_of(config: Config, run: Run, whole: bool) -> Place:
+    """Where this run's predictions go; noted in run.json, so that `predictions` finds them from anywhere.
+
+    Incomplete ones stay in the run directory: what lies at `score.output` is replaced whole or not at all.
+    """
     wanted = config.score
+    if not whole:
+        return output.place_of(None, run.directory)
     if wanted.output is not None:
         here = wanted.output if "://" in wanted.output else str(Path(wanted.output).expanduser().absolute())
         run.note(predictions={"output": here, "endpoint": wanted.endpoint, "region": wanted.region})

@@ -227,8 +227,8 @@ def failed_message(run: Run, tally: Tally) -> str:
     more = f" and {len(tally.failed) - 1} more" if len(tally.failed) > 1 else ""
     return (
         f"every unit must be scored, but rows {first['start']} to {first['stop']}{more} failed {first['tries']} times: "
-        f"{first['cause']}. The other units are done and published in {run.directory} as incomplete; mend the cause "
-        "and run the command again"
+        f"{first['cause']}. The other units are done, their rows are in {run.directory}/predictions as incomplete; mend "
+        "the cause and run the command again"
     )
 
 

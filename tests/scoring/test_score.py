@@ -428,6 +428,48 @@ def test_an_actor_that_outlives_its_driver_does_not_count_in_the_next_attempt(
     assert first.parent == second.parent and first != second and not first.exists()
 
 
+def test_an_incomplete_run_leaves_the_earlier_output_as_it_was(
+    score: Score, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ("score.columns=[shop,size]", f"score.output={tmp_path / 'out'}")
+    earlier = score(*words, "score.between=[2020-01-01,2020-01-03]")
+    before, rows = contents(tmp_path / "out"), rows_of(earlier)
+    with monkeypatch.context() as patch:
+        poisonous(patch, 2048, 99)
+        with pytest.raises(UserError, match=r"their rows are in .*/predictions as incomplete"):
+            score(*words)
+    assert contents(tmp_path / "out") == before
+    directory = max((tmp_path / "runs" / "score" / "tiny").iterdir())
+    assert predictions(directory, incomplete=True).num_rows == ROWS - 1024
+    run = score(*words)
+    assert run.directory == directory and rows_of(run).num_rows == ROWS > rows.num_rows
+    assert not (directory / "predictions").exists()
+
+
+def test_two_runs_that_publish_in_one_place_at_once_leave_the_output_of_one(
+    score: Score, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = f"score.output={tmp_path / 'out'}"
+    publish = output.publish
+    others: list[threading.Thread] = []
+    done: list[Run] = []
+
+    def publish_late(*arguments: Any) -> None:
+        if not others:  # the files of the first run are there, its manifest is not
+            others.append(
+                threading.Thread(target=lambda: done.append(score(place, "score.between=[2020-01-01,2020-01-03]")))
+            )
+            others[0].start()
+            others[0].join(4)
+        publish(*arguments)
+
+    monkeypatch.setattr(output, "publish", publish_late)
+    whole = score(place)
+    others[0].join(60)
+    assert whole.metrics["score/rows"] == ROWS
+    assert rows_of(done[0]).num_rows == done[0].metrics["score/rows"] < ROWS
+
+
 def test_rows_that_no_model_takes_are_gathered_in_the_memory_of_few_units(tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     done = [units.make_unit(start, start + 20_000, "context") for start in range(0, 1_000_000, 20_000)]
