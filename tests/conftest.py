@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -9,13 +10,15 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hypothesis
 import pytest
 
 from engine import __main__ as shell
 from engine import commands
+from engine.config.tree import Config
+from engine.runtime import cluster, pool
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,3 +110,35 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         monkeypatch.setitem(commands.COMMANDS, command, replaced)
 
     yield put
+
+
+@dataclasses.dataclass
+class FakeRay:
+    """What `cluster=ray` runs on in a test without Ray: this process. It takes the last item first, and dies when told to."""
+
+    sessions: int = 0
+    open: int = 0
+    dead: bool = False
+
+    @contextlib.contextmanager
+    def session(self, _: Config) -> Iterator[cluster.Session]:
+        self.sessions += 1
+        self.open += 1
+        try:
+            yield cluster.Session("here", True, ["one"])
+        finally:
+            self.open -= 1
+
+    def run_actors(self, make: Callable[[], pool.Work], items: list[Any], *_: Any) -> Iterator[pool.Outcome]:
+        work = make()
+        for item in reversed(items):
+            yield pool.Outcome(item, None, 4, "it died") if self.dead else pool.Outcome(item, work(item), 1)
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    """Ray that is this process."""
+    fake = FakeRay()
+    monkeypatch.setattr(cluster, "session", fake.session)
+    monkeypatch.setattr(pool, "run_actors", fake.run_actors)
+    return fake

@@ -1,14 +1,12 @@
 """Source files over the workers of a Ray cluster: a worker stages whole files in the store, where the driver finds them.
 
-A staged file depends on the file and the schema alone, so it does not matter who made it. Rows travel in files only.
+A staged file depends on the file and the schema alone, so it does not matter who made it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from engine.data.files import SourceFile
 from engine.data.policy import Tally
 from engine.data.stage import Staged
 from engine.errors import UserError
-from engine.runtime import cluster, digest, pool, storage
+from engine.runtime import digest, shares, storage
 
 
 def stage_files(config: Config, files: list[SourceFile], folder: Path, advance: Callable[[int], None]) -> list[Staged]:
@@ -27,31 +25,15 @@ def stage_files(config: Config, files: list[SourceFile], folder: Path, advance: 
 
     Raises UserError where a policy says so, where a node does not see the same files, and where workers keep dying.
     """
-    replies: dict[int, dict[str, Any]] = {}
-    marks = folder.with_name(f".tries.{uuid.uuid4().hex[:8]}.tmp")
-    storage.make_folder(marks)
     storage.make_folder(folder)
-    try:
-        with cluster.session(config) as session:
-            cluster.check_shared(session, [folder])
-            actors = pool.Actors(
-                config.cluster.workers,
-                cpus=1 if session.local else max(1, config.cluster.threads),
-                patience=cluster.timeout_seconds(config),
-            )
-            make = functools.partial(_worker, config.data, folder.absolute())
-            items = [_plain(place, file) for place, file in enumerate(files)]
-            for outcome in pool.run_actors(make, items, actors, config.cluster.retries + 1, marks.absolute()):
-                file = files[outcome.item["place"]]
-                if outcome.result is None:
-                    raise UserError(f"{file.shown} could not be read in {outcome.tries} tries: {outcome.cause}")
-                if outcome.result["error"]:
-                    raise UserError(outcome.result["error"])
-                replies[outcome.item["place"]] = outcome.result
-                advance(outcome.result["rows"])
-    finally:
-        shutil.rmtree(marks, ignore_errors=True)
-    return [_collect(file, config.data, folder, replies[place]["refused"]) for place, file in enumerate(files)]
+    refused: dict[int, str | None] = {}
+    items = [_plain(place, file) for place, file in enumerate(files)]
+    make = functools.partial(_stager, folder.absolute())
+    with shares.Workers(config) as workers:
+        for reply in workers.run(items, make, folder, lambda item: f"{files[item['place']].shown} could not be read"):
+            refused[reply["place"]] = reply["refused"]
+            advance(reply["rows"])
+    return [_collect(file, config.data, folder, refused[place]) for place, file in enumerate(files)]
 
 
 def _plain(place: int, file: SourceFile) -> dict[str, Any]:
@@ -68,19 +50,15 @@ def _collect(file: SourceFile, data: DataConfig, folder: Path, refused: str | No
     return dataclasses.replace(found, reused=False)
 
 
-def _worker(data: DataConfig, folder: Path) -> pool.Work:
-    return functools.partial(_stage, data, folder)
+def _stager(folder: Path, config: Config) -> shares.Share:
+    return functools.partial(_stage, folder, config.data)
 
 
-def _stage(data: DataConfig, folder: Path, item: dict[str, Any]) -> dict[str, Any]:
-    """Stage one file. Another try does not mend what a UserError says, so it is a reply like any other."""
+def _stage(folder: Path, data: DataConfig, item: dict[str, Any]) -> dict[str, Any]:
     file = SourceFile(**{**item["file"], "path": Path(item["file"]["path"])})
-    try:
-        _check_seen(file)
-        staged = stage.stage(file, data, 1, folder, lambda _: None)
-    except UserError as error:
-        return {"rows": 0, "refused": None, "error": str(error)}
-    return {"rows": staged.tally.rows, "refused": staged.refused, "error": None}
+    _check_seen(file)
+    staged = stage.stage(file, data, 1, folder, lambda _: None)
+    return {"place": item["place"], "rows": staged.tally.rows, "refused": staged.refused}
 
 
 def _check_seen(file: SourceFile) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,11 @@ from engine.config import schema, units
 from engine.config.tree import Config, DataConfig, ViewConfig
 from engine.data.dataset import Dataset
 from engine.errors import UserError
-from engine.features import compute, moments, spread
+from engine.features import compute, moments
 from engine.features.functions import function_version
 from engine.features.parts import Inputs, Part, month_parts, month_span, table_months, view_length
 from engine.features.spec import known_anchor, view_columns, view_inputs, window_name
-from engine.runtime import digest, environment, storage
+from engine.runtime import digest, environment, shares, storage
 from engine.runtime.run import Run
 
 FORMAT = 2  # raise when the values of a view change for the same recipe
@@ -231,9 +231,10 @@ def _build_all(
     if away:
         version = function_version(job.view.function) if job.view.kind == "function" else None
         make = functools.partial(_builder, _absolute(job), recipes, found, directory.absolute(), version)
-        shares = [[dataclasses.asdict(part) for part in batch] for batch in away]
-        for built in spread.run_shares(job.config, shares, make, directory, f"view {job.name!r}"):
-            yield from ((entry, computed) for entry, computed in built)
+        items = [[dataclasses.asdict(part) for part in batch] for batch in away]
+        with shares.Workers(job.config) as workers:
+            for built in workers.run(items, make, directory, lambda _: f"view {job.name!r} could not be computed"):
+                yield from ((entry, computed) for entry, computed in built)
 
 
 def _absolute(job: Job) -> Job:
@@ -244,8 +245,8 @@ def _absolute(job: Job) -> Job:
 
 def _builder(
     job: Job, recipes: dict[str, Recipes], found: Index, directory: Path, version: str | None, config: Config
-) -> Callable[[list[dict[str, Any]]], list[Any]]:
-    """What computes shares of a view in a worker."""
+) -> shares.Share:
+    """What computes months of a view in a worker."""
     mine = dataclasses.replace(job, config=config)
 
     def build(share: list[dict[str, Any]]) -> list[Any]:

@@ -36,7 +36,7 @@ from engine.lifecycle.challenger import (
 from engine.lifecycle.judge import judged_metric
 from engine.lifecycle.policy import Observation
 from engine.lifecycle.watch import Watch
-from engine.runtime import cluster, digest, environment, pool, storage
+from engine.runtime import cluster, digest, pool, storage
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, plan_digest
 from engine.training.evaluate import HIGHER_IS_BETTER, intervals, point_metrics
@@ -206,11 +206,8 @@ def train_ahead(config: Config, run: Run, history: History, periods: list[Period
     marks.mkdir()
     with cluster.session(config) as session, run.progress("train ahead", len(items), "models") as progress:
         cluster.check_shared(session, [run.directory, Path(config.paths.store)])
-        threads = config.cluster.threads or max(
-            1, environment.cores() // config.cluster.workers if session.local else 1
-        )
-        actors = pool.Actors(config.cluster.workers, 1 if session.local else threads, config.cluster.gpus_per_worker)
-        work = functools.partial(TrainAhead, history.dataset.digest, threads, run.hidden)
+        mine, actors = pool.crew(config, session.local, config.cluster.gpus_per_worker)
+        work = functools.partial(TrainAhead, history.dataset.digest, mine.resources.threads, run.hidden)
         for outcome in pool.run_actors(work, list(items.values()), actors, TRIES, marks):
             progress.advance(1)
             if outcome.result is None:

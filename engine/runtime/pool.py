@@ -7,6 +7,7 @@ kills its worker `tries` times is given up with its cause; the others go on. Ite
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import itertools
@@ -20,7 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config import units
+from engine.config.tree import Config
 from engine.errors import UserError
+from engine.runtime import cluster, environment
 
 Item = dict[str, Any]
 Work = Callable[[Item], dict[str, Any]]
@@ -102,6 +106,21 @@ class Actors:
     cpus: float = 1
     gpus: float = 0
     patience: float = 60
+
+
+def crew(config: Config, local: bool, gpus: float = 0) -> tuple[Config, Actors]:
+    """The config of one worker, with its threads and memory, and the pool of `cluster.workers` of them.
+
+    Cores and memory of this machine are shared out (`local`); of another one nothing is known but what the config says.
+    """
+    workers = config.cluster.workers
+    each = workers if local else 1
+    cores = (config.resources.threads or environment.cores()) if local else 1
+    threads = config.cluster.threads or max(1, cores // each)
+    memory = max(1, units.size(config.resources.memory) // each)
+    mine = dataclasses.replace(config.resources, threads=threads, memory=str(memory))
+    actors = Actors(workers, 1 if local else threads, gpus, cluster.timeout_seconds(config))
+    return dataclasses.replace(config, resources=mine), actors
 
 
 def run_actors(

@@ -205,19 +205,11 @@ def ray_outcomes(config: Config, plan: Plan) -> Iterator[pool.Outcome]:
     parts = Path(plan.job.parts)
     with cluster.session(config) as session:
         cluster.check_shared(session, [parts, Path(config.paths.store)])
-        # Cores of this machine are shared out; of another one nothing is known but what the config says.
-        here = max(1, compute_threads(config) // config.cluster.workers) if session.local else 1
-        threads = config.cluster.threads or here
-        actors = pool.Actors(
-            config.cluster.workers,
-            cpus=1 if session.local else threads,
-            gpus=config.cluster.gpus_per_worker,
-            patience=cluster.timeout_seconds(config),
-        )
+        mine, actors = pool.crew(config, session.local, config.cluster.gpus_per_worker)
         # Named anew: an actor that outlives its driver for a moment must not count in a folder of the next one.
         marks = parts / f"tries-{uuid.uuid4().hex[:8]}"
         marks.mkdir()
-        make = functools.partial(open_scorer, plan.job, threads)
+        make = functools.partial(open_scorer, plan.job, mine.resources.threads)
         yield from pool.run_actors(make, plan.items, actors, config.score.tries, marks)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from engine.config.tree import Config
 from engine.data import spread, stage
 from engine.data.files import source_files
 from engine.errors import UserError
-from engine.runtime import cluster, pool
+from tests.conftest import FakeRay
 from tests.data.helpers import build, config
 from tests.data.test_ingest import BAD, data, events, write_csv
 
@@ -57,27 +55,20 @@ def test_a_file_that_a_node_does_not_see_is_no_refused_file(tmp_path: Path) -> N
     given = config(tmp_path, sources(tmp_path))
     file = source_files("s", given.data.sources["s"], given.data, tmp_path / "cache")[0]
     item = spread._plain(0, file)
-    assert spread._worker(given.data, tmp_path / "x")(item)["error"] is None
+    assert spread._stage(tmp_path / "x", given.data, item) == {"place": 0, "rows": 200, "refused": None}
     os.rename(file.path, tmp_path / "elsewhere")
-    assert "must be the same file on every node" in spread._worker(given.data, tmp_path / "y")(item)["error"]
+    with pytest.raises(UserError, match="must be the same file on every node"):
+        spread._stage(tmp_path / "y", given.data, item)
     file.path.write_text("other\n")
-    assert "changed while it was read" in spread._worker(given.data, tmp_path / "y")(item)["error"]
+    with pytest.raises(UserError, match="changed while it was read"):
+        spread._stage(tmp_path / "y", given.data, item)
 
 
-def test_what_a_worker_says_becomes_the_error_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextlib.contextmanager
-    def here(_: Config) -> Iterator[cluster.Session]:
-        yield cluster.Session("here", True, ["one"])
-
-    def in_process(make: Any, items: Any, *_: Any) -> Iterator[pool.Outcome]:
-        return (pool.Outcome(item, make()(item), 1) for item in items)
-
-    monkeypatch.setattr(cluster, "session", here)
-    monkeypatch.setattr(pool, "run_actors", in_process)
+def test_what_a_worker_says_becomes_the_error_of_the_run(tmp_path: Path, fake_ray: FakeRay) -> None:
     with pytest.raises(UserError, match=r"torn\.parquet cannot be read as Parquet"):
         build(config(tmp_path, sources(tmp_path, source={"refused": "fail"}), cluster=RAY))
-    monkeypatch.setattr(pool, "run_actors", lambda _, items, *__: iter([pool.Outcome(items[0], None, 4, "it died")]))
-    with pytest.raises(UserError, match=r"could not be read in 4 tries: it died"):
+    fake_ray.dead = True
+    with pytest.raises(UserError, match=r"torn\.parquet could not be read in 4 tries: it died"):
         build(config(tmp_path, sources(tmp_path), cluster=RAY))
     assert not list((tmp_path / "store").rglob(".tries*")) and not list((tmp_path / "store").rglob("manifest.json"))
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from engine.config.tree import Config
 from engine.data import ingest
 from engine.errors import UserError
-from engine.features import build, spread, store
-from engine.runtime import cluster, pool
+from engine.features import build, store
 from engine.runtime.run import Run
+from tests.conftest import FakeRay
 from tests.features.test_store import built, config_of, everything, folder, from_scratch, months_of_visits, parts_of
 
 __all__ = ["folder"]
@@ -42,21 +39,9 @@ def test_workers_write_the_files_that_one_process_writes(folder: Path, tmp_path:
     assert everything(more).equals(everything(from_scratch(folder, tmp_path, wider)))
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextlib.contextmanager
-    def here(_: Config) -> Iterator[cluster.Session]:
-        yield cluster.Session("here", True, ["one"])
-
-    def run(make: Any, items: Any, *_: Any) -> Iterator[pool.Outcome]:
-        return (pool.Outcome(item, make()(item), 1) for item in reversed(items))  # workers are done in any order
-
-    monkeypatch.setattr(cluster, "session", here)
-    monkeypatch.setattr(pool, "run_actors", run)
-
-
-@pytest.mark.usefixtures("in_process")
-def test_what_a_worker_says_becomes_the_error_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_worker_says_becomes_the_error_of_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fake_ray: FakeRay
+) -> None:
     def refuse(*_: Any) -> Any:
         raise UserError("no such thing")
 
@@ -65,15 +50,14 @@ def test_what_a_worker_says_becomes_the_error_of_the_run(folder: Path, monkeypat
         patch.setattr(store, "compute_rows", refuse)
         with pytest.raises(UserError, match="no such thing"):
             built(config_of(folder, *RAY))
-    with monkeypatch.context() as patch:
-        patch.setattr(pool, "run_actors", lambda _, items, *__: iter([pool.Outcome(items[0], None, 4, "it died")]))
-        with pytest.raises(UserError, match="view 'shop' could not be computed in 4 tries: it died"):
-            built(config_of(folder, *RAY))
+    fake_ray.dead = True
+    with pytest.raises(UserError, match="view 'shop' could not be computed in 4 tries: it died"):
+        built(config_of(folder, *RAY))
     assert not list((folder / "store").rglob("features/**/.tries*"))
     assert not list((folder / "store").rglob("features/shop/*"))
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("fake_ray")
 def test_months_computed_anew_agree_with_those_stored_whatever_order_they_are_done_in(folder: Path) -> None:
     pq.write_table(months_of_visits(), folder / "visits-0.parquet")
     config = config_of(folder, *RAY)
@@ -86,18 +70,10 @@ def test_months_computed_anew_agree_with_those_stored_whatever_order_they_are_do
     assert months == ["2020-01", "2020-02", "2020-03", "2020-04"]
 
 
-@pytest.mark.usefixtures("in_process")
-def test_one_new_month_starts_no_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_new_month_starts_no_cluster(folder: Path, fake_ray: FakeRay) -> None:
     table = months_of_visits()
     pq.write_table(table.slice(0, 675), folder / "visits-0.parquet")
     built(config_of(folder))
     pq.write_table(table.slice(675), folder / "visits-1.parquet")
-    monkeypatch.setattr(spread, "run_shares", lambda *_: pytest.fail("no cluster is needed"))
     assert parts_of(built(config_of(folder, *RAY)))["linked"] >= 2
-
-
-def test_workers_of_one_machine_share_its_cores_and_memory(folder: Path) -> None:
-    config = config_of(folder, *RAY, "resources.threads=8", "resources.memory=4GB")
-    here, there = spread.worker_config(config, local=True), spread.worker_config(config, local=False)
-    assert (here.resources.threads, here.resources.memory) == (4, str(2 * 10**9))
-    assert (there.resources.threads, there.resources.memory) == (1, str(4 * 10**9))
+    assert fake_ray.sessions == 0
