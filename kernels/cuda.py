@@ -583,6 +583,21 @@ def dropout_mask(rows: Any, keys: Any, cursor: Any, layer: int, p: float, kept: 
     _kernel("_mask")[_blocks(words), THREADS, stream](*arguments)
 
 
+@functools.cache
+def fault() -> str:
+    """Why kernels cannot run here, empty where they do: one is compiled, launched and read, once in a process.
+
+    That there is a GPU does not tell: NumPy, Numba, its CUDA target, NVIDIA's compiler and the driver come in versions
+    that do not all fit each other.
+    """
+    asked = (0, THREADS, cpu_order.SMALL + 1, 1, 0)
+    try:
+        found = permutation(*asked).copy_to_host()
+    except Exception as error:  # of any of them
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return "" if np.array_equal(found, cpu_order.permutation(*asked)) else "a kernel gives other numbers than the CPU"
+
+
 def layer_key(seed: int, step: int, layer: int) -> int:
     """The key of one layer's mask at one step, as a signed 64-bit integer: what `kernels.dropout` uses inside."""
     key = int(cpu_dropout._key(np.uint64(seed), np.uint64(step), np.uint64(layer)))

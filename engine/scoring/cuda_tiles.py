@@ -46,6 +46,8 @@ class Slot:
             self.out.copy_(model.apply_weights(weights, self.block[0], self.block[1], None))
 
         self.forward: Callable[[], None] = forward
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream())  # which fills the buffers with zeros
         if graphs is not None:
             with torch.no_grad():
                 graphs.warm_up(forward, self.stream)
@@ -146,3 +148,5 @@ class DeviceScorer:
             slot.block[1].copy_(codes[start:stop])
             slot.compute()
             out[start:stop].copy_(slot.out)
+        if slot.stream is not None:
+            slot.stream.wait_stream(torch.cuda.current_stream())  # the buffers are in use until then

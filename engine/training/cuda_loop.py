@@ -55,6 +55,7 @@ from engine.training.predict import DEVICE_TILE_ROWS
 from engine.training.shards import Batches
 from engine.training.threads import Team
 from engine.training.warm import go_on_from
+from kernels import cuda as twins
 
 CHUNK_ROWS = 1 << 23  # positions of one chunk: 64 MB
 
@@ -170,6 +171,8 @@ class DeviceTrainer(Trainer):
         }
         self.run_record.note(device_facts=facts)
         self.run_record.log(f"training on {facts['name']} ({runner}); {placement.described()}")
+        if self.device.type == "cuda" and twins.fault():
+            self.run_record.log(f"order and masks are computed by torch, not by kernels of their own ({twins.fault()})")
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "device": self.device.type}

@@ -10,6 +10,8 @@ Three runners execute the same function: `eager` on any device, `graph` (CUDA gr
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -167,12 +169,8 @@ class SideLane:
 
 
 def twins_work() -> bool:
-    """Whether Numba can launch kernels here."""
-    try:
-        twins.require_cuda()
-    except twins.CudaMissing:
-        return False
-    return not twins.simulated()
+    """Whether Numba compiles and launches kernels here; its simulator does not count, for it cannot read torch's memory."""
+    return not twins.simulated() and not twins.fault()
 
 
 def _numba_stream() -> Any:
@@ -500,11 +498,24 @@ class CudaGraphs:
 
         Captures that do run at once need a `stream` each: cuBLAS keeps its workspace by stream.
         """
-        graph = torch.cuda.CUDAGraph()
-        pool = earlier.pool() if earlier is not None else None
-        # thread_local: NCCL's watchdog and other threads may go on with their own work meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            call()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        pool = earlier.pool() if earlier is not None else torch.cuda.graph_pool_handle()
+        cause: Exception | None = None
+        try:
+            # thread_local: NCCL's watchdog and other threads may go on with their own work meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    call()
+                except Exception as error:
+                    cause = error
+                    raise
+        except Exception as error:
+            # A capture that broke cannot be ended: torch says so in place of the cause, leaves the capture's stream current,
+            # and its allocator, which believes that a capture goes on, keeps memory that streams have shared for ever.
+            torch.cuda.set_stream(before)
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise cause or error from None
         return graph
 
 
@@ -545,7 +556,10 @@ def make_runner(step: DeviceStep, wanted: str) -> tuple[Eager | Graphed, str]:
     try:
         if wanted == "compile":
             step.compile()
-        return Graphed(step), ""
+        with warnings.catch_warnings():
+            # torch.compile would rather have TF32, which is off on purpose.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+            return Graphed(step), ""
     except Exception as error:
         # Whatever the driver or a library says, the same step runs without a graph.
         step.halt.zero_()

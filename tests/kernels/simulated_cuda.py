@@ -98,6 +98,10 @@ def masks() -> None:
         np.testing.assert_array_equal(host(out).view(np.float32), want)
 
 
+def no_fault() -> None:
+    assert cuda.fault() == ""
+
+
 def trailing_windows() -> None:
     cuda.PROBES = 6  # several threads an entity
     rng = np.random.default_rng(4)
@@ -126,7 +130,7 @@ def trailing_windows() -> None:
 
 CHECKS = {
     check.__name__: check
-    for check in (encode_numeric, encode_categorical, profiles, row_order, masks, trailing_windows)
+    for check in (encode_numeric, encode_categorical, profiles, row_order, masks, no_fault, trailing_windows)
 }
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from kernels import cuda
 
 SCRIPT = Path(__file__).with_name("simulated_cuda.py")
 # One process each: Numba reads the flag when it is imported, and this process has imported it.
-CHECKS = (("encode_numeric", "encode_categorical", "row_order", "masks"), ("profiles",), ("trailing_windows",))
+CHECKS = (
+    ("encode_numeric", "encode_categorical", "row_order", "masks", "no_fault"),
+    ("profiles",),
+    ("trailing_windows",),
+)
 ALL = [name for group in CHECKS for name in group]
 
 
@@ -51,6 +56,27 @@ def test_without_a_gpu_every_entry_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         cuda.permutation(0, 5, 5000, 1, 0)
     with pytest.raises(cuda.CudaMissing, match="NVIDIA GPU"):
         cuda.trailing([0], [1], [0], [0], [0], [1.0], [5], ["sum"])
+
+
+@pytest.mark.parametrize(
+    ("gives", "fault"),
+    [
+        (AttributeError("module 'numpy' has no attribute 'row_stack'"), "AttributeError: module 'numpy' has no"),
+        (np.zeros(cuda.THREADS, np.int64), "other numbers than the CPU"),
+        (cuda.cpu_order.permutation(0, cuda.THREADS, cuda.cpu_order.SMALL + 1, 1, 0), ""),
+    ],
+)
+def test_kernels_count_as_working_only_after_one_gave_the_numbers_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, gives: object, fault: str
+) -> None:
+    def permutation(*asked: int) -> object:
+        if isinstance(gives, Exception):
+            raise gives
+        return types.SimpleNamespace(copy_to_host=lambda: gives)
+
+    monkeypatch.setattr(cuda, "permutation", permutation)
+    found = cuda.fault.__wrapped__()
+    assert fault in found and bool(fault) == bool(found)
 
 
 def test_importing_the_twins_does_not_load_the_cuda_target() -> None:

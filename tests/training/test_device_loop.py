@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.training import cuda_loop, device_step
 from engine.training.checkpoint import candidates
 from engine.training.cuda_loop import device_logits, fit_on_device
-from engine.training.device_step import Graphed, Plan, make_runner
+from engine.training.device_step import CudaGraphs, Graphed, Plan, make_runner
 from engine.training.examples import Examples
 from engine.training.flat import FlatWeights
 from engine.training.loop import weights_digest
@@ -57,6 +57,7 @@ CASES = [
     {"train__class_weight": "balanced", "model__dropout": 0.0},
     {"train__clip": 0.0, "train__shards": 3, "train__batch_size": 50},
     {"model__kind": "linear"},
+    {"train__sampling": "balanced"},
 ]
 
 
@@ -152,6 +153,50 @@ def test_a_capture_that_fails_falls_back_to_the_eager_step_and_says_so(problem, 
 
     found, _ = trained(config(), data, runner=failing)
     assert weights_digest(want.model) == weights_digest(found.model)
+
+
+class BrokenGraph:
+    """`torch.cuda.graph` of a capture that broke: its end raises too, and leaves its stream current."""
+
+    def __init__(self, graph, pool, stream, capture_error_mode):
+        torch.cuda.set_stream("the capture's")
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_capture_that_breaks_tells_its_cause_and_leaves_stream_and_allocator_as_they_were(monkeypatch):
+    streams, ended = ["before"], []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "graph", BrokenGraph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: ended.append(pool), raising=False)
+
+    def call():
+        raise ValueError("a value is asked for")
+
+    with pytest.raises(ValueError, match="a value is asked for"):
+        CudaGraphs().capture(call)
+    assert streams == ["before", "the capture's", "before"] and ended == [(0, (0, 7))]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own
+def test_forward_and_backward_compile_into_one_graph_of_the_same_numbers(problem, config, trained):
+    def compiled(step):
+        step.fused_masks = False
+        step._objective = torch.compile(step._weighted_loss, dynamic=False, fullgraph=True, backend="aot_eager")
+        return step.run
+
+    data = problem(430)
+    runs = [trained(config(), data, runner=runner)[0] for runner in ("eager", compiled)]
+    assert weights_digest(runs[0].model) == weights_digest(runs[1].model)
 
 
 @pytest.mark.parametrize("order", ["full", "windowed"])
