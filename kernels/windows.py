@@ -595,6 +595,9 @@ def trailing(
     Without rows count is 0 and the rest NaN. With an infinite value sum and mean are that infinity (NaN for both), std NaN.
     Cost: linear in rows and windows; times log for min, max, first when known_at is not in event order and for distinct;
     ewm_* take time proportional to the rows in each window.
+    distinct is exact at any number of values, with 40 to 72 bytes for each row of the entity at work, in each thread. A sketch
+    would not be cheaper: HyperLogLog keeps maxima, which cannot be taken back when rows leave; the sliding kind (Chabchoub and
+    Hebrail, 2010) can, but reads a thousand registers for each probe and window and is 3 % off; this reads log2(rows) marks.
     Raises ValueError for shapes that disagree, unknown aggregates, windows < 1 or threads < 1; TypeError for wrong types.
     """
     groups = check.integers("probe_entity", probe_entity)
