@@ -134,8 +134,8 @@ def _add_square(acc: Any, which: Any, mantissa: Any, shift: Any) -> None:
 
 
 @njit(allocates=False)
-def add_wide(acc: Any, which: Any, bits: Any) -> None:
-    """Add any finite double with these bits (int64), and its square, to the wide accumulator acc[which]."""
+def add_wide(acc: Any, which: Any, bits: Any, squares: Any) -> None:
+    """Add any finite double with these bits (int64) to the wide accumulator acc[which]; its square too when `squares`."""
     exponent = _exponent(bits)
     mantissa = np.uint64(bits) & _FRACTION
     if exponent > 0:
@@ -151,7 +151,12 @@ def add_wide(acc: Any, which: Any, bits: Any) -> None:
     acc[which, digit] += sign * np.int64(low & _LOW32)
     acc[which, digit + 1] += sign * np.int64(low >> _S32)
     acc[which, digit + 2] += sign * np.int64(high)
-    position *= 2
+    if squares:
+        _add_wide_square(acc, which, mantissa, position * 2)
+
+
+@njit(inline=True, allocates=False)
+def _add_wide_square(acc: Any, which: Any, mantissa: Any, position: Any) -> None:
     off = np.uint64(position & 31)
     digit = _SUM + (position >> 5)
     high, low = mul128(mantissa, mantissa)
@@ -177,7 +182,7 @@ def add(fixed: Any, wide: Any, which: Any, bits: Any, form: Any) -> None:
         fixed[which, 0] += np.uint64(whole)
         fixed[which, 3] += np.uint64(whole * whole)
     elif form[2] == WIDE_FORM and (bits >> 52) & 0x7FF != 0x7FF:
-        add_wide(wide, which, bits)
+        add_wide(wide, which, bits, form[1])
     else:
         add_fixed(fixed, which, bits, form[1])
 
@@ -480,10 +485,44 @@ def _subtract_row(spread: Any, total: Any, i: Any) -> None:
         j += 1
 
 
-# --------------------------------------------------------------------------- whole arrays
+# --------------------------------------------------------------------------- sums as Python integers
 def wide_integer(acc: NDArray[np.int64]) -> int:
     """The sum held by a wide accumulator as a Python integer, in units of 2**-1084."""
     return sum(int(digit) << (32 * i) for i, digit in enumerate(acc[:_SUM]) if digit)
+
+
+def nearest_double(units: int) -> float:
+    """units * 2**-1084 as a double, rounded once; infinite when too large."""
+    try:
+        return units / (1 << WIDE_UNIT)
+    except OverflowError:
+        return math.inf if units > 0 else -math.inf
+
+
+@njit(allocates=False)
+def _add_groups(values: Any, groups: Any, acc: Any) -> Any:
+    """Add values[i] to the wide accumulator acc[groups[i]]; returns the first row that is not finite, or -1."""
+    for i in range(len(values)):
+        bits = np.float64(values[i]).view(np.int64)
+        if _exponent(bits) == 0x7FF:
+            return i
+        add_wide(acc, groups[i], bits, False)
+    return -1
+
+
+def group_sums(values: NDArray[np.float64], groups: NDArray[np.int64], count: int) -> list[int]:
+    """Exact sum of float64[n] in each of `count` groups (int64[n], in [0, count)), in units of 2**-1084: merging is addition.
+
+    Raises ValueError for a value that is not finite.
+    """
+    acc = np.zeros((count, WIDE), np.int64)
+    wrong = _add_groups(values, groups, acc)
+    if wrong >= 0:
+        raise ValueError(f"what is summed exactly must be finite, found {values[wrong]} at {wrong}")
+    return [wide_integer(sums) for sums in acc]
+
+
+# --------------------------------------------------------------------------- whole arrays
 
 
 @njit

@@ -4,12 +4,18 @@ Every number is a function of the rows alone: not of their order (sums are exact
 threads or of chunks. y is 0 or 1 for the binary ones; weights are not negative. A metric that is not defined (no rows, one
 class where two are needed, no weight) is NaN; broken input (NaN score, y of 2, a negative weight) is a ValueError.
 
+Rows that come in parts: log loss, Brier, pinball, the reliability table and ECE are made of sums (`LossSum`, `ReliabilitySum`),
+held exactly, so that the sums of any split, added, give the bits of the whole. ROC AUC and average precision are not: they
+depend on how each score ranks among all others, so no summary shorter than the scores themselves merges exactly. A histogram of
+scores per class does merge (`kernels.profile`) and leaves open half of the pairs that fall into one bin.
+
 References: Fawcett, An introduction to ROC analysis, 2006; average precision as in scikit-learn (no interpolation); ECE of
 Guo et al., On calibration of modern neural networks, 2017, over equal-width bins.
 """
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,11 +220,32 @@ def average_precision(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None =
 
 
 # --------------------------------------------------------------------------- losses
-def _mean(losses: NDArray[np.float64], weights: NDArray[np.float64] | None) -> float:
+@dataclass(frozen=True)
+class LossSum:
+    """A mean loss before the division, exactly: sum of weight * loss and sum of weights, in units of 2**-1084.
+
+    Without weights each row weighs 1. Sums of parts are added with +, and start from `LossSum()`.
+    """
+
+    loss: int = 0
+    weight: int = 0
+
+    def __add__(self, other: LossSum) -> LossSum:
+        """The sums over the rows of both."""
+        return LossSum(self.loss + other.loss, self.weight + other.weight)
+
+    def mean(self) -> float:
+        """Mean loss; NaN without weight."""
+        return exact.nearest_double(self.loss) / exact.nearest_double(self.weight) if self.weight else float("nan")
+
+
+def _loss_sum(losses: NDArray[np.float64], weights: NDArray[np.float64] | None) -> LossSum:
     if weights is None:
-        return exact.total(losses) / len(losses) if len(losses) else float("nan")
-    whole = exact.total(weights)
-    return exact.total(losses * weights) / whole if whole > 0 else float("nan")
+        weights = np.ones(len(losses))
+    with np.errstate(over="ignore"):  # an infinite product is refused by name
+        weighted = losses * weights
+    one_group = np.zeros(len(losses), np.int64)
+    return LossSum(*(exact.group_sums(x, one_group, 1)[0] for x in (weighted, weights)))
 
 
 @njit
@@ -228,24 +255,34 @@ def _log_losses(y: Any, p: Any, floor: Any, out: Any) -> None:
         out[i] = -np.log(min(max(likely, floor), 1.0))
 
 
-def log_loss(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """Mean of -log(probability given to what happened), which is held above 2**-52. Nats. NaN without rows."""
+def log_loss_sum(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> LossSum:
+    """-log(probability given to what happened), which is held above 2**-52. Nats."""
     labels, scores, weights = _binary(y, score, weight)
     _probabilities(scores)
     losses = np.empty(len(scores))
     _log_losses(labels, scores, float(np.finfo(float).eps), losses)
-    return _mean(losses, weights)
+    return _loss_sum(losses, weights)
+
+
+def log_loss(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Mean of `log_loss_sum`. NaN without rows."""
+    return log_loss_sum(y, score, weight).mean()
+
+
+def brier_sum(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> LossSum:
+    """(score - y)**2."""
+    labels, scores, weights = _binary(y, score, weight)
+    _probabilities(scores)
+    return _loss_sum((scores - labels) ** 2, weights)
 
 
 def brier(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """Mean of (score - y)**2. NaN without rows."""
-    labels, scores, weights = _binary(y, score, weight)
-    _probabilities(scores)
-    return _mean((scores - labels) ** 2, weights)
+    """Mean of `brier_sum`. NaN without rows."""
+    return brier_sum(y, score, weight).mean()
 
 
-def pinball(y: ArrayLike, score: ArrayLike, quantile: float, weight: ArrayLike | None = None) -> float:
-    """Mean of max(q * (y - score), (q - 1) * (y - score)): the loss of a predicted q-quantile. NaN without rows.
+def pinball_sum(y: ArrayLike, score: ArrayLike, quantile: float, weight: ArrayLike | None = None) -> LossSum:
+    """max(q * (y - score), (q - 1) * (y - score)): the loss of a predicted q-quantile.
 
     Raises ValueError unless 0 < q < 1 and y and score are finite.
     """
@@ -256,7 +293,12 @@ def pinball(y: ArrayLike, score: ArrayLike, quantile: float, weight: ArrayLike |
     error = targets - scores
     if not np.all(np.isfinite(error)):
         raise ValueError(f"y and score must be finite, found a difference of {error[~np.isfinite(error)][0]}")
-    return _mean(np.maximum(quantile * error, (quantile - 1.0) * error), _weights(weight, len(scores)))
+    return _loss_sum(np.maximum(quantile * error, (quantile - 1.0) * error), _weights(weight, len(scores)))
+
+
+def pinball(y: ArrayLike, score: ArrayLike, quantile: float, weight: ArrayLike | None = None) -> float:
+    """Mean of `pinball_sum`. NaN without rows."""
+    return pinball_sum(y, score, quantile, weight).mean()
 
 
 # --------------------------------------------------------------------------- calibration
@@ -269,31 +311,59 @@ class Reliability(NamedTuple):
     positive: NDArray[np.float64]
 
 
-def reliability(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = 10) -> Reliability:
-    """Reliability table over `bins` equal bins [k / bins, (k + 1) / bins) of [0, 1], 1 in the last."""
+@dataclass(frozen=True)
+class ReliabilitySum:
+    """A reliability table before the divisions: per bin, exact sums of weight, weight * score, weight * y in units of 2**-1084.
+
+    Sums of parts with the same number of bins are added with +.
+    """
+
+    weight: list[int]
+    score: list[int]
+    positive: list[int]
+
+    def __add__(self, other: ReliabilitySum) -> ReliabilitySum:
+        """The sums over the rows of both. Raises ValueError when their numbers of bins differ."""
+        if len(self.weight) != len(other.weight):
+            raise ValueError(f"both must have {len(self.weight)} bins, found {len(other.weight)}")
+        sides = zip(astuple(self), astuple(other), strict=True)
+        return ReliabilitySum(*([p + q for p, q in zip(a, b, strict=True)] for a, b in sides))
+
+    def table(self) -> Reliability:
+        """The table; NaN in bins without weight."""
+        weight, score, positive = ([exact.nearest_double(v) for v in sums] for sums in astuple(self))
+        mass = np.array(weight)
+        with np.errstate(invalid="ignore"):
+            means = np.array(score) / mass, np.array(positive) / mass
+        return Reliability(np.linspace(0.0, 1.0, len(mass) + 1), mass, *means)
+
+    def ece(self) -> float:
+        """Mean over rows of |share of positives - mean score| of the row's bin; NaN without weight."""
+        table = self.table()
+        used = table.weight > 0
+        if not used.any():
+            return float("nan")
+        gaps = table.weight[used] * np.abs(table.positive[used] - table.score[used])
+        return exact.total(gaps) / exact.total(table.weight)
+
+
+def reliability_sum(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = 10) -> ReliabilitySum:
+    """Sums of `reliability`. Raises ValueError for bins < 1 and as in the module docstring."""
     labels, scores, weights = _binary(y, score, weight)
     _probabilities(scores)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, found {bins}")
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    which = np.minimum(np.searchsorted(edges, scores, side="right") - 1, bins - 1)
+    which = np.minimum(np.searchsorted(np.linspace(0.0, 1.0, bins + 1), scores, side="right") - 1, bins - 1)
     weights = np.ones(len(scores)) if weights is None else weights
-    table = np.full((3, bins), np.nan)
-    for b in range(bins):
-        rows = which == b
-        mass = exact.total(weights[rows])
-        table[0, b] = mass
-        if mass > 0:
-            table[1, b] = exact.total((weights * scores)[rows]) / mass
-            table[2, b] = exact.total((weights * labels)[rows]) / mass
-    return Reliability(edges, table[0], table[1], table[2])
+    columns = (weights, weights * scores, weights * labels)
+    return ReliabilitySum(*(exact.group_sums(column, which, bins) for column in columns))
+
+
+def reliability(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = 10) -> Reliability:
+    """Reliability table over `bins` equal bins [k / bins, (k + 1) / bins) of [0, 1], 1 in the last."""
+    return reliability_sum(y, score, weight, bins).table()
 
 
 def ece(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = 10) -> float:
     """Expected calibration error: mean over rows of |share of positives - mean score| of the row's bin. NaN without rows."""
-    table = reliability(y, score, weight, bins)
-    used = table.weight > 0
-    if not used.any():
-        return float("nan")
-    gaps = table.weight[used] * np.abs(table.positive[used] - table.score[used])
-    return exact.total(gaps) / exact.total(table.weight)
+    return reliability_sum(y, score, weight, bins).ece()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
-from kernels.exact import WIDE, WIDE_UNIT, add_wide, wide_integer
+from kernels.exact import WIDE, add_wide, nearest_double, wide_integer
 from kernels.jit import njit, run_ranges, split
 
 _BLOCK = 256
@@ -143,7 +143,7 @@ def _count_others(x: Any, edges: Any, bins: Any, counts: Any, low: Any, high: An
         else:
             side = 0 if value < first else 1
             counts[0 if side == 0 else bins + 1] += 1
-            add_wide(far, side, np.float64(value).view(np.int64))
+            add_wide(far, side, np.float64(value).view(np.int64), False)
             low, high = min(low, value), max(high, value)
     return low, high
 
@@ -250,18 +250,10 @@ def mean_std(result: Profile, plan: ProfilePlan, column: int) -> tuple[float, fl
     first, scale = 2.0 * plan.ranges[column, 0], 0.5 * plan.ranges[column, 1]
     if finite == 0:
         return float("nan"), float("nan")
-    outside = _scaled_down(below + above)
+    outside = nearest_double(below + above)
     mean = (first * inside + total / scale + outside) / finite
     spread = inside * squares - total * total
     return mean, (spread / (inside * (inside - 1))) ** 0.5 / scale if inside > 1 else float("nan")
-
-
-def _scaled_down(units: int) -> float:
-    """units * 2**-1084 as a float, infinite when too large."""
-    try:
-        return units / (1 << WIDE_UNIT)
-    except OverflowError:
-        return float("inf") if units > 0 else float("-inf")
 
 
 # --------------------------------------------------------------------------- categories

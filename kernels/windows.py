@@ -148,7 +148,7 @@ def _decayed(data: Any, rows: Any, when: Any, scratch: Any, stat: Any) -> None:
         for r in range(rows[0], rows[1]):
             if known[r] < t and np.isfinite(value[r]):
                 weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
-                add_wide(wide, 0, np.float64(value[r] * weight).view(np.int64))
+                add_wide(wide, 0, np.float64(value[r] * weight).view(np.int64), False)
         moments_wide(wide, 1, (fixed[0, 8], fixed[0, 9], np.int64(1), False), words, stat, _EWM_SUM)
     else:
         moments_fixed(fixed, 1, np.int64(1), False, words, stat, _EWM_SUM)

@@ -33,6 +33,13 @@ NUMBERS = st.one_of(
 ORDINARY = st.one_of(st.sampled_from([0.0, 1.0, 1.0, 2.5, -7.0, np.nan]), st.floats(-1e3, 1e3))
 
 
+def over_all_exponents(seed: int) -> Any:
+    """A number of every exponent that a double has, denormals included, signs and order mixed."""
+    rng = np.random.default_rng(seed)
+    powers = np.ldexp(1.0 + rng.random(2046 + 52).round(3), np.arange(-1074, 1024))
+    return rng.permutation(powers * np.where(np.arange(len(powers)) % 2, 1.0, -1.0))
+
+
 def layouts(array: Any) -> list[Any]:
     """The same values read-only, strided, and as a slice with an offset."""
     frozen = array.copy()

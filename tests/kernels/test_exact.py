@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from kernels import exact
 from tests import naive
-from tests.kernels.cases import NUMBERS, examples
+from tests.kernels.cases import NUMBERS, examples, over_all_exponents
 
 
 @examples(150)
@@ -44,7 +45,7 @@ def test_the_two_forms_give_the_same_bits(values, junk):
         for v in rows:
             bits = np.float64(v).view(np.int64)
             exact.add_fixed(fixed, which, bits, True)
-            exact.add_wide(wide, which, bits)
+            exact.add_wide(wide, which, bits, True)
     words, a, b = np.zeros(exact.WORDS, np.uint64), np.empty(3), np.empty(3)
     n, zero = np.int64(len(values)), np.uint64(0)
     assert not exact.any_wide(np.array(values))
@@ -57,8 +58,34 @@ def test_the_two_forms_give_the_same_bits(values, junk):
 def test_wide_integer_is_the_sum_itself():
     acc = np.zeros((1, exact.WIDE), np.int64)
     for v in (1e300, -1e300, 5e-324, 0.5):
-        exact.add_wide(acc, 0, np.float64(v).view(np.int64))
+        exact.add_wide(acc, 0, np.float64(v).view(np.int64), False)
     assert exact.wide_integer(acc[0]) == (1 << 1083) + (1 << 10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_are_exact_over_denormals_and_every_exponent(seed):
+    values = over_all_exponents(seed)
+    denormals = values[np.abs(values) < 2.0**-1022]
+    for rows in (values, values[:7], denormals, denormals[:2], values[np.abs(values) < 1.0]):
+        count, total, mean, std = exact.moments(rows)
+        assert count == len(rows) and total == math.fsum(rows) == naive.exact_sum(rows.tolist())
+        np.testing.assert_allclose(mean, total / len(rows), rtol=4e-16, atol=5e-324)
+        np.testing.assert_allclose(std, naive.exact_std(rows.tolist()), rtol=8e-16, atol=5e-324)
+        groups = np.arange(len(rows)) % 3
+        parts = exact.group_sums(rows, groups, 4)
+        assert [Fraction(p, 2**1084) for p in parts] == [
+            sum(map(Fraction, rows[groups == g]), Fraction()) for g in range(4)
+        ]
+        assert exact.nearest_double(sum(parts)) == total
+
+
+def test_a_sum_beyond_the_doubles_is_infinite_and_what_is_not_finite_has_none():
+    twice = exact.group_sums(np.full(2, 1.7e308), np.zeros(2, np.int64), 1)[0]
+    assert twice == 2 * int(1.7e308) << 1084
+    assert exact.nearest_double(twice) == math.inf and exact.nearest_double(-twice) == -math.inf
+    for wrong in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match=f"must be finite, found {wrong} at 1"):
+            exact.group_sums(np.array([1.0, wrong]), np.zeros(2, np.int64), 1)
 
 
 def test_a_million_ones_are_a_million():  # numba#3681

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from sklearn.calibration import calibration_curve
 
 from kernels import metrics
 from tests import naive
-from tests.kernels.cases import NUMBERS, examples, layouts
+from tests.kernels.cases import NUMBERS, examples, layouts, same_bytes
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 1), st.one_of(st.sampled_from([0.0, -0.0, 0.5, 1.0]), st.floats(0, 1)), st.integers(0, 4)),
@@ -62,6 +65,30 @@ def test_pinball_equals_the_slow_twin(rows, quantile):
     for given_weight, w in ((None, np.ones(len(y))), (weight, weight)):
         expected = naive.pinball(y, score, quantile, w)
         np.testing.assert_allclose(metrics.pinball(y, score, quantile, given_weight), expected, rtol=1e-13, atol=1e-322)
+
+
+SUMS = {
+    metrics.log_loss_sum: metrics.log_loss,
+    metrics.brier_sum: metrics.brier,
+    lambda *rows: metrics.pinball_sum(rows[0], rows[1], 0.3, rows[2]): lambda *rows: metrics.pinball(
+        rows[0], rows[1], 0.3, rows[2]
+    ),
+}
+
+
+@examples(80)
+@given(PREDICTED, st.lists(st.integers(0, 14), max_size=3), st.booleans())
+def test_sums_of_any_split_give_the_bits_of_the_whole(rows, cuts, weighted):
+    y, score, weight = (np.array([r[k] for r in rows], float) for k in (0, 1, 2))
+    edges = [0, *sorted(min(cut, len(y)) for cut in cuts), len(y)]
+    parts = [(y[a:b], score[a:b], weight[a:b] if weighted else None) for a, b in itertools.pairwise(edges)]
+    whole = (y, score, weight if weighted else None)
+    for sums, metric in SUMS.items():
+        assert same_bytes([sum((sums(*part) for part in parts), metrics.LossSum()).mean(), metric(*whole)])
+    tables = [metrics.reliability_sum(*part, bins=4) for part in parts]
+    merged = functools.reduce(operator.add, tables)
+    assert same_bytes([merged.ece(), metrics.ece(*whole, bins=4)])
+    assert all(same_bytes(pair) for pair in zip(merged.table(), metrics.reliability(*whole, bins=4), strict=True))
 
 
 def sample(seed, n=300):
@@ -153,6 +180,12 @@ def test_undefined_is_nan():
         (lambda: metrics.log_loss([0], [1.5]), ValueError, r"in \[0, 1\], found 1.5"),
         (lambda: metrics.brier([0], [-0.5]), ValueError, "found -0.5"),
         (lambda: metrics.ece([0], [0.5], bins=0), ValueError, "bins must be at least 1, found 0"),
+        (lambda: metrics.log_loss([0], [0.99], [1e308]), ValueError, "must be finite, found inf at 0"),
+        (
+            lambda: metrics.reliability_sum([0], [0.5]) + metrics.reliability_sum([0], [0.5], bins=3),
+            ValueError,
+            "found 3",
+        ),
         (lambda: metrics.pinball([0], [1.0], 1.0), ValueError, r"quantile must be in \(0, 1\), found 1.0"),
         (lambda: metrics.pinball([np.inf], [1.0], 0.5), ValueError, "must be finite, found a difference of inf"),
     ],

@@ -13,7 +13,7 @@ from kernels import windows
 from kernels.exact import FIXED_FORM, WHOLE_FORM, WIDE_FORM
 from kernels.windows import AGGREGATES, trailing
 from tests import naive
-from tests.kernels.cases import DAY, HOUR, NAT, NUMBERS, ORDINARY, examples, layouts, same_bytes
+from tests.kernels.cases import DAY, HOUR, NAT, NUMBERS, ORDINARY, examples, layouts, over_all_exponents, same_bytes
 
 NAMES = list(AGGREGATES)
 ROUNDED = ("mean", "std", "ewm_sum", "ewm_mean")  # the twin rounds these elsewhere
@@ -209,6 +209,15 @@ def test_b5_one_huge_value_leaves_no_trace():
     zeros = np.array([1000.0] + [0.0] * 30)
     std = own_rows(np.arange(31) * HOUR, zeros, 10 * HOUR, ["std"])[:, 0]
     assert np.all(std[11:] == 0.0) and not np.any(std < 0)
+
+
+def test_a_sweep_over_the_span_of_exponents_leaves_no_trace_of_what_dropped_out():
+    values = over_all_exponents(1)[::8]
+    found = own_rows(np.arange(len(values)), values, 3, ["sum", "std"])
+    for i in range(2, len(values)):
+        rows = values[max(i - 3, 0) : i].tolist()
+        assert found[i, 0] == naive.exact_sum(rows)
+        np.testing.assert_allclose(found[i, 1], naive.exact_std(rows), rtol=8e-16, atol=5e-324)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e8, 1e9, -1e12])
