@@ -554,11 +554,11 @@ def make_runner(step: DeviceStep, wanted: str) -> tuple[Eager | Graphed, str]:
     if step.device.type != "cuda" or wanted == "eager":
         return Eager(step), ""
     try:
-        if wanted == "compile":
-            step.compile()
         with warnings.catch_warnings():
-            # torch.compile would rather have TF32, which is off on purpose.
-            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+            if wanted == "compile":
+                # Its own modules use what torch deprecates, and it would rather have TF32, which is off on purpose.
+                warnings.simplefilter("ignore")
+                step.compile()
             return Graphed(step), ""
     except Exception as error:
         # Whatever the driver or a library says, the same step runs without a graph.
