@@ -50,7 +50,8 @@ setup(
             "mypy>=1.14",
         ],
         "bench": ["lightgbm>=4.5", "scikit-learn>=1.5", "pandas>=2.2", "polars>=1.0"],
-        "gpu": ["numba-cuda>=0.20"],
+        # numba-cuda up to 0.30 uses np.row_stack, which NumPy 2.5 no longer has; cu13 brings NVIDIA's compiler.
+        "gpu": ["numba-cuda[cu13]>=0.20", "numpy<2.5"],
         "iceberg": ["pyiceberg>=0.9"],
         "delta": ["deltalake>=1.0"],
     },

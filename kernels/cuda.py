@@ -64,7 +64,7 @@ def require_cuda() -> Any:
             from numba import cuda as found
         except ImportError as error:
             raise CudaMissing(
-                f"GPU kernels need numba's CUDA target, found none ({error}): pip install numba-cuda"
+                f"GPU kernels need numba's CUDA target, found none ({error}): pip install 'numba-cuda[cu13]' 'numpy<2.5'"
             ) from None
         if not found.is_available():
             raise CudaMissing("GPU kernels need an NVIDIA GPU and its driver, found none: use the CPU kernels")

@@ -1,16 +1,18 @@
 """Compile every GPU twin to PTX for a Hopper card, on a machine without one; prints `ok NAME` a kernel.
 
-Needs numba-cuda with NVIDIA's compiler wheels; run in a process of its own, since it stands in for the device that Numba asks.
+Types are those of the launches that the checks of `simulated_cuda` would make. Needs numba-cuda with NVIDIA's compiler wheels;
+run in a process of its own, since it stands in for the device that Numba asks.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import cuda
-from numba import types as t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 CAPABILITY = (9, 0)
@@ -26,51 +28,80 @@ for module in list(sys.modules.values()):
         module.get_current_device = Card  # type: ignore[attr-defined]
 
 from kernels import cuda as twins  # noqa: E402
+from kernels import encode, profile  # noqa: E402
 
 twins.cuda = cuda
+twins._twins()  # compiles for the card, whatever stands in for it below
 
 
-def array(kind: Any, dimensions: int) -> Any:
-    return t.Array(kind, dimensions, "C")
+class Host:
+    """Arrays of a launch stay where they are: their types are those of arrays on a card."""
+
+    @staticmethod
+    def to_device(array: Any) -> Any:
+        return array.copy()
+
+    @staticmethod
+    def device_array(shape: Any, kind: Any) -> Any:
+        return np.zeros(shape, kind)
 
 
-F8, F4, I8, I4, U8, I2 = t.float64, t.float32, t.int64, t.int32, t.uint64, t.int16
+SEEN: dict[tuple[str, str, tuple[Any, ...]], Any] = {}  # (kernel, its real type, types of the arguments) -> kernel
 
 
-def profile(real: Any) -> tuple[Any, ...]:
-    return (
-        *(array(real, 2),) * 3,
-        *(array(I8, 1), array(F8, 2), array(I8, 2), array(F8, 1), array(F8, 1), array(U8, 2), array(I8, 3)),
-    )
+class Launch:
+    """What stands in for a kernel: it keeps the types of the arguments."""
+
+    compiled = staticmethod(twins._kernel)
+
+    def __init__(self, name: str, real: str = "") -> None:
+        self.name, self.real = name, real
+
+    def __getitem__(self, configuration: Any) -> Launch:
+        return self
+
+    def __call__(self, *arguments: Any) -> None:
+        kernel = self.compiled(self.name, self.real)
+        SEEN[self.name, self.real, tuple(kernel.typeof_pyval(a) for a in arguments)] = kernel
 
 
-SIGNATURES: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("_encode_numeric", ""): (array(F8, 2), array(I8, 2), array(F8, 2), array(F8, 1), array(F4, 2)),
-    ("_encode_categorical", ""): (array(I8, 2), array(I8, 1), array(I4, 1), array(I8, 2), array(I8, 1), array(I4, 2)),
-    ("_profile", "float32"): profile(F4),
-    ("_profile", "float64"): profile(F8),
-    ("_permute", ""): (I8, I8, array(U8, 1), I8, I8, array(I8, 1)),
-    ("_mask", ""): (array(I8, 1), array(I8, 2), array(I8, 1), I8, I8, I2, array(I2, 2)),
-    ("_windows", ""): (
-        array(I8, 2),
-        I8,
-        t.Tuple((array(I8, 1), array(I8, 1), array(F8, 1))),
-        array(I8, 1),
-        t.Tuple((array(I8, 1), array(I8, 1))),
-        t.Tuple((array(I8, 1), array(I8, 1), t.UniTuple(t.boolean, 3), t.UniTuple(t.boolean, 6))),
-        t.Tuple(
-            tuple(
-                array(kind, n) for kind, n in ((U8, 3), (I8, 3), (U8, 3), (U8, 3), (I8, 3), (F8, 2), (I8, 2), (I8, 3))
+def launch_all() -> None:
+    """Each kernel with the types that it meets: 16-bit and 32-bit masks, both types of profiled numbers, every form of sums."""
+    twins.cuda, twins._kernel = Host, Launch  # type: ignore[assignment]
+    numbers, keys = np.random.default_rng(0).normal(size=(50, 2)), np.arange(50)
+    plan = encode.numeric_plan([encode.NumericColumn("ple", edges=[-1.0, 0.0, 1.0])] * 2)
+    for kind in (np.float64, np.float32):
+        twins.NumericEncoder(plan).encode(numbers.astype(kind))
+        twins.Profiler(profile.profile_plan([np.array([0.0, 1.0, 2.0])] * 2), kind).add(numbers.astype(kind))
+    twins.CategoricalEncoder(encode.categorical_plan([keys])).encode(keys[:, None])
+    twins.permutation(0, 50, 5000, 1, 0)
+    for word in (np.int16, np.int32):
+        twins.dropout_mask(keys, keys[:, None], keys[:1], 0, 0.1, 7, np.zeros((50, 8), word))
+    for known in (keys, keys[::-1].copy()):
+        for scale in (1.0, 1e300):
+            names = ["sum", "std", "min", "first", "distinct", "ewm_mean"]
+            twins.trailing(
+                keys % 3, keys, keys % 3, keys, np.maximum(keys, known), numbers[:, 0] * scale, [5, 9], names
             )
-        ),
-        t.Tuple(tuple(array(kind, n) for kind, n in ((I8, 2), (F8, 2), (F8, 2), (F8, 1), (I8, 1), (I8, 1), (I8, 1)))),
-        array(F8, 3),
-    ),
-}
+    twins.trailing(keys, keys, keys, keys, keys, None, [5], ["count"])
+
+
+def may_fuse(text: str) -> list[str]:
+    """Additions of doubles that a later compiler may fuse with a product before them, so that it rounds otherwise.
+
+    Products by a half are exact; those with `.rn` are never fused.
+    """
+    made = dict(re.findall(r"\bmul\.f64\s+(%fd\d+), ((?!.*0d3FE0000000000000).*);", text))
+    sums = re.findall(r"\b(?:add|sub)\.f64\s+%fd\d+, (.*);", text)
+    return [line for line in sums if any(operand in made for operand in line.split(", "))]
+
 
 if __name__ == "__main__":
-    for (name, real), signature in SIGNATURES.items():
-        text = cuda.compile_ptx(twins._kernel(name, real).py_func, signature, cc=CAPABILITY)[0]
-        # The quantum of a profile must round as on the CPU: no product may be fused with an addition.
+    launch_all()
+    for (name, _, types), kernel in SEEN.items():
+        text = cuda.compile_ptx(kernel.py_func, types, cc=CAPABILITY)[0]
+        # Sums of windows and the quantum of a profile must round as on the CPU; a logarithm and exp2 need not.
+        if name in ("_profile", "_windows"):
+            assert not may_fuse(text), (name, may_fuse(text))
         assert name != "_profile" or "fma.rn.f64" not in text, "fused multiply-add in the profile"
         print("ok", name, flush=True)  # noqa: T201
