@@ -58,9 +58,14 @@ def train(
 ) -> tuple[FitResult, Run]:
     """Fit in a new run, or go on in a given one."""
     run = run or open_run(config)
-    settings: dict[str, Any] = {"outputs": 1, "dataset_digest": "data", "precision": "fp32", **keys}
+    settings: dict[str, Any] = {
+        "cardinalities": CARDINALITIES,
+        "outputs": 1,
+        "dataset_digest": "data",
+        "precision": "fp32",
+    }
     try:
-        return fit(data, valid, config, run, cardinalities=CARDINALITIES, **settings), run
+        return fit(data, valid, config, run, **{**settings, **keys}), run
     finally:
         run.finish({})
 

