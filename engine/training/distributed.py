@@ -82,11 +82,11 @@ def fit_on_cluster(
             ) from error
         finally:
             watch.close()
-    outcome = cluster.read_outcome(directory)
-    if outcome is None:
-        raise UserError("the workers ended without a record; look at run.log")
-    if outcome["status"] == "stopped":
-        raise KeyboardInterrupt(outcome["message"])
+        outcome = cluster.read_outcome(directory)
+        if outcome is None:
+            raise UserError("the workers ended without a record; look at run.log")
+        if outcome["status"] == "stopped":
+            raise KeyboardInterrupt(outcome["message"])
     return _result(run, outcome, precision, _startup(directory, began, connected, opened.seconds))
 
 

@@ -39,6 +39,9 @@ class StopFlag:
     ) -> None:
         for number, handler in self._outer.items():
             signal.signal(number, handler)
+        if self._set and kind is None:  # asked after the last step had looked: the request is not lost
+            self.clear()
+            raise KeyboardInterrupt("stopped after the last step; resume to go on")
 
     def _catch(self, _number: int, _frame: FrameType | None) -> None:
         if self._set:

@@ -202,6 +202,9 @@ def kill(rank: int, number: int = signal.SIGKILL) -> Callable[[list[dict]], None
 # ------------------------------------------------------------------------------------------- in the default suite
 
 
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
 def listening(pids: set[int]) -> set[str]:
     """Addresses (hex, as the kernel writes them) on which processes listen."""
     inodes = set()
@@ -238,7 +241,7 @@ def test_two_workers_on_a_local_cluster_give_the_weights_of_one_process(job, mon
     assert job.same(result)
     assert run.record["chain"] == job.run.record["chain"]
     assert {"startup/ray_init_seconds", "startup/workers_seconds", "startup/first_step_seconds"} <= set(result.metrics)
-    assert seen and seen <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert seen and seen <= LOOPBACK
     end = time.monotonic() + 10
     while started() and time.monotonic() < end:
         time.sleep(0.2)
@@ -271,7 +274,7 @@ def test_weights_are_the_same_for_any_number_of_workers(flights_job, head, worke
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "workers"), [(9, 2), (3, 4)])
 def test_few_rows_on_many_workers_train_like_one(tmp_path, problem, config, fitted, new_run, head, rows, workers):
-    """Field reports C1 and C2."""
+    """Field reports C1 and C2: all rows lie in one file."""
     small = Job(tmp_path, problem(rows), problem(500, seed=1), config, fitted, new_run)
     result, run = small.fit(workers, cluster__address=head)
     assert small.same(result)
@@ -402,6 +405,17 @@ def test_a_killed_node_is_survived_with_the_same_weights(long_job):
 
 
 @pytest.mark.slow
+def test_a_local_cluster_with_its_dashboard_listens_on_loopback_only(config):
+    """J2: whoever reaches the dashboard or the job server can run commands."""
+    earlier = set(descendants(os.getpid()))
+    with cluster.session(config(cluster__kind="ray", cluster__dashboard=True)) as opened:
+        with urllib.request.urlopen(f"http://{ray._private.worker._global_node.webui_url}", timeout=30) as answer:
+            assert answer.status == 200
+        seen = listening(set(descendants(os.getpid())) - earlier)
+    assert opened.local and seen and seen <= LOOPBACK
+
+
+@pytest.mark.slow
 def test_the_runs_own_figures_stand_on_rays_metrics_endpoint(head):
     class Worker:
         def show(self) -> None:
@@ -457,7 +471,7 @@ def start_driver(job: Job, workers: int, *resume: str, **keys) -> tuple[subproce
     script = job.folder / "driver.py"
     script.write_text(textwrap.dedent(DRIVER))
     words = [sys.executable, str(script), str(settings), str(job.train), str(job.valid), *resume]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
@@ -469,6 +483,15 @@ class At:
         self.directory = directory
 
 
+def gone(pids: set[int]) -> bool:
+    """Whether all processes are gone within ten seconds, none of them defunct."""
+    end = time.monotonic() + 10
+    while pids and time.monotonic() < end:
+        pids = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+        time.sleep(0.2)
+    return not pids
+
+
 @pytest.mark.slow
 def test_a_killed_driver_leaves_nothing_behind_and_resumes_with_another_worker_count(long_job, fitted, problem):
     process, directory = start_driver(long_job, 2, train__log_every=1)
@@ -478,12 +501,7 @@ def test_a_killed_driver_leaves_nothing_behind_and_resumes_with_another_worker_c
     process.kill()
     process.wait()
     process.stdout.close()
-    end = time.monotonic() + 10
-    alive = children
-    while alive and time.monotonic() < end:
-        alive = {pid for pid in children if Path(f"/proc/{pid}").exists()}
-        time.sleep(0.2)
-    assert not alive
+    assert gone(children)
     again, _ = start_driver(long_job, 4, str(directory), train__log_every=1)
     assert again.wait(400) == 0
     again.stdout.close()
@@ -522,11 +540,14 @@ def test_a_command_whose_driver_was_killed_goes_on_when_it_is_given_again(tmp_pa
 
 
 @pytest.mark.slow
-def test_sigterm_leaves_a_checkpoint_and_exit_130_and_the_run_resumes(long_job):
-    """A spot instance is told that it goes away."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_stop_leaves_a_checkpoint_and_exit_130_and_the_run_resumes(long_job, number):
+    """A spot instance is told that it goes away; H2: Ctrl-C, which a terminal sends to all processes of the command."""
     process, directory = start_driver(long_job, 2, train__log_every=1)
-    at_step(At(directory), 200, lambda _: process.terminate()).join()
-    assert process.wait(200) == 130
+    at_step(At(directory), 200, lambda _: None).join()
+    children = set(descendants(process.pid))
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    assert process.wait(200) == 130 and gone(children)
     process.stdout.close()
     stopped = cluster.read_outcome(directory)
     assert stopped["status"] == "stopped"

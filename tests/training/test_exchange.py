@@ -152,11 +152,18 @@ def test_evaluation_covers_ten_rows_once_for_any_number_of_workers(problem, conf
         assert result.history == alone.history
 
 
-def test_three_rows_on_four_workers_train(problem, config, fitted, new_run):
+@pytest.mark.parametrize("kind", ["mixed", "all positive"])
+def test_three_rows_on_four_workers_train(problem, config, fitted, new_run, kind):
     """Field report C2: workers without rows take part with empty shards."""
-    alone, _ = fitted(config(), problem(3))
-    results = fit_together(4, config(), new_run(config()), problem(3))
+    data = problem(3)
+    if kind == "all positive":
+        data.target[:] = 1
+    settings = config(train__class_weight="balanced")
+    alone, _ = fitted(settings, data, data)
+    results = fit_together(4, settings, new_run(settings), data, data)
     assert {weights_digest(result.model) for result in results} == {weights_digest(alone.model)}
+    assert [entry["rows"] for entry in results[3].history] == [3, 3]
+    assert all(np.isfinite(entry["train_loss"]) for entry in results[0].history)
 
 
 def test_a_bad_loss_on_one_worker_is_skipped_by_all(problem, config, new_run):

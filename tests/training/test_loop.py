@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from engine.errors import UserError
 from engine.runtime import environment, storage
 from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
-from engine.training.loop import weights_digest
+from engine.training.loop import Trainer, weights_digest
 from engine.training.losses import to_scores
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
@@ -386,6 +388,25 @@ def test_a_stop_file_leaves_a_checkpoint_from_which_the_run_goes_on(problem, con
     result, _ = fitted(settings, data, None, type(run).resume(run.directory))
     assert result.metrics["resumed_from_step"] == 1
     assert weights_digest(result.model) == weights_digest(whole.model)
+
+
+def test_a_stop_that_comes_after_the_last_step_is_not_lost(problem, config, fitted, new_run, monkeypatch):
+    settings = config(train__epochs=1)
+    whole, _ = fitted(settings, problem(100))
+    run = new_run(settings)
+    result = Trainer._result
+
+    def late(trainer, seconds):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result(trainer, seconds)
+
+    monkeypatch.setattr(Trainer, "_result", late)
+    with pytest.raises(KeyboardInterrupt, match="stopped after the last step"):
+        fitted(settings, problem(100), None, run)
+    monkeypatch.undo()
+    (run.directory / "DONE").unlink()
+    again, _ = fitted(settings, problem(100), None, type(run).resume(run.directory))
+    assert again.first_step == 0 and weights_digest(again.model) == weights_digest(whole.model)
 
 
 def test_only_the_newest_checkpoints_are_kept(problem, config, fitted):
