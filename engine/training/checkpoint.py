@@ -43,7 +43,10 @@ class Checkpoint:
 
 
 def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int) -> Path:
-    """Write `root/step-<step>/` and remove all but the newest `keep`; a broken folder in the way is replaced."""
+    """Write `root/step-<step>/` and remove all but the newest `keep`; a broken folder in the way is replaced.
+
+    Folders of later steps are leftovers that a resume has passed over: they go first.
+    """
     folder = storage.inside(root.parent, root.name) / f"step-{step:010d}"
     if (folder / MANIFEST).exists():
         (folder / MANIFEST).unlink()  # while it is rewritten it must not count
@@ -52,7 +55,9 @@ def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts:
         temporary.write_bytes(payload)
     files = {TENSORS: {"bytes": len(payload), "sha256": digest.of_bytes(payload)}}
     storage.write_json(folder / MANIFEST, {"format": FORMAT, "step": step, **facts, "files": files})
-    for old in candidates(root)[keep:]:
+    found = candidates(root)
+    at = found.index(folder)
+    for old in found[:at] + found[at + keep :]:
         (old / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
     return folder

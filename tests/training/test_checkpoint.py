@@ -46,6 +46,17 @@ def test_what_was_saved_is_loaded(saved):
     )
 
 
+def test_a_leftover_of_a_later_step_does_not_push_out_the_checkpoint_that_was_just_written(saved):
+    """A kill in the middle of a save leaves a folder without a manifest; training went on from the one before."""
+    root = saved.parent
+    broken = root / f"step-{99:010d}"
+    broken.mkdir()
+    (broken / checkpoint.TENSORS).write_bytes(b"cut off")
+    written = save_checkpoint(root, 8, {"weights": torch.ones(3)}, {"plan": "p"}, keep=1)
+    assert checkpoint.candidates(root) == [written]
+    assert newest_whole(root)[0].step == 8
+
+
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
 def test_a_pickle_is_refused_and_its_code_does_not_run(saved, tmp_path, kind):
     """Field report J1."""
