@@ -352,11 +352,16 @@ class Trainer:
     def _end_epoch(self, progress: Progress) -> None:
         state, settings = self.state, self.config.train
         epoch = state.step // self.batches.steps - 1
+        if not state.weight_sum:
+            raise UserError(
+                f"no step of epoch {epoch + 1} could be used: the loss of every batch was not finite, or all weights are "
+                "zero. Look at the rows named in run.log, and lower train.lr"
+            )
         began = time.perf_counter()
         entry: dict[str, Any] = {
             "epoch": epoch,
             "step": state.step,
-            "train_loss": state.loss_sum / state.weight_sum if state.weight_sum else None,
+            "train_loss": state.loss_sum / state.weight_sum,
             "rows": state.rows_seen,
             "row_stream": f"{state.stream:016x}",
         }
@@ -375,7 +380,7 @@ class Trainer:
             **{f"valid/{name}": value for name, value in measured.items()},
         }
         # Before the checkpoint: after a kill between the two the line is written again, not lost.
-        self.run_record.log_metrics(state.step, {name: value for name, value in logged.items() if value is not None})
+        self.run_record.log_metrics(state.step, logged)
         self._save()
         progress.advance(0, f"epoch {epoch + 1} of {settings.epochs}, " + _described(entry))
 
@@ -479,6 +484,7 @@ class Trainer:
         spent = self._spent(seconds)
         working = spent["input"] + spent["compute"] + spent["communication"]
         metrics = {
+            "train/loss": self.state.history[-1]["train_loss"],
             "train/seconds": spent["total"],
             "train/steps": float(self.state.step),
             "train/epochs": float(len(self.state.history)),
@@ -493,9 +499,6 @@ class Trainer:
             "train/parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
             "train/peak_memory_bytes": self._peak_memory(),
         }
-        losses = [entry["train_loss"] for entry in self.state.history if entry["train_loss"] is not None]
-        if losses:
-            metrics["train/loss"] = losses[-1]
         if self.resumed_from is not None:
             metrics["resumed_from_step"] = float(self.resumed_from)
         state = self.state

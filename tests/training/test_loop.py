@@ -271,6 +271,13 @@ def test_a_bad_loss_is_skipped_and_counted(problem, config, fitted):
     assert f"dataset rows [{data.rows[77]}]" in (run.directory / "run.log").read_text()
 
 
+def test_an_epoch_of_bad_steps_only_is_an_error_and_no_model(problem, config, fitted):
+    data = problem(200)
+    data.numeric[:, 1] = np.inf
+    with pytest.raises(UserError, match="no step of epoch 1 could be used"):
+        fitted(config(train__on_bad_loss="skip"), data)
+
+
 @pytest.mark.parametrize(
     ("value", "loss", "message"),
     [(2.0, "binary", "0 or 1"), (np.nan, "squared", "finite"), (1.5, "multiclass", "a class 0 to 2")],
