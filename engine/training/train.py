@@ -240,8 +240,20 @@ def pack(
             target[part] = target_values(values[0], classes)
             if weight is not None:
                 weight[part] = as_floats(values[1])
+                check_weights(weight[part], rows[part], str(weight_column))
             progress.advance(part.stop - low)
     return Examples(numeric=numeric, codes=codes, target=target, weight=weight, rows=rows)
+
+
+def check_weights(weight: np.ndarray, rows: np.ndarray, column: str) -> None:
+    """Raise UserError naming the first row whose weight is missing, infinite or negative."""
+    good = np.isfinite(weight) & (weight >= 0)
+    if not good.all():
+        at = int(np.argmin(good))
+        raise UserError(
+            f"data.columns.{column} has role weight and must be finite and at least 0 in labelled rows, found "
+            f"{weight[at]:g} in dataset row {rows[at]}"
+        )
 
 
 def target_values(column: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
@@ -331,6 +343,7 @@ def write_model(
 ) -> dict[str, Any]:
     """The bundle, gate included; sets the chain's `weights` link."""
     directory = run.path("model")
+    shutil.rmtree(directory, ignore_errors=True)  # what a killed attempt has left would be sealed in
     weights = weights_bytes(result.model)
     run.link("weights", digest.of_bytes(weights))
     raw_schema = table.read((int(split.rows[0]), int(split.rows[0]) + 1)).schema

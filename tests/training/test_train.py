@@ -14,9 +14,10 @@ import pytest
 
 from engine import api
 from engine.config.tree import METRICS, TASKS
+from engine.errors import UserError
 from engine.runtime.run import Run
 from engine.training.losses import LOSSES
-from engine.training.train import finite_json
+from engine.training.train import check_weights, finite_json
 from tests.tiny import DATA, overrides, write_tiny
 
 
@@ -48,6 +49,14 @@ def test_metrics_are_named_by_split_and_seconds_by_part(trained: Run) -> None:
 
 def test_rows_without_a_label_are_not_trained_on(trained: Run) -> None:
     assert trained.metrics["train/rows"] < 1500 * 20 / 30
+
+
+@pytest.mark.parametrize(("weight", "shown"), [(-1.0, "-1"), (math.nan, "nan"), (math.inf, "inf")])
+def test_a_weight_that_is_none_is_refused_by_row(weight: float, shown: str) -> None:
+    weights = np.array([0.0, 2.0, weight], np.float32)
+    with pytest.raises(UserError, match=rf"columns.w has role weight .* found {shown} in dataset row 17$"):
+        check_weights(weights, np.array([3, 5, 17]), "w")
+    check_weights(weights[:2], np.array([3, 5]), "w")
 
 
 def test_numbers_that_json_lacks_become_null() -> None:
