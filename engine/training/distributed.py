@@ -217,8 +217,9 @@ class FileProgress(Progress):
     def _show(self, now: float, last: bool = False, failed: bool = False) -> None:  # noqa: ARG002
         if self._path is not None:
             temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"rows": self.done, "note": self._note}), encoding="utf-8")
-            os.replace(temporary, self._path)
+            with contextlib.suppress(OSError):  # a display never stops the work
+                temporary.write_text(json.dumps({"rows": self.done, "note": self._note}), encoding="utf-8")
+                os.replace(temporary, self._path)
 
 
 def train_worker(payload: dict[str, Any]) -> None:
