@@ -55,6 +55,7 @@ CASES = [
     {},
     {"train__order": "windowed", "train__window_rows": 130},
     {"train__class_weight": "balanced", "model__dropout": 0.0},
+    {"train__sampling": "balanced"},
     {"train__clip": 0.0, "train__shards": 3, "train__batch_size": 50},
     {"model__kind": "linear"},
     {"train__sampling": "balanced"},
