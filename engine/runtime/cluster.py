@@ -356,17 +356,25 @@ def _failure_log(directory: Path) -> Any:
 
 def record_failure(directory: Path, by_rank: Mapping[int, str]) -> None:
     """Append one line: what each rank died of."""
-    line = json.dumps({"time": round(time.time(), 3), "ranks": {str(rank): text for rank, text in by_rank.items()}})
-    with open(directory / "failures.jsonl", "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    ranks = {str(rank): text for rank, text in by_rank.items()}
+    append_line(directory / "failures.jsonl", {"time": round(time.time(), 3), "ranks": ranks})
 
 
 def failures(directory: Path) -> list[dict[str, Any]]:
     """Failures so far, oldest first."""
-    path = directory / "failures.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(directory / "failures.jsonl")
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append one JSON line to a file that several processes write and read."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file, without one that is still being written; none where there is no file."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def first_cause(found: Sequence[Mapping[str, Any]]) -> str:

@@ -29,6 +29,7 @@ from engine.training.flat import FlatWeights
 from engine.training.loop import FitResult, fit
 from engine.training.model import from_architecture
 
+ATTEMPTS = "attempts.jsonl"  # a line of each worker that enters an attempt
 SECTIONS = ("name", "paths", "train", "model", "evaluate", "cluster", "resources")  # what workers read of the config
 
 
@@ -50,7 +51,7 @@ def fit_on_cluster(
     """
     began = time.time()
     directory = run.directory.resolve()
-    for name in ("outcome.json", interrupt.FILE, "attempts.jsonl", "failures.jsonl"):
+    for name in ("outcome.json", interrupt.FILE, ATTEMPTS, "failures.jsonl"):
         (directory / name).unlink(missing_ok=True)
     rows = len(Examples.open(train_dir))
     _check_workers(rows, config, run)
@@ -156,7 +157,7 @@ def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mappi
 
 def _startup(directory: Path, began: float, connected: float, parts: Mapping[str, float]) -> dict[str, float]:
     """Seconds from the call to the first step, by part: workers of the first attempt, first step of the last one."""
-    noted = [json.loads(line) for line in (directory / "attempts.jsonl").read_text(encoding="utf-8").splitlines()]
+    noted = cluster.read_lines(directory / ATTEMPTS)
     entries = [item for item in noted if "entered" in item]
     ready = next((item["first_step"] for item in noted if item.get("first_step")), None)
     found = {f"startup/{name}_seconds": seconds for name, seconds in parts.items()}
@@ -229,7 +230,9 @@ def train_worker(payload: dict[str, Any]) -> None:
     directory = Path(payload["directory"])
     config = schema.build(Config, payload["config"])
     run = WorkerRun(directory, payload["record"], place.rank)
-    _note(directory, {"entered": entered, "rank": place.rank, "world": place.world, "pid": os.getpid()})
+    cluster.append_line(
+        directory / ATTEMPTS, {"entered": entered, "rank": place.rank, "world": place.world, "pid": os.getpid()}
+    )
     outcome: dict[str, Any]
     try:
         train = Examples.open(Path(payload["train"]))
@@ -249,7 +252,7 @@ def train_worker(payload: dict[str, Any]) -> None:
             "links": run.record["chain"],
         }
         if place.rank == 0:
-            _note(directory, {"first_step": result.first_step})
+            cluster.append_line(directory / ATTEMPTS, {"first_step": result.first_step})
     except KeyboardInterrupt as error:
         outcome = {"status": "stopped", "message": str(error)}
     if place.rank == 0:
@@ -279,8 +282,3 @@ def process_group(place: cluster.WorkerPlace, timeout: float, backend: str = "gl
     # Not in a finally: after a failure Ray ends the processes, and leaving in good order would wait for the dead.
     distributed.barrier()
     distributed.destroy_process_group()
-
-
-def _note(directory: Path, values: Mapping[str, Any]) -> None:
-    with open(directory / "attempts.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")

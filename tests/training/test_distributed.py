@@ -323,14 +323,14 @@ def fails_on_rank_one(error: Exception) -> Callable[[dict], None]:
     """A worker function whose rank 1 raises at step 3, every time."""
 
     def work(payload: dict) -> None:
-        from engine.runtime.cluster import worker_place
+        from engine.runtime import cluster
         from engine.training import distributed, shards
 
         run = shards.ShardTask.run
 
         def failing(task, space, step, shard):
-            if step == 3 and worker_place().rank == 1:
-                distributed._note(Path(payload["directory"]), {"raised": time.time()})
+            if step == 3 and cluster.worker_place().rank == 1:
+                cluster.append_line(Path(payload["directory"]) / distributed.ATTEMPTS, {"raised": time.time()})
                 raise error
             run(task, space, step, shard)
 
@@ -342,7 +342,7 @@ def fails_on_rank_one(error: Exception) -> Callable[[dict], None]:
 
 def attempts(run: Run) -> list[dict]:
     """What the workers noted."""
-    return [json.loads(line) for line in (run.directory / "attempts.jsonl").read_text().splitlines()]
+    return cluster.read_lines(run.directory / distributed.ATTEMPTS)
 
 
 @pytest.mark.slow
@@ -596,9 +596,12 @@ def test_the_first_cause_is_not_the_echo_of_a_broken_connection():
 
 
 def test_the_start_of_a_run_does_not_count_the_attempt_that_failed(tmp_path):
+    noted = tmp_path / distributed.ATTEMPTS
     for entered, rank in ((100.0, 0), (101.0, 1), (500.0, 1), (502.0, 0)):
-        distributed._note(tmp_path, {"entered": entered, "rank": rank, "world": 2, "pid": 1})
-    distributed._note(tmp_path, {"first_step": 503.0})
+        cluster.append_line(noted, {"entered": entered, "rank": rank, "world": 2, "pid": 1})
+    cluster.append_line(noted, {"first_step": 503.0})
+    with open(noted, "a") as file:
+        file.write('{"entered": 5')  # still being written
     found = distributed._startup(tmp_path, 90.0, 96.0, {"ray_init": 5.0})
     assert found == {
         "startup/ray_init_seconds": 5.0,
