@@ -34,10 +34,16 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a job's relative paths lead to."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def head(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the job server of a cluster started as people do."""
     port, dashboard = free_port(), free_port()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "ENGINE_HOME": str(home)}
     words = [str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4"]
     words += [
         f"--dashboard-agent-listen-port={free_port()}",
@@ -68,6 +74,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], check=True)
+    with open(folder / "conf" / "experiment" / "tiny.yaml", "a") as file:
+        file.write("# changed since\n")
     monkeypatch.chdir(folder)
     return folder
 
@@ -85,6 +93,26 @@ def local_weights(words: list[str], folder: Path) -> dict[str, str]:
     return json.loads((Path(done.stdout.splitlines()[-1]) / "run.json").read_text())["chain"]
 
 
+def run_directory(out: str) -> Path:
+    """The last line of a job's log that is a path."""
+    return Path(next(line for line in reversed(out.splitlines()) if line.startswith("/")))
+
+
+def test_ray_job_submit_works_as_it_is(head, home, work):
+    """The run lies where the job's relative paths lead to, not in the node-local copy that goes with the job."""
+    words = ["train", "--config-dir", "conf", "+experiment=tiny", "data.path=.", "resources.threads=2"]
+    expected = local_weights(words, work)
+    job = [sys.executable, "-m", "engine", *words, "cluster=ray", "cluster.workers=2"]
+    command = [str(RAY), "job", "submit", "--address", head, "--working-dir", ".", "--", *job]
+    # A cluster that was started where Ray keeps a token asks for it; Ray's own client sends it only when told to.
+    mode = {"RAY_AUTH_MODE": "token"} if Path("~/.ray/auth_token").expanduser().exists() else {}
+    done = subprocess.run(command, env={**os.environ, **mode}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    directory = run_directory(done.stdout)
+    assert (directory / "DONE").exists() and directory.is_relative_to(home / "runs")
+    assert json.loads((directory / "run.json").read_text())["chain"] == expected
+
+
 def test_a_submitted_run_is_the_local_run(head, work, capfd, monkeypatch):
     words = ["train", "--config-dir", str(work / "conf"), *tiny.overrides(work)]
     expected = local_weights(words, work)
@@ -94,9 +122,13 @@ def test_a_submitted_run_is_the_local_run(head, work, capfd, monkeypatch):
     code = submit.submit(config, [*words, "cluster=ray", "cluster.workers=2"])
     out = capfd.readouterr().out
     assert code == 0, out
-    directory = Path(next(line for line in reversed(out.splitlines()) if line.startswith("/")))
+    directory = run_directory(out)
     assert (directory / "DONE").exists() and directory.is_relative_to(work / "runs")
-    assert json.loads((directory / "run.json").read_text())["chain"] == expected
+    record = json.loads((directory / "run.json").read_text())
+    assert record["chain"] == expected
+    commit = subprocess.run(["git", "-C", str(work), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert record["submitted"]["git"]["commit"] == commit.stdout.strip() and record["submitted"]["patch"]
+    assert "+# changed since" in (directory / "source.patch").read_text()
 
 
 def test_a_cluster_with_another_python_is_refused_before_the_upload(head, work, monkeypatch):
