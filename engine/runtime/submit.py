@@ -166,14 +166,14 @@ def _check_versions(client: Any, address: str) -> None:
 
 
 def cluster_versions(client: Any) -> dict[str, str]:
-    """Versions of Python and Ray that the cluster reports."""
-    found: dict[str, str] = {}
-    with contextlib.suppress(Exception):
-        found["ray"] = str(client.get_version()) if not isinstance(client.get_version(), dict) else ""
+    """Versions of Python and Ray that the cluster reports; one that it does not tell is left out."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # `client.get_version()` is that of the protocol
+        found["ray"] = client._do_request("GET", "/api/version").json().get("ray_version")
     with contextlib.suppress(Exception):
         answer = client._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
-        found |= {"python": str(answer["pythonVersion"]), "ray": str(answer["rayVersion"])}
-    return {name: value for name, value in found.items() if value}
+        found |= {"python": answer.get("pythonVersion"), "ray": answer.get("rayVersion") or found.get("ray")}
+    return {name: str(value) for name, value in found.items() if value}
 
 
 # -------------------------------------------------------------------------------------------------- the job itself

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -73,6 +75,25 @@ def test_the_job_gets_absolute_paths_and_its_own_cluster(tree):
     assert words.startswith("python -m engine train +experiment=x ")
     assert "cluster.address" not in words and f"paths.runs={tree}/runs" in words and f"data.path={tree}/big" in words
     assert f"{tree}/a b" in words.replace("\\'", "").replace("'\"'\"'", "'")
+
+
+@pytest.mark.parametrize("metadata", [{"pythonVersion": "3.11.9", "rayVersion": "2.60.0"}, None])
+def test_versions_are_those_of_the_cluster_and_not_of_the_protocol(metadata):
+    """A cluster without that part of the dashboard tells Ray's version alone."""
+    answers = {
+        "/api/version": {"version": "4", "ray_version": "2.60.0"},
+        "/api/v0/cluster_metadata": {"data": metadata} if metadata else {},
+    }
+
+    class Client:
+        def get_version(self) -> str:
+            return "4"
+
+        def _do_request(self, method: str, path: str) -> Any:
+            return SimpleNamespace(json=lambda: answers[path])
+
+    expected = {"ray": "2.60.0"} | ({"python": "3.11.9"} if metadata else {})
+    assert submit.cluster_versions(Client()) == expected
 
 
 def test_the_exit_code_is_that_of_the_runs_record(tmp_path):
