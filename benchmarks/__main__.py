@@ -50,10 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     module = importlib.import_module(f"benchmarks.{options.name}")
     rows = module.run(settings, card["copy_bytes_per_second"])
     card |= getattr(module, "FACTS", {})
-    table = harness.markdown(rows)
+    table = getattr(module, "markdown", harness.markdown)(rows)
     print(table)
-    if options.json:
-        harness.write_json(options.json, options.name, rows, card)
+    whole = options.scale == 1 and not options.only
+    target = options.json or (getattr(module, "JSON", None) if whole else None)
+    if target:
+        harness.write_json(target, options.name, rows, card)
     if options.table:
         harness.update_table(options.table, options.name, table)
     return 0

@@ -2,7 +2,7 @@
 
 First the checks (order, masks, losses, scores, kernels: device against CPU), then figures; all data is made on the spot. Needs an
 NVIDIA GPU, torch and numba-cuda, neither Ray nor W&B nor DuckDB. Takes less than eight minutes: what would run over is left out
-and said so.
+and said so. Prints a table and, at full scale, writes benchmarks/results/gpu.json where --json names no other file.
 
     train_*     rows/s of the 3x256 MLP with dropout on 103 features: eager, CUDA graph, torch.compile inside a graph; batches of
                 1 k to 64 k; rows resident on the card or streamed from pinned buffers; `flights` x 64 as well
@@ -15,9 +15,13 @@ and said so.
 from __future__ import annotations
 
 import gc
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,12 +63,60 @@ COPIES = 64
 BUDGET = 420.0  # seconds after which nothing new is begun
 SECONDS = 1.5  # of one measurement
 FACTS: dict[str, Any] = {}  # about the card, for the JSON file
+JSON = Path(__file__).parent / "results" / "gpu.json"
 
 
 def run(settings: Settings, copy_bytes_per_second: float) -> list[Row]:  # noqa: ARG001
     if not has_gpu():
         raise SystemExit(f"benchmarks gpu needs an NVIDIA GPU, found none: {why_no_gpu()}")
     return Bench(settings, torch.device("cuda"), time.monotonic() + BUDGET).run()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The card and its limits, then a line a figure: its share of the limit that binds, what it must reach, what ran."""
+    lines = ["; ".join(f"{name} {value}" for name, value in card().items()), ""] if FACTS else []
+    lines += ["| work | rows | figure | of the limit | must reach | note |", "|---|---|---|---|---|---|"]
+    for r in rows:
+        share = "" if r.limit_fraction is None else f"{r.limit_fraction:.1%}"
+        must, note = "", r.note
+        if r.must_reach is not None and r.peer_value is not None:
+            check = r.peer == "cpu"
+            must = f"{'at most ' if check else ''}{r.peer_value:.3g}"
+            if r.ratio is not None and r.ratio < r.must_reach:
+                note = f"**{'DIFFERS' if check else 'missed'}** {note}"
+        elif r.peer_value is not None:
+            note = "; ".join(filter(None, (f"{r.peer} {r.peer_value:.3g}", note)))
+        lines.append(f"| `{r.work}` | {r.rows:,} | {r.ours:.3g} {r.unit} | {share} | {must} | {note.strip()} |")
+    return "\n".join(lines)
+
+
+def card() -> dict[str, str]:
+    """What the table's first line says."""
+    device, versions = FACTS["device"], FACTS["device_versions"]
+    return {
+        "card": f"{device['name']} {device.get('memory_bytes', 0) / 2**30:.0f} GiB",
+        **versions,
+        "copy": f"{FACTS['device_copy_bytes_per_second'] / 1e12:.2f} TB/s read and written",
+        "bf16 matrix": f"{FACTS['device_matrix_flop_per_second'] / 1e12:.0f} TFLOP/s",
+        "host to device": f"{FACTS['host_to_device_bytes_per_second'] / 1e9:.0f} GB/s",
+        "TF32": "on" if device.get("tf32") else "off",
+    }
+
+
+def device_versions() -> dict[str, str]:
+    """Versions that figures depend on, and the card's driver, clock and power limit as nvidia-smi tells them."""
+    found = {"torch": torch.__version__, "CUDA": str(torch.version.cuda)}
+    for name in ("triton", "numba", "numba-cuda", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    if shutil.which("nvidia-smi"):
+        fields = ("driver_version", "clocks.max.sm", "power.limit")
+        command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout.splitlines()
+        found |= dict(zip(fields, told[0].split(", "), strict=False)) if told else {}
+    return found
 
 
 class Bench:
@@ -115,7 +167,7 @@ class Bench:
         note: str = "",
     ) -> None:
         """`need` is the figure to reach; `peer` (slug, its figure) something measured beside."""
-        slug, value = ("issue", need) if need else (peer or ("none", None))
+        slug, value = ("goal", need) if need else (peer or ("none", None))
         ratio = ours / value if value else None
         row = Row("gpu", work, rows, ours, slug, ratio, fraction, unit, value, 1.0 if need else None, None, 1, note)
         self.rows.append(row)
@@ -163,6 +215,7 @@ class Bench:
         self.add("limit_host_to_device", size // 4, speed, "bytes/s", note="pinned")
         FACTS.update({
             "device": describe_device(self.device.type),
+            "device_versions": device_versions(),
             "device_copy_bytes_per_second": self.copy,
             "device_matrix_flop_per_second": self.peak,
             "host_to_device_bytes_per_second": speed,
@@ -229,36 +282,36 @@ class Bench:
         n = self.settings.rows(ROWS)
         self._order_and_masks(n)
         if not twins_work():
-            self.add("kernel", 0, 0.0, "none", note="numba finds no GPU: pip install numba-cuda")
+            self.add("kernel", 0, 0.0, "none", note=f"left out: {twins.fault()}")
             return
         self._encode(n)
         self._profile(n)
         self._windows(self.settings.rows(1_000_000))
 
     def _order_and_masks(self, n: int) -> None:
-        steps = min(n, 1 << 20)
-        ids = torch.arange(16_384, device=self.device)
+        """With torch's integers and with kernels of their own; enough of both that launches do not show."""
+        size = self.settings.rows(1 << 18)
+        ids = torch.arange(size, device=self.device)
         masks: dict[str, Callable[[], Any]] = {"torch": lambda: dropout_mask(ids, 256, 99, 0.1, torch.bfloat16)}
-        orders: dict[str, Callable[[], Any]] = {"torch": lambda: permutation(0, steps, n, 3, 1, self.device)}
+        orders: dict[str, Callable[[], Any]] = {"torch": lambda: permutation(0, n, n, 3, 1, self.device)}
         if twins_work():
-            out = torch.empty((16_384, 256), dtype=torch.int16, device=self.device)
+            out = torch.empty((size, 256), dtype=torch.int16, device=self.device)
             keys, cursor = (
                 torch.tensor([[99]], device=self.device),
                 torch.zeros(1, dtype=torch.int64, device=self.device),
             )
             masks["fused"] = lambda: twins.dropout_mask(ids, keys, cursor, 0, 0.1, 0x3F8E, out)
-            found = torch.empty(steps, dtype=torch.int64, device=self.device)
-            orders["fused"] = lambda: twins.permutation(0, steps, n, 3, 1, found)
+            found = torch.empty(n, dtype=torch.int64, device=self.device)
+            orders["fused"] = lambda: twins.permutation(0, n, n, 3, 1, found)
             masks["fused"](), orders["fused"](), self.sync()
             self.check("mask_fused", float((out.view(torch.bfloat16) != masks["torch"]()).sum()), 0)
             self.check("order_fused", float((found != orders["torch"]()).sum()), 0)
         for name, call in orders.items():
             seconds = self.per_call(call)
-            self.add(f"kernel_order_{name}", steps, steps / seconds, "rows/s", fraction=8 * steps / seconds / self.copy)
+            self.add(f"kernel_order_{name}", n, n / seconds, "rows/s", fraction=8 * n / seconds / self.copy)
         for name, call in masks.items():
             seconds = self.per_call(call)
-            size = 16_384 * 256 * 2
-            self.add(f"kernel_mask_{name}", 16_384, 16_384 / seconds, "rows/s", fraction=size / seconds / self.copy)
+            self.add(f"kernel_mask_{name}", size, size / seconds, "rows/s", fraction=512 * size / seconds / self.copy)
 
     def _encode(self, n: int) -> None:
         columns = 16
@@ -299,6 +352,7 @@ class Bench:
         names, spans = ["count", "sum", "mean", "std", "min", "max"], [10**9, 10**10, 10**11]
         arguments = (entity, event, entity, event, event + 1_000_000, value, spans, names)
         threads = self.settings.threads
+        windows.trailing(*arguments, threads=threads)  # compiles
         began = time.perf_counter()
         want = windows.trailing(*arguments, threads=threads)
         cpu = time.perf_counter() - began

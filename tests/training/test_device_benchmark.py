@@ -61,3 +61,38 @@ def test_what_disagrees_is_told_and_what_runs_over_is_left_out(bench: gpu.Bench)
     bench.measure("train_eager", gpu.synthetic(10, 2, (), bench.device), (), 8, True, "eager")
     assert "left out" in bench.rows[-1].note
     json.dumps([vars(row) for row in bench.rows], allow_nan=False)
+
+
+def test_the_table_names_card_limits_and_what_is_missed(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {
+        "device": {"name": "a card", "memory_bytes": 80 * 2**30, "tf32": False},
+        "device_versions": {"torch": "2.11"},
+        "device_copy_bytes_per_second": 3e12,
+        "device_matrix_flop_per_second": 7e14,
+        "host_to_device_bytes_per_second": 5e10,
+    }
+    monkeypatch.setattr(gpu, "FACTS", facts)
+    bench.check("order", 1.0, 0.0)
+    bench.add("train_graph_16k", 10, 1e7, "rows/s", fraction=0.25, need=2e7, note="1 steps/s")
+    bench.add("kernel_windows", 10, 5.0, "rows/s", peer=("cpu", 2.0))
+    first, _, _, _, order, train, windows = gpu.markdown(bench.rows).splitlines()
+    assert first == (
+        "card a card 80 GiB; torch 2.11; copy 3.00 TB/s read and written; bf16 matrix 700 TFLOP/s; "
+        "host to device 50 GB/s; TF32 off"
+    )
+    assert order == "| `agree_order` | 0 | 1 largest difference |  | at most 0 | **DIFFERS** |"
+    assert train == "| `train_graph_16k` | 10 | 1e+07 rows/s | 25.0% | 2e+07 | **missed** 1 steps/s |"
+    assert windows == "| `kernel_windows` | 10 | 5 rows/s |  |  | cpu 2 |"
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_and_agrees_on_the_cpu_with_few_rows(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "FACTS", {})
+    bench.deadline = time.monotonic() + 600
+    rows = bench.run()
+    works = {row.work for row in rows}
+    assert not [row for row in rows if "FAILED" in row.note or "left out: the time" in row.note]
+    assert {row.ratio for row in rows if row.work.startswith("agree_")} == {1.0}
+    assert {"limit_copy", "kernel_order_torch", "train_graph_16k", "train_streamed_64k", "score_resident"} <= works
+    assert {"train_flights_resident_16k", "train_compile_4k", "agree_losses_bf16_streamed"} <= works
+    assert "TF32 off" in gpu.markdown(rows)
