@@ -63,6 +63,24 @@ def test_i1_a_changed_helper_in_another_file_is_never_served_stale(tmp_path):
     assert first.stdout != second.stdout
 
 
+@pytest.mark.skipif(jit.DISABLED, reason="this is that run")
+def test_every_kernel_passes_its_tests_as_plain_python_too():
+    """Of what is compiled a debugger and coverage see nothing, and indices are not checked: here they are."""
+    tests = Path(__file__).parent
+    words = ["-q", "-x", "-p", "no:cacheprovider", str(tests), f"--ignore={tests / 'test_cuda.py'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
+        cwd=tests.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "nothing is compiled" in done.stdout  # the reason of the tests that skip without a compiler
+
+
 def test_cache_folder_without_any_place_is_none_with_a_warning(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.touch()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import windows
+from kernels import jit, windows
 from kernels.exact import FIXED_FORM, WHOLE_FORM, WIDE_FORM
 from kernels.windows import AGGREGATES, trailing
 from tests import naive
@@ -147,7 +147,7 @@ def test_bits_do_not_depend_on_where_the_sweep_began(table, start):
 @pytest.mark.parametrize("lag", [0, 1])
 def test_one_entity_with_half_of_the_rows_is_split_between_threads_without_a_trace(lag):
     rng = np.random.default_rng(5)
-    n = 600
+    n = 150 if jit.DISABLED else 600
     entity = np.where(rng.random(n) < 0.5, 0, rng.integers(0, 9, n))
     event = np.sort(rng.integers(0, 200, n))
     known = event + lag * rng.integers(0, 40, n)
