@@ -30,6 +30,7 @@ from engine.scoring.publish import publish
 from engine.scoring.units import Unit
 from engine.scoring.worker import STAGES, Job, UnitScorer, open_scorer, peak_memory
 from engine.training.bundle import find_model
+from engine.training.device import has_gpu, why_no_gpu
 from engine.training.gate import check_gate
 from engine.training.threads import Team, compute_threads
 from engine.training.train import with_spec_of
@@ -106,8 +107,17 @@ def with_shadow(config: Config, run: Run, predictor: Predictor) -> Predictor:
 
 
 def device_of(config: Config) -> str:
-    """Where models run: on GPUs when workers are given any."""
-    return "cuda" if config.cluster.gpus_per_worker else "cpu"
+    """Where models run: on GPUs when workers are given any.
+
+    Raises UserError where this process, which checks the gate on the device that scores, sees none.
+    """
+    gpus = config.cluster.gpus_per_worker
+    if gpus and not has_gpu():
+        raise UserError(
+            f"cluster.gpus_per_worker={gpus:g} needs an NVIDIA GPU where the command starts too, for the gate, found none: "
+            f"{why_no_gpu()}. Use cluster.gpus_per_worker=0"
+        )
+    return "cuda" if gpus else "cpu"
 
 
 @dataclass

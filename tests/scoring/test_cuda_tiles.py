@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config.tree import ModelConfig
+from engine.config import schema
+from engine.config.tree import Config, ModelConfig
+from engine.errors import UserError
 from engine.scoring.cuda_tiles import DeviceScorer
+from engine.scoring.score import device_of
 from engine.training.model import Network, build_model
 from engine.training.predict import predict_logits
 from tests.training.tape import Broken, Taped
@@ -79,6 +82,16 @@ def test_blocks_on_the_device_are_scored_in_place(model: Network) -> None:
     out = torch.zeros((128, 2))
     scorer.resident_logits(torch.from_numpy(numeric), torch.from_numpy(codes), out)
     np.testing.assert_allclose(out.numpy() * 2.0 + 5.0, scorer.logits(numeric, codes), rtol=1e-6)
+
+
+def test_scoring_on_gpus_is_refused_in_plain_words_where_the_command_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = schema.build(Config, {"cluster": {"gpus_per_worker": 1}})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of(asked) == "cuda" and device_of(schema.build(Config, {})) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"gpus_per_worker=1 needs an NVIDIA GPU .* found none: torch"):
+        device_of(asked)
+    assert device_of(schema.build(Config, {})) == "cpu"
 
 
 @pytest.mark.gpu

@@ -58,7 +58,6 @@ CASES = [
     {"train__sampling": "balanced"},
     {"train__clip": 0.0, "train__shards": 3, "train__batch_size": 50},
     {"model__kind": "linear"},
-    {"train__sampling": "balanced"},
 ]
 
 
@@ -68,6 +67,7 @@ def test_the_device_loop_takes_the_rows_of_the_cpu_loop_and_comes_to_its_weights
     problem, config, fitted, trained, keys, device
 ):
     data, valid = problem(430), problem(100, seed=1)
+    looser = 1 if device == "cpu" else 10  # a card's exponentials and sums round otherwise, and AdamW enlarges that
     settings = config(train__log_every=4, **keys)
     (want, _), (found, run) = (
         fitted(settings, data, valid),
@@ -75,9 +75,9 @@ def test_the_device_loop_takes_the_rows_of_the_cpu_loop_and_comes_to_its_weights
     )
     for a, b in zip(want.history, found.history, strict=True):
         assert a["row_stream"] == b["row_stream"] and a["rows"] == b["rows"] and a["step"] == b["step"]
-        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=2e-6)
-        assert b["valid_roc_auc"] == pytest.approx(a["valid_roc_auc"], abs=1e-4)
-    assert furthest(want.model, found.model) < 2e-5
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=2e-6 * looser)
+        assert b["valid_roc_auc"] == pytest.approx(a["valid_roc_auc"], abs=1e-4 * looser)
+    assert furthest(want.model, found.model) < 2e-5 * looser
     assert run.record["device_facts"]["kind"] == device
 
 
@@ -323,6 +323,8 @@ def test_validation_tiles_on_the_device_give_what_the_cpu_gives(problem, config)
 def test_on_a_card_every_runner_comes_to_the_weights_of_the_cpu(
     problem, config, fitted, trained, runner, resident, precision
 ):
+    if runner == "compile" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("torch.compile on a GPU needs a C compiler, found none")
     data, valid = problem(5000), problem(500, seed=1)
     settings = config(train__batch_size=512, train__log_every=4)
     keys = {"precision": precision}
