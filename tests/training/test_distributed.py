@@ -256,6 +256,9 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(long_job, head
     hit.join(1)
     assert long_job.same(result)
     assert result.metrics["train/attempts"] == 2 and result.metrics["resumed_from_step"] >= 40
+    parts = ("input", "compute", "communication")
+    spent = sum(result.metrics[f"train/{part}_seconds"] for part in parts)  # of both attempts
+    assert result.metrics["train/rows_per_second"] * spent == pytest.approx(3000 * 8)
     assert "an attempt failed, first cause rank 1" in (run.directory / "run.log").read_text()
 
 
