@@ -68,14 +68,19 @@ def timeout_seconds(config: Config) -> float:
     return max(units.span(config.cluster.timeout) / 1e6, 1.0)
 
 
+def start_seconds(config: Config) -> float:
+    """How long workers are waited for to be placed and to start, in seconds."""
+    return max(timeout_seconds(config), 60.0)
+
+
 def _variables(config: Config) -> dict[str, str]:
     """What Ray Train reads here and passes on to its controller and workers; its defaults notice a stall after minutes."""
     seconds = timeout_seconds(config)
     return {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(seconds),
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(seconds, 60.0)),
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(max(seconds, 60.0)),  # `broadcast` also waits for slow starters
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_seconds(config)),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(start_seconds(config)),  # `broadcast` also waits for slow starters
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -277,10 +282,21 @@ def run_training(
         thread.join(POLL_SECONDS)
         poll()
     if outcome:
-        mistake = getattr(outcome[0], "controller_failure", None)
-        if isinstance(mistake, UserError):
-            raise mistake
-        raise TrainingFailed(first_cause(failures(directory)) or _brief(outcome[0])) from outcome[0]
+        failure = getattr(outcome[0], "controller_failure", None)
+        if isinstance(failure, UserError):
+            raise failure
+        causes = [first_cause(failures(directory)), _no_room(config, failure)]
+        raise TrainingFailed("; then ".join(filter(None, causes)) or _brief(outcome[0])) from outcome[0]
+
+
+def _no_room(config: Config, failure: BaseException | None) -> str:
+    """What is to be said when workers could not be placed, else nothing."""
+    if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
+        return ""
+    return (
+        f"the cluster had no room for {config.cluster.workers} workers within {start_seconds(config):g} s "
+        f"(tries: {config.cluster.retries + 1}): free CPUs or GPUs, or lower cluster.workers or cluster.min_workers"
+    )
 
 
 def _trainer(
@@ -305,7 +321,7 @@ def _trainer(
         run_config=RunConfig(
             name="train",
             storage_path=str(directory / "ray"),
-            failure_config=FailureConfig(max_failures=settings.retries),
+            failure_config=FailureConfig(max_failures=settings.retries, controller_failure_limit=settings.retries),
             callbacks=[_failure_log(directory)],
         ),
     )

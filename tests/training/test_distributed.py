@@ -349,6 +349,24 @@ def attempts(run: Run) -> list[dict]:
 
 
 @pytest.mark.slow
+def test_a_cluster_without_room_ends_the_run_within_the_bound(job, head):
+    """Somebody else holds the CPUs; Ray would wait for ever."""
+    ray.init(address=head, log_to_driver=False, logging_level="ERROR", namespace="others")
+    holder = ray.remote(num_cpus=7)(type("Holder", (), {})).options(name="holder", lifetime="detached").remote()
+    ray.get(holder.__ray_ready__.remote(), timeout=300)
+    ray.shutdown()
+    began = time.monotonic()
+    try:
+        with pytest.raises(UserError, match=r"first cause the cluster had no room for 2 workers within 60 s"):
+            job.fit(2, cluster__address=head, cluster__retries=0, cluster__timeout="10s")
+        assert time.monotonic() - began < 180
+    finally:
+        ray.init(address=head, log_to_driver=False, logging_level="ERROR", namespace="others")
+        ray.kill(ray.get_actor("holder"))
+        ray.shutdown()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("the disk on fire"), UserError("the disk must not burn")])
 def test_an_error_of_one_worker_ends_the_attempt_at_once_and_a_users_mistake_the_run(job, head, monkeypatch, error):
     """Field report C8: the other rank waits in a collective, here for ten minutes."""
