@@ -136,7 +136,7 @@ def _connect(config: Config) -> tuple[Any, str]:
         raise UserError("submit needs Ray: pip install 'ray[default]'") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"there must be a Ray cluster with a job server at {address}, found none ({str(error).splitlines()[0]}). "
+            f"there must be a Ray cluster with a job server at {address}, found none ({_first_line(error)}). "
             "Start one with `ray start --head`, or set cluster.address=http://HOST:8265"
         ) from None
 
@@ -248,18 +248,29 @@ def _send(client: Any, **job: Any) -> str:
             return str(client.submit_job(**job))
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > end:
-                raise UserError(
-                    f"the cluster must accept the job, but it said: {str(error).splitlines()[0]}"
-                ) from error
+                raise UserError(f"the cluster must accept the job, but it said: {_first_line(error)}") from error
             time.sleep(2 * POLL_SECONDS)
 
 
 def _follow(client: Any, job: str) -> str:
-    """Print the job's log as it grows; the whole text once the job has ended."""
-    shown = 0
+    """Print the job's log as it grows; the whole text once the job has ended.
+
+    A job server that is away for a while is waited for; the job does not need it. Raises UserError when it stays away.
+    """
+    shown, answered = 0, time.monotonic()
     while True:
-        ended = client.get_job_status(job).is_terminal()
-        text = str(client.get_job_logs(job))
+        try:
+            ended = client.get_job_status(job).is_terminal()
+            text = str(client.get_job_logs(job))
+        except (OSError, RuntimeError) as error:
+            if time.monotonic() - answered > PATIENCE_SECONDS:
+                raise UserError(
+                    f"the job server must answer, but was silent for {PATIENCE_SECONDS:g} s ({_first_line(error)}). "
+                    f"The job may well go on: look with `ray job status {job}`"
+                ) from error
+            time.sleep(POLL_SECONDS)
+            continue
+        answered = time.monotonic()
         sys.stdout.write(text[shown:])
         sys.stdout.flush()
         shown = len(text)
@@ -279,6 +290,10 @@ def exit_code(log: str, job_status: str) -> int:
                 return EXIT_CODES["alarm"]
             return EXIT_CODES.get(str(facts.get("status")), 1) if finished or facts.get("status") != "done" else 1
     return 0 if job_status == "SUCCEEDED" else 1
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _say(text: str) -> None:

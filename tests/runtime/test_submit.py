@@ -96,6 +96,26 @@ def test_versions_are_those_of_the_cluster_and_not_of_the_protocol(metadata):
     assert submit.cluster_versions(Client()) == expected
 
 
+def test_a_job_server_that_is_away_for_a_while_is_waited_for(monkeypatch, capsys):
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.01)
+    answers = iter(["one\n", ConnectionError("refused"), RuntimeError("500"), "one\ntwo\n"])
+
+    class Client:
+        def get_job_status(self, job: str) -> Any:
+            self.log = next(answers, ConnectionResetError())
+            if isinstance(self.log, Exception):
+                raise self.log
+            return SimpleNamespace(is_terminal=lambda: "two" in self.log)
+
+        def get_job_logs(self, job: str) -> str:
+            return self.log
+
+    assert submit._follow(Client(), "job-1") == "one\ntwo\n" == capsys.readouterr().out
+    monkeypatch.setattr(submit, "PATIENCE_SECONDS", 0.05)
+    with pytest.raises(UserError, match=r"silent for 0.05 s \(ConnectionResetError\).*ray job status job-1"):
+        submit._follow(Client(), "job-1")
+
+
 def test_the_exit_code_is_that_of_the_runs_record(tmp_path):
     config = schema.build(Config, {"name": "x", "paths": {"runs": str(tmp_path)}})
     run = Run.create("train", config, schema.plain(config))
