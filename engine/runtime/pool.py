@@ -99,13 +99,16 @@ def describe(error: BaseException) -> str:
 class Actors:
     """The pool: at most `workers` actors, each with so many CPUs and GPUs of its node.
 
-    `patience`: seconds without a reply after which a lost node is taken for the cause.
+    `patience`: seconds without a reply after which a lost node is taken for the cause. `ahead`: items that wait at an
+    actor while it works. Ray takes about 0.2 s to hand out the next one, which short items should not wait for; of long
+    ones none should wait for an actor that is busy.
     """
 
     workers: int
     cpus: float = 1
     gpus: float = 0
     patience: float = 60
+    ahead: int = 0
 
 
 def crew(config: Config, local: bool, gpus: float = 0) -> tuple[Config, Actors]:
@@ -128,9 +131,9 @@ def run_actors(
 ) -> Iterator[Outcome]:
     """Items on an autoscaling pool of Ray Data actors; each calls `make` once.
 
-    Ray must be running (cluster.session). An actor holds one item at a time, so that its death costs no other. Ray
-    starts it again and hands it the item again, for ever: so tries are counted in files of `marks`, an empty folder
-    that all nodes reach. Raises UserError for what no retry can mend.
+    Ray must be running (cluster.session). Ray starts an actor that died again and hands it its items again, for ever: so
+    tries are counted in files of `marks`, an empty folder that all nodes reach. A try begins with the work, so that an
+    item that waits at an actor that dies has lost none. Raises UserError for what no retry can mend.
     """
     import ray.data
 
@@ -143,7 +146,7 @@ def run_actors(
         _Actor,
         fn_constructor_args=(make, tries, str(marks)),
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1
+            min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1 + actors.ahead
         ),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus or None,

@@ -133,6 +133,7 @@ class Tally:
     memory: int = 0
     elapsed: float = 0.0
     startup: float = 0.0
+    shutdown: float = 0.0
     done: list[Unit] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -162,6 +163,7 @@ class Tally:
             "score/units_retried": float(self.retried),
             "score/units_failed": float(len(self.failed)),
             "score/startup_seconds": self.startup,
+            "score/shutdown_seconds": self.shutdown,
             "score/scoring_seconds": self.elapsed,
             "score/rows_per_second": self.rows / max(self.elapsed, 1e-9),
             "score/peak_memory_bytes": float(max(self.memory, peak_memory())),
@@ -173,7 +175,7 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
     """Have every unit that is left scored; returns the tally, units done before included."""
     tally = Tally(skipped=len(plan.done), done=list(plan.done))
     done_rows = sum(unit.rows for unit in plan.done)
-    began = time.monotonic()
+    began = ended = time.monotonic()
     with run.progress("score", plan.stop - plan.start, start=done_rows) as progress:
         for outcome in map(functools.partial(with_record, plan.job), outcomes(config, predictor, plan)):
             if outcome.result is not None and config.cluster.kind == "ray" and not tally.rows:
@@ -184,7 +186,9 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> T
             progress.advance(outcome.item["stop"] - outcome.item["start"], note)
             if outcome.result is None:
                 run.warn(f"rows {outcome.item['start']} to {outcome.item['stop']} set aside: {outcome.cause}")
-    tally.elapsed = time.monotonic() - began - tally.startup
+            ended = time.monotonic()
+    tally.elapsed = ended - began - tally.startup
+    tally.shutdown = time.monotonic() - ended
     return tally
 
 
@@ -216,6 +220,8 @@ def ray_outcomes(config: Config, plan: Plan) -> Iterator[pool.Outcome]:
     with cluster.session(config) as session:
         cluster.check_shared(session, [parts, Path(config.paths.store)])
         mine, actors = pool.crew(config, session.local, config.cluster.gpus_per_worker)
+        if len(plan.items) > 2 * config.cluster.workers:  # else one might wait at a busy actor while another has none
+            actors = dataclasses.replace(actors, ahead=1)
         # Named anew: an actor that outlives its driver for a moment must not count in a folder of the next one.
         marks = parts / f"tries-{uuid.uuid4().hex[:8]}"
         marks.mkdir()

@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+import engine
 from engine.runtime import storage
 from engine.runtime.run import Run
 from engine.scoring.score import predictions
 from tests.conftest import ROOT
 from tests.scoring.conftest import ROWS, Shop, contents, rows_of
+from tests.tiny import visits
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 RAY = ("cluster=ray", "cluster.workers=2", "score.columns=[shop,size]")
@@ -37,6 +40,26 @@ def test_ray_actors_write_the_bytes_that_threads_write(score: Callable[..., Run]
     run = score(*RAY)
     assert same(run.directory, unbroken) and rows_of(run).equals(rows_of(unbroken))
     assert run.metrics["score/units_scored"] == UNITS and run.metrics["score/startup_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_rows_scores_and_profile_are_the_same_bytes_for_1_2_and_8_workers_and_any_unit_size(
+    shop: Shop, tmp_path: Path
+) -> None:
+    pq.write_table(visits(30_000), tmp_path / "visits.parquet")
+    place = (f"data.path={tmp_path}", f"paths.store={tmp_path / 'store'}", "score.columns=[shop,size]")
+
+    def run(*more: str) -> Run:
+        return engine.run("score", *shop.words(*place, *more, runs=tmp_path / "runs"), config_dir=shop.conf)
+
+    expected = run("score.unit_rows=100000", "resources.threads=1")
+    assert expected.metrics["score/units"] == 1 and rows_of(expected).num_rows == 30_000
+    for workers, unit_rows, count in ((1, 5000, 6), (2, 100_000, 1), (8, 1024, 30), (8, 2048, 15)):
+        found = run("cluster=ray", f"cluster.workers={workers}", f"score.unit_rows={unit_rows}")
+        assert found.metrics["score/units"] == count
+        assert rows_of(found).equals(rows_of(expected)), (workers, unit_rows)
+        assert found.record["chain"]["scores"] == expected.record["chain"]["scores"], "the bits of ids and scores"
+        assert (found.directory / "profile.json").read_bytes() == (expected.directory / "profile.json").read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------- deaths (slow)
@@ -153,19 +176,21 @@ def test_a_driver_killed_at_work_is_taken_up_again(start: Start, unbroken: Run, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tries", [1, 3])
 def test_a_unit_that_kills_its_worker_is_set_aside_and_no_other_is_lost(
-    start: Start, unbroken: Run, tmp_path: Path
+    start: Start, unbroken: Run, tmp_path: Path, tries: int
 ) -> None:
-    scoring = start(DEADLY_UNIT="2048")
+    """Of one try too: a unit that waits at the worker that dies has not had it."""
+    scoring = start(f"score.tries={tries}", SLOW_UNITS="0.3", DEADLY_UNIT="2048")
     assert scoring.end() == 1
     log = (tmp_path / "runs.log").read_text()
-    assert "rows 2048 to 3072 failed 3 times: its worker died" in log
+    assert f"rows 2048 to 3072 failed {tries} times: its worker died" in log
     rest = predictions(scoring.directory, incomplete=True)
     expected = rows_of(unbroken)["row_id"].to_pylist()
     assert rest["row_id"].to_pylist() == expected[:2048] + expected[3072:]
     ledger = storage.read_parquet(scoring.directory / "ledger.parquet").to_pylist()
     assert [row["start"] for row in ledger if row["state"] == "set aside"] == [2048]
-    again = start()
+    again = start(f"score.tries={tries}")
     assert again.end() == 0 and same(again.directory, unbroken)
 
 

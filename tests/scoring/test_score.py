@@ -22,7 +22,7 @@ import engine
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features.profile import Profile
-from engine.runtime import storage
+from engine.runtime import pool, storage
 from engine.runtime.run import Run
 from engine.scoring import output, units
 from engine.scoring import score as score_module
@@ -406,25 +406,40 @@ def test_a_unit_whose_worker_fails_after_the_commit_is_done(
     assert rows_of(run).equals(rows_of(unbroken))
 
 
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[tuple[pool.Actors, Path]]:
+    """Ray is not started and the run stops there; the actors asked for, and the folder of their tries, by attempt."""
+    called: list[tuple[pool.Actors, Path]] = []
+
+    def run_actors(_make: Any, _items: Any, actors: pool.Actors, _tries: int, marks: Path) -> Any:
+        assert not list(marks.iterdir())
+        called.append((actors, marks))
+        raise KeyboardInterrupt
+
+    session = SimpleNamespace(local=True, nodes=["one"])
+    monkeypatch.setattr(pool, "run_actors", run_actors)
+    monkeypatch.setattr(score_module.cluster, "session", lambda _: contextlib.nullcontext(session))
+    return called
+
+
+def test_units_wait_at_busy_actors_only_where_no_actor_goes_without(
+    score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = without_ray(monkeypatch)
+    for workers in (2, 3):  # of 6 units
+        with pytest.raises(KeyboardInterrupt):
+            score("cluster=ray", f"cluster.workers={workers}", "score.resume=never")
+    assert [(actors.workers, actors.ahead) for actors, _ in called] == [(2, 1), (3, 0)]
+
+
 def test_an_actor_that_outlives_its_driver_does_not_count_in_the_next_attempt(
     score: Score, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders: list[Path] = []
-
-    def run_actors(_make: Any, _items: Any, _actors: Any, _tries: int, marks: Path) -> Any:
-        folders.append(marks)
-        assert not list(marks.iterdir())
-        (marks / "late.1").touch()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(score_module.pool, "run_actors", run_actors)
-    monkeypatch.setattr(
-        score_module.cluster, "session", lambda _: contextlib.nullcontext(SimpleNamespace(local=True, nodes=["one"]))
-    )
+    called = without_ray(monkeypatch)
     for _ in "ab":
         with pytest.raises(KeyboardInterrupt):
             score("cluster=ray")
-    first, second = folders
+        (called[-1][1] / "late.1").touch()
+    (_, first), (_, second) = called
     assert first.parent == second.parent and first != second and not first.exists()
 
 
@@ -478,15 +493,15 @@ def test_rows_that_no_model_takes_are_gathered_in_the_memory_of_few_units(tmp_pa
         table = pa.table({"row": rows, "row_id": rows.cast(pa.string()), "reason": pa.repeat("at is null", len(rows))})
         storage.write_parquet(units.refused_path(parts, unit), table)
     run, dataset = SimpleNamespace(path=tmp_path.joinpath), SimpleNamespace(manifest={"accounting": {"quarantined": 0}})
-    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
-    pa.set_memory_pool(pool)
+    before, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(counted)
     try:
         write_refused(run, parts, done, dataset)  # type: ignore[arg-type]
     finally:
         pa.set_memory_pool(before)
     found = storage.read_parquet(tmp_path / "quarantine" / "rows.parquet")
     assert found["row"].to_pylist() == list(range(1_000_000))
-    assert pool.max_memory() < 8 * table.nbytes, f"{pool.max_memory()} of {found.nbytes} bytes"
+    assert counted.max_memory() < 8 * table.nbytes, f"{counted.max_memory()} of {found.nbytes} bytes"
 
 
 def test_a_full_disk_stops_the_run_names_the_place_and_a_rerun_goes_on(
