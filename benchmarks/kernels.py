@@ -37,6 +37,11 @@ def events(n: int) -> tuple[Any, Any, Any]:
     return rng.integers(0, 4044, n), np.sort(rng.integers(0, 365 * 86400, n)) * SECOND, rng.standard_normal(n)
 
 
+def lateness(n: int) -> Any:
+    """How long after it happened each event became known: up to a day."""
+    return np.random.default_rng(1).integers(0, 86400, n) * SECOND
+
+
 def _close(ours: Any, theirs: Any, what: str) -> None:
     if not np.allclose(ours, theirs, rtol=1e-6, atol=1e-9, equal_nan=True):
         raise ValueError(f"{what} must give what ours gives, found a difference of {np.nanmax(np.abs(ours - theirs))}")
@@ -114,7 +119,7 @@ def window_7d(settings: Settings, bandwidth: float) -> list[Row]:
         settings,
         (24 + 8 * len(FOUR), bandwidth),
     )
-    known = time + np.random.default_rng(1).integers(0, 86400, n) * SECOND
+    known = time + lateness(n)
     late = lambda: windows.trailing(entity, time, entity, time, known, value, [7 * DAY], FOUR, settings.threads)  # noqa: E731
     limit = (32 + 8 * len(FOUR), bandwidth)
     return rows + compare("kernels", "window_7d_late", (n, n, "rows/s"), late, {}, settings, limit)
