@@ -531,7 +531,7 @@ def test_a_full_disk_stops_the_run_names_the_place_and_a_rerun_goes_on(
     assert rows_of(run).equals(rows_of(unbroken))
 
 
-def test_a_score_that_is_no_number_is_set_aside(shop: Shop, score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse_every_500th(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Predictor.encoded_scores
 
     def scores(self: Predictor, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -540,11 +540,24 @@ def test_a_score_that_is_no_number_is_set_aside(shop: Shop, score: Score, monkey
         return found
 
     monkeypatch.setattr(Predictor, "encoded_scores", scores)
+
+
+def test_a_score_that_is_no_number_is_set_aside(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_every_500th(monkeypatch)
     run = score()
     found = storage.read_parquet(run.directory / "quarantine" / "rows.parquet")
     assert set(found["reason"].to_pylist()) == {"the model gives no finite score"}
     assert run.metrics["score/rows"] + found.num_rows == ROWS
     assert storage.read_json(run.directory / "profile.json")["rows"] == run.metrics["score/rows"]
+
+
+def test_an_append_takes_over_refused_rows_as_they_were(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_every_500th(monkeypatch)
+    first, more = score(), score("score.mode=append")
+    assert more.metrics["score/units_reused"] == UNITS and more.metrics["score/rows_quarantined"] > 0
+    assert rows_of(more).equals(rows_of(first))
+    for name in ("profile.json", "quarantine/rows.parquet"):
+        assert (more.directory / name).read_bytes() == (first.directory / name).read_bytes()
 
 
 def test_a_column_of_the_output_cannot_be_passed_through_as_well(score: Score) -> None:
