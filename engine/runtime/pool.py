@@ -203,9 +203,15 @@ class _Actor:
 
     def __init__(self, make: Callable[[], Work], tries: int, marks: str) -> None:
         self.tries, self.marks = tries, Path(marks)
-        self.work = make()
+        self.broken = ""
+        try:
+            self.work = make()
+        except UserError as error:  # what to mend on this node: Ray would hide it in the death of an actor
+            self.broken = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self.broken:
+            return _reply(row, 0, cause=self.broken, hopeless=True)
         cause = "its worker died: killed, out of memory, or its node lost"
         while (number := self._next_try(row["item"])) <= self.tries:
             try:
