@@ -72,7 +72,7 @@ def fit_on_cluster(
     with cluster.session(config) as opened, interrupt.StopFlag(directory) as stop:
         connected = time.time()
         cluster.check_shared(opened, [directory, Path(train_dir).resolve()])
-        watch = Watch(run, stop, rows * config.train.epochs)
+        watch = Watch(run, stop, rows * config.train.epochs, cluster.start_seconds(config))
         try:
             cluster.run_training(config, directory, train_worker, payload, watch.look)
         except cluster.TrainingFailed as error:
@@ -103,9 +103,10 @@ def _check_workers(rows: int, config: Config, run: Run) -> None:
 class Watch:
     """What the driver does while the workers train: mirror progress and failures, pass a stop on to the workers."""
 
-    def __init__(self, run: Run, stop: interrupt.StopFlag, total: int) -> None:
-        self._run, self._stop, self._total = run, stop, total
-        self._lines = self._shown_failures = 0
+    def __init__(self, run: Run, stop: interrupt.StopFlag, total: int, patience: float) -> None:
+        self._run, self._stop, self._total, self._patience = run, stop, total, patience
+        self._shown_failures = self._entered = 0
+        self._idle_since: float | None = time.monotonic()
         self._asked = False
         self._progress: Progress | None = None
         self._at = 0
@@ -118,8 +119,19 @@ class Watch:
             (self._run.directory / interrupt.FILE).touch()
         for failure in cluster.failures(self._run.directory)[self._shown_failures :]:
             self._shown_failures += 1
+            self._idle_since = time.monotonic()
             self._run.warn(f"an attempt failed, first cause {cluster.first_cause([failure])}")
+        self._tell_of_waiting()
         self._show()
+
+    def _tell_of_waiting(self) -> None:
+        """With `cluster.min_workers` Ray waits for room for as long as it takes, and says nothing."""
+        entered = len(cluster.read_lines(self._run.directory / ATTEMPTS))
+        if entered > self._entered:
+            self._entered, self._idle_since = entered, None
+        elif self._idle_since is not None and time.monotonic() - self._idle_since > self._patience:
+            self._idle_since = time.monotonic()
+            self._run.warn(f"no workers for {self._patience:g} s: the cluster has no room for them yet")
 
     def _show(self) -> None:
         path = self._run.directory / "progress.json"

@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -614,6 +615,26 @@ def test_a_users_mistake_on_one_rank_is_no_failure_to_be_retried(tmp_path):
 def test_the_first_cause_is_not_the_echo_of_a_broken_connection():
     failures = [{"ranks": {"0": "RuntimeError: [gloo] Connection closed by peer", "1": "ActorDiedError: killed"}}]
     assert cluster.first_cause(failures) == "rank 1: ActorDiedError: killed"
+
+
+def test_a_run_that_waits_for_workers_says_so(job, monkeypatch):
+    run = job.new_run(job.settings(2))
+    clock = [100.0]
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
+    watch = distributed.Watch(run, SimpleNamespace(requested=lambda: False), 10, patience=60)
+
+    def told(after: float) -> int:
+        clock[0] += after
+        watch.look()
+        return (run.directory / "run.log").read_text().count("no workers for 60 s")
+
+    assert [told(50), told(20), told(50), told(20)] == [0, 1, 1, 2]  # at the start
+    for told_before in (2, 3):
+        cluster.append_line(run.directory / distributed.ATTEMPTS, {"entered": 0.0, "rank": 1, "world": 2})
+        assert [told(500), told(500)] == [told_before] * 2  # while they work
+        cluster.record_failure(run.directory, {0: "died"})
+        assert [told(50), told(50), told(20)] == [told_before, told_before, told_before + 1]
+    run.finish({})
 
 
 def test_the_start_of_a_run_does_not_count_the_attempt_that_failed(tmp_path):
