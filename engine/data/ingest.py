@@ -283,11 +283,11 @@ def stage_files(plan: Plan, run: Run) -> list[Staged]:
     """Every source file read, typed and checked; files in parallel, or the pieces of the only one."""
     many = len(plan.files) > len(plan.data.sources)
     with run.progress(f"{plan.data.name}: read") as progress:
-        away = _spread(plan, progress.advance)
+        ready = _spread(plan, progress.advance)
 
         def one(place: int) -> Staged:
-            if place in away:
-                return away[place]
+            if place in ready:
+                return ready[place]
             file = plan.files[place]
             # On disk where other files may join it later: an append then reads the new ones only.
             room = 0 if _may_have_siblings(file, plan.data) else plan.memory // 4
@@ -307,20 +307,23 @@ def stage_files(plan: Plan, run: Run) -> list[Staged]:
 
 
 def _spread(plan: Plan, advance: Callable[[int], None]) -> dict[int, Staged]:
-    """Place of a file -> what the workers of the cluster made of it; empty without a cluster or work for two of them."""
+    """Place of a file -> its staged form, found in the store or made by the workers of the cluster; empty without a
+    cluster. A single file that is not there yet is left to this process.
+    """
     if plan.config.cluster.kind != "ray":
         return {}
     places = [
-        place
-        for place, file in enumerate(plan.files)
-        if file.format not in lake.LIBRARIES
-        and _on_disk(file, plan)
-        and stage.load(file, plan.data, plan.staged) is None
+        place for place, file in enumerate(plan.files) if file.format not in lake.LIBRARIES and _on_disk(file, plan)
     ]
-    if len(places) < 2:
-        return {}
-    found = spread.stage_files(plan.config, [plan.files[place] for place in places], plan.staged, advance)
-    return dict(zip(places, found, strict=True))
+    with ThreadPoolExecutor(plan.threads) as threads:
+        loaded = list(threads.map(lambda place: stage.load(plan.files[place], plan.data, plan.staged), places))
+    ready = {place: found for place, found in zip(places, loaded, strict=True) if found is not None}
+    advance(sum(found.tally.rows for found in ready.values()))
+    lacking = [place for place in places if place not in ready]
+    if len(lacking) > 1:
+        made = spread.stage_files(plan.config, [plan.files[place] for place in lacking], plan.staged, advance)
+        ready |= zip(lacking, made, strict=True)
+    return ready
 
 
 def _on_disk(file: SourceFile, plan: Plan) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.config.tree import Config
 from engine.data import spread, stage
-from engine.data.files import source_files
+from engine.data.files import SourceFile, source_files
 from engine.errors import UserError
 from tests.conftest import FakeRay
 from tests.data.helpers import build, config
@@ -86,3 +86,21 @@ def test_one_new_file_starts_no_cluster(tmp_path: Path, monkeypatch: pytest.Monk
     assert stage.names(  # both have a staged form that the next ingest finds
         source_files("s", given.data.sources["s"], given.data, tmp_path), given.data
     ) == {path.stem for path in (tmp_path / "store").rglob(".staged/*.arrow")}
+
+
+def test_what_is_staged_already_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, name in enumerate("ab"):
+        write_csv(events(20, place, 20 * place), tmp_path / "in" / f"{name}.csv")
+    build(config(tmp_path, data(tmp_path)))
+    write_csv(events(20, 2, 40), tmp_path / "in" / "c.csv")
+    loaded: list[str] = []
+    load = stage.load
+
+    def spy(file: SourceFile, *rest: Any) -> stage.Staged | None:
+        found = load(file, *rest)
+        loaded.extend([file.path.name] if found else [])
+        return found
+
+    monkeypatch.setattr(stage, "load", spy)
+    made, counts = build(config(tmp_path, data(tmp_path), cluster=RAY))
+    assert (made.rows, counts["ingest/files_reused"], sorted(loaded)) == (60, 2, ["a.csv", "b.csv"])
