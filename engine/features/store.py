@@ -222,9 +222,8 @@ def _build_all(
     job: Job, batches: list[list[Part]], recipes: dict[str, Recipes], found: Index, directory: Path
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """Every batch; what must be computed by the workers of the cluster, where there is one and work for two of them."""
-    away = [batch for batch in batches if _lacking(job, batch[0], recipes, found)]
-    if job.config.cluster.kind != "ray" or len(away) < 2:
-        away = []
+    lacking = [batch for batch in batches if _lacking(job, batch[0], recipes, found)]
+    away = lacking if job.config.cluster.kind == "ray" and len(lacking) > 1 else []
     for batch in batches:
         if batch not in away:
             yield from _build(job, batch, recipes, found, directory)
@@ -234,7 +233,7 @@ def _build_all(
         items = [[dataclasses.asdict(part) for part in batch] for batch in away]
         with shares.Workers(job.config) as workers:
             for built in workers.run(items, make, directory, lambda _: f"view {job.name!r} could not be computed"):
-                yield from ((entry, computed) for entry, computed in built)
+                yield from built
 
 
 def _absolute(job: Job) -> Job:
