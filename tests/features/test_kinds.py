@@ -25,7 +25,7 @@ from engine.errors import UserError
 from engine.features import audit, functions
 from engine.features.moments import instants
 from engine.runtime.run import Run
-from tests.features.test_store import built, config_of, everything, months_of_visits, parts_of
+from tests.features.test_store import built, config_of, everything, features_computed, months_of_visits, parts_of
 from tests.tiny import START, H, visits, write_tiny
 
 UTC = pa.timestamp("us", tz="UTC")
@@ -206,7 +206,7 @@ def test_another_event_time_of_a_table_is_another_view(folder: Path) -> None:
     assert first.directory != second.directory and first.digest != second.digest
 
 
-def test_a_label_that_arrives_later_computes_its_own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_that_arrives_later_computes_its_own_windows(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path, 10)
     (folder / "visits.parquet").unlink()
     table = months_of_visits()
@@ -218,16 +218,8 @@ def test_a_label_that_arrives_later_computes_its_own_windows(tmp_path: Path, mon
     )
     before = built(config_of(folder))
     pq.write_table(table, folder / "visits-0.parquet")
-    asked: set[str] = set()
-    plain = audit.compute.view_features
-
-    def spy(*arguments: Any) -> dict[str, pa.Array]:
-        found = plain(*arguments)
-        asked.update(found)
-        return found
-
-    monkeypatch.setattr(audit.compute, "view_features", spy)
-    after = built(config_of(folder))
+    with features_computed() as asked:
+        after = built(config_of(folder))
     assert asked == {"shop_bought_mean_6h", "shop_bought_mean_2d"} and parts_of(after) == {"computed": 1, "linked": 3}
     same = [name for name in before.views["shop"].columns if "bought" not in name]
     assert everything(after).select(same).equals(everything(before).select(same))

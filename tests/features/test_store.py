@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from engine.config.compose import compose
 from engine.config.tree import Config, ViewConfig
 from engine.data import ingest
 from engine.errors import UserError
-from engine.features import build, store
+from engine.features import build, compute, store
 from engine.features.build import FeatureTable
 from engine.runtime.run import Run
 from tests.tiny import overrides, visits, write_tiny
@@ -66,6 +68,22 @@ def parts_of(table: FeatureTable, view: str = "shop") -> dict[str, int]:
     return {name: manifest[f"parts_{name}"] for name in ("computed", "linked")}
 
 
+@contextlib.contextmanager
+def features_computed() -> Iterator[set[str]]:
+    """Names of the features that are computed, not read from the store, in the block."""
+    asked: set[str] = set()
+    plain = compute.view_features
+
+    def spy(*arguments: Any) -> dict[str, pa.Array]:
+        found = plain(*arguments)
+        asked.update(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "view_features", spy)
+        yield asked
+
+
 def test_a_view_is_computed_once_and_shared(folder: Path) -> None:
     pq.write_table(months_of_visits(), folder / "visits-0.parquet")
     first = built(config_of(folder))
@@ -85,21 +103,12 @@ def test_a_view_is_computed_once_and_shared(folder: Path) -> None:
     ],
 )
 def test_a_change_computes_what_is_lacking_and_no_more(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, computed: set[str]
+    folder: Path, tmp_path: Path, change: str, computed: set[str]
 ) -> None:
     pq.write_table(months_of_visits(), folder / "visits-0.parquet")
     built(config_of(folder))
-    asked: set[str] = set()
-    plain = store.compute.view_features
-
-    def spy(*arguments: Any) -> dict[str, pa.Array]:
-        found = plain(*arguments)
-        asked.update(found)
-        return found
-
-    monkeypatch.setattr(store.compute, "view_features", spy)
-    changed = built(config_of(folder, change))
-    monkeypatch.undo()
+    with features_computed() as asked:
+        changed = built(config_of(folder, change))
     assert asked == computed
     fresh = from_scratch(folder, tmp_path, change)
     assert everything(changed).equals(everything(fresh)) and changed.digest == fresh.digest
