@@ -34,7 +34,7 @@ from engine.features.build import FeatureTable
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature
-from engine.features.store import ensure_view
+from engine.features.store import ensure_views
 from engine.monitoring import multivariate
 from engine.monitoring.calibrate import NAMES, Plan, calibrate
 from engine.monitoring.drift import FLOORS, Current, compare, current_statistics
@@ -338,9 +338,7 @@ def daily_profiles(model: str, store: str) -> tuple[Reference, dict[int, Profile
         Path(store).glob(f"datasets/{bundle.data.name}/*/manifest.json"), key=lambda path: path.stat().st_mtime
     )
     dataset = open_dataset(newest.parent)
-    views = {
-        name: ensure_view(name, view, config, dataset, _Quiet()) for name, view in bundle.features.active_views.items()
-    }  # type: ignore[arg-type]
+    views = ensure_views(config, dataset, _Quiet())  # type: ignore[arg-type]
     table = FeatureTable(config, dataset, views)
     times = dataset.read([bundle.data.event_time])[bundle.data.event_time]
     local = local_days(times, bundle.data.time_zone)

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -15,16 +14,14 @@ from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.features import compute
-from engine.features.parts import Inputs, month_parts
 from engine.features.spec import (
     Feature,
     calendar_columns,
     check_expressions,
     event_inputs,
     feature_list,
-    view_inputs,
 )
-from engine.features.store import StoredView, ensure_view
+from engine.features.store import StoredView, ensure_views
 from engine.runtime import digest
 from engine.runtime.run import Run
 
@@ -88,15 +85,7 @@ class FeatureTable:
 def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) -> FeatureTable:
     """All views of the config, computed where the store lacks them; sets the chain's `features` link."""
     check_expressions(config.data, config.features)
-    active = config.features.active_views
-    views = {}
-    if active:
-        inputs = Inputs(Path(config.paths.store), dataset, month_parts(dataset))
-        as_of = config.features.as_of or ""
-        columns = [name for view in active.values() for name in view_inputs(view, config.data, as_of)]
-        inputs.prepare(list(dict.fromkeys(columns)), as_of)  # one pass for all views
-        for name, view in active.items():
-            views[name] = ensure_view(name, view, config, dataset, run, anew=anew, inputs=inputs)
+    views = ensure_views(config, dataset, run, anew=anew)
     run.note(views={name: view.directory.name for name, view in views.items()})
     table = FeatureTable(config, dataset, views)
     run.link("features", table.digest)

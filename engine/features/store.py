@@ -111,36 +111,37 @@ class Job:
         return [feature.name for feature in view_columns(self.name, self.view, self.config.data)]
 
 
-def ensure_view(
-    name: str,
-    view: ViewConfig,
-    config: Config,
-    dataset: Dataset,
-    run: Run,
-    *,
-    anew: bool = False,
-    inputs: Inputs | None = None,
-) -> StoredView:
-    """The view of the dataset: from the store when its recipe is there, else built from what is there and what is not.
+def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = False) -> dict[str, StoredView]:
+    """Every view of the config: from the store when its recipe is there, else built from what is there and what is not."""
+    views, as_of = config.features.active_views, config.features.as_of or ""
+    if not views:
+        return {}
+    inputs = Inputs(Path(config.paths.store), dataset, month_parts(dataset))
+    columns = [name for view in views.values() for name in view_inputs(view, config.data, as_of)]
+    inputs.prepare(list(dict.fromkeys(columns)), as_of)  # one pass for all views
+    with shares.Workers(config) as workers:
+        return {
+            name: _ensure_view(Job(name, view, config, dataset, inputs), run, workers, anew)
+            for name, view in views.items()
+        }
 
-    `inputs` are the dataset's, where several views share them.
-    """
-    inputs = inputs or Inputs(Path(config.paths.store), dataset, month_parts(dataset))
-    parts = list(inputs.parts)
-    job = Job(name, view, config, dataset, inputs)
-    inputs.prepare(view_inputs(view, config.data, job.as_of), job.as_of)
+
+def _ensure_view(job: Job, run: Run, workers: shares.Workers, anew: bool) -> StoredView:
+    name, parts = job.name, list(job.inputs.parts)
     recipes = part_recipes(job, parts)
     recipe = digest.of_json(
         [FORMAT, name, [[part.name, part.rows[1] - part.rows[0], recipes[part.name]] for part in parts]]
     )
-    folder = storage.inside(Path(config.paths.store), "features", name)
+    folder = storage.inside(Path(job.config.paths.store), "features", name)
     directory = folder / recipe[:16]
     if not anew and (stored := open_view(name, directory)):
         return stored
     found = Index({}, {}) if anew else _index(folder.absolute())
-    with storage.atomic_directory(directory) as temporary, run.progress(f"features {name}", dataset.rows) as progress:
+    batches = list(_batches(job, parts, recipes, found))
+    rows = job.dataset.rows
+    with storage.atomic_directory(directory) as temporary, run.progress(f"features {name}", rows) as progress:
         entries, counts = [], {"computed": 0, "linked": 0}
-        for entry, computed in _build_all(job, list(_batches(job, parts, recipes, found)), recipes, found, temporary):
+        for entry, computed in _build_all(job, batches, recipes, found, temporary, workers):
             entries.append(entry)
             counts["computed" if computed else "linked"] += 1
             progress.advance(entry["stop"] - entry["start"])
@@ -219,7 +220,12 @@ def _lacking(job: Job, part: Part, recipes: dict[str, Recipes], found: Index) ->
 
 
 def _build_all(
-    job: Job, batches: list[list[Part]], recipes: dict[str, Recipes], found: Index, directory: Path
+    job: Job,
+    batches: list[list[Part]],
+    recipes: dict[str, Recipes],
+    found: Index,
+    directory: Path,
+    workers: shares.Workers,
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """Every batch; what must be computed by the workers of the cluster, where there is one and work for two of them."""
     lacking = [batch for batch in batches if _lacking(job, batch[0], recipes, found)]
@@ -231,9 +237,8 @@ def _build_all(
         version = function_version(job.view.function) if job.view.kind == "function" else None
         make = functools.partial(_builder, _absolute(job), recipes, found, directory.absolute(), version)
         items = [[dataclasses.asdict(part) for part in batch] for batch in away]
-        with shares.Workers(job.config) as workers:
-            for built in workers.run(items, make, directory, lambda _: f"view {job.name!r} could not be computed"):
-                yield from built
+        for built in workers.run(items, make, directory, lambda _: f"view {job.name!r} could not be computed"):
+            yield from built
 
 
 def _absolute(job: Job) -> Job:

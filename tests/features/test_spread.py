@@ -57,6 +57,14 @@ def test_what_a_worker_says_becomes_the_error_of_the_run(
     assert not list((folder / "store").rglob("features/shop/*"))
 
 
+def test_one_cluster_computes_all_views_of_a_build(folder: Path, fake_ray: FakeRay) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    day = "features.views.day={entity: [shop], windows: [1d], aggregates: {amount: [mean]}}"
+    views = built(config_of(folder, *RAY, day)).views
+    assert [view.manifest["parts_computed"] for view in views.values()] == [4, 4]
+    assert (fake_ray.sessions, fake_ray.open) == (1, 0)
+
+
 @pytest.mark.usefixtures("fake_ray")
 def test_months_computed_anew_agree_with_those_stored_whatever_order_they_are_done_in(folder: Path) -> None:
     pq.write_table(months_of_visits(), folder / "visits-0.parquet")
