@@ -80,6 +80,11 @@ def twice(rows: pa.Table) -> pa.Array:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tiny(tmp_path_factory.mktemp("kinds"), 600)
     pq.write_table(weather(), folder / "weather.parquet")
+    # Of every third visit, a report that is published at the very instant of the decision.
+    decided = visits(600).take(pa.array(range(0, 600, 3)))
+    times = instants(decided["at"]) - H
+    report = {"shop": decided["shop"], "seen": pa.array(times - 60, UTC), "published": pa.array(times, UTC)}
+    pq.write_table(pa.table({**report, "temp": np.arange(200.0)}), folder / "weather-late.parquet")
     return folder
 
 
@@ -125,6 +130,15 @@ def test_the_trial_finds_an_as_of_join_by_event_time(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(audit.compute, "_asof_features", leaky)
     assert leaking(config_of(folder, *KINDS), 60) == {"weather_temp"}
+
+
+def test_the_trial_finds_an_as_of_join_that_takes_what_becomes_known_at_the_decision(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, twice)
+    plain = audit.compute.asof
+    monkeypatch.setattr(audit.compute, "asof", lambda *given, **named: plain(*given, **{**named, "inclusive": True}))
+    assert leaking(config_of(folder, *KINDS)) == {"weather_temp"}
 
 
 def test_the_trial_knows_the_decision_time_without_windows(folder: Path) -> None:
@@ -195,15 +209,19 @@ def test_an_inclusive_view_sees_a_late_row_at_the_first_instant_of_a_month(tmp_p
         assert everything(built(config_of(folder, *words)))["weather_temp"].to_pylist() == [0.0, expected]
 
 
-def test_another_event_time_of_a_table_is_another_view(folder: Path) -> None:
-    config = config_of(folder, *TABLE)
+def test_another_event_time_of_a_table_is_another_view(tmp_path: Path) -> None:
+    """Same rows, same order, same month: a report seen five days before it is published is too old by one time only."""
+    folder = write_tiny(tmp_path, 600)
+    report = {"shop": ["shop-1"], "seen": pa.array([START + 5 * DAY], UTC), "temp": [1.0]}
+    pq.write_table(pa.table({**report, "published": pa.array([START + 10 * DAY], UTC)}), folder / "weather.parquet")
     other = (
         "data.tables.weather.columns.seen={type: timestamp, role: time}",
         "data.tables.weather.columns.published={type: timestamp, role: event_time, known_at: published}",
     )
-    other = (*other, "data.max_quarantine=100%")  # a report that is never published has no event time then
-    first, second = built(config).views["weather"], built(config_of(folder, *TABLE, *other)).views["weather"]
-    assert first.directory != second.directory and first.digest != second.digest
+    first, second = built(config_of(folder, *TABLE)), built(config_of(folder, *TABLE, *other))
+    assert first.dataset.table_digest("weather") == second.dataset.table_digest("weather")
+    assert first.views["weather"].directory != second.views["weather"].directory
+    assert [set(everything(table)["weather_temp"].to_pylist()) for table in (first, second)] == [{None}, {None, 1.0}]
 
 
 def test_a_label_that_arrives_later_computes_its_own_windows(tmp_path: Path) -> None:
