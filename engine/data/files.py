@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import dataclasses
+import fnmatch
 import glob
 import gzip
 import importlib.util
@@ -196,10 +197,19 @@ def _objects(filesystem: Any, bucket_key: str) -> list[Any]:
     infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
     files = [item for item in infos if item.type == pafs.FileType.File]
     if "*" in bucket_key:
-        files = [item for item in files if PurePosixPath(item.path).match(bucket_key)]
+        files = [item for item in files if _matches(item.path.split("/"), bucket_key.split("/"))]
     if not files:
         raise UserError(f"s3://{bucket_key} must hold objects, found none")
     return sorted(files, key=lambda item: item.path)
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a path matches a glob, part by part; `**` stands for any number of folders, as it does for local files."""
+    if not parts or not pattern:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _copy(filesystem: Any, info: Any, source: SourceConfig, cache: Path) -> tuple[Path, str, dict[str, str | None]]:

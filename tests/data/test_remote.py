@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from engine.data import files
 from engine.errors import UserError
 from tests.data.helpers import build, config
 from tests.data.test_ingest import SOURCE, data, events
@@ -42,6 +44,17 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     filesystem.create_dir("events")
     return filesystem
+
+
+@pytest.mark.parametrize("pattern", ["*.csv", "*/*.csv", "**/*.csv", "a/**/*.csv", "**", "a/*/2.csv", "**/[12].csv"])
+def test_a_pattern_finds_the_objects_that_it_finds_among_files(tmp_path: Path, pattern: str) -> None:
+    for place in ("0.csv", "a/1.csv", "a/b/2.csv", "a/b/c/3.csv", "z/a/b/4.csv", "a/b/5.txt"):
+        (tmp_path / "k" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "k" / place).touch()
+    there = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    local = [path for path in glob.glob(f"{tmp_path}/k/{pattern}", recursive=True) if Path(path).is_file()]
+    found = [item.path for item in files._objects(there, f"k/{pattern}")]
+    assert found == sorted(str(Path(path).relative_to(tmp_path)) for path in local)
 
 
 def test_objects_are_read_like_files(tmp_path: Path, endpoint: str, bucket: Any) -> None:
