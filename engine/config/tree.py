@@ -820,6 +820,9 @@ def check_view_names(data: DataConfig, where: str, view: ViewConfig) -> None:
         _check_asof(data, where, view)
 
 
+COUNTABLE = ("bool", "int", "uint", "float", "decimal")
+
+
 def _check_windows(data: DataConfig, where: str, view: ViewConfig) -> None:
     for column in view.aggregates:
         if column == "rows":
@@ -828,6 +831,11 @@ def _check_windows(data: DataConfig, where: str, view: ViewConfig) -> None:
         if data.columns[column].known_at is None:
             raise UserError(
                 f"{where}: column {column!r} must say when it becomes known (data.columns.{column}.known_at)"
+            )
+        if not data.columns[column].type.startswith(COUNTABLE):
+            raise UserError(
+                f"{where}.aggregates: column {column!r} must be a number or a truth value, found type "
+                f"{data.columns[column].type}; the rows themselves are counted by `rows: [count]`"
             )
 
 

@@ -129,7 +129,13 @@ def find_orphans(table: pa.Table, columns: Mapping[str, Column], tables: Mapping
         if column.references is None:
             continue
         keys = referenced(column.references, name, tables)
-        mask = pc.and_(pc.invert(pc.is_in(table.column(name), keys.combine_chunks())), pc.is_valid(table.column(name)))
+        try:
+            known = pc.is_in(table.column(name), keys.combine_chunks())
+        except pa.ArrowException:
+            raise UserError(
+                f"data.columns.{name} must have the type of {column.references}, {keys.type}, found {column.type}"
+            ) from None
+        mask = pc.and_(pc.invert(known), pc.is_valid(table.column(name)))
         positions = np.flatnonzero(np.asarray(mask.combine_chunks()))
         if len(positions):
             reason = f"must stand in {column.references}"

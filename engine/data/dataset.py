@@ -160,7 +160,11 @@ class Dataset:
         """A side table. Raises UserError for an unknown one."""
         entry = self._table(name)
         schema = schema_of({item["name"]: item["type"] for item in entry["columns"]})
-        return storage.read_parquet(storage.inside(self.directory, entry["file"])).select(schema.names).cast(schema)
+        path = storage.inside(self.directory, entry["file"])
+        try:
+            return storage.read_parquet(path).select(schema.names).cast(schema)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}). Run `ingest` again") from None
 
     def table_digest(self, name: str) -> str:
         """Digest of a side table's values."""

@@ -283,10 +283,9 @@ def options(words: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(given: dict[str, Any], name: str) -> int:
-    try:
-        return int(given[name])
-    except ValueError:
-        raise UserError(f"{name} must be a whole number, found {given[name]!r}") from None
+    if not given[name].isdecimal():
+        raise UserError(f"{name} must be a whole number, 0 or more, found {given[name]!r}")
+    return int(given[name])
 
 
 def _pair(text: str) -> tuple[str, str]:

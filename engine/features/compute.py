@@ -217,12 +217,21 @@ def _check_unique(view: ViewConfig, table: pa.Table, codes: np.ndarray) -> None:
 def entity_codes(
     left: pa.Table, left_columns: tuple[str, ...], right: pa.Table, right_columns: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64 codes of the combined key columns in two tables: equal keys get equal codes, a null in any part gets -1."""
+    """int64 codes of the combined key columns in two tables: equal keys get equal codes, a null in any part gets -1.
+
+    Raises UserError for columns whose types cannot be compared.
+    """
     rows = left.num_rows
     codes = np.zeros(rows + right.num_rows, np.int64)
     missing = np.zeros(len(codes), bool)
     for left_column, right_column in zip(left_columns, right_columns, strict=True):
-        part, size = _codes_of(left[left_column], right[right_column])
+        try:
+            part, size = _codes_of(left[left_column], right[right_column])
+        except pa.ArrowException as error:
+            raise UserError(
+                f"columns that are joined must be of one type, found {left_column!r} {left[left_column].type} and "
+                f"{right_column!r} {right[right_column].type}: {error}"
+            ) from None
         missing |= part < 0
         codes = codes * size + part
         if codes.size and codes.max(initial=0) >= 2**31:

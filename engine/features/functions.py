@@ -40,7 +40,13 @@ def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str) -> pa.T
     lacking = [output for output in outputs if output not in table.column_names]
     if lacking:
         raise UserError(f"{where}: function {name!r} must give {lacking[0]!r}, found {', '.join(table.column_names)}")
-    return table.select(list(outputs)).cast(pa.schema([(output, parse_type(kind)) for output, kind in outputs.items()]))
+    columns = []
+    for output, kind in outputs.items():
+        try:
+            columns.append(table[output].cast(parse_type(kind)))
+        except (KeyError, pa.ArrowException) as error:
+            raise UserError(f"{where}: function {name!r} must give {output!r} once, as {kind}: {error}") from None
+    return pa.table(columns, names=list(outputs))
 
 
 def _entry(name: str) -> Any:

@@ -82,9 +82,14 @@ def parse_arrow(name: str) -> pa.DataType:
 
 
 def _read_part(path: Path, names: list[str], start: int, stop: int) -> pa.Table:
-    with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
-        groups = range(start // ROW_GROUP, min(-(-stop // ROW_GROUP), file.num_row_groups))
-        table = file.read_row_groups(list(groups), columns=names).select(names)
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
+            groups = range(start // ROW_GROUP, min(-(-stop // ROW_GROUP), file.num_row_groups))
+            table = file.read_row_groups(list(groups), columns=names).select(names)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} is damaged ({str(error).splitlines()[0]}). Remove {path.parent} and run `features` again"
+        ) from None
     return table.slice(start - (start // ROW_GROUP) * ROW_GROUP, stop - start)
 
 

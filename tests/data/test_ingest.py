@@ -450,6 +450,30 @@ def test_foreign_keys(tmp_path: Path) -> None:
     }
 
 
+def test_a_damaged_side_table_is_named_with_the_way_out(tmp_path: Path) -> None:
+    write_csv(events(5), tmp_path / "in" / "a.csv")
+    (tmp_path / "labels.csv").write_text("label\na\n")
+    given = data(tmp_path)
+    given["sources"]["labels"] = {"path": "labels.csv", "columns": {"label": "string"}}
+    given["tables"] = {"labels": {"static": True, "columns": {"label": {"type": "string", "role": "id"}}}}
+    found, _ = build(config(tmp_path, given))
+    assert found.table("labels").to_pydict() == {"label": ["a"]}
+    (found.directory / "tables" / "labels.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"labels.parquet is damaged \(.*\). Run `ingest` again"):
+        found.table("labels")
+
+
+def test_a_foreign_key_of_another_type_is_refused(tmp_path: Path) -> None:
+    write_csv(events(5), tmp_path / "in" / "a.csv")
+    (tmp_path / "labels.csv").write_text("label\n1\n")
+    given = data(tmp_path)
+    given["sources"]["labels"] = {"path": "labels.csv", "columns": {"label": "int64"}}
+    given["tables"] = {"labels": {"static": True, "columns": {"label": {"type": "int64", "role": "id"}}}}
+    given["columns"] = {**COLUMNS, "label": {"type": "string", "references": "labels.label"}}
+    with pytest.raises(UserError, match=r"data.columns.label must have the type of labels.label, int64, found string"):
+        build(config(tmp_path, given))
+
+
 # ------------------------------------------------------------------------------------------------------- contract
 
 

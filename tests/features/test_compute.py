@@ -230,6 +230,11 @@ def test_a_null_key_part_never_matches() -> None:
     assert codes[1] == -1 and codes[0] != codes[2] and (codes == other).all()
 
 
+def test_keys_of_types_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(UserError, match=r"must be of one type, found 'a' int64 and 'b' string.*'x'"):
+        entity_codes(pa.table({"a": [1]}), ("a",), pa.table({"b": ["x"]}), ("b",))
+
+
 def test_keys_of_many_columns_do_not_collide() -> None:
     rng = np.random.default_rng(5)
     columns = {name: rng.integers(0, 50_000, 20_000) for name in "abcd"}

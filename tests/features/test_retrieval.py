@@ -165,7 +165,8 @@ def test_gc_keeps_what_a_run_has_named(
         (("latest", "shop", "--entity", "shop"), "COLUMN=VALUE"),
         (("latest", "shop", "--entity", "shp=1"), "no entity column 'shp'"),
         (("latest", "shop", "--out", "x.csv"), ".parquet, .sqlite or .db"),
-        (("audit", "--rows", "many"), "whole number, found 'many'"),
+        (("audit", "--rows", "many"), "whole number, 0 or more, found 'many'"),
+        (("audit", "--rows", "-5"), "whole number, 0 or more, found '-5'"),
         (("diff", "shop", "0", "1"), "no version"),
     ],
 )
@@ -264,5 +265,7 @@ def test_an_installed_function_is_called_and_held_to_its_word(monkeypatch: pytes
     assert found.to_pydict() == {"v_twice": [2, 4, None]}
     with pytest.raises(UserError, match="must give 'thrice', found twice"):
         functions.call("double", rows, {"thrice": "int64"}, "v")
+    with pytest.raises(UserError, match=r"v: function 'double' must give 'twice' once, as list<int64>: .*cast"):
+        functions.call("double", rows, {"twice": "list<int64>"}, "v")
     with pytest.raises(UserError, match=r"no installed package offers 'dubble'.*'double'"):
         functions.call("dubble", rows, {}, "v")

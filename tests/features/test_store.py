@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +248,23 @@ def test_a_stored_part_with_other_values_is_found_out(folder: Path) -> None:
         build.ensure(config, run, ingest.ensure(config, run), anew=True)
     assert not stored.directory.exists()
     run.finish({})
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_damaged_part_is_named_with_the_way_out(folder: Path, harm: Callable[[Path], None]) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    table = built(config_of(folder))
+    part = table.views["shop"].directory / "part-2020-02.parquet"
+    harm(part)
+    with pytest.raises(UserError, match=rf"{part} is damaged .* Remove {part.parent} and run `features` again"):
+        everything(table)
+
+
+def test_only_numbers_are_aggregated(folder: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"'shop' must be a number or a truth value, found type string; .*rows: \[count\]"
+    ):
+        config_of(folder, "features.views.shop.aggregates={shop: [count]}")
 
 
 def test_lacking_view_asks_for_windows_and_aggregates_that_are_new() -> None:
