@@ -74,8 +74,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 _sync(file)
-            with contextlib.suppress(FileExistsError, OSError) if path.exists() else contextlib.nullcontext():
+            try:
                 os.rename(temporary, path)
+            except OSError:
+                if not path.exists():
+                    raise
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -53,6 +53,20 @@ def test_of_two_that_write_the_same_directory_the_first_wins(tmp_path: Path) -> 
     assert (path / "a").read_text() == "quick" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_directory_that_comes_at_the_last_moment_wins_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rename = tmp_path / "set", os.rename
+
+    def late(source: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "a").write_text("theirs")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    with storage.atomic_directory(path) as temporary:
+        (temporary / "a").write_text("ours")
+    assert (path / "a").read_text() == "theirs" and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_a_message_that_names_the_place(tmp_path: Path, number: int) -> None:
     with pytest.raises(UserError, match=f"{tmp_path}.* is full; free some space"), storage.disk_errors(tmp_path):
