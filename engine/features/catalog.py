@@ -231,7 +231,10 @@ def used_directories(config: Config) -> dict[str, set[str]]:
 
 
 def export(table: pa.Table, entity: Iterable[str], path: Path) -> None:
-    """The table as Parquet, or as SQLite: a table `latest` with the entity as its key, numbers as 8-byte floats."""
+    """The table as Parquet, or as SQLite: a table `latest` with the entity as its key.
+
+    SQLite knows numbers and text: an instant becomes its microseconds, a decimal, date or time of day its text.
+    """
     if path.suffix == ".parquet":
         storage.write_parquet(path, table)
     elif path.suffix in (".sqlite", ".db"):
@@ -243,19 +246,24 @@ def export(table: pa.Table, entity: Iterable[str], path: Path) -> None:
 
 def _write_sqlite(table: pa.Table, entity: list[str], path: Path) -> None:
     quoted = [f'"{name}"' for name in table.column_names]
-    text = table.cast(
-        pa.schema([(f.name, pa.int64() if pa.types.is_timestamp(f.type) else f.type) for f in table.schema])
-    )
+    plain = table.cast(pa.schema([(field.name, _sqlite_type(field.type)) for field in table.schema]))
     connection = sqlite3.connect(path)
     try:
         keys = ", ".join(f'"{name}"' for name in entity)
         connection.execute(f"CREATE TABLE latest ({', '.join(quoted)}, PRIMARY KEY ({keys})) WITHOUT ROWID")
         marks = ", ".join("?" for _ in quoted)
-        columns = [column.to_pylist() for column in text.columns]
+        columns = [column.to_pylist() for column in plain.columns]
         connection.executemany(f"INSERT INTO latest VALUES ({marks})", zip(*columns, strict=True))
         connection.commit()
     finally:
         connection.close()
+
+
+def _sqlite_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.int64()
+    as_text = pa.types.is_decimal(kind) or pa.types.is_date(kind) or pa.types.is_time(kind)
+    return pa.string() if as_text else kind
 
 
 # ------------------------------------------------------------------------------------------------------- helpers

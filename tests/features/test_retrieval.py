@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import decimal
 import json
 import sqlite3
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
-from engine.features import audit, build, functions
+from engine.features import audit, build, catalog, functions
 from engine.features.moments import instants
 from engine.runtime.run import Run
 from tests.tiny import overrides, write_tiny
@@ -128,6 +130,15 @@ def test_latest_has_each_entity_once_and_exports(shell: Callable[..., Any], tmp_
 
 
 # ------------------------------------------------------------------------------------------------------- catalog
+
+
+def test_exported_instants_are_numbers_and_decimals_dates_and_times_are_text(tmp_path: Path) -> None:
+    day, path = datetime.datetime(2020, 1, 2, 3, 4, tzinfo=UTC), tmp_path / "x.sqlite"
+    row = {"key": "a", "at": day, "price": decimal.Decimal("1.50"), "day": day.date(), "hour": day.time(), "n": 2}
+    catalog.export(pa.Table.from_pylist([row]), ["key"], path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT * FROM latest").fetchall()
+    assert found == [("a", 1_577_934_240_000_000, "1.50", "2020-01-02", "03:04:00.000000", 2)]
 
 
 def test_the_catalog_lists_shows_and_compares(
