@@ -16,6 +16,7 @@ from kernels.jit import clz64, njit, run_ranges, split
 
 _BITS = 11
 _BUCKETS = 1 << _BITS
+_INSERTION_ROWS = 256  # up to here counting 2,048 buckets costs more
 
 
 @njit
@@ -38,8 +39,17 @@ def _bounds(values: Any) -> Any:
 
 @njit
 def radix_rows(values: Any, order: Any) -> Any:
-    """Stable order by int64 values, refining `order`, a permutation that is used as scratch (least-significant-digit radix)."""
-    if len(values) < 2:
+    """Stable order by int64 values, refining `order`, a permutation that is used as scratch.
+
+    Radix sort, least significant digit first; of few rows insertion sort.
+    """
+    if len(values) <= _INSERTION_ROWS:
+        for k in range(1, len(order)):
+            row, at = order[k], k
+            while at > 0 and values[order[at - 1]] > values[row]:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = row
         return order
     low, high = _bounds(values)
     base = np.uint64(low)

@@ -51,7 +51,6 @@ _WITHOUT_VALUES = ("count", "recency")
 _NAT = check.NAT
 _TASKS_PER_THREAD = 8
 _PARALLEL_ROWS = 1 << 17
-_INSERTION_ROWS = 256  # up to here counting 2,048 buckets costs more
 
 
 # --------------------------------------------------------------------------- small parts of the sweep
@@ -452,8 +451,10 @@ def _order_ties(starts: Any, first: Any, last: Any, event: Any, known: Any, orde
             for k in range(low + 1, high):
                 falls = falls or known[k] < known[k - 1]
             if falls:
-                at = low + np.argsort(known[low:high], kind="mergesort")
-                known[low:high], order[low:high], value[low:high] = known[at], order[at], value[at]
+                tied = known[low:high].copy(), order[low:high].copy(), value[low:high].copy()
+                at = radix_rows(tied[0], np.arange(high - low))
+                for k in range(high - low):
+                    known[low + k], order[low + k], value[low + k] = tied[0][at[k]], tied[1][at[k]], tied[2][at[k]]
             low = high
 
 
@@ -462,17 +463,9 @@ def _order_by_known(starts: Any, first: Any, last: Any, known: Any, out: Any) ->
     """out[starts[g] : starts[g + 1]] = positions of group g by known_at, stable."""
     for g in range(first, last):
         low, high = starts[g], starts[g + 1]
-        if high - low > _INSERTION_ROWS:
-            found = radix_rows(known[low:high], np.arange(high - low))
-            for k in range(high - low):
-                out[low + k] = low + found[k]
-            continue
-        for k in range(low, high):
-            at = k
-            while at > low and known[out[at - 1]] > known[k]:
-                out[at] = out[at - 1]
-                at -= 1
-            out[at] = k
+        found = radix_rows(known[low:high], np.arange(high - low))
+        for k in range(high - low):
+            out[low + k] = low + found[k]
 
 
 def _over_groups(work: Any, starts: NDArray[np.int64], threads: int) -> list[Any]:

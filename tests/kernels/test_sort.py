@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.sort import group_offsets, grouped, grouped_columns, sort_by_entity_time, sort_keys
+from kernels.sort import group_offsets, grouped, grouped_columns, radix_order, sort_by_entity_time, sort_keys
 from tests import naive
 from tests.kernels.cases import NAT, examples, layouts
 
@@ -39,6 +39,15 @@ def test_counting_sort_is_the_same_on_any_number_of_threads(threads, refine):
     rows = np.arange(500) if order is None else order
     np.testing.assert_array_equal(found, rows[np.argsort(codes[rows], kind="stable")])
     np.testing.assert_array_equal(starts, np.searchsorted(np.sort(codes), np.arange(3, 9)))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 255, 256, 257, 600])
+@pytest.mark.parametrize("values", [(NAT, 2**63 - 1), (-3, 3), (7, 7), (2**53, 2**53 + 5000)])
+def test_few_rows_and_many_are_ordered_alike(rows, values):
+    rng = np.random.default_rng(1)
+    keys, before = rng.integers(*values, rows, endpoint=True), rng.permutation(rows)
+    np.testing.assert_array_equal(radix_order(keys), np.argsort(keys, kind="stable"))
+    np.testing.assert_array_equal(radix_order(keys, before), before[np.argsort(keys[before], kind="stable")])
 
 
 @examples(50)

@@ -157,6 +157,14 @@ def test_one_entity_with_half_of_the_rows_is_split_between_threads_without_a_tra
     assert same_bytes(results)
 
 
+@pytest.mark.parametrize("tied", [2, 300])
+def test_rows_of_one_event_time_come_in_the_order_they_became_known(tied):
+    event, known, values = np.full(tied, 5), 10 + np.arange(tied)[::-1], np.arange(tied, dtype=float)
+    entity, times = np.zeros(tied, np.int64), [12, 10 + tied]
+    found = trailing([0, 0], times, entity, event, known, values, [10**9], ["count", "first", "last"])
+    np.testing.assert_array_equal(found[:, 0], [[2, tied - 1, tied - 2], [tied, tied - 1, 0]])
+
+
 def test_without_values_rows_count_as_rows():
     entity, event = np.zeros(4, int), np.array([0, 1, 2, 3])
     found = trailing(entity, event, entity, event, event, None, [2_000_000], ["count", "recency"])
