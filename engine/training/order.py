@@ -4,7 +4,8 @@ full      one keyed permutation of all rows.
 windowed  windows of consecutive rows in keyed order, each with its own keyed permutation: a block larger than memory is
           then read window by window. Mixing is weaker: rows of one window stay neighbours in time.
 balanced  each position draws a class, all with the same chance, and then one of its rows, by a keyed hash. Rows come
-          with replacement: those of a rare class often, some of a frequent one not at all in an epoch.
+          with replacement: those of a rare class often, some of a frequent one not at all in an epoch. Dropout masks
+          are keyed by row, so a row that comes twice in one step has one mask there.
 """
 
 from __future__ import annotations
