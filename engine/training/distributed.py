@@ -157,9 +157,13 @@ class Watch:
 def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mapping[str, float]) -> FitResult:
     for name, value in outcome["links"].items():
         run.link(name, value)
-    found, _ = newest_whole(run.directory / "checkpoints")
-    if found is None:
-        raise UserError(f"{run.directory / 'checkpoints'} must hold the trained weights, found no whole checkpoint")
+    found, passed_over = newest_whole(run.directory / "checkpoints")
+    if found is None or found.step != outcome["steps"]:
+        seen = f"step {found.step}" if found else "none"
+        raise UserError(
+            f"{run.directory / 'checkpoints'} must hold the trained weights, those of step {outcome['steps']}, found {seen}"
+            f"{''.join(f'; {reason}' for reason in passed_over)}. Run the command again to resume"
+        )
     model = from_architecture(found.manifest["architecture"])
     flat = FlatWeights(model, precision)
     flat.values.copy_(found.tensors.get("best_weights", found.tensors["weights"]))

@@ -29,6 +29,7 @@ from engine.runtime import cluster, environment
 from engine.runtime.run import Run
 from engine.training import distributed
 from engine.training import train as steps
+from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
 from engine.training.loop import weights_digest
 from engine.training.precision import resolve_precision
@@ -615,6 +616,19 @@ def test_a_users_mistake_on_one_rank_is_no_failure_to_be_retried(tmp_path):
 def test_the_first_cause_is_not_the_echo_of_a_broken_connection():
     failures = [{"ranks": {"0": "RuntimeError: [gloo] Connection closed by peer", "1": "ActorDiedError: killed"}}]
     assert cluster.first_cause(failures) == "rank 1: ActorDiedError: killed"
+
+
+def test_a_broken_last_checkpoint_is_an_error_and_not_the_weights_of_an_earlier_step(job):
+    outcome = {"links": {}, "steps": job.expected.steps, "metrics": {}, "best_epoch": 0, "history": []}
+    result = distributed._result(job.run, outcome, "fp32", {})
+    assert weights_digest(result.model) == weights_digest(job.expected.model)
+    newest, before = candidates(job.run.directory / "checkpoints")[:2]
+    (newest / "state.safetensors").write_bytes(b"")
+    earlier = int(before.name.removeprefix("step-"))
+    with pytest.raises(
+        UserError, match=rf"those of step {outcome['steps']}, found step {earlier}; checkpoint {newest.name}"
+    ):
+        distributed._result(job.run, outcome, "fp32", {})
 
 
 def test_a_run_that_waits_for_workers_says_so(job, monkeypatch):
