@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -45,7 +47,10 @@ def head(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, dashboard = free_port(), free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "ENGINE_HOME": str(home)}
     words = [str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4"]
+    # Ray's job server gives a job the cluster that was started last in the same folder: other tests start some too.
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     words += [
+        f"--temp-dir={folder}",
         f"--dashboard-agent-listen-port={free_port()}",
         "--dashboard-host=127.0.0.1",
         f"--object-store-memory={100 * 2**20}",
@@ -64,6 +69,7 @@ def head(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.terminate()
     process.wait(60)
     log.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
