@@ -149,23 +149,27 @@ def packages() -> dict[str, str]:
 @functools.cache
 def cpu_flags() -> frozenset[str]:
     """CPU feature flags as Linux names them; empty elsewhere."""
+    return frozenset((_cpu_line("flags") or _cpu_line("Features")).split())
+
+
+def cpu_vendor() -> str:
+    """`GenuineIntel`, `AuthenticAMD`, ... on Linux; empty where it is not told."""
+    return _cpu_line("vendor_id")
+
+
+def _cpu_line(name: str) -> str:
+    """What /proc/cpuinfo says first under a name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.split(":", 1)[1].split())
+            if line.partition(":")[0].strip() == name:
+                return line.partition(":")[2].strip()
     except OSError:
         pass
-    return frozenset()
+    return ""
 
 
 def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return _cpu_line("model name") or platform.processor() or platform.machine()
 
 
 def cores() -> int:
