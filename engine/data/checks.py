@@ -13,7 +13,7 @@ from engine.config import units
 from engine.config.tree import Column
 from engine.data.arrow_types import parse_type
 from engine.data.columns import Finding, as_text
-from engine.data.parse import Reading, to_type
+from engine.data.parse import Parsed, Reading, to_type
 from engine.errors import UserError
 
 
@@ -40,8 +40,11 @@ def conform(table: pa.Table, columns: Mapping[str, Column], zone: str, where: st
             raise UserError(f"{where} must give column {name!r} once, found {found}")
         values = table.column(name)
         values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+        kind = parse_type(column.type)
         try:
-            parsed = to_type(values, parse_type(column.type), Reading(zone=zone))
+            # Text that has been read once is known to be UTF-8.
+            read = kind == pa.string() and values.type == kind
+            parsed = Parsed(values, np.zeros(0, np.int64)) if read else to_type(values, kind, Reading(zone=zone))
         except UserError as error:
             raise UserError(f"{where}: column {name!r} {error}") from None
         if len(parsed.bad):

@@ -51,11 +51,12 @@ class Rows:
         places = self._order[start:stop]
         low, high = int(places.min()), int(places.max()) + 1
         if high - low <= 4 * len(places):
-            return _unchunked(self._table.slice(low, high - low)).take(pa.array(places - low))
+            return _taken(self._table.slice(low, high - low), places - low)
         with self._lock:
             if not self._whole:
-                self._table, self._whole = _unchunked(self._table), True
-        return self._table.take(pa.array(places))
+                columns = [_unchunked(column) for column in self._table.columns]
+                self._table, self._whole = pa.Table.from_arrays(columns, names=self._table.column_names), True
+        return _taken(self._table, places)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,30 +333,44 @@ def _runs(table: pa.Table, event_time: str) -> Iterator[pa.Table]:
 
     A file in order of days, whatever the order within a day, has such cuts; one in random order is a single run.
     """
-    times = np.asarray(table.column(event_time).cast(pa.int64()).combine_chunks())
-    cuts = np.zeros(0, np.int64)
-    if len(times) > 2 * RUN_ROWS:
-        latest, earliest = np.maximum.accumulate(times[:-1]), np.minimum.accumulate(times[:0:-1])[::-1]
-        cuts = np.flatnonzero(latest < earliest) + 1
     start = 0
-    while len(times) - start > 2 * RUN_ROWS:
-        place = int(np.searchsorted(cuts, start + RUN_ROWS))
-        if place == len(cuts):
-            break
-        yield table.slice(start, int(cuts[place]) - start)
-        start = int(cuts[place])
-    if start < len(times):
+    for cuts in _cuts(table.column(event_time).cast(pa.int64())) if len(table) > 2 * RUN_ROWS else ():
+        while len(table) - start > 2 * RUN_ROWS:
+            place = int(np.searchsorted(cuts, start + RUN_ROWS))
+            if place == len(cuts):
+                break
+            yield table.slice(start, int(cuts[place]) - start)
+            start = int(cuts[place])
+    if start < len(table):
         yield table.slice(start)
 
 
-def _unchunked(table: pa.Table) -> pa.Table:
-    """One chunk a column, which `take` needs to be fast; text beyond 2 GiB gets 64-bit offsets."""
-    fields = []
-    for field in table.schema:
-        wide = field.type in (pa.string(), pa.binary()) and table.column(field.name).nbytes > 2**31 - 2**20
-        kind = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}[field.type] if wide else field.type
-        fields.append(pa.field(field.name, kind))
-    return table.cast(pa.schema(fields)).combine_chunks()
+def _cuts(times: pa.ChunkedArray) -> Iterator[np.ndarray]:
+    """Rows before which every time is earlier than theirs and all behind them, block by block (one fits in the cache)."""
+    blocks = [np.asarray(times.slice(at, RUN_ROWS).combine_chunks()) for at in range(0, len(times), RUN_ROWS)]
+    earliest = np.minimum.accumulate([block.min() for block in blocks][::-1])[::-1]  # of a block and those behind it
+    latest = np.iinfo(np.int64).min
+    for place, block in enumerate(blocks):
+        before = np.maximum.accumulate(np.concatenate([[latest], block]))
+        after = np.minimum.accumulate(block[::-1])[::-1]
+        if place + 1 < len(blocks):
+            after = np.minimum(after, earliest[place + 1])
+        yield place * RUN_ROWS + np.flatnonzero(before[:-1] < after)
+        latest = before[-1]
+
+
+def _taken(table: pa.Table, places: np.ndarray) -> pa.Table:
+    """Rows of a table at places that are known to exist; column by column, so that memory is used again while it is warm."""
+    indices = pa.array(places)
+    columns = [pc.take(_unchunked(column), indices, boundscheck=False) for column in table.columns]
+    return pa.Table.from_arrays(columns, names=table.column_names)
+
+
+def _unchunked(column: pa.ChunkedArray) -> pa.Array:
+    """One chunk, which `take` needs to be fast; text beyond 2 GiB gets 64-bit offsets."""
+    if column.type in (pa.string(), pa.binary()) and column.nbytes > 2**31 - 2**20:
+        column = column.cast({pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}[column.type])
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 class _IpcFile:

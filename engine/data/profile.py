@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 BINS = 20
 TOP = 20
 SAMPLE_ROWS = 100_000
 
 
-def counts(table: pa.Table) -> dict[str, dict[str, Any]]:
-    """Per column: nulls, NaNs, smallest and largest value (as Arrow gives them; merging needs no more)."""
+def counts(table: pa.Table, written: pq.FileMetaData | None = None) -> dict[str, dict[str, Any]]:
+    """Per column: nulls, NaNs, smallest and largest value (as Arrow gives them; merging needs no more).
+
+    `written`: metadata of the Parquet file that holds the table. Comparing texts takes long, and its writer has done so.
+    """
     found = {}
     for field in table.schema:
         column = table.column(field.name)
@@ -27,10 +31,27 @@ def counts(table: pa.Table) -> dict[str, dict[str, Any]]:
         if pa.types.is_floating(field.type):
             entry["nan"] = int(pc.sum(pc.is_nan(column)).as_py() or 0)
         if not pa.types.is_nested(field.type) and not pa.types.is_null(field.type) and column.null_count < len(column):
-            low_high = pc.min_max(column)
-            entry["min"], entry["max"] = low_high["min"].as_py(), low_high["max"].as_py()
+            known = _text_bounds(written, field.name) if written and pa.types.is_string(field.type) else None
+            entry["min"], entry["max"] = known or _bounds(column)
         found[field.name] = entry
     return found
+
+
+def _bounds(column: pa.ChunkedArray) -> tuple[Any, Any]:
+    found = pc.min_max(column)
+    return found["min"].as_py(), found["max"].as_py()
+
+
+def _text_bounds(written: pq.FileMetaData, name: str) -> tuple[str, str] | None:
+    """Smallest and largest text of a column by its row groups' statistics; None where they do not say (very long text)."""
+    paths = [written.schema.column(place).path for place in range(len(written.schema))]
+    if paths.count(name) != 1:
+        return None
+    chunks = [written.row_group(place).column(paths.index(name)) for place in range(written.num_row_groups)]
+    found = [chunk.statistics for chunk in chunks if not (chunk.statistics and chunk.statistics.num_values == 0)]
+    if not all(item is not None and item.has_min_max for item in found):
+        return None
+    return min(item.min for item in found), max(item.max for item in found)
 
 
 def merge(parts: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -62,13 +62,15 @@ def _column_digests(parts: list[dict[str, Any]], schema: pa.Schema) -> dict[str,
 def _write_part(
     pieces: list[Segment], place: int, start: int, schema: pa.Schema, event_time: str, folder: Path, stride: int
 ) -> tuple[dict[str, Any], dict[str, Any], pa.Table]:
-    table = pa.concat_tables([piece.take().cast(schema) for piece in pieces]).combine_chunks()
+    table = pa.concat_tables([piece.take().cast(schema) for piece in pieces])
     assert table.num_rows <= PART_ROWS
     values = digest.TableDigest(schema)
     values.update(table)
     file = f"part-{place:05d}.parquet"
+    metadata: list[pq.FileMetaData] = []
     pq.write_table(
-        table, folder / file, row_group_size=ROW_GROUP, compression="zstd", compression_level=1, write_page_checksum=True
+        table, folder / file, row_group_size=ROW_GROUP, max_rows_per_page=ROW_GROUP,  # one page: no more is read of it
+        compression="zstd", compression_level=1, write_page_checksum=True, metadata_collector=metadata,
     )  # fmt: skip
     times = table.column(event_time).cast(pa.int64())
     columns = values.columns()
@@ -77,7 +79,7 @@ def _write_part(
         "first_time": times[0].as_py(), "last_time": times[-1].as_py(), "columns": columns,
     }  # fmt: skip
     sample = table.take(pa.array(np.arange((-start) % stride, table.num_rows, stride)))
-    return part, profile.counts(table), sample
+    return part, profile.counts(table, metadata[0]), sample
 
 
 def canonical(table: pa.Table, first: list[str]) -> pa.Table:

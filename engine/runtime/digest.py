@@ -147,15 +147,13 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 def _hash_column(chunk: pa.Array, streams: list[Any]) -> None:
     if pa.types.is_dictionary(chunk.type):
         chunk = chunk.dictionary_decode()
-    valid = np.asarray(pc.is_valid(chunk).cast(pa.uint8()))
+    valid = np.asarray(pc.is_valid(chunk).cast(pa.uint8())) if chunk.null_count else np.ones(len(chunk), np.uint8)
     streams[0].update(valid)
-    kind = _plain_type(chunk.type)
-    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        filled = pc.fill_null(chunk, "" if pa.types.is_large_string(kind) else b"").cast(kind)
-        offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset : filled.offset + len(filled) + 1]
-        streams[1].update(np.ascontiguousarray(np.diff(offsets).astype("<i4")))
-        if filled.buffers()[2] is not None:
-            streams[2].update(memoryview(filled.buffers()[2])[offsets[0] : offsets[-1]])
+    kind = chunk.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        _hash_text(pc.fill_null(chunk, "") if chunk.null_count else chunk, streams)
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        _hash_text(pc.fill_null(chunk, b"") if chunk.null_count else chunk, streams)
     elif pa.types.is_boolean(kind):
         streams[1].update(np.asarray(pc.fill_null(chunk, False).cast(pa.uint8())))
     elif pa.types.is_null(kind):
@@ -164,21 +162,37 @@ def _hash_column(chunk: pa.Array, streams: list[Any]) -> None:
         for value in chunk.to_pylist():
             streams[1].update(canonical_json(str(value)).encode())
     else:
-        width = kind.bit_width // 8
-        data = np.frombuffer(chunk.buffers()[1], f"V{width}")[chunk.offset : chunk.offset + len(chunk)]
-        data = data.view(np.uint8).reshape(len(chunk), width)
-        if not valid.all():
-            data = data * valid[:, None]
-        if pa.types.is_floating(kind):
-            data = _one_nan(data, width)
-        streams[1].update(np.ascontiguousarray(data))
+        streams[1].update(_fixed_width(chunk, valid))
+
+
+def _hash_text(chunk: pa.Array, streams: list[Any]) -> None:
+    """Lengths and bytes of text without nulls."""
+    _, offsets_, data = chunk.buffers()
+    wide = pa.types.is_large_string(chunk.type) or pa.types.is_large_binary(chunk.type)
+    offsets = np.frombuffer(offsets_, np.int64 if wide else np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    streams[1].update(np.diff(offsets).astype("<i4", copy=False))
+    if data is not None:
+        streams[2].update(memoryview(data)[offsets[0] : offsets[-1]])
+
+
+def _fixed_width(chunk: pa.Array, valid: np.ndarray) -> np.ndarray:
+    """The values as they lie in memory, zeros under null."""
+    width = chunk.type.bit_width // 8
+    numeric = width in (1, 2, 4, 8)
+    data = np.frombuffer(chunk.buffers()[1], f"<u{width}" if numeric else f"V{width}")
+    data = data[chunk.offset : chunk.offset + len(chunk)]
+    if chunk.null_count and numeric:
+        data = data * valid.astype(data.dtype)
+    elif chunk.null_count:
+        data = data.view(np.uint8).reshape(len(chunk), width) * valid[:, None]
+    return _one_nan(data, width) if pa.types.is_floating(chunk.type) else data
 
 
 def _one_nan(data: np.ndarray, width: int) -> np.ndarray:
     # NaN has many bit patterns, and -0.0 equals 0.0 but is kept apart: it is another value to a reader.
-    floats = np.ascontiguousarray(data).view(f"<f{width}").reshape(-1)
+    floats = data.view(f"<f{width}")
     missing = np.isnan(floats)
     if missing.any():
         floats = floats.copy()
         floats[missing] = np.nan
-    return floats.view(np.uint8).reshape(-1, width)
+    return floats
