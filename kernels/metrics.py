@@ -224,6 +224,7 @@ def average_precision(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None =
 class LossSum:
     """A mean loss before the division, exactly: sum of weight * loss and sum of weights, in units of 2**-1084.
 
+    Each weight * loss is a double first: off by 2**-53 of itself, or by 2**-1075 where it lies below 2**-1022.
     Without weights each row weighs 1. Sums of parts are added with +, and start from `LossSum()`.
     """
 
