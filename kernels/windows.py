@@ -318,11 +318,11 @@ def _blank(rows: Any, columns: Any, out: Any) -> None:
 
 
 @njit(allocates=False)
-def _first_of(event: Any, low: Any, high: Any, limit: Any) -> Any:
-    """First position in event[low:high), which ascends, that is not below `limit`."""
+def _first_of(times: Any, low: Any, high: Any, limit: Any) -> Any:
+    """First position in times[low:high), which ascends, that is not below `limit`."""
     while low < high:
         middle = (low + high) >> 1
-        if event[middle] < limit:
+        if times[middle] < limit:
             low = middle + 1
         else:
             high = middle
@@ -358,14 +358,14 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
         np.empty((2, count), np.int64),
     )
     p = span[0]
-    g = np.searchsorted(probe_starts, p, side="right") - 1
+    g = _first_of(probe_starts, 0, len(probe_starts), p + 1) - 1
     while p < span[1]:
         while probe_starts[g + 1] <= p:
             g += 1
         last = min(probe_starts[g + 1], span[1])
         rows, times = probe_order[p:last], probe_time[p:last]
         p = last
-        skipped = np.searchsorted(times, _NAT, side="right") if g + 1 < len(starts) else len(times)
+        skipped = _first_of(times, 0, len(times), _NAT + 1) if g + 1 < len(starts) else len(times)
         _blank(rows[:skipped], columns, out)
         if skipped == len(times):
             continue
