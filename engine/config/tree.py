@@ -78,7 +78,9 @@ class CsvOptions:
 class SourceConfig:
     """Files of one kind, with the columns they are declared to have."""
 
-    path: str = key(help="file, glob, directory, pkg://package/path/in/it or s3://bucket/key; relative to data.path")
+    path: str = key(
+        help="file, glob, folder, pkg://package/path or s3://bucket/key; relative to data.path; names in _ or . are left out"
+    )
     format: str = key("auto", "file format; auto goes by the file name", choices=FORMATS)
     columns: dict[str, SourceColumn] = key(help="declared columns: name -> type or mapping")
     csv: CsvOptions = section(CsvOptions, "text file options")

@@ -9,16 +9,16 @@ import bz2
 import codecs
 import dataclasses
 import fnmatch
-import glob
 import gzip
 import importlib.util
 import io
 import lzma
 import os
+import re
 import urllib.parse
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from engine.errors import UserError, nearest
 from engine.runtime import digest, storage
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+HIDDEN = (".", "_")
 COMPRESSIONS = (".gz", ".zst", ".zip", ".bz2", ".xz", ".lz4")
 SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".dat": "csv",
@@ -64,10 +65,7 @@ def source_files(name: str, source: SourceConfig, data: DataConfig, cache: Path)
     if source.path.startswith("s3://"):
         found = _fetch(source, cache)
     else:
-        found = [
-            (path, str(path), _partitions(path, base) if source.hive else {})
-            for path, base in _local(name, source, data)
-        ]
+        found = [(path, str(path), _partitions(path) if source.hive else {}) for path in _local(name, source, data)]
     files = []
     for path, shown, partitions in found:
         with_errors = _stat(name, path)
@@ -102,26 +100,30 @@ def resolve(path: str, root: str) -> Path:
     return Path(root).expanduser() / Path(path).expanduser()
 
 
-def _local(name: str, source: SourceConfig, data: DataConfig) -> list[tuple[Path, Path]]:
-    """(file, folder below which partitions are read) of a local source."""
+def _local(name: str, source: SourceConfig, data: DataConfig) -> list[Path]:
+    """The files of a local source: a file, those below a folder, or those that match a pattern."""
     target = resolve(source.path, data.path)
     if target.is_file():
-        return [(target, target.parent)]
+        return [target]
+    fixed, pattern = _cut_pattern(source.path)
     if target.is_dir():
-        files = sorted(path for path in target.rglob("*") if path.is_file() and not _hidden(path, target))
-        if not files:
-            raise UserError(f"data.sources.{name}: folder {target} must hold files, found none")
-        return [(path, target) for path in files]
-    if any(sign in str(target) for sign in "*?["):
-        base = Path(*_plain_parts(target))
-        files = sorted(Path(path) for path in glob.glob(str(target), recursive=True) if Path(path).is_file())
-        if files:
-            return [(path, base) for path in files]
-        raise UserError(
-            f"data.sources.{name}: {target} must match files, found none. "
-            f"Check data.path and data.sources.{name}.path ({source.path})"
-        )
-    raise UserError(f"data.sources.{name}: {target} must exist, found nothing.{_neighbour(target)}{_hint(data)}")
+        fixed, pattern = source.path, ["**"]
+    elif not pattern:
+        raise UserError(f"data.sources.{name}: {target} must exist, found nothing.{_neighbour(target)}{_hint(data)}")
+    folder = resolve(fixed, data.path)
+    try:
+        found = _below(folder, pattern) if folder.is_dir() else ()
+        files = [path for path in found if path.is_file() or not path.exists()]  # a link to nothing is an error later
+    except OSError as error:
+        raise UserError(f"data.sources.{name}: {error.filename} cannot be read: {error.strerror}") from None
+    if files:
+        return files
+    if target.is_dir():
+        raise UserError(f"data.sources.{name}: folder {target} must hold files, found none")
+    raise UserError(
+        f"data.sources.{name}: {target} must match files, found none. "
+        f"Check data.path and data.sources.{name}.path ({source.path})"
+    )
 
 
 def _hint(data: DataConfig) -> str:
@@ -136,24 +138,53 @@ def _neighbour(target: Path) -> str:
     return hint if "Did you mean" in hint else ""
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+def _cut_pattern(path: str) -> tuple[str, list[str]]:
+    """(folder, parts of the pattern below it) of a path; no parts where it has no glob characters."""
+    found = re.search(r"[*?[]", path)
+    start = path.rfind("/", 0, found.start()) + 1 if found else len(path)
+    return path[:start], [part for part in path[start:].split("/") if part]
 
 
-def _plain_parts(target: Path) -> list[str]:
-    parts = []
-    for part in target.parts:
-        if any(sign in part for sign in "*?["):
-            break
-        parts.append(part)
-    return parts
+def _matches(parts: Sequence[str], pattern: Sequence[str], partly: bool = False) -> bool:
+    """Whether a path matches a glob, part by part (`partly`: or may do so with more parts); `**` is any number of folders.
+
+    What begins with `.` or `_` (unfinished output of Spark, marks such as _SUCCESS) must be named by a part that does too.
+    """
+    if not parts:
+        return partly or all(part == "**" for part in pattern)
+    if not pattern:
+        return False
+    if pattern[0] == "**":
+        below = not parts[0].startswith(HIDDEN) and _matches(parts[1:], pattern, partly)
+        return below or _matches(parts, pattern[1:], partly)
+    named = pattern[0].startswith(HIDDEN) or not parts[0].startswith(HIDDEN)
+    return named and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:], partly)
 
 
-def _partitions(path: Path, base: Path) -> dict[str, str | None]:
-    """key=value folders between `base` and the file, values as text."""
+def _below(folder: Path, pattern: list[str]) -> Iterator[Path]:
+    """What is no folder and matches. Links to folders are followed, except in circles. Raises OSError."""
+
+    def raise_(error: OSError) -> None:
+        raise error
+
+    for here, folders, names in os.walk(folder, onerror=raise_, followlinks=True):
+        parts = Path(here).relative_to(folder).parts
+        folders[:] = [
+            name for name in folders if _matches([*parts, name], pattern, True) and not _is_circle(Path(here), name)
+        ]
+        yield from (Path(here, name) for name in names if _matches([*parts, name], pattern))
+
+
+def _is_circle(folder: Path, name: str) -> bool:
+    """Whether a folder is a link to one that it stands in, however that was come to."""
+    path = folder / name
+    return path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents)
+
+
+def _partitions(path: PurePath) -> dict[str, str | None]:
+    """key=value folders above the file, values as text."""
     found: dict[str, str | None] = {}
-    parts = path.relative_to(base).parts[:-1] if path.is_relative_to(base) else ()
-    for part in (*base.parts, *parts):
+    for part in path.parts[:-1]:
         key, equals, value = part.partition("=")
         if equals:
             text = urllib.parse.unquote(value)
@@ -192,24 +223,19 @@ def _objects(filesystem: Any, bucket_key: str) -> list[Any]:
     info = filesystem.get_file_info(bucket_key)
     if info.type == pafs.FileType.File:
         return [info]
-    plain = bucket_key.split("*")[0]
-    folder = plain.rsplit("/", 1)[0] if "*" in bucket_key else bucket_key
+    folder, pattern = _cut_pattern(bucket_key)
+    if info.type == pafs.FileType.Directory or not pattern:
+        folder, pattern = bucket_key, ["**"]
+    folder = folder.rstrip("/")
     infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
-    files = [item for item in infos if item.type == pafs.FileType.File]
-    if "*" in bucket_key:
-        files = [item for item in files if _matches(item.path.split("/"), bucket_key.split("/"))]
+    files = [
+        item
+        for item in infos
+        if item.type == pafs.FileType.File and _matches(PurePosixPath(item.path).relative_to(folder).parts, pattern)
+    ]
     if not files:
         raise UserError(f"s3://{bucket_key} must hold objects, found none")
     return sorted(files, key=lambda item: item.path)
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Whether a path matches a glob, part by part; `**` stands for any number of folders, as it does for local files."""
-    if not parts or not pattern:
-        return not parts and all(part == "**" for part in pattern)
-    if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
-    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _copy(filesystem: Any, info: Any, source: SourceConfig, cache: Path) -> tuple[Path, str, dict[str, str | None]]:
@@ -220,7 +246,7 @@ def _copy(filesystem: Any, info: Any, source: SourceConfig, cache: Path) -> tupl
             with filesystem.open_input_stream(info.path) as stream:
                 while block := stream.read(digest.CHUNK):
                     file.write(block)
-    partitions = _partitions(Path(info.path), Path(info.path).parent) if source.hive else {}
+    partitions = _partitions(PurePosixPath(info.path)) if source.hive else {}
     return target, f"s3://{info.path}", partitions
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import gzip
 import json
+import os
 import random
 import sys
 import zipfile
@@ -276,6 +278,51 @@ def test_a_name_with_glob_characters_is_a_name(tmp_path: Path) -> None:
     write_csv(events(7), tmp_path / "in" / "a1x.csv")
     found, _ = build(config(tmp_path, data(tmp_path, "in/a[1]*.csv")))
     assert found.rows == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("in", "0123"), ("in/**", "0123"), ("in/*", "0"), ("in/*/*.csv", "13"), ("in/**/*.csv", "0123"),
+        ("in/_temporary/**", "4"), ("in/_*/*/*.csv", "4"), ("in/.*.csv", "5"), ("in/_temporary", "4"),
+    ],
+)  # fmt: skip
+def test_hidden_files_must_be_named_and_linked_folders_are_entered(tmp_path: Path, path: str, found: str) -> None:
+    for place, name in enumerate(("0.csv", "a/1.csv", "a/b/2.csv", "z/3.csv", "_temporary/0/4.csv", ".5.csv")):
+        folder = "elsewhere" if name == "z/3.csv" else "in"
+        write_csv(events(1, start=place), tmp_path / folder / name)
+    (tmp_path / "in" / "_SUCCESS").touch()
+    (tmp_path / "in" / "z").symlink_to(tmp_path / "elsewhere" / "z")
+    (tmp_path / "elsewhere" / "z" / "circle").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "a" / "b" / "circle").symlink_to("..")
+    ids = build(config(tmp_path, data(tmp_path, path)))[0].read().column("id").to_pylist()
+    assert sorted(ids) == [2**53 + 1 + int(place) for place in found]
+
+
+def test_a_folder_or_a_link_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(events(5), tmp_path / "in" / "a.csv")
+    (tmp_path / "in" / "b.csv").symlink_to("nothing")
+    with pytest.raises(UserError, match=r"in/b\.csv cannot be read: No such file"):
+        build(config(tmp_path, data(tmp_path, "in/*.csv")))
+    (tmp_path / "in" / "b.csv").unlink()
+    (tmp_path / "in" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read all
+    with pytest.raises(UserError, match=r"in/locked cannot be read: Permission denied"):
+        build(config(tmp_path, data(tmp_path)))
+    assert build(config(tmp_path, data(tmp_path, "in/*.csv")))[0].rows == 5
+
+
+def test_glob_characters_in_the_path_of_the_data_are_plain(tmp_path: Path) -> None:
+    write_csv(events(5), tmp_path / "[ab]*" / "in" / "1.csv")
+    write_csv(events(7), tmp_path / "a" / "in" / "1.csv")
+    assert build(config(tmp_path, data(tmp_path / "[ab]*", "in/?.csv")))[0].rows == 5
 
 
 # ------------------------------------------------------------------------------------- policies and their accounts

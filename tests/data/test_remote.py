@@ -11,7 +11,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from engine.config.tree import DataConfig, SourceColumn, SourceConfig
 from engine.data import files
+from engine.data.files import source_files
 from engine.errors import UserError
 from tests.data.helpers import build, config
 from tests.data.test_ingest import SOURCE, data, events
@@ -46,15 +48,34 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return filesystem
 
 
-@pytest.mark.parametrize("pattern", ["*.csv", "*/*.csv", "**/*.csv", "a/**/*.csv", "**", "a/*/2.csv", "**/[12].csv"])
+@pytest.mark.parametrize(
+    "pattern", ["*.csv", "*/*.csv", "**/*.csv", "a/**/*.csv", "**", "a/*/2.csv", "**/[12].csv", "?.csv"]
+)
 def test_a_pattern_finds_the_objects_that_it_finds_among_files(tmp_path: Path, pattern: str) -> None:
-    for place in ("0.csv", "a/1.csv", "a/b/2.csv", "a/b/c/3.csv", "z/a/b/4.csv", "a/b/5.txt"):
+    places = (
+        "0.csv",
+        "a/1.csv",
+        "a/b/2.csv",
+        "a/b/c/3.csv",
+        "z/a/b/4.csv",
+        "a/b/5.txt",
+        "_temporary/6.csv",
+        "a/_SUCCESS",
+    )
+    for place in places:
         (tmp_path / "k" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "k" / place).touch()
     there = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
     local = [path for path in glob.glob(f"{tmp_path}/k/{pattern}", recursive=True) if Path(path).is_file()]
-    found = [item.path for item in files._objects(there, f"k/{pattern}")]
-    assert found == sorted(str(Path(path).relative_to(tmp_path)) for path in local)
+    right = sorted(str(Path(path).relative_to(tmp_path)) for path in local if "/_" not in path)
+    assert [item.path for item in files._objects(there, f"k/{pattern}")] == right
+    found = source_files(
+        "s",
+        SourceConfig(path=f"k/{pattern}", format="csv", columns={"id": SourceColumn(type="int64")}),
+        DataConfig(path=str(tmp_path)),
+        tmp_path / "cache",
+    )
+    assert sorted(str(file.path.relative_to(tmp_path)) for file in found) == right
 
 
 def test_objects_are_read_like_files(tmp_path: Path, endpoint: str, bucket: Any) -> None:
@@ -64,6 +85,7 @@ def test_objects_are_read_like_files(tmp_path: Path, endpoint: str, bucket: Any)
         part = table.slice(place * 100, 100)
         pq.write_table(part, tmp_path / "in" / f"{place}.parquet")
         pq.write_table(part, f"events/day/{place}.parquet", filesystem=bucket)
+        pq.write_table(part, f"events/day/_temporary/0/{place}.parquet", filesystem=bucket)
     local, _ = build(config(tmp_path / "local", data(tmp_path)))
     for path in ("s3://events/day", "s3://events/day/*.parquet"):
         source = {"path": path, "endpoint": endpoint, "region": "us-east-1"}
