@@ -648,9 +648,8 @@ def _report(manifest: dict[str, Any], run: Run) -> None:
             run.warn(f"refused: {item['refused']}")
         for kind in ("missing", "unexpected", "renamed"):
             if item.get(kind):
-                run.warn(f"{item['file']}: {kind} columns {', '.join(item[kind])}")
+                run.warn(f"{item['file']}: {kind} columns {', '.join(map(repr, item[kind]))}")
     for part, tally in [(item["file"], item) for item in totals["files"]] + list(totals["results"].items()):
         for found in tally["violations"]:
-            run.warn(
-                f"{part}: column {found['column']} {found['reason']}: {found['count']:,} rows, policy {found['policy']}"
-            )
+            where = f"column {found['column']}" if found["column"] else "the row"
+            run.warn(f"{part}: {where} {found['reason']}: {found['count']:,} rows, policy {found['policy']}")

@@ -129,12 +129,13 @@ def _place(place: dict[str, Any], part: str) -> str:
 def lose(lost: list[Lost], tally: Tally, file: str, policy: str, sensitive: bool) -> None:
     """Account for rows that could not be cut into fields."""
     for item in lost:
+        value = None if sensitive else item.text[:TEXT_LIMIT]
         if policy == "fail":
-            raise PolicyError(f"{file}, row {item.number}: {item.reason}; found {item.text[:TEXT_LIMIT]!r}")
+            found = "" if value is None else f"; found {value!r}"
+            raise PolicyError(f"{file}, row {item.number}: {item.reason}{found}")
         tally.rows += 1
         tally.quarantined += 1
         tally.counts["", item.reason, "quarantine"] += 1
-        value = None if sensitive else item.text[:TEXT_LIMIT]
         entry = {"row": item.number, "column": None, "value": value, "reason": item.reason, "policy": "quarantine"}
         tally.note([{"part": tally.part, "file": file, **entry}])
 

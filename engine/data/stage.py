@@ -80,7 +80,7 @@ def stage(
     Rows are kept in memory where they take less than `room` bytes or `folder` is None, else in `folder` (`keep` False:
     nowhere). A file that cannot be read is refused as `sources.<name>.refused` says.
     """
-    source = data.sources[file.source]
+    source = _source(file.source, data)
     if folder is not None and (found := load(file, data, folder)) is not None:
         advance(found.tally.rows)
         return found
@@ -94,19 +94,42 @@ def stage(
                 held.add(table)
     except UserError as error:
         held.abandon()
-        if source.refused == "fail" or isinstance(error, PolicyError) or pool.is_hopeless(error):
+        if isinstance(error, PolicyError) or pool.is_hopeless(error):
             raise
-        return Staged(file, Tally(f"source {file.source}"), {}, refused=str(error))
+        reason = str(error) if file.shown in str(error) else f"{file.shown}: {error}"
+        if source.refused == "fail":
+            raise UserError(reason) from None
+        return Staged(file, Tally(f"source {file.source}"), {}, refused=reason)
     except BaseException:
         held.abandon()
         raise
-    if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
-        digest.check_unchanged(file.path, file.digest)
-    staged.tally.check()
-    staged.tables, staged.path = held.tables, held.commit()
+    try:
+        if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
+            digest.check_unchanged(file.path, file.digest)
+        staged.tally.check()
+        staged.tables, staged.path = held.tables, held.commit()
+    except BaseException:
+        held.abandon()
+        raise
     if staged.path:
         _save(staged, data, folder)  # type: ignore[arg-type]
     return staged
+
+
+def _source(name: str, data: DataConfig) -> SourceConfig:
+    """A source in which a column is sensitive also where it is only said of the column that it becomes, by name."""
+    said = {
+        column
+        for columns in (data.columns, *(table.columns for table in data.tables.values()))
+        for column, item in columns.items()
+        if item.sensitive
+    }
+    source = data.sources[name]
+    columns = {
+        column: dataclasses.replace(item, sensitive=item.sensitive or column in said)
+        for column, item in source.columns.items()
+    }
+    return dataclasses.replace(source, columns=columns)
 
 
 def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) -> pa.Table:
@@ -146,7 +169,7 @@ def event_source(data: DataConfig) -> str:
 
 
 def _name(file: SourceFile, data: DataConfig) -> str:
-    source = config_schema.plain(data.sources[file.source])
+    source = config_schema.plain(_source(file.source, data))
     source.pop("path", None)
     asked: list[Any] = [FORMAT, file.source, source, data.time_zone, file.format, file.identity]
     if any(column.path == FILE for column in data.sources[file.source].columns.values()):
@@ -241,7 +264,15 @@ class _Writer:
         with storage.disk_errors(stem):
             storage.make_folder(stem.parent)
             self._sink = pa.OSFile(str(self._temporary), "wb")
-            self._writer = pa.ipc.new_file(self._sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        try:
+            self._writer = self._open(schema)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _open(self, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
+        with storage.disk_errors(self._target):
+            return pa.ipc.new_file(self._sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
 
     def write(self, table: pa.Table) -> None:
         with storage.disk_errors(self._target):

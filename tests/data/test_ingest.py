@@ -415,6 +415,28 @@ def test_sensitive_values_appear_nowhere(tmp_path: Path) -> None:
     assert found.read().num_rows == 1
 
 
+@pytest.mark.parametrize("ragged", ["quarantine", "fail"])
+@pytest.mark.parametrize("query", [None, "SELECT * FROM s"])
+def test_what_is_sensitive_in_the_dataset_is_so_in_its_sources(tmp_path: Path, ragged: str, query: str | None) -> None:
+    (tmp_path / "in").mkdir()
+    head = "id,at,amount,label\n1,2020-01-01T00:00:00Z,5,a\n"
+    (tmp_path / "in" / "a.csv").write_text(f"{head}2,2020-01-01T00:00:00Z,SECRET-1,\n3,2020-01-01T00:00:00Z,SECRET-2\n")
+    source = {"csv": {"ragged": ragged}}
+
+    def told(**amount: Any) -> str:
+        columns = {**COLUMNS, "amount": {"type": "float64", **amount}}
+        given = data(tmp_path, source=source, max_quarantine=1.0, **({"query": query} if query else {}))
+        try:
+            found, _ = build(config(tmp_path, {**given, "columns": columns}))
+        except UserError as error:
+            return str(error)
+        return str(storage.read_parquet(found.directory / "quarantine" / "quarantine.parquet").to_pylist())
+
+    assert "SECRET-2" in told() and "has 3 fields" in told()
+    closed = told(sensitive=True)  # what is staged already holds the values
+    assert "SECRET" not in closed and "has 3 fields" in closed
+
+
 def test_a_refused_file_stops_or_is_counted(tmp_path: Path) -> None:
     write_csv(events(10), tmp_path / "in" / "good.csv")
     (tmp_path / "in" / "torn.parquet").write_bytes(b"PAR1 torn")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.data.dataset import open_dataset
-from engine.data.ingest import ingest
+from engine.data.ingest import ingest, make_plan, stage_files
 from engine.errors import UserError
 from tests.data.helpers import build, config, run_of
 from tests.data.test_ingest import data, events, write_csv
@@ -78,6 +78,18 @@ def test_a_killed_ingest_goes_on_to_the_same_digest(tmp_path: Path, kills: int) 
         assert reused > 0  # the work of killed runs was not all lost
 
 
+def test_a_file_that_changes_while_it_is_read_leaves_nothing_half_written(tmp_path: Path) -> None:
+    for place in range(2):
+        write_csv(events(100, place, place * 100), tmp_path / "in" / f"{place}.csv")
+    given = config(tmp_path, data(tmp_path))
+    plan = make_plan(given, run_of(given))
+    with open(tmp_path / "in" / "1.csv", "a", encoding="utf-8") as file:
+        file.write("1,2020-01-01T00:00:00Z,1,x\n")
+    with pytest.raises(UserError, match=r"1\.csv changed"):
+        stage_files(plan, run_of(given))
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
 @contextlib.contextmanager
 def tiny_disk(path: Path, size: str):
     path.mkdir()
@@ -92,7 +104,7 @@ def tiny_disk(path: Path, size: str):
     try:
         yield
     finally:
-        subprocess.run(["umount", str(path)], check=False)
+        subprocess.run(["umount", str(path)], check=True)  # busy where a file was left open
 
 
 @pytest.mark.parametrize(
