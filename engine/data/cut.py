@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from engine.config.tree import CsvOptions
 from engine.data.columns import Lost
+from engine.data.files import BROKEN
 from engine.errors import UserError
 
 PIECE = 1 << 24
@@ -33,7 +34,7 @@ def read_block(stream: BinaryIO) -> bytes:
     """The next bytes of a stream; a broken archive is a UserError."""
     try:
         return bytes(stream.read(PIECE))
-    except (EOFError, OSError, ValueError) as error:
+    except BROKEN as error:
         raise UserError(f"the file cannot be unpacked: {error}") from None
 
 

@@ -17,6 +17,7 @@ import os
 import re
 import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
@@ -30,6 +31,8 @@ from engine.runtime import digest, storage
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 HIDDEN = (".", "_")
+# What the libraries raise at a damaged, torn or encrypted archive, or one of a method that they lack.
+BROKEN = (EOFError, OSError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 COMPRESSIONS = (".gz", ".zst", ".zip", ".bz2", ".xz", ".lz4")
 SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".dat": "csv",
@@ -259,8 +262,14 @@ def is_compressed(path: Path) -> bool:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Uncompressed bytes of a file as a stream; a .zip must hold exactly one file."""
-    suffix = path.suffix.lower()
+    """Uncompressed bytes of a file as a stream; a .zip must hold exactly one file. Raises UserError."""
+    try:
+        return _open(path, path.suffix.lower())
+    except BROKEN as error:
+        raise UserError(f"{path} cannot be unpacked: {error}") from None
+
+
+def _open(path: Path, suffix: str) -> BinaryIO:
     if suffix == ".zip":
         archive = zipfile.ZipFile(path)
         members = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 import string
 from collections import deque
 from collections.abc import Iterator
@@ -64,6 +65,11 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
     head = _more(stream, b"").removeprefix(_BOM)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{file.shown} is UTF-16 text: set csv.encoding to utf-16")
+    if b"\0" in head[:2]:
+        raise UserError(
+            f"{file.shown} seems to be UTF-16 text without a mark: set csv.encoding to utf-16-le or utf-16-be"
+        )
+    head = _without_excel_line(head, file, source.csv)
     if not head.strip(b"\r\n"):
         raise UserError(f"{file.shown} is empty: it must hold at least a line with the column names")
     if not source.csv.header:
@@ -94,6 +100,19 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
         return head[end:], next(reader)
     except (csv.Error, StopIteration) as error:
         raise UserError(f"{file.shown}: the header cannot be read: {error}") from None
+
+
+def _without_excel_line(head: bytes, file: SourceFile, options: CsvOptions) -> bytes:
+    """Excel tells the delimiter in a line of its own before the header: `sep=;`."""
+    found = re.match(rb"sep=([^\r\n])(\r\n|\n|\r)", head)
+    if not found:
+        return head
+    if found[1] != options.delimiter.encode():
+        said = found[1].decode("latin-1")
+        raise UserError(
+            f"{file.shown}: its first line says that {said!r} separates fields, csv.delimiter is {options.delimiter!r}"
+        )
+    return head[found.end() :]
 
 
 def _line_end(head: bytes, quote: bytes) -> int:

@@ -29,6 +29,10 @@ class _Twice(ValueError):
     pass
 
 
+class _Stray(str):
+    """What stands on the way to a nested field, where an object must."""
+
+
 def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
     """Chunks of one file in file order; a key that no line has is a missing column."""
     stream = open_bytes(file.path)
@@ -50,6 +54,8 @@ def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes
         stream.close()
     if first == 1:
         raise UserError(f"{file.shown} is empty: it must hold at least one line")
+    if not seen:
+        raise UserError(f"{file.shown} must hold one JSON object a line, found none in {first - 1:,} lines")
     notes.update(match(sorted(seen), source, file).notes)
     notes.pop("reordered", None)
 
@@ -104,7 +110,7 @@ def _fast_schema(source: SourceConfig) -> pa.Schema | None:
             pa.types.is_nested(kind)
             or pa.types.is_decimal(kind)
             or pa.types.is_binary(kind)
-            or (column.path and "." in column.path)
+            or any("." in path for path in (column.path or "", *column.aliases))
         ):
             return None
         plain = pa.types.is_integer(kind) or kind == pa.float64() or pa.types.is_boolean(kind)
@@ -154,7 +160,7 @@ def _objects(piece: bytes) -> tuple[list[dict[str, Any]], np.ndarray, list[Lost]
                 line, parse_int=_Number, parse_float=_Number, parse_constant=_Number, object_pairs_hook=_once
             )
             if not isinstance(record, dict):
-                raise ValueError("is no JSON object")
+                raise ValueError(f"it is a {type(record).__name__}")
             records.append(record)
             numbers.append(number)
         except (ValueError, RecursionError) as error:
@@ -176,7 +182,10 @@ def _first(record: dict[str, Any], paths: list[str], seen: set[str]) -> Any:
             return record[path]
         value: Any = record
         for part in path.split("."):
-            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+            if isinstance(value, dict):
+                value = value.get(part, _ABSENT)
+            elif value is not _ABSENT and value is not None:
+                value = _Stray(value)
         if value is not _ABSENT:
             seen.add(path)
             return value
@@ -189,6 +198,8 @@ def _written(value: Any, kind: pa.DataType) -> Any:
         return None
     if pa.types.is_nested(kind):
         return _plain(value) if isinstance(value, (list, dict)) else _MISMATCH
+    if isinstance(value, _Stray):
+        return _MISMATCH
     if isinstance(value, bool):
         return str(value).lower() if pa.types.is_boolean(kind) else _MISMATCH
     text_like = pa.types.is_string(kind) or pa.types.is_binary(kind)

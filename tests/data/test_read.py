@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import datetime
 import gzip
 import io
 import json
+import lzma
+import random
+import re
 import time
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -299,6 +304,82 @@ def test_a_file_without_header_has_the_columns_that_stand_in_it(tmp_path: Path) 
     table, found = read(tmp_path / "in" / "a.csv", {**columns, "s": "string"}, csv={"header": False})
     assert found.tally.quarantined == 0
     assert table.to_pylist() == [{"file": "a.csv", "n": n, "row": n, "s": s} for n, s in ((1, "x"), (2, "y"))]
+
+
+def test_what_stands_where_a_nested_object_must_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"n": {"v": 1.5}}\n{"n": null}\n{"n": 7}\n{"n": {}}\n{"n": "t"}\n{"n": false}\n')
+    table, found = read(tmp_path / "x.jsonl", {"v": {"type": "float64", "path": "n.v"}})
+    assert table.column("v").to_pylist() == [1.5, None, None]
+    told = [(item["row"], item["value"], item["reason"]) for item in found.tally.records]
+    assert told == [(3, '"7"', "is no float64"), (5, '"t"', "is no float64"), (6, '"False"', "is no float64")]
+    (tmp_path / "x.jsonl").write_text('{"n": null}\n{"n": null}\n')  # all null is not missing
+    assert read(tmp_path / "x.jsonl", {"v": {"type": "float64", "path": "n.v"}})[0]["v"].to_pylist() == [None, None]
+
+
+def test_a_file_of_no_json_lines_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"a": 1},\n{"a": 2}]\n')
+    with pytest.raises(UserError, match=r"x\.json must hold one JSON object a line, found none in 2 lines"):
+        read(tmp_path / "x.json", {"a": "int64"})
+
+
+ARCHIVES = ("x.csv.gz", "x.csv.zst", "x.csv.bz2", "x.csv.xz", "x.csv.zip", "x.jsonl.gz")
+
+
+def pack(path: Path, text: bytes) -> bytes:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x.csv", text)
+        return path.read_bytes()
+    if path.suffix == ".zst":
+        return pa.Codec("zstd").compress(text, asbytes=True)
+    return {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[path.suffix](text)
+
+
+DAMAGES = [(name, damage) for name in ARCHIVES for damage in ("other", "torn", "flipped")]
+DAMAGES.remove(("x.csv.zst", "flipped"))  # Arrow writes .zst without a checksum
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_a_broken_archive_is_refused_with_its_name(tmp_path: Path, name: str, damage: str) -> None:
+    rng = random.Random(0)
+    whole = bytearray(pack(tmp_path / name, b"a\n" + b"".join(b"%d\n" % rng.getrandbits(50) for _ in range(5000))))
+    if damage == "flipped":
+        for place in range(len(whole) // 2, len(whole) // 2 + 8):
+            whole[place] ^= 0xFF
+    broken = {"other": b"no archive at all", "torn": bytes(whole[: len(whole) // 2])}.get(damage, bytes(whole))
+    (tmp_path / name).write_bytes(broken)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}.* cannot be unpacked"):
+        read(tmp_path / name, {"a": "int64"})
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    whole = bytearray(pack(tmp_path / "x.csv.zip", b"a\n1\n"))
+    whole[6] |= 1  # the flag of the member, and that in the directory
+    whole[whole.rindex(b"PK\1\2") + 8] |= 1
+    (tmp_path / "x.csv.zip").write_bytes(whole)
+    with pytest.raises(UserError, match=r"cannot be unpacked: .*encrypted"):
+        read(tmp_path / "x.csv.zip", {"a": "int64"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_line_in_which_excel_tells_the_delimiter_is_no_row(tmp_path: Path, encoding: str, end: str) -> None:
+    text = end.join(["sep=;", "a;b", "1;2,5", "3;4", ""])
+    (tmp_path / "x.csv").write_bytes(text.encode(encoding))
+    options = {"delimiter": ";", "decimal": ",", "encoding": encoding}
+    table, found = read(tmp_path / "x.csv", {"a": "int64", "b": "float64"}, csv=options)
+    assert table.to_pylist() == [{"a": 1, "b": 2.5}, {"a": 3, "b": 4.0}] and found.tally.rows == 2
+    with pytest.raises(UserError, match=r"its first line says that ';' separates fields, csv\.delimiter is ','"):
+        read(tmp_path / "x.csv", {"a": "int64", "b": "float64"}, csv={"encoding": encoding})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "x.csv").write_bytes("a,b\n1,ä\n".encode(encoding))
+    with pytest.raises(UserError, match=r"seems to be UTF-16 text without a mark: set csv\.encoding to utf-16-le"):
+        read(tmp_path / "x.csv", {"a": "int64", "b": "string"})
+    table, _ = read(tmp_path / "x.csv", {"a": "int64", "b": "string"}, csv={"encoding": encoding})
+    assert table.to_pylist() == [{"a": 1, "b": "ä"}]
 
 
 TEXTS = (
