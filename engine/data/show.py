@@ -72,20 +72,23 @@ def _columns(manifest: dict[str, Any], profile: dict[str, Any]) -> list[str]:
         shown = profile["columns"][column["name"]]
         lines.append(
             f"{column['name']:<22} {column['type']:<14} {column['role']:<12} {shown['null_rate']:>8.2%}  "
-            f"{column['digest'][:8]}  {_values(shown)}"
+            f"{column['digest'][:8]}  {_values(shown, profile)}"
         )
     return lines
 
 
-def _values(shown: dict[str, Any]) -> str:
+def _values(shown: dict[str, Any], profile: dict[str, Any]) -> str:
     if shown.get("histogram"):
         return f"{shown['min']} {_bars(shown['histogram']['counts'])} {shown['max']}"
     if "top" in shown:
-        most = ", ".join(
-            f"{value} {count / max(1, sum(n for _, n in shown['top'])):.0%}" for value, count in shown["top"][:4]
-        )
-        return f"{shown['distinct_in_sample']} distinct: {most}"
+        most = ", ".join(f"{value} {_share(count / profile['sample_rows'])}" for value, count in shown["top"][:4])
+        sampled = " in a sample" if profile["sample_rows"] < profile["rows"] else ""
+        return f"{shown['distinct_in_sample']} distinct{sampled}: {most}"
     return "(not shown)" if "min" not in shown else ""
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"
 
 
 def _bars(counts: list[int]) -> str:
