@@ -36,7 +36,7 @@ from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature
 from engine.features.store import ensure_views
 from engine.monitoring import multivariate
-from engine.monitoring.calibrate import NAMES, Plan, calibrate
+from engine.monitoring.calibrate import FAMILIES, NAMES, Plan, calibrate, judge
 from engine.monitoring.drift import FLOORS, Current, compare, current_statistics
 from engine.monitoring.reference import Reference, day_counts, read_reference
 from engine.monitoring.statistics import column_specs, profile_counts, statistics
@@ -50,7 +50,7 @@ WATCHED = {"mean": "air_time", "scale": "air_time", "missing": "distance", "cate
 UNIVARIATE = ("psi", "ks", "wasserstein", "js", "missing")
 # The alarm score also watches what is missing, which the peers drop first: on 4 of the 57 untouched days a storm took 16-55 %
 # of `air_time`, and such days alone use up the false alarms. So the score of the values by themselves stands beside it.
-OF_VALUES = [NAMES.index(name) for name in ("psi", "ks", "wasserstein", "outside", "unseen")]
+OF_VALUES = [NAMES.index(name) for name in FAMILIES["values"]]
 
 EVIDENTLY = """
 import json, sys, warnings
@@ -386,9 +386,7 @@ def alarm_row(known: Reference, days: dict[int, Profile], unit: str, windows: li
             line = drift.line
         assert line is not None
         found = current_statistics(known, current, profile_counts(profile), plan)
-        beyond = line.normalised(found[..., None])[..., 0] > line.value
-        effect = found - line.typical() >= np.array([FLOORS[name] for name in NAMES])
-        alarm = np.nan_to_num(beyond & effect).astype(bool)
+        alarm = judge(line, found[..., None], FLOORS)[1][..., 0]
         names = [item.name for item in known.columns]
         origin += int(alarm[names.index("origin")].any())
         month = units.format_instant(window[0] * 86_400_000_000)[5:7]

@@ -27,7 +27,7 @@ SHORTEST = 8
 TAKEN_KEYS = ("model", "shadow", "champion", "challenger", "started_from", "appended_to")
 # What decided: of a monitoring run (its calibration) and of a retrain (its policy).
 THRESHOLDS = (
-    "line", "alpha", "realised", "enough", "season", "floors", "psi_floor",
+    "lines", "alpha", "realised", "enough", "season", "floors", "psi_floor",
     "triggers", "drift_windows", "performance_drop", "max_age", "min_new_rows", "cool_down", "gate",
 )  # fmt: skip
 

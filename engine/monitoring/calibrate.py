@@ -2,10 +2,13 @@
 
 Windows of the reference as long as the current one are compared with the rest of the reference. Each statistic of each
 column is normalised by what that column's own windows show (median; the larger of MAD and upper tail, never below a
-stated scale); a window's score is its largest normalised statistic over all columns; the line is the (1 - alpha)
-quantile of those scores. Blocks of time, never shuffled rows: days resemble their neighbours. Where there are fewer
-than 2 / alpha separate windows, more are put together from blocks of days, and no line lies below what the real
-windows reached.
+stated scale). What the values are and how the records come each have a line of their own and half of alpha (Bonferroni):
+the (1 - half) quantile of the windows' largest normalised statistic of that family over all columns. With one line for
+both, a few storms of missing values in the reference would use up alpha, and no shift of values would reach it. Scores
+are told in units of the line.
+
+Blocks of time, never shuffled rows: days resemble their neighbours. Where there are fewer than 2 / alpha separate
+windows, more are put together from blocks of days, and no line lies below what the real windows reached.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from engine.monitoring.statistics import ColumnSpec, Counts, statistics
 DECISIVE = ("psi", "ks", "wasserstein", "missing", "outside", "unseen")
 VOLUME, ROWS_COLUMN = "volume", "(rows)"
 NAMES = (*DECISIVE, VOLUME)
+FAMILIES = {"values": ("psi", "ks", "wasserstein", "outside", "unseen"), "records": ("missing", VOLUME)}
+LINE = 1.0  # of a score
+LEAST_HEIGHT = 1.0  # of a line over what is typical, in scales
 # Spread below which a column counts as steady: a fifth of the effect floors (of its root for PSI: psi is a squared
 # distance, its root is what spreads evenly). Below it, bursts too small to matter would set the line for all columns.
 MIN_SCALE = {
@@ -46,7 +52,7 @@ ENOUGH_REAL = 5  # separate real windows from which median and MAD are taken alo
 
 @dataclass(frozen=True)
 class Plan:
-    """What a line is asked for: window length in days, alpha, floor of PSI shares, season, resampling."""
+    """What lines are asked for: window length in days, alpha, floor of PSI shares, season, resampling."""
 
     length: int
     alpha: float
@@ -71,23 +77,29 @@ class Windows:
 
 @dataclass(frozen=True)
 class Line:
-    """A calibrated line. center, scale float64[columns + 1, statistics] (the last row: volume); scores float64[W]."""
+    """Calibrated lines. center, scale float64[columns + 1, statistics] (the last row: volume)."""
 
-    value: float
+    heights: np.ndarray  # float64[statistics], in scales above the centre; one number for each family
     center: np.ndarray
     scale: np.ndarray
-    scores: np.ndarray
+    scores: np.ndarray  # float64[W]: largest over columns and statistics, in units of the line
     column_scores: np.ndarray  # [columns + 1, W]: largest over the column's statistics
     real: np.ndarray
     separate: int  # real windows that do not overlap
 
     def normalised(self, found: np.ndarray) -> np.ndarray:
-        """Scores [columns + 1, statistics, W] of statistics of that shape; NaN where not computable."""
-        return np.asarray((rooted(found) - self.center[..., None]) / self.scale[..., None])
+        """Scores [columns + 1, statistics, W] of statistics of that shape, beyond LINE where they are beyond their line;
+        NaN where not computable.
+        """
+        return np.asarray((rooted(found) - self.center[..., None]) / (self.scale * self.heights)[..., None])
+
+    def limits(self) -> np.ndarray:
+        """[columns + 1, statistics]: where the lines lie, in the statistic's unit."""
+        return _unrooted(self.center + self.scale * self.heights)
 
     def typical(self) -> np.ndarray:
         """[columns + 1, statistics]: what the reference's own windows show, in the statistic's unit."""
-        return np.where(np.arange(len(NAMES)) == NAMES.index("psi"), self.center**2, self.center)
+        return _unrooted(self.center)
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,10 @@ def rooted(found: np.ndarray) -> np.ndarray:
     at = NAMES.index("psi")
     result[:, at] = np.sqrt(np.maximum(result[:, at], 0.0))
     return result
+
+
+def _unrooted(values: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(len(NAMES)) == NAMES.index("psi"), values**2, values)
 
 
 # ---------------------------------------------------------------------------------------------------------- windows
@@ -144,14 +160,19 @@ def make_windows(reference: Reference, allowed: np.ndarray, plan: Plan, rng: np.
     real = contiguous(allowed, plan.length, max(1, plan.length // STRIDES))
     scored_days = allowed & reference.scored
     scored = real * (real @ ~scored_days == 0)[:, None]
-    if separate_windows(allowed, plan.length, reference.memory) >= 2 / plan.alpha:
+    if separate_windows(allowed, plan.length, reference.memory) >= windows_needed(plan.alpha):
         return Windows(real, scored, np.ones(len(real), bool))
-    count = max(plan.resamples, math.ceil(2 / plan.alpha))
+    count = max(plan.resamples, windows_needed(plan.alpha))
     more, more_scored = from_blocks(allowed, plan, count, rng), from_blocks(scored_days, plan, count, rng)
     if not len(more_scored):
         more_scored = np.zeros_like(more)
     flags = np.arange(len(real) + len(more)) < len(real)
     return Windows(np.concatenate([real, more]), np.concatenate([scored, more_scored]), flags)
+
+
+def windows_needed(alpha: float) -> int:
+    """Separate windows from which the quantile of every line is one of them, so that alpha is kept whatever they hold."""
+    return math.ceil(len(FAMILIES) / alpha)
 
 
 def separate_windows(allowed: np.ndarray, length: int, memory: int = 0) -> int:
@@ -247,7 +268,7 @@ def volume(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def calibrate(reference: Reference, plan: Plan, sizes: Mapping[str, float] | None = None) -> Line:
-    """The line for windows of plan.length days in which each column has `sizes` rows."""
+    """The lines for windows of plan.length days in which each column has `sizes` rows."""
     return _calibrate(reference, np.ones(len(reference.days), bool), plan, sizes)
 
 
@@ -262,10 +283,13 @@ def _calibrate(reference: Reference, allowed: np.ndarray, plan: Plan, sizes: Map
         center, scale = _borrowed(center, scale, [item.kind for item in reference.columns])
     with np.errstate(invalid="ignore"):
         scores = (rooted(found) - center[..., None]) / scale[..., None]
-    columns = _largest(scores, axis=1)
-    whole = _largest(columns, axis=0)
-    line = Line(np.inf, center, scale, whole, columns, windows.real, separate)
-    return replace(line, value=_quantile(whole, windows.real, separate, plan.alpha))
+    heights = np.zeros(len(NAMES))
+    for family in FAMILIES.values():
+        members = [NAMES.index(name) for name in family]
+        largest = _largest(_largest(scores[:, members], axis=1), axis=0)
+        heights[members] = _quantile(largest, windows.real, separate, plan.alpha / len(FAMILIES))
+    columns = _largest(scores / heights[:, None], axis=1)
+    return Line(heights, center, scale, _largest(columns, axis=0), columns, windows.real, separate)
 
 
 def _center_and_scale(found: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -308,10 +332,10 @@ def _largest(scores: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _quantile(scores: np.ndarray, real: np.ndarray, separate: int, alpha: float) -> float:
-    """The line: order statistic ceil((n + 1)(1 - alpha)) of n separate real windows (their largest, where n is too
-    small for that), and no lower than the (1 - alpha) quantile of resampled windows, where there are any.
+    """A line: order statistic ceil((n + 1)(1 - alpha)) of n separate real windows (their largest, where n is too
+    small for that), and no lower than the (1 - alpha) quantile of resampled windows, where there are any, and LEAST_HEIGHT.
     """
-    lines = [0.0]
+    lines = [LEAST_HEIGHT]
     if separate and real.any():
         level = min(1.0, math.ceil((separate + 1) * (1 - alpha)) / separate)
         lines.append(float(np.quantile(scores[real], level, method="higher")))
@@ -353,6 +377,6 @@ def held_out(reference: Reference, plan: Plan, floors: Mapping[str, float]) -> H
 def judge(line: Line, found: np.ndarray, floors: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """bool[columns + 1, statistics, W]: beyond the line; and also beyond the effect floor over what is typical."""
     with np.errstate(invalid="ignore"):
-        beyond = line.normalised(found) > line.value
+        beyond = line.normalised(found) > LINE
         effect = found - line.typical()[..., None] >= np.array([floors[name] for name in NAMES])[:, None]
     return beyond, beyond & effect

@@ -141,10 +141,7 @@ def reference_counts(reference: Reference, days: np.ndarray | None, season: str)
 
 def lines_by_statistic(line: Line, floors: Mapping[str, float]) -> np.ndarray:
     """[columns + 1, statistics]: value of each statistic from which it alarms."""
-    limits = line.center + line.value * line.scale
-    at = NAMES.index("psi")
-    limits[:, at] = limits[:, at] ** 2
-    return np.maximum(limits, line.typical() + np.array([floors[name] for name in NAMES]))
+    return np.maximum(line.limits(), line.typical() + np.array([floors[name] for name in NAMES]))
 
 
 def manual_lines(reference: Reference, thresholds: Mapping[str, float]) -> list[tuple[int, int, float]]:

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.monitoring.calibrate import NAMES, ROWS_COLUMN, Line, Plan, Windows, contiguous, judge, window_statistics
+from engine.monitoring.calibrate import (
+    LINE,
+    NAMES,
+    ROWS_COLUMN,
+    Line,
+    Plan,
+    Windows,
+    contiguous,
+    judge,
+    window_statistics,
+)
 from engine.monitoring.reference import Reference
 from engine.runtime import storage
 
@@ -25,7 +35,7 @@ SCHEMA = pa.schema(
         ("column", pa.string()),
         ("kind", pa.string()),  # numeric, categorical, prediction, volume, metric, business
         ("status", pa.string()),
-        ("score", pa.float64()),  # largest normalised statistic
+        ("score", pa.float64()),  # largest normalised statistic, in units of its line
         ("line", pa.float64()),  # of the score
         *((name, pa.float64()) for name in NAMES),
         ("missing_share", pa.float64()),
@@ -63,7 +73,7 @@ def reference_rows(
             computable = np.isfinite(own).any()
             status = "alarm" if alarm[index, :, at].any() else "quiet" if computable else "not computable"
             row: dict[str, Any] = {"source": "reference", "from": period[0], "to": period[1], "model": model}
-            row |= {"column": name, "kind": kind, "status": status, "line": line.value}
+            row |= {"column": name, "kind": kind, "status": status, "line": LINE}
             row["score"] = float(np.nanmax(own)) if computable else None
             row |= {statistic: plain(found[index, k, at]) for k, statistic in enumerate(NAMES)}
             if name in counts:
@@ -80,10 +90,9 @@ def current_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the window that a drift record describes."""
     start, stop = record["window"]
     base = {"source": "current", "from": start, "to": stop, "model": record["model"]}
-    line = record["calibration"]["line"]
     rows = []
     for item in record["columns"]:
-        row = {**base, "column": item["name"], "kind": item["kind"], "status": item["status"], "line": line}
+        row = {**base, "column": item["name"], "kind": item["kind"], "status": item["status"], "line": LINE}
         row |= {"score": item["score"], "rows": item["rows"]["current"]}
         row["missing_share"] = item.get("missing", {}).get("current")
         row |= {name: item["statistics"].get(name, {}).get("value") for name in NAMES}

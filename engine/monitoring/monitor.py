@@ -23,7 +23,7 @@ from engine.features.build import FeatureTable
 from engine.features.encode import as_texts
 from engine.features.profile import Profile
 from engine.monitoring import alerts, history, report
-from engine.monitoring.calibrate import FEW, MIN_SCALE, Plan
+from engine.monitoring.calibrate import FAMILIES, FEW, MIN_SCALE, NAMES, Plan, windows_needed
 from engine.monitoring.drift import FLOORS, Current, Drift, compare
 from engine.monitoring.multivariate import compare_samples
 from engine.monitoring.performance import (
@@ -358,7 +358,7 @@ def expected_performance(reference: Reference, window: Window, past: Outcomes | 
 def calibration_record(drift: Drift, plan: Plan, reference: Reference, floors: Mapping[str, float]) -> dict[str, Any]:
     """The line and what it may promise: target rate, rate on held-out windows, whether windows are enough."""
     line, out = drift.line, drift.held_out
-    needed = math.ceil(2 / plan.alpha)
+    needed = windows_needed(plan.alpha)
     realised = out.alarms / out.windows if out.windows else None
     enough = line.separate >= needed
     words = (
@@ -379,7 +379,7 @@ def calibration_record(drift: Drift, plan: Plan, reference: Reference, floors: M
     )
     finite = line.scores[np.isfinite(line.scores)]
     return {
-        "line": line.value,
+        "lines": {family: float(line.heights[NAMES.index(names[0])]) for family, names in FAMILIES.items()},
         "alpha": plan.alpha,
         "window_days": plan.length,
         "reference_days": len(reference.days),
@@ -491,7 +491,7 @@ def metrics_of(record: Mapping[str, Any], drift: Drift, seconds: float) -> dict[
         "monitor/columns": float(len(drift.columns)),
         "monitor/columns_alarming": float(len(drift.alarms)),
         "monitor/columns_not_computable": float(len(drift.not_computable)),
-        "monitor/line": calibration["line"],
+        "monitor/score": max((item["score"] for item in drift.columns if item["score"] is not None), default=math.nan),
         "monitor/target_rate": calibration["alpha"],
         "monitor/realised_rate": calibration["realised"] if calibration["realised"] is not None else math.nan,
         "monitor/separate_windows": float(calibration["separate_windows"]),

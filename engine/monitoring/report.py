@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from engine.monitoring.calibrate import NAMES
+from engine.monitoring.calibrate import LINE, NAMES
 from engine.monitoring.describe import Pair
 from engine.monitoring.drift import Drift
 from engine.monitoring.history import METRIC
@@ -263,15 +263,17 @@ def _calibration(record: Mapping[str, Any]) -> Markup:
     scores = np.array(calibration["window_scores"])
     parts = []
     if len(scores):
-        top = max(float(scores.max()), calibration["line"]) * 1.1
+        top = max(float(scores.max()), LINE) * 1.1
         edges = [float(edge) for edge in np.linspace(min(float(scores.min()), 0.0), top, 31)]
         counts = {"windows of the reference": [float(n) for n in np.histogram(scores, edges)[0]]}
         parts.append(
             html.card("Largest normalised statistic of each window", html.histogram(edges, counts, y_label="windows"))
         )
     facts = {
-        "Alarm line": calibration["line"],
-        "This window": "–" if now is None else html.format_number(now),
+        "This window, in units of the line": "–" if now is None else html.format_number(now),
+        "Lines, in spreads of the reference": ", ".join(
+            f"{family} {at:.3g}" for family, at in calibration["lines"].items()
+        ),
         "Target false-alarm rate": f"{calibration['alpha']:.1%} a window, over all columns together",
         "Realised on held-out windows": calibration["words"].split("; ")[1],
         "95 % interval of that": _pair(calibration["realised_interval"]) or "–",

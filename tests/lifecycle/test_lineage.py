@@ -50,7 +50,7 @@ def house(workplace):
     }
     (found["score"] / "predictions").mkdir()
     (found["score"] / "predictions" / "part-0.parquet").write_bytes(b"scores")
-    calibration = {"line": 1.5, "alpha": 0.01, "floors": {"psi": 0.1}, "window_scores": [1, 2]}
+    calibration = {"lines": {"values": 1.5}, "alpha": 0.01, "floors": {"psi": 0.1}, "window_scores": [1, 2]}
     (found["monitor"] / "drift.json").write_text(json.dumps({"calibration": calibration}))
     return found
 
@@ -79,13 +79,13 @@ def test_an_alarm_leads_to_thresholds_scores_weights_features_data_and_code(cli,
     found = traced(cli, house["monitor"] / "drift.json")
     assert sorted(ids(found["made_by"])) == ["ingest", "monitor", "score", "train"]
     alarm = found["made_by"][0]
-    assert alarm["thresholds"] == {"line": 1.5, "alpha": 0.01, "floors": {"psi": 0.1}}
+    assert alarm["thresholds"] == {"lines": {"values": 1.5}, "alpha": 0.01, "floors": {"psi": 0.1}}
     assert alarm["alarms"] == ["drift: drift in 1 of 3 columns"]
     assert alarm["used"] == {"scoring profile": sha("2"), "model": MODEL}
     train = next(entry for entry in found["made_by"] if entry["command"] == "train")
     assert train["chain"]["weights"] == sha("4") and train["chain"]["features"] == FEATURES
     text = cli("lineage", str(house["monitor"])).out
-    assert "alarm     drift: drift in 1 of 3" in text and "threshold line = 1.5" in text and "scoring profile" in text
+    assert "alarm     drift: drift in 1 of 3" in text and "threshold lines = " in text and "scoring profile" in text
 
 
 def test_an_alarm_leads_on_to_the_decision_and_the_challenger_that_came_of_it(cli, house, workplace) -> None:

@@ -74,7 +74,7 @@ def test_small_windows_widen_the_band() -> None:
     limits = []
     for rows in (400, 40, 8):
         line = calibrate(reference, plan, {item.name: float(rows) for item in reference.columns})
-        limits.append(line.typical()[0, NAMES.index("ks")] + line.value * line.scale[0, NAMES.index("ks")])
+        limits.append(line.limits()[0, NAMES.index("ks")])
     assert limits[0] < limits[1] < limits[2]
     tiny = make_window(reference, wandering(0.0), 1, 8)
     assert {name for name, text in status(run_drift(reference, tiny)).items() if text == "alarm"} <= {"(rows)"}
@@ -92,6 +92,26 @@ def test_a_column_that_leapt_before_does_not_raise_the_line_of_the_others() -> N
     assert status(drift)["calm"] == "alarm"
     leapt = run_drift(reference, make_window(reference, lambda r, d, n: draw(r, 10, n), 1, 100))
     assert status(leapt)["wild"] == "quiet"
+
+
+def test_storms_of_missing_values_do_not_raise_the_line_of_the_values() -> None:
+    """One column loses half of its rows on one day in 25: a moderate shift of another column's values is still seen."""
+
+    def draw(rng, day, rows, shift=0.0):
+        lost = rng.random(rows) < (0.5 if day % 25 == 1 else 0.0)
+        return {"leaky": np.where(lost, np.nan, rng.normal(0, 1, rows)), "calm": rng.normal(shift, 1, rows)}
+
+    reference = make_reference(draw, 200, 400)
+    heights = dict(zip(NAMES, calibrate(reference, Plan(1, 0.05, 1e-4)).heights, strict=True))
+    assert heights["missing"] == heights["volume"] > 10 * heights["ks"]
+    assert heights["ks"] == heights["psi"] == heights["wasserstein"] == heights["outside"] == heights["unseen"]
+    moved = make_window(reference, functools.partial(draw, shift=0.4), 1, 400)
+    assert status(run_drift(reference, moved)) == {
+        "leaky": "quiet",
+        "calm": "alarm",
+        "prediction": "quiet",
+        "(rows)": "quiet",
+    }
 
 
 def test_weekday_season_forgives_a_sunday_and_not_a_monday_that_looks_like_one() -> None:
