@@ -68,10 +68,11 @@ def _write_part(
     values.update(table)
     file = f"part-{place:05d}.parquet"
     metadata: list[pq.FileMetaData] = []
-    pq.write_table(
-        table, folder / file, row_group_size=ROW_GROUP, max_rows_per_page=ROW_GROUP,  # one page: no more is read of it
-        compression="zstd", compression_level=1, write_page_checksum=True, metadata_collector=metadata,
-    )  # fmt: skip
+    with pa.OSFile(str(folder / file), "wb") as sink:
+        pq.write_table(
+            table, sink, row_group_size=ROW_GROUP, max_rows_per_page=ROW_GROUP,  # one page: no more is read of it
+            compression="zstd", compression_level=1, write_page_checksum=True, metadata_collector=metadata,
+        )  # fmt: skip
     times = table.column(event_time).cast(pa.int64())
     columns = values.columns()
     part = {

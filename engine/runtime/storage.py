@@ -146,8 +146,9 @@ def read_json(path: Path) -> Any:
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
     """Write one Parquet file atomically (zstd, page checksums)."""
     settings = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, **options}
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, **settings)
+    # A file that Arrow opens itself stays open when the disk is full.
+    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
+        pq.write_table(table, file, **settings)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
