@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from engine.config.tree import CsvOptions
 from engine.data.columns import Lost
-from engine.data.files import BROKEN
+from engine.data.files import unpacking
 from engine.errors import UserError
 
 PIECE = 1 << 24
@@ -32,10 +32,8 @@ class Piece:
 
 def read_block(stream: BinaryIO) -> bytes:
     """The next bytes of a stream; a broken archive is a UserError."""
-    try:
+    with unpacking("the file"):
         return bytes(stream.read(PIECE))
-    except BROKEN as error:
-        raise UserError(f"the file cannot be unpacked: {error}") from None
 
 
 def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> Iterator[Piece]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import dataclasses
 import fnmatch
 import gzip
@@ -261,12 +262,27 @@ def is_compressed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSIONS
 
 
+@contextlib.contextmanager
+def unpacking(shown: str) -> Iterator[None]:
+    """Turn what the libraries raise at a broken archive into a UserError that says so of `shown`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BROKEN as error:
+        raise UserError(f"{shown} cannot be unpacked: {error}") from None
+
+
 def open_bytes(path: Path) -> BinaryIO:
     """Uncompressed bytes of a file as a stream; a .zip must hold exactly one file. Raises UserError."""
-    try:
+    with unpacking(str(path)):
         return _open(path, path.suffix.lower())
-    except BROKEN as error:
-        raise UserError(f"{path} cannot be unpacked: {error}") from None
+
+
+def unpacked(path: Path) -> pa.BufferReader:
+    """The whole of a compressed file, in memory. Raises UserError."""
+    with unpacking(str(path)), open_bytes(path) as stream:
+        return pa.BufferReader(stream.read())
 
 
 def _open(path: Path, suffix: str) -> BinaryIO:
@@ -290,12 +306,6 @@ def _open(path: Path, suffix: str) -> BinaryIO:
         codec = "zstd" if suffix == ".zst" else "lz4"
         return pa.CompressedInputStream(pa.OSFile(str(path)), codec)  # type: ignore[return-value]
     return open(path, "rb")
-
-
-def blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
-    """Byte blocks of up to `size` bytes until the end of the stream."""
-    while block := stream.read(size):
-        yield block
 
 
 def recode(stream: BinaryIO, encoding: str, shown: str) -> BinaryIO:

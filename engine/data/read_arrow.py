@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import SourceConfig
 from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, match, typed
-from engine.data.files import SourceFile, is_compressed, open_bytes
+from engine.data.files import SourceFile, is_compressed, unpacked
 from engine.errors import UserError
 
 BATCH_ROWS = 1 << 17
@@ -22,7 +22,7 @@ def read_parquet(
     file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]
 ) -> Iterator[Chunk]:
     """Chunks of a Parquet file. INT96 is read as microseconds, which reach the year 294246 (nanoseconds end in 2262)."""
-    origin = pa.BufferReader(open_bytes(file.path).read()) if is_compressed(file.path) else str(file.path)
+    origin = unpacked(file.path) if is_compressed(file.path) else str(file.path)
     try:
         with _open_parquet(origin, "us") as parquet:
             names = column_names(parquet.schema_arrow, source)
@@ -99,9 +99,7 @@ def read_arrow(
     file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any]
 ) -> Iterator[Chunk]:
     """Chunks of an Arrow IPC file or stream; every batch is validated whole, for its buffers come from outside."""
-    origin = (
-        pa.BufferReader(open_bytes(file.path).read()) if is_compressed(file.path) else pa.memory_map(str(file.path))
-    )
+    origin = unpacked(file.path) if is_compressed(file.path) else pa.memory_map(str(file.path))
     try:
         reader = _open_ipc(origin)
         names = column_names(reader.schema, source)

@@ -5,6 +5,7 @@ A staged file is committed by its `.json`, written last; a killed ingest goes on
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import uuid
@@ -86,31 +87,26 @@ def stage(
         return found
     staged = Staged(file, Tally(f"source {file.source}"), {})
     held = _Held(file, data, folder, room)
-    try:
-        for chunk in READERS[file.format](file, source, data.time_zone, threads, staged.notes):
-            table = _kept(chunk, staged, data, source)
-            advance(len(chunk.numbers) + len(chunk.lost))
-            if keep:
-                held.add(table)
-    except UserError as error:
-        held.abandon()
-        if isinstance(error, PolicyError) or pool.is_hopeless(error):
-            raise
-        reason = str(error) if file.shown in str(error) else f"{file.shown}: {error}"
-        if source.refused == "fail":
-            raise UserError(reason) from None
-        return Staged(file, Tally(f"source {file.source}"), {}, refused=reason)
-    except BaseException:
-        held.abandon()
-        raise
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(held.abandon)
+        try:
+            for chunk in READERS[file.format](file, source, data.time_zone, threads, staged.notes):
+                table = _kept(chunk, staged, data, source)
+                advance(len(chunk.numbers) + len(chunk.lost))
+                if keep:
+                    held.add(table)
+        except UserError as error:
+            if isinstance(error, PolicyError) or pool.is_hopeless(error):
+                raise
+            reason = str(error) if file.shown in str(error) else f"{file.shown}: {error}"
+            if source.refused == "fail":
+                raise UserError(reason) from None
+            return Staged(file, Tally(f"source {file.source}"), {}, refused=reason)
         if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
             digest.check_unchanged(file.path, file.digest)
         staged.tally.check()
         staged.tables, staged.path = held.tables, held.commit()
-    except BaseException:
-        held.abandon()
-        raise
+        undo.pop_all()
     if staged.path:
         _save(staged, data, folder)  # type: ignore[arg-type]
     return staged
@@ -264,15 +260,11 @@ class _Writer:
         with storage.disk_errors(stem):
             storage.make_folder(stem.parent)
             self._sink = pa.OSFile(str(self._temporary), "wb")
-        try:
-            self._writer = self._open(schema)
-        except BaseException:
-            self.abandon()
-            raise
-
-    def _open(self, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
-        with storage.disk_errors(self._target):
-            return pa.ipc.new_file(self._sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+            try:
+                self._writer = pa.ipc.new_file(self._sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+            except BaseException:
+                self.abandon()
+                raise
 
     def write(self, table: pa.Table) -> None:
         with storage.disk_errors(self._target):

@@ -322,7 +322,7 @@ def test_a_file_of_no_json_lines_is_refused_with_the_reason(tmp_path: Path) -> N
         read(tmp_path / "x.json", {"a": "int64"})
 
 
-ARCHIVES = ("x.csv.gz", "x.csv.zst", "x.csv.bz2", "x.csv.xz", "x.csv.zip", "x.jsonl.gz")
+ARCHIVES = ("x.csv.gz", "x.csv.zst", "x.csv.bz2", "x.csv.xz", "x.csv.zip", "x.jsonl.gz", "x.parquet.gz", "x.arrow.xz")
 
 
 def pack(path: Path, text: bytes) -> bytes:
@@ -350,6 +350,18 @@ def test_a_broken_archive_is_refused_with_its_name(tmp_path: Path, name: str, da
     (tmp_path / name).write_bytes(broken)
     with pytest.raises(UserError, match=rf"{re.escape(name)}.* cannot be unpacked"):
         read(tmp_path / name, {"a": "int64"})
+
+
+def test_what_is_no_broken_archive_is_not_called_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.csv.zip", "w") as archive:
+        archive.writestr("a.csv", "a\n1\n")
+        archive.writestr("b.csv", "a\n2\n")
+    with pytest.raises(UserError, match="must hold exactly one file, found 2") as two:
+        read(tmp_path / "x.csv.zip", {"a": "int64"})
+    (tmp_path / "y.csv").write_bytes(b"a\n1\n\x81\n")
+    with pytest.raises(UserError, match="must be cp1252 text, found byte 0x81") as torn:
+        read(tmp_path / "y.csv", {"a": "int64"}, csv={"encoding": "cp1252"})
+    assert "unpacked" not in f"{two.value}{torn.value}"
 
 
 def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
