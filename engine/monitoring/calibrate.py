@@ -91,7 +91,7 @@ class Line:
         """Scores [columns + 1, statistics, W] of statistics of that shape, beyond LINE where they are beyond their line;
         NaN where not computable.
         """
-        return np.asarray((rooted(found) - self.center[..., None]) / (self.scale * self.heights)[..., None])
+        return _spreads(found, self.center, self.scale) / self.heights[:, None]
 
     def limits(self) -> np.ndarray:
         """[columns + 1, statistics]: where the lines lie, in the statistic's unit."""
@@ -119,6 +119,12 @@ def rooted(found: np.ndarray) -> np.ndarray:
     at = NAMES.index("psi")
     result[:, at] = np.sqrt(np.maximum(result[:, at], 0.0))
     return result
+
+
+def _spreads(found: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """How far statistics [columns, statistics, W] lie above what is typical, in scales."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray((rooted(found) - center[..., None]) / scale[..., None])
 
 
 def _unrooted(values: np.ndarray) -> np.ndarray:
@@ -281,14 +287,13 @@ def _calibrate(reference: Reference, allowed: np.ndarray, plan: Plan, sizes: Map
     center, scale = _center_and_scale(rooted(found), own)
     if separate < FEW:
         center, scale = _borrowed(center, scale, [item.kind for item in reference.columns])
-    with np.errstate(invalid="ignore"):
-        scores = (rooted(found) - center[..., None]) / scale[..., None]
+    spreads = _spreads(found, center, scale)
     heights = np.zeros(len(NAMES))
     for family in FAMILIES.values():
         members = [NAMES.index(name) for name in family]
-        largest = _largest(_largest(scores[:, members], axis=1), axis=0)
+        largest = _largest(spreads[:, members], axis=(0, 1))
         heights[members] = _quantile(largest, windows.real, separate, plan.alpha / len(FAMILIES))
-    columns = _largest(scores / heights[:, None], axis=1)
+    columns = _largest(spreads / heights[:, None], axis=1)
     return Line(heights, center, scale, _largest(columns, axis=0), columns, windows.real, separate)
 
 
@@ -326,8 +331,8 @@ def _ranked(values: np.ndarray, level: float) -> np.ndarray:
     return np.asarray(left + (place - low) * (right - left))
 
 
-def _largest(scores: np.ndarray, axis: int) -> np.ndarray:
-    """The largest along an axis, NaN left out; -inf where nothing was computable."""
+def _largest(scores: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """The largest along one axis or more, NaN left out; -inf where nothing was computable."""
     return np.asarray(np.where(np.isnan(scores), -np.inf, scores).max(axis=axis, initial=-np.inf))
 
 

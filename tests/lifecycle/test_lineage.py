@@ -85,7 +85,11 @@ def test_an_alarm_leads_to_thresholds_scores_weights_features_data_and_code(cli,
     train = next(entry for entry in found["made_by"] if entry["command"] == "train")
     assert train["chain"]["weights"] == sha("4") and train["chain"]["features"] == FEATURES
     text = cli("lineage", str(house["monitor"])).out
-    assert "alarm     drift: drift in 1 of 3" in text and "threshold lines = " in text and "scoring profile" in text
+    assert (
+        "alarm     drift: drift in 1 of 3" in text
+        and 'threshold lines = {"values": 1.5}' in text
+        and "scoring profile" in text
+    )
 
 
 def test_an_alarm_leads_on_to_the_decision_and_the_challenger_that_came_of_it(cli, house, workplace) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from engine.monitoring.calibrate import (
+    LINE,
     NAMES,
     Plan,
+    Windows,
     calibrate,
     contiguous,
     from_blocks,
@@ -18,6 +20,7 @@ from engine.monitoring.calibrate import (
     make_windows,
     rest_of,
     separate_windows,
+    window_statistics,
 )
 from engine.monitoring.drift import FLOORS, current_statistics
 from engine.monitoring.statistics import profile_counts
@@ -92,6 +95,17 @@ def test_a_column_that_leapt_before_does_not_raise_the_line_of_the_others() -> N
     assert status(drift)["calm"] == "alarm"
     leapt = run_drift(reference, make_window(reference, lambda r, d, n: draw(r, 10, n), 1, 100))
     assert status(leapt)["wild"] == "quiet"
+
+
+def test_a_window_of_the_reference_is_judged_by_the_very_score_that_its_line_was_made_of() -> None:
+    """Bit for bit, or rounding would put the window that the line goes through beyond it."""
+    allowed, plan = np.ones(60, bool), Plan(1, 0.01, 1e-4)
+    reference = make_reference(wandering(0.3), 60, 50)
+    real = np.eye(60)
+    line = calibrate(reference, plan)
+    found = line.normalised(window_statistics(reference, Windows(real, real, np.ones(60, bool)), allowed, plan))
+    assert (np.nanmax(found, axis=1) == line.column_scores[:, line.real]).all()
+    assert np.nanmax(found) <= LINE
 
 
 def test_storms_of_missing_values_do_not_raise_the_line_of_the_values() -> None:
