@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,24 @@ def test_rows_scores_and_profile_do_not_depend_on_units_threads_or_the_store(
     assert rows_of(run).equals(rows_of(unbroken))
     assert (run.directory / "profile.json").read_bytes() == (unbroken.directory / "profile.json").read_bytes()
     assert run.record["chain"]["scores"] == unbroken.record["chain"]["scores"]
+
+
+def test_rows_come_in_dataset_order_though_units_end_in_another(
+    score: Score, unbroken: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, ended = UnitScorer._score, []
+
+    def late(self: UnitScorer, unit: Any) -> dict[str, Any]:
+        record = original(self, unit)
+        time.sleep(0.1 * (UNITS - unit.start // 1024))  # the first takes longest
+        ended.append(unit.start)
+        return record
+
+    monkeypatch.setattr(UnitScorer, "_score", late)
+    run = score("score.columns=[shop,size]", f"resources.threads={UNITS}")
+    assert ended != sorted(ended)
+    assert rows_of(run).equals(rows_of(unbroken))
+    assert (run.directory / "ledger.parquet").read_bytes() == (unbroken.directory / "ledger.parquet").read_bytes()
 
 
 def test_the_profile_counted_on_the_way_is_that_of_all_rows(shop: Shop, unbroken: Run) -> None:
