@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import engine
@@ -54,6 +57,54 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours_or_threads(
 def test_unseen_null_and_known_categories_have_codes_of_their_own(predictor: Predictor) -> None:
     codes = predictor.bundle.encoder.categorical_[0].codes(pa.array(["shop-1", "shop-99", None, "shop-2"]))
     assert codes[1:3].tolist() == [1, 0] and codes[0] >= 3 and codes[3] >= 3 and codes[0] != codes[3]
+
+
+def in_place_of(events: pa.Table, **columns: pa.Array) -> pa.Table:
+    for name, values in columns.items():
+        events = events.set_column(events.column_names.index(name), name, values)
+    return events
+
+
+def with_data(predictor: Predictor, **changes: Any) -> Predictor:
+    data = dataclasses.replace(predictor.bundle.data, **changes)
+    return dataclasses.replace(predictor, bundle=dataclasses.replace(predictor.bundle, data=data))
+
+
+def test_columns_of_other_types_are_read_as_ingest_reads_them(predictor: Predictor, events: pa.Table) -> None:
+    texts = {name: events[name].cast(pa.large_string()) for name in ("visit", "bought", "size")}
+    other = in_place_of(events, **texts, shop=events["shop"].dictionary_encode(), at=events["at"].cast("timestamp[ms]"))
+    assert predictor.predict(other).equals(predictor.predict(events))
+    assert predictor.predict(events, history=other).equals(predictor.predict(events))
+
+
+def test_a_time_without_an_offset_is_local_to_the_datas_zone(predictor: Predictor, events: pa.Table) -> None:
+    abroad = with_data(predictor, time_zone="America/New_York")
+    local = pc.local_timestamp(events["at"].cast(pa.timestamp("us", "America/New_York")))
+    found = abroad.predict(in_place_of(events, at=local))
+    assert found.equals(abroad.predict(events))
+    assert not found.equals(predictor.predict(in_place_of(events, at=local))), "the hour of the day decides"
+
+
+def test_ids_of_large_text_are_the_ids_that_scoring_writes(predictor: Predictor, events: pa.Table) -> None:
+    columns = {**predictor.bundle.data.columns}
+    columns["visit"] = dataclasses.replace(columns["visit"], type="string")
+    some = in_place_of(events.slice(0, 2), visit=pa.array(["a|b", "c"], pa.large_string()))
+    assert with_data(predictor, columns=columns).predict(some)["row_id"].to_pylist() == ["a\\|b", "c"]
+
+
+def test_a_value_of_another_kind_is_an_error_that_names_column_row_and_value(
+    predictor: Predictor, events: pa.Table
+) -> None:
+    texts = events["size"].cast(pa.string()).to_pylist()
+    texts[3] = "large"
+    with pytest.raises(UserError, match=r"events: column 'size' must be float64, found 'large' in row 3"):
+        predictor.predict(in_place_of(events, size=pa.array(texts)))
+    with pytest.raises(UserError, match=r"history: column 'shop' must be string, found int64"):
+        predictor.predict(events, history=in_place_of(events, shop=pa.array(range(events.num_rows))))
+    columns = {**predictor.bundle.data.columns}
+    columns["size"] = dataclasses.replace(columns["size"], sensitive=True)
+    with pytest.raises(UserError, match="found a sensitive value in row 3"):
+        with_data(predictor, columns=columns).predict(in_place_of(events, size=pa.array(texts)))
 
 
 def test_no_rows_give_no_scores(predictor: Predictor, events: pa.Table) -> None:
