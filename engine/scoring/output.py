@@ -38,6 +38,7 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 ROW_GROUP = 131_072
 PARTITION_ROW_GROUP = 16_384  # every open folder holds so many rows in memory
 MOST_PARTITIONS = 900
+LONGEST_NAME = 255  # of a folder, on the usual file systems
 
 
 # ----------------------------------------------------------------------------------------------------------- places
@@ -251,6 +252,11 @@ def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch
                         "take a coarser column"
                     )
                 folder = "" if layout.partition is None else partition_folder(layout.partition, value)
+                if len(folder) > LONGEST_NAME:
+                    raise UserError(
+                        f"score.partition={layout.partition} must have values whose folder's name has at most "
+                        f"{LONGEST_NAME} letters, found {folder[:60]}... with {len(folder)}: take another column"
+                    )
                 writers[value] = _Roller(place, folder, layout, scratch / f"{len(writers)}.parquet")
             writers[value].add(rows)
     ordered = sorted(writers.items(), key=lambda item: (item[1].folder, item[0] or ""))
@@ -267,6 +273,13 @@ def _by_partition(table: pa.Table, column: str | None) -> Iterator[tuple[str | N
     for value in pc.unique(texts).to_pylist():
         mask = pc.is_null(texts) if value is None else pc.equal(texts, value)
         yield value, table.filter(pc.fill_null(mask, False)).drop_columns([column])
+
+
+def has_text(kind: str) -> bool:
+    """Whether values of a type are written as text, and read from it again, without loss."""
+    arrow = parse_type(kind)
+    unwritten = (pa.types.is_nested, pa.types.is_binary, pa.types.is_time, pa.types.is_duration)
+    return not any(is_one(arrow) for is_one in unwritten)
 
 
 def partition_folder(column: str, value: str | None) -> str:

@@ -17,7 +17,7 @@ from engine.features import build
 from engine.features.store import StoredView
 from engine.runtime import storage
 from engine.runtime.run import Run, load_record
-from engine.scoring import units
+from engine.scoring import output, units
 from engine.scoring.predictor import Predictor
 from engine.scoring.units import Unit
 from engine.scoring.worker import Job
@@ -143,6 +143,12 @@ def check_columns(config: Config) -> None:
         own = name == "score" or name.startswith(("score_", "shadow_"))
         if own or name in RESERVED or name == config.data.event_time:
             raise UserError(f"score.columns: the output has a column {name!r} of its own; leave it out")
+    partition = config.score.partition
+    if partition is not None and not output.has_text(config.data.columns[partition].type):
+        raise UserError(
+            f"score.partition must be a column whose values a folder's name can hold, found {partition!r} of type "
+            f"{config.data.columns[partition].type}: take another column"
+        )
 
 
 def passed_columns(config: Config) -> tuple[str, ...]:

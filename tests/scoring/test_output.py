@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import os
 import urllib.parse
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +20,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from engine.config.tree import ScoreConfig
+from engine.data.arrow_types import parse_type
 from engine.errors import UserError
 from engine.runtime import digest, storage
 from engine.runtime.run import Run
 from engine.scoring import output
 from engine.scoring.output import Layout, Place
+from engine.scoring.plan import check_columns
 from engine.scoring.score import predictions
 from tests.scoring.conftest import ROWS, Shop, contents, rows_of
 
@@ -37,11 +44,11 @@ def parts_of(folder: Path, table: pa.Table, count: int) -> list[Path]:
     return paths
 
 
-def write(folder: Path, table: pa.Table, count: int, layout: Layout) -> list[dict[str, object]]:
+def write(folder: Path, table: pa.Table, count: int, layout: Layout, kind: str = "string") -> list[dict[str, object]]:
     place = Place(str(folder / "out"))
     parts = {path: digest.of_file(path) for path in parts_of(folder, table, count)}
     files = output.write_files(place, parts, layout, folder / "rolled")
-    partition = {"column": layout.partition, "type": "string"} if layout.partition else None
+    partition = {"column": layout.partition, "type": kind} if layout.partition else None
     output.publish(place, {"format": 1, "complete": True, "partition": partition, "files": files})
     return files
 
@@ -113,6 +120,38 @@ def test_values_of_a_partition_cannot_leave_the_folder_and_come_back_exact(tmp_p
         out, partitioning=pads.partitioning(pa.schema([("key", pa.string())]), flavor="hive")
     ).to_table()
     assert hive.sort_by("score")["key"].to_pylist() == [value or None for value in NASTY], "any reader of hive folders"
+
+
+@pytest.mark.parametrize(("kind", "values"), [
+    ("bool", [True, None, False]),
+    ("int64", [2**53 + 1, -1, None]),
+    ("float64", [0.1, 1e300, -0.0]),
+    ("decimal(10,2)", [Decimal("1.50"), None, Decimal("-0.05")]),
+    ("date", [datetime.date(1, 1, 1), datetime.date(9999, 12, 31), None]),
+    ("timestamp", [datetime.datetime(1900, 1, 1, 5, 0, 0, 1, datetime.UTC), None]),
+])  # fmt: skip
+def test_values_of_other_types_come_back_in_their_type(tmp_path: Path, kind: str, values: list[Any]) -> None:
+    assert output.has_text(kind)
+    table = rows(len(values)).append_column("key", pa.array(values, parse_type(kind)))
+    write(tmp_path, table, 1, Layout(partition="key"), kind)
+    found = output.read_predictions(Place(str(tmp_path / "out"))).sort_by("score")
+    assert found.combine_chunks().equals(table)
+
+
+@pytest.mark.parametrize("kind", ["time", "duration", "binary", "list<string>", "map<string,int64>"])
+def test_a_partition_whose_values_no_folder_can_hold_is_refused_before_anything_is_scored(kind: str) -> None:
+    data = SimpleNamespace(columns={"key": SimpleNamespace(type=kind)}, event_time="at")
+    config = SimpleNamespace(score=ScoreConfig(partition="key"), data=data)
+    with pytest.raises(UserError, match=rf"score\.partition must be .*found 'key' of type {kind}"):
+        check_columns(config)  # type: ignore[arg-type]
+
+
+def test_a_value_too_long_for_a_folder_is_an_error_that_names_the_column(tmp_path: Path) -> None:
+    table = rows(2).append_column("key", pa.array(["short", "ü" * 43]))
+    with pytest.raises(
+        UserError, match=r"score\.partition=key must have values .* at most 255 letters, found key=%C3%BC"
+    ):
+        write(tmp_path, table, 1, Layout(partition="key"))
 
 
 def test_a_folder_name_is_a_path_component_for_any_value() -> None:
