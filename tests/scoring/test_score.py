@@ -526,16 +526,17 @@ def test_rows_that_no_model_takes_are_gathered_in_the_memory_of_few_units(tmp_pa
 def test_a_full_disk_stops_the_run_names_the_place_and_a_rerun_goes_on(
     score: Score, unbroken: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    written: list[Path] = []
+    written: list[pa.OSFile] = []
     original = pq.write_table
 
-    def write(table: pa.Table, where: Path, **options: Any) -> None:
-        written.append(where)
+    def write(table: pa.Table, file: pa.OSFile, **options: Any) -> None:
+        written.append(file)
         if len(written) > 3:
-            original(table, where, **options)
-            Path(where).write_bytes(Path(where).read_bytes()[:100])
+            whole = pa.BufferOutputStream()
+            original(table, whole, **options)
+            file.write(whole.getvalue()[:100])
             raise OSError(28, "No space left on device")
-        original(table, where, **options)
+        original(table, file, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", write)
