@@ -319,18 +319,17 @@ class _Roller:
         table = pa.concat_tables(self._waiting).unify_dictionaries()
         group, rest = table.slice(0, rows).combine_chunks(), table.slice(rows)
         self._waiting = [rest] if rest.num_rows else []
-        if self._writer is None:
-            storage.make_folder(self.scratch.parent)
-            texts = [item.name for item in table.schema if item.name != "row_id"]
-            self._writer = pq.ParquetWriter(
-                self.scratch,
-                table.schema,
-                compression="zstd",
-                compression_level=self.layout.level,
-                write_page_checksum=True,
-                use_dictionary=texts,
-            )
         with storage.disk_errors(self.scratch):
+            if self._writer is None:
+                storage.make_folder(self.scratch.parent)
+                self._writer = pq.ParquetWriter(
+                    self.scratch,
+                    table.schema,
+                    compression="zstd",
+                    compression_level=self.layout.level,
+                    write_page_checksum=True,
+                    use_dictionary=[item.name for item in table.schema if item.name != "row_id"],
+                )
             self._writer.write_table(group)
         self._written += group.num_rows
         if self.layout.file_rows and self._written == self.layout.file_rows:

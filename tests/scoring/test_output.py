@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import itertools
 import json
 import os
@@ -152,6 +153,20 @@ def test_a_value_too_long_for_a_folder_is_an_error_that_names_the_column(tmp_pat
         UserError, match=r"score\.partition=key must have values .* at most 255 letters, found key=%C3%BC"
     ):
         write(tmp_path, table, 1, Layout(partition="key"))
+
+
+@pytest.mark.parametrize("name", ["__init__", "write_table", "close"])
+def test_a_disk_that_is_full_at_any_call_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(self: pq.ParquetWriter, *arguments: Any, **options: Any) -> None:
+        self.is_open = False
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    parts = {path: digest.of_file(path) for path in parts_of(tmp_path, rows(10), 1)}
+    monkeypatch.setattr(pq.ParquetWriter, name, full)
+    with pytest.raises(UserError, match=r"the disk that holds .*rolled.* is full"):
+        output.write_files(Place(str(tmp_path / "out")), parts, Layout(file_rows=10), tmp_path / "rolled")
 
 
 def test_a_folder_name_is_a_path_component_for_any_value() -> None:
