@@ -255,7 +255,7 @@ def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch
                 if len(folder) > LONGEST_NAME:
                     raise UserError(
                         f"score.partition={layout.partition} must have values whose folder's name has at most "
-                        f"{LONGEST_NAME} letters, found {folder[:60]}... with {len(folder)}: take another column"
+                        f"{LONGEST_NAME} characters, found {folder[:60]}... with {len(folder)}: take another column"
                     )
                 writers[value] = _Roller(place, folder, layout, scratch / f"{len(writers)}.parquet")
             writers[value].add(rows)
@@ -276,10 +276,10 @@ def _by_partition(table: pa.Table, column: str | None) -> Iterator[tuple[str | N
 
 
 def has_text(kind: str) -> bool:
-    """Whether values of a type are written as text, and read from it again, without loss."""
+    """Whether Arrow writes values of a type as text, and reads them from it again, without loss."""
     arrow = parse_type(kind)
-    unwritten = (pa.types.is_nested, pa.types.is_binary, pa.types.is_time, pa.types.is_duration)
-    return not any(is_one(arrow) for is_one in unwritten)
+    without = pa.types.is_nested(arrow) or pa.types.is_binary(arrow)
+    return not (without or pa.types.is_time(arrow) or pa.types.is_duration(arrow))
 
 
 def partition_folder(column: str, value: str | None) -> str:

@@ -150,7 +150,7 @@ def test_a_partition_whose_values_no_folder_can_hold_is_refused_before_anything_
 def test_a_value_too_long_for_a_folder_is_an_error_that_names_the_column(tmp_path: Path) -> None:
     table = rows(2).append_column("key", pa.array(["short", "ü" * 43]))
     with pytest.raises(
-        UserError, match=r"score\.partition=key must have values .* at most 255 letters, found key=%C3%BC"
+        UserError, match=r"score\.partition=key must have values .* at most 255 characters, found key=%C3%BC"
     ):
         write(tmp_path, table, 1, Layout(partition="key"))
 
