@@ -98,7 +98,7 @@ def _loopback_variables() -> dict[str, str]:
 def session(config: Config) -> Iterator[Session]:
     """Connect by `cluster.address`: null is the job's own cluster inside a Ray job, else a new one on loopback.
 
-    Raises UserError when there is no Ray, no cluster at the address, or too few CPUs on it.
+    Raises UserError when there is no Ray, no cluster at the address, none that can be started, or too few CPUs on it.
     """
     began = time.monotonic()
     local = _starts_local(config)
@@ -165,16 +165,23 @@ def _connect(ray: Any, config: Config) -> Session:
     if address is None and inside_job():
         address = os.environ.get("RAY_ADDRESS", "auto")
     if address is None:
-        # Plain ray.init() would attach to whatever cluster was started last on this machine.
-        context = ray.init(
-            address="local",
-            num_cpus=max(environment.cores(), config.cluster.workers + 1),
-            include_dashboard=config.cluster.dashboard,
-            dashboard_host=LOOPBACK,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address=LOOPBACK,
-            **quiet,
-        )
+        try:
+            # Plain ray.init() would attach to whatever cluster was started last on this machine.
+            context = ray.init(
+                address="local",
+                num_cpus=max(environment.cores(), config.cluster.workers + 1),
+                include_dashboard=config.cluster.dashboard,
+                dashboard_host=LOOPBACK,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address=LOOPBACK,
+                **quiet,
+            )
+        except Exception as error:  # Ray has no type of its own for it: a start that took too long is a bare Exception
+            raise UserError(
+                f"cluster=ray must start a Ray cluster on this machine, but Ray's start failed ({_brief(error)}).{_logs()}"
+                " A machine that is busy or short of memory can be the cause: run the command again, join a running "
+                "cluster with cluster.address, or use cluster=local"
+            ) from error
     else:
         try:
             _knock(address)
@@ -186,6 +193,14 @@ def _connect(ray: Any, config: Config) -> Session:
             ) from None
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     return Session(str(context.address_info["gcs_address"]), _starts_local(config), nodes)
+
+
+def _logs() -> str:
+    """Where the newest cluster that this process has begun to start keeps its logs, as a sentence; nothing without one."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    sessions = sorted(Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}"))
+    return f" Its logs are in {sessions[-1] / 'logs'}." if sessions else ""
 
 
 def _knock(address: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ WORDS = (
 )
 
 
-class Stopped(Exception):
-    """Far enough."""
+class Stopped(BaseException):
+    """Far enough; no error that anybody handles."""
 
 
 @pytest.fixture
@@ -76,6 +77,25 @@ def test_no_secret_goes_into_ray_init_or_to_the_workers(small, config, tmp_path,
     run.finish({})
     assert len(sent) == 2 and schema.build(Config, sent[1]["config"]).train == config.train
     assert SECRET not in json.dumps(sent)
+
+
+@pytest.mark.parametrize(
+    "error", [Exception("The current node timed out\nduring startup."), OSError(28, "No space left")]
+)
+def test_a_local_cluster_that_does_not_start_is_an_error_with_its_cause_and_logs(config, tmp_path, monkeypatch, error):
+    logs = tmp_path / "tmp" / "ray" / f"session_2026-01-02_03-04-05_000006_{os.getpid()}" / "logs"
+
+    def init(**_: Any) -> None:
+        logs.mkdir(parents=True)
+        raise error
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError) as raised, cluster.session(config):
+        pass
+    said = str(raised.value)
+    assert f"{type(error).__name__}: {' '.join(str(error).split())}" in said
+    assert f"logs are in {logs}." in said and "cluster=local" in said
 
 
 def test_no_secret_goes_with_a_submitted_job(config, tmp_path, monkeypatch):
