@@ -728,9 +728,6 @@ def test_show_names_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert shown["manifest"]["digest"] == found.digest and shown["profile"]["columns"]["label"]["nulls"] == 2
 
 
-# ------------------------------------------------------------------------------------------------------ row ids
-
-
 def test_shares_of_texts_are_of_all_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = ["often"] * 50 + [None] * 50 + [f"x{place}" for place in range(100)] + ["twice"] * 2
     write_csv(events(len(labels)).set_column(3, "label", pa.array(labels)), tmp_path / "in" / "a.csv")
@@ -738,6 +735,9 @@ def test_shares_of_texts_are_of_all_rows(tmp_path: Path, capsys: pytest.CaptureF
     build(given)
     show(given, ["t"])
     assert "102 distinct: often 25%, twice <1%, x0 <1%, x1 <1%\n" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------ row ids
 
 
 def test_row_ids_are_unambiguous() -> None:

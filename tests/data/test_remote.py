@@ -13,7 +13,6 @@ import pytest
 
 from engine.config.tree import DataConfig, SourceColumn, SourceConfig
 from engine.data import files
-from engine.data.files import source_files
 from engine.errors import UserError
 from tests.data.helpers import build, config
 from tests.data.test_ingest import SOURCE, data, events
@@ -69,7 +68,7 @@ def test_a_pattern_finds_the_objects_that_it_finds_among_files(tmp_path: Path, p
     local = [path for path in glob.glob(f"{tmp_path}/k/{pattern}", recursive=True) if Path(path).is_file()]
     right = sorted(str(Path(path).relative_to(tmp_path)) for path in local if "/_" not in path)
     assert [item.path for item in files._objects(there, f"k/{pattern}")] == right
-    found = source_files(
+    found = files.source_files(
         "s",
         SourceConfig(path=f"k/{pattern}", format="csv", columns={"id": SourceColumn(type="int64")}),
         DataConfig(path=str(tmp_path)),
