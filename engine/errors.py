@@ -15,5 +15,10 @@ def nearest(word: str, choices: Iterable[str], count: int = 1, listed: bool = Tr
     names = sorted({str(choice) for choice in choices})
     close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
     if close:
-        return f" Did you mean {' or '.join(repr(name) for name in close)}?"
+        return did_you_mean(close)
     return f" Known: {', '.join(names)}." if names and listed else ""
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """` Did you mean 'x' or 'y'?`."""
+    return f" Did you mean {' or '.join(repr(name) for name in names)}?"

@@ -6,6 +6,7 @@ The only module that imports Hydra and OmegaConf. Interpolations are resolved on
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import os
 import re
@@ -25,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import schema
 from engine.config.tree import Config
-from engine.errors import UserError, nearest
+from engine.errors import UserError, did_you_mean, nearest
 
 MASK = "***"
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
@@ -171,13 +172,24 @@ def _unknown_key(error: Exception) -> str:
 
 
 def _nearest_key(name: str) -> str:
-    """The nearest key of the same section, where there is such a section; else of all."""
+    """The nearest key of the same section, where there is such a section; else of all, by the whole name or the last word."""
     section, _, last = name.rpartition(".")
-    inside = {key.removeprefix(f"{section}.").split(".")[0] for key in known_keys() if key.startswith(f"{section}.")}
-    if not section or not inside:
-        return nearest(name, known_keys())
-    hint = nearest(last, inside)
-    return hint.replace("'", f"'{section}.", 1) if "Did you mean" in hint else hint
+    keys = known_keys()
+    inside = {key.removeprefix(f"{section}.").split(".")[0] for key in keys if key.startswith(f"{section}.")}
+    if section and inside:
+        hint = nearest(last, inside)
+        return hint.replace("'", f"'{section}.", 1) if "Did you mean" in hint else hint
+    by_last: dict[str, list[str]] = {}
+    for key in keys:
+        if "<" not in key:
+            by_last.setdefault(key.rpartition(".")[2], []).append(key)
+    if last in by_last:
+        return did_you_mean(by_last[last])
+    hint = nearest(name, keys, listed=False)
+    if hint:
+        return hint
+    alike = difflib.get_close_matches(last, by_last, n=1)
+    return did_you_mean(by_last[alike[0]]) if alike else nearest(name, {key.partition(".")[0] for key in keys})
 
 
 def known_keys() -> list[str]:

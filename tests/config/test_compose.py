@@ -193,6 +193,29 @@ def test_an_unknown_key_in_a_users_file_is_named(user_conf) -> None:
         compose.compose(["+experiment=own"], user_conf("train: {lrr: 1}\n"))
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("runs=x", "Did you mean 'paths.runs'?"),
+        ("rnus=x", "Did you mean 'paths.runs'?"),
+        ("seed=1", "Did you mean 'monitor.seed' or 'train.seed'?"),
+        ("store.runs=x", "Did you mean 'paths.runs'?"),
+        ("trian.lr=1", "Did you mean 'train.lr'?"),
+        ("train.lrr=1", "Did you mean 'train.lr'?"),
+    ],
+)
+def test_an_unknown_key_gets_the_nearest_by_its_whole_name_or_its_last_word(word: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose.compose([word])
+    assert str(caught.value) == f"unknown config key {word.partition('=')[0]!r}. {hint}"
+
+
+def test_an_unknown_key_that_is_near_to_none_gets_the_sections_not_every_key() -> None:
+    with pytest.raises(UserError, match=r"'qqq'\. Known: backtest, cluster, data, ") as caught:
+        compose.compose(["qqq=1"])
+    assert "paths" in str(caught.value) and "." not in str(caught.value).partition("Known: ")[2].rstrip(".")
+
+
 def test_sweep_gives_every_combination_in_order() -> None:
     plans = compose.sweep(["train.seed=1,2", "name=x", "train.lr=0.1,0.2"])
     assert [" ".join(plan) for plan in plans] == [
