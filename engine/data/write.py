@@ -84,8 +84,16 @@ def _write_part(
 
 
 def canonical(table: pa.Table, first: list[str]) -> pa.Table:
-    """A side table in an order that depends on its values only: by the named columns, then by all plain others."""
-    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
-    keys = [*first, *(name for name in plain if name not in first)]
-    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in keys])
+    """A side table in an order that depends on its values only: by the named columns, then by all others.
+
+    Plain values come before nested ones, which compare as text. Rows that differ only in the sign of a zero compare by that.
+    """
+    nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
+    real = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    names = [*first, *(name for name in table.column_names if name not in (*first, *nested))]
+    keys = [table[name] for name in names]
+    keys += [pa.array(map(str, table[name].to_pylist()), pa.string()) for name in nested]
+    keys += [pa.array(np.signbit(table[name].to_numpy())) for name in real]
+    numbered = pa.table(keys, [str(k) for k in range(len(keys))])
+    order = pc.sort_indices(numbered, [(name, "ascending") for name in numbered.column_names])
     return table.take(order).combine_chunks()

@@ -532,6 +532,22 @@ def test_a_damaged_side_table_is_named_with_the_way_out(tmp_path: Path) -> None:
         found.table("labels")
 
 
+def test_the_order_of_a_side_table_is_that_of_its_values_nested_ones_and_signs_of_zero_too(tmp_path: Path) -> None:
+    write_csv(events(5), tmp_path / "in" / "a.csv")
+    rows = [{"k": 1, "x": x, "tags": tags} for x in (0.0, -0.0, None) for tags in ([2, 1], [1], [], None)]
+    kinds = {"k": "int64", "x": "float64", "tags": "list<int64>"}
+    given = data(tmp_path)
+    given["sources"]["side"] = {"path": "side.parquet", "columns": kinds}
+    given["tables"] = {"side": {"columns": kinds}}
+    types = pa.schema([("k", pa.int64()), ("x", pa.float64()), ("tags", pa.list_(pa.int64()))])
+    found = set()
+    for turn, shuffled in enumerate((rows, rows[::-1], random.Random(1).sample(rows, len(rows)))):
+        pq.write_table(pa.Table.from_pylist(shuffled, types), tmp_path / "side.parquet")
+        dataset, _ = build(config(tmp_path / str(turn), given))
+        found.add((dataset.table_digest("side"), str(dataset.table("side").to_pylist())))
+    assert len(found) == 1
+
+
 def test_a_foreign_key_of_another_type_is_refused(tmp_path: Path) -> None:
     write_csv(events(5), tmp_path / "in" / "a.csv")
     (tmp_path / "labels.csv").write_text("label\n1\n")
