@@ -54,7 +54,8 @@ def audit(
         events = dataset.read(columns, rows=dataset.row_range(decision - _longest(features), decision + BEYOND))
         trial = TRIALS[turn % len(TRIALS)]
         before = describe(data, features, probe, events, tables, threads)
-        tampered = change(probe, data.columns, anchor, decision, "altered", draw)
+        # The row's own values may be known at the very decision; those of others count only when known before it.
+        tampered = change(probe, data.columns, anchor, decision + 1, "altered", draw)
         hidden = change(events, data.columns, data.event_time, decision, trial, draw)
         beside = hide_tables(data, features, tables, decision, trial, draw)
         after = describe(data, features, tampered, hidden, beside, threads)

@@ -146,6 +146,20 @@ def test_the_trial_knows_the_decision_time_without_windows(folder: Path) -> None
     assert leaking(config_of(folder, *words)) == set()
 
 
+def test_what_is_known_at_the_decision_is_no_leak_of_the_row_itself_and_one_of_all_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, twice)
+    at_once = [f"data.columns.{name}.known_at=at" for name in ("shop", "size")]
+    words = (*KINDS, *at_once, "features.as_of=at", "features.views.shop.aggregates.size=[sum]")
+    assert leaking(config_of(folder, *words)) == set()
+    plain = audit.compute.trailing
+    monkeypatch.setattr(
+        audit.compute, "trailing", lambda probe, times, *rest, **named: plain(probe, times + 1, *rest, **named)
+    )
+    assert leaking(config_of(folder, *words)) >= {"shop_count_6h", "shop_size_sum_6h"}
+
+
 # ------------------------------------------------------------------------------------------------------ retrieval
 
 
