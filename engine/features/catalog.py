@@ -222,11 +222,12 @@ def models_by_view(config: Config) -> dict[str, list[str]]:
 
 
 def used_directories(config: Config) -> dict[str, set[str]]:
-    """View -> versions that a run of this store has recorded as read."""
+    """View -> versions that a run has recorded as read, or one of a backtest, which keeps its runs in the store."""
     found: dict[str, set[str]] = {}
-    for path in Path(config.paths.runs).glob("*/*/*/run.json"):
-        for name, version in load_record(path.parent).get("views", {}).items():
-            found.setdefault(name, set()).add(version)
+    for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
+        for path in runs.glob("*/*/*/run.json"):
+            for name, version in load_record(path.parent).get("views", {}).items():
+                found.setdefault(name, set()).add(version)
     return found
 
 

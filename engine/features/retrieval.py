@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.config import schema
 from engine.config.tree import Config, FeaturesConfig, ViewConfig, check_view_names
@@ -35,8 +36,8 @@ def history(
     """`entity_table` with one more column per feature, each as of the row's `time`, in the same row order.
 
     views: names of views of the config, or name -> view specification. The table must hold the views' entity columns and
-    `time` (a timestamp; without a zone it is UTC, and a null gives what an entity without any past has). A row of the dataset
-    counts when it was known before `time`. Raises UserError.
+    `time` (a timestamp of whole microseconds; without a zone it is UTC, and a null gives what an entity without any past has).
+    A row of the dataset counts when it was known before `time`. Raises UserError.
     """
     chosen = _views(views, config)
     if time not in entity_table.column_names or not pa.types.is_timestamp(entity_table.schema.field(time).type):
@@ -45,12 +46,24 @@ def history(
         )
     features = schema.build(FeaturesConfig, {"as_of": PROBE_TIME})
     found: dict[str, Any] = {name: entity_table[name] for name in entity_table.column_names}
-    probes = entity_table.append_column(PROBE_TIME, entity_table[time].cast(pa.timestamp("us", tz="UTC")))
+    probes = entity_table.append_column(PROBE_TIME, _whole_microseconds(entity_table[time], time))
     for name, view in chosen.items():
         _check_probes(name, view, config, entity_table)
         events, tables = _needed(view, config, dataset, moments.instants(probes[PROBE_TIME]))
         found |= compute.view_features(name, view, config.data, features, probes, events, tables, threads_of(config))
     return pa.table(found)
+
+
+def _whole_microseconds(times: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    try:
+        return times.cast(pa.timestamp("us", tz="UTC"))
+    except pa.ArrowInvalid:
+        rounded = times.cast(pa.timestamp("us"), safe=False).cast(times.type, safe=False)
+        row = pc.index(pc.not_equal(rounded, times), True).as_py()
+        raise UserError(
+            f"entity_table's column {name!r} must hold whole microseconds that fit 64 bits, found {times[row].value} "
+            f"{times.type.unit} since 1970 in row {row}: give microseconds, rounded down"
+        ) from None
 
 
 def latest(
@@ -68,7 +81,7 @@ def latest(
     for column, value in (entity or {}).items():
         if column not in view.entity:
             raise UserError(f"view {name!r} has no entity column {column!r}.{nearest(column, view.entity)}")
-        keys = keys.filter(pa.compute.equal(keys[column].cast(pa.string()), value))
+        keys = keys.filter(pc.equal(keys[column].cast(pa.string()), value))
     times = pa.array(np.full(keys.num_rows, instant), pa.timestamp("us", tz="UTC"))
     return history(keys.append_column("as_of", times), [name], config=config, dataset=dataset, time="as_of")
 

@@ -106,6 +106,21 @@ def test_history_says_what_is_wrong(config: Config, dataset: Dataset, table: pa.
         engine.features.history(table, ["shp"], config=config, dataset=dataset)
 
 
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [
+        (pa.array([0, None, 1_500], pa.timestamp("ns")), "1500 ns since 1970 in row 2"),
+        (pa.array([0, 10**13], pa.timestamp("s")), "10000000000000 s since 1970 in row 1"),
+    ],
+)
+def test_history_takes_times_of_whole_microseconds_only(
+    config: Config, dataset: Dataset, times: pa.Array, found: str
+) -> None:
+    table = pa.table({"shop": ["shop-1"] * len(times), "time": times})
+    with pytest.raises(UserError, match=f"column 'time' must hold whole microseconds.*found {found}: give"):
+        engine.features.history(table, ["shop"], config=config, dataset=dataset)
+
+
 def test_latest_has_the_bytes_of_the_offline_value_at_that_instant(config: Config, dataset: Dataset) -> None:
     row = 500
     probe = dataset.read(["shop", "at"], rows=(row, row + 1))
@@ -166,6 +181,15 @@ def test_gc_keeps_what_a_run_has_named(
     assert json.loads(shell("features", "gc", "--json").out) == []
     monkeypatch.setattr("engine.features.catalog.used_directories", lambda config: {})
     assert {row["version"] for row in json.loads(shell("features", "gc", "--json").out)} == versions
+
+
+def test_gc_keeps_what_a_run_of_a_backtest_has_named(
+    cli: Callable[..., Any], shell: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*overrides(folder), f"paths.runs={folder / 'store' / 'backtest'}", "--config-dir", str(folder / "conf")]
+    assert cli("features", "features.views.shop.windows=[6h,7d]", *words).code == 0
+    monkeypatch.setattr("engine.features.catalog.KEEP_RECENT", -1)
+    assert json.loads(shell("features", "gc", "--json").out) == []
 
 
 @pytest.mark.parametrize(
