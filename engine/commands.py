@@ -216,12 +216,15 @@ COMMANDS: dict[str, Command] = {
 
 
 def find(words: list[str]) -> tuple[str, list[str]]:
-    """(command name, the words after it); raises UserError when the first word is no command."""
-    for length in (2, 1):
-        name = " ".join(words[:length])
-        if len(words) >= length and name in COMMANDS:
-            return name, words[length:]
-    first = words[0]
+    """(command name, the words after it); raises UserError when there is no such command."""
+    name, first = " ".join(words[:2]), words[0]
+    if name in COMMANDS and len(words) > 1:
+        return name, words[2:]
+    if first in COMMANDS:
+        longer = [other for other in COMMANDS if other.startswith(f"{first} ")]
+        if longer and words[1:] and "=" not in words[1] and words[1][:1] not in "-+~":
+            raise UserError(f"unknown command {name!r}.{nearest(name, longer)}")
+        return first, words[1:]
     if "=" in first:
         raise UserError(f"a command must come first, as in `python -m engine train {first}`.{nearest('', COMMANDS)}")
     raise UserError(f"unknown command {first!r}.{nearest(first, COMMANDS)}")

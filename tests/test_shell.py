@@ -169,6 +169,11 @@ def test_an_unknown_command_names_the_nearest(cli) -> None:
     assert outcome == (1, "", "error: unknown command 'trian'. Did you mean 'train'?\n")
 
 
+def test_an_unknown_second_word_of_a_command_names_the_nearest(cli) -> None:
+    outcome = cli("features", "lits", "+experiment=flights")
+    assert outcome == (1, "", "error: unknown command 'features lits'. Did you mean 'features list'?\n")
+
+
 def test_an_override_in_the_place_of_the_command(cli) -> None:
     assert "a command must come first" in cli("train.lr=1").err
 
