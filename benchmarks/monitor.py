@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -178,13 +178,11 @@ def power() -> list[Row]:
     theirs = {slug: future.result() for slug, future in asked.items()}
     rows = []
     for name, column in WATCHED.items():
-        own = {statistic: detected(scores, name) for statistic, scores in ours[column].items()}
-        best = detected_by_lines(ours[column], name) if "values" in own else own["domain_auc"]
+        own = {statistic: detected([scores], name) for statistic, scores in ours[column].items()}
+        best = detected([ours[column][family] for family in FAMILIES], name) if column else own["domain_auc"]
         note = ", ".join(f"{statistic} {value:.2f}" for statistic, value in own.items())
         for slug, found in theirs.items():
-            value = (
-                detected({variant: item.get(column, []) for variant, item in found.items()}, name) if found else None
-            )
+            value = detected([{variant: item.get(column, []) for variant, item in found.items()}], name)
             why = "no such statistic by default" if value is None else ""
             row = Row(
                 "monitor", f"power_{name}", len(days), best, slug,
@@ -196,25 +194,19 @@ def power() -> list[Row]:
     return rows
 
 
-def detected(scores: dict[str, list[float]], variant: str) -> float | None:
-    """Share of the shifted windows above the line that FALSE_ALARMS of the clean ones exceed."""
-    clean = np.array(scores.get("clean", []), float)
-    shifted = np.array(scores.get(variant, []), float)
-    if not len(clean) or not len(shifted):
-        return None
-    line = np.quantile(clean, 1 - FALSE_ALARMS, method="higher")
-    return float((shifted > line).mean())
+def detected(by_statistic: Sequence[Mapping[str, Sequence[float]]], name: str) -> float | None:
+    """Share of the shifted windows above the line of any of the scores (each: variant -> score of each window).
 
-
-def detected_by_lines(scores: dict[str, dict[str, list[float]]], variant: str) -> float:
-    """Share of the shifted windows above either family's line; each is exceeded by an equal part of FALSE_ALARMS."""
-    over = np.zeros(len(scores["values"][variant]), bool)
-    for family in FAMILIES:
-        clean = np.nan_to_num(np.array(scores[family]["clean"], float))
-        over |= np.array(scores[family][variant]) > np.quantile(
-            clean, 1 - FALSE_ALARMS / len(FAMILIES), method="higher"
-        )
-    return float(over.mean())
+    The lines share FALSE_ALARMS equally: each is the value that its part of the clean windows exceeds. A score that was
+    not computable exceeds none. None where a score has no windows of the variant.
+    """
+    over = []
+    for scores in by_statistic:
+        clean, shifted = (np.nan_to_num(scores.get(key, ()), nan=-np.inf) for key in ("clean", name))
+        if not len(clean) or not len(shifted):
+            return None
+        over.append(shifted > np.quantile(clean, 1 - FALSE_ALARMS / len(by_statistic), method="higher"))
+    return float(np.any(over, axis=0).mean())
 
 
 def our_scores(
