@@ -41,12 +41,12 @@ def over_all_exponents(seed: int) -> Any:
 
 
 def layouts(array: Any) -> list[Any]:
-    """The same values read-only, strided, and as a slice with an offset."""
+    """The same values read-only, strided, as a slice with an offset, and backwards in memory."""
     frozen = array.copy()
     frozen.flags.writeable = False
     strided = np.repeat(array, 2, axis=0)[::2]
     padded = np.concatenate([array[:1], array, array[:1]])[1 : len(array) + 1]
-    return [frozen, strided, padded]
+    return [frozen, strided, padded, np.ascontiguousarray(array[::-1])[::-1]]
 
 
 def same_bytes(results: list[Any]) -> bool:
