@@ -51,7 +51,7 @@ class Profile(NamedTuple):
 
 
 def edges_of(values: ArrayLike, bins: int) -> NDArray[np.float64]:
-    """At most bins + 1 distinct quantile edges of the finite values, by inverted distribution (each edge is a value).
+    """At most bins + 1 distinct quantile edges of the finite values, each of them the value nearest to its place.
 
     A constant column c gives [c, the next double]. Raises ValueError without a finite value.
     """

@@ -127,12 +127,63 @@ def ple(x: float, edges: Sequence[float]) -> list[float]:
     ]
 
 
-def splitmix64(x: int) -> int:
-    mask = 2**64 - 1
-    z = (x + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+WORD = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix64(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
     return z ^ (z >> 31)
+
+
+def splitmix64(x: int) -> int:
+    return mix64((x + GOLDEN) & WORD)
+
+
+def combine64(a: int, b: int) -> int:
+    return mix64(splitmix64(a) ^ ((b * 0xBF58476D1CE4E5B9 + GOLDEN) & WORD))
+
+
+def hash_bytes(text: bytes, seed: int) -> int:
+    """Words of eight bytes, least significant first, the last one filled with zeros."""
+    h = mix64(splitmix64(seed) ^ len(text))
+    for start in range(0, len(text), 8):
+        h = splitmix64(h ^ int.from_bytes(text[start : start + 8], "little"))
+    return splitmix64(h)
+
+
+def permutation(position: int, n: int, seed: int, epoch: int) -> int:
+    """The row at a position: few rows sorted by hash; many by a Feistel network of six rounds, walked until inside."""
+    key = combine64(combine64(seed, epoch), n)
+    keys = [splitmix64((key + k * GOLDEN) & WORD) for k in range(1, 7)]
+    if n <= 4096:
+        return sorted(range(n), key=lambda row: splitmix64(keys[0] ^ splitmix64(row)))[position]
+    bits = (n - 1).bit_length()
+    low = 2 ** (bits // 2)
+    high = 2 ** (bits - bits // 2)
+    x = position
+    while True:
+        left, right = divmod(x, low)
+        for k in (0, 2, 4):
+            left ^= feistel_round(right, keys[k]) % high
+            right ^= feistel_round(left, keys[k + 1]) % low
+        x = left * low + right
+        if x < n:
+            return x
+
+
+def feistel_round(half: int, key: int) -> int:
+    z = ((half ^ key) * 0x9E3779B97F4A7C15) & WORD
+    z = ((z ^ (z >> 32)) * 0xD6E8FEB86659FD93) & WORD
+    return z ^ (z >> 32)
+
+
+def dropped(row: int, column: int, seed: int, step: int, layer: int, p: float) -> bool:
+    """Whether an entry is dropped: four columns share a hash of 64 bits, 16 bits each."""
+    key = combine64(combine64(combine64(seed, step), layer), row % 2**64)
+    word = mix64((key + column // 4 * GOLDEN) & WORD)
+    return (word >> 16 * (column % 4)) % 65536 < min(round(p * 65536), 65535)
 
 
 def roc_auc(y: Sequence[int], score: Sequence[float], weight: Sequence[float]) -> float:
@@ -207,6 +258,15 @@ def profile_column(x: Sequence[float], edges: Sequence[float]) -> list[int]:
     return counts
 
 
+def profile_moments(x: Sequence[float], edges: Sequence[float]) -> tuple[Fraction, Fraction, int]:
+    """(mean of all finite values, variance of those inside the edges, how many are inside), exactly."""
+    finite = [Fraction(v) for v in x if math.isfinite(v)]
+    inside = [v for v in finite if edges[0] <= v <= edges[-1]]
+    center = sum(inside, Fraction(0)) / max(len(inside), 1)
+    spread = sum(((v - center) ** 2 for v in inside), Fraction(0))
+    return sum(finite, Fraction(0)) / max(len(finite), 1), spread / max(len(inside) - 1, 1), len(inside)
+
+
 def cumulative(x: Sequence[float], at: float) -> Fraction:
     return Fraction(sum(v <= at for v in x), len(x))
 
@@ -238,6 +298,17 @@ def hellinger(a: Sequence[int], b: Sequence[int]) -> float:
         products = [p * q for p, q in shares(a, b)]
         roots = [(decimal.Decimal(x.numerator) / x.denominator).sqrt() for x in products]
         return float(abs(1 - sum(roots)).sqrt())
+
+
+def js_divergence(a: Sequence[int], b: Sequence[int]) -> float:
+    """The square of the distance, in 100 decimal digits."""
+    with decimal.localcontext(prec=100):
+        p, q = (
+            [decimal.Decimal(x.numerator) / x.denominator for x in side] for side in zip(*shares(a, b), strict=True)
+        )
+        middle = [(x + y) / 2 for x, y in zip(p, q, strict=True)]
+        terms = [x * (x / m).ln() for side in (p, q) for x, m in zip(side, middle, strict=True) if x]
+        return float(sum(terms) / (2 * decimal.Decimal(2).ln()))
 
 
 def chi_square(a: dict[Any, int], b: dict[Any, int]) -> float:

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernels.dropout import dropout_mask
+from tests import naive
+from tests.kernels.cases import examples
 
 
 def mask(rows, width=256, seed=1, step=2, layer=3, p=0.1):
@@ -25,6 +29,19 @@ def test_a_row_has_its_mask_whoever_computes_it():
     whole = mask(rows)
     for i, row in enumerate(rows):
         np.testing.assert_array_equal(mask([row])[0], whole[i])
+
+
+@examples(40)
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4),
+    st.integers(0, 9),
+    st.tuples(*[st.integers(0, 2**64 - 1)] * 3),
+    st.sampled_from([0.0, 1e-5, 0.1, 0.5, 0.99999, 1 - 1e-9]),
+)
+def test_equals_the_slow_twin(rows, width, key, p):
+    found = mask(np.array(rows, np.int64), width, *key, p)
+    kept = np.float32(1 / (1 - p))
+    assert found.tolist() == [[0 if naive.dropped(r, c, *key, p) else kept for c in range(width)] for r in rows]
 
 
 @pytest.mark.parametrize("change", [{"seed": 9}, {"step": 9}, {"layer": 9}])

@@ -31,6 +31,12 @@ def test_pairs_are_ordered_and_bijection_keeps_zero():
     assert int(combine64(np.uint64(1), np.uint64(2))) != int(combine64(np.uint64(2), np.uint64(1)))
 
 
+@examples(50)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_pairs_equal_the_slow_twin(a, b):
+    assert int(combine64(np.uint64(a), np.uint64(b))) == naive.combine64(a, b)
+
+
 def test_integers_hash_by_value_not_by_width():
     wide = hash_u64(np.array([-1, 5], np.int64))
     for dtype in (np.int8, np.int16, np.int32):
@@ -50,6 +56,13 @@ def test_a_string_hashes_alike_wherever_it_stands(strings):
     alone = [hash_bytes(*arrow([s]), seed=3)[0] for s in strings]
     np.testing.assert_array_equal(together, alone)
     assert len(set(together.tolist())) == len(set(strings))
+
+
+@examples(60)
+@given(st.lists(st.binary(max_size=25), max_size=6), st.integers(0, 2**64 - 1))
+def test_bytes_equal_the_slow_twin(strings, seed):
+    data, offsets = np.frombuffer(b"".join(strings), np.uint8), np.cumsum([0, *map(len, strings)])
+    assert hash_bytes(data, offsets, seed).tolist() == [naive.hash_bytes(text, seed) for text in strings]
 
 
 def test_hashes_are_fixed_for_ever():

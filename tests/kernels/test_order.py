@@ -8,7 +8,8 @@ from scipy import stats
 
 from kernels import jit
 from kernels.order import SMALL, permutation
-from tests.kernels.cases import examples
+from tests import naive
+from tests.kernels.cases import examples, same_bytes
 
 SIZES = [1, 2, 3, 10, 97, SMALL, SMALL + 1] + ([] if jit.DISABLED else [50_000, 65_537])
 
@@ -29,10 +30,26 @@ def test_ranges_are_parts_of_one_order(n, seed, epoch, data):
     )
 
 
+@examples(40)
+@given(
+    st.one_of(
+        st.integers(1, 50), st.sampled_from([SMALL - 1, SMALL, SMALL + 1, 8191, 8192, 8193, 2**40 + 7, 2**62 - 1])
+    ),
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 9),
+    st.data(),
+)
+def test_equals_the_slow_twin(n, seed, epoch, data):
+    start = data.draw(st.integers(0, n - 1))
+    stop = min(n, start + 3)
+    expected = [naive.permutation(position, n, seed, epoch) for position in range(start, stop)]
+    assert permutation(start, stop, n, seed, epoch).tolist() == expected
+
+
 def test_threads_do_not_change_the_order():
     n = 1 << 17
     stop = n if not jit.DISABLED else 200
-    assert permutation(0, stop, n, 1, 2, threads=1).tobytes() == permutation(0, stop, n, 1, 2, threads=4).tobytes()
+    assert same_bytes([permutation(0, stop, n, 1, 2, threads=t) for t in (1, 2, 4)])
 
 
 @pytest.mark.parametrize("n", [500, SMALL + 900])

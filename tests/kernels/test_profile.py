@@ -17,7 +17,7 @@ from kernels.profile import (
     profile_plan,
 )
 from tests import naive
-from tests.kernels.cases import NUMBERS, examples, layouts
+from tests.kernels.cases import NUMBERS, ORDINARY, examples, layouts
 
 EDGES = st.lists(
     st.one_of(st.sampled_from([-1e300, -7.0, 0.0, 5e-324, 0.1, 1.0, 2.5, 1e300]), st.floats(-10, 10)),
@@ -83,6 +83,33 @@ def test_many_columns_threads_and_layouts(dtype):
         np.testing.assert_allclose((mean, std), (block[:, k].astype(float).mean(), inside.std(ddof=1)), atol=1e-8)
     assert all(same(found, profile(block, plan, threads=t)) for t in (2, 4))
     assert all(same(found, profile(b, plan)) for b in (*layouts(block), np.asfortranarray(block)))
+
+
+@examples(100)
+@given(st.lists(st.one_of(ORDINARY, st.floats(-12, 12)), max_size=14), EDGES.filter(lambda e: e[-1] - e[0] < 1e3))
+def test_moments_are_those_of_exact_arithmetic_to_half_a_quantum(values, edges):
+    plan = profile_plan([edges])
+    mean, std = mean_std(profile(np.array(values).reshape(-1, 1), plan), plan, 0)
+    exact_mean, variance, inside = naive.profile_moments(values, edges)
+    quantum = (edges[-1] - edges[0]) / 2**32
+    if not any(np.isfinite(values)):
+        assert np.isnan(mean) and np.isnan(std)
+        return
+    assert abs(mean - float(exact_mean)) <= quantum + 1e-12 * abs(float(exact_mean)) + 1e-300
+    if inside > 1:
+        assert abs(std - float(variance) ** 0.5) <= 2 * quantum + 1e-12 * std
+    else:
+        assert np.isnan(std)
+
+
+@pytest.mark.parametrize(("rows", "bins"), [(1, 3), (2, 5), (10, 3), (1000, 7), (1000, 255)])
+def test_edges_are_the_nearest_quantiles_of_numpy(rows, bins):
+    values = np.random.default_rng(rows).standard_normal(rows)
+    expected = np.unique(np.quantile(values, np.arange(bins + 1) / bins, method="nearest"))
+    if rows > 1:
+        np.testing.assert_array_equal(edges_of(values, bins), expected)
+    else:
+        np.testing.assert_array_equal(edges_of(values, bins), [values[0], np.nextafter(values[0], np.inf)])
 
 
 def test_values_outside_are_summed_exactly():

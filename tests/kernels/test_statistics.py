@@ -26,7 +26,7 @@ from kernels.statistics import (
     wasserstein_samples,
 )
 from tests import naive
-from tests.kernels.cases import NUMBERS, examples
+from tests.kernels.cases import NUMBERS, ORDINARY, examples
 
 COUNTS = st.lists(st.tuples(st.integers(0, 9), st.one_of(st.integers(0, 9), st.just(2**53))), max_size=8)
 
@@ -118,6 +118,15 @@ def test_samples_equal_the_slow_twin_or_say_why(a, b):
         assert any(abs(v) > 1e290 for v in a + b)
 
 
+@examples(80)
+@given(*[st.lists(ORDINARY.filter(lambda v: v == v), min_size=1, max_size=12)] * 2)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:scipy")  # of its p-value
+def test_samples_agree_with_scipy(a, b):
+    np.testing.assert_allclose(ks_samples(a, b).value, scipy.stats.ks_2samp(a, b).statistic, rtol=1e-12, atol=1e-15)
+    theirs = scipy.stats.wasserstein_distance(a, b)
+    np.testing.assert_allclose(wasserstein_samples(a, b).value, theirs, rtol=1e-9, atol=1e-9)
+
+
 @examples(100)
 @given(COUNTS)
 def test_distances_of_shares_are_bounded_symmetric_and_agree_with_the_slow_twin_and_scipy(pairs):
@@ -140,6 +149,9 @@ def test_distances_of_shares_are_bounded_symmetric_and_agree_with_the_slow_twin_
             held = [np.maximum(side / side.sum(), floor) for side in (p, q)]
             both = scipy.special.rel_entr(*held) + scipy.special.rel_entr(*held[::-1])
             np.testing.assert_allclose(psi(p, q, floor).value, np.sum(both), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            js_distance(p, q).value ** 2, naive.js_divergence(p.tolist(), q.tolist()), atol=1e-15
+        )
         theirs = scipy.spatial.distance.jensenshannon(p / p.sum(), q / q.sum(), base=2)
         np.testing.assert_allclose(js_distance(p, q).value, np.nan_to_num(theirs), atol=1e-7)
         bhattacharyya = np.sum(np.sqrt(p / p.sum() * (q / q.sum())))
@@ -158,6 +170,22 @@ def test_profiles_bound_what_binning_leaves_open(a, b):
     parts = [(c, p.sums[0][2] / 2**1084, p.sums[0][3] / 2**1084) for c, p in zip(counts, profiles, strict=True)]
     area, width = wasserstein_profiles(*parts, edges), max([*np.diff(edges), 1e-9])
     assert abs(area.value - naive.wasserstein(a, b)) <= 2 * width
+
+
+@examples(60)
+@given(*[st.lists(st.integers(0, 9), min_size=5, max_size=5).filter(any)] * 2)
+def test_wasserstein_of_profiles_is_the_area_between_the_interpolated_distribution_functions(a, b):
+    edges = np.array([-2.0, 0.0, 0.5, 4.0])
+    a[0], a[-1], b[0], b[-1] = 0, 0, 0, 0  # what lies outside has an area of its own
+    if not any(a) or not any(b):
+        return
+    grid = np.linspace(-2, 4, 6001)
+    curves = [np.interp(grid, edges, np.cumsum(side[:-1]) / sum(side)) for side in (a, b)]
+    area = np.trapezoid(np.abs(curves[0] - curves[1]), grid)
+    found = wasserstein_profiles((a, 0, 0), (b, 0, 0), edges, scale=2.0)
+    np.testing.assert_allclose(found.value, area / 2, atol=2e-6)
+    low = max(abs(curves[0][[0, 2000, 2500, 6000]] - curves[1][[0, 2000, 2500, 6000]]))
+    np.testing.assert_allclose(ks_profiles(a, b).value, low, atol=1e-15)
 
 
 @examples(60)

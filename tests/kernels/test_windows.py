@@ -276,6 +276,28 @@ def test_agrees_with_polars_rolling():
         np.testing.assert_allclose(mine, theirs, rtol=1e-9, err_msg=name)
 
 
+def test_decayed_mean_agrees_with_pandas_ewm():
+    """All rows lie in the window; just after a row pandas' mean is ours, for its weights differ by a common factor."""
+    _, times, values = foreign(60)
+    times = times + np.arange(60)
+    window = times[-1] - times[0] + DAY
+    found = trailing([0] * 60, times + 1, [0] * 60, times, times, values, [window], ["ewm_mean", "ewm_sum"])[:, 0]
+    half_life = pd.Timedelta(int(window) // 2, "us")
+    theirs = pd.Series(values).ewm(halflife=half_life, times=pd.Series(times.view("datetime64[us]"))).mean()
+    np.testing.assert_allclose(found[:, 0], theirs, rtol=1e-9)
+    weights = 0.5 ** ((times[-1] + 1 - times) / (window / 2))
+    np.testing.assert_allclose(found[-1, 1], weights @ values, rtol=1e-9)
+
+
+def test_recency_agrees_with_pandas_merge_asof():
+    entity, times, values = foreign()
+    found = trailing(entity, times, entity, times, times, values, [2 * DAY], ["recency"])[:, 0, 0]
+    rows = pd.DataFrame({"t": times.view("datetime64[us]"), "g": entity})
+    before = rows.assign(last=rows["t"])
+    joined = pd.merge_asof(rows, before, on="t", by="g", tolerance=pd.Timedelta("2D"), allow_exact_matches=False)
+    np.testing.assert_array_equal(found, (joined["t"] - joined["last"]).dt.total_seconds())
+
+
 # ------------------------------------------------------------------ errors
 @pytest.mark.parametrize(
     ("change", "error", "words"),
