@@ -226,22 +226,23 @@ def missing_together(columns: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 def cause_text(item: Mapping[str, Any], together: Sequence[str]) -> str:
     """One line for a person: what moved, by which statistic, from where to where."""
     if item["kind"] == "volume":
-        value = item["statistics"][VOLUME]
-        return f"the number of rows: {item['rows']['current']:,}, |ln| {value['value']:.2f} against {value['line']:.2f}"
+        rows, value = item["rows"]["current"], item["statistics"][VOLUME]
+        if not rows:
+            return "there are no rows"
+        factor, line = math.exp(value["value"]), math.exp(value["line"])
+        return f"the number of rows: {rows:,}, a factor {factor:.3g} from usual, line {line:.3g}"
     alarmed = [(part["score"], name) for name, part in item["statistics"].items() if part.get("alarm")]
     scored = [(part["score"], name) for name, part in item["statistics"].items() if "score" in part]
     name = max(alarmed or scored, default=(0.0, ""))[1]
-    text = str(item["name"])
+    text = f"{item['name']}: "
     if name == "missing":
-        text += f": missing {item['missing']['reference']:.1%} -> {item['missing']['current']:.1%}"
+        text += f"missing {item['missing']['reference']:.1%} -> {item['missing']['current']:.1%}"
         return text + (f", together with {', '.join(together)}" if together else "")
     if name:
         part = item["statistics"][name]
-        text += f": {name} {part['value']:.3g} against {part['line']:.3g}"
-    moves = [
-        f"{part['label']} {part['reference']:.1%} -> {part['current']:.1%}" for part in (item.get("moved") or [])[:3]
-    ]
-    return text + (f"; {', '.join(moves)}" if moves else "")
+        text += f"{name} {part['value']:.3g}, line {part['line']:.3g}"
+    moves = [f"{p['label']}: {p['reference']:.1%} -> {p['current']:.1%}" for p in (item.get("moved") or [])[:3]]
+    return text + (f" ({', '.join(moves)})" if moves else "")
 
 
 def means(profile: Profile) -> dict[str, tuple[float, float]]:

@@ -20,16 +20,21 @@ from engine.monitoring.history import METRIC
 from engine.runtime import html, storage
 
 SHOWN_CAUSES, SHOWN_COLUMNS, SHOWN_DISTRIBUTIONS = 8, 25, 6
-SHOWN_WINDOWS, SHOWN_REFERENCE = 14, 6
+SHOWN_WINDOWS, SHOWN_REFERENCE = 12, 5
 BAR_ROWS = 10
 MOST_TICKS = 6
+TOGETHER = {
+    "pca": "PCA reconstruction error, of the reference's",
+    "domain_auc": "ROC AUC of telling the window's rows from the reference's",
+}
 
 
 def write_report(path: Path, name: str, record: Mapping[str, Any], history: pa.Table, drift: Drift) -> None:
     """Write the report of one record."""
     start, stop = (text[:16].replace("T", " ").removesuffix(" 00:00") for text in record["window"])
     subtitle = f"{start} to {stop}, {record['rows']:,} rows against the reference of model {record['model'][:12]}"
-    rows = history.to_pylist()
+    # A window is told as of its own time: what was monitored after it does not push it out of sight.
+    rows = [row for row in history.to_pylist() if row["source"] == "reference" or row["from"] <= record["window"][0]]
     body = [
         _verdict(record),
         _causes(record),
@@ -95,7 +100,11 @@ def _causes(record: Mapping[str, Any]) -> Markup:
         return Markup("")
     most = max((item["weight"] for item in causes), default=0.0) or 1.0
     rows = [
-        (item["column"], html.bar(item["weight"] / most, html.format_number(item["weight"], 3)), item["text"])
+        (
+            item["column"],
+            html.bar(item["weight"] / most, html.format_number(item["weight"], 3)),
+            item["text"].removeprefix(f"{item['column']}: "),
+        )
         for item in causes
     ]
     return html.section(
@@ -109,8 +118,7 @@ def _causes(record: Mapping[str, Any]) -> Markup:
 
 
 def _heat_map(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
-    scored = [row for row in rows if row["score"] is not None or row["kind"] not in (METRIC, "business")]
-    scored = [row for row in scored if row["kind"] not in (METRIC, "business")]
+    scored = [row for row in rows if row["kind"] not in (METRIC, "business")]
     every = list(dict.fromkeys((row["source"], row["from"], row["to"]) for row in scored))
     now = [window for window in every if window[0] == "current"][-SHOWN_WINDOWS:]
     before = [window for window in every if window[0] == "reference"]
@@ -127,11 +135,13 @@ def _heat_map(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> M
         return max(float(row["score"]) / float(row["line"]), 0.0)
 
     values = [[share(name, window) for window in windows] for name in names]
-    labels = [f"{window[1][2:10]}{'' if window[0] == 'current' else ' ref'}" for window in windows]
+    labels = [f"{window[1][:10]}{'' if window[0] == 'current' else ' ref'}" for window in windows]
     note = (
         "Largest normalised statistic of each column over the alarm line of its window: from 1 it is beyond the line. "
         "`ref` marks windows of the reference itself, named by their first day; a gap is not computable."
     )
+    if len(order) > len(names):
+        note += f" The {len(names)} of {len(order)} columns that moved most are shown; `Every column` below lists all."
     return html.section(
         "Columns over windows", html.heat_map(names, labels, values, limits=(0.0, 2.0), text=_one), note=note
     )
@@ -223,7 +233,7 @@ def _quality(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Ma
 def _metric_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
     places = [float(index) for index in range(len(rows))]
     step = -(-len(rows) // MOST_TICKS)
-    ticks = {float(index): row["from"][2:10] for index, row in enumerate(rows) if index % step == 0}
+    ticks = {float(index): row["from"][:10] for index, row in enumerate(rows) if index % step == 0}
     low, high = [row["band_low"] for row in rows], [row["band_high"] for row in rows]
     values = [row["value"] for row in rows]
     series = [html.Series("measured, with the reference's band", places, values, low=low, high=high)]
@@ -231,7 +241,7 @@ def _metric_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
         series.append(
             html.Series("estimated before labels", places, [row["estimated"] for row in rows], style="dashed")
         )
-    return html.line_chart(series, x_ticks=ticks)
+    return html.line_chart(series, x_ticks=ticks, x_range=(-0.5, len(rows) - 0.5))
 
 
 def _metric_table(record: Mapping[str, Any]) -> Markup:
@@ -267,21 +277,26 @@ def _calibration(record: Mapping[str, Any]) -> Markup:
         edges = [float(edge) for edge in np.linspace(min(float(scores.min()), 0.0), top, 31)]
         counts = {"windows of the reference": [float(n) for n in np.histogram(scores, edges)[0]]}
         parts.append(
-            html.card("Largest normalised statistic of each window", html.histogram(edges, counts, y_label="windows"))
+            html.card(
+                "Largest normalised statistic of each window",
+                html.histogram(
+                    edges, counts, x_label="in units of its line: beyond 1 is over the line", y_label="windows"
+                ),
+            )
         )
     facts = {
-        "This window, in units of the line": "–" if now is None else html.format_number(now),
-        "Lines, in spreads of the reference": ", ".join(
-            f"{family} {at:.3g}" for family, at in calibration["lines"].items()
+        "This window, in units of its line": "–" if now is None else html.format_number(now),
+        "Lines, in spreads over what is typical": ", ".join(
+            f"{at:.3g} of {family}" for family, at in calibration["lines"].items()
         ),
-        "Target false-alarm rate": f"{calibration['alpha']:.1%} a window, over all columns together",
-        "Realised on held-out windows": calibration["words"].split("; ")[1],
+        "Target false-alarm rate": f"{calibration['alpha']:.1%} a window, shared by the lines, over all columns together",
+        "Realised": calibration["words"].split("; ")[1].removeprefix("realised "),
         "95 % interval of that": _pair(calibration["realised_interval"]) or "–",
         "Windows": calibration["words"].rsplit("; ", 1)[1],
         "Effect floors": ", ".join(f"{name} {value:g}" for name, value in calibration["floors"].items()),
         "Season": calibration["season"],
     }
-    parts.append(html.card("How the line was set", html.facts(facts)))
+    parts.append(html.card("How the lines were set", html.facts(facts)))
     return html.section("Calibration", html.row(*parts), _multivariate(record))
 
 
@@ -289,9 +304,11 @@ def _multivariate(record: Mapping[str, Any]) -> Markup:
     rows = []
     for name, item in record["multivariate"].items():
         if item["value"] is None:
-            rows.append((name, item["reason"], "", ""))
+            rows.append((TOGETHER[name], item["reason"], "", ""))
         else:
-            rows.append((name, item["value"], _pair(item["usual"]), "beyond" if item["beyond"] else "as usual"))
+            rows.append(
+                (TOGETHER[name], item["value"], _pair(item["usual"]), "beyond" if item["beyond"] else "as usual")
+            )
     for name, value in record["operational"].items():
         if isinstance(value, (int, float)) and "/" not in name:
             rows.append((name, value, "", ""))

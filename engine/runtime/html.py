@@ -23,6 +23,7 @@ Formatter = Callable[[float], str]
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 40
 PALETTE = 6
+ONE_BAND = 0.02  # half the width of a band of one point, of the axis
 
 
 # ------------------------------------------------------------------------------------------------------- numbers
@@ -85,18 +86,22 @@ def tiles(items: Iterable[Tile]) -> Markup:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "nothing to show") -> Markup:
-    """A table; numbers are set right and shortened. A cell may be Markup, as `bar` gives."""
+    """A table; numbers are set right, under a title set right, and shortened. A cell may be Markup, as `bar` gives."""
     body = []
+    titled = [""] * len(columns)
     for cells in rows:
         parts = []
-        for cell in cells:
+        for place, cell in enumerate(cells):
             number = isinstance(cell, (int, float)) and not isinstance(cell, bool)
+            titled[place] = "num" if number else titled[place]
             text = cell if isinstance(cell, Markup) else escape(format_number(cell) if number or cell is None else cell)
             parts.append(Markup('<td class="{}">{}</td>').format("num" if number or cell is None else "", text))
         body.append(Markup("<tr>{}</tr>").format(Markup("").join(parts)))
     if not body:
         return paragraph(empty, quiet=True)
-    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in columns)
+    head = Markup("").join(
+        Markup('<th class="{}">{}</th>').format(kind, name) for kind, name in zip(titled, columns, strict=True)
+    )
     return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
         head, Markup("").join(body)
     )
@@ -374,8 +379,13 @@ def _colour(item: Series, place: int) -> int:
 def _line(frame: _Frame, item: Series, colour: int) -> Markup:
     parts = []
     if item.low is not None and item.high is not None:
-        edge = [(x, h) for x, h in zip(item.x, item.high, strict=True) if _known(h)]
-        edge += [(x, v) for x, v in reversed(list(zip(item.x, item.low, strict=True))) if _known(v)]
+        band = [
+            place for place in zip(item.x, item.low, item.high, strict=True) if _known(place[1]) and _known(place[2])
+        ]
+        if len({x for x, _, _ in band}) == 1:  # a band of one point has no width of its own
+            aside = ONE_BAND * (frame.x[1] - frame.x[0])
+            band = [(x + side, low, high) for x, low, high in band for side in (-aside, aside)]
+        edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
         points = " ".join(f"{frame.at_x(x):.1f},{frame.at_y(float(y or 0.0)):.1f}" for x, y in edge)
         parts.append(Markup('<polygon class="b{}" points="{}"/>').format(colour, points))
     if item.style != "dots":

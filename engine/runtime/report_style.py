@@ -26,7 +26,7 @@ p { margin: 6px 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 14px 0; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .tile .label, .tile .note { color: var(--quiet); font-size: 12.5px; }
-.tile .note { min-height: 1em; }
+.tile .note { min-height: 1em; overflow-wrap: anywhere; }
 .tile .value {
   font-size: 24px; font-weight: 650; letter-spacing: -.01em; font-variant-numeric: tabular-nums;
   overflow-wrap: anywhere;
@@ -45,7 +45,7 @@ th {
 }
 td { padding: 6px 10px; border-bottom: 1px solid var(--line); }
 tr:last-child td { border-bottom: 0; }
-td.num { text-align: right; }
+td.num, th.num { text-align: right; }
 .bar { position: relative; min-width: 90px; }
 .bar i {
   position: absolute; inset: 2px auto 2px 0; background: var(--accent); opacity: .18; border-radius: 3px;
@@ -69,8 +69,9 @@ svg { width: 100%; height: auto; display: block; }
 .axis { font-size: 12px; fill: var(--quiet); }
 table.heat td {
   text-align: center; padding: 5px 6px; border: 1px solid var(--bg);
-  background: color-mix(in srgb, var(--c0) var(--share), transparent);
+  background: color-mix(in srgb, var(--c0) calc(.7 * var(--share)), transparent); /* the number stays readable */
 }
+table.heat thead th { font-size: 12px; padding: 6px; text-align: center; }
 table.heat td.gap {
   background: repeating-linear-gradient(45deg, transparent, transparent 4px, var(--line) 4px, var(--line) 6px);
 }

@@ -81,6 +81,13 @@ def test_replay_gives_the_same_bytes(monitor) -> None:
     assert str(runs[0].name) not in (runs[0] / "drift.json").read_text()
 
 
+def test_a_report_tells_of_its_window_as_of_its_time_whatever_was_monitored_later(monitor) -> None:
+    day = "monitor.window=2020-01-2{}"
+    runs = [monitor(day.format(end), "monitor.alarm_on=[drift]")[1] for end in (7, 8, 7)]
+    assert "2020-01-27" in (runs[1] / "report.html").read_text()
+    assert (runs[0] / "report.html").read_bytes() == (runs[2] / "report.html").read_bytes()
+
+
 def test_a_scoring_run_is_monitored_by_its_stored_profile_with_the_same_verdict(trained, monitor, capfd) -> None:
     folder, model = trained
     between = "score.between=[2020-01-26,2020-01-30]"

@@ -62,6 +62,17 @@ def test_a_gap_splits_a_line():
     assert chart.count("<polyline") == 2
 
 
+def test_the_band_of_a_single_point_can_be_seen():
+    chart = str(html.line_chart([html.Series("a", [0.0], [0.5], low=[0.2], high=[0.8])]))
+    corners = [tuple(map(float, corner.split(","))) for corner in re.findall(r'points="([^"]*)"', chart)[0].split()]
+    assert len({x for x, _ in corners}) == len({y for _, y in corners}) == 2
+
+
+def test_a_title_is_set_as_the_numbers_below_it():
+    table = str(html.table(["name", "value"], [["a", None], ["b", 1.5]]))
+    assert '<th class="">name</th><th class="num">value</th>' in table
+
+
 def test_equal_values_still_have_an_axis():
     chart = html.line_chart([html.Series("a", [0, 1], [5.0, 5.0])])
     assert "nan" not in chart.lower() and "inf" not in chart.lower()
