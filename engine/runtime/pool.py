@@ -15,6 +15,7 @@ import json
 import logging
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from engine.runtime import cluster, environment
 
 Item = dict[str, Any]
 Work = Callable[[Item], dict[str, Any]]
+DEATH = "killed, out of memory, or its node lost"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -132,8 +134,9 @@ def run_actors(
     """Items on an autoscaling pool of Ray Data actors; each calls `make` once.
 
     Ray must be running (cluster.session). Ray starts an actor that died again and hands it its items again, for ever: so
-    tries are counted in files of `marks`, an empty folder that all nodes reach. A try begins with the work, so that an
-    item that waits at an actor that dies has lost none. Raises UserError for what no retry can mend.
+    tries are counted in files of `marks`, an empty folder that all nodes reach, and so are starts, of which every actor
+    has `tries` too. A try begins with the work, so that an item that waits at an actor that dies has lost none. Raises
+    UserError for what no retry can mend, and where actors keep failing to start.
     """
     import ray.data
 
@@ -142,9 +145,10 @@ def run_actors(
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     most = max(1, min(actors.workers, len(items)))
+    context.max_consecutive_actor_init_deaths = most * tries  # those by an exception; Ray's default is none
     rows = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)).map(
         _Actor,
-        fn_constructor_args=(make, tries, str(marks)),
+        fn_constructor_args=(make, tries, str(marks), most * tries),
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1 + actors.ahead
         ),
@@ -161,7 +165,8 @@ def run_actors(
 def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
     """Rows of a Ray Dataset in order of completion.
 
-    Raises UserError when a node went and nothing comes back: Ray waits for ever for a place for the actor that was on it.
+    Raises UserError when actors raise at every start, and when a node went and nothing comes back: Ray waits for ever for
+    a place for the actor that was on it.
     """
     import ray
 
@@ -179,40 +184,63 @@ def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
             found.put(error)
 
     nodes = alive()
-    threading.Thread(target=pump, name="ray-data", daemon=True).start()
-    while True:
-        try:
-            reply = found.get(timeout=patience)
-        except queue.Empty:
-            if (left := alive()) < nodes:
-                raise UserError(
-                    f"{nodes - left} of {nodes} nodes of the cluster are gone and no unit came back in {patience:g} s. Run "
-                    "the command again: it goes on from here with the nodes that are left, if cluster.workers (or "
-                    "cluster.min_workers) fits them"
-                ) from None
-            continue
-        if isinstance(reply, BaseException):
-            raise reply
-        if reply is None:
-            return
-        yield reply
+    thread = threading.Thread(target=pump, name="ray-data", daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                reply = found.get(timeout=patience)
+            except queue.Empty:
+                if (left := alive()) < nodes:
+                    raise UserError(
+                        f"{nodes - left} of {nodes} nodes of the cluster are gone and no unit came back in {patience:g} s. "
+                        "Run the command again: it goes on from here with the nodes that are left, if cluster.workers (or "
+                        "cluster.min_workers) fits them"
+                    ) from None
+                continue
+            if isinstance(reply, ray.exceptions.ActorDiedError):  # Ray starts one again that died of anything else
+                raise UserError(_no_start(str(reply).strip().splitlines()[-1])) from reply
+            if isinstance(reply, BaseException):
+                raise reply
+            if reply is None:
+                return
+            yield reply
+    finally:
+        # Ray Data's threads must end before Ray does: one that calls it later has Ray end this process, error unsaid.
+        if rows._current_executor is not None:
+            rows._current_executor.shutdown(force=True)
+            thread.join(patience)
+
+
+def _no_start(cause: str) -> str:
+    return f"every worker must start, but starts failed again and again: {cause}. Mend that and run the command again"
 
 
 class _Actor:
-    """What runs in a Ray actor: an error becomes a reply; a death leaves the mark of a try."""
+    """What runs in a Ray actor: an error becomes a reply; a death leaves the mark of a start or of a try.
 
-    def __init__(self, make: Callable[[], Work], tries: int, marks: str) -> None:
+    `starts`: how many marks of starts there may be, those of actors that are still starting included.
+    """
+
+    def __init__(self, make: Callable[[], Work], tries: int, marks: str, starts: int) -> None:
         self.tries, self.marks = tries, Path(marks)
         self.broken = ""
+        if len(list(self.marks.glob("start.*"))) >= starts:
+            self.broken = _no_start(f"their processes died ({DEATH})")
+            return
+        mark = self.marks / f"start.{uuid.uuid4().hex}"
+        mark.touch()
         try:
             self.work = make()
         except UserError as error:  # what to mend on this node: Ray would hide it in the death of an actor
             self.broken = str(error)
+        finally:
+            mark.unlink()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.broken:
             return _reply(row, 0, cause=self.broken, hopeless=True)
-        cause = "its worker died: killed, out of memory, or its node lost"
+        cause = f"its worker died: {DEATH}"
         while (number := self._next_try(row["item"])) <= self.tries:
             try:
                 return _reply(row, number, result=json.dumps(self.work(json.loads(row["item"]))))

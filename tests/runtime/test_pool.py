@@ -18,9 +18,26 @@ def test_an_actor_that_cannot_start_says_what_is_to_be_mended(tmp_path: Path) ->
     def make() -> Work:
         raise UserError("the store must be there, found nothing")
 
-    reply = _Actor(make, 3, str(tmp_path))(ROW)
+    reply = _Actor(make, 3, str(tmp_path), 3)(ROW)
     assert reply["hopeless"] and reply["cause"] == "the store must be there, found nothing"
     assert not list(tmp_path.iterdir()), "no item has lost a try"
+
+
+def test_starts_that_only_death_can_have_ended_are_finite(tmp_path: Path) -> None:
+    """A start leaves its mark until it has come to an end: here the marks seen during starts stay, as after SIGKILL."""
+    began: list[str] = []
+
+    def make() -> Work:
+        began.extend(path.name for path in tmp_path.glob("start.*") if path.name not in began)
+        return lambda _: {}
+
+    for number in (1, 2):
+        actor = _Actor(make, 3, str(tmp_path), 2)
+        assert len(began) == number and not actor(ROW)["hopeless"]
+        for name in began:
+            (tmp_path / name).touch()
+    reply = _Actor(make, 3, str(tmp_path), 2)(ROW)
+    assert len(began) == 2 and reply["hopeless"] and "starts failed" in reply["cause"]
 
 
 def test_an_item_that_raises_has_all_its_tries_and_one_that_waited_at_a_dead_actor_has_lost_none(
@@ -36,8 +53,8 @@ def test_an_item_that_raises_has_all_its_tries_and_one_that_waited_at_a_dead_act
         return work
 
     with pytest.raises(SystemExit):  # the actor dies at its first item; another one waits
-        _Actor(lambda: make(SystemExit), 3, str(tmp_path))(ROW)
-    second = _Actor(lambda: make(ValueError), 3, str(tmp_path))
+        _Actor(lambda: make(SystemExit), 3, str(tmp_path), 3)(ROW)
+    second = _Actor(lambda: make(ValueError), 3, str(tmp_path), 3)
     assert second(ROW)["tries"] == 3 and began == [1, 1, 1]
     reply = second({"item": json.dumps({"n": 2})})
     assert began == [1, 1, 1, 2, 2, 2] and reply["cause"] == "ValueError: a value" and not reply["hopeless"]

@@ -1,10 +1,14 @@
-"""The shell with units that take SLOW_UNITS seconds more, and one (DEADLY_UNIT) that kills its process."""
+"""The shell with units that take SLOW_UNITS seconds more, and one (DEADLY_UNIT) that kills its process.
+
+STARTS is a folder in which an actor that starts leaves its process id and waits for a second; with DEADLY_START it dies.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from engine import __main__ as shell
@@ -26,6 +30,11 @@ class SlowScorer:
 
 
 def open_slow(job: Job, threads: int) -> SlowScorer:
+    if "STARTS" in os.environ:
+        (Path(os.environ["STARTS"]) / str(os.getpid())).touch()
+        if "DEADLY_START" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1)
     return SlowScorer(open_scorer(job, threads))
 
 

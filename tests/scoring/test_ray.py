@@ -160,6 +160,37 @@ def test_an_actor_killed_at_work_costs_nothing(start: Start, unbroken: Run, tmp_
 
 
 @pytest.mark.slow
+def test_an_actor_killed_while_it_starts_costs_nothing(start: Start, unbroken: Run, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    starts.mkdir()
+    scoring = start("cluster.workers=1", STARTS=str(starts))
+    until = time.monotonic() + 60
+    while not list(starts.iterdir()) and time.monotonic() < until:
+        time.sleep(0.02)
+    victim = next(starts.iterdir())
+    os.kill(int(victim.name), signal.SIGKILL)
+    assert scoring.end() == 0, (tmp_path / "runs.log").read_text()[-3000:]
+    assert same(scoring.directory, unbroken) and len(list(starts.iterdir())) == 2, "another one in its place"
+    metrics = metrics_of(scoring.directory)
+    assert metrics["score/units_failed"] == metrics["score/units_retried"] == 0
+
+
+@pytest.mark.slow
+def test_actors_that_die_at_every_start_end_the_run_which_can_go_on(
+    start: Start, unbroken: Run, tmp_path: Path
+) -> None:
+    starts = tmp_path / "starts"
+    starts.mkdir()
+    scoring = start("score.tries=2", STARTS=str(starts), DEADLY_START="1")
+    assert scoring.end(120) == 1
+    said = (tmp_path / "runs.log").read_text().splitlines()
+    assert any(line.startswith("error: every worker must start, but") and "out of memory" in line for line in said)
+    assert len(list(starts.iterdir())) == 4, "two workers of two tries"
+    again = start("score.tries=2")
+    assert again.end() == 0 and again.directory == scoring.directory and same(again.directory, unbroken)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_driver_killed_at_work_is_taken_up_again(start: Start, unbroken: Run, tmp_path: Path, seed: int) -> None:
     scoring = start(SLOW_UNITS="0.4")
