@@ -9,6 +9,7 @@ import math
 import random
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from engine.config.compose import compose
 from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
+from engine.data.files import resolve
+from engine.features import build, store
+from engine.features.build import FeatureTable
 from engine.features.compute import raw_features
 from engine.features.moments import NEVER, instants, moment_times
 from engine.features.spec import event_inputs
@@ -206,6 +210,49 @@ def plain_aggregate(name: str, values: list[int]) -> float | None:
     if len(values) < 2 or mean is None:
         return None
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+@pytest.mark.slow
+def test_every_view_has_one_set_of_bits_however_it_is_computed(
+    config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def views(name: str, given: Dataset | None = dataset, *more: str) -> FeatureTable:
+        here = compose(words(tmp_path, f"paths.store={tmp_path / name}", *more)).config
+        run = Run.create("features", here, {})
+        table = build.ensure(here, run, given or ingest.ensure(here, run))
+        run.finish({})
+        return table
+
+    full = views("full")
+    assert len(full.views) == len(config.features.views)
+    for threads in (1, 4):
+        assert views(f"threads-{threads}", dataset, f"resources.threads={threads}").digest == full.digest
+    # From raw columns, as scoring does it.
+    rows = (200_000, 200_300)
+    events = dataset.read(event_inputs(config.data, config.features))
+    tables = {name: dataset.table(name) for name in ("weather", "airports")}
+    raw = raw_features(config.data, config.features, events.slice(rows[0], rows[1] - rows[0]), events, tables)
+    assert raw.equals(full.read(rows).combine_chunks())
+    # In parts, with the history of each in several passes over groups of entities.
+    with monkeypatch.context() as patch:
+        passes: list[int] = []
+        plain = store._in_passes
+        patch.setattr(store, "batch_rows", lambda job: 30_000)
+        patch.setattr(store, "_in_passes", lambda *given: (passes.append(given[-1]), plain(*given))[1])
+        assert views("partitioned").digest == full.digest and max(passes) > 1
+    # Without December and without every 997th row first; these come later.
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    with zipfile.ZipFile(resolve(config.data.sources["flights"].path, tmp_path)) as archive:
+        head, *lines = archive.read(archive.namelist()[0]).decode().splitlines(keepends=True)
+    late = [number % 997 == 5 or line.startswith("2013,12,") for number, line in enumerate(lines)]
+    grown = (None, f"data.sources.flights.path={folder}")
+    for name, kept in (("first.csv", False), ("later.csv", True)):
+        (folder / name).write_text(
+            head + "".join(line for line, is_late in zip(lines, late, strict=True) if is_late == kept)
+        )
+        table = views("grown", *grown)
+    assert table.dataset.digest == dataset.digest and table.digest == full.digest
 
 
 def test_a_feature_from_the_future_is_refused(cli: Callable[..., Any]) -> None:
