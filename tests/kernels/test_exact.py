@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernels import exact
@@ -53,6 +53,39 @@ def test_the_two_forms_give_the_same_bits(values, junk):
     exact.moments_wide(wide, 1, (zero, zero, n, True), words, b, 0)
     assert a.tobytes() == b.tobytes()
     assert a[0] == math.fsum(values)
+
+
+@pytest.mark.parametrize("edge", [2.0**-40, 2.0**52])
+@pytest.mark.parametrize("side", [-1, 0, 1])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_sums_are_exact_on_either_side_of_the_fixed_forms_range(edge, side, sign):
+    value = sign * (edge if side == 0 else math.nextafter(edge, math.inf * side))
+    assert bool(exact.is_wide(np.float64(value).view(np.int64))) == (not 2.0**-40 <= abs(value) < 2.0**52)
+    for rows in ([value], [value, value, 0.0], [value, -value, 1.5 * value]):
+        _, total, _, std = exact.moments(rows)
+        assert total == math.fsum(rows)
+        np.testing.assert_allclose(std, naive.exact_std(rows), rtol=8e-16)
+
+
+SPARSE = st.builds(
+    lambda fraction, exponent, sign: sign * math.ldexp(fraction, exponent),
+    st.sampled_from([1.0, 1.0 + 2.0**-52, 1.5, 2.0 - 2.0**-52]),
+    st.integers(-40, 51),
+    st.sampled_from([-1, 1]),
+)
+
+
+@examples(300)
+@given(st.lists(SPARSE, min_size=2, max_size=6))
+@example([2.0**40, 2.0**-30])
+def test_the_fixed_form_is_exact_over_all_its_exponents(rows):
+    """Few bits far apart: borrows and carries run through words of zeros."""
+    array = np.array(rows)
+    assert not exact.any_wide(array)
+    _, total, mean, std = exact.moments(array)
+    assert total == math.fsum(rows)
+    np.testing.assert_allclose(mean, total / len(rows), rtol=4e-16)
+    np.testing.assert_allclose(std, naive.exact_std(rows), rtol=8e-16)
 
 
 def test_wide_integer_is_the_sum_itself():
