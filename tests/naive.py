@@ -179,11 +179,15 @@ def feistel_round(half: int, key: int) -> int:
     return z ^ (z >> 32)
 
 
-def dropped(row: int, column: int, seed: int, step: int, layer: int, p: float) -> bool:
-    """Whether an entry is dropped: four columns share a hash of 64 bits, 16 bits each."""
+def lane(row: int, column: int, seed: int, step: int, layer: int) -> int:
+    """The 16 bits that decide about an entry: four columns share a hash of 64 bits."""
     key = combine64(combine64(combine64(seed, step), layer), row % 2**64)
     word = mix64((key + column // 4 * GOLDEN) & WORD)
-    return (word >> 16 * (column % 4)) % 65536 < min(round(p * 65536), 65535)
+    return (word >> 16 * (column % 4)) % 65536
+
+
+def dropped(row: int, column: int, seed: int, step: int, layer: int, p: float) -> bool:
+    return lane(row, column, seed, step, layer) < min(round(p * 65536), 65535)
 
 
 def roc_auc(y: Sequence[int], score: Sequence[float], weight: Sequence[float]) -> float:

@@ -44,6 +44,12 @@ def test_equals_the_slow_twin(rows, width, key, p):
     assert found.tolist() == [[0 if naive.dropped(r, c, *key, p) else kept for c in range(width)] for r in rows]
 
 
+@pytest.mark.parametrize("column", range(5))
+def test_an_entry_is_dropped_from_its_own_share_on(column):
+    share = naive.lane(7, column, 1, 2, 3) / 65536
+    assert mask(np.array([7]), 5, p=share)[0, column] > 0 and mask(np.array([7]), 5, p=share + 2**-16)[0, column] == 0
+
+
 @pytest.mark.parametrize("change", [{"seed": 9}, {"step": 9}, {"layer": 9}])
 def test_every_key_counts(change):
     rows = np.arange(64)
