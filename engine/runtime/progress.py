@@ -39,6 +39,7 @@ class Progress:
         self._note = ""
         self._lock = threading.Lock()
         self._terminal = sys.stderr.isatty()
+        self._every = BAR_SECONDS if self._terminal else PLAIN_SECONDS
 
     def __enter__(self) -> Progress:
         self._began = self._shown = time.monotonic()
@@ -51,9 +52,15 @@ class Progress:
             self._note = note or self._note
             now = time.monotonic()
             finished = self.total is not None and self.done >= self.total
-            if not finished and now - self._shown >= (BAR_SECONDS if self._terminal else PLAIN_SECONDS):
+            if not finished and now - self._shown >= self._every:
                 self._shown = now
                 self._show(now)
+
+    def follow(self, start: int, done: int, seconds: float, note: str) -> None:
+        """Show the work of another process: it began at `start`, has done so much by now, and that took so long."""
+        self._start, self._began = start, time.monotonic() - seconds
+        if done != self.done:
+            self.advance(done - self.done, note)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

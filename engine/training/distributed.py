@@ -18,7 +18,7 @@ from engine.config import schema
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import cluster
-from engine.runtime.progress import Progress
+from engine.runtime.progress import BAR_SECONDS, Progress
 from engine.runtime.run import Run
 from engine.training import interrupt
 from engine.training.checkpoint import newest_whole
@@ -30,6 +30,7 @@ from engine.training.loop import FitResult, fit
 from engine.training.model import from_architecture
 
 ATTEMPTS = "attempts.jsonl"  # a line of each worker that enters an attempt
+PROGRESS = "progress.json"  # how far rank 0 is, for the driver to show
 SECTIONS = ("name", "paths", "train", "model", "evaluate", "cluster", "resources")  # what workers read of the config
 
 
@@ -109,7 +110,7 @@ class Watch:
         self._idle_since: float | None = time.monotonic()
         self._asked = False
         self._progress: Progress | None = None
-        self._at = 0
+        (run.directory / PROGRESS).unlink(missing_ok=True)  # of an attempt whose driver was killed
 
     def look(self) -> None:
         """Called some times a second."""
@@ -134,24 +135,21 @@ class Watch:
             self._run.warn(f"no workers for {self._patience:g} s: the cluster has no room for them yet")
 
     def _show(self) -> None:
-        path = self._run.directory / "progress.json"
+        path = self._run.directory / PROGRESS
         try:
             seen = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return
         if self._progress is None:
-            self._at = seen["rows"]
-            self._progress = self._run.progress("train", self._total, "rows", self._at).__enter__()
-        elif seen["rows"] != self._at:
-            self._progress.advance(seen["rows"] - self._at, seen["note"])
-            self._at = seen["rows"]
+            self._progress = self._run.progress("train", self._total, "rows", seen["start"]).__enter__()
+        self._progress.follow(**seen)
 
     def close(self) -> None:
         """End the display."""
         self._show()
         if self._progress is not None:
             self._progress.__exit__(None, None, None)
-        (self._run.directory / "progress.json").unlink(missing_ok=True)
+        (self._run.directory / PROGRESS).unlink(missing_ok=True)
 
 
 def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mapping[str, float]) -> FitResult:
@@ -221,7 +219,7 @@ class WorkerRun(Run):
 
     def progress(self, label: str, total: int | None = None, unit: str = "rows", start: int = 0) -> Progress:
         """Progress that the driver displays."""
-        return FileProgress(self.directory / "progress.json" if self._rank == 0 else None, label, total, unit, start)
+        return FileProgress(self.directory / PROGRESS if self._rank == 0 else None, label, total, unit, start)
 
 
 class FileProgress(Progress):
@@ -230,12 +228,19 @@ class FileProgress(Progress):
     def __init__(self, path: Path | None, label: str, total: int | None, unit: str, start: int) -> None:
         super().__init__(label, total, unit, start)
         self._path = path
+        self._every = BAR_SECONDS
+
+    def __enter__(self) -> Progress:
+        super().__enter__()
+        self._show(self._began)
+        return self
 
     def _show(self, now: float, last: bool = False, failed: bool = False) -> None:  # noqa: ARG002
         if self._path is not None:
             temporary = self._path.with_suffix(".tmp")
+            seen = {"start": self._start, "done": self.done, "seconds": now - self._began, "note": self._note}
             with contextlib.suppress(OSError):  # a display never stops the work
-                temporary.write_text(json.dumps({"rows": self.done, "note": self._note}), encoding="utf-8")
+                temporary.write_text(json.dumps(seen), encoding="utf-8")
                 os.replace(temporary, self._path)
 
 

@@ -651,6 +651,42 @@ def test_a_run_that_waits_for_workers_says_so(job, monkeypatch):
     run.finish({})
 
 
+def test_the_driver_shows_the_rate_and_the_seconds_of_the_workers(job, monkeypatch, capsys):
+    run = job.new_run(job.settings(2))
+    clock = [100.0]
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
+    (run.directory / distributed.PROGRESS).write_text("of an earlier version")
+    watch = distributed.Watch(run, SimpleNamespace(requested=lambda: False), 1000, patience=600)
+    worker = distributed.WorkerRun(run.directory, {**run.record}, 0)
+
+    def after(seconds: float) -> None:
+        clock[0] += seconds
+        watch.look()
+
+    capsys.readouterr()
+    with pytest.raises(RuntimeError), worker.progress("train", 1000) as shown:  # an attempt that dies
+        after(1)
+        shown.advance(300)
+        raise RuntimeError
+    after(20)
+    with worker.progress("train", 1000, start=200) as shown:
+        after(12)
+        shown.advance(400, "loss 0.5")
+        after(12)
+        clock[0] += 4
+        shown.advance(400)
+    after(30)  # Ray ends its processes
+    watch.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "train: 300 of 1,000 (30%) rows, 300 rows/s, 2.3s left",
+        "train: 200 of 1,000 (20%) rows, 0 rows/s",
+        "train: 600 of 1,000 (60%) rows, 33.3 rows/s, 12s left  loss 0.5",
+        "train: 1,000 of 1,000 (100%) rows, 28.6 rows/s, took 28s  loss 0.5",
+    ]
+    run.finish({})
+
+
 def test_the_start_of_a_run_does_not_count_the_attempt_that_failed(tmp_path):
     noted = tmp_path / distributed.ATTEMPTS
     for entered, rank in ((100.0, 0), (101.0, 1), (500.0, 1), (502.0, 0)):
