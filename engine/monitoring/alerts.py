@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import json
-import os
 import shlex
 import subprocess
 import time
@@ -41,7 +41,7 @@ def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]
         for name, sink in config.alerts.items():
             place = f"{name}:{key}"
             age = time.time() - told.get(place, 0.0)
-            if age < units.span(config.cooldown) / 1e6:
+            if 0 <= age < units.span(config.cooldown) / 1e6:
                 outcome[name] = f"not told again: the same cause was told {age / 3600:.1f} h ago"
                 continue
             outcome[name] = _try(sink, run, payload)
@@ -75,18 +75,23 @@ def _file(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
 
 def _command(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
     words = [*shlex.split(sink.to), str(run.path("drift.json"))]
-    limit = units.span(sink.timeout) / 1e6
-    done = subprocess.run(
-        words,
-        input=json.dumps(payload),
-        capture_output=True,
-        text=True,
-        timeout=limit,
-        check=False,
-        env=dict(os.environ),
-    )
+    limit, body = units.span(sink.timeout) / 1e6, json.dumps(payload)
+    try:
+        done = subprocess.run(words, input=body, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:  # its own message holds every word, a token among them
+        raise RuntimeError(f"{words[0]} took longer than {sink.timeout}") from None
     if done.returncode:
         raise RuntimeError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would be followed by GET, without the alarm in it: it counts as a refusal."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Nowhere."""
+
+
+OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _webhook(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
@@ -100,14 +105,16 @@ def _webhook(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
             time.sleep(BACKOFF * 2 ** (attempt - 1))
         request = urllib.request.Request(sink.to, body, headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=limit):
+            with OPENER.open(request, timeout=limit):
                 return
         except urllib.error.HTTPError as error:
             reason = f"status {error.code}"
             error.close()
             if error.code < 500 and error.code != 429:
                 break  # our fault: the same words will not do better
-        except (urllib.error.URLError, OSError) as error:
+        except (http.client.InvalidURL, UnicodeError):
+            raise RuntimeError("the address is not a URL that can be asked") from None
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = str(getattr(error, "reason", error))
     raise RuntimeError(f"no answer after {attempt + 1} attempts ({reason})")  # the address may hold a token
 

@@ -32,7 +32,14 @@ class Service(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.received.append(json.loads(body))
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
         self.send_response(self.answers.pop(0) if self.answers else 200)
+        self.send_header("Location", "/elsewhere")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -76,6 +83,27 @@ def test_a_refused_webhook_is_not_repeated_and_a_dead_one_does_not_stop_the_run(
     assert "status 404" in told["refused"]
     assert "2 attempts" in told["dead"] and "SECRET" not in told["dead"]
     assert "http or https" in told["local"]
+
+
+def test_a_redirect_is_no_answer_since_it_would_lose_the_alarm(run, service) -> None:
+    service.answers[:] = [302]
+    told = alerts.tell(settings(page=AlertConfig(kind="webhook", to=service.url)), run, "drift:x", PAYLOAD)
+    assert "status 302" in told["page"]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/a b/SECRET", "http://127.0.0.1:SECRET/"])
+def test_a_broken_address_is_said_without_a_part_of_it(run, address: str) -> None:
+    told = alerts.tell(settings(page=AlertConfig(kind="webhook", to=address)), run, "drift:x", PAYLOAD)
+    assert told["page"].startswith("failed") and "SECRET" not in told["page"]
+    assert "SECRET" not in (run.directory / "run.log").read_text()
+
+
+def test_a_clock_that_was_set_back_does_not_silence_an_alarm(run, monkeypatch) -> None:
+    sink = settings(log=AlertConfig(kind="log"))
+    assert alerts.tell(sink, run, "drift:x", PAYLOAD) == {"log": "told"}
+    now = alerts.time.time()
+    monkeypatch.setattr(alerts.time, "time", lambda: now - 10 * 86_400)
+    assert alerts.tell(sink, run, "drift:x", PAYLOAD) == {"log": "told"}
 
 
 def test_the_same_cause_is_told_once_within_the_cool_down(run, tmp_path: Path) -> None:
@@ -124,6 +152,6 @@ def test_a_command_gets_the_record_and_its_failure_and_its_hanging_are_said(run,
     assert told["good"] == "told" and told["log"] == "told"
     assert (tmp_path / "got").read_text() == f"{run.path('drift.json')}{json.dumps(PAYLOAD)}"
     assert "ended with 3" in told["bad"]
-    assert "TimeoutExpired" in told["slow"]
+    assert "took longer than 500ms" in told["slow"] and "sleep" not in told["slow"]
     assert told["none"].startswith("failed")
     assert "alert: drift in x" in (run.directory / "run.log").read_text()
