@@ -20,9 +20,10 @@ from engine.monitoring.history import METRIC
 from engine.runtime import html, storage
 
 SHOWN_CAUSES, SHOWN_COLUMNS, SHOWN_DISTRIBUTIONS = 8, 25, 6
-SHOWN_WINDOWS, SHOWN_REFERENCE = 12, 5
+SHOWN_WINDOWS, SHOWN_REFERENCE = 10, 4
 BAR_ROWS = 10
 MOST_TICKS = 6
+NO_BREAK = "\N{NON-BREAKING HYPHEN}"  # so that a heading breaks before `ref`, not within its date
 TOGETHER = {
     "pca": "PCA reconstruction error, of the reference's",
     "domain_auc": "ROC AUC of telling the window's rows from the reference's",
@@ -135,7 +136,9 @@ def _heat_map(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> M
         return max(float(row["score"]) / float(row["line"]), 0.0)
 
     values = [[share(name, window) for window in windows] for name in names]
-    labels = [f"{window[1][:10]}{'' if window[0] == 'current' else ' ref'}" for window in windows]
+    labels = [
+        f"{window[1][:10].replace('-', NO_BREAK)}{'' if window[0] == 'current' else ' ref'}" for window in windows
+    ]
     note = (
         "Largest normalised statistic of each column over the alarm line of its window: from 1 it is beyond the line. "
         "`ref` marks windows of the reference itself, named by their first day; a gap is not computable."

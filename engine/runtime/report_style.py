@@ -71,7 +71,7 @@ table.heat td {
   text-align: center; padding: 5px 6px; border: 1px solid var(--bg);
   background: color-mix(in srgb, var(--c0) calc(.7 * var(--share)), transparent); /* the number stays readable */
 }
-table.heat thead th { font-size: 12px; padding: 6px; text-align: center; }
+table.heat thead th { font-size: 12px; padding: 6px; text-align: center; white-space: normal; }
 table.heat td.gap {
   background: repeating-linear-gradient(45deg, transparent, transparent 4px, var(--line) 4px, var(--line) 6px);
 }
