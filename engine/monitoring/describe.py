@@ -226,9 +226,9 @@ def missing_together(columns: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 def cause_text(item: Mapping[str, Any], together: Sequence[str]) -> str:
     """One line for a person: what moved, by which statistic, from where to where."""
     if item["kind"] == "volume":
-        rows, value = item["rows"]["current"], item["statistics"][VOLUME]
-        if not rows:
-            return "there are no rows"
+        rows, value = item["rows"]["current"], item["statistics"].get(VOLUME)
+        if not rows or value is None:
+            return item.get("reason", "there are no rows")
         factor, line = math.exp(value["value"]), math.exp(value["line"])
         return f"the number of rows: {rows:,}, a factor {factor:.3g} from usual, line {line:.3g}"
     alarmed = [(part["score"], name) for name, part in item["statistics"].items() if part.get("alarm")]

@@ -55,7 +55,10 @@ def test_an_empty_bin_gives_a_finite_psi_by_the_stated_floor() -> None:  # proba
     column = ColumnSpec("x", "categorical", None, 1.0, tuple("abcdefghij"))
     reference, current = counts([[10] * 10]), counts([[0] + [1] * 9])
     for floor, value in ((1e-3, 0.466), (1e-4, 0.701), (1e-6, 1.162)):
-        assert statistics(column, reference, current, ("psi",), floor)["psi"][0] == pytest.approx(value, abs=5e-4)
+        found = statistics(column, reference, current, ("psi",), floor)["psi"][0]
+        assert found == pytest.approx(value, abs=5e-4)
+        emptied, others = (0.1 - floor) * np.log(0.1 / floor), 9 * (1 / 9 - 0.1) * np.log(10 / 9)
+        assert found == pytest.approx(emptied + others, rel=1e-12)  # not renormalised
 
 
 def test_disjoint_halves_are_at_distance_one() -> None:  # evidently#494
