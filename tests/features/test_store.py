@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -117,7 +118,7 @@ def test_a_change_computes_what_is_lacking_and_no_more(
 def test_an_append_computes_the_new_month_only(folder: Path, tmp_path: Path) -> None:
     table = months_of_visits()
     cut = datetime.datetime(2020, 4, 1, tzinfo=datetime.UTC)
-    old = table.filter(pa.compute.less(table["at"], pa.scalar(cut, pa.timestamp("us", tz="UTC"))))
+    old = table.filter(pc.less(table["at"], pa.scalar(cut, pa.timestamp("us", tz="UTC"))))
     pq.write_table(old, folder / "visits-0.parquet")
     before = built(config_of(folder))
     assert parts_of(before) == {"computed": 3, "linked": 0}
@@ -154,6 +155,19 @@ def test_a_late_row_changes_what_can_see_it_and_nothing_else(folder: Path, tmp_p
         )
     )
     assert set(changed["shop"].to_pylist()) <= {table["shop"][late].as_py()}
+
+
+def test_a_late_row_at_the_end_of_a_month_is_seen_by_the_next(folder: Path, tmp_path: Path) -> None:
+    table = months_of_visits()
+    february = pa.scalar(datetime.datetime(2020, 2, 1, tzinfo=datetime.UTC), pa.timestamp("us", tz="UTC"))
+    late = pc.sum(pc.less(table["at"], february)).as_py() - 1
+    pq.write_table(pa.concat_tables([table.slice(0, late), table.slice(late + 1)]), folder / "visits-0.parquet")
+    before = built(config_of(folder))
+    pq.write_table(table.slice(late, 1), folder / "visits-1.parquet")
+    after = built(config_of(folder))
+    assert parts_of(after) == {"computed": 2, "linked": 2}
+    assert everything(after).equals(everything(from_scratch(folder, tmp_path)))
+    assert not everything(after).slice(late + 1).equals(everything(before).slice(late))
 
 
 def test_a_label_that_arrives_later_leaves_features_without_it_alone(folder: Path) -> None:
