@@ -30,6 +30,7 @@ from engine.errors import UserError, did_you_mean, nearest
 
 MASK = "***"
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
+_ALERT_TO = re.compile(r"^monitor\.alerts\.[^.]+\.to$")  # a web service is known by an address that lets in
 _DECLARATION = re.compile(r"\.columns\.[^.]+$")  # a declared column may be called `token`
 _REFERENCE = re.compile(r"\$\{(\.*)([^:{}$]+)\}")
 _HYDRA = threading.Lock()  # Hydra keeps its state in the process: one composition at a time
@@ -277,7 +278,8 @@ def _bracketed(path: str) -> str:
 def _secrets(written: dict[str, Any], values: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Secret values, and what is saved in the place of each: the reference to it, or `***`.
 
-    Secret: a key named like one, and whatever comes from the environment (`${oc.env:...}`) unless it is a place.
+    Secret: a key named like one, a webhook's address, and what comes from the environment (`${oc.env:...}`) unless it
+    is a place.
     """
     hidden: set[str] = set()
     references: dict[str, str] = {}
@@ -286,6 +288,7 @@ def _secrets(written: dict[str, Any], values: dict[str, Any]) -> tuple[tuple[str
         if not isinstance(text, str) or not text:
             continue
         named = bool(_SECRET_NAME.search(path.rsplit(".", 1)[-1])) and not _DECLARATION.search(path)
+        named |= bool(_ALERT_TO.match(path)) and "://" in value
         if named or ("oc.env" in text and not _is_place(path, text, value)):
             hidden.add(value)
             references[path] = text if "oc.env" in text else MASK

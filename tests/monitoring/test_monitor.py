@@ -112,17 +112,23 @@ def test_a_moved_column_is_an_alarm_with_exit_code_two_told_once(trained, tmp_pa
     late = pc.greater(table["at"], pa.scalar(tiny.START + 26 * 24 * tiny.H, pa.timestamp("us", tz="UTC")))
     grown = pc.if_else(late, pc.add(table["size"], 3.0), table["size"])
     pq.write_table(table.set_column(table.column_names.index("size"), "size", grown), moved / "visits.parquet")
+    key = "-".join(("key", "of", "the", "door"))  # put together: a run keeps the patch of a changed tree
     words = ["monitor.window=[2020-01-27,2020-01-30]", f"monitor.model={model}", f"paths.runs={tmp_path / 'runs'}"]
     words += [
         f"++monitor.alerts.page={{kind: file, to: {tmp_path / 'alerts.jsonl'}}}",
+        f"++monitor.alerts.chat={{kind: webhook, to: 'http://127.0.0.1:1/services/{key}', tries: 1}}",
         "monitor.business.size='mean(size)'",
     ]
     for _ in range(2):
         capfd.readouterr()
         assert command(moved, "monitor", *words) == 2
-    run = Path(capfd.readouterr().out.splitlines()[-1])
+    shown = capfd.readouterr()
+    run = Path(shown.out.splitlines()[-1])
     found = record(run)
     assert found["verdict"] == "alarm"
+    assert "alert chat: failed" in shown.err
+    written = [path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert len(written) > 10 and not [text for text in [shown.err.encode(), *written] if key.encode() in text]
     assert found["attribution"][0]["column"] == "size"
     assert found["causes"][0].startswith("size: ")
     assert found["alarms"][0]["kind"] == "drift"
