@@ -55,7 +55,7 @@ class ProfileSpec:
     numeric: tuple[NumericSpec, ...]
     categorical: tuple[Vocabulary, ...]
     predictions: tuple[NumericSpec, ...]
-    unnamed: frozenset[str] = frozenset()  # categorical columns whose unseen values must not be written down
+    unnamed: frozenset[str] = frozenset()  # categorical columns whose values must not be written down
     _plans: dict[str, kernel.ProfilePlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -283,9 +283,12 @@ def prediction_names(classes: Sequence[str] = ()) -> list[str]:
     return [f"{PREDICTION}_{name}" for name in classes] if classes else [PREDICTION]
 
 
-def category_label(vocabulary: Vocabulary, code: int) -> str:
-    """What a code stands for."""
-    return ("(null)", "(unseen)", "(rare)")[code] if code < FIRST_KNOWN else vocabulary.known_[code - FIRST_KNOWN]
+def category_label(vocabulary: Vocabulary, code: int, named: bool = True) -> str:
+    """What a code stands for; a value that must not be written down (`named` false) has a number."""
+    if code < FIRST_KNOWN:
+        return ("(null)", "(unseen)", "(rare)")[code]
+    place = code - FIRST_KNOWN
+    return vocabulary.known_[place] if named else f"(value {place + 1})"
 
 
 # ---------------------------------------------------------------------------------------------------------- fitting

@@ -90,7 +90,8 @@ def column_specs(spec: ProfileSpec) -> list[ColumnSpec]:
     """The monitored columns of a profile specification: numeric, categorical, predictions."""
     found = [_numeric(item, NUMERIC) for item in spec.numeric]
     for vocabulary in spec.categorical:
-        labels = tuple(category_label(vocabulary, code) for code in range(1, vocabulary.size))
+        named = vocabulary.name not in spec.unnamed
+        labels = tuple(category_label(vocabulary, code, named) for code in range(1, vocabulary.size))
         found.append(ColumnSpec(vocabulary.name, CATEGORICAL, None, 1.0, labels))
     return found + [_numeric(item, PREDICTION) for item in spec.predictions]
 

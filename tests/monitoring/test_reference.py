@@ -101,6 +101,15 @@ def test_sensitive_columns_are_not_in_the_sample(encoder: Encoder) -> None:
     assert "numeric:x" in shown.column_names
 
 
+def test_values_of_a_sensitive_category_are_numbered_not_named(encoder: Encoder) -> None:
+    spec = ProfileSpec.fit(encoder, rows(300, 0).select, np.linspace(0, 1, 50), sensitive=["c"])
+    labels = next(item for item in column_specs(spec) if item.name == "c").labels
+    assert labels == ("(unseen)", "(rare)", "(value 1)", "(value 2)", "(value 3)", "(value 4)")
+    open_ = ProfileSpec.fit(encoder, rows(300, 0).select, np.linspace(0, 1, 50))
+    named = next(item for item in column_specs(open_) if item.name == "c").labels
+    assert sorted(named[2:]) == ["k1", "k2", "k3", "k4"]
+
+
 def test_targets_are_numbers_or_class_places_and_unknown_is_nan() -> None:
     assert target_numbers(pa.chunked_array([[1.5, None]]), ())[0] == 1.5
     found = target_numbers(pa.chunked_array([["b", "a", None, "new"]]), ("a", "b"))
