@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,14 @@ def test_the_experiment_of_your_own_data_trains(cli) -> None:
     assert outcome.code == 0
     assert "1,999 rows from 2 files, 1 quarantined" in outcome.err
     assert "test/roc_auc" in outcome.out
+    assert cli("features", "audit", "--rows", "20", *command.split()[1:]).code == 0
+    (code,) = re.findall(r"```python\n(import engine\.features\n.*?)```", README, re.DOTALL)
+    times = pa.array([START, START + 100 * DAY], pa.timestamp("us", tz="UTC"))
+    found: dict[str, Any] = {"customers": pa.table({"customer": [7, 7], "time": times})}
+    exec(code, found)
+    assert (
+        found["table"]["customer_count_30d"].to_pylist()[0] == 0 and found["table"]["customer_count_30d"][1].as_py() > 0
+    )
 
 
 def test_the_table_of_steps_names_commands_that_exist() -> None:

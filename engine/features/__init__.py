@@ -1,6 +1,7 @@
 """Feature specification, point-in-time joins and windows, fitted encoding, feature store.
 
-`engine.features.history(...)` and `engine.features.latest(...)` are for users who want point-in-time features and nothing else.
+`history(...)` and `latest(...)` are for users who want point-in-time features and nothing else; `source(...)` opens what they
+look into.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_API = ("history", "latest")
+_API = ("history", "latest", "source")
 
 
 def __getattr__(name: str) -> Any:

@@ -20,15 +20,13 @@ from rich.table import Table
 
 from engine.config import schema, units
 from engine.config.tree import Config, ViewConfig
-from engine.data import ingest
-from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
 from engine.features import audit as leak_trial
 from engine.features import retrieval, store
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import StoredView
 from engine.runtime import storage
-from engine.runtime.run import Run, load_record
+from engine.runtime.run import load_record
 
 KEEP_RECENT = 24 * 3600  # seconds: gc leaves alone what a run may be using now
 
@@ -147,7 +145,7 @@ def latest(config: Config, words: list[str]) -> int:
     name = _one(given["words"], "view", config.features.views)
     entity = dict(_pair(item) for item in given["--entity"])
     at = units.instant(given["--at"], config.data.time_zone) if given["--at"] else None
-    table = retrieval.latest(name, config, _dataset(config), at, entity)
+    table = retrieval.latest(name, config, retrieval.dataset_of(config), at, entity)
     if given["--out"]:
         export(table, config.features.views[name].entity, Path(given["--out"]))
         _say(f"{table.num_rows} entities of view {name} in {given['--out']}")
@@ -159,7 +157,7 @@ def latest(config: Config, words: list[str]) -> int:
 def audit(config: Config, words: list[str]) -> int:
     """`features audit [--rows N] [--seed N] [--json]`: the leak trial on the config's own views; exit code 2 with leaks."""
     given = options(words, {"--json": False, "--rows": "60", "--seed": "0"})
-    dataset = _dataset(config)
+    dataset = retrieval.dataset_of(config)
     leaks = leak_trial.audit(
         config.data,
         config.features,
@@ -349,16 +347,6 @@ def _bytes(directories: Iterable[Path]) -> int:
     """Bytes on disk; a month that versions share counts once."""
     files = [path.stat() for directory in directories for path in directory.glob("*") if path.is_file()]
     return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
-
-
-def _dataset(config: Config) -> Dataset:
-    """The dataset, in a scratch run of its own that leaves nothing in the runs folder."""
-    run = Run.create("features", config, {})
-    try:
-        return ingest.ensure(config, run)
-    finally:
-        run.fail(KeyboardInterrupt(), "closed")
-        shutil.rmtree(run.directory, ignore_errors=True)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -6,6 +6,7 @@ training and scoring use. `latest` is the same for every entity at one instant.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,20 +15,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import schema
+from engine.config.compose import compose
 from engine.config.tree import Config, FeaturesConfig, ViewConfig, check_view_names
+from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
 from engine.features import compute, moments
 from engine.features.parts import view_length
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import threads_of
+from engine.runtime.run import Run
 
 PROBE_TIME = "__decision"
 
 
+def source(*overrides: str, config_dir: str | None = None) -> tuple[Config, Dataset]:
+    """The config and the dataset that `history` and `latest` look into, by words such as "+experiment=flights".
+
+    The dataset is ingested where the store lacks it. Raises UserError.
+    """
+    config = compose(overrides, config_dir).config
+    return config, dataset_of(config)
+
+
+def dataset_of(config: Config) -> Dataset:
+    """The dataset of a config, by a scratch run that leaves nothing in the runs folder."""
+    run = Run.create("features", config, {})
+    try:
+        return ingest.ensure(config, run)
+    finally:
+        run.fail(KeyboardInterrupt(), "closed")
+        shutil.rmtree(run.directory, ignore_errors=True)
+
+
 def history(
     entity_table: pa.Table,
-    views: Sequence[str] | Mapping[str, Any],
+    views: str | Sequence[str] | Mapping[str, Any],
     *,
     config: Config,
     dataset: Dataset,
@@ -35,9 +58,9 @@ def history(
 ) -> pa.Table:
     """`entity_table` with one more column per feature, each as of the row's `time`, in the same row order.
 
-    views: names of views of the config, or name -> view specification. The table must hold the views' entity columns and
-    `time` (a timestamp of whole microseconds; without a zone it is UTC, and a null gives what an entity without any past has).
-    A row of the dataset counts when it was known before `time`. Raises UserError.
+    views: names of views of the config (or one), or name -> view specification. The table must hold the views' entity columns
+    and `time` (a timestamp of whole microseconds; without a zone it is UTC, and a null gives what an entity without any past
+    has). A row of the dataset counts when it was known before `time`. Raises UserError.
     """
     chosen = _views(views, config)
     if time not in entity_table.column_names or not pa.types.is_timestamp(entity_table.schema.field(time).type):
@@ -105,7 +128,7 @@ def _after_last(dataset: Dataset) -> int:
     return int(moments.instants(dataset.read([dataset.event_time], rows=(dataset.rows - 1, dataset.rows))[0])[0]) + 1
 
 
-def _views(views: Sequence[str] | Mapping[str, Any], config: Config) -> dict[str, ViewConfig]:
+def _views(views: str | Sequence[str] | Mapping[str, Any], config: Config) -> dict[str, ViewConfig]:
     if isinstance(views, Mapping):
         chosen = {
             name: view if isinstance(view, ViewConfig) else schema.build(ViewConfig, view, f"views.{name}")
@@ -114,10 +137,11 @@ def _views(views: Sequence[str] | Mapping[str, Any], config: Config) -> dict[str
         for name, view in chosen.items():
             check_view_names(config.data, f"views.{name}", view)
         return chosen
-    for name in views:
+    names = [views] if isinstance(views, str) else views
+    for name in names:
         if name not in config.features.views:
             raise UserError(f"no view {name!r} in features.views.{nearest(name, config.features.views)}")
-    return {name: config.features.views[name] for name in views}
+    return {name: config.features.views[name] for name in names}
 
 
 def _check_probes(name: str, view: ViewConfig, config: Config, probes: pa.Table) -> None:
