@@ -249,7 +249,8 @@ def window_statistics(
             if (rows > size).any():
                 current = current.thinned(np.divide(size, rows, out=np.ones_like(rows), where=rows > 0), rng)
         _fill(found[index], column, other, current, plan.psi_floor)
-    rows, expected = windows.weights @ reference.rows, _expected_rows(reference, windows.weights, rest)
+    expected = expected_rows(reference, rest, windows.weights.sum(axis=1))
+    rows = windows.weights @ reference.rows
     found[-1, NAMES.index(VOLUME)] = volume(rows, expected)
     return found
 
@@ -259,9 +260,10 @@ def _fill(found: np.ndarray, column: ColumnSpec, reference: Counts, current: Cou
         found[NAMES.index(name)] = np.where(np.isfinite(values), values, np.nan)
 
 
-def _expected_rows(reference: Reference, weights: np.ndarray, rest: np.ndarray) -> np.ndarray:
+def expected_rows(reference: Reference, rest: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """float64[W]: rows of windows of so many days, at the rate of the days with weights `rest` [W, D]."""
     total, days = rest @ reference.rows, rest.sum(axis=1)
-    return np.divide(total * weights.sum(axis=1), days, out=np.full(len(days), np.nan), where=days > 0)
+    return np.divide(total * lengths, days, out=np.full(len(days), np.nan), where=days > 0)
 
 
 def volume(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -18,12 +18,13 @@ from engine.monitoring.calibrate import (
     Line,
     Plan,
     calibrate,
+    expected_rows,
     held_out,
     judge,
     volume,
 )
 from engine.monitoring.describe import Pair, causes_of, describe, describe_volume
-from engine.monitoring.reference import Reference
+from engine.monitoring.reference import Reference, weekdays
 from engine.monitoring.statistics import Counts, profile_counts, statistics
 
 # Smallest change over what is typical that is worth waking somebody; config key monitor.floors.
@@ -124,19 +125,27 @@ def current_statistics(reference: Reference, current: Current, counts: Mapping[s
         for name, value in values.items():
             found[index, NAMES.index(name)] = value[0] if np.isfinite(value[0]) else np.nan
     if current.days is not None:
-        expected = reference.rows.sum() / max(int((reference.rows > 0).sum()), 1) * current.length
-        found[-1, NAMES.index(VOLUME)] = volume(np.array([current.profile.rows]), np.array([expected]))[0]
+        rest = day_weights(reference, current.days, plan.season)
+        expected = expected_rows(reference, rest, np.array([current.length]))
+        found[-1, NAMES.index(VOLUME)] = volume(np.array([current.profile.rows]), expected)[0]
     return found
 
 
 def reference_counts(reference: Reference, days: np.ndarray | None, season: str) -> dict[str, Counts]:
     """The whole reference by column; with season=weekday each weekday weighs as it does in the window's days."""
-    if season == "none" or days is None or not len(days):
+    if season == "none" or days is None:
         return profile_counts(reference.profile)
-    shares = np.bincount((days + 3) % 7, minlength=7) / len(days)
+    weights = day_weights(reference, days, season)
+    return reference.windows(weights, weights * reference.scored)
+
+
+def day_weights(reference: Reference, days: np.ndarray, season: str) -> np.ndarray:
+    """float64[1, D]: 1 for every day; with season=weekday such that each weekday has the share it has in `days`."""
+    if season == "none":
+        return np.ones((1, len(reference.days)))
+    shares = np.bincount(weekdays(days), minlength=7) / len(days)
     there = np.bincount(reference.weekdays, minlength=7) / len(reference.days)
-    factor = np.divide(shares, there, out=np.zeros(7), where=there > 0)[reference.weekdays][None, :]
-    return reference.windows(factor, factor * reference.scored)
+    return np.asarray(np.divide(shares, there, out=np.zeros(7), where=there > 0)[reference.weekdays][None, :])
 
 
 def lines_by_statistic(line: Line, floors: Mapping[str, float]) -> np.ndarray:

@@ -53,7 +53,7 @@ class Reference:
     @property
     def weekdays(self) -> np.ndarray:
         """int[D]: 0 is Monday."""
-        return np.asarray((self.days + WEEKDAY_OF_DAY_0) % 7)
+        return weekdays(self.days)
 
     @property
     def scored(self) -> np.ndarray:
@@ -63,6 +63,11 @@ class Reference:
             if column.kind == PREDICTION:
                 found |= self.counts[column.name].rows > 0
         return found
+
+
+def weekdays(days: np.ndarray) -> np.ndarray:
+    """int[n] of days since 1970-01-01: 0 is Monday."""
+    return np.asarray((days + WEEKDAY_OF_DAY_0) % 7)
 
 
 def read_reference(directory: Path, encoder: Encoder) -> Reference:

@@ -24,7 +24,7 @@ from engine.monitoring.calibrate import (
 )
 from engine.monitoring.drift import FLOORS, current_statistics
 from engine.monitoring.statistics import profile_counts
-from tests.monitoring.synthetic import make_reference, make_window, run_drift, status
+from tests.monitoring.synthetic import make_reference, make_window, record, run_drift, status
 
 
 def wandering(strength: float):
@@ -126,6 +126,35 @@ def test_storms_of_missing_values_do_not_raise_the_line_of_the_values() -> None:
         "prediction": "quiet",
         "(rows)": "quiet",
     }
+
+
+def closed_on(weekdays):
+    """Days on which fewer rows come, or none."""
+
+    def draw(rng, day, rows):
+        return {"x": rng.normal(0, 1, weekdays.get((day + 3) % 7, rows))}
+
+    return draw
+
+
+def test_rows_are_expected_by_the_day_closed_ones_counted_as_the_lines_count_them() -> None:
+    draw = closed_on({5: 0, 6: 0})
+    drift = run_drift(make_reference(draw, 70, 200), make_window(make_reference(draw, 70, 200), draw, 7, 200))
+    assert record(drift, "(rows)")["statistics"]["volume"]["value"] == pytest.approx(0.0, abs=1e-9)
+    half = make_window(make_reference(draw, 70, 200), draw, 7, 100)
+    assert status(run_drift(make_reference(draw, 70, 200), half))["(rows)"] == "alarm"
+
+
+def test_rows_of_a_weekday_are_expected_by_that_weekday() -> None:
+    reference = make_reference(closed_on({6: 50}), 70, 200)
+
+    def of_sunday(rows):
+        found = make_window(reference, lambda rng, day, _: {"x": rng.normal(0, 1, rows)}, 1, rows)
+        assert int(found.days[0] + 3) % 7 == 6
+        return status(run_drift(reference, found, season="weekday"))["(rows)"]
+
+    assert of_sunday(50) == "quiet"
+    assert of_sunday(200) == "alarm"
 
 
 def test_weekday_season_forgives_a_sunday_and_not_a_monday_that_looks_like_one() -> None:
