@@ -89,7 +89,7 @@ def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int
     """Dataset rows [start, stop) of a split that the reference is made of; empty where the config has none.
 
     Rows within the longest trailing window of the first event have windows that no later row will have: they are left
-    out, unless that would take more than half of the period.
+    out, unless that would take more than half of the period, or all of its rows.
     """
     bounds = getattr(config.split, period)
     if not bounds:
@@ -97,7 +97,9 @@ def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int
     start, stop = units.between(bounds, config.data.time_zone)
     first = dataset.read([config.data.event_time], rows=(0, min(dataset.rows, 1)))[config.data.event_time]
     warm = int(instants(first)[0]) + memory_of(config) if len(first) else start
-    return dataset.row_range(warm if start < warm <= (start + stop) // 2 else start, stop)
+    low, high = dataset.row_range(start, stop)
+    settled = dataset.row_range(warm, stop)[0] if start < warm <= (start + stop) // 2 else low
+    return (settled if settled < high else low), high
 
 
 def memory_of(config: Config) -> int:
