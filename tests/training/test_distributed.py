@@ -19,8 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
+import engine
 from engine.config.compose import compose
 from engine.data import ingest
 from engine.errors import UserError
@@ -33,6 +36,7 @@ from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
 from engine.training.loop import weights_digest
 from engine.training.precision import resolve_precision
+from tests.tiny import overrides, visits, write_tiny
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -285,6 +289,27 @@ def test_few_rows_on_many_workers_train_like_one(tmp_path, problem, config, fitt
     assert small.same(result)
     if rows < workers:
         assert f"{rows} rows in all" in (run.directory / "run.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "workers"), [(1500, 4), (9, 2), (3, 4)])
+def test_one_source_file_trains_the_same_weights_on_many_workers(tmp_path, head, rows, workers):
+    """The whole command; of `rows` visits from one file, all of them training rows where they are few."""
+    table = visits().filter(pc.field("bought").is_valid()).sort_by("at").slice(3, rows)
+    pq.write_table(table, write_tiny(tmp_path) / "visits.parquet")
+    few = () if rows == 1500 else ("split.valid=[]", "split.test=[]")
+    words = overrides(tmp_path, "train.resume=never", "evaluate.bootstrap=0", *few)
+
+    def train(*more: str) -> Run:
+        return engine.run("train", *words, *more, config_dir=str(tmp_path / "conf"))
+
+    alone = train()
+    spread = train("cluster=ray", f"cluster.workers={workers}", f"cluster.address={head}")
+    assert spread.record["chain"] == alone.record["chain"] and "weights" in alone.record["chain"]
+    noted = cluster.read_lines(spread.directory / distributed.ATTEMPTS)
+    assert len({line["pid"] for line in noted if "entered" in line}) == workers
+    if rows < workers:
+        assert f"{rows} rows in all" in (spread.directory / "run.log").read_text()
 
 
 @pytest.mark.slow
