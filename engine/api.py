@@ -52,6 +52,10 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     commands.check(name, composed.config)
     run = _open(name, composed, [*program, *composed.overrides])
     tracker = None
+    if composed.config.cluster.kind == "local" and composed.config.cluster.workers > 1:
+        run.warn(
+            f"cluster.workers={composed.config.cluster.workers} needs cluster=ray: cluster=local works in this process"
+        )
     try:
         submit.adopt_source(run)
         tracker = tracking.start(composed.config.tracking, run)

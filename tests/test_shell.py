@@ -335,6 +335,13 @@ def test_resume_never_starts_anew_and_another_plan_is_another_run(cli, step) -> 
     assert len(list(Path("runs/train/unnamed").iterdir())) == 4
 
 
+def test_workers_that_a_local_command_does_not_start_are_told(cli, step) -> None:
+    step(measured)
+    told = "warning: cluster.workers=4 needs cluster=ray"
+    assert told in cli("train", "cluster.workers=4").err
+    assert told not in cli("train", "cluster.workers=4", "cluster=ray").err + cli("train").err
+
+
 def test_resuming_a_named_run_checks_that_it_is_the_same_plan(cli, step) -> None:
     step(broken)
     cli("train")
