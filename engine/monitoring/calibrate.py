@@ -277,7 +277,7 @@ def volume(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 def calibrate(reference: Reference, plan: Plan, sizes: Mapping[str, float] | None = None) -> Line:
     """The lines for windows of plan.length days in which each column has `sizes` rows."""
-    return _calibrate(reference, np.ones(len(reference.days), bool), plan, sizes)
+    return _calibrate(reference, reference.covered, plan, sizes)
 
 
 def _calibrate(reference: Reference, allowed: np.ndarray, plan: Plan, sizes: Mapping[str, float] | None) -> Line:
@@ -353,13 +353,15 @@ def _quantile(scores: np.ndarray, real: np.ndarray, separate: int, alpha: float)
 
 def held_out(reference: Reference, plan: Plan, floors: Mapping[str, float]) -> HeldOut:
     """Leave separate windows out by turns, calibrate on the rest, and count how many of them would have alarmed."""
-    days = len(reference.days)
-    starts = [index * plan.length for index in range(days // plan.length)]
+    days, covered = len(reference.days), reference.covered
+    starts = [
+        start for start in range(0, days - plan.length + 1, plan.length) if covered[start : start + plan.length].all()
+    ]
     over, alarms = 0, 0
     by_column: dict[str, int] = {}
     tested: list[int] = []
     for group in np.array_split(np.array(starts, np.int64), min(len(starts), FOLDS)) if len(starts) > 1 else []:
-        allowed = np.ones(days, bool)
+        allowed = covered.copy()
         allowed[group[0] : group[-1] + plan.length] = False
         if not allowed.any():
             continue

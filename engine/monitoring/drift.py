@@ -140,12 +140,13 @@ def reference_counts(reference: Reference, days: np.ndarray | None, season: str)
 
 
 def day_weights(reference: Reference, days: np.ndarray, season: str) -> np.ndarray:
-    """float64[1, D]: 1 for every day; with season=weekday such that each weekday has the share it has in `days`."""
+    """float64[1, D]: 1 for every covered day; with season=weekday such that each weekday has the share it has in `days`."""
+    covered = reference.covered[None, :].astype(np.float64)
     if season == "none":
-        return np.ones((1, len(reference.days)))
+        return covered
     shares = np.bincount(weekdays(days), minlength=7) / len(days)
-    there = np.bincount(reference.weekdays, minlength=7) / len(reference.days)
-    return np.asarray(np.divide(shares, there, out=np.zeros(7), where=there > 0)[reference.weekdays][None, :])
+    there = np.bincount(reference.weekdays, covered[0], minlength=7) / covered.sum()
+    return np.asarray(covered * np.divide(shares, there, out=np.zeros(7), where=there > 0)[reference.weekdays])
 
 
 def lines_by_statistic(line: Line, floors: Mapping[str, float]) -> np.ndarray:

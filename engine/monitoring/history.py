@@ -53,13 +53,13 @@ def reference_rows(
     reference: Reference, line: Line, plan: Plan, floors: Mapping[str, float], model: str
 ) -> list[dict[str, Any]]:
     """The newest separate windows of the reference, each against the rest of it."""
-    days = len(reference.days)
-    weights = contiguous(np.ones(days, bool), plan.length, plan.length)[-REFERENCE_WINDOWS:]
+    covered = reference.covered
+    weights = contiguous(covered, plan.length, plan.length)[-REFERENCE_WINDOWS:]
     if len(weights) < 2:
         return []
     scored = weights * (weights @ ~reference.scored == 0)[:, None]
     windows = Windows(weights, scored, np.ones(len(weights), bool))
-    found = window_statistics(reference, windows, np.ones(days, bool), plan)
+    found = window_statistics(reference, windows, covered, plan)
     _, alarm = judge(line, found, floors)
     scores = line.normalised(found)
     counts = reference.windows(weights, scored)

@@ -382,7 +382,7 @@ def calibration_record(drift: Drift, plan: Plan, reference: Reference, floors: M
         "lines": {family: float(line.heights[NAMES.index(names[0])]) for family, names in FAMILIES.items()},
         "alpha": plan.alpha,
         "window_days": plan.length,
-        "reference_days": len(reference.days),
+        "reference_days": int(reference.covered.sum()),
         "separate_windows": line.separate,
         "windows_needed": needed,
         "enough": enough,

@@ -16,6 +16,7 @@ from engine.monitoring.statistics import PREDICTION, ColumnSpec, Counts, column_
 from engine.runtime import storage
 from engine.training.reference import FORMAT, MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS
 
+GAP_DAYS, GAP_STEPS = 7, 3  # closed weekends and monthly rows are no gaps
 WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
@@ -54,6 +55,19 @@ class Reference:
     def weekdays(self) -> np.ndarray:
         """int[D]: 0 is Monday."""
         return weekdays(self.days)
+
+    @property
+    def covered(self) -> np.ndarray:
+        """bool[D]: days of its periods. Days without rows are left out where they are more than GAP_DAYS in a row and
+        GAP_STEPS times the usual distance of days with rows: a gap between the periods, or an outage, says nothing of
+        the rows to expect.
+        """
+        busy = np.flatnonzero(self.rows > 0)
+        steps = np.diff(busy)
+        found = np.ones(len(self.days), bool)
+        for place in np.flatnonzero(steps - 1 > max(GAP_DAYS, GAP_STEPS * np.median(steps))) if len(steps) else ():
+            found[busy[place] + 1 : busy[place + 1]] = False
+        return found
 
     @property
     def scored(self) -> np.ndarray:

@@ -145,6 +145,25 @@ def test_rows_are_expected_by_the_day_closed_ones_counted_as_the_lines_count_the
     assert status(run_drift(make_reference(draw, 70, 200), half))["(rows)"] == "alarm"
 
 
+def test_a_gap_between_the_periods_hides_no_change_of_the_number_of_rows() -> None:
+    def draw(rng, day, rows):
+        return {"x": rng.normal(0, 1, 0 if 18_060 <= day < 18_100 else rows)}
+
+    reference = make_reference(draw, 130, 200)
+    assert reference.covered.sum() == 90
+    assert held_out(reference, Plan(7, 0.05, 1e-4, resamples=100), FLOORS).windows == 8 + 3
+    found = {rows: status(run_drift(reference, make_window(reference, draw, 7, rows))) for rows in (100, 200, 400)}
+    assert {rows: item["(rows)"] for rows, item in found.items()} == {100: "alarm", 200: "quiet", 400: "alarm"}
+
+
+def test_rows_that_come_once_a_month_are_no_gaps() -> None:
+    def draw(rng, day, rows):
+        return {"x": rng.normal(0, 1, rows if day % 30 == 0 else 0)}
+
+    reference = make_reference(draw, 300, 50)
+    assert reference.covered.all()
+
+
 def test_rows_of_a_weekday_are_expected_by_that_weekday() -> None:
     reference = make_reference(closed_on({6: 50}), 70, 200)
 
