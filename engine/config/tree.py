@@ -482,7 +482,7 @@ class AlertConfig:
 
     SHORTHAND = "kind"
     kind: str = key("log", "how", choices=("log", "file", "command", "webhook"))
-    to: str = key("", "file to append to, command to start (gets drift.json's path), or URL to post to")
+    to: str = key("", "file to append to, command to start (gets drift.json's path), or URL to post to (a secret)")
     timeout: str = key("10s", "how long a command or a web service may take", parse=units.span)
     tries: int = key(3, "attempts at a web service", ge=1)
 
@@ -504,14 +504,15 @@ class MonitorConfig:
     )
     season: str = key("none", "weekday: compare with days of the same weekdays", choices=("none", "weekday"))
     floors: dict[str, float] = key(
-        factory=dict, help="effect floors by statistic, in place of the defaults: smallest change worth an alarm"
+        factory=dict,
+        help="effect floors in place of the defaults, smallest changes worth an alarm: " + ", ".join(DRIFT_STATISTICS),
     )
     thresholds: dict[str, float] = key(
         factory=dict, help="manual lines: column or column.statistic -> value; without a statistic psi is meant"
     )
     psi_floor: float = key(1e-4, "smallest share that PSI sees in a bin", gt=0, lt=1)
     resamples: int = key(300, "windows put together from blocks of days where real ones are too few", ge=50)
-    block: int = key(7, "days of a block", ge=1)
+    block: int = key(7, "consecutive days that such windows are put together from", ge=1)
     seed: int = key(0, "keys the resampling", ge=0)
     labels: bool = key(True, "measure performance on rows whose label is known")
     min_labelled: str | float = key("50%", "share of labels that must be known to judge performance", parse=units.share)
