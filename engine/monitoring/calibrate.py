@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine.config.tree import DRIFT_STATISTICS
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import ColumnSpec, Counts, statistics
 
-DECISIVE = ("psi", "ks", "wasserstein", "missing", "outside", "unseen")
+NAMES = DRIFT_STATISTICS  # those that decide
 VOLUME, ROWS_COLUMN = "volume", "(rows)"
-NAMES = (*DECISIVE, VOLUME)
 FAMILIES = {"values": ("psi", "ks", "wasserstein", "outside", "unseen"), "records": ("missing", VOLUME)}
 LINE = 1.0  # of a score
 LEAST_HEIGHT = 1.0  # of a line over what is typical, in scales
@@ -144,6 +144,12 @@ def contiguous(allowed: np.ndarray, length: int, stride: int) -> np.ndarray:
     return weights
 
 
+def real_windows(reference: Reference, weights: np.ndarray) -> Windows:
+    """Contiguous windows by their weights [W, D]; predictions count where every day of a window has them."""
+    scored = weights * (weights @ ~reference.scored == 0)[:, None]
+    return Windows(weights, scored, np.ones(len(weights), bool))
+
+
 def from_blocks(allowed: np.ndarray, plan: Plan, count: int, rng: np.random.Generator) -> np.ndarray:
     """float64[count, D]: windows put together from blocks of consecutive allowed days, drawn with replacement."""
     weights = np.zeros((count, len(allowed)))
@@ -163,17 +169,15 @@ def from_blocks(allowed: np.ndarray, plan: Plan, count: int, rng: np.random.Gene
 
 def make_windows(reference: Reference, allowed: np.ndarray, plan: Plan, rng: np.random.Generator) -> Windows:
     """Real windows of the allowed days, and resampled ones where the real ones are too few for alpha."""
-    real = contiguous(allowed, plan.length, max(1, plan.length // STRIDES))
-    scored_days = allowed & reference.scored
-    scored = real * (real @ ~scored_days == 0)[:, None]
+    real = real_windows(reference, contiguous(allowed, plan.length, max(1, plan.length // STRIDES)))
     if separate_windows(allowed, plan.length, reference.memory) >= windows_needed(plan.alpha):
-        return Windows(real, scored, np.ones(len(real), bool))
+        return real
     count = max(plan.resamples, windows_needed(plan.alpha))
-    more, more_scored = from_blocks(allowed, plan, count, rng), from_blocks(scored_days, plan, count, rng)
+    more, more_scored = (from_blocks(days, plan, count, rng) for days in (allowed, allowed & reference.scored))
     if not len(more_scored):
         more_scored = np.zeros_like(more)
-    flags = np.arange(len(real) + len(more)) < len(real)
-    return Windows(np.concatenate([real, more]), np.concatenate([scored, more_scored]), flags)
+    flags = np.concatenate([real.real, np.zeros(len(more), bool)])
+    return Windows(np.concatenate([real.weights, more]), np.concatenate([real.scored, more_scored]), flags)
 
 
 def windows_needed(alpha: float) -> int:
@@ -256,7 +260,7 @@ def window_statistics(
 
 
 def _fill(found: np.ndarray, column: ColumnSpec, reference: Counts, current: Counts, floor: float) -> None:
-    for name, values in statistics(column, reference, current, DECISIVE, floor).items():
+    for name, values in statistics(column, reference, current, NAMES, floor).items():
         found[NAMES.index(name)] = np.where(np.isfinite(values), values, np.nan)
 
 
@@ -368,8 +372,7 @@ def held_out(reference: Reference, plan: Plan, floors: Mapping[str, float]) -> H
         weights = np.zeros((len(group), days))
         for row, start in enumerate(group):
             weights[row, start : start + plan.length] = 1.0
-        scored = weights * (weights @ ~reference.scored == 0)[:, None]
-        windows = Windows(weights, scored, np.ones(len(group), bool))
+        windows = real_windows(reference, weights)
         line = _calibrate(reference, allowed, replace(plan, resamples=min(plan.resamples, 200)), None)
         found = window_statistics(reference, windows, allowed, plan)
         beyond, alarm = judge(line, found, floors)

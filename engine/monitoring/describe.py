@@ -14,7 +14,6 @@ from engine.features.profile import Profile
 from engine.monitoring.calibrate import ROWS_COLUMN, VOLUME
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, js_distance
-from kernels import profile as kernel
 from kernels import statistics as kernels
 
 LISTED = 10  # categories or bins listed as new, vanished or moved
@@ -243,16 +242,3 @@ def cause_text(item: Mapping[str, Any], together: Sequence[str]) -> str:
         text += f"{name} {part['value']:.3g}, line {part['line']:.3g}"
     moves = [f"{p['label']}: {p['reference']:.1%} -> {p['current']:.1%}" for p in (item.get("moved") or [])[:3]]
     return text + (f" ({', '.join(moves)})" if moves else "")
-
-
-def means(profile: Profile) -> dict[str, tuple[float, float]]:
-    """(mean, standard deviation) of each numeric column and prediction, from exact sums."""
-    spec = profile.spec
-    found = {}
-    for columns, counts, plan in (
-        (spec.numeric, profile.numeric, spec.plan),
-        (spec.predictions, profile.predictions, spec.prediction_plan),
-    ):
-        for index, item in enumerate(columns):
-            found[item.name] = kernel.mean_std(counts, plan, index)
-    return found

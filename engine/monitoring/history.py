@@ -15,9 +15,9 @@ from engine.monitoring.calibrate import (
     ROWS_COLUMN,
     Line,
     Plan,
-    Windows,
     contiguous,
     judge,
+    real_windows,
     window_statistics,
 )
 from engine.monitoring.reference import Reference
@@ -57,12 +57,11 @@ def reference_rows(
     weights = contiguous(covered, plan.length, plan.length)[-REFERENCE_WINDOWS:]
     if len(weights) < 2:
         return []
-    scored = weights * (weights @ ~reference.scored == 0)[:, None]
-    windows = Windows(weights, scored, np.ones(len(weights), bool))
+    windows = real_windows(reference, weights)
     found = window_statistics(reference, windows, covered, plan)
     _, alarm = judge(line, found, floors)
     scores = line.normalised(found)
-    counts = reference.windows(weights, scored)
+    counts = reference.windows(weights, windows.scored)
     rows = []
     columns = [*((item.name, item.kind) for item in reference.columns), (ROWS_COLUMN, "volume")]
     for at in range(len(weights)):

@@ -16,7 +16,6 @@ from engine.training.reference import outside_sum
 from kernels import profile as kernel
 
 NUMERIC, CATEGORICAL, PREDICTION = "numeric", "categorical", "prediction"
-STATISTICS = ("psi", "ks", "wasserstein", "js", "missing", "outside", "unseen")
 MEANING = {
     "psi": "population stability index over the bins that the reference fixed (nats)",
     "ks": "largest difference of the distribution functions",
