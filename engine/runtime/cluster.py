@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets as random_names
+import signal
 import socket
 import subprocess
 import sys
@@ -108,8 +109,11 @@ def session(config: Config) -> Iterator[Session]:
     before = {name: os.environ.get(name) for name in variables}
     watcher: subprocess.Popen[bytes] | None = None
     os.environ.update(variables)
+    stop = signal.getsignal(signal.SIGTERM)
     try:
         opened = _connect(ray, config)
+        if stop is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stop)  # Ray's own would leave with 15 in the middle of whatever runs
         watcher = _start_reaper(ray) if local else None
         opened.seconds = {"ray_import": imported - began, "ray_init": time.monotonic() - imported}
         _check_size(ray, config)

@@ -207,6 +207,22 @@ def test_a_driver_killed_at_work_is_taken_up_again(start: Start, unbroken: Run, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_stop_ends_the_run_as_interrupted_and_it_goes_on(
+    start: Start, unbroken: Run, tmp_path: Path, number: int
+) -> None:
+    scoring = start(SLOW_UNITS="1")
+    scoring.wait_for_units(1)
+    scoring.process.send_signal(number)
+    assert scoring.end() == 130, (tmp_path / "runs.log").read_text()[-3000:]
+    assert Run.read(scoring.directory)["status"] == "interrupted"
+    done = len(list(scoring.directory.glob("parts/*.json")))
+    again = start()
+    assert again.end() == 0 and same(again.directory, unbroken)
+    assert 1 <= metrics_of(again.directory)["units_skipped"] == done < UNITS
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tries", [1, 3])
 def test_a_unit_that_kills_its_worker_is_set_aside_and_no_other_is_lost(
     start: Start, unbroken: Run, tmp_path: Path, tries: int
