@@ -238,6 +238,21 @@ def test_another_event_time_of_a_table_is_another_view(tmp_path: Path) -> None:
     assert [set(everything(table)["weather_temp"].to_pylist()) for table in (first, second)] == [{None}, {None, 1.0}]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "features.as_of='at - 5h'",
+        "features.views.weather.max_age=2h",
+        "features.views.weather.inclusive=true",
+        "data.columns.amount.known_at='paid_at + 20h'",
+    ],
+)
+def test_another_rule_over_the_same_rows_is_another_view(folder: Path, tmp_path: Path, change: str) -> None:
+    before, after = built(config_of(folder, *TABLE)), built(config_of(folder, *TABLE, change))
+    fresh = built(config_of(folder, *TABLE, change, f"paths.store={tmp_path}"))
+    assert everything(after).equals(everything(fresh)) and not everything(after).equals(everything(before))
+
+
 def test_a_label_that_arrives_later_computes_its_own_windows(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path, 10)
     (folder / "visits.parquet").unlink()
