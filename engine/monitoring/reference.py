@@ -71,11 +71,14 @@ class Reference:
 
     @property
     def scored(self) -> np.ndarray:
-        """bool[D]: days with predictions."""
+        """bool[D]: days with predictions, and closed ones between them."""
         found = np.zeros(len(self.days), bool)
         for column in self.columns:
             if column.kind == PREDICTION:
                 found |= self.counts[column.name].rows > 0
+        days = np.flatnonzero(found)
+        if len(days):
+            found[days[0] : days[-1]] |= self.rows[days[0] : days[-1]] == 0
         return found
 
 

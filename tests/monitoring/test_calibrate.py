@@ -145,6 +145,14 @@ def test_rows_are_expected_by_the_day_closed_ones_counted_as_the_lines_count_the
     assert status(run_drift(make_reference(draw, 70, 200), half))["(rows)"] == "alarm"
 
 
+def test_a_closed_day_does_not_take_the_predictions_out_of_its_window() -> None:
+    reference = make_reference(closed_on({5: 0, 6: 0}), 140, 200, scored=70)
+    line = calibrate(reference, Plan(7, 0.05, 1e-4, resamples=100))
+    predicted = [item.name for item in reference.columns].index("prediction")
+    starts = np.flatnonzero(np.isfinite(line.column_scores[predicted, line.real]))
+    assert starts.tolist() == list(range(71, 139 - 7 + 1))  # predictions from Monday 71 to Friday 138
+
+
 def test_a_gap_between_the_periods_hides_no_change_of_the_number_of_rows() -> None:
     def draw(rng, day, rows):
         return {"x": rng.normal(0, 1, 0 if 18_060 <= day < 18_100 else rows)}
