@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,14 @@ def weather(rows: int = 300, seed: int = 0) -> pa.Table:
     )
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, function: Callable[[pa.Table], pa.Array]) -> None:
+def offer(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[[pa.Table], pa.Array], package: str = "package==1"
+) -> None:
     """Let an installed package offer `mine`."""
+    name_, _, version_ = package.partition("==")
 
     class Entry:
-        name, value, dist = "mine", "package:mine", None
+        name, value, dist = "mine", "package:mine", SimpleNamespace(name=name_, version=version_)
 
         @staticmethod
         def load() -> Callable[[pa.Table], pa.Table]:
@@ -251,6 +255,13 @@ def test_another_rule_over_the_same_rows_is_another_view(folder: Path, tmp_path:
     before, after = built(config_of(folder, *TABLE)), built(config_of(folder, *TABLE, change))
     fresh = built(config_of(folder, *TABLE, change, f"paths.store={tmp_path}"))
     assert everything(after).equals(everything(fresh)) and not everything(after).equals(everything(before))
+
+
+def test_another_version_of_a_function_is_another_view(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, twice)
+    size = everything(built(config_of(folder, *KINDS)))["size"]
+    offer(monkeypatch, lambda rows: pc.multiply(rows["size"], 3), "package==2")
+    assert everything(built(config_of(folder, *KINDS)))["mine_twice"].equals(pc.multiply(size, 3))
 
 
 def test_a_label_that_arrives_later_computes_its_own_windows(tmp_path: Path) -> None:
