@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.config.tree import TrainConfig
-from engine.training.device_order import combine64, dropout_mask, permutation, permutation_keys, stream_hash
+from engine.training.device_order import combine64, dropout_mask, lane_steps, permutation, permutation_keys, stream_hash
 from engine.training.examples import Examples
 from engine.training.flat import BETA1, BETA2, EPSILON, AdamW, FlatWeights
 from engine.training.losses import LOSSES
@@ -30,8 +30,10 @@ from engine.training.model import Network
 from engine.training.order import RowOrder
 from kernels import cuda as twins
 from kernels.gather import gather_rows
+from kernels.jit import run_ranges, split
 
 SLOTS = 2  # input buffers of streamed rows
+THREAD_BYTES = 1 << 20  # of rows gathered by one more thread
 TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they travel in the same collective
 LOSS, WEIGHT, BAD, NORM, NAMED, SEEN = range(6)  # columns of the records
 WARM_UP = 3  # steps that run before a capture, so that libraries allocate what they need
@@ -281,11 +283,19 @@ class Streamed:
         if self._on_gpu:
             self._copied[slot].synchronize()  # the last copy out of these buffers is done
         index = self._index[place]
-        for target, source in zip(self._pinned[slot], self._rows.arrays, strict=True):
-            wide = source if source.ndim == 2 else source[:, None]
-            out = target.numpy() if source.ndim == 2 else target.numpy()[:, None]
-            if wide.shape[1]:
-                gather_rows(wide, index, out, self._threads)
+        columns = [
+            (source.reshape(len(source), -1), target.numpy().reshape(len(target), -1))
+            for target, source in zip(self._pinned[slot], self._rows.arrays, strict=True)
+            if source.size
+        ]
+
+        def gather(start: int, stop: int) -> None:
+            for source, out in columns:
+                gather_rows(source, index[start:stop], out[start:stop])
+
+        # One start of threads for all arrays, and none for a few kilobytes: starting them costs as much as a megabyte's copy.
+        parts = min(self._threads, max(1, sum(out.nbytes for _, out in columns) // THREAD_BYTES))
+        run_ranges(gather, split(len(index), parts), parts)
         if self._on_gpu:
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(self._used[slot])
@@ -341,6 +351,7 @@ class DeviceStep:
         on_gpu = self.device.type == "cuda"
         self.fused_masks = (on_gpu and twins_work()) if fused_masks is None else fused_masks
         self._masks = [torch.zeros((plan.local, w), dtype=self.kind, device=self.device) for w in model.mask_widths]
+        self._steps = [lane_steps(w, self.device) for w in model.mask_widths]
         self._objective: Callable[..., tuple[Tensor, Tensor]] = self._weighted_loss
 
     def compile(self) -> None:
@@ -385,7 +396,7 @@ class DeviceStep:
         if masks is None and self.model.mask_widths:
             p = self.model.dropout
             masks = [
-                dropout_mask(ids, width, keys[layer], p, self.kind)
+                dropout_mask(ids, width, keys[layer], p, self.kind, self._steps[layer])
                 for layer, width in enumerate(self.model.mask_widths)
             ]
         logits = self.model.apply_weights(leaves, numeric, codes, masks)
