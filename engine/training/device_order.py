@@ -115,22 +115,34 @@ def permutation(start: int, stop: int, n: int, seed: int, epoch: int, device: to
         found[outside] = _feistel(found[outside], keys, bits)
 
 
+def lane_steps(width: int, device: torch.device | str = "cpu") -> Tensor:
+    """int64[width / 4, rounded up] what tells apart the words of a row's mask: multiples of GOLDEN."""
+    return torch.arange((width + 3) // 4, device=device) * signed(GOLDEN)
+
+
 def dropout_mask(
-    rows: Tensor, width: int, key: Tensor | int, p: float, kind: torch.dtype = torch.float32, out: Tensor | None = None
+    rows: Tensor,
+    width: int,
+    key: Tensor | int,
+    p: float,
+    kind: torch.dtype = torch.float32,
+    steps: Tensor | None = None,
 ) -> Tensor:
     """[b, width] of 0 (probability p) or 1 / (1 - p) for row ids int64[b] and the layer's key at this step.
 
     No value leaves the device, so that a CUDA graph may hold it: `key` may be a tensor that changes between replays.
+    `steps` are the `lane_steps` of width, made before. torch.compile must be given them: it folds their computation into an
+    index of 32 bits, which their constant does not fit.
     """
     limit = min(round(p * 65536), 65535)
     key_tensor = key if isinstance(key, Tensor) else torch.tensor(key, device=rows.device)
     row_keys = combine64(key_tensor, rows)
-    steps = torch.arange((width + 3) // 4, device=rows.device) * signed(GOLDEN)
+    if steps is None:
+        steps = lane_steps(width, rows.device)
     # Four lanes of 16 bits a word, lowest first; as signed numbers they compare with their top bit turned over.
     lanes = mix64(row_keys[:, None] + steps).view(torch.int16)[:, :width]
     kept = torch.full((), 1.0 / (1.0 - p), dtype=torch.float32, device=rows.device).to(kind)
-    mask = ((lanes ^ -32768) >= limit - 32768) * kept
-    return mask if out is None else out.copy_(mask)
+    return ((lanes ^ -32768) >= limit - 32768) * kept
 
 
 def stream_hash(ids: Tensor, start: int | Tensor, counted: Tensor | None = None) -> Tensor:

@@ -62,6 +62,21 @@ def test_masks_are_those_of_the_cpu_kernel(width, p):
         assert torch.equal(low, torch.from_numpy(want).to(torch.bfloat16))
 
 
+def test_a_compiled_mask_computes_no_index_that_32_bits_do_not_hold():
+    traced = []
+
+    def keep(graph, inputs):
+        traced.extend(node.target for node in graph.graph.nodes)
+        return graph.forward
+
+    rows, key, steps = torch.arange(10), torch.tensor(12345), device_order.lane_steps(256)
+    mask = torch.compile(
+        lambda *given: dropout_mask(given[0], 256, given[1], 0.1, torch.float32, given[2]), backend=keep
+    )
+    assert torch.equal(mask(rows, key, steps), dropout_mask(rows, 256, key, 0.1))
+    assert traced and torch.arange not in traced
+
+
 def test_the_keys_of_rounds_and_layers_are_those_of_the_kernels():
     assert (
         device_order.permutation_keys(5000, 3, 2).tolist()
