@@ -156,9 +156,8 @@ def _on_device(function: Any) -> Any:
 
 
 @functools.cache
-def _kernel(name: str, real: str = "") -> Any:
-    """A kernel of this file by name, compiled for one type of real number where it says REAL."""
-    constants = {"REAL": getattr(numba.types, real)} if real else {}
+def _kernel(name: str, **constants: Any) -> Any:
+    """A kernel of this file by name, compiled for these values of the constants that it names."""
     return _twins().kernel(globals()[name], **constants)
 
 
@@ -328,6 +327,8 @@ class CategoricalEncoder:
 
 # --------------------------------------------------------------------------- profile
 REAL, WORD = numba.types.float64, numba.types.int32  # of shared memory; REAL is the type of the block
+SIZE = 1  # of a column's padded edges: a constant of each compiled kernel, so that its search is no loop
+AHEAD = 4  # rows that a thread searches for side by side
 MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = (
     cpu_profile.MISSING,
     cpu_profile.NEGATIVE_INFINITE,
@@ -378,64 +379,90 @@ def _outside(value: Any, first: Any, k: Any, bins: Any, counts: Any, far: Any) -
     return finite
 
 
+@_on_device
+def _place(value: Any, reals: Any, lane: Any, half: Any) -> Any:
+    """Where the lane's counter of the value's bin lies: a search among its 2 * half edges in shared memory."""
+    at, step = lane, half * LANES
+    while step >= LANES:
+        if reals[at + step - LANES] <= value:
+            at += step
+        step >>= 1
+    return at
+
+
+@_on_device
+def _add_sums(digits: Any, k: Any, total: Any, squares: Any, top: Any) -> None:
+    """Add a thread's sum of q, and its sum of q**2 of 64 bits and those above, to the digits that all threads share."""
+    half, s32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+    cuda.atomic.add(digits, (k, 0), total & half)
+    cuda.atomic.add(digits, (k, 1), total >> s32)
+    cuda.atomic.add(digits, (k, 2), squares & half)
+    cuda.atomic.add(digits, (k, 3), squares >> s32)
+    cuda.atomic.add(digits, (k, 4), top)
+
+
+@_on_device
+def _add_counts(counts: Any, k: Any, words: Any, first: Any) -> None:
+    """Add the block's counts of a column, a warp some of the bins, to those that all blocks share."""
+    for b in range(cuda.threadIdx.y, counts.shape[1] - 4, cuda.blockDim.y):
+        found = words[first + b * LANES]
+        if found:
+            cuda.atomic.add(counts, (k, b), np.int64(found))
+
+
 def _profile(  # noqa: PLR0913
     block: Any, edges: Any, ends: Any, bins: Any, ranges: Any, counts: Any, low: Any, high: Any, digits: Any, far: Any
 ) -> None:
     """A lane is a column, a warp a row: 32 columns a block (blockIdx.y says which), rows strided over warps and blocks.
 
-    Shared memory: edges [size, 32] then counts int32 [bins + 1, 32], laid out so that lanes never share a bank.
+    Shared memory: edges [SIZE, 32] then counts int32 [bins + 1, 32], laid out so that lanes never share a bank. A search
+    waits for one read after another, so a thread searches for AHEAD rows side by side before it counts them.
     """
     lane, warp, warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
-    size, inner = edges.shape[1], counts.shape[1] - 4
+    inner = counts.shape[1] - 4
     k = cuda.blockIdx.y * LANES + lane
     there = k < block.shape[1]
     reals = cuda.shared.array(0, REAL)
     words = cuda.shared.array(0, WORD)
-    base = size * LANES * (reals.itemsize // 4)
-    for b in range(warp, size, warps):
+    base = SIZE * LANES * (reals.itemsize // 4)
+    for b in range(warp, SIZE, warps):
         reals[b * LANES + lane] = edges[min(k, edges.shape[0] - 1), b]
     for b in range(warp, inner, warps):
         words[base + b * LANES + lane] = 0
     cuda.syncthreads()
     if there:
         first, last, last_bin = ends[k, 0], ends[k, 1], bins[k]
+        last_place = last_bin * LANES + lane
         shift, scale = ranges[k, 0], ranges[k, 1]
-        least, most = np.inf, -np.inf
+        least, most = REAL(np.inf), REAL(-np.inf)
         total, squares, top = np.uint64(0), np.uint64(0), np.uint64(0)
-        for i in range(cuda.blockIdx.x * warps + warp, block.shape[0], cuda.gridDim.x * warps):
-            value = block[i, k]
-            if first <= value and value <= last:
-                at, step = 0, size >> 1
-                while step > 0:
-                    if reals[(at + step - 1) * LANES + lane] <= value:
-                        at += step
-                    step >>= 1
-                at = min(at, last_bin)
-                cuda.atomic.add(words, base + at * LANES + lane, 1)
-                wide = np.float64(value) + 0.0
-                q = np.uint64(np.int64(_product(wide * 0.5 - shift, scale) + 0.5))
-                total += q
-                q *= q
-                squares += q
-                top += np.uint64(squares < q)
-                least, most = min(least, wide), max(most, wide)
-            elif _outside(value, first, k, last_bin, counts, far):
-                wide = np.float64(value) + 0.0
-                least, most = min(least, wide), max(most, wide)
-        half, s32 = np.uint64(0xFFFFFFFF), np.uint64(32)
-        cuda.atomic.add(digits, (k, 0), total & half)
-        cuda.atomic.add(digits, (k, 1), total >> s32)
-        cuda.atomic.add(digits, (k, 2), squares & half)
-        cuda.atomic.add(digits, (k, 3), squares >> s32)
-        cuda.atomic.add(digits, (k, 4), top)
-        cuda.atomic.min(low, k, least)
-        cuda.atomic.max(high, k, most)
+        rows, stride = block.shape[0], cuda.gridDim.x * warps
+        values, places = cuda.local.array(AHEAD, REAL), cuda.local.array(AHEAD, WORD)
+        for row in range(cuda.blockIdx.x * warps + warp, rows, stride * AHEAD):
+            for ahead in range(AHEAD):
+                values[ahead] = block[min(row + ahead * stride, rows - 1), k]
+            for ahead in range(AHEAD):
+                places[ahead] = min(_place(values[ahead], reals, lane, SIZE >> 1), last_place)
+            for ahead in range(AHEAD):
+                value = values[ahead]
+                if row + ahead * stride >= rows:
+                    break
+                if first <= value and value <= last:
+                    cuda.atomic.add(words, base + places[ahead], 1)
+                    q = np.uint64(np.int64(_product(np.float64(value) * 0.5 - shift, scale) + 0.5))
+                    total += q
+                    q *= q
+                    squares += q
+                    top += np.uint64(squares < q)
+                    least, most = min(least, value), max(most, value)
+                elif _outside(value, first, k, last_bin, counts, far):
+                    least, most = min(least, value), max(most, value)
+        _add_sums(digits, k, total, squares, top)
+        cuda.atomic.min(low, k, np.float64(least) + 0.0)
+        cuda.atomic.max(high, k, np.float64(most) + 0.0)
     cuda.syncthreads()
     if there:
-        for b in range(warp, inner, warps):
-            found = words[base + b * LANES + lane]
-            if found:
-                cuda.atomic.add(counts, (k, b), np.int64(found))
+        _add_counts(counts, k, words, base + lane)
 
 
 class Profiler:
@@ -479,7 +506,7 @@ class Profiler:
         groups = -(-rows.shape[1] // LANES)
         # Enough blocks to fill any card, and few enough that their last additions do not show.
         grid = (max(1, min(-(-rows.shape[0] // (64 * warps)), -(-2048 // groups))), groups)
-        kernel = _kernel("_profile", self.real.name)
+        kernel = _kernel("_profile", REAL=getattr(numba.types, self.real.name), SIZE=self._size, AHEAD=AHEAD)
         kernel[grid, (LANES, warps), stream, self._shared](rows, *self._plan, *self._state)
 
     def result(self) -> Profile:

@@ -46,7 +46,7 @@ class Host:
         return np.zeros(shape, kind)
 
 
-SEEN: dict[tuple[str, str, tuple[Any, ...]], Any] = {}  # (kernel, its real type, types of the arguments) -> kernel
+SEEN: dict[tuple[str, str, tuple[Any, ...]], Any] = {}  # (kernel, its constants, types of the arguments) -> kernel
 
 
 class Launch:
@@ -54,15 +54,15 @@ class Launch:
 
     compiled = staticmethod(twins._kernel)
 
-    def __init__(self, name: str, real: str = "") -> None:
-        self.name, self.real = name, real
+    def __init__(self, name: str, **constants: Any) -> None:
+        self.name, self.constants = name, constants
 
     def __getitem__(self, configuration: Any) -> Launch:
         return self
 
     def __call__(self, *arguments: Any) -> None:
-        kernel = self.compiled(self.name, self.real)
-        SEEN[self.name, self.real, tuple(kernel.typeof_pyval(a) for a in arguments)] = kernel
+        kernel = self.compiled(self.name, **self.constants)
+        SEEN[self.name, str(self.constants), tuple(kernel.typeof_pyval(a) for a in arguments)] = kernel
 
 
 def launch_all() -> None:
