@@ -440,13 +440,12 @@ def _profile(  # noqa: PLR0913
         values, places = cuda.local.array(AHEAD, REAL), cuda.local.array(AHEAD, WORD)
         for row in range(cuda.blockIdx.x * warps + warp, rows, stride * AHEAD):
             for ahead in range(AHEAD):
-                values[ahead] = block[min(row + ahead * stride, rows - 1), k]
+                i = row + ahead * stride
+                values[ahead] = block[i, k] if i < rows else REAL(np.nan)
             for ahead in range(AHEAD):
                 places[ahead] = min(_place(values[ahead], reals, lane, SIZE >> 1), last_place)
             for ahead in range(AHEAD):
                 value = values[ahead]
-                if row + ahead * stride >= rows:
-                    break
                 if first <= value and value <= last:
                     cuda.atomic.add(words, base + places[ahead], 1)
                     q = np.uint64(np.int64(_product(np.float64(value) * 0.5 - shift, scale) + 0.5))
@@ -455,7 +454,7 @@ def _profile(  # noqa: PLR0913
                     squares += q
                     top += np.uint64(squares < q)
                     least, most = min(least, value), max(most, value)
-                elif _outside(value, first, k, last_bin, counts, far):
+                elif row + ahead * stride < rows and _outside(value, first, k, last_bin, counts, far):
                     least, most = min(least, value), max(most, value)
         _add_sums(digits, k, total, squares, top)
         cuda.atomic.min(low, k, np.float64(least) + 0.0)
