@@ -221,6 +221,9 @@ def entity_codes(
 
     Raises UserError for columns whose types cannot be compared.
     """
+    if left is right and left_columns == right_columns:  # rows that describe themselves: encoded once
+        codes, _ = entity_codes(left, left_columns, right.slice(0, 0), right_columns)
+        return codes, codes
     rows = left.num_rows
     codes = np.zeros(rows + right.num_rows, np.int64)
     missing = np.zeros(len(codes), bool)
