@@ -17,6 +17,7 @@ from kernels.jit import njit, run_ranges, split
 
 SMALL = 4096
 _ROUNDS = 6
+_CHUNK = 4096  # positions at work at a time: they stay in the nearest cache
 _A = np.uint64(0x9E3779B97F4A7C15)
 _B = np.uint64(0xD6E8FEB86659FD93)
 _S32, _ONE = np.uint64(32), np.uint64(1)
@@ -41,17 +42,29 @@ def _feistel(x: Any, keys: Any, left_bits: Any, left_mask: Any, right_mask: Any)
 
 @njit
 def _walk(start: Any, n: Any, keys: Any, right_bits: Any, left_bits: Any, out: Any) -> None:
+    """out = the order at positions from `start` on. Up to half of the numbers leave [0, n) at first and walk back into it, a
+    step of all of them at a time: whether one has arrived is then no branch.
+    """
     shift = np.uint64(right_bits)
     right_mask = (_ONE << np.uint64(right_bits)) - _ONE
     left_mask = (_ONE << np.uint64(left_bits)) - _ONE
-    size = np.uint64(n)
-    for i in range(len(out)):  # one pass without a branch, so that it vectorises
-        out[i] = np.int64(_feistel(np.uint64(start + i), keys, shift, left_mask, right_mask))
-    for i in range(len(out)):  # walk the few that left the domain back into it
-        x = np.uint64(out[i])
-        while x >= size:
-            x = _feistel(x, keys, shift, left_mask, right_mask)
-        out[i] = np.int64(x)
+    strays = np.empty(_CHUNK, np.int64)
+    for begin in range(0, len(out), _CHUNK):
+        part = out[begin : begin + _CHUNK]
+        for i in range(len(part)):  # without a branch, so that it vectorises
+            part[i] = np.int64(_feistel(np.uint64(start + begin + i), keys, shift, left_mask, right_mask))
+        count = np.int64(0)
+        for i in range(len(part)):
+            strays[count] = i
+            count += np.int64(part[i] >= n)
+        while count > 0:
+            left = np.int64(0)
+            for j in range(count):
+                i = strays[j]
+                part[i] = np.int64(_feistel(np.uint64(part[i]), keys, shift, left_mask, right_mask))
+                strays[left] = i
+                left += np.int64(part[i] >= n)
+            count = left
 
 
 @njit

@@ -63,10 +63,7 @@ def history(
     has). A row of the dataset counts when it was known before `time`. Raises UserError.
     """
     chosen = _views(views, config)
-    if time not in entity_table.column_names or not pa.types.is_timestamp(entity_table.schema.field(time).type):
-        raise UserError(
-            f"entity_table must have a timestamp column {time!r}, found {entity_table.schema.to_string()[:200]}"
-        )
+    _check_table(entity_table, time)
     features = schema.build(FeaturesConfig, {"as_of": PROBE_TIME})
     found: dict[str, Any] = {name: entity_table[name] for name in entity_table.column_names}
     probes = entity_table.append_column(PROBE_TIME, _whole_microseconds(entity_table[time], time))
@@ -75,6 +72,22 @@ def history(
         events, tables = _needed(view, config, dataset, moments.instants(probes[PROBE_TIME]))
         found |= compute.view_features(name, view, config.data, features, probes, events, tables, threads_of(config))
     return pa.table(found)
+
+
+def _check_table(entity_table: Any, time: str) -> None:
+    if not isinstance(entity_table, pa.Table):
+        raise UserError(
+            f"entity_table must be a pyarrow.Table, found {type(entity_table).__name__}: give pyarrow.table(...) of it"
+        )
+    names = entity_table.column_names
+    for column in names:
+        if names.count(column) > 1 or column == PROBE_TIME:
+            why = "is kept for the decision time" if column == PROBE_TIME else "must be there once"
+            raise UserError(f"entity_table's column {column!r} {why}: rename it")
+    if time not in names or not pa.types.is_timestamp(entity_table.schema.field(time).type):
+        raise UserError(
+            f"entity_table must have a timestamp column {time!r}, found {entity_table.schema.to_string()[:200]}"
+        )
 
 
 def _whole_microseconds(times: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

@@ -89,6 +89,9 @@ def test_history_takes_views_that_are_not_in_the_config(config: Config, dataset:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        ({"shop": ["a"]}, "must be a pyarrow.Table, found dict"),
+        (pa.table([["a"], ["b"]], ["shop", "shop"]), "column 'shop' must be there once"),
+        (pa.table({"shop": ["a"], "__decision": [1]}), "column '__decision' is kept for"),
         (pa.table({"shop": ["a"]}), "timestamp column 'time'"),
         (pa.table({"time": pa.array([datetime.datetime(2020, 1, 1, tzinfo=UTC)])}), "column 'shop' of view 'shop'"),
         (
@@ -99,7 +102,7 @@ def test_history_takes_views_that_are_not_in_the_config(config: Config, dataset:
         ),
     ],
 )
-def test_history_says_what_is_wrong(config: Config, dataset: Dataset, table: pa.Table, message: str) -> None:
+def test_history_says_what_is_wrong(config: Config, dataset: Dataset, table: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         engine.features.history(table, ["shop"], config=config, dataset=dataset)
     with pytest.raises(UserError, match=r"no view 'shp'.*'shop'"):
