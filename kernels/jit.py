@@ -186,6 +186,7 @@ def cpu_count() -> int:
 
 
 _slots = threading.BoundedSemaphore(cpu_count())
+_mine = threading.local()  # .slot: this thread holds one
 
 
 def _renew_slots() -> None:
@@ -215,12 +216,19 @@ def run_ranges(work: Callable[[int, int], Any], ranges: Sequence[tuple[int, int]
 
     At most `threads` ranges run at once, and never more in the whole process than it has CPUs. `work` must release the GIL
     (any kernel here does) and write only what its range owns. The pool lives for the call: nothing survives a fork.
+    Called by such work itself, it runs in that work's place: threads that wait for more while they hold theirs never end.
     """
 
     def one(bounds: tuple[int, int]) -> Any:
         with _slots:
-            return work(*bounds)
+            _mine.slot = True
+            try:
+                return work(*bounds)
+            finally:
+                _mine.slot = False
 
+    if getattr(_mine, "slot", False):
+        return [work(*bounds) for bounds in ranges]
     workers = min(check_threads(threads), len(ranges), cpu_count())
     if workers <= 1:
         return [one(bounds) for bounds in ranges]

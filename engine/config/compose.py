@@ -31,6 +31,7 @@ from engine.errors import UserError, did_you_mean, nearest
 MASK = "***"
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
 _ALERT_TO = re.compile(r"^monitor\.alerts\.[^.]+\.to$")  # a web service is known by an address that lets in
+_ALERT_WORD = re.compile(r"^[+~]*monitor\.alerts\b.*://", re.DOTALL)
 _DECLARATION = re.compile(r"\.columns\.[^.]+$")  # a declared column may be called `token`
 _REFERENCE = re.compile(r"\$\{(\.*)([^:{}$]+)\}")
 _HYDRA = threading.Lock()  # Hydra keeps its state in the process: one composition at a time
@@ -320,4 +321,5 @@ def _masked(values: Any, replaced: dict[str, str], path: str = "") -> Any:
 
 def _masked_word(word: str) -> str:
     name, equals, _ = word.partition("=")
-    return f"{name}={MASK}" if equals and _SECRET_NAME.search(name.rsplit(".", 1)[-1]) else word
+    secret = _SECRET_NAME.search(name.rsplit(".", 1)[-1]) or _ALERT_WORD.match(word)
+    return f"{name}={MASK}" if equals and secret else word

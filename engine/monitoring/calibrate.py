@@ -271,9 +271,8 @@ def expected_rows(reference: Reference, rest: np.ndarray, lengths: np.ndarray) -
 
 
 def volume(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """|ln(rows / expected)|; no rows count as half a row."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.abs(np.log(np.maximum(rows, 0.5) / expected))
+    """|ln(rows / expected)|; no rows count as half a row, on both sides: a shop that is closed on Sundays expects none."""
+    return np.abs(np.log(np.maximum(rows, 0.5) / np.maximum(expected, 0.5)))
 
 
 # ------------------------------------------------------------------------------------------------------------- line

@@ -70,8 +70,8 @@ def describe(
     return record
 
 
-def describe_volume(facts: Mapping[str, dict[str, Any]], rows: int) -> dict[str, Any]:
-    """The record of the number of rows."""
+def describe_volume(facts: Mapping[str, dict[str, Any]], rows: int, dated: bool) -> dict[str, Any]:
+    """The record of the number of rows; `dated`: the window's days are known."""
     status = "not computable" if VOLUME not in facts else "alarm" if facts[VOLUME]["alarm"] else "quiet"
     record: dict[str, Any] = {
         "name": ROWS_COLUMN,
@@ -85,7 +85,8 @@ def describe_volume(facts: Mapping[str, dict[str, Any]], rows: int) -> dict[str,
         "statistics": {VOLUME: dict(facts[VOLUME])} if facts else {},
     }
     if not facts:
-        record["reason"] = "not computable, because the period of the stored profile is not known"
+        known = "the reference has no such days" if dated else "the period of the stored profile is not known"
+        record["reason"] = f"not computable, because {known}"
     return record
 
 

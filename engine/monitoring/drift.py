@@ -97,7 +97,8 @@ def compare(
     for index, pair in enumerate(pairs.values()):
         facts = _facts(index, found, beyond, alarm, limits, line, floors)
         columns.append(describe(pair, facts, reference, current.profile, plan.psi_floor))
-    columns.append(describe_volume(_facts(-1, found, beyond, alarm, limits, line, floors), current.profile.rows))
+    facts = _facts(-1, found, beyond, alarm, limits, line, floors)
+    columns.append(describe_volume(facts, current.profile.rows, current.days is not None))
     p_values = empirical_p(line, found, [*(item.name for item in reference.columns), ROWS_COLUMN])
     return Drift(
         line,

@@ -184,6 +184,8 @@ def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
             found.put(error)
 
     nodes = alive()
+    executor = rows._create_executor()  # made here, for Ray Data names the one at work only after its first reply
+    rows._create_executor = lambda: executor
     thread = threading.Thread(target=pump, name="ray-data", daemon=True)
     thread.start()
     try:
@@ -207,9 +209,8 @@ def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
             yield reply
     finally:
         # Ray Data's threads must end before Ray does: one that calls it later has Ray end this process, error unsaid.
-        if rows._current_executor is not None:
-            rows._current_executor.shutdown(force=True)
-            thread.join(patience)
+        executor.shutdown(force=True)
+        thread.join(patience)
 
 
 def _no_start(cause: str) -> str:
@@ -234,8 +235,10 @@ class _Actor:
             self.work = make()
         except UserError as error:  # what to mend on this node: Ray would hide it in the death of an actor
             self.broken = str(error)
-        finally:
-            mark.unlink()
+            mark.unlink(missing_ok=True)
+            return
+        for other in self.marks.glob("start.*"):  # starts succeed: earlier deaths were no fault of theirs
+            other.unlink(missing_ok=True)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.broken:

@@ -131,8 +131,8 @@ def dropout_mask(
     """[b, width] of 0 (probability p) or 1 / (1 - p) for row ids int64[b] and the layer's key at this step.
 
     No value leaves the device, so that a CUDA graph may hold it: `key` may be a tensor that changes between replays.
-    `steps` are the `lane_steps` of width, made before. torch.compile must be given them: it folds their computation into an
-    index of 32 bits, which their constant does not fit.
+    `steps` are the `lane_steps` of width, made before. Code under torch.compile must be given them: Inductor folds their
+    computation into an index of 32 bits, which their constant does not fit.
     """
     limit = min(round(p * 65536), 65535)
     key_tensor = key if isinstance(key, Tensor) else torch.tensor(key, device=rows.device)

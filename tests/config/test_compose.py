@@ -141,6 +141,15 @@ def test_a_key_named_like_a_secret_is_masked_on_the_command_line_and_in_messages
     assert "S3CR3T" not in str(caught.value)
     masked = compose._masked_word("++data.sources.x.secret_token=S3CR3T")
     assert masked == "++data.sources.x.secret_token=***"
+    for word in (
+        r"+monitor.alerts.a.to=https://h/T0?k\=S3CR3T",
+        "+monitor.alerts={a:{kind:webhook,to:'https://h/S3CR3T'}}",
+    ):
+        assert compose._masked_word(word) == word.partition("=")[0] + "=***"
+    with pytest.raises(UserError) as caught:
+        compose.compose(["+monitor.alerts.a.to=https://h/T0?k=S3CR3T"])
+    assert "S3CR3T" not in str(caught.value)
+    assert compose._masked_word("+monitor.alerts.a.to=alarms.jsonl") == "+monitor.alerts.a.to=alarms.jsonl"
 
 
 def test_a_column_may_be_called_token() -> None:

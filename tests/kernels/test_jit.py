@@ -182,3 +182,24 @@ def test_i4_unsigned_and_signed_never_meet_as_floats():
 def test_warmup_names_every_family():
     seconds = warmup()
     assert set(seconds) == {*FAMILIES, "total"} and all(s >= 0 for s in seconds.values())
+
+
+def test_work_that_runs_ranges_itself_waits_for_no_thread():
+    """As many as there are CPUs hold a slot at once, and each asks for more."""
+    count = jit.cpu_count()
+    together = threading.Barrier(count)
+
+    def work(start, stop):
+        together.wait(20)
+        return jit.run_ranges(lambda a, b: (threading.get_ident(), start + a, start + b), [(0, 1), (1, 2)], 2)
+
+    found = []
+    ranges = [(i, i + 1) for i in range(count)]
+    thread = threading.Thread(target=lambda: found.extend(jit.run_ranges(work, ranges, count)), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(found) == count, "it hangs"
+    for place, parts in enumerate(found):
+        assert [part[1:] for part in parts] == [(place, place + 1), (place + 1, place + 2)]
+        assert parts[0][0] == parts[1][0]
+    assert jit.run_ranges(lambda a, b: b - a, ranges, 1) == [1] * count, "the slots are free again"

@@ -184,6 +184,29 @@ def test_rows_of_a_weekday_are_expected_by_that_weekday() -> None:
     assert of_sunday(200) == "alarm"
 
 
+def test_a_day_that_is_always_closed_expects_no_rows_and_hides_nothing_of_the_others() -> None:
+    reference = make_reference(closed_on({6: 0}), 364, 1000)
+    plan = Plan(1, 0.05, 1e-4, season="weekday", resamples=100)
+    assert np.isfinite(calibrate(reference, plan).heights).all()
+
+    def of_day(later, rows):
+        found = make_window(reference, lambda rng, day, _: {"x": rng.normal(0, 1, rows)}, 1, rows)
+        assert int(found.days[0] + 3) % 7 == 6
+        drift = run_drift(reference, type(found)(found.profile, found.days + later, 1.0), season="weekday")
+        return status(drift)["(rows)"]
+
+    assert of_day(0, 0) == "quiet" and of_day(0, 1000) == "alarm"  # Sunday
+    assert of_day(1, 1) == "alarm" and of_day(1, 1000) == "quiet"  # Monday
+
+
+def test_weekdays_that_the_reference_lacks_are_the_reason_why_rows_cannot_be_compared() -> None:
+    reference = make_reference(lambda rng, day, rows: {"x": rng.normal(0, 1, rows)}, 5, 200)  # Sunday to Thursday
+    window = make_window(reference, lambda rng, day, rows: {"x": rng.normal(0, 1, rows)}, 1, 200)
+    assert int(window.days[0] + 3) % 7 == 4
+    rows = record(run_drift(reference, window, season="weekday"), "(rows)")
+    assert rows["status"] == "not computable" and "reference has no such days" in rows["reason"]
+
+
 def test_weekday_season_forgives_a_sunday_and_not_a_monday_that_looks_like_one() -> None:
     def draw(rng, day, rows):
         sunday = (day + 3) % 7 == 6

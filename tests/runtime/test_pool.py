@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.errors import UserError
-from engine.runtime.pool import Work, _Actor
+from engine.runtime.pool import Actors, Work, _Actor, run_actors
 
 ROW = {"item": json.dumps({"n": 1})}
 
@@ -34,6 +38,7 @@ def test_starts_that_only_death_can_have_ended_are_finite(tmp_path: Path) -> Non
     for number in (1, 2):
         actor = _Actor(make, 3, str(tmp_path), 2)
         assert len(began) == number and not actor(ROW)["hopeless"]
+        assert not list(tmp_path.glob("start.*")), "a start that succeeds takes away the marks of those that did not"
         for name in began:
             (tmp_path / name).touch()
     reply = _Actor(make, 3, str(tmp_path), 2)(ROW)
@@ -58,3 +63,36 @@ def test_an_item_that_raises_has_all_its_tries_and_one_that_waited_at_a_dead_act
     assert second(ROW)["tries"] == 3 and began == [1, 1, 1]
     reply = second({"item": json.dumps({"n": 2})})
     assert began == [1, 1, 1, 2, 2, 2] and reply["cause"] == "ValueError: a value" and not reply["hopeless"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own
+def test_a_stop_before_the_first_reply_leaves_nothing_behind_that_starts_ray_again(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    began, marks = tmp_path / "began", tmp_path / "marks"
+    marks.mkdir()
+
+    def make() -> Work:
+        def work(_: dict[str, Any]) -> dict[str, Any]:
+            began.touch()
+            time.sleep(600)
+            return {}
+
+        return work
+
+    def stop() -> None:
+        while not began.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    keys = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20}
+    ray.init(address="local", num_cpus=2, log_to_driver=False, **keys)
+    try:
+        threading.Thread(target=stop, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            list(run_actors(make, [{"n": 1}], Actors(1, 1, 0.0, 20.0), 3, marks))
+        assert "ray-data" not in [thread.name for thread in threading.enumerate()]
+    finally:
+        ray.shutdown()
+    time.sleep(3)
+    assert not ray.is_initialized()
