@@ -1,13 +1,16 @@
 """The shell: `python -m engine COMMAND [overrides]`. Takes the command, composes the config, runs the step, says how it
 went.
 
-Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted. The last line that a step prints on stdout is its run directory.
+Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted, 141 the reader of its output left (`| head`). The last line that a
+step prints on stdout is its run directory.
 Rooms are imported by dispatch, so that `--help` is quick and a command loads only what it uses.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import select
 import shutil
 import signal
 import sys
@@ -22,7 +25,7 @@ import engine
 from engine import commands
 from engine.errors import UserError, nearest
 
-DONE, ERROR, ALARM, INTERRUPTED = 0, 1, 2, 130
+DONE, ERROR, ALARM, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 OPTIONS = {
     "--help": "what the shell does; after a command: its config groups and keys",
     "--version": "version of the engine",
@@ -48,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(words)
+        code = _main(words)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         _say(f"error: {error}")
         return ERROR
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted; where a run can be resumed, the same command goes on with it", *_notes(error))
         return INTERRUPTED
     except Exception as error:
-        return _unexpected(error)
+        return UNREAD if isinstance(error, BrokenPipeError) and _reader_left() else _unexpected(error)
 
 
 def _main(words: list[str]) -> int:
@@ -149,6 +154,16 @@ class _termination:
 
 def _say(*lines: str) -> None:
     print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads stdout any more. Then nothing is written there again, at the end of Python either."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    left = bool(watch.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
 
 
 def _notes(error: BaseException) -> list[str]:

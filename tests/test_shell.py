@@ -184,6 +184,18 @@ def test_the_program_itself_exits_with_one_on_a_mistake(process) -> None:
     assert process("--nosuch").code == 1  # where argparse would say 2, which here means alarm
 
 
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error_to_speak_of(words, unbuffered, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "engine", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_help_takes_less_than_half_a_second(process) -> None:
     def seconds() -> float:
         began = time.perf_counter()
