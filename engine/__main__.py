@@ -223,7 +223,7 @@ def _overview() -> str:
     lines += _columns([(name, command.help) for name, command in commands.COMMANDS.items()])
     lines += ["", "options:", *_columns(list(OPTIONS.items()))]
     lines += ["", "`python -m engine COMMAND --help` shows the config groups and keys of a command."]
-    lines += ["Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted."]
+    lines += ["Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted, 141 the reader left (`| head`)."]
     return "\n".join(lines)
 
 
