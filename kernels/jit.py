@@ -227,9 +227,9 @@ def run_ranges(work: Callable[[int, int], Any], ranges: Sequence[tuple[int, int]
             finally:
                 _mine.slot = False
 
+    workers = min(check_threads(threads), len(ranges), cpu_count())
     if getattr(_mine, "slot", False):
         return [work(*bounds) for bounds in ranges]
-    workers = min(check_threads(threads), len(ranges), cpu_count())
     if workers <= 1:
         return [one(bounds) for bounds in ranges]
     with ThreadPoolExecutor(workers, thread_name_prefix="kernels") as pool:

@@ -134,9 +134,9 @@ def run_actors(
     """Items on an autoscaling pool of Ray Data actors; each calls `make` once.
 
     Ray must be running (cluster.session). Ray starts an actor that died again and hands it its items again, for ever: so
-    tries are counted in files of `marks`, an empty folder that all nodes reach, and so are starts, of which every actor
-    has `tries` too. A try begins with the work, so that an item that waits at an actor that dies has lost none. Raises
-    UserError for what no retry can mend, and where actors keep failing to start.
+    tries are counted in files of `marks`, an empty folder that all nodes reach, and so are deaths at the start, of which
+    every actor may have `tries` in a row. A try begins with the work, so that an item that waits at an actor that dies has
+    lost none. Raises UserError for what no retry can mend, and where actors keep failing to start.
     """
     import ray.data
 
@@ -235,10 +235,11 @@ class _Actor:
             self.work = make()
         except UserError as error:  # what to mend on this node: Ray would hide it in the death of an actor
             self.broken = str(error)
+        else:
+            for other in self.marks.glob("start.*"):  # starts succeed: earlier deaths were no fault of theirs
+                other.unlink(missing_ok=True)
+        finally:
             mark.unlink(missing_ok=True)
-            return
-        for other in self.marks.glob("start.*"):  # starts succeed: earlier deaths were no fault of theirs
-            other.unlink(missing_ok=True)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.broken:

@@ -191,6 +191,8 @@ def test_work_that_runs_ranges_itself_waits_for_no_thread():
 
     def work(start, stop):
         together.wait(20)
+        with pytest.raises(ValueError, match="found 0"):
+            jit.run_ranges(lambda a, b: b - a, [(0, 1)], 0)
         return jit.run_ranges(lambda a, b: (threading.get_ident(), start + a, start + b), [(0, 1), (1, 2)], 2)
 
     found = []

@@ -27,6 +27,18 @@ def test_an_actor_that_cannot_start_says_what_is_to_be_mended(tmp_path: Path) ->
     assert not list(tmp_path.iterdir()), "no item has lost a try"
 
 
+def test_a_start_that_raises_is_no_death(tmp_path: Path) -> None:
+    """Ray counts those, and tells the error itself."""
+
+    def make() -> Work:
+        raise ValueError("no such layer")
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no such layer"):
+            _Actor(make, 3, str(tmp_path), 2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_starts_that_only_death_can_have_ended_are_finite(tmp_path: Path) -> None:
     """A start leaves its mark until it has come to an end: here the marks seen during starts stay, as after SIGKILL."""
     began: list[str] = []
