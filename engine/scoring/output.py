@@ -33,7 +33,7 @@ from engine.runtime import digest, storage
 FORMAT = 1
 MANIFEST = "_manifest.json"  # readers of whole folders pass over names that begin with _
 # Files that this module writes, in the folder itself or in one folder `column=value`, and what a kill leaves of them.
-OURS = re.compile(r"([^/=]+=[^/]+/)?(part-\d{5,}-[0-9a-f]{8}\.parquet|\.(part-\S+|_manifest\.json)\.[0-9a-f]{8}\.tmp)")
+OURS = re.compile(r"([^/=]+=[^/]*/)?(part-\d{5,}-[0-9a-f]{8}\.parquet|\.(part-\S+|_manifest\.json)\.[0-9a-f]{8}\.tmp)")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 ROW_GROUP = 131_072
 PARTITION_ROW_GROUP = 16_384  # every open folder holds so many rows in memory
@@ -246,17 +246,13 @@ def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch
         table = storage.read_parquet(path)
         for value, rows in _by_partition(table, layout.partition):
             if value not in writers:
+                _check_folder(layout.partition, value, rows)
                 if len(writers) == MOST_PARTITIONS:
                     raise UserError(
                         f"score.partition={layout.partition} must have at most {MOST_PARTITIONS} values, found more: "
                         "take a coarser column"
                     )
                 folder = "" if layout.partition is None else partition_folder(layout.partition, value)
-                if len(folder) > LONGEST_NAME:
-                    raise UserError(
-                        f"score.partition={layout.partition} must have values whose folder's name has at most "
-                        f"{LONGEST_NAME} characters, found {folder[:60]}... with {len(folder)}: take another column"
-                    )
                 writers[value] = _Roller(place, folder, layout, scratch / f"{len(writers)}.parquet")
             writers[value].add(rows)
     ordered = sorted(writers.items(), key=lambda item: (item[1].folder, item[0] or ""))
@@ -275,6 +271,23 @@ def _by_partition(table: pa.Table, column: str | None) -> Iterator[tuple[str | N
         yield value, table.filter(pc.fill_null(mask, False)).drop_columns([column])
 
 
+def _check_folder(column: str | None, value: str | None, rows: pa.Table) -> None:
+    """Raise UserError, naming the first of the rows, for a value that no folder's name can hold."""
+    if column is None or value is None:
+        return
+    first, folder = rows["row_id"][0].as_py(), partition_folder(column, value)
+    if value == HIVE_NULL:
+        raise UserError(
+            f"score.partition={column} must not hold the text {HIVE_NULL!r}, which readers take for null however it is "
+            f"written, found it in row {first}: take another column"
+        )
+    if len(folder) > LONGEST_NAME:
+        raise UserError(
+            f"score.partition={column} must have values whose folder's name has at most {LONGEST_NAME} characters, "
+            f"found {folder[:60]}... with {len(folder)} in row {first}: take another column"
+        )
+
+
 def has_text(kind: str) -> bool:
     """Whether Arrow writes values of a type as text, and reads them from it again, without loss."""
     arrow = parse_type(kind)
@@ -285,9 +298,9 @@ def has_text(kind: str) -> bool:
 def partition_folder(column: str, value: str | None) -> str:
     """`column=value`; every character but letters, digits and _.-~ is written as %XX, so that no value climbs out.
 
-    Null, and the empty text that a path cannot hold, is Hive's own name for null.
+    Null has Hive's own name for it; the empty text is a folder `column=`, which readers tell from null.
     """
-    text = HIVE_NULL if not value else urllib.parse.quote(value, safe="")
+    text = HIVE_NULL if value is None else urllib.parse.quote(value, safe="")
     return f"{urllib.parse.quote(column, safe='')}={text}"
 
 

@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -20,6 +21,8 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.config.tree import ScoreConfig
 from engine.data.arrow_types import parse_type
@@ -120,7 +123,48 @@ def test_values_of_a_partition_cannot_leave_the_folder_and_come_back_exact(tmp_p
     hive = pads.dataset(
         out, partitioning=pads.partitioning(pa.schema([("key", pa.string())]), flavor="hive")
     ).to_table()
-    assert hive.sort_by("score")["key"].to_pylist() == [value or None for value in NASTY], "any reader of hive folders"
+    assert hive.sort_by("score")["key"].to_pylist() == NASTY, "any reader of hive folders"
+
+
+def hive_values(out: Path, reader: str) -> list[str | None]:
+    """The partition's values in the order of `score`, as a reader of hive folders sees them."""
+    files = str(out / "**" / "*.parquet")
+    if reader == "pyarrow":
+        hive = pads.partitioning(pa.schema([("key", pa.string())]), flavor="hive")
+        found = pads.dataset(out, partitioning=hive).to_table().sort_by("score")["key"].to_pylist()
+    elif reader == "duckdb":
+        duckdb = pytest.importorskip("duckdb")
+        hive = "hive_partitioning=true, hive_types={'key': VARCHAR}"
+        found = [
+            key for (key,) in duckdb.sql(f"SELECT key FROM read_parquet('{files}', {hive}) ORDER BY score").fetchall()
+        ]
+    else:
+        pl = pytest.importorskip("polars")
+        table = pl.scan_parquet(files, hive_partitioning=True, hive_schema={"key": pl.String}).sort("score").collect()
+        found = table["key"].to_list()
+    return list(found)
+
+
+@pytest.mark.parametrize("reader", ["pyarrow", "duckdb", "polars"])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_every_reader_of_hive_folders_sees_each_row_with_its_value(reader: str, data: st.DataObject) -> None:
+    texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    spiced = st.text(st.sampled_from("_.%/=\\ 0aü\0'\"*?[]{}+&#~-:"), max_size=8)
+    drawn = data.draw(st.lists(st.none() | texts | spiced, min_size=1, max_size=6))
+    values = [*drawn, *NASTY, "".join(filter(None, drawn))]
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), rows(len(values)).append_column("key", pa.array(values)), 2, Layout(partition="key"))
+        assert hive_values(Path(folder) / "out", reader) == values
+
+
+def test_the_text_that_stands_for_null_in_folders_is_an_error_that_names_the_row(tmp_path: Path) -> None:
+    table = rows(3).append_column("key", pa.array(["a", None, output.HIVE_NULL]))
+    with pytest.raises(
+        UserError, match=r"score\.partition=key must not hold .*__HIVE_DEFAULT.* in row r2: take another"
+    ):
+        write(tmp_path, table, 1, Layout(partition="key"))
+    assert not list((tmp_path / "out").rglob("*.parquet")), "nothing is published"
 
 
 @pytest.mark.parametrize(("kind", "values"), [
@@ -150,7 +194,8 @@ def test_a_partition_whose_values_no_folder_can_hold_is_refused_before_anything_
 def test_a_value_too_long_for_a_folder_is_an_error_that_names_the_column(tmp_path: Path) -> None:
     table = rows(2).append_column("key", pa.array(["short", "ü" * 43]))
     with pytest.raises(
-        UserError, match=r"score\.partition=key must have values .* at most 255 characters, found key=%C3%BC"
+        UserError,
+        match=r"score\.partition=key must have values .* at most 255 characters, found key=%C3%BC.* in row r1",
     ):
         write(tmp_path, table, 1, Layout(partition="key"))
 
@@ -173,7 +218,7 @@ def test_a_folder_name_is_a_path_component_for_any_value() -> None:
     for value in NASTY:
         name = output.partition_folder("a/b", value)
         assert "/" not in name and "\0" not in name and name not in (".", "..") and name.startswith("a%2Fb=")
-        if value:
+        if value is not None:
             assert urllib.parse.unquote(name.partition("=")[2]) == value
 
 
