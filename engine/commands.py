@@ -131,8 +131,9 @@ COMMANDS: dict[str, Command] = {
     "reproduce": Command(
         "engine.lifecycle.reproduce:reproduce",
         "run again in a temporary place and compare link by link; exit code 2 names the first difference",
+        ("trust",),
         plain=True,
-        usage="RUN [--code recorded|current] [--from LINK] [--inputs DIR] [--build-env] [--keep DIR] [--json]",
+        usage="RUN [trust=DIGEST] [--code recorded|current] [--from LINK] [--inputs DIR] [--build-env] [--keep DIR] [--json]",
         options=("--code WHICH", "--from LINK", "--inputs DIR", "--build-env", "--keep DIR", "--json"),
     ),
     "compare": Command(

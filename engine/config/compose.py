@@ -187,11 +187,11 @@ def _nearest_key(name: str) -> str:
             by_last.setdefault(key.rpartition(".")[2], []).append(key)
     if last in by_last:
         return did_you_mean(by_last[last])
-    hint = nearest(name, keys, listed=False)
-    if hint:
-        return hint
-    alike = difflib.get_close_matches(last, by_last, n=1)
-    return did_you_mean(by_last[alike[0]]) if alike else nearest(name, {key.partition(".")[0] for key in keys})
+    for word in (name, last):
+        alike = difflib.get_close_matches(word, [*keys, *by_last], n=1)
+        if alike:
+            return did_you_mean(by_last.get(alike[0], alike))
+    return nearest(name, {key.partition(".")[0] for key in keys})
 
 
 def known_keys() -> list[str]:

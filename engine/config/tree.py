@@ -716,6 +716,7 @@ class Config:
     tracking: TrackingConfig = section(TrackingConfig)
     paths: PathsConfig = section(PathsConfig)
     resources: ResourcesConfig = section(ResourcesConfig)
+    trust: str | None = key(None, "digest of code from elsewhere that may run here (the refusal names it)")
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -869,7 +870,7 @@ def _check_asof(data: DataConfig, where: str, view: ViewConfig) -> None:
 
 # Keys that must not change what comes out; the plan digest leaves them out.
 IMMATERIAL = (
-    "cluster", "tracking", "paths", "resources", "train.resume", "train.checkpoint_every", "train.keep_checkpoints",
+    "cluster", "tracking", "paths", "resources", "trust", "train.resume", "train.checkpoint_every", "train.keep_checkpoints",
     "train.log_every", "score.resume", "score.unit_rows", "score.tries", "score.features",
 )  # fmt: skip
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import itertools
 import json
 import math
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from engine.errors import UserError
 from engine.lifecycle.restore import environment_differences
 from engine.lifecycle.runs import cell, dotted, find_run, metrics_of, status, table
 from engine.lifecycle.words import take
-from engine.runtime import environment, html, places, storage
+from engine.runtime import environment, git, html, places, storage
 from engine.runtime.run import load_record
 from engine.runtime.tracking import read_points
 
@@ -127,24 +126,21 @@ def _diff(first: Side, other: Side) -> list[str]:
     """Lines of `git diff` between the commits where git has both, then of what was not committed."""
     states = [side.record["code"].get("engine_git") or {} for side in (first, other)]
     lines: list[str] = []
-    commits = [str(state.get("commit") or "") for state in states]
+    commits = [state.get("commit") for state in states]
     if all(commits) and commits[0] != commits[1]:
-        lines += _diff_of_commits([str(state["root"]) for state in states], commits)
+        lines += _diff_of_commits([str(state.get("root") or ".") for state in states], commits)
     names = [f"uncommitted in {side.label}" for side in (first, other)]
     lines += difflib.unified_diff(_patch(first), _patch(other), names[0], names[1], lineterm="", n=1)
     more = len(lines) - DIFF_LINES
     return lines[:DIFF_LINES] + ([f"... and {more} lines more"] if more > 0 else [])
 
 
-def _diff_of_commits(roots: Sequence[str], commits: Sequence[str]) -> list[str]:
-    """By the first git tree at hand that has both: those of the runs, that of this engine."""
-    for root in (*roots, str(environment.engine_root())):
-        command = ["git", "-C", root, "diff", "--stat", "--patch", *commits, "--", "engine", "kernels", "conf"]
-        with contextlib.suppress(OSError):
-            done = subprocess.run(command, capture_output=True, check=False)
-            if done.returncode == 0:
-                return done.stdout.decode("utf-8", "replace").splitlines()
-    return [f"commits {commits[0]} and {commits[1]}: no git tree at hand has both"]
+def _diff_of_commits(roots: Sequence[str], commits: Sequence[Any]) -> list[str]:
+    """From the git trees at hand: those of the runs, that of this engine."""
+    with tempfile.TemporaryDirectory(prefix="engine-compare-") as scratch:
+        objects = git.Objects([*map(Path, roots), environment.engine_root()], Path(scratch))
+        lines = objects.diff(git.commit_id(commits[0]), git.commit_id(commits[1]), environment.ENGINE_PACKAGES)
+    return lines or [f"commits {commits[0]} and {commits[1]}: no git tree at hand has both"]
 
 
 def _patch(side: Side) -> list[str]:

@@ -31,7 +31,7 @@ from engine.lifecycle import chain, restore
 from engine.lifecycle.restore import Code
 from engine.lifecycle.runs import directories, dotted, find_run, table
 from engine.lifecycle.words import take
-from engine.runtime import digest, places, storage
+from engine.runtime import digest, places, storage, trust
 from engine.runtime.run import load_record
 from engine.training.device import has_gpu
 
@@ -54,6 +54,8 @@ class Options:
     inputs: Path | None = None
     build_env: bool = False
     keep: Path | None = None
+    store: Path = Path("store")  # whose recorded code may run
+    trust: str | None = None
 
     def __post_init__(self) -> None:
         if self.code not in ("recorded", "current"):
@@ -74,6 +76,8 @@ def reproduce(config: Config, words: list[str]) -> int:
         inputs=Path(given["--inputs"]) if "--inputs" in given else None,
         build_env="--build-env" in given,
         keep=Path(given["--keep"]) if "--keep" in given else None,
+        store=Path(config.paths.store),
+        trust=config.trust,
     )
     found = reproduce_run(find_run(others[0], Path(config.paths.runs)), options)
     sys.stdout.write(json.dumps(found, indent=1) + "\n" if "--json" in given else as_text(found))
@@ -88,6 +92,7 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
         scratch = Path(temporary).resolve()
         current = options.code == "current"
         code = restore.current_code() if current else restore.recorded_code(record, directory, scratch)
+        _check_trusted(code, record, directory, options)
         python = restore.build_environment(record, scratch) if options.build_env else Path(sys.executable)
         inputs = find_inputs(record, options.inputs)
         _fill_store(record, scratch / "store", options.start)
@@ -100,6 +105,20 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
         if options.keep is not None:
             shutil.copytree(scratch, options.keep, dirs_exist_ok=True)
         return found
+
+
+def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, options: Options) -> None:
+    """Refuse code that the run brings and that this machine's store has not recorded, listing what would run."""
+    if code.digest is None:
+        return
+    patch = directory / "engine.patch"
+    parts = [f"  {code.how}, digest {code.digest}, on behalf of {directory}"]
+    if record["code"]["engine_git"].get("dirty") and patch.is_file():
+        changed = [line[6:] for line in patch.read_text("utf-8", "replace").splitlines() if line.startswith("+++ b/")]
+        parts.append(f"  {patch}: changes {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''}")
+    if options.build_env:
+        parts.append("  with packages from the index: " + " ".join(restore.pins(record["environment"]["packages"])))
+    trust.check(options.store, code.digest, options.trust, "\n".join(parts))
 
 
 def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:

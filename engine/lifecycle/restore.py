@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import os
+import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.runtime import environment
-
-GIT_SECONDS = 120
+from engine.runtime import environment, git
 
 
 @dataclass(frozen=True)
 class Code:
-    """Where the code to run lies, in words how it got there, and why it may not be what ran (empty: it is)."""
+    """Where the code to run lies, in words how it got there, and why it may not be what ran (empty: it is).
+
+    `digest` is that of code which a record brought; None for the engine that is installed here.
+    """
 
     root: Path
     how: str
     doubts: tuple[str, ...] = field(default=())
+    digest: str | None = None
 
 
 def current_code() -> Code:
@@ -54,53 +54,32 @@ def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> 
             f"the run was made by engine {code['engine_version']} (digest {code['engine_digest'][:12]}), installed "
             f"outside of git; here is another. Install that one, or use --code current"
         )
-    root = _archive(_repository(state), state["commit"], scratch)
+    commit = git.commit_id(state["commit"])
+    root = _restore(state, commit, scratch)
     if state.get("dirty"):
         doubts += tuple(_apply(directory / "engine.patch", root))
-    root = _engine_below(root)
-    if environment.files_digest(root) != code["engine_digest"]:
+    root = _copy_engine(_engine_below(root), scratch / "code" / "engine")
+    found = environment.files_digest(root)
+    if found != code["engine_digest"]:
         doubts += (
-            f"the code restored from commit {state['commit'][:12]} and the kept patch is not the code that ran "
+            f"the code restored from commit {commit[:12]} and the kept patch is not the code that ran "
             f"(its digest differs): the run cannot be promised",
         )
-    return Code(root, f"commit {state['commit'][:12]}{' and the kept patch' if state.get('dirty') else ''}", doubts)
+    return Code(root, f"commit {commit[:12]}{' and the kept patch' if state.get('dirty') else ''}", doubts, found)
 
 
-def _git(folder: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    settings = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", **options.pop("env", {})}
-    return subprocess.run(
-        ["git", "-C", str(folder), *words],
-        capture_output=True,
-        timeout=GIT_SECONDS,
-        check=False,
-        env=settings,
-        **options,
-    )
-
-
-def _repository(state: Mapping[str, Any]) -> Path:
-    """A git tree that has the commit: the recorded one, that of this engine, or that of the present folder."""
-    looked = []
-    for folder in (Path(state["root"]), environment.engine_root(), Path.cwd()):
-        if folder.is_dir():
-            looked.append(str(folder))
-            if _git(folder, "cat-file", "-e", f"{state['commit']}^{{commit}}").returncode == 0:
-                return Path(_git(folder, "rev-parse", "--show-toplevel").stdout.decode().strip())
-    raise UserError(
-        f"commit {state['commit'][:12]} must be in a git tree at hand to restore the code, looked in "
-        f"{', '.join(looked) or 'nothing'}. Start from a clone that has it, or use --code current"
-    )
-
-
-def _archive(repository: Path, commit: str, scratch: Path) -> Path:
-    folder = scratch / "code" / "tree"
-    folder.mkdir(parents=True)
-    done = _git(repository, "archive", "--format=tar", commit)
-    if done.returncode:
-        raise UserError(f"git archive of {commit[:12]} failed: {done.stderr.decode().strip()}")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
-        tar.extractall(folder, filter="data")
-    return folder
+def _restore(state: Mapping[str, Any], commit: str, scratch: Path) -> Path:
+    """The files of the commit below `scratch`: from the objects of the recorded tree, of this engine's or of the present one."""
+    ours = [place for folder in (environment.engine_root(), Path.cwd()) for place in (folder, *folder.parents)]
+    objects = git.Objects([Path(str(state.get("root") or ".")), *ours], scratch)
+    if not objects.has(commit):
+        raise UserError(
+            f"commit {commit[:12]} must be in a git tree at hand to restore the code, looked in "
+            f"{', '.join(map(str, objects.roots)) or 'nothing'}. Start from a clone that has it, or use --code current"
+        )
+    tree = scratch / "code" / "tree"
+    objects.extract(commit, tree)
+    return tree
 
 
 def _apply(patch: Path, tree: Path) -> Iterator[str]:
@@ -108,14 +87,23 @@ def _apply(patch: Path, tree: Path) -> Iterator[str]:
     if not patch.is_file():
         yield f"the tree had uncommitted changes, but {patch} is not there: the run cannot be promised"
         return
-    # The ceiling keeps git from taking a repository further up for the patch's own.
-    done = _git(
-        tree, "apply", "--whitespace=nowarn", str(patch.resolve()),
-        env={"GIT_CEILING_DIRECTORIES": str(tree.resolve().parent)},
-    )  # fmt: skip
-    if done.returncode:
-        said = done.stderr.decode().strip().splitlines()[0]
-        yield f"the kept patch does not apply ({said}): the run cannot be promised"
+    refused = git.apply_patch(patch, tree)
+    if refused:
+        yield f"the kept patch does not apply ({refused}): the run cannot be promised"
+
+
+def _copy_engine(root: Path, target: Path) -> Path:
+    """Copy what the engine's digest covers and nothing else.
+
+    The folder comes first on the rerun's path: a module beside the packages, bytecode or an extension would run unseen.
+    """
+    for path in environment.engine_files(root):
+        if path.is_symlink() or not path.is_file():
+            raise UserError(f"code to run must be plain files, found {path.relative_to(root)}, which is none")
+        copy = target / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return target
 
 
 def _engine_below(tree: Path) -> Path:
@@ -139,6 +127,10 @@ WEIGHTS: dict[str, int] = {
 }
 DECIDES = 2
 WORDS = {3: "may change bits", 2: "may change data", 1: "should not matter", 0: "does not matter"}
+
+
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.!_-]*(\+[0-9A-Za-z.]+)?")
+_PYTHON = re.compile(r"[0-9]+\.[0-9]+")
 
 
 def environment_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -183,18 +175,42 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 def build_environment(record: Mapping[str, Any], scratch: Path) -> Path:
     """A virtual environment with the recorded Python and packages; returns its interpreter. Raises UserError."""
     wanted = record["environment"]
+    wanted_pins = list(pins(wanted["packages"]))
     python = _interpreter(_minor(wanted["python"]))
     folder = scratch / "environment"
     _check(subprocess.run([python, "-m", "venv", str(folder)], capture_output=True, text=True, check=False), "venv")
     interpreter = folder / "bin" / "python"
-    pins = [f"{name}=={version}" for name, version in wanted["packages"].items()]
     needed = sorted({"rich", "matplotlib", "jinja2"} - set(wanted["packages"]))  # reports; they decide nothing
-    command = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins, *needed]
+    command = [
+        str(interpreter),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--",
+        *wanted_pins,
+        *needed,
+    ]
     _check(subprocess.run(command, capture_output=True, text=True, check=False), "pip install")
     return interpreter
 
 
+def pins(packages: Mapping[str, Any]) -> Iterator[str]:
+    """`name==version` of each recorded package: one that a run records, at a version as PEP 440 writes it."""
+    for name, version in packages.items():
+        if name not in environment.PACKAGES:
+            raise UserError(
+                f"--build-env installs the packages that runs record ({', '.join(environment.PACKAGES)}), found {name!r}"
+            )
+        if not isinstance(version, str) or not _VERSION.fullmatch(version):
+            raise UserError(f"--build-env: the version of {name} must be one as PEP 440 writes it, found {version!r}")
+        yield f"{name}=={version}"
+
+
 def _interpreter(version: str) -> str:
+    if not _PYTHON.fullmatch(version):
+        raise UserError(f"--build-env: the recorded Python must be a version such as 3.12.1, found {version!r}")
     if _minor(".".join(map(str, sys.version_info[:2]))) == version:
         return sys.executable
     found = shutil.which(f"python{version}")

@@ -7,13 +7,13 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import engine
+from engine.runtime import git
 
 PACKAGES = (
     "torch", "numpy", "numba", "llvmlite", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",
@@ -55,12 +55,18 @@ def code() -> dict[str, Any]:
 def _files_digest(root: Path) -> str:
     # Once a process: what counts is the code that was loaded, not a later edit.
     hasher = hashlib.sha256()
+    for path in engine_files(root):
+        hasher.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        hasher.update(hashlib.sha256(path.read_bytes()).digest())
+    return hasher.hexdigest()
+
+
+def engine_files(root: Path) -> Iterator[Path]:
+    """The Python and YAML files of engine, kernels and conf below a folder, in the order of the digest."""
     for package in ENGINE_PACKAGES:
         for path in sorted((root / package).rglob("*")):
             if path.suffix in (".py", ".yaml"):
-                hasher.update(f"{path.relative_to(root).as_posix()}\0".encode())
-                hasher.update(hashlib.sha256(path.read_bytes()).digest())
-    return hasher.hexdigest()
+                yield path
 
 
 def doubts(code: Mapping[str, Any]) -> Iterator[str]:
@@ -86,29 +92,15 @@ def files_digest(root: Path) -> str:
     return _files_digest(root)
 
 
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            timeout=20,
-            check=False,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
-
-
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Root, commit, uncommitted tracked changes and untracked files of the git tree at `folder`; None outside one."""
-    top = _git(folder, "rev-parse", "--show-toplevel")
+    top = git.query(folder, "rev-parse", "--show-toplevel")
     if not top:
         return None
     root = Path(top.strip())
-    commit = _git(root, "rev-parse", "HEAD")
-    untracked = (_git(root, "ls-files", "--others", "--exclude-standard") or "").splitlines()
-    dirty = bool((_git(root, "status", "--porcelain", "--untracked-files=no") or "").strip())
+    commit = git.query(root, "rev-parse", "HEAD")
+    untracked = (git.query(root, "ls-files", "--others", "--exclude-standard") or "").splitlines()
+    dirty = bool((git.query(root, "status", "--porcelain", "--untracked-files=no") or "").strip())
     return {
         "root": str(root),
         "commit": commit.strip() if commit else None,
@@ -122,16 +114,11 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 def _dirty_submodules(root: Path) -> list[str]:
     """Submodules whose own files have changed: a patch of the tree above does not hold those changes."""
     found = []
-    for line in (_git(root, "status", "--porcelain=v2") or "").splitlines():
+    for line in (git.query(root, "status", "--porcelain=v2") or "").splitlines():
         words = line.split(" ")  # `1 <XY> S<c><m><u> ...`: m = modified, u = untracked files in it
         if words[0] in "12" and len(words) > 8 and words[2][:1] == "S" and words[2][2:] != "..":
             found.append(" ".join(words[8:]))
     return found
-
-
-def patch(folder: Path) -> str:
-    """`git diff HEAD` of the tree at `folder`, empty when clean or outside git."""
-    return _git(folder, "diff", "HEAD", "--binary") or ""
 
 
 @functools.cache

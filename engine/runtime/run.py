@@ -23,7 +23,7 @@ from typing import Any
 from engine.config import schema
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
-from engine.runtime import digest, environment, storage
+from engine.runtime import digest, environment, git, storage, trust
 from engine.runtime.progress import Progress
 
 FORMAT = 1
@@ -105,8 +105,9 @@ class Run:
             # The lock comes before run.json: a directory with a record and no lock has no living process.
             run = cls(directory, record, hidden, lock=_try_lock(directory))
             for name, root in _dirty_trees(record["code"]):
-                storage.write_text(directory / f"{name}.patch", run.redact(environment.patch(root)))
+                storage.write_text(directory / f"{name}.patch", run.redact(git.patch(root)))
             run.save()
+            trust.record(Path(config.paths.store), record["code"])
             for doubt in environment.doubts(record["code"]):
                 run._log_file(f"warning: {doubt}")
         except BaseException:  # a full disk, Ctrl-C: a directory without a record is of no use to anyone

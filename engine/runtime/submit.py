@@ -27,7 +27,7 @@ import engine
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, storage
+from engine.runtime import environment, git, storage
 from engine.runtime.run import URL_PASSWORD, Run
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
@@ -207,7 +207,7 @@ def record_source(runs: Path) -> Path:
     """Commit and patch of the working folder, written where the job can read them; the file that names them."""
     folder = runs / ".submitted" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{random_names.token_hex(3)}"
     state = environment.git_state(Path.cwd())
-    patch = environment.patch(Path(state["root"])) if state and state["dirty"] else ""
+    patch = git.patch(Path(state["root"])) if state and state["dirty"] else ""
     if patch:
         storage.write_text(folder / "source.patch", patch)
     facts = {"git": state, "folder": str(Path.cwd()), "engine": engine.__version__, "patch": bool(patch)}

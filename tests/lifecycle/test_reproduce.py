@@ -22,6 +22,7 @@ from engine.errors import UserError
 from engine.lifecycle import chain, reproduce, restore
 from engine.lifecycle.reproduce import Options, reproduce_run
 from engine.runtime import environment
+from engine.runtime import git as git_door
 from tests.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,7 +251,10 @@ def test_uncommitted_changes_are_restored_from_another_clone_and_the_rerun_is_eq
     before = git(first, "status", "--porcelain")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = run_engine(tmp_path / "second", elsewhere, "reproduce", str(directory), "--json")
+    refused = run_engine(tmp_path / "second", elsewhere, "reproduce", str(directory), "--json")
+    assert refused.returncode == 1 and "engine/training/losses.py" in refused.stderr and not refused.stdout
+    advised = refused.stderr[refused.stderr.index("trust=") :].split()[0]
+    done = run_engine(tmp_path / "second", elsewhere, "reproduce", str(directory), "--json", advised)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["first_difference"] is None and not found["code"]["doubts"] and not found["inputs_changed"]
@@ -275,7 +279,7 @@ def small_repository(folder: Path) -> Path:
     (folder / "engine" / "__init__.py").write_text("VALUE = 1\n")
     (folder / "kernels" / "__init__.py").write_text("")
     (folder / "conf" / "config.yaml").write_text("a: 1\n")
-    (folder / "data.bin").write_bytes(bytes(range(256)))
+    (folder / "conf" / "table.yaml").write_bytes(bytes(range(256)))
     git(folder, "init", "-q")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "first")
@@ -286,7 +290,7 @@ def code_of(root: Path, run: Path) -> dict[str, Any]:
     """What a run by the engine at `root` would record, with its patch beside it."""
     state = environment.git_state(root)
     if state and state["dirty"]:
-        (run / "engine.patch").write_text(environment.patch(root))
+        (run / "engine.patch").write_text(git_door.patch(root))
     digest = environment._files_digest.__wrapped__(root)
     return {"code": {"engine_version": "0", "engine_digest": digest, "engine_git": state, "user_git": None}}
 
@@ -294,13 +298,13 @@ def code_of(root: Path, run: Path) -> dict[str, Any]:
 def test_a_patch_of_text_and_of_bytes_is_applied_inside_a_repository_of_another_kind(tmp_path) -> None:
     root = small_repository(tmp_path / "repository")
     (root / "engine" / "__init__.py").write_text("VALUE = 2\n")
-    (root / "data.bin").write_bytes(bytes(range(255, -1, -1)))
+    (root / "conf" / "table.yaml").write_bytes(bytes(range(255, -1, -1)))
     record = code_of(root, tmp_path)
     git(root, "checkout", "-q", "--", ".")
     scratch = tmp_path / "repository" / "scratch"  # git looks further up for a repository: it must not find this one
     code = restore.recorded_code(record, tmp_path, scratch)
     assert (code.root / "engine" / "__init__.py").read_text() == "VALUE = 2\n"
-    assert (code.root / "data.bin").read_bytes() == bytes(range(255, -1, -1))
+    assert (code.root / "conf" / "table.yaml").read_bytes() == bytes(range(255, -1, -1))
     assert not code.doubts and (root / "engine" / "__init__.py").read_text() == "VALUE = 1\n"
 
 

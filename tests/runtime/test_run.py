@@ -15,6 +15,7 @@ from engine.config import compose
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import digest, environment
+from engine.runtime import git as git_door
 from engine.runtime import run as runs
 from engine.runtime.run import LINKS, Run, RunBusy, load_record, plan_digest, unfinished
 
@@ -299,11 +300,11 @@ def test_uncommitted_changes_of_the_users_tree_are_kept_beside_the_record(tmp_pa
     git(tree, "add", ".")
     git(tree, "commit", "-qm", "first")
     monkeypatch.chdir(tree)
-    clean = start("paths.runs=../runs")
+    clean = start("paths.runs=../runs", "paths.store=../store")
     assert not (clean.directory / "user.patch").exists()
     (tree / "mine.yaml").write_text("lr: 2\n")
     (tree / "new.yaml").write_text("new\n")
-    run = start("paths.runs=../runs", "train.resume=never")
+    run = start("paths.runs=../runs", "paths.store=../store", "train.resume=never")
     state = load_record(run.directory)["code"]["user_git"]
     assert state["dirty"] and state["untracked"] == ["new.yaml"] and len(state["commit"]) == 40
     git(tree, "checkout", "mine.yaml")
@@ -312,7 +313,7 @@ def test_uncommitted_changes_of_the_users_tree_are_kept_beside_the_record(tmp_pa
 
 
 def test_outside_of_git_there_is_no_state(tmp_path) -> None:
-    assert environment.git_state(tmp_path) is None and environment.patch(tmp_path) == ""
+    assert environment.git_state(tmp_path) is None and git_door.patch(tmp_path) == ""
 
 
 def test_the_engine_digest_is_of_the_files_that_make_up_the_engine(tmp_path) -> None:
