@@ -163,7 +163,11 @@ class DataConfig:
     path: str = key("", "root of the sources' relative paths")
     time_zone: str = key("UTC", "zone of every bound without an offset, and of days and months", parse=units.zone)
     sources: dict[str, SourceConfig] = key(factory=dict, help="files by name")
-    query: str | None = key(None, "SQL over the sources that shapes the event table; null = the only source")
+    query: str | None = key(
+        None,
+        "SQL over the sources that shapes the event table, null = the only source; refused where it may give other rows "
+        "each time (random(), now(), LIMIT without ORDER BY)",
+    )
     columns: dict[str, Column] = key(factory=dict, help="schema of the event table")
     tables: dict[str, TableConfig] = key(factory=dict, help="tables beside the events")
     duplicates: str = key("fail", "rows with equal ids", choices=("fail", "first", "last"))

@@ -23,9 +23,10 @@ import pyarrow.dataset
 from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableConfig
-from engine.data import checks, contract, lake, order, profile, query, rules, spread, stage
+from engine.data import checks, contract, lake, order, profile, query, repeatable, rules, spread, stage
 from engine.data.columns import Finding
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
+from engine.data.expressions import expression_columns
 from engine.data.files import COMPRESSIONS, SourceFile, resolve, source_files
 from engine.data.policy import Tally, apply, quarantine
 from engine.data.stage import Staged
@@ -142,7 +143,10 @@ def make_plan(config: Config, run: Run) -> Plan:
         identities[file.source].append(file.identity)
     spec = config_schema.plain(data)
     del spec["path"]
-    recipe = digest.of_json([RECIPE_FORMAT, FORMAT, stage.FORMAT, spec, identities, _named(files, data)])
+    asked: list[Any] = [RECIPE_FORMAT, FORMAT, stage.FORMAT, spec, identities, _named(files, data)]
+    if any(_ordered(data, sql, where) for where, sql in _queries(data)):
+        asked.append("sources in order")
+    recipe = digest.of_json(asked)
     run.add_inputs({file.shown: file.digest for file in files})
     run.link("inputs", digest.of_json(identities))
     memory = units.size(config.resources.memory)
@@ -177,8 +181,26 @@ def check_schema(data: DataConfig) -> None:
     for name, table in data.tables.items():
         if table.query is None and name not in data.sources:
             raise UserError(f"data.tables.{name} must have a query, or data.sources a source of that name")
+    for where, sql in _queries(data):
+        _ordered(data, sql, where)
+    for name, rule in data.rules.items():
+        expression_columns(rule.holds, f"data.rules.{name}")
     if data.query is None:
         stage.event_source(data)
+
+
+def _queries(data: DataConfig) -> Iterator[tuple[str, str]]:
+    """(config key, SQL) of the events and of each side table that has a query."""
+    found = {
+        "data.query": data.query,
+        **{f"data.tables.{name}.query": item.query for name, item in data.tables.items()},
+    }
+    yield from ((where, sql) for where, sql in found.items() if sql is not None)
+
+
+def _ordered(data: DataConfig, sql: str, where: str) -> frozenset[str]:
+    """Sources that a query must see in order. Raises UserError where its rows may differ from run to run."""
+    return repeatable.check(sql, {name: tuple(source.columns) for name, source in data.sources.items()}, where)
 
 
 def _check_source(name: str, source: SourceConfig) -> None:
@@ -460,10 +482,10 @@ def _rows(
             if item.file.source == source and item.refused is None:
                 yield from item.read()
         return
-    spill = folder / ".duckdb"
+    spill, where = folder / ".duckdb", f"{where}.query"
     with query.connect(memory=plan.memory // 2, spill=spill) as connection:
-        query.register(connection, _sources(plan, staged))
-        yield from query.run(connection, sql, f"{where}.query" if where != "data" else "data.query")
+        query.register(connection, _sources(plan, staged), _ordered(plan.data, sql, where))
+        yield from query.run(connection, sql, where)
     shutil.rmtree(spill, ignore_errors=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from engine.errors import UserError
 
 BATCH_ROWS = 1 << 17
+UNORDERED = "$unordered"
 
 
 def _duckdb() -> Any:
@@ -29,7 +30,7 @@ def connect(memory: int | None = None, spill: Path | None = None) -> Iterator[An
 
     `spill` is the only folder that it may write to.
     """
-    connection = _duckdb().connect(":memory:", config={"threads": 1})
+    connection = _duckdb().connect(":memory:", config={"threads": 1, "python_enable_replacements": False})
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET preserve_insertion_order = true")
@@ -78,11 +79,31 @@ def first_line(error: Exception) -> str:
     return " ".join(line.strip() for line in lines[:3]) if lines else type(error).__name__
 
 
-def register(connection: Any, tables: Mapping[str, Any]) -> None:
-    """Make tables or datasets visible under their names. Raises UserError for a column of a type that SQL does not know."""
+def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str] = ()) -> None:
+    """Make tables or datasets visible under their names, those of `ordered` in an order that their values alone decide.
+
+    Raises UserError for a column of a type that SQL does not know.
+    """
     for name, table in tables.items():
         try:
-            connection.register(name, table)
+            if name in ordered:
+                connection.register(UNORDERED, table)
+                connection.execute(
+                    f"CREATE TEMP TABLE {_quoted(name)} AS FROM {_quoted(UNORDERED)} ORDER BY {_every(table)}"
+                )
+                connection.unregister(UNORDERED)
+            else:
+                connection.register(name, table)
         except _duckdb().Error as error:
             types = ", ".join(f"{field.name} {field.type}" for field in table.schema)
             raise UserError(f"source {name} cannot be queried: {first_line(error)}; its columns are {types}") from None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _every(table: Any) -> str:
+    """All columns, then the signs of numbers: 0.0 and -0.0 compare as equal."""
+    reals = [_quoted(field.name) for field in table.schema if pa.types.is_floating(field.type)]
+    return ", ".join([*(_quoted(field.name) for field in table.schema), *(f"signbit({name})" for name in reals)])
