@@ -24,15 +24,14 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import schema
+from engine.config import names, schema
 from engine.config.tree import Config
 from engine.errors import UserError, did_you_mean, nearest
 
 MASK = "***"
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
-_ALERT_TO = re.compile(r"^monitor\.alerts\.[^.]+\.to$")  # a web service is known by an address that lets in
+_ALERT_TO = re.compile(r"^monitor\.alerts\..+\.to$")  # a web service is known by an address that lets in
 _ALERT_WORD = re.compile(r"^[+~]*monitor\.alerts\b.*://", re.DOTALL)
-_DECLARATION = re.compile(r"\.columns\.[^.]+$")  # a declared column may be called `token`
 _REFERENCE = re.compile(r"\$\{(\.*)([^:{}$]+)\}")
 _HYDRA = threading.Lock()  # Hydra keeps its state in the process: one composition at a time
 _DEFAULTS = "engine_defaults"
@@ -77,6 +76,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
     _refuse_targets(values)
     _check_top_level(values)
     config = schema.build(Config, values)
+    names.check(config)
     hidden, references = _secrets(written, dict(_plain_leaves(values)))
     return Composed(config, _masked(values, references), hidden, tuple(_masked_word(word) for word in overrides))
 
@@ -282,13 +282,15 @@ def _secrets(written: dict[str, Any], values: dict[str, Any]) -> tuple[tuple[str
     Secret: a key named like one, a webhook's address, and what comes from the environment (`${oc.env:...}`) unless it
     is a place.
     """
+    keys = {key.rsplit(".", 1)[-1] for key, *_ in schema.documented(Config)}
     hidden: set[str] = set()
     references: dict[str, str] = {}
     for path, text in written.items():
         value = str(values.get(path, ""))
         if not isinstance(text, str) or not text:
             continue
-        named = bool(_SECRET_NAME.search(path.rsplit(".", 1)[-1])) and not _DECLARATION.search(path)
+        last = path.rsplit(".", 1)[-1]
+        named = last in keys and bool(_SECRET_NAME.search(last))  # a column, a rule or an output may be called `token`
         named |= bool(_ALERT_TO.match(path)) and "://" in value
         if named or ("oc.env" in text and not _is_place(path, text, value)):
             hidden.add(value)

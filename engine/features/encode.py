@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.config.names import free
 from engine.config.tree import EncodeConfig
 from engine.errors import UserError
 from engine.features.compute import as_floats
@@ -26,6 +27,7 @@ FORMAT = 1
 NULL, UNSEEN, RARE, FIRST_KNOWN = 0, 1, 2, 3
 RARE_KEPT = 100_000  # rare categories beyond this many are remembered as unseen
 KNOTS = 257
+NO_TEXT = "(null)"
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,21 @@ class Encoder:
 
     @property
     def numeric_names(self) -> list[str]:
-        """Names of the columns of the float32 block."""
-        return [name for column in self.numeric_ for name in column.outputs()]
+        """Names of the columns of the float32 block. The indicator `x_missing` of x stands in parentheses where a feature has
+        that name.
+        """
+        taken = {feature.name for feature in self.features}
+        found = []
+        for column in self.numeric_:
+            for name in column.outputs():
+                found.append(name if name == column.name else free(name, taken))
+                taken.add(found[-1])
+        return found
 
     @property
     def width(self) -> int:
         """Columns of the float32 block."""
-        return len(self.numeric_names)
+        return sum(len(column.outputs()) for column in self.numeric_)
 
     @property
     def cardinalities(self) -> list[int]:
@@ -200,6 +210,13 @@ def as_texts(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pa.large_string())
+
+
+def group_labels(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """str[n]: the text of each value; a null is `(null)`, which no text is (one that reads so stands in quotes)."""
+    texts = as_texts(column)
+    texts = pc.if_else(pc.equal(texts, NO_TEXT), repr(NO_TEXT), texts)
+    return np.asarray(pc.fill_null(texts, NO_TEXT).to_pylist(), object).astype(str)
 
 
 def _of(features: Sequence[Feature], kind: str) -> list[Feature]:

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.config.names import distinct
 from engine.errors import UserError
 from engine.features.compute import as_floats
-from engine.features.encode import FIRST_KNOWN, UNSEEN, Encoder, Vocabulary, as_texts
+from engine.features.encode import FIRST_KNOWN, NO_TEXT, UNSEEN, Encoder, Vocabulary, as_texts
 from engine.features.spec import NUMERIC
 from engine.runtime import digest
 from kernels import profile as kernel
@@ -32,6 +33,7 @@ READ_COLUMNS = 32  # columns read at a time
 UNSEEN_KEPT = 200
 NARROWEST = 1e-290  # edges closer than this have no representable quantum
 PREDICTION = "prediction"
+NO_VALUE = (NO_TEXT, "(unseen)", "(rare)")  # labels of the codes that stand for no known category
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class ProfileSpec:
 
     @property
     def columns(self) -> list[str]:
-        """Names of every column that is counted: inputs, then predictions."""
-        return self.inputs + [item.name for item in self.predictions]
+        """Names of every column that is counted: inputs, then predictions (in parentheses where an input has the name)."""
+        return distinct([*self.inputs, *(item.name for item in self.predictions)])
 
     @property
     def plan(self) -> kernel.ProfilePlan:
@@ -286,9 +288,12 @@ def prediction_names(classes: Sequence[str] = ()) -> list[str]:
 def category_label(vocabulary: Vocabulary, code: int, named: bool = True) -> str:
     """What a code stands for; a value that must not be written down (`named` false) has a number."""
     if code < FIRST_KNOWN:
-        return ("(null)", "(unseen)", "(rare)")[code]
+        return NO_VALUE[code]
     place = code - FIRST_KNOWN
-    return vocabulary.known_[place] if named else f"(value {place + 1})"
+    if not named:
+        return f"(value {place + 1})"
+    text = vocabulary.known_[place]
+    return repr(text) if text in NO_VALUE else text
 
 
 # ---------------------------------------------------------------------------------------------------------- fitting

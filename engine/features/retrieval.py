@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from engine.config import schema
 from engine.config.compose import compose
+from engine.config.names import check_distinct, view_features
 from engine.config.tree import Config, FeaturesConfig, ViewConfig, check_view_names
 from engine.data import ingest
 from engine.data.dataset import Dataset
@@ -63,6 +64,10 @@ def history(
     has). A row of the dataset counts when it was known before `time`. Raises UserError.
     """
     chosen = _views(views, config)
+    named = (
+        (feature, f"views.{name}.{key}") for name, view in chosen.items() for feature, key in view_features(name, view)
+    )
+    check_distinct(named, "Call the view otherwise, or ask for the views one by one")
     _check_table(entity_table, time)
     features = schema.build(FeaturesConfig, {"as_of": PROBE_TIME})
     found: dict[str, Any] = {name: entity_table[name] for name in entity_table.column_names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import units
+from engine.config import names, units
 from engine.config.tree import (
     CalendarConfig,
     Column,
@@ -42,35 +42,25 @@ def type_kind(name: str) -> str:
 
 def view_columns(name: str, view: ViewConfig, data: DataConfig) -> list[Feature]:
     """The features of one view, in the order of its spec; of windows: column, then window, then aggregate."""
-    if view.kind == "asof":
+    called = [feature for feature, _ in names.view_features(name, view)]
+    if view.kind == "windows":
+        kinds = [NUMERIC] * len(called)
+    elif view.kind == "asof":
         table = data.tables[view.table or ""]
-        return [Feature(f"{name}_{column}", column_kind(table.columns[column]), name) for column in view.columns]
-    if view.kind == "expression":
-        return [Feature(f"{name}_{column}", type_kind(item.type), name) for column, item in view.expressions.items()]
-    if view.kind == "function":
-        return [Feature(f"{name}_{column}", type_kind(kind), name) for column, kind in view.outputs.items()]
-    return [
-        Feature(window_name(name, column, aggregate, window), NUMERIC, name)
-        for column, aggregates in view.aggregates.items()
-        for window in view.windows
-        for aggregate in aggregates
-    ]
-
-
-def window_name(view: str, column: str, aggregate: str, window: str) -> str:
-    """`origin_dep_delay_mean_2h`; rows themselves are counted as `origin_count_2h`."""
-    return f"{view}_{aggregate}_{window}" if column == "rows" else f"{view}_{column}_{aggregate}_{window}"
+        kinds = [column_kind(table.columns[column]) for column in view.columns]
+    elif view.kind == "expression":
+        kinds = [type_kind(item.type) for item in view.expressions.values()]
+    else:
+        kinds = [type_kind(kind) for kind in view.outputs.values()]
+    return [Feature(feature, kind, name) for feature, kind in zip(called, kinds, strict=True)]
 
 
 def calendar_columns(name: str, calendar: CalendarConfig) -> list[Feature]:
     """The features of one time column."""
-    found = []
-    for part in calendar.parts:
-        if calendar.cyclic:
-            found += [Feature(f"{name}_{part}_{wave}", NUMERIC, "calendar") for wave in ("sin", "cos")]
-        else:
-            found.append(Feature(f"{name}_{part}", CATEGORICAL if part in CATEGORICAL_PARTS else NUMERIC, "calendar"))
-    return found
+    return [
+        Feature(feature, CATEGORICAL if part in CATEGORICAL_PARTS and not calendar.cyclic else NUMERIC, "calendar")
+        for feature, part in names.calendar_features(name, calendar)
+    ]
 
 
 def feature_list(data: DataConfig, features: FeaturesConfig) -> list[Feature]:

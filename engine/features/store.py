@@ -22,13 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.config import schema, units
+from engine.config.names import window_name
 from engine.config.tree import Config, DataConfig, ViewConfig
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features import compute, moments
 from engine.features.functions import function_version
 from engine.features.parts import Inputs, Part, month_parts, month_span, table_months, view_length
-from engine.features.spec import known_anchor, view_columns, view_inputs, window_name
+from engine.features.spec import known_anchor, view_columns, view_inputs
 from engine.runtime import digest, environment, shares, storage
 from engine.runtime.run import Run
 

@@ -17,7 +17,7 @@ from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
 from engine.features import build
 from engine.features.build import FeatureTable
-from engine.features.encode import as_texts
+from engine.features.encode import group_labels
 from engine.features.moments import ALWAYS, NEVER, instants, moment_times
 from engine.features.store import threads_of
 from engine.lifecycle.judge import Judged
@@ -267,7 +267,7 @@ def labelled(
     facts = history.dataset.read([config.data.target or "", *names], rows=(low, high)).take(pa.array(take))
     target = target_values(facts[config.data.target or ""], classes).astype(np.float64)
     seen = np.isfinite(target)  # a class that training never saw has no index
-    slices = {name: np.asarray(as_texts(facts[name]).to_pylist(), object)[seen].astype(str) for name in names}
+    slices = {name: group_labels(facts[name])[seen] for name in names}
     return take[seen], target[seen], slices
 
 

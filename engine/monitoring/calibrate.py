@@ -24,7 +24,7 @@ from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import ColumnSpec, Counts, statistics
 
 NAMES = DRIFT_STATISTICS  # those that decide
-VOLUME, ROWS_COLUMN = "volume", "(rows)"
+VOLUME = "volume"
 FAMILIES = {"values": ("psi", "ks", "wasserstein", "outside", "unseen"), "records": ("missing", VOLUME)}
 LINE = 1.0  # of a score
 LEAST_HEIGHT = 1.0  # of a line over what is typical, in scales
@@ -377,7 +377,7 @@ def held_out(reference: Reference, plan: Plan, floors: Mapping[str, float]) -> H
         beyond, alarm = judge(line, found, floors)
         over += int(beyond.any(axis=(0, 1)).sum())
         alarms += int(alarm.any(axis=(0, 1)).sum())
-        for index, column in enumerate([*(item.name for item in reference.columns), ROWS_COLUMN]):
+        for index, column in enumerate([*(item.name for item in reference.columns), reference.rows_column]):
             count = int(alarm[index].any(axis=0).sum())
             if count:
                 by_column[column] = by_column.get(column, 0) + count

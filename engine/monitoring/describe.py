@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.features.encode import FIRST_KNOWN
 from engine.features.profile import Profile
-from engine.monitoring.calibrate import ROWS_COLUMN, VOLUME
+from engine.monitoring.calibrate import VOLUME
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, js_distance
 from kernels import statistics as kernels
@@ -35,9 +35,9 @@ class Pair:
             row[[0, -1]] += np.rint(side.infinite[0]).astype(np.int64)
         return row
 
-    def levels(self, side: Counts) -> dict[str, int]:
-        """Rows by label of the bin."""
-        return {label: int(rows) for label, rows in zip(self.column.labels, self.bins(side), strict=True) if rows}
+    def levels(self, side: Counts) -> dict[int, int]:
+        """Rows by place of the bin: two bins may have one label (edges that agree in four digits)."""
+        return {place: int(rows) for place, rows in enumerate(self.bins(side)) if rows}
 
 
 def describe(
@@ -70,11 +70,11 @@ def describe(
     return record
 
 
-def describe_volume(facts: Mapping[str, dict[str, Any]], rows: int, dated: bool) -> dict[str, Any]:
-    """The record of the number of rows; `dated`: the window's days are known."""
+def describe_volume(name: str, facts: Mapping[str, dict[str, Any]], rows: int, dated: bool) -> dict[str, Any]:
+    """The record of the number of rows, called `name`; `dated`: the window's days are known."""
     status = "not computable" if VOLUME not in facts else "alarm" if facts[VOLUME]["alarm"] else "quiet"
     record: dict[str, Any] = {
-        "name": ROWS_COLUMN,
+        "name": name,
         "kind": "volume",
         "status": status,
         "score": facts[VOLUME]["score"] if facts else None,

@@ -12,7 +12,6 @@ from engine.errors import UserError, nearest
 from engine.features.profile import Profile
 from engine.monitoring.calibrate import (
     NAMES,
-    ROWS_COLUMN,
     VOLUME,
     HeldOut,
     Line,
@@ -98,8 +97,8 @@ def compare(
         facts = _facts(index, found, beyond, alarm, limits, line, floors)
         columns.append(describe(pair, facts, reference, current.profile, plan.psi_floor))
     facts = _facts(-1, found, beyond, alarm, limits, line, floors)
-    columns.append(describe_volume(facts, current.profile.rows, current.days is not None))
-    p_values = empirical_p(line, found, [*(item.name for item in reference.columns), ROWS_COLUMN])
+    columns.append(describe_volume(reference.rows_column, facts, current.profile.rows, current.days is not None))
+    p_values = empirical_p(line, found, [*(item.name for item in reference.columns), reference.rows_column])
     return Drift(
         line,
         held_out(reference, plan, floors),
@@ -157,12 +156,18 @@ def lines_by_statistic(line: Line, floors: Mapping[str, float]) -> np.ndarray:
 
 def manual_lines(reference: Reference, thresholds: Mapping[str, float]) -> list[tuple[int, int, float]]:
     """(column index, statistic index, value) of manual thresholds."""
-    names = [*(item.name for item in reference.columns), ROWS_COLUMN]
+    names = [*(item.name for item in reference.columns), reference.rows_column]
     found = []
     for key, value in thresholds.items():
         column, _, statistic = key.rpartition(".")
+        if key in names and column in names and statistic in NAMES:
+            raise UserError(
+                f"monitor.thresholds names {key!r}, which is a column and the {statistic} of the column {column!r}: write "
+                f"{key + '.psi'!r} for the column"
+                + (f", {column!r} for the other" if statistic == "psi" else ", or train with another name")
+            )
         if key in names or statistic not in NAMES:
-            column, statistic = key, VOLUME if key == ROWS_COLUMN else "psi"
+            column, statistic = key, VOLUME if key == reference.rows_column else "psi"
         if column not in names:
             raise UserError(f"monitor.thresholds names {key!r}, which is no monitored column.{nearest(column, names)}")
         found.append((names.index(column), NAMES.index(statistic), float(value)))

@@ -12,7 +12,6 @@ import pyarrow as pa
 from engine.monitoring.calibrate import (
     LINE,
     NAMES,
-    ROWS_COLUMN,
     Line,
     Plan,
     contiguous,
@@ -46,7 +45,7 @@ SCHEMA = pa.schema(
         ("estimated", pa.float64()),
     ]
 )
-KEY = ("source", "from", "to", "column")
+KEY = ("source", "from", "to", "kind", "column")  # a business metric may be called like a column
 
 
 def reference_rows(
@@ -63,7 +62,7 @@ def reference_rows(
     scores = line.normalised(found)
     counts = reference.windows(weights, windows.scored)
     rows = []
-    columns = [*((item.name, item.kind) for item in reference.columns), (ROWS_COLUMN, "volume")]
+    columns = [*((item.name, item.kind) for item in reference.columns), (reference.rows_column, "volume")]
     for at in range(len(weights)):
         first = int(np.flatnonzero(weights[at])[0])
         period = [day_text(int(reference.days[0]) + first + shift) for shift in (0, plan.length)]

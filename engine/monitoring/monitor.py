@@ -39,7 +39,7 @@ from engine.monitoring.reference import Reference, read_reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
 from engine.runtime import digest, storage
 from engine.runtime.run import Run, load_record
-from engine.scoring.predictor import load
+from engine.scoring.predictor import load, score_names
 from engine.scoring.score import predictions
 from engine.training.bundle import Bundle, find_model, quantile_of, read_bundle
 from engine.training.losses import LOSSES
@@ -86,7 +86,7 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     config = with_spec_of(config, bundle)
     run.note(model=bundle.digest)
     needed = check_expressions(
-        settings.business, config.data.columns, len(bundle.model["classes"]) * _multiclass(bundle)
+        settings.business, config.data.columns, len(bundle.model["classes"]) * _multiclass(bundle), config.data.target
     )
     reference = read_reference(bundle.directory, bundle.encoder)
     window = (stored_window if settings.run else sliced_window)(config, run, bundle, reference, needed)
@@ -176,7 +176,7 @@ def stored_outcomes(
     table = predictions(directory)
     if table.num_rows != rows[1] - rows[0]:
         raise UserError(f"the run scored {table.num_rows} rows, the dataset now has {rows[1] - rows[0]} in its period")
-    names = [name for name in table.column_names if name == "score" or name.startswith("score_")]
+    names = score_names(tuple(bundle.model["classes"]) if _multiclass(bundle) else ())
     scores = np.stack([np.asarray(table[name]) for name in names], axis=1)
     return outcomes_of(config, bundle, dataset, rows, scores[:, 0] if names == ["score"] else scores, needed)
 

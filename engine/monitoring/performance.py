@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.config.names import RENAME
 from engine.config.tree import BusinessConfig, EvaluateConfig
 from engine.errors import UserError
 from engine.monitoring import expression
@@ -283,15 +284,25 @@ def _values(rows: Outcomes) -> dict[str, np.ndarray]:
     }
 
 
-def check_expressions(metrics: Mapping[str, BusinessConfig], columns: Mapping[str, object], classes: int) -> list[str]:
-    """Columns of the dataset that the expressions read. Raises UserError for anything else, before data is read."""
-    scores = {"score"} if not classes else {f"score_{index}" for index in range(classes)}
+def check_expressions(
+    metrics: Mapping[str, BusinessConfig], columns: Mapping[str, object], classes: int, target: str | None = None
+) -> list[str]:
+    """Columns of the dataset that the expressions read. A column called `label` is the target or must be called otherwise.
+
+    Raises UserError for anything else, before data is read.
+    """
+    own = {"label"} | ({"score"} if not classes else {f"score_{index}" for index in range(classes)})
     needed: dict[str, None] = {}
     for name, config in metrics.items():
         for used in sorted(expression.names_in(config.expression)):
-            if used in columns:
+            if used in own and used in columns and (used, target) != ("label", "label"):
+                raise UserError(
+                    f"monitor.business.{name} reads {used!r}, which is the model's and a column of the data too. "
+                    + RENAME.format(used)
+                )
+            if used in columns and used not in own:
                 needed[used] = None
-            elif used not in scores | {"label"}:
-                known = ", ".join(sorted([*scores, "label", *columns]))
+            elif used not in own:
+                known = ", ".join(sorted({*own, *columns}))
                 raise UserError(f"monitor.business.{name} reads {used!r}, which must be one of {known}")
     return list(needed)

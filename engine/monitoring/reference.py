@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.config.names import free
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
@@ -16,6 +17,7 @@ from engine.monitoring.statistics import PREDICTION, ColumnSpec, Counts, column_
 from engine.runtime import storage
 from engine.training.reference import FORMAT, MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS
 
+ROWS_COLUMN = "(rows)"
 GAP_DAYS, GAP_STEPS = 7, 3  # closed weekends and monthly rows are no gaps
 WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0
 
@@ -50,6 +52,11 @@ class Reference:
                 found[name] = Counts.unstacked(block[:, at : at + width])
                 at += width
         return found
+
+    @property
+    def rows_column(self) -> str:
+        """What the number of rows is called among the columns."""
+        return free(ROWS_COLUMN, {column.name for column in self.columns})
 
     @property
     def weekdays(self) -> np.ndarray:
@@ -97,10 +104,24 @@ def read_reference(directory: Path, encoder: Encoder) -> Reference:
     spec = ProfileSpec.from_json(storage.read_json(directory / "profile_spec.json"), encoder)
     columns = column_specs(spec)
     table = storage.read_parquet(directory / "reference.parquet")
+    _check_names(directory, spec, table)
     days, rows, counts = day_counts(columns, table)
     profile = Profile.from_json(state["profile"], spec)
     facts = (state["importance"], state["predictions_in_sample"], state.get("memory_days", 0))
     return Reference(columns, days, rows, counts, profile, *facts)
+
+
+def _check_names(directory: Path, spec: ProfileSpec, table: pa.Table) -> None:
+    """Raise UserError for a reference in which an older engine counted an input and its own column of that name as one."""
+    plain = [ROWS, *spec.inputs, *(item.name for item in spec.predictions)]
+    apart = [free(ROWS, spec.columns), *spec.columns]
+    written = set(table["column"].unique().to_pylist())
+    mixed = [name for name, column in zip(plain, apart, strict=True) if name != column and column not in written]
+    if mixed:
+        raise UserError(
+            f"{directory / 'reference.parquet'} mixes the input {mixed[0]!r} with what the engine called so, as an older engine "
+            "wrote it: train the model again"
+        )
 
 
 def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, np.ndarray, dict[str, Counts]]:
@@ -123,7 +144,7 @@ def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, 
         return {"day": day[at] - days[0], **{key: values[at] for key, values in facts.items()}}
 
     rows = np.zeros(len(days))
-    total = part(ROWS)
+    total = part(free(ROWS, {column.name for column in columns}))
     rows[total["day"]] = total["count"]
     return days, rows, {column.name: _column_counts(column, len(days), part(column.name)) for column in columns}
 

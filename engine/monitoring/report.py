@@ -218,8 +218,8 @@ def _missing_note(item: Mapping[str, Any]) -> str:
 def _quality(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
     cards = []
     tracked = [row for row in rows if row["kind"] in (METRIC, "business")]
-    for name in dict.fromkeys(row["column"] for row in tracked):
-        own = [row for row in tracked if row["column"] == name]
+    for kind, name in dict.fromkeys((row["kind"], row["column"]) for row in tracked):
+        own = [row for row in tracked if (row["kind"], row["column"]) == (kind, name)]
         if any(row["value"] is not None or row["estimated"] is not None for row in own):
             cards.append(html.card(name, _metric_chart(own)))
     table = _metric_table(record)

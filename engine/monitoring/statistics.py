@@ -7,7 +7,8 @@ windows. NaN means not computable; nothing here raises on data.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,13 +87,14 @@ class Counts:
 
 
 def column_specs(spec: ProfileSpec) -> list[ColumnSpec]:
-    """The monitored columns of a profile specification: numeric, categorical, predictions."""
+    """The monitored columns of a profile specification: numeric, categorical, predictions; no two have one name."""
     found = [_numeric(item, NUMERIC) for item in spec.numeric]
     for vocabulary in spec.categorical:
         named = vocabulary.name not in spec.unnamed
         labels = tuple(category_label(vocabulary, code, named) for code in range(1, vocabulary.size))
         found.append(ColumnSpec(vocabulary.name, CATEGORICAL, None, 1.0, labels))
-    return found + [_numeric(item, PREDICTION) for item in spec.predictions]
+    found += [_numeric(item, PREDICTION) for item in spec.predictions]
+    return [replace(column, name=name) for column, name in zip(found, spec.columns, strict=True)]
 
 
 def _numeric(item: NumericSpec, kind: str) -> ColumnSpec:
@@ -105,20 +107,27 @@ def _numeric(item: NumericSpec, kind: str) -> ColumnSpec:
 def profile_counts(profile: Profile) -> dict[str, Counts]:
     """The counts of a profile by column, as one window."""
     spec = profile.spec
-    found = {}
-    for columns, counts in ((spec.numeric, profile.numeric), (spec.predictions, profile.predictions)):
-        for index, item in enumerate(columns):
-            row = counts.counts[index].astype(np.float64)
-            far = [outside_sum(total) for total in counts.sums[index][2:]]
-            found[item.name] = Counts(
+    found = _numeric_counts(spec.numeric, profile.numeric)
+    for index, vocabulary in enumerate(spec.categorical):
+        row = profile.categories[index].astype(np.float64)
+        found.append(Counts(row[None, 1 : vocabulary.size], row[:1], np.zeros((1, 2)), np.zeros((1, 2))))
+    found += _numeric_counts(spec.predictions, profile.predictions)
+    return dict(zip(spec.columns, found, strict=True))
+
+
+def _numeric_counts(columns: Sequence[NumericSpec], counts: kernel.Profile) -> list[Counts]:
+    found = []
+    for index, item in enumerate(columns):
+        row = counts.counts[index].astype(np.float64)
+        far = [outside_sum(total) for total in counts.sums[index][2:]]
+        found.append(
+            Counts(
                 row[None, : item.bins + 2],
                 row[[kernel.MISSING]],
                 row[None, [kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE]],
                 np.array([[np.nan if total is None else total for total in far]]),
             )
-    for index, vocabulary in enumerate(spec.categorical):
-        row = profile.categories[index].astype(np.float64)
-        found[vocabulary.name] = Counts(row[None, 1 : vocabulary.size], row[:1], np.zeros((1, 2)), np.zeros((1, 2)))
+        )
     return found
 
 

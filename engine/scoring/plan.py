@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import units as spans
+from engine.config.names import RENAME, check_distinct
 from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
@@ -18,12 +19,11 @@ from engine.features.store import StoredView
 from engine.runtime import storage
 from engine.runtime.run import Run, load_record
 from engine.scoring import output, units
-from engine.scoring.predictor import Predictor
+from engine.scoring.predictor import Predictor, score_names
 from engine.scoring.units import Unit
 from engine.scoring.worker import Job
 
 FORMAT = 1
-RESERVED = ("row_id", "model")
 NONE_YET = Dataset(Path(), {"digest": ""})
 
 
@@ -137,12 +137,20 @@ def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, A
     return {}
 
 
-def check_columns(config: Config) -> None:
-    """Passed-through columns must be free names in the output; the partition column is passed through too."""
+def check_columns(config: Config, classes: tuple[str, ...] = ()) -> None:
+    """Passed-through columns must be free names in the output, as the event time must; the partition column is passed
+    through too. Raises UserError.
+    """
+    event_time, scores = config.data.event_time, score_names(classes)
+    own = ["row_id", *scores, "model", *(f"shadow_{name}" for name in (*scores, "model") if config.score.shadow)]
     for name in passed_columns(config):
-        own = name == "score" or name.startswith(("score_", "shadow_"))
-        if own or name in RESERVED or name == config.data.event_time:
+        if name in ("score", *own) or name.startswith(("score_", "shadow_")) or name == event_time:
             raise UserError(f"score.columns: the output has a column {name!r} of its own; leave it out")
+    named = [
+        *((name, "the output of `score`") for name in own),
+        (event_time, f"data.columns.{event_time} (role event_time)"),
+    ]
+    check_distinct(named, f"Rename the event time, and train the model again. {RENAME}")
     partition = config.score.partition
     if partition is not None and not output.has_text(config.data.columns[partition].type):
         raise UserError(

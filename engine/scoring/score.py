@@ -49,7 +49,7 @@ def score(config: Config, run: Run) -> dict[str, float]:
     run.note(model=predictor.digest)
     config = with_spec_of(config, predictor.bundle)
     predictor = with_shadow(config, run, predictor)
-    check_columns(config)
+    check_columns(config, predictor.classes)
     gate_rows = check_predictor(predictor)
     plan = prepare(config, run, predictor)
     tally = score_units(config, run, predictor, plan)

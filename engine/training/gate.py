@@ -149,13 +149,21 @@ def encoded_table(encoder: Encoder, numeric: np.ndarray, codes: np.ndarray) -> p
     return pa.table(columns)
 
 
+def _merged(encoder: Encoder, encoded: pa.Table) -> pa.Table:
+    """An encoded table as older bundles hold it: of an indicator and a feature of one name only the later column."""
+    plain = [name for column in encoder.numeric_ for name in column.outputs()]
+    plain += [item.name for item in encoder.categorical_]
+    return pa.table(dict(zip(plain, encoded.columns, strict=True)))
+
+
 def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> dict[str, Any]:
     """Digest of each fitted column's state, and the specification that decides features."""
     fitted = encoder.to_json()
     columns = {item["name"]: digest.of_json(item) for item in [*fitted["numeric"], *fitted["categorical"]]}
     plain = schema.plain(data)
     return {
-        "fitted": {**columns, "clip": digest.of_json(fitted["clip"]), "order": digest.of_json(fitted["features"])},
+        "columns": columns,
+        "fitted": {"clip": digest.of_json(fitted["clip"]), "order": digest.of_json(fitted["features"])},
         "data": {name: plain[name] for name in ("time_zone", "columns", "tables")},
         "features": schema.plain(features),
     }
@@ -185,8 +193,10 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
     raw = raw_features(bundle.data, bundle.features, probes, history, tables, threads)
     _compare("feature", raw, storage.read_parquet(directory / "features.parquet"), probes, bundle.data)
     numeric, codes = bundle.encoder.transform(raw)
-    encoded = encoded_table(bundle.encoder, numeric, codes)
-    _compare("encoded", encoded, storage.read_parquet(directory / "encoded.parquet"), probes, bundle.data)
+    encoded, kept = encoded_table(bundle.encoder, numeric, codes), storage.read_parquet(directory / "encoded.parquet")
+    if encoded.num_columns > kept.num_columns:
+        encoded = _merged(bundle.encoder, encoded)
+    _compare("encoded", encoded, kept, probes, bundle.data)
     if logits_of is None:
         logits = predict_logits(
             model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
@@ -197,15 +207,22 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
     scores = scores_table(to_scores(facts["loss"], logits))
     expected = storage.read_parquet(directory / "scores.parquet")
     _compare("score", scores, expected, probes, bundle.data, 0.0 if exact else TOLERANCE[facts["precision"]])
-    _compare_state(_filled(state, bundle.data), state_of(bundle.encoder, bundle.data, bundle.features))
+    now = state_of(bundle.encoder, bundle.data, bundle.features)
+    _compare_state(_filled(state, bundle.data, now), now)
     return int(probes.num_rows)
 
 
-def _filled(state: dict[str, Any], data: DataConfig) -> dict[str, Any]:
-    """The recorded specification with the defaults of keys that it is older than."""
+def _filled(state: dict[str, Any], data: DataConfig, now: dict[str, Any]) -> dict[str, Any]:
+    """The recorded state with the defaults of keys that it is older than, and columns apart from the encoder's own words."""
     then = schema.plain(schema.build(DataConfig, {**schema.plain(data), **state["data"]}, "data"))
     features = schema.plain(schema.build(FeaturesConfig, state["features"], "features"))
-    return {**state, "data": {name: then[name] for name in state["data"]}, "features": features}
+    state = {**state, "data": {name: then[name] for name in state["data"]}, "features": features}
+    if "columns" in state:
+        return state
+    words = now["fitted"]  # older bundles hold both in one dict, where a column called `order` had no entry
+    hidden = {name: value for name, value in now["columns"].items() if name in words}
+    columns = {name: value for name, value in state["fitted"].items() if name not in words}
+    return {**state, "columns": {**hidden, **columns}, "fitted": {name: state["fitted"][name] for name in words}}
 
 
 def _compare_state(then: Any, now: Any, path: str = "") -> None:
@@ -217,8 +234,9 @@ def _compare_state(then: Any, now: Any, path: str = "") -> None:
         if isinstance(then[name], dict) and isinstance((now or {}).get(name), dict):
             _compare_state({key: then[name].get(key) for key in {**then[name], **now[name]}}, now[name], where)
             continue
-        what = f"the fitted state of column {name!r}" if path == "fitted" else where
-        values = "" if path == "fitted" else f": training saw {then[name]!r}, the bundle says {(now or {}).get(name)!r}"
+        fitted = path in ("columns", "fitted")
+        what = f"the fitted state of {'column ' if path == 'columns' else ''}{name!r}" if fitted else where
+        values = "" if fitted else f": training saw {then[name]!r}, the bundle says {(now or {}).get(name)!r}"
         raise UserError(f"the gate stopped scoring: {what} is not what the model was trained with{values}. {RESTORE}")
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import units
+from engine.config.names import free
 from engine.config.tree import Config
 from engine.data.dataset import Dataset, row_ids
 from engine.features.build import FeatureTable
@@ -36,7 +37,7 @@ DAY = 86_400_000_000
 SAMPLE_ROWS, OUTCOME_ROWS, IMPORTANCE_ROWS = 20_000, 50_000, 512
 CHUNK_ROWS = 131_072
 MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN = kernel.MISSING, kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE
-ROWS = ""  # the column of reference.parquet that counts rows
+ROWS = ""  # the column of reference.parquet that counts rows, in parentheses where a feature has that name
 
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -158,7 +159,7 @@ def days_table(spec: ProfileSpec, days: dict[int, Profile]) -> pa.Table:
 
     Bins of a number: 0 below, 1..B, B + 1 above, -3 missing, -2 and -1 infinite; of a category: its code.
     """
-    names = [ROWS, *spec.columns]
+    names = [free(ROWS, spec.columns), *spec.columns]
     blocks = [_day_block(spec, day, profile) for day, profile in days.items()]
     day, column, bin_, count, total = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     columns = pa.DictionaryArray.from_arrays(pa.array(column, pa.int32()), pa.array(names, pa.string()))
@@ -256,7 +257,7 @@ def sample_table(
     columns: dict[str, pa.Array] = {"day": pa.array(days, pa.int32()).cast(pa.date32())}
     at = 0
     for item in encoder.numeric_:
-        for name in item.outputs():
+        for name in encoder.numeric_names[at : at + len(item.outputs())]:
             if item.name not in hidden:
                 columns[f"numeric:{name}"] = pa.array(np.ascontiguousarray(numeric[:, at]))
             at += 1

@@ -22,7 +22,7 @@ from engine.errors import UserError
 from engine.features import build
 from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
-from engine.features.encode import Encoder, as_texts
+from engine.features.encode import Encoder, as_texts, group_labels
 from engine.features.moments import NEVER, instants, moment_times
 from engine.features.store import threads_of
 from engine.runtime import digest, storage
@@ -316,7 +316,7 @@ def evaluate_splits(
         facts = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(
             pa.array(part.rows - span[0])
         )
-        slices = {column: np.asarray(as_texts(facts[column]).to_pylist(), object) for column in config.evaluate.slices}
+        slices = {column: group_labels(facts[column]) for column in config.evaluate.slices}
         scores = to_scores(loss, logits)
         found, details[name] = evaluate_scores(
             part.target,
@@ -415,11 +415,12 @@ def quarantine_summary(dataset: Dataset) -> dict[str, int]:
     """What was wrong in how many rows of which file or table; empty when nothing was."""
     accounting = dataset.manifest["accounting"]
     parts = [(Path(entry["file"]).name, entry) for entry in accounting["files"]] + list(accounting["results"].items())
-    return {
-        f"{name}: {found['column'] or 'row'} {found['reason']} ({found['policy']})": found["count"]
-        for name, entry in parts
-        for found in entry["violations"]
-    }
+    counts: dict[str, int] = {}
+    for name, entry in parts:
+        for found in entry["violations"]:  # two folders may hold files of one name
+            text = f"{name}: {found['column'] or 'row'} {found['reason']} ({found['policy']})"
+            counts[text] = counts.get(text, 0) + found["count"]
+    return counts
 
 
 def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> dict[str, Any]:

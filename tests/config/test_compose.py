@@ -158,6 +158,21 @@ def test_a_column_may_be_called_token() -> None:
     assert composed.saved["data"]["columns"]["token"] == "int64" and composed.secrets == ()
 
 
+def test_names_with_dots_and_names_like_secrets_change_nothing_in_what_is_hidden(user_conf) -> None:
+    text = """
+data:
+  sources: {a: {path: a.csv, columns: {id: string, at: timestamp, user.token: string}}}
+  columns: {id: {type: string, role: id}, at: {type: timestamp, role: event_time}, user.token: string}
+  rules: {token: "id <> ''"}
+features: {views: {a: {kind: function, function: f, inputs: [id], outputs: {secret_token: float64}}}, as_of: at}
+monitor: {alerts: {team.ops: {kind: webhook, to: 'https://hooks.example/T0/S3CR3T'}}}
+"""
+    text = text.replace("{type: string, role: id}", "{type: string, role: id, known_at: prior}")
+    composed = compose.compose(["+experiment=own"], user_conf(text))
+    assert composed.secrets == ("https://hooks.example/T0/S3CR3T",)  # and not `string`, `float64` or a rule
+    assert composed.saved["monitor"]["alerts"]["team.ops"]["to"] == compose.MASK
+
+
 # --------------------------------------------------------------------------------------- J4, no code by config
 
 

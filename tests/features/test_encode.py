@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.config.tree import EncodeConfig
 from engine.errors import UserError
-from engine.features.encode import NULL, RARE, UNSEEN, Encoder
+from engine.features.encode import NULL, RARE, UNSEEN, Encoder, group_labels
 from engine.features.spec import Feature
 
 NUMBER = Feature("x", "numeric", "direct")
@@ -111,3 +111,9 @@ def test_transform_does_not_edit_its_input() -> None:
     table = pa.table({"x": values})
     fit(table, [NUMBER]).transform(table)
     np.testing.assert_array_equal(values, [1.0, np.nan, 3.0])
+
+
+def test_a_null_and_a_text_that_reads_like_one_are_two_groups() -> None:
+    column = pa.chunked_array([["None", None, "(null)"], ["nan", None, ""]])
+    assert group_labels(column).tolist() == ["None", "(null)", "'(null)'", "nan", "(null)", ""]
+    assert group_labels(pa.array([1, None, 2])).tolist() == ["1", "(null)", "2"]

@@ -74,6 +74,16 @@ def test_history_gives_what_training_saw(config: Config, dataset: Dataset) -> No
         assert found[name].combine_chunks().equals(stored[name].combine_chunks()), name
 
 
+def test_history_refuses_two_views_that_give_one_name(config: Config, dataset: Dataset) -> None:
+    window = {"entity": ["shop"], "windows": ["2d"], "aggregates": {"rows": ["count"]}}
+    views = {"shop_amount": window, "shop": {**window, "aggregates": {"amount": ["count"]}}}
+    table = pa.table({"shop": ["shop-1"], "time": pa.array([datetime.datetime(2020, 1, 20, tzinfo=UTC)])})
+    with pytest.raises(
+        UserError, match=r"'shop_amount_count_2d' of views\.shop_amount\.aggregates\.rows .* views\.shop\."
+    ):
+        engine.features.history(table, views, config=config, dataset=dataset)
+
+
 def test_history_takes_views_that_are_not_in_the_config(config: Config, dataset: Dataset) -> None:
     asked = pa.table({"shop": ["shop-1"], "time": pa.array([datetime.datetime(2020, 1, 20, tzinfo=UTC)])})
     view = {"entity": ["shop"], "windows": ["30d"], "aggregates": {"rows": ["count"]}}

@@ -11,7 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from engine.config.tree import DataConfig, EncodeConfig, FeaturesConfig
 from engine.errors import UserError
+from engine.features.encode import Encoder
+from engine.features.spec import Feature
 from engine.runtime import storage
 from engine.runtime.run import Run
 from engine.scoring.predictor import load
@@ -166,3 +169,31 @@ def test_a_bundle_older_than_a_key_of_the_specification_passes(shop: Shop, tmp_p
     seal(folder)
     predictor = load(folder)
     assert check_gate(predictor.bundle, predictor.model) == gate.ROWS
+
+
+def test_columns_called_like_the_gate_s_own_words_or_like_an_indicator_are_compared_each() -> None:
+    gaps = [None if k % 3 == 0 else float(k) for k in range(60)]
+    table = pa.table({"order": gaps, "x": gaps, "x_missing": ["yes" if gap is None else "no" for gap in gaps]})
+    features = [
+        Feature("order", "numeric", "d"),
+        Feature("x", "numeric", "d"),
+        Feature("x_missing", "categorical", "d"),
+    ]
+    encoder = Encoder.fit(features, table.select, EncodeConfig(min_count=1))
+    assert encoder.numeric_names == ["order", "order_missing", "x", "(x_missing)"]
+    encoded = gate.encoded_table(encoder, *encoder.transform(table))
+    assert encoded.num_columns == 5 and encoded["x_missing"].type == pa.int32()
+    state = gate.state_of(encoder, DataConfig(), FeaturesConfig())
+    assert set(state["columns"]) == {"order", "x", "x_missing"}
+    other = Encoder.fit(features, table.slice(9).select, EncodeConfig(min_count=1))
+    with pytest.raises(UserError, match="the fitted state of column 'order' is not what the model was trained with"):
+        gate._compare_state(state, gate.state_of(other, DataConfig(), FeaturesConfig()))
+    # A bundle of an older engine held fewer: what it holds is compared, and an equal model passes.
+    old = {**state, "fitted": {**state["columns"], **state["fitted"]}}
+    del old["columns"]
+    now = gate.state_of(encoder, DataConfig(), FeaturesConfig())
+    gate._compare_state(gate._filled(old, DataConfig(), now), now)
+    with pytest.raises(UserError, match="the fitted state of column 'x'"):
+        changed = gate.state_of(other, DataConfig(), FeaturesConfig())
+        gate._compare_state(gate._filled(old, DataConfig(), changed), changed)
+    assert gate._merged(encoder, encoded).column_names == ["order", "order_missing", "x", "x_missing"]

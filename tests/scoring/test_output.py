@@ -191,6 +191,17 @@ def test_a_partition_whose_values_no_folder_can_hold_is_refused_before_anything_
         check_columns(config)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("event_time", "classes"), [("row_id", ()), ("score", ()), ("model", ()), ("score_a", ("a", "b"))]
+)
+def test_an_event_time_called_like_a_column_of_the_output_is_refused(event_time: str, classes: tuple[str, ...]) -> None:
+    data = SimpleNamespace(columns={}, event_time=event_time)
+    config = SimpleNamespace(score=ScoreConfig(), data=data)
+    with pytest.raises(UserError, match=rf"of the output of `score` and of data\.columns\.{event_time} .*Rename"):
+        check_columns(config, classes)  # type: ignore[arg-type]
+    check_columns(SimpleNamespace(score=ScoreConfig(), data=SimpleNamespace(columns={}, event_time="score_date")))  # type: ignore[arg-type]
+
+
 def test_a_value_too_long_for_a_folder_is_an_error_that_names_the_column(tmp_path: Path) -> None:
     table = rows(2).append_column("key", pa.array(["short", "ü" * 43]))
     with pytest.raises(
