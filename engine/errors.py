@@ -11,8 +11,11 @@ class UserError(ValueError):
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 1, listed: bool = True) -> str:
-    """` Did you mean 'x'?` for the nearest of `choices`; when none is near, the list of choices if it is to be `listed`."""
-    names = sorted({str(choice) for choice in choices})
+    """` Did you mean 'x'?` for the nearest of `choices`; when none is near, the list of choices if it is to be `listed`.
+
+    What was refused is never proposed again.
+    """
+    names = sorted({str(choice) for choice in choices} - {word})
     close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
     if close:
         return did_you_mean(close)

@@ -10,8 +10,9 @@ import difflib
 import itertools
 import os
 import re
+import shlex
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         if not folder.is_dir():
             raise UserError(f"--config-dir must be a folder, found {config_dir!r}")
         words.append(f"hydra.searchpath=['file://{folder}']")
-    raw = _compose_with_hydra(words)
+    raw = _composed(words)
     written = dict(_leaves(raw))
     try:
         _resolve_once(raw)
@@ -121,29 +122,40 @@ def _parse(word: str) -> Any:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
         reason = str(error).splitlines()[0]
-        hint = " A value with spaces, = or () needs quotes inside the word: 'key=\"a = b\"'." if "=" in word else ""
+        name, equals, value = _masked_word(word).partition("=")
+        hint = ""
+        if equals and re.fullmatch(r"[+~]*[\w.]+", name):
+            written = shlex.quote(f"{name}={quoted(value)}")
+            hint = f" A value with spaces, = or () needs quotes inside the word: {written}"
         raise UserError(f"an override must be key=value, found {_masked_word(word)!r} ({reason}).{hint}") from None
     return override
 
 
+def quoted(text: str) -> str:
+    """The text in quotes as Hydra reads them in an override: whatever is in it, it stays this text."""
+    escaped = re.sub(r'(\\*)"', lambda match: 2 * match.group(1) + '\\"', text)
+    backslashes = len(escaped) - len(escaped.rstrip("\\"))
+    return f'"{escaped}' + "\\" * backslashes + '"'
+
+
 def _appendable(word: str) -> str:
-    """`features.direct.x=true` names a new entry of a map: Hydra wants `++` for that."""
+    """`features.direct.x=true` and `features.direct={x: true}` name a new entry of a map: Hydra wants `++` for that."""
     if word[:1] in "+~":
         return word
     name = word.split("=", 1)[0]
-    return f"++{word}" if any(name.startswith(f"{path}.") for path in schema.maps(Config)) else word
+    return f"++{word}" if any(f"{name}.".startswith(f"{path}.") for path in schema.maps(Config)) else word
 
 
-def _compose_with_hydra(words: list[str]) -> DictConfig:
+def _compose_with_hydra(words: list[str], start: dict[str, Any]) -> DictConfig:
     where = str(conf_directory())
     try:
         with _HYDRA, initialize_config_dir(version_base="1.3", config_dir=where, job_name="engine"):
-            ConfigStore.instance().store(name=_DEFAULTS, node=schema.plain(Config()))
+            ConfigStore.instance().store(name=_DEFAULTS, node=start)
             return hydra_compose("config", overrides=words)
     except MissingConfigException as error:
         raise UserError(_missing_choice(error)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_unknown_key(error)) from None
+        raise UserError(_refused(error)) from None
     except yaml.YAMLError as error:
         raise UserError(f"a config file must be YAML: {' '.join(str(error).split())}") from None
 
@@ -158,19 +170,73 @@ def _missing_choice(error: MissingConfigException) -> str:
     return f"no config {missing!r}.{nearest(missing, options)}"
 
 
-def _unknown_key(error: Exception) -> str:
-    match = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", str(error))
-    if match:
-        name = match.group(1)
-        if name in groups():
-            return (
-                f"config group {name!r} has no default here: write +{name}=CHOICE, one of {', '.join(groups()[name])}"
-            )
-        return f"unknown config key {name!r}.{_nearest_key(name)}"
-    match = re.search(r"Multiple values for (\w+)", str(error))
-    if match:
-        return f"config group {match.group(1)!r} has a choice already: write {match.group(1)}=CHOICE, without the +"
-    return str(error).splitlines()[0]
+def _refused(error: Exception) -> str:
+    """What Hydra's refusal of an override or of a config file means for its writer."""
+    text = str(error)
+    for pattern, meaning in _REFUSALS.items():
+        if match := re.search(pattern, text):
+            return meaning(match.group(1))
+    first, *more = text.splitlines()
+    return f"{first} {more[0]}" if first.endswith(":") and more else first
+
+
+def _unknown_key(name: str) -> str:
+    if name in groups():
+        return f"config group {name!r} has no default here: write +{name}=CHOICE, one of {', '.join(groups()[name])}"
+    parent, _, last = name.rpartition(".")
+    if parent in schema.maps(Config):
+        return f"unknown config key {name!r}: {parent} has no entry {last!r}; --cfg job shows those that it has"
+    if _is_known(name):
+        return (
+            f"config key {name!r} has no value to change or remove: nothing gives it one, or a config file leaves it or a "
+            f"section above it empty (`{name.split('.')[0]}:` with nothing below). Write keys below that line, or remove it"
+        )
+    return f"unknown config key {name!r}.{_nearest_key(name)}"
+
+
+_CHOSEN = "config group {0!r} has a choice already: write {0}=CHOICE, without the +".format
+_REFUSALS: dict[str, Callable[[str], str]] = {
+    r"Could not (?:override|delete from config\.) '([^']+)'": _unknown_key,
+    r"Multiple values for (\w+)": _CHOSEN,
+    r"(\w+) appears more than once in the final defaults": _CHOSEN,
+    r"An item is already at '([^']+)'": "config key {0!r} is there already: write {0}=VALUE, without the +".format,
+    r"The value of '([^']+)' is ": "config key {0!r} has another value: write ~{0} to remove it whatever it is".format,
+    r"Error merging override (.+)": (
+        "{0} gives a key a value of another kind: a section or a map takes {{name: value}}, a list [a, b]".format
+    ),
+}
+
+
+def _is_known(name: str) -> bool:
+    """Whether a dotted name is a key or a section; any name is one in a map."""
+    return any(re.fullmatch(re.escape(key).replace("<name>", r"[^.]+"), name) for key in known_keys())
+
+
+def _composed(words: list[str]) -> DictConfig:
+    """All files and words merged onto the defaults. A map that is given whole takes the place of its default.
+
+    Words that change or remove entries of such a map find the default there where no file gives another.
+    """
+    start: dict[str, Any] = schema.plain(Config())
+    maps = dict(schema.wholes(Config))
+    for path in maps:
+        below = [word for word in words if word.lstrip("+~").startswith(f"{path}.")]
+        rest = [word for word in words if word not in below]
+        if not below or OmegaConf.select(_compose_with_hydra(rest, _with(start, path, {})), path):
+            start = _with(start, path, {})
+    raw = _compose_with_hydra(words, start)
+    for path, default in maps.items():
+        given = OmegaConf.select(raw, path)
+        if isinstance(given, DictConfig):
+            same = {name: item for name, item in default.items() if name in given}
+            OmegaConf.update(raw, path, OmegaConf.merge(same if given else default, given), merge=False)
+    return raw
+
+
+def _with(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of nested dicts with another value at a dotted key."""
+    name, _, rest = path.partition(".")
+    return {**values, name: _with(values[name], rest, value) if rest else value}
 
 
 def _nearest_key(name: str) -> str:
@@ -178,6 +244,7 @@ def _nearest_key(name: str) -> str:
     section, _, last = name.rpartition(".")
     keys = known_keys()
     inside = {key.removeprefix(f"{section}.").split(".")[0] for key in keys if key.startswith(f"{section}.")}
+    inside.discard("<name>")
     if section and inside:
         hint = nearest(last, inside)
         return hint.replace("'", f"'{section}.", 1) if "Did you mean" in hint else hint
@@ -208,7 +275,8 @@ def _check_top_level(values: dict[str, Any]) -> None:
         if name in groups() and name not in sections:
             raise UserError(f"a file of config group {name!r} must begin with the line `# @package _global_`")
         if name not in sections:
-            raise UserError(f"unknown config key {name!r}.{nearest(str(name), sections | set(groups()))}")
+            hint = schema.dotted(name) or nearest(str(name), sections | set(groups()))
+            raise UserError(f"unknown config key {name!r}.{hint}")
 
 
 def _refuse_targets(values: Any, path: str = "") -> None:

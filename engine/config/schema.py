@@ -31,7 +31,10 @@ def key(
     parse: Callable[[Any], Any] | None = None,
     factory: Callable[[], Any] | None = None,
 ) -> Any:
-    """A dataclass field: default, meaning, and what its values must satisfy (`parse` only checks, the text is kept)."""
+    """A dataclass field: default, meaning, and what its values must satisfy (`parse` only checks, the text is kept).
+
+    A map that a config gives takes the place of a default with entries; it is not added to them (`wholes`).
+    """
     bounds = {name: limit for name, limit in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if limit is not None}
     metadata = {"help": help, "choices": choices, "bounds": bounds, "parse": parse}
     if factory is not None:
@@ -66,7 +69,7 @@ def build(cls: type, values: Any, path: str = "") -> Any:
         if name not in fields:
             where = f"{path}.{name}" if path else str(name)
             known = [f"{path}.{field}" if path else field for field in fields]
-            raise UserError(f"unknown config key {where!r}.{nearest(where, known)}")
+            raise UserError(f"unknown config key {where!r}.{dotted(name) or nearest(where, known)}")
     found = {}
     for name, field in fields.items():
         where = f"{path}.{name}" if path else name
@@ -79,6 +82,12 @@ def build(cls: type, values: Any, path: str = "") -> Any:
         return cls(**found)
     except UserError as error:
         raise UserError(f"{path}: {error}" if path else str(error)) from None
+
+
+def dotted(name: Any) -> str:
+    """What to write in the place of a key with a dot in a file, where a dot does not lead into a section; empty for others."""
+    section, _, rest = str(name).partition(".")
+    return f" In a file a dot is part of the name: write `{section}: {{{rest}: ...}}`." if section and rest else ""
 
 
 def _names(cls: type) -> str:
@@ -204,6 +213,17 @@ def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join("null" if option is type(None) else _type_name(option) for option in typing.get_args(hint))
     return getattr(hint, "__name__", str(hint))
+
+
+def wholes(cls: type, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted key, its default as plain data) of every map whose default has entries: it is given whole or not at all."""
+    for field in dataclasses.fields(cls):
+        hint, where = hints(cls)[field.name], f"{path}.{field.name}" if path else field.name
+        if typing.get_origin(hint) is dict:
+            if default := plain(field.default_factory()):  # type: ignore[misc,operator]
+                yield where, default
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from wholes(hint, where)
 
 
 def maps(cls: type, path: str = "") -> Iterator[str]:

@@ -632,7 +632,10 @@ class BacktestConfig:
     )
     stop: str | None = key(None, "end of the last period, excluded; null = the last event")
     period: str = key("month", "length of a period: month, or a span like 7d")
-    policies: dict[str, PolicyConfig] = key(factory=default_policies, help="policies by name")
+    policies: dict[str, PolicyConfig] = key(
+        factory=default_policies,
+        help="policies by name; those that are given are all that run, and one named as a default only changes it",
+    )
     confidence: float = key(0.95, "coverage of the intervals in the report", gt=0, lt=1)
     resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
 
@@ -674,9 +677,14 @@ class TrackingConfig:
     timeout: str = key("60s", "how long the mirror may take to open, or to finish after the run", parse=units.span)
 
 
+def is_address(text: str) -> bool:
+    """Whether a path is an address such as s3://bucket/runs, also where a path library has made s3:/bucket/runs of it."""
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:/", text))
+
+
 def posix_path(text: str) -> None:
-    """Raise UserError for an address such as s3://bucket/runs, also where a path library has made s3:/bucket/runs of it."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:/", text):
+    """Raise UserError for an address such as s3://bucket/runs."""
+    if is_address(text):
         raise UserError(
             f"runs, store and registry must lie on a POSIX path, found {text!r}: they are renamed and locked there, and a "
             "promotion needs a lock or a conditional put, which obstore has but the engine does not depend on. Take a shared "
@@ -803,7 +811,14 @@ def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: st
     if known_at == "prior":
         return
     known, decision = units.moment(known_at), units.moment(features.as_of or "")
-    if known[0] != decision[0] or known[1] > decision[1]:
+    if known[0] != decision[0]:
+        raise UserError(
+            f"{where}: {name!r} is known at `{known_at}` and the decision is taken at `{features.as_of}`: times of two "
+            f"columns, which cannot be compared. If {name!r} is known by the decision in every row, declare it as "
+            f"`data.columns.{name}.known_at: {features.as_of}`, or as `prior`; else use it in a windows view (past rows "
+            f"only), or decide at a moment of {known[0]!r} (features.as_of)"
+        )
+    if known[1] > decision[1]:
         raise UserError(
             f"{where} leaks the future: {name!r} is known at `{known_at}`, after the decision at `{features.as_of}`. "
             f"Use it in a windows view (past rows only), or move features.as_of"

@@ -66,8 +66,8 @@ def source_files(name: str, source: SourceConfig, data: DataConfig, cache: Path)
 
     `cache` is a folder for copies of remote objects.
     """
-    if source.path.startswith("s3://"):
-        found = _fetch(source, cache)
+    if (place := address(source.path, data.path)).startswith("s3://"):
+        found = _fetch(dataclasses.replace(source, path=place), cache)
     else:
         found = [(path, str(path), _partitions(path) if source.hive else {}) for path in _local(name, source, data)]
     files = []
@@ -88,8 +88,19 @@ def _stat(name: str, path: Path) -> os.stat_result:
         raise UserError(f"data.sources.{name}: {path} cannot be read: {error.strerror}") from None
 
 
+def address(path: str, root: str) -> str:
+    """A source's path as text: below `root` where that is an address (`s3://bucket/events`, `pkg://package`) and it is none.
+
+    A path library would make one slash of the two.
+    """
+    if "://" in root and "://" not in path and not path.startswith(("/", "~")):
+        return f"{root.rstrip('/')}/{path}"
+    return path
+
+
 def resolve(path: str, root: str) -> Path:
     """The local path of `pkg://package/path/in/it`, or of a path relative to `root`. Raises UserError."""
+    path = address(path, root)
     if path.startswith("pkg://"):
         package, _, inner = path.removeprefix("pkg://").partition("/")
         try:
@@ -109,7 +120,7 @@ def _local(name: str, source: SourceConfig, data: DataConfig) -> list[Path]:
     target = resolve(source.path, data.path)
     if target.is_file():
         return [target]
-    fixed, pattern = _cut_pattern(source.path)
+    fixed, pattern = _cut_pattern(address(source.path, data.path))
     if target.is_dir():
         fixed, pattern = source.path, ["**"]
     elif not pattern:

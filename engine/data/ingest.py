@@ -27,7 +27,7 @@ from engine.data import checks, contract, lake, order, profile, query, repeatabl
 from engine.data.columns import Finding
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
 from engine.data.expressions import expression_columns
-from engine.data.files import COMPRESSIONS, SourceFile, resolve, source_files
+from engine.data.files import COMPRESSIONS, SourceFile, address, resolve, source_files
 from engine.data.policy import Tally, apply, quarantine
 from engine.data.stage import Staged
 from engine.data.write import Written, canonical, write_parts
@@ -354,7 +354,7 @@ def _on_disk(file: SourceFile, plan: Plan) -> bool:
 
 
 def _may_have_siblings(file: SourceFile, data: DataConfig) -> bool:
-    path = data.sources[file.source].path
+    path = address(data.sources[file.source].path, data.path)
     if file.format in lake.LIBRARIES:
         return False
     return file.shown != (path.rstrip("/") if path.startswith("s3://") else str(resolve(path, data.path)))

@@ -148,7 +148,7 @@ class Run:
         return run
 
     @staticmethod
-    def read(directory: Path) -> dict[str, Any]:
+    def read(directory: str | Path) -> dict[str, Any]:
         """run.json of a run directory."""
         return load_record(directory)
 
@@ -372,6 +372,6 @@ def _is_free(directory: Path) -> bool:
     return lock is not None
 
 
-def load_record(directory: Path) -> dict[str, Any]:
+def load_record(directory: str | Path) -> dict[str, Any]:
     """run.json of a run directory."""
-    return dict(storage.read_json(directory / "run.json"))
+    return dict(storage.read_json(Path(directory) / "run.json"))

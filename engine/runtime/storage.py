@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from engine.config.tree import is_address
 from engine.errors import UserError
 
 
@@ -36,6 +37,11 @@ def inside(root: Path, *parts: str) -> Path:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are not there yet. Raises UserError where that is impossible."""
+    if is_address(str(path)):
+        raise UserError(
+            f"{path} must be a path of a file system, found an address: of what the engine writes only `score.output` may "
+            "be s3://. Write to a folder and copy from there"
+        )
     with disk_errors(path):
         try:
             path.mkdir(parents=True, exist_ok=True)

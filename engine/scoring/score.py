@@ -240,11 +240,12 @@ def failed_message(run: Run, tally: Tally) -> str:
     )
 
 
-def predictions(directory: Path, *, incomplete: bool = False) -> pa.Table:
-    """All predictions of a scoring run, in dataset order, as its manifest names them.
+def predictions(run: str | Path | Run, *, incomplete: bool = False) -> pa.Table:
+    """All predictions of a scoring run (the Run or its directory), in dataset order, as its manifest names them.
 
     Raises UserError for a run that set units aside, unless `incomplete` rows are asked for.
     """
+    directory = run.directory if isinstance(run, Run) else Path(run)
     wanted = load_record(directory).get("predictions", {})
     place = output.place_of(wanted.get("output"), directory, wanted.get("endpoint"), wanted.get("region"))
     manifest = output.read_manifest(place)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from engine.config import compose, schema
@@ -250,3 +253,159 @@ def test_sweep_gives_every_combination_in_order() -> None:
 
 def test_known_keys_has_keys_sections_and_groups() -> None:
     assert {"train", "train.lr", "experiment", "features.encode.bins"} <= set(compose.known_keys())
+
+
+# --------------------------------------------------------------------------------------------- advice that works
+
+
+def test_no_refused_key_is_proposed_as_its_own_correction(user_conf) -> None:
+    """A section that a file leaves empty (`features:` with nothing below) takes its keys away."""
+    sections = {key.partition(".")[0] for key in compose.known_keys() if "." in key} - set(compose.chosen())
+    for section in sorted(sections):
+        folder = user_conf(f"{section}:\n")
+        keys = [key for key in compose.known_keys() if key.startswith(f"{section}.") and "<" not in key]
+        key = next(key for key in keys if key not in schema.maps(Config))
+        for word in (f"{key}=1", f"~{key}"):
+            with pytest.raises(UserError) as caught:
+                compose.compose(["+experiment=own", word], folder)
+            assert f"'{key}' has no value to change or remove" in str(caught.value), word
+            assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice", "follow"),
+    [
+        ("features.views: {}\n", "write `features: {views: ...}`", "features: {views: {}}\n"),
+        ("train: {encode.bins: 3}\n", "write `encode: {bins: ...}`", "features: {encode: {bins: 3}}\n"),
+        ("features:\n  views.shop: {}\n", "write `views: {shop: ...}`", "features: {views: {}}\n"),
+    ],
+)
+def test_a_key_with_a_dot_in_a_file_is_written_as_a_section(user_conf, text: str, advice: str, follow: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose.compose(["+experiment=own"], user_conf(text))
+    assert advice in str(caught.value)
+    compose.compose(["+experiment=own"], user_conf(follow))
+
+
+@pytest.mark.parametrize("path", sorted(schema.maps(Config)))
+def test_entries_of_a_map_are_given_on_the_command_line(path: str) -> None:
+    """The map is empty so far, and Hydra takes new entries only where it is told so."""
+    with pytest.raises(UserError) as caught:  # that an entry is no mapping is said by the schema, after composition
+        compose.compose([f"{path}={{fresh: [[]]}}"])
+    assert f"{path}.fresh" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "said", "follow"),
+    [
+        ("+train.lr=0.5", "write train.lr=VALUE, without the +", "train.lr=0.5"),
+        ("+cluster=ray", "write cluster=CHOICE, without the +", "cluster=ray"),
+        ("+model=linear", "write model=CHOICE, without the +", "model=linear"),
+        ("~train.lr=3", "write ~train.lr", "~train.lr"),
+        ("features.views=[a]", "a section or a map takes {name: value}", "features.views={}"),
+        ("~features.views.nope", "features.views has no entry 'nope'", "features.views={}"),
+    ],
+)
+def test_what_hydra_refuses_is_said_in_our_words_and_the_advice_works(word: str, said: str, follow: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose.compose([word])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    compose.compose([follow])
+
+
+def test_a_file_that_gives_a_list_for_a_section_says_what_is_wrong(user_conf) -> None:
+    with pytest.raises(UserError, match="Cannot merge DictConfig with ListConfig"):
+        compose.compose(["+experiment=own"], user_conf("features: {direct: [a]}\n"))
+
+
+VALUES = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1).filter(lambda text: "${" not in text)
+
+
+@given(VALUES)
+def test_a_quoted_value_is_the_text_whatever_is_in_it(value: str) -> None:
+    override = compose._parse(f"data.description={compose.quoted(value)}")
+    assert override.value() == value
+
+
+@given(VALUES.filter(lambda text: text.strip() == text and not text.startswith(("'", '"'))))
+def test_a_value_that_hydra_cannot_read_is_given_back_as_the_word_to_write(value: str) -> None:
+    try:
+        compose._parse(f"data.description={value}")
+    except UserError as error:
+        advice = str(error).partition("needs quotes inside the word: ")[2]
+        (word,) = shlex.split(advice)
+        assert compose._parse(word).value() == value
+
+
+def test_an_expression_with_quotes_survives_the_advice() -> None:
+    value = 'mean(where((score > 0.5) & (country == "DE"), 5, 0))'
+    with pytest.raises(UserError) as caught:
+        compose.compose([f"monitor.business.cost.expression={value}"])
+    (word,) = shlex.split(str(caught.value).partition("needs quotes inside the word: ")[2])
+    composed = compose.compose([word, "monitor.business.cost.better=lower"])
+    assert composed.config.monitor.business["cost"].expression == value
+
+
+# ------------------------------------------------------------------------------------------- maps given whole
+
+
+DEFAULT_POLICIES = ["drift", "every", "never", "performance"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "names"),
+    [
+        ("", [], DEFAULT_POLICIES),
+        ("backtest: {policies: {}}\n", [], DEFAULT_POLICIES),
+        ("backtest: {policies: {mine: {triggers: [age]}}}\n", [], ["mine"]),
+        ("backtest: {policies: {every: {}, mine: {}}}\n", [], ["every", "mine"]),
+        ("", ["backtest.policies={mine: {triggers: [age]}}"], ["mine"]),
+        ("", ["backtest.policies.drift.budget=9"], DEFAULT_POLICIES),
+        ("", ["~backtest.policies.performance"], ["drift", "every", "never"]),
+        ("", ["backtest.policies.mine.triggers=[age]"], [*DEFAULT_POLICIES, "mine"]),
+        ("backtest: {policies: {mine: {}}}\n", ["backtest.policies.drift.budget=9"], ["drift", "mine"]),
+        ("backtest: {policies: {mine: {}, drift: {}}}\n", ["~backtest.policies.drift"], ["mine"]),
+    ],
+)
+def test_the_policies_that_are_named_are_all_that_run(user_conf, text: str, words: list[str], names: list[str]) -> None:
+    composed = compose.compose(["+experiment=own", *words], user_conf(text))
+    found = composed.config.backtest.policies
+    assert sorted(found) == sorted(names) == sorted(composed.saved["backtest"]["policies"])
+    # One that is named as a default is that default, with what was changed.
+    assert "drift" not in found or found["drift"].triggers == ("drift", "age")
+    assert "every" not in found or found["every"].cool_down == "0s"
+
+
+# ------------------------------------------------------------------------------------- times that cannot be compared
+
+TRIPS = """
+data:
+  sources: {{trips: {{path: x.csv, columns: {{trip: string}}}}}}
+  columns:
+    trip: {{type: string, role: id, known_at: prior}}
+    booked: {{type: timestamp, role: time, known_at: booked}}
+    arrival: {{type: timestamp, role: event_time, known_at: arrival}}
+    size: {{type: float64, role: numeric, known_at: {known_at}}}
+features:
+  as_of: arrival
+  {use}
+"""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "direct: {size: true}",
+        "views: {v: {entity: [size], windows: [1d], aggregates: {rows: [count]}}}",
+        "views: {v: {kind: function, function: 'a:b', inputs: [size], outputs: {x: float64}}}",
+    ],
+)
+def test_a_time_of_another_column_is_said_to_be_incomparable_and_the_advice_works(user_conf, use: str) -> None:
+    with pytest.raises(UserError, match="'size' is known at `booked` and the decision is taken at `arrival`") as caught:
+        compose.compose(["+experiment=own"], user_conf(TRIPS.format(known_at="booked", use=use)))
+    assert "cannot be compared" in str(caught.value) and "after the decision" not in str(caught.value)
+    (declared,) = [part for part in str(caught.value).split("`") if part.startswith("data.columns.size.known_at: ")]
+    for known_at in (declared.partition(": ")[2], "prior"):
+        compose.compose(["+experiment=own"], user_conf(TRIPS.format(known_at=known_at, use=use)))
+    with pytest.raises(UserError, match=r"known at `arrival \+ 1h`, after the decision"):
+        compose.compose(["+experiment=own"], user_conf(TRIPS.format(known_at="arrival + 1h", use=use)))

@@ -77,6 +77,33 @@ def test_a_pattern_finds_the_objects_that_it_finds_among_files(tmp_path: Path, p
     assert sorted(str(file.path.relative_to(tmp_path)) for file in found) == right
 
 
+@pytest.mark.parametrize(
+    ("path", "root", "found"),
+    [
+        ("a/*.csv", "s3://bucket/key", "s3://bucket/key/a/*.csv"),
+        ("a.csv", "s3://bucket/", "s3://bucket/a.csv"),
+        ("data/a.csv", "pkg://package", "pkg://package/data/a.csv"),
+        ("a.csv", "gs://bucket", "gs://bucket/a.csv"),
+        ("s3://other/a.csv", "s3://bucket", "s3://other/a.csv"),
+        ("pkg://package/a.csv", "s3://bucket", "pkg://package/a.csv"),
+        ("/a.csv", "s3://bucket", "/a.csv"),
+        ("~/a.csv", "pkg://package", "~/a.csv"),
+        ("a.csv", "/folder", "a.csv"),
+        ("a.csv", "", "a.csv"),
+    ],
+)
+def test_a_path_below_an_address_keeps_both_slashes(path: str, root: str, found: str) -> None:
+    assert files.address(path, root) == found
+
+
+def test_a_folder_of_a_package_can_be_the_root_of_sources() -> None:
+    assert (
+        files.resolve("compose.py", "pkg://engine/config") == Path(files.__file__).parents[1] / "config" / "compose.py"
+    )
+    with pytest.raises(UserError, match=r"must be a path, pkg:// or s3://, found 'gs://bucket/a.csv'"):
+        files.resolve("a.csv", "gs://bucket")
+
+
 def test_objects_are_read_like_files(tmp_path: Path, endpoint: str, bucket: Any) -> None:
     table = events(300)
     (tmp_path / "in").mkdir()
@@ -86,10 +113,12 @@ def test_objects_are_read_like_files(tmp_path: Path, endpoint: str, bucket: Any)
         pq.write_table(part, f"events/day/{place}.parquet", filesystem=bucket)
         pq.write_table(part, f"events/day/_temporary/0/{place}.parquet", filesystem=bucket)
     local, _ = build(config(tmp_path / "local", data(tmp_path)))
-    for path in ("s3://events/day", "s3://events/day/*.parquet"):
+    places = [("s3://events/day", tmp_path), ("s3://events/day/*.parquet", tmp_path)]
+    places += [("day/*.parquet", "s3://events"), ("*.parquet", "s3://events/day/")]  # below an address as data.path
+    for path, root in places:
         source = {"path": path, "endpoint": endpoint, "region": "us-east-1"}
         folder = tmp_path / path.replace("/", "-").replace("*", "x")
-        remote, _ = build(config(folder, data(tmp_path, source=source)))
+        remote, _ = build(config(folder, {**data(tmp_path, source=source), "path": str(root)}))
         assert remote.digest == local.digest
         assert "test-secret-1234" not in (remote.directory / "manifest.json").read_text()
     with pytest.raises(UserError, match="s3://events/nothing must hold objects, found none"):

@@ -264,7 +264,7 @@ def test_an_expression_view_is_row_local_and_guarded(folder: Path, dataset: Data
     assert table["deal_big"].to_pylist() == [None if s is None else s > 1 for s in size]
     leaky = "features.views.deal={kind: expression, expressions: {x: 'amount * 2'}}"
     config = compose([*overrides(folder), leaky], str(folder / "conf")).config
-    with pytest.raises(UserError, match="'amount' is known at `paid_at`, after the decision at `at - 1h`"):
+    with pytest.raises(UserError, match="'amount' is known at `paid_at` and the decision is taken at `at - 1h`"):
         build.ensure(config, run, dataset)
     run.finish({})
 

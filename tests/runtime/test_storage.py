@@ -132,3 +132,21 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new)))
     storage.write_text(tmp_path / "a", "text")
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder that holds the name
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: storage.write_text(path, "x"),
+        lambda path: storage.write_json(path, {}),
+        lambda path: storage.write_parquet(path, pa.table({"x": [1]})),
+        lambda path: storage.atomic_directory(path).__enter__(),
+        lambda path: storage.make_folder(path),
+    ],
+)
+def test_an_address_is_refused_where_files_are_written(write, tmp_path: Path, monkeypatch) -> None:
+    """A path library makes `s3:/bucket/x` of `s3://bucket/x`: a folder named `s3:` in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"must be a path of a file system, found an address: .*`score\.output`"):
+        write(Path("s3://bucket/folder/x.parquet"))
+    assert not list(tmp_path.iterdir())

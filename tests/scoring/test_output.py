@@ -281,6 +281,12 @@ def test_an_output_address_of_another_kind_is_refused(tmp_path: Path, target: st
         output.place_of(target, tmp_path)
 
 
+def test_predictions_are_read_by_the_run_its_directory_or_the_text_of_it(unbroken: Run) -> None:
+    found = rows_of(unbroken)
+    assert predictions(unbroken).equals(found) and predictions(str(unbroken.directory)).equals(found)
+    assert Run.read(str(unbroken.directory)) == Run.read(unbroken.directory)
+
+
 def test_output_by_partition_with_a_size(score: Score, unbroken: Run, tmp_path: Path) -> None:
     run = score(
         "score.columns=[size]", "score.partition=shop", f"score.output={tmp_path / 'out'}", "score.file_size=8KB"
