@@ -1,15 +1,17 @@
 """What a block of rows looked like, as integers on edges fixed beforehand, so that merging is addition.
 
-Per numeric column, on ascending edges e[0] < ... < e[B] (from the reference): rows below e[0], in each bin [e[b], e[b + 1]) (the
-last one closed), above e[B], missing (NaN), -inf and +inf; least and greatest finite value; and moments as exact integers: a
-value inside the edges is q = floor((x - e[0]) * 2**31 / (e[B] - e[0]) + 1/2), and the sums of q and q**2 are kept whole; values
-outside are summed exactly. Any split of the rows, in any order, on any number of threads, merges to the same bytes.
+Per numeric column, on ascending edges e[0] < ... < e[B] (from the reference, see `bins_of`): rows below e[0], in each bin
+[e[b], e[b + 1]) (the last one closed), above e[B], missing (NaN), -inf and +inf; least and greatest finite value; and moments as
+exact integers: a value inside the edges is q = floor((x - e[0]) * 2**31 / (e[B] - e[0]) + 1/2), and the sums of q and q**2 are
+kept whole; values outside are summed exactly. Any split of the rows, in any order, on any number of threads, merges to the same
+bytes.
 
 Per categorical column: rows of each code.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,10 @@ _SCALE = 2.0**31
 _CELL_BITS = np.uint64(21)  # quanta of a cell
 _CELLS = 2**10  # cells between the first and the last edge: a value's cell says almost which bin it is in
 _MOST_STEPS = 4  # edges in one cell; with more of them in a cell a column is searched by halving
+FEW_VALUES = 2  # times the bins asked for: so many distinct values have a bin each
+NOISE = 2.0**-21  # of a value's size: what float32 (2**-24) and a few operations on it leave, with room
+_EXACT = 2.0**53  # whole numbers below are exact in a double
+_NARROWEST = 1e-290  # edges closer than this have no representable quantum
 MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = -3, -2, -1  # the last three counts of a row of Profile.counts
 
 
@@ -50,10 +56,25 @@ class Profile(NamedTuple):
     sums: list[tuple[int, int, int, int]]
 
 
-def edges_of(values: ArrayLike, bins: int) -> NDArray[np.float64]:
-    """At most bins + 1 distinct quantile edges of the finite values, each of them the value nearest to its place.
+class Bins(NamedTuple):
+    """Bins of one column, fixed by a reference; see `bins_of`."""
 
-    A constant column c gives [c, the next double]. Raises ValueError without a finite value.
+    edges: NDArray[np.float64]  # [B + 1], ascending, each between two values of the reference or beyond its ends
+    points: NDArray[np.float64]  # [B]: the one value that a bin was made for, NaN where it holds a range of values
+
+
+def edges_of(values: ArrayLike, bins: int) -> NDArray[np.float64]:
+    """The edges of `bins_of`."""
+    return bins_of(values, bins).edges
+
+
+def bins_of(values: ArrayLike, bins: int) -> Bins:
+    """Bins of about equal shares whose edges lie between the finite values, so that rounding noise moves no row.
+
+    With at most FEW_VALUES * bins distinct values each has a bin of its own. With more, a value as frequent as a whole bin
+    has one, and the rest is cut into parts of about 1 / bins of the rows. Distinct values that differ by rounding noise
+    alone count as one. The outer edges lie beyond the least and greatest value by no more than such noise.
+    Raises ValueError without a finite value.
     """
     numbers = check.floats("values", values)
     if bins < 1:
@@ -61,9 +82,62 @@ def edges_of(values: ArrayLike, bins: int) -> NDArray[np.float64]:
     finite = np.sort(numbers[np.isfinite(numbers)]) + 0.0
     if len(finite) == 0:
         raise ValueError(f"values must hold a finite number, found none among {len(numbers)}")
-    at = (np.arange(bins + 1) * (len(finite) - 1) + bins // 2) // bins
-    edges: NDArray[np.float64] = np.unique(finite[at])
-    return edges if len(edges) > 1 else np.array([edges[0], np.nextafter(edges[0], np.inf)])
+    with np.errstate(over="ignore"):  # differences beyond the largest double are infinite, and no wrong answer
+        low, high, rows = _distinct(finite)
+        cuts = np.arange(1, len(low)) if len(low) <= FEW_VALUES * bins else _cuts(rows, bins)
+        first, last = _ends(float(finite[0]), float(finite[-1]))
+        inner = low[cuts] * 0.5 + high[cuts - 1] * 0.5
+        inner = np.where(inner > high[cuts - 1], inner, low[cuts])  # neighbouring doubles have nothing between them
+    cuts, inner = cuts[inner < last], inner[inner < last]
+    starts = np.concatenate([[0], cuts])
+    alone = np.diff(np.append(starts, len(low))) == 1
+    middle = finite[np.cumsum(rows)[starts] - rows[starts] + (rows[starts] - 1) // 2]  # the median row of its noise
+    return Bins(np.concatenate([[first], inner, [last]]), np.where(alone, middle, np.nan))
+
+
+def _distinct(finite: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """(least, greatest, rows) of each distinct value of ascending numbers, with its rounding noise."""
+    value, rows = np.unique(finite, return_counts=True)
+    if np.array_equal(value, np.floor(value)) and max(-value[0], value[-1]) < _EXACT:
+        return value, value, rows  # whole numbers carry no noise
+    spread = finite[int(0.95 * (len(finite) - 1))] - finite[int(0.05 * len(finite))]
+    spread = spread if spread > 0 else value[-1] - value[0]
+    noise = np.maximum(8 * np.spacing(np.abs(value)), NOISE / 2 * np.minimum(np.abs(value), spread))
+    apart = np.diff(value) > noise[1:]
+    group = np.concatenate([[0], np.cumsum(apart)])
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    stops = np.append(starts[1:], len(value)) - 1
+    crowded = value[stops] - value[starts] > 8 * noise[stops]  # values close together, and no noise of one of them
+    apart |= crowded[group[1:]]
+    starts = np.flatnonzero(np.append(True, apart))
+    stops = np.append(starts[1:], len(value)) - 1
+    return value[starts], value[stops], np.add.reduceat(rows, starts)
+
+
+def _ends(least: float, most: float) -> tuple[float, float]:
+    """The outer edges: beyond the least and greatest value by rounding noise of the larger of them."""
+    size = max(abs(least), abs(most)) or 1.0  # zeros alone have no size of their own
+    noise = max(NOISE * size, _NARROWEST)
+    first, last = min(least - noise, np.nextafter(least, -np.inf)), max(most + noise, np.nextafter(most, np.inf))
+    top = float(np.finfo(float).max)
+    return max(first, -top), min(last, top)
+
+
+def _cuts(rows: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
+    """Numbers of the values that begin a bin, without the first: frequent values alone, the rest in equal parts."""
+    share = rows.sum() / bins
+    heavy = np.flatnonzero(rows >= share)
+    bounds = np.unique(np.concatenate([[0], heavy, heavy + 1, [len(rows)]]))
+    before = np.concatenate([[0], np.cumsum(rows)])
+    found = [bounds]
+    for low, high in itertools.pairwise(bounds.tolist()):
+        inside = before[high] - before[low]
+        parts = max(1, round(inside / share))
+        wanted = before[low] + inside * np.arange(1, parts) / parts
+        at = np.searchsorted(before, wanted)
+        nearer = wanted - before[at - 1] <= before[at] - wanted
+        found.append(np.clip(at - nearer, low, high))
+    return np.unique(np.concatenate(found))[1:-1]
 
 
 def profile_plan(edges: Sequence[ArrayLike]) -> ProfilePlan:

@@ -28,11 +28,15 @@ from kernels.jit import njit
 
 PSI_FLOOR = 1e-4
 LOW_EXPECTED = 5.0
+BINNED = "counted in bins, so that the distance of the values lies between low and high"
+TIES = "p is that of values without ties, and too large where values are tied"
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One statistic: `value`, or None and the `reason`. `low` and `high` bound it where binning leaves it open."""
+    """One statistic: `value`, or None and the `reason`. `low` and `high` bound it where binning leaves it open, and
+    `approximate` says so.
+    """
 
     name: str
     value: float | None
@@ -40,6 +44,7 @@ class Statistic:
     p: float | None = None
     low: float | None = None
     high: float | None = None
+    approximate: str | None = None  # in which way the value or its p is not that of the values themselves
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -233,7 +238,9 @@ def ks_samples(reference: ArrayLike, current: ArrayLike) -> Statistic:
     gap, _ = _gaps(a, b, np.empty(0))
     value = int(gap) / (len(a) * len(b))
     details = {"missing_reference": missing_a, "missing_current": missing_b}
-    return _found("ks", value, p=ks_p_value(value, len(a), len(b)), low=value, high=value, details=details)
+    ties = len(np.unique(np.concatenate([a, b]))) < len(a) + len(b)
+    more = {"approximate": TIES if ties else None, "details": details}
+    return _found("ks", value, p=ks_p_value(value, len(a), len(b)), low=value, high=value, **more)
 
 
 def scale_of(reference: NDArray[np.float64]) -> float:
@@ -273,7 +280,8 @@ def _check_profile(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Non
 def ks_profiles(reference: ArrayLike, current: ArrayLike) -> Statistic:
     """Kolmogorov-Smirnov distance from counts (below, bins, above) on the same edges.
 
-    The value is the largest difference at an edge; the true one lies in [low, high], which binning cannot narrow.
+    The value is the largest difference at an edge; the true one lies in [low, high], which binning cannot narrow. It is
+    that of the values where each bin holds one value.
     """
     a, b = _pair(reference, current)
     n, m = int(a.sum()), int(b.sum())
@@ -288,7 +296,24 @@ def ks_profiles(reference: ArrayLike, current: ArrayLike) -> Statistic:
         for la, ua, lb, ub in zip(lower_a, upper_a, lower_b, upper_b, strict=True)
         if ua > la or ub > lb
     ) / (n * m)
-    return _found("ks", low, p=ks_p_value(low, n, m), low=low, high=max(low, high))
+    return _found("ks", low, p=ks_p_value(low, n, m), low=low, high=max(low, high), approximate=f"{BINNED}; {TIES}")
+
+
+def areas(gap: NDArray[np.float64], edges: NDArray[np.float64], points: ArrayLike | None = None) -> NDArray[np.float64]:
+    """Area between two distribution functions in each bin, from their difference at the edges.
+
+    Shape: gap [..., bins + 1], edges [bins + 1], points [bins] or None -> [..., bins]. Within a bin the difference is a
+    line, or, where the bin has a point, a step there.
+    """
+    left, right, width = gap[..., :-1], gap[..., 1:], np.diff(edges)
+    both = np.abs(left) + np.abs(right)
+    crossed = np.divide(left * left + right * right, 2.0 * both, out=np.zeros_like(both), where=both > 0)
+    found = np.where(left * right < 0, crossed, np.abs(left + right) / 2.0) * width
+    if points is None:
+        return np.asarray(found)
+    at = np.asarray(points, float)
+    stepped = np.abs(left) * (at - edges[:-1]) + np.abs(right) * (edges[1:] - at)
+    return np.where(np.isnan(at), found, stepped)
 
 
 def wasserstein_profiles(
@@ -296,11 +321,13 @@ def wasserstein_profiles(
     current: tuple[ArrayLike, float, float],
     edges: ArrayLike,
     scale: float = 1.0,
+    points: ArrayLike | None = None,
 ) -> Statistic:
     """Wasserstein-1 distance from profiles: (counts below, bins, above; exact sum of the values below; of those above).
 
-    Inside a bin values are taken as spread evenly. Outside, the area is exact when only one side has values there, and the
-    difference of means (a lower bound) when both do. Divided by `scale`. Memory constant in the values' range.
+    Inside a bin values are taken as spread evenly, or, where `points` float64[bins] is not NaN, as that value. Outside, the area
+    is exact when only one side has values there, and the difference of means (a lower bound) when both do. Divided by `scale`.
+    Memory constant in the values' range.
     """
     limits = np.asarray(edges, float)
     a, b = _pair(reference[0], current[0])
@@ -310,15 +337,12 @@ def wasserstein_profiles(
     if empty:
         return empty
     gap = np.cumsum(a)[:-1] / n - np.cumsum(b)[:-1] / m  # difference of distribution functions at each edge
-    left, right, width = gap[:-1], gap[1:], np.diff(limits)
-    crossing = left * right < 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossed = (left * left + right * right) / (2.0 * (np.abs(left) + np.abs(right)))
-    inside = np.where(crossing, crossed, np.abs(left + right) / 2.0) * width
-    far = [
-        abs((reference[1 + s] - a[k] * limits[k]) / n - (current[1 + s] - b[k] * limits[k]) / m)
-        for s, k in ((0, 0), (1, -1))
-    ]
+    with np.errstate(over="ignore", invalid="ignore"):  # edges near the largest double: the reason says so
+        inside = areas(gap, limits, points)
+        far = [
+            abs((reference[1 + s] - a[k] * limits[k]) / n - (current[1 + s] - b[k] * limits[k]) / m)
+            for s, k in ((0, 0), (1, -1))
+        ]
     if not np.all(np.isfinite(far)):
         return _not("wasserstein", "the sum of values outside the edges is beyond the range of a double")
     return _found("wasserstein", exact.total(np.append(inside, far)) / scale, details={"scale": scale})

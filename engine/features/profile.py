@@ -25,24 +25,27 @@ from kernels import profile as kernel
 from kernels.hashing import hash_bytes
 from kernels.statistics import scale_of
 
-FORMAT = 1
+FORMAT = 2  # 1: edges on data values, and no points
 BINS = 20
 FIT_ROWS = 65_536  # edges are quantiles: so many rows put each within 0.2 % of its share
 READ_COLUMNS = 32  # columns read at a time
 # Unseen categories named per column: those with the smallest hashes, so that any split of the rows keeps the same.
 UNSEEN_KEPT = 200
-NARROWEST = 1e-290  # edges closer than this have no representable quantum
 PREDICTION = "prediction"
 NO_VALUE = (NO_TEXT, "(unseen)", "(rare)")  # labels of the codes that stand for no known category
 
 
 @dataclass(frozen=True)
 class NumericSpec:
-    """One numeric column: ascending edges, and the scale that normalises distances (kernels.statistics.scale_of)."""
+    """One numeric column: ascending edges, and the scale that normalises distances (kernels.statistics.scale_of).
+
+    `points`: the one value that each bin was made for, None for a range of values (kernels.profile.bins_of).
+    """
 
     name: str
     edges: tuple[float, ...]
     scale: float
+    points: tuple[float | None, ...]
 
     @property
     def bins(self) -> int:
@@ -58,6 +61,7 @@ class ProfileSpec:
     categorical: tuple[Vocabulary, ...]
     predictions: tuple[NumericSpec, ...]
     unnamed: frozenset[str] = frozenset()  # categorical columns whose values must not be written down
+    format: int = FORMAT  # that it was fitted in: profiles of an older model are counted and named as they were then
     _plans: dict[str, kernel.ProfilePlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -75,9 +79,9 @@ class ProfileSpec:
         numeric = []
         for at in range(0, len(names), READ_COLUMNS):
             table = read(names[at : at + READ_COLUMNS])
-            numeric += [_fit_numeric(name, as_floats(table[name]), bins) for name in table.column_names]
+            numeric += [fit_numeric(name, as_floats(table[name]), bins) for name in table.column_names]
         predictions = [
-            _fit_numeric(name, values, bins)
+            fit_numeric(name, values, bins)
             for name, values in zip(prediction_names(classes), _score_columns(scores, classes), strict=True)
         ]
         unnamed = frozenset(sensitive) & {vocabulary.name for vocabulary in encoder.categorical_}
@@ -116,10 +120,10 @@ class ProfileSpec:
     def to_json(self) -> dict[str, Any]:
         """The specification; vocabularies are the encoder's and stay there."""
         return {
-            "format": FORMAT,
-            "numeric": [_numeric_json(item) for item in self.numeric],
+            "format": self.format,
+            "numeric": [_numeric_json(item, self.format) for item in self.numeric],
             "categorical": [item.name for item in self.categorical],
-            "predictions": [_numeric_json(item) for item in self.predictions],
+            "predictions": [_numeric_json(item, self.format) for item in self.predictions],
             "unnamed": sorted(self.unnamed),
         }
 
@@ -137,6 +141,7 @@ class ProfileSpec:
             tuple(vocabularies[name] for name in state["categorical"]),
             tuple(_numeric_spec(item) for item in state["predictions"]),
             frozenset(state["unnamed"]),
+            state["format"],
         )
 
 
@@ -247,7 +252,7 @@ class Profile:
                 "unseen": dict(sorted(self.unseen[index].items())),
             }
         return {
-            "format": FORMAT,
+            "format": spec.format,
             "spec": spec.digest,
             "rows": self.rows,
             "numeric": _kernel_json(self.numeric, spec.plan, spec.numeric),
@@ -299,15 +304,15 @@ def category_label(vocabulary: Vocabulary, code: int, named: bool = True) -> str
 # ---------------------------------------------------------------------------------------------------------- fitting
 
 
-def _fit_numeric(name: str, values: np.ndarray, bins: int) -> NumericSpec:
+def fit_numeric(name: str, values: np.ndarray, bins: int) -> NumericSpec:
+    """Bins and scale of one column, from (at most FIT_ROWS, evenly spaced) values [n]."""
     values = values[:: -(-len(values) // FIT_ROWS)] if len(values) else values
     finite = np.sort(np.asarray(values[np.isfinite(values)], np.float64))
-    if not len(finite):
-        return NumericSpec(name, (0.0, 1.0), 1.0)  # nothing seen: the counts say so, and no statistic is computable
-    edges = [float(edge) for edge in kernel.edges_of(finite, bins)]
-    if edges[-1] - edges[0] < NARROWEST:
-        edges = [edges[0], edges[0] + NARROWEST]
-    return NumericSpec(name, tuple(edges), float(scale_of(finite)))
+    if not len(finite):  # nothing seen: the counts say so, and no statistic is computable
+        return NumericSpec(name, (0.0, 1.0), 1.0, (None,))
+    found = kernel.bins_of(finite, bins)
+    points = tuple(None if np.isnan(point) else float(point) for point in found.points)
+    return NumericSpec(name, tuple(float(edge) for edge in found.edges), float(scale_of(finite)), points)
 
 
 def _score_columns(scores: np.ndarray | None, classes: Sequence[str]) -> list[np.ndarray]:
@@ -316,12 +321,14 @@ def _score_columns(scores: np.ndarray | None, classes: Sequence[str]) -> list[np
     return [scores] if scores.ndim == 1 else [scores[:, index] for index in range(scores.shape[1])]
 
 
-def _numeric_json(item: NumericSpec) -> dict[str, Any]:
-    return {"name": item.name, "edges": list(item.edges), "scale": item.scale}
+def _numeric_json(item: NumericSpec, format_: int) -> dict[str, Any]:
+    state = {"name": item.name, "edges": list(item.edges), "scale": item.scale}
+    return state | {"points": list(item.points)} if format_ > 1 else state
 
 
 def _numeric_spec(state: dict[str, Any]) -> NumericSpec:
-    return NumericSpec(state["name"], tuple(state["edges"]), state["scale"])
+    edges = tuple(state["edges"])
+    return NumericSpec(state["name"], edges, state["scale"], tuple(state.get("points", (None,) * (len(edges) - 1))))
 
 
 # --------------------------------------------------------------------------------------------------------- counting

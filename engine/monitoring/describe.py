@@ -13,7 +13,7 @@ from engine.features.encode import FIRST_KNOWN
 from engine.features.profile import Profile
 from engine.monitoring.calibrate import VOLUME
 from engine.monitoring.reference import Reference
-from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, js_distance
+from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, js_distance, psi_bins
 from kernels import statistics as kernels
 
 LISTED = 10  # categories or bins listed as new, vanished or moved
@@ -97,7 +97,7 @@ def pair_statistics(pair: Pair, floor: float) -> dict[str, dict[str, Any]]:
     """Every statistic by the kernels: value or reason, bounds and p-value."""
     a, b = pair.bins(pair.reference), pair.bins(pair.current)
     found = [
-        kernels.psi(a, b, floor),
+        kernels.psi(psi_bins(pair.column, a), psi_bins(pair.column, b), floor),
         kernels.js_distance(a, b),
         kernels.chi_square(pair.levels(pair.reference), pair.levels(pair.current)),
     ]
@@ -115,13 +115,14 @@ def _wasserstein(pair: Pair) -> kernels.Statistic:
         (np.rint(side.values[0]).astype(np.int64), float(side.far[0, 0]), float(side.far[0, 1]))
         for side in (pair.reference, pair.current)
     ]
-    assert pair.column.edges is not None
-    return kernels.wasserstein_profiles(sides[0], sides[1], pair.column.edges, pair.column.scale)
+    column = pair.column
+    assert column.edges is not None
+    return kernels.wasserstein_profiles(sides[0], sides[1], column.edges, column.scale, column.points)
 
 
 def _plain(item: kernels.Statistic) -> dict[str, Any]:
     record: dict[str, Any] = {"value": item.value}
-    for name in ("reason", "p", "low", "high"):
+    for name in ("reason", "p", "low", "high", "approximate"):
         if getattr(item, name) is not None:
             record[name] = getattr(item, name)
     for name in ("dof", "low_expected"):

@@ -57,6 +57,7 @@ from engine.training.train import with_spec_of
 FORMAT = 1
 DAY = 86_400_000_000
 DIGITS = 9  # significant digits of drift.json: the last bits of a sum may differ between processors
+BETWEEN_VALUES = 2  # format of profile specifications whose edges lie between data values
 SAID = 5  # causes named in words
 
 
@@ -89,6 +90,11 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
         settings.business, config.data.columns, len(bundle.model["classes"]) * _multiclass(bundle), config.data.target
     )
     reference = read_reference(bundle.directory, bundle.encoder)
+    if reference.profile.spec.format < BETWEEN_VALUES:
+        run.warn(
+            "this model's bins lie on data values, as in earlier versions: a change of a flag, a rating or a count may stay "
+            "unseen. Train the model again"
+        )
     window = (stored_window if settings.run else sliced_window)(config, run, bundle, reference, needed)
     judge = judge_of(config, bundle, window)
     past = reference_outcomes(config, bundle, window, needed, run)

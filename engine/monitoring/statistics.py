@@ -15,11 +15,13 @@ import numpy as np
 from engine.features.profile import NumericSpec, Profile, ProfileSpec, category_label
 from engine.training.reference import outside_sum
 from kernels import profile as kernel
+from kernels import statistics as kernels
 
 NUMERIC, CATEGORICAL, PREDICTION = "numeric", "categorical", "prediction"
 MEANING = {
-    "psi": "population stability index over the bins that the reference fixed (nats)",
-    "ks": "largest difference of the distribution functions",
+    "psi": "population stability index over the bins that the reference fixed (nats); what lies beyond the training range "
+    "counts to the outermost bin, new categories not at all: `outside` and `unseen` count them",
+    "ks": "largest difference of the distribution functions at the edges of the bins: approximate, low and high bound it",
     "wasserstein": "area between the distribution functions, in standard deviations of the reference",
     "js": "Jensen-Shannon distance, base 2",
     "missing": "change of the share of missing rows",
@@ -31,13 +33,17 @@ MEANING = {
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """One monitored column: kind, edges (None for a category), scale of distances, labels of its bins."""
+    """One monitored column: kind, edges (None for a category), scale of distances, labels of its bins.
+
+    `points`: the one value of each bin inside the edges, NaN where it holds a range (None: all of them do).
+    """
 
     name: str
     kind: str
     edges: np.ndarray | None
     scale: float
     labels: tuple[str, ...]
+    points: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -100,8 +106,12 @@ def column_specs(spec: ProfileSpec) -> list[ColumnSpec]:
 def _numeric(item: NumericSpec, kind: str) -> ColumnSpec:
     edges = np.array(item.edges)
     texts = [f"{edge:.4g}" for edge in edges]
-    inside = [f"{low} to {high}" for low, high in itertools.pairwise(texts)]
-    return ColumnSpec(item.name, kind, edges, item.scale, (f"below {texts[0]}", *inside, f"above {texts[-1]}"))
+    inside = [
+        f"{low} to {high}" if point is None else f"{point:.6g}"
+        for (low, high), point in zip(itertools.pairwise(texts), item.points, strict=True)
+    ]
+    labels = (f"below {texts[0]}", *inside, f"above {texts[-1]}")
+    return ColumnSpec(item.name, kind, edges, item.scale, labels, np.array(item.points, np.float64))
 
 
 def profile_counts(profile: Profile) -> dict[str, Counts]:
@@ -139,7 +149,8 @@ def statistics(
         p, q = shares(reference), shares(current)
         found: dict[str, np.ndarray] = {}
         if "psi" in names:
-            found["psi"] = psi(p, q, floor)
+            base, now = (normalised(psi_bins(column, bin_rows(side))) for side in (reference, current))
+            found["psi"] = psi(base, now, floor)
         if "js" in names:
             found["js"] = js_distance(p, q)
         if "missing" in names:
@@ -151,20 +162,45 @@ def statistics(
         if "ks" in names:
             found["ks"] = np.abs(np.cumsum(p, axis=1) - np.cumsum(q, axis=1)).max(axis=1)
         if "wasserstein" in names:
-            found["wasserstein"] = wasserstein(reference, current, column.edges) / column.scale
+            found["wasserstein"] = wasserstein(column, reference, current)
         if "outside" in names:
             found["outside"] = np.abs((q[:, 0] + q[:, -1]) - (p[:, 0] + p[:, -1]))
         return found
 
 
+def bin_rows(counts: Counts) -> np.ndarray:
+    """float64[W, bins]: rows of each bin, infinities in the outer ones."""
+    if not counts.infinite.any():
+        return counts.values
+    values = counts.values.copy()
+    values[:, 0] += counts.infinite[:, 0]
+    values[:, -1] += counts.infinite[:, 1]
+    return values
+
+
 def shares(counts: Counts) -> np.ndarray:
-    """float64[W, bins]: shares of the values that are not missing; infinities belong to the outer bins."""
-    values = counts.values
-    if counts.infinite.any():
-        values = values.copy()
-        values[:, 0] += counts.infinite[:, 0]
-        values[:, -1] += counts.infinite[:, 1]
+    """float64[W, bins]: shares of the values that are not missing."""
+    return normalised(bin_rows(counts))
+
+
+def normalised(values: np.ndarray) -> np.ndarray:
+    """float64[W, bins]: shares of each row of counts; NaN where it is empty."""
     return np.asarray(values / values.sum(axis=1, keepdims=True))
+
+
+def psi_bins(column: ColumnSpec, values: np.ndarray) -> np.ndarray:
+    """Of bins [..., column.width] those that PSI compares: what the reference never had is counted once.
+
+    `outside` and `unseen` count values beyond the training range and categories that training never saw. In PSI their
+    bin would be empty on one side, and its floor would count the same rows again. So a number beyond the range belongs to
+    the outermost bin, and a row of a new category to none.
+    """
+    if column.edges is None:
+        return values[..., 1:]
+    inner = values[..., 1:-1].copy()
+    inner[..., 0] += values[..., 0]
+    inner[..., -1] += values[..., -1]
+    return inner
 
 
 def psi(p: np.ndarray, q: np.ndarray, floor: float) -> np.ndarray:
@@ -186,16 +222,16 @@ def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(p[:, 0]) | np.isnan(q[:, 0]), np.nan, result)
 
 
-def wasserstein(reference: Counts, current: Counts, edges: np.ndarray) -> np.ndarray:
-    """Wasserstein-1 distance, values spread evenly within bins; outside, the difference of the excess over the edge."""
+def wasserstein(column: ColumnSpec, reference: Counts, current: Counts) -> np.ndarray:
+    """Wasserstein-1 distance in the column's scale, values spread evenly within bins of more than one value; outside, the
+    difference of the excess over the edge.
+    """
+    assert column.edges is not None
     a, b = reference.values, current.values
     n, m = a.sum(axis=1, keepdims=True), b.sum(axis=1, keepdims=True)
     gap = np.cumsum(a, axis=1)[:, :-1] / n - np.cumsum(b, axis=1)[:, :-1] / m
-    left, right = gap[:, :-1], gap[:, 1:]
-    total = np.abs(left) + np.abs(right)
-    crossed = np.divide(left * left + right * right, 2.0 * total, out=np.zeros_like(total), where=total > 0)
-    inside = np.where(left * right < 0, crossed, np.abs(left + right) / 2.0) @ np.diff(edges)
-    limits = edges[[0, -1]]
+    inside = kernels.areas(gap, column.edges, column.points).sum(axis=1)
+    limits = column.edges[[0, -1]]
     excess = (reference.far - a[:, [0, -1]] * limits) / n - (current.far - b[:, [0, -1]] * limits) / m
     infinite = reference.infinite.any(axis=1) | current.infinite.any(axis=1)
-    return np.where(infinite, np.nan, inside + np.abs(excess).sum(axis=1))
+    return np.where(infinite, np.nan, inside + np.abs(excess).sum(axis=1)) / column.scale

@@ -169,3 +169,19 @@ def test_specification_survives_json() -> None:
     again = ProfileSpec.from_json(spec.to_json(), Encoder.from_json(encoder.to_json()))
     assert again.digest == spec.digest
     assert Profile.count(again, train).digest == Profile.count(spec, train).digest
+
+
+def test_a_specification_of_format_1_counts_and_is_named_as_it_was() -> None:
+    train = raw(300)
+    encoder = Encoder.fit(FEATURES, train.select, EncodeConfig())
+    numeric = [{"name": "x", "edges": [-2.0, 0.0, 2.0], "scale": 1.0}, {"name": "y", "edges": [5.0, 6.0], "scale": 5.0}]
+    old = {"format": 1, "numeric": numeric, "categorical": ["c"], "predictions": [], "unnamed": []}
+    spec = ProfileSpec.from_json(old, encoder)
+    assert spec.to_json() == old and spec.format == 1
+    vocabulary = encoder.categorical_[0]
+    assert spec.digest == digest.of_json([old, [["c", vocabulary.known_, vocabulary.rare_]]])
+    found = Profile.count(spec, train)
+    assert found.to_json()["format"] == 1
+    assert Profile.from_json(found.to_json(), spec).digest == found.digest
+    assert found.numeric.counts[1, :3].tolist() == [0, 300, 0]
+    assert [item.points for item in spec.numeric] == [(None, None), (None,)]

@@ -81,6 +81,7 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
     "hash_bytes": (hashed, [np.sort(TIME)], [DRAW.integers(0, 256, 60).astype(np.uint8)]),
     "roc_auc": (metrics.roc_auc, RATED, []),
     "edges_of": (lambda values: profile.edges_of(values, 4), [VALUES], []),
+    "bins_of": (lambda values: profile.bins_of(values, 4), [VALUES], []),
     "profile_plan": (lambda edges: profile.profile_plan([edges]), [], [EDGES]),
     "profile": (lambda block, threads: profile.profile(block, PROFILE, threads), [BLOCK], []),
     "category_counts": (profile.category_counts, [CODES], [np.array([3, 3])]),
@@ -92,6 +93,7 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
         [],
         [*COUNTS[:, :6], EDGES],
     ),
+    "areas": (statistics.areas, [], [COUNTS[0, : len(EDGES)].astype(float), EDGES, EDGES[1:]]),
     "pinball": (lambda y, score, weight: metrics.pinball(y, score, 0.3, weight), RATED, []),
     "pinball_sum": (lambda y, score, weight: metrics.pinball_sum(y, score, 0.3, weight), RATED, []),
 }
@@ -170,7 +172,7 @@ def test_no_rows_and_one_row_are_rows(name, count):
     call, rows, others = CALLS[name]
     few = [array[:count] for array in rows]
     threads = {"threads": 2} if "threads" in inspect.signature(functions()[name]).parameters else {}
-    if name == "edges_of" and count == 0:
+    if name in ("edges_of", "bins_of") and count == 0:
         with pytest.raises(ValueError, match="found none among 0"):
             call(*few, *others, **threads)
     else:

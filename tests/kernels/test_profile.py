@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kernels.profile import (
     Profile,
+    bins_of,
     category_counts,
     column_counts,
     edges_of,
@@ -102,14 +103,95 @@ def test_moments_are_those_of_exact_arithmetic_to_half_a_quantum(values, edges):
         assert np.isnan(std)
 
 
-@pytest.mark.parametrize(("rows", "bins"), [(1, 3), (2, 5), (10, 3), (1000, 7), (1000, 255)])
-def test_edges_are_the_nearest_quantiles_of_numpy(rows, bins):
-    values = np.random.default_rng(rows).standard_normal(rows)
-    expected = np.unique(np.quantile(values, np.arange(bins + 1) / bins, method="nearest"))
-    if rows > 1:
-        np.testing.assert_array_equal(edges_of(values, bins), expected)
-    else:
-        np.testing.assert_array_equal(edges_of(values, bins), [values[0], np.nextafter(values[0], np.inf)])
+POOLS = {  # values of a column, least to greatest
+    "flag": [0.0, 1.0],
+    "rating": [1.0, 2.0, 3.0, 4.0, 5.0],
+    "count": [0.0, 1.0, 2.0, 7.0, 300.0],
+    "cents": [-0.5, 0.0, 0.1, 0.25, 9.99],
+    "rates": [0.001, 0.3333, 1 / 3, 1.0, 1e6 / 7],
+    "large": [1.6e9, 1.6e9 + 1e3, 1.7e9],
+}
+
+
+def counted(values, found):
+    plan = profile_plan([found.edges])
+    return column_counts(profile(np.asarray(values, float)[:, None], plan), plan, 0)
+
+
+@examples(200)
+@given(st.lists(NUMBERS, min_size=1, max_size=30).filter(lambda v: any(np.isfinite(v))), st.integers(1, 6))
+def test_edges_lie_between_the_values_and_hold_all_of_them(values, bins):
+    found = bins_of(values, bins)
+    finite = np.unique(np.array(values)[np.isfinite(values)])
+    profile_plan([found.edges])  # finite and ascending
+    assert len(found.points) == len(found.edges) - 1
+    assert found.edges[0] <= finite[0] and finite[-1] <= found.edges[-1]
+    for edge in found.edges[1:-1]:
+        before, after = finite[finite < edge].max(), finite[finite >= edge].min()
+        assert before < edge <= after and (edge < after or np.nextafter(before, np.inf) == after)
+    if len(finite) <= 2 * bins and np.array_equal(finite, np.floor(finite)) and abs(finite).max() < 2**53:
+        assert found.points.tolist() == finite.tolist()
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+@examples(20)
+@given(st.data())
+def test_few_values_have_a_bin_each_which_rounding_noise_does_not_leave(pool, data):
+    many = st.lists(st.sampled_from(pool), min_size=1, max_size=40)
+    reference, current = np.array([*pool, *data.draw(many)]), np.array(data.draw(many))
+    found = bins_of(reference, 20)
+    assert found.points.tolist() == pool
+    expected = [0, *(int((current == value).sum()) for value in pool), 0]
+    step = float(np.diff(pool).min())
+    for noisy in (current, current * (1 + 1e-7), current * (1 - 1e-7), current + 1e-7 * step, current - 1e-7 * step):
+        assert counted(noisy, found).tolist() == expected
+    assert counted(current.astype(np.float32), found).tolist() == expected
+    beyond = 1e-6 * pool[-1]
+    assert counted([pool[0] - beyond, pool[-1] + beyond], found)[[0, -1]].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("spike", [0.0, 9.99, -3.0])
+def test_a_frequent_value_of_a_continuous_column_has_a_bin_of_its_own(spike):
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 10, 20_000)
+    values[:12_000] = spike
+    found = bins_of(rng.permutation(values), 20)
+    at = int(np.flatnonzero(found.points == spike)[0])
+    counts = counted(values, found)
+    assert counts[at + 1] == 12_000
+    others = np.delete(counts[1:-1], at)
+    assert 7 <= len(others) <= 9 and others.min() > 500  # eight bins hold 40 % of the rows, a thousand each
+    assert found.edges[at] < spike < found.edges[at + 1]
+    for noisy in (values * (1 + 1e-7), values * (1 - 1e-7), values.astype(np.float32)):
+        assert np.abs(counted(noisy, found) - counts).max() <= 2
+
+
+def test_values_that_differ_by_rounding_alone_are_one_value():
+    found = bins_of([0.1 + 0.2, 0.3, 0.3, 0.6, np.float32(0.3), np.float32(0.6)], 20)
+    assert found.points.tolist() == [0.3, 0.6]
+    noise = 1 / 3 + np.arange(-500, 500) * np.spacing(1 / 3) / 300
+    assert len(bins_of(noise, 20).points) == 1
+    near = 1000 + np.random.default_rng(0).normal(0, 1e-2, 5000)  # close together, and no noise
+    assert len(bins_of(near, 20).points) == 20
+    assert bins_of([2.0**52, 2.0**52 + 1], 20).points.tolist() == [2.0**52, 2.0**52 + 1]
+
+
+def test_many_values_are_cut_into_equal_parts():
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal(1000)
+    for bins in (7, 10, 255):
+        found = bins_of(values, bins)
+        counts = counted(values, found)[1:-1]
+        assert len(counts) == bins and abs(counts - 1000 / bins).max() <= 1
+        assert found.points.tolist() == pytest.approx([np.nan] * bins, nan_ok=True)
+
+
+def test_a_constant_has_one_bin():
+    for value in (5.0, 0.0, -1e300, 1e-280, 1.7e308):
+        found = bins_of([value, value, np.nan, np.inf], 8)
+        assert found.points.tolist() == [value]
+        assert counted([value, value * (1 + 1e-7), value * (1 - 1e-7), -value or 1.0], found)[1] == 3
+    assert bins_of([np.finfo(float).max] * 2, 3).points.tolist() == [np.finfo(float).max]
 
 
 def test_values_outside_are_summed_exactly():
@@ -117,18 +199,6 @@ def test_values_outside_are_summed_exactly():
     found = profile(np.array([[1e300], [2.0], [-3.0], [0.5]]), plan)
     assert found.sums[0][2] == -3 << 1084 and found.sums[0][3] == (int(1e300) + 2) << 1084
     assert mean_std(profile(np.array([[2.0], [4.0]]), plan), plan, 0)[0] == 3.0
-
-
-def test_edges_are_values_and_a_constant_has_a_bin_of_its_own():
-    rng = np.random.default_rng(1)
-    values = rng.standard_normal(1000)
-    edges = edges_of(values, 10)
-    assert np.isin(edges, values).all() and edges[0] == values.min() and edges[-1] == values.max()
-    counts = np.histogram(values, edges)[0]
-    assert counts.min() >= 99 and counts.max() <= 101
-    constant = edges_of([5.0, 5.0, np.nan, np.inf], 8)
-    plan = profile_plan([constant])
-    assert column_counts(profile([[5.0], [5.0], [6.0]], plan), plan, 0).tolist() == [0, 2, 1]
 
 
 def test_nan_is_counted_whatever_the_compiler_may_assume():  # numba#9383

@@ -61,7 +61,7 @@ def test_same_distribution_is_quiet(reference) -> None:
         ("x", some_missing(0.1), "missing"),
         ("x", lambda rng, v: np.where(rng.random(len(v)) < 0.1, 1e300, v), "outside"),
         ("x", lambda rng, v: np.where(rng.random(len(v)) < 0.1, np.inf, v), "outside"),
-        ("flat", lambda rng, v: v + 1.0, "psi"),  # constant 5 against constant 6 (evidently#1900)
+        ("flat", lambda rng, v: v + 1.0, "ks"),  # constant 5 against constant 6 (evidently#1900)
         ("kind", lambda rng, v: np.where(rng.random(len(v)) < 0.5, "a", v), "psi"),
         ("kind", lambda rng, v: np.where(rng.random(len(v)) < 0.1, "new", v), "unseen"),
     ],
@@ -73,6 +73,37 @@ def test_a_moved_column_alarms_by_the_statistic_that_shows_it(reference, column,
     assert {name for name in drift.alarms if name != "prediction"} == {column}
     assert drift.causes[0]["column"] == column
     assert column in drift.discoveries
+
+
+def discrete(rng, day, rows):
+    return {
+        "flag": (rng.random(rows) < 0.1).astype(np.int64),
+        "sure": rng.random(rows) < 0.9,
+        "rating": rng.choice([1.0, 2.0, 3.0, 4.0, 5.0], rows, p=[0.1, 0.1, 0.2, 0.3, 0.3]),
+        "count": rng.poisson(1.5, rows),
+        "spent": np.where(rng.random(rows) < 0.6, 0.0, rng.exponential(20, rows)),
+    }
+
+
+@pytest.mark.parametrize("column", ["flag", "sure", "rating", "count", "spent"])
+def test_few_values_that_change_places_alarm_and_rounding_noise_does_not(column) -> None:
+    def turned(rng, day, rows):
+        columns = discrete(rng, day, rows)
+        values = columns[column].astype(float)
+        swapped = np.where(values == values.min(), np.median(values[values > values.min()]), values.min())
+        return {**columns, column: swapped}
+
+    def noisy(rng, day, rows):
+        columns = {name: np.asarray(values, float) for name, values in discrete(rng, day, rows).items()}
+        return {**columns, column: (columns[column] * (1 + 1e-7) + 1e-8).astype(np.float32)}
+
+    reference = make_reference(discrete, 40, 200)
+    drift = run_drift(reference, make_window(reference, turned, 7, 200))
+    assert drift.alarms == [column]
+    assert record(drift, column)["statistics"]["ks"]["alarm"]
+    assert "p is that of values without ties" in record(drift, column)["statistics"]["ks"]["approximate"]
+    quiet = run_drift(reference, make_window(reference, noisy, 7, 200))
+    assert quiet.alarms == [] and record(quiet, column)["statistics"]["outside"]["value"] == 0
 
 
 def test_new_and_vanished_categories_are_named_with_their_rows(reference) -> None:

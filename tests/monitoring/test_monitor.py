@@ -73,6 +73,12 @@ def test_a_later_window_of_the_same_process_is_quiet_and_leaves_record_history_r
     assert "Quiet" in report and "shop_count_2d" in report
 
 
+def test_a_model_whose_bins_lie_on_data_values_is_monitored_with_a_warning(monitor, monkeypatch) -> None:
+    monkeypatch.setattr("engine.monitoring.monitor.BETWEEN_VALUES", 3)  # as if a later format had moved the edges
+    _, run = monitor("monitor.window=2020-01-27", "monitor.alarm_on=[drift]")
+    assert "Train the model again" in (run / "run.log").read_text()
+
+
 def test_replay_gives_the_same_bytes(monitor) -> None:
     runs = [monitor("monitor.window=2020-01-27", "monitor.alarm_on=[drift]")[1] for _ in range(2)]
     assert runs[0] != runs[1]
