@@ -72,6 +72,19 @@ class CsvOptions:
     ragged: str = key("quarantine", "when a row has more or fewer fields", choices=("fail", "quarantine"))
     nulls: tuple[str, ...] = key(("",), "spellings of null")
     header: bool = key(True, "whether the first line names the columns; without it the declared order holds")
+    skip: int = key(0, "lines before the header (or the first row) that are no part of the table", ge=0)
+    skip_after_header: int = key(0, "lines after the header that are no rows, such as units of measure", ge=0)
+    footer: int = key(0, "lines at the end of the file that are no rows, such as totals; blank lines count", ge=0)
+    comment: str | None = key(None, "lines that begin with this text are left out, before the header and after it")
+    trailing_delimiter: bool = key(
+        False, "every row ends with one more delimiter than the header has, with nothing behind it"
+    )
+
+    def __post_init__(self) -> None:
+        if self.skip_after_header and not self.header:
+            raise UserError("skip_after_header counts from the header, found header=false: use skip")
+        if self.comment is not None and (not self.comment.strip() or set(self.comment) & set("\r\n")):
+            raise UserError(f"comment must be the text that comment lines begin with, found {self.comment!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,9 +38,12 @@ def read_block(stream: BinaryIO) -> bytes:
 
 
 def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> Iterator[Piece]:
-    """Pieces of `head` followed by the stream. From the first misplaced quote on, the rest is one messy piece a block."""
+    """Pieces of `head` followed by the stream, without comment lines. From the first misplaced quote on, the rest is one
+    messy piece a block, comments included: only the strict reader of `sift` knows there where a row begins.
+    """
     quote = options.quote.encode() if options else b""
     delimiter = options.delimiter.encode() if options else b","
+    comment = (options.comment or "").encode() if options else b""
     rest, messy = head, bool(options and options.escape)
     while True:
         block = read_block(stream)
@@ -51,13 +55,14 @@ def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> 
                 yield Piece(rest, True)
             rest = b""
         else:
-            end = len(rest) if last else _end(rest, quote)
-            if quote and end and quote in rest[:end] and not well_quoted(rest[:end], quote, delimiter):
+            end, rows = _whole_rows(rest, last, quote, comment)
+            if quote and quote in rows and not well_quoted(rows, quote, delimiter):
                 messy = True
                 yield Piece(rest, True)
                 rest = b""
             elif end:
-                yield Piece(rest[:end], quoted=bool(quote) and quote in rest[:end])
+                if rows:
+                    yield Piece(rows, quoted=bool(quote) and quote in rows)
                 rest = rest[end:]
             elif len(rest) > LONGEST_ROW:
                 raise UserError(
@@ -68,14 +73,14 @@ def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> 
 
 
 def mapped_pieces(path: Path, start: int, options: CsvOptions) -> Iterator[Piece]:
-    """Pieces of a plain file from byte `start` on, as views of it: nothing is copied until the first quote is met."""
-    quote = options.quote.encode()
+    """Pieces of a plain file from byte `start` on, as views of it: nothing is copied until the first quote or comment."""
+    special = [text.encode()[0] for text in (options.quote, options.comment) if text]
     with pa.memory_map(str(path)) as mapped:
         size = mapped.size()
         while start < size and not options.escape:
             mapped.seek(start)
             view = mapped.read_buffer(PIECE)
-            if quote and _holds(view, quote[0]):
+            if any(_holds(view, byte) for byte in special):
                 break
             end = view.size if start + view.size == size else _last_line_end(view)
             if not end:
@@ -100,6 +105,52 @@ def _last_line_end(view: pa.Buffer) -> int:
         if found >= 0:
             return low + found + 1
     return 0
+
+
+def _whole_rows(data: bytes, last: bool, quote: bytes, comment: bytes) -> tuple[int, bytes]:
+    """(length of the whole rows at the start of `data`, these rows without comment lines)."""
+    lines = _comment_lines(data, quote, comment) if comment else []
+    if not lines:
+        end = len(data) if last else _end(data, quote)
+        return end, data[:end]
+    open_ended = not last and lines[-1][1] == len(data)  # the rest of the comment may be in the next block
+    starts = [0, *(stop for _, stop in lines)]
+    stops = [*(start for start, _ in lines), lines[-1][1] if open_ended else len(data)]
+    rows = b"".join(data[start:stop] for start, stop in zip(starts, stops, strict=True))
+    end = len(rows) if last else _end(rows, quote)
+    behind = end  # the same place in `data`
+    for start, stop in lines[: len(lines) - open_ended]:
+        if start > behind:
+            break
+        behind += stop - start
+    return behind, rows[:end]
+
+
+def _comment_lines(data: bytes, quote: bytes, comment: bytes) -> list[tuple[int, int]]:
+    """[start, stop) of the lines that begin with `comment` outside quotes; `data` begins where a row does."""
+    places = [0] if data.startswith(comment) else []
+    for sign in (b"\n", b"\r"):
+        place = data.find(sign + comment)
+        while place >= 0:
+            places.append(place + 1)
+            place = data.find(sign + comment, place + 1)
+    found, seen, inside = [], 0, False
+    for place in sorted(places):
+        inside ^= bool(quote) and data.count(quote, seen, place) % 2 == 1
+        seen = place
+        if not inside:
+            seen = line_stop(data, place)
+            found.append((place, seen))
+    return found
+
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+def line_stop(data: bytes, start: int) -> int:
+    """Where the line that begins at `start` ends, its line end included; the length of `data` where it has none."""
+    found = _LINE_END.search(data, start)
+    return found.end() if found else len(data)
 
 
 def _end(data: bytes, quote: bytes) -> int:
@@ -142,17 +193,22 @@ def well_quoted(data: bytes, quote: bytes, delimiter: bytes) -> bool:
     return bool(np.all(borders[before] | doubled) and np.all(borders[after] | follows))
 
 
+def dialect(options: CsvOptions) -> dict[str, Any]:
+    """The options as Python's csv module wants them."""
+    return {
+        "delimiter": options.delimiter, "quotechar": options.quote or None, "escapechar": options.escape,
+        "doublequote": options.escape is None, "quoting": csv.QUOTE_MINIMAL if options.quote else csv.QUOTE_NONE,
+    }  # fmt: skip
+
+
 def sift(stream: Iterator[Piece], options: CsvOptions) -> Iterator[tuple[bytes, list[Lost], int]]:
     """(text of the good rows, rows that break the quoting, number of rows) of messy pieces, some MiB at a time.
 
     A quote inside an unquoted field is a character like any other; text after a closing quote loses the row.
     """
     csv.field_size_limit(LONGEST_ROW)
-    lines = _Lines(stream)
-    reader = csv.reader(
-        lines, strict=True, delimiter=options.delimiter, quotechar=options.quote or None, escapechar=options.escape,
-        doublequote=options.escape is None, quoting=csv.QUOTE_MINIMAL if options.quote else csv.QUOTE_NONE,
-    )  # fmt: skip
+    lines = _Lines(stream, (options.comment or "").encode())
+    reader = csv.reader(lines, strict=True, **dialect(options))
     good, lost, number = [], [], 0
     size = 0
     while True:
@@ -182,8 +238,9 @@ def sift(stream: Iterator[Piece], options: CsvOptions) -> Iterator[tuple[bytes, 
 class _Lines:
     """Lines of pieces as latin-1 text, a letter a byte; remembers the bytes that were handed out."""
 
-    def __init__(self, stream: Iterator[Piece]) -> None:
+    def __init__(self, stream: Iterator[Piece], comment: bytes) -> None:
         self._lines = self._cut(stream)
+        self._comment = comment
         self._taken: list[bytes] = []
 
     @staticmethod
@@ -201,6 +258,8 @@ class _Lines:
 
     def __next__(self) -> str:
         line = next(self._lines)
+        while self._comment and not self._taken and line.startswith(self._comment):  # not inside a row
+            line = next(self._lines)
         self._taken.append(line)
         return line.decode("latin-1")
 

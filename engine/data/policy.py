@@ -107,13 +107,14 @@ def apply(table: pa.Table, findings: list[Finding], tally: Tally, locate: Locate
 
 def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
     if finding.policy == "fail":
+        where = f", column {finding.column!r}" if finding.column else ""
         raise PolicyError(
-            f"{_place(locate(finding.positions[:1])[0], tally.part)}, column {finding.column!r}: {finding.reason}, "
+            f"{_place(locate(finding.positions[:1])[0], tally.part)}{where}: {finding.reason}, "
             f"found {finding.values[0]!r} ({len(finding.positions)} such in this batch); "
             "mend the data, or set on_violation to quarantine, null or warn"
         )
     tally.counts[finding.column, finding.reason, finding.policy] += len(finding.positions)
-    entry = {"part": tally.part, "column": finding.column, "reason": finding.reason, "policy": finding.policy}
+    entry = {"part": tally.part, "column": finding.column or None, "reason": finding.reason, "policy": finding.policy}
     for start in range(0, len(finding.positions), RECORDS):
         places = locate(finding.positions[start : start + RECORDS])
         values = finding.values[start : start + RECORDS]

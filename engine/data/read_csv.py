@@ -21,13 +21,15 @@ import pyarrow.csv
 
 from engine.config.tree import CsvOptions, SourceConfig
 from engine.data.arrow_types import TIMESTAMP, parse_type
-from engine.data.columns import FILE, ROW, Chunk, Lost, Matched, match, typed
-from engine.data.cut import LONGEST_ROW, Piece, mapped_pieces, pieces, read_block, sift
+from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, match, typed
+from engine.data.cut import Piece, dialect, mapped_pieces, pieces, sift
 from engine.data.files import SourceFile, open_bytes, recode
 from engine.data.parse import FALSE, TRUE, has_offset
+from engine.data.trim import at_least, more, without_comments, without_footer, without_lines
 from engine.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
+_MARKS = 16  # bytes that a byte-order mark and Excel's line about the delimiter take
 _INSIDE = np.zeros(256, bool)
 _INSIDE[np.frombuffer((string.ascii_letters + string.digits).encode(), np.uint8)] = True
 
@@ -47,6 +49,7 @@ def _chunks(
     options = source.csv
     if options.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         stream = recode(stream, options.encoding, file.shown)
+    stream = without_footer(stream, options.footer)
     head, names = _head(stream, file, source)
     matched = match(names, source, file)
     notes.update(matched.notes)
@@ -62,25 +65,26 @@ def _chunks(
 
 def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[bytes, list[str]]:
     """(bytes after the header that were read already, column names)."""
-    head = _more(stream, b"").removeprefix(_BOM)
+    options = source.csv
+    head = at_least(stream, _MARKS).removeprefix(_BOM)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{file.shown} is UTF-16 text: set csv.encoding to utf-16")
     if b"\0" in head[:2]:
         raise UserError(
             f"{file.shown} seems to be UTF-16 text without a mark: set csv.encoding to utf-16-le or utf-16-be"
         )
-    head = _without_excel_line(head, file, source.csv)
-    if not head.strip(b"\r\n"):
-        raise UserError(f"{file.shown} is empty: it must hold at least a line with the column names")
-    if not source.csv.header:
+    head = without_lines(stream, head, options.skip) if options.skip else _without_excel_line(head, file, options)
+    head = without_comments(stream, head, options.comment)
+    if not head:
+        raise UserError(_empty(file, options, "a line with the column names" if options.header else "a row"))
+    if not options.header:
         return head, [
             column.path or name
             for name, column in source.columns.items()
             if name not in file.partitions and column.path not in (FILE, ROW)
         ]
-    head = head.lstrip(b"\r\n")
-    while (end := _line_end(head, source.csv.quote.encode())) < 0:
-        longer = _more(stream, head)
+    while (end := _line_end(head, options.quote.encode())) < 0:
+        longer = more(stream, head)
         if len(longer) == len(head):
             end = len(head)
             break
@@ -91,15 +95,20 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
         raise UserError(
             f"{file.shown}: the header must be UTF-8, found byte 0x{head[error.start]:02x} at {error.start}: set csv.encoding"
         ) from None
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=source.csv.delimiter, quotechar=source.csv.quote or None,
-        escapechar=source.csv.escape, doublequote=source.csv.escape is None,
-        quoting=csv.QUOTE_MINIMAL if source.csv.quote else csv.QUOTE_NONE,
-    )  # fmt: skip
     try:
-        return head[end:], next(reader)
+        names = next(csv.reader(io.StringIO(text, newline=""), **dialect(options)))
     except (csv.Error, StopIteration) as error:
         raise UserError(f"{file.shown}: the header cannot be read: {error}") from None
+    if options.trailing_delimiter and names[-1] == "":
+        names.pop()
+    head = head[end:]
+    return (without_lines(stream, head, 1 + options.skip_after_header) if options.skip_after_header else head), names
+
+
+def _empty(file: SourceFile, options: CsvOptions, wanted: str) -> str:
+    used = [name for name in ("skip", "footer", "comment") if getattr(options, name)]
+    without = " beside what csv." + " and csv.".join(used) + " leave out" if used else ""
+    return f"{file.shown} is empty: it must hold at least {wanted}{without}"
 
 
 def _without_excel_line(head: bytes, file: SourceFile, options: CsvOptions) -> bytes:
@@ -127,18 +136,13 @@ def _line_end(head: bytes, quote: bytes) -> int:
     return -1
 
 
-def _more(stream: BinaryIO, start: bytes) -> bytes:
-    if len(start) > LONGEST_ROW:
-        raise UserError(f"a row must not be longer than {LONGEST_ROW} bytes: is the delimiter or the quote right?")
-    return start + read_block(stream)
-
-
 class _Parser:
     """Cuts the stream into pieces at line ends, parses them in threads and hands them on in order."""
 
     def __init__(self, file: SourceFile, source: SourceConfig, zone: str, matched: Matched, width: int) -> None:
         self.file, self.source, self.zone = file, source, zone
-        self.names = [f"f{place}" for place in range(width)]
+        self.extra = f"f{width}" if source.csv.trailing_delimiter else None
+        self.names = [f"f{place}" for place in range(width)] + ([self.extra] if self.extra else [])
         self.places = {name: f"f{place}" for name, place in matched.places.items() if place is not None}
         self.fast = {self.places[name]: kind for name, kind in _fast_types(source).items() if name in self.places}
         self.integers = any(pa.types.is_integer(kind) for kind in self.fast.values())
@@ -205,14 +209,27 @@ class _Parser:
         ):
             return None  # an overflow to infinity looks like a written one: look at the text
         values, findings = typed(raw, numbers, self.source, self.file, self.zone, {})
-        return Chunk(numbers, values, findings, lost)
+        return Chunk(numbers, values, [*self._beyond(table), *findings], lost)
+
+    def _beyond(self, table: pa.Table) -> list[Finding]:
+        """Rows that have something behind their last delimiter."""
+        if self.extra is None:
+            return []
+        column = table.column(self.extra)
+        places = np.flatnonzero(np.asarray(pc.fill_null(pc.greater(pc.binary_length(column), 0), False)))
+        if not len(places):
+            return []
+        hidden = any(column.sensitive for column in self.source.columns.values())
+        shown = [None if hidden else as_text(column[int(place)]) for place in places]
+        reason = f"has {len(self.names)} fields, must have {len(self.names) - 1} and a delimiter"
+        return [Finding("", places, reason, self.source.csv.ragged, shown)]
 
     def _read_typed(self, piece: bytes, quoted: bool) -> pa.Table:
         kinds = {
             name: pa.timestamp("us", tz="UTC" if self.zoned.get(name) else None) if kind.equals(TIMESTAMP) else kind
             for name, kind in self.fast.items()
         }
-        kinds |= {place: pa.string() for place in self.places.values() if place not in kinds}
+        kinds |= {place: pa.string() for place in self._wanted() if place not in kinds}
         return pyarrow.csv.read_csv(
             pa.BufferReader(piece),
             pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=len(piece) + 1),
@@ -220,9 +237,12 @@ class _Parser:
             self._convert_options(kinds),
         )
 
+    def _wanted(self) -> list[str]:
+        return [*self.places.values(), *([self.extra] if self.extra else [])]
+
     def _read_bytes(self, piece: bytes) -> tuple[pa.Table, list[Lost]]:
         lost: list[Lost] = []
-        kinds = {place: pa.binary() for place in self.places.values()}
+        kinds = {place: pa.binary() for place in self._wanted()}
         if not bytes(memoryview(piece)[:4096]).strip(b"\r\n") and not bytes(piece).strip(b"\r\n"):
             return pa.table({place: pa.array([], pa.binary()) for place in kinds}), []  # blank lines only
         table = pyarrow.csv.read_csv(
