@@ -67,7 +67,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         if not folder.is_dir():
             raise UserError(f"--config-dir must be a folder, found {config_dir!r}")
         words.append(f"hydra.searchpath=['file://{folder}']")
-    raw = _composed(words)
+    raw = _composed(_spelled_out(words))
     written = dict(_leaves(raw))
     try:
         _resolve_once(raw)
@@ -125,17 +125,10 @@ def _parse(word: str) -> Any:
         name, equals, value = _masked_word(word).partition("=")
         hint = ""
         if equals and re.fullmatch(r"[+~]*[\w.]+", name):
-            written = shlex.quote(f"{name}={quoted(value)}")
+            written = shlex.quote(f"{name}={schema.quoted(value)}")
             hint = f" A value with spaces, = or () needs quotes inside the word: {written}"
         raise UserError(f"an override must be key=value, found {_masked_word(word)!r} ({reason}).{hint}") from None
     return override
-
-
-def quoted(text: str) -> str:
-    """The text in quotes as Hydra reads them in an override: whatever is in it, it stays this text."""
-    escaped = re.sub(r'(\\*)"', lambda match: 2 * match.group(1) + '\\"', text)
-    backslashes = len(escaped) - len(escaped.rstrip("\\"))
-    return f'"{escaped}' + "\\" * backslashes + '"'
 
 
 def _appendable(word: str) -> str:
@@ -144,6 +137,26 @@ def _appendable(word: str) -> str:
         return word
     name = word.split("=", 1)[0]
     return f"++{word}" if any(f"{name}.".startswith(f"{path}.") for path in schema.maps(Config)) else word
+
+
+def _spelled_out(words: list[str]) -> list[str]:
+    """The same overrides; one below an entry that is written in short (`amount: float64`) finds it written out."""
+    short = {}
+    for word in words:
+        parent, _, last = word.partition("=")[0].lstrip("+~").rpartition(".")
+        form = getattr(schema.class_at(Config, parent), "SHORTHAND", last)
+        if form != last:
+            short[word] = (parent, form)
+    if not short:
+        return words
+    rest = _composed([word for word in words if word not in short])
+    entries = {parent: (form, OmegaConf.select(rest, parent)) for parent, form in short.values()}
+    spelled = [
+        f"++{schema.override(f'{parent}.{form}', value)}"
+        for parent, (form, value) in entries.items()
+        if isinstance(value, (str, int, float))
+    ]
+    return [*(word for word in words if word not in short), *spelled, *short]
 
 
 def _compose_with_hydra(words: list[str], start: dict[str, Any]) -> DictConfig:

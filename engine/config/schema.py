@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+import shlex
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -74,7 +76,10 @@ def build(cls: type, values: Any, path: str = "") -> Any:
     for name, field in fields.items():
         where = f"{path}.{name}" if path else name
         if name in values:
-            found[name] = _value(hints(cls)[name], values[name], where)
+            value = values[name]
+            if value is None and "null" in field.metadata.get("choices", ()):
+                value = "null"  # as a choice it is a word, which YAML has read as nothing
+            found[name] = _value(hints(cls)[name], value, where)
             _check(field, found[name], where)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"config key {where!r} must be given: {field.metadata.get('help', '')}")
@@ -184,6 +189,37 @@ def plain(value: Any) -> Any:
     return value
 
 
+_BARE = re.compile(r"[A-Za-z0-9_./%+:-]+")
+
+
+def word(name: str, value: Any) -> str:
+    """`name=value` as it is typed in a shell: quoted for Hydra where its grammar needs that, then for the shell."""
+    return shlex.quote(override(name, value))
+
+
+def override(name: str, value: Any) -> str:
+    """`name=value` as Hydra reads it: a text keeps its characters and stays a text."""
+    if isinstance(value, bool):
+        return f"{name}={str(value).lower()}"
+    if not isinstance(value, str) or (_BARE.fullmatch(value) and not _means_more(value)):
+        return f"{name}={value}"
+    return f"{name}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """The text in quotes as Hydra reads them in an override: whatever is in it, it stays this text."""
+    escaped = re.sub(r'(\\*)"', lambda match: 2 * match.group(1) + '\\"', text)
+    backslashes = len(escaped) - len(escaped.rstrip("\\"))
+    return f'"{escaped}' + "\\" * backslashes + '"'
+
+
+def _means_more(text: str) -> bool:
+    """Whether a text without quotes would be read as a number, a boolean or null."""
+    if text.lower() in _TRUE | _FALSE | {"null", "y", "n", "~"}:
+        return True
+    return text[:1] in "0123456789+-." and not text.endswith("%")
+
+
 def documented(cls: type, path: str = "") -> Iterator[tuple[str, str, Any, str]]:
     """(dotted key, type, default, meaning) of every key below `cls`; maps are shown as `name.<key>`."""
     for field in dataclasses.fields(cls):
@@ -224,6 +260,19 @@ def wholes(cls: type, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, default
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
             yield from wholes(hint, where)
+
+
+def class_at(cls: type, path: str) -> type | None:
+    """The class of the section or entry at a dotted path below `cls`; None where there is no class."""
+    hint: Any = cls
+    for name in path.split("."):
+        if typing.get_origin(hint) is dict:
+            hint = typing.get_args(hint)[1]
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            hint = hints(hint).get(name)
+        else:
+            return None
+    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
 
 
 def maps(cls: type, path: str = "") -> Iterator[str]:

@@ -81,6 +81,8 @@ class CsvOptions:
     )
 
     def __post_init__(self) -> None:
+        if self.delimiter == "\\t":  # as it is typed on a command line
+            object.__setattr__(self, "delimiter", "\t")
         if self.skip_after_header and not self.header:
             raise UserError("skip_after_header counts from the header, found header=false: use skip")
         if self.comment is not None and (not self.comment.strip() or set(self.comment) & set("\r\n")):

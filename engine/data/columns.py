@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import difflib
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from engine.config.tree import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.files import SourceFile
 from engine.data.parse import Reading, to_type
-from engine.errors import UserError, nearest
+from engine.errors import UserError, did_you_mean
 
 FILE, ROW = "$file", "$row"
 TEXT_LIMIT = 200
@@ -39,14 +42,32 @@ class Lost:
     reason: str
 
 
+# (column, positions of a chunk) -> what stands there in the file; None for a column that the file does not hold.
+Evidence = Callable[[str, np.ndarray], "list[str | None] | None"]
+
+
 @dataclasses.dataclass
 class Chunk:
-    """Rows of one file in file order: 1-based row numbers, typed columns, findings, and rows that were lost."""
+    """Rows of one file in file order: 1-based row numbers, typed columns, findings, rows that were lost, and the text of
+    single values as the file holds it.
+    """
 
     numbers: np.ndarray
     table: pa.Table
     findings: list[Finding]
     lost: list[Lost] = dataclasses.field(default_factory=list)
+    evidence: Evidence | None = None
+
+    def shown(self, finding: Finding) -> Finding:
+        """The finding with its values as the file holds them, where it shows any."""
+        shown = any(value is not None for value in finding.values)
+        texts = self.evidence(finding.column, finding.positions) if self.evidence and shown else None
+        return finding if texts is None else dataclasses.replace(finding, values=texts)
+
+
+def evidence_of(raw: Mapping[str, Any]) -> Evidence:
+    """Evidence from raw arrays by declared name."""
+    return lambda name, places: [as_text(raw[name][int(place)]) for place in places] if name in raw else None
 
 
 @dataclasses.dataclass
@@ -57,11 +78,12 @@ class Matched:
     notes: dict[str, Any]
 
 
-def match(found: list[str], source: SourceConfig, file: SourceFile) -> Matched:
-    """Find each declared column by name, nested path or alias.
+def match(found: list[str], source: SourceConfig, file: SourceFile, advice: Callable[[], str] = lambda: "") -> Matched:
+    """Find each declared column by name, nested path or alias; `advice` says what a look at the file suggests.
 
     Raises UserError for a missing column, a name that stands twice, and an unexpected column, as the source says.
     """
+    where = f"data.sources.{file.source}"
     places: dict[str, int | None] = {}
     notes: dict[str, Any] = {}
     taken: set[int] = set()
@@ -72,8 +94,8 @@ def match(found: list[str], source: SourceConfig, file: SourceFile) -> Matched:
         if places[name] is None:
             if column.missing == "fail":
                 raise UserError(
-                    f"{file.shown}: column {name!r} is missing; the file has {_some(found)}.{_hint(name, found)} "
-                    f"Declare the other name as an alias, or `missing: null` if the file may lack it"
+                    f"{file.shown}: column {name!r} is missing; the file has {_some(found)}."
+                    + (advice() or _other_name(name, found, f"{where}.columns.{name}"))
                 )
             notes.setdefault("missing", []).append(name)
         else:
@@ -116,9 +138,13 @@ def _some(names: list[str], limit: int = 20) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _hint(name: str, found: list[str]) -> str:
-    hint = nearest(name, found)
-    return hint if "Did you mean" in hint else ""
+def _other_name(name: str, found: list[str], where: str) -> str:
+    close = difflib.get_close_matches(name, found, n=1, cutoff=0.6)
+    other = f"{where}.aliases={json.dumps(close or ['OTHER NAME'], ensure_ascii=False)}"
+    return (
+        f"{did_you_mean(close) if close else ''} Declare the name that the file uses with {shlex.quote(other)}, or set "
+        f"{where}.missing=null if files may lack the column"
+    )
 
 
 def reading(source: SourceConfig, name: str, zone: str) -> Reading:

@@ -23,12 +23,13 @@ import pyarrow.dataset
 from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableConfig
-from engine.data import checks, contract, lake, order, profile, query, repeatable, rules, spread, stage
+from engine.data import budget, checks, contract, lake, order, profile, query, repeatable, rules, spread, stage
 from engine.data.columns import Finding
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
 from engine.data.expressions import expression_columns
 from engine.data.files import COMPRESSIONS, SourceFile, address, resolve, source_files
-from engine.data.policy import Tally, apply, quarantine
+from engine.data.origin import Origin, compare
+from engine.data.policy import EQUAL, Tally, apply, place_of, quarantine
 from engine.data.stage import Staged
 from engine.data.write import Written, canonical, write_parts
 from engine.errors import UserError, nearest
@@ -261,13 +262,12 @@ def _build(plan: Plan, run: Run) -> list[Staged]:
     """Stage, query, check, order, write, publish."""
     staged = stage_files(plan, run)
     tallies = [item.tally for item in staged]
-    with storage.atomic_directory(plan.entry) as folder, storage.disk_errors(plan.entry):
-        check_budget(plan.data, tallies, run)
-        tables, table_tallies = _side_tables(plan, staged, folder)
-        tallies += table_tallies
-        spool = _events(plan, staged, tables, folder, tallies)
+    with storage.atomic_directory(plan.entry) as folder, storage.disk_errors(plan.entry), _evidence(tallies, run):
+        _check_budget(plan, tallies)
+        tables = _side_tables(plan, staged, folder, tallies)
+        spool, origin = _events(plan, staged, tables, folder, tallies)
         try:
-            written = _write(plan, spool, tallies, folder, run)
+            written = _write(plan, spool, origin, tallies, folder, run)
         finally:
             spool.close()
         manifest = _manifest(plan, staged, tallies, tables, written)
@@ -283,12 +283,12 @@ def _build(plan: Plan, run: Run) -> list[Staged]:
     return staged
 
 
-def _write(plan: Plan, spool: order.Spool, tallies: list[Tally], folder: Path, run: Run) -> Written:
+def _write(plan: Plan, spool: order.Spool, origin: Origin, tallies: list[Tally], folder: Path, run: Run) -> Written:
     """The events in order. Ids that hold the event time are seen to be unique while they are ordered, others before."""
     data = plan.data
     early = data.duplicates != "fail" or data.event_time not in data.ids
-    drop = _drop_duplicates(data, spool, tallies[-1]) if early else np.zeros(0, np.int64)
-    check_budget(data, tallies, run)
+    drop = _drop_duplicates(data, spool, origin, tallies[-1]) if early else np.zeros(0, np.int64)
+    _check_budget(plan, tallies)
     rows = spool.rows - len(drop)
     with run.progress(f"{data.name}: write", total=rows) as progress:
         try:
@@ -297,7 +297,7 @@ def _write(plan: Plan, spool: order.Spool, tallies: list[Tally], folder: Path, r
                 segments, rows, checks.schema(data.columns), data.event_time, folder, plan.threads, progress.advance
             )
         except order.DuplicateIdsError:
-            _drop_duplicates(data, spool, tallies[-1])
+            _drop_duplicates(data, spool, origin, tallies[-1])
             raise AssertionError("ids that are equal in order must be found equal by hash") from None
 
 
@@ -366,38 +366,26 @@ def _growth(file: SourceFile) -> int:
     return 12 if dense else 2
 
 
-def check_budget(data: DataConfig, tallies: list[Tally], run: Run) -> None:
-    """Stop when more rows were quarantined than allowed; the rows are left in the run directory for a look."""
-    allowed = units.share(data.max_quarantine)
-    rows = {
-        part: sum(tally.rows for tally in tallies if tally.part == part) for part in {tally.part for tally in tallies}
-    }
-    for part in sorted(rows):
-        lost = sum(_charged(tally) for tally in tallies if tally.part == part)
-        if lost > allowed * rows[part]:
+def _check_budget(plan: Plan, tallies: list[Tally]) -> None:
+    """Stop when more rows of a part were quarantined than allowed."""
+    for part in sorted({tally.part for tally in tallies}):
+        excess = budget.excess(plan.data, [tally for tally in tallies if tally.part == part], plan.files)
+        if excess:
+            raise UserError(f"{part}: {excess}")
+
+
+@contextlib.contextmanager
+def _evidence(tallies: list[Tally], run: Run) -> Iterator[None]:
+    """An ingest that stops leaves the rows that it had set aside in the run directory, and says where."""
+    try:
+        yield
+    except UserError as error:
+        records = quarantine(tallies)
+        if records.num_rows:
             path = run.path("quarantine.parquet")
-            storage.write_parquet(path, quarantine(tallies))
-            reasons: dict[str, int] = {}
-            for tally in tallies:
-                for (column, reason, policy), count in tally.counts.items():
-                    if tally.part == part and policy == "quarantine":
-                        reasons[f"{column} {reason}".strip()] = reasons.get(f"{column} {reason}".strip(), 0) + count
-            worst = "; ".join(
-                f"{reason}: {count:,}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]
-            )
-            raise UserError(
-                f"{part}: {lost:,} of {rows[part]:,} rows are quarantined ({lost / rows[part]:.2%}), more than "
-                f"data.max_quarantine={data.max_quarantine}: {worst}. They stand in {path}: "
-                "mend the source, its declared types or bounds, or allow more with data.max_quarantine"
-            )
-
-
-DUPLICATE = "id occurs more than once"
-
-
-def _charged(tally: Tally) -> int:
-    """Quarantined rows that count against the budget: a duplicate that a policy asked to drop does not."""
-    return tally.quarantined - sum(count for (_, reason, _), count in tally.counts.items() if reason == DUPLICATE)
+            storage.write_parquet(path, records)
+            error.args = (f"{error}. The {records.num_rows:,} records of what is wrong stand in {path}",)
+        raise
 
 
 # --------------------------------------------------------------------------------------------- tables and events
@@ -419,13 +407,14 @@ def _sources(plan: Plan, staged: list[Staged]) -> dict[str, Any]:
     return found
 
 
-def _side_tables(plan: Plan, staged: list[Staged], folder: Path) -> tuple[dict[str, pa.Table], list[Tally]]:
-    """Side tables by name, checked and in canonical order, with how their rows are accounted for."""
-    tables, tallies = {}, []
+def _side_tables(plan: Plan, staged: list[Staged], folder: Path, tallies: list[Tally]) -> dict[str, pa.Table]:
+    """Side tables by name, checked and in canonical order; how their rows are accounted for is added to `tallies`."""
+    tables = {}
     for name, table in plan.data.tables.items():
         where = f"data.tables.{name}"
         columns = table.columns
         tally = Tally(f"table {name}")
+        tallies.append(tally)
         pieces = [checks.schema(columns).empty_table()]
         for batch in _rows(plan, staged, folder, table.query, name, where):
             typed, findings = checks.conform(batch, columns, plan.data.time_zone, where)
@@ -434,8 +423,7 @@ def _side_tables(plan: Plan, staged: list[Staged], folder: Path) -> tuple[dict[s
         tally.check()
         tables[name] = canonical(pa.concat_tables(pieces), _keys(columns))
         _check_static(name, table, tables[name])
-        tallies.append(tally)
-    return tables, tallies
+    return tables
 
 
 def _keys(columns: dict[str, Column]) -> list[str]:
@@ -491,13 +479,16 @@ def _rows(
 
 def _events(
     plan: Plan, staged: list[Staged], tables: dict[str, pa.Table], folder: Path, tallies: list[Tally]
-) -> order.Spool:
-    """The event table, typed and checked, on its way into order; its tally is added to `tallies`."""
+) -> tuple[order.Spool, Origin]:
+    """The event table, typed and checked, on its way into order, and where its rows come from; its tally is added to
+    `tallies`.
+    """
     data = plan.data
     tally = Tally("events")
     tallies.append(tally)
     spool = order.Spool(checks.schema(data.columns), data.event_time, data.ids, folder, plan.memory // 4)
     source = "" if data.query is not None else stage.event_source(data)
+    origin = Origin([item for item in staged if item.file.source == source and item.refused is None])
     for batch in _rows(plan, staged, folder, data.query, source, "data"):
         typed, findings = checks.conform(
             batch, data.columns, data.time_zone, "data.query" if data.query else f"source {source}"
@@ -505,9 +496,11 @@ def _events(
         if data.query is not None:
             findings += _checked(typed, data, findings)
         findings += checks.find_orphans(typed, data.columns, tables)
-        spool.add(apply(typed, findings, tally, _locate(typed, data.columns))[0])
+        kept, mask = apply(typed, findings, tally, _locate(typed, data.columns))
+        origin.passed(typed.num_rows, mask)
+        spool.add(kept)
     tally.check()
-    return spool
+    return spool, origin
 
 
 def _checked(typed: pa.Table, data: DataConfig, findings: list[Finding]) -> list[Finding]:
@@ -515,28 +508,50 @@ def _checked(typed: pa.Table, data: DataConfig, findings: list[Finding]) -> list
     return found + rules.find(typed, data.rules, [*findings, *found])
 
 
-def _drop_duplicates(data: DataConfig, spool: order.Spool, tally: Tally) -> np.ndarray:
+def _drop_duplicates(data: DataConfig, spool: order.Spool, origin: Origin, tally: Tally) -> np.ndarray:
     """Row numbers to leave out so that every id occurs once, by policy. Raises UserError where that is `fail`."""
     duplicates = spool.duplicates()
     if duplicates is None:
         return np.zeros(0, np.int64)
+    keep = "first" if data.duplicates == "fail" else data.duplicates
+    lost, kept = order.losers(duplicates, data.ids, data.known_time or data.event_time, keep)
+    sensitive = {name for name, column in data.columns.items() if column.sensitive}
+    numbers = np.asarray(lost.column("$number"))
+    compared = compare(lost, kept, [name for name in data.columns if name not in data.ids], sensitive)
+    places = zip(
+        origin.places(numbers), origin.places(np.asarray(kept.column("$number"))),
+        _locate(lost, data.columns)(np.arange(lost.num_rows)), compared, strict=True,
+    )  # fmt: skip
+    records = [
+        {
+            **place, **ids, "kept_file": kept_place.get("file"), "kept_row": kept_place.get("row"), "value": differing,
+            "part": tally.part, "column": ", ".join(data.ids), "reason": reason, "policy": "quarantine",
+        }
+        for place, kept_place, ids, (reason, differing) in places
+    ]  # fmt: skip
     if data.duplicates == "fail":
-        example = row_ids(duplicates.slice(0, 1), data.ids)[0].as_py()
-        shown = "" if any(data.columns[name].sensitive for name in data.ids) else f", as {example!r}"
-        raise UserError(
-            f"the id columns {', '.join(data.ids)} must be unique, found {duplicates.num_rows:,} rows that share one{shown}; "
-            "name more id columns, or set data.duplicates to first or last"
-        )
-    lost = order.losers(duplicates, data.ids, data.known_time or data.event_time, data.duplicates)
-    numbers = np.sort(np.asarray(lost.column("$number")))
-    places = _locate(lost, data.columns)(np.arange(lost.num_rows))
+        _refuse_duplicates(data, records, duplicates.num_rows)
     tally.kept -= len(numbers)
     tally.quarantined += len(numbers)
-    tally.counts[", ".join(data.ids), DUPLICATE, "quarantine"] += len(numbers)
-    entry = {"part": tally.part, "column": ", ".join(data.ids), "reason": DUPLICATE, "policy": "quarantine"}
-    tally.note([{**entry, **place} for place in places])
+    tally.counts.update((record["column"], record["reason"], "quarantine") for record in records)
+    tally.note(records)
     tally.check()
-    return numbers
+    return np.sort(numbers)
+
+
+def _refuse_duplicates(data: DataConfig, records: list[dict[str, Any]], rows: int) -> None:
+    """Raises UserError with the first pair of rows of one id, one that differs where there is one."""
+    differing = [record for record in records if record["reason"] != EQUAL]
+    first = (differing or records)[0]
+    hidden = any(data.columns[name].sensitive for name in data.ids)
+    shown = "" if hidden else f", as {first['row_id']!r}"
+    where = f" in {first['kept_file']}, row {first['kept_row']}, and {place_of(first, '')}" if first.get("file") else ""
+    which = f"which differ in {first['value']}" if first in differing else "which are equal in every column"
+    ways = ["name more id columns"] if len(differing) == len(records) else []
+    raise UserError(
+        f"the id columns {', '.join(data.ids)} must be unique, found {rows:,} rows that share one{shown}{where}, {which}; "
+        f"{', or '.join([*ways, 'set data.duplicates=first or data.duplicates=last'])}"
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- publish

@@ -409,8 +409,9 @@ def read_ipc(path: Path) -> Iterator[pa.Table]:
 # ----------------------------------------------------------------------------------------------- which one to keep
 
 
-def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> pa.Table:
-    """Of rows with equal ids all but the one kept: the first or last by known time, ties by the digest of the row.
+def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> tuple[pa.Table, pa.Table]:
+    """Of rows with equal ids all but the one kept, and row by row the one that is kept: the first or last by known time,
+    ties by the digest of the row.
 
     A null known time is later than any.
     """
@@ -426,7 +427,11 @@ def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> pa.Ta
         if winners[start:stop].any():
             texts = _texts(duplicates.take(pa.array(order[start:stop])))
             winners[start:stop] = np.arange(stop - start) == texts.index(choose(texts))
-    return duplicates.take(pa.array(np.sort(order[~winners])))
+    group = np.concatenate([[0], np.cumsum(~same)])
+    kept = order[winners][group[~winners]]
+    lost = order[~winners]
+    in_order = np.argsort(lost)
+    return duplicates.take(pa.array(lost[in_order])), duplicates.take(pa.array(kept[in_order]))
 
 
 def _texts(rows: pa.Table) -> list[str]:

@@ -29,7 +29,14 @@ QUARANTINE = pa.schema(
         ("value", pa.string()),
         ("reason", pa.string()),
         ("policy", pa.string()),
+        ("kept_file", pa.string()),  # of a duplicate: where the row of the same id stands that is kept
+        ("kept_row", pa.int64()),
     ]
+)
+DUPLICATE = "id occurs more than once"
+EQUAL, CONFLICTING = (
+    f"{DUPLICATE}: equal to the row that is kept",
+    f"{DUPLICATE}: other values than the row that is kept",
 )
 
 RECORDS = 10_000
@@ -79,6 +86,11 @@ class Tally:
         return {"rows": self.rows, "kept": self.kept, "quarantined": self.quarantined, "violations": violations}
 
 
+def is_duplicate(reason: Any) -> Any:
+    """Whether a reason (or each of an Arrow array) is that of a duplicate that a policy asked to drop."""
+    return reason.startswith(DUPLICATE) if isinstance(reason, str) else pc.starts_with(reason, DUPLICATE)
+
+
 Locate = Callable[[np.ndarray], list[dict[str, Any]]]
 
 
@@ -109,7 +121,7 @@ def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
     if finding.policy == "fail":
         where = f", column {finding.column!r}" if finding.column else ""
         raise PolicyError(
-            f"{_place(locate(finding.positions[:1])[0], tally.part)}{where}: {finding.reason}, "
+            f"{place_of(locate(finding.positions[:1])[0], tally.part)}{where}: {finding.reason}, "
             f"found {finding.values[0]!r} ({len(finding.positions)} such in this batch); "
             "mend the data, or set on_violation to quarantine, null or warn"
         )
@@ -121,7 +133,8 @@ def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
         tally.note([{**entry, **place, "value": value} for place, value in zip(places, values, strict=True)])
 
 
-def _place(place: dict[str, Any], part: str) -> str:
+def place_of(place: dict[str, Any], part: str) -> str:
+    """Where a row stands, in words: file and row, or part and row_id."""
     if place.get("file") is not None:
         return f"{place['file']}, row {place['row']}"
     return f"{part}, row_id {place.get('row_id')!r}"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.config.tree import SourceConfig
-from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, match, typed
+from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, evidence_of, match, typed
 from engine.data.files import SourceFile, is_compressed, unpacked
 from engine.errors import UserError
 
@@ -83,6 +83,7 @@ def _within_reach(
                         name, bad, "lies beyond the years that microseconds reach", column.on_violation, shown
                     )
                     chunk.findings.append(finding)
+                    chunk.evidence = None  # what Arrow made of these is not what the file holds
                     chunk.table = _emptied(chunk.table, name, bad)
             yield chunk
 
@@ -177,7 +178,7 @@ def chunks(
         numbers = np.arange(first, first + batch.num_rows)
         table, findings = typed(raw, numbers, source, file, zone, notes)
         first += batch.num_rows
-        yield Chunk(numbers, table, findings)
+        yield Chunk(numbers, table, findings, evidence=evidence_of(raw))
 
 
 def _column(batch: pa.RecordBatch, path: str) -> pa.Array:

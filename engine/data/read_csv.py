@@ -5,6 +5,7 @@ wrong is read again as bytes, row by row and value by value, so that every bad r
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import re
@@ -20,8 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from engine.config.tree import CsvOptions, SourceConfig
+from engine.data import look
 from engine.data.arrow_types import TIMESTAMP, parse_type
-from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, match, typed
+from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, evidence_of, match, typed
 from engine.data.cut import Piece, dialect, mapped_pieces, pieces, sift
 from engine.data.files import SourceFile, open_bytes, recode
 from engine.data.parse import FALSE, TRUE, has_offset
@@ -51,7 +53,7 @@ def _chunks(
         stream = recode(stream, options.encoding, file.shown)
     stream = without_footer(stream, options.footer)
     head, names = _head(stream, file, source)
-    matched = match(names, source, file)
+    matched = match(names, source, file, lambda: look.advice(file, source, zone))
     notes.update(matched.notes)
     parser = _Parser(file, source, zone, matched, len(names))
     first = 1
@@ -189,6 +191,7 @@ class _Parser:
             table = self._read_typed(piece, quoted)
             chunk = self._chunk(table, np.arange(1, table.num_rows + 1), [])
             if chunk is not None:
+                chunk.evidence = functools.partial(self._texts, piece)
                 return chunk, table.num_rows
         except pa.ArrowException:
             pass
@@ -202,14 +205,21 @@ class _Parser:
         assert chunk is not None
         return chunk, rows
 
+    def _texts(self, piece: bytes, name: str, positions: np.ndarray) -> list[str | None] | None:
+        return evidence_of(self._raw(self._read_bytes(piece)[0]))(name, positions)
+
+    def _raw(self, table: pa.Table) -> dict[str, Any]:
+        return {name: table.column(place) for name, place in self.places.items()}
+
     def _chunk(self, table: pa.Table, numbers: np.ndarray, lost: list[Lost], careful: bool = False) -> Chunk | None:
-        raw = {name: table.column(place) for name, place in self.places.items()}
+        raw = self._raw(table)
         if not careful and any(
             pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py() for column in raw.values()
         ):
             return None  # an overflow to infinity looks like a written one: look at the text
         values, findings = typed(raw, numbers, self.source, self.file, self.zone, {})
-        return Chunk(numbers, values, [*self._beyond(table), *findings], lost)
+        evidence = evidence_of(raw) if careful else None
+        return Chunk(numbers, values, [*self._beyond(table), *findings], lost, evidence)
 
     def _beyond(self, table: pa.Table) -> list[Finding]:
         """Rows that have something behind their last delimiter."""

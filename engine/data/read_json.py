@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,7 +101,8 @@ def _fast(
     except (pa.ArrowException, UnicodeDecodeError):
         return None
     seen |= present
-    return Chunk(numbers, values, findings), table.num_rows
+    evidence = functools.partial(_as_written, piece, numbers.copy(), _paths(source))
+    return Chunk(numbers, values, findings, evidence=evidence), table.num_rows
 
 
 def _fast_schema(source: SourceConfig) -> pa.Schema | None:
@@ -145,16 +148,64 @@ def _careful(
         written = [None if text is _MISMATCH else text for text in written]
         raw[name] = pa.array(written, kind if pa.types.is_nested(kind) else pa.string())
         if len(bad):
-            shown = [None if column.sensitive else json.dumps(values[i], default=str)[:TEXT_LIMIT] for i in bad]
+            shown = [None if column.sensitive else str(values[i])[:TEXT_LIMIT] for i in bad]
             mismatched.append(Finding(name, bad, f"is no {type_name(kind)}", column.on_violation, shown))
     values_, findings = typed(raw, numbers, source, file, zone, notes)
-    return Chunk(numbers, values_, [*mismatched, *findings], lost), len(records) + len(lost)
+    evidence = functools.partial(_as_written, piece, numbers.copy(), _paths(source))
+    return Chunk(numbers, values_, [*mismatched, *findings], lost, evidence), len(records) + len(lost)
+
+
+def _as_written(
+    piece: bytes, numbers: np.ndarray, paths: dict[str, list[str]], name: str, positions: np.ndarray
+) -> list[str | None] | None:
+    """The JSON text of a column at positions of a piece, as the file holds it."""
+    if name not in paths:
+        return None
+    lines = _lines(piece)
+    texts = [lines[numbers[place] - 1].decode("utf-8", "backslashreplace") for place in positions]
+    found = [next(filter(None, (_value_text(text, path) for path in paths[name])), None) for text in texts]
+    return [text[:TEXT_LIMIT] if text else None for text in found]
+
+
+def _value_text(text: str, path: str) -> str | None:
+    """The text of the value at a dotted path of an object, or of what stands on the way to it and is no object."""
+    members = _members(text)
+    if path in members:
+        return members[path]
+    first, _, rest = path.partition(".")
+    if not rest or first not in members:
+        return None
+    inner = members[first]
+    return _value_text(inner, rest) if inner.startswith("{") else inner
+
+
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+
+
+def _members(text: str) -> dict[str, str]:
+    """Key -> text of its value, of the text of one JSON object."""
+    found: dict[str, str] = {}
+    place = _SPACE.match(text, text.index("{") + 1).end()  # type: ignore[union-attr]
+    while text[place] != "}":
+        name, place = _DECODER.raw_decode(text, place)
+        start = _SPACE.match(text, text.index(":", place) + 1).end()  # type: ignore[union-attr]
+        _, stop = _DECODER.raw_decode(text, start)
+        found[name] = text[start:stop]
+        place = _SEPARATOR.match(text, stop).end()  # type: ignore[union-attr]
+    return found
+
+
+_SPACE = re.compile(r"\s*")
+_SEPARATOR = re.compile(r"\s*,?\s*")
+
+
+def _lines(piece: bytes) -> list[bytes]:
+    return [line for line in piece.split(b"\n") if line.strip()]
 
 
 def _objects(piece: bytes) -> tuple[list[dict[str, Any]], np.ndarray, list[Lost]]:
     records, numbers, lost = [], [], []
-    lines = [line for line in piece.split(b"\n") if line.strip()]
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(piece), 1):
         try:
             record = json.loads(
                 line, parse_int=_Number, parse_float=_Number, parse_constant=_Number, object_pairs_hook=_once

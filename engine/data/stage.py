@@ -28,7 +28,7 @@ from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
 from engine.runtime import digest, pool, storage
 
-FORMAT = 2
+FORMAT = 3
 Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any]], Iterator[Chunk]]
 READERS: dict[str, Reader] = {
     "csv": read_csv.read,
@@ -135,6 +135,7 @@ def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) 
     lose(chunk.lost, tally, shown, source.csv.ragged, sensitive)
     findings, table, numbers = list(chunk.findings), chunk.table, chunk.numbers
     findings += checks_of_events(table, data, staged.file.source, findings)
+    findings = [chunk.shown(finding) for finding in findings]
 
     def locate(positions: np.ndarray) -> list[dict[str, Any]]:
         return [{"file": shown, "row": int(numbers[place])} for place in positions]

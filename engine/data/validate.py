@@ -7,9 +7,8 @@ import json
 import sys
 from typing import Any
 
-from engine.config import units
 from engine.config.tree import Config, CsvOptions, DataConfig
-from engine.data import stage
+from engine.data import budget, stage
 from engine.data.ingest import make_plan
 from engine.data.policy import quarantine
 from engine.data.stage import Staged
@@ -85,17 +84,8 @@ def _problems(staged: Staged, data: DataConfig) -> list[str]:
         for (column, reason, _), count in sorted(staged.tally.counts.items())
         if _fails(column, staged, data)
     ]
-    allowed = units.share(data.max_quarantine)
-    if staged.tally.quarantined > allowed * staged.tally.rows:
-        share = staged.tally.quarantined / staged.tally.rows
-        reasons = "; ".join(
-            f"{column} {reason}: {count:,}".strip() for (column, reason, _), count in staged.tally.counts.most_common(3)
-        )
-        found.append(
-            f"{staged.tally.quarantined:,} of {staged.tally.rows:,} rows ({share:.2%}) break the schema, "
-            f"more than {data.max_quarantine}: {reasons}"
-        )
-    return found
+    excess = budget.excess(data, [staged.tally], [staged.file])
+    return found + ([excess] if excess else [])
 
 
 def _fails(column: str, staged: Staged, data: DataConfig) -> bool:

@@ -54,7 +54,9 @@ from engine.training.warm import start_bundle, start_encoder
 
 PERIODS = ("train", "valid", "test")
 CHUNK_ROWS = 131_072
-PLACES = ("path", "endpoint", "region", "snapshot")
+# Where and how files are written, and what one ingest may lose, are no part of the model: what is scored often differs.
+PLACES = ("path", "endpoint", "region", "snapshot", "format", "csv", "refused", "unexpected")
+LIMITS = ("max_quarantine", "min_rows", "max_rows", "max_row_change", "freshness")
 
 
 @dataclass(frozen=True)
@@ -444,8 +446,10 @@ def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], enc
 def with_spec_of(config: Config, bundle: Bundle) -> Config:
     """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
     data, features = spec_of(bundle, config)
-    if config.data.columns:
-        # Where files lie is no part of the model: what is scored often lies elsewhere.
+    said = bool(config.data.columns)
+    limits = {name: getattr(config.data, name) for name in LIMITS}
+    data = dataclasses.replace(data, **{k: v for k, v in limits.items() if said or v != getattr(DataConfig(), k)})
+    if said:
         places = {name: {key: getattr(source, key) for key in PLACES} for name, source in config.data.sources.items()}
         moved = {name: dataclasses.replace(item, **places.get(name, {})) for name, item in data.sources.items()}
         data = dataclasses.replace(data, sources=moved)

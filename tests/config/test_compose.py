@@ -323,7 +323,7 @@ VALUES = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1).f
 
 @given(VALUES)
 def test_a_quoted_value_is_the_text_whatever_is_in_it(value: str) -> None:
-    override = compose._parse(f"data.description={compose.quoted(value)}")
+    override = compose._parse(f"data.description={schema.quoted(value)}")
     assert override.value() == value
 
 

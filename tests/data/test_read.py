@@ -311,7 +311,7 @@ def test_what_stands_where_a_nested_object_must_is_named(tmp_path: Path) -> None
     table, found = read(tmp_path / "x.jsonl", {"v": {"type": "float64", "path": "n.v"}})
     assert table.column("v").to_pylist() == [1.5, None, None]
     told = [(item["row"], item["value"], item["reason"]) for item in found.tally.records]
-    assert told == [(3, '"7"', "is no float64"), (5, '"t"', "is no float64"), (6, '"False"', "is no float64")]
+    assert told == [(3, "7", "is no float64"), (5, '"t"', "is no float64"), (6, "false", "is no float64")]
     (tmp_path / "x.jsonl").write_text('{"n": null}\n{"n": null}\n')  # all null is not missing
     assert read(tmp_path / "x.jsonl", {"v": {"type": "float64", "path": "n.v"}})[0]["v"].to_pylist() == [None, None]
 

@@ -127,7 +127,7 @@ def test_a_trailing_delimiter_has_nothing_behind_it(tmp_path: Path, last: str, k
 
 def test_a_file_of_nothing_but_what_is_left_out_is_empty_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("#a\n#b\nn,t\n")
-    with pytest.raises(UserError, match="is empty: .* beside what csv.skip and csv.comment leave out"):
+    with pytest.raises(UserError, match=r"is empty: .* beside what csv\.skip and csv\.comment leave out"):
         table_of(tmp_path / "x.csv", 1 << 20, comment="#", skip=3)
     assert table_of(tmp_path / "x.csv", 1 << 20, comment="#") == ([], [])
 
