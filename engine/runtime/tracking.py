@@ -4,8 +4,9 @@ The run starts the child and never writes to it: it holds one end of a pipe, who
 the child to send the rest and to stop. So nothing in a tracker can stop, slow or change a run. What a mirror lacks,
 `engine track sync RUN` puts there from the run directory.
 
-A back-end is one file with one class (`Mirror`) and one line in `BACKENDS`. While a run may still be resumed, only
-points that a checkpoint covers are sent: a step that will be replayed is not sent twice.
+A back-end is one file with one class (`Mirror`) and one line in `BACKENDS`. A line of `metrics.jsonl` becomes one row of
+the tracker, known by its place in the file: so rows always rise, though steps may come late or again. While a run may
+still be resumed, only lines that a checkpoint covers are sent: a step that will be replayed is not sent twice.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ POLL_SECONDS = 1.0
 # How long a command waits at its end. Offline nothing but the disk can be slow; online the child goes on by itself.
 WAIT_SECONDS = {"offline": 5.0, "online": 1.0}
 SENT, UNSENT = 0, 3
+LAYOUT = 2  # a row of the tracker is a line of metrics.jsonl; before that it was a step
 
 
 class Mirror(Protocol):
@@ -46,10 +48,13 @@ class Mirror(Protocol):
         """The run's directory, its run.json, and what `tracking` says."""
 
     def open(self) -> int:
-        """Begin, or go on with, the run of this id; returns the last step that the tracker has, -1 for none."""
+        """Begin, or go on with, the run of this id; returns the last row that the tracker has, -1 for none."""
 
-    def log(self, step: int, time: float, values: Mapping[str, float]) -> None:
-        """One point: seconds since 1970, values by metric. Steps do not fall; one may come again with other metrics."""
+    def log(self, row: int, step: int, time: float, values: Mapping[str, float]) -> None:
+        """One row: its number, which rises from call to call; the step, which may fall; seconds since 1970; values by metric.
+
+        Raises where the tracker would not keep it.
+        """
 
     def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
         """Send summary, tables and artifacts and close; returns where the mirror is."""
@@ -119,7 +124,8 @@ def start(config: TrackingConfig, run: Run) -> Tracker:
     # A sweep's agent has named the run already.
     given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     name = known.get("id") or given or run.directory.name
-    run.note(tracking={**schema.plain(config), "mode": mode, "id": name})
+    layout = known.get("layout") if known else LAYOUT
+    run.note(tracking={**schema.plain(config), "mode": mode, "id": name, "layout": layout})
     try:
         tracker.started(_spawn(run.directory), WAIT_SECONDS[mode])
     except OSError as error:
@@ -167,29 +173,44 @@ class Point:
     values: dict[str, float]
 
 
-def read_points(directory: Path) -> list[Point]:
-    """All points of metrics.jsonl by ascending step, one value per (step, metric): the last attempt's.
+@dataclass(frozen=True)
+class Row(Point):
+    """A line of metrics.jsonl."""
+
+    row: int
+
+
+def read_rows(directory: Path) -> list[Row]:
+    """The lines of metrics.jsonl in the order of the file, by their place in it.
 
     A value that was not finite is NaN. A line torn by a kill is left out.
     """
-    points: dict[int, Point] = {}
-    for line in _lines(directory / "metrics.jsonl"):
+    rows = []
+    for place, line in _lines(directory / "metrics.jsonl"):
         step, at = int(line.pop("step")), float(line.pop("time"))
         values = {name: math.nan if value is None else float(value) for name, value in line.items()}
-        earlier = points[step].values if step in points else {}
-        points[step] = Point(step, at, {**earlier, **values})
+        rows.append(Row(step, at, values, place))
+    return rows
+
+
+def read_points(directory: Path) -> list[Point]:
+    """All points of metrics.jsonl by ascending step, one value per (step, metric): the last attempt's."""
+    points: dict[int, Point] = {}
+    for row in read_rows(directory):
+        earlier = points[row.step].values if row.step in points else {}
+        points[row.step] = Point(row.step, row.time, {**earlier, **row.values})
     return [points[step] for step in sorted(points)]
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.exists():
         return
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for place, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")):
         # A line that a kill has cut short has the next attempt's first line glued to it.
         start = text.rfind('{"step"')
         if start >= 0:
             try:
-                yield dict(json.loads(text[start:]))
+                yield place, dict(json.loads(text[start:]))
             except json.JSONDecodeError:
                 continue
 
@@ -211,21 +232,41 @@ def covered_step(directory: Path) -> float:
 
 
 class Feed:
-    """Sends each value of the local log to a mirror once."""
+    """Sends each value of the local log to a mirror once, in the order of the file."""
 
-    def __init__(self, directory: Path, mirror: Mirror, last_step: int) -> None:
-        self.directory, self.mirror, self.last_step = directory, mirror, last_step
-        self._sent: set[tuple[int, str]] = set()
+    def __init__(self, directory: Path, mirror: Mirror, last_row: int) -> None:
+        self.directory, self.mirror, self.last_row = directory, mirror, last_row
+        # Of what an earlier child has passed the last value was sent: what a checkpoint covers is not logged again.
+        self._sent: dict[tuple[int, str], float] = {}
+        for row in read_rows(directory):
+            if row.row <= last_row:
+                self._sent.update({(row.step, name): value for name, value in row.values.items()})
         self._size = -1
 
     def send(self, upto: float) -> None:
-        """Send what is new up to a step."""
-        for point in read_points(self.directory):
-            if self.last_step < point.step <= upto:
-                new = {name: value for name, value in point.values.items() if (point.step, name) not in self._sent}
-                if new:
-                    self.mirror.log(point.step, point.time, new)
-                    self._sent.update((point.step, name) for name in new)
+        """Send the new rows before the first one that lies beyond a step, for that and what follows it may be replayed."""
+        rows = read_rows(self.directory)
+        final = {(row.step, name): row.row for row in rows for name in row.values}
+        stop = min((row.row for row in rows if row.step > upto), default=math.inf)
+        for row in rows:
+            last = {name: final[row.step, name] for name in row.values}
+            if max(row.row, *last.values()) >= stop:
+                break
+            new = [name for name in row.values if last[name] == row.row and (row.step, name) not in self._sent]
+            if row.row > self.last_row and new:
+                values = {name: row.values[name] for name in new}
+                self.mirror.log(row.row, row.step, row.time, values)
+                self._sent.update({(row.step, name): value for name, value in values.items()})
+                self.last_row = row.row
+
+    def lacking(self) -> list[str]:
+        """Values of the local log that the mirror does not hold: not sent, or sent with another value before."""
+        return [
+            f"{name} of step {point.step}"
+            for point in read_points(self.directory)
+            for name, value in point.values.items()
+            if not _same(self._sent.get((point.step, name)), value)
+        ]
 
     def send_covered(self) -> None:
         """Send what a checkpoint covers, if anything has changed since the last call."""
@@ -237,9 +278,13 @@ class Feed:
             self.send(covered)
 
 
+def _same(one: float | None, other: float) -> bool:
+    return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
+
+
 def options_of(record: Mapping[str, Any]) -> TrackingConfig:
     """What `tracking` said when the run was started."""
-    known = {field: value for field, value in (record.get("tracking") or {}).items() if field != "id"}
+    known = {field: value for field, value in (record.get("tracking") or {}).items() if field not in ("id", "layout")}
     return schema.build(TrackingConfig, known, "tracking")  # type: ignore[no-any-return]
 
 
@@ -271,8 +316,17 @@ def _finish(directory: Path, feed: Feed) -> int:
     feed.send(covered_step(directory))
     metrics = storage.read_json(directory / "metrics.json") if done else {}
     where = feed.mirror.finish(load_record(directory), metrics, done)
+    check_whole(feed, done)
     write_state(directory, "complete" if done else "unfinished", where)
     return SENT
+
+
+def check_whole(feed: Feed, done: bool) -> None:
+    """Raise RuntimeError when the mirror of a finished run lacks a point of the local log."""
+    lacking = feed.lacking() if done else []
+    if lacking:
+        shown = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
+        raise RuntimeError(f"{len(lacking)} values of metrics.jsonl are not what the tracker holds: {shown}")
 
 
 def _wait_for_end(ended: threading.Event, seconds: float, directory: Path) -> None:
@@ -325,6 +379,7 @@ def sync(directory: Path, config: TrackingConfig) -> str:
     done = (directory / "DONE").exists()
     metrics = storage.read_json(directory / "metrics.json") if (directory / "metrics.json").exists() else {}
     where = mirror.finish(record, metrics, done)
+    check_whole(feed, True)
     if wanted["mode"] == "online":
         where = mirror.upload()
     write_state(directory, "complete" if done else "unfinished", where)

@@ -2,7 +2,8 @@
 
 Offline, a run has one segment below `wandb/`, written whole at the end from the local log and replaced when the run
 goes on: two segments of one id would replace each other on the server (wandb#5865). Online, points are sent as
-checkpoints cover them and a resumed run goes on after the last step that the server has. W&B's own capture (arguments,
+checkpoints cover them and a resumed run goes on after the last row that the server has. W&B drops a point whose step lies
+before its last: its step is the row, which always rises, and ours is a column of its own. W&B's own capture (arguments,
 git, console, machine, code) is off: what it gets is what run.json holds, where secrets are masked already. Rows of data
 (a bundle's gate and samples, the parts of a dataset) stay where they are: their artifacts hold a reference with a digest.
 """
@@ -22,6 +23,7 @@ from engine.config import schema, units
 from engine.config.tree import Config, TrackingConfig
 from engine.errors import UserError
 from engine.runtime import places, storage
+from engine.runtime.tracking import LAYOUT
 
 LARGEST_UPLOAD = 100 * 10**6  # bytes; a larger model goes by reference
 ROWS = ("gate/", "reference_sample.parquet", "reference_outcomes.parquet")  # parts of a bundle that are rows of data
@@ -40,19 +42,28 @@ class WandbMirror:
         self._last = -1
 
     def open(self) -> int:
-        """Online goes on after the server's last step; offline the segment is written anew from the first."""
+        """Online goes on after the server's last row; offline the segment is written anew from the first."""
         if self.options.mode == "online":
             try:
                 self._init("online")
-                return int(self._run.starting_step) - 1
+                self._last = self._taken_up()
+                return self._last
             except Exception as error:
                 sys.stderr.write(
-                    f"W&B cannot be reached ({type(error).__name__}: {error}): the mirror is kept offline\n"
+                    f"W&B cannot go on with the run ({type(error).__name__}: {error}): the mirror is kept offline\n"
                 )
         for segment in self.folder.glob("offline-run-*"):
             shutil.rmtree(segment)
         self._init("offline")
         return -1
+
+    def _taken_up(self) -> int:
+        """The last row that the server has. Raises RuntimeError when it counts steps, as it did before rows."""
+        last = int(self._run.starting_step) - 1
+        if last >= 0 and self.record["tracking"].get("layout") != LAYOUT:
+            self._run.finish(exit_code=1)
+            raise RuntimeError("an engine that counted steps began this run there; `engine track sync` sends it anew")
+        return last
 
     def _init(self, mode: str) -> None:
         wandb = _import_wandb(self.folder)
@@ -89,19 +100,21 @@ class WandbMirror:
             allow_val_change=True,
             settings=settings,
         )
-        for pattern in ("train/*", "valid/*", "test/*"):
-            self._run.define_metric(pattern, step_metric="step")
+        self._run.define_metric("*", step_metric="step")
 
-    def log(self, step: int, time: float, values: Mapping[str, float]) -> None:
-        """Metrics by their own `step` axis; W&B's step is the same number."""
-        self._last = max(self._last, step)
-        self._run.log({**values, "step": step, "_timestamp": time}, step=step)
+    def log(self, row: int, step: int, time: float, values: Mapping[str, float]) -> None:
+        """Metrics by their own `step` axis; W&B's step is the row."""
+        if row <= self._last:
+            raise RuntimeError(f"row {row} (step {step}) comes after row {self._last}: W&B would drop it")
+        self._last = row
+        named = {escaped(name): value for name, value in values.items()}
+        self._run.log({**named, "step": step, "_timestamp": time}, step=row, commit=True)
 
     def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
         """Summary, tables, report and artifacts of a finished run; an unfinished one is left open to go on."""
         run, failed = self._run, []
         if done:
-            run.summary.update({name: value for name, value in metrics.items() if value is not None})
+            run.summary.update({escaped(name): value for name, value in metrics.items() if value is not None})
             run.summary.update({f"chain/{link}": value for link, value in record["chain"].items()})
             # What is beside the points may fail without them: it is told, and the run is closed as what it is.
             for part in (self._log_shown, self._log_artifacts):
@@ -118,7 +131,7 @@ class WandbMirror:
     def _log_shown(self, _: Mapping[str, Any]) -> None:
         shown = {**tables(self.directory), **report(self.directory)}
         if shown:
-            self._run.log(shown, step=max(self._last, 0))
+            self._run.log(shown)  # a row after the last
 
     def _log_artifacts(self, record: Mapping[str, Any]) -> None:
         for artifact in artifacts(self.directory, record, self.options.rows):
@@ -143,6 +156,11 @@ class WandbMirror:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise UserError(f"W&B did not take the run: {said[-1] if said else 'no reason given'}")
         return str(segments[-1])
+
+
+def escaped(name: str) -> str:
+    """A metric's name in W&B, which keeps names with a leading `_` and the axis `step` for itself."""
+    return f"metric/{name}" if name.startswith("_") or name == "step" else name
 
 
 def _import_wandb(folder: Path) -> Any:

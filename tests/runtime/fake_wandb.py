@@ -43,9 +43,9 @@ class FakeWandb:
         return [json.loads(lines[offset]) for offset in sorted(lines)]
 
     def points(self, run: str) -> list[tuple[int, str, float]]:
-        """(step, metric, value) of every point, as often as it is there."""
+        """(step, metric, value) of every point by its own step, as often as it is there."""
         return [
-            (int(line["_step"]), name, value)
+            (int(line["step"]), name, value)
             for line in self.history(run)
             for name, value in line.items()
             if isinstance(value, (int, float)) and not name.startswith("_") and name != "step"

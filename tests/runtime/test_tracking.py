@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.config.tree import TrackingConfig
 from engine.errors import UserError
@@ -45,8 +48,11 @@ class Kept:
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, str, float]] = []
+        self.last = -1
 
-    def log(self, step: int, time: float, values: Mapping[str, float]) -> None:
+    def log(self, row: int, step: int, time: float, values: Mapping[str, float]) -> None:
+        assert row > self.last, "a tracker drops what does not rise"
+        self.last = row
         self.sent += [(step, name, value) for name, value in values.items()]
 
 
@@ -89,12 +95,20 @@ def test_points_are_sent_once_and_only_as_far_as_a_checkpoint_covers_them(tmp_pa
     checkpoint(tmp_path, 4)
     feed.send_covered()
     assert [step for step, _, _ in mirror.sent] == [0, 1, 2, 3, 4]
-    lines(tmp_path, {"step": 4, "valid/b": 0.5})  # written after the checkpoint of its step
+    lines(tmp_path, {"step": 4, "valid/b": 0.5})  # behind lines that may be replayed
+    feed.send_covered()
+    assert len(mirror.sent) == 5
+    checkpoint(tmp_path, 9)
     feed.send_covered()
     assert mirror.sent[-1] == (4, "valid/b", 0.5)
+    lines(
+        tmp_path, {"step": 9, "valid/b": 0.25}, {"step": 10, "a": 10.0}
+    )  # the first one after the checkpoint of its step
+    feed.send_covered()
+    assert mirror.sent[-1] == (9, "valid/b", 0.25)
     (tmp_path / "DONE").touch()
     feed.send_covered()
-    assert [step for step, name, _ in mirror.sent if name == "a"] == list(range(10))
+    assert [step for step, name, _ in mirror.sent if name == "a"] == list(range(11))
 
 
 def test_a_checkpoint_without_a_readable_manifest_covers_nothing(tmp_path) -> None:
@@ -109,6 +123,69 @@ def test_what_the_tracker_already_has_is_not_sent_again(tmp_path) -> None:
     lines(tmp_path, *({"step": step, "a": 1.0} for step in range(10)))
     tracking.Feed(tmp_path, mirror, 6).send(math.inf)  # type: ignore[arg-type]
     assert [step for step, _, _ in mirror.sent] == [7, 8, 9]
+
+
+def test_a_point_whose_step_comes_late_is_sent_too(tmp_path) -> None:
+    mirror = Kept()
+    feed = tracking.Feed(tmp_path, mirror, -1)  # type: ignore[arg-type]
+    lines(tmp_path, {"step": 1, "a": 1.0}, {"step": 9, "a": 9.0})
+    checkpoint(tmp_path, 9)
+    feed.send_covered()
+    lines(tmp_path, {"step": 4, "a": 4.0}, {"step": 9, "b": 0.5}, {"step": 2, "a": None})
+    feed.send_covered()
+    (tmp_path / "DONE").touch()
+    feed.send_covered()
+    assert [(step, name) for step, name, _ in mirror.sent] == [(1, "a"), (9, "a"), (4, "a"), (9, "b"), (2, "a")]
+    assert feed.lacking() == []
+
+
+def test_a_late_point_reaches_a_tracker_that_went_on_after_its_step(tmp_path) -> None:
+    lines(tmp_path, {"step": 1, "a": 1.0}, {"step": 9, "a": 9.0}, {"step": 9, "valid/b": 0.5})
+    mirror = Kept()
+    feed = tracking.Feed(tmp_path, mirror, 1)  # the child was killed between the two lines of step 9
+    feed.send(math.inf)
+    assert mirror.sent == [(9, "valid/b", 0.5)] and feed.lacking() == []
+
+
+def test_a_value_that_was_sent_and_then_changed_is_not_called_complete(tmp_path) -> None:
+    mirror = Kept()
+    feed = tracking.Feed(tmp_path, mirror, -1)  # type: ignore[arg-type]
+    lines(tmp_path, {"step": 1, "a": 1.0}, {"step": 2, "a": 2.0})
+    feed.send(2)
+    lines(tmp_path, {"step": 2, "a": 2.5})
+    feed.send(math.inf)
+    assert [value for _, _, value in mirror.sent] == [1.0, 2.0] and feed.lacking() == ["a of step 2"]
+    with pytest.raises(RuntimeError, match=r"1 values of metrics.jsonl are not what the tracker holds: a of step 2"):
+        tracking.check_whole(feed, done=True)
+    tracking.check_whole(feed, done=False)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    attempts=st.lists(
+        st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc"), st.sampled_from([0.5, 1e300, None, 3])), max_size=8),
+        min_size=1, max_size=4,
+    ),
+    covered=st.lists(st.integers(-1, 13), min_size=4, max_size=4).map(sorted),
+)  # fmt: skip
+def test_every_point_is_sent_once_with_its_last_value_in_any_order_of_steps_and_restarts(attempts, covered) -> None:
+    known: set[tuple[int, str]] = set()
+    safe = -1
+    with tempfile.TemporaryDirectory() as name:
+        directory, mirror = Path(name), Kept()
+        for attempt, upto in zip(attempts, covered, strict=False):
+            # What a checkpoint covers comes late, but is not logged again.
+            fresh = [entry for entry in attempt if entry[0] > safe or entry[:2] not in known]
+            fresh = [entry for entry in fresh if entry[0] > safe or [e[:2] for e in fresh].count(entry[:2]) == 1]
+            lines(directory, *({"step": step, metric: value} for step, metric, value in fresh))
+            known |= {entry[:2] for entry in fresh}
+            feed = tracking.Feed(directory, mirror, mirror.last)  # a child of its own, that knows the last row alone
+            feed.send(upto)
+            safe = upto
+        feed.send(math.inf)
+        truth = {(p.step, k): v for p in tracking.read_points(directory) for k, v in p.values.items()}
+        assert sorted(map(repr, mirror.sent)) == sorted(repr((*key, value)) for key, value in truth.items())
+        assert feed.lacking() == []
 
 
 def test_auto_goes_online_only_with_a_key(monkeypatch) -> None:
@@ -350,7 +427,8 @@ def test_online_points_arrive_once_through_a_kill_and_a_resume(tmp_path) -> None
         assert code == 0 and directory == first, err
         wait_for(lambda: json.loads((directory / "tracking.json").read_text())["state"] == "complete")
         assert list(fake.runs) == [directory.name]
-        assert sum(count for _, count in fake.history_chunks) == 30  # the second attempt goes on at its offset
+        # 30 lines of training, 3 of validation, the report: the second attempt goes on at its offset.
+        assert sum(count for _, count in fake.history_chunks) == 34
         points = fake.points(directory.name)
         assert len(points) == len({(step, name) for step, name, _ in points})
         assert set(points) == expected()
@@ -366,6 +444,30 @@ def test_a_run_that_was_not_tracked_can_be_sent_later(tmp_path) -> None:
         assert set(fake.points(directory.name)) == {(1, "train/loss", 0.7), (2, "train/loss", 0.6)}
         assert fake.config(directory.name)["train.lr"] == 0.01
         assert fake.summary(directory.name)["test/roc_auc"] == 0.75
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_late_steps_and_odd_names_and_values_reach_the_server(tmp_path, monkeypatch, mode) -> None:
+    directory = make_run(tmp_path, "20260101T000000-abcdef")
+    late = [{"step": 9, "train/loss": 0.5}, {"step": 4, "valid/roc_auc": 0.75}, {"step": 3, "_timestamp_of_x": 2.0}]
+    odd = [
+        {"step": 2**40, "train/loss": 1e300},
+        {"step": 5, "valid/\u00fc.b c": 2**60},
+        {"step": 0, "train/lr": 1e-300},
+    ]
+    lines(directory, *late, *odd)
+    with serving() as fake:
+        for name, value in online(fake).items():
+            monkeypatch.setenv(name, value)
+        tracking.sync(directory, TrackingConfig(mode=mode))
+        if mode == "offline":
+            synced(directory, fake)
+        assert set(fake.points(directory.name)) == {
+            (1, "train/loss", 0.7), (2, "train/loss", 0.6), (9, "train/loss", 0.5), (4, "valid/roc_auc", 0.75),
+            (3, "metric/_timestamp_of_x", 2.0), (2**40, "train/loss", 1e300), (5, "valid/\u00fc.b c", float(2**60)),
+            (0, "train/lr", 1e-300),
+        }  # fmt: skip
+    assert json.loads((directory / "tracking.json").read_text())["state"] == "complete"
 
 
 def drifted(folder: Path) -> Path:
