@@ -21,9 +21,11 @@ MICROSECONDS = {
     "w": 604_800_000_000,
 }
 BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+CYCLE = 146_097 * MICROSECONDS["d"]  # 400 years of the Gregorian calendar
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 _SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*$")
+_FAR = re.compile(r"(-?\d{4,6})(-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{6})?\+00:00)")
 _MOMENT = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:([+-])\s*(\d.*))?$")
 
 
@@ -87,6 +89,10 @@ def instant(text: str, time_zone: str) -> int:
     A text without an offset is read in `time_zone`; a local time that occurs twice means its first occurrence.
     """
     text = str(text).strip()
+    cycles = 0
+    if (far := _FAR.fullmatch(text)) and not 0 < int(far[1]) < 10_000:  # as format_instant writes what data hold
+        cycles = int(far[1]) // 400 - 5
+        text = f"{int(far[1]) - 400 * cycles}{far[2]}"
     try:
         parsed = datetime.datetime.fromisoformat(f"{text}-01" if re.fullmatch(r"\d{4}-\d{2}", text) else text)
     except ValueError:
@@ -95,7 +101,7 @@ def instant(text: str, time_zone: str) -> int:
         ) from None
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=zone(time_zone))
-    return (parsed - EPOCH) // datetime.timedelta(microseconds=1)
+    return (parsed - EPOCH) // datetime.timedelta(microseconds=1) + cycles * CYCLE
 
 
 def between(bounds: tuple[str, ...] | list[str], time_zone: str) -> tuple[int, int]:
@@ -118,11 +124,24 @@ def window(text: str | tuple[str, ...] | list[str], time_zone: str) -> tuple[int
     except ValueError:
         wanted = "a month (2020-04), a day (2020-04-07) or [from, to]"
         raise UserError(f"a window must be {wanted}, found {text!r}") from None
-    stop = (start + datetime.timedelta(days=32)).replace(day=1) if month else start + datetime.timedelta(days=1)
+    try:
+        stop = (start + datetime.timedelta(days=32)).replace(day=1) if month else start + datetime.timedelta(days=1)
+    except OverflowError:
+        raise UserError(f"a window must end before the year 10000, found {text!r}") from None
     return instant(start.isoformat(), time_zone), instant(stop.isoformat(), time_zone)
 
 
 def format_instant(microseconds: int, time_zone: str = "UTC") -> str:
-    """ISO text of an instant in a zone, to the second where that is exact."""
-    moment_ = (EPOCH + datetime.timedelta(microseconds=int(microseconds))).astimezone(zone(time_zone))
+    """ISO text of an instant in a zone, to the second where that is exact; in UTC beyond the years 1 to 9999."""
+    try:
+        moment_ = (EPOCH + datetime.timedelta(microseconds=int(microseconds))).astimezone(zone(time_zone))
+    except OverflowError:  # beyond Python's calendar, which repeats every 400 years
+        cycles, rest = divmod(int(microseconds), CYCLE)
+        moment_ = EPOCH + datetime.timedelta(microseconds=rest)
+        year = moment_.year + 400 * cycles
+        return f"{year:0{4 + (year < 0)}d}{_iso(moment_)[4:]}"
+    return _iso(moment_)
+
+
+def _iso(moment_: datetime.datetime) -> str:
     return moment_.isoformat(timespec="seconds" if moment_.microsecond == 0 else "microseconds")

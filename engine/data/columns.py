@@ -230,7 +230,13 @@ def as_text(scalar: Any) -> str | None:
         value = scalar.as_buffer().to_pybytes() if hasattr(scalar, "as_buffer") else scalar.as_py()
     except (ValueError, OverflowError, pa.ArrowException):
         # Python's dates end in the year 9999; Arrow's do not.
-        value = scalar.cast(pa.int64()).as_py() if pa.types.is_temporal(scalar.type) else "(not shown)"
+        value = _beyond_python(scalar)
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     return str(value)[:TEXT_LIMIT]
+
+
+def _beyond_python(scalar: Any) -> str:
+    if not pa.types.is_temporal(scalar.type):
+        return "(not shown)"
+    return f"{scalar.value} {getattr(scalar.type, 'unit', 'days')} since 1970"

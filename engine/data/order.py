@@ -435,8 +435,9 @@ def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> tuple
 
 
 def _texts(rows: pa.Table) -> list[str]:
-    plain = rows.drop_columns(["$number"]).to_pylist()
-    return [digest.of_json({name: str(value) for name, value in row.items()}) for row in plain]
+    names = [name for name in rows.column_names if name != "$number"]
+    columns = [[str(value) for value in digest.python_values(rows.column(name))] for name in names]
+    return [digest.of_json(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def _by_values(table: pa.Table, names: list[str]) -> tuple[np.ndarray, np.ndarray]:

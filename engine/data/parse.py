@@ -50,6 +50,10 @@ def to_type(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
 
     Raises UserError when the two types have nothing to do with each other (an int64 where text is declared).
     """
+    return _in_calendar(_converted(array, kind, reading), kind)
+
+
+def _converted(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
     if isinstance(array, pa.ExtensionArray):
@@ -68,6 +72,27 @@ def to_type(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
 
 
 _NONE = np.zeros(0, np.int64)
+# Beyond these Arrow's calendar wraps around without a word: the int64 maximum becomes a day in the year 32103. Within
+# them no sum of an instant and a span that anyone writes leaves 64 bits.
+FIRST_YEAR, LAST_YEAR = -32_000, 32_000
+
+
+def _in_calendar(parsed: Parsed, kind: pa.DataType) -> Parsed:
+    """Instants and dates of years that a calendar can tell; others are named as bad."""
+    if not (kind.equals(TIMESTAMP) or kind == pa.date32()) or parsed.values.null_count == len(parsed.values):
+        return parsed
+    unit = "us" if kind.equals(TIMESTAMP) else "D"
+    years = (np.datetime64(year - 1970, "Y") for year in (FIRST_YEAR, LAST_YEAR + 1))
+    first, beyond = (int(year.astype(f"datetime64[{unit}]").astype(np.int64)) for year in years)
+    found = pc.min_max(parsed.values)
+    if first <= found["min"].value and found["max"].value < beyond:
+        return parsed
+    numbers = parsed.values.cast(pa.int64() if unit == "us" else pa.int32())
+    outside = pc.fill_null(pc.or_(pc.less(numbers, first), pc.greater_equal(numbers, beyond)), False)
+    bad = np.union1d(parsed.bad, np.flatnonzero(np.asarray(outside)))
+    reason = f"lies beyond the years {FIRST_YEAR} to {LAST_YEAR}, which the calendar reaches"
+    values = pc.if_else(outside, pa.scalar(None, kind), parsed.values)
+    return Parsed(values, bad, f"{parsed.reason} or {reason}" if len(parsed.bad) else reason)
 
 
 def _decode_dictionary(array: pa.DictionaryArray) -> pa.Array:

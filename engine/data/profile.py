@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from engine.config import units
+from engine.data.columns import TEXT_LIMIT
+
 BINS = 20
 TOP = 20
 SAMPLE_ROWS = 100_000
@@ -27,6 +30,8 @@ def counts(table: pa.Table, written: pq.FileMetaData | None = None) -> dict[str,
             column = column.cast(pa.float32())  # Arrow orders neither these
         elif pa.types.is_duration(field.type):
             column = column.cast(pa.int64())  # nor those
+        elif pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
+            column = column.cast(pa.int32() if field.type.bit_width == 32 else pa.int64())  # Python's end in 9999
         entry: dict[str, Any] = {"nulls": column.null_count, "nan": 0, "min": None, "max": None}
         if pa.types.is_floating(field.type):
             entry["nan"] = int(pc.sum(pc.is_nan(column)).as_py() or 0)
@@ -79,7 +84,8 @@ def profile(rows: int, merged: dict[str, dict[str, Any]], sample: pa.Table, sens
             "nan": entry["nan"],
         }
         if field.name not in sensitive:
-            shown |= {"min": _plain(entry["min"]), "max": _plain(entry["max"]), **_spread(sample.column(field.name))}
+            ends = {side: _plain(_moment(entry[side], field.type)) for side in ("min", "max")}
+            shown |= {**ends, **_spread(sample.column(field.name))}
         columns[field.name] = shown
     return {"rows": rows, "sample_rows": sample.num_rows, "columns": columns}
 
@@ -96,9 +102,11 @@ def _spread(column: pa.ChunkedArray) -> dict[str, Any]:
         return _histogram(column)
     if pa.types.is_nested(kind) or pa.types.is_binary(kind):
         return {}
-    values = pc.value_counts(column.drop_null().combine_chunks())
+    found = pc.value_counts(
+        (column.cast(pa.int32()) if pa.types.is_date(kind) else column).drop_null().combine_chunks()
+    )
     pairs = sorted(
-        ((_plain(item["values"]), item["counts"]) for item in values.to_pylist()),
+        ((_plain(_moment(item["values"], kind)), item["counts"]) for item in found.to_pylist()),
         key=lambda pair: (-pair[1], str(pair[0])),
     )
     return {"distinct_in_sample": len(pairs), "top": [list(pair) for pair in pairs[:TOP]]}
@@ -112,19 +120,41 @@ def _histogram(column: pa.ChunkedArray) -> dict[str, Any]:
     if not len(values):
         return {"mean": None, "std": None, "histogram": None}
     low, high = float(values.min()), float(values.max())
-    edges = np.linspace(low, high, BINS + 1)
+    scaled, unit = _scaled(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        edges = np.linspace(low / unit, high / unit, BINS + 1) * unit
     if not np.all(np.isfinite(edges)) or np.any(edges[1:] <= edges[:-1]):
         edges = np.array([low, high])  # all values are one, or so near to each other that a float cannot part them
-    heights = np.histogram(values, edges)[0] if high > low else [len(values)]
+    edges[[0, -1]] = low, high
+    heights = np.histogram(scaled, edges / unit)[0] if high > low else [len(values)]
+    std = float(scaled.std()) * unit
     return {
-        "mean": float(values.mean()),
-        "std": float(values.std()),
+        "mean": float(scaled.mean()) * unit,
+        "std": std if math.isfinite(std) else None,
         "histogram": {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in heights]},
     }
 
 
+def _scaled(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """(values in units of a power of two, that unit): neither their squares nor their sums leave the range of a float."""
+    largest = float(np.abs(values).max())
+    if largest == 0 or 2.0**-300 < largest < 2.0**300:
+        return values, 1.0
+    unit = 2.0 ** max(math.frexp(largest)[1] - 1, -1000)
+    return values / unit, unit
+
+
+def _moment(value: Any, kind: pa.DataType) -> Any:
+    """The ISO text of an instant or a date that was counted as a number."""
+    if value is not None and pa.types.is_timestamp(kind):
+        return units.format_instant(value)
+    return str(np.datetime64(value, "D")) if value is not None and pa.types.is_date(kind) else value
+
+
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
+    if isinstance(value, str):
+        return value if len(value) <= TEXT_LIMIT else f"{value[:TEXT_LIMIT]}... ({len(value):,} characters)"
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)

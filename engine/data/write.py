@@ -92,7 +92,7 @@ def canonical(table: pa.Table, first: list[str]) -> pa.Table:
     real = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     names = [*first, *(name for name in table.column_names if name not in (*first, *nested))]
     keys = [table[name] for name in names]
-    keys += [pa.array(map(str, table[name].to_pylist()), pa.string()) for name in nested]
+    keys += [pa.array(map(str, digest.python_values(table[name])), pa.string()) for name in nested]
     keys += [pa.array(np.signbit(table[name].to_numpy())) for name in real]
     numbered = pa.table(keys, [str(k) for k in range(len(keys))])
     order = pc.sort_indices(numbered, [(name, "ascending") for name in numbered.column_names])

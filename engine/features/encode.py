@@ -28,6 +28,9 @@ NULL, UNSEEN, RARE, FIRST_KNOWN = 0, 1, 2, 3
 RARE_KEPT = 100_000  # rare categories beyond this many are remembered as unseen
 KNOTS = 257
 NO_TEXT = "(null)"
+LARGEST = float(np.finfo(np.float64).max)
+WIDEST = 0.99 * LARGEST
+CRUSHED = 1e-6  # half of the rows within so few deviations: what is left of their differences is noise to a model
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,12 @@ class NumericColumn:
     def for_kernel(self, clip: float) -> kernel.NumericColumn:
         """The kernel's form; a value beyond `clip` deviations, or beyond the knots, counts as that bound."""
         if self.kind == "standardise":
-            reach = clip * self.scale_
+            reach = min(clip * self.scale_, WIDEST)  # its ends and the distances within are numbers too
             return kernel.NumericColumn(
                 center=self.center_,
                 scale=self.scale_,
-                low=self.center_ - reach,
-                high=self.center_ + reach,
+                low=max(self.center_ - reach, -LARGEST),
+                high=min(self.center_ + reach, LARGEST),
                 indicator=self.missing_,
             )
         kind = "normal" if self.kind == "quantile" else "ple"
@@ -106,11 +109,19 @@ class Encoder:
 
     @classmethod
     def fit(
-        cls, features: Sequence[Feature], read: Callable[[Sequence[str]], pa.Table], config: EncodeConfig
+        cls,
+        features: Sequence[Feature],
+        read: Callable[[Sequence[str]], pa.Table],
+        config: EncodeConfig,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Encoder:
-        """Learn from training rows; `read(names)` gives those columns, so one column at a time is in memory."""
+        """Learn from training rows; `read(names)` gives those columns, so one column at a time is in memory.
+
+        `warn` is called with a sentence for each column whose scale a few far values have set.
+        """
         numeric = [
-            _fit_numeric(item.name, as_floats(read([item.name])[item.name]), config) for item in _of(features, NUMERIC)
+            _fit_numeric(item.name, as_floats(read([item.name])[item.name]), config, warn)
+            for item in _of(features, NUMERIC)
         ]
         categorical = [
             _fit_vocabulary(item.name, read([item.name])[item.name], config) for item in _of(features, CATEGORICAL)
@@ -223,7 +234,7 @@ def _of(features: Sequence[Feature], kind: str) -> list[Feature]:
     return [feature for feature in features if feature.kind == kind]
 
 
-def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig) -> NumericColumn:
+def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig, warn: Callable[[str], None]) -> NumericColumn:
     finite = np.sort(values[np.isfinite(values)])
     missing = bool(np.isnan(values).any()) and config.missing_indicator
     if not len(finite):
@@ -232,17 +243,41 @@ def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig) -> Numeric
     largest = max(abs(float(finite[0])), abs(float(finite[-1])), 1e-300)
     # Sorted first: the sums do not depend on the order of rows.
     center = float(np.sum(finite / largest)) / len(finite) * largest
-    scale = largest * math.sqrt(float(np.sum(((finite - center) / largest) ** 2)) / len(finite))
+    # Where a difference may lie beyond the largest float, it is taken between parts of it.
+    away = (finite - center) / largest if largest < WIDEST / 2 else finite / largest - center / largest
+    scale = largest * math.sqrt(float(np.sum(away**2)) / len(finite))
     constant = finite[0] == finite[-1]
     knots: tuple[float, ...] = ()
     if config.numeric != "standardise" and not constant:
-        quantiles = kernel.quantiles_of(finite, KNOTS - 1 if config.numeric == "quantile" else config.bins)
+        inner = np.clip(finite, -WIDEST / 2, WIDEST / 2) if largest > WIDEST / 2 else finite
+        quantiles = kernel.quantiles_of(inner, KNOTS - 1 if config.numeric == "quantile" else config.bins)
         # Equal edges make empty bins; equal quantiles are the weight of a repeated value and stay.
         knots = tuple(float(x) for x in (quantiles if config.numeric == "quantile" else np.unique(quantiles)))
     kind = config.numeric if len(knots) > 1 else "standardise"
+    if kind == "standardise" and not constant:
+        _warn_of_crushed(name, finite, min(scale, LARGEST), warn)
     return NumericColumn(
-        name, kind, center, 0.0 if constant else scale, float(finite[0]), float(finite[-1]), missing, knots
+        name,
+        kind,
+        center,
+        0.0 if constant else min(scale, LARGEST),
+        float(finite[0]),
+        float(finite[-1]),
+        missing,
+        knots,
     )
+
+
+def _warn_of_crushed(name: str, finite: np.ndarray, scale: float, warn: Callable[[str], None]) -> None:
+    """`finite` is sorted."""
+    low, high = (float(finite[len(finite) * quarter // 4]) for quarter in (1, 3))
+    if low < high and high / scale - low / scale < CRUSHED:
+        far = max(float(finite[0]), float(finite[-1]), key=abs)
+        warn(
+            f"feature {name!r}: values as far off as {far:g} set its scale, so that half of the training rows lie within "
+            f"{high / scale - low / scale:.1g} deviations and look alike to the model. "
+            "Give the column a min or max in data.columns, or set features.encode.numeric=quantile"
+        )
 
 
 def _fit_vocabulary(name: str, column: pa.ChunkedArray, config: EncodeConfig) -> Vocabulary:

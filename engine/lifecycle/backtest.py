@@ -8,7 +8,6 @@ reused by plan and dataset, scores by model and rows, within a backtest and betw
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import shutil
 import time
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from engine.config import schema, units
 from engine.config.tree import BacktestConfig, ClusterConfig, Config, PolicyConfig, RetrainConfig
+from engine.data.calendar import day_start, local_days
 from engine.errors import UserError
 from engine.lifecycle import backtest_report, decide
 from engine.lifecycle.challenger import (
@@ -163,16 +164,22 @@ def first_config(config: Config, history: History) -> Config:
 
 
 def make_periods(config: BacktestConfig, history: History) -> list[Period]:
-    """Periods from backtest.start to its stop, the last one perhaps shorter. Raises UserError when there is none."""
+    """Periods with rows from backtest.start to its stop, the last one perhaps shorter. Raises UserError when there is none."""
     zone = history.config.data.time_zone
     start = start_of(history.config)
     stop = units.instant(config.stop, zone) if config.stop is not None else int(history.event[-1]) + 1
-    found = []
-    while start < stop:
-        end = next_month(start, zone) if config.period == "month" else start + units.span(config.period)
-        text = units.format_instant(start, zone)
-        found.append(Period(text[:7] if config.period == "month" else text[:10], start, min(end, stop)))
-        start = end
+    found: list[Period] = []
+    at = start
+    # From period to period by events, be the next one in another century: what holds no row cannot be measured.
+    while (place := int(np.searchsorted(history.event, at, "left"))) < len(history.event):
+        event = int(history.event[place])
+        if event >= stop:
+            break
+        at = period_start(event, at, config.period, zone)
+        end = next_month(at, zone) if config.period == "month" else at + units.span(config.period)
+        text = units.format_instant(at, zone)
+        found.append(Period(text[:7] if config.period == "month" else text[:10], at, min(end, stop)))
+        at = end
     if not found:
         raise UserError(
             f"backtest.start must lie before the end of the data, {units.format_instant(stop, zone)}, found "
@@ -181,11 +188,24 @@ def make_periods(config: BacktestConfig, history: History) -> list[Period]:
     return found
 
 
+def period_start(event: int, start: int, period: str, zone: str) -> int:
+    """Where the period begins that holds an event at or after `start`, the beginning of an earlier period or of its own."""
+    if period != "month":
+        length = units.span(period)
+        return start + (event - start) // length * length
+    return max(start, month_start(event, zone))
+
+
+def month_start(instant: int, zone: str, later: int = 0) -> int:
+    """The first instant of the local month that holds `instant`, or of one `later`."""
+    day = local_days(pa.array([instant], pa.int64()), zone)[0]
+    first = (np.datetime64(int(day), "D").astype("datetime64[M]") + later).astype("datetime64[D]")
+    return day_start(int(first.astype(np.int64)), zone)
+
+
 def next_month(instant: int, zone: str) -> int:
     """The first instant of the next local month."""
-    local = datetime.datetime.fromisoformat(units.format_instant(instant, zone)).replace(day=1)
-    following = (local + datetime.timedelta(days=32)).strftime("%Y-%m")
-    return units.instant(following, zone)
+    return month_start(instant, zone, 1)
 
 
 def train_ahead(config: Config, run: Run, history: History, periods: list[Period]) -> None:

@@ -65,7 +65,7 @@ def reference_rows(
     columns = [*((item.name, item.kind) for item in reference.columns), (reference.rows_column, "volume")]
     for at in range(len(weights)):
         first = int(np.flatnonzero(weights[at])[0])
-        period = [day_text(int(reference.days[0]) + first + shift) for shift in (0, plan.length)]
+        period = [day_text(int(reference.days[first]) + shift) for shift in (0, plan.length)]
         for index, (name, kind) in enumerate(columns):
             own = scores[index, :, at]
             computable = np.isfinite(own).any()

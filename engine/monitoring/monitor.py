@@ -16,6 +16,7 @@ import pyarrow as pa
 from engine.config import units
 from engine.config.tree import Config
 from engine.data import ingest
+from engine.data.calendar import day_start, local_days
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features import build
@@ -48,7 +49,6 @@ from engine.training.reference import (
     chosen_rows,
     chunks,
     encode_sample,
-    local_days,
     sample_table,
     target_numbers,
 )
@@ -56,6 +56,7 @@ from engine.training.train import with_spec_of
 
 FORMAT = 1
 DAY = 86_400_000_000
+LONGEST_WINDOW = 3_660
 DIGITS = 9  # significant digits of drift.json: the last bits of a sum may differ between processors
 BETWEEN_VALUES = 2  # format of profile specifications whose edges lie between data values
 SAID = 5  # causes named in words
@@ -238,7 +239,7 @@ def plan_of(config: Config, window: Window) -> Plan:
     """How the line is calibrated for a window of this length."""
     settings = config.monitor
     return Plan(
-        length=max(1, round((window.stop - window.start) / DAY)),
+        length=_days_of(window),
         alpha=settings.alpha,
         psi_floor=settings.psi_floor,
         season=settings.season,
@@ -246,6 +247,11 @@ def plan_of(config: Config, window: Window) -> Plan:
         block=settings.block,
         seed=settings.seed,
     )
+
+
+def _days_of(window: Window) -> int:
+    """Days of the window; one that a row of another century stretches is calibrated like LONGEST_WINDOW days."""
+    return min(max(1, round((window.stop - window.start) / DAY)), LONGEST_WINDOW)
 
 
 def current_of(config: Config, window: Window) -> Current:
@@ -265,7 +271,7 @@ def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
         alpha=settings.alpha,
         floor=settings.performance_floor,
         min_labelled=units.share(settings.min_labelled),
-        length=max(1, round((window.stop - window.start) / DAY)),
+        length=_days_of(window),
         block=settings.block,
         seed=settings.seed,
     )
@@ -281,7 +287,7 @@ def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: l
         return outcomes
     dataset = ingest.ensure(config, run)
     zone, first, last = config.data.time_zone, int(outcomes.days.min()), int(outcomes.days.max())
-    bounds = [units.instant(history.day_text(day), zone) for day in (first, last + 1)]
+    bounds = [day_start(day, zone) for day in (first, last + 1)]
     rows = dataset.row_range(*bounds)
     take = pa.array(chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0]))
     facts = dataset.read([config.data.target or "", *needed], rows=rows).take(take)

@@ -147,7 +147,8 @@ def _reason(sample: pa.Table, current: pa.Table | None) -> str | None:
 
 def sample_windows(days: np.ndarray, length: int) -> list[np.ndarray]:
     """bool[n] of up to WINDOWS separate windows of the sample's days, evenly spaced, with rows enough in and out."""
-    starts = np.arange(days.min(), days.max() - length + 2, length)
+    starts = days.min() + np.unique((days - days.min()) // length) * length  # those that hold rows
+    starts = starts[starts <= days.max() - length + 1]
     starts = (
         starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), WINDOWS)).astype(int))]
         if len(starts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from engine.training.reference import FORMAT, MISSING_BIN, NEGATIVE_BIN, POSITIV
 
 ROWS_COLUMN = "(rows)"
 GAP_DAYS, GAP_STEPS = 7, 3  # closed weekends and monthly rows are no gaps
+LONGEST_GAP = 400  # days; longer than GAP_DAYS, so that what is left of it is a gap still
 WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
@@ -133,7 +135,7 @@ def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, 
     }
     if not len(day):
         raise UserError("reference.parquet must hold at least one day, found none: train the model again")
-    days = np.arange(day.min(), day.max() + 1, dtype=np.int32)
+    days = _consecutive(np.unique(day))
     order = np.argsort(np.asarray(names.indices), kind="stable")
     bounds = np.searchsorted(np.asarray(names.indices)[order], np.arange(len(names.dictionary) + 1))
     places = {name.as_py(): order[bounds[k] : bounds[k + 1]] for k, name in enumerate(names.dictionary)}
@@ -141,12 +143,20 @@ def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, 
 
     def part(name: str) -> dict[str, Any]:
         at = places.get(name, empty)
-        return {"day": day[at] - days[0], **{key: values[at] for key, values in facts.items()}}
+        return {"day": np.searchsorted(days, day[at]), **{key: values[at] for key, values in facts.items()}}
 
     rows = np.zeros(len(days))
     total = part(free(ROWS, {column.name for column in columns}))
     rows[total["day"]] = total["count"]
     return days, rows, {column.name: _column_counts(column, len(days), part(column.name)) for column in columns}
+
+
+def _consecutive(present: np.ndarray) -> np.ndarray:
+    """int32[D]: the days that hold rows and the days between; of a gap longer than LONGEST_GAP only its first days, for
+    one row of another century would otherwise cost a place for each of its days.
+    """
+    parts = [np.arange(a, min(b, a + LONGEST_GAP + 1)) for a, b in itertools.pairwise(present.tolist())]
+    return np.concatenate([*parts, present[-1:]]).astype(np.int32)
 
 
 def _column_counts(column: ColumnSpec, days: int, part: dict[str, Any]) -> Counts:

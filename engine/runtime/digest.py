@@ -159,10 +159,40 @@ def _hash_column(chunk: pa.Array, streams: list[Any]) -> None:
     elif pa.types.is_null(kind):
         pass
     elif pa.types.is_nested(kind) or pa.types.is_decimal(kind):
-        for value in chunk.to_pylist():
+        for value in python_values(chunk):
             streams[1].update(canonical_json(str(value)).encode())
     else:
         streams[1].update(_fixed_width(chunk, valid))
+
+
+def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values as Python objects; one with instants, dates or spans that Python does not reach has their numbers."""
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        pass
+    found = []  # one by one: what a value becomes must not depend on those beside it
+    for place in range(len(column)):
+        try:
+            found.append(column[place].as_py())
+        except (OverflowError, ValueError):
+            one = column.slice(place, 1)
+            found += _numbers(one.combine_chunks() if isinstance(one, pa.ChunkedArray) else one).to_pylist()
+    return found
+
+
+def _numbers(array: pa.Array) -> pa.Array:
+    """The array with numbers in the place of times, at any depth of lists and maps."""
+    kind = array.type
+    if pa.types.is_temporal(kind):
+        return array.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
+    if pa.types.is_map(kind):
+        array = array.take(pa.array(np.arange(len(array))))  # from_arrays takes no mask with an offset
+        return pa.MapArray.from_arrays(array.offsets, _numbers(array.keys), _numbers(array.items), mask=array.is_null())
+    if pa.types.is_list(kind):
+        array = array.take(pa.array(np.arange(len(array))))
+        return pa.ListArray.from_arrays(array.offsets, _numbers(array.values), mask=array.is_null())
+    return array
 
 
 def _hash_text(chunk: pa.Array, streams: list[Any]) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config import units
 from engine.config.tree import METRICS, EvaluateConfig
+from engine.data.calendar import local_months
 from engine.errors import UserError, nearest
 from engine.training.losses import LOSSES
 from kernels import metrics as kernels
@@ -253,7 +253,7 @@ def evaluate_scores(
     def part(label: str, mask: Array) -> dict[str, Any]:
         return _part(label, target[mask], scores[mask], loss, config, quantile)
 
-    details["by_month"] = [part(month, mask) for month, mask in _months(time_us, time_zone)]
+    details["by_month"] = [part(month, mask) for month, mask in local_months(time_us, time_zone)]
     details["slices"] = {
         name: [part(value, mask) for value, mask in _values(values)] for name, values in slices.items()
     }
@@ -272,24 +272,6 @@ def _part(
     bounds = intervals(target, scores, loss, config, quantile=quantile)
     row["intervals"] = {name: list(pair) for name, pair in bounds.items() if np.isfinite(pair).all()}
     return row
-
-
-def _months(time_us: Array, time_zone: str) -> list[tuple[str, Array]]:
-    """(YYYY-MM in local time, mask) of each month with rows, in order of time."""
-    found = []
-    if len(time_us):
-        at, last = int(time_us.min()), int(time_us.max())
-        while at <= last:
-            month = units.format_instant(at, time_zone)[:7]
-            start, stop = units.window(month, time_zone)
-            mask = (time_us >= start) & (time_us < stop)
-            if mask.any():
-                found.append((month, mask))
-            later = time_us[time_us >= stop]
-            if not len(later):
-                break
-            at = int(later.min())
-    return found
 
 
 def _values(values: Array) -> list[tuple[str, Array]]:

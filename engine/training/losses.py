@@ -71,7 +71,7 @@ def check_targets(target: NDArray[np.float32], rows: NDArray[np.int64], loss: st
         raise UserError("there must be at least one row with a target to train on, found none: look at split.train")
     task = LOSSES[loss].task
     good = np.isfinite(target)
-    must = "finite"
+    must = "finite (float32 ends at 3.4e38)" if task == "regression" else "finite"
     if task == "binary":
         good, must = good & ((target == 0) | (target == 1)), "0 or 1"
     elif task == "multiclass":

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from engine.config import units
 from engine.config.names import free
 from engine.config.tree import Config
+from engine.data.calendar import local_days
 from engine.data.dataset import Dataset, row_ids
 from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
@@ -107,13 +108,6 @@ def memory_of(config: Config) -> int:
     """Microseconds that the longest trailing window looks back."""
     views = [view for view in config.features.active_views.values() if view.kind == "windows"]
     return max((units.span(window) for view in views for window in view.windows), default=0)
-
-
-def local_days(times: pa.ChunkedArray | pa.Array, time_zone: str) -> np.ndarray:
-    """int32[n] local days since 1970-01-01 of instants; a null time has none (an event time is never null)."""
-    local = pc.local_timestamp(times.cast(pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us", tz=time_zone)))
-    days = local.cast(pa.date32()).cast(pa.int32())
-    return np.asarray(days.combine_chunks() if isinstance(days, pa.ChunkedArray) else days)
 
 
 def chunks(rows: tuple[int, int]) -> Iterator[tuple[int, int]]:

@@ -78,7 +78,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     timer.lap("features")
     splits = find_splits(config, dataset, PERIODS, run)
     classes = class_names(config, dataset, splits["train"])
-    encoder = start_encoder(config, classes) or fit_encoder(config, table, splits["train"])
+    encoder = start_encoder(config, classes) or fit_encoder(config, table, splits["train"], run)
     start = start_bundle(config)
     if start is not None:
         run.note(started_from=start.digest)
@@ -190,12 +190,12 @@ def known_by(config: Config, dataset: Dataset, rows: tuple[int, int], instant: i
     return (known != NEVER) & (known <= instant)
 
 
-def fit_encoder(config: Config, table: FeatureTable, split: Split) -> Encoder:
+def fit_encoder(config: Config, table: FeatureTable, split: Split, run: Run) -> Encoder:
     """The encoder fitted on the training rows."""
     start, stop = int(split.rows[0]), int(split.rows[-1]) + 1
     take = pa.array(split.rows - start)
     return Encoder.fit(
-        table.features, lambda names: table.read((start, stop), names).take(take), config.features.encode
+        table.features, lambda names: table.read((start, stop), names).take(take), config.features.encode, run.warn
     )
 
 
@@ -261,7 +261,8 @@ def check_weights(weight: np.ndarray, rows: np.ndarray, column: str) -> None:
 def target_values(column: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
     """float32[n]: the index of the class, or the number. A class that training never saw is NaN."""
     if not classes:
-        return as_floats(column).astype(np.float32)
+        with np.errstate(over="ignore"):  # a number beyond float32 is refused where the target is checked
+            return as_floats(column).astype(np.float32)
     index = pc.index_in(as_texts(column), value_set=pa.array(classes, pa.large_string()))
     return np.asarray(pc.fill_null(index.cast(pa.float32()), float("nan")))
 
