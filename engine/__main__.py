@@ -24,6 +24,7 @@ from typing import Any
 import engine
 from engine import commands
 from engine.errors import UserError, nearest
+from engine.runtime import terminal
 
 DONE, ERROR, ALARM, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 OPTIONS = {
@@ -153,7 +154,7 @@ class _termination:
 
 
 def _say(*lines: str) -> None:
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    terminal.err("".join(f"{line}\n" for line in lines))
 
 
 def _reader_left() -> bool:
@@ -188,17 +189,18 @@ def _show(metrics: Mapping[str, float | None]) -> None:
     rows = list(_rows(headline(metrics)))
     if sys.stdout.isatty():
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table("metric", box=None, pad_edge=False)
         table.add_column("value", justify="right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, map(terminal.one_line, row)))
         Console().print(table)
         return
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
-        print(f"{name:<{width}}  {text}")
+        terminal.out(f"{terminal.one_line(name):<{width}}  {text}\n")
 
 
 def _rows(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:

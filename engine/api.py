@@ -14,7 +14,7 @@ from engine.config.compose import Composed
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
 from engine.runtime import cluster, submit, tracking
-from engine.runtime.run import Run, RunBusy, plan_digest, unfinished
+from engine.runtime.run import Run, RunBusy, plan_digest, records_below, unfinished
 
 if TYPE_CHECKING:
     from engine.scoring.predictor import Predictor
@@ -102,10 +102,10 @@ def _tell_of_another_plan(run: Run, composed: Composed) -> None:
     earlier = sorted(path.parent for path in run.directory.parent.glob("*-*/run.json") if path.parent != run.directory)
     if not earlier or (earlier[-1] / "DONE").exists():
         return
-    record = Run.read(earlier[-1])
-    if record.get("plan") != run.record["plan"]:
-        changed = _changed_keys(record, composed.config, composed.saved)
-        run.log(f"a new run: {earlier[-1]} is unfinished but has another plan; these keys differ: {changed}")
+    for directory, record in records_below(earlier[-1:]):
+        if record.get("plan") != run.record["plan"]:
+            changed = _changed_keys(record, composed.config, composed.saved)
+            run.log(f"a new run: {directory} is unfinished but has another plan; these keys differ: {changed}")
 
 
 def _changed_keys(record: dict[str, Any], config: Config, saved: dict[str, Any]) -> str:

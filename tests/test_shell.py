@@ -19,7 +19,7 @@ from engine import api, commands
 from engine.__main__ import headline
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment
+from engine.runtime import git
 from engine.runtime.run import Run, RunBusy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -371,7 +371,7 @@ def test_a_changed_engine_is_said_on_resume(cli, step) -> None:
     cli("train")
     (directory,) = Path("runs/train/unnamed").iterdir()
     record = json.loads((directory / "run.json").read_text())
-    record["code"]["engine_digest"] = "another"
+    record["code"]["engine_digest"] = "0" * 64
     (directory / "run.json").write_text(json.dumps(record))
     step(measured)
     assert "the engine has changed" in cli("train").err
@@ -411,7 +411,7 @@ def test_a_missing_package_leaves_no_run_behind(workplace, step, monkeypatch) ->
 @pytest.fixture
 def tiny_disk(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file system of 64 KiB; uncommitted work in this tree, of whatever size, is kept off it."""
-    monkeypatch.setattr(environment, "patch", lambda root: "")
+    monkeypatch.setattr(git, "patch", lambda root: "")
     folder = workplace / "tiny"
     folder.mkdir()
     mounted = subprocess.run(

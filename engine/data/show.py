@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from engine.config.tree import Config
 from engine.data.dataset import Dataset, open_dataset
 from engine.data.ingest import LATEST
 from engine.errors import UserError, nearest
-from engine.runtime import storage
+from engine.runtime import storage, terminal
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -29,7 +28,7 @@ def show(config: Config, words: list[str]) -> int:
         text = json.dumps({"manifest": dataset.manifest, "profile": profile}, indent=1, ensure_ascii=False)
     else:
         text = page(dataset, profile)
-    sys.stdout.write(text + "\n")
+    terminal.out(text + "\n")
     return 0
 
 

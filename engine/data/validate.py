@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import Any
 
 from engine.config.tree import Config, CsvOptions, DataConfig
@@ -13,7 +12,7 @@ from engine.data.ingest import make_plan
 from engine.data.policy import quarantine
 from engine.data.stage import Staged
 from engine.errors import UserError
-from engine.runtime import storage
+from engine.runtime import storage, terminal
 from engine.runtime.run import Run
 
 REPORT = "validation.json"
@@ -38,7 +37,7 @@ def validate(config: Config, run: Run) -> dict[str, float]:
     records = quarantine(tallies)
     if records.num_rows:
         storage.write_parquet(run.path("quarantine.parquet"), records)
-    sys.stderr.write(table(reports))
+    terminal.err(table(reports))
     rows = sum(report["rows"] for report in reports)
     if failed:
         raise UserError(

@@ -9,14 +9,12 @@ import json
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.table import Table
 
 from engine.config import schema, units
 from engine.config.tree import Config, ViewConfig
@@ -25,8 +23,7 @@ from engine.features import audit as leak_trial
 from engine.features import retrieval, store
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import StoredView
-from engine.runtime import storage
-from engine.runtime.run import load_record
+from engine.runtime import records, storage, terminal
 
 KEEP_RECENT = 24 * 3600  # seconds: gc leaves alone what a run may be using now
 
@@ -61,7 +58,7 @@ def list_views(config: Config, words: list[str]) -> int:
                 "models": len(users.get(name, [])),
             }
         )
-    _print(rows, json_wanted, "no views: choose an experiment, as in `engine features list +experiment=flights`")
+    terminal.rows(rows, json_wanted, "no views: choose an experiment, as in `engine features list +experiment=flights`")
     return 0
 
 
@@ -84,18 +81,17 @@ def show(config: Config, words: list[str]) -> int:
         "statistics": figures,
     }
     if given["--json"]:
-        _say(json.dumps(facts, indent=1, default=str))
+        terminal.out(json.dumps(facts, indent=1, default=str) + "\n")
         return 0
-    console = Console(width=140)
-    console.print(f"[bold]{name}[/bold]  {spec.get('description', '')}")
-    console.print(
-        f"kind {spec.get('kind')}, owner {spec.get('owner') or '-'}, entity {', '.join(spec.get('entity', []))}"
+    terminal.out(f"{name}  {spec.get('description', '')}\n")
+    terminal.out(
+        f"kind {spec.get('kind')}, owner {spec.get('owner') or '-'}, entity {', '.join(spec.get('entity', []))}\n"
     )
     if made_of:
-        console.print(f"made of {', '.join(made_of)}")
-    _print(listed, False, "not computed yet")
-    _print(figures, False, "")
-    console.print(f"used by {len(models)} models" + "".join(f"\n  {item}" for item in models))
+        terminal.out(f"made of {', '.join(made_of)}\n")
+    terminal.rows(listed, False, "not computed yet")
+    terminal.rows(figures, False, "")
+    terminal.out(f"used by {len(models)} models\n" + "".join(f"  {item}\n" for item in models))
     return 0
 
 
@@ -116,7 +112,7 @@ def diff(config: Config, words: list[str]) -> int:
             if digests[0] != digests[1]:
                 what = "values" if all(digests) else "only in the first" if digests[0] else "only in the second"
                 rows.append({"month": month, "feature": key, "differs": what})
-    _print(rows, given["--json"], "the two versions hold the same values")
+    terminal.rows(rows, given["--json"], "the two versions hold the same values")
     return 0
 
 
@@ -133,9 +129,9 @@ def gc(config: Config, words: list[str]) -> int:
                 rows.append({"view": name, "version": directory.name, "bytes": _bytes([directory])})
                 if given["--delete"]:
                     shutil.rmtree(directory)
-    _print(rows, given["--json"], "nothing to collect: every version is used or recent")
+    terminal.rows(rows, given["--json"], "nothing to collect: every version is used or recent")
     if rows and not given["--delete"] and not given["--json"]:
-        _say("add --delete to remove them")
+        terminal.out("add --delete to remove them\n")
     return 0
 
 
@@ -148,9 +144,9 @@ def latest(config: Config, words: list[str]) -> int:
     table = retrieval.latest(name, config, retrieval.dataset_of(config), at, entity)
     if given["--out"]:
         export(table, config.features.views[name].entity, Path(given["--out"]))
-        _say(f"{table.num_rows} entities of view {name} in {given['--out']}")
+        terminal.out(f"{table.num_rows} entities of view {name} in {given['--out']}\n")
     else:
-        _print(table.to_pylist(), given["--json"], "no such entity before that instant")
+        terminal.rows(table.to_pylist(), given["--json"], "no such entity before that instant")
     return 0
 
 
@@ -167,7 +163,7 @@ def audit(config: Config, words: list[str]) -> int:
         store.threads_of(config),
     )
     rows = [vars(leak) for leak in leaks]
-    _print(
+    terminal.rows(
         rows,
         given["--json"],
         f"no leak: {given['--rows']} rows kept every feature when what they must not know was changed",
@@ -219,12 +215,18 @@ def models_by_view(config: Config) -> dict[str, list[str]]:
     return found
 
 
+class Used(TypedDict):
+    """What the catalog reads of a run.json. A damaged one stops a clean-up: it may have named what would go."""
+
+    views: NotRequired[dict[str, str]]
+
+
 def used_directories(config: Config) -> dict[str, set[str]]:
     """View -> versions that a run has recorded as read, or one of a backtest, which keeps its runs in the store."""
     found: dict[str, set[str]] = {}
     for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
         for path in runs.glob("*/*/*/run.json"):
-            for name, version in load_record(path.parent).get("views", {}).items():
+            for name, version in records.read(path, Used).get("views", {}).items():
                 found.setdefault(name, set()).add(version)
     return found
 
@@ -351,26 +353,3 @@ def _bytes(directories: Iterable[Path]) -> int:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
-
-
-def _say(text: str) -> None:
-    Console(width=200, soft_wrap=True).print(text, markup=False, highlight=False)
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
-    if as_json:
-        _say(json.dumps(rows, indent=1, default=str))
-        return
-    if not rows:
-        if nothing:
-            _say(nothing)
-        return
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    Console(width=200).print(table)
-
-
-def _text(value: Any) -> str:
-    formats: dict[type, Callable[[Any], str]] = {int: "{:,}".format, list: lambda items: ", ".join(map(str, items))}
-    return formats.get(type(value), str)(value) if value is not None else "-"

@@ -6,7 +6,6 @@ import difflib
 import itertools
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from typing import Any
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.restore import environment_differences
-from engine.lifecycle.runs import cell, dotted, find_run, metrics_of, status, table
+from engine.lifecycle.runs import dotted, find_run, status
 from engine.lifecycle.words import take
-from engine.runtime import environment, git, html, places, storage
-from engine.runtime.run import load_record
+from engine.runtime import environment, git, html, places, storage, terminal
+from engine.runtime.run import load_metrics, load_record
+from engine.runtime.terminal import cell, table
 from engine.runtime.tracking import read_points
 
 DATA_LINKS = ("inputs", "dataset", "features", "fitted")
@@ -52,13 +52,13 @@ def compare(config: Config, words: list[str]) -> int:
     found = compare_runs(sides)
     if "--html" in options:
         storage.write_text(Path(options["--html"]), as_html(found, sides))
-    sys.stdout.write(json.dumps(found, indent=1) + "\n" if "--json" in options else as_text(found))
+    terminal.out(json.dumps(found, indent=1) + "\n" if "--json" in options else as_text(found))
     return 0
 
 
 def read_side(directory: Path) -> Side:
     """The record and the metrics of a run."""
-    return Side(directory, load_record(directory), metrics_of(directory))
+    return Side(directory, load_record(directory), load_metrics(directory))
 
 
 def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:

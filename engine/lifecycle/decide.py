@@ -28,7 +28,7 @@ from engine.lifecycle.challenger import (
 from engine.lifecycle.policy import Champion, Facts, Observation, Trigger, trigger
 from engine.runtime import storage
 from engine.runtime.registry import Moved, Registry, State, Version, seal_of
-from engine.runtime.run import load_record
+from engine.runtime.run import load_metrics, load_record
 from engine.training.evaluate import watched_metric
 
 FORMAT = 1
@@ -73,7 +73,7 @@ def version_facts(run: Path) -> dict[str, Any]:
     split, zone = record["config"]["split"], record["config"]["data"]["time_zone"]
     loss = record["config"]["train"]["loss"]
     metric = watched_metric(loss, record["config"]["train"]["metric"])
-    metrics = storage.read_json(run / "metrics.json")
+    metrics = load_metrics(run)
     ends = [units.between(split[name], zone)[1] for name in ("train", "valid") if split.get(name)]
     return {
         "source": str(run),

@@ -7,9 +7,7 @@ Read from run directories alone: every run says the digests of what it took (`in
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +17,8 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.runs import directories, status
 from engine.lifecycle.words import take
-from engine.runtime import digest, places, storage
-from engine.runtime.run import load_record
+from engine.runtime import digest, places, storage, terminal
+from engine.runtime.run import load_record, records_below
 
 SHORTEST = 8
 # Keys of a record that hold digests of what other runs made: a model (by its bundle), scores that a run appended to.
@@ -53,7 +51,7 @@ def lineage(config: Config, words: list[str]) -> int:
         raise UserError(f"lineage takes one path or digest, found {' '.join(others) or 'nothing'}")
     nodes = read_nodes(Path(config.paths.runs))
     found = lineage_of(others[0], nodes)
-    sys.stdout.write(json.dumps(found, indent=1) + "\n" if "--json" in options else as_text(found))
+    terminal.out(json.dumps(found, indent=1) + "\n" if "--json" in options else as_text(found))
     return 0
 
 
@@ -66,14 +64,12 @@ def read_nodes(runs: Path) -> list[Node]:
 
 
 def _nodes_below(runs: Path) -> Iterator[Node]:
-    for directory in directories(runs):
-        with contextlib.suppress(UserError):
-            yield node_of(directory.resolve())
+    for directory, record in records_below(directories(runs)):
+        yield node_of(directory.resolve(), record)
 
 
-def node_of(directory: Path) -> Node:
+def node_of(directory: Path, record: dict[str, Any]) -> Node:
     """One run directory as a node."""
-    record = load_record(directory)
     took = {f"input {name}": value for name, value in record.get("inputs", {}).items()}
     took |= {**record.get("used", {}), **dict(_taken(record))}
     made = {**record.get("chain", {}), **{f"output {name}": value for name, value in record.get("outputs", {}).items()}}
@@ -130,7 +126,9 @@ def _of_path(path: Path, nodes: Sequence[Node]) -> tuple[str, list[str], list[No
     """(what it is, its digests, the run that it belongs to) of a file or folder."""
     for folder in (path, *path.parents):
         if (folder / "run.json").is_file():
-            own = next((node for node in nodes if node.directory == folder), None) or node_of(folder)
+            own = next((node for node in nodes if node.directory == folder), None) or node_of(
+                folder, load_record(folder)
+            )
             inside = path.relative_to(folder).as_posix()
             return f"{inside} of a {own.record['command']} run" if inside != "." else "run", [], [own]
         if (folder / "manifest.json").is_file():

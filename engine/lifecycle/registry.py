@@ -11,7 +11,7 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.decide import version_facts
 from engine.lifecycle.words import take
-from engine.runtime import storage
+from engine.runtime import storage, terminal
 from engine.runtime.registry import Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import load
 from engine.training.gate import check_gate
@@ -26,7 +26,7 @@ def list_models(config: Config, words: Sequence[str]) -> int:
         rows = [_version_row(registry, version) for version in registry.versions()]
     else:
         rows = [_model_row(Registry(root, name)) for name in names(root)]
-    _print(rows, "--json" in options, f"no model is registered in {root}")
+    terminal.rows(rows, "--json" in options, f"no model is registered in {root}")
     return 0
 
 
@@ -38,16 +38,18 @@ def show(config: Config, words: Sequence[str]) -> int:
     if version:
         found = registry.find(version)
         registry.verify(found)
-        print(json.dumps({**found.facts, "model": str(found.model)}, indent=1))
+        terminal.out(json.dumps({**found.facts, "model": str(found.model)}, indent=1) + "\n")
         return 0
     moves = registry.state().moves
     if "--json" in options:
         versions = [_version_row(registry, item) for item in registry.versions()]
-        print(json.dumps({"name": name, **_model_row(registry), "versions": versions, "moves": moves}, indent=1))
+        terminal.out(
+            json.dumps({"name": name, **_model_row(registry), "versions": versions, "moves": moves}, indent=1) + "\n"
+        )
         return 0
-    _print([_version_row(registry, item) for item in registry.versions()], False, "no versions")
-    print()
-    _print([_move_row(move) for move in moves], False, "no moves")
+    terminal.rows([_version_row(registry, item) for item in registry.versions()], False, "no versions")
+    terminal.out("\n")
+    terminal.rows([_move_row(move) for move in moves], False, "no moves")
     return 0
 
 
@@ -60,11 +62,11 @@ def promote(config: Config, words: Sequence[str]) -> int:
     state = registry.state()
     version = _registered(registry, reference)
     if version.digest == state.champion:
-        print(f"{name}: {short(version.digest)} is the champion already")
+        terminal.out(f"{name}: {short(version.digest)} is the champion already\n")
         return 0
     _check_loads(registry, version)
     registry.move("promote", version.digest, expected=state.champion, who=config.registry.who, why=config.registry.why)
-    print(f"{name}: champion {short(state.champion)} -> {short(version.digest)}")
+    terminal.out(f"{name}: champion {short(state.champion)} -> {short(version.digest)}\n")
     return 0
 
 
@@ -76,7 +78,7 @@ def rollback(config: Config, words: Sequence[str]) -> int:
     if len(state.champions) > 1:
         _check_loads(registry, registry.find(state.champions[-2]))
     move = registry.move("rollback", None, expected=state.champion, who=config.registry.who, why=config.registry.why)
-    print(f"{name}: champion {short(state.champion)} -> {short(move['to'])}")
+    terminal.out(f"{name}: champion {short(state.champion)} -> {short(move['to'])}\n")
     return 0
 
 
@@ -92,7 +94,7 @@ def diff(config: Config, words: Sequence[str]) -> int:
         for key in dict.fromkeys([*first, *second])
         if first.get(key) != second.get(key)
     ]
-    _print(rows, "--json" in options, "no difference")
+    terminal.rows(rows, "--json" in options, "no difference")
     return 2 if rows else 0
 
 
@@ -179,25 +181,3 @@ def _one(words: Sequence[str], command: str, what: str) -> str:
     if len(words) != 1:
         raise UserError(f"{command} takes one {what}, found {list(words)}")
     return words[0]
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
-    """A table with digests cut short, or JSON."""
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    if not rows:
-        print(nothing)
-        return
-    table = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
-    widths = [max(len(line[place]) for line in table if place < len(line)) for place in range(len(table[0]))]
-    for line in table:
-        print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=False)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str) and len(value) == 64:
-        return short(value)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "-" if value is None or value == "" else str(value)

@@ -29,10 +29,11 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import chain, restore
 from engine.lifecycle.restore import Code
-from engine.lifecycle.runs import directories, dotted, find_run, table
+from engine.lifecycle.runs import directories, dotted, find_run
 from engine.lifecycle.words import take
-from engine.runtime import digest, places, storage, trust
-from engine.runtime.run import load_record
+from engine.runtime import digest, places, storage, terminal, trust
+from engine.runtime.run import load_record, records_below
+from engine.runtime.terminal import table
 from engine.training.device import has_gpu
 
 EXPERIMENT = "recorded"
@@ -80,7 +81,7 @@ def reproduce(config: Config, words: list[str]) -> int:
         trust=config.trust,
     )
     found = reproduce_run(find_run(others[0], Path(config.paths.runs)), options)
-    sys.stdout.write(json.dumps(found, indent=1) + "\n" if "--json" in given else as_text(found))
+    terminal.out(json.dumps(found, indent=1) + "\n" if "--json" in given else as_text(found))
     return REPRODUCED if found["first_difference"] is None else DIFFERENT
 
 
@@ -261,8 +262,8 @@ def _reach_nobody(config: dict[str, Any]) -> None:
 def _model_of(record: Mapping[str, Any], reference: str, wanted: str | None) -> Path:
     """The model that the run used: by the recorded digest, for an alias may have moved since."""
     runs = places.recorded_path(record, record["config"]["paths"]["runs"])
-    for folder in directories(runs) if wanted else ():
-        if load_record(folder).get("outputs", {}).get("model") == wanted:
+    for folder, other in records_below(directories(runs)) if wanted else ():
+        if other["outputs"].get("model") == wanted:
             return folder
     path = places.recorded_path(record, reference)
     return path if path.exists() else find_run(reference, runs)
@@ -333,8 +334,7 @@ def _report(
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    terminal.err(f"{text}\n")
 
 
 def as_text(found: Mapping[str, Any]) -> str:

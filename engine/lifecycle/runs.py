@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.lifecycle.words import take
-from engine.runtime import storage
-from engine.runtime.run import load_record
+from engine.runtime import storage, terminal
+from engine.runtime.run import load_metrics, records_below
+from engine.runtime.terminal import table
 from engine.training.bundle import find_model
 
 FACTS = ("command", "name", "status", "started", "seconds")
@@ -68,9 +68,8 @@ def directories(runs: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: path.name)
 
 
-def summary(directory: Path) -> dict[str, Any]:
+def summary(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """One flat record of a run: facts, resolved config with dotted names, metrics, and digests as `chain/<link>`."""
-    record = load_record(directory)
     flat: dict[str, Any] = {"id": directory.name, "directory": str(directory)}
     flat.update({name: record.get(name) for name in FACTS})
     flat["status"] = status(directory, record)
@@ -78,14 +77,8 @@ def summary(directory: Path) -> dict[str, Any]:
     flat.update(dict(dotted(record.get("config") or {})))
     flat.update({f"chain/{link}": value for link, value in (record.get("chain") or {}).items()})
     flat.update({f"outputs/{name}": value for name, value in (record.get("outputs") or {}).items()})
-    flat.update(metrics_of(directory))
+    flat.update(load_metrics(directory))
     return flat
-
-
-def metrics_of(directory: Path) -> dict[str, float | None]:
-    """metrics.json of a run; empty where it did not finish."""
-    path = directory / "metrics.json"
-    return dict(storage.read_json(path)) if path.exists() else {}
 
 
 def status(directory: Path, record: Mapping[str, Any]) -> str:
@@ -119,9 +112,9 @@ def listing(runs: Path, where: str = "", sort: str = "") -> list[dict[str, Any]]
     come last. Raises UserError.
     """
     found = []
-    for directory in directories(runs):
-        with contextlib.suppress(UserError):  # a directory that is being made, or was damaged, is no run
-            found.append(summary(directory))
+    for directory, record in records_below(directories(runs)):
+        with contextlib.suppress(UserError):  # torn metrics
+            found.append(summary(directory, record))
     names = {name for item in found for name in item}
     for name, compare, value in conditions(where):
         if found and name not in names:
@@ -191,9 +184,9 @@ def runs(config: Config, words: list[str]) -> int:
     columns = columns_of(found, asked, options.get("--where", ""), options.get("--sort", ""))
     if "--json" in options:
         shown = [{name: item.get(name) for name in ("directory", *asked)} if asked else item for item in found]
-        sys.stdout.write(json.dumps(shown) + "\n")
+        terminal.out(json.dumps(shown) + "\n")
     else:
-        sys.stdout.write(
+        terminal.out(
             table([*columns, "directory"], [[item.get(name) for name in (*columns, "directory")] for item in found])
         )
     return 0
@@ -208,32 +201,3 @@ def columns_of(found: Sequence[Mapping[str, Any]], asked: list[str], where: str,
     used = [name for name, _, _ in conditions(where)] + [sort.removeprefix("-")]
     headline = [name for name in HEADLINES if name in names][:1]
     return [name for name in dict.fromkeys([*FACTS, *used, *asked, *headline]) if name]
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Aligned text; numbers to the right."""
-    texts = [[cell(value) for value in row] for row in rows]
-    widths = [
-        max(len(name), *(len(row[index]) for row in texts), 0) if texts else len(name)
-        for index, name in enumerate(columns)
-    ]
-    right = [any(isinstance(row[index], (int, float)) for row in rows) for index in range(len(columns))]
-    lines = [_line(columns, widths, right), *(_line(row, widths, right) for row in texts)]
-    return "\n".join(lines) + "\n"
-
-
-def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    return "  ".join(
-        text.rjust(width) if at_right else text.ljust(width)
-        for text, width, at_right in zip(row, widths, right, strict=True)
-    ).rstrip()
-
-
-def cell(value: Any) -> str:
-    """Short text of a value."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
-    return text[:19] if re.match(r"\d{4}-\d\d-\d\dT\d\d:", text) else text

@@ -16,14 +16,14 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from engine.config import schema
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
-from engine.runtime import digest, environment, git, storage, trust
+from engine.runtime import digest, environment, git, records, storage, terminal, trust
 from engine.runtime.progress import Progress
 
 FORMAT = 1
@@ -31,6 +31,96 @@ LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights",
 MASK = "***"
 LOCK = ".lock"
 URL_PASSWORD = re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+(?=@)")
+
+
+class GitRecord(TypedDict, total=False):
+    """State of a git tree (`environment.git_state`)."""
+
+    root: str
+    commit: str | None
+    dirty: bool
+    untracked: list[str]
+    dirty_submodules: list[str]
+
+
+class CodeRecord(TypedDict):
+    """What code ran (`environment.code`)."""
+
+    engine_version: str
+    engine_digest: records.Digest
+    engine_git: GitRecord | None
+    user_git: NotRequired[GitRecord | None]
+
+
+class EnvironmentRecord(TypedDict):
+    """What it ran on (`environment.environment`)."""
+
+    python: str
+    packages: dict[str, str]
+    hardware: dict[str, Any]
+    threads: NotRequired[dict[str, str | None]]
+
+
+class PathsRecord(TypedDict):
+    """Where the run kept its files, relative to its `folder`."""
+
+    store: str
+    runs: str
+
+
+class ConfigRecord(TypedDict):
+    """The resolved config, secrets masked; of other sections only that they are objects is checked here."""
+
+    paths: PathsRecord
+    name: NotRequired[str]
+    data: NotRequired[dict[str, Any]]
+    train: NotRequired[dict[str, Any]]
+    score: NotRequired[dict[str, Any]]
+    evaluate: NotRequired[dict[str, Any]]
+    monitor: NotRequired[dict[str, Any]]
+    cluster: NotRequired[dict[str, Any]]
+    tracking: NotRequired[dict[str, Any]]
+
+
+class AttemptRecord(TypedDict):
+    """One resumption."""
+
+    engine_digest: records.Digest
+    started: str
+
+
+class RunRecord(TypedDict):
+    """run.json."""
+
+    format: Annotated[int, records.Within(1, FORMAT)]
+    command: str
+    name: str
+    config: ConfigRecord
+    code: CodeRecord
+    environment: EnvironmentRecord
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    chain: dict[str, str]
+    status: str
+    started: str
+    pid: Annotated[int, records.Within(1, 2**31 - 1)]
+    folder: NotRequired[str]
+    plan: NotRequired[str]
+    seconds: NotRequired[float]
+    ended: NotRequired[str]
+    error: NotRequired[str]
+    parent: NotRequired[str | None]
+    model: NotRequired[str]
+    started_from: NotRequired[str | None]
+    precision: NotRequired[str]
+    device: NotRequired[str]
+    views: NotRequired[dict[str, str]]
+    used: NotRequired[dict[str, str]]
+    alarms: NotRequired[list[str]]
+    resumes: NotRequired[list[AttemptRecord]]
+
+
+Metrics = dict[str, float | None]  # metrics.json
 
 
 class RunBusy(UserError):
@@ -123,11 +213,11 @@ class Run:
 
         Raises RunBusy when another process holds it, UserError when it is finished.
         """
-        storage.read_json(directory / "run.json")
+        load_record(directory)
         lock = _try_lock(directory)
         if lock is None:
             raise RunBusy(f"{directory} is in use by another process; wait for it, or start anew with resume=never")
-        record = storage.read_json(directory / "run.json")  # as the last holder of the lock left it
+        record = load_record(directory)  # as the last holder of the lock left it
         if (directory / "DONE").exists():
             os.close(lock)
             raise UserError(f"{directory} is finished: there is nothing to resume. Start anew with resume=never")
@@ -155,19 +245,19 @@ class Run:
     @property
     def metrics(self) -> dict[str, float | None]:
         """metrics.json of the finished run."""
-        return dict(storage.read_json(self.directory / "metrics.json"))
+        return load_metrics(self.directory)
 
     def _open_log(self) -> logging.Logger:
         logger = logging.getLogger(f"engine.run.{self.directory.name}")
         logger.setLevel(logging.INFO)
         logger.propagate = False
         if not logger.handlers:
-            formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+            formatter = _Printable("%(asctime)s %(levelname)s %(message)s")
             formatter.converter = time.gmtime
             file = _LogFile(self.directory / "run.log", encoding="utf-8")
             file.setFormatter(formatter)
             screen = logging.StreamHandler(sys.stderr)
-            screen.setFormatter(logging.Formatter("%(message)s"))
+            screen.setFormatter(_Printable("%(message)s"))
             for handler in (file, screen):
                 logger.addHandler(handler)
         return logger
@@ -294,6 +384,14 @@ class Run:
         self._release()
 
 
+class _Printable(logging.Formatter):
+    """Text that cannot steer the terminal on which it, or the file, is shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line with control characters as codes."""
+        return terminal.printable(super().format(record))
+
+
 class _LogFile(logging.FileHandler):
     """run.log. A line that cannot be written is lost; it does not stop the run."""
 
@@ -360,8 +458,9 @@ def unfinished(command: str, config: Config) -> Path | None:
     for directory in sorted(folder.glob("*-*"), reverse=True) if folder.is_dir() else []:
         if (directory / "DONE").exists() or not (directory / "run.json").exists():
             continue
-        if load_record(directory).get("plan") == plan and _is_free(directory):
-            return directory
+        for _, record in records_below([directory]):
+            if record.get("plan") == plan and _is_free(directory):
+                return directory
     return None
 
 
@@ -373,5 +472,21 @@ def _is_free(directory: Path) -> bool:
 
 
 def load_record(directory: str | Path) -> dict[str, Any]:
-    """run.json of a run directory."""
-    return dict(storage.read_json(Path(directory) / "run.json"))
+    """run.json of a run directory. Raises records.Damaged, naming the key that is not what it must be."""
+    return dict(records.read(Path(directory) / "run.json", RunRecord))
+
+
+def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(directory, run.json) of each; a record that is damaged, or not there any more, is left out with a warning."""
+    for directory in directories:
+        try:
+            yield directory, load_record(directory)
+        except UserError as error:
+            if directory.exists():
+                terminal.err(f"warning: left out: {error}\n")
+
+
+def load_metrics(directory: Path) -> dict[str, float | None]:
+    """metrics.json of a run; empty where it did not finish."""
+    path = directory / "metrics.json"
+    return dict(records.read(path, Metrics)) if path.exists() else {}

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import is_address
 from engine.errors import UserError
+from engine.runtime import records
 
 
 def inside(root: Path, *parts: str) -> Path:
@@ -140,13 +141,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a missing or broken file is a UserError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} must exist, found nothing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} must be JSON: {error}") from None
+    """Read JSON of any shape; a missing or broken file is a UserError."""
+    return records.read(path)
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:

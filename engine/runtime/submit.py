@@ -8,7 +8,6 @@ references to environment variables of the cluster.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import re
@@ -27,7 +26,7 @@ import engine
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, git, storage
+from engine.runtime import environment, git, storage, terminal
 from engine.runtime.run import URL_PASSWORD, Run
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
@@ -297,4 +296,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(json.dumps(text)[1:-1] + "\n" if not text.isprintable() else text + "\n")
+    terminal.err(f"{terminal.one_line(text)}\n")

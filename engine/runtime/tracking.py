@@ -11,6 +11,7 @@ still be resumed, only lines that a checkpoint covers are sent: a step that will
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -28,8 +29,8 @@ from typing import Any, Protocol
 from engine.config import schema, units
 from engine.config.tree import Config, TrackingConfig
 from engine.errors import UserError, nearest
-from engine.runtime import digest, environment, storage
-from engine.runtime.run import Run, load_record
+from engine.runtime import digest, environment, records, storage, terminal
+from engine.runtime.run import Run, load_metrics, load_record
 
 BACKENDS = {"wandb": "engine.runtime.tracking_wandb:WandbMirror"}
 STATE = "tracking.json"
@@ -157,7 +158,7 @@ def _spawn(directory: Path) -> subprocess.Popen[bytes]:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    terminal.err(f"{text}\n")
     sys.stderr.flush()
 
 
@@ -187,7 +188,7 @@ def read_rows(directory: Path) -> list[Row]:
     """
     rows = []
     for place, line in _lines(directory / "metrics.jsonl"):
-        step, at = int(line.pop("step")), float(line.pop("time"))
+        step, at = int(line.pop("step") or 0), float(line.pop("time") or 0)
         values = {name: math.nan if value is None else float(value) for name, value in line.items()}
         rows.append(Row(step, at, values, place))
     return rows
@@ -209,10 +210,8 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         # A line that a kill has cut short has the next attempt's first line glued to it.
         start = text.rfind('{"step"')
         if start >= 0:
-            try:
-                yield place, dict(json.loads(text[start:]))
-            except json.JSONDecodeError:
-                continue
+            with contextlib.suppress(records.Damaged):
+                yield place, dict(records.parse(text[start:], dict[str, float | None], str(path)))
 
 
 def covered_step(directory: Path) -> float:
@@ -314,7 +313,7 @@ def follow(directory: Path) -> int:
 def _finish(directory: Path, feed: Feed) -> int:
     done = (directory / "DONE").exists()
     feed.send(covered_step(directory))
-    metrics = storage.read_json(directory / "metrics.json") if done else {}
+    metrics = load_metrics(directory) if done else {}
     where = feed.mirror.finish(load_record(directory), metrics, done)
     check_whole(feed, done)
     write_state(directory, "complete" if done else "unfinished", where)
@@ -377,7 +376,7 @@ def sync(directory: Path, config: TrackingConfig) -> str:
     feed = Feed(directory, mirror, mirror.open())
     feed.send(math.inf)
     done = (directory / "DONE").exists()
-    metrics = storage.read_json(directory / "metrics.json") if (directory / "metrics.json").exists() else {}
+    metrics = load_metrics(directory)
     where = mirror.finish(record, metrics, done)
     check_whole(feed, True)
     if wanted["mode"] == "online":

@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.lifecycle import runs
+from engine.runtime.run import load_record
 from tests.lifecycle.recorded import config, make_run
 
 
@@ -70,7 +71,7 @@ def test_the_table_shows_what_was_filtered_sorted_and_asked_for(cli, three) -> N
 def test_a_run_whose_process_lives_is_running(workplace) -> None:
     directory = make_run(workplace, "x", status="running", pid=os.getpid())
     (directory / "DONE").unlink()
-    assert runs.summary(directory)["status"] == "running"
+    assert runs.summary(directory, load_record(directory))["status"] == "running"
 
 
 @pytest.mark.parametrize(
