@@ -31,7 +31,8 @@ OPTIONS = {
     "--help": "what the shell does; after a command: its config groups and keys",
     "--version": "version of the engine",
     "--cfg job": "print the resolved config and stop",
-    "--config-dir DIR": "a folder with more config (experiment/, data/, features/, ...)",
+    "--config-dir DIR": "a folder with more config (experiment/, data/, features/, ...); store/ and runs/ lie beside it, "
+    "or in it where it is the working directory, unless paths.store and paths.runs say otherwise",
     "--multirun": "key=a,b runs once with each value, one after the other",
 }
 

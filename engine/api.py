@@ -32,13 +32,15 @@ def run(command: str, *overrides: str, config_dir: str | None = None) -> Run:
     return execute(name, compose.compose(overrides, config_dir), ["engine.run", name])
 
 
-def load(run: str | Path | Run) -> Predictor:
+def load(run: str | Path | Run, *, config_dir: str | None = None) -> Predictor:
     """The predictor of a training run: its directory, the Run, or `NAME@champion` of the registry in `runs/`.
 
+    `config_dir` is that of `engine.run`: the registry lies among its runs.
     `load(run).predict(events, history, tables)`: see Predictor.predict.
     """
     directory = run.directory if isinstance(run, Run) else Path(run)
-    predictor: Predictor = importlib.import_module("engine.scoring.predictor").load(directory)
+    runs = compose.compose((), config_dir).config.paths.runs if config_dir is not None else "runs"
+    predictor: Predictor = importlib.import_module("engine.scoring.predictor").load(directory, runs)
     return predictor
 
 

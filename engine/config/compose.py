@@ -26,7 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import names, schema
-from engine.config.tree import Config
+from engine.config.tree import Config, PathsConfig
 from engine.errors import UserError, did_you_mean, nearest
 
 MASK = "***"
@@ -62,12 +62,14 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         if _parse(word).is_sweep_override():
             raise UserError(f"{word!r} names several values: add --multirun, or write a list as key=[a,b]")
     words = [_appendable(word) for word in overrides]
+    start: dict[str, Any] = schema.plain(Config())
     if config_dir is not None:
         folder = Path(config_dir).expanduser().resolve()
         if not folder.is_dir():
             raise UserError(f"--config-dir must be a folder, found {config_dir!r}")
         words.append(f"hydra.searchpath=['file://{folder}']")
-    raw = _composed(_spelled_out(words))
+        start["paths"] = default_paths(folder)
+    raw = _composed(_spelled_out(words, start), start)
     written = dict(_leaves(raw))
     try:
         _resolve_once(raw)
@@ -80,6 +82,19 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
     names.check(config)
     hidden, references = _secrets(written, dict(_plain_leaves(values)))
     return Composed(config, _masked(values, references), hidden, tuple(_masked_word(word) for word in overrides))
+
+
+def default_paths(folder: Path) -> dict[str, str]:
+    """Default of `paths` for a folder of config (absolute): beside it, so that the same config finds the same runs from anywhere.
+
+    In it where it is the working directory itself or holds them already. A path below the working directory is relative to it.
+    """
+    here = Path.cwd().resolve()
+    defaults: dict[str, str] = schema.plain(PathsConfig())
+    within = folder == here or any((folder / name).is_dir() for name in defaults.values())
+    home = folder if within else folder.parent
+    home = home.relative_to(here) if home.is_relative_to(here) else home
+    return {key: str(home / name) for key, name in defaults.items()}
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -139,7 +154,7 @@ def _appendable(word: str) -> str:
     return f"++{word}" if any(f"{name}.".startswith(f"{path}.") for path in schema.maps(Config)) else word
 
 
-def _spelled_out(words: list[str]) -> list[str]:
+def _spelled_out(words: list[str], start: dict[str, Any]) -> list[str]:
     """The same overrides; one below an entry that is written in short (`amount: float64`) finds it written out."""
     short = {}
     for word in words:
@@ -149,7 +164,7 @@ def _spelled_out(words: list[str]) -> list[str]:
             short[word] = (parent, form)
     if not short:
         return words
-    rest = _composed([word for word in words if word not in short])
+    rest = _composed([word for word in words if word not in short], start)
     entries = {parent: (form, OmegaConf.select(rest, parent)) for parent, form in short.values()}
     spelled = [
         f"++{schema.override(f'{parent}.{form}', value)}"
@@ -225,12 +240,11 @@ def _is_known(name: str) -> bool:
     return any(re.fullmatch(re.escape(key).replace("<name>", r"[^.]+"), name) for key in known_keys())
 
 
-def _composed(words: list[str]) -> DictConfig:
+def _composed(words: list[str], start: dict[str, Any]) -> DictConfig:
     """All files and words merged onto the defaults. A map that is given whole takes the place of its default.
 
     Words that change or remove entries of such a map find the default there where no file gives another.
     """
-    start: dict[str, Any] = schema.plain(Config())
     maps = dict(schema.wholes(Config))
     for path in maps:
         below = [word for word in words if word.lstrip("+~").startswith(f"{path}.")]

@@ -707,12 +707,15 @@ def posix_path(text: str) -> None:
         )
 
 
+PLACE = "not given: beside the folder of --config-dir (in it where it is the working directory or holds one already)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathsConfig:
-    """Where files go, relative to where the command is started."""
+    """Where files go: relative to where the command is started. Without a value they lie beside the folder of --config-dir."""
 
-    store: str = key("store", "datasets and features", parse=posix_path)
-    runs: str = key("runs", "run directories", parse=posix_path)
+    store: str = key("store", f"datasets and features; {PLACE}", parse=posix_path)
+    runs: str = key("runs", f"run directories and the registry; {PLACE}", parse=posix_path)
 
 
 @dataclass(frozen=True, kw_only=True)

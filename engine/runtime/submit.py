@@ -51,6 +51,7 @@ def submit(config: Config, words: Sequence[str]) -> int:
     files = upload_files(Path.cwd())
     _report(files, config)
     client, address = _connect(config)
+    words = with_config(words, Path.cwd(), address)
     _check_versions(client, address)
     runs = Path(config.paths.runs).resolve()
     source = record_source(runs)
@@ -178,9 +179,35 @@ def cluster_versions(client: Any) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------- the job itself
 
 
+def is_here(address: str) -> bool:
+    """Whether the cluster is this machine."""
+    return bool(re.match(r"https?://(127\.|localhost)", address))
+
+
 def interpreter(address: str) -> str:
     """The running Python where the cluster is this machine, else the one that is first on the cluster's PATH."""
-    return sys.executable if re.match(r"https?://(127\.|localhost)", address) else "python"
+    return sys.executable if is_here(address) else "python"
+
+
+def with_config(words: Sequence[str], folder: Path, address: str) -> list[str]:
+    """The words with the folder of --config-dir as the job finds it: in what is uploaded, or on this machine.
+
+    Raises UserError where it is neither.
+    """
+    found = list(words)
+    if "--config-dir" in found:
+        place = found.index("--config-dir") + 1
+        config_dir = Path(found[place]).expanduser().resolve()
+        if config_dir.is_relative_to(folder.resolve()):
+            found[place] = str(config_dir.relative_to(folder.resolve()))
+        elif is_here(address):
+            found[place] = str(config_dir)
+        else:
+            raise UserError(
+                f"--config-dir must lie in the working folder {folder}, which is what a job on another machine gets, "
+                f"found {config_dir}: start the command in the folder that holds it"
+            )
+    return found
 
 
 def entrypoint(config: Config, words: Sequence[str], python: str = "python") -> str:

@@ -376,6 +376,45 @@ def test_the_policies_that_are_named_are_all_that_run(user_conf, text: str, word
     assert "every" not in found or found["every"].cool_down == "0s"
 
 
+# ------------------------------------------------------------------------------------------ where files go by default
+
+
+@pytest.mark.parametrize(
+    ("here", "config_dir", "store"),
+    [
+        ("project", "mine", "store"),  # beside the folder, which is the working directory
+        ("project/mine", ".", "store"),  # the folder is the working directory
+        ("project/mine", "{root}/project/mine", "store"),
+        ("project/deep", "../mine", "{root}/project/store"),
+        ("elsewhere", "{root}/project/mine", "{root}/project/store"),
+        ("elsewhere", "../project/mine/", "{root}/project/store"),
+        ("elsewhere", "{root}/flat", "{root}/flat/store"),  # which holds its runs already
+        (".", "project/mine", "project/store"),  # below the working directory: a job's copy of it has the same layout
+        (".", "flat", "flat/store"),
+        ("project", None, "store"),
+    ],
+)
+def test_store_and_runs_lie_beside_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str, config_dir: str | None, store: str
+) -> None:
+    for folder in ("project/mine", "project/deep", "elsewhere", "flat/runs"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / here)
+    place = config_dir and config_dir.format(root=tmp_path)
+    paths = compose.compose([], place).config.paths
+    assert paths.store == store.format(root=tmp_path)
+    assert Path(paths.runs) == Path(paths.store).with_name("runs")
+    given = compose.compose(["paths.runs=other"], place).config.paths
+    assert (given.runs, given.store) == ("other", paths.store)
+
+
+def test_a_file_and_an_interpolation_say_where_files_go(user_conf, tmp_path: Path) -> None:
+    folder = user_conf("paths: {store: lake/store}\nscore: {output: '${paths.runs}/out'}\n")
+    config = compose.compose(["+experiment=own"], folder).config
+    assert (config.paths.store, config.paths.runs) == ("lake/store", f"{tmp_path}/runs")
+    assert config.score.output == f"{tmp_path}/runs/out"
+
+
 # ------------------------------------------------------------------------------------- times that cannot be compared
 
 TRIPS = """

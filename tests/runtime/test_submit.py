@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from engine.config import schema
+import engine
+from engine.config import compose, schema
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import submit
@@ -142,3 +144,31 @@ def test_commit_and_patch_reach_the_runs_record(tree, tmp_path, monkeypatch):
     assert len(record["submitted"]["git"]["commit"]) == 40 and record["submitted"]["patch"]
     assert "+changed" in (run.directory / "source.patch").read_text()
     run.finish({})
+
+
+@pytest.mark.parametrize("config_dir", ["mine", ".", "elsewhere"])
+def test_shell_api_and_job_agree_on_where_runs_lie(cli, step, workplace, tmp_path_factory, config_dir):
+    """Of a folder of config in the working directory, of that directory itself, and of a folder elsewhere."""
+    step(lambda config, run: {})
+    folder = tmp_path_factory.mktemp("other") / "conf" if config_dir == "elsewhere" else workplace / config_dir
+    (folder / "experiment").mkdir(parents=True, exist_ok=True)
+    (folder / "experiment" / "own.yaml").write_text("# @package _global_\nname: own\n")
+    words = ["train", "+experiment=own"]
+    place = str(folder) if config_dir == "elsewhere" else config_dir
+    by_shell = cli(*words, "--config-dir", place).directory.resolve()
+    by_api = engine.run(*words, config_dir=place).directory.resolve()
+    assert by_shell.parent == by_api.parent
+    composed = compose.compose(words[1:], place)
+    given = submit.with_config([*words, "--config-dir", place], workplace, "http://127.0.0.1:8265")
+    job = shlex.split(submit.entrypoint(composed.config, given))
+    assert f"paths.runs={by_shell.parents[2]}" in job and f"paths.store={by_shell.parents[2].parent}/store" in job
+    assert (workplace / job[job.index("--config-dir") + 1]).resolve() == folder.resolve()
+
+
+def test_a_config_folder_that_is_not_uploaded_is_refused(tmp_path):
+    words = ["train", "--config-dir", "/somewhere/mine"]
+    with pytest.raises(UserError, match=r"--config-dir must lie in the working folder .*, found /somewhere/mine"):
+        submit.with_config(words, tmp_path, "http://cluster:8265")
+    assert submit.with_config(words, tmp_path, "http://localhost:8265") == words
+    inside = ["train", "--config-dir", f"{tmp_path}/mine"]
+    assert submit.with_config(inside, tmp_path, "http://cluster:8265") == ["train", "--config-dir", "mine"]
