@@ -1,8 +1,8 @@
 """The shell: `python -m engine COMMAND [overrides]`. Takes the command, composes the config, runs the step, says how it
 went.
 
-Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted, 141 the reader of its output left (`| head`). The last line that a
-step prints on stdout is its run directory.
+Exit codes: 0 done, 1 error, 2 alarm, 3 cannot be judged, 130 interrupted, 141 the reader of its output left (`| head`). The
+last line that a step prints on stdout is its run directory.
 Rooms are imported by dispatch, so that `--help` is quick and a command loads only what it uses.
 """
 
@@ -26,7 +26,7 @@ from engine import commands
 from engine.errors import UserError, nearest
 from engine.runtime import terminal
 
-DONE, ERROR, ALARM, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+DONE, ERROR, ALARM, UNJUDGED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
 OPTIONS = {
     "--help": "what the shell does; after a command: its config groups and keys",
     "--version": "version of the engine",
@@ -94,7 +94,8 @@ def _main(words: list[str]) -> int:
         plain = [*rest, *(["--config-dir", request.config_dir] if request.config_dir else [])]
     if command.plain:
         return int(commands.function(name)(composed[0].config, plain) or DONE)
-    return max(_step(name, one) for one in composed)
+    codes = {_step(name, one) for one in composed}
+    return next(code for code in (ALARM, UNJUDGED, DONE) if code in codes)
 
 
 def _parse(words: list[str]) -> Request:
@@ -131,7 +132,7 @@ def _step(name: str, composed: Any) -> int:
         run = api.execute(name, composed, ["engine", name])
     _show(run.metrics)
     print(run.directory, flush=True)
-    return ALARM if run.alarms else DONE
+    return ALARM if run.alarms else UNJUDGED if run.unjudged else DONE
 
 
 class _termination:
@@ -226,7 +227,9 @@ def _overview() -> str:
     lines += _columns([(name, command.help) for name, command in commands.COMMANDS.items()])
     lines += ["", "options:", *_columns(list(OPTIONS.items()))]
     lines += ["", "`python -m engine COMMAND --help` shows the config groups and keys of a command."]
-    lines += ["Exit codes: 0 done, 1 error, 2 alarm, 130 interrupted, 141 the reader left (`| head`)."]
+    lines += [
+        "Exit codes: 0 done, 1 error, 2 alarm, 3 cannot be judged, 130 interrupted, 141 the reader left (`| head`)."
+    ]
     return "\n".join(lines)
 
 

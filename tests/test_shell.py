@@ -241,6 +241,20 @@ def test_an_alarm_is_exit_code_two_and_a_finished_run(cli, step) -> None:
     assert Run.read(outcome.directory)["alarms"] == ["psi of distance is 0.4"]
 
 
+@pytest.mark.parametrize(("alarm", "code"), [(False, 3), (True, 2)])
+def test_what_cannot_be_judged_is_exit_code_three_unless_something_else_alarms(cli, step, alarm, code) -> None:
+    def blind(config: Config, run: Run) -> dict[str, float]:
+        run.cannot_judge("performance: all rows have the same target")
+        if alarm:
+            run.alarm("psi of distance is 0.4")
+        return {}
+
+    step(blind)
+    outcome = cli("train")
+    assert outcome.code == code and "CANNOT BE JUDGED: performance" in outcome.err
+    assert Run.read(outcome.directory)["unjudged"] == ["performance: all rows have the same target"]
+
+
 PROGRAM = """
 import sys, types, time, dataclasses
 from pathlib import Path

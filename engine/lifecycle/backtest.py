@@ -37,6 +37,7 @@ from engine.lifecycle.challenger import (
 from engine.lifecycle.judge import judged_metric
 from engine.lifecycle.policy import Observation
 from engine.lifecycle.watch import Watch
+from engine.monitoring.performance import UNJUDGED
 from engine.runtime import cluster, digest, pool, storage
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, plan_digest
@@ -342,20 +343,23 @@ def _outcome(bench: Bench, registry: Registry, decision: dict[str, Any], period:
     }
     if decision["verdict"] == decide.KEPT:
         refused = registry.find(decision["challenger"])
-        figures, _ = measured(bench, refused, period)
+        figures, *_ = measured(bench, refused, period)
         row["refused_metric"] = figures["metric"]
     return row
 
 
 def observe(bench: Bench, champion: Version, period: Period) -> tuple[dict[str, Any], Observation]:
     """(the period's final figures, what monitoring knew of it when it was over)."""
-    figures, known = measured(bench, champion, period)
+    figures, known, labels = measured(bench, champion, period)
     seen = bench.watch.window(bench.workshop.predictor(champion.model), period.start, period.stop)
-    return figures, dataclasses.replace(seen, model=champion.digest, metric=known, metric_name=bench.metric)
+    quality, text = (UNJUDGED, f"{labels} labels give no figure") if known is None and labels else ("", "")
+    return figures, dataclasses.replace(
+        seen, model=champion.digest, metric=known, metric_name=bench.metric, quality=quality, quality_text=text
+    )
 
 
-def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, Any], float | None]:
-    """(metric with interval on all labels of the period, metric on the labels known when it was over)."""
+def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, Any], float | None, int]:
+    """(metric with interval on all labels of the period, metric on the labels known when it was over, how many these are)."""
     predictor = bench.workshop.predictor(version.model)
     rows = bench.history.dataset.row_range(period.start, period.stop)
     scores = bench.workshop.scores(predictor, rows)
@@ -369,10 +373,10 @@ def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, 
         return (float(value) if np.isfinite(value) else None), target, scores[take]
 
     value, target, final = figure(None)
-    known, _, _ = figure(period.stop)
+    known, ripe, _ = figure(period.stop)
     settings = dataclasses.replace(bench.config.evaluate, confidence=bench.config.backtest.confidence)
     low, high = intervals(target, final, loss, settings, quantile=quantile).get(bench.metric, (None, None))
-    return {"metric": value, "low": low, "high": high, "rows": len(target)}, known
+    return {"metric": value, "low": low, "high": high, "rows": len(target)}, known, len(ripe)
 
 
 # --------------------------------------------------------------------------------------------------- comparison

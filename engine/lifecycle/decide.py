@@ -31,7 +31,7 @@ from engine.runtime.registry import Moved, Registry, State, Version, seal_of
 from engine.runtime.run import load_metrics, load_record
 from engine.training.evaluate import watched_metric
 
-FORMAT = 1
+FORMAT = 2  # 1: slices of which the metric cannot be computed were not guarded
 QUIET, HELD, KEPT, PROMOTED = "quiet", "held", "kept", "promoted"
 ATTEMPTS = 5
 JUDGED = "judged.parquet"
@@ -335,7 +335,8 @@ def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
     same("trigger", saved["trigger"], {**dataclasses.asdict(answer), "fired": list(answer.fired)})
     if saved["evidence"] is not None:
         judged = read_judged(path.parent / saved["judged"]["file"], saved["judged"]["digest"])
-        evidence = judge.evidence(judged, saved["loss"], policy.gate, quantile=saved["quantile"])
+        stand_ins = saved.get("format", 0) > 1
+        evidence = judge.evidence(judged, saved["loss"], policy.gate, quantile=saved["quantile"], stand_ins=stand_ins)
         same("evidence", saved["evidence"], evidence)
         verdict, reasons = judge.verdict(evidence, policy.gate)
         same("verdict", saved["verdict"], PROMOTED if verdict == judge.PROMOTE else KEPT)

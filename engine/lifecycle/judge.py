@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.tree import GateConfig
-from engine.training.evaluate import HIGHER_IS_BETTER, METRICS, point_metrics, watched_metric
+from engine.training.evaluate import HIGHER_IS_BETTER, METRICS, STAND_INS, point_metrics, watched_metric
 from engine.training.losses import LOSSES
 from kernels import metrics as kernels
 
@@ -53,9 +53,16 @@ def judged_metric(loss: str, gate: GateConfig) -> str:
     return watched_metric(loss, gate.metric, "retrain.gate.metric")
 
 
-def evidence(judged: Judged, loss: str, gate: GateConfig, *, quantile: float = 0.5, seed: int = 0) -> dict[str, Any]:
-    """Every figure that the verdict needs: metric, business cost, slices, calibration."""
+def evidence(
+    judged: Judged, loss: str, gate: GateConfig, *, quantile: float = 0.5, seed: int = 0, stand_ins: bool = True
+) -> dict[str, Any]:
+    """Every figure that the verdict needs: metric, business cost, slices, calibration.
+
+    With `stand_ins` a slice of which the metric cannot be computed is guarded by its log loss.
+    """
     metric = judged_metric(loss, gate)
+    stand_in = next((name for name in STAND_INS if name in METRICS[LOSSES[loss].task] and name != metric), None)
+    stand_in = stand_in if stand_ins else None
     weights = Weights(judged.rows, gate.bootstrap, seed)
     found: dict[str, Any] = {
         "rows": judged.rows,
@@ -72,6 +79,9 @@ def evidence(judged: Judged, loss: str, gate: GateConfig, *, quantile: float = 0
         for value, mask in _values(values, gate.min_slice_rows):
             rows = Judged(judged.target[mask], judged.champion[mask], judged.challenger[mask], {})
             part = _compare(rows, metric, loss, gate, Weights(rows.rows, gate.bootstrap, seed), quantile)
+            if stand_in and part["high"] is None:  # a slice of one class still has its losses
+                instead = _compare(rows, stand_in, loss, gate, Weights(rows.rows, gate.bootstrap, seed), quantile)
+                part = {**instead, "metric": stand_in}
             found["slices"].append({"slice": name, "value": value, "rows": rows.rows, **part})
     return found
 
@@ -126,7 +136,8 @@ def _against_cost(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
 
 def _against_slices(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
     return [
-        f"slice {part['slice']}={part['value']} ({part['rows']:,} rows) loses {-part['gain']:.4f} of {found['metric']['name']} "
+        f"slice {part['slice']}={part['value']} ({part['rows']:,} rows) loses {-part['gain']:.4f} of "
+        f"{part.get('metric', found['metric']['name'])} "
         f"[{part['low']:+.4f}, {part['high']:+.4f}], more than {gate.max_slice_loss:g} and beyond chance"
         for part in found["slices"]
         if part["high"] is not None and part["gain"] < -gate.max_slice_loss and part["high"] < 0

@@ -10,7 +10,10 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.judge import judged_metric
 from engine.lifecycle.policy import Observation
+from engine.monitoring.performance import ALARM, QUIET, UNJUDGED
 from engine.runtime import storage
+
+JUDGED = (QUIET, ALARM, UNJUDGED)  # statuses of windows whose labels are known
 
 
 def records(config: Config) -> list[Path]:
@@ -52,7 +55,8 @@ def observation(record: dict[str, Any], metric: str, time_zone: str) -> Observat
         start, stop = units.between(record["window"], time_zone)
         kinds = {item["kind"] for item in (*record["alarms"], *record["noted"])}
         columns = record["columns"]
-        figure = record["performance"].get("metrics", {}).get(metric, {})
+        performance = record["performance"]
+        figure = performance.get("metrics", {}).get(metric, {})
         return Observation(
             start=start,
             stop=stop,
@@ -62,6 +66,8 @@ def observation(record: dict[str, Any], metric: str, time_zone: str) -> Observat
             causes=tuple(record["causes"]),
             metric=figure.get("value"),
             metric_name=metric,
+            quality=performance["status"] if performance.get("status") in JUDGED else "",
+            quality_text=performance.get("reason", ""),
         )
     except (KeyError, TypeError) as error:
         raise UserError(

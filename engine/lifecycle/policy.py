@@ -22,6 +22,8 @@ class Observation:
     causes: tuple[str, ...] = ()
     metric: float | None = None  # of the rows whose labels were known
     metric_name: str = ""
+    quality: str = ""  # what monitoring made of labelled rows: quiet, alarm, cannot be judged; empty: too few labels
+    quality_text: str = ""  # its words
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,18 @@ def _drift(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
 
 
 def _performance(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
-    measured = [item for item in _own(facts) if item.metric is not None]
-    if not measured or facts.champion.metric is None:
-        return False, "no window with labels, or no figure of the champion, to compare"
+    measured = [item for item in _own(facts) if item.metric is not None or item.quality]
+    nothing = "no window with labels, or no figure of the champion, to compare"
+    if not measured:
+        return False, nothing
     newest = measured[-1]
+    if newest.metric is None:  # an older figure says nothing of it
+        text = f"{newest.metric_name} of the newest window with labels is not computable; {newest.quality_text}"
+        return newest.quality == "alarm", f"{text}: {newest.quality}"
+    if facts.champion.metric is None:
+        return False, nothing
     sign = 1.0 if HIGHER_IS_BETTER.get(newest.metric_name, True) else -1.0
-    drop = sign * (facts.champion.metric - (newest.metric or 0.0))
+    drop = sign * (facts.champion.metric - newest.metric)
     text = f"{newest.metric_name} {newest.metric:.4f} against {facts.champion.metric:.4f} when it was promoted"
     return drop > policy.performance_drop, f"{text}, {policy.performance_drop:g} less is too much"
 

@@ -15,7 +15,7 @@ from engine.runtime import digest, storage
 from engine.runtime.run import Run
 from engine.scoring.predictor import Predictor
 
-FORMAT = 1
+FORMAT = 2  # of drift.json
 
 
 class Watch:

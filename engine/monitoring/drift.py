@@ -24,7 +24,7 @@ from engine.monitoring.calibrate import (
 )
 from engine.monitoring.describe import Pair, causes_of, describe, describe_volume
 from engine.monitoring.reference import Reference, weekdays
-from engine.monitoring.statistics import Counts, profile_counts, statistics
+from engine.monitoring.statistics import HAS, Counts, profile_counts, statistics
 
 # Smallest change over what is typical that is worth waking somebody; config key monitor.floors.
 FLOORS = {
@@ -98,6 +98,11 @@ def compare(
         columns.append(describe(pair, facts, reference, current.profile, plan.psi_floor))
     facts = _facts(-1, found, beyond, alarm, limits, line, floors)
     columns.append(describe_volume(reference.rows_column, facts, current.profile.rows, current.days is not None))
+    for at, statistic, _ in manual_lines(reference, thresholds):
+        if columns[at]["status"] == "quiet" and np.isnan(found[at, statistic]):
+            name = NAMES[statistic]
+            why = columns[at]["statistics"].get(name, {}).get("reason", "not computable")
+            columns[at] |= {"status": "not computable", "reason": f"its threshold of {name} cannot be judged: {why}"}
     p_values = empirical_p(line, found, [*(item.name for item in reference.columns), reference.rows_column])
     return Drift(
         line,
@@ -157,6 +162,7 @@ def lines_by_statistic(line: Line, floors: Mapping[str, float]) -> np.ndarray:
 def manual_lines(reference: Reference, thresholds: Mapping[str, float]) -> list[tuple[int, int, float]]:
     """(column index, statistic index, value) of manual thresholds."""
     names = [*(item.name for item in reference.columns), reference.rows_column]
+    kinds = [*(item.kind for item in reference.columns), "volume"]
     found = []
     for key, value in thresholds.items():
         column, _, statistic = key.rpartition(".")
@@ -170,6 +176,12 @@ def manual_lines(reference: Reference, thresholds: Mapping[str, float]) -> list[
             column, statistic = key, VOLUME if key == reference.rows_column else "psi"
         if column not in names:
             raise UserError(f"monitor.thresholds names {key!r}, which is no monitored column.{nearest(column, names)}")
+        kind = kinds[names.index(column)]
+        if statistic not in HAS[kind]:
+            raise UserError(
+                f"monitor.thresholds names {key!r}, but a column of kind {kind} has no {statistic}: it has "
+                f"{', '.join(HAS[kind])}"
+            )
         found.append((names.index(column), NAMES.index(statistic), float(value)))
     return found
 

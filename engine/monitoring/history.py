@@ -106,7 +106,8 @@ def current_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _metric_row(name: str, kind: str, item: Mapping[str, Any], estimated: float | None) -> dict[str, Any]:
     low, high = item.get("band") or (None, None)
-    status = "not computable" if item.get("value") is None else "beyond" if item.get("beyond") else "quiet"
+    known = "beyond" if item.get("beyond") else "quiet" if item.get("band") else "no band"
+    status = "not computable" if item.get("value") is None else known
     row = {"column": name, "kind": kind, "status": status, "value": item.get("value"), "estimated": estimated}
     return row | {"band_low": low, "band_high": high}
 

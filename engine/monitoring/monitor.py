@@ -28,6 +28,9 @@ from engine.monitoring.calibrate import FAMILIES, FEW, MIN_SCALE, NAMES, Plan, w
 from engine.monitoring.drift import FLOORS, Current, Drift, compare
 from engine.monitoring.multivariate import compare_samples
 from engine.monitoring.performance import (
+    UNASKED,
+    UNJUDGED,
+    WAITING,
     Judge,
     Outcomes,
     business,
@@ -54,7 +57,7 @@ from engine.training.reference import (
 )
 from engine.training.train import with_spec_of
 
-FORMAT = 1
+FORMAT = 2  # 1: without `unjudged`, and without `status` of performance
 DAY = 86_400_000_000
 LONGEST_WINDOW = 3_660
 DIGITS = 9  # significant digits of drift.json: the last bits of a sum may differ between processors
@@ -72,13 +75,15 @@ class Window:
     outcomes: Outcomes | None
     sample: pa.Table | None
     operational: dict[str, Any]
-    no_rows: str  # why outcomes are None
+    quality: str = WAITING  # what is said of quality where there are no outcomes, or labels were not asked for
+    reason: str = "the window holds no rows"
 
 
 def monitor(config: Config, run: Run) -> dict[str, float]:
     """Compare the window (or a scoring run's profile) with the model's reference; write drift.json, history, report.
 
-    Sets an alarm (exit code 2) for what `monitor.alarm_on` names. Raises UserError for a mistake of the user.
+    Sets an alarm (exit code 2) for what `monitor.alarm_on` names, or says that it cannot be judged (exit code 3).
+    Raises UserError for a mistake of the user.
     """
     began = time.monotonic()
     settings = config.monitor
@@ -128,11 +133,19 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
             numeric, codes = bundle.encoder.transform(raw)
             scores = predictor.encoded_scores(numeric, codes)
             profile = profile.merge(Profile.count(profile.spec, raw, scores, codes))
-            parts.append(outcomes_of(config, bundle, dataset, part, scores, needed))
+            if config.monitor.labels or config.monitor.business:
+                parts.append(outcomes_of(config, bundle, dataset, part, scores, needed))
             progress.advance(part[1] - part[0])
     sample = sample_of(config, bundle, table, rows) if config.monitor.multivariate else None
     operational = {"quarantine_rate": quarantine_rate(dataset)}
-    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, "the window holds no rows")
+    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, *asked(config))
+
+
+def asked(config: Config) -> tuple[str, str]:
+    """(status, reason) of the quality of a window without labelled rows."""
+    if config.monitor.labels:
+        return WAITING, "the window holds no rows"
+    return UNASKED, "labels were not asked for (monitor.labels=false)"
 
 
 def sample_of(config: Config, bundle: Bundle, table: FeatureTable, rows: tuple[int, int]) -> pa.Table:
@@ -153,13 +166,13 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
         run.add_used(f"scoring {name}", value)
     start, stop = scored_period(config, directory, record)
     figures = {name.removeprefix("score/"): value for name, value in _metrics(directory).items()}
-    outcomes, reason = None, "labels were not asked for (monitor.labels=false)"
-    if config.monitor.labels:
+    outcomes, (quality, reason) = None, asked(config)
+    if config.monitor.labels or config.monitor.business:
         try:
-            outcomes, reason = stored_outcomes(config, run, bundle, directory, (start, stop), needed), ""
+            outcomes = stored_outcomes(config, run, bundle, directory, (start, stop), needed)
         except UserError as error:
-            reason = f"the rows of the scoring run cannot be matched with labels: {error}"
-    return Window(start, stop, profile, outcomes, None, figures, reason)
+            quality, reason = UNJUDGED, f"the rows of the scoring run cannot be matched with the dataset: {error}"
+    return Window(start, stop, profile, outcomes, None, figures, quality, reason)
 
 
 def scored_period(config: Config, directory: Path, record: Mapping[str, Any]) -> tuple[int, int]:
@@ -191,8 +204,8 @@ def stored_outcomes(
 def outcomes_of(
     config: Config, bundle: Bundle, dataset: Dataset, rows: tuple[int, int], scores: np.ndarray, needed: list[str]
 ) -> Outcomes:
-    """Days, targets (NaN where not known), scores, and the columns that business metrics read."""
-    target = config.data.target
+    """Days, targets (NaN where not known or not asked for), scores, and the columns that business metrics read."""
+    target = config.data.target if config.monitor.labels else None
     names = list(dict.fromkeys([config.data.event_time, *([target] if target else []), *needed]))
     facts = dataset.read(names, rows=rows)
     labels = target_numbers(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
@@ -274,6 +287,7 @@ def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
         length=_days_of(window),
         block=settings.block,
         seed=settings.seed,
+        classes=tuple(bundle.model["classes"]) if _multiclass(bundle) else (),
     )
 
 
@@ -314,7 +328,7 @@ def build_record(
 ) -> dict[str, Any]:
     """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
     settings, zone = config.monitor, config.data.time_zone
-    measured = measured_performance(window, past, judge)
+    measured = measured_performance(config, window, past, judge)
     expected = expected_performance(reference, window, past, judge)
     for name, item in expected.get("metrics", {}).items():
         real = measured.get("metrics", {}).get(name, {}).get("value")
@@ -354,11 +368,12 @@ def build_record(
     return dict(rounded(record))
 
 
-def measured_performance(window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
+def measured_performance(config: Config, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
     """Metrics on labelled rows, or the reason why there are none."""
-    if window.outcomes is None:
-        return {"alarm": False, "reason": f"not computable, because {window.no_rows}"}
-    return {"alarm": False, **measure(past, window.outcomes, judge)}
+    if window.outcomes is None or not config.monitor.labels:
+        status, reason = (window.quality, window.reason) if config.monitor.labels else asked(config)
+        return {"alarm": False, "status": status, "reason": f"not computable, because {reason}"}
+    return measure(past, window.outcomes, judge)
 
 
 def expected_performance(reference: Reference, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
@@ -421,37 +436,72 @@ def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def conclude(record: dict[str, Any], drift: Drift, alarm_on: tuple[str, ...]) -> None:
-    """Set verdict, headline, alarm and alarms of a record."""
+    """Set verdict, headline, alarm, alarms, and what could not be judged, of a record."""
+    loud, unjudged = alarming(record, drift), not_judged(record, drift)
+
+    def texts(found: Mapping[str, str], wanted: bool) -> list[dict[str, str]]:
+        return [{"kind": kind, "text": text} for kind, text in found.items() if (kind in alarm_on) == wanted]
+
+    record["alarms"], record["unjudged"] = texts(loud, True), texts(unjudged, True)
+    record["noted"] = texts(loud, False)
+    record["alarm"] = bool(record["alarms"])
+    blind = drift.not_computable
+    calm = "quiet in part" if blind else "quiet"  # what was not seen is not quiet
+    record["verdict"] = "alarm" if record["alarm"] else UNJUDGED if record["unjudged"] else calm
+    parts = [item["text"] for item in (*record["alarms"], *record["unjudged"])]
+    seen = len(drift.columns) - len(blind)
+    if "drift" not in {**loud, **unjudged}:
+        parts.append(f"{seen} columns within their lines")
+    if blind:
+        parts.append(f"not computable: {', '.join(blind[:SAID])}" + (", ..." if len(blind) > SAID else ""))
+    record["headline"] = "; ".join(parts)
+
+
+def alarming(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
+    """Kind -> words for what is beyond its lines and floors."""
     found: dict[str, str] = {}
     if drift.alarms:
         cause = record["causes"][0] if record["causes"] else ", ".join(drift.alarms[:3])
         found["drift"] = f"drift in {len(drift.alarms)} of {len(drift.columns)} columns, likely cause {cause}"
     performance = record["performance"]
     if performance.get("alarm"):
-        item = performance["metrics"][performance["watched"]]
-        found["performance"] = (
-            f"{performance['watched']} is {item['value']:.4g}, the reference's band is "
-            f"{item['band'][0]:.4g} to {item['band'][1]:.4g} ({item['worse_by']:.1%} worse)"
+        found["performance"] = "; ".join(
+            f"{name} is {item['value']:.4g}, the reference's band is {item['band'][0]:.4g} to {item['band'][1]:.4g} "
+            f"({worse_text(item['worse_by'])})"
+            for name, item in ((name, performance["metrics"][name]) for name in performance["alarming"])
         )
+        if "reason" in performance:
+            found["performance"] += f" ({performance['reason']})"
     worse = {name: item for name, item in record["business"].items() if item.get("alarm")}
     if worse:
         parts = [f"{name} {item['value']:.4g} against {item['reference']:.4g}" for name, item in worse.items()]
         found["business"] = ", ".join(parts)
-    record["alarms"] = [{"kind": kind, "text": text} for kind, text in found.items() if kind in alarm_on]
-    record["noted"] = [{"kind": kind, "text": text} for kind, text in found.items() if kind not in alarm_on]
-    record["alarm"] = bool(record["alarms"])
-    blind = drift.not_computable
-    nothing = len(blind) == len(drift.columns)
-    calm = "not computable" if nothing else "quiet in part" if blind else "quiet"  # what was not seen is not quiet
-    record["verdict"] = "alarm" if record["alarm"] else calm
-    text = "; ".join(item["text"] for item in record["alarms"])
-    if not text:
-        text = (
-            "nothing could be compared" if nothing else f"{len(drift.columns) - len(blind)} columns within their lines"
+    moved = [(name, performance["labels"][name]) for name in performance.get("labels_moved", ())]
+    if moved:
+        parts = [f"{name} {item['value']:.4g} against {item['reference']:.4g}" for name, item in moved]
+        found["labels"] = f"labels moved: {', '.join(parts)}"
+    return found
+
+
+def worse_text(loss: float) -> str:
+    """A relative loss in words."""
+    return f"{loss:.1%} worse" if math.isfinite(loss) else "worse, and the reference leaves no share to tell it in"
+
+
+def not_judged(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
+    """Kind -> words for what was asked and has no answer, though its rows and labels are there."""
+    found: dict[str, str] = {}
+    if len(drift.not_computable) == len(drift.columns):
+        found["drift"] = "nothing could be compared"
+    performance = record["performance"]
+    if performance.get("status") == UNJUDGED:
+        found["performance"] = f"quality cannot be judged: {performance['reason']}"
+    names = [name for name, item in record["business"].items() if item.get("status") == UNJUDGED]
+    if names:
+        found["business"] = "; ".join(
+            f"{name} cannot be judged: {record['business'][name]['reason']}" for name in names
         )
-    if blind:
-        text += f"; not computable: {', '.join(blind[:SAID])}" + (", ..." if len(blind) > SAID else "")
-    record["headline"] = text
+    return found
 
 
 def rounded(value: Any) -> Any:
@@ -484,6 +534,10 @@ def finish(config: Config, run: Run, reference: Reference, drift: Drift, record:
     run.log(record["calibration"]["words"])
     for cause in record["causes"][1:]:
         run.log(f"also {cause}")
+    for item in record["noted"]:
+        run.log(f"noted: {item['text']}")
+    for item in record["unjudged"]:
+        run.cannot_judge(f"{item['kind']}: {item['text']}")
     for item in record["alarms"]:
         run.alarm(f"{item['kind']}: {item['text']}")
     if record["alarm"]:
@@ -499,6 +553,7 @@ def metrics_of(record: Mapping[str, Any], drift: Drift, seconds: float) -> dict[
     calibration = record["calibration"]
     found = {
         "monitor/alarm": float(record["alarm"]),
+        "monitor/unjudged": float(len(record["unjudged"])),
         "monitor/rows": float(record["rows"]),
         "monitor/columns": float(len(drift.columns)),
         "monitor/columns_alarming": float(len(drift.alarms)),
@@ -512,9 +567,8 @@ def metrics_of(record: Mapping[str, Any], drift: Drift, seconds: float) -> dict[
     performance = record["performance"]
     if "share_labelled" in performance:
         found["monitor/share_labelled"] = performance["share_labelled"]
-    for name, item in performance.get("metrics", {}).items():
-        if item.get("value") is not None:
-            found[f"monitor/{name}"] = item["value"]
+    for name, item in {**performance.get("metrics", {}), **performance.get("labels", {})}.items():
+        found[f"monitor/{name}"] = item["value"] if item["value"] is not None else math.nan
     for name, item in record["estimated"].get("metrics", {}).items():
         found[f"monitor/estimated_{name}"] = item["value"] if item["value"] is not None else math.nan
     for name, item in record["business"].items():

@@ -129,7 +129,7 @@ def compare_samples(sample: pa.Table, current: pa.Table | None, length: int) -> 
     for item in found.values():
         windows = item["windows"]
         item["usual"] = [min(windows), max(windows)] if windows else None
-        item["beyond"] = bool(windows) and item["value"] > max(windows)
+        item["beyond"] = item["value"] > max(windows) if windows else None
     found["pca"]["components"] = space.kept
     return found
 

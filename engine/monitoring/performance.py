@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.names import RENAME
-from engine.config.tree import BusinessConfig, EvaluateConfig
+from engine.config.tree import METRICS, BusinessConfig, EvaluateConfig
 from engine.errors import UserError
 from engine.monitoring import expression
 from engine.monitoring.statistics import ColumnSpec
-from engine.training.evaluate import HIGHER_IS_BETTER, intervals, point_metrics
+from engine.training.evaluate import HIGHER_IS_BETTER, STAND_INS, intervals, point_metrics, why_undefined
 from engine.training.losses import LOSSES
 
 CHANCE = {"roc_auc": 0.5, "macro_auc": 0.5}  # what a model that knows nothing gets
+QUIET, ALARM, WAITING, UNJUDGED, UNASKED = "quiet", "alarm", "waiting", "cannot be judged", "not asked"
 RESAMPLES = 200
 MOST_ROWS = 20_000  # rows of a resampled window; more would narrow a band that days already make wider
 FEWEST_LABELS = 30
@@ -69,6 +70,7 @@ class Judge:
     length: int
     block: int
     seed: int
+    classes: tuple[str, ...] = ()  # of a multiclass model
 
     @property
     def watched(self) -> str:
@@ -80,6 +82,18 @@ class Judge:
         return point_metrics(
             rows.target, rows.scores, self.loss, ece_bins=self.evaluate.ece_bins, quantile=self.quantile
         )
+
+    @property
+    def metrics_of_task(self) -> tuple[str, ...]:
+        """Names of `metrics`."""
+        return METRICS[LOSSES[self.loss].task]
+
+    def labels(self, rows: Outcomes) -> dict[str, float]:
+        """What labels look like, whatever the scores are: share of positives, of each class, or the mean target."""
+        task, target = LOSSES[self.loss].task, rows.target
+        if task == "multiclass":
+            return {f"share of {name}": float(np.mean(target == k)) for k, name in enumerate(self.classes)}
+        return {"positive_rate" if task == "binary" else "target_mean": float(target.mean())}
 
 
 def resampled(reference: Outcomes, judge: Judge, rows: int) -> list[np.ndarray]:
@@ -106,46 +120,93 @@ def resampled(reference: Outcomes, judge: Judge, rows: int) -> list[np.ndarray]:
 
 
 def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> dict[str, Any]:
-    """Metrics of the window's labelled rows with intervals, the reference's band, and whether it is an alarm."""
+    """Metrics of the window's labelled rows with intervals, the reference's band, and what follows from them.
+
+    `status`: quiet, alarm, waiting (too few of the labels are known), or cannot be judged, with the `reason`. `judged`: the
+    watched metric, or what stands in for it where it cannot be computed.
+    """
     known = current.take(np.flatnonzero(current.known))
     rows, labelled = len(current.target), len(known.target)
     share = labelled / rows if rows else 0.0
     record: dict[str, Any] = {"rows": rows, "labelled": labelled, "share_labelled": share, "watched": judge.watched}
+    record["enough_labels"] = bool(rows) and share >= judge.min_labelled
+    record |= {"status": UNJUDGED if record["enough_labels"] else WAITING, "judged": [], "alarm": False}
     if labelled < FEWEST_LABELS:
         return record | {"reason": f"not computable, because {labelled} labels are known, fewer than {FEWEST_LABELS}"}
-    values = judge.metrics(known)
+    figures = _figures(known, reference, judge)
+    record["metrics"] = {name: item for name, item in figures.items() if name in judge.metrics_of_task}
+    record["labels"] = {name: item for name, item in figures.items() if name not in judge.metrics_of_task}
+    record["labels_moved"] = [name for name, item in record["labels"].items() if _moved(item, judge)]
+    record["judged"], reason = _judged(record["metrics"], reference, judge)
+    if reason:
+        record["reason"] = reason
+    if record["enough_labels"] and record["judged"]:
+        record["alarming"] = [name for name in record["judged"] if _loud(record["metrics"][name], judge)]
+        record["alarm"] = bool(record["alarming"])
+        record["status"] = ALARM if record["alarm"] else QUIET
+    return record
+
+
+def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[str, dict[str, Any]]:
+    """Each metric and each fact of the labels: value or reason, interval, reference, band, and whether it is beyond."""
+    values = {**judge.metrics(known), **judge.labels(known)}
     bounds = intervals(known.target, known.scores, judge.loss, judge.evaluate, quantile=judge.quantile)
-    base, bands = reference_bands(reference, judge, labelled)
-    record["metrics"] = {}
+    base, bands = reference_bands(reference, judge, len(known.target))
+    found: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if not np.isfinite(value):
-            record["metrics"][name] = {"value": None, "reason": "not computable, because rows of one class only"}
+            why = why_undefined(name, known.target, known.scores)
+            found[name] = {"value": None, "reason": f"not computable, because {why}"}
             continue
-        item: dict[str, Any] = {"value": value, "interval": list(bounds[name]) if name in bounds else None}
-        if name in bands:
-            higher = HIGHER_IS_BETTER[name]
-            item |= {"reference": base[name], "band": bands[name], "worse_by": worse_by(value, base[name], name)}
-            item["beyond"] = value < bands[name][0] if higher else value > bands[name][1]
-        record["metrics"][name] = item
-    record["enough_labels"] = share >= judge.min_labelled
-    watched = record["metrics"].get(judge.watched, {})
-    large = watched.get("worse_by", 0.0) >= judge.floor
-    record["alarm"] = bool(record["enough_labels"] and watched.get("beyond", False) and large)
+        item = found[name] = {"value": value, "interval": list(bounds[name]) if name in bounds else None}
+        if name not in bands:
+            continue
+        low, high = bands[name]
+        item |= {"reference": base[name], "band": bands[name]}
+        higher = HIGHER_IS_BETTER.get(name)
+        item["beyond"] = bool((value < low and higher is not False) or (value > high and not higher))
+        if higher is not None:
+            item["worse_by"] = worse_by(value, base[name], name)
+    return found
+
+
+def _judged(
+    metrics: Mapping[str, Mapping[str, Any]], reference: Outcomes | None, judge: Judge
+) -> tuple[list[str], str | None]:
+    """(metrics that can be held against a band: the watched one or its stand-ins; why it is not the watched one)."""
+    usable = [name for name, item in metrics.items() if "band" in item]
+    if judge.watched in usable:
+        return [judge.watched], None
     if reference is None:
-        record["reason"] = "no band, because the model was trained without a labelled validation period"
-    return record
+        return [], "no band, because the model was trained without a labelled validation period"
+    why = metrics[judge.watched].get("reason") or "not computable on the reference"
+    found = [name for name in STAND_INS if name in usable]
+    return found, f"{judge.watched} is {why}" + (f"; {' and '.join(found)} are judged instead" if found else "")
+
+
+def _moved(item: Mapping[str, Any], judge: Judge) -> bool:
+    """Whether labels differ from the reference's by more than its windows do, and by a share worth a word."""
+    return bool(item.get("beyond") and abs(item["value"] - item["reference"]) >= judge.floor * abs(item["reference"]))
+
+
+def _loud(item: Mapping[str, Any], judge: Judge) -> bool:
+    return bool(item["beyond"] and item["worse_by"] >= judge.floor)
 
 
 def reference_bands(
     reference: Outcomes | None, judge: Judge, labelled: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """(metrics of the whole reference, [low, high] of each over resampled windows with as many labels)."""
+    """(figures of the whole reference, [low, high] of each over resampled windows with as many labels)."""
     if reference is None or not len(reference.target):
         return {}, {}
-    base = judge.metrics(reference)
+
+    def figures(rows: Outcomes) -> dict[str, float]:
+        return {**judge.metrics(rows), **judge.labels(rows)}
+
+    base = figures(reference)
     found: dict[str, list[float]] = {}
     for rows in resampled(reference, judge, labelled):
-        for name, value in judge.metrics(reference.take(rows)).items():
+        for name, value in figures(reference.take(rows)).items():
             found.setdefault(name, []).append(value)
     bands = {}
     for name, values in found.items():
@@ -156,11 +217,16 @@ def reference_bands(
 
 
 def worse_by(value: float, reference: float, name: str) -> float:
-    """Relative loss of quality; for a rank metric of what it has above chance. Negative: better."""
+    """Relative loss of quality; for a rank metric of what it has above chance. Negative: better. Infinite where the
+    reference leaves nothing to lose a share of: a loss of 0, or no better than chance.
+    """
     if HIGHER_IS_BETTER[name]:
-        room = reference - CHANCE.get(name, 0.0)
-        return (reference - value) / room if room > 0 else 0.0
-    return (value - reference) / reference if reference > 0 else 0.0
+        return _relative(reference - value, reference - CHANCE.get(name, 0.0))
+    return _relative(value - reference, reference)
+
+
+def _relative(loss: float, whole: float) -> float:
+    return loss / whole if whole > 0 else float(np.copysign(np.inf, loss)) if loss else 0.0
 
 
 # ------------------------------------------------------------------------------------------------------- estimated
@@ -241,34 +307,39 @@ def _business(
     config: BusinessConfig, reference: Outcomes | None, current: Outcomes | None, judge: Judge
 ) -> dict[str, Any]:
     if current is None:
-        return {"value": None, "reason": "not computable, because the rows of the window are not at hand"}
+        return _unjudged(None, "not computable, because the rows of the window are not at hand")
+    names = expression.names_in(config.expression)
+    known = int(current.known.sum()) if "label" in names else len(current.target)
+    if "label" in names and known < judge.min_labelled * len(current.target):
+        value = expression.evaluate(config.expression, _values(current))
+        reason = f"not judged yet, because {known} of {len(current.target)} labels are known"
+        return {"value": value if np.isfinite(value) else None, "status": WAITING, "reason": reason}
     value = expression.evaluate(config.expression, _values(current))
     if not np.isfinite(value):
-        return {"value": None, "reason": "not computable, because its arithmetic has no answer on these rows"}
-    record: dict[str, Any] = {"value": value}
-    lacking = expression.names_in(config.expression) - set(_values(reference)) if reference is not None else set()
+        return _unjudged(None, "not computable, because its arithmetic has no answer on these rows")
+    lacking = names - set(_values(reference)) if reference is not None else set()
     if reference is None or lacking:
         why = (
             f"the reference does not hold {', '.join(sorted(lacking))}" if lacking else "there is no labelled reference"
         )
-        return record | {"reason": f"no band, because {why}"}
+        return _unjudged(value, f"no band, because {why}")
     whole = expression.evaluate(config.expression, _values(reference))
-    draws = np.array(
-        [
-            expression.evaluate(config.expression, _values(reference.take(rows)))
-            for rows in resampled(reference, judge, len(current.target))
-        ]
-    )
+    windows = [reference.take(rows) for rows in resampled(reference, judge, known)]
+    draws = np.array([expression.evaluate(config.expression, _values(rows)) for rows in windows])
     draws = draws[np.isfinite(draws)]
     if not len(draws) or not np.isfinite(whole):
-        return record | {"reason": "no band, because its arithmetic has no answer on the reference"}
+        return _unjudged(value, "no band, because its arithmetic has no answer on the reference")
     low, high = float(np.quantile(draws, judge.alpha)), float(np.quantile(draws, 1 - judge.alpha))
     lower = config.better == "lower"
-    change = (value - whole) / abs(whole) if whole else 0.0
-    worse = change if lower else -change
-    beyond = value > high if lower else value < low
-    record |= {"reference": whole, "band": [low, high], "worse_by": worse, "beyond": bool(beyond)}
-    return record | {"alarm": bool(beyond and worse >= judge.floor)}
+    worse = _relative(value - whole if lower else whole - value, abs(whole))
+    beyond = bool(value > high if lower else value < low)
+    alarm = beyond and worse >= judge.floor
+    record = {"value": value, "reference": whole, "band": [low, high], "worse_by": worse, "beyond": beyond}
+    return record | {"alarm": alarm, "status": ALARM if alarm else QUIET}
+
+
+def _unjudged(value: float | None, reason: str) -> dict[str, Any]:
+    return {"value": value, "status": UNJUDGED, "reason": reason}
 
 
 def _values(rows: Outcomes) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from engine.monitoring.calibrate import LINE, NAMES
 from engine.monitoring.describe import Pair
 from engine.monitoring.drift import Drift
 from engine.monitoring.history import METRIC
+from engine.monitoring.performance import UNJUDGED
 from engine.runtime import html, storage
 
 SHOWN_CAUSES, SHOWN_COLUMNS, SHOWN_DISTRIBUTIONS = 8, 25, 6
@@ -24,6 +25,7 @@ SHOWN_WINDOWS, SHOWN_REFERENCE = 10, 4
 BAR_ROWS = 10
 MOST_TICKS = 6
 NO_BREAK = "\N{NON-BREAKING HYPHEN}"  # so that a heading breaks before `ref`, not within its date
+BEYOND = {True: "beyond", False: "as usual", None: "the reference has too few windows to say"}
 TOGETHER = {
     "pca": "PCA reconstruction error, of the reference's",
     "domain_auc": "ROC AUC of telling the window's rows from the reference's",
@@ -67,21 +69,23 @@ def _verdict(record: Mapping[str, Any]) -> Markup:
         names = ", ".join(item["name"] for item in blind[:3]) + (", ..." if len(blind) > 3 else "")
         tiles.append(html.Tile("Not computable", str(len(blind)), names, "warn"))
     parts = [html.tiles(tiles), html.paragraph(record["headline"])]
-    parts += [html.paragraph(f"Noted, no alarm by config: {item['text']}", quiet=True) for item in record["noted"]]
+    parts += [html.paragraph(f"Noted, no alarm: {item['text']}", quiet=True) for item in record["noted"]]
     return Markup("").join(parts)
 
 
 def _quality_tile(record: Mapping[str, Any]) -> html.Tile:
     performance = record["performance"]
-    watched = performance.get("watched")
-    item = performance.get("metrics", {}).get(watched)
-    if item and item["value"] is not None:
+    status = performance.get("status")
+    judged = [*performance.get("alarming", ()), *performance.get("judged", ())]
+    if judged:
+        item = performance["metrics"][judged[0]]
         note = f"{performance['share_labelled']:.0%} of labels known"
-        if item.get("band"):
-            note += f"; band {html.format_number(item['band'][0])} to {html.format_number(item['band'][1])}"
-        return html.Tile(
-            str(watched), html.format_number(item["value"]), note, "bad" if performance["alarm"] else "plain"
-        )
+        note += f"; band {html.format_number(item['band'][0])} to {html.format_number(item['band'][1])}"
+        if judged[0] != performance["watched"]:
+            note += f"; {performance['watched']} not computable"
+        return html.Tile(judged[0], html.format_number(item["value"]), note, "bad" if performance["alarm"] else "plain")
+    if status == UNJUDGED:
+        return html.Tile("Quality", status, performance["reason"], "warn")
     for name, expected in record["estimated"].get("metrics", {}).items():
         return html.Tile(f"{name}, estimated", html.format_number(expected["value"]), "no labels yet")
     return html.Tile("Performance", "–", performance.get("reason", ""))
@@ -254,6 +258,10 @@ def _metric_table(record: Mapping[str, Any]) -> Markup:
         item, expected = measured.get(name, {}), estimated.get(name, {})
         row = (name, item.get("value"), _pair(item.get("interval")), item.get("reference", expected.get("reference")))
         rows.append((*row, _pair(item.get("band")), expected.get("value"), expected.get("error")))
+    for name, item in record["performance"].get("labels", {}).items():
+        rows.append(
+            (f"{name} of the labels", item["value"], "", item.get("reference"), _pair(item.get("band")), None, None)
+        )
     for name, item in record["business"].items():
         text = item["expression"] if item["value"] is not None else item["reason"]
         rows.append((f"{name}: {text}", item["value"], "", item.get("reference"), _pair(item.get("band")), None, None))
@@ -309,9 +317,7 @@ def _multivariate(record: Mapping[str, Any]) -> Markup:
         if item["value"] is None:
             rows.append((TOGETHER[name], item["reason"], "", ""))
         else:
-            rows.append(
-                (TOGETHER[name], item["value"], _pair(item["usual"]), "beyond" if item["beyond"] else "as usual")
-            )
+            rows.append((TOGETHER[name], item["value"], _pair(item["usual"]), BEYOND[item["beyond"]]))
     for name, value in record["operational"].items():
         if isinstance(value, (int, float)) and "/" not in name:
             rows.append((name, value, "", ""))

@@ -18,6 +18,13 @@ from kernels import profile as kernel
 from kernels import statistics as kernels
 
 NUMERIC, CATEGORICAL, PREDICTION = "numeric", "categorical", "prediction"
+_NUMBERS = ("psi", "ks", "wasserstein", "missing", "outside")
+HAS = {
+    NUMERIC: _NUMBERS,
+    PREDICTION: _NUMBERS,
+    CATEGORICAL: ("psi", "missing", "unseen"),
+    "volume": ("volume",),
+}  # by kind
 MEANING = {
     "psi": "population stability index over the bins that the reference fixed (nats); what lies beyond the training range "
     "counts to the outermost bin, new categories not at all: `outside` and `unseen` count them",

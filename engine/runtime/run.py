@@ -151,6 +151,7 @@ class Run:
         self.record = record
         self.resumed = resumed
         self.alarms: list[str] = []
+        self.unjudged: list[str] = []
         self.hidden = hidden
         # Closing the descriptor gives the lock back, at the latest when the object goes.
         self._release = weakref.finalize(self, os.close, lock) if lock is not None else lambda: None
@@ -289,6 +290,12 @@ class Run:
         self.alarms.append(self.redact(message))
         self.record["alarms"] = self.alarms
         self._logger.warning(f"ALARM: {self.alarms[-1]}")
+
+    def cannot_judge(self, message: str) -> None:
+        """What the command was asked to judge has no answer: logged, recorded, and without an alarm the exit code becomes 3."""
+        self.unjudged.append(self.redact(message))
+        self.record["unjudged"] = self.unjudged
+        self._logger.warning(f"CANNOT BE JUDGED: {self.unjudged[-1]}")
 
     def save(self) -> None:
         """Write run.json."""

@@ -40,6 +40,9 @@ HIGHER_IS_BETTER = {
 }
 
 
+STAND_INS = ("log_loss", "ece")  # what can still be judged where a ranking metric cannot be computed
+
+
 def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -> str:
     """The metric of a loss, or the one that the config key `where` wants; raises UserError when its task does not have it."""
     known = METRICS[LOSSES[loss].task]
@@ -98,7 +101,8 @@ def _multiclass(target: Array, scores: Array) -> dict[str, float]:
     }
 
 
-def _reason(name: str, target: Array, scores: Array) -> str:
+def why_undefined(name: str, target: Array, scores: Array) -> str:
+    """Why a metric of these rows (all with a target) cannot be computed."""
     if not len(target):
         return "there are no rows"
     broken = int((~np.isfinite(scores)).sum())
@@ -237,7 +241,7 @@ def evaluate_scores(
     metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
     details["confidence"] = config.confidence
     details["not_computable"] = {
-        name: _reason(name, target, scores) for name, value in metrics.items() if not np.isfinite(value)
+        name: why_undefined(name, target, scores) for name, value in metrics.items() if not np.isfinite(value)
     }
     bounds = intervals(target, scores, loss, config, quantile=quantile)
     details["intervals"] = {name: list(pair) for name, pair in bounds.items()}

@@ -88,6 +88,19 @@ def test_performance_of_a_loss_counts_the_other_way() -> None:
     assert trigger(dataclasses.replace(seen, observations=(loss,)), policy(triggers=["performance"])).start
 
 
+@pytest.mark.parametrize(("quality", "starts"), [("alarm", True), ("quiet", False), ("cannot be judged", False)])
+def test_a_figure_that_cannot_be_computed_is_not_passed_over_for_an_older_one(quality: str, starts: bool) -> None:
+    seen = facts(0.76, None)
+    newest = dataclasses.replace(seen.observations[0], quality=quality, quality_text="all rows have the same target")
+    answer = trigger(
+        dataclasses.replace(seen, observations=(*seen.observations[1:], newest)), policy(triggers=["performance"])
+    )
+    assert answer.start is starts
+    assert "roc_auc of the newest window with labels is not computable" in answer.reason
+    assert f"all rows have the same target: {quality}" in answer.reason
+    assert trigger(facts(0.70, None), policy(triggers=["performance"])).start  # no labels yet: the older one counts
+
+
 def test_age_and_volume_start() -> None:
     assert trigger(facts(), policy(triggers=["age"], max_age="99d")).start
     assert not trigger(facts(), policy(triggers=["age"], max_age="100d")).start
@@ -244,6 +257,20 @@ def test_a_slice_that_loses_much_stops_a_promotion() -> None:
     answer, reasons = verdict(found, GATE)
     assert answer == judge.KEEP
     assert any("slice side=small" in reason for reason in reasons)
+
+
+def test_a_slice_of_one_class_is_guarded_by_its_log_loss() -> None:
+    given = rows(skill=(1.0, 1.8))
+    negative = np.flatnonzero(given.target == 0)[:700]
+    slices = {"side": np.where(np.isin(np.arange(given.rows), negative), "none", "rest")}
+    scores = given.challenger.copy()
+    scores[negative] = np.clip(scores[negative] + 0.1, 0, 1)
+    judged = dataclasses.replace(given, challenger=scores, slices=slices)
+    found = evidence(judged, "binary", GATE)
+    assert next(part for part in found["slices"] if part["value"] == "none")["metric"] == "log_loss"
+    assert any("side=none" in reason and "of log_loss" in reason for reason in verdict(found, GATE)[1])
+    earlier = evidence(judged, "binary", GATE, stand_ins=False)  # as decisions of format 1 were taken
+    assert not any("side=none" in reason for reason in verdict(earlier, GATE)[1])
 
 
 def test_lost_calibration_stops_a_promotion() -> None:

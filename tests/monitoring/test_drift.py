@@ -12,6 +12,7 @@ from engine.errors import UserError
 from engine.monitoring.calibrate import NAMES
 from engine.monitoring.drift import Current, benjamini_hochberg
 from engine.monitoring.monitor import conclude, rounded
+from engine.monitoring.statistics import HAS
 from tests.monitoring.synthetic import make_reference, make_window, record, run_drift, status
 
 
@@ -144,7 +145,8 @@ def test_a_window_of_which_nothing_can_be_compared_is_not_quiet(reference) -> No
     assert drift.not_computable == list(status(drift)) == ["x", "flat", "kind", "prediction", "(rows)"]
     verdict: dict = {"causes": [], "performance": {}, "business": {}}
     conclude(verdict, drift, ("drift",))
-    assert verdict["verdict"] == "not computable" and not verdict["alarm"]
+    assert verdict["verdict"] == "cannot be judged" and not verdict["alarm"]
+    assert verdict["unjudged"] == [{"kind": "drift", "text": "nothing could be compared"}]
     assert verdict["headline"].startswith("nothing could be compared; not computable: x, flat")
 
 
@@ -240,7 +242,7 @@ def test_importance_decides_between_two_columns_that_moved_alike() -> None:
 def test_a_column_within_its_line_is_never_named_before_one_that_alarms() -> None:
     reference = make_reference(two_columns(0, 0), 40, 200)
     reference.importance.update(a=0.01, b=0.99)
-    calm = {f"b.{name}": 1e9 for name in NAMES}
+    calm = {f"b.{name}": 1e9 for name in HAS["numeric"]}
     drift = run_drift(reference, make_window(reference, two_columns(0.5, 1), 7, 200), thresholds=calm)
     assert drift.alarms == ["a"]
     assert drift.causes[0]["column"] == "a"
@@ -267,10 +269,50 @@ def test_manual_thresholds_override_line_and_floor_and_unknown_ones_are_named(re
     assert status(run_drift(reference, window, thresholds={"x": 0.01}))["x"] == "alarm"
     assert status(run_drift(reference, window, thresholds={"x.ks": 0.01}))["x"] == "alarm"
     loud = make_window(reference, moved(x=lambda rng, v: v + 3.0), 7, 200)
-    off = {f"x.{name}": 1e9 for name in NAMES}
+    off = {f"x.{name}": 1e9 for name in HAS["numeric"]}
     assert status(run_drift(reference, loud, thresholds=off))["x"] == "quiet"
     with pytest.raises(UserError, match=r"'kinds'.*'kind'"):
         run_drift(reference, window, thresholds={"kinds": 1.0})
+
+
+@pytest.mark.parametrize("key", ["kind.ks", "x.unseen", "x.volume", "(rows).psi", "prediction.unseen"])
+def test_a_threshold_of_a_statistic_that_the_column_has_not_is_refused(reference, key) -> None:
+    with pytest.raises(UserError, match=r"has no \w+: it has (psi|volume)"):
+        run_drift(reference, make_window(reference, steady, 7, 20), thresholds={key: 0.1})
+
+
+def test_a_threshold_that_cannot_be_judged_is_not_quiet(reference) -> None:
+    infinite = make_window(reference, moved(x=lambda rng, v: np.where(np.arange(len(v)) == 0, np.inf, v)), 7, 200)
+    assert status(run_drift(reference, infinite))["x"] == "quiet"
+    drift = run_drift(reference, infinite, thresholds={"x.wasserstein": 0.1})
+    assert status(drift)["x"] == "not computable"
+    assert "values are infinite" in record(drift, "x")["reason"]
+
+
+QUALITY = {
+    "quiet": ({"status": "quiet"}, "quiet", []),
+    "waiting": ({"status": "waiting", "reason": "0 labels"}, "quiet", []),
+    "unjudged": ({"status": "cannot be judged", "reason": "one class"}, "cannot be judged", ["performance"]),
+}
+
+
+@pytest.mark.parametrize("name", QUALITY)
+def test_what_was_asked_and_cannot_be_judged_is_a_verdict_of_its_own(reference, name) -> None:
+    performance, expected, kinds = QUALITY[name]
+    calm = run_drift(reference, make_window(reference, steady, 7, 200))
+    loud = run_drift(reference, make_window(reference, moved(x=lambda rng, v: v + 1), 7, 200))
+    verdict: dict = {"causes": [], "performance": performance, "business": {}}
+    conclude(verdict, calm, ("drift", "performance"))
+    assert verdict["verdict"] == expected and [item["kind"] for item in verdict["unjudged"]] == kinds
+    assert not kinds or "one class" in verdict["headline"]
+    conclude(verdict, calm, ("drift",))  # not asked
+    assert verdict["verdict"] == "quiet" and verdict["unjudged"] == []
+    conclude(verdict, loud, ("drift", "performance"))
+    assert verdict["verdict"] == "alarm" and [item["kind"] for item in verdict["unjudged"]] == kinds
+    business = {"cost": {"value": None, "status": "cannot be judged", "reason": "no answer"}}
+    verdict = {"causes": [], "performance": performance, "business": business}
+    conclude(verdict, calm, ("business",))
+    assert verdict["verdict"] == "cannot be judged" and "cost cannot be judged: no answer" in verdict["headline"]
 
 
 def test_floors_are_what_separates_a_real_effect_from_a_visible_one(reference) -> None:

@@ -144,6 +144,68 @@ def test_a_moved_column_is_an_alarm_with_exit_code_two_told_once(trained, tmp_pa
     assert json.loads((run / "run.json").read_text())["alarms"]
 
 
+def later(folder: Path, change: Callable[[pa.Table, pa.Array], pa.Table]) -> Path:
+    """The tiny data, changed in the rows from 27 January on."""
+    tiny.write_tiny(folder, rows=3000)
+    table = pq.read_table(folder / "visits.parquet")
+    late = pc.greater_equal(table["at"], pa.scalar(tiny.START + 26 * 24 * tiny.H, pa.timestamp("us", tz="UTC")))
+    pq.write_table(change(table, late), folder / "visits.parquet")
+    return folder
+
+
+def test_a_window_whose_labels_are_all_negative_is_judged_and_alarms(trained, tmp_path: Path, capfd) -> None:
+    def negative(table: pa.Table, late: pa.Array) -> pa.Table:
+        bought = pc.if_else(late, pc.and_(table["bought"], False), table["bought"])
+        return table.set_column(table.column_names.index("bought"), "bought", bought)
+
+    folder, model = later(tmp_path / "negative", negative), trained[1]
+    words = ["monitor.window=[2020-01-27,2020-01-30]", f"monitor.model={model}", "monitor.alarm_on=[performance]"]
+    capfd.readouterr()
+    assert command(folder, "monitor", *words) == 2
+    shown = capfd.readouterr()
+    run = Path(shown.out.splitlines()[-1])
+    found = record(run)["performance"]
+    assert found["metrics"]["roc_auc"]["value"] is None and found["status"] == "alarm"
+    assert "ece" in found["alarming"]
+    assert found["labels_moved"] == ["positive_rate"] and "labels moved: positive_rate 0 against" in shown.err
+    report = (run / "report.html").read_text()
+    assert "positive_rate of the labels" in report and "roc_auc not computable" in report
+
+
+def test_labels_that_cannot_be_matched_are_exit_code_three(trained, tmp_path: Path, capfd) -> None:
+    folder, model = trained
+    assert command(folder, "score", f"score.model={model}", "score.between=[2020-01-26,2020-01-28]") == 0
+    scored = capfd.readouterr().out.splitlines()[-1]
+    fewer = later(tmp_path / "fewer", lambda table, late: table.filter(pc.invert(late)))
+    words = [f"monitor.model={model}", f"monitor.run={scored}"]
+    assert command(fewer, "monitor", *words) == 3
+    shown = capfd.readouterr()
+    run = Path(shown.out.splitlines()[-1])
+    assert record(run)["verdict"] == "cannot be judged"
+    assert "CANNOT BE JUDGED: performance: quality cannot be judged" in shown.err
+    assert json.loads((run / "run.json").read_text())["unjudged"]
+    assert command(fewer, "monitor", *words, "monitor.alarm_on=[drift]") == 0
+    assert command(fewer, "monitor", *words, "monitor.labels=false") == 0
+
+
+def test_labels_that_are_not_asked_for_are_not_read(monitor, trained, capfd) -> None:
+    folder, model = trained
+    between = "[2020-01-26,2020-01-28]"
+    assert command(folder, "score", f"score.model={model}", f"score.between={between}") == 0
+    scored = capfd.readouterr().out.splitlines()[-1]
+    words = ["monitor.labels=false", "monitor.business.mean='mean(score)'", "monitor.business.paid='mean(label)'"]
+    for place in (f"monitor.window={between}", f"monitor.run={scored}"):
+        _, run = monitor(place, *words)
+        found = record(run)
+        assert found["performance"] == {
+            "alarm": False,
+            "status": "not asked",
+            "reason": "not computable, because labels were not asked for (monitor.labels=false)",
+        }
+        assert found["business"]["mean"]["value"] is not None
+        assert found["business"]["paid"]["status"] == "waiting"
+
+
 def test_a_window_without_rows_is_no_quiet_window(monitor) -> None:
     code, run = monitor("monitor.window=2021-05")
     found = record(run)

@@ -84,6 +84,80 @@ def test_one_class_only_is_not_computable_and_the_rest_is() -> None:
     assert found["brier"]["value"] is not None
 
 
+def all_negative(shift: float = 0.0) -> Outcomes:
+    current = outcomes(7, 200, seed=1, shift=shift)
+    current.target[:] = 0.0
+    return current
+
+
+def test_a_window_of_one_class_is_judged_by_what_can_still_be_computed() -> None:
+    found = measure(outcomes(30, 200), all_negative(), judge())
+    assert found["alarm"] and found["status"] == "alarm"
+    assert found["judged"] == found["alarming"] == ["log_loss", "ece"]
+    assert "roc_auc is not computable, because all 1400 rows have the same target" in found["reason"]
+    share = found["labels"]["positive_rate"]
+    assert share["value"] == 0 and share["beyond"] and share["band"][0] > 0.4
+    assert found["labels_moved"] == ["positive_rate"]
+    calm = measure(outcomes(30, 200), all_negative(shift=-9), judge())  # nothing was wrong with those scores
+    assert calm["status"] == "quiet" and calm["judged"] == ["log_loss", "ece"] and calm["labels_moved"]
+
+
+def broken(window: Outcomes) -> Outcomes:
+    window.scores[3] = np.nan
+    return window
+
+
+def short(window: Outcomes, rows: int = 20) -> Outcomes:
+    return window.take(np.arange(rows))
+
+
+REFERENCE = outcomes(30, 200)
+
+
+@pytest.mark.parametrize(
+    ("reference", "current", "status", "reason"),
+    [
+        (REFERENCE, outcomes(7, 200, seed=1), "quiet", None),
+        (REFERENCE, outcomes(7, 200, seed=1, skill=0.3), "alarm", None),
+        (REFERENCE, outcomes(7, 200, seed=1, known=0.2), "waiting", None),
+        (REFERENCE, outcomes(7, 200, seed=1, known=0.0), "waiting", "0 labels"),
+        (REFERENCE, outcomes(0, 200), "waiting", "0 labels"),
+        (REFERENCE, short(outcomes(7, 200, seed=1)), "cannot be judged", "20 labels are known, fewer than 30"),
+        (REFERENCE, broken(outcomes(7, 200, seed=1)), "cannot be judged", "1 scores are not finite"),
+        (None, outcomes(7, 200, seed=1), "cannot be judged", "without a labelled validation period"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["binary", "squared"])
+def test_quality_is_quiet_only_where_it_was_judged(reference, current, status, reason, loss) -> None:
+    found = measure(reference, current, judge(loss=loss))
+    assert found["status"] == status
+    assert found["alarm"] == (status == "alarm")
+    assert bool(found["judged"]) or status in ("waiting", "cannot be judged")
+    if reason:
+        assert reason in found["reason"]
+
+
+def test_a_reference_of_one_class_leaves_what_has_a_band() -> None:
+    positives = REFERENCE.take(np.flatnonzero(REFERENCE.target == 1))
+    found = measure(positives, outcomes(7, 200, seed=1), judge())
+    assert found["judged"] == ["log_loss", "ece"]
+    assert "roc_auc is not computable on the reference" in found["reason"]
+
+
+def test_classes_that_change_their_shares_are_seen() -> None:
+    rng = np.random.default_rng(0)
+
+    def drawn(days: int, shares: list[float]) -> Outcomes:
+        target = rng.choice(3, days * 200, p=shares).astype(float)
+        scores = rng.dirichlet([1, 1, 1], days * 200)
+        return Outcomes(np.repeat(np.arange(days), 200), target, scores, {})
+
+    asked = judge(loss="multiclass", classes=("a", "b", "c"))
+    found = measure(drawn(30, [0.5, 0.3, 0.2]), drawn(7, [0.2, 0.3, 0.5]), asked)
+    assert found["labels_moved"] == ["share of a", "share of c"]
+    assert measure(drawn(30, [0.5, 0.3, 0.2]), drawn(7, [0.5, 0.3, 0.2]), asked)["labels_moved"] == []
+
+
 def test_fewer_labels_give_a_wider_band() -> None:
     reference = outcomes(60, 200)
     widths = []
@@ -141,6 +215,34 @@ def test_loss_of_a_rank_metric_counts_from_chance() -> None:
     assert worse_by(0.7, 0.75, "roc_auc") == pytest.approx(0.2)
     assert worse_by(0.5, 0.4, "log_loss") == pytest.approx(0.25)
     assert worse_by(0.3, 0.4, "log_loss") < 0
+
+
+def test_a_loss_from_nothing_is_no_small_loss() -> None:
+    assert worse_by(0.1, 0.0, "mae") == np.inf and worse_by(0.0, 0.0, "mae") == 0.0
+    assert worse_by(0.3, 0.5, "roc_auc") == np.inf and worse_by(0.6, 0.5, "roc_auc") == -np.inf
+    free = {"cost": BusinessConfig(expression="mean(fare)")}
+    reference, now = outcomes(30, 200), outcomes(7, 200, seed=1)
+    reference.columns["fare"][:] = 0.0
+    assert business(free, reference, now, judge())["cost"]["alarm"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "known", "status"),
+    [
+        ("mean(fare)", 0.0, "quiet"),
+        ("mean(fare * label)", 1.0, "quiet"),
+        ("mean(fare * label)", 0.3, "waiting"),
+        ("mean(fare * label)", 0.0, "waiting"),
+        ("mean(tip)", 1.0, "cannot be judged"),
+        ("mean(fare) / (count(fare) - count(fare))", 1.0, "cannot be judged"),
+    ],
+)
+def test_a_business_metric_is_quiet_only_where_it_was_judged(expression: str, known: float, status: str) -> None:
+    current = outcomes(7, 200, seed=1, known=known)
+    current = Outcomes(current.days, current.target, current.scores, {**current.columns, "tip": current.scores})
+    found = business({"x": BusinessConfig(expression=expression)}, outcomes(30, 200), current, judge(floor=0.5))["x"]
+    assert found["status"] == status
+    assert status == "quiet" or found["reason"]
 
 
 def test_business_metrics_have_a_value_a_band_and_an_alarm() -> None:
