@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -63,9 +64,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with disk_errors(path):
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -80,13 +81,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         with disk_errors(path):
             yield temporary
             for file in temporary.rglob("*"):
-                _sync(file)
+                sync(file)
             try:
                 os.rename(temporary, path)
             except OSError:
                 if not path.exists():
                     raise
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -104,12 +105,23 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk hold what a file or folder says."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot. An empty `second` is only replaced."""
+    if not any(second.iterdir()):
+        os.replace(first, second)
+        return True
+    call = getattr(ctypes.CDLL(None), "renameat2", None)  # of Linux
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(first), here, os.fsencode(second), swap) == 0
 
 
 def link(source: Path, path: Path) -> None:
@@ -126,7 +138,7 @@ def link(source: Path, path: Path) -> None:
         temporary.unlink()  # rename of two names of one file does nothing, and would leave this one
         return
     os.replace(temporary, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

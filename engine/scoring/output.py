@@ -1,7 +1,8 @@
 """The predictions of a run as a reader sees them: files, and a manifest that says which of them count.
 
 Files are named by content and the manifest is written last, so a reader who follows it sees the earlier output or the
-later one, never a mixture. What it does not name is deleted afterwards.
+later one, never a mixture. What it does not name is deleted afterwards. Until all files are there they wait under names
+that no `*.parquet` matches, so a reader who only looks into the folder sees no part of an unfinished output either.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from engine.runtime import digest, storage
 
 FORMAT = 1
 MANIFEST = "_manifest.json"  # readers of whole folders pass over names that begin with _
+STAGED, WAITING = "_staged", ".part"  # folder and suffix of files that are not published yet
 # Files that this module writes, in the folder itself or in one folder `column=value`, and what a kill leaves of them.
 OURS = re.compile(r"([^/=]+=[^/]*/)?(part-\d{5,}-[0-9a-f]{8}\.parquet|\.(part-\S+|_manifest\.json)\.[0-9a-f]{8}\.tmp)")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -98,26 +101,106 @@ class Place:
         if self.filesystem is None:
             path = Path(self.root, name)
             path.unlink(missing_ok=True)
-            if path.parent != Path(self.root) and not any(path.parent.iterdir()):
-                path.parent.rmdir()
+            while path.parent != Path(self.root) and not any(path.parent.iterdir()):
+                path = path.parent
+                path.rmdir()
             return
         with self._errors():
             self.filesystem.delete_file(f"{self.root}/{name}")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Wait until no other process publishes in this folder. An object store has no locks: there `publish` finds out."""
+        """Wait until no other process publishes in this folder. An object store has no locks: there `publish` finds out.
+
+        What a killed process has left unpublished is deleted first.
+        """
         if self.filesystem is not None:
             yield
             return
-        storage.make_folder(Path(self.root))
-        descriptor = os.open(self.root, os.O_RDONLY)  # of the folder itself: a lock leaves no file there
+        descriptor = self._locked()  # of the folder itself: a lock leaves no file there
         try:
-            with contextlib.suppress(OSError):  # a network file system may know no locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self.discard_staged()
+            shutil.rmtree(self._aside, ignore_errors=True)
+            if (before := read_manifest(self)) is not None and not before["complete"]:
+                self.remove(MANIFEST)
             yield
         finally:
             os.close(descriptor)
+
+    def _locked(self) -> int:
+        """Descriptor of the folder with the lock on it; another process may have put a new folder in its place meanwhile."""
+        while True:
+            storage.make_folder(Path(self.root))
+            descriptor = os.open(self.root, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a network file system may know no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.root)):
+                    return descriptor
+            os.close(descriptor)
+
+    @property
+    def _aside(self) -> Path:
+        """Where a whole output is put together, beside the folder that it becomes."""
+        return Path(self.root).with_name(f".{Path(self.root).name}.tmp")
+
+    def stage(self, source: Path, name: str) -> None:
+        """Copy a local file into the place, where no reader finds it before `reveal` gives it its `name`."""
+        self.put(source, staged(name))
+
+    def reveal(self, names: Iterable[str], manifest: str, earlier: Iterable[str] = ()) -> None:
+        """Give staged files their names, then write the manifest.
+
+        In one step where a local folder holds nothing else than `earlier` output, which is gone then; else as quickly as
+        files are renamed (an object store copies them by itself).
+        """
+        names = list(names)
+        if self.filesystem is None and self._at_once(names, manifest, {*earlier, MANIFEST}):
+            return
+        for name in names:
+            self._rename(staged(name), name)
+        self.put_text(MANIFEST, manifest)
+
+    def _at_once(self, names: list[str], manifest: str, earlier: set[str]) -> bool:
+        """Put a folder with the whole output in the place of the one that is there; False where that cannot be."""
+        root, aside = Path(self.root), self._aside
+        there = {name for name in self.names() if not name.startswith(f"{STAGED}/")}
+        if not names or not there <= earlier:
+            return False
+        try:
+            os.replace(root / STAGED, aside)
+        except OSError:  # a mounted disk, or the folder above cannot be written
+            return False
+        for name in names:
+            os.replace(aside / f"{name}{WAITING}", aside / name)
+        storage.write_text(aside / MANIFEST, manifest)
+        shutil.copymode(root, aside)
+        if storage.exchange(aside, root):
+            shutil.rmtree(aside, ignore_errors=True)  # what was there before
+            storage.sync(root.parent)
+            return True
+        for name in names:
+            os.replace(aside / name, aside / f"{name}{WAITING}")
+        os.replace(aside, root / STAGED)
+        return False
+
+    def _rename(self, old: str, new: str) -> None:
+        if self.filesystem is None:
+            target = storage.inside(Path(self.root), *new.split("/"))
+            storage.make_folder(target.parent)
+            os.replace(Path(self.root, old), target)
+            storage.sync(target.parent)
+            return
+        with self._errors():
+            self.filesystem.copy_file(f"{self.root}/{old}", f"{self.root}/{new}")
+
+    def discard_staged(self) -> None:
+        """Delete what waits, or has waited, to be published."""
+        if self.filesystem is None:
+            shutil.rmtree(Path(self.root, STAGED), ignore_errors=True)
+            return
+        with self._errors(), contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(f"{self.root}/{STAGED}")
 
     def _errors(self) -> _StoreErrors:
         return _StoreErrors(self.root)
@@ -150,27 +233,43 @@ def place_of(target: str | None, directory: Path, endpoint: str | None = None, r
         return Place(key, storage.object_store(endpoint, region))
     if "://" in target:
         raise UserError(f"score.output must be a folder or s3://bucket/prefix, found {target!r}")
-    return Place(str(Path(target).expanduser().absolute()))
+    return Place(str(Path(target).expanduser().resolve()))  # a link stays one when its folder is replaced
 
 
 # --------------------------------------------------------------------------------------------------------- manifest
 
 
-def publish(place: Place, manifest: dict[str, Any]) -> None:
-    """Write the manifest, then delete the predictions of an earlier output that it does not name.
+def staged(name: str) -> str:
+    """Where a file of the output waits to be published."""
+    return f"{STAGED}/{name}{WAITING}"
 
+
+def publish(place: Place, manifest: dict[str, Any]) -> None:
+    """Give the staged files their names and write the manifest, then delete what it does not name of an earlier output.
+
+    Files of an output that is not complete stay where they wait: only who follows the manifest reads them.
     Raises UserError when files that it names are gone: another run has published in the same place at the same time.
     """
     before = read_manifest(place)
-    place.put_text(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    kept = {entry["name"] for entry in manifest["files"]}
+    names = [entry["name"] for entry in manifest["files"]]
+    if not manifest["complete"]:
+        manifest = {**manifest, "files": [{**entry, "name": staged(entry["name"])} for entry in manifest["files"]]}
+        names = []
     # Only what an earlier manifest names or what a kill has left of ours: the folder may hold files of the user's, and
     # folders that are outputs of their own.
     stale = {entry["name"] for entry in before["files"]} if before else set()
+    place.reveal(names, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", stale)
+    if manifest["complete"]:
+        place.discard_staged()
+    kept = {entry["name"] for entry in manifest["files"]}
     names = place.names()
     others = {posixpath.dirname(name) for name in names if "/" in name and posixpath.basename(name) == MANIFEST}
     for name in names:
-        ours = name in stale or (OURS.fullmatch(name) and posixpath.dirname(name) not in others)
+        ours = (
+            name in stale
+            or name.startswith(f"{STAGED}/")
+            or (OURS.fullmatch(name) and posixpath.dirname(name) not in others)
+        )
         if ours and name not in kept:
             place.remove(name)
     if gone := kept.difference(names):
@@ -233,8 +332,8 @@ def layout_of(config: ScoreConfig, rows: int, part_bytes: int) -> Layout:
 
 
 def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch: Path) -> list[dict[str, Any]]:
-    """Bring the rows of the parts (path -> its SHA-256, just checked), in order, to the place; returns the manifest's
-    entries. Memory stays bounded.
+    """Bring the rows of the parts (path -> its SHA-256, just checked), in order, to the place, where they wait for
+    `publish`; returns the manifest's entries. Memory stays bounded.
     """
     if layout.as_parts:
         return [
@@ -253,7 +352,7 @@ def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch
                         "take a coarser column"
                     )
                 folder = "" if layout.partition is None else partition_folder(layout.partition, value)
-                writers[value] = _Roller(place, folder, layout, scratch / f"{len(writers)}.parquet")
+                writers[value] = _Roller(place, folder, layout, scratch / f"{len(writers)}{WAITING}")
             writers[value].add(rows)
     ordered = sorted(writers.items(), key=lambda item: (item[1].folder, item[0] or ""))
     entries = [(value, entry) for value, writer in ordered for entry in writer.close()]
@@ -369,5 +468,5 @@ class _Roller:
 def _put(place: Place, folder: str, index: int, path: Path, rows: int, sha256: str) -> dict[str, Any]:
     name = f"part-{index:05d}-{sha256[:8]}.parquet"
     name = f"{folder}/{name}" if folder else name
-    place.put(path, name)
+    place.stage(path, name)
     return {"name": name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,8 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> Plan:
     done = units.finished(parts, (start, stop), context)
     removed = units.remove_others(parts, done)
     if run.resumed:
-        for stale in run.directory.rglob(".*.tmp"):  # this process holds the run's lock: nobody is writing them
-            stale.unlink(missing_ok=True)
+        for stale in list(run.directory.rglob(".*.tmp")):  # this process holds the run's lock: nobody is writing them
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
         rows = sum(unit.rows for unit in done)
         run.log(f"resumed: {len(done)} units with {rows:,} rows are done, {removed} unfinished files removed")
     earlier = earlier_parts(config, run, predictor) if config.score.mode == "append" else {}

@@ -1,4 +1,4 @@
-"""The end of a scoring run: records merged in dataset order, ledger, profile, quarantine, predictions, manifest last."""
+"""The end of a scoring run: records merged in dataset order, quarantine, profile, predictions with their manifest, ledger."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ def publish(
         scored[units.part_path(parts, unit)] = record["part"]["sha256"]  # read_record has checked it
     check_counts(plan, done, failed, merged)
     write_refused(run, parts, done, plan.dataset)
-    storage.write_parquet(run.path("ledger.parquet"), ledger_table(ledger, failed))
     if merged.profile is not None:
         storage.write_json(run.path("profile.json"), merged.profile.to_json())
     place = place_of(config, run, whole=not failed)
@@ -62,6 +61,7 @@ def publish(
             "files": files,
         }
         output.publish(place, manifest)
+    storage.write_parquet(run.path("ledger.parquet"), ledger_table(ledger, failed))
     if config.score.output is not None and not failed:  # what an attempt has left that set units aside
         shutil.rmtree(run.path("predictions"), ignore_errors=True)
     units.remove_others(parts, done)
@@ -184,7 +184,7 @@ def write_predictions(
     """
     layout = output.layout_of(config.score, merged.rows, merged.part_bytes)
     if not merged.rows:
-        empty = run.path("parts", "empty.parquet")
+        empty = run.path("parts", "empty.part")
         storage.write_parquet(empty, UnitScorer(plan.job, predictor, plan.dataset, plan.views).empty())
         scored, layout = {empty: digest.of_file(empty)}, output.Layout()
     return output.write_files(place, scored, layout, run.path("parts", "rolled"))

@@ -1,7 +1,8 @@
 """Work units: ranges of dataset rows on multiples of the tile, and the records that say which of them are done.
 
-A unit is done when its record `parts/<unit>.json` is there. It is written after `parts/<unit>.parquet`, both by rename,
-so a kill at any moment leaves a unit done or not done. Names and records hold no run, time of day or path.
+A unit is done when its record `parts/<unit>.json` is there. It is written after `parts/<unit>.part`, both by rename,
+so a kill at any moment leaves a unit done or not done. Names and records hold no run, time of day or path. Parts are
+Parquet, but no `*.parquet` matches their names: they are no output, and a killed run may leave some of many.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ def gaps(whole: tuple[int, int], done: Iterable[tuple[int, int]]) -> Iterator[tu
 
 def part_path(parts: Path, unit: Unit) -> Path:
     """The unit's scored rows."""
-    return parts / f"{unit.name}.parquet"
+    return parts / f"{unit.name}.part"
 
 
 def refused_path(parts: Path, unit: Unit) -> Path:
     """The unit's rows that the model cannot take; absent when there are none."""
-    return parts / f"{unit.name}.refused.parquet"
+    return parts / f"{unit.name}.refused.part"
 
 
 def record_path(parts: Path, unit: Unit) -> Path:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 import engine.scoring.score  # noqa: F401 - imported before the fork, for speed
 import kernels.jit  # noqa: F401
 from engine import api
@@ -89,6 +91,16 @@ def outputs(runs: Path) -> dict[str, str]:
     return {**found, "scores": json.loads((directory / "run.json").read_text())["chain"]["scores"]}
 
 
+def plain_rows(runs: Path) -> int:
+    """Scored rows that a reader finds who knows nothing but `*.parquet`, in whatever folder.
+
+    A folder `.name.tmp`, which is there between two renames, is one that readers pass over.
+    """
+    paths = [path for path in runs.rglob("*.parquet") if not path.parent.name.startswith(".")]
+    files = [pq.ParquetFile(path) for path in paths]
+    return sum(file.metadata.num_rows for file in files if "score" in file.schema_arrow.names)
+
+
 def main(folder: Path, model: str, trials: list[str]) -> None:
     def score(runs: Path, number: int = 0, threads: int = 1) -> None:
         if number:
@@ -111,6 +123,7 @@ def main(folder: Path, model: str, trials: list[str]) -> None:
             os.kill(process, signal.SIGKILL)
         killed = ended(process) == signal.SIGKILL
         done = len(list(runs.glob("score/tiny/*/parts/*.json")))
+        seen = plain_rows(runs)
         again = ended(child(lambda runs=runs: score(runs))) if killed else 0  # type: ignore[misc]
         newest = finished(runs)
         metrics = json.loads((newest / "metrics.json").read_text())
@@ -120,6 +133,7 @@ def main(folder: Path, model: str, trials: list[str]) -> None:
             "again": again,
             "equal": outputs(runs) == expected,
             "done": done,
+            "seen": seen,
             "skipped": metrics["units_skipped"],
             "scored": metrics["score/units_scored"],
             "runs": len(list((runs / "score" / "tiny").iterdir())),

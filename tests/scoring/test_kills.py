@@ -37,6 +37,7 @@ def check(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert result["again"] == 0 and result["equal"], result
         assert result["temporaries"] == 0, result
+        assert result["seen"] in (0, ROWS), "a reader of *.parquet sees all rows or none"
         if result["killed"] and result["runs"] == 1:
             assert result["skipped"] == result["done"], "finished units are not scored again"
             assert result["skipped"] + result["scored"] == UNITS

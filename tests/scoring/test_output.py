@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import itertools
@@ -51,9 +52,10 @@ def parts_of(folder: Path, table: pa.Table, count: int) -> list[Path]:
 def write(folder: Path, table: pa.Table, count: int, layout: Layout, kind: str = "string") -> list[dict[str, object]]:
     place = Place(str(folder / "out"))
     parts = {path: digest.of_file(path) for path in parts_of(folder, table, count)}
-    files = output.write_files(place, parts, layout, folder / "rolled")
     partition = {"column": layout.partition, "type": kind} if layout.partition else None
-    output.publish(place, {"format": 1, "complete": True, "partition": partition, "files": files})
+    with place.lock():
+        files = output.write_files(place, parts, layout, folder / "rolled")
+        output.publish(place, {"format": 1, "complete": True, "partition": partition, "files": files})
     return files
 
 
@@ -264,15 +266,91 @@ def test_a_rerun_leaves_outputs_that_lie_in_folders_below_and_files_of_other_too
         assert output.read_predictions(Place(str(folder / "out"))).num_rows == 20
 
 
+def plain_rows(folder: Path) -> int:
+    """Rows that a reader finds who knows nothing but `*.parquet`."""
+    return sum(pq.read_metadata(path).num_rows for path in folder.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("name", ["stage", "_rename", "put_text"])
 def test_until_the_manifest_is_written_readers_see_the_earlier_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     write(tmp_path, rows(100), 5, Layout())
+    (tmp_path / "out" / "notes.txt").write_text("mine")  # so that the folder cannot be replaced as a whole
     with monkeypatch.context() as patch:
-        patch.setattr(Place, "put_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Place, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, rows(50), 2, Layout())
     assert output.read_predictions(Place(str(tmp_path / "out"))).combine_chunks().equals(rows(100))
+    assert name == "put_text" or plain_rows(tmp_path / "out") == 100
+    write(tmp_path, rows(50), 2, Layout())
+    assert plain_rows(tmp_path / "out") == 50
+    assert len(contents(tmp_path / "out")) == 4, "two files, the manifest and notes"
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(partition="key"), Layout(file_rows=7, partition="key")])
+def test_whoever_dies_at_any_rename_leaves_the_earlier_output_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout
+) -> None:
+    old, new = (rows(count).append_column("key", pa.array([f"k{i % 3}" for i in range(count)])) for count in (0, 50))
+    rename, seen = os.replace, []
+    for number in range(1, 100):
+        out, calls = tmp_path / str(number), itertools.count(1)
+        if number % 2:
+            write(out, old if number % 4 == 1 else new.slice(0, 20), 4, layout)
+        before = plain_rows(out / "out")
+
+        def replace(source: object, target: object, number: int = number, calls: Iterator[int] = calls) -> None:
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            rename(source, target)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            with contextlib.suppress(KeyboardInterrupt):
+                write(out, new, 4, layout)
+        seen.append(plain_rows(out / "out"))
+        assert seen[-1] in (before, 50)
+        write(out, new, 4, layout)
+        assert plain_rows(out / "out") == 50 and not list(out.glob(".*")), "nothing is left of the attempt"
+        if next(calls) <= number:
+            break
+    assert seen.count(50) >= 1 and len(seen) > 6
+
+
+def test_a_system_that_cannot_exchange_folders_replaces_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "exchange", lambda *_: False)
+    for count in (100, 50):
+        write(tmp_path, rows(count), 2, Layout())
+        assert output.read_predictions(Place(str(tmp_path / "out"))).combine_chunks().equals(rows(count))
+        assert plain_rows(tmp_path / "out") == count and len(contents(tmp_path / "out")) == 3
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_link_to_a_folder_stays_a_link_when_the_output_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    place = output.place_of(str(tmp_path / "out"), tmp_path)
+    for count in (100, 50):
+        parts = {path: digest.of_file(path) for path in parts_of(tmp_path, rows(count), 1)}
+        with place.lock():
+            files = output.write_files(place, parts, Layout(), tmp_path / "rolled")
+            output.publish(place, {"format": 1, "complete": True, "partition": None, "files": files})
+        assert (tmp_path / "out").is_symlink() and plain_rows(tmp_path / "disk") == count
+
+
+def test_an_output_that_is_not_complete_is_read_by_its_manifest_only(tmp_path: Path) -> None:
+    place = Place(str(tmp_path / "out"))
+    parts = {path: digest.of_file(path) for path in parts_of(tmp_path, rows(10), 2)}
+    with place.lock():
+        files = output.write_files(place, parts, Layout(), tmp_path / "rolled")
+        output.publish(place, {"format": 1, "complete": False, "partition": None, "files": files})
+    assert output.read_predictions(place).combine_chunks().equals(rows(10))
+    assert plain_rows(tmp_path / "out") == 0
+    write(tmp_path, rows(50), 2, Layout())
+    assert plain_rows(tmp_path / "out") == 50 and len(contents(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("target", ["gs://bucket/x", "s3://bucket//x", "s3://bucket/../x", "s3://"])
@@ -342,6 +420,24 @@ def test_predictions_go_to_an_object_store_manifest_last_and_are_replaced_whole(
     assert not names & {info.path for info in store(bucket).get_file_info(pafs.FileSelector("lake/scores", recursive=True))
                         if info.path.endswith(".parquet")}  # fmt: skip
     assert "test" not in (run.directory / "run.json").read_text().split('"command_line"')[0]
+
+
+def test_a_kill_before_the_output_is_named_leaves_nothing_that_a_reader_of_the_bucket_finds(
+    score: Score, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("score.output=s3://lake/killed", f"score.endpoint={bucket}", "score.region=us-east-1")
+
+    def names() -> set[str]:
+        infos = store(bucket).get_file_info(pafs.FileSelector("lake/killed", recursive=True))
+        return {info.path for info in infos if info.type == pafs.FileType.File}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "reveal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            score(*words)
+    assert names() and not [name for name in names() if name.endswith(".parquet")]
+    assert predictions(score(*words).directory).num_rows == ROWS
+    assert not [name for name in names() if "_staged" in name], "what the kill left is gone"
 
 
 def test_events_come_from_an_object_store_other_than_where_the_model_was_trained(

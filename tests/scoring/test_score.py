@@ -326,7 +326,7 @@ def test_a_part_that_changes_before_it_is_published_is_found_and_scored_again(
     publish = score_module.publish
 
     def spoil_and_publish(config: Any, run: Run, *arguments: Any) -> Any:
-        part = min(run.path("parts").glob("*.parquet"))
+        part = min(run.path("parts").glob("*.part"))
         content = bytearray(part.read_bytes())
         content[100] ^= 1
         part.write_bytes(content)
@@ -334,7 +334,7 @@ def test_a_part_that_changes_before_it_is_published_is_found_and_scored_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(score_module, "publish", spoil_and_publish)
-        with pytest.raises(UserError, match=r"000000000000-000000001024-\w+\.parquet is gone or damaged"):
+        with pytest.raises(UserError, match=r"000000000000-000000001024-\w+\.part is gone or damaged"):
             score("score.columns=[shop,size]")
     run = score("score.columns=[shop,size]")
     assert run.resumed and run.metrics["score/units_scored"] == 1
@@ -544,7 +544,7 @@ def test_a_full_disk_stops_the_run_names_the_place_and_a_rerun_goes_on(
             score("score.columns=[shop,size]", "resources.threads=1")
     (directory,) = (tmp_path / "runs" / "score" / "tiny").iterdir()
     assert not (directory / "predictions").exists()
-    for part in directory.glob("parts/*.parquet"):
+    for part in directory.glob("parts/*.part"):
         pq.read_table(part)  # whole or absent
     run = score("score.columns=[shop,size]")
     assert run.metrics["units_skipped"] == 3

@@ -53,7 +53,7 @@ def test_only_units_with_a_record_and_whole_files_of_this_context_count(tmp_path
     units.part_path(tmp_path, torn).write_bytes(b"half")
     assert units.finished(tmp_path, (0, 40), "context") == [done]
     units.remove_others(tmp_path, [done])
-    assert {path.name for path in tmp_path.iterdir()} == {f"{done.name}.parquet", f"{done.name}.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{done.name}.part", f"{done.name}.json"}
 
 
 def test_of_overlapping_units_one_counts(tmp_path: Path) -> None:
