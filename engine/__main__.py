@@ -35,6 +35,12 @@ OPTIONS = {
     "or in it where it is the working directory, unless paths.store and paths.runs say otherwise",
     "--multirun": "key=a,b runs once with each value, one after the other",
 }
+# How a word of the command line is written; the first example is tried by the tests.
+WORDS = (
+    "A name with a dot or a bracket stands in brackets: 'data.columns[sepal.length].min=0', in an experiment's file "
+    "`sepal.length: {min: 0}`. Where a key takes text, words are that text as written, in files and here: "
+    "values=[0123,1.10,no]; null in quotes is a text too."
+)
 
 
 @dataclass
@@ -226,6 +232,7 @@ def _overview() -> str:
     ]
     lines += _columns([(name, command.help) for name, command in commands.COMMANDS.items()])
     lines += ["", "options:", *_columns(list(OPTIONS.items()))]
+    lines += ["", *textwrap.wrap(WORDS, _room())]
     lines += ["", "`python -m engine COMMAND --help` shows the config groups and keys of a command."]
     lines += [
         "Exit codes: 0 done, 1 error, 2 alarm, 3 cannot be judged, 130 interrupted, 141 the reader left (`| head`)."
@@ -235,11 +242,15 @@ def _overview() -> str:
 
 def _columns(rows: list[tuple[str, str]]) -> Iterator[str]:
     width = max((len(name) for name, _ in rows), default=0) + 2
-    room = max(shutil.get_terminal_size((120, 24)).columns - width - 2, 40)
+    room = max(_room() - width - 2, 40)
     for name, text in rows:
         first, *more = textwrap.wrap(text, room) or [""]
         yield f"  {name:<{width}}{first}".rstrip()
         yield from (f"  {'':<{width}}{line}" for line in more)
+
+
+def _room() -> int:
+    return shutil.get_terminal_size((120, 24)).columns
 
 
 def _command_help(name: str, command: commands.Command, config_dir: str | None) -> str:
@@ -253,6 +264,7 @@ def _command_help(name: str, command: commands.Command, config_dir: str | None) 
             lines += _columns([(named, " | ".join(choices))])
     for section in sections:
         lines += ["", f"{section}:", *_columns(_keys(schema.documented, tree.Config, section))]
+    lines += ["", *textwrap.wrap(WORDS, _room())]
     return "\n".join(lines)
 
 

@@ -18,14 +18,23 @@ from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import initialize
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_parser import create_functions
+from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
+from hydra.core.override_parser.types import Override, OverrideType, Sweep, ValueType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer  # type: ignore[attr-defined]
+from hydra.grammar.gen.OverrideParser import OverrideParser
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import names, schema
+from engine.config import names, schema, written
+from engine.config import overrides as words_
+from engine.config.overrides import merged
 from engine.config.tree import Config, PathsConfig
 from engine.errors import UserError, did_you_mean, nearest
 
@@ -35,7 +44,7 @@ _ALERT_TO = re.compile(r"^monitor\.alerts\..+\.to$")  # a web service is known b
 _ALERT_WORD = re.compile(r"^[+~]*monitor\.alerts\b.*://", re.DOTALL)
 _REFERENCE = re.compile(r"\$\{(\.*)([^:{}$]+)\}")
 _HYDRA = threading.Lock()  # Hydra keeps its state in the process: one composition at a time
-_DEFAULTS = "engine_defaults"
+_ROOT = "engine_root"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +67,29 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
 
     Raises UserError naming the key or value that is wrong and the nearest known one.
     """
-    for word in overrides:
-        if _parse(word).is_sweep_override():
-            raise UserError(f"{word!r} names several values: add --multirun, or write a list as key=[a,b]")
-    words = [_appendable(word) for word in overrides]
+    folders = [conf_directory()]
     start: dict[str, Any] = schema.plain(Config())
     if config_dir is not None:
-        folder = Path(config_dir).expanduser().resolve()
-        if not folder.is_dir():
+        folders.append(Path(config_dir).expanduser().resolve())
+        if not folders[-1].is_dir():
             raise UserError(f"--config-dir must be a folder, found {config_dir!r}")
-        words.append(f"hydra.searchpath=['file://{folder}']")
-        start["paths"] = default_paths(folder)
-    raw = _composed(_spelled_out(words, start), start)
-    written = dict(_leaves(raw))
+        start["paths"] = default_paths(folders[-1])
+    parsed = [_parse(word) for word in overrides]
+    for word, (_, value) in zip(overrides, parsed, strict=True):
+        if isinstance(value, Sweep):
+            raise UserError(
+                f"{_masked_word(word)!r} names several values: add --multirun, or write a list as key=[a,b]"
+            )
+    choices = [_names_group(word, folders) for word in overrides]
+    files = [_as_name(word, *parsed[place]) for place, word in enumerate(overrides) if choices[place]]
+    plain = _filled(start, _compose_with_hydra(files, folders))
+    for (key, value), choice in zip(parsed, choices, strict=True):
+        if not choice:
+            _change(plain, key, value)
+    raw = OmegaConf.create(written.settled(plain, Config))
+    places = {".".join(map(str, place)): (place, value) for place, value in _leaves(raw)}
     try:
-        _resolve_once(raw)
+        _resolve_once(raw, places)
         values: Any = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config key {error.full_key or '?'}: {str(error).splitlines()[0]}") from None
@@ -80,7 +97,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
     _check_top_level(values)
     config = schema.build(Config, values)
     names.check(config)
-    hidden, references = _secrets(written, dict(_plain_leaves(values)))
+    leaves = {path: value for path, (_, value) in places.items()}
+    hidden, references = _secrets(leaves, dict(_plain_leaves(values)))
     return Composed(config, _masked(values, references), hidden, tuple(_masked_word(word) for word in overrides))
 
 
@@ -101,10 +119,11 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of overrides with several values (`train.lr=0.1,0.2`), in order."""
     choices = []
     for word in overrides:
-        override = _parse(word)
-        if override.is_sweep_override():
-            prefix = word.split("=", 1)[0]
-            choices.append([f"{prefix}={value}" for value in override.sweep_string_iterator()])
+        key, value = _parse(word)
+        if isinstance(value, Sweep):
+            override = Override(OverrideType.CHANGE, "", ValueType.CHOICE_SWEEP, value)  # type: ignore[arg-type]
+            prefix = word.removesuffix(key.value or "")
+            choices.append([prefix + item.replace(written.MARK, "") for item in override.sweep_string_iterator()])
         else:
             choices.append([word])
     return [list(combination) for combination in itertools.product(*choices)]
@@ -130,56 +149,125 @@ def to_yaml(values: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
-def _parse(word: str) -> Any:
-    if re.match(r"[+~]*(hydra[./@]|hydra=|=|$)", word):
-        raise UserError(f"an override must name a key of this engine, found {_masked_word(word)!r}")
+class _File(FileConfigSource):
+    """Hydra's source of YAML files, with words kept as written. Only composing here takes it: it has a scheme of its own."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "engine"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        header = self._get_header_dict(path.read_text(encoding="utf-8"))
+        place = f"{self.scheme()}://{self.path}"
+        return ConfigResult(
+            provider=self.provider, path=place, config=OmegaConf.create(_read_yaml(path)), header=header
+        )
+
+
+def _read_yaml(path: Path) -> Any:
+    with open(path, encoding="utf-8") as file:
+        values = written.load(file)
+    if isinstance(values, dict) and "defaults" in values:  # choices of groups: Hydra's own, and always names
+        values["defaults"] = written.texts(values["defaults"])
+    return {} if values is None else values
+
+
+class _Values(HydraOverrideVisitor):  # type: ignore[misc]
+    """Values of overrides, with words kept as written; only a function (`int(5)`, `range(1,3)`) gets numbers."""
+
+    _typed = 0
+
+    def _createPrimitive(self, ctx: Any) -> Any:
+        value = super()._createPrimitive(ctx)
+        word = value is None or isinstance(value, (bool, int, float))
+        return written.marked(ctx.getText().strip()) if word and not self._typed else value
+
+    def visitDictKey(self, ctx: Any) -> Any:
+        return str(super().visitDictKey(ctx)).removeprefix(written.MARK)
+
+    def visitFunction(self, ctx: Any) -> Any:
+        typed = ctx.getChild(0).getText() not in ("choice", "shuffle", "str", "tag")
+        self._typed += typed
+        try:
+            return super().visitFunction(ctx)
+        finally:
+            self._typed -= typed
+
+
+def _parse(text: str) -> tuple[words_.Word, Any]:
+    """An override and its value: plain containers, marked words, or a sweep. Raises UserError."""
+    word = words_.read(text)
+    if word is None or word.parts[0] == "hydra":
+        raise UserError(f"an override must be key=value with a key of this engine, found {_masked_word(text)!r}")
+    if not word.value:
+        return word, ""
+    listener = HydraErrorListener()
+    lexer = OverrideLexer(InputStream(word.value))
+    lexer.mode(OverrideLexer.VALUE_MODE)
+    parser = OverrideParser(CommonTokenStream(lexer))
+    for part in (lexer, parser):
+        part.removeErrorListeners()
+        part.addErrorListener(listener)
     try:
-        override = OverridesParser.create().parse_override(word)
+        parsed = _Values(create_functions()).visit(parser.value())
+        if parser.getCurrentToken().type != -1:
+            raise HydraException(f"extraneous input {parser.getCurrentToken().text!r}")
     except HydraException as error:
         reason = str(error).splitlines()[0]
-        name, equals, value = _masked_word(word).partition("=")
+        name, equals, value = _masked_word(text).partition("=")
         hint = ""
         if equals and re.fullmatch(r"[+~]*[\w.]+", name):
-            written = shlex.quote(f"{name}={schema.quoted(value)}")
-            hint = f" A value with spaces, = or () needs quotes inside the word: {written}"
-        raise UserError(f"an override must be key=value, found {_masked_word(word)!r} ({reason}).{hint}") from None
-    return override
+            hint = f" A value with spaces, = or () needs quotes inside the word: {shlex.quote(f'{name}={schema.quoted(value)}')}"
+        raise UserError(f"an override must be key=value, found {_masked_word(text)!r} ({reason}).{hint}") from None
+    return word, parsed if isinstance(parsed, Sweep) else Override._convert_value(parsed)
 
 
-def _appendable(word: str) -> str:
-    """`features.direct.x=true` and `features.direct={x: true}` name a new entry of a map: Hydra wants `++` for that."""
-    if word[:1] in "+~":
-        return word
-    name = word.split("=", 1)[0]
-    return f"++{word}" if any(f"{name}.".startswith(f"{path}.") for path in schema.maps(Config)) else word
+def _names_group(text: str, folders: list[Path]) -> bool:
+    """Whether the word chooses a config file of a group (`cluster=ray`, `+experiment=flights`): Hydra's affair."""
+    name = re.split("[=@]", text.lstrip("+~"), maxsplit=1)[0]
+    return not re.search(r"[.\[\]\"']", name) and any((folder / name).is_dir() for folder in folders)
 
 
-def _spelled_out(words: list[str], start: dict[str, Any]) -> list[str]:
-    """The same overrides; one below an entry that is written in short (`amount: float64`) finds it written out."""
-    short = {}
-    for word in words:
-        parent, _, last = word.partition("=")[0].lstrip("+~").rpartition(".")
-        form = getattr(schema.class_at(Config, parent), "SHORTHAND", last)
-        if form != last:
-            short[word] = (parent, form)
-    if not short:
-        return words
-    rest = _composed([word for word in words if word not in short], start)
-    entries = {parent: (form, OmegaConf.select(rest, parent)) for parent, form in short.values()}
-    spelled = [
-        f"++{schema.override(f'{parent}.{form}', value)}"
-        for parent, (form, value) in entries.items()
-        if isinstance(value, (str, int, float))
-    ]
-    return [*(word for word in words if word not in short), *spelled, *short]
+def _as_name(text: str, word: words_.Word, value: Any) -> str:
+    """The word with a choice like `2024` in quotes: a file has a name, not a number."""
+    is_word = isinstance(value, str) and value.startswith(written.MARK)
+    return f"{text.removesuffix(word.value or '')}'{value[1:]}'" if is_word else text
 
 
-def _compose_with_hydra(words: list[str], start: dict[str, Any]) -> DictConfig:
-    where = str(conf_directory())
+def _filled(start: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
+    """The defaults with what the files give; a map that is given whole takes the place of its default."""
+    plain = merged(start, files)
+    for path, default in schema.wholes(Config):
+        *above, last = path.split(".")
+        given: Any = files
+        node: Any = plain
+        for name in above:
+            given, node = (given or {}).get(name), node[name] or {}
+        if given and given.get(last):
+            node[last] = words_.whole(default, given[last])
+    return plain  # type: ignore[no-any-return]
+
+
+def _change(plain: dict[str, Any], word: words_.Word, value: Any) -> None:
     try:
-        with _HYDRA, initialize_config_dir(version_base="1.3", config_dir=where, job_name="engine"):
-            ConfigStore.instance().store(name=_DEFAULTS, node=start)
-            return hydra_compose("config", overrides=words)
+        words_.apply(plain, word, value, Config)
+    except words_.Unknown:
+        raise UserError(_unknown_key(word.key)) from None
+
+
+def _compose_with_hydra(words: list[str], folders: list[Path]) -> dict[str, Any]:
+    """What the files that the words choose give, put together; words as written, interpolations as they are."""
+    try:
+        with _HYDRA:
+            Plugins.instance().register(_File)
+            search = {"searchpath": [f"engine://{folder}" for folder in folders]}
+            root = {**_read_yaml(conf_directory() / "config.yaml"), "hydra": search}
+            ConfigStore.instance().store(name=_ROOT, node=root)
+            with initialize(version_base="1.3", config_path=None, job_name="engine"):
+                composed = hydra_compose(_ROOT, overrides=words)
+        plain: Any = OmegaConf.to_container(composed, resolve=False)
+        return plain  # type: ignore[no-any-return]
     except MissingConfigException as error:
         raise UserError(_missing_choice(error)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -224,46 +312,15 @@ def _unknown_key(name: str) -> str:
 
 _CHOSEN = "config group {0!r} has a choice already: write {0}=CHOICE, without the +".format
 _REFUSALS: dict[str, Callable[[str], str]] = {
-    r"Could not (?:override|delete from config\.) '([^']+)'": _unknown_key,
+    r"Could not (?:override|delete\.) '([^']+)'": _unknown_key,
     r"Multiple values for (\w+)": _CHOSEN,
     r"(\w+) appears more than once in the final defaults": _CHOSEN,
-    r"An item is already at '([^']+)'": "config key {0!r} is there already: write {0}=VALUE, without the +".format,
-    r"The value of '([^']+)' is ": "config key {0!r} has another value: write ~{0} to remove it whatever it is".format,
-    r"Error merging override (.+)": (
-        "{0} gives a key a value of another kind: a section or a map takes {{name: value}}, a list [a, b]".format
-    ),
 }
 
 
 def _is_known(name: str) -> bool:
     """Whether a dotted name is a key or a section; any name is one in a map."""
     return any(re.fullmatch(re.escape(key).replace("<name>", r"[^.]+"), name) for key in known_keys())
-
-
-def _composed(words: list[str], start: dict[str, Any]) -> DictConfig:
-    """All files and words merged onto the defaults. A map that is given whole takes the place of its default.
-
-    Words that change or remove entries of such a map find the default there where no file gives another.
-    """
-    maps = dict(schema.wholes(Config))
-    for path in maps:
-        below = [word for word in words if word.lstrip("+~").startswith(f"{path}.")]
-        rest = [word for word in words if word not in below]
-        if not below or OmegaConf.select(_compose_with_hydra(rest, _with(start, path, {})), path):
-            start = _with(start, path, {})
-    raw = _compose_with_hydra(words, start)
-    for path, default in maps.items():
-        given = OmegaConf.select(raw, path)
-        if isinstance(given, DictConfig):
-            same = {name: item for name, item in default.items() if name in given}
-            OmegaConf.update(raw, path, OmegaConf.merge(same if given else default, given), merge=False)
-    return raw
-
-
-def _with(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy of nested dicts with another value at a dotted key."""
-    name, _, rest = path.partition(".")
-    return {**values, name: _with(values[name], rest, value) if rest else value}
 
 
 def _nearest_key(name: str) -> str:
@@ -319,18 +376,17 @@ def _refuse_targets(values: Any, path: str = "") -> None:
             _refuse_targets(item, f"{path}[{index}]")
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value as written) of everything that is not a container; an interpolation stays text."""
+def _leaves(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(names and indices that lead there, value as written) of what is no container; an interpolation stays text."""
     if node._is_none() or node._is_missing() or node._is_interpolation():
-        yield path, node._value()
+        yield place, node._value()
         return
     for name in node.keys() if isinstance(node, DictConfig) else range(len(node)):
-        where = f"{path}.{name!s}" if path else str(name)
         item = node._get_node(name)
         if isinstance(item, (DictConfig, ListConfig)):
-            yield from _leaves(item, where)
+            yield from _leaves(item, (*place, name))
         else:
-            yield where, item._value()
+            yield (*place, name), item._value()
 
 
 def _plain_leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -341,16 +397,20 @@ def _plain_leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, values
 
 
-def _resolve_once(root: DictConfig) -> None:
+def _resolve_once(root: DictConfig, places: dict[str, tuple[tuple[Any, ...], Any]]) -> None:
     """Evaluate every interpolation exactly once and put its value in its place, what it refers to first.
 
     OmegaConf evaluates anew at every read: with `a: ${random:}` and `b: ${a}` the two would differ.
     """
-    waiting = {path: text for path, text in _leaves(root) if isinstance(text, str) and "${" in text}
+    waiting = {path: text for path, (_, text) in places.items() if isinstance(text, str) and "${" in text}
     while waiting:
         ready = [path for path, text in waiting.items() if not _refers_to(path, text, waiting)]
         for path in ready:
-            OmegaConf.update(root, _bracketed(path), OmegaConf.select(root, _bracketed(path)), force_add=True)
+            *above, last = places[path][0]
+            parent: Any = root
+            for part in above:
+                parent = parent._get_node(part)
+            parent[last] = parent[last]
             del waiting[path]
         if not ready:
             raise UserError(f"config keys must not refer to each other in a circle, found {', '.join(waiting)}")
@@ -365,10 +425,6 @@ def _refers_to(path: str, text: str, waiting: Iterable[str]) -> bool:
         if any(other == target or f"{other}.".startswith(f"{target}.") for other in waiting if other != path):
             return True
     return False
-
-
-def _bracketed(path: str) -> str:
-    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
 
 
 def _secrets(written: dict[str, Any], values: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -143,13 +143,23 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, float) and value.is_integer():
             return int(value)
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and _is_float(value)):
             return float(value)
     elif hint is str and isinstance(value, (str, int, float)):
         # YAML 1.1 reads an unquoted `off` as False; a text key never means that.
         return ("on" if value else "off") if isinstance(value, bool) else str(value)
     kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        kind = "a number that a float64 holds exactly"
     raise UserError(f"{path} must be {kind}, found {value!r}")
+
+
+def _is_float(number: int) -> bool:
+    """Whether a float64 is exactly this whole number."""
+    try:
+        return float(number) == number
+    except OverflowError:
+        return False
 
 
 def _check(field: dataclasses.Field[Any], value: Any, path: str) -> None:
@@ -262,17 +272,29 @@ def wholes(cls: type, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from wholes(hint, where)
 
 
-def class_at(cls: type, path: str) -> type | None:
-    """The class of the section or entry at a dotted path below `cls`; None where there is no class."""
-    hint: Any = cls
-    for name in path.split("."):
-        if typing.get_origin(hint) is dict:
-            hint = typing.get_args(hint)[1]
-        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            hint = hints(hint).get(name)
-        else:
-            return None
-    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
+def below(hint: Any, name: str | int) -> Any:
+    """The type hint of what stands under a name or an index of a value of type `hint`; None where nothing is declared."""
+    for option in _options(hint):
+        if dataclasses.is_dataclass(option) and isinstance(option, type) and name in hints(option):
+            return hints(option)[str(name)]
+        if typing.get_origin(option) is dict:
+            return typing.get_args(option)[1]
+        if typing.get_origin(option) is tuple and isinstance(name, int):
+            return typing.get_args(option)[0]
+    return None
+
+
+def leaves(hint: Any) -> set[Any]:
+    """The scalar types, None's among them, that a value of type `hint` may have where it is no list and no mapping."""
+    found = set()
+    for option in _options(hint):
+        shorthand = getattr(option, "SHORTHAND", None)
+        found |= leaves(hints(option)[shorthand]) if shorthand else {option}
+    return found & {str, bool, int, float, type(None)}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def maps(cls: type, path: str = "") -> Iterator[str]:

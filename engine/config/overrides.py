@@ -1,0 +1,183 @@
+"""Words of the command line, `data.columns[sepal.length].min=0`: their keys, and what they change in a plain config.
+
+A key is names joined by dots. A name with a dot or another sign of this grammar stands in brackets or quotes:
+`data.columns[sepal.length].min`, `data.columns."sepal.length".min`. Below a map of plain values (`monitor.thresholds`,
+`features.direct`) the rest of the key is one name. `+` adds, `++` adds or changes, `~` removes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import shlex
+import typing
+from typing import Any
+
+from engine.config import schema, written
+from engine.errors import UserError, nearest
+
+_NAME = re.compile(r"""\[(?:"([^"]*)"|'([^']*)'|([^\]"'][^\]]*))\]|"([^"]*)"|'([^']*)'|([^.\[\]="'][^.\[=]*)""")
+_PLAIN = re.compile(r"""[^.\[\]="'\s][^.\[\]=\s]*""")
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """One override: `+`, `++`, `~` or nothing, the names of its key (`bare` where one has no quotes), its value's text."""
+
+    sign: str
+    parts: tuple[str, ...]
+    bare: tuple[bool, ...]
+    value: str | None
+
+    @property
+    def key(self) -> str:
+        """The key in the form that is advised."""
+        return dotted(self.parts)
+
+
+def read(text: str) -> Word | None:
+    """The override that a word of the command line is; None where its key or its equals sign has not the form."""
+    sign = re.match(r"~|\+{0,2}", text)[0]  # type: ignore[index]
+    place, parts, bare = len(sign), list[str](), list[bool]()
+    while match := _NAME.match(text, place):
+        found = [group for group in match.groups() if group is not None]
+        parts.append(found[0])
+        bare.append(match.group(6) is not None)
+        place = match.end()
+        if text[place : place + 1] == ".":
+            place += 1
+        elif text[place : place + 1] != "[":
+            break
+    rest = text[place:]
+    if not parts or text[place - 1] == "." or (rest[:1] != "=" and (rest or sign != "~")):
+        return None
+    return Word(sign, tuple(parts), tuple(bare), rest[1:].lstrip() if rest else None)
+
+
+def dotted(parts: tuple[str, ...]) -> str:
+    """The key as it is written: names that need them in brackets."""
+    key = ""
+    for part in parts:
+        plain = _PLAIN.fullmatch(part)
+        key += (f".{part}" if key else part) if plain else f"[{part}]" if "]" not in part else f'["{part}"]'
+    return key
+
+
+def apply(values: dict[str, Any], word: Word, value: Any, config: type) -> None:
+    """Change the plain config in place. Raises UserError for a key that is not there, or that `+` finds there already."""
+    parts, mapped = _parts(word, config)
+    sign = "++" if mapped and not word.sign else word.sign
+    wholes = dict(schema.wholes(config))
+    node: Any = values
+    hint: Any = config
+    for place, part in enumerate(parts[:-1]):
+        child, hint = _get(node, part), schema.below(hint, part)
+        default = wholes.get(".".join(parts[:place]), {})
+        if child is ABSENT and part in default and sign != "~":
+            child = copy.deepcopy(default[part])
+        if not isinstance(child, (dict, list)):
+            child = _opened(child, hint, sign, word)
+        _set(node, part, child, word)
+        node = child
+    last, old = parts[-1], _get(node, parts[-1])
+    if sign == "~":
+        if old is ABSENT:
+            raise Unknown(word.key)
+        if word.value is not None and str(written.texts(value)) != str(written.texts(old)):
+            raise UserError(f"config key {word.key!r} has another value: write ~{word.key} to remove it whatever it is")
+        del node[int(last) if isinstance(node, list) else last]
+    elif sign == "" and old is ABSENT:
+        raise Unknown(word.key)
+    elif sign == "+" and old not in (ABSENT, None) and not isinstance(value, (dict, list)):
+        raise UserError(f"config key {word.key!r} is there already: write {word.key}=VALUE, without the +")
+    elif isinstance(old, (dict, list)) and isinstance(value, (dict, list)) and type(old) is not type(value):
+        raise UserError(
+            f"{word.key}={word.value} gives a key a value of another kind: a section or a map takes {{name: value}}, "
+            "a list [a, b]"
+        )
+    elif isinstance(value, dict) and value and ".".join(parts) in wholes:
+        _set(node, last, whole(wholes[".".join(parts)], value), word)
+    else:
+        _set(node, last, merged(old, value), word)
+
+
+def whole(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A map that is given whole: its entries alone, one that is named as a default being that default with changes."""
+    return {name: merged(default.get(name), item) for name, item in given.items()}
+
+
+class Unknown(UserError):
+    """No such key."""
+
+
+ABSENT: Any = object()
+
+
+def _parts(word: Word, config: type) -> tuple[tuple[str, ...], bool]:
+    """The names of the key, and whether it leads into a map of free names."""
+    hint: Any = config
+    mapped = False
+    for place, part in enumerate(word.parts):
+        below = schema.below(hint, part)
+        if typing.get_origin(hint) is dict:
+            mapped = True
+            rest = word.parts[place:]
+            if dataclasses.is_dataclass(below):
+                _refuse_unquoted(word, place, below)
+            elif typing.get_origin(below) is not tuple or not rest[-1].isdecimal():
+                return (*word.parts[:place], ".".join(rest)), True
+        hint = below
+    return word.parts, mapped
+
+
+def _refuse_unquoted(word: Word, place: int, section: Any) -> None:
+    """A name with a dot, written without brackets, falls apart into names of which the second is no key."""
+    known = [field.name for field in dataclasses.fields(section)]
+    rest = word.parts[place + 1 :]
+    if not rest or rest[0] in known or not (word.bare[place] and word.bare[place + 1]):
+        return
+    later = next((count for count, part in enumerate(rest) if part in known), None)
+    unknown = f"unknown config key {dotted(word.parts[: place + 2])!r}."
+    hint = nearest(rest[0], known, listed=False)
+    if later is None and hint:
+        raise UserError(unknown + hint)
+    length = (len(rest) if later is None else later) + 1
+    name = ".".join(word.parts[place : place + length])
+    key = dotted((*word.parts[:place], name, *word.parts[place + length :]))
+    example = shlex.quote(f"{word.sign}{key}" + ("" if word.value is None else f"={word.value}"))
+    raise UserError(f"{unknown} A name with a dot stands in brackets: {example}")
+
+
+def _opened(child: Any, hint: Any, sign: str, word: Word) -> dict[str, Any]:
+    """A mapping in the place of what a longer key goes through: `x: int64` becomes {type: int64}."""
+    shorthand = getattr(hint, "SHORTHAND", None)
+    if child is not ABSENT and child is not None:
+        if shorthand is None or "${" in str(child):
+            raise UserError(f"{word.key!r} leads through a value, found {child!r}")
+        return {shorthand: child}
+    if sign in ("", "~"):
+        raise Unknown(word.key)
+    return {}
+
+
+def _get(node: Any, part: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(part, ABSENT)
+    return node[int(part)] if part.isdecimal() and int(part) < len(node) else ABSENT
+
+
+def _set(node: Any, part: str, value: Any, word: Word) -> None:
+    if isinstance(node, dict):
+        node[part] = value
+    elif part.isdecimal() and int(part) < len(node):
+        node[int(part)] = value
+    else:
+        raise UserError(f"{word.key!r} must name an item of a list of {len(node)}, found {part!r}")
+
+
+def merged(old: Any, new: Any) -> Any:
+    """`old` with what `new` says: mappings name by name, anything else in its place; `???` leaves open what stays."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old if new == "???" and old is not None else new
+    return {**old, **{name: merged(old.get(name), item) for name, item in new.items()}}

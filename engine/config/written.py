@@ -1,0 +1,102 @@
+"""Words of files and of the command line keep the text they are written as until the key that takes them is known.
+
+YAML and Hydra make numbers, truth values and nulls of unquoted words before anybody knows the type of their key: `0123`
+becomes 83, `1.10` becomes 1.1, `no` becomes False. Here such a word stays a text with a mark, and `settled` decides by the
+declared type: a text key gets the text, any other key the value. Files and command line read numbers alike.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Any, TextIO
+
+import yaml
+
+from engine.config import schema
+
+MARK = "\ufdd0"  # a noncharacter of Unicode: no text of a user holds it
+_NULLS = {"null", "~"}
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")
+_NUMBER = re.compile(
+    r"[+-]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9_]*)?|\.[0-9][0-9_]*)(e[+-]?[0-9]+)?|[+-]?\.?(inf|nan)", re.IGNORECASE
+)
+_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "timestamp"))
+_WORD = "!engine/word"
+_MERGE, _VALUE = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"
+
+
+def marked(text: str) -> str:
+    """An unquoted word that something else than a text may be meant by."""
+    return MARK + text
+
+
+def load(stream: TextIO) -> Any:
+    """The YAML document of a file: names as written, quoted scalars as text, unquoted ones as text or marked.
+
+    Raises yaml.YAMLError.
+    """
+    return yaml.load(stream, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for name, _ in node.value:
+            if name.tag == _MERGE:
+                continue
+            wrong = "a name that is no text" if not isinstance(name, yaml.ScalarNode) or not name.value else ""
+            if wrong or name.value in seen:
+                problem = f"found {wrong or f'duplicate key {name.value}'}"
+                raise yaml.constructor.ConstructorError(
+                    "while reading a mapping", node.start_mark, problem, name.start_mark
+                )
+            seen.add(name.value)
+        self.flatten_mapping(node)
+        return {name.value: self.construct_object(value, deep=deep) for name, value in node.value}
+
+    def word(self, node: Any) -> str | None:
+        return marked(node.value) if node.value else None
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(_WORD if tag in _TAGS else tag, pattern) for tag, pattern in resolvers if tag != _VALUE]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_constructor(_WORD, _Loader.word)
+_Loader.add_constructor(_MERGE, _Loader.construct_scalar)  # `<<` that is no name
+# YAML 1.1 asks for a dot and a sign: 1e5 is a text there, and a number to everyone else, as on the command line.
+_Loader.add_implicit_resolver(_WORD, re.compile(f"(?:{_NUMBER.pattern})$", re.IGNORECASE), list("-+.0123456789iInN"))
+
+
+def settled(values: Any, hint: Any = None) -> Any:
+    """Plain values with every marked word as its declared type takes it; where none is declared, as what it looks like."""
+    if isinstance(values, dict):
+        return {name: settled(item, schema.below(hint, name)) for name, item in values.items()}
+    if isinstance(values, list):
+        return [settled(item, schema.below(hint, index)) for index, item in enumerate(values)]
+    return _value(values[1:], schema.leaves(hint)) if isinstance(values, str) and values[:1] == MARK else values
+
+
+def texts(values: Any) -> Any:
+    """Plain values with every marked word as text, null as null."""
+    return settled(values, str | None)
+
+
+def _value(text: str, kinds: set[Any]) -> Any:
+    null = text.lower() in _NULLS
+    if str in kinds and not kinds & {bool, int, float}:
+        return None if null and type(None) in kinds else text
+    if null:
+        return None
+    if text.lower() in ("true", "false") and (bool in kinds or not kinds):
+        return text.lower() == "true"
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    if not _NUMBER.fullmatch(text):
+        return text
+    digits = text.lower().replace(".inf", "inf").replace(".nan", "nan")
+    number = float(digits)
+    # A bound of a decimal column may have more digits than a float: where text may stand too, it keeps them.
+    return text if str in kinds and math.isfinite(number) and Decimal(repr(number)) != Decimal(digits) else number
