@@ -184,6 +184,10 @@ class DataConfig:
         "each time (random(), now(), LIMIT without ORDER BY)",
     )
     columns: dict[str, Column] = key(factory=dict, help="schema of the event table")
+    positive: str | None = key(
+        None,
+        "value of a target with two values that the score is for, as in fraud; null = true, 1, or the last one by sorting",
+    )
     tables: dict[str, TableConfig] = key(factory=dict, help="tables beside the events")
     duplicates: str = key("fail", "rows with equal ids", choices=("fail", "first", "last"))
     known_time: str | None = key(None, "time column by which first and last are meant; null = the event time")
@@ -389,6 +393,9 @@ class TrainConfig:
     loss: str = key("binary", "what is minimised", choices=tuple(TASKS))
     quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
     huber_delta: float = key(1.0, "where the Huber loss turns linear, in standard deviations of the target", gt=0)
+    max_classes: int = key(
+        100, "most classes that loss=multiclass takes; more values are mostly a number, which other losses learn", ge=2
+    )
     class_weight: str = key("none", "weight of the classes in the loss", choices=("none", "balanced"))
     sampling: str = key(
         "each",

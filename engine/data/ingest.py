@@ -142,8 +142,7 @@ def make_plan(config: Config, run: Run) -> Plan:
     identities: dict[str, list[Any]] = {name: [] for name in data.sources}
     for file in files:
         identities[file.source].append(file.identity)
-    spec = config_schema.plain(data)
-    del spec["path"]
+    spec = contents_of(data)
     asked: list[Any] = [RECIPE_FORMAT, FORMAT, stage.FORMAT, spec, identities, _named(files, data)]
     if any(_ordered(data, sql, where) for where, sql in _queries(data)):
         asked.append("sources in order")
@@ -152,6 +151,12 @@ def make_plan(config: Config, run: Run) -> Plan:
     run.link("inputs", digest.of_json(identities))
     memory = units.size(config.resources.memory)
     return Plan(config, files, recipe, folder, memory, config.resources.threads or environment.cores())
+
+
+def contents_of(data: DataConfig) -> dict[str, Any]:
+    """The plain specification without what decides no value of the dataset."""
+    plain = config_schema.plain(data)
+    return {name: item for name, item in plain.items() if name not in ("path", "positive")}
 
 
 def _files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> list[SourceFile]:
@@ -573,8 +578,7 @@ def _manifest(
         }
         for name, column in data.columns.items()
     ]
-    spec = config_schema.plain(data)
-    del spec["path"]
+    spec = contents_of(data)
     return {
         "format": FORMAT,
         "name": plan.folder.name,

@@ -368,7 +368,7 @@ def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, 
 
     def figure(now: int | None) -> tuple[float | None, np.ndarray, np.ndarray]:
         span = Periods(period.start, period.start, period.start, period.stop, LATEST if now is None else now)
-        take, target, _ = labelled(bench.history, span, classes)
+        take, target, _ = labelled(bench.history, span, classes, bench.workshop.run if now is None else None)
         value = point_metrics(target, scores[take], loss, quantile=quantile)[bench.metric]
         return (float(value) if np.isfinite(value) else None), target, scores[take]
 

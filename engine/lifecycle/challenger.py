@@ -251,15 +251,17 @@ def meet(workshop: Workshop, champion: Predictor, challenger: Predictor, periods
             f"both models must have the same classes, found {champion.bundle.model['classes']} in the champion and "
             f"{challenger.bundle.model['classes']} in the challenger: promote by hand"
         )
-    take, target, slices = labelled(history, periods, tuple(challenger.bundle.model["classes"]))
+    take, target, slices = labelled(history, periods, tuple(challenger.bundle.model["classes"]), workshop.run)
     old, new = (workshop.scores(predictor, rows)[take] for predictor in (champion, challenger))
     return Judged(target, old, new, slices)
 
 
 def labelled(
-    history: History, periods: Periods, classes: tuple[str, ...]
+    history: History, periods: Periods, classes: tuple[str, ...], run: Run | None = None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """(places, target float64, slices) of the judged rows with a label; places count from the period's first row."""
+    """(places, target float64, slices) of the judged rows with a label; places count from the period's first row. Rows of a
+    class that training never saw are left out, and `run`, where there is one, says how many.
+    """
     config = history.config
     low, high = history.dataset.row_range(periods.judge, periods.stop)
     take = labelled_rows(history, periods.judge, periods.stop, periods.now) - low
@@ -267,6 +269,10 @@ def labelled(
     facts = history.dataset.read([config.data.target or "", *names], rows=(low, high)).take(pa.array(take))
     target = target_values(facts[config.data.target or ""], classes).astype(np.float64)
     seen = np.isfinite(target)  # a class that training never saw has no index
+    if run is not None and not seen.all():
+        run.warn(
+            f"{int((~seen).sum()):,} judged rows have a {config.data.target} that training never saw: they are left out"
+        )
     slices = {name: group_labels(facts[name])[seen] for name in names}
     return take[seen], target[seen], slices
 

@@ -210,7 +210,8 @@ def outcomes_of(
     facts = dataset.read(names, rows=rows)
     labels = target_numbers(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
     days = local_days(facts[config.data.event_time], config.data.time_zone)
-    return Outcomes(days, labels, scores, {name: column_values(facts[name]) for name in needed})
+    unknown = int((facts[target].is_valid().to_numpy() & ~np.isfinite(labels)).sum()) if target else 0
+    return Outcomes(days, labels, scores, {name: column_values(facts[name]) for name in needed}, unknown)
 
 
 def column_values(column: pa.ChunkedArray) -> np.ndarray:
@@ -230,7 +231,7 @@ def merge_outcomes(parts: list[Outcomes]) -> Outcomes | None:
     days, target, scores = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("days", "target", "scores")
     )
-    return Outcomes(days, target, scores, columns)
+    return Outcomes(days, target, scores, columns, sum(part.unknown for part in parts))
 
 
 def quarantine_rate(dataset: Dataset) -> float | None:
@@ -538,6 +539,8 @@ def finish(config: Config, run: Run, reference: Reference, drift: Drift, record:
         run.log(f"noted: {item['text']}")
     for item in record["unjudged"]:
         run.cannot_judge(f"{item['kind']}: {item['text']}")
+    if lost := record["performance"].get("rows_of_unknown_target"):
+        run.warn(f"{lost:,} rows have a {config.data.target} that training never saw: no metric counts them")
     for item in record["alarms"]:
         run.alarm(f"{item['kind']}: {item['text']}")
     if record["alarm"]:

@@ -30,12 +30,16 @@ FEWEST_LABELS = 30
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Scored rows: local day int[n], target float64[n] (NaN: not known yet), scores [n] or [n, classes], columns."""
+    """Scored rows: local day int[n], target float64[n] (NaN: not known yet), scores [n] or [n, classes], columns.
+
+    `unknown` rows have a label that training never saw: they count as rows without one.
+    """
 
     days: np.ndarray
     target: np.ndarray
     scores: np.ndarray
     columns: Mapping[str, np.ndarray]
+    unknown: int = 0
 
     @property
     def known(self) -> np.ndarray:
@@ -131,6 +135,8 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> dict
     record: dict[str, Any] = {"rows": rows, "labelled": labelled, "share_labelled": share, "watched": judge.watched}
     record["enough_labels"] = bool(rows) and share >= judge.min_labelled
     record |= {"status": UNJUDGED if record["enough_labels"] else WAITING, "judged": [], "alarm": False}
+    if current.unknown:
+        record["rows_of_unknown_target"] = current.unknown
     if labelled < FEWEST_LABELS:
         return record | {"reason": f"not computable, because {labelled} labels are known, fewer than {FEWEST_LABELS}"}
     figures = _figures(known, reference, judge)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from engine.features.spec import event_inputs
 from engine.runtime import environment, storage
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
+from engine.training.classes import score_meaning
 from engine.training.losses import to_scores
 from engine.training.model import Network
 from engine.training.predict import predict_logits
@@ -50,6 +52,11 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         """Class names of a multiclass model."""
         return tuple(self.bundle.model["classes"]) if self.bundle.model["loss"] == "multiclass" else ()
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a score is for: the target, and its positive class (of two) or classes (of several)."""
+        return score_meaning(self.bundle.data.target or "", self.bundle.model["classes"], self.bundle.model["loss"])
 
     @property
     def tile_rows(self) -> int:

@@ -55,6 +55,7 @@ def publish(
             "complete": not failed,
             "rows": merged.rows,
             "model": predictor.digest,
+            "score": predictor.meaning,
             "scores": scores,
             "set_aside": failed,
             "partition": partition_of(config),

@@ -30,6 +30,7 @@ from engine.scoring.publish import publish
 from engine.scoring.units import Unit
 from engine.scoring.worker import STAGES, Job, UnitScorer, open_scorer, peak_memory
 from engine.training.bundle import find_model
+from engine.training.classes import describe_score
 from engine.training.device import has_gpu, why_no_gpu
 from engine.training.gate import check_gate
 from engine.training.threads import Team, compute_threads
@@ -48,6 +49,8 @@ def score(config: Config, run: Run) -> dict[str, float]:
     predictor = load(config.score.model, config.paths.runs, compute_threads(config), device_of(config))
     run.note(model=predictor.digest)
     config = with_spec_of(config, predictor.bundle)
+    facts = predictor.bundle.model
+    run.log(f"score: {describe_score(config.data.target or '', facts['classes'], facts['loss'])}")
     predictor = with_shadow(config, run, predictor)
     check_columns(config, predictor.classes)
     gate_rows = check_predictor(predictor)

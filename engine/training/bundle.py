@@ -1,7 +1,8 @@
 """The bundle: all that scoring needs of a trained model, in one folder of JSON, Parquet and safetensors.
 
 `model/` of a training run holds: `model.safetensors`, `model.json` (architecture, loss, precision, tile), `spec.json` (data and
-feature specification as resolved), `features.json` (fitted encoder), `schema.json` (raw features and their types), and
+feature specification as resolved), `features.json` (fitted encoder), `schema.json` (raw features, their types, and
+what a score is for), and
 `gate/` (rows with the history they need, and the features and scores that training saw for them). `bundle.json` is written
 last: sizes and digests of the rest, checked before anything is parsed.
 """
@@ -59,15 +60,19 @@ def write_bundle(
     model: dict[str, Any],
     weights: bytes,
     raw_schema: pa.Schema,
+    score: dict[str, Any],
 ) -> None:
-    """Write everything but the gate and the manifest; `seal` finishes the bundle. `spec` has name, data and features."""
+    """Write everything but the gate and the manifest; `seal` finishes the bundle. `spec` has name, data and features, `score`
+    says what a score is for.
+    """
     with storage.atomic_path(directory / "model.safetensors") as temporary:
         temporary.write_bytes(weights)
     storage.write_json(directory / "model.json", {"format": FORMAT, **model})
     storage.write_json(directory / "spec.json", {"format": FORMAT, **spec})
     storage.write_json(directory / "features.json", encoder.to_json())
     storage.write_json(
-        directory / "schema.json", {"format": FORMAT, "features": {field.name: str(field.type) for field in raw_schema}}
+        directory / "schema.json",
+        {"format": FORMAT, "features": {field.name: str(field.type) for field in raw_schema}, "score": score},
     )
 
 
@@ -80,8 +85,9 @@ def seal(directory: Path) -> dict[str, Any]:
     }
     judged = {name: files[name]["sha256"] for name in ("model.safetensors", "model.json", "features.json")}
     spec = storage.read_json(directory / "spec.json")
-    # Where the raw files lie is no part of the model.
-    spec["data"].pop("path", None)
+    # Where the raw files lie is no part of the model, and model.json holds which class its score is for.
+    for name in ("path", "positive"):
+        spec["data"].pop(name, None)
     manifest = {"format": FORMAT, "digest": digest.of_json([judged, spec]), "files": files}
     storage.write_json(directory / MANIFEST, manifest)
     return manifest

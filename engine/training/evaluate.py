@@ -8,7 +8,7 @@ raises.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ Array = NDArray[Any]
 CURVE_POINTS = 200
 BOOTSTRAP_CELLS = 1 << 17  # resamples x rows held at once: they stay in a core's cache
 LARGEST_BOOTSTRAP = 2_000_000  # rows; beyond, an interval is narrower than anything one would act on
+CLASS_FIGURES = ("rows", "precision", "recall", "f1")
 SLICE_VALUES = 50  # most frequent values of a slice that are listed
 HIGHER_IS_BETTER = {
     "roc_auc": True,
@@ -227,12 +228,13 @@ def evaluate_scores(
     slices: Mapping[str, Array],
     *,
     quantile: float = 0.5,
+    classes: Sequence[str] = (),
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """(flat metrics, details for a report) of scored rows.
 
     Shape: target [n], scores [n] or [n, classes], time_us int64[n] (microseconds UTC; months are read in `time_zone`),
-    slices name -> [n] values. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`, `positive_rate`. Details
-    are JSON.
+    slices name -> [n] values, classes: their names. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`,
+    `positive_rate`; of a number `r2` and `mape`; of several classes `class/<name>/precision` and the like. Details are JSON.
     """
     known = np.isfinite(target)  # a class that training never saw has no index
     details: dict[str, Any] = {"loss": loss, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
@@ -253,6 +255,16 @@ def evaluate_scores(
         flat["positive_rate"] = float(target.mean(dtype=np.float64))
     if LOSSES[loss].task == "binary" and len(target) and np.isfinite(scores).all():
         details |= _binary_details(target.astype(np.float64), scores.astype(np.float64), config)
+    if LOSSES[loss].task == "regression":
+        flat |= _relative(target.astype(np.float64), scores.astype(np.float64), details["not_computable"])
+    if LOSSES[loss].task == "multiclass" and len(target):
+        details["classes"] = class_table(target.astype(np.int64), scores, classes)
+        flat |= {
+            f"class/{row['class']}/{name}": float(row[name])
+            for row in details["classes"]
+            for name in CLASS_FIGURES
+            if row[name] is not None
+        }
 
     def part(label: str, mask: Array) -> dict[str, Any]:
         return _part(label, target[mask], scores[mask], loss, config, quantile)
@@ -262,6 +274,47 @@ def evaluate_scores(
         name: [part(value, mask) for value, mask in _values(values)] for name, values in slices.items()
     }
     return flat, details
+
+
+def _relative(target: Array, scores: Array, reasons: dict[str, str]) -> dict[str, float]:
+    """R2 (share of the variance explained) and MAPE (mean of |error| / |target|); NaN, with a reason, where there is none."""
+    found = {"r2": float("nan"), "mape": float("nan")}
+    error = target - scores
+    spread = float(np.square(target - target.mean()).sum()) if len(target) else 0.0
+    if spread > 0:
+        found["r2"] = 1.0 - float(np.square(error).sum()) / spread
+    else:
+        reasons["r2"] = f"all {len(target)} rows have the same target" if len(target) else "there are no rows"
+    zero = int((target == 0).sum())
+    if len(target) and not zero:
+        found["mape"] = float(np.abs(error / target).mean())
+    else:
+        reasons["mape"] = f"the target is 0 in {zero} rows" if zero else "there are no rows"
+    return found
+
+
+def class_table(target: Array, scores: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """One entry a class, in order: rows, predicted (rows in which its score is the highest), precision, recall, f1.
+
+    None where there is nothing to divide by: no row of the class (recall), none predicted (precision).
+    """
+    chosen, count = scores.argmax(axis=1), scores.shape[1]
+    rows, predicted = np.bincount(target, minlength=count), np.bincount(chosen, minlength=count)
+    right = np.bincount(target[chosen == target], minlength=count)
+    names = list(classes) or [str(index) for index in range(count)]
+    return [
+        {
+            "class": names[index],
+            "rows": int(rows[index]),
+            "predicted": int(predicted[index]),
+            "precision": float(right[index] / predicted[index]) if predicted[index] else None,
+            "recall": float(right[index] / rows[index]) if rows[index] else None,
+            "f1": float(2 * right[index] / (rows[index] + predicted[index]))
+            if rows[index] + predicted[index]
+            else None,
+        }
+        for index in range(count)
+    ]
 
 
 def _part(

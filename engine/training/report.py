@@ -26,8 +26,12 @@ NAMES = {
     "mae": "Mean absolute error",
     "rmse": "Root mean squared error",
     "pinball": "Pinball loss",
+    "r2": "R²",
+    "mape": "Mean absolute percentage error",
 }
+EXTRA = ("r2", "mape")  # reported where they are there
 CURVE_POINTS = 400
+SHOWN = 5  # classes named in a tile
 
 
 def write_report(
@@ -64,17 +68,26 @@ def write_report(
 
 def _verdict(figures: Mapping[str, float], split: str, loss: str, details: Mapping[str, Any]) -> list[html.Tile]:
     tiles = []
-    for name in METRICS[LOSSES[loss].task]:
+    for name in (*METRICS[LOSSES[loss].task], *(name for name in EXTRA if f"{split}/{name}" in figures)):
         value = figures.get(f"{split}/{name}")
         why = details.get("not_computable", {}).get(name)
         tiles.append(html.Tile(f"{NAMES[name]}, {split}", html.format_number(value), why or _interval(details, name)))
     if f"{split}/rows" in figures:
         rate = figures.get(f"{split}/positive_rate")
-        note = f"{100 * rate:.1f} % positive" if rate is not None else ""
+        positive = details.get("score", {}).get("positive")
+        note = f"{100 * rate:.1f} % {'positive' if positive is None else repr(positive)}" if rate is not None else ""
         tiles.append(html.Tile(f"Rows, {split}", html.format_number(figures[f"{split}/rows"]), note))
     if "train/rows_per_second" in figures:
         note = f"{html.format_number(figures.get('train/steps_per_second'))} steps/s"
         tiles.append(html.Tile("Training speed", f"{figures['train/rows_per_second'] / 1000:,.0f} k rows/s", note))
+    lost = figures.get(f"{split}/rows_of_unknown_target", 0)
+    if lost:
+        named = ", ".join(
+            f"{text}: {rows:,}" for text, rows in list(details.get("unknown_targets", {}).items())[:SHOWN]
+        )
+        tiles.append(
+            html.Tile(f"Rows without a metric, {split}", html.format_number(lost), f"unknown target: {named}", "warn")
+        )
     skipped = figures.get("train/steps_skipped", 0)
     if skipped:
         tiles.append(html.Tile("Steps skipped", html.format_number(skipped), "their loss was not finite", "warn"))
@@ -146,8 +159,36 @@ def _quality(split: str, details: Mapping[str, Any], figures: Mapping[str, float
         bins = details["histogram"]
         counts = {"negative": bins["negative"], "positive": bins["positive"]}
         cards.append(html.card("Scores by class", html.histogram(bins["edges"], counts, x_label="score", share=True)))
-    parts = [html.section(f"Quality on {split} rows", html.row(*cards) if cards else Markup(""))]
+    cards += _compared(split, details, figures, loss)
+    parts = [
+        html.section(f"Quality on {split} rows", html.row(*cards) if cards else Markup(""), note=_meaning(details))
+    ]
     return [*parts, _breakdowns(split, details, figures, loss)]
+
+
+def _compared(split: str, details: Mapping[str, Any], figures: Mapping[str, float], loss: str) -> list[Markup]:
+    """The model beside its baselines, and a table of its classes."""
+    cards, names = [], METRICS[LOSSES[loss].task]
+    if details.get("baselines"):
+        rows = [["model", *(figures.get(f"{split}/{name}") for name in names)]]
+        rows += [[kind, *(values.get(name) for name in names)] for kind, values in details["baselines"].items()]
+        note = "A linear model of the same encoded rows, and the best constant."
+        cards.append(
+            html.card("Against baselines", html.table(["", *(NAMES[name] for name in names)], rows), note=note)
+        )
+    if details.get("classes"):
+        keys = ("class", "rows", "predicted", "precision", "recall", "f1")
+        rows = [[row[key] for key in keys] for row in details["classes"]]
+        cards.append(
+            html.card("By class", html.table(["Class", "Rows", "Predicted", "Precision", "Recall", "F1"], rows))
+        )
+    return cards
+
+
+def _meaning(details: Mapping[str, Any]) -> str:
+    """What a score is for."""
+    said = details.get("score", {})
+    return f"The score is the probability that {said['target']} is {said['positive']!r}." if "positive" in said else ""
 
 
 _UNIT: dict[str, Any] = {"x_range": (0.0, 1.0), "y_range": (0.0, 1.0)}

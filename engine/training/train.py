@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from engine.features.moments import NEVER, instants, moment_times
 from engine.features.store import threads_of
 from engine.runtime import digest, storage
 from engine.runtime.run import Run
-from engine.training import gate, report
+from engine.training import baselines, gate, report
 from engine.training.bundle import (
     Bundle,
     find_model,
@@ -39,10 +40,21 @@ from engine.training.bundle import (
     weights_bytes,
     write_bundle,
 )
+from engine.training.classes import (
+    KEPT,
+    check_positive,
+    check_target,
+    class_names,
+    describe_score,
+    describe_unknown,
+    is_a_guess,
+    score_meaning,
+    unknown_targets,
+)
 from engine.training.cuda_loop import fit_on_device
 from engine.training.device import resolve_device
 from engine.training.distributed import fit_on_cluster
-from engine.training.evaluate import evaluate_scores
+from engine.training.evaluate import evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
 from engine.training.loop import FitResult, fit
 from engine.training.losses import to_scores
@@ -77,7 +89,8 @@ def train(config: Config, run: Run) -> dict[str, float]:
     table = build.ensure(config, run, dataset)
     timer.lap("features")
     splits = find_splits(config, dataset, PERIODS, run)
-    classes = class_names(config, dataset, splits["train"])
+    classes = class_names(config, dataset, splits["train"].rows)
+    say_score(config, run, classes, config.train.loss)
     encoder = start_encoder(config, classes) or fit_encoder(config, table, splits["train"], run)
     start = start_bundle(config)
     if start is not None:
@@ -92,9 +105,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
     run.note(precision=precision, device=device)
     result = fit_model(config, run, encoder, examples, dataset, classes)
     timer.lap("fit")
-    metrics, details = evaluate_splits(
-        config, dataset, result.model, precision, examples, config.train.loss, config.train.quantile
-    )
+    facts = {"precision": precision, "loss": config.train.loss, "classes": classes, "quantile": config.train.quantile}
+    metrics, details = evaluate_splits(config, run, dataset, result.model, facts, examples)
+    metrics |= against_baselines(config, run, examples, facts, metrics, details)
     timer.lap("evaluate")
     manifest = write_model(config, run, table, encoder, result, classes, splits["train"])
     timer.lap("bundle")
@@ -115,15 +128,15 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     if not any(len(split.rows) for split in splits.values()):
         raise UserError("split.valid or split.test must hold labelled rows to measure the model on, found none")
     classes = tuple(bundle.model["classes"])
+    say_score(config, run, classes, bundle.model["loss"])
     examples = {
         name: pack(config, table, bundle.encoder, split, classes, run)
         for name, split in splits.items()
         if len(split.rows)
     }
     model = load_model(bundle)
-    metrics, details = evaluate_splits(
-        config, dataset, model, bundle.model["precision"], examples, bundle.model["loss"], quantile_of(bundle)
-    )
+    facts = {**bundle.model, "quantile": quantile_of(bundle)}
+    metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
     write_outcome(config, run, dataset, splits, bundle.encoder, details, metrics, [])
     return metrics
 
@@ -136,6 +149,7 @@ def check_trainable(config: Config) -> None:
         raise UserError("data.columns must have one with role target to train on, found none")
     if not config.split.train:
         raise UserError("split.train must say which period is trained on, as in [2013-01-01, 2013-04-01]")
+    check_target(config)
     if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
         raise UserError("features must name at least one feature: direct, calendar or views")
 
@@ -197,28 +211,6 @@ def fit_encoder(config: Config, table: FeatureTable, split: Split, run: Run) -> 
     return Encoder.fit(
         table.features, lambda names: table.read((start, stop), names).take(take), config.features.encode, run.warn
     )
-
-
-def class_names(config: Config, dataset: Dataset, split: Split) -> tuple[str, ...]:
-    """The classes of the target, sorted by text; empty for regression.
-
-    Raises UserError where a binary target has not exactly two values in training.
-    """
-    if config.train.loss not in ("binary", "multiclass"):
-        return ()
-    start, stop = int(split.rows[0]), int(split.rows[-1]) + 1
-    texts = as_texts(dataset.read([config.data.target or ""], rows=(start, stop))[0])
-    found = tuple(sorted(pc.unique(texts.drop_null()).to_pylist()))
-    if config.train.loss == "binary" and len(found) != 2:
-        raise UserError(
-            f"train.loss=binary needs a target {config.data.target!r} with two values in split.train, found {len(found)}: "
-            f"{', '.join(found[:5])}. Use multiclass, or another period"
-        )
-    if len(found) < 2:
-        raise UserError(
-            f"the target {config.data.target!r} must have at least two classes in split.train, found {found}"
-        )
-    return found
 
 
 def pack(
@@ -296,16 +288,29 @@ def fit_model(
         shutil.rmtree(packed, ignore_errors=True)
 
 
+def say_score(config: Config, run: Run, classes: tuple[str, ...], loss: str) -> None:
+    """Say what a score is for, and how to turn it round where only sorting decided."""
+    target = config.data.target or ""
+    run.log(f"score: {describe_score(target, classes, loss)}")
+    if is_a_guess(config, classes, loss):
+        run.warn(
+            f"{classes[-1]!r} is the class that a score is for because it sorts last: train with data.positive={classes[0]} to "
+            f"turn it round, or with data.positive={classes[-1]} to say that it is meant"
+        )
+
+
 def evaluate_splits(
     config: Config,
+    run: Run,
     dataset: Dataset,
     model: Any,
-    precision: str,
+    facts: Mapping[str, Any],
     examples: dict[str, Examples],
-    loss: str,
-    quantile: float,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics named `valid/...` and `test/...`, and the details that the report draws."""
+    """Metrics named `valid/...` and `test/...`, and the details that the report draws.
+
+    `facts` are those of model.json: precision, loss, classes, quantile.
+    """
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
     for name in ("valid", "test"):
@@ -313,26 +318,66 @@ def evaluate_splits(
         if part is None or not len(part.rows):
             continue
         logits = predict_logits(
-            model, part.numeric, part.codes, precision=precision, tile_rows=TILE_ROWS, threads=threads_of(config)
+            model,
+            part.numeric,
+            part.codes,
+            precision=facts["precision"],
+            tile_rows=TILE_ROWS,
+            threads=threads_of(config),
         )
         span = (int(part.rows[0]), int(part.rows[-1]) + 1)
-        facts = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(
+        columns = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(
             pa.array(part.rows - span[0])
         )
-        slices = {column: group_labels(facts[column]) for column in config.evaluate.slices}
-        scores = to_scores(loss, logits)
+        slices = {column: group_labels(columns[column]) for column in config.evaluate.slices}
         found, details[name] = evaluate_scores(
             part.target,
-            scores,
-            loss,
+            to_scores(facts["loss"], logits),
+            facts["loss"],
             config.evaluate,
-            instants(facts[config.data.event_time]),
+            instants(columns[config.data.event_time]),
             config.data.time_zone,
             slices,
-            quantile=quantile,
+            quantile=facts["quantile"],
+            classes=facts["classes"],
         )
+        details[name]["score"] = score_meaning(config.data.target or "", facts["classes"], facts["loss"])
+        found |= count_unknown(config, run, dataset, name, part, details[name])
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
     return metrics, details
+
+
+def against_baselines(
+    config: Config,
+    run: Run,
+    examples: dict[str, Examples],
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    details: dict[str, Any],
+) -> dict[str, float]:
+    """What a constant and a linear model reach on the same rows: `baseline/<split>/<kind>/<metric>`, and in the details."""
+    found = baselines.baselines(examples, facts, config.evaluate)
+    metric = watched_metric(facts["loss"], config.train.metric)
+    for split, kinds in found.items():
+        details[split]["baselines"] = kinds
+        run.log(baselines.words(split, metric, metrics[f"{split}/{metric}"], kinds))
+    return baselines.flat(found)
+
+
+def count_unknown(
+    config: Config, run: Run, dataset: Dataset, split: str, part: Examples, details: dict[str, Any]
+) -> dict[str, float]:
+    """Say how many labelled rows no metric counts because training never saw their class; empty where there are none."""
+    target, classes = (
+        config.data.target or "",
+        details["score"].get("classes") or details["score"].get("positive") or (),
+    )
+    unknown = unknown_targets(dataset, target, part.rows, part.target, config.data.columns[target].sensitive)
+    if not unknown:
+        return {}
+    details["unknown_targets"] = dict(list(unknown.items())[:KEPT])
+    run.warn(describe_unknown(split, target, unknown, len(part.rows), classes))
+    return {"rows_of_unknown_target": float(sum(unknown.values()))}
 
 
 def write_model(
@@ -360,7 +405,10 @@ def write_model(
     }
     data, features = run.masked(schema.plain(config.data)), run.masked(schema.plain(config.features))
     spec = {"name": config.name, "data": data, "features": features}
-    write_bundle(directory, spec=spec, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema)
+    score_facts = score_meaning(config.data.target or "", classes, config.train.loss)
+    write_bundle(
+        directory, spec=spec, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema, score=score_facts
+    )
     score = functools.partial(scores_of, result.model, model, threads_of(config))
     write_reference(directory, config, table, encoder, score, classes, split.rows)
     shown = dataclasses.replace(
@@ -447,6 +495,7 @@ def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], enc
 def with_spec_of(config: Config, bundle: Bundle) -> Config:
     """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
     data, features = spec_of(bundle, config)
+    check_positive(config, data, bundle.model)
     said = bool(config.data.columns)
     limits = {name: getattr(config.data, name) for name in LIMITS}
     data = dataclasses.replace(data, **{k: v for k, v in limits.items() if said or v != getattr(DataConfig(), k)})
@@ -455,6 +504,7 @@ def with_spec_of(config: Config, bundle: Bundle) -> Config:
         moved = {name: dataclasses.replace(item, **places.get(name, {})) for name, item in data.sources.items()}
         data = dataclasses.replace(data, sources=moved)
         bundle_plain, asked = dataclasses.asdict(data), dataclasses.asdict(config.data)
+        bundle_plain["positive"] = asked["positive"]  # judged by what it means, not by how it was said
         _refuse_difference("data", asked, bundle_plain)
         _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(features))
     return dataclasses.replace(config, data=data, features=features)

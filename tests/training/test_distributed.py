@@ -162,7 +162,7 @@ def flights(tmp_path_factory) -> tuple[Examples, Examples, dict]:
     dataset = ingest.ensure(settings, run)
     table = build.ensure(settings, run, dataset)
     splits = steps.find_splits(settings, dataset, ("train", "valid"), run)
-    classes = steps.class_names(settings, dataset, splits["train"])
+    classes = steps.class_names(settings, dataset, splits["train"].rows)
     encoder = steps.fit_encoder(settings, table, splits["train"], run)
     packed = [steps.pack(settings, table, encoder, split, classes, run) for split in splits.values()]
     run.finish({})

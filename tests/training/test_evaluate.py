@@ -121,3 +121,52 @@ def test_rows_of_a_class_that_training_never_saw_are_counted_apart():
 def test_a_metric_that_the_loss_does_not_have_is_refused():
     with pytest.raises(UserError, match=r"found 'roc_acu'.*roc_auc"):
         watched_metric("binary", "roc_acu")
+
+
+def flat_of(target, scores, loss, **more):
+    n = len(target)
+    return evaluate_scores(target, scores, loss, CONFIG, np.full(n, 1_362_000_000_000_000), "UTC", {}, **more)
+
+
+def test_r2_and_mape_equal_those_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(3)
+    target = rng.normal(50, 10, 400)
+    scores = target + rng.normal(0, 5, 400)
+    flat, _ = flat_of(target, scores, "huber")
+    assert flat["r2"] == pytest.approx(metrics.r2_score(target, scores), rel=1e-9)
+    assert flat["mape"] == pytest.approx(metrics.mean_absolute_percentage_error(target, scores), rel=1e-9)
+
+
+def test_r2_and_mape_say_why_there_is_none():
+    flat, details = flat_of(np.array([0.0, 2.0, 0.0]), np.ones(3), "squared")
+    assert flat["r2"] < 1 and np.isnan(flat["mape"])
+    assert details["not_computable"] == {"mape": "the target is 0 in 2 rows"}
+    flat, details = flat_of(np.full(3, 2.0), np.ones(3), "squared")
+    assert np.isnan(flat["r2"]) and flat["mape"] == 0.5
+    assert details["not_computable"] == {"r2": "all 3 rows have the same target"}
+
+
+def test_the_figures_of_each_class_equal_those_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(4)
+    target = rng.integers(0, 3, 500).astype(np.float32)
+    scores = rng.dirichlet([1, 2, 3], 500) + 0.3 * np.eye(3)[target.astype(int)]
+    flat, details = flat_of(target, scores, "multiclass", classes=("a/b", "c", "d_low"))
+    expected = metrics.precision_recall_fscore_support(target, scores.argmax(axis=1))
+    for index, name in enumerate(("a/b", "c", "d_low")):
+        row = details["classes"][index]
+        assert (row["class"], row["rows"]) == (name, expected[3][index])
+        for place, figure in enumerate(("precision", "recall", "f1")):
+            assert row[figure] == pytest.approx(expected[place][index]) == flat[f"class/{name}/{figure}"]
+
+
+def test_a_class_without_rows_or_without_predictions_has_no_figure_there():
+    scores = np.array([[0.9, 0.05, 0.05], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])
+    flat, details = flat_of(np.array([0.0, 0.0, 0.0]), scores, "multiclass", classes=("a", "b", "c"))
+    a, b, c = details["classes"]
+    assert (a["precision"], a["recall"]) == (1.0, pytest.approx(2 / 3))
+    assert (b["precision"], b["recall"], b["f1"]) == (0.0, None, 0.0) and (c["precision"], c["recall"], c["f1"]) == (
+        None,
+    ) * 3
+    assert "class/c/f1" not in flat and flat["class/c/rows"] == 0

@@ -16,6 +16,7 @@ import pytest
 from engine import api
 from engine.config.tree import METRICS, TASKS
 from engine.errors import UserError
+from engine.runtime import digest
 from engine.runtime.run import Run
 from engine.training.losses import LOSSES
 from engine.training.train import check_weights, finite_json
@@ -46,6 +47,19 @@ def test_metrics_are_named_by_split_and_seconds_by_part(trained: Run) -> None:
     metrics = trained.metrics
     assert 0.5 < metrics["test/roc_auc"] < 1 and metrics["test/roc_auc_low"] < metrics["test/roc_auc_high"]
     assert {"time/ingest_seconds", "time/features_seconds", "time/fit_seconds", "train/rows_per_second"} <= set(metrics)
+
+
+def test_the_model_stands_beside_a_linear_one_and_a_constant(trained: Run) -> None:
+    metrics = trained.metrics
+    assert metrics["baseline/test/constant/roc_auc"] == 0.5 < metrics["baseline/test/linear/roc_auc"] < 1
+    assert metrics["baseline/valid/linear/log_loss"] < metrics["baseline/valid/constant/log_loss"]
+    page = (trained.directory / "report.html").read_text()
+    assert "Against baselines" in page and "A linear model of the same encoded rows" in page
+    said = (trained.directory / "run.log").read_text()
+    assert f"test roc_auc: model {metrics['test/roc_auc']:.4g}, linear " in said
+    # They depend on nothing that the chain promises, and are no part of it.
+    judged = {name: value for name, value in metrics.items() if name.startswith(("valid/", "test/"))}
+    assert trained.record["chain"]["metrics"] == digest.of_json(judged)
 
 
 def test_rows_without_a_label_are_not_trained_on(trained: Run) -> None:

@@ -1,0 +1,140 @@
+"""What a model must beat: a constant, and a linear model of the same encoded block.
+
+The linear model is ridge regression for numbers and softmax regression for classes, on at most ROWS evenly spaced training
+rows: the encoded numbers, and one 0/1 column for each of the most frequent codes of every category. Softmax by the fixed
+bound of its curvature (Boehning: Multinomial logistic regression algorithm, 1992), so that one matrix is solved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config.tree import EvaluateConfig
+from engine.training.evaluate import point_metrics
+from engine.training.examples import Examples
+from engine.training.losses import LOSSES
+
+Array = NDArray[Any]
+ROWS = 20_000
+WORK = 2_000_000_000  # multiplications that a fit may take for its matrix
+CODES = 200  # 0/1 columns of all categories together
+RIDGE = 1.0  # in rows
+STEPS, CLOSE = 200, 1e-5  # of softmax; mean size of a gradient at which it stops
+
+
+def baselines(
+    examples: Mapping[str, Examples], facts: Mapping[str, Any], config: EvaluateConfig
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{split: {"linear" or "constant": {metric: value}}} on validation and test rows; fitted on the training rows.
+
+    `facts` are those of model.json: loss, classes, quantile.
+    """
+    loss, quantile = facts["loss"], float(facts["quantile"])
+    outputs = max(len(facts["classes"]), 2) if LOSSES[loss].task != "regression" else 1
+    train = examples["train"]
+    wanted = {name: part for name, part in examples.items() if name in ("valid", "test")}
+    limits = _limits(train)
+    chosen = train.take(np.linspace(0, len(train) - 1, _rows(train, limits, outputs)).round().astype(np.int64))
+    weight = np.ones(len(chosen)) if chosen.weight is None else chosen.weight.astype(np.float64)
+    block, target = _block(chosen, limits), chosen.target.astype(np.float64)
+    fitted = (
+        _ridge(block, target, weight) if outputs == 1 else _softmax(block, target.astype(np.int64), weight, outputs)
+    )
+    constant = _constant(train, loss, quantile, outputs)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, part in wanted.items():
+        linear = _block(part, limits) @ fitted
+        scores = {"linear": linear if outputs == 1 else _shares(linear), "constant": np.tile(constant, (len(part), 1))}
+        found[name] = {
+            kind: point_metrics(
+                part.target, _as_scores(values, loss), loss, ece_bins=config.ece_bins, quantile=quantile
+            )
+            for kind, values in scores.items()
+        }
+    return found
+
+
+def _as_scores(values: Array, loss: str) -> Array:
+    """Scores as the model gives them, of [n, outputs]: [n] of class 1 or of the value, [n, classes]."""
+    task = LOSSES[loss].task
+    return values if task == "multiclass" else values[:, -1]
+
+
+def _limits(train: Examples) -> list[int]:
+    """Codes of each category that get a column of their own."""
+    columns = train.codes.shape[1]
+    each = CODES // max(columns, 1)
+    return [min(each, int(train.codes[:, index].max(initial=0)) + 1) for index in range(columns)]
+
+
+def _rows(train: Examples, limits: list[int], outputs: int) -> int:
+    width = train.numeric.shape[1] + sum(limits) + 1
+    return max(2, min(len(train), ROWS, WORK // (width * width), WORK // (20 * width * outputs)))
+
+
+def _block(part: Examples, limits: list[int]) -> Array:
+    """float64[n, columns]: encoded numbers, 0/1 of the most frequent codes (codes are in order of frequency), 1."""
+    columns = [part.numeric.astype(np.float64)]
+    columns += [(part.codes[:, [index]] == np.arange(limit)).astype(np.float64) for index, limit in enumerate(limits)]
+    return np.concatenate([*columns, np.ones((len(part), 1))], axis=1)
+
+
+def _normal(block: Array, weight: Array) -> Array:
+    ridge = np.full(block.shape[1], RIDGE)
+    ridge[-1] = 1e-6  # the constant is free
+    return np.asarray((block * weight[:, None]).T @ block + np.diag(ridge))
+
+
+def _ridge(block: Array, target: Array, weight: Array) -> Array:
+    return np.linalg.solve(_normal(block, weight), (block * weight[:, None]).T @ target)[:, None]
+
+
+def _softmax(block: Array, target: Array, weight: Array, classes: int) -> Array:
+    """float64[columns, classes] of the penalised likelihood's maximum."""
+    hit = np.zeros((len(target), classes))
+    hit[np.arange(len(target)), target] = 1.0
+    solve = np.linalg.inv(_normal(block, weight) * 0.5)
+    found = np.zeros((block.shape[1], classes))
+    free = np.ones((block.shape[1], 1)) * RIDGE * 0.5
+    free[-1] = 0.0
+    for _ in range(STEPS):
+        gradient = block.T @ ((hit - _shares(block @ found)) * weight[:, None]) - free * found
+        if np.abs(gradient).mean() < CLOSE * weight.sum():
+            break
+        found += solve @ gradient
+    return found
+
+
+def _shares(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def _constant(train: Examples, loss: str, quantile: float, outputs: int) -> Array:
+    """The best constant of the loss: shares of the classes, mean, median or quantile."""
+    target = train.target.astype(np.float64)
+    if outputs > 1:
+        return np.bincount(target.astype(np.int64), minlength=outputs) / len(target)
+    if loss == "squared":
+        return np.array([target.mean()])
+    return np.array([np.quantile(target, quantile if loss == "quantile" else 0.5)])
+
+
+def flat(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """`baseline/test/linear/roc_auc` and the like."""
+    return {
+        f"baseline/{split}/{kind}/{name}": value
+        for split, kinds in found.items()
+        for kind, values in kinds.items()
+        for name, value in values.items()
+    }
+
+
+def words(split: str, metric: str, model: float, found: Mapping[str, Mapping[str, float]]) -> str:
+    """`test roc_auc: model 0.7742, linear 0.7312, constant 0.5`."""
+    parts = [f"model {model:.4g}", *(f"{kind} {values[metric]:.4g}" for kind, values in found.items())]
+    return f"{split} {metric}: {', '.join(parts)}"

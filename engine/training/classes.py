@@ -1,0 +1,194 @@
+"""What a target's values are to a loss: its classes, which of them a score is for, and rows that are of none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config.tree import COUNTABLE, TASKS, Config, DataConfig
+from engine.data.arrow_types import parse_type
+from engine.data.dataset import Dataset
+from engine.errors import UserError, nearest
+from engine.features.encode import as_texts
+
+SHOWN = 5  # classes that a message names
+KEPT = 20  # classes that training never saw, in evaluation.json
+NUMBERS = "train.loss=squared, huber or quantile"
+
+
+def check_target(config: Config) -> None:
+    """Raise UserError where the loss learns a number and the target is none."""
+    name = config.data.target or ""
+    kind, loss = config.data.columns[name].type, config.train.loss
+    if TASKS[loss] == "regression" and not kind.startswith(COUNTABLE):
+        raise UserError(
+            f"train.loss={loss} learns a number, found the target data.columns.{name} of type {kind}: take train.loss=binary "
+            "or multiclass for classes, or declare it as the number that it is"
+        )
+
+
+def class_names(config: Config, dataset: Dataset, rows: np.ndarray) -> tuple[str, ...]:
+    """The classes among the training rows (int64, ascending), by text in order; of two the last is the one that the score is
+    for, which data.positive may say. Empty for a loss that learns a number.
+
+    Raises UserError where the loss and the values do not go together.
+    """
+    target, loss = config.data.target or "", config.train.loss
+    if TASKS[loss] == "regression":
+        _check_positive_is_idle(config)
+        return ()
+    span = dataset.read([target], rows=(int(rows[0]), int(rows[-1]) + 1))[0]
+    texts = as_texts(span.take(pa.array(rows - rows[0]))).drop_null()
+    counted = pc.value_counts(texts)
+    counts = dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+    found = tuple(sorted(counts))
+    where = f"the target {target!r} in split.train"
+    if len(found) < 2:
+        raise UserError(
+            f"{where} must have at least two classes, found {len(found)}: {_some(found)}. Take another period"
+        )
+    if loss == "binary" and len(found) > 2:
+        raise UserError(
+            f"train.loss=binary needs two values of {where}, found {len(found):,}: {_some(found)}. {_other_losses(config, found)}"
+        )
+    if loss == "multiclass":
+        _check_cap(config, where, counts)
+        _check_positive_is_idle(config)
+        return found
+    return _positive_last(config, where, found)
+
+
+def _check_cap(config: Config, where: str, counts: dict[str, int]) -> None:
+    most = config.train.max_classes
+    if len(counts) > most:
+        once = sum(count == 1 for count in counts.values())
+        raise UserError(
+            f"train.loss=multiclass takes at most train.max_classes={most} classes, found {len(counts):,} of {where}, {once:,} "
+            f"of them once among {sum(counts.values()):,} rows: {_some(sorted(counts))}. {_other_losses(config, counts)}"
+        )
+
+
+def _other_losses(config: Config, classes: Sequence[str] | dict[str, int]) -> str:
+    """What to do about a target with too many values."""
+    number = config.data.columns[config.data.target or ""].type.startswith(COUNTABLE)
+    few = len(classes) <= config.train.max_classes
+    ways = [f"{NUMBERS} for a number"] if number else []
+    ways += ["train.loss=multiclass for classes"] if few else []
+    if not few:
+        ways.append(f"fewer classes made in data.query, or train.max_classes={len(classes)}, where they are classes")
+    return f"Take {'; or '.join(ways)}"
+
+
+def _some(found: Sequence[str]) -> str:
+    return ", ".join(repr(text) for text in found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+
+
+# ------------------------------------------------------------------------------------------- what a score is for
+
+
+def _positive_last(config: Config, where: str, found: tuple[str, ...]) -> tuple[str, ...]:
+    if config.data.positive is None:
+        return found
+    wanted = positive_text(config.data.positive, config.data.columns[config.data.target or ""].type)
+    if wanted not in found:
+        raise UserError(
+            f"data.positive must be one of the values of {where}, {_some(found)}, found {config.data.positive!r}."
+            f"{nearest(wanted, found, listed=False)}"
+        )
+    return (*(text for text in found if text != wanted), wanted)
+
+
+def positive_text(positive: str, kind: str) -> str:
+    """The text that a class of a target of this type has, from what a person writes (`1.0` of an int64 is `1`, `on` is true)."""
+    if kind == "bool":
+        return {"on": "true", "yes": "true", "1": "true", "off": "false", "no": "false", "0": "false"}.get(
+            positive.lower(), positive.lower()
+        )
+    try:
+        value = pa.array([positive]).cast(pa.float64()) if kind.startswith(("int", "uint")) else pa.array([positive])
+        return str(as_texts(value.cast(parse_type(kind)))[0].as_py())
+    except pa.ArrowException:
+        return positive
+
+
+def _check_positive_is_idle(config: Config) -> None:
+    if config.data.positive is not None:
+        raise UserError(
+            f"data.positive={config.data.positive} says which of two classes a score is for, and train.loss={config.train.loss} "
+            "has no such class: leave it out (data.positive=null)"
+        )
+
+
+def check_positive(config: Config, data: DataConfig, model: Mapping[str, Any]) -> None:
+    """Raise UserError where data.positive of the config is not the class that the scores of a trained model are for.
+
+    `data` and `model` are the model's own specification and model.json.
+    """
+    if config.data.positive is None:
+        return
+    said = f"data.positive={config.data.positive}"
+    if TASKS[model["loss"]] != "binary":
+        raise UserError(f"{said}, but the model has no such class (train.loss={model['loss']}): leave it out")
+    target = data.target or ""
+    if positive_text(config.data.positive, data.columns[target].type) != model["classes"][-1]:
+        raise UserError(
+            f"{said}, but the model's score is for {target} = {model['classes'][-1]!r}: leave it out, or train a model with it"
+        )
+
+
+def score_meaning(target: str, classes: Sequence[str], loss: str) -> dict[str, Any]:
+    """What a score says, as data: the target, and its class (binary) or classes (one score each), in order."""
+    if TASKS[loss] == "binary":
+        return {"target": target, "positive": classes[-1], "negative": classes[0]}
+    return {"target": target, "classes": list(classes)} if classes else {"target": target}
+
+
+def describe_score(target: str, classes: Sequence[str], loss: str) -> str:
+    """The same in words."""
+    if TASKS[loss] == "binary":
+        return f"probability that {target} is {classes[-1]!r} (and not {classes[0]!r})"
+    if classes:
+        return f"probability of each of the {len(classes)} classes of {target}"
+    return f"value of {target}"
+
+
+def is_a_guess(config: Config, classes: Sequence[str], loss: str) -> bool:
+    """Whether the class that a score is for was only the last by sorting, where the values do not speak for themselves."""
+    return (
+        TASKS[loss] == "binary"
+        and config.data.positive is None
+        and tuple(classes) not in {("false", "true"), ("0", "1")}
+    )
+
+
+# ------------------------------------------------------------------------------------------ rows of no known class
+
+
+def unknown_targets(
+    dataset: Dataset, target: str, rows: np.ndarray, values: np.ndarray, hidden: bool
+) -> dict[str, int]:
+    """Rows by the text of a target that is there and means nothing to the model: a class that training never saw, or no
+    finite number. `rows` int64 ascending, `values` their targets as numbers; `hidden`: the texts are not to be shown.
+    """
+    lost = rows[~np.isfinite(values)]
+    if not len(lost):
+        return {}
+    column = dataset.read([target], rows=(int(lost[0]), int(lost[-1]) + 1))[0].take(pa.array(lost - lost[0]))
+    if hidden:
+        return {"(sensitive)": len(lost)}
+    counted = pc.value_counts(as_texts(column))
+    pairs = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+
+
+def describe_unknown(split: str, target: str, unknown: dict[str, int], rows: int, classes: Sequence[str]) -> str:
+    """One sentence about the rows of `unknown_targets`, of `rows` in all."""
+    lost = sum(unknown.values())
+    named = ", ".join(f"{text!r}: {count:,}" for text, count in list(unknown.items())[:SHOWN])
+    more = f", and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+    what = f"have a {target} that training never saw" if classes else f"have a {target} that is no finite number"
+    return f"split.{split}: {lost:,} of {rows:,} labelled rows {what} ({named}{more}): no metric counts them"
