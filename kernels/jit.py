@@ -29,7 +29,10 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
+from numba.core import event
 from numba.extending import intrinsic
+
+from kernels import compiling
 
 DISABLED = bool(numba.config.DISABLE_JIT)
 FORBIDDEN_FASTMATH = frozenset({"nnan", "ninf", "fast"})
@@ -122,6 +125,19 @@ def njit(
         )(function)
     finally:
         numba.config.CACHE_DIR = previous
+
+
+class _Compilations(event.Listener):  # type: ignore[misc]
+    """Numba compiles a function that neither the process nor the cache has."""
+
+    def on_start(self, event: Any) -> None:  # noqa: ARG002
+        compiling.begin()
+
+    def on_end(self, event: Any) -> None:  # noqa: ARG002
+        compiling.end()
+
+
+event.register("numba:compile", _Compilations())
 
 
 def _wrapping(function: Callable[..., Any]) -> Callable[..., Any]:

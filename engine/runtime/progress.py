@@ -9,8 +9,11 @@ import threading
 import time
 from types import TracebackType
 
+from kernels import compiling
+
 PLAIN_SECONDS = 10.0
 BAR_SECONDS = 0.2
+COMPILING = "compiling kernels (once)"
 
 
 def format_count(value: float) -> str:
@@ -31,7 +34,10 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """`with Progress("ingest", total=n) as progress: progress.advance(1000)`; safe to call from threads."""
+    """`with Progress("ingest", total=n) as progress: progress.advance(1000)`; safe to call from threads.
+
+    Rates and what is left go by the time that was worked: kernels are compiled once, so that this says nothing of the rest.
+    """
 
     def __init__(self, label: str, total: int | None = None, unit: str = "rows", start: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
@@ -43,7 +49,17 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._began = self._shown = time.monotonic()
+        self._compiled = compiling.seconds()
+        self._told = False
+        compiling.listeners.append(self._compiles)
         return self
+
+    def _compiles(self) -> None:
+        """A kernel is about to be compiled: nothing else will be shown for seconds, so that the first time it is said at once."""
+        with self._lock:
+            if not self._told:
+                self._told, self._shown = True, time.monotonic()
+                self._show(self._shown)
 
     def advance(self, count: int, note: str = "") -> None:
         """Add work done; `note` stands behind the figures (a loss, a retry count)."""
@@ -59,28 +75,40 @@ class Progress:
     def follow(self, start: int, done: int, seconds: float, note: str) -> None:
         """Show the work of another process: it began at `start`, has done so much by now, and that took so long."""
         self._start, self._began = start, time.monotonic() - seconds
-        if done != self.done:
-            self.advance(done - self.done, note)
+        changed, self._note = (done, note) != (self.done, self._note), note
+        if changed:
+            self.advance(done - self.done)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        compiling.listeners.remove(self._compiles)
         self._show(time.monotonic(), last=True, failed=kind is not None)
 
     @property
     def rate(self) -> float:
         """Work per second so far."""
-        return (self.done - self._start) / max(time.monotonic() - self._began, 1e-9)
+        return (self.done - self._start) / self._worked(time.monotonic())
+
+    def _worked(self, now: float) -> float:
+        """Seconds since it began, without those in which kernels were compiled."""
+        return max(now - self._began - (compiling.seconds() - self._compiled), 1e-9)
 
     def _show(self, now: float, last: bool = False, failed: bool = False) -> None:
-        seconds = now - self._began
-        rate = (self.done - self._start) / max(seconds, 1e-9)
+        seconds, worked = now - self._began, self._worked(now)
+        rate = (self.done - self._start) / worked
         text = f"{self.label}: {self.done:,}"
         if self.total:
             text += f" of {self.total:,} ({100 * self.done / self.total:.0f}%)"
-        text += f" {self.unit}, {format_count(rate)} {self.unit}/s"
+        text += f" {self.unit}"
+        if last or not compiling.active():
+            text += f", {format_count(rate)} {self.unit}/s"
         if last:
             text += f", {'stopped after' if failed else 'took'} {format_seconds(seconds)}"
+            if seconds - worked >= 1:
+                text += f", {format_seconds(seconds - worked)} of it {COMPILING}"
+        elif compiling.active():
+            text += f", {COMPILING}"
         elif self.total and rate > 0:
             text += f", {format_seconds((self.total - self.done) / rate)} left"
         if self._note:

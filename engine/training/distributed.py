@@ -18,7 +18,7 @@ from engine.config import schema
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import cluster
-from engine.runtime.progress import BAR_SECONDS, Progress
+from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
 from engine.runtime.run import Run
 from engine.training import interrupt
 from engine.training.checkpoint import newest_whole
@@ -28,6 +28,7 @@ from engine.training.exchange import Alone, Exchange, Group
 from engine.training.flat import FlatWeights
 from engine.training.loop import FitResult, fit
 from engine.training.model import from_architecture
+from kernels import compiling
 
 ATTEMPTS = "attempts.jsonl"  # a line of each worker that enters an attempt
 PROGRESS = "progress.json"  # how far rank 0 is, for the driver to show
@@ -238,7 +239,8 @@ class FileProgress(Progress):
     def _show(self, now: float, last: bool = False, failed: bool = False) -> None:  # noqa: ARG002
         if self._path is not None:
             temporary = self._path.with_suffix(".tmp")
-            seen = {"start": self._start, "done": self.done, "seconds": now - self._began, "note": self._note}
+            note = COMPILING if compiling.active() else self._note
+            seen = {"start": self._start, "done": self.done, "seconds": self._worked(now), "note": note}
             with contextlib.suppress(OSError):  # a display never stops the work
                 temporary.write_text(json.dumps(seen), encoding="utf-8")
                 os.replace(temporary, self._path)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from engine.runtime import progress
-from engine.runtime.progress import Progress
+from engine.runtime.progress import COMPILING, Progress
+from engine.training import distributed
+from kernels import compiling, jit
 
 
 class Terminal(io.StringIO):
@@ -67,3 +73,97 @@ def test_figures_are_short() -> None:
         "3 G",
     ]
     assert [progress.format_seconds(value) for value in (0.5, 59, 75, 3700)] == ["0.5s", "59s", "1m15s", "1h01m"]
+
+
+# -------------------------------------------------------------------------------------------------------- compiling
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock.append(seconds)` lets time pass for progress and compilation."""
+    passed: list[float] = []
+    monkeypatch.setattr(time, "monotonic", lambda: sum(passed))
+    monkeypatch.setattr(compiling, "_spent", 0.0)
+    return passed
+
+
+def compile_for(clock: list[float], *seconds: float) -> None:
+    """A kernel that compiles others inside its own compilation."""
+    for _ in seconds:
+        compiling.begin()
+    for length in seconds:
+        clock.append(length)
+        compiling.end()
+
+
+def test_an_estimate_leaves_out_the_time_in_which_kernels_were_compiled(clock, capsys) -> None:
+    """A first run said `481 rows/s, 10m44s left` of work that took seconds."""
+    with Progress("features", total=30_000) as shown:
+        compile_for(clock, 15, 10)
+        clock.append(11)
+        shown.advance(11_000)
+        assert shown.rate == pytest.approx(1_000)
+        clock.append(9)
+        compile_for(clock, 5)
+        clock.append(10)
+        shown.advance(19_000)
+    first, second, *_, last = capsys.readouterr().err.splitlines()
+    assert first == f"features: 0 of 30,000 (0%) rows, {COMPILING}"
+    assert second == "features: 11,000 of 30,000 (37%) rows, 1 k rows/s, 19s left"
+    assert last == f"features: 30,000 of 30,000 (100%) rows, 1 k rows/s, took 1m00s, 30s of it {COMPILING}"
+
+
+def test_compiling_is_said_once_and_only_while_work_is_shown(clock, capsys) -> None:
+    compile_for(clock, 5)
+    with Progress("a", total=10) as shown:
+        shown.advance(5)
+        for _ in range(3):
+            compile_for(clock, 0.1)
+    compile_for(clock, 5)
+    lines = capsys.readouterr().err.splitlines()
+    assert [COMPILING in line for line in lines] == [True, False]
+    assert compiling.listeners == []
+
+
+def test_a_worker_tells_its_driver_that_it_compiles(clock, tmp_path, capsys) -> None:
+    path = tmp_path / "progress.json"
+    worker, driver = distributed.FileProgress(path, "train", 100, "rows", 0), Progress("train", total=100)
+    with driver:
+        with worker:
+            compiling.begin()
+            clock.append(20)
+            seen = distributed.json.loads(path.read_text())
+            driver.follow(**seen)
+            assert seen["note"] == COMPILING == driver._note
+            compiling.end()
+            clock.append(10)
+            worker.advance(50)
+            seen = distributed.json.loads(path.read_text())
+        driver.follow(**seen)
+        assert driver._note == ""
+        assert (seen["done"], seen["seconds"], seen["note"]) == (50, pytest.approx(10), "")
+
+
+SCRIPT = """
+import numpy as np
+from engine.runtime.progress import Progress
+from kernels import compiling, order
+with Progress("rows", total=1) as shown:
+    order.permutation(0, 3, 3, 0, 0)
+    shown.advance(1)
+print(round(compiling.seconds(), 3))
+"""
+
+
+@pytest.mark.skipif(jit.DISABLED, reason="nothing is compiled")
+def test_what_the_cache_holds_is_not_said_to_be_compiled(tmp_path) -> None:
+    """A real kernel: the first process compiles it, the second one loads it."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True, timeout=300
+        )
+        said.append((COMPILING in done.stderr, float(done.stdout)))
+    assert said[0][0] and said[0][1] > 0.1
+    assert said[1] == (False, 0.0)
