@@ -528,6 +528,11 @@ class MonitorConfig:
     alarm_on: tuple[str, ...] = key(
         ("drift", "performance"), "what makes an alarm", choices=("drift", "performance", "business")
     )
+    rising: str = key(
+        "leave_out",
+        "values of columns that follow the time (counts that grow with the data's age, a month, a row number)",
+        choices=("leave_out", "judge"),
+    )
     season: str = key("none", "weekday: compare with days of the same weekdays", choices=("none", "weekday"))
     floors: dict[str, float] = key(
         factory=dict,

@@ -252,15 +252,22 @@ def window_statistics(
             size, rows = sizes[column.name], current.rows
             if (rows > size).any():
                 current = current.thinned(np.divide(size, rows, out=np.ones_like(rows), where=rows > 0), rng)
-        _fill(found[index], column, other, current, plan.psi_floor)
+        _fill(found[index], column, other, current, plan.psi_floor, judged(reference, column.name))
     expected = expected_rows(reference, rest, windows.weights.sum(axis=1))
     rows = windows.weights @ reference.rows
     found[-1, NAMES.index(VOLUME)] = volume(rows, expected)
     return found
 
 
-def _fill(found: np.ndarray, column: ColumnSpec, reference: Counts, current: Counts, floor: float) -> None:
-    for name, values in statistics(column, reference, current, NAMES, floor).items():
+def judged(reference: Reference, column: str) -> tuple[str, ...]:
+    """The statistics that decide of a column: of one whose values follow the time those of records alone."""
+    return FAMILIES["records"] if column in reference.rising else NAMES
+
+
+def _fill(
+    found: np.ndarray, column: ColumnSpec, reference: Counts, current: Counts, floor: float, names: tuple[str, ...]
+) -> None:
+    for name, values in statistics(column, reference, current, names, floor).items():
         found[NAMES.index(name)] = np.where(np.isfinite(values), values, np.nan)
 
 

@@ -17,6 +17,8 @@ from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Co
 from kernels import statistics as kernels
 
 LISTED = 10  # categories or bins listed as new, vanished or moved
+LEFT_OUT = "left out"
+NEAR = 0.8  # of its line: a column whose statistics all lie below moved too little to be named as a cause
 IDLE = 0.01  # share of importance that a feature has at least, so that one the model ignores still ranks by its move
 
 
@@ -63,7 +65,9 @@ def describe(
         "statistics": dict(sorted(reported.items())),
         "moved": moved(pair),
     }
-    if not shapes:
+    if column.name in reference.rising:
+        record |= {"status": "alarm" if alarmed else LEFT_OUT, "reason": f"left out: {reference.rising[column.name]}"}
+    elif not shapes:
         record["reason"] = next((item["reason"] for item in reported.values() if "reason" in item), "there are no rows")
     if column.kind == CATEGORICAL:
         record |= categories(pair, current)
@@ -192,7 +196,8 @@ def categories(pair: Pair, current: Profile) -> dict[str, Any]:
 def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Columns ranked by how much the model listens to them times how far they moved beyond what is typical.
 
-    First those that alarm, then those whose move is above an effect floor. Predictions are consequences, so they are no causes.
+    First those that alarm, then those whose move is above an effect floor and near their line; others are not `notable`,
+    and no cause. Predictions are consequences, so they are no causes.
     Columns that go missing in the same number of rows are named together: one feed feeds them.
     """
     inputs = [item for item in columns if item["kind"] != PREDICTION]
@@ -201,7 +206,7 @@ def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ranked: list[dict[str, Any]] = []
     for item in inputs:
         share = max((item["importance"] or 0.0) / total if total else 0.0, IDLE)
-        notable = any(part.get("alarm") or part.get("effect") for part in item["statistics"].values())
+        notable = any(_notable(part) for part in item["statistics"].values())
         others = [name for name in feeds.get(item["name"], []) if name != item["name"]]
         cause = {
             "column": item["name"],
@@ -212,6 +217,10 @@ def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         ranked.append({**cause, "missing_together_with": others} if others else cause)
     return sorted(ranked, key=lambda item: (not item["alarm"], not item["notable"], -item["weight"], item["column"]))
+
+
+def _notable(part: Mapping[str, Any]) -> bool:
+    return bool(part.get("alarm") or (part.get("effect") and part["value"] >= NEAR * part["line"]))
 
 
 def missing_together(columns: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -233,6 +242,7 @@ def cause_text(item: Mapping[str, Any], together: Sequence[str]) -> str:
         factor, line = math.exp(value["value"]), math.exp(value["line"])
         return f"the number of rows: {rows:,}, a factor {factor:.3g} from usual, line {line:.3g}"
     alarmed = [(part["score"], name) for name, part in item["statistics"].items() if part.get("alarm")]
+    alarmed = alarmed or [(part["score"], name) for name, part in item["statistics"].items() if _notable(part)]
     scored = [(part["score"], name) for name, part in item["statistics"].items() if "score" in part]
     name = max(alarmed or scored, default=(0.0, ""))[1]
     text = f"{item['name']}: "

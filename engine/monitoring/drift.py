@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from engine.monitoring.calibrate import (
     expected_rows,
     held_out,
     judge,
+    judged,
     volume,
 )
-from engine.monitoring.describe import Pair, causes_of, describe, describe_volume
+from engine.monitoring.describe import LEFT_OUT, Pair, causes_of, describe, describe_volume
 from engine.monitoring.reference import Reference, weekdays
 from engine.monitoring.statistics import HAS, Counts, profile_counts, statistics
 
@@ -68,6 +69,11 @@ class Drift:
         return [item["name"] for item in self.columns if item["status"] == "alarm"]
 
     @property
+    def left_out(self) -> list[str]:
+        """Names of the columns whose values follow the time and are not judged."""
+        return [item["name"] for item in self.columns if item["status"] == LEFT_OUT]
+
+    @property
     def not_computable(self) -> list[str]:
         """Names of the columns of which nothing could be compared."""
         return [item["name"] for item in self.columns if item["status"] == "not computable"]
@@ -81,6 +87,9 @@ def compare(
     Raises UserError for a manual threshold of a column or statistic that is not there.
     """
     floors = {**FLOORS, **floors}
+    asked = {at for at, *_ in manual_lines(reference, thresholds)}
+    rising = {name: why for name, why in reference.rising.items() if reference.place(name) not in asked}
+    reference = replace(reference, rising=rising)
     counts = profile_counts(current.profile)
     sizes = {name: float(item.rows[0]) for name, item in counts.items()}
     line = calibrate(reference, plan, sizes)
@@ -126,7 +135,9 @@ def current_statistics(reference: Reference, current: Current, counts: Mapping[s
     found = np.full((len(reference.columns) + 1, len(NAMES)), np.nan)
     base = reference_counts(reference, current.days, plan.season)
     for index, column in enumerate(reference.columns):
-        values = statistics(column, base[column.name], counts[column.name], NAMES, plan.psi_floor)
+        values = statistics(
+            column, base[column.name], counts[column.name], judged(reference, column.name), plan.psi_floor
+        )
         for name, value in values.items():
             found[index, NAMES.index(name)] = value[0] if np.isfinite(value[0]) else np.nan
     if current.days is not None:

@@ -19,6 +19,7 @@ from engine.monitoring.calibrate import (
     real_windows,
     window_statistics,
 )
+from engine.monitoring.describe import LEFT_OUT
 from engine.monitoring.reference import Reference
 from engine.runtime import storage
 
@@ -69,7 +70,8 @@ def reference_rows(
         for index, (name, kind) in enumerate(columns):
             own = scores[index, :, at]
             computable = np.isfinite(own).any()
-            status = "alarm" if alarm[index, :, at].any() else "quiet" if computable else "not computable"
+            calm = LEFT_OUT if name in reference.rising else "quiet" if computable else "not computable"
+            status = "alarm" if alarm[index, :, at].any() else calm
             row: dict[str, Any] = {"source": "reference", "from": period[0], "to": period[1], "model": model}
             row |= {"column": name, "kind": kind, "status": status, "line": LINE}
             row["score"] = float(np.nanmax(own)) if computable else None

@@ -26,6 +26,7 @@ from engine.features.profile import Profile
 from engine.monitoring import alerts, history, report
 from engine.monitoring.calibrate import FAMILIES, FEW, MIN_SCALE, NAMES, Plan, windows_needed
 from engine.monitoring.drift import FLOORS, Current, Drift, compare
+from engine.monitoring.growth import rising
 from engine.monitoring.multivariate import compare_samples
 from engine.monitoring.performance import (
     UNASKED,
@@ -96,6 +97,8 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
         settings.business, config.data.columns, len(bundle.model["classes"]) * _multiclass(bundle), config.data.target
     )
     reference = read_reference(bundle.directory, bundle.encoder)
+    if settings.rising == "leave_out":
+        reference = dataclasses.replace(reference, rising=rising(config.features, reference))
     if reference.profile.spec.format < BETWEEN_VALUES:
         run.warn(
             "this model's bins lie on data values, as in earlier versions: a change of a flag, a rating or a count may stay "
@@ -450,12 +453,19 @@ def conclude(record: dict[str, Any], drift: Drift, alarm_on: tuple[str, ...]) ->
     calm = "quiet in part" if blind else "quiet"  # what was not seen is not quiet
     record["verdict"] = "alarm" if record["alarm"] else UNJUDGED if record["unjudged"] else calm
     parts = [item["text"] for item in (*record["alarms"], *record["unjudged"])]
-    seen = len(drift.columns) - len(blind)
+    seen = len(drift.columns) - len(blind) - len(drift.left_out)
     if "drift" not in {**loud, **unjudged}:
         parts.append(f"{seen} columns within their lines")
     if blind:
-        parts.append(f"not computable: {', '.join(blind[:SAID])}" + (", ..." if len(blind) > SAID else ""))
+        parts.append(f"not computable: {named(blind)}")
+    if drift.left_out:
+        parts.append(f"left out, for they follow the time: {named(drift.left_out)}")
     record["headline"] = "; ".join(parts)
+
+
+def named(columns: list[str]) -> str:
+    """The first SAID of some names."""
+    return ", ".join(columns[:SAID]) + (", ..." if len(columns) > SAID else "")
 
 
 def alarming(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:

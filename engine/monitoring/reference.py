@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class Reference:
     importance: dict[str, float]
     predictions_in_sample: bool
     memory: int = 0  # days that the longest trailing window looks back
+    history: int | None = None  # days of data before the first of these; None: an older model does not say
+    rising: Mapping[str, str] = field(default_factory=dict)  # columns whose values follow the time, and why
     _stacks: dict[bool, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def windows(self, weights: np.ndarray, scored: np.ndarray) -> dict[str, Counts]:
@@ -59,6 +62,10 @@ class Reference:
     def rows_column(self) -> str:
         """What the number of rows is called among the columns."""
         return free(ROWS_COLUMN, {column.name for column in self.columns})
+
+    def place(self, column: str) -> int:
+        """Number of a column."""
+        return next(place for place, item in enumerate(self.columns) if item.name == column)
 
     @property
     def weekdays(self) -> np.ndarray:
@@ -110,7 +117,7 @@ def read_reference(directory: Path, encoder: Encoder) -> Reference:
     days, rows, counts = day_counts(columns, table)
     profile = Profile.from_json(state["profile"], spec)
     facts = (state["importance"], state["predictions_in_sample"], state.get("memory_days", 0))
-    return Reference(columns, days, rows, counts, profile, *facts)
+    return Reference(columns, days, rows, counts, profile, *facts, history=state.get("history_days"))
 
 
 def _check_names(directory: Path, spec: ProfileSpec, table: pa.Table) -> None:

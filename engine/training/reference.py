@@ -77,6 +77,7 @@ def write_reference(
     state = {
         "format": FORMAT,
         "memory_days": -(-memory_of(config) // DAY),
+        "history_days": history_days(config, table.dataset),
         "predictions_in_sample": in_sample,
         "importance": permutation_importance(encoder, scorer, sample[1], sample[2]),
         "profile": whole.to_json(),
@@ -102,6 +103,16 @@ def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int
     low, high = dataset.row_range(start, stop)
     settled = dataset.row_range(warm, stop)[0] if start < warm <= (start + stop) // 2 else low
     return (settled if settled < high else low), high
+
+
+def history_days(config: Config, dataset: Dataset) -> int:
+    """Whole days of data before the first row of the reference."""
+    periods = [period_rows(config, dataset, period) for period in ("train", "valid")]
+    first = min((start for start, stop in periods if start < stop), default=0)
+    times = [
+        instants(dataset.read([config.data.event_time], rows=(at, at + 1))[config.data.event_time]) for at in (0, first)
+    ]
+    return int((times[1][0] - times[0][0]) // DAY)
 
 
 def memory_of(config: Config) -> int:
