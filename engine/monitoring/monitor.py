@@ -472,8 +472,8 @@ def alarming(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
     """Kind -> words for what is beyond its lines and floors."""
     found: dict[str, str] = {}
     if drift.alarms:
-        cause = record["causes"][0] if record["causes"] else ", ".join(drift.alarms[:3])
-        found["drift"] = f"drift in {len(drift.alarms)} of {len(drift.columns)} columns, likely cause {cause}"
+        words = f", likely cause {record['causes'][0]}" if record["causes"] else f": {named(drift.alarms)}"
+        found["drift"] = f"drift in {len(drift.alarms)} of {len(drift.columns)} columns{words}"
     performance = record["performance"]
     if performance.get("alarm"):
         found["performance"] = "; ".join(

@@ -79,6 +79,30 @@ def test_a_model_whose_bins_lie_on_data_values_is_monitored_with_a_warning(monit
     assert "Train the model again" in (run / "run.log").read_text()
 
 
+def test_windows_longer_than_the_data_are_left_out_with_the_reason(tmp_path: Path, capfd) -> None:
+    folder = tiny.write_tiny(tmp_path, rows=3000)
+    long = "features.views.shop.windows=[2d,60d]"
+    assert command(folder, "train", long) == 0
+    model = max((folder / "runs" / "train" / "tiny").iterdir())
+    assert json.loads((model / "model" / "reference.json").read_text())["history_days"] == 0
+    words = [long, f"monitor.model={model}", "monitor.window=[2020-01-26,2020-01-30]", "monitor.alarm_on=[drift]"]
+    found = {}
+    for choice in ("leave_out", "judge"):
+        capfd.readouterr()
+        command(folder, "monitor", *words, f"monitor.rising={choice}")
+        shown = capfd.readouterr()
+        found[choice] = record(Path(shown.out.splitlines()[-1]))
+        columns = {item["name"]: item for item in found[choice]["columns"]}
+        assert columns["shop_count_2d"]["status"] == "quiet"
+        assert (columns["shop_count_60d"]["status"] == "left out") == (choice == "leave_out")
+    assert "left out, for they follow the time: shop_count_60d" in found["leave_out"]["headline"]
+    assert found["judge"]["attribution"][0]["column"] == "shop_count_60d" and found["judge"]["attribution"][0]["alarm"]
+    assert found["leave_out"]["causes"] == []
+    assert (
+        "drift in 1 of 13 columns: prediction" in found["leave_out"]["headline"]
+    )  # what such values do to scores is seen
+
+
 def test_replay_gives_the_same_bytes(monitor) -> None:
     runs = [monitor("monitor.window=2020-01-27", "monitor.alarm_on=[drift]")[1] for _ in range(2)]
     assert runs[0] != runs[1]
