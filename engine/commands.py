@@ -45,6 +45,13 @@ COMMANDS: dict[str, Command] = {
         usage="NAME [--json]",
         options=("--json",),
     ),
+    "data gc": Command(
+        "engine.data.collect:gc",
+        "datasets that no run has named, and what keeps the others; --delete removes them",
+        plain=True,
+        usage="[--delete] [--json]",
+        options=("--delete", "--json"),
+    ),
     "features": Command("engine.features.build:features", "compute the feature views of a dataset", DATA),
     "features list": Command(
         "engine.features.catalog:list_views",
@@ -149,6 +156,20 @@ COMMANDS: dict[str, Command] = {
         plain=True,
         usage="[--where CONDITION] [--sort KEY] [--columns KEY,KEY] [--limit N] [--json]",
         options=("--where CONDITION", "--sort KEY", "--columns KEYS", "--limit N", "--json"),
+    ),
+    "runs gc": Command(
+        "engine.lifecycle.retention:gc",
+        "runs that nothing needs any more, and what keeps the others; --delete removes them",
+        plain=True,
+        usage="[--older SPAN] [--delete] [--json]",
+        options=("--older SPAN", "--delete", "--json"),
+    ),
+    "runs rm": Command(
+        "engine.lifecycle.retention:rm",
+        "runs by name: whether something keeps them; --delete removes them",
+        plain=True,
+        usage="RUN ... [--delete] [--json]",
+        options=("--delete", "--json"),
     ),
     "lineage": Command(
         "engine.lifecycle.lineage:lineage",

@@ -6,7 +6,6 @@ Plain commands: `engine features list|show|diff|gc|latest|audit`. Each takes (co
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
@@ -54,7 +53,7 @@ def list_views(config: Config, words: list[str]) -> int:
                 if newest
                 else 0,
                 "versions": len(stored.get(name, [])),
-                "bytes": _bytes([item.directory for item in stored.get(name, [])]),
+                "bytes": storage.bytes_of([item.directory for item in stored.get(name, [])]),
                 "models": len(users.get(name, [])),
             }
         )
@@ -121,14 +120,16 @@ def gc(config: Config, words: list[str]) -> int:
     given = options(words, {"--json": False, "--delete": False})
     used = used_directories(config)
     rows = []
+    if given["--delete"]:
+        storage.purge(Path(config.paths.store) / "features")
     for name, folder in _folders(config).items():
         # Folders, not views: what another format or a build that was killed has left would stay for ever.
         for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
             age = time.time() - directory.stat().st_mtime
             if directory.name not in used.get(name, set()) and age > KEEP_RECENT:
-                rows.append({"view": name, "version": directory.name, "bytes": _bytes([directory])})
+                rows.append({"view": name, "version": directory.name, "bytes": storage.bytes_of([directory])})
                 if given["--delete"]:
-                    shutil.rmtree(directory)
+                    storage.remove(directory, directory.parents[1])
     terminal.rows(rows, given["--json"], "nothing to collect: every version is used or recent")
     if rows and not given["--delete"] and not given["--json"]:
         terminal.out("add --delete to remove them\n")
@@ -341,14 +342,8 @@ def _version(stored: StoredView) -> dict[str, Any]:
         "dataset": f"{stored.manifest['dataset']['name']} {stored.manifest['dataset']['digest'][:16]}",
         "as_of": stored.manifest["as_of"],
         "months": len(stored.manifest["parts"]),
-        "bytes": _bytes([stored.directory]),
+        "bytes": storage.bytes_of([stored.directory]),
     }
-
-
-def _bytes(directories: Iterable[Path]) -> int:
-    """Bytes on disk; a month that versions share counts once."""
-    files = [path.stat() for directory in directories for path in directory.glob("*") if path.is_file()]
-    return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
 
 def _rounded(value: float | None) -> float | None:

@@ -169,7 +169,7 @@ def _check_same(stored: StoredView | None, entries: list[dict[str, Any]]) -> Non
         for name, entry in here["columns"].items():
             if there["columns"][name]["digest"] != entry["digest"]:
                 # The recipe says that nothing has changed, so the stored file is not what was once written.
-                shutil.rmtree(stored.directory)
+                storage.remove(stored.directory, stored.directory.parents[1])
                 raise UserError(
                     f"{stored.directory} held other values of {name!r} in {here['name']} than are computed now; it has been "
                     "removed. Run the command again"

@@ -165,7 +165,7 @@ def _uses(node: Node, digests: set[str]) -> bool:
 
 def _came_from(node: Node, nodes: Sequence[Node]) -> list[Node]:
     """The runs that made what this one took, and the one that started it; of what several runs report, the first."""
-    sources = [other for other in nodes if str(other.directory) == _parent(node)]
+    sources = [other for other in nodes if str(other.directory) == str(parent_of(node))]
     for name, value in {**node.took, **{k: v for k, v in node.made.items() if k in ("dataset", "features")}}.items():
         made = [other for other in nodes if value in other.made.values() and not name.startswith("input ")]
         if made and made[0] is not node and made[0] not in sources and _before(made[0], node):
@@ -178,9 +178,10 @@ def _led_to(node: Node, nodes: Sequence[Node]) -> list[Node]:
     return [other for other in nodes if other is not node and node in _came_from(other, nodes)]
 
 
-def _parent(node: Node) -> str | None:
+def parent_of(node: Node) -> Path | None:
+    """The run that started this one."""
     parent = node.record.get("parent")
-    return str(places.recorded_path(node.record, parent).resolve()) if parent else None
+    return places.recorded_path(node.record, parent).resolve() if parent else None
 
 
 def _before(first: Node, second: Node) -> bool:

@@ -466,15 +466,27 @@ def unfinished(command: str, config: Config) -> Path | None:
         if (directory / "DONE").exists() or not (directory / "run.json").exists():
             continue
         for _, record in records_below([directory]):
-            if record.get("plan") == plan and _is_free(directory):
+            if record.get("plan") == plan and is_free(directory):
                 return directory
     return None
 
 
-def _is_free(directory: Path) -> bool:
+def is_free(directory: Path) -> bool:
+    """Whether no process works in a run directory."""
     lock = _try_lock(directory)
     if lock is not None:
         os.close(lock)
+    return lock is not None
+
+
+def remove(directory: Path, runs: Path) -> bool:
+    """Remove a run directory below `runs`, whole or not at all; False where a process works in it."""
+    lock = _try_lock(directory)
+    if lock is not None:
+        try:
+            storage.remove(directory, runs)
+        finally:
+            os.close(lock)
     return lock is not None
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,34 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+REMOVED = ".removed-"
+
+
+def remove(directory: Path, root: Path) -> None:
+    """Remove a folder below `root` so that a kill at any point leaves it whole or gone: it is first moved directly below `root`.
+
+    No reader looks there; what a kill has left there goes with the next `purge(root)`.
+    """
+    aside = root / f"{REMOVED}{uuid.uuid4().hex[:8]}"
+    with disk_errors(directory):
+        os.rename(directory, aside)
+        for folder in (directory.parent, root):
+            sync(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def purge(root: Path) -> None:
+    """Remove what a killed `remove` has left."""
+    for leftover in root.glob(f"{REMOVED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def bytes_of(directories: Iterable[Path]) -> int:
+    """Bytes on disk of all files below some folders; a file with several names counts once."""
+    files = [path.lstat() for directory in directories for path in directory.rglob("*") if path.is_file()]
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
 from engine.features import audit, build, catalog, functions
 from engine.features.moments import instants
+from engine.runtime import storage
 from engine.runtime.run import Run
 from tests.tiny import overrides, write_tiny
 
@@ -194,6 +195,30 @@ def test_gc_keeps_what_a_run_has_named(
     assert json.loads(shell("features", "gc", "--json").out) == []
     monkeypatch.setattr("engine.features.catalog.used_directories", lambda config: {})
     assert {row["version"] for row in json.loads(shell("features", "gc", "--json").out)} == versions
+
+
+def test_a_kill_during_gc_leaves_no_version_that_counts(
+    shell: Callable[..., Any], folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("features", "features.views.shop.windows=[6h,5d]")
+    versions = json.loads(shell("features", "show", "shop", "--json").out)["versions"]
+    stored, killed = folder / "store" / "features", []
+
+    def kill(path: Path, **_: Any) -> None:
+        if killed:  # what the killed one has left is removed by the next
+            return remove(path)
+        killed.append(path)
+        raise KeyboardInterrupt
+
+    remove = storage.shutil.rmtree
+    monkeypatch.setattr("engine.features.catalog.KEEP_RECENT", -1)
+    monkeypatch.setattr("engine.features.catalog.used_directories", lambda config: {})
+    monkeypatch.setattr(storage.shutil, "rmtree", kill)
+    assert shell("features", "gc", "--delete").code == 130
+    left = json.loads(shell("features", "show", "shop", "--json").out)["versions"]
+    assert len(left) == len(versions) - 1 and len(list(stored.glob(".removed-*"))) == 1
+    assert [row["view"] for row in json.loads(shell("features", "list", "--json").out)] == ["shop"]
+    assert shell("features", "gc", "--delete").code == 0 and not list(stored.glob(".removed-*"))
 
 
 def test_gc_keeps_what_a_run_of_a_backtest_has_named(

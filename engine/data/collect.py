@@ -1,0 +1,118 @@
+"""`engine data gc`: datasets of the store that no run has named, and what keeps the others."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from engine.config.tree import Config
+from engine.data.dataset import MANIFEST
+from engine.data.ingest import LATEST
+from engine.errors import UserError
+from engine.runtime import records, storage, terminal
+
+KEEP_RECENT = 24 * 3600  # seconds: a run that begins may be about to name it
+INGEST = "an ingest is at work here"
+
+
+class Named(TypedDict):
+    """What is read of a run.json. A damaged one stops a clean-up: it may have named what would go."""
+
+    chain: NotRequired[dict[str, str]]
+    outputs: NotRequired[dict[str, str]]
+    used: NotRequired[dict[str, str]]
+
+
+class Content(TypedDict):
+    """What is read of a dataset's manifest."""
+
+    digest: NotRequired[str]
+
+
+class Latest(TypedDict):
+    """latest.json of a name."""
+
+    entry: str
+
+
+def gc(config: Config, words: list[str]) -> int:
+    """`data gc [--delete] [--json]`: lists datasets with what keeps them; removes the others. Raises UserError."""
+    others = [word for word in words if not word.startswith("--")]
+    if others:
+        raise UserError(f"data gc takes options only, found {others[0]!r}")
+    delete, as_json = "--delete" in words, "--json" in words
+    root = storage.inside(Path(config.paths.store), "datasets")
+    if delete:
+        storage.purge(root)
+    used = users(config)
+    rows: list[dict[str, Any]] = []
+    for folder in sorted(path for path in root.glob("*") if path.is_dir() and path.name[0] != "."):
+        with _lock(folder) as free:
+            for directory in sorted(path for path in folder.iterdir() if path.is_dir() and _may_go(path)):
+                size = storage.bytes_of([directory])
+                reason = kept(directory, used) or (None if free else INGEST)
+                if delete and reason is None:
+                    storage.remove(directory, root)
+                told = {"dataset": folder.name, "entry": directory.name, "bytes": size, "kept": reason}
+                rows.append(told | {"removed": delete and reason is None, "directory": str(directory)})
+    rows.sort(key=lambda row: row["kept"] is not None)
+    going = [row for row in rows if row["kept"] is None]
+    if as_json:
+        terminal.rows(rows, True)
+        return 0
+    for row in rows:
+        row["kept"] = row["kept"] or ("removed" if row.pop("removed") else "may go")
+        row.pop("removed", None)
+    terminal.rows(rows, False, f"no datasets in {root}")
+    told_size = f"{len(going)} of {len(rows)} datasets, {sum(row['bytes'] for row in going) / 1e6:,.1f} MB"
+    terminal.out(
+        f"{told_size} removed\n" if delete else f"{told_size} may go{': add --delete to remove them' * bool(going)}\n"
+    )
+    return 0
+
+
+def users(config: Config) -> dict[str, list[str]]:
+    """Digest -> runs that made or took the dataset, those that backtests keep in the store among them."""
+    found: dict[str, list[str]] = {}
+    for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
+        for path in sorted(runs.glob("*/*/*/run.json")):
+            record = records.read(path, Named)
+            named = [record.get("chain", {}).get("dataset"), record.get("outputs", {}).get("dataset")]
+            for digest in {*named, *record.get("used", {}).values()} - {None}:
+                found.setdefault(str(digest), []).append("/".join(path.parent.parts[-3:]))
+    return found
+
+
+def kept(directory: Path, used: dict[str, list[str]]) -> str | None:
+    """Why a dataset stays; None where it may go."""
+    manifest, latest = directory / MANIFEST, directory.parent / LATEST
+    if latest.exists() and records.read(latest, Latest)["entry"] == directory.name:
+        return "the newest of its name"
+    digest = records.read(manifest, Content).get("digest", "") if manifest.exists() else ""
+    if digest in used:
+        more = f" and {len(used[digest]) - 1} more" if len(used[digest]) > 1 else ""
+        return f"named by {used[digest][-1]}{more}"
+    if time.time() - directory.stat().st_mtime < KEEP_RECENT:
+        return "younger than a day"
+    return None
+
+
+def _may_go(path: Path) -> bool:
+    """Datasets, and what a killed ingest has left half-written; not the copies of files that the next ingest reads."""
+    return path.name[0] != "." or path.name.endswith(".tmp")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """The lock of the name's ingests; False where one is at work."""
+    with open(folder / ".lock", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
