@@ -13,7 +13,7 @@ from engine.features.encode import FIRST_KNOWN
 from engine.features.profile import Profile
 from engine.monitoring.calibrate import VOLUME
 from engine.monitoring.reference import Reference
-from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, js_distance, psi_bins
+from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, js_distance, psi_bins, ranked
 from kernels import statistics as kernels
 
 LISTED = 10  # categories or bins listed as new, vanished or moved
@@ -106,7 +106,8 @@ def pair_statistics(pair: Pair, floor: float) -> dict[str, dict[str, Any]]:
         kernels.chi_square(pair.levels(pair.reference), pair.levels(pair.current)),
     ]
     if pair.column.edges is not None:
-        found += [kernels.ks_profiles(a, b), _wasserstein(pair)]
+        ranks = [np.rint(ranked(side)[0]).astype(np.int64) for side in (pair.reference, pair.current)]
+        found += [kernels.ks_profiles(*ranks), _wasserstein(pair)]
     return {item.name: _plain(item) for item in found}
 
 

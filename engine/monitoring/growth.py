@@ -41,7 +41,7 @@ def rising(features: FeaturesConfig, reference: Reference) -> dict[str, str]:
 
 
 def _calendar(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[str, str]]:
-    span = int(reference.days[-1] - reference.days[0]) + 1
+    span = int(reference.covered.sum())  # a row of another century adds a day
     for name, calendar in features.calendar.items():
         for feature, part in names.calendar_features(name, calendar):
             cycle = CYCLE_DAYS.get(part, 0)
@@ -51,7 +51,7 @@ def _calendar(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[
 
 def _filling(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[str, str]]:
     known = reference.history
-    room = FILLING * (int(reference.days[-1] - reference.days[0]) + 1)
+    room = FILLING * int(reference.covered.sum())
     for name, view in features.active_views.items():
         if view.kind != "windows" or known is None:
             continue

@@ -167,7 +167,8 @@ def statistics(
                 found["unseen"] = np.abs(q[:, 0] - p[:, 0])
             return found
         if "ks" in names:
-            found["ks"] = np.abs(np.cumsum(p, axis=1) - np.cumsum(q, axis=1)).max(axis=1)
+            base, now = (np.cumsum(normalised(ranked(side)), axis=1) for side in (reference, current))
+            found["ks"] = np.abs(base - now).max(axis=1)
         if "wasserstein" in names:
             found["wasserstein"] = wasserstein(column, reference, current)
         if "outside" in names:
@@ -183,6 +184,11 @@ def bin_rows(counts: Counts) -> np.ndarray:
     values[:, 0] += counts.infinite[:, 0]
     values[:, -1] += counts.infinite[:, 1]
     return values
+
+
+def ranked(counts: Counts) -> np.ndarray:
+    """float64[W, bins + 2]: rows of each bin, infinities beyond the outer ones."""
+    return np.concatenate([counts.infinite[:, :1], counts.values, counts.infinite[:, 1:]], axis=1)
 
 
 def shares(counts: Counts) -> np.ndarray:

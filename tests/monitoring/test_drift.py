@@ -315,6 +315,28 @@ def test_what_was_asked_and_cannot_be_judged_is_a_verdict_of_its_own(reference, 
     assert verdict["verdict"] == "cannot be judged" and "cost cannot be judged: no answer" in verdict["headline"]
 
 
+ENDS = (1e160, -1e160, 1.7976931348623157e308, -1.7976931348623157e308, 5e-324, np.inf, np.nan)
+
+
+@pytest.mark.parametrize("value", ENDS)
+@pytest.mark.parametrize("place", ["reference", "window", "both"])
+def test_values_at_the_ends_of_a_double_are_compared_like_others(value, place) -> None:
+    def calm(rng, day, rows):
+        return {**steady(rng, day, rows), "tail": rng.normal(0, 1, rows)}
+
+    def far(rng, day, rows):
+        columns = calm(rng, day, rows)
+        tail = np.where(np.arange(rows) < 2, value, columns["tail"])
+        return {**columns, "tail": tail, "flat": np.full(rows, value)}
+
+    reference = make_reference(far if place != "window" else calm, 20, 50)
+    drift = run_drift(reference, make_window(reference, far if place != "reference" else calm, 2, 50))
+    json.dumps(rounded([drift.columns, drift.causes]), allow_nan=False)
+    assert {status(drift)[name] for name in ("kind", "x")} == {"quiet"}
+    assert (status(drift)["flat"] == "alarm") == (place != "both")
+    assert place != "both" or drift.alarms == []
+
+
 def test_floors_are_what_separates_a_real_effect_from_a_visible_one(reference) -> None:
     window = make_window(reference, moved(x=lambda rng, v: v + 0.25), 30, 200)
     assert status(run_drift(reference, window, floors={name: 0.0 for name in NAMES}))["x"] == "alarm"

@@ -158,6 +158,9 @@ def test_infinite_values_leave_the_other_statistics_computable() -> None:
     assert np.isnan(found["wasserstein"][0])
     assert found["outside"][0] == pytest.approx(0.1)
     assert found["ks"][0] == pytest.approx(0.1)
+    endless = Counts(np.zeros((1, 5)), np.zeros(1), np.array([[0.0, 9.0]]), np.zeros((1, 2)))
+    above = counts([[0, 0, 0, 0, 9]], far=[[0.0, 50.0]])
+    assert statistics(COLUMN, endless, above, NAMES, 1e-4)["ks"][0] == 1.0  # infinities rank
 
 
 def test_thinning_keeps_expected_shares_and_depends_on_its_seed_only() -> None:
