@@ -29,6 +29,7 @@ from engine.monitoring.drift import FLOORS, Current, Drift, compare
 from engine.monitoring.growth import rising
 from engine.monitoring.multivariate import compare_samples
 from engine.monitoring.performance import (
+    SHARE,
     UNASKED,
     UNJUDGED,
     WAITING,
@@ -581,7 +582,8 @@ def metrics_of(record: Mapping[str, Any], drift: Drift, seconds: float) -> dict[
     if "share_labelled" in performance:
         found["monitor/share_labelled"] = performance["share_labelled"]
     for name, item in {**performance.get("metrics", {}), **performance.get("labels", {})}.items():
-        found[f"monitor/{name}"] = item["value"] if item["value"] is not None else math.nan
+        if not name.startswith(SHARE):  # a class may have any name
+            found[f"monitor/{name}"] = item["value"] if item["value"] is not None else math.nan
     for name, item in record["estimated"].get("metrics", {}).items():
         found[f"monitor/estimated_{name}"] = item["value"] if item["value"] is not None else math.nan
     for name, item in record["business"].items():

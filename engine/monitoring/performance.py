@@ -23,6 +23,7 @@ from engine.training.losses import LOSSES
 
 CHANCE = {"roc_auc": 0.5, "macro_auc": 0.5}  # what a model that knows nothing gets
 QUIET, ALARM, WAITING, UNJUDGED, UNASKED = "quiet", "alarm", "waiting", "cannot be judged", "not asked"
+SHARE = "share of "  # before the name of a class
 RESAMPLES = 200
 MOST_ROWS = 20_000  # rows of a resampled window; more would narrow a band that days already make wider
 FEWEST_LABELS = 30
@@ -96,7 +97,7 @@ class Judge:
         """What labels look like, whatever the scores are: share of positives, of each class, or the mean target."""
         task, target = LOSSES[self.loss].task, rows.target
         if task == "multiclass":
-            return {f"share of {name}": float(np.mean(target == k)) for k, name in enumerate(self.classes)}
+            return {f"{SHARE}{name}": float(np.mean(target == k)) for k, name in enumerate(self.classes)}
         return {"positive_rate" if task == "binary" else "target_mean": float(target.mean())}
 
 
