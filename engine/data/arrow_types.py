@@ -6,7 +6,7 @@ import re
 
 import pyarrow as pa
 
-from engine.errors import UserError, nearest
+from engine.errors import UserError, did_you_mean, nearest
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 _TYPES: dict[str, pa.DataType] = {
@@ -29,6 +29,15 @@ _TYPES: dict[str, pa.DataType] = {
     "duration": pa.duration("us"),
     "timestamp": TIMESTAMP,
 }
+# What other systems call these types, where the nearest spelling would be another type.
+_ELSEWHERE = {
+    "int": "int64", "integer": "int64", "long": "int64", "bigint": "int64", "smallint": "int16", "tinyint": "int8",
+    "float": "float64", "double": "float64", "real": "float32", "number": "float64", "decimal": "decimal(10,2)",
+    "numeric": "decimal(10,2)", "str": "string", "text": "string", "varchar": "string", "char": "string", "uuid": "string",
+    "object": "string", "category": "string", "json": "string", "boolean": "bool", "bytes": "binary", "blob": "binary",
+    "bytea": "binary", "datetime": "timestamp", "timestamptz": "timestamp", "interval": "duration", "timedelta": "duration",
+    "list": "list<string>", "array": "list<string>", "map": "map<string,string>", "dict": "map<string,string>",
+}  # fmt: skip
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(-?\d+)\s*\)$")
 _LIST = re.compile(r"^list<(.+)>$")
 _MAP = re.compile(r"^map<([^,]+),(.+)>$")
@@ -51,7 +60,10 @@ def parse_type(text: str) -> pa.DataType:
         return pa.list_(parse_type(match.group(1)))
     if match := _MAP.match(name):
         return pa.map_(parse_type(match.group(1)), parse_type(match.group(2)))
-    choices = [*_TYPES, "decimal(p,s)", "list<type>", "map<type,type>"]
+    word = re.split(r"[^a-z]", name.lower())[0]
+    if word in _ELSEWHERE and name not in _TYPES:
+        raise UserError(f"unknown type {text!r}.{did_you_mean([_ELSEWHERE[word]])}")
+    choices = [*_TYPES, "decimal(10,2)", "list<string>", "map<string,int64>"]
     raise UserError(f"unknown type {text!r}.{nearest(name, choices)}")
 
 
@@ -67,6 +79,45 @@ def type_name(kind: pa.DataType) -> str:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return f"list<{type_name(kind.value_type)}>"
     return str(kind)
+
+
+def declarable(kind: pa.DataType) -> str | None:
+    """The config's name of the type that keeps every value of an Arrow type; None where there is none."""
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return declarable(kind.value_type)
+    for holds, name in _KEPT_AS.items():
+        if holds(kind):
+            return name
+    if pa.types.is_map(kind):
+        inner = declarable(kind.key_type), declarable(kind.item_type)
+        return f"map<{inner[0]},{inner[1]}>" if all(inner) else None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        item = declarable(kind.value_type)
+        return f"list<{item}>" if item else None
+    name = type_name(kind)
+    try:
+        return type_name(parse_type(name))
+    except UserError:
+        return None
+
+
+def is_uuid(kind: pa.DataType) -> bool:
+    """Whether these are UUIDs, as Parquet and Arrow mark them."""
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.uuid"
+
+
+_KEPT_AS = {
+    is_uuid: "string",
+    pa.types.is_large_string: "string",
+    pa.types.is_string_view: "string",
+    pa.types.is_large_binary: "binary",
+    pa.types.is_binary_view: "binary",
+    pa.types.is_fixed_size_binary: "binary",
+    pa.types.is_date: "date",
+    pa.types.is_time: "time",
+    pa.types.is_timestamp: "timestamp",
+    pa.types.is_duration: "duration",
+}
 
 
 def schema_of(types: dict[str, str]) -> pa.Schema:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from engine.config import units
+from engine.config import schema, units
 from engine.config.tree import DataConfig
 from engine.data import look
-from engine.data.files import SourceFile
+from engine.data.files import SourceFile, event_source
 from engine.data.policy import Tally, is_duplicate, place_of, quarantine
 
 
@@ -33,11 +33,12 @@ def excess(data: DataConfig, tallies: Sequence[Tally], files: Iterable[SourceFil
         return None
     first = _first(tallies)
     file = next((file for file in files if file.shown == first["file"]), None)
-    hint = look.advice(file, data.sources[file.source], data.time_zone) if file and file.format == "csv" else ""
+    hint = look.advice(file, data.sources[file.source], data.time_zone) if file else ""
     worst = "; ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(5))
+    ways = hint or _other_ways(data, first, lost, rows)
     return (
         f"{lost:,} of {rows:,} rows are quarantined ({lost / rows:.2%}), more than "
-        f"data.max_quarantine={data.max_quarantine}: {worst}. The first is {_told(first)}.{hint or _other_ways(lost, rows)}"
+        f"data.max_quarantine={data.max_quarantine}: {worst}. The first is {_told(first)}.{ways}"
     )
 
 
@@ -53,7 +54,12 @@ def _told(record: dict[str, Any]) -> str:
     return f"{place_of(record, record['part'])}{column}: {record['reason']}{value}"
 
 
-def _other_ways(lost: int, rows: int) -> str:
+def _other_ways(data: DataConfig, first: dict[str, Any], lost: int, rows: int) -> str:
+    name = first["column"]
+    if data.query is None and name in data.columns and first["part"] == "events":
+        columns = data.sources[event_source(data)].columns
+        if name in columns and columns[name].type != data.columns[name].type:
+            return f" The source has another type: set {schema.word(f'data.columns.{name}.type', columns[name].type)}"
     if lost == rows:
         return " No row is left: mend the source, or its declared types or bounds"
     percent = math.ceil(100 * lost / rows)

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.tree import Column
-from engine.data.arrow_types import parse_type
+from engine.data.arrow_types import parse_type, type_name
 from engine.data.columns import Finding, as_text
-from engine.data.parse import Parsed, Reading, to_type
+from engine.data.parse import Parsed, Reading, UnrelatedError, to_type
 from engine.errors import UserError
 
 
@@ -28,8 +29,11 @@ def schema(columns: Mapping[str, Column]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def conform(table: pa.Table, columns: Mapping[str, Column], zone: str, where: str) -> tuple[pa.Table, list[Finding]]:
-    """The declared columns in declared order and type; values that cannot be kept exactly are findings.
+def conform(
+    table: pa.Table, columns: Mapping[str, Column], zone: str, where: str, key: str = "data.columns"
+) -> tuple[pa.Table, list[Finding]]:
+    """The declared columns in declared order and type; values that cannot be kept exactly are findings. `key` is where the
+    config declares them.
 
     Raises UserError for a column that is missing or of an unrelated type.
     """
@@ -45,16 +49,26 @@ def conform(table: pa.Table, columns: Mapping[str, Column], zone: str, where: st
             # Text that has been read once is known to be UTF-8.
             read = kind == pa.string() and values.type == kind
             parsed = Parsed(values, np.zeros(0, np.int64)) if read else to_type(values, kind, Reading(zone=zone))
+        except UnrelatedError as error:
+            raise UserError(f"{where}: column {name!r} {error}{error.advice(f'{key}.{name}')}") from None
         except UserError as error:
             raise UserError(f"{where}: column {name!r} {error}") from None
         if len(parsed.bad):
             shown = _shown(values, parsed.bad, column)
-            findings.append(Finding(name, parsed.bad, parsed.reason, _row_policy(column), shown))
+            findings.append(
+                Finding(name, parsed.bad, parsed.reason, _row_policy(column), shown, f"{key}.{name}.on_violation")
+            )
         arrays.append(parsed.values)
     return pa.Table.from_arrays(arrays, names=list(columns)), findings
 
 
-def find(table: pa.Table, columns: Mapping[str, Column], zone: str, skip: list[Finding] | None = None) -> list[Finding]:
+def find(
+    table: pa.Table,
+    columns: Mapping[str, Column],
+    zone: str,
+    skip: list[Finding] | None = None,
+    key: str = "data.columns",
+) -> list[Finding]:
     """Rows that break the row-local rules of their columns. Positions in `skip` are known already and not named twice."""
     known: dict[str, np.ndarray] = {}
     for finding in skip or []:
@@ -70,7 +84,8 @@ def find(table: pa.Table, columns: Mapping[str, Column], zone: str, skip: list[F
                 positions = np.setdiff1d(positions, known[name])
             if len(positions):
                 policy = _row_policy(column) if reason == NULL else column.on_violation
-                findings.append(Finding(name, positions, reason, policy, _shown(values, positions, column)))
+                shown = _shown(values, positions, column)
+                findings.append(Finding(name, positions, reason, policy, shown, f"{key}.{name}.on_violation"))
     return findings
 
 
@@ -135,16 +150,18 @@ def find_orphans(table: pa.Table, columns: Mapping[str, Column], tables: Mapping
         try:
             known = pc.is_in(table.column(name), keys.combine_chunks())
         except pa.ArrowException:
+            word = config_schema.word(f"data.columns.{name}.type", type_name(keys.type))
             raise UserError(
-                f"data.columns.{name} must have the type of {column.references}, {keys.type}, found {column.type}"
+                f"data.columns.{name} must have the type of {column.references}, {type_name(keys.type)}, found {column.type}: "
+                f"set {word}"
             ) from None
         mask = pc.and_(pc.invert(known), pc.is_valid(table.column(name)))
         positions = np.flatnonzero(np.asarray(mask.combine_chunks()))
         if len(positions):
             reason = f"must stand in {column.references}"
-            findings.append(
-                Finding(name, positions, reason, column.on_violation, _shown(table.column(name), positions, column))
-            )
+            shown = _shown(table.column(name), positions, column)
+            key = f"data.columns.{name}.on_violation"
+            findings.append(Finding(name, positions, reason, column.on_violation, shown, key))
     return findings
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from engine.config.tree import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.files import SourceFile
-from engine.data.parse import Reading, to_type
+from engine.data.parse import Reading, UnrelatedError, to_type
 from engine.errors import UserError, did_you_mean
 
 FILE, ROW = "$file", "$row"
@@ -24,13 +24,16 @@ TEXT_LIMIT = 200
 
 @dataclasses.dataclass
 class Finding:
-    """Positions of a table whose value of `column` breaks the schema, and the policy that decides about them."""
+    """Positions of a table whose value of `column` breaks the schema, the policy that decides about them, and the config key
+    that gives the policy.
+    """
 
     column: str
     positions: np.ndarray
     reason: str
     policy: str
     values: list[str | None]
+    key: str
 
 
 @dataclasses.dataclass
@@ -90,7 +93,7 @@ def match(found: list[str], source: SourceConfig, file: SourceFile, advice: Call
     for name, column in source.columns.items():
         if column.path in (FILE, ROW) or name in file.partitions:
             continue
-        places[name] = _place(name, (column.path or name, *column.aliases), found, file)
+        places[name] = _place(name, (column.path or name, *column.aliases), found, file, advice)
         if places[name] is None:
             if column.missing == "fail":
                 raise UserError(
@@ -109,13 +112,25 @@ def match(found: list[str], source: SourceConfig, file: SourceFile, advice: Call
     return Matched(places, notes)
 
 
-def _place(name: str, names: Iterable[str], found: list[str], file: SourceFile) -> int | None:
+def _place(
+    name: str, names: Iterable[str], found: list[str], file: SourceFile, advice: Callable[[], str]
+) -> int | None:
     present = [known for known in dict.fromkeys(names) if known in found]
     if not present:
         return None
-    if len(present) > 1 or found.count(present[0]) > 1:
+    if len(present) > 1:
+        main, *aliases = names
+        kept = main if main in present else present[0]
+        left = json.dumps([alias for alias in aliases if alias == kept or alias not in present], ensure_ascii=False)
+        word = shlex.quote(f"data.sources.{file.source}.columns.{name}.aliases={left}")
         raise UserError(
-            f"{file.shown}: column {name!r} stands more than once in the file ({_some(found)}): it is not clear which is meant"
+            f"{file.shown}: column {name!r} has {_some(present)} in the file: name one of them, as in {word}"
+        )
+    if found.count(present[0]) > 1:
+        order = " Declare every column of the file in its order, with csv.header=false and csv.skip"
+        raise UserError(
+            f"{file.shown}: column {name!r} stands more than once in the file ({_some(found)}): it is not clear which is "
+            f"meant.{advice() or (order if file.format == 'csv' else '')}"
         )
     return found.index(present[0])
 
@@ -128,7 +143,8 @@ def _unexpected(
         return
     if source.unexpected == "fail":
         raise UserError(
-            f"{file.shown}: columns {_some(extra)} are not declared; declare them, or set unexpected to warn"
+            f"{file.shown}: columns {_some(extra)} are not declared; declare them, or set "
+            f"data.sources.{file.source}.unexpected=warn"
         )
     notes["unexpected"] = extra
 
@@ -140,11 +156,13 @@ def _some(names: list[str], limit: int = 20) -> str:
 
 def _other_name(name: str, found: list[str], where: str) -> str:
     close = difflib.get_close_matches(name, found, n=1, cutoff=0.6)
-    other = f"{where}.aliases={json.dumps(close or ['OTHER NAME'], ensure_ascii=False)}"
-    return (
-        f"{did_you_mean(close) if close else ''} Declare the name that the file uses with {shlex.quote(other)}, or set "
-        f"{where}.missing=null if files may lack the column"
+    listed = shlex.quote(f"{where}.aliases={json.dumps(close, ensure_ascii=False)}")
+    said = (
+        f"{did_you_mean(close)} If so, set {listed}, else"
+        if close
+        else f" Where the file has another name for it, add that to {where}.aliases;"
     )
+    return f"{said} set {where}.missing=null if files may lack the column"
 
 
 def reading(source: SourceConfig, name: str, zone: str) -> Reading:
@@ -171,22 +189,31 @@ def typed(
         values = _raw(name, raw, numbers, source, file, kind)
         try:
             parsed = to_type(values, kind, reading(source, name, zone))
+        except UnrelatedError as error:
+            advice = error.advice(f"data.sources.{file.source}.columns.{name}", column.path or name)
+            raise UserError(f"{file.shown}: column {name!r} {error}{advice}") from None
         except UserError as error:
             raise UserError(f"{file.shown}: column {name!r} {error}") from None
         if len(parsed.bad):
+            shown = _shown(values, parsed.bad, column.sensitive)
             findings.append(
-                Finding(
-                    name, parsed.bad, parsed.reason, column.on_violation, _shown(values, parsed.bad, column.sensitive)
-                )
+                Finding(name, parsed.bad, parsed.reason, column.on_violation, shown, policy_key(file, name))
             )
         if not column.nullable and len(parsed.values) and parsed.values.null_count > len(parsed.bad):
             empty = np.setdiff1d(np.flatnonzero(np.asarray(parsed.values.is_null())), parsed.bad)
             policy = "quarantine" if column.on_violation == "null" else column.on_violation
-            findings.append(Finding(name, empty, "must not be null", policy, [None] * len(empty)))
+            findings.append(
+                Finding(name, empty, "must not be null", policy, [None] * len(empty), policy_key(file, name))
+            )
         _note_conversion(name, values.type, kind, notes)
         arrays.append(parsed.values)
     names = list(source.columns)
     return pa.Table.from_arrays(arrays, names=names), findings
+
+
+def policy_key(file: SourceFile, column: str) -> str:
+    """The config key that says what happens to a value that is not of its source column's type."""
+    return f"data.sources.{file.source}.columns.{column}.on_violation"
 
 
 def _raw(

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from engine.config import schema
 from engine.config.tree import DataConfig, SourceConfig
 from engine.errors import UserError, nearest
 from engine.runtime import digest, storage
@@ -61,6 +62,16 @@ class SourceFile:
         return [self.digest, sorted(self.partitions.items())]
 
 
+def event_source(data: DataConfig) -> str:
+    """The source that is the event table where there is no query. Raises UserError when that is not clear."""
+    if data.name in data.sources:
+        return data.name
+    rest = [name for name in data.sources if name not in data.tables]
+    if len(rest) != 1:
+        raise UserError(f"data.query must say how the events are made of the sources {', '.join(data.sources)}")
+    return rest[0]
+
+
 def source_files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> list[SourceFile]:
     """The files of a source in canonical order (by content, then name). Raises UserError when there are none.
 
@@ -74,7 +85,9 @@ def source_files(name: str, source: SourceConfig, data: DataConfig, cache: Path)
     for path, shown, partitions in found:
         with_errors = _stat(name, path)
         files.append(
-            SourceFile(name, path, shown, _format(source, path), digest.of_file(path), with_errors.st_size, partitions)
+            SourceFile(
+                name, path, shown, _format(name, source, path), digest.of_file(path), with_errors.st_size, partitions
+            )
         )
     return sorted(files, key=lambda file: (file.identity, file.shown))
 
@@ -207,7 +220,7 @@ def _partitions(path: PurePath) -> dict[str, str | None]:
     return found
 
 
-def _format(source: SourceConfig, path: Path) -> str:
+def _format(name: str, source: SourceConfig, path: Path) -> str:
     if source.format != "auto":
         return source.format
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -215,7 +228,16 @@ def _format(source: SourceConfig, path: Path) -> str:
         suffixes.pop()
     if suffixes and suffixes[-1] in SUFFIXES:
         return SUFFIXES[suffixes[-1]]
-    raise UserError(f"{path}: the format is not told by the name; set format to one of csv, jsonl, parquet, arrow")
+    word = f"data.sources.{name}.format={_likely_format(path)}"
+    raise UserError(f"{path}: the format is not told by the name; by its first bytes, set {word}")
+
+
+def _likely_format(path: Path) -> str:
+    with open_bytes(path) as stream:
+        head = stream.read(8)
+    if head.startswith((b"PAR1", b"ARROW1")):
+        return "parquet" if head.startswith(b"PAR1") else "arrow"
+    return "jsonl" if head.lstrip().startswith(b"{") else "csv"
 
 
 # -------------------------------------------------------------------------------------------------- object stores
@@ -319,22 +341,55 @@ def _open(path: Path, suffix: str) -> BinaryIO:
     return open(path, "rb")
 
 
-def recode(stream: BinaryIO, encoding: str, shown: str) -> BinaryIO:
+def likely_encoding(data: bytes) -> str:
+    """The encoding that the first bytes of a text speak for: by its mark, its zero bytes, or what can be decoded."""
+    for mark, name in _MARKS.items():
+        if data.startswith(mark):
+            return name
+    if len(data) > 1 and 0 in data[:2]:
+        return "utf-16-be" if data[0] == 0 else "utf-16-le"
+    for name in ("utf-8", "cp1252"):
+        try:
+            codecs.getincrementaldecoder(name)().decode(data)  # a letter may be cut at the end
+            return name
+        except UnicodeDecodeError:
+            pass
+    return "latin-1"
+
+
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def encoding_advice(file: SourceFile) -> str:
+    """The encoding that a file's text seems to have, as a word of a command line."""
+    with open_bytes(file.path) as stream:
+        return schema.word(f"data.sources.{file.source}.csv.encoding", likely_encoding(stream.read(1 << 16)))
+
+
+def refuse_utf16(head: bytes, file: SourceFile) -> None:
+    """Raises UserError where a text that is to be UTF-8 begins as UTF-16 does."""
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserError(f"{file.shown} is UTF-16 text: set {encoding_advice(file)}")
+    if b"\0" in head[:2]:
+        raise UserError(f"{file.shown} seems to be UTF-16 text without a mark: set {encoding_advice(file)}")
+
+
+def recode(stream: BinaryIO, encoding: str, file: SourceFile) -> BinaryIO:
     """The stream as UTF-8; a byte sequence that is not valid in `encoding` is a UserError with its position."""
-    return io.BufferedReader(_Recoder(stream, encoding, shown), 1 << 20)  # type: ignore[arg-type]
+    return io.BufferedReader(_Recoder(stream, encoding, file), 1 << 20)  # type: ignore[arg-type]
 
 
 class _Recoder(io.RawIOBase):
     """Reads text in one encoding, gives its UTF-8 bytes."""
 
-    def __init__(self, stream: BinaryIO, encoding: str, shown: str) -> None:
+    def __init__(self, stream: BinaryIO, encoding: str, file: SourceFile) -> None:
         try:
             self._decoder = codecs.getincrementaldecoder(encoding)()
         except LookupError:
             raise UserError(
-                f"unknown text encoding {encoding!r}; known are utf-8, utf-16, latin-1, cp1252, ..."
+                f"unknown text encoding {encoding!r}; known are utf-8, utf-16, latin-1, cp1252, ...: set {encoding_advice(file)}"
             ) from None
-        self._stream, self._encoding, self._shown = stream, encoding, shown
+        self._stream, self._encoding, self._file = stream, encoding, file
         self._position, self._pending = 0, b""
 
     def readable(self) -> bool:
@@ -345,10 +400,13 @@ class _Recoder(io.RawIOBase):
             block = self._stream.read(1 << 20)
             try:
                 self._pending = self._decoder.decode(block, final=not block).encode("utf-8")
-            except UnicodeDecodeError as error:
-                place = self._position + error.start
+            except UnicodeError as error:  # utf-16 without a mark is no UnicodeDecodeError
+                found = str(error)
+                if isinstance(error, UnicodeDecodeError):
+                    place = self._position + error.start
+                    found = f"found byte 0x{error.object[error.start]:02x} near byte {place}"
                 raise UserError(
-                    f"{self._shown} must be {self._encoding} text, found byte 0x{error.object[error.start]:02x} near byte {place}"
+                    f"{self._file.shown} must be {self._encoding} text, {found}: set {encoding_advice(self._file)}"
                 ) from None
             self._position += len(block)
             if not block:

@@ -24,10 +24,10 @@ from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableConfig
 from engine.data import budget, checks, contract, lake, order, profile, query, repeatable, rules, spread, stage
-from engine.data.columns import Finding
+from engine.data.columns import Finding, as_text
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
 from engine.data.expressions import expression_columns
-from engine.data.files import COMPRESSIONS, SourceFile, address, resolve, source_files
+from engine.data.files import COMPRESSIONS, SourceFile, address, event_source, resolve, source_files
 from engine.data.origin import Origin, compare
 from engine.data.policy import EQUAL, Tally, apply, place_of, quarantine
 from engine.data.stage import Staged
@@ -192,7 +192,7 @@ def check_schema(data: DataConfig) -> None:
     for name, rule in data.rules.items():
         expression_columns(rule.holds, f"data.rules.{name}")
     if data.query is None:
-        stage.event_source(data)
+        event_source(data)
 
 
 def _queries(data: DataConfig) -> Iterator[tuple[str, str]]:
@@ -422,12 +422,12 @@ def _side_tables(plan: Plan, staged: list[Staged], folder: Path, tallies: list[T
         tallies.append(tally)
         pieces = [checks.schema(columns).empty_table()]
         for batch in _rows(plan, staged, folder, table.query, name, where):
-            typed, findings = checks.conform(batch, columns, plan.data.time_zone, where)
-            findings += checks.find(typed, columns, plan.data.time_zone, findings)
+            typed, findings = checks.conform(batch, columns, plan.data.time_zone, where, f"{where}.columns")
+            findings += checks.find(typed, columns, plan.data.time_zone, findings, f"{where}.columns")
             pieces.append(apply(typed, findings, tally, _locate(typed, columns))[0])
         tally.check()
         tables[name] = canonical(pa.concat_tables(pieces), _keys(columns))
-        _check_static(name, table, tables[name])
+        _check_unique(name, table, tables[name])
     return tables
 
 
@@ -436,15 +436,32 @@ def _keys(columns: dict[str, Column]) -> list[str]:
     return [*times, *(name for name, column in columns.items() if column.identifies and column.role != "event_time")]
 
 
-def _check_static(name: str, table: TableConfig, rows: pa.Table) -> None:
+def _check_unique(name: str, table: TableConfig, rows: pa.Table) -> None:
+    """The ids of a side table occur once each. `rows` are in order of them."""
     ids = _keys(table.columns)
     # An event time alone is no key: without declared ids a table may hold many rows of one instant.
-    if any(column.identifies for column in table.columns.values()) and rows.num_rows:
-        distinct = rows.group_by(ids).aggregate([]).num_rows
-        if distinct != rows.num_rows:
-            raise UserError(
-                f"data.tables.{name}: {', '.join(ids)} must be unique, found {rows.num_rows - distinct:,} rows too many"
-            )
+    if not any(column.identifies for column in table.columns.values()):
+        return
+    again = np.flatnonzero(order.equal_neighbours(rows.select(ids), ids))
+    if not len(again):
+        return
+    sensitive = {column for column, item in table.columns.items() if item.sensitive}
+    rest = [column for column in table.columns if column not in ids]
+    found = compare(rows.take(pa.array(again)), rows.take(pa.array(again + 1)), rest, sensitive)
+    differing = [place for place, (reason, _) in enumerate(found) if reason != EQUAL]
+    first = (differing or [0])[0]
+    example = ", ".join(
+        f"{column} {'(sensitive)' if column in sensitive else as_text(rows.column(column)[int(again[first])])}"
+        for column in ids
+    )
+    if differing:
+        which = f"which differ in {found[first][1]}; name more id columns, or let a query choose one row"
+    else:
+        sql = f"SELECT DISTINCT * FROM ({table.query})" if table.query else f'SELECT DISTINCT * FROM "{name}"'
+        which = f"all of them equal in every column: set {config_schema.word(f'data.tables.{name}.query', sql)}"
+    raise UserError(
+        f"data.tables.{name}: {', '.join(ids)} must be unique, found {len(again):,} rows too many, as for {example}, {which}"
+    )
 
 
 def _locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray], list[dict[str, Any]]]:
@@ -492,7 +509,7 @@ def _events(
     tally = Tally("events")
     tallies.append(tally)
     spool = order.Spool(checks.schema(data.columns), data.event_time, data.ids, folder, plan.memory // 4)
-    source = "" if data.query is not None else stage.event_source(data)
+    source = "" if data.query is not None else event_source(data)
     origin = Origin([item for item in staged if item.file.source == source and item.refused is None])
     for batch in _rows(plan, staged, folder, data.query, source, "data"):
         typed, findings = checks.conform(

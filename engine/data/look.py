@@ -17,7 +17,7 @@ from engine.config.tree import CsvOptions, SourceConfig
 from engine.data.arrow_types import parse_type
 from engine.data.columns import FILE, ROW, reading
 from engine.data.cut import dialect
-from engine.data.files import SourceFile, is_compressed, open_bytes, recode
+from engine.data.files import SourceFile, is_compressed, likely_encoding, open_bytes, recode
 from engine.data.parse import to_type
 from engine.errors import UserError
 
@@ -40,9 +40,15 @@ class _Row:
 
 def advice(file: SourceFile, source: SourceConfig, zone: str) -> str:
     """` It looks as if ...: set KEY=VALUE ...`, empty where no csv option would read more of the file's first lines."""
+    if file.format not in ("csv", "jsonl"):
+        return ""
     try:
-        head, tail = _lines(file, source.csv)
-        found, reasons = _Look(file, source, zone, head, tail).options()
+        options, encoded = _encoded(file, source.csv)
+        if file.format == "jsonl":  # of the csv options it has this one only
+            word = schema.word(f"data.sources.{file.source}.csv.encoding", options.encoding)
+            return f" It looks as if {encoded[0]}: set {word}" if encoded else ""
+        head, tail = _lines(file, options)
+        found, reasons = _Look(file, dataclasses.replace(source, csv=options), zone, head, tail).options()
     except (UserError, OSError, ValueError, pa.ArrowException):  # it has its own message already
         return ""
     words = [
@@ -50,17 +56,26 @@ def advice(file: SourceFile, source: SourceConfig, zone: str) -> str:
         for field in dataclasses.fields(CsvOptions)
         if getattr(found, field.name) != getattr(source.csv, field.name)
     ]
-    return f" It looks as if {' and '.join(reasons)}: set {' '.join(words)}" if words else ""
+    return f" It looks as if {' and '.join([*encoded, *reasons])}: set {' '.join(words)}" if words else ""
 
 
 def _typed(value: Any) -> Any:
     return "\\t" if value == "\t" else value  # a tab cannot be typed in a shell
 
 
+def _encoded(file: SourceFile, options: CsvOptions) -> tuple[CsvOptions, list[str]]:
+    """Options under which the file's first bytes are text."""
+    with open_bytes(file.path) as stream:
+        name = likely_encoding(stream.read(HEAD))
+    if not _utf8(options) or name == "utf-8":
+        return options, []
+    return dataclasses.replace(options, encoding=name), [f"its text is {name}"]
+
+
 def _lines(file: SourceFile, options: CsvOptions) -> tuple[list[str], list[str]]:
     """The first and the last whole lines of the file, where these are cheap to reach."""
     with open_bytes(file.path) as stream:
-        text: Any = stream if _utf8(options) else recode(stream, options.encoding, file.shown)
+        text: Any = stream if _utf8(options) else recode(stream, options.encoding, file)
         head = text.read(HEAD).removeprefix(b"\xef\xbb\xbf")
         if len(head) < HEAD:
             lines = _decoded(head)
@@ -156,7 +171,7 @@ class _Look:
         for number, row in enumerate(rows):
             whole = len(row.fields) == width and not (options.trailing_delimiter and row.fields[-1])
             row.fits = whole and not bad[number]
-            row.foreign = not whole or (bad[number] > 0 and 2 * bad[number] >= typed[number])
+            row.foreign = not whole or (bad[number] > 0 and 2 * bad[number] > typed[number])
         return rows
 
     def _misread(self, options: CsvOptions) -> float:
@@ -181,6 +196,9 @@ class _Look:
         found = self._columns(options)
         if self._named(found) and len(set(found)) == len(found):
             return options, []
+        if len(set(found)) < len(found) == len(self.names) and options.header:
+            said = dataclasses.replace(options, header=False, skip=self._first(options) + 1, skip_after_header=0)
+            return said, ["its header has a name twice, and as many names as are declared"]
         for delimiter in dict.fromkeys((options.delimiter, *DELIMITERS)) if options.header else ():
             said = dataclasses.replace(options, delimiter=delimiter)
             for place, line in enumerate(self.head[:LONGEST_PREAMBLE]):

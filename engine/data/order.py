@@ -417,7 +417,7 @@ def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> tuple
     """
     by = ids if known in ids else [*ids, known]
     order, tied = _by_values(duplicates, by)
-    same = tied if known in ids else _equal_neighbours(duplicates.take(pa.array(order)), ids)
+    same = tied if known in ids else equal_neighbours(duplicates.take(pa.array(order)), ids)
     winners = np.ones(len(order), bool)  # places in `order`
     winners[1 if keep == "first" else 0 : len(order) if keep == "first" else -1] = ~same
     starts = np.flatnonzero(np.diff(tied.astype(np.int8), prepend=0, append=0) == 1)
@@ -443,10 +443,10 @@ def _texts(rows: pa.Table) -> list[str]:
 def _by_values(table: pa.Table, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(order of the rows by the columns, nulls last; bool[n - 1] whether a row equals the next one in that order)."""
     order = np.asarray(pc.sort_indices(table, [(name, "ascending") for name in names])).astype(np.int64)
-    return order, _equal_neighbours(table.select(names).take(pa.array(order)), names)
+    return order, equal_neighbours(table.select(names).take(pa.array(order)), names)
 
 
-def _equal_neighbours(table: pa.Table, names: list[str]) -> np.ndarray:
+def equal_neighbours(table: pa.Table, names: list[str]) -> np.ndarray:
     """bool[n - 1]: whether a row equals the next one in these columns; null equals null."""
     same = np.ones(max(table.num_rows - 1, 0), bool)
     for name in names:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.data.arrow_types import TIMESTAMP, type_name
+from engine.config import schema
+from engine.data.arrow_types import TIMESTAMP, declarable, is_uuid, type_name
 from engine.errors import UserError
 
 TRUE = ("true", "True", "TRUE", "1", "t", "T", "yes", "Yes", "YES", "y", "Y")
@@ -45,6 +46,33 @@ class Parsed:
     reason: str = ""
 
 
+class UnrelatedError(UserError):
+    """Two types that have nothing to do with each other; `found` is the one of the file, text where it is a string."""
+
+    def __init__(self, declared: pa.DataType, found: pa.DataType, shown: str | None = None) -> None:
+        super().__init__(f"must be {type_name(declared)}, found {shown or type_name(found)}")
+        self.found = found
+
+    def advice(self, key: str, path: str | None = None) -> str:
+        """What to declare at the config key of the column instead, as words of a command line; `path` is its place in a
+        file, None for the result of a query.
+        """
+        name = declarable(self.found)
+        if name is not None:
+            return f": declare the type that it has, {schema.word(f'{key}.type', name)}"
+        field = next((item for item in _fields(self.found) if declarable(item.type)), None)
+        if field is None:
+            return ": no type can be declared for it, leave the column out"
+        if path is None:
+            return f": select one of its fields, such as {field.name}"
+        words = {f"{key}.type": declarable(field.type), f"{key}.path": f"{path}.{field.name}"}
+        return f": declare one of its fields, {' '.join(schema.word(*item) for item in words.items())}"
+
+
+def _fields(kind: pa.DataType) -> list[pa.Field]:
+    return [kind.field(place) for place in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+
+
 def to_type(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     """`array` as `kind`, null for null, every value that cannot be kept exactly listed in `bad`.
 
@@ -57,7 +85,12 @@ def _converted(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
     if isinstance(array, pa.ExtensionArray):
-        array = array.storage
+        if is_uuid(array.type) and not pa.types.is_binary(kind):
+            array = _uuid_texts(array, kind)
+        else:
+            array = array.storage
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
     if pa.types.is_dictionary(array.type):
         array = _decode_dictionary(array)
     if array.type.equals(kind) and kind != pa.string():
@@ -69,6 +102,12 @@ def _converted(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     _refuse_unrelated(array.type, kind)
     reason = f"cannot be kept exactly as {type_name(kind)}"
     return _piecewise(array, kind, lambda part: _cast(part, kind, reading), reason, lambda part: _changes(part, kind))
+
+
+def _uuid_texts(array: pa.ExtensionArray, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_string(kind):
+        raise UnrelatedError(kind, array.type, "UUIDs")
+    return pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
 
 
 _NONE = np.zeros(0, np.int64)
@@ -120,7 +159,7 @@ def _refuse_unrelated(found: pa.DataType, declared: pa.DataType) -> None:
         "binary": pa.types.is_binary(declared) and not pa.types.is_fixed_size_binary(found),
     }
     if any(related.values()) and not found.equals(declared):
-        raise UserError(f"must be {type_name(declared)}, found {type_name(found)}: declare the type that the file has")
+        raise UnrelatedError(declared, found)
 
 
 Convert = Callable[[pa.Array], pa.Array]
@@ -243,7 +282,7 @@ def _from_text(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     if pa.types.is_string(kind):
         return Parsed(decoded.values.cast(kind), decoded.bad, decoded.reason)
     if pa.types.is_nested(kind):
-        raise UserError(f"must be {type_name(kind)}, found text: declare string")
+        raise UnrelatedError(kind, pa.string(), "text")
     text = pc.utf8_trim_whitespace(decoded.values.cast(pa.string()))
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
     text = _plain_number(text, kind, reading)
@@ -304,7 +343,7 @@ def _text_reader(kind: pa.DataType, reading: Reading) -> Callable[[pa.Array], pa
     if pa.types.is_floating(kind):
         return lambda text: _floats(text, kind)
     if pa.types.is_duration(kind):
-        raise UserError(f"must be {type_name(kind)}, found text: declare string or a number")
+        raise UnrelatedError(kind, pa.string(), "text")
     return lambda text: text.cast(kind)
 
 

@@ -123,7 +123,7 @@ def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
         raise PolicyError(
             f"{place_of(locate(finding.positions[:1])[0], tally.part)}{where}: {finding.reason}, "
             f"found {finding.values[0]!r} ({len(finding.positions)} such in this batch); "
-            "mend the data, or set on_violation to quarantine, null or warn"
+            f"mend the data, or set {finding.key}=quarantine"
         )
     tally.counts[finding.column, finding.reason, finding.policy] += len(finding.positions)
     entry = {"part": tally.part, "column": finding.column or None, "reason": finding.reason, "policy": finding.policy}
@@ -140,13 +140,15 @@ def place_of(place: dict[str, Any], part: str) -> str:
     return f"{part}, row_id {place.get('row_id')!r}"
 
 
-def lose(lost: list[Lost], tally: Tally, file: str, policy: str, sensitive: bool) -> None:
-    """Account for rows that could not be cut into fields."""
+def lose(lost: list[Lost], tally: Tally, file: str, policy: str, sensitive: bool, key: str) -> None:
+    """Account for rows that could not be cut into fields; `key` gives the policy about them."""
     for item in lost:
         value = None if sensitive else item.text[:TEXT_LIMIT]
         if policy == "fail":
             found = "" if value is None else f"; found {value!r}"
-            raise PolicyError(f"{file}, row {item.number}: {item.reason}{found}")
+            raise PolicyError(
+                f"{file}, row {item.number}: {item.reason}{found}; mend the data, or set {key}=quarantine"
+            )
         tally.rows += 1
         tally.quarantined += 1
         tally.counts["", item.reason, "quarantine"] += 1

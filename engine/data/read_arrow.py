@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.config.tree import SourceConfig
-from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, evidence_of, match, typed
+from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, evidence_of, match, policy_key, typed
 from engine.data.files import SourceFile, is_compressed, unpacked
 from engine.errors import UserError
 
@@ -34,9 +34,9 @@ def read_parquet(
             legacy = [name for name in wanted if name in _int96(parquet)]
             if legacy:
                 columns = {name: names[place] for name, place in matched.places.items() if place is not None}
-                found = _within_reach(
-                    found, origin, {name: path for name, path in columns.items() if path in legacy}, source
-                )
+                columns = {name: path for name, path in columns.items() if path in legacy}
+                keys = {name: policy_key(file, name) for name in columns}
+                found = _within_reach(found, origin, columns, source, keys)
             yield from found
     except (pa.ArrowException, OSError, EOFError) as error:
         raise _refused(file, "Parquet", error) from None
@@ -62,7 +62,7 @@ def _int96(parquet: pq.ParquetFile) -> set[str]:
 
 
 def _within_reach(
-    chunks: Iterator[Chunk], origin: Any, columns: dict[str, str], source: SourceConfig
+    chunks: Iterator[Chunk], origin: Any, columns: dict[str, str], source: SourceConfig, keys: dict[str, str]
 ) -> Iterator[Chunk]:
     """INT96 holds days of which microseconds do not reach all, and Arrow lets those wrap around: read again in seconds,
     which reach them, and name the values where the two do not agree.
@@ -79,9 +79,8 @@ def _within_reach(
                 if len(bad):
                     column = source.columns[name]
                     shown = [None if column.sensitive else f"{whole[int(place)]} s since 1970" for place in bad]
-                    finding = Finding(
-                        name, bad, "lies beyond the years that microseconds reach", column.on_violation, shown
-                    )
+                    reason, policy = "lies beyond the years that microseconds reach", column.on_violation
+                    finding = Finding(name, bad, reason, policy, shown, keys[name])
                     chunk.findings.append(finding)
                     chunk.evidence = None  # what Arrow made of these is not what the file holds
                     chunk.table = _emptied(chunk.table, name, bad)

@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from engine.config import schema
 from engine.config.tree import CsvOptions, SourceConfig
 from engine.data import look
 from engine.data.arrow_types import TIMESTAMP, parse_type
 from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, evidence_of, match, typed
 from engine.data.cut import Piece, dialect, mapped_pieces, pieces, sift
-from engine.data.files import SourceFile, open_bytes, recode
+from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16
 from engine.data.parse import FALSE, TRUE, has_offset
 from engine.data.trim import at_least, more, without_comments, without_footer, without_lines
 from engine.errors import UserError
@@ -50,7 +51,7 @@ def _chunks(
 ) -> Iterator[Chunk]:
     options = source.csv
     if options.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
-        stream = recode(stream, options.encoding, file.shown)
+        stream = recode(stream, options.encoding, file)
     stream = without_footer(stream, options.footer)
     head, names = _head(stream, file, source)
     matched = match(names, source, file, lambda: look.advice(file, source, zone))
@@ -69,12 +70,7 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
     """(bytes after the header that were read already, column names)."""
     options = source.csv
     head = at_least(stream, _MARKS).removeprefix(_BOM)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{file.shown} is UTF-16 text: set csv.encoding to utf-16")
-    if b"\0" in head[:2]:
-        raise UserError(
-            f"{file.shown} seems to be UTF-16 text without a mark: set csv.encoding to utf-16-le or utf-16-be"
-        )
+    refuse_utf16(head, file)
     head = without_lines(stream, head, options.skip) if options.skip else _without_excel_line(head, file, options)
     head = without_comments(stream, head, options.comment)
     if not head:
@@ -95,7 +91,8 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
         text = head[:end].decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file.shown}: the header must be UTF-8, found byte 0x{head[error.start]:02x} at {error.start}: set csv.encoding"
+            f"{file.shown}: the header must be UTF-8, found byte 0x{head[error.start]:02x} at {error.start}: "
+            f"set {encoding_advice(file)}"
         ) from None
     try:
         names = next(csv.reader(io.StringIO(text, newline=""), **dialect(options)))
@@ -120,8 +117,10 @@ def _without_excel_line(head: bytes, file: SourceFile, options: CsvOptions) -> b
         return head
     if found[1] != options.delimiter.encode():
         said = found[1].decode("latin-1")
+        word = schema.word(f"data.sources.{file.source}.csv.delimiter", "\\t" if said == "\t" else said)
         raise UserError(
-            f"{file.shown}: its first line says that {said!r} separates fields, csv.delimiter is {options.delimiter!r}"
+            f"{file.shown}: its first line says that {said!r} separates fields, csv.delimiter is {options.delimiter!r}: "
+            f"set {word}"
         )
     return head[found.end() :]
 
@@ -143,6 +142,7 @@ class _Parser:
 
     def __init__(self, file: SourceFile, source: SourceConfig, zone: str, matched: Matched, width: int) -> None:
         self.file, self.source, self.zone = file, source, zone
+        self.ragged = f"data.sources.{file.source}.csv.ragged"
         self.extra = f"f{width}" if source.csv.trailing_delimiter else None
         self.names = [f"f{place}" for place in range(width)] + ([self.extra] if self.extra else [])
         self.places = {name: f"f{place}" for name, place in matched.places.items() if place is not None}
@@ -232,7 +232,7 @@ class _Parser:
         hidden = any(column.sensitive for column in self.source.columns.values())
         shown = [None if hidden else as_text(column[int(place)]) for place in places]
         reason = f"has {len(self.names)} fields, must have {len(self.names) - 1} and a delimiter"
-        return [Finding("", places, reason, self.source.csv.ragged, shown)]
+        return [Finding("", places, reason, self.source.csv.ragged, shown, self.ragged)]
 
     def _read_typed(self, piece: bytes, quoted: bool) -> pa.Table:
         kinds = {
@@ -251,17 +251,33 @@ class _Parser:
         return [*self.places.values(), *([self.extra] if self.extra else [])]
 
     def _read_bytes(self, piece: bytes) -> tuple[pa.Table, list[Lost]]:
-        lost: list[Lost] = []
         kinds = {place: pa.binary() for place in self._wanted()}
         if not bytes(memoryview(piece)[:4096]).strip(b"\r\n") and not bytes(piece).strip(b"\r\n"):
             return pa.table({place: pa.array([], pa.binary()) for place in kinds}), []  # blank lines only
+        if _is_utf8(piece):
+            return self._read_rows(piece, kinds, [])
+        try:
+            return self._read_rows(piece, kinds, None)
+        except pa.ArrowInvalid:  # rows of another length: Arrow hands them out as text only, so a letter a byte
+            table, lost = self._read_rows(bytes(piece).decode("latin-1").encode("utf-8"), kinds, [])
+        columns = [
+            [value and value.decode("utf-8").encode("latin-1") for value in column.to_pylist()] for column in table
+        ]
+        for item in lost:
+            item.text = item.text.encode("latin-1").decode("utf-8", "backslashreplace")
+        return pa.table([pa.array(column, pa.binary()) for column in columns], table.column_names), lost
+
+    def _read_rows(
+        self, piece: bytes, kinds: dict[str, pa.DataType], lost: list[Lost] | None
+    ) -> tuple[pa.Table, list[Lost]]:
+        """(columns of the types, rows of another length; where `lost` is None these are an error)."""
         table = pyarrow.csv.read_csv(
             pa.BufferReader(piece),
             pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=len(piece) + 1),
             self._parse_options(lost),
             self._convert_options(kinds),
         )
-        return table, lost
+        return table, lost or []
 
     def _messy(self, stream: Iterator[Piece]) -> Iterator[tuple[Chunk, int]]:
         """The rest of a file from the first misplaced quote on: rows that break the quoting are lost, the others read."""
@@ -280,8 +296,6 @@ class _Parser:
 
         def note(row: Any) -> str:
             reason = f"has {row.actual_columns} fields, must have {row.expected_columns}"
-            if options.ragged == "fail":
-                reason += " (csv.ragged=fail)"
             assert lost is not None
             lost.append(Lost(row.number, row.text, reason))
             return "skip"
@@ -306,6 +320,14 @@ class _Parser:
             false_values=list(FALSE),
             decimal_point=self.source.csv.decimal,
         )
+
+
+def _is_utf8(piece: Any) -> bool:
+    try:
+        str(memoryview(piece), "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _holds_hexadecimal(piece: Any) -> bool:

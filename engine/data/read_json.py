@@ -14,9 +14,9 @@ import pyarrow.json
 
 from engine.config.tree import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
-from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, typed
+from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, policy_key, typed
 from engine.data.cut import pieces
-from engine.data.files import SourceFile, open_bytes, recode
+from engine.data.files import SourceFile, open_bytes, recode, refuse_utf16
 from engine.errors import UserError
 
 _ABSENT = object()
@@ -37,13 +37,15 @@ class _Stray(str):
 
 def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
     """Chunks of one file in file order; a key that no line has is a missing column."""
-    stream = open_bytes(file.path)
-    if source.csv.encoding.lower() not in ("utf-8", "utf8"):
-        stream = recode(stream, source.csv.encoding, file.shown)
+    opened = stream = open_bytes(file.path)
     first, seen = 1, set[str]()
     try:
+        if source.csv.encoding.lower() not in ("utf-8", "utf8"):
+            stream = recode(stream, source.csv.encoding, file)
         for cut in pieces(stream, b""):
             piece = cut.data.removeprefix(b"\xef\xbb\xbf") if first == 1 else cut.data
+            if first == 1:
+                refuse_utf16(piece, file)
             chunk, rows = _fast(piece, file, source, zone, seen, notes) or _careful(
                 piece, file, source, zone, seen, notes
             )
@@ -53,7 +55,7 @@ def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes
             first += rows
             yield chunk
     finally:
-        stream.close()
+        opened.close()
     if first == 1:
         raise UserError(f"{file.shown} is empty: it must hold at least one line")
     if not seen:
@@ -149,7 +151,9 @@ def _careful(
         raw[name] = pa.array(written, kind if pa.types.is_nested(kind) else pa.string())
         if len(bad):
             shown = [None if column.sensitive else str(values[i])[:TEXT_LIMIT] for i in bad]
-            mismatched.append(Finding(name, bad, f"is no {type_name(kind)}", column.on_violation, shown))
+            mismatched.append(
+                Finding(name, bad, f"is no {type_name(kind)}", column.on_violation, shown, policy_key(file, name))
+            )
     values_, findings = typed(raw, numbers, source, file, zone, notes)
     evidence = functools.partial(_as_written, piece, numbers.copy(), _paths(source))
     return Chunk(numbers, values_, [*mismatched, *findings], lost, evidence), len(records) + len(lost)
@@ -162,9 +166,10 @@ def _as_written(
     if name not in paths:
         return None
     lines = _lines(piece)
-    texts = [lines[numbers[place] - 1].decode("utf-8", "backslashreplace") for place in positions]
+    texts = [lines[numbers[place] - 1].decode("utf-8", "surrogateescape") for place in positions]
     found = [next(filter(None, (_value_text(text, path) for path in paths[name])), None) for text in texts]
-    return [text[:TEXT_LIMIT] if text else None for text in found]
+    raw = [text and text.encode("utf-8", "surrogateescape") for text in found]
+    return [text.decode("utf-8", "backslashreplace")[:TEXT_LIMIT] if text else None for text in raw]
 
 
 def _value_text(text: str, path: str) -> str | None:

@@ -30,7 +30,9 @@ def find(table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding]) 
     for place, (name, rule) in enumerate(rules.items()):
         positions = np.flatnonzero(np.asarray(broken.column(place).combine_chunks()) & ~gone)
         if len(positions):
+            hidden: list[str | None] = [None] * len(positions)
+            reason = f"breaks the rule {rule.holds}"
             findings.append(
-                Finding(name, positions, f"breaks the rule {rule.holds}", rule.on_violation, [None] * len(positions))
+                Finding(name, positions, reason, rule.on_violation, hidden, f"data.rules.{name}.on_violation")
             )
     return findings

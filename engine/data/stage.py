@@ -20,10 +20,10 @@ import pyarrow.ipc
 
 from engine.config import schema as config_schema
 from engine.config.tree import DataConfig, SourceConfig
-from engine.data import checks, lake, order, read_arrow, read_csv, read_json, rules
+from engine.data import checks, lake, look, order, read_arrow, read_csv, read_json, rules
 from engine.data.arrow_types import schema_of
 from engine.data.columns import FILE, Chunk, Finding
-from engine.data.files import SourceFile
+from engine.data.files import SourceFile, event_source
 from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
 from engine.runtime import digest, pool, storage
@@ -96,6 +96,8 @@ def stage(
                 if keep:
                     held.add(table)
         except UserError as error:
+            if isinstance(error, PolicyError) and file.format == "csv":
+                raise PolicyError(f"{error}.{look.advice(file, source, data.time_zone)}".removesuffix(".")) from None
             if isinstance(error, PolicyError) or pool.is_hopeless(error):
                 raise
             reason = str(error) if file.shown in str(error) else f"{file.shown}: {error}"
@@ -132,7 +134,7 @@ def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) 
     """The chunk's rows after the policies of the source and, where no query follows, of the event columns too."""
     shown, tally = staged.file.shown, staged.tally
     sensitive = any(column.sensitive for column in source.columns.values())
-    lose(chunk.lost, tally, shown, source.csv.ragged, sensitive)
+    lose(chunk.lost, tally, shown, source.csv.ragged, sensitive, f"data.sources.{staged.file.source}.csv.ragged")
     findings, table, numbers = list(chunk.findings), chunk.table, chunk.numbers
     findings += checks_of_events(table, data, staged.file.source, findings)
     findings = [chunk.shown(finding) for finding in findings]
@@ -150,16 +152,6 @@ def checks_of_events(table: pa.Table, data: DataConfig, source: str, known: list
     columns = {name: column for name, column in data.columns.items() if name in table.column_names}
     findings = checks.find(table, columns, data.time_zone, known)
     return findings + rules.find(table, data.rules, [*known, *findings])
-
-
-def event_source(data: DataConfig) -> str:
-    """The source that is the event table where there is no query. Raises UserError when that is not clear."""
-    if data.name in data.sources:
-        return data.name
-    rest = [name for name in data.sources if name not in data.tables]
-    if len(rest) != 1:
-        raise UserError(f"data.query must say how the events are made of the sources {', '.join(data.sources)}")
-    return rest[0]
 
 
 # -------------------------------------------------------------------------------------------------- staged files

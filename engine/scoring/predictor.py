@@ -15,7 +15,7 @@ from engine.config.tree import Column
 from engine.data.arrow_types import parse_type
 from engine.data.columns import as_text
 from engine.data.dataset import row_ids
-from engine.data.parse import Reading, to_type
+from engine.data.parse import Reading, UnrelatedError, to_type
 from engine.errors import UserError
 from engine.features.compute import raw_features
 from engine.features.profile import ProfileSpec
@@ -121,6 +121,8 @@ def _declared(what: str, table: pa.Table, columns: Mapping[str, Column], zone: s
         values = table.column(at).combine_chunks()
         try:
             parsed = to_type(values, kind, Reading(zone))
+        except UnrelatedError as error:
+            raise UserError(f"{what}: column {field.name!r} {error}: give it that type") from None
         except UserError as error:
             raise UserError(f"{what}: column {field.name!r} {error}") from None
         if len(parsed.bad):

@@ -269,7 +269,7 @@ def test_type_names_come_back(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "hint"), [("int46", "int64"), ("varchar", "decimal"), ("decimal(3,5)", "scale"), ("timestmp", "timestamp")]
+    ("kind", "hint"), [("int46", "int64"), ("varchar", "string"), ("decimal(3,5)", "scale"), ("timestmp", "timestamp")]
 )
 def test_an_unknown_type_names_the_nearest(kind: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
@@ -388,7 +388,7 @@ def test_the_line_in_which_excel_tells_the_delimiter_is_no_row(tmp_path: Path, e
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_without_a_mark_is_named(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "x.csv").write_bytes("a,b\n1,ä\n".encode(encoding))
-    with pytest.raises(UserError, match=r"seems to be UTF-16 text without a mark: set csv\.encoding to utf-16-le"):
+    with pytest.raises(UserError, match=rf"seems to be UTF-16 text without a mark: set .*encoding={encoding}"):
         read(tmp_path / "x.csv", {"a": "int64", "b": "string"})
     table, _ = read(tmp_path / "x.csv", {"a": "int64", "b": "string"}, csv={"encoding": encoding})
     assert table.to_pylist() == [{"a": 1, "b": "ä"}]
@@ -440,3 +440,23 @@ def test_a_column_that_holds_other_text_than_declared_is_found_out_at_once(kind:
     began = time.process_time()
     assert len(to_type(pa.array(["n/a?"] * 200_000), parse_type(kind), Reading()).bad) == 200_000
     assert time.process_time() - began < 4  # value by value it took 18 s
+
+
+@given(
+    st.lists(st.sampled_from([b"1,a", b"2,\xe9", b"\xe9,3,\xff", b"\xff", b'4,"\xe9\n"', b"5,\xc3\xa9"]), max_size=8),
+    st.integers(1, 30),
+)
+def test_rows_of_another_length_may_hold_bytes_that_are_no_text(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[bytes], piece: int
+) -> None:
+    path = tmp_path_factory.mktemp("c") / "x.csv"
+    path.write_bytes(b"\n".join([b"n,t", *rows]) + b"\n")
+    usual, cut.PIECE = cut.PIECE, piece
+    try:
+        _, found = read(path, {"n": "string", "t": "binary"})
+    finally:
+        cut.PIECE = usual
+    wrong = [
+        (number, row.decode("utf-8", "backslashreplace")) for number, row in enumerate(rows, 1) if row[:1] > b"\x7f"
+    ]
+    assert [(record["row"], record["value"]) for record in found.tally.records] == wrong
