@@ -46,8 +46,14 @@ def test_a_limit_that_is_not_said_is_that_of_training() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    [{"csv": {"skip": 2, "comment": "#"}}, {"csv": {"encoding": "cp1252"}}, {"format": "csv"}, {"refused": "skip"}, {"path": "b.csv"}],
-)  # fmt: skip
+    [
+        {"csv": {"skip": 2, "comment": "#"}},
+        {"csv": {"encoding": "cp1252"}},
+        {"format": "csv"},
+        {"refused": "skip"},
+        {"path": "b.csv"},
+    ],
+)
 def test_how_files_are_written_may_differ_at_scoring(source: dict[str, Any]) -> None:
     asked = config(**{**DATA, "sources": {"s": {**DATA["sources"]["s"], **source}}})
     assert with_spec_of(asked, bundle()).data.sources["s"] == asked.data.sources["s"]
