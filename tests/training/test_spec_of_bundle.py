@@ -27,7 +27,7 @@ def config(**data: Any) -> Config:
 
 def bundle() -> Any:
     trained = config(**DATA)
-    return SimpleNamespace(data=trained.data, features=trained.features)
+    return SimpleNamespace(data=trained.data, features=trained.features, model={"loss": "squared", "classes": []})
 
 
 @pytest.mark.parametrize(
