@@ -61,7 +61,8 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     try:
         submit.adopt_source(run)
         tracker = tracking.start(composed.config.tracking, run)
-        run.finish(step(composed.config, run))
+        with cluster.recorded(run):
+            run.finish(step(composed.config, run))
     except BaseException as error:
         run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         error.add_note(f"run directory: {run.directory}")

