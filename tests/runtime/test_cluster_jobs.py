@@ -134,6 +134,8 @@ def test_a_submitted_run_is_the_local_run(head, work, capfd, monkeypatch):
     assert record["chain"] == expected
     commit = subprocess.run(["git", "-C", str(work), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert record["submitted"]["git"]["commit"] == commit.stdout.strip() and record["submitted"]["patch"]
+    assert record["submitted"]["versions"]["nodes"] and not record["submitted"]["versions"]["differences"]
+    assert record["cluster"]["nodes"] and not record["cluster"]["differences"]
     assert "+# changed since" in (directory / "source.patch").read_text()
 
 
