@@ -27,7 +27,7 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, storage, versions
+from engine.runtime import environment, storage, terminal, versions
 from engine.runtime.run import Run
 
 LOOPBACK = "127.0.0.1"
@@ -259,7 +259,7 @@ def _check_nodes(ray: Any, opened: Session) -> None:
     place["cluster"] = found
     if run is not None:
         run.save()
-    warn = run.warn if run is not None else lambda text: sys.stderr.write(f"warning: {text}\n")
+    warn = run.warn if run is not None else lambda text: terminal.err(f"warning: {text}\n")
     check_versions(found["differences"], warn)
 
 
