@@ -470,6 +470,26 @@ def test_late_steps_and_odd_names_and_values_reach_the_server(tmp_path, monkeypa
     assert json.loads((directory / "tracking.json").read_text())["state"] == "complete"
 
 
+def test_late_points_of_a_live_run_reach_the_server(tmp_path, monkeypatch) -> None:
+    directory = make_run(tmp_path, "20260101T000000-abcdef")
+    record = {**tracking.load_record(directory), "tracking": {"id": directory.name, "layout": tracking.LAYOUT}}
+    with serving() as fake:
+        for name, value in online(fake).items():
+            monkeypatch.setenv(name, value)
+        mirror = tracking.mirror_of(directory, record, TrackingConfig(kind="wandb", mode="online"))
+        feed = tracking.Feed(directory, mirror, mirror.open())
+        lines(directory, {"step": 9, "train/loss": 0.5})
+        feed.send(math.inf)
+        lines(directory, {"step": 4, "valid/roc_auc": 0.75}, {"step": 9, "valid/roc_auc": 0.8})
+        feed.send(math.inf)
+        mirror.finish(record, {}, True)
+        assert feed.lacking() == []
+        assert set(fake.points(directory.name)) == {
+            (1, "train/loss", 0.7), (2, "train/loss", 0.6), (9, "train/loss", 0.5), (4, "valid/roc_auc", 0.75),
+            (9, "valid/roc_auc", 0.8),
+        }  # fmt: skip
+
+
 def drifted(folder: Path) -> Path:
     """A monitoring run, its dataset in the store, and beside it a bundle with rows of data."""
     chain = {"dataset": sha("d")}

@@ -143,7 +143,7 @@ def joined(tmp_path, monkeypatch) -> Iterator[dict[str, Any]]:
 
 def test_a_session_with_nodes_of_another_engine_is_never_opened(joined) -> None:
     joined["nodes"] = {"n": other(digest="b" * 64, pyarrow="24.0")}
-    run = Run.create("train", joined["config"], {})
+    run = Run.create("train", joined["config"], schema.plain(joined["config"]))
     with pytest.raises(UserError, match=r"engine .*1\.0 \(a{12}\) +1\.0 \(b{12}\)"), cluster.recorded(run):
         with cluster.session(joined["config"]):
             pytest.fail("it was opened")
@@ -154,7 +154,7 @@ def test_a_session_with_nodes_of_another_engine_is_never_opened(joined) -> None:
 
 def test_a_session_with_other_packages_warns_once_and_is_recorded(joined, capfd) -> None:
     joined["nodes"] = {"n": other(pyarrow="24.0", python="3.11.9")}
-    run = Run.create("train", joined["config"], {})
+    run = Run.create("train", joined["config"], schema.plain(joined["config"]))
     with cluster.recorded(run):
         for _ in range(2):
             with cluster.session(joined["config"]):
@@ -168,7 +168,7 @@ def test_a_session_with_other_packages_warns_once_and_is_recorded(joined, capfd)
 
 
 def test_a_run_that_goes_on_keeps_what_each_attempt_ran_on(joined, monkeypatch) -> None:
-    run = Run.create("train", joined["config"], {})
+    run = Run.create("train", joined["config"], schema.plain(joined["config"]))
     with cluster.recorded(run), cluster.session(joined["config"]):
         pass
     run.fail(KeyboardInterrupt(), "interrupted")
@@ -241,7 +241,8 @@ def test_other_packages_warn_and_reach_the_runs_record(submitting, tmp_path, mon
     assert "0.60" in capfd.readouterr().err and len(jobs.sent) == 2
     source = jobs.sent[1]["runtime_env"]["env_vars"][submit.SOURCE_VARIABLE]
     monkeypatch.setenv(submit.SOURCE_VARIABLE, source)
-    run = Run.create("train", schema.build(Config, {"name": "x", "paths": {"runs": str(tmp_path / "runs")}}), {})
+    config = schema.build(Config, {"name": "x", "paths": {"runs": str(tmp_path / "runs")}})
+    run = Run.create("train", config, schema.plain(config))
     submit.adopt_source(run)
     record = json.loads((run.directory / "run.json").read_text())["submitted"]["versions"]
     assert [row["package"] for row in record["differences"]] == ["numba"] and record["nodes"]["n"]["engine"] == "1.0"
