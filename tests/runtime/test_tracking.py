@@ -471,7 +471,7 @@ def test_late_steps_and_odd_names_and_values_reach_the_server(tmp_path, monkeypa
 
 
 def test_late_points_of_a_live_run_reach_the_server(tmp_path, monkeypatch) -> None:
-    directory = make_run(tmp_path, "20260101T000000-abcdef")
+    directory = make_run(tmp_path, "20260101T000000-fedcba")
     record = {**tracking.load_record(directory), "tracking": {"id": directory.name, "layout": tracking.LAYOUT}}
     with serving() as fake:
         for name, value in online(fake).items():
