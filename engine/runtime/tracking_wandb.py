@@ -40,6 +40,7 @@ class WandbMirror:
         self.folder = directory / "wandb"
         self._run: Any = None
         self._last = -1
+        self._unreached = ""
 
     def open(self) -> int:
         """Online goes on after the server's last row; offline the segment is written anew from the first."""
@@ -49,9 +50,9 @@ class WandbMirror:
                 self._last = self._taken_up()
                 return self._last
             except Exception as error:
-                sys.stderr.write(
-                    f"W&B cannot go on with the run ({type(error).__name__}: {error}): the mirror is kept offline\n"
-                )
+                self._unreached = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                sys.stderr.write(f"W&B cannot go on with the run ({self._unreached}): the mirror is kept offline\n")
+                _import_wandb(self.folder).teardown(exit_code=1)  # it holds the id of the run that could not begin
         for segment in self.folder.glob("offline-run-*"):
             shutil.rmtree(segment)
         self._init("offline")
@@ -124,6 +125,10 @@ class WandbMirror:
                     failed.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         where = str(Path(run.dir).parent if self.options.mode == "offline" else run.url or Path(run.dir).parent)
         run.finish(exit_code=0 if done else 1)
+        if self._unreached:
+            raise RuntimeError(
+                f"W&B could not be reached ({self._unreached}); the points are in {Path(run.dir).parent}"
+            )
         if failed:
             raise RuntimeError(f"the points are sent, but not all that goes with them: {'; '.join(failed)}")
         return where

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -386,6 +387,7 @@ def test_a_bad_endpoint_changes_nothing_and_the_mirror_is_repaired_later(tmp_pat
         assert float(re.search(r"overhead: tracking ([\d.]+) s", err).group(1)) < 2  # it waits for one second at most
         assert seconds < 3 * plain[0] + 10  # and not for the endpoint; a machine may be shared with other tests
         wait_for(lambda: (directory / "tracking.json").exists())
+        assert json.loads((directory / "tracking.json").read_text())["state"] == "incomplete"
     with serving() as good:
         process = start(tmp_path, "track", "sync", str(directory), **online(good))
         _, err = process.communicate(timeout=120)
@@ -476,6 +478,7 @@ def test_late_points_of_a_live_run_reach_the_server(tmp_path, monkeypatch) -> No
     with serving() as fake:
         for name, value in online(fake).items():
             monkeypatch.setenv(name, value)
+        wandb.teardown()  # what another test has told the library of its endpoint
         mirror = tracking.mirror_of(directory, record, TrackingConfig(kind="wandb", mode="online"))
         feed = tracking.Feed(directory, mirror, mirror.open())
         lines(directory, {"step": 9, "train/loss": 0.5})
@@ -488,6 +491,25 @@ def test_late_points_of_a_live_run_reach_the_server(tmp_path, monkeypatch) -> No
             (1, "train/loss", 0.7), (2, "train/loss", 0.6), (9, "train/loss", 0.5), (4, "valid/roc_auc", 0.75),
             (9, "valid/roc_auc", 0.8),
         }  # fmt: skip
+
+
+def test_a_mirror_that_could_not_reach_its_server_keeps_the_points_and_is_not_called_complete(
+    tmp_path, monkeypatch
+) -> None:
+    directory = make_run(tmp_path, "20260101T000000-fedcbb")
+    record = {**tracking.load_record(directory), "tracking": {"id": directory.name, "layout": tracking.LAYOUT}}
+    with serving("errors") as bad:
+        for name, value in online(bad).items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()
+        mirror = tracking.mirror_of(directory, record, TrackingConfig(kind="wandb", mode="online", timeout="4s"))
+        feed = tracking.Feed(directory, mirror, mirror.open())
+        feed.send(math.inf)
+        with pytest.raises(RuntimeError, match=r"could not be reached .*the points are in .*offline-run-"):
+            mirror.finish(record, {}, True)
+    with serving() as good:
+        synced(directory, good)
+        assert set(good.points(directory.name)) == {(1, "train/loss", 0.7), (2, "train/loss", 0.6)}
 
 
 def drifted(folder: Path) -> Path:
