@@ -26,7 +26,7 @@ def check(
 def _rows(data: DataConfig, manifest: dict[str, Any], previous: dict[str, Any] | None) -> list[str]:
     rows, found = manifest["rows"], []
     if rows == 0:
-        found.append("it must hold at least one row, found none")
+        found.append(f"it must hold at least one row, found none{_whence(manifest['accounting'])}")
     if rows < data.min_rows:
         found.append(f"it must hold at least {data.min_rows:,} rows (min_rows), found {rows:,}")
     if data.max_rows is not None and rows > data.max_rows:
@@ -38,6 +38,16 @@ def _rows(data: DataConfig, manifest: dict[str, Any], previous: dict[str, Any] |
                 f"its rows may change by {data.max_row_change} (max_row_change), found {previous['rows']:,} -> {rows:,}"
             )
     return found
+
+
+def _whence(accounting: dict[str, Any]) -> str:
+    """What the files held, where no row came out of them."""
+    files = accounting["files"]
+    if accounting["rows_in"]:
+        return f": of {accounting['rows_in']:,} rows in {len(files)} files {accounting['quarantined']:,} were set aside"
+    refused = f", {accounting['refused_files']} of them refused" if accounting["refused_files"] else ""
+    shown = f"{files[0]['file']}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
+    return f", because the files hold no rows ({shown}{refused})"
 
 
 def _nulls(

@@ -366,6 +366,11 @@ def encoding_advice(file: SourceFile) -> str:
         return schema.word(f"data.sources.{file.source}.csv.encoding", likely_encoding(stream.read(1 << 16)))
 
 
+def skip_advice(file: SourceFile) -> str:
+    """How to go on without files that cannot be read."""
+    return f"; to leave such files out, set data.sources.{file.source}.refused=skip"
+
+
 def refuse_utf16(head: bytes, file: SourceFile) -> None:
     """Raises UserError where a text that is to be UTF-8 begins as UTF-16 does."""
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import SourceConfig
 from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, evidence_of, match, policy_key, typed
-from engine.data.files import SourceFile, is_compressed, unpacked
+from engine.data.files import SourceFile, is_compressed, skip_advice, unpacked
 from engine.errors import UserError
 
 BATCH_ROWS = 1 << 17
@@ -135,6 +135,8 @@ def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
 def _refused(file: SourceFile, kind: str, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"{file.shown} must exist, found nothing")
+    if file.size == 0:
+        return UserError(f"{file.shown} is empty: it must hold the header and the footer of {kind}{skip_advice(file)}")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"{file.shown} cannot be read as {kind}: {reason}")
 

@@ -26,7 +26,7 @@ from engine.data import look
 from engine.data.arrow_types import TIMESTAMP, parse_type
 from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, evidence_of, match, typed
 from engine.data.cut import Piece, dialect, mapped_pieces, pieces, sift
-from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16
+from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16, skip_advice
 from engine.data.parse import FALSE, TRUE, has_offset
 from engine.data.trim import at_least, more, without_comments, without_footer, without_lines
 from engine.errors import UserError
@@ -107,7 +107,7 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
 def _empty(file: SourceFile, options: CsvOptions, wanted: str) -> str:
     used = [name for name in ("skip", "footer", "comment") if getattr(options, name)]
     without = " beside what csv." + " and csv.".join(used) + " leave out" if used else ""
-    return f"{file.shown} is empty: it must hold at least {wanted}{without}"
+    return f"{file.shown} is empty: it must hold at least {wanted}{without}{skip_advice(file)}"
 
 
 def _without_excel_line(head: bytes, file: SourceFile, options: CsvOptions) -> bytes:

@@ -16,7 +16,7 @@ from engine.config.tree import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, policy_key, typed
 from engine.data.cut import pieces
-from engine.data.files import SourceFile, open_bytes, recode, refuse_utf16
+from engine.data.files import SourceFile, open_bytes, recode, refuse_utf16, skip_advice
 from engine.errors import UserError
 
 _ABSENT = object()
@@ -57,7 +57,7 @@ def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes
     finally:
         opened.close()
     if first == 1:
-        raise UserError(f"{file.shown} is empty: it must hold at least one line")
+        raise UserError(f"{file.shown} is empty: it must hold at least one line{skip_advice(file)}")
     if not seen:
         raise UserError(f"{file.shown} must hold one JSON object a line, found none in {first - 1:,} lines")
     notes.update(match(sorted(seen), source, file).notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import gzip
 import io
 import shlex
 from pathlib import Path
@@ -322,3 +323,49 @@ def test_a_column_that_is_declared_in_short_takes_words_about_its_keys(tmp_path:
 def test_a_choice_called_null_may_be_written_as_yaml_reads_it() -> None:
     found = schema.build(SourceColumn, {"type": "string", "missing": None, "on_violation": None})
     assert (found.missing, found.on_violation) == ("null", "null")
+
+
+# ----------------------------------------------------------------------------------------------------- empty files
+
+EMPTY = pa.schema([("id", pa.string()), ("at", pa.timestamp("us", "UTC")), ("amount", pa.float64())]).empty_table()
+
+
+def empty_file(path: Path, form: str) -> None:
+    if form == "no bytes":
+        path.write_bytes(b"")
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(b"" if form == "blank" else b"id,at,amount\n"))
+    elif path.suffix == ".parquet":
+        pq.write_table(EMPTY, path)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_file(str(path), EMPTY.schema):
+            pass
+    else:
+        path.write_text("\n\n" if form == "blank" else "id,at,amount\n")
+
+
+CASES = [
+    *((form, suffix) for form in ("no bytes", "blank") for suffix in ("csv", "csv.gz", "jsonl")),
+    *(("no bytes", suffix) for suffix in ("parquet", "arrow")),
+    *(("no rows", suffix) for suffix in ("csv", "csv.gz", "parquet", "arrow")),
+]
+
+
+@pytest.mark.parametrize(("form", "suffix"), CASES)
+def test_an_empty_file_alone_is_an_error_that_names_it_and_beside_others_it_can_be_left_out(
+    tmp_path: Path, form: str, suffix: str
+) -> None:
+    empty_file(tmp_path / f"a.{suffix}", form)
+    with pytest.raises(UserError, match=rf"a\.{suffix} is empty|because the files hold no rows \(.*a\.{suffix}\)"):
+        build(config(tmp_path, {"path": str(tmp_path), **section(f"a.{suffix}")}))
+    (tmp_path / "b.csv").write_text(table(*LINES))
+    (found,) = ways_out(tmp_path, section("?.*"))
+    assert found.rows == 9
+    refused = found.manifest["accounting"]["refused_files"]
+    assert refused == (form != "no rows")
+
+
+def test_files_of_which_every_row_is_set_aside_are_told_from_files_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(table("1,never,1"))
+    with pytest.raises(UserError, match="of 1 rows in 1 files 1 were set aside"):
+        build(config(tmp_path, {"path": str(tmp_path), **section(max_quarantine="100%")}))
