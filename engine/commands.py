@@ -143,6 +143,13 @@ COMMANDS: dict[str, Command] = {
         usage="RUN [trust=DIGEST] [--code recorded|current] [--from LINK] [--inputs DIR] [--build-env] [--keep DIR] [--json]",
         options=("--code WHICH", "--from LINK", "--inputs DIR", "--build-env", "--keep DIR", "--json"),
     ),
+    "verify": Command(
+        "engine.lifecycle.verify:verify",
+        "every file of the store and of the runs against what was written; exit code 2 names what is damaged",
+        plain=True,
+        usage="[FOLDER ...] [--json]",
+        options=("--json",),
+    ),
     "compare": Command(
         "engine.lifecycle.compare:compare",
         "what differs between runs: code, config, data, environment, metrics, cost",

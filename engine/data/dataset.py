@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 
 from engine.data.arrow_types import schema_of
 from engine.errors import UserError, nearest
-from engine.runtime import digest, storage
+from engine.runtime import digest, records, seal, storage
+from engine.runtime.seal import Seal
 
 FORMAT = 1
 PART_ROWS = 262_144
 ROW_GROUP = 65_536
 MANIFEST = "manifest.json"
+REMEDY = "Run `ingest` again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Dataset:
 
     directory: Path
     manifest: dict[str, Any]
+    seal: Seal
 
     @property
     def name(self) -> str:
@@ -88,6 +91,10 @@ class Dataset:
 
     # ---------------------------------------------------------------------------------------------- reading
 
+    def path(self, file: str) -> Path:
+        """Where a file of the dataset is, which must be what ingest wrote. Raises records.Damaged."""
+        return self.seal.check(self.directory, file, REMEDY)
+
     def read(self, columns: list[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
         """Rows [start, stop) of the named columns, in dataset order; only the parts and columns needed are read."""
         batches = list(self.batches(columns, rows, PART_ROWS))
@@ -121,13 +128,11 @@ class Dataset:
                 count = min(batch_rows, high - at)
                 yield pa.RecordBatch.from_struct_array(pa.array([{}] * count, pa.struct([])))
             return
-        path = storage.inside(self.directory, part.file)
+        path = self.path(part.file)
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 first, last = low // ROW_GROUP, (high - 1) // ROW_GROUP
                 table = file.read_row_groups(list(range(first, last + 1)), columns=schema.names, use_threads=True)
-        except FileNotFoundError:
-            raise UserError(f"{path} must exist, found nothing: the dataset is damaged. Run `ingest` again") from None
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}). Run `ingest` again") from None
         table = table.select(schema.names).cast(schema).slice(low - first * ROW_GROUP, high - low)
@@ -160,7 +165,7 @@ class Dataset:
         """A side table. Raises UserError for an unknown one."""
         entry = self._table(name)
         schema = schema_of({item["name"]: item["type"] for item in entry["columns"]})
-        path = storage.inside(self.directory, entry["file"])
+        path = self.path(entry["file"])
         try:
             return storage.read_parquet(path).select(schema.names).cast(schema)
         except (OSError, pa.ArrowException) as error:
@@ -178,12 +183,14 @@ class Dataset:
 
 def open_dataset(directory: Path | str) -> Dataset:
     """The dataset in a folder of the store. Raises UserError when there is none, or of another format."""
-    manifest = storage.read_json(Path(directory) / MANIFEST)
+    directory = Path(directory)
+    found = seal.read(directory)
+    manifest = records.read(found.check(directory, MANIFEST, REMEDY), dict[str, Any])
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{directory} has dataset format {manifest.get('format')}, this engine reads {FORMAT}: run `ingest` again"
         )
-    return Dataset(Path(directory), manifest)
+    return Dataset(directory, manifest, found)
 
 
 def row_ids(table: pa.Table, id_columns: list[str]) -> pa.Array:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +33,19 @@ from engine.data.policy import EQUAL, Tally, apply, place_of, quarantine
 from engine.data.stage import Staged
 from engine.data.write import Written, canonical, write_parts
 from engine.errors import UserError, nearest
-from engine.runtime import digest, environment, storage
+from engine.runtime import digest, environment, records, seal, storage
 from engine.runtime.run import Run
 
 RECIPE_FORMAT = 1
 LATEST = "latest.json"
+
+
+class Latest(TypedDict):
+    """latest.json: the dataset that was ingested last under a name."""
+
+    recipe: str
+    entry: str
+    digest: records.Digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +102,25 @@ def ensure(config: Config, run: Run) -> Dataset:
     if config.split.snapshot:
         return _snapshot(config, run)
     plan = make_plan(config, run)
-    if not (plan.entry / MANIFEST).exists():
+    if not _is_stored(plan, run):
         with _alone(plan, run), _plain_allocator():
-            if not (plan.entry / MANIFEST).exists():
+            if not _is_stored(plan, run):
                 _build(plan, run)
     dataset = open_dataset(plan.entry)
     _record(dataset, run)
     return dataset
+
+
+def _is_stored(plan: Plan, run: Run) -> bool:
+    """Whether the store has an entry of the recipe that can be opened; of one that is damaged the run says so."""
+    if not plan.entry.exists():
+        return False
+    try:
+        open_dataset(plan.entry)
+    except UserError as error:
+        run.warn(f"{error}. It is made again")
+        return False
+    return True
 
 
 def _snapshot(config: Config, run: Run) -> Dataset:
@@ -281,7 +301,8 @@ def _build(plan: Plan, run: Run) -> list[Staged]:
         _write_beside(plan, folder, manifest, tallies, tables, written)
         _make_room(plan, manifest)
     storage.write_json(
-        plan.folder / LATEST, {"recipe": plan.recipe, "entry": plan.entry.name, "digest": manifest["digest"]}
+        plan.folder / LATEST,
+        seal.checked({"recipe": plan.recipe, "entry": plan.entry.name, "digest": manifest["digest"]}),
     )
     _forget_stale(plan)
     _report(manifest, run)
@@ -646,7 +667,7 @@ def _accounting(staged: list[Staged], tallies: list[Tally]) -> dict[str, Any]:
 def _previous(plan: Plan) -> dict[str, Any] | None:
     """Manifest of the dataset that was ingested last under this name, unless it is this very recipe."""
     with contextlib.suppress(UserError):
-        latest = storage.read_json(plan.folder / LATEST)
+        latest = seal.read_checked(plan.folder / LATEST, Latest)
         if latest["recipe"] != plan.recipe:
             return open_dataset(plan.folder / latest["entry"]).manifest
     return None
@@ -669,6 +690,7 @@ def _write_beside(
         folder / "profile.json", profile.profile(written.rows, written.counts, written.sample, sensitive)
     )
     storage.write_json(folder / MANIFEST, manifest)
+    seal.write(folder)
 
 
 def _make_room(plan: Plan, manifest: dict[str, Any]) -> None:
@@ -677,10 +699,7 @@ def _make_room(plan: Plan, manifest: dict[str, Any]) -> None:
         return
     with contextlib.suppress(UserError):
         standing = open_dataset(plan.entry)
-        names = [part.file for part in standing.parts] + [
-            entry["file"] for entry in standing.manifest["tables"].values()
-        ]
-        if standing.digest == manifest["digest"] and all((plan.entry / name).is_file() for name in names):
+        if standing.digest == manifest["digest"] and not any(standing.seal.damaged(plan.entry)):
             return
     aside = plan.entry.with_name(f".{plan.entry.name}.{os.getpid()}.tmp")
     plan.entry.rename(aside)

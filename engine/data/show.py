@@ -9,9 +9,9 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import Config
 from engine.data.dataset import Dataset, open_dataset
-from engine.data.ingest import LATEST
+from engine.data.ingest import LATEST, Latest
 from engine.errors import UserError, nearest
-from engine.runtime import storage, terminal
+from engine.runtime import seal, storage, terminal
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -23,7 +23,7 @@ def show(config: Config, words: list[str]) -> int:
     """
     names = [word for word in words if not word.startswith("--")]
     dataset = newest(config, names[0] if names else config.data.name)
-    profile = storage.read_json(dataset.directory / "profile.json")
+    profile = storage.read_json(dataset.path("profile.json"))
     if "--json" in words:
         text = json.dumps({"manifest": dataset.manifest, "profile": profile}, indent=1, ensure_ascii=False)
     else:
@@ -40,7 +40,7 @@ def newest(config: Config, name: str) -> Dataset:
         hint = nearest(name, known) if known else f" {root} holds none: run `ingest` first."
         raise UserError(f"no dataset {name!r} in the store.{hint}")
     folder = storage.inside(root, name)
-    return open_dataset(storage.inside(folder, storage.read_json(folder / LATEST)["entry"]))
+    return open_dataset(storage.inside(folder, seal.read_checked(folder / LATEST, Latest)["entry"]))
 
 
 def page(dataset: Dataset, profile: dict[str, Any]) -> str:

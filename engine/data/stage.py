@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ from engine.data.columns import FILE, Chunk, Finding
 from engine.data.files import SourceFile, event_source
 from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
-from engine.runtime import digest, pool, storage
+from engine.runtime import digest, pool, records, seal, storage
 
 FORMAT = 3
 Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any]], Iterator[Chunk]]
@@ -176,25 +175,47 @@ def names(files: list[SourceFile], data: DataConfig) -> set[str]:
     return {_name(file, data) for file in files}
 
 
+class Record(TypedDict):
+    """What is kept of a staged file beside its rows."""
+
+    rows: records.Count
+    kept: records.Count
+    quarantined: records.Count
+    counts: list[list[Any]]
+    notes: dict[str, Any]
+    files: dict[str, seal.FileRecord]
+    check: records.Digest
+
+
 def _save(staged: Staged, data: DataConfig, folder: Path) -> None:
     tally, stem = staged.tally, folder / _name(staged.file, data)
-    storage.write_parquet(stem.with_name(f"{stem.name}.quarantine"), tally.table())
+    beside = [stem.with_name(f"{stem.name}.{ending}") for ending in ("quarantine", "arrow")]
+    storage.write_parquet(beside[0], tally.table())
     counts = [[*key, count] for key, count in sorted(tally.counts.items())]
-    storage.write_json(
-        stem.with_name(f"{stem.name}.json"),
-        {
-            "rows": tally.rows, "kept": tally.kept, "quarantined": tally.quarantined, "counts": counts,
-            "notes": staged.notes,
-        },
-    )  # fmt: skip
+    record = {
+        "rows": tally.rows, "kept": tally.kept, "quarantined": tally.quarantined, "counts": counts,
+        "notes": staged.notes, "files": {path.name: seal.record_of(path) for path in beside},
+    }  # fmt: skip
+    storage.write_json(stem.with_name(f"{stem.name}.json"), seal.checked(record))
+
+
+def damaged(record: Path) -> list[Path]:
+    """Of a staged record and the files that it names those that are not what was written."""
+    try:
+        files = seal.read_checked(record, Record)["files"]
+    except UserError:
+        return [record]
+    return [record.parent / name for name, entry in files.items() if not seal.is_whole(record.parent / name, entry)]
 
 
 def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
     """What an earlier ingest staged of this file under this schema; None where it did not, or where it is damaged."""
     name = _name(file, data)
     record, path = folder / f"{name}.json", folder / f"{name}.arrow"
+    if damaged(record):
+        return None
     try:
-        saved = json.loads(record.read_text(encoding="utf-8"))
+        saved = seal.read_checked(record, Record)
         records = storage.read_parquet(folder / f"{name}.quarantine")
         rows = sum(table.num_rows for table in order.read_ipc(path))
     except (OSError, ValueError, pa.ArrowException):

@@ -6,9 +6,11 @@ see it; and no more than the months in reach need be in memory. Bits do not depe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +18,9 @@ import pyarrow as pa
 from engine.config import units
 from engine.config.tree import ViewConfig
 from engine.data.dataset import Dataset
+from engine.errors import UserError
 from engine.features import moments
-from engine.runtime import digest, storage
+from engine.runtime import digest, seal, storage
 
 FORMAT = 1
 
@@ -55,7 +58,9 @@ class Inputs:
     def __init__(self, store: Path, dataset: Dataset, parts: Sequence[Part]) -> None:
         self.dataset, self.parts = dataset, parts
         self._path = storage.inside(store, "features", ".inputs", f"{dataset.name}-{dataset.digest[:16]}.json")
-        saved = storage.read_json(self._path) if self._path.exists() else {}
+        saved: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # none yet, or damaged: it is made again
+            saved = seal.read_checked(self._path)
         self._columns: dict[str, dict[str, str]] = saved.get("columns", {}) if saved.get("format") == FORMAT else {}
         self._spans: dict[str, dict[str, list[int]]] = saved.get("spans", {}) if saved.get("format") == FORMAT else {}
 
@@ -74,7 +79,8 @@ class Inputs:
             times = times[times != moments.NEVER]
             spans[part.name] = [int(times.min()), int(times.max())] if len(times) else []
         self._spans[as_of] = spans
-        storage.write_json(self._path, {"format": FORMAT, "columns": self._columns, "spans": self._spans})
+        record = {"format": FORMAT, "columns": self._columns, "spans": self._spans}
+        storage.write_json(self._path, seal.checked(record))
 
     def decisions(self, part: Part, as_of: str) -> tuple[int, int] | None:
         """(earliest, latest) decision time of a month's rows; None when no row has one."""

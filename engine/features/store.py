@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,9 +31,11 @@ from engine.features import compute, moments
 from engine.features.functions import function_version
 from engine.features.parts import Inputs, Part, month_parts, month_span, table_months, view_length
 from engine.features.spec import known_anchor, view_columns, view_inputs
-from engine.runtime import digest, environment, shares, storage
+from engine.runtime import digest, environment, records, seal, shares, storage
 from engine.runtime.run import Run
+from engine.runtime.seal import Seal
 
+MANIFEST = "manifest.json"
 FORMAT = 2  # raise when the values of a view change for the same recipe
 ROW_GROUP = 131_072
 CELL_BYTES = 24  # of memory per value while a window is computed: input, output, and sorting
@@ -46,6 +49,7 @@ class StoredView:
     name: str
     directory: Path
     manifest: dict[str, Any]
+    seal: Seal
 
     @property
     def digest(self) -> str:
@@ -57,13 +61,17 @@ class StoredView:
         """Names of the features."""
         return list(self.manifest["columns"])
 
+    def path(self, file: str) -> Path:
+        """Where a part is, which must be what was written. Raises records.Damaged."""
+        return self.seal.check(self.directory, file, _remedy(self.directory))
+
     def read(self, columns: Sequence[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
         """Columns in dataset order, of all rows or of a range [start, stop); only the row groups needed are read."""
         names = list(columns) if columns is not None else self.columns
         start, stop = rows or (0, self.manifest["rows"])
         found = [
             _read_part(
-                self.directory / part["file"],
+                self.path(part["file"]),
                 names,
                 max(start - part["start"], 0),
                 min(stop, part["stop"]) - part["start"],
@@ -82,15 +90,17 @@ def parse_arrow(name: str) -> pa.DataType:
     return pa.type_for_alias(name)
 
 
+def _remedy(directory: Path) -> str:
+    return f"Remove {directory} and run `features` again"
+
+
 def _read_part(path: Path, names: list[str], start: int, stop: int) -> pa.Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
             groups = range(start // ROW_GROUP, min(-(-stop // ROW_GROUP), file.num_row_groups))
             table = file.read_row_groups(list(groups), columns=names).select(names)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path} is damaged ({str(error).splitlines()[0]}). Remove {path.parent} and run `features` again"
-        ) from None
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}). {_remedy(path.parent)}") from None
     return table.slice(start - (start // ROW_GROUP) * ROW_GROUP, stop - start)
 
 
@@ -152,15 +162,27 @@ def _ensure_view(job: Job, run: Run, workers: shares.Workers, anew: bool) -> Sto
             counts["computed" if computed else "linked"] += 1
             progress.advance(entry["stop"] - entry["start"])
         entries.sort(key=lambda entry: entry["start"])  # workers are done in any order
+        sealed = {entry["file"]: entry.pop("sealed") for entry in entries}
         manifest = _manifest(job, recipe, entries, counts)
         manifest["spec"] = run.masked(manifest["spec"])  # as composed, it may hold what the config only refers to
-        storage.write_json(temporary / "manifest.json", manifest)
+        storage.write_json(temporary / MANIFEST, manifest)
+        seal.write(temporary, known=sealed)
+        _make_room(name, directory)
     if anew:
         # An equal folder that was there before has won the name; what was computed now must agree with it.
         _check_same(open_view(name, directory), entries)
     stored = open_view(name, directory)
     assert stored is not None
     return stored
+
+
+def _make_room(name: str, directory: Path) -> None:
+    """A stored folder of this recipe that is damaged goes; one that is whole stays, for readers may hold it."""
+    stored = open_view(name, directory)
+    if directory.exists() and (stored is None or any(stored.seal.damaged(directory))):
+        aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
+        directory.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_same(stored: StoredView | None, entries: list[dict[str, Any]]) -> None:
@@ -283,19 +305,20 @@ def _build(
         wanted = recipes[part.name]
         whole = found.files.get((part.name, tuple(wanted.items())))
         if whole is not None:
-            path, entry = whole
-            _link(path, directory / file)
-            return {**entry, "file": file, "start": part.rows[0], "stop": part.rows[1]}, False
+            stored, entry = whole
+            _link(stored.directory / file, directory / file)
+            known = {"file": file, "start": part.rows[0], "stop": part.rows[1], "sealed": stored.seal.files[file]}
+            return {**entry, **known}, False
         columns: dict[str, Any] = {
             name: column.slice(part.rows[0] - first, part.rows[1] - part.rows[0]) for name, column in fresh.items()
         }
         for name in wanted:
             if name not in columns:
-                path, there = found.columns[part.name, wanted[name]]
-                columns[name] = _read_part(path, [there], 0, part.rows[1] - part.rows[0])[there]
+                stored, there = found.columns[part.name, wanted[name]]
+                columns[name] = _read_part(stored.path(file), [there], 0, part.rows[1] - part.rows[0])[there]
         table = pa.table({name: columns[name] for name in wanted})
         _write(directory / file, table)
-        return _entry(part, file, table, wanted), bool(lacking)
+        return {**_entry(part, file, table, wanted), "sealed": seal.record_of(directory / file)}, bool(lacking)
 
     # Encoding and hashing take as long as the windows, and leave the GIL.
     with ThreadPoolExecutor(threads_of(job.config), thread_name_prefix="months") as pool:
@@ -506,19 +529,18 @@ def _row_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
 class Index:
     """What other recipes of a view hold: whole parts by (month, recipes), and columns by (month, recipe)."""
 
-    files: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[Path, dict[str, Any]]]
-    columns: dict[tuple[str, str], tuple[Path, str]]
+    files: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[StoredView, dict[str, Any]]]
+    columns: dict[tuple[str, str], tuple[StoredView, str]]
 
 
 def _index(folder: Path) -> Index:
     index = Index({}, {})
     for stored in stored_views(folder):
         for entry in stored.manifest["parts"]:
-            path = stored.directory / entry["file"]
             recipes = tuple((name, item["recipe"]) for name, item in entry["columns"].items())
-            index.files.setdefault((entry["name"], recipes), (path, {**entry, "types": stored.manifest["columns"]}))
+            index.files.setdefault((entry["name"], recipes), (stored, {**entry, "types": stored.manifest["columns"]}))
             for name, recipe in recipes:
-                index.columns.setdefault((entry["name"], recipe), (path, name))
+                index.columns.setdefault((entry["name"], recipe), (stored, name))
     return index
 
 
@@ -533,8 +555,10 @@ def stored_views(folder: Path) -> list[StoredView]:
 
 
 def open_view(name: str, directory: Path) -> StoredView | None:
-    """The view in a folder of the store; None when there is none, or one of another format."""
-    if not (directory / "manifest.json").exists():
+    """The view in a folder of the store; None when there is none, one of another format, or its manifest is damaged."""
+    try:
+        found = seal.read(directory)
+        manifest = records.read(found.check(directory, MANIFEST, _remedy(directory)), dict[str, Any])
+    except UserError:
         return None
-    manifest = storage.read_json(directory / "manifest.json")
-    return StoredView(name, directory, manifest) if manifest.get("format") == FORMAT else None
+    return StoredView(name, directory, manifest, found) if manifest.get("format") == FORMAT else None

@@ -14,6 +14,7 @@ from engine.lifecycle.words import take
 from engine.runtime import storage, terminal
 from engine.runtime.registry import Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import load
+from engine.training.bundle import read_manifest
 from engine.training.gate import check_gate
 
 
@@ -115,6 +116,7 @@ def _registered(registry: Registry, reference: str) -> Version:
         return registry.find(reference)
     if not (run / "DONE").exists():
         raise UserError(f"{run} must be a finished training run (DONE), found an unfinished one")
+    read_manifest(run / "model")
     return registry.register(run / "model", seal_of(run / "model"), **version_facts(run))
 
 

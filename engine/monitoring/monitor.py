@@ -43,8 +43,8 @@ from engine.monitoring.performance import (
 )
 from engine.monitoring.reference import Reference, read_reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
-from engine.runtime import digest, storage
-from engine.runtime.run import Run, load_record
+from engine.runtime import digest, records, storage
+from engine.runtime.run import Run, as_written, load_record
 from engine.scoring.predictor import load, score_names
 from engine.scoring.score import predictions
 from engine.training.bundle import Bundle, find_model, quantile_of, read_bundle
@@ -161,7 +161,7 @@ def sample_of(config: Config, bundle: Bundle, table: FeatureTable, rows: tuple[i
 def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
     """A scoring run's profile; its rows are read only for labels."""
     directory = Path(config.monitor.run)
-    state = storage.read_json(directory / "profile.json")
+    state = records.read(as_written(directory, "profile.json", refuse=True), dict[str, Any])
     profile = Profile.from_json(state, reference.profile.spec)
     record = load_record(directory)
     if not (directory / "DONE").exists():

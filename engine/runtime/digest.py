@@ -72,9 +72,12 @@ def of_array(array: np.ndarray) -> str:
 
 
 def of_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file's bytes, memoised while path, size, mtime and inode stay the same."""
+    """Hex SHA-256 of a file's bytes, memoised while path, inode, size and times stay the same.
+
+    ctime is among them: the system sets it at every change, and no program can set it back.
+    """
     status = os.stat(path)
-    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _memo:
         hasher = hashlib.sha256()
         with _timed(), open(path, "rb") as file:
@@ -84,7 +87,7 @@ def of_file(path: Path | str) -> str:
     return _memo[key]
 
 
-_memo: dict[tuple[str, int, int, int], str] = {}
+_memo: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def check_unchanged(path: Path | str, digest: str) -> None:

@@ -19,11 +19,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from engine.config.tree import NAME, posix_path
 from engine.errors import UserError, nearest
-from engine.runtime import digest, storage
+from engine.runtime import digest, records, storage
+from engine.runtime.seal import FileRecord, Seal
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -72,6 +73,31 @@ class State:
         return {"champion": self.champion, "challenger": self.challenger}[name]
 
 
+class Files(TypedDict):
+    """What the registry reads of a bundle's manifest."""
+
+    digest: records.Digest
+    files: dict[str, FileRecord]
+
+
+class VersionRecord(TypedDict):
+    """version.json."""
+
+    digest: records.Digest
+    seal: records.Digest
+    registered: str
+    source: NotRequired[str]
+
+
+class MoveRecord(TypedDict):
+    """One move, which `check` seals."""
+
+    number: int
+    action: Literal["promote", "rollback", "challenge", "note"]
+    to: str | None
+    check: records.Digest
+
+
 class Registry:
     """Versions and moves of one model name below `root`; a folder that is not there is an empty registry."""
 
@@ -87,7 +113,7 @@ class Registry:
         """Fold all moves. Raises UserError when one is missing in between or is not what was written."""
         champions: list[str] = []
         challenger: str | None = None
-        moves = [storage.read_json(path) for path in self._move_files()]
+        moves = [records.read(path, MoveRecord) for path in self._move_files()]
         for number, move in enumerate(moves, 1):
             body = {key: value for key, value in move.items() if key != "check"}
             if move.get("number") != number or move.get("check") != digest.of_json(body):
@@ -113,7 +139,7 @@ class Registry:
         return sorted(found, key=lambda version: (version.facts["registered"], version.digest))
 
     def _open(self, directory: Path) -> Version:
-        record = storage.read_json(directory / "version.json")
+        record = records.read(directory / "version.json", VersionRecord)
         return Version(record["digest"], record["seal"], directory, record)
 
     def find(self, reference: str) -> Version:
@@ -158,7 +184,7 @@ class Registry:
         `seal` is the SHA-256 of the manifest that the caller judged: other files are refused with a UserError.
         """
         check_seal(bundle, seal)
-        content = str(storage.read_json(bundle / MANIFEST)["digest"])
+        content = str(records.read(bundle / MANIFEST, Files)["digest"])
         directory = storage.inside(self.directory, "versions", content)
         with self.lock():
             for stale in (self.directory / "versions").glob(".*.tmp"):  # of a writer that was killed
@@ -284,12 +310,9 @@ def check_seal(bundle: Path, seal: str) -> None:
             f"{bundle} is not the artefact that was judged (its manifest is {seal_of(bundle)[:12]}, not {seal[:12]}): "
             "it was replaced. Restore it, or train again"
         )
-    for name, entry in storage.read_json(bundle / MANIFEST)["files"].items():
-        path = storage.inside(bundle, *Path(name).parts)
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or digest.of_file(path) != entry["sha256"]:
-            raise UserError(
-                f"{path} is not the file that was judged (digest differs): it was replaced. Restore it, or train again"
-            )
+    files = records.read(bundle / MANIFEST, Files)["files"]
+    for name in files:
+        Seal(files).check(bundle, name, "It is not the one that was judged: restore it, or train again")
 
 
 def short(value: str | None) -> str:

@@ -23,13 +23,15 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from engine.config import schema
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
-from engine.runtime import digest, environment, git, records, storage, terminal, trust
+from engine.runtime import digest, environment, git, records, seal, storage, terminal, trust
 from engine.runtime.progress import Progress
 
 FORMAT = 1
 LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores", "drift")
 MASK = "***"
 LOCK = ".lock"
+# What changes after the end (the mirror), what seals itself (the bundle) and what is done with (working files).
+UNSEALED = ("run.log", "tracking.json", "tracking.log", "wandb", "model", "checkpoints", "parts")
 URL_PASSWORD = re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+(?=@)")
 
 
@@ -355,6 +357,8 @@ class Run:
         if judged:
             self.link("metrics", digest.of_json(judged))
         self._end(status)
+        with storage.disk_errors(self.directory):
+            seal.write(self.directory, leave_out=UNSEALED)
         storage.write_text(self.directory / "DONE", "")
         self._close()
 
@@ -492,7 +496,7 @@ def remove(directory: Path, runs: Path) -> bool:
 
 def load_record(directory: str | Path) -> dict[str, Any]:
     """run.json of a run directory. Raises records.Damaged, naming the key that is not what it must be."""
-    return dict(records.read(Path(directory) / "run.json", RunRecord))
+    return dict(records.read(as_written(Path(directory), "run.json"), RunRecord))
 
 
 def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -507,5 +511,23 @@ def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str,
 
 def load_metrics(directory: Path) -> dict[str, float | None]:
     """metrics.json of a run; empty where it did not finish."""
-    path = directory / "metrics.json"
-    return dict(records.read(path, Metrics)) if path.exists() else {}
+    if not (directory / "metrics.json").exists():
+        return {}
+    return dict(records.read(as_written(directory, "metrics.json"), Metrics))
+
+
+def as_written(directory: Path, name: str, refuse: bool = False) -> Path:
+    """The path of a file of a run; where it is not what the finished run sealed, a warning, or Damaged with `refuse`.
+
+    Facts that people read are shown with the warning; what decides something is refused. Runs of older engines have no seal.
+    """
+    path = directory / name
+    if not (directory / "DONE").exists() or not (directory / seal.NAME).exists():
+        return path
+    try:
+        return seal.read(directory).check(directory, name, f"Run {directory.parts[-3:][0]} again")
+    except UserError as error:
+        if refuse:
+            raise
+        terminal.err(f"warning: {error}\n")
+        return path

@@ -19,7 +19,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,9 +30,10 @@ from engine.config import units
 from engine.config.tree import ScoreConfig
 from engine.data.arrow_types import parse_type
 from engine.errors import UserError
-from engine.runtime import digest, storage
+from engine.runtime import digest, records, seal, storage
 
-FORMAT = 1
+FORMAT = 2
+CHECKED = 2  # the manifest checks itself from this format on
 MANIFEST = "_manifest.json"  # readers of whole folders pass over names that begin with _
 STAGED, WAITING = "_staged", ".part"  # folder and suffix of files that are not published yet
 # Files that this module writes, in the folder itself or in one folder `column=value`, and what a kill leaves of them.
@@ -45,6 +46,27 @@ LONGEST_NAME = 255  # of a folder, on the usual file systems
 
 
 # ----------------------------------------------------------------------------------------------------------- places
+
+
+class FileEntry(TypedDict):
+    """A file of predictions; `value` is that of its folder."""
+
+    name: str
+    sha256: records.Digest
+    value: NotRequired[str | None]
+
+
+class ManifestRecord(TypedDict):
+    """_manifest.json of a place."""
+
+    format: records.Count
+    complete: bool
+    rows: records.Count
+    model: str
+    scores: str
+    partition: dict[str, str] | None
+    files: list[FileEntry]
+    check: NotRequired[records.Digest]
 
 
 @dataclass(frozen=True)
@@ -258,7 +280,7 @@ def publish(place: Place, manifest: dict[str, Any]) -> None:
     # Only what an earlier manifest names or what a kill has left of ours: the folder may hold files of the user's, and
     # folders that are outputs of their own.
     stale = {entry["name"] for entry in before["files"]} if before else set()
-    place.reveal(names, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", stale)
+    place.reveal(names, json.dumps(seal.checked(manifest), indent=1, ensure_ascii=False) + "\n", stale)
     if manifest["complete"]:
         place.discard_staged()
     kept = {entry["name"] for entry in manifest["files"]}
@@ -282,7 +304,13 @@ def publish(place: Place, manifest: dict[str, Any]) -> None:
 def read_manifest(place: Place) -> dict[str, Any] | None:
     """The manifest of a place, or None before the first output."""
     text = place.read(MANIFEST)
-    return None if text is None else dict(json.loads(text))
+    if text is None:
+        return None
+    where = f"{place.root}/{MANIFEST}"
+    found: dict[str, Any] = records.parse(text.decode("utf-8", "replace"), ManifestRecord, where)
+    if "check" in found or found["format"] >= CHECKED:  # older ones do not check themselves
+        seal.verify(found, where)
+    return found
 
 
 def read_predictions(place: Place) -> pa.Table:

@@ -19,13 +19,14 @@ from engine.features import build
 from engine.features.store import StoredView
 from engine.runtime import storage
 from engine.runtime.run import Run, load_record
+from engine.runtime.seal import Seal
 from engine.scoring import output, units
 from engine.scoring.predictor import Predictor, score_names
 from engine.scoring.units import Unit
 from engine.scoring.worker import Job
 
 FORMAT = 1
-NONE_YET = Dataset(Path(), {"digest": ""})
+NONE_YET = Dataset(Path(), {"digest": ""}, Seal({}))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from engine.scoring.predictor import Predictor
 from engine.scoring.units import Unit
 from engine.scoring.worker import UnitScorer
 
-FORMAT = 1
+FORMAT = 1  # of the digest of the scores
 LEDGER = ("start", "stop", "digest", "rows", "quarantined", "input")
 
 
@@ -51,7 +51,7 @@ def publish(
     with place.lock():
         files = write_predictions(config, run, place, predictor, plan, scored, merged)
         manifest = {
-            "format": FORMAT,
+            "format": output.FORMAT,
             "complete": not failed,
             "rows": merged.rows,
             "model": predictor.digest,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.runtime import digest, storage
+from engine.runtime import digest, seal, storage
 
 FORMAT = 2  # 2: a unit's input holds the event times too
 CONTEXT = "context.json"
@@ -86,22 +86,13 @@ def record_path(parts: Path, unit: Unit) -> Path:
 def read_record(parts: Path, unit: Unit) -> dict[str, Any] | None:
     """The record of a finished unit whose files are whole, else None."""
     try:
-        record: dict[str, Any] = storage.read_json(record_path(parts, unit))
+        record = seal.read_checked(record_path(parts, unit))
     except UserError:
         return None
     for path, entry in ((part_path(parts, unit), record["part"]), (refused_path(parts, unit), record["refused"])):
-        if entry is not None and not _is_file(path, entry):
+        if entry is not None and not seal.is_whole(path, entry):
             return None
     return record
-
-
-def file_entry(path: Path) -> dict[str, Any]:
-    """Size and digest of a file, as a record keeps them."""
-    return {"bytes": path.stat().st_size, "sha256": digest.of_file(path)}
-
-
-def _is_file(path: Path, entry: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == entry["bytes"] and digest.of_file(path) == entry["sha256"]
 
 
 def finished(parts: Path, whole: tuple[int, int], context: str) -> list[Unit]:

@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 
 from engine.config import units as spans
 from engine.data.dataset import Dataset, open_dataset, row_ids
-from engine.features import moments
+from engine.errors import UserError
+from engine.features import moments, store
 from engine.features.compute import direct_features, raw_features
 from engine.features.profile import Profile
 from engine.features.spec import event_inputs
 from engine.features.store import StoredView
-from engine.runtime import digest, storage
+from engine.runtime import digest, seal, storage
 from engine.scoring import units
 from engine.scoring.predictor import Predictor, load, score_columns, score_names, single_threaded
 from engine.scoring.units import Unit
@@ -80,7 +81,7 @@ class UnitScorer:
         if record is None:
             record = self._score(unit)
         if not found:
-            storage.write_json(units.record_path(self.parts, unit), record)
+            storage.write_json(units.record_path(self.parts, unit), seal.checked(record))
         # The driver reads the rest from the record's file, one unit at a time.
         return {**{name: value for name, value in record.items() if name not in ("tiles", "profile")}, "found": found}
 
@@ -225,7 +226,7 @@ class UnitScorer:
 
     def _write(self, path: Path, table: pa.Table) -> dict[str, Any]:
         storage.write_parquet(path, table, compression_level=self.job.level, use_dictionary=_repeated(table))
-        return units.file_entry(path)
+        return dict(seal.record_of(path))
 
     def _add_input(self, hasher: Any, ids: pa.Array, facts: pa.Table, refusal: Refusals) -> None:
         """What the output of these rows repeats, and which of them the model cannot take."""
@@ -437,5 +438,8 @@ def open_scorer(job: Job, threads: int) -> UnitScorer:
 
 
 def open_view(name: str, folder: Path) -> StoredView:
-    """A view that the store holds. Raises UserError when it is gone."""
-    return StoredView(name, folder, storage.read_json(folder / "manifest.json"))
+    """A view that the store holds. Raises UserError when it is gone or damaged."""
+    found = store.open_view(name, folder)
+    if found is None:
+        raise UserError(f"{folder} must hold the view {name!r}, found none that is whole: run `features` again")
+    return found

@@ -10,9 +10,10 @@ last: sizes and digests of the rest, checked before anything is parsed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import safetensors.torch
@@ -22,12 +23,33 @@ from engine.config import schema
 from engine.config.tree import Config, DataConfig, FeaturesConfig
 from engine.errors import UserError
 from engine.features.encode import Encoder
-from engine.runtime import digest, registry, storage
+from engine.runtime import digest, records, registry, storage
+from engine.runtime import seal as folder_seal
 from engine.runtime.run import MASK
+from engine.runtime.seal import FileRecord, Seal
 from engine.training.model import Network, from_architecture
 
-FORMAT = 1
+FORMAT = 1  # of the files that are part of the model
+MANIFEST_FORMAT = 2
+CHECKED = 2  # bundle.json checks itself from this format on
 MANIFEST = "bundle.json"
+JUDGED = ("model.safetensors", "model.json", "features.json")  # with the specification, they are the model
+
+
+class SpecRecord(TypedDict):
+    """spec.json: data and feature specification as resolved."""
+
+    data: dict[str, Any]
+    features: dict[str, Any]
+
+
+class ManifestRecord(TypedDict):
+    """bundle.json."""
+
+    format: records.Count
+    digest: records.Digest
+    files: dict[str, FileRecord]
+    check: NotRequired[records.Digest]
 
 
 @dataclass(frozen=True)
@@ -78,18 +100,47 @@ def write_bundle(
 
 def seal(directory: Path) -> dict[str, Any]:
     """Write the manifest over all files of the bundle, last; returns it."""
-    files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": digest.of_file(path)}
+    files: dict[str, FileRecord] = {
+        path.relative_to(directory).as_posix(): folder_seal.record_of(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    judged = {name: files[name]["sha256"] for name in ("model.safetensors", "model.json", "features.json")}
-    spec = storage.read_json(directory / "spec.json")
+    body = {"format": MANIFEST_FORMAT, "digest": _digest_of(directory, files), "files": files}
+    manifest = folder_seal.checked(body)
+    storage.write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def _digest_of(directory: Path, files: Mapping[str, FileRecord]) -> str:
+    """Content digest of the model in a folder: weights, architecture, specification and fitted state."""
+    judged = {name: files[name]["sha256"] for name in JUDGED}
+    spec = records.read(directory / "spec.json", SpecRecord)
     # Where the raw files lie is no part of the model, and model.json holds which class its score is for.
     for name in ("path", "positive"):
         spec["data"].pop(name, None)
-    manifest = {"format": FORMAT, "digest": digest.of_json([judged, spec]), "files": files}
-    storage.write_json(directory / MANIFEST, manifest)
+    return digest.of_json([judged, spec])
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """bundle.json of a folder, checked, and every file compared with it; the model's digest is computed again.
+
+    Raises UserError where there is none or it is of a newer format, Damaged where a file is not the one that was sealed.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        raise UserError(f"{directory} must hold a model bundle ({MANIFEST}), found none: name a finished training run")
+    manifest: dict[str, Any] = records.read(path, ManifestRecord)
+    if manifest["format"] > MANIFEST_FORMAT:
+        raise UserError(
+            f"{directory} is of format {manifest['format']}, this engine reads up to {MANIFEST_FORMAT}: use a newer engine"
+        )
+    if manifest["format"] >= CHECKED or "check" in manifest:  # older ones do not check themselves
+        folder_seal.read_checked(path)
+    sealed = Seal(manifest["files"])
+    for name in manifest["files"]:
+        sealed.check(directory, name, "Restore it, or train again")
+    if manifest["digest"] != _digest_of(directory, manifest["files"]):
+        raise records.Damaged(f"{path} is damaged: its digest is not that of its files. Restore it, or train again")
     return manifest
 
 
@@ -98,20 +149,8 @@ def read_bundle(directory: Path) -> Bundle:
 
     Raises UserError when it is not there, is of a newer format, or a file is not the one that was sealed.
     """
-    if not (directory / MANIFEST).exists():
-        raise UserError(f"{directory} must hold a model bundle ({MANIFEST}), found none: name a finished training run")
-    manifest = storage.read_json(directory / MANIFEST)
-    if manifest.get("format", 0) > FORMAT:
-        raise UserError(
-            f"{directory} is of format {manifest['format']}, this engine reads up to {FORMAT}: use a newer engine"
-        )
-    for name, entry in manifest["files"].items():
-        path = storage.inside(directory, *Path(name).parts)
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or digest.of_file(path) != entry["sha256"]:
-            raise UserError(
-                f"{path} is not the file that the bundle was sealed with (digest differs): restore or retrain"
-            )
-    spec = storage.read_json(directory / "spec.json")
+    manifest = read_manifest(directory)
+    spec = records.read(directory / "spec.json", SpecRecord)
     return Bundle(
         directory,
         manifest,

@@ -23,6 +23,7 @@ from engine.data import ingest
 from engine.errors import UserError
 from engine.features import build, compute, store
 from engine.features.build import FeatureTable
+from engine.runtime import seal
 from engine.runtime.run import Run
 from tests.tiny import overrides, visits, write_tiny
 
@@ -257,6 +258,7 @@ def test_a_stored_part_with_other_values_is_found_out(folder: Path) -> None:
     manifest = (stored.directory / "manifest.json").read_text()
     digest = stored.manifest["parts"][0]["columns"]["shop_count_6h"]["digest"]
     (stored.directory / "manifest.json").write_text(manifest.replace(digest, "0" * 64))
+    seal.write(stored.directory)  # by somebody who covers it up
     run = Run.create("features", config, {})
     with pytest.raises(UserError, match="other values of 'shop_count_6h' in 2020-01"):
         build.ensure(config, run, ingest.ensure(config, run), anew=True)

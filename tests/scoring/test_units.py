@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import UserError
-from engine.runtime import storage
+from engine.runtime import seal, storage
 from engine.scoring import units
 
 RANGES = st.lists(st.integers(0, 60), min_size=2, max_size=12, unique=True).map(sorted)
@@ -42,7 +42,9 @@ def write(parts: Path, unit: units.Unit, record: bool = True) -> None:
     with storage.atomic_path(part) as temporary:
         temporary.write_bytes(unit.name.encode())
     if record:
-        storage.write_json(units.record_path(parts, unit), {"part": units.file_entry(part), "refused": None})
+        storage.write_json(
+            units.record_path(parts, unit), seal.checked({"part": seal.record_of(part), "refused": None})
+        )
 
 
 def test_only_units_with_a_record_and_whole_files_of_this_context_count(tmp_path: Path) -> None:

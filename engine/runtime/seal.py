@@ -1,0 +1,110 @@
+"""A folder's seal: the size and SHA-256 of each of its files, written last and compared before a file is used.
+
+`seal.json` checks itself too: `check` is the digest of the rest, so that no byte of it can change without a word. Hashing a file
+costs about as much as reading it from the page cache, and is done once in a process as long as the file stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from engine.errors import UserError
+from engine.runtime import digest, records, storage
+
+NAME = "seal.json"
+FORMAT = 1
+
+
+class FileRecord(TypedDict):
+    """One sealed file."""
+
+    bytes: records.Count
+    sha256: records.Digest
+
+
+class SealRecord(TypedDict):
+    """seal.json."""
+
+    format: Annotated[int, records.Within(1, FORMAT)]
+    files: dict[str, FileRecord]
+    check: records.Digest
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What the files of a folder were when it was finished."""
+
+    files: Mapping[str, FileRecord]
+
+    def check(self, folder: Path, name: str, remedy: str) -> Path:
+        """The path of a file that is what was sealed. Raises Damaged with the remedy."""
+        path = storage.inside(folder, *Path(name).parts)
+        if not self.holds(folder, name):
+            raise records.Damaged(f"{path} is damaged: it is not the file that was written. {remedy}")
+        return path
+
+    def holds(self, folder: Path, name: str) -> bool:
+        """Whether a file is there with its sealed size and digest."""
+        entry = self.files.get(name)
+        return entry is not None and is_whole(folder / name, entry)
+
+    def damaged(self, folder: Path) -> Iterator[str]:
+        """Names of the files that are not what was sealed."""
+        return (name for name in self.files if not self.holds(folder, name))
+
+
+def is_whole(path: Path, entry: FileRecord) -> bool:
+    """Whether a file has its recorded size and SHA-256."""
+    try:
+        return path.stat().st_size == entry["bytes"] and digest.of_file(path) == entry["sha256"]
+    except OSError:
+        return False
+
+
+def record_of(path: Path) -> FileRecord:
+    """Size and SHA-256 of a file as it is now."""
+    return {"bytes": path.stat().st_size, "sha256": digest.of_file(path)}
+
+
+def checked(body: dict[str, Any]) -> dict[str, Any]:
+    """A record with the digest of its other keys as `check`."""
+    return {**body, "check": digest.of_json(body)}
+
+
+def read_checked(path: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
+    """A record that was written with `checked`, without its `check`. Raises Damaged where a byte of it has changed."""
+    return verify(records.read(path, shape), str(path))
+
+
+def verify(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A record without its `check`, which must be the digest of the rest. Raises Damaged."""
+    body = {name: value for name, value in record.items() if name != "check"}
+    if record.get("check") != digest.of_json(body):
+        raise records.Damaged(f"{where} is damaged: its digest is not that of its content")
+    return body
+
+
+def write(folder: Path, known: Mapping[str, FileRecord] | None = None, leave_out: Sequence[str] = ()) -> Seal:
+    """Seal all files below a folder but hidden ones and those whose first part is in `leave_out`.
+
+    `known` are files whose record need not be computed again.
+    """
+    files: dict[str, FileRecord] = dict(known or {})
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        parts = path.relative_to(folder).parts
+        hidden = parts[0] in leave_out or any(part.startswith(".") for part in parts)
+        if path.is_file() and not hidden and name != NAME and name not in files:
+            files[name] = record_of(path)
+    storage.write_json(folder / NAME, checked({"format": FORMAT, "files": dict(sorted(files.items()))}))
+    return Seal(files)
+
+
+def read(folder: Path) -> Seal:
+    """The seal of a folder. Raises UserError where there is none, Damaged where it was changed."""
+    if not (folder / NAME).exists():
+        raise UserError(f"{folder} has no {NAME}: it was written by an older engine, or its writing was cut off")
+    return Seal(read_checked(folder / NAME, SealRecord)["files"])
