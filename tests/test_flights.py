@@ -262,7 +262,10 @@ def test_every_view_has_one_set_of_bits_however_it_is_computed(
 def test_a_feature_from_the_future_is_refused(cli: Callable[..., Any]) -> None:
     outcome = cli("train", "+experiment=flights", "features.direct.dep_delay=true")
     assert outcome.code == 1
-    assert "'dep_delay' is known at `departed`" in outcome.err and "decision at `scheduled - 1h`" in outcome.err
+    assert (
+        "'dep_delay' is known at `departed`" in outcome.err
+        and "the decision is taken at `scheduled - 1h`" in outcome.err
+    )
     outcome = cli("train", "+experiment=flights", "features.direct.tailnum=true")
     assert outcome.code == 1 and "'tailnum' is known at `departed`" in outcome.err
 

@@ -312,7 +312,7 @@ def check_seal(bundle: Path, seal: str) -> None:
         )
     files = records.read(bundle / MANIFEST, Files)["files"]
     for name in files:
-        Seal(files).check(bundle, name, "It is not the one that was judged: restore it, or train again")
+        Seal(files).check(bundle, name, "After it was judged it was replaced: restore it, or train again")
 
 
 def short(value: str | None) -> str:

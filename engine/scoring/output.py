@@ -61,9 +61,9 @@ class ManifestRecord(TypedDict):
 
     format: records.Count
     complete: bool
-    rows: records.Count
-    model: str
-    scores: str
+    rows: NotRequired[records.Count]
+    model: NotRequired[str]
+    scores: NotRequired[str]
     partition: dict[str, str] | None
     files: list[FileEntry]
     check: NotRequired[records.Digest]

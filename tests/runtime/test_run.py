@@ -141,7 +141,7 @@ def test_a_finished_run_has_no_lock_file_and_no_temporary_files() -> None:
     run = start()
     run.finish({"test/a": 1.0})
     names = {path.name for path in run.directory.iterdir()} - {"engine.patch", "user.patch"}
-    assert names == {"run.json", "metrics.json", "run.log", "DONE"}
+    assert names == {"run.json", "metrics.json", "run.log", "seal.json", "DONE"}
 
 
 def test_the_plan_leaves_out_what_must_not_matter_and_nothing_else() -> None:

@@ -25,6 +25,7 @@ from engine.errors import UserError
 from engine.features.profile import Profile
 from engine.runtime import pool, storage
 from engine.runtime.run import Run
+from engine.runtime.seal import Seal
 from engine.scoring import output, units
 from engine.scoring import score as score_module
 from engine.scoring.predictor import Predictor, load
@@ -611,4 +612,4 @@ def test_an_altered_output_file_is_not_read(score: Score) -> None:
 
 def test_a_dataset_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        Dataset(tmp_path, {"name": "x", "columns": [], "rows": 0, "parts": [], "tables": {}}).read(["y"])
+        Dataset(tmp_path, {"name": "x", "columns": [], "rows": 0, "parts": [], "tables": {}}, Seal({})).read(["y"])
