@@ -43,7 +43,9 @@ class Seal:
         """The path of a file that is what was sealed. Raises Damaged with the remedy."""
         path = storage.inside(folder, *Path(name).parts)
         if not self.holds(folder, name):
-            raise records.Damaged(f"{path} is damaged (its digest differs from that of the file that was written). {remedy}")
+            raise records.Damaged(
+                f"{path} is damaged (its digest differs from that of the file that was written). {remedy}"
+            )
         return path
 
     def holds(self, folder: Path, name: str) -> bool:
