@@ -1,12 +1,32 @@
-"""Packages engine, kernels and conf (YAML only), and the console script `engine`."""
+"""Packages engine and kernels, and the console script `engine`.
+
+An installed engine holds its choices as `engine/conf`; in the repository they are the folder `conf`. `kernels` keeps its name:
+every room imports it by that, and the engine refuses to start where another package of this name is found.
+"""
 
 import re
+import shutil
 from pathlib import Path
 
-from setuptools import find_namespace_packages, setup
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+
+
+class BuildWithChoices(build_py):
+    """Also puts conf/ into the package. An editable install reads it from the repository."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for path in sorted((HERE / "conf").rglob("*.yaml")):
+            target = Path(self.build_lib, "engine", path.relative_to(HERE))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
 
 setup(
     name="tabular-engine",
@@ -17,8 +37,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_namespace_packages(include=["engine", "engine.*", "kernels", "kernels.*", "conf", "conf.*"]),
-    package_data={"": ["*.yaml"], "engine": ["**/*.html", "**/*.j2", "**/*.css"]},
+    packages=find_packages(include=["engine", "engine.*", "kernels", "kernels.*"]),
+    # Said although it is the default: setuptools then makes an editable install a plain line in sys.path. Otherwise it is a
+    # finder that answers after the current folder, and the parent of a clone, which holds a folder `engine`, hides the package.
+    package_dir={"": "."},
+    package_data={"engine": ["**/*.html", "**/*.j2", "**/*.css"]},
+    cmdclass={"build_py": BuildWithChoices},
     entry_points={"console_scripts": ["engine=engine.__main__:main"]},
     install_requires=[
         "torch>=2.11,<2.14",

@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    importlib.import_module("engine.runtime.environment").check_names()
     request = _parse(words)
     if request.version:
         print(f"engine {engine.__version__}")

@@ -12,3 +12,5 @@
 Every public function checks its input, documents shapes, types, units and errors, then calls a private compiled loop. A
 result never depends on the number of threads.
 """
+
+OWNER = "tabular-engine"  # a package on PyPI has this name too: the engine looks whose it has found

@@ -58,8 +58,9 @@ class Composed:
 
 
 def conf_directory() -> Path:
-    """The `conf` folder that ships beside the engine."""
-    return Path(__file__).resolve().parents[2] / "conf"
+    """The folder of the choices that come with the engine: beside it in the repository, inside it where it is installed."""
+    inside = Path(__file__).resolve().parents[1] / "conf"
+    return inside if inside.is_dir() else inside.parents[1] / "conf"
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Composed:

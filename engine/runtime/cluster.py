@@ -104,6 +104,7 @@ def session(config: Config) -> Iterator[Session]:
 
     Raises UserError when there is no Ray, no cluster at the address, none that can be started, or too few CPUs on it.
     """
+    check_folder()
     began = time.monotonic()
     local = _starts_local(config)
     ray = _import_ray(local)
@@ -134,6 +135,16 @@ def session(config: Config) -> Iterator[Session]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def check_folder() -> None:
+    """Raises UserError where workers would import something of the current folder in place of the engine."""
+    hidden = environment.hidden_from_workers(Path.cwd())
+    if hidden is not None:
+        raise UserError(
+            f"Ray lets workers import from the current folder, where they would import {hidden} in place of the engine. Start "
+            "the command in another folder"
+        )
 
 
 def _start_reaper(ray: Any) -> subprocess.Popen[bytes] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import engine
+from engine.errors import UserError
 from engine.runtime import git, versions
 
 PACKAGES = (
@@ -20,11 +22,54 @@ PACKAGES = (
 )  # fmt: skip
 
 ENGINE_PACKAGES = versions.PARTS
+OWNER = 'OWNER = "tabular-engine"'  # a line of kernels/__init__.py
 
 
 def engine_root() -> Path:
     """The folder that holds engine/ and kernels/, and in a repository conf/."""
     return Path(engine.__file__).resolve().parent.parent
+
+
+def check_names() -> None:
+    """Raises UserError where `engine` or `kernels` is another folder, module or package that Python found before ours."""
+    ours = Path(__file__).resolve().parents[2]
+    for name in ("engine", "kernels"):
+        found = _place(name)
+        if found != ours / name:
+            raise UserError(
+                f"the package {name!r} must be {ours / name}, found {found or 'none'}, which Python takes in its place. "
+                "Start the command as `engine ...` or `python -P -m engine ...`, in another folder, or in an environment of "
+                "its own"
+            )
+    if OWNER not in (ours / "kernels" / "__init__.py").read_text(encoding="utf-8"):
+        raise UserError(
+            f"{ours / 'kernels'} must be the engine's, found that of another package, installed over it. Install the engine "
+            "in an environment of its own"
+        )
+
+
+def _place(name: str) -> Path | None:
+    """The folder, or the file, that a top-level name is imported from."""
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.find_spec(name)
+        file, folders = (spec.origin, spec.submodule_search_locations) if spec else (None, None)
+    else:
+        file, folders = getattr(module, "__file__", None), getattr(module, "__path__", None)
+    if file:
+        path = Path(file).resolve()
+        return path.parent if path.name == "__init__.py" else path
+    return next((Path(folder).resolve() for folder in folders or ()), None)
+
+
+def hidden_from_workers(folder: Path) -> Path | None:
+    """What lies in a folder and would be imported there in place of the engine or its kernels; a plain folder is not."""
+    ours = engine_root()
+    for name in ("engine", "kernels"):
+        for path in (folder / f"{name}.py", folder / name / "__init__.py"):
+            if path.exists() and folder.resolve() != ours:
+                return path
+    return None
 
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
