@@ -48,7 +48,9 @@ class SourceColumn:
     type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
     nullable: bool = key(True, "whether a null is allowed")
     aliases: tuple[str, ...] = key((), "other names that files use for this column")
-    format: str | None = key(None, "strptime format of a timestamp or date in text files; null = ISO 8601")
+    format: str | None = key(
+        None, "strptime format of a timestamp or date in text, read strictly (31/02 is no day); null = ISO 8601"
+    )
     zone: str | None = key(None, "zone of timestamps without an offset; null = data.time_zone", parse=units.zone)
     path: str | None = key(None, "dotted path of a nested field, where it differs from the name")
     missing: str = key("fail", "when a file lacks the column", choices=("fail", "null"))
@@ -56,6 +58,10 @@ class SourceColumn:
         "quarantine", "what happens to a value that is not of the type", choices=("fail", "quarantine", "null", "warn")
     )
     sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.type.strip() not in ("timestamp", "date"):
+            raise UserError(f"format is for columns of type timestamp or date, found type {self.type!r}: leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -873,6 +879,12 @@ def check_view_names(data: DataConfig, where: str, view: ViewConfig) -> None:
         _check_asof(data, where, view)
 
 
+def _key_family(kind: str) -> str:
+    """What keys of a type are compared with: integers with integers, floats with floats, anything else with its like."""
+    name = kind.replace(" ", "")
+    return re.sub(r"^u?int\d+$", "integer", re.sub(r"^float\d+$", "float", name))
+
+
 COUNTABLE = ("bool", "int", "uint", "float", "decimal")
 
 
@@ -906,6 +918,13 @@ def _check_asof(data: DataConfig, where: str, view: ViewConfig) -> None:
             raise UserError(
                 f"{where} names {column!r}, which is no column of data.tables.{view.table}."
                 f"{nearest(column, table.columns)}"
+            )
+    for column, other in zip(view.entity, view.on or view.entity, strict=True):
+        kinds = data.columns[column].type, table.columns[other].type
+        if _key_family(kinds[0]) != _key_family(kinds[1]):
+            raise UserError(
+                f"{where} matches {column!r} ({kinds[0]}) with {other!r} of data.tables.{view.table} ({kinds[1]}): keys must be "
+                "of one type. Declare both as the same"
             )
     for column in view.columns:
         if table.columns[column].known_at is None and not table.static:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.errors import UserError, did_you_mean, nearest
 
@@ -129,6 +130,44 @@ def schema_of(types: dict[str, str]) -> pa.Schema:
         except UserError as error:
             raise UserError(f"column {name!r}: {error}") from None
     return pa.schema(fields)
+
+
+def alike(first: pa.DataType, second: pa.DataType) -> bool:
+    """Whether keys of two types may be compared: integers with integers, floats with floats, text with text, equal types.
+
+    Of no type (nothing but nulls) there is no key.
+    """
+    return pa.types.is_null(first) or pa.types.is_null(second) or _family(first) == _family(second)
+
+
+def _family(kind: pa.DataType) -> object:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "binary"
+    for name in ("integer", "floating", "date"):
+        if getattr(pa.types, f"is_{name}")(kind):
+            return name
+    return ("timestamp", kind.tz is None) if pa.types.is_timestamp(kind) else kind
+
+
+def as_keys(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Values as keys of a type that is `alike`; one that the type does not hold equals none of its keys and becomes null."""
+    if values.type.equals(kind):
+        return values
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary.take(values.indices)
+    try:
+        return values.cast(kind)
+    except pa.ArrowInvalid:
+        there = values.cast(kind, safe=False)
+        same = pc.equal(there.cast(values.type, safe=False), values)
+        if pa.types.is_integer(kind):  # -1 and the largest unsigned integer have the same bits
+            negative = (pc.less(part, pa.scalar(0, part.type)) for part in (there, values))
+            same = pc.and_(same, pc.equal(*negative))
+        return pc.if_else(same, there, pa.scalar(None, kind))
 
 
 def same_value(first: pa.Scalar, second: pa.Scalar) -> bool:

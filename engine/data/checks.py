@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pyarrow.compute as pc
 from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.tree import Column
-from engine.data.arrow_types import parse_type, type_name
+from engine.data.arrow_types import alike, as_keys, parse_type, type_name
 from engine.data.columns import Finding, as_text
 from engine.data.parse import Parsed, Reading, UnrelatedError, to_type
 from engine.errors import UserError
@@ -62,6 +64,32 @@ def conform(
     return pa.Table.from_arrays(arrays, names=list(columns)), findings
 
 
+def declared(what: str, table: pa.Table, columns: Mapping[str, Column], zone: str) -> pa.Table:
+    """A table given from Python with its declared columns in their declared types, read as ingest reads them.
+
+    Raises UserError naming the first value that its type cannot hold.
+    """
+    for at, field in enumerate(table.schema):
+        if field.name not in columns or field.type.equals(kind := parse_type(columns[field.name].type)):
+            continue
+        values = table.column(at).combine_chunks()
+        try:
+            parsed = to_type(values, kind, Reading(zone))
+        except UnrelatedError as error:
+            raise UserError(f"{what}: column {field.name!r} {error}: give it that type") from None
+        except UserError as error:
+            raise UserError(f"{what}: column {field.name!r} {error}") from None
+        if len(parsed.bad):
+            row = int(parsed.bad[0])
+            value = "a sensitive value" if columns[field.name].sensitive else repr(as_text(values[row]))
+            raise UserError(
+                f"{what}: column {field.name!r} must be {columns[field.name].type}, found {value} in row {row}, which "
+                f"{parsed.reason}: mend it or leave the row out"
+            )
+        table = table.set_column(at, field.name, parsed.values)
+    return table
+
+
 def find(
     table: pa.Table,
     columns: Mapping[str, Column],
@@ -104,15 +132,13 @@ def _broken(values: Any, column: Column, zone: str) -> list[tuple[str, Any]]:
     if (not column.nullable or column.identifies or column.role == "event_time") and values.null_count:
         found.append((NULL, pc.is_null(values)))
     if column.min is not None:
-        least = bound(column.min, values.type, zone)
+        least = bound(column.min, values.type, zone, math.ceil)
         found.append((f"must be at least {column.min}", pc.invert(pc.greater_equal(values, least))))
     if column.max is not None:
-        most = bound(column.max, values.type, zone)
+        most = bound(column.max, values.type, zone, math.floor)
         found.append((f"must be at most {column.max}", pc.invert(pc.less_equal(values, most))))
     if column.values:
-        allowed = pa.array(list(column.values), pa.string())
-        text = values if pa.types.is_string(values.type) else values.cast(pa.string())
-        unknown = pc.and_(pc.invert(pc.is_in(text, allowed)), pc.is_valid(values))
+        unknown = pc.and_(pc.invert(pc.is_in(values, allowed(column, values.type, zone))), pc.is_valid(values))
         found.append(
             (f"must be one of {', '.join(column.values[:10])}{', ...' if len(column.values) > 10 else ''}", unknown)
         )
@@ -120,17 +146,31 @@ def _broken(values: Any, column: Column, zone: str) -> list[tuple[str, Any]]:
     return [(reason, mask) for reason, mask in masks if pc.any(mask).as_py()]
 
 
-def bound(value: float | str, kind: pa.DataType, zone: str) -> pa.Scalar:
-    """A bound of the config as a value of the column's type. Raises UserError when it is none."""
+def allowed(column: Column, kind: pa.DataType, zone: str) -> pa.Array:
+    """The allowed values of the config as values of the column's type. Raises UserError for one that is none."""
+    texts = pa.array(list(column.values), pa.string())
+    parsed = Parsed(texts, np.zeros(0, np.int64)) if pa.types.is_string(kind) else to_type(texts, kind, Reading(zone))
+    for place in parsed.bad:
+        raise UserError(f"values of a {type_name(kind)} column must be of that type, found {column.values[place]!r}")
+    return parsed.values
+
+
+def bound(value: float | str, kind: pa.DataType, zone: str, whole: Callable[[Decimal], int] = math.floor) -> pa.Scalar:
+    """A bound of the config as a value of the column's type; of integers the next one that `whole` (floor, ceil) gives.
+
+    Raises UserError when it is none.
+    """
     try:
         if pa.types.is_timestamp(kind):
             return pa.scalar(units.instant(str(value), zone), pa.int64()).cast(kind)
-        if pa.types.is_decimal(kind) or pa.types.is_date(kind) or pa.types.is_string(kind):
+        if pa.types.is_date(kind) or pa.types.is_string(kind):
             return pa.scalar(str(value)).cast(kind)
-        if pa.types.is_integer(kind) and float(value) != int(float(value)):
-            return pa.scalar(float(value))
-        return pa.scalar(int(float(value)) if pa.types.is_integer(kind) else float(value), kind)
-    except (pa.ArrowException, ValueError, OverflowError):
+        if pa.types.is_decimal(kind) or pa.types.is_integer(kind):  # by the digits that are written, not by a float
+            whole_float = isinstance(value, float) and value.is_integer()
+            number = Decimal(value) if whole_float else Decimal(str(value))
+            return pa.scalar(f"{number:f}").cast(kind) if pa.types.is_decimal(kind) else pa.scalar(whole(number), kind)
+        return pa.scalar(float(value), kind)
+    except (pa.ArrowException, ValueError, OverflowError, ArithmeticError):
         raise UserError(f"a bound of a {kind} column must be of that type, found {value!r}") from None
 
 
@@ -147,14 +187,14 @@ def find_orphans(table: pa.Table, columns: Mapping[str, Column], tables: Mapping
         if column.references is None:
             continue
         keys = referenced(column.references, name, tables)
-        try:
-            known = pc.is_in(table.column(name), keys.combine_chunks())
-        except pa.ArrowException:
+        found = table.column(name)
+        if not alike(keys.type, found.type):
             word = config_schema.word(f"data.columns.{name}.type", type_name(keys.type))
             raise UserError(
                 f"data.columns.{name} must have the type of {column.references}, {type_name(keys.type)}, found {column.type}: "
                 f"set {word}"
-            ) from None
+            )
+        known = pc.is_in(found, as_keys(keys.combine_chunks(), found.type))
         mask = pc.and_(pc.invert(known), pc.is_valid(table.column(name)))
         positions = np.flatnonzero(np.asarray(mask.combine_chunks()))
         if len(positions):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -51,11 +52,28 @@ def evaluate(expressions: Mapping[str, tuple[str, str]], rows: pa.Table, where: 
     schema = pa.schema([(name, parse_type(kind)) for name, (_, kind) in expressions.items()])
     with query.connect() as connection:
         connection.register("rows", rows)
+        _check_whole(connection, expressions, where)
         batches = list(query.run(connection, f"SELECT {selected} FROM rows", where))
     table = pa.concat_tables(batches).cast(schema) if batches else schema.empty_table()
     if table.num_rows != rows.num_rows:
         raise UserError(f"{where} must give one value per row: {rows.num_rows} rows in, {table.num_rows} values out")
     return table.combine_chunks()
+
+
+def _check_whole(connection: Any, expressions: Mapping[str, tuple[str, str]], where: str) -> None:
+    """Raise UserError for a fraction where a whole number is declared: SQL would round it."""
+    for name, (sql, kind) in expressions.items():
+        if not kind.startswith("int"):
+            continue
+        value = f"CAST(({sql}) AS DOUBLE)"
+        lost = f"SELECT {value} AS found FROM rows WHERE {value} <> round({value}) LIMIT 1"
+        found = next(
+            (table["found"][0].as_py() for table in query.run(connection, lost, where) if table.num_rows), None
+        )
+        if found is not None:
+            raise UserError(
+                f"{where}: expression {name!r} must give whole numbers ({kind}), found {found}: round() it, or declare float64"
+            )
 
 
 def _sql_type(kind: str) -> str:

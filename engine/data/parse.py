@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import schema
+from engine.data import formats
 from engine.data.arrow_types import TIMESTAMP, declarable, is_uuid, type_name
 from engine.errors import UserError
 
@@ -101,6 +102,14 @@ def _converted(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
         return _from_text(array, kind, reading)
     _refuse_unrelated(array.type, kind)
     reason = f"cannot be kept exactly as {type_name(kind)}"
+    if pa.types.is_floating(kind):
+        values, kept = _as_floats(array, kind)
+        return _without(values, ~kept, reason)
+    if pa.types.is_nested(kind):
+        return _nested(array, kind, reading, reason)
+    if pa.types.is_date(kind) and pa.types.is_timestamp(array.type):
+        reason = f"has a time of day{f' in {reading.zone}' if array.type.tz else ''}: declare timestamp"
+        return _piecewise(array, kind, lambda part: _days(part, reading.zone), reason, _nothing)
     return _piecewise(array, kind, lambda part: _cast(part, kind, reading), reason, lambda part: _changes(part, kind))
 
 
@@ -114,6 +123,16 @@ _NONE = np.zeros(0, np.int64)
 # Beyond these Arrow's calendar wraps around without a word: the int64 maximum becomes a day in the year 32103. Within
 # them no sum of an instant and a span that anyone writes leaves 64 bits.
 FIRST_YEAR, LAST_YEAR = -32_000, 32_000
+
+
+def is_beyond_whole_numbers(values: pa.ChunkedArray) -> bool:
+    """Whether floats that a foreign reader made of text have to be read from the text: infinite ones may have been numbers,
+    and from 2**53 on whole numbers may have been others.
+    """
+    if not pa.types.is_floating(values.type) or values.null_count == len(values):
+        return False
+    found = pc.min_max(values)
+    return not (found["min"].as_py() > -(2.0**53) and found["max"].as_py() < 2.0**53)
 
 
 def _in_calendar(parsed: Parsed, kind: pa.DataType) -> Parsed:
@@ -150,16 +169,95 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _refuse_unrelated(found: pa.DataType, declared: pa.DataType) -> None:
-    temporal = pa.types.is_temporal(found) or pa.types.is_temporal(declared)
     related = {
         "string": pa.types.is_string(declared),
-        "nested": pa.types.is_nested(found) != pa.types.is_nested(declared),
-        "time": temporal and not (pa.types.is_temporal(found) and pa.types.is_temporal(declared)),
+        "nested": _shape(found) != _shape(declared),
+        "time": _clock(found) != _clock(declared),
         "bool": pa.types.is_boolean(found) != pa.types.is_boolean(declared),
         "binary": pa.types.is_binary(declared) and not pa.types.is_fixed_size_binary(found),
     }
     if any(related.values()) and not found.equals(declared):
         raise UnrelatedError(declared, found)
+
+
+def _clock(kind: pa.DataType) -> str:
+    """What a temporal type tells: a day or an instant, a time of day, a length; empty for others."""
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "day"
+    return "time" if pa.types.is_time(kind) else "length" if pa.types.is_temporal(kind) else ""
+
+
+def _shape(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return "list"
+    return "map" if pa.types.is_map(kind) else "struct" if pa.types.is_nested(kind) else ""
+
+
+def _without(values: pa.Array, bad: np.ndarray, reason: str) -> Parsed:
+    """The values with null where they are bad."""
+    if bad.any():
+        values = pc.if_else(pa.array(bad), pa.scalar(None, values.type), values)
+    return Parsed(values, np.flatnonzero(bad), reason)
+
+
+def _as_floats(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
+    """(values, whether each is what it was). A decimal is kept when the float, rounded to its digits, is that decimal."""
+    if pa.types.is_float16(array.type):  # Arrow does not compare them
+        array = array.cast(pa.float32())
+    found = array.type
+    single = pa.float32() if pa.types.is_float16(kind) else kind
+    # Arrow's own cast of a decimal is not the nearest float: 0.10 becomes 0.0999999940 of 32 bits.
+    values = (array.cast(pa.string()) if pa.types.is_decimal(found) else array).cast(single, safe=False).cast(kind)
+    wide = values.cast(pa.float64())
+    if pa.types.is_decimal(found):
+        back = _piecewise(wide, found, lambda part: part.cast(found), "", _nothing).values
+    else:
+        back = wide.cast(found, safe=False)
+    same = pc.equal(back, array)
+    if pa.types.is_floating(found):
+        same = pc.or_(same, pc.is_nan(array))
+    elif pa.types.is_integer(found):  # the cast back of what lies beyond the largest integer is not defined
+        bits = found.bit_width - (not pa.types.is_unsigned_integer(found))
+        same = pc.and_(same, pc.and_(pc.less(wide, 2.0**bits), pc.is_finite(wide)))
+    return values, np.asarray(pc.or_(pc.fill_null(same, False), array.is_null()))
+
+
+def _nested(array: pa.Array, kind: pa.DataType, reading: Reading, reason: str) -> Parsed:
+    """Lists and maps item by item; a list with an item that cannot be kept is bad whole."""
+    if pa.types.is_struct(kind):
+        return _piecewise(array, kind, lambda part: _cast(part, kind, reading), reason, _nothing)
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.cast(pa.list_(array.type.value_type))
+    ends = np.asarray(array.offsets).astype(np.int64)
+    parts = (array.keys, array.items) if pa.types.is_map(kind) else (array.values,)
+    kinds = (kind.key_type, kind.item_type) if pa.types.is_map(kind) else (kind.value_type,)
+    bad = np.zeros(len(array), bool)
+    columns = []
+    for part, inner in zip(parts, kinds, strict=True):
+        try:
+            parsed = _converted(part.slice(ends[0], ends[-1] - ends[0]), inner, reading)
+        except UnrelatedError:
+            raise UnrelatedError(kind, array.type) from None
+        bad[np.searchsorted(ends - ends[0], parsed.bad, side="right") - 1] = True
+        columns.append(parsed.values)
+    null = np.asarray(array.is_null())
+    offsets = pa.array(ends - ends[0], pa.int32())
+    mask = pa.array(null | bad)
+    if pa.types.is_map(kind):
+        values = pa.MapArray.from_arrays(offsets, *columns, mask=mask)
+    else:
+        values = pa.ListArray.from_arrays(offsets, *columns, mask=mask)
+    return Parsed(values.cast(kind), np.flatnonzero(bad & ~null), reason)
+
+
+def _days(array: pa.Array, zone: str) -> pa.Array:
+    """Days of timestamps that are midnights: of an instant in `zone`, of a local time as it is."""
+    unit = array.type.unit
+    local = array if array.type.tz is None else pc.local_timestamp(array.cast(pa.timestamp(unit, tz=zone)))
+    days = local.cast(pa.date32())
+    if pc.any(pc.not_equal(days.cast(pa.timestamp(unit)), local)).as_py():
+        raise pa.ArrowInvalid("a time of day would be lost")
+    return days
 
 
 Convert = Callable[[pa.Array], pa.Array]
@@ -221,8 +319,6 @@ def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
         return to_instants(array, reading.zone) if local else array.cast(TIMESTAMP)
     if kind.equals(TIMESTAMP) and pa.types.is_date(found):
         return to_instants(array.cast(pa.timestamp("us")), reading.zone)
-    if pa.types.is_decimal(found) and pa.types.is_floating(kind):
-        return array.cast(kind)
     if pa.types.is_floating(found) and pa.types.is_floating(kind) and kind.bit_width < found.bit_width:
         narrow = array.cast(kind)
         same = pc.or_kleene(pc.equal(narrow.cast(found), array), pc.is_nan(array))
@@ -232,7 +328,8 @@ def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
     if pa.types.is_integer(found) and pa.types.is_decimal(kind):
         array = array.cast(pa.decimal256(20 + kind.scale, kind.scale))  # Arrow wants room for any integer of the type
     if pa.types.is_floating(found) and pa.types.is_decimal(kind):
-        return pa.array([None if v is None else _decimal_text(v) for v in array.to_pylist()], pa.string()).cast(kind)
+        texts = [None if value is None else _decimal_text(value) for value in array.to_pylist()]
+        return _decimals(pa.array(texts, pa.string()), kind)
     done = array.cast(kind)
     if _checkable(kind):
         done.validate(full=True)
@@ -286,12 +383,45 @@ def _from_text(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     text = pc.utf8_trim_whitespace(decoded.values.cast(pa.string()))
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
     text = _plain_number(text, kind, reading)
-    convert = _text_reader(kind, reading)
-    parsed = _piecewise(text, kind, convert, f"is no {type_name(kind)}", lambda part: _unlike(part, kind, reading))
+    if reading.format and (kind.equals(TIMESTAMP) or pa.types.is_date(kind)):
+        parsed = _formatted(text, kind, reading, reading.format)
+    else:
+        convert = _text_reader(kind, reading)
+        parsed = _piecewise(text, kind, convert, f"is no {type_name(kind)}", lambda part: _unlike(part, kind))
+        if pa.types.is_floating(kind):
+            parsed = _whole_numbers(text, parsed)
     if len(decoded.bad):
         bad = np.union1d(decoded.bad, parsed.bad)
         return Parsed(parsed.values, bad, decoded.reason)
     return parsed
+
+
+def _formatted(text: pa.Array, kind: pa.DataType, reading: Reading, form: str) -> Parsed:
+    """Dates and instants of text in a strptime format; a text without an offset is local to the zone."""
+    stamps = formats.read(text, form)
+    unread = np.flatnonzero(np.asarray(pc.and_(stamps.is_null(), text.is_valid())))
+    parsed = to_type(stamps, kind, reading)
+    bad = np.union1d(unread, parsed.bad)
+    # Where the text was read, what is wrong is a local time that never was, or a time of day in a date.
+    reason = parsed.reason if len(parsed.bad) and not len(unread) else f"is no {type_name(kind)} of the form {form}"
+    return Parsed(parsed.values, bad, reason)
+
+
+def _whole_numbers(text: pa.Array, parsed: Parsed) -> Parsed:
+    """Floats of text; a whole number that the float does not hold is bad (a fraction is the nearest one, as everywhere)."""
+    values, kind = parsed.values, parsed.values.type
+    limit = {16: 2.0**11, 32: 2.0**24}.get(kind.bit_width, 2.0**53)
+    large = pc.greater_equal(pc.abs(values.cast(pa.float64())), limit)
+    large = np.flatnonzero(np.asarray(pc.fill_null(pc.and_(large, pc.match_substring_regex(text, _INTEGRAL)), False)))
+    if not len(large):
+        return parsed
+    written = (int(value.split(".")[0]) for value in text.take(pa.array(large)).to_pylist())
+    held = values.take(pa.array(large)).cast(pa.float64()).to_pylist()
+    lost = np.zeros(len(values), bool)
+    lost[[place for place, whole, value in zip(large, written, held, strict=True) if whole != value]] = True
+    again = _without(values, lost, f"cannot be kept exactly as {type_name(kind)}")
+    reason = " or ".join(reason for reason, bad in ((parsed.reason, parsed.bad), (again.reason, again.bad)) if len(bad))
+    return Parsed(again.values, np.union1d(parsed.bad, again.bad), reason)
 
 
 def _decode(array: pa.Array) -> Parsed:
@@ -333,7 +463,7 @@ def _text_reader(kind: pa.DataType, reading: Reading) -> Callable[[pa.Array], pa
     if kind.equals(TIMESTAMP):
         return lambda text: _instants(text, reading)
     if pa.types.is_date(kind):
-        return lambda text: _dates(text, reading)
+        return lambda text: text.cast(kind)
     if pa.types.is_time(kind):
         return lambda text: _times(text, kind)
     if pa.types.is_integer(kind):
@@ -342,15 +472,15 @@ def _text_reader(kind: pa.DataType, reading: Reading) -> Callable[[pa.Array], pa
         return _booleans
     if pa.types.is_floating(kind):
         return lambda text: _floats(text, kind)
+    if pa.types.is_decimal(kind):
+        return lambda text: _decimals(text, kind)
     if pa.types.is_duration(kind):
         raise UnrelatedError(kind, pa.string(), "text")
     return lambda text: text.cast(kind)
 
 
-def _unlike(text: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
+def _unlike(text: pa.Array, kind: pa.DataType) -> pa.Array:
     """Which texts have not even the form of the type."""
-    if reading.format and (kind.equals(TIMESTAMP) or pa.types.is_date(kind)):
-        return pc.and_(pc.is_null(pc.strptime(text, reading.format, "us", error_is_null=True)), pc.is_valid(text))
     if pa.types.is_boolean(kind):
         return pc.and_(pc.invert(pc.is_in(text, pa.array([*TRUE, *FALSE]))), pc.is_valid(text))
     if kind.equals(TIMESTAMP) or pa.types.is_date(kind):
@@ -388,6 +518,16 @@ def _floats(text: pa.Array, kind: pa.DataType) -> pa.Array:
     return values
 
 
+def _decimals(text: pa.Array, kind: pa.DataType) -> pa.Array:
+    done = text.cast(kind)
+    # Arrow lets exponents wrap around: 3e38 becomes another number of 38 digits. Where this begins no text is valid.
+    sizes = pc.abs(text.cast(pa.float64()))
+    if pc.any(pc.greater(sizes, 1.5 * 10.0 ** (kind.precision - kind.scale))).as_py():
+        raise pa.ArrowInvalid("more digits than the type has")
+    done.validate(full=True)
+    return done
+
+
 def _booleans(text: pa.Array) -> pa.Array:
     known = pc.is_in(text, pa.array([*TRUE, *FALSE]))
     if not pc.all(pc.or_(known, pc.is_null(text))).as_py():
@@ -401,17 +541,8 @@ def _times(text: pa.Array, kind: pa.DataType) -> pa.Array:
     return whole.cast(pa.timestamp("us")).cast(pa.int64()).cast(kind)
 
 
-def _dates(text: pa.Array, reading: Reading) -> pa.Array:
-    if reading.format:
-        return pc.strptime(text, reading.format, "us").cast(pa.date32())
-    return text.cast(pa.date32())
-
-
 def _instants(text: pa.Array, reading: Reading) -> pa.Array:
-    """ISO 8601 (or strptime) text to instants; a text without an offset is local to `reading.zone`."""
-    if reading.format:
-        stamps = pc.strptime(text, reading.format, "us")
-        return stamps.cast(TIMESTAMP) if "%z" in reading.format else to_instants(stamps, reading.zone)
+    """ISO 8601 text to instants; a text without an offset is local to `reading.zone`."""
     zoned = pc.fill_null(pc.match_substring_regex(text, _ZONED), False)
     if pc.all(zoned).as_py():
         return _offsets(text)

@@ -27,7 +27,7 @@ from engine.data.arrow_types import TIMESTAMP, parse_type
 from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, evidence_of, match, typed
 from engine.data.cut import Piece, dialect, mapped_pieces, pieces, sift
 from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16, skip_advice
-from engine.data.parse import FALSE, TRUE, has_offset
+from engine.data.parse import FALSE, TRUE, has_offset, is_beyond_whole_numbers
 from engine.data.trim import at_least, more, without_comments, without_footer, without_lines
 from engine.errors import UserError
 
@@ -213,10 +213,8 @@ class _Parser:
 
     def _chunk(self, table: pa.Table, numbers: np.ndarray, lost: list[Lost], careful: bool = False) -> Chunk | None:
         raw = self._raw(table)
-        if not careful and any(
-            pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py() for column in raw.values()
-        ):
-            return None  # an overflow to infinity looks like a written one: look at the text
+        if not careful and any(is_beyond_whole_numbers(column) for column in raw.values()):
+            return None
         values, findings = typed(raw, numbers, self.source, self.file, self.zone, {})
         evidence = evidence_of(raw) if careful else None
         return Chunk(numbers, values, [*self._beyond(table), *findings], lost, evidence)

@@ -17,6 +17,7 @@ from engine.data.arrow_types import parse_type, type_name
 from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, policy_key, typed
 from engine.data.cut import pieces
 from engine.data.files import SourceFile, open_bytes, recode, refuse_utf16, skip_advice
+from engine.data.parse import is_beyond_whole_numbers
 from engine.errors import UserError
 
 _ABSENT = object()
@@ -98,6 +99,8 @@ def _fast(
         }
         if any(len(present.intersection(names)) > 1 for names in paths.values()):
             return None
+        if any(is_beyond_whole_numbers(column) for column in raw.values()):
+            return None
         numbers = np.arange(1, table.num_rows + 1)
         values, findings = typed(raw, numbers, source, file, zone, notes)
     except (pa.ArrowException, UnicodeDecodeError):
@@ -148,7 +151,7 @@ def _careful(
         written = [_written(value, kind) for value in values]
         bad = np.asarray([i for i, text in enumerate(written) if text is _MISMATCH], np.int64)
         written = [None if text is _MISMATCH else text for text in written]
-        raw[name] = pa.array(written, kind if pa.types.is_nested(kind) else pa.string())
+        raw[name] = pa.array(written, _as_text(kind))
         if len(bad):
             shown = [None if column.sensitive else str(values[i])[:TEXT_LIMIT] for i in bad]
             mismatched.append(
@@ -253,7 +256,7 @@ def _written(value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
     if pa.types.is_nested(kind):
-        return _plain(value) if isinstance(value, (list, dict)) else _MISMATCH
+        return _written_items(value, kind)
     if isinstance(value, _Stray):
         return _MISMATCH
     if isinstance(value, bool):
@@ -266,9 +269,21 @@ def _written(value: Any, kind: pa.DataType) -> Any:
     return _MISMATCH
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Number):
-        return json.loads(value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+def _written_items(value: Any, kind: pa.DataType) -> Any:
+    """A list, or a map as its pairs, of the texts of its items; the mark where one may not become what is declared."""
+    if pa.types.is_map(kind) and isinstance(value, dict):
+        names = [_written(name, kind.key_type) for name in value]
+        items = [_written(item, kind.item_type) for item in value.values()]
+        mismatched = any(item is _MISMATCH for item in (*names, *items))
+        return _MISMATCH if mismatched else list(zip(names, items, strict=True))
+    if pa.types.is_map(kind) or not isinstance(value, list):
+        return _MISMATCH
+    items = [_written(item, kind.value_type) for item in value]
+    return _MISMATCH if any(item is _MISMATCH for item in items) else items
+
+
+def _as_text(kind: pa.DataType) -> pa.DataType:
+    """The type of what `_written` gives: text in the places of scalars."""
+    if pa.types.is_map(kind):
+        return pa.map_(_as_text(kind.key_type), _as_text(kind.item_type))
+    return pa.list_(_as_text(kind.value_type)) if pa.types.is_list(kind) else pa.string()

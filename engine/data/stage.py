@@ -27,7 +27,7 @@ from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
 from engine.runtime import digest, pool, records, seal, storage
 
-FORMAT = 3
+FORMAT = 4
 Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any]], Iterator[Chunk]]
 READERS: dict[str, Reader] = {
     "csv": read_csv.read,

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from engine.config import units
 from engine.config.tree import CalendarConfig, DataConfig, FeaturesConfig, TableConfig, ViewConfig
+from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate
 from engine.errors import UserError
 from engine.features import functions, moments
@@ -228,13 +229,13 @@ def entity_codes(
     codes = np.zeros(rows + right.num_rows, np.int64)
     missing = np.zeros(len(codes), bool)
     for left_column, right_column in zip(left_columns, right_columns, strict=True):
-        try:
-            part, size = _codes_of(left[left_column], right[right_column])
-        except pa.ArrowException as error:
+        kinds = left[left_column].type, right[right_column].type
+        if not alike(*kinds):
             raise UserError(
-                f"columns that are joined must be of one type, found {left_column!r} {left[left_column].type} and "
-                f"{right_column!r} {right[right_column].type}: {error}"
-            ) from None
+                f"columns that are joined must be of one type, found {left_column!r} {type_name(kinds[0])} and "
+                f"{right_column!r} {type_name(kinds[1])}: give both the type of one of them"
+            )
+        part, size = _codes_of(left[left_column], right[right_column])
         missing |= part < 0
         codes = codes * size + part
         if codes.size and codes.max(initial=0) >= 2**31:
@@ -258,8 +259,8 @@ def entity_hash(table: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
 
 def _codes_of(left: pa.ChunkedArray, right: pa.ChunkedArray) -> tuple[np.ndarray, int]:
     left, right = _combined(left), _combined(right)
-    if left.type != right.type:
-        right = right.cast(left.type)
+    kind = right.type if pa.types.is_null(left.type) else left.type
+    left, right = as_keys(left, kind), as_keys(right, kind)
     encoded = pa.concat_arrays([left, right]).dictionary_encode()
     codes = np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64)
     return codes, max(len(encoded.dictionary), 1)

@@ -18,7 +18,8 @@ from engine.config import schema
 from engine.config.compose import compose
 from engine.config.names import check_distinct, view_features
 from engine.config.tree import Config, FeaturesConfig, ViewConfig, check_view_names
-from engine.data import ingest
+from engine.data import checks, ingest
+from engine.data.arrow_types import alike, parse_type, type_name
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
 from engine.features import compute, moments
@@ -73,7 +74,9 @@ def history(
     found: dict[str, Any] = {name: entity_table[name] for name in entity_table.column_names}
     probes = entity_table.append_column(PROBE_TIME, _whole_microseconds(entity_table[time], time))
     for name, view in chosen.items():
-        _check_probes(name, view, config, entity_table)
+        needed = _check_probes(name, view, config, entity_table)
+        columns = {column: config.data.columns[column] for column in needed if column in config.data.columns}
+        probes = checks.declared("entity_table", probes, columns, config.data.time_zone)
         events, tables = _needed(view, config, dataset, moments.instants(probes[PROBE_TIME]))
         found |= compute.view_features(name, view, config.data, features, probes, events, tables, threads_of(config))
     return pa.table(found)
@@ -122,7 +125,10 @@ def latest(
     for column, value in (entity or {}).items():
         if column not in view.entity:
             raise UserError(f"view {name!r} has no entity column {column!r}.{nearest(column, view.entity)}")
-        keys = keys.filter(pc.equal(keys[column].cast(pa.string()), value))
+        wanted = checks.declared(
+            "entity", pa.table({column: [value]}), {column: config.data.columns[column]}, config.data.time_zone
+        )
+        keys = keys.filter(pc.equal(keys[column], wanted[column][0]))
     times = pa.array(np.full(keys.num_rows, instant), pa.timestamp("us", tz="UTC"))
     return history(keys.append_column("as_of", times), [name], config=config, dataset=dataset, time="as_of")
 
@@ -162,16 +168,24 @@ def _views(views: str | Sequence[str] | Mapping[str, Any], config: Config) -> di
     return {name: config.features.views[name] for name in names}
 
 
-def _check_probes(name: str, view: ViewConfig, config: Config, probes: pa.Table) -> None:
+def _check_probes(name: str, view: ViewConfig, config: Config, probes: pa.Table) -> Sequence[str]:
+    """The columns that the view reads of the table. Raises UserError where one is absent."""
     needed = view.entity if view.kind in ("windows", "asof") else view_inputs(view, config.data, PROBE_TIME)
     for column in needed:
         if column not in probes.column_names:
             raise UserError(
                 f"entity_table must have column {column!r} of view {name!r}, found {', '.join(probes.column_names)}"
             )
+        found, declared = probes.schema.field(column).type, parse_type(config.data.columns[column].type)
+        if column in view.entity and not alike(found, declared):
+            raise UserError(
+                f"entity_table's column {column!r} must be {type_name(declared)}, as the keys of view {name!r} are, found "
+                f"{type_name(found)}: give that type"
+            )
     for feature in view_columns(name, view, config.data):
         if feature.name in probes.column_names:
             raise UserError(f"entity_table already has a column {feature.name!r}, which view {name!r} gives: rename it")
+    return needed
 
 
 def _needed(

@@ -11,11 +11,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.config.tree import Column
-from engine.data.arrow_types import parse_type
-from engine.data.columns import as_text
+from engine.data.checks import declared
 from engine.data.dataset import row_ids
-from engine.data.parse import Reading, UnrelatedError, to_type
 from engine.errors import UserError
 from engine.features.compute import raw_features
 from engine.features.profile import ProfileSpec
@@ -94,10 +91,10 @@ class Predictor:
         """
         self._check_events(events, tables or {})
         data, features = self.bundle.data, self.bundle.features
-        events = _declared("events", events, data.columns, data.time_zone)
-        history = events if history is None else _declared("history", history, data.columns, data.time_zone)
+        events = declared("events", events, data.columns, data.time_zone)
+        history = events if history is None else declared("history", history, data.columns, data.time_zone)
         sides = {
-            name: _declared(f"tables[{name!r}]", side, data.tables[name].columns, data.time_zone)
+            name: declared(f"tables[{name!r}]", side, data.tables[name].columns, data.time_zone)
             for name, side in (tables or {}).items()
             if name in data.tables
         }
@@ -111,29 +108,6 @@ class Predictor:
         for view in self.bundle.features.active_views.values():
             if view.table and view.table not in tables:
                 raise UserError(f"tables must have {view.table!r}, which a view looks into; found {sorted(tables)}")
-
-
-def _declared(what: str, table: pa.Table, columns: Mapping[str, Column], zone: str) -> pa.Table:
-    """The table with its declared columns in their declared types."""
-    for at, field in enumerate(table.schema):
-        if field.name not in columns or field.type.equals(kind := parse_type(columns[field.name].type)):
-            continue
-        values = table.column(at).combine_chunks()
-        try:
-            parsed = to_type(values, kind, Reading(zone))
-        except UnrelatedError as error:
-            raise UserError(f"{what}: column {field.name!r} {error}: give it that type") from None
-        except UserError as error:
-            raise UserError(f"{what}: column {field.name!r} {error}") from None
-        if len(parsed.bad):
-            row = int(parsed.bad[0])
-            value = "a sensitive value" if columns[field.name].sensitive else repr(as_text(values[row]))
-            raise UserError(
-                f"{what}: column {field.name!r} must be {columns[field.name].type}, found {value} in row {row}, which "
-                f"{parsed.reason}: mend it or leave the row out"
-            )
-        table = table.set_column(at, field.name, parsed.values)
-    return table
 
 
 def score_names(classes: tuple[str, ...]) -> list[str]:

@@ -231,9 +231,34 @@ def test_a_null_key_part_never_matches() -> None:
         assert codes[1] == -1 and codes[0] != codes[2] and (codes == other).all()
 
 
-def test_keys_of_types_that_cannot_be_compared_are_refused() -> None:
-    with pytest.raises(UserError, match=r"must be of one type, found 'a' int64 and 'b' string.*'x'"):
-        entity_codes(pa.table({"a": [1]}), ("a",), pa.table({"b": ["x"]}), ("b",))
+DAY = datetime.date(2022, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "message"),
+    [
+        (pa.array([1]), pa.array(["x"]), "'a' int64 and 'b' string"),
+        (pa.array([5]), pa.array(["5"]), "'a' int64 and 'b' string"),
+        (pa.array(["005"]), pa.array([5]), "'a' string and 'b' int64"),
+        (pa.array([True]), pa.array([1]), "'a' bool and 'b' int64"),
+        (pa.array([1.0]), pa.array([1]), "'a' float64 and 'b' int64"),
+        (pa.array([DAY]), pa.array([DAY]).cast(pa.timestamp("us", "UTC")), "'a' date and 'b' timestamp"),
+    ],
+)
+def test_keys_of_types_that_cannot_be_compared_are_refused(left: pa.Array, right: pa.Array, message: str) -> None:
+    """By the types alone, whatever the values are."""
+    for rows in (1, 0):
+        with pytest.raises(UserError, match=f"must be of one type, found {message}"):
+            entity_codes(pa.table({"a": left[:rows]}), ("a",), pa.table({"b": right[:rows]}), ("b",))
+
+
+def test_keys_of_integers_of_two_widths_are_compared_as_numbers() -> None:
+    left, right = pa.array([5, 255, -1, None], pa.int16()), pa.array([2**40, 5, 2**64 - 1, None, 255], pa.uint64())
+    codes, others = entity_codes(pa.table({"a": left}), ("a",), pa.table({"b": right}), ("b",))
+    assert codes[0] == others[1] and codes[1] == others[4] and (others[[0, 2, 3]] == -1).all() and codes[3] == -1
+    assert codes[2] not in others
+    back, forth = entity_codes(pa.table({"b": right}), ("b",), pa.table({"a": left}), ("a",))
+    assert back[1] == forth[0] and back[4] == forth[1] and (forth[[2, 3]] == -1).all()
 
 
 def test_keys_of_many_columns_do_not_collide() -> None:

@@ -111,6 +111,14 @@ def test_history_takes_views_that_are_not_in_the_config(config: Config, dataset:
             ),
             "already has a column 'shop_count_6h'",
         ),
+        (
+            pa.table({"shop": [5], "time": pa.array([datetime.datetime(2020, 1, 1, tzinfo=UTC)])}),
+            "column 'shop' must be string, as the keys of view 'shop' are, found int64: give that type",
+        ),
+        (
+            pa.table({"shop": [b"a"], "time": pa.array([datetime.datetime(2020, 1, 1, tzinfo=UTC)])}),
+            "column 'shop' must be string, as the keys of view 'shop' are, found binary",
+        ),
     ],
 )
 def test_history_says_what_is_wrong(config: Config, dataset: Dataset, table: Any, message: str) -> None:
@@ -309,6 +317,20 @@ def test_an_expression_view_is_row_local_and_guarded(folder: Path, dataset: Data
 def test_an_expression_that_is_not_row_local_is_refused(sql: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         expression_columns(sql, "features.views.v.expressions.x")
+
+
+def test_an_expression_of_whole_numbers_is_not_rounded() -> None:
+    rows = pa.table({"a": [4, 5, None]})
+    assert evaluate({"x": ("a * 2", "int64"), "y": ("a / 2", "float64")}, rows).to_pydict() == {
+        "x": [8, 10, None],
+        "y": [2.0, 2.5, None],
+    }
+    for sql in ("a / 2", "'2.5'", "a * 0.5"):
+        with pytest.raises(
+            UserError, match=r"'x' must give whole numbers \(int64\), found 2\.5: round\(\) it, or declare"
+        ):
+            evaluate({"x": (sql, "int64")}, rows)
+    assert evaluate({"x": ("round(a / 2)", "int64")}, rows)["x"].to_pylist() == [2, 3, None]
 
 
 def test_an_expression_cannot_read_files() -> None:
