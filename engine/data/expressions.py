@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.data import query, repeatable
+from engine.data import failures, query, repeatable
 from engine.data.arrow_types import parse_type
 from engine.errors import UserError
 
@@ -51,10 +51,12 @@ def evaluate(expressions: Mapping[str, tuple[str, str]], rows: pa.Table, where: 
     selected = ", ".join(f'CAST(({sql}) AS {_sql_type(kind)}) AS "{name}"' for name, (sql, kind) in expressions.items())
     schema = pa.schema([(name, parse_type(kind)) for name, (_, kind) in expressions.items()])
     with query.connect() as connection:
-        connection.register("rows", rows)
-        _check_whole(connection, expressions, where)
+        with failures.told_as(where):
+            connection.register("rows", rows)
+            _check_whole(connection, expressions, where)
         batches = list(query.run(connection, f"SELECT {selected} FROM rows", where))
-    table = pa.concat_tables(batches).cast(schema) if batches else schema.empty_table()
+    with failures.told_as(where):
+        table = pa.concat_tables(batches).cast(schema) if batches else schema.empty_table()
     if table.num_rows != rows.num_rows:
         raise UserError(f"{where} must give one value per row: {rows.num_rows} rows in, {table.num_rows} values out")
     return table.combine_chunks()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from engine.config.tree import SourceConfig
+from engine.data import failures
 from engine.data.columns import Chunk, match
 from engine.data.files import SourceFile
 from engine.data.read_arrow import BATCH_ROWS, chunks, column_names
@@ -21,15 +22,11 @@ LIBRARIES = {"iceberg": "pyiceberg", "delta": "deltalake"}
 
 def table_file(name: str, source: SourceConfig, path: Path) -> SourceFile:
     """A table at its snapshot as the one file of a source. Raises UserError for a missing library, table or snapshot."""
-    try:
+    with failures.told_as(f"data.sources.{name}: {path} cannot be read as {source.format} table"):
         if source.format == "delta":
             snapshot, parts = _delta_parts(_delta(path, source.snapshot))
         else:
             snapshot, parts = _iceberg_parts(*_iceberg(path, source.snapshot))
-    except UserError:
-        raise
-    except Exception as error:  # the libraries raise many kinds of their own
-        raise UserError(f"data.sources.{name}: {path} cannot be read as {source.format} table: {error}") from None
     content = digest.of_json([source.format, sorted(parts)])
     size = sum(part[1] for part in parts)
     return SourceFile(name, path, f"{path}@{snapshot}", source.format, content, size, {})
@@ -47,9 +44,23 @@ def _delta(path: Path, snapshot: str | None) -> Any:
 
 
 def _delta_parts(table: Any) -> tuple[str, list[Any]]:
-    """(version, [file, size]) of the data files. Files are never rewritten: name and size tell the content."""
+    """(version, [file, size]) of the data files. Files are never rewritten: name and size tell the content.
+
+    Except where the table has reader features: its log may delete rows of a file and rename its columns.
+    """
     actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "size_bytes"])
-    return str(table.version()), [list(row.values()) for row in actions.to_pylist()]
+    parts = [list(row.values()) for row in actions.to_pylist()]
+    if _has_features(table):
+        parts.append(["schema", 0, table.schema().to_json()])
+        for item in pa.table(table.deletion_vectors()).to_pylist():
+            kept = bytes(item["selection_vector"])
+            parts.append([PurePosixPath(item["filepath"]).name, 0, digest.of_json(kept.hex())])
+    return str(table.version()), parts
+
+
+def _has_features(table: Any) -> bool:
+    """Whether the log changes what the data files hold: deletion vectors, column mapping and the like."""
+    return table.protocol().min_reader_version > 1
 
 
 def _iceberg(path: Path, snapshot: str | None) -> tuple[Any, int | None]:
@@ -85,19 +96,14 @@ def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes
     """Chunks of the rows of the snapshot, deletes applied by the library."""
     snapshot = file.shown.rsplit("@", 1)[1]
     notes["snapshot"] = snapshot
-    try:
-        batches = (
-            _delta_batches(file.path, snapshot) if file.format == "delta" else _iceberg_batches(file.path, snapshot)
-        )
-        first = next(batches, None)
-        if first is None:
-            return
-        names = column_names(first.schema, source)
-        matched = match(names, source, file)
-        notes.update(matched.notes)
-        yield from chunks(_chain(first, batches), matched, names, file, source, zone, notes)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file.shown} cannot be read as {file.format} table: {error}") from None
+    batches = _delta_batches(file.path, snapshot) if file.format == "delta" else _iceberg_batches(file.path, snapshot)
+    first = next(batches, None)
+    if first is None:
+        return
+    names = column_names(first.schema, source)
+    matched = match(names, source, file)
+    notes.update(matched.notes)
+    yield from chunks(_chain(first, batches), matched, names, file, source, zone, notes)
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -106,7 +112,18 @@ def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa
 
 
 def _delta_batches(path: Path, snapshot: str) -> Iterator[pa.RecordBatch]:
-    yield from _delta(path, snapshot).to_pyarrow_dataset().to_batches(batch_size=BATCH_ROWS)
+    table = _delta(path, snapshot)
+    if not _has_features(table):
+        yield from table.to_pyarrow_dataset().to_batches(batch_size=BATCH_ROWS)
+        return
+    # pyarrow's reader refuses such tables, the library's own engine reads them; in one partition its order is the files'.
+    settings = {
+        "datafusion.execution.target_partitions": "1",
+        "datafusion.execution.parquet.schema_force_view_types": "false",
+    }
+    engine = _library("delta", "deltalake").QueryBuilder(settings).register("rows", table)
+    for batch in engine.execute('SELECT * FROM "rows"'):
+        yield pa.record_batch(batch)
 
 
 def _iceberg_batches(path: Path, snapshot: str) -> Iterator[pa.RecordBatch]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from engine.data import failures
 from engine.errors import UserError
 
 BATCH_ROWS = 1 << 17
@@ -53,30 +54,19 @@ def connect(memory: int | None = None, spill: Path | None = None) -> Iterator[An
 def run(connection: Any, sql: str, where: str) -> Iterator[pa.Table]:
     """Batches of the rows of one SELECT. Raises UserError with DuckDB's reason."""
     duckdb = _duckdb()
-    try:
+    with failures.told_as(where):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise UserError(f"{where} must be one SELECT statement")
         reader = connection.sql(sql).to_arrow_reader(BATCH_ROWS)
-        for batch in reader:
-            yield pa.Table.from_batches([batch])
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise UserError(f"{where}: {first_line(error)}") from None
-
-
-@contextlib.contextmanager
-def told_as(where: str) -> Iterator[None]:
-    """What DuckDB refuses inside becomes a UserError with its reason."""
-    try:
-        yield
-    except _duckdb().Error as error:
-        raise UserError(f"{where}: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """DuckDB's reason with the line of SQL that it points at."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join(line.strip() for line in lines[:3]) if lines else type(error).__name__
+    while True:
+        with failures.told_as(
+            where
+        ):  # not around the yield: what goes wrong with the rows elsewhere is not the query's
+            batch = next(reader, None)
+        if batch is None:
+            return
+        yield pa.Table.from_batches([batch])
 
 
 def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str] = ()) -> None:
@@ -85,7 +75,8 @@ def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str
     Raises UserError for a column of a type that SQL does not know.
     """
     for name, table in tables.items():
-        try:
+        types = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+        with failures.told_as(f"source {name} cannot be queried", f"its columns are {types}"):
             if name in ordered:
                 connection.register(UNORDERED, table)
                 connection.execute(
@@ -94,9 +85,6 @@ def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str
                 connection.unregister(UNORDERED)
             else:
                 connection.register(name, table)
-        except _duckdb().Error as error:
-            types = ", ".join(f"{field.name} {field.type}" for field in table.schema)
-            raise UserError(f"source {name} cannot be queried: {first_line(error)}; its columns are {types}") from None
 
 
 def _quoted(name: str) -> str:

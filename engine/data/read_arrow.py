@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,7 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import SourceConfig
 from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, evidence_of, match, policy_key, typed
-from engine.data.files import SourceFile, is_compressed, skip_advice, unpacked
-from engine.errors import UserError
+from engine.data.files import SourceFile, is_compressed, unpacked
 
 BATCH_ROWS = 1 << 17
 
@@ -23,23 +23,46 @@ def read_parquet(
 ) -> Iterator[Chunk]:
     """Chunks of a Parquet file. INT96 is read as microseconds, which reach the year 294246 (nanoseconds end in 2262)."""
     origin = unpacked(file.path) if is_compressed(file.path) else str(file.path)
-    try:
+    with _open_parquet(origin, "us") as parquet:
+        names = column_names(parquet.schema_arrow, source)
+        matched = match(names, source, file)
+        notes.update(matched.notes)
+        wanted = _wanted(matched, names)
+        batches = _parquet_batches(parquet, wanted, threads)
+        found = chunks(batches, matched, names, file, source, zone, notes)
+        legacy = [name for name in wanted if name in _int96(parquet)]
+        if legacy:
+            columns = {name: names[place] for name, place in matched.places.items() if place is not None}
+            columns = {name: path for name, path in columns.items() if path in legacy}
+            keys = {name: policy_key(file, name) for name in columns}
+            found = _within_reach(found, origin, columns, source, keys)
+        yield from found
+
+
+def damaged_part(file: SourceFile, source: SourceConfig) -> tuple[str, str]:
+    """(declared column, row group with its rows) of a Parquet file that cannot be read; empty where it is no such part."""
+    with contextlib.suppress(Exception):  # whatever it is, the first failure is told already
+        origin = unpacked(file.path) if is_compressed(file.path) else str(file.path)
         with _open_parquet(origin, "us") as parquet:
             names = column_names(parquet.schema_arrow, source)
-            matched = match(names, source, file)
-            notes.update(matched.notes)
-            wanted = _wanted(matched, names)
-            batches = _parquet_batches(parquet, wanted, threads)
-            found = chunks(batches, matched, names, file, source, zone, notes)
-            legacy = [name for name in wanted if name in _int96(parquet)]
-            if legacy:
-                columns = {name: names[place] for name, place in matched.places.items() if place is not None}
-                columns = {name: path for name, path in columns.items() if path in legacy}
-                keys = {name: policy_key(file, name) for name in columns}
-                found = _within_reach(found, origin, columns, source, keys)
-            yield from found
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise _refused(file, "Parquet", error) from None
+            places = match(names, source, file).places
+            first = 1
+            for group in range(parquet.num_row_groups):
+                last = first + parquet.metadata.row_group(group).num_rows - 1
+                for name, place in places.items():
+                    if place is not None and not _readable(parquet, names[place], group):
+                        return name, f"row group {group + 1} (rows {first:,} to {last:,})"
+                first = last + 1
+    return "", ""
+
+
+def _readable(parquet: pq.ParquetFile, path: str, group: int) -> bool:
+    try:
+        for _ in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[path], use_threads=False):
+            pass
+    except Exception:
+        return False
+    return True
 
 
 def _open_parquet(origin: Any, unit: str) -> pq.ParquetFile:
@@ -53,7 +76,12 @@ def _parquet_batches(parquet: pq.ParquetFile, wanted: list[str], threads: int) -
     if not wanted:
         yield pa.RecordBatch.from_struct_array(pa.array([{}] * parquet.metadata.num_rows, pa.struct([])))
         return
-    yield from parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=threads > 1)
+    rows = 0
+    for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=threads > 1):
+        rows += batch.num_rows
+        yield batch
+    if rows != parquet.metadata.num_rows:
+        raise pa.ArrowInvalid(f"its footer tells of {parquet.metadata.num_rows:,} rows, its pages hold {rows:,}")
 
 
 def _int96(parquet: pq.ParquetFile) -> set[str]:
@@ -100,14 +128,11 @@ def read_arrow(
 ) -> Iterator[Chunk]:
     """Chunks of an Arrow IPC file or stream; every batch is validated whole, for its buffers come from outside."""
     origin = unpacked(file.path) if is_compressed(file.path) else pa.memory_map(str(file.path))
-    try:
-        reader = _open_ipc(origin)
-        names = column_names(reader.schema, source)
-        matched = match(names, source, file)
-        notes.update(matched.notes)
-        yield from chunks(_ipc_batches(reader), matched, names, file, source, zone, notes)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise _refused(file, "Arrow IPC", error) from None
+    reader = _open_ipc(origin)
+    names = column_names(reader.schema, source)
+    matched = match(names, source, file)
+    notes.update(matched.notes)
+    yield from chunks(_ipc_batches(reader), matched, names, file, source, zone, notes)
 
 
 def _open_ipc(origin: Any) -> Any:
@@ -130,15 +155,6 @@ def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
         batch.validate(full=True)
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
-
-
-def _refused(file: SourceFile, kind: str, error: Exception) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"{file.shown} must exist, found nothing")
-    if file.size == 0:
-        return UserError(f"{file.shown} is empty: it must hold the header and the footer of {kind}{skip_advice(file)}")
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{file.shown} cannot be read as {kind}: {reason}")
 
 
 def column_names(schema: pa.Schema, source: SourceConfig) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.tree import RuleConfig
-from engine.data import query
+from engine.data import failures, query
 from engine.data.columns import Finding
 
 
@@ -23,7 +23,7 @@ def find(table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding]) 
     columns = ", ".join(
         f'(({rule.holds}) IS NOT DISTINCT FROM false) AS "{place}"' for place, rule in enumerate(rules.values())
     )
-    with query.connect() as connection, query.told_as("data.rules"):
+    with query.connect() as connection, failures.told_as("data.rules"):
         connection.register("events", table)
         broken = connection.sql(f"SELECT {columns} FROM events").to_arrow_table()
     findings = []

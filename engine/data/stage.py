@@ -19,10 +19,10 @@ import pyarrow.ipc
 
 from engine.config import schema as config_schema
 from engine.config.tree import DataConfig, SourceConfig
-from engine.data import checks, lake, look, order, read_arrow, read_csv, read_json, rules
+from engine.data import checks, failures, lake, look, order, read_arrow, read_csv, read_json, rules
 from engine.data.arrow_types import schema_of
 from engine.data.columns import FILE, Chunk, Finding
-from engine.data.files import SourceFile, event_source
+from engine.data.files import SourceFile, event_source, skip_advice
 from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
 from engine.runtime import digest, pool, records, seal, storage
@@ -37,6 +37,10 @@ READERS: dict[str, Reader] = {
     "delta": lake.read,
     "iceberg": lake.read,
 }
+KINDS = {
+    "csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet", "arrow": "Arrow IPC", "delta": "delta table",
+    "iceberg": "iceberg table",
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -89,20 +93,19 @@ def stage(
     with contextlib.ExitStack() as undo:
         undo.callback(held.abandon)
         try:
-            for chunk in READERS[file.format](file, source, data.time_zone, threads, staged.notes):
+            for chunk in _chunks(file, source, data, threads, staged.notes):
                 table = _kept(chunk, staged, data, source)
                 advance(len(chunk.numbers) + len(chunk.lost))
                 if keep:
                     held.add(table)
-        except UserError as error:
-            if isinstance(error, PolicyError) and file.format == "csv":
-                raise PolicyError(f"{error}.{look.advice(file, source, data.time_zone)}".removesuffix(".")) from None
-            if isinstance(error, PolicyError) or pool.is_hopeless(error):
+        except PolicyError as error:
+            if file.format != "csv":
                 raise
-            reason = str(error) if file.shown in str(error) else f"{file.shown}: {error}"
+            raise PolicyError(f"{error}.{look.advice(file, source, data.time_zone)}".removesuffix(".")) from None
+        except Refused as error:
             if source.refused == "fail":
-                raise UserError(reason) from None
-            return Staged(file, Tally(f"source {file.source}"), {}, refused=reason)
+                raise UserError(f"{error}{error.ways_on}") from error.__cause__
+            return Staged(file, Tally(f"source {file.source}"), {}, refused=str(error))
         if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
             digest.check_unchanged(file.path, file.digest)
         staged.tally.check()
@@ -111,6 +114,39 @@ def stage(
     if staged.path:
         _save(staged, data, folder)  # type: ignore[arg-type]
     return staged
+
+
+class Refused(Exception):
+    """A file that cannot be read, why, and what to do where that is not said yet."""
+
+    ways_on = ""
+
+
+def _chunks(
+    file: SourceFile, source: SourceConfig, data: DataConfig, threads: int, notes: dict[str, Any]
+) -> Iterator[Chunk]:
+    """Chunks of a file. Raises Refused where the file cannot be read, be it by the schema or by the library that reads it."""
+    try:
+        yield from READERS[file.format](file, source, data.time_zone, threads, notes)
+    except UserError as error:
+        if pool.is_hopeless(error):
+            raise
+        raise Refused(str(error) if file.shown in str(error) else f"{file.shown}: {error}") from None
+    except Exception as error:
+        if not failures.from_library(error) or pool.is_hopeless(error):
+            raise
+        if not file.size and file.format in ("parquet", "arrow"):
+            kind = KINDS[file.format]
+            reason = f"{file.shown} is empty: it must hold the header and the footer of {kind}{skip_advice(file)}"
+            raise Refused(reason) from None
+        column, part = read_arrow.damaged_part(file, source) if file.format == "parquet" else ("", "")
+        where = f" in column {column!r}, {part}" if column else ""
+        refused = Refused(
+            f"{file.shown} cannot be read as {KINDS.get(file.format, file.format)}{where}: {failures.reason_of(error)}"
+        )
+        without = f"; or declare the data without column {column!r}" if column else ""
+        refused.ways_on = f"; replace the file{without}{skip_advice(file)}"
+        raise refused from error
 
 
 def _source(name: str, data: DataConfig) -> SourceConfig:

@@ -1,0 +1,71 @@
+"""The one place where what a library raises at a user's data becomes a sentence: what could not be read, why, what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from engine.errors import UserError
+
+LIBRARIES = {
+    "pyarrow", "duckdb", "_duckdb", "deltalake", "_internal", "arro3", "pyiceberg", "pydantic", "pydantic_core", "fsspec",
+    "zipfile", "gzip", "bz2", "lzma", "_compression", "encodings", "codecs",
+}  # fmt: skip
+# Whoever raises these: a disk, an archive, bytes that are no text, a number or an allocation beyond what there is.
+RAISED = (
+    OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, UnicodeError, OverflowError,
+    MemoryError, NotImplementedError,
+)  # fmt: skip
+ADVICE = {  # by the name of DuckDB's exception
+    "ConversionException": "TRY_CAST gives null where a value does not convert; or declare the column's type in the source",
+    "InvalidInputException": "TRY_CAST gives null where a value does not convert; or declare the column's type in the source",
+    "OutOfRangeException": "cast to a wider type first, such as DOUBLE or HUGEINT",
+    "NotImplementedException": "declare another type in the source: float32 for a float16, decimal(38,s) or string for a "
+    "wider decimal",
+    "OutOfMemoryException": "allow more with resources.memory, or let the query hold fewer columns",
+}
+
+
+class Unreadable(UserError):
+    """A file or table whose bytes a library cannot make rows of."""
+
+
+def from_library(error: BaseException) -> bool:
+    """Whether a library (or the disk) raised it, and not code of the engine's own, whose faults keep their traceback."""
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, RAISED) or type(error).__module__.split(".")[0] in LIBRARIES:
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    # Compiled code leaves frames of its own (pyarrow/scalar.pxi); plain Python lies in a folder of the library's name.
+    return frame is not None and not LIBRARIES.isdisjoint(PurePath(frame.tb_frame.f_code.co_filename).parts)
+
+
+def reason_of(error: BaseException) -> str:
+    """What the library says, on one line; DuckDB's with the line of SQL that it points at."""
+    if isinstance(error, FileNotFoundError):
+        return "it must exist, found nothing"
+    if isinstance(error, MemoryError) and "malloc" in str(error):
+        return f"its lengths ask for more memory than there is ({str(error).splitlines()[0]})"
+    kept = 3 if type(error).__module__.endswith("duckdb") else 1
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:kept]) if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def told_as(subject: str, note: str = "") -> Iterator[None]:
+    """What a library raises inside becomes an Unreadable: `subject: reason; note; what to do`."""
+    try:
+        yield
+    except Exception as error:
+        if not from_library(error):
+            raise
+        said = (reason_of(error), note, ADVICE.get(type(error).__name__, ""))
+        raise Unreadable(f"{subject}: {'; '.join(part for part in said if part)}") from error
