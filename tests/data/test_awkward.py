@@ -572,7 +572,7 @@ def test_a_flipped_bit_in_a_page_is_found(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[3000] ^= 1
     path.write_bytes(bytes(raw))
-    with pytest.raises(UserError, match=r"x\.parquet cannot be read as Parquet: .*(CRC|checksum)"):
+    with pytest.raises(UserError, match=r"x\.parquet cannot be read as Parquet in column 'x', .*: .*(CRC|checksum)"):
         read(path, {"x": "int64"})
 
 
