@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.tree import CsvOptions
+from engine.data.bounds import LONGEST_ROW, USUAL, Bounds
 from engine.data.columns import Lost
 from engine.data.files import unpacking
 from engine.errors import UserError
 
 PIECE = 1 << 24
-LONGEST_ROW = 1 << 28
 _LOOK = 1 << 18
 
 
@@ -31,13 +31,18 @@ class Piece:
     quoted: bool = False
 
 
-def read_block(stream: BinaryIO) -> bytes:
+def read_block(stream: BinaryIO, size: int | None = None) -> bytes:
     """The next bytes of a stream; a broken archive is a UserError."""
     with unpacking("the file"):
-        return bytes(stream.read(PIECE))
+        return bytes(stream.read(size or PIECE))
 
 
-def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> Iterator[Piece]:
+def piece_bytes(bounds: Bounds) -> int:
+    """Bytes of text that are parsed at once: they take some times as many as rows."""
+    return min(PIECE, bounds.batch // 4)
+
+
+def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None, bounds: Bounds = USUAL) -> Iterator[Piece]:
     """Pieces of `head` followed by the stream, without comment lines. From the first misplaced quote on, the rest is one
     messy piece a block, comments included: only the strict reader of `sift` knows there where a row begins.
     """
@@ -46,7 +51,7 @@ def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> 
     comment = (options.comment or "").encode() if options else b""
     rest, messy = head, bool(options and options.escape)
     while True:
-        block = read_block(stream)
+        block = read_block(stream, piece_bytes(bounds))
         last = not block
         rest += block
         if messy:
@@ -64,22 +69,28 @@ def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None) -> 
                 if rows:
                     yield Piece(rows, quoted=bool(quote) and quote in rows)
                 rest = rest[end:]
-            elif len(rest) > LONGEST_ROW:
-                raise UserError(
-                    f"a row must not be longer than {LONGEST_ROW} bytes: is the delimiter or the quote right?"
-                )
+            elif len(rest) > bounds.row:
+                raise too_long(bounds)
         if last:
             return
 
 
-def mapped_pieces(path: Path, start: int, options: CsvOptions) -> Iterator[Piece]:
+def too_long(bounds: Bounds) -> UserError:
+    """The error for text without a line end for longer than a row may be."""
+    return UserError(
+        f"a row must not be longer than {bounds.row} bytes (an eighth of resources.memory, at most {LONGEST_ROW}): is the "
+        "delimiter or the quote right? A row that is right needs more resources.memory, or another format"
+    )
+
+
+def mapped_pieces(path: Path, start: int, options: CsvOptions, bounds: Bounds) -> Iterator[Piece]:
     """Pieces of a plain file from byte `start` on, as views of it: nothing is copied until the first quote or comment."""
     special = [text.encode()[0] for text in (options.quote, options.comment) if text]
     with pa.memory_map(str(path)) as mapped:
         size = mapped.size()
         while start < size and not options.escape:
             mapped.seek(start)
-            view = mapped.read_buffer(PIECE)
+            view = mapped.read_buffer(piece_bytes(bounds))
             if any(_holds(view, byte) for byte in special):
                 break
             end = view.size if start + view.size == size else _last_line_end(view)
@@ -90,7 +101,7 @@ def mapped_pieces(path: Path, start: int, options: CsvOptions) -> Iterator[Piece
     if start < size:
         with open(path, "rb") as file:
             file.seek(start)
-            yield from pieces(file, b"", options)
+            yield from pieces(file, b"", options, bounds)
 
 
 def _holds(view: pa.Buffer, byte: int) -> bool:
@@ -201,13 +212,15 @@ def dialect(options: CsvOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sift(stream: Iterator[Piece], options: CsvOptions) -> Iterator[tuple[bytes, list[Lost], int]]:
+def sift(
+    stream: Iterator[Piece], options: CsvOptions, bounds: Bounds = USUAL
+) -> Iterator[tuple[bytes, list[Lost], int]]:
     """(text of the good rows, rows that break the quoting, number of rows) of messy pieces, some MiB at a time.
 
     A quote inside an unquoted field is a character like any other; text after a closing quote loses the row.
     """
-    csv.field_size_limit(LONGEST_ROW)
-    lines = _Lines(stream, (options.comment or "").encode())
+    csv.field_size_limit(bounds.row)
+    lines = _Lines(stream, (options.comment or "").encode(), bounds)
     reader = csv.reader(lines, strict=True, **dialect(options))
     good, lost, number = [], [], 0
     size = 0
@@ -228,7 +241,7 @@ def sift(stream: Iterator[Piece], options: CsvOptions) -> Iterator[tuple[bytes, 
         else:
             good.append(raw)
             size += len(raw)
-        if size > PIECE:
+        if size > piece_bytes(bounds):
             yield b"".join(good), lost, number
             good, lost, number, size = [], [], 0, 0
     if number:
@@ -238,17 +251,19 @@ def sift(stream: Iterator[Piece], options: CsvOptions) -> Iterator[tuple[bytes, 
 class _Lines:
     """Lines of pieces as latin-1 text, a letter a byte; remembers the bytes that were handed out."""
 
-    def __init__(self, stream: Iterator[Piece], comment: bytes) -> None:
-        self._lines = self._cut(stream)
+    def __init__(self, stream: Iterator[Piece], comment: bytes, bounds: Bounds) -> None:
+        self._lines = self._cut(stream, bounds)
         self._comment = comment
         self._taken: list[bytes] = []
 
     @staticmethod
-    def _cut(stream: Iterator[Piece]) -> Iterator[bytes]:
+    def _cut(stream: Iterator[Piece], bounds: Bounds) -> Iterator[bytes]:
         rest = b""
         for piece in stream:
             lines = (rest + piece.data).splitlines(keepends=True)
             rest = lines.pop() if lines and (not lines[-1].endswith(b"\n")) else b""
+            if len(rest) > bounds.row:
+                raise too_long(bounds)
             yield from lines
         if rest:
             yield rest

@@ -131,11 +131,12 @@ class Dataset:
         path = self.path(part.file)
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                first, last = low // ROW_GROUP, (high - 1) // ROW_GROUP
+                stops = np.cumsum([file.metadata.row_group(place).num_rows for place in range(file.num_row_groups)])
+                first, last = (int(place) for place in np.searchsorted(stops, [low, high - 1], "right"))
                 table = file.read_row_groups(list(range(first, last + 1)), columns=schema.names, use_threads=True)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}). Run `ingest` again") from None
-        table = table.select(schema.names).cast(schema).slice(low - first * ROW_GROUP, high - low)
+        table = table.select(schema.names).cast(schema).slice(low - (int(stops[first - 1]) if first else 0), high - low)
         yield from table.combine_chunks().to_batches(max_chunksize=batch_rows)
 
     def row_range(self, start_us: int, stop_us: int) -> tuple[int, int]:

@@ -312,10 +312,16 @@ def open_bytes(path: Path) -> BinaryIO:
         return _open(path, path.suffix.lower())
 
 
-def unpacked(path: Path) -> pa.BufferReader:
-    """The whole of a compressed file, in memory. Raises UserError."""
+def unpacked(path: Path, memory: int) -> pa.BufferReader:
+    """The whole of a compressed file, in memory. Raises UserError where it does not fit into half of it."""
     with unpacking(str(path)), open_bytes(path) as stream:
-        return pa.BufferReader(stream.read())
+        whole = stream.read(memory // 2 + 1)
+    if len(whole) > memory // 2:
+        raise UserError(
+            f"{path} must be unpacked in memory, but holds more than {memory // 2:,} bytes, half of resources.memory: "
+            "unpack the file, which can then be read piece by piece, or allow more memory"
+        )
+    return pa.BufferReader(whole)
 
 
 def _open(path: Path, suffix: str) -> BinaryIO:

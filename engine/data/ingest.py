@@ -24,6 +24,7 @@ from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableConfig
 from engine.data import budget, checks, contract, lake, order, profile, query, repeatable, rules, spread, stage
+from engine.data.bounds import BATCH_ROWS, Bounds
 from engine.data.columns import Finding, as_text
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
 from engine.data.expressions import expression_columns
@@ -320,7 +321,14 @@ def _write(plan: Plan, spool: order.Spool, origin: Origin, tallies: list[Tally],
         try:
             segments = spool.segments(PART_ROWS, drop)
             return write_parts(
-                segments, rows, checks.schema(data.columns), data.event_time, folder, plan.threads, progress.advance
+                segments,
+                rows,
+                checks.schema(data.columns),
+                data.event_time,
+                folder,
+                plan.threads,
+                plan.memory,
+                progress.advance,
             )
         except order.DuplicateIdsError:
             _drop_duplicates(data, spool, origin, tallies[-1])
@@ -340,7 +348,8 @@ def stage_files(plan: Plan, run: Run) -> list[Staged]:
             # On disk where other files may join it later: an append then reads the new ones only.
             room = 0 if _may_have_siblings(file, plan.data) else plan.memory // 4
             threads = 1 if many else plan.threads
-            return stage.stage(file, plan.data, threads, plan.staged, progress.advance, room=room)
+            bounds = Bounds.of(plan.memory, plan.threads if many else 1)
+            return stage.stage(file, plan.data, threads, plan.staged, progress.advance, room=room, bounds=bounds)
 
         if not many:
             return [one(place) for place in range(len(plan.files))]
@@ -423,7 +432,7 @@ def _sources(plan: Plan, staged: list[Staged]) -> dict[str, Any]:
     for name, source in plan.data.sources.items():
         mine = [item for item in staged if item.file.source == name and item.refused is None]
         schema = stage.schema_of({column: item.type for column, item in source.columns.items()})
-        size = sum(item.path.stat().st_size * 4 for item in mine if item.path)
+        size = sum(item.bytes for item in mine if item.path)
         if size > plan.memory // 4 and all(item.path for item in mine):
             found[name] = pyarrow.dataset.dataset([str(item.path) for item in mine], schema=schema, format="ipc")
         else:
@@ -504,6 +513,12 @@ def _locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray
     return locate
 
 
+def _batch_rows(plan: Plan, staged: list[Staged]) -> int:
+    """Rows of a query's result that are taken at once: those of the longest source fill a batch."""
+    longest = max((item.bytes / item.tally.kept for item in staged if item.tally.kept), default=0.0)
+    return max(int(min(Bounds.of(plan.memory).batch / max(longest, 1.0), BATCH_ROWS)), 1)
+
+
 def _rows(
     plan: Plan, staged: list[Staged], folder: Path, sql: str | None, source: str, where: str
 ) -> Iterator[pa.Table]:
@@ -516,7 +531,7 @@ def _rows(
     spill, where = folder / ".duckdb", f"{where}.query"
     with query.connect(memory=plan.memory // 2, spill=spill) as connection:
         query.register(connection, _sources(plan, staged), _ordered(plan.data, sql, where))
-        yield from query.run(connection, sql, where)
+        yield from query.run(connection, sql, where, _batch_rows(plan, staged))
     shutil.rmtree(spill, ignore_errors=True)
 
 

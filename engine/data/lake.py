@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from engine.config.tree import SourceConfig
 from engine.data import failures
+from engine.data.bounds import Bounds, cut
 from engine.data.columns import Chunk, match
 from engine.data.files import SourceFile
-from engine.data.read_arrow import BATCH_ROWS, chunks, column_names
+from engine.data.read_arrow import chunks, column_names
 from engine.errors import UserError
 from engine.runtime import digest
 
@@ -92,7 +93,9 @@ def _iceberg_parts(table: Any, snapshot: int | None) -> tuple[str, list[Any]]:
     return str(snapshot), parts
 
 
-def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+def read(
+    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any], bounds: Bounds
+) -> Iterator[Chunk]:
     """Chunks of the rows of the snapshot, deletes applied by the library."""
     snapshot = file.shown.rsplit("@", 1)[1]
     notes["snapshot"] = snapshot
@@ -103,7 +106,7 @@ def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes
     names = column_names(first.schema, source)
     matched = match(names, source, file)
     notes.update(matched.notes)
-    yield from chunks(_chain(first, batches), matched, names, file, source, zone, notes)
+    yield from chunks(cut(_chain(first, batches), bounds), matched, names, file, source, zone, notes)
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -114,7 +117,8 @@ def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa
 def _delta_batches(path: Path, snapshot: str) -> Iterator[pa.RecordBatch]:
     table = _delta(path, snapshot)
     if not _has_features(table):
-        yield from table.to_pyarrow_dataset().to_batches(batch_size=BATCH_ROWS)
+        # Few rows at once, and few batches ahead: a data set tells nothing of how long its values are.
+        yield from table.to_pyarrow_dataset().to_batches(batch_size=1 << 13, batch_readahead=1, fragment_readahead=1)
         return
     # pyarrow's reader refuses such tables, the library's own engine reads them; in one partition its order is the files'.
     settings = {

@@ -21,7 +21,7 @@ from engine.errors import UserError
 from engine.runtime import digest, storage
 from kernels.hashing import hash_bytes, hash_u64
 
-SAMPLE_EVERY = 997
+SAMPLE_EVERY, SAMPLE_BYTES = 997, 1 << 20
 RUN_ROWS = 1 << 17
 
 
@@ -34,6 +34,7 @@ class Rows:
 
     def __init__(self, table: pa.Table, keys: list[str]) -> None:
         self.count = table.num_rows
+        self.bytes = table.nbytes
         self._table, self._keys = table, keys
         self._lock = threading.Lock()
         self._ready = False
@@ -67,9 +68,20 @@ class Segment:
     start: int
     stop: int
 
+    @property
+    def bytes(self) -> int:
+        """About how many they take in memory."""
+        return self.rows.bytes * (self.stop - self.start) // max(self.rows.count, 1)
+
     def take(self) -> pa.Table:
         """The rows."""
         return self.rows.take(self.start, self.stop)
+
+    def slices(self, size: int) -> Iterator[pa.Table]:
+        """The rows in tables of about `size` bytes."""
+        step = max((self.stop - self.start) * size // max(self.bytes, 1), 1)
+        for start in range(self.start, self.stop, step):
+            yield self.rows.take(start, min(start + step, self.stop))
 
 
 # ----------------------------------------------------------------------------------------------------------- keys
@@ -182,7 +194,7 @@ class Spool:
         self._folder = folder / f".spool-{uuid.uuid4().hex[:8]}"
         self._memory = memory
         self._held: list[pa.Table] = []
-        self._bytes = 0
+        self._bytes = self._spilled = 0
         self._files: list[Path] = []
         self._sample: list[np.ndarray] = []
 
@@ -191,7 +203,9 @@ class Spool:
         if not table.num_rows:
             return
         times = np.asarray(table.column(self.event_time).cast(pa.int64()).combine_chunks())
-        self._sample.append(times[(-self.rows) % SAMPLE_EVERY :: SAMPLE_EVERY])
+        # Long rows count for more: what is cut by the sample is bytes.
+        every = int(min(max(table.num_rows * SAMPLE_BYTES // max(table.nbytes, 1), 1), SAMPLE_EVERY))
+        self._sample.append(times[(-self.rows) % every :: every])
         self.rows += table.num_rows
         self._held.append(table)
         self._bytes += table.nbytes
@@ -202,6 +216,7 @@ class Spool:
         path = self._folder / f"run-{len(self._files):05d}.arrow"
         _write_ipc(path, self._held, self.schema)
         self._files.append(path)
+        self._spilled += self._bytes
         self._held, self._bytes = [], 0
         pa.default_memory_pool().release_unused()
 
@@ -265,22 +280,21 @@ class Spool:
 
     # ---------------------------------------------------------------------------------------------- order
 
-    def segments(self, part_rows: int, drop: np.ndarray) -> Iterator[list[Segment]]:
-        """Lists of segments that hold `part_rows` rows together (the last may hold fewer), in dataset order."""
-        waiting: list[Segment] = []
+    def segments(self, part_rows: int, drop: np.ndarray) -> Iterator[tuple[Segment, bool]]:
+        """(segment, whether a part ends with it) in dataset order; a part has `part_rows` rows, the last one perhaps fewer."""
+        waiting: Segment | None = None
         room = part_rows
         for rows in self._ordered(drop):
             start = 0
             while start < rows.count:
+                if waiting is not None:
+                    yield waiting, room == part_rows
                 stop = min(start + room, rows.count)
-                waiting.append(Segment(rows, start, stop))
-                room -= stop - start
+                waiting = Segment(rows, start, stop)
+                room = room - (stop - start) or part_rows
                 start = stop
-                if not room:
-                    yield waiting
-                    waiting, room = [], part_rows
-        if waiting:
-            yield waiting
+        if waiting is not None:
+            yield waiting, True
 
     def _ordered(self, drop: np.ndarray) -> Iterator[Rows]:
         if not self._files:
@@ -304,8 +318,7 @@ class Spool:
         """Files of disjoint, rising ranges of event time, each about as large as memory allows."""
         self._spill() if self._held else None
         sample = np.sort(np.concatenate(self._sample))
-        size = sum(path.stat().st_size for path in self._files)
-        count = max(2, -(-3 * size // max(self._memory, 1)), len(self._files) + 1)
+        count = max(2, -(-3 * self._spilled // max(self._memory, 1)), len(self._files) + 1)
         edges = np.unique(sample[np.linspace(0, len(sample), count, endpoint=False).astype(int)[1:]])
         paths = [self._folder / f"bucket-{place:05d}.arrow" for place in range(len(edges) + 1)]
         writers = [_IpcFile(path, self.schema) for path in paths]

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from engine.data import failures
+from engine.data.bounds import BATCH_ROWS
 from engine.errors import UserError
 
-BATCH_ROWS = 1 << 17
 UNORDERED = "$unordered"
 
 
@@ -51,14 +51,14 @@ def connect(memory: int | None = None, spill: Path | None = None) -> Iterator[An
         connection.close()
 
 
-def run(connection: Any, sql: str, where: str) -> Iterator[pa.Table]:
-    """Batches of the rows of one SELECT. Raises UserError with DuckDB's reason."""
+def run(connection: Any, sql: str, where: str, rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
+    """Batches of about `rows` rows of one SELECT. Raises UserError with DuckDB's reason."""
     duckdb = _duckdb()
     with failures.told_as(where):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise UserError(f"{where} must be one SELECT statement")
-        reader = connection.sql(sql).to_arrow_reader(BATCH_ROWS)
+        reader = connection.sql(sql).to_arrow_reader(rows)
     while True:
         with failures.told_as(
             where

@@ -24,6 +24,7 @@ from engine.config import schema
 from engine.config.tree import CsvOptions, SourceConfig
 from engine.data import look
 from engine.data.arrow_types import TIMESTAMP, parse_type
+from engine.data.bounds import Bounds
 from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, evidence_of, match, typed
 from engine.data.cut import Piece, dialect, mapped_pieces, pieces, sift
 from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16, skip_advice
@@ -37,18 +38,21 @@ _INSIDE = np.zeros(256, bool)
 _INSIDE[np.frombuffer((string.ascii_letters + string.digits).encode(), np.uint8)] = True
 
 
-def read(file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+def read(
+    file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any], bounds: Bounds
+) -> Iterator[Chunk]:
     """Chunks of one file in file order. Raises UserError when the file as a whole cannot be read."""
     stream = open_bytes(file.path)
     try:
-        yield from _chunks(stream, file, source, zone, threads, notes)
+        yield from _chunks(stream, file, source, zone, threads, notes, bounds)
     finally:
         stream.close()
 
 
 def _chunks(
-    stream: BinaryIO, file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any]
-) -> Iterator[Chunk]:
+    stream: BinaryIO, file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any],
+    bounds: Bounds,
+) -> Iterator[Chunk]:  # fmt: skip
     options = source.csv
     if options.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         stream = recode(stream, options.encoding, file)
@@ -56,7 +60,7 @@ def _chunks(
     head, names = _head(stream, file, source)
     matched = match(names, source, file, lambda: look.advice(file, source, zone))
     notes.update(matched.notes)
-    parser = _Parser(file, source, zone, matched, len(names))
+    parser = _Parser(file, source, zone, matched, len(names), bounds)
     first = 1
     for chunk, rows in parser.run(stream, head, threads):
         chunk.numbers += first - 1
@@ -140,7 +144,10 @@ def _line_end(head: bytes, quote: bytes) -> int:
 class _Parser:
     """Cuts the stream into pieces at line ends, parses them in threads and hands them on in order."""
 
-    def __init__(self, file: SourceFile, source: SourceConfig, zone: str, matched: Matched, width: int) -> None:
+    def __init__(
+        self, file: SourceFile, source: SourceConfig, zone: str, matched: Matched, width: int, bounds: Bounds
+    ) -> None:
+        self.bounds = bounds
         self.file, self.source, self.zone = file, source, zone
         self.ragged = f"data.sources.{file.source}.csv.ragged"
         self.extra = f"f{width}" if source.csv.trailing_delimiter else None
@@ -170,8 +177,8 @@ class _Parser:
 
     def _pieces(self, stream: BinaryIO, head: bytes) -> Iterator[Piece]:
         if isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO):
-            return mapped_pieces(self.file.path, stream.tell() - len(head), self.source.csv)
-        return pieces(stream, head, self.source.csv)
+            return mapped_pieces(self.file.path, stream.tell() - len(head), self.source.csv, self.bounds)
+        return pieces(stream, head, self.source.csv, self.bounds)
 
     def _look_at(self, piece: bytes) -> None:
         """Whether the first value of each time column has an offset: decides how the fast path asks Arrow to read it."""
@@ -279,7 +286,7 @@ class _Parser:
 
     def _messy(self, stream: Iterator[Piece]) -> Iterator[tuple[Chunk, int]]:
         """The rest of a file from the first misplaced quote on: rows that break the quoting are lost, the others read."""
-        for good, broken, rows in sift(stream, self.source.csv):
+        for good, broken, rows in sift(stream, self.source.csv, self.bounds):
             chunk, kept = self._careful(good)
             places = np.delete(np.arange(1, rows + 1), [item.number - 1 for item in broken])
             assert kept == len(places), (self.file.shown, kept, len(places))

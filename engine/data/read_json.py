@@ -14,12 +14,15 @@ import pyarrow.json
 
 from engine.config.tree import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
+from engine.data.bounds import Bounds
 from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, policy_key, typed
 from engine.data.cut import pieces
 from engine.data.files import SourceFile, open_bytes, recode, refuse_utf16, skip_advice
 from engine.data.parse import is_beyond_whole_numbers
 from engine.errors import UserError
 
+KEYS = 500  # undeclared keys up to which the fast reader is
+_KEY = re.compile(rb'"([^"\\]{1,200})"\s*:')
 _ABSENT = object()
 _MISMATCH: Any = object()
 
@@ -36,14 +39,16 @@ class _Stray(str):
     """What stands on the way to a nested field, where an object must."""
 
 
-def read(file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any]) -> Iterator[Chunk]:
+def read(
+    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any], bounds: Bounds
+) -> Iterator[Chunk]:
     """Chunks of one file in file order; a key that no line has is a missing column."""
     opened = stream = open_bytes(file.path)
     first, seen = 1, set[str]()
     try:
         if source.csv.encoding.lower() not in ("utf-8", "utf8"):
             stream = recode(stream, source.csv.encoding, file)
-        for cut in pieces(stream, b""):
+        for cut in pieces(stream, b"", bounds=bounds):
             piece = cut.data.removeprefix(b"\xef\xbb\xbf") if first == 1 else cut.data
             if first == 1:
                 refuse_utf16(piece, file)
@@ -76,7 +81,7 @@ def _fast(
 ) -> tuple[Chunk, int] | None:
     """Arrow's own reader, which refuses what it cannot keep; None where the piece has to be looked at line by line."""
     schema = _fast_schema(source)
-    if schema is None:
+    if schema is None or _keys(piece) > len(schema) + KEYS:
         return None
     try:
         table = pyarrow.json.read_json(
@@ -108,6 +113,11 @@ def _fast(
     seen |= present
     evidence = functools.partial(_as_written, piece, numbers.copy(), _paths(source))
     return Chunk(numbers, values, findings, evidence=evidence), table.num_rows
+
+
+def _keys(piece: bytes) -> int:
+    """About how many keys the objects of a piece have together: Arrow makes a column of each, as long as the piece."""
+    return len(set(_KEY.findall(bytes(memoryview(piece)[: 1 << 16]))))
 
 
 def _fast_schema(source: SourceConfig) -> pa.Schema | None:

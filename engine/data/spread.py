@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.config import units
 from engine.config.tree import Config, DataConfig
 from engine.data import stage
+from engine.data.bounds import Bounds
 from engine.data.files import SourceFile
 from engine.data.policy import Tally
 from engine.data.stage import Staged
@@ -51,13 +53,13 @@ def _collect(file: SourceFile, data: DataConfig, folder: Path, refused: str | No
 
 
 def _stager(folder: Path, config: Config) -> shares.Share:
-    return functools.partial(_stage, folder, config.data)
+    return functools.partial(_stage, folder, config.data, Bounds.of(units.size(config.resources.memory)))
 
 
-def _stage(folder: Path, data: DataConfig, item: dict[str, Any]) -> dict[str, Any]:
+def _stage(folder: Path, data: DataConfig, bounds: Bounds, item: dict[str, Any]) -> dict[str, Any]:
     file = SourceFile(**{**item["file"], "path": Path(item["file"]["path"])})
     _check_seen(file)
-    staged = stage.stage(file, data, 1, folder, lambda _: None)
+    staged = stage.stage(file, data, 1, folder, lambda _: None, bounds=bounds)
     return {"place": item["place"], "rows": staged.tally.rows, "refused": staged.refused}
 
 

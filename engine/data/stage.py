@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from engine.config import schema as config_schema
 from engine.config.tree import DataConfig, SourceConfig
 from engine.data import checks, failures, lake, look, order, read_arrow, read_csv, read_json, rules
 from engine.data.arrow_types import schema_of
+from engine.data.bounds import USUAL, Bounds
 from engine.data.columns import FILE, Chunk, Finding
 from engine.data.files import SourceFile, event_source, skip_advice
 from engine.data.policy import PolicyError, Tally, apply, lose
@@ -28,7 +29,7 @@ from engine.errors import UserError
 from engine.runtime import digest, pool, records, seal, storage
 
 FORMAT = 4
-Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any]], Iterator[Chunk]]
+Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any], Bounds], Iterator[Chunk]]
 READERS: dict[str, Reader] = {
     "csv": read_csv.read,
     "jsonl": read_json.read,
@@ -54,6 +55,7 @@ class Staged:
     tables: list[pa.Table] = dataclasses.field(default_factory=list)
     path: Path | None = None
     reused: bool = False
+    bytes: int = 0  # of the kept rows in memory
 
     def read(self) -> Iterator[pa.Table]:
         """The kept rows in file order."""
@@ -78,11 +80,12 @@ def stage(
     advance: Callable[[int], None],
     keep: bool = True,
     room: int = 0,
+    bounds: Bounds = USUAL,
 ) -> Staged:
     """Read, type and check one file. Raises UserError where a policy says so.
 
     Rows are kept in memory where they take less than `room` bytes or `folder` is None, else in `folder` (`keep` False:
-    nowhere). A file that cannot be read is refused as `sources.<name>.refused` says.
+    nowhere). No more than `bounds` are rows at once. A file that cannot be read is refused as `sources.<name>.refused` says.
     """
     source = _source(file.source, data)
     if folder is not None and (found := load(file, data, folder)) is not None:
@@ -93,7 +96,7 @@ def stage(
     with contextlib.ExitStack() as undo:
         undo.callback(held.abandon)
         try:
-            for chunk in _chunks(file, source, data, threads, staged.notes):
+            for chunk in _chunks(file, source, data, threads, staged.notes, bounds):
                 table = _kept(chunk, staged, data, source)
                 advance(len(chunk.numbers) + len(chunk.lost))
                 if keep:
@@ -109,7 +112,7 @@ def stage(
         if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
             digest.check_unchanged(file.path, file.digest)
         staged.tally.check()
-        staged.tables, staged.path = held.tables, held.commit()
+        staged.tables, staged.path, staged.bytes = held.tables, held.commit(), held.total
         undo.pop_all()
     if staged.path:
         _save(staged, data, folder)  # type: ignore[arg-type]
@@ -123,11 +126,11 @@ class Refused(Exception):
 
 
 def _chunks(
-    file: SourceFile, source: SourceConfig, data: DataConfig, threads: int, notes: dict[str, Any]
+    file: SourceFile, source: SourceConfig, data: DataConfig, threads: int, notes: dict[str, Any], bounds: Bounds
 ) -> Iterator[Chunk]:
     """Chunks of a file. Raises Refused where the file cannot be read, be it by the schema or by the library that reads it."""
     try:
-        yield from READERS[file.format](file, source, data.time_zone, threads, notes)
+        yield from READERS[file.format](file, source, data.time_zone, threads, notes, bounds)
     except UserError as error:
         if pool.is_hopeless(error):
             raise
@@ -139,7 +142,7 @@ def _chunks(
             kind = KINDS[file.format]
             reason = f"{file.shown} is empty: it must hold the header and the footer of {kind}{skip_advice(file)}"
             raise Refused(reason) from None
-        column, part = read_arrow.damaged_part(file, source) if file.format == "parquet" else ("", "")
+        column, part = read_arrow.damaged_part(file, source, bounds) if file.format == "parquet" else ("", "")
         where = f" in column {column!r}, {part}" if column else ""
         refused = Refused(
             f"{file.shown} cannot be read as {KINDS.get(file.format, file.format)}{where}: {failures.reason_of(error)}"
@@ -219,6 +222,7 @@ class Record(TypedDict):
     quarantined: records.Count
     counts: list[list[Any]]
     notes: dict[str, Any]
+    bytes: NotRequired[records.Count]  # of the kept rows in memory
     files: dict[str, seal.FileRecord]
     check: records.Digest
 
@@ -230,7 +234,7 @@ def _save(staged: Staged, data: DataConfig, folder: Path) -> None:
     counts = [[*key, count] for key, count in sorted(tally.counts.items())]
     record = {
         "rows": tally.rows, "kept": tally.kept, "quarantined": tally.quarantined, "counts": counts,
-        "notes": staged.notes, "files": {path.name: seal.record_of(path) for path in beside},
+        "notes": staged.notes, "bytes": staged.bytes, "files": {path.name: seal.record_of(path) for path in beside},
     }  # fmt: skip
     storage.write_json(stem.with_name(f"{stem.name}.json"), seal.checked(record))
 
@@ -262,7 +266,9 @@ def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
     tally.counts = Counter({(column, reason, policy): count for column, reason, policy, count in saved["counts"]})
     shown = pa.array([file.shown] * records.num_rows, pa.string())  # the same bytes may have had another name
     tally.tables = [records.set_column(records.column_names.index("file"), "file", shown)]
-    return Staged(file, tally, saved["notes"], path=path, reused=True)
+    # What was staged before bytes were counted is taken to have shrunk on disk to a quarter.
+    size = saved.get("bytes", 4 * path.stat().st_size)
+    return Staged(file, tally, saved["notes"], path=path, reused=True, bytes=size)
 
 
 class _Held:
@@ -271,7 +277,7 @@ class _Held:
     def __init__(self, file: SourceFile, data: DataConfig, folder: Path | None, room: int) -> None:
         self.tables: list[pa.Table] = []
         self._file, self._data, self._folder, self._room = file, data, folder, room
-        self._bytes = 0
+        self._bytes = self.total = 0
         self._writer: _Writer | None = None
         self._make_way()
 
@@ -279,6 +285,7 @@ class _Held:
         if table.num_rows:
             self.tables.append(table)
             self._bytes += table.nbytes
+            self.total += table.nbytes
             self._make_way()
 
     def _make_way(self) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import io
 from typing import Any, BinaryIO
 
-from engine.data.cut import LONGEST_ROW, line_stop, read_block
-from engine.errors import UserError
+from engine.data.bounds import LONGEST_ROW, USUAL
+from engine.data.cut import line_stop, read_block, too_long
 
 
 def more(stream: BinaryIO, start: bytes) -> bytes:
     """`start` and the next block of the stream. Raises UserError when `start` is longer than any row may be."""
     if len(start) > LONGEST_ROW:
-        raise UserError(f"a row must not be longer than {LONGEST_ROW} bytes: is the delimiter or the quote right?")
+        raise too_long(USUAL)
     return start + read_block(stream)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config.tree import Config, CsvOptions, DataConfig
 from engine.data import budget, stage
+from engine.data.bounds import Bounds
 from engine.data.ingest import make_plan
 from engine.data.policy import quarantine
 from engine.data.stage import Staged
@@ -29,7 +30,9 @@ def validate(config: Config, run: Run) -> dict[str, float]:
     reports, tallies = [], []
     with run.progress(f"{config.data.name}: validate") as progress:
         for file in plan.files:
-            staged = stage.stage(file, lenient, plan.threads, None, progress.advance, keep=False)
+            staged = stage.stage(
+                file, lenient, plan.threads, None, progress.advance, keep=False, bounds=Bounds.of(plan.memory)
+            )
             tallies.append(staged.tally)
             reports.append({**staged.report(), "problems": _problems(staged, config.data)})
     failed = [report for report in reports if report["problems"]]
