@@ -18,7 +18,6 @@ from engine.config import schema, written
 from engine.errors import UserError, nearest
 
 _NAME = re.compile(r"""\[(?:"([^"]*)"|'([^']*)'|([^\]"'][^\]]*))\]|"([^"]*)"|'([^']*)'|([^.\[\]="'][^.\[=]*)""")
-_PLAIN = re.compile(r"""[^.\[\]="'\s][^.\[\]=\s]*""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +58,7 @@ def dotted(parts: tuple[str, ...]) -> str:
     """The key as it is written: names that need them in brackets."""
     key = ""
     for part in parts:
-        plain = _PLAIN.fullmatch(part)
-        key += (f".{part}" if key else part) if plain else f"[{part}]" if "]" not in part else f'["{part}"]'
+        key = schema.at(key, part)
     return key
 
 

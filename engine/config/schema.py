@@ -112,7 +112,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise UserError(f"{path} must be a mapping from name to value, found {value!r}")
-        return {str(name): _value(arguments[1], item, f"{path}.{name}") for name, item in value.items()}
+        return {str(name): _value(arguments[1], item, at(path, str(name))) for name, item in value.items()}
     return _scalar(hint, value, path)
 
 
@@ -205,6 +205,16 @@ _BARE = re.compile(r"[A-Za-z0-9_./%+:-]+")
 def word(name: str, value: Any) -> str:
     """`name=value` as it is typed in a shell: quoted for Hydra where its grammar needs that, then for the shell."""
     return shlex.quote(override(name, value))
+
+
+_PLAIN_NAME = re.compile(r"""[^.\[\]="'\s][^.\[\]=\s]*""")
+
+
+def at(key: str, name: str) -> str:
+    """The key of an entry below a key, as an override writes it: a name with a dot or the like stands in brackets."""
+    if _PLAIN_NAME.fullmatch(name):
+        return f"{key}.{name}" if key else name
+    return f"{key}[{name}]" if "]" not in name else f'{key}["{name}"]'
 
 
 def override(name: str, value: Any) -> str:

@@ -59,7 +59,8 @@ def _other_ways(data: DataConfig, first: dict[str, Any], lost: int, rows: int) -
     if data.query is None and name in data.columns and first["part"] == "events":
         columns = data.sources[event_source(data)].columns
         if name in columns and columns[name].type != data.columns[name].type:
-            return f" The source has another type: set {schema.word(f'data.columns.{name}.type', columns[name].type)}"
+            word = schema.word(schema.at("data.columns", name) + ".type", columns[name].type)
+            return f" The source has another type: set {word}"
     if lost == rows:
         return " No row is left: mend the source, or its declared types or bounds"
     percent = math.ceil(100 * lost / rows)

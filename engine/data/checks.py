@@ -52,13 +52,20 @@ def conform(
             read = kind == pa.string() and values.type == kind
             parsed = Parsed(values, np.zeros(0, np.int64)) if read else to_type(values, kind, Reading(zone=zone))
         except UnrelatedError as error:
-            raise UserError(f"{where}: column {name!r} {error}{error.advice(f'{key}.{name}')}") from None
+            raise UserError(f"{where}: column {name!r} {error}{error.advice(config_schema.at(key, name))}") from None
         except UserError as error:
             raise UserError(f"{where}: column {name!r} {error}") from None
         if len(parsed.bad):
             shown = _shown(values, parsed.bad, column)
             findings.append(
-                Finding(name, parsed.bad, parsed.reason, _row_policy(column), shown, f"{key}.{name}.on_violation")
+                Finding(
+                    name,
+                    parsed.bad,
+                    parsed.reason,
+                    _row_policy(column),
+                    shown,
+                    config_schema.at(key, name) + ".on_violation",
+                )
             )
         arrays.append(parsed.values)
     return pa.Table.from_arrays(arrays, names=list(columns)), findings
@@ -113,7 +120,9 @@ def find(
             if len(positions):
                 policy = _row_policy(column) if reason == NULL else column.on_violation
                 shown = _shown(values, positions, column)
-                findings.append(Finding(name, positions, reason, policy, shown, f"{key}.{name}.on_violation"))
+                findings.append(
+                    Finding(name, positions, reason, policy, shown, config_schema.at(key, name) + ".on_violation")
+                )
     return findings
 
 
@@ -189,7 +198,7 @@ def find_orphans(table: pa.Table, columns: Mapping[str, Column], tables: Mapping
         keys = referenced(column.references, name, tables)
         found = table.column(name)
         if not alike(keys.type, found.type):
-            word = config_schema.word(f"data.columns.{name}.type", type_name(keys.type))
+            word = config_schema.word(f"{config_schema.at('data.columns', name)}.type", type_name(keys.type))
             raise UserError(
                 f"data.columns.{name} must have the type of {column.references}, {type_name(keys.type)}, found {column.type}: "
                 f"set {word}"
@@ -200,7 +209,7 @@ def find_orphans(table: pa.Table, columns: Mapping[str, Column], tables: Mapping
         if len(positions):
             reason = f"must stand in {column.references}"
             shown = _shown(table.column(name), positions, column)
-            key = f"data.columns.{name}.on_violation"
+            key = config_schema.at("data.columns", name) + ".on_violation"
             findings.append(Finding(name, positions, reason, column.on_violation, shown, key))
     return findings
 

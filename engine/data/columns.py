@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.config import schema
 from engine.config.tree import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.files import SourceFile
@@ -122,7 +123,7 @@ def _place(
         main, *aliases = names
         kept = main if main in present else present[0]
         left = json.dumps([alias for alias in aliases if alias == kept or alias not in present], ensure_ascii=False)
-        word = shlex.quote(f"data.sources.{file.source}.columns.{name}.aliases={left}")
+        word = shlex.quote(f"{schema.at(f'data.sources.{file.source}.columns', name)}.aliases={left}")
         raise UserError(
             f"{file.shown}: column {name!r} has {_some(present)} in the file: name one of them, as in {word}"
         )
@@ -190,7 +191,7 @@ def typed(
         try:
             parsed = to_type(values, kind, reading(source, name, zone))
         except UnrelatedError as error:
-            advice = error.advice(f"data.sources.{file.source}.columns.{name}", column.path or name)
+            advice = error.advice(schema.at(f"data.sources.{file.source}.columns", name), column.path or name)
             raise UserError(f"{file.shown}: column {name!r} {error}{advice}") from None
         except UserError as error:
             raise UserError(f"{file.shown}: column {name!r} {error}") from None
@@ -213,7 +214,7 @@ def typed(
 
 def policy_key(file: SourceFile, column: str) -> str:
     """The config key that says what happens to a value that is not of its source column's type."""
-    return f"data.sources.{file.source}.columns.{column}.on_violation"
+    return schema.at(f"data.sources.{file.source}.columns", column) + ".on_violation"
 
 
 def _raw(

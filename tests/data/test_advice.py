@@ -369,3 +369,24 @@ def test_files_of_which_every_row_is_set_aside_are_told_from_files_without_rows(
     (tmp_path / "a.csv").write_text(table("1,never,1"))
     with pytest.raises(UserError, match="of 1 rows in 1 files 1 were set aside"):
         build(config(tmp_path, {"path": str(tmp_path), **section(max_quarantine="100%")}))
+
+
+def test_advice_about_a_column_with_a_dot_in_its_name_is_a_word_that_composes(tmp_path: Path) -> None:
+    """The words go through the shell's own door: brackets keep the name together."""
+    pq.write_table(pa.table({"id": ["1"], "at": [0], "sepal.length": [5]}), tmp_path / "a.parquet")
+    columns = {"id": "string", "at": "int64", "sepal.length": "string"}
+    declared = {
+        "id": {"type": "string", "role": "id"},
+        "when": {"type": "timestamp", "role": "event_time"},
+        "sepal.length": "string",
+    }
+    data = {"path": str(tmp_path), "sources": {"s": {"path": "a.parquet", "columns": columns}}, "columns": declared}
+    with pytest.raises(UserError) as caught:
+        build(config(tmp_path, data))
+    words = shlex.split(str(caught.value).partition("declare the type that it has, ")[2])
+    assert words == ["data.sources.s.columns[sepal.length].type=int64"]
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\n" + compose.to_yaml({"data": data})
+    (tmp_path / "experiment" / "own.yaml").write_text(text)
+    composed = compose.compose(["+experiment=own", *words], str(tmp_path)).config
+    assert composed.data.sources["s"].columns["sepal.length"].type == "int64"
