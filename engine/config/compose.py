@@ -303,7 +303,7 @@ def _unknown_key(name: str) -> str:
     parent, _, last = name.rpartition(".")
     if parent in schema.maps(Config):
         return f"unknown config key {name!r}: {parent} has no entry {last!r}; --cfg job shows those that it has"
-    if _is_known(name):
+    if is_known(name):
         return (
             f"config key {name!r} has no value to change or remove: nothing gives it one, or a config file leaves it or a "
             f"section above it empty (`{name.split('.')[0]}:` with nothing below). Write keys below that line, or remove it"
@@ -319,9 +319,14 @@ _REFUSALS: dict[str, Callable[[str], str]] = {
 }
 
 
-def _is_known(name: str) -> bool:
+def is_known(name: str) -> bool:
     """Whether a dotted name is a key or a section; any name is one in a map."""
-    return any(re.fullmatch(re.escape(key).replace("<name>", r"[^.]+"), name) for key in known_keys())
+    keys = known_keys()
+    values = [path for path in schema.maps(Config) if f"{path}.<name>" not in keys]  # maps whose entries are values
+    patterns = [re.escape(key).replace("<name>", r"[^.]+") for key in keys] + [
+        re.escape(path) + r"\..+" for path in values
+    ]
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _nearest_key(name: str) -> str:
