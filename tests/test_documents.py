@@ -38,7 +38,9 @@ from engine.config import compose
 from engine.config.tree import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted(path for path in ROOT.glob("*.md"))
+DOCUMENTS = sorted(
+    path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md"
+)  # it tells of what is no more, too
 EVERY = 24  # of the flights
 
 # What stands in the documents for something of the reader's own. Longest first; `desk` is where the commands have run.
