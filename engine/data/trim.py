@@ -82,8 +82,7 @@ class _Footless(io.RawIOBase):
             if not block:
                 return 0
             held = self._held + block
-            # A \r at the end may be half of \r\n: it is held back with what follows it.
-            start = footer_start(held, self._lines + held.endswith(b"\r"))
+            start = footer_start(held, self._lines)
             self._ready, self._held, self._place = held[:start], held[start:], 0
         count = min(len(buffer), len(self._ready) - self._place)
         buffer[:count] = self._ready[self._place : self._place + count]
