@@ -189,6 +189,7 @@ def _uses(tree: Any, walk: _Walk) -> Iterator[Use]:
         if isinstance(node.get("modifiers"), list):
             yield from _modifiers(node["modifiers"], walk)
         yield from _sample(node.get("sample"), walk)
+        walk.by_order |= bool(node.get("key_targets"))  # WITH RECURSIVE ... USING KEY keeps the last row of a key
 
 
 def _function(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:

@@ -62,6 +62,9 @@ ALLOWED = [
     "SELECT s.k AS key, y AS value FROM s ASOF JOIN u ON s.k = u.k AND s.t >= u.t",
     "SELECT key, value FROM (PIVOT s ON name IN ('a', 'b') USING sum(x) GROUP BY k) AS p(key, value, other)",
 ]
+USING_KEY = """WITH RECURSIVE last(key, value) USING KEY (key) AS (
+    SELECT k, name FROM s UNION SELECT key, value FROM last WHERE false) SELECT * FROM last"""
+ALLOWED.append(USING_KEY)
 BY_ORDER = [sql for sql in ALLOWED[14:]]
 
 REFUSED = [
@@ -93,6 +96,11 @@ REFUSED = [
     ("SELECT * FROM (SELECT * FROM s ORDER BY t) LIMIT 3", "LIMIT or OFFSET: without ORDER BY"),
     ("SELECT * FROM s WHERE k IN (SELECT k FROM u LIMIT 1)", "LIMIT or OFFSET: without ORDER BY"),
     ("SELECT k FROM s UNION SELECT k FROM u LIMIT 1", "LIMIT or OFFSET: without ORDER BY"),
+    ("SELECT * FROM s FETCH FIRST 3 ROWS ONLY", "LIMIT or OFFSET: without ORDER BY"),
+    ("SELECT * FROM s, LATERAL (SELECT y FROM u WHERE u.k = s.k LIMIT 1)", "LIMIT or OFFSET: without ORDER BY"),
+    ("SELECT ARRAY(SELECT y FROM u WHERE u.k = s.k) FROM s", r"array_agg\(\): it takes rows in the order"),
+    ("SELECT count(*) FILTER (WHERE random() < 0.5) FROM s", r"random\(\)"),
+    ("SELECT COLUMNS(c -> random() > 0.5) FROM s", r"random\(\)"),
     ("SELECT DISTINCT ON (k) * FROM s", "DISTINCT ON: without ORDER BY"),
     ("SELECT first(x) FROM s", r"first\(\): it takes rows in the order"),
     ("SELECT last(x) FILTER (x > 1) FROM s", r"last\(\): it takes rows in the order"),
