@@ -29,7 +29,6 @@ _CELLS = 2**10  # cells between the first and the last edge: a value's cell says
 _MOST_STEPS = 4  # edges in one cell; with more of them in a cell a column is searched by halving
 FEW_VALUES = 2  # times the bins asked for: so many distinct values have a bin each
 NOISE = 2.0**-21  # of a value's size: what float32 (2**-24) and a few operations on it leave, with room
-_EXACT = 2.0**53  # whole numbers below are exact in a double
 _NARROWEST = 1e-290  # edges closer than this have no representable quantum
 MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = -3, -2, -1  # the last three counts of a row of Profile.counts
 
@@ -98,8 +97,8 @@ def bins_of(values: ArrayLike, bins: int) -> Bins:
 def _distinct(finite: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """(least, greatest, rows) of each distinct value of ascending numbers, with its rounding noise."""
     value, rows = np.unique(finite, return_counts=True)
-    if np.array_equal(value, np.floor(value)) and max(-value[0], value[-1]) < _EXACT:
-        return value, value, rows  # whole numbers carry no noise
+    if np.array_equal(value, np.floor(value)):
+        return value, value, rows  # whole numbers carry no noise, and codes beyond 2**53 no other digits
     spread = finite[int(0.95 * (len(finite) - 1))] - finite[int(0.05 * len(finite))]
     spread = spread if spread > 0 else value[-1] - value[0]
     noise = np.maximum(8 * np.spacing(np.abs(value)), NOISE / 2 * np.minimum(np.abs(value), spread))

@@ -173,7 +173,9 @@ def test_values_that_differ_by_rounding_alone_are_one_value():
     assert len(bins_of(noise, 20).points) == 1
     near = 1000 + np.random.default_rng(0).normal(0, 1e-2, 5000)  # close together, and no noise
     assert len(bins_of(near, 20).points) == 20
-    assert bins_of([2.0**52, 2.0**52 + 1], 20).points.tolist() == [2.0**52, 2.0**52 + 1]
+    for size in (2.0**52, 2.0**53, 2.0**62):
+        values = [size, np.nextafter(size, np.inf)]
+        assert bins_of(values, 20).points.tolist() == values
 
 
 def test_many_values_are_cut_into_equal_parts():
