@@ -83,8 +83,9 @@ def bins_of(values: ArrayLike, bins: int) -> Bins:
         raise ValueError(f"values must hold a finite number, found none among {len(numbers)}")
     with np.errstate(over="ignore"):  # differences beyond the largest double are infinite, and no wrong answer
         low, high, rows = _distinct(finite)
-        cuts = np.arange(1, len(low)) if len(low) <= FEW_VALUES * bins else _cuts(rows, bins)
-        first, last = _ends(float(finite[0]), float(finite[-1]))
+        few = len(low) <= FEW_VALUES * bins
+        cuts = np.arange(1, len(low)) if few else _cuts(rows, bins)
+        first, last = _ends(float(finite[0]), float(finite[-1]), few)
         inner = low[cuts] * 0.5 + high[cuts - 1] * 0.5
         inner = np.where(inner > high[cuts - 1], inner, low[cuts])  # neighbouring doubles have nothing between them
     cuts, inner = cuts[inner < last], inner[inner < last]
@@ -113,10 +114,15 @@ def _distinct(finite: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return value[starts], value[stops], np.add.reduceat(rows, starts)
 
 
-def _ends(least: float, most: float) -> tuple[float, float]:
-    """The outer edges: beyond the least and greatest value by rounding noise of the larger of them."""
+def _ends(least: float, most: float, few: bool) -> tuple[float, float]:
+    """The outer edges: beyond the least and greatest value by rounding noise of the larger of them.
+
+    Of many values far from zero it is a share of the spread, for Wasserstein's distance reads the width of the last bins
+    (of few values it reads the values).
+    """
     size = max(abs(least), abs(most)) or 1.0  # zeros alone have no size of their own
-    noise = max(NOISE * size, _NARROWEST)
+    near = size if few else min(size, most * 0.5 - least * 0.5)
+    noise = max(NOISE * near, 0.0 if few else 8 * float(np.spacing(size)), _NARROWEST)
     first, last = min(least - noise, np.nextafter(least, -np.inf)), max(most + noise, np.nextafter(most, np.inf))
     top = float(np.finfo(float).max)
     return max(first, -top), min(last, top)

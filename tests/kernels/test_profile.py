@@ -166,6 +166,12 @@ def test_a_frequent_value_of_a_continuous_column_has_a_bin_of_its_own(spike):
         assert np.abs(counted(noisy, found) - counts).max() <= 2
 
 
+def test_many_values_far_from_zero_keep_outer_edges_near_them():
+    values = 1e9 + np.random.default_rng(0).normal(0, 1, 5000)
+    edges = bins_of(values, 20).edges
+    assert values.min() - 1e-4 < edges[0] < values.min() and values.max() < edges[-1] < values.max() + 1e-4
+
+
 def test_values_that_differ_by_rounding_alone_are_one_value():
     found = bins_of([0.1 + 0.2, 0.3, 0.3, 0.6, np.float32(0.3), np.float32(0.6)], 20)
     assert found.points.tolist() == [0.3, 0.6]
