@@ -134,8 +134,11 @@ MISTAKES = {
     "group with plus": (["+model=linear"], ["model=CHOICE"]),
     "out of bounds": (["train.lr=-1"], ["train.lr must be greater than 0, found -1"]),
     "not a number is out of bounds": (["train.lr=nan"], ["train.lr must be greater than 0, found nan"]),
-    "wrong type": (["train.epochs=many"], ["train.epochs must be a whole number, found 'many'"]),
-    "fraction for a whole number": (["train.epochs=1.5"], ["train.epochs must be a whole number, found 1.5"]),
+    "wrong type": (
+        ["train.epochs=many"],
+        ["train.epochs: must be a whole number of at least 1, or auto, found 'many'"],
+    ),
+    "fraction for a whole number": (["train.log_every=1.5"], ["train.log_every must be a whole number, found 1.5"]),
     "unknown value": (["train.loss=binry"], ["train.loss", "'binry'", "'binary'"]),
     "cross-field": (["train.batch_size=4"], ["batch_size must be at least shards=8, found 4"]),
     "several values": (["train.lr=1,2"], ["--multirun"]),

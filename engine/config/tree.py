@@ -27,6 +27,7 @@ METRICS = {
     "multiclass": ("accuracy", "log_loss", "macro_auc"),
     "regression": ("mae", "rmse", "pinball"),
 }
+AUTO = units.AUTO
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
 AGGREGATES = (
@@ -408,14 +409,26 @@ class TrainConfig:
         "an epoch takes each row once, or draws as many with replacement so that classes are equally frequent",
         choices=("each", "balanced"),
     )
-    epochs: int = key(10, "passes over the training rows", ge=1)
-    batch_size: int = key(4096, "rows of one optimizer step", ge=1)
+    epochs: int | str = key(
+        AUTO,
+        "passes over the training rows; auto = 10, or as many as make 1,000 steps, at most 100",
+        parse=units.count(1),
+    )
+    batch_size: int | str = key(
+        AUTO,
+        "rows of one optimizer step; auto = a 200th of the training rows, down to a power of two, from 32 to 4096",
+        parse=units.count(1),
+    )
     shards: int = key(8, "logical shards of a batch; fixed, so that weights do not depend on workers", ge=1)
     lr: float = key(0.001, "peak learning rate", gt=0)
     weight_decay: float = key(0.01, "AdamW weight decay", ge=0)
     warmup: float = key(0.05, "share of all steps that warm up; cosine decay follows", ge=0, lt=1)
     clip: float = key(1.0, "largest gradient norm; 0 = no clipping", ge=0)
-    patience: int = key(3, "epochs without a better validation metric before stopping; 0 = never stop early", ge=0)
+    patience: int | str = key(
+        AUTO,
+        "epochs without a better validation metric before stopping, 0 = never; auto = a fifth of the epochs, at least 3",
+        parse=units.count(0),
+    )
     metric: str | None = key(None, "validation metric to watch; null = roc_auc, accuracy, rmse, mae or pinball by loss")
     precision: str = key("auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16"))
     reduction: str = key("exact", "how gradients are added up", choices=("exact", "ddp"))
@@ -432,7 +445,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.batch_size < self.shards:
+        if isinstance(self.batch_size, int) and self.batch_size < self.shards:
             raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
         for name, wrong in (
             ("loss", TASKS[self.loss] == "regression"),

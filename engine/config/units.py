@@ -8,6 +8,8 @@ from __future__ import annotations
 import datetime
 import re
 import zoneinfo
+from collections.abc import Callable
+from typing import Any
 
 from engine.errors import UserError
 
@@ -22,6 +24,7 @@ MICROSECONDS = {
 }
 BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 CYCLE = 146_097 * MICROSECONDS["d"]  # 400 years of the Gregorian calendar
+AUTO = "auto"
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 _SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*$")
@@ -50,6 +53,16 @@ def size(text: str | int) -> int:
     if not match or match.group(2) not in BYTES:
         raise UserError(f"a size must be a number and one of {', '.join(BYTES)} (as in 4GB), found {text!r}")
     return round(float(match.group(1)) * BYTES[match.group(2)])
+
+
+def count(least: int) -> Callable[[Any], None]:
+    """A check for `parse`: a whole number of at least `least`, or `auto`."""
+
+    def check(value: Any) -> None:
+        if value != AUTO and (not isinstance(value, int) or value < least):
+            raise UserError(f"must be a whole number of at least {least}, or {AUTO}, found {value!r}")
+
+    return check
 
 
 def share(text: str | float) -> float:

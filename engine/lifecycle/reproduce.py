@@ -237,6 +237,7 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
     for name in ("precision", "device"):
         if resolved.get(name):
             config["train"][name] = resolved[name]
+    config.get("train", {}).update(record.get("sizes", {}))
     for section, name, digest_key in MODELS:
         if config.get(section, {}).get(name):
             config[section][name] = str(_model_of(record, config[section][name], record.get(digest_key)))

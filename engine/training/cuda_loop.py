@@ -113,7 +113,7 @@ class DeviceTrainer(Trainer):
         self.best_weights: Tensor | None = None
         self.dataset_digest = dataset_digest
         self.batches = Batches.plan(len(self.train), settings)
-        self.total_steps = self.batches.steps * settings.epochs
+        self.total_steps = self.batches.steps * self.sizes.epochs
         self.order = RowOrder.of(self.train.target, settings, dataset_digest)
         self._staged: tuple[int, Chunk] | None = None
         self.lane = SideLane(self.device)

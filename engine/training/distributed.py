@@ -28,6 +28,7 @@ from engine.training.exchange import Alone, Exchange, Group
 from engine.training.flat import FlatWeights
 from engine.training.loop import FitResult, fit
 from engine.training.model import from_architecture
+from engine.training.sizes import sizes_of
 from kernels import compiling
 
 ATTEMPTS = "attempts.jsonl"  # a line of each worker that enters an attempt
@@ -74,7 +75,7 @@ def fit_on_cluster(
     with cluster.session(config) as opened, interrupt.StopFlag(directory) as stop:
         connected = time.time()
         cluster.check_shared(opened, [directory, Path(train_dir).resolve()])
-        watch = Watch(run, stop, rows * config.train.epochs, cluster.start_seconds(config))
+        watch = Watch(run, stop, rows * sizes_of(config.train, rows).epochs, cluster.start_seconds(config))
         try:
             cluster.run_training(config, directory, train_worker, payload, watch.look)
         except cluster.TrainingFailed as error:
@@ -94,7 +95,7 @@ def fit_on_cluster(
 
 
 def _check_workers(rows: int, config: Config, run: Run) -> None:
-    least = min(rows, config.train.batch_size, config.train.shards)
+    least = min(rows, sizes_of(config.train, rows).batch_size, config.train.shards)
     if config.cluster.workers > least:
         run.warn(
             f"cluster.workers={config.cluster.workers} but a step has {least} shards with rows ({rows} rows in all): "

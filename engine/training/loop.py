@@ -47,6 +47,7 @@ from engine.training.model import Network, architecture, build_model
 from engine.training.order import RowOrder
 from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.shards import Batches, ShardTask, ShardWorkspace
+from engine.training.sizes import sizes_of
 from engine.training.threads import Team, compute_threads
 from engine.training.warm import go_on_from
 
@@ -163,6 +164,7 @@ class Trainer:
         self.train, self.valid, self.config, self.run_record = train, valid, config, run
         self.exchange, self.team, self.stop, self.precision = exchange, team, stop, precision
         self.metric = watched_metric(config.train.loss, config.train.metric)
+        self.sizes = sizes_of(config.train, len(train))
         self.state, self.clock = State(), Clock()
         self.earlier: dict[str, float] = {}  # what the attempts before this one spent, up to the checkpoint
         self.began = time.perf_counter()
@@ -184,7 +186,7 @@ class Trainer:
         self.best_weights: Tensor | None = None
         self.dataset_digest = dataset_digest
         self.batches = Batches.plan(len(self.train), settings)
-        self.total_steps = self.batches.steps * settings.epochs
+        self.total_steps = self.batches.steps * self.sizes.epochs
         order = RowOrder.of(self.train.target, settings, dataset_digest)
         self.task = ShardTask(
             self.model,
@@ -259,7 +261,7 @@ class Trainer:
     def run_epochs(self) -> FitResult:
         """All steps that are left."""
         self.began = time.perf_counter()
-        total = len(self.train) * self.config.train.epochs
+        total = len(self.train) * self.sizes.epochs
         done = self._rows_before(self.state.step)
         with self.run_record.progress("train", total, "rows", done) as progress:
             while not self.state.finished:
@@ -350,7 +352,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- epochs
 
     def _end_epoch(self, progress: Progress) -> None:
-        state, settings = self.state, self.config.train
+        state = self.state
         epoch = state.step // self.batches.steps - 1
         if not state.weight_sum:
             raise UserError(
@@ -373,7 +375,7 @@ class Trainer:
         state.history.append(entry)
         self._judge(epoch, measured)
         state.finished = state.step >= self.total_steps or bool(
-            settings.patience and self.valid is not None and state.stale_epochs >= settings.patience
+            self.sizes.patience and self.valid is not None and state.stale_epochs >= self.sizes.patience
         )
         logged = {
             "train/epoch_loss": entry["train_loss"],
@@ -382,7 +384,7 @@ class Trainer:
         # Before the checkpoint: after a kill between the two the line is written again, not lost.
         self.run_record.log_metrics(state.step, logged)
         self._save()
-        progress.advance(0, f"epoch {epoch + 1} of {settings.epochs}, " + _described(entry))
+        progress.advance(0, f"epoch {epoch + 1} of {self.sizes.epochs}, " + _described(entry))
 
     def _validate(self) -> dict[str, float]:
         """Metrics of the validation rows, each scored once by one worker; the figures of rank 0 hold for all."""

@@ -277,6 +277,7 @@ def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:
         "model": f"{config.model.kind}, hidden layers {list(config.model.hidden)}, dropout {config.model.dropout}",
         "parameters": figures.get("train/parameters"),
         "loss": config.train.loss,
+        **run.record.get("sizes", {}),
         "precision": run.record.get("precision", "–"),
         "seed": config.train.seed,
         "best epoch": figures.get("train/best_epoch", -1) + 1 if "train/best_epoch" in figures else None,

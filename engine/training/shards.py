@@ -19,6 +19,7 @@ from engine.training.flat import FlatWeights
 from engine.training.losses import LOSSES
 from engine.training.model import Network
 from engine.training.order import RowOrder
+from engine.training.sizes import sizes_of
 from kernels.dropout import dropout_mask
 from kernels.gather import gather_rows
 from kernels.hashing import hash_u64
@@ -35,7 +36,7 @@ class Batches:
     @classmethod
     def plan(cls, n: int, config: TrainConfig) -> Batches:
         """Batches of train.batch_size rows, or of all rows where there are fewer."""
-        return cls(n, min(config.batch_size, n), config.shards)
+        return cls(n, min(sizes_of(config, n).batch_size, n), config.shards)
 
     @property
     def shard_rows(self) -> int:

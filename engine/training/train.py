@@ -62,6 +62,7 @@ from engine.training.model import architecture
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.reference import write_reference
+from engine.training.sizes import settle
 from engine.training.warm import start_bundle, start_encoder
 
 PERIODS = ("train", "valid", "test")
@@ -89,6 +90,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     table = build.ensure(config, run, dataset)
     timer.lap("features")
     splits = find_splits(config, dataset, PERIODS, run)
+    config = settle(config, run, len(splits["train"].rows))
     classes = class_names(config, dataset, splits["train"].rows)
     say_score(config, run, classes, config.train.loss)
     encoder = start_encoder(config, classes) or fit_encoder(config, table, splits["train"], run)

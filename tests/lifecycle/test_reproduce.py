@@ -223,13 +223,16 @@ def written(record: dict[str, Any], scratch: Path) -> dict[str, Any]:
 def test_a_rerun_takes_what_auto_came_to_and_reaches_nobody(recorded, tmp_path, monkeypatch) -> None:
     record = json.loads((recorded / "run.json").read_text())
     record |= {"device": "cuda", "precision": "bf16", "started_from": record["outputs"]["model"]}
+    record["sizes"] = {"batch_size": 64, "epochs": 7, "patience": 2}
     config = record["config"]
+    config["train"] |= {"batch_size": "auto", "epochs": "auto", "patience": "auto"}
     config["score"] |= {"output": "s3://bucket/live", "endpoint": "http://127.0.0.1:1"}
     config["monitor"] |= {"alerts": {"boss": {"kind": "webhook", "to": "http://127.0.0.1:1"}}, "run": "runs/score/x/y"}
     config["train"]["start_from"] = "tiny@champion"  # has moved since
     monkeypatch.setattr(reproduce, "has_gpu", lambda: True)
     found = written(record, tmp_path / "a")
     assert found["train"]["device"] == "cuda" and found["train"]["precision"] == "bf16"
+    assert record["sizes"].items() <= found["train"].items()
     assert found["train"]["start_from"] == str(recorded)
     assert found["score"]["output"] is None and found["score"]["endpoint"] is None
     assert found["monitor"]["alerts"] == {} and found["monitor"]["run"] == f"{record['folder']}/runs/score/x/y"
