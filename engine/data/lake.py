@@ -1,13 +1,23 @@
-"""Iceberg and Delta tables through their own libraries (extras): one snapshot, whose id is recorded and digested."""
+"""Iceberg and Delta tables through their own libraries (extras): one snapshot, whose id is recorded and digested.
+
+A table can come from anywhere. Its metadata names classes, properties of a file access and places: none of that is followed.
+Files are opened by this module alone (`_file_io`, `_own`), and only those inside the table's folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
+import re
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from engine.config.tree import SourceConfig
 from engine.data import failures
@@ -19,13 +29,14 @@ from engine.errors import UserError
 from engine.runtime import digest
 
 LIBRARIES = {"iceberg": "pyiceberg", "delta": "deltalake"}
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def table_file(name: str, source: SourceConfig, path: Path) -> SourceFile:
     """A table at its snapshot as the one file of a source. Raises UserError for a missing library, table or snapshot."""
     with failures.told_as(f"data.sources.{name}: {path} cannot be read as {source.format} table"):
         if source.format == "delta":
-            snapshot, parts = _delta_parts(_delta(path, source.snapshot))
+            snapshot, parts = _delta_parts(path, _delta(path, source.snapshot))
         else:
             snapshot, parts = _iceberg_parts(*_iceberg(path, source.snapshot))
     content = digest.of_json([source.format, sorted(parts)])
@@ -40,16 +51,78 @@ def _library(kind: str, module: str) -> Any:
         raise UserError(f"format {kind} needs the package {LIBRARIES[kind]}: pip install {LIBRARIES[kind]}") from None
 
 
+def _own(root: Path, name: str) -> Path:
+    """The file of the table at `root` that its metadata calls `name`: a path or file:// address of a file inside `root`.
+
+    Raises UserError, without touching the place, for any other: the metadata could name every file and server there is.
+    """
+    path = name.removeprefix("file:") if name.startswith("file:/") else name
+    path = "/" + path.lstrip("/") if path.startswith("///") else path
+    if _ADDRESS.match(path) or path.startswith("//") or "\0" in path:
+        found = f"{name!r}, an address"
+    else:
+        place = (root / path).resolve()
+        if place.is_relative_to(root.resolve()):
+            return place
+        found = f"{name!r}, which leads to {place}"
+    raise UserError(
+        f"the files of a table must lie inside its folder {root}, found {found}. Where the table is yours, write its rows to "
+        "Parquet files with the tool that made it, and read these"
+    )
+
+
 def _delta(path: Path, snapshot: str | None) -> Any:
-    return _library("delta", "deltalake").DeltaTable(str(path), version=int(snapshot) if snapshot else None)
+    library = _library("delta", "deltalake")
+    _check_log(path)
+    return library.DeltaTable(str(path.absolute()), version=int(snapshot) if snapshot else None)
 
 
-def _delta_parts(table: Any) -> tuple[str, list[Any]]:
+def _check_log(path: Path) -> None:
+    """Refuse a log that leads out of the table: by a link, or by the checkpoint parts and deletion vectors that it names."""
+    for file in sorted((path / "_delta_log").rglob("*")):
+        _own(path, str(file.absolute()))
+        for action in _actions(file) if file.is_file() else ():
+            sidecar = urllib.parse.unquote(_text(action, "sidecar", "path"))
+            if "/" in sidecar:
+                _own(path / "_delta_log" / "_sidecars", sidecar)
+            vector = _text(action, "add", "deletionVector", "pathOrInlineDv")
+            kind = _text(action, "add", "deletionVector", "storageType")
+            if kind != "i":  # u: a folder of the table, then 20 letters that stand for the file's number; p: a path
+                _own(path, urllib.parse.unquote(vector if kind == "p" else vector[:-20]))
+
+
+def _text(action: Any, *names: str) -> str:
+    for name in names:
+        action = action.get(name) if isinstance(action, dict) else None
+    return action if isinstance(action, str) else ""
+
+
+def _actions(file: Path) -> Iterator[Any]:
+    """What a file of the log says of sidecars and deletion vectors; a line that is no JSON is for the library to refuse."""
+    if file.suffix == ".json":
+        with open(file, "rb") as lines:
+            for line in lines:
+                if b"deletionVector" in line or b"sidecar" in line:
+                    with contextlib.suppress(ValueError):
+                        yield json.loads(line)
+    elif ".checkpoint." in file.name:
+        schema = pq.read_schema(file)
+        add = schema.field("add").type if "add" in schema.names else None
+        columns = ["sidecar"] if "sidecar" in schema.names else []
+        if add is not None and pa.types.is_struct(add) and add.get_field_index("deletionVector") >= 0:
+            columns.append("add.deletionVector")
+        if columns:
+            yield from pq.read_table(file, columns=columns).to_pylist()
+
+
+def _delta_parts(path: Path, table: Any) -> tuple[str, list[Any]]:
     """(version, [file, size]) of the data files. Files are never rewritten: name and size tell the content.
 
     Except where the table has reader features: its log may delete rows of a file and rename its columns.
     """
     actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "size_bytes"])
+    for name in actions["path"].to_pylist():
+        _own(path, urllib.parse.unquote(name))
     parts = [list(row.values()) for row in actions.to_pylist()]
     if _has_features(table):
         parts.append(["schema", 0, table.schema().to_json()])
@@ -65,18 +138,45 @@ def _has_features(table: Any) -> bool:
 
 
 def _iceberg(path: Path, snapshot: str | None) -> tuple[Any, int | None]:
-    """(table, snapshot id): `path` is a metadata.json, or a table folder whose newest metadata is taken."""
-    metadata = path
+    """(table, snapshot id): `path` is a metadata.json, or a table folder whose newest metadata is taken.
+
+    `StaticTable.from_metadata` would load the class that the metadata's `py-io-impl` names, with its `s3.endpoint` and so on.
+    """
+    metadata, root = path, path if path.is_dir() else path.absolute().parent.parent
     if path.is_dir():
         found = sorted((path / "metadata").glob("*.metadata.json"), key=_metadata_order)
         if not found:
             raise UserError(f"{path} must be an Iceberg table with metadata/*.metadata.json, found none")
         metadata = found[-1]
-    table = _library("iceberg", "pyiceberg.table").StaticTable.from_metadata(str(metadata))
+    library, access = _library("iceberg", "pyiceberg.table"), _file_io(root)
+    place = str(metadata.absolute())
+    content = importlib.import_module("pyiceberg.serializers").FromInputFile.table_metadata(access.new_input(place))
+    catalog = importlib.import_module("pyiceberg.catalog.noop").NoopCatalog("static-table")
+    table = library.StaticTable(("static-table", place), content, place, access, catalog)
     if snapshot:
         return table, int(snapshot)
     current = table.current_snapshot()
     return table, current.snapshot_id if current else None
+
+
+def _file_io(root: Path) -> Any:
+    """The only file access that an Iceberg table gets: it opens files inside `root` for reading, whatever the table says."""
+    library = importlib.import_module("pyiceberg.io")
+    arrow = importlib.import_module("pyiceberg.io.pyarrow")
+
+    class OwnFiles(library.FileIO):  # type: ignore[misc,name-defined]
+        """Reads what lies inside the table's folder; takes no properties."""
+
+        def new_input(self, location: str) -> Any:
+            return arrow.PyArrowFile(location, str(_own(root, location)), pafs.LocalFileSystem())
+
+        def new_output(self, location: str) -> Any:
+            raise UserError(f"a table is only read, found {location!r} to be written")
+
+        def delete(self, location: Any) -> None:
+            raise UserError(f"a table is only read, found {location!r} to be deleted")
+
+    return OwnFiles()
 
 
 def _metadata_order(path: Path) -> tuple[int, str]:
@@ -85,7 +185,9 @@ def _metadata_order(path: Path) -> tuple[int, str]:
 
 
 def _iceberg_parts(table: Any, snapshot: int | None) -> tuple[str, list[Any]]:
-    tasks = table.scan(snapshot_id=snapshot).plan_files()
+    tasks = list(table.scan(snapshot_id=snapshot).plan_files())
+    for item in (file for task in tasks for file in (task.file, *task.delete_files)):
+        table.io.new_input(item.file_path)  # refused before any row is read
     parts = [
         [task.file.file_path, task.file.file_size_in_bytes, sorted(item.file_path for item in task.delete_files)]
         for task in tasks
@@ -112,6 +214,15 @@ def read(
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield first
     yield from rest
+
+
+def _batches(file: SourceFile, snapshot: str) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from (_delta_batches if file.format == "delta" else _iceberg_batches)(file.path, snapshot)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise many kinds of their own, at data files too
+        raise UserError(f"{file.shown} cannot be read as {file.format} table: {error}") from None
 
 
 def _delta_batches(path: Path, snapshot: str) -> Iterator[pa.RecordBatch]:
