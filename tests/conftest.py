@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,28 @@ ROOT = Path(__file__).resolve().parents[1]
 # The same examples every time: a red test stays red until its cause is mended.
 hypothesis.settings.register_profile("engine", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("engine")
+
+
+@pytest.fixture
+def caller() -> Iterator[tuple[str, list[Any]]]:
+    """(address, who has called it) of a server on this machine."""
+    calls: list[Any] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            try:
+                while True:
+                    connection, who = server.accept()
+                    calls.append(who)
+                    connection.close()
+            except OSError:
+                return
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", calls
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -777,7 +777,9 @@ class Config:
     tracking: TrackingConfig = section(TrackingConfig)
     paths: PathsConfig = section(PathsConfig)
     resources: ResourcesConfig = section(ResourcesConfig)
-    trust: str | None = key(None, "digest of code from elsewhere that may run here (the refusal names it)")
+    trust: str | None = key(
+        None, "digest of code or remote places from elsewhere that may be used here (the refusal names it)"
+    )
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

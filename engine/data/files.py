@@ -30,6 +30,7 @@ from engine.config import schema
 from engine.config.tree import DataConfig, SourceConfig
 from engine.errors import UserError, nearest
 from engine.runtime import digest, storage
+from engine.runtime.remote import address
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 HIDDEN = (".", "_")
@@ -99,16 +100,6 @@ def _stat(name: str, path: Path) -> os.stat_result:
             return status
     except OSError as error:
         raise UserError(f"data.sources.{name}: {path} cannot be read: {error.strerror}") from None
-
-
-def address(path: str, root: str) -> str:
-    """A source's path as text: below `root` where that is an address (`s3://bucket/events`, `pkg://package`) and it is none.
-
-    A path library would make one slash of the two.
-    """
-    if "://" in root and "://" not in path and not path.startswith(("/", "~")):
-        return f"{root.rstrip('/')}/{path}"
-    return path
 
 
 def resolve(path: str, root: str) -> Path:

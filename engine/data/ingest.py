@@ -28,13 +28,14 @@ from engine.data.bounds import BATCH_ROWS, Bounds
 from engine.data.columns import Finding, as_text
 from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
 from engine.data.expressions import expression_columns
-from engine.data.files import COMPRESSIONS, SourceFile, address, event_source, resolve, source_files
+from engine.data.files import COMPRESSIONS, SourceFile, event_source, resolve, source_files
 from engine.data.origin import Origin, compare
 from engine.data.policy import EQUAL, Tally, apply, place_of, quarantine
 from engine.data.stage import Staged
 from engine.data.write import Written, canonical, write_parts
 from engine.errors import UserError, nearest
-from engine.runtime import digest, environment, records, seal, storage
+from engine.runtime import digest, environment, records, remote, seal, storage
+from engine.runtime.remote import address
 from engine.runtime.run import Run
 
 RECIPE_FORMAT = 1
@@ -159,6 +160,7 @@ def make_plan(config: Config, run: Run) -> Plan:
         )
     check_schema(data)
     folder = storage.inside(Path(config.paths.store), "datasets", data.name or config.name)
+    remote.record(Path(config.paths.store), *remote.of_data(config_schema.plain(data)).values())
     files = [file for name, source in data.sources.items() for file in _files(name, source, data, folder / ".remote")]
     identities: dict[str, list[Any]] = {name: [] for name in data.sources}
     for file in files:

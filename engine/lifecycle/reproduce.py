@@ -31,7 +31,7 @@ from engine.lifecycle import chain, restore
 from engine.lifecycle.restore import Code
 from engine.lifecycle.runs import directories, dotted, find_run
 from engine.lifecycle.words import take
-from engine.runtime import digest, places, storage, terminal, trust
+from engine.runtime import digest, places, remote, storage, terminal, trust
 from engine.runtime.run import load_record, records_below
 from engine.runtime.terminal import table
 from engine.training.device import has_gpu
@@ -109,8 +109,10 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
 
 
 def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, options: Options) -> None:
-    """Refuse code that the run brings and that this machine's store has not recorded, listing what would run."""
+    """Refuse code and remote places that the run brings and that this machine's store does not know, listing them."""
+    reached = remote.of_data(record["config"].get("data") or {})
     if code.digest is None:
+        trust.check(options.store, None, reached, options.trust, "")
         return
     patch = directory / "engine.patch"
     parts = [f"  {code.how}, digest {code.digest}, on behalf of {directory}"]
@@ -119,7 +121,7 @@ def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, optio
         parts.append(f"  {patch}: changes {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''}")
     if options.build_env:
         parts.append("  with packages from the index: " + " ".join(restore.pins(record["environment"]["packages"])))
-    trust.check(options.store, code.digest, options.trust, "\n".join(parts))
+    trust.check(options.store, code.digest, reached, options.trust, "\n".join(parts))
 
 
 def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:

@@ -184,7 +184,8 @@ def scored_period(config: Config, directory: Path, record: Mapping[str, Any]) ->
     bounds = record["config"].get("score", {}).get("between") or ()
     if bounds:
         return units.between(tuple(bounds), config.data.time_zone)
-    times = predictions(directory)[config.data.event_time].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    table = predictions(directory, store=config.paths.store, trust=config.trust)
+    times = table[config.data.event_time].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
     if not len(times):
         raise UserError(f"{directory} has scored no row: there is nothing to monitor")
     values = np.asarray(times)
@@ -197,7 +198,7 @@ def stored_outcomes(
     """Scores of a scoring run beside the labels that the dataset has by now."""
     dataset = ingest.ensure(config, run)
     rows = dataset.row_range(*period)
-    table = predictions(directory)
+    table = predictions(directory, store=config.paths.store, trust=config.trust)
     if table.num_rows != rows[1] - rows[0]:
         raise UserError(f"the run scored {table.num_rows} rows, the dataset now has {rows[1] - rows[0]} in its period")
     names = score_names(tuple(bundle.model["classes"]) if _multiclass(bundle) else ())

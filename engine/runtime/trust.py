@@ -2,7 +2,7 @@
 
 A run directory can come from anywhere, and to run its code again is to run what it brings. So each run leaves the digest of
 its engine in the store (`store/code/<digest>.json`): code that this store has recorded runs again without a word. Other
-code needs `trust=<digest>`.
+code needs `trust=<digest>`, and so do remote places that the record names (`engine.runtime.remote`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.runtime import storage
+from engine.runtime import digest as digests
+from engine.runtime import remote, storage
 
 FOLDER = "code"
 FORMAT = 1
@@ -31,16 +32,30 @@ def is_recorded(store: Path, digest: str) -> bool:
     return _place(store, digest).is_file()
 
 
-def check(store: Path, digest: str, trusted: str | None, what: str) -> None:
-    """Refuse code that this store has not recorded and that `trusted` does not name; `what` describes it.
+def check(store: Path, digest: str | None, places: remote.Places, trusted: str | None, what: str) -> None:
+    """Refuse code (its digest; None: the installed one) that this store has not recorded, and places that it has not reached.
 
-    Raises UserError.
+    `trusted` names what may be used all the same: the digest of that code, of those places, or of both. `what` describes
+    the code. Raises UserError.
     """
-    if trusted != digest and not is_recorded(store, digest):
-        raise UserError(
+    code = digest if digest and not is_recorded(store, digest) else None
+    unknown = remote.foreign(store, places)
+    found = [*([code] if code else []), *([remote.trust_digest(unknown)] if unknown else [])]
+    wanted = found[0] if len(found) == 1 else digests.of_json(found)
+    if not found or trusted == wanted:
+        return
+    parts = []
+    if code:
+        parts.append(
             f"code must have run with the store {store} before it runs again, found code that it does not know:\n{what}\n"
-            f"Read that code. To run it, add trust={digest}"
+            "Read that code."
         )
+    if unknown:
+        parts.append(
+            f"the rerun must read from places that the store {store} has reached before, found others:\n"
+            f"{remote.listed(unknown)}\nRequests there are signed with the credentials of this machine."
+        )
+    raise UserError("\n".join(parts) + f" To go on, add trust={wanted}")
 
 
 def _place(store: Path, digest: str) -> Path:

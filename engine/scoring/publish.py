@@ -14,7 +14,7 @@ from engine.config.tree import Config
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features.profile import Profile
-from engine.runtime import digest, storage
+from engine.runtime import digest, remote, storage
 from engine.runtime.run import Run
 from engine.scoring import output, units
 from engine.scoring.output import Place
@@ -95,6 +95,7 @@ def place_of(config: Config, run: Run, whole: bool) -> Place:
     if not whole:
         return output.place_of(None, run.directory)
     if wanted.output is not None:
+        remote.record(Path(config.paths.store), remote.place(wanted.output, wanted.endpoint, wanted.region))
         here = wanted.output if "://" in wanted.output else str(Path(wanted.output).expanduser().absolute())
         run.note(predictions={"output": here, "endpoint": wanted.endpoint, "region": wanted.region})
     return output.place_of(wanted.output, run.directory, wanted.endpoint, wanted.region)

@@ -26,7 +26,7 @@ from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts, group_labels
 from engine.features.moments import NEVER, instants, moment_times
 from engine.features.store import threads_of
-from engine.runtime import digest, storage
+from engine.runtime import digest, remote, storage
 from engine.runtime.run import Run
 from engine.training import baselines, gate, report
 from engine.training.bundle import (
@@ -509,7 +509,18 @@ def with_spec_of(config: Config, bundle: Bundle) -> Config:
         bundle_plain["positive"] = asked["positive"]  # judged by what it means, not by how it was said
         _refuse_difference("data", asked, bundle_plain)
         _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(features))
+    _check_places(config, data, bundle)
     return dataclasses.replace(config, data=data, features=features)
+
+
+def _check_places(config: Config, data: DataConfig, bundle: Bundle) -> None:
+    """Refuse remote places of a bundle that neither the config says nor this machine's store has reached before."""
+    plain, said = schema.plain(data), schema.plain(config.data)
+    mine = remote.own(plain, said)
+    brought = {name: item for name, item in remote.of_data(plain).items() if item not in mine}
+    if brought:
+        remedy = "Add the experiment or the data that it was trained with (+experiment=NAME), which says where the files lie. "
+        remote.check(Path(config.paths.store), brought, config.trust, f"the model {bundle.directory}", remedy)
 
 
 def _refuse_difference(path: str, asked: Any, bundled: Any) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +18,6 @@ from tests.data.helpers import build, config, read
 from tests.data.test_remote import SOURCE, data, events
 
 OUTSIDE = "must lie inside its folder"
-
-
-@pytest.fixture
-def caller() -> Iterator[tuple[str, list[Any]]]:
-    """(address, who has called it) of a server on this machine."""
-    calls: list[Any] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def listen() -> None:
-            try:
-                while True:
-                    connection, who = server.accept()
-                    calls.append(who)
-                    connection.close()
-            except OSError:
-                return
-
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", calls
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join()
 
 
 @pytest.fixture

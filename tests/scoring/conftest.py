@@ -61,7 +61,8 @@ def unbroken(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def rows_of(run: Run) -> pa.Table:
     """Predictions in one piece."""
-    return predictions(run.directory).unify_dictionaries().combine_chunks()
+    store = run.record["config"]["paths"]["store"]
+    return predictions(run.directory, store=store).unify_dictionaries().combine_chunks()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -416,7 +416,7 @@ def test_predictions_go_to_an_object_store_manifest_last_and_are_replaced_whole(
     names = {info.path for info in store(bucket).get_file_info(pafs.FileSelector("lake/scores"))}
     assert len(names) == 7 and "lake/scores/_manifest.json" in names
     again = score("score.columns=[shop,size]", "score.partition=shop", *words)
-    assert predictions(again.directory).num_rows == ROWS
+    assert predictions(again).num_rows == ROWS
     assert not names & {info.path for info in store(bucket).get_file_info(pafs.FileSelector("lake/scores", recursive=True))
                         if info.path.endswith(".parquet")}  # fmt: skip
     assert "test" not in (run.directory / "run.json").read_text().split('"command_line"')[0]
@@ -436,7 +436,7 @@ def test_a_kill_before_the_output_is_named_leaves_nothing_that_a_reader_of_the_b
         with pytest.raises(KeyboardInterrupt):
             score(*words)
     assert names() and not [name for name in names() if name.endswith(".parquet")]
-    assert predictions(score(*words).directory).num_rows == ROWS
+    assert predictions(score(*words)).num_rows == ROWS
     assert not [name for name in names() if "_staged" in name], "what the kill left is gone"
 
 
