@@ -6,7 +6,7 @@ both, the engine's name gives way (`free`), so that a model whose column is call
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
@@ -20,6 +20,25 @@ RENAME = (
     "To rename a column, declare it under another name in data.sources.<source>.columns with `aliases: [{0}]` (or rename it with "
     "AS in data.query), and use that name everywhere else"
 )
+
+
+LONGEST = 200  # bytes of a folder's name; file systems take 255, and the engine adds to it
+
+
+def folder(value: str | Mapping[str, object]) -> None:
+    """Raise UserError unless a name, or each key of a mapping, can be that of a folder or file and of nothing else.
+
+    Also for specifications that a bundle or a run directory brings: such a name must not lead out of the store.
+    """
+    for name in (value,) if isinstance(value, str) else value:
+        hidden = any(ord(character) < 32 or ord(character) == 127 for character in name)
+        long = len(name.encode("utf-8", "surrogatepass")) > LONGEST
+        if (not name and value != "") or name.startswith(".") or "/" in name or "\\" in name or hidden or long:
+            raise UserError(
+                "must be names of folders, without / or \\, without a dot in front and without control characters, at most "
+                f"{LONGEST} bytes long, found {name!r}: folders that begin with a dot are the engine's, and / would lead "
+                "into another's"
+            )
 
 
 def free(name: str, taken: Collection[str]) -> str:
@@ -107,7 +126,6 @@ def check(config: Config) -> None:
         f"Call the view or the calendar otherwise, or the column. {RENAME}",
     )
     _check_words(data, config.features)
-    _check_folders(config)
     _check_sql(data, config.features)
 
 
@@ -141,22 +159,6 @@ def _check_words(data: DataConfig, features: FeaturesConfig) -> None:
             f"data.columns.{event_time} has role event_time, which every output of `score` repeats, and has a column "
             f"{event_time!r} of its own: rename the column. {RENAME.format(event_time)}"
         )
-
-
-def _check_folders(config: Config) -> None:
-    """Names that become folders or files of the store."""
-    named = {
-        "data.name": [config.data.name],
-        "data.tables": list(config.data.tables),
-        "features.views": list(config.features.views),
-    }
-    for where, names in named.items():
-        for name in names:
-            if name.startswith(".") or "/" in name or "\0" in name:
-                raise UserError(
-                    f"{where} must be names of folders, without / and without a dot in front, found {name!r}: folders that "
-                    "begin with a dot are the engine's, and / would lead into another's"
-                )
 
 
 def _check_sql(data: DataConfig, features: FeaturesConfig) -> None:

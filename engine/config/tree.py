@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from engine.config import units
+from engine.config import names, units
 from engine.config.schema import key, section
 from engine.errors import UserError, nearest
 
@@ -180,11 +180,11 @@ class RuleConfig:
 class DataConfig:
     """The event table: where it comes from and what it must be."""
 
-    name: str = key("", "name of the dataset in the store")
+    name: str = key("", "name of the dataset in the store", parse=names.folder)
     description: str = key("", "what one row is")
     path: str = key("", "root of the sources' relative paths")
     time_zone: str = key("UTC", "zone of every bound without an offset, and of days and months", parse=units.zone)
-    sources: dict[str, SourceConfig] = key(factory=dict, help="files by name")
+    sources: dict[str, SourceConfig] = key(factory=dict, help="files by name", parse=names.folder)
     query: str | None = key(
         None,
         "SQL over the sources that shapes the event table, null = the only source; refused where it may give other rows "
@@ -195,7 +195,7 @@ class DataConfig:
         None,
         "value of a target with two values that the score is for, as in fraud; null = true, 1, or the last one by sorting",
     )
-    tables: dict[str, TableConfig] = key(factory=dict, help="tables beside the events")
+    tables: dict[str, TableConfig] = key(factory=dict, help="tables beside the events", parse=names.folder)
     duplicates: str = key("fail", "rows with equal ids", choices=("fail", "first", "last"))
     known_time: str | None = key(None, "time column by which first and last are meant; null = the event time")
     rules: dict[str, RuleConfig] = key(factory=dict, help="rules over several columns: name -> SQL expression")
@@ -360,7 +360,7 @@ class FeaturesConfig:
     as_of: str | None = key(None, "decision time: a time column with an optional lead (`scheduled - 1h`)")
     direct: dict[str, bool] = key(factory=dict, help="columns used as they are: name -> true")
     calendar: dict[str, CalendarConfig] = key(factory=dict, help="parts of time columns by name")
-    views: dict[str, ViewConfig] = key(factory=dict, help="views of the feature store by name")
+    views: dict[str, ViewConfig] = key(factory=dict, help="views of the feature store by name", parse=names.folder)
     windows: bool = key(True, "off leaves out every windows view")
     encode: EncodeConfig = section(EncodeConfig, "fitted encoding")
 
@@ -680,6 +680,7 @@ class BacktestConfig:
     period: str = key("month", "length of a period: month, or a span like 7d")
     policies: dict[str, PolicyConfig] = key(
         factory=default_policies,
+        parse=names.folder,
         help="policies by name; those that are given are all that run, and one named as a default only changes it",
     )
     confidence: float = key(0.95, "coverage of the intervals in the report", gt=0, lt=1)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import names, schema
-from engine.config.tree import Config
+from engine.config.tree import BacktestConfig, Config, DataConfig, FeaturesConfig
 from engine.errors import UserError
 from engine.features.spec import feature_list
 from tests import tiny
@@ -169,6 +169,58 @@ def test_an_event_time_called_like_a_column_of_the_output_is_refused(name: str) 
     source = {"path": "o.csv", "columns": {key: item["type"] for key, item in columns.items()}}
     with pytest.raises(UserError, match=f"data.columns.{name} has role event_time"):
         names.check(schema.build(Config, {"data": {"sources": {"orders": source}, "columns": columns}}))
+
+
+HOSTILE = [
+    "../x",
+    "..",
+    ".",
+    "/etc/x",
+    "x/../../y",
+    "a/b",
+    ".hidden",
+    "a\0b",
+    "a\nb",
+    "a\x1b[2Jb",
+    "..\\x",
+    "x" * 201,
+    "é" * 101,
+]
+
+
+@pytest.mark.parametrize("slot", ["data.name", "data.sources", "data.tables", "features.views", "backtest.policies"])
+@given(name=st.one_of(st.sampled_from([*HOSTILE, ""]), st.text(max_size=12), st.text(alphabet="./\\ax", max_size=6)))
+def test_a_name_that_becomes_a_folder_stays_where_it_is_put_whoever_wrote_the_specification(
+    slot: str, name: str
+) -> None:
+    section, _, key = slot.partition(".")
+    value: Any = {
+        "name": name,
+        "sources": {name: {"path": "o.csv", "columns": {"id": "string"}}},
+        "tables": {name: {"query": "SELECT 1", "columns": {"k": {"type": "int64"}}}},
+        "views": {name: WINDOW},
+        "policies": {name: {}},
+    }[key]
+    try:
+        schema.build(
+            {"data": DataConfig, "features": FeaturesConfig, "backtest": BacktestConfig}[section], {key: value}
+        )
+    except UserError as error:
+        assert slot != "data.name" or name
+        assert "must be names of folders" in str(error)
+        return
+    assert name not in HOSTILE
+    if name:
+        place = Path("/store", name)
+        assert (
+            place.parent == Path("/store") and place.name == name and len(name.encode("utf-8", "surrogatepass")) < 201
+        )
+
+
+@pytest.mark.parametrize("name", ["reise-2024", "größe", "a b", "x.y", "$t", "日本"])
+def test_a_name_of_letters_spaces_dots_and_signs_is_one_of_a_folder(name: str) -> None:
+    names.folder(name)
+    names.folder({name: 1})
 
 
 # -------------------------------------------------------------------------------------------------------- SQL

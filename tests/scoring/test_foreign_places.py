@@ -151,3 +151,20 @@ def test_reproduce_reaches_no_place_that_a_record_brings(tmp_path, monkeypatch, 
             reproduce_run(run, Options(store=tmp_path / "store", trust=word))
         code_word = str(alone.value).rpartition("trust=")[2]
         assert code_word != word and not trust.is_recorded(tmp_path / "store", code_word)
+
+
+@pytest.mark.parametrize("name", ["../../../../stolen", "/stolen", "a/b", ".hidden"])
+def test_a_table_of_a_bundle_does_not_climb_out_of_the_store(shop, tmp_path, name) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(shop.model / "model", model)
+    spec = json.loads((model / "spec.json").read_text())
+    query = "SELECT DISTINCT shop FROM visits"
+    spec["data"]["tables"] = {name: {"query": query, "static": True, "columns": {"shop": {"type": "string"}}}}
+    (model / "spec.json").write_text(json.dumps(spec))
+    seal(model)
+    before = set(tmp_path.rglob("*"))
+    words = [f"score.model={model}", f"paths.store={tmp_path / 'a/b/store'}", f"paths.runs={tmp_path / 'runs'}"]
+    with pytest.raises(UserError, match=r"data.tables: must be names of folders"):
+        engine.run("score", *words, f"data.path={shop.folder}")
+    new = {path for path in set(tmp_path.rglob("*")) - before if not path.is_relative_to(tmp_path / "runs")}
+    assert all(path.is_relative_to(tmp_path / "a") for path in new)
