@@ -333,8 +333,8 @@ class ViewConfig:
             raise UserError(
                 f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(lacking)} is empty"
             )
-        for column, names in self.aggregates.items():
-            for name in names:
+        for column, asked in self.aggregates.items():
+            for name in asked:
                 if name not in AGGREGATES:
                     raise UserError(f"aggregates.{column} names {name!r}.{nearest(name, AGGREGATES)}")
                 if column == "rows" and name not in ("count", "recency"):
