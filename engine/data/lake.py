@@ -112,7 +112,7 @@ def _actions(file: Path) -> Iterator[Any]:
         if add is not None and pa.types.is_struct(add) and add.get_field_index("deletionVector") >= 0:
             columns.append("add.deletionVector")
         if columns:
-            yield from pq.read_table(file, columns=columns).to_pylist()
+            yield from pq.ParquetFile(file).read(columns=columns).to_pylist()  # `read_table` would lose the names above
 
 
 def _delta_parts(path: Path, table: Any) -> tuple[str, list[Any]]:

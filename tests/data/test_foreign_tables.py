@@ -179,10 +179,14 @@ def test_options_in_a_delta_log_are_not_followed(tmp_path, caller) -> None:
 SIDECARS = [
     {"sidecar": {"path": name}} for name in ("../../../x", "file:///x", "%2E%2E%2F..%2F..%2Fx", "s3://evil/x/y")
 ]
-VECTORS = [
-    {"add": {"deletionVector": {"storageType": kind, "pathOrInlineDv": name}}}
-    for kind, name in (("p", "/x.bin"), ("p", "s3://evil/x.bin"), ("p", "../x"), ("u", "../../ab^-aqEH.-t@S}K{vb[*k^"), ("x", "/" + "a" * 21))
-]  # fmt: skip
+NAMED = [
+    ("p", "/x.bin"),
+    ("p", "s3://evil/x.bin"),
+    ("p", "../x"),
+    ("u", "../../ab^-aqEH.-t@S}K{vb[*k^"),
+    ("x", "/" + "a" * 21),
+]
+VECTORS = [{"add": {"deletionVector": {"storageType": kind, "pathOrInlineDv": name}}} for kind, name in NAMED]
 
 
 @pytest.mark.parametrize("action", [*SIDECARS, *VECTORS])
