@@ -754,7 +754,9 @@ class PathsConfig:
 class ResourcesConfig:
     """What a process may use."""
 
-    memory: str | int = key("4GB", "memory that ingest and features may fill", parse=units.size)
+    memory: str | int = key(
+        "4GB", "memory that ingest and features may fill; a row of the data may take an eighth of it", parse=units.size
+    )
     threads: int = key(0, "compute threads; 0 = all cores", ge=0)
 
 
