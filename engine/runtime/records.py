@@ -168,12 +168,14 @@ def _fields(shape: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _check_union(value: Any, options: tuple[Any, ...], where: str) -> None:
-    for option in options[:-1]:
+    # What is no null was meant to be one of the others: their message is the one that helps.
+    wanted = [option for option in options if (option is type(None)) == (value is None)] or list(options)
+    for option in wanted[:-1]:
         try:
             return conform(value, option, where)
         except Damaged:
             continue
-    conform(value, options[-1], where)
+    conform(value, wanted[-1], where)
 
 
 def _check_scalar(value: Any, shape: Any, where: str) -> None:

@@ -39,7 +39,7 @@ class GitRecord(TypedDict, total=False):
     """State of a git tree (`environment.git_state`)."""
 
     root: str
-    commit: str | None
+    commit: Annotated[str, records.Matching("[0-9a-f]{40}", "40 hex digits")] | None
     dirty: bool
     untracked: list[str]
     dirty_submodules: list[str]

@@ -42,6 +42,8 @@ class Seal:
     def check(self, folder: Path, name: str, remedy: str) -> Path:
         """The path of a file that is what was sealed. Raises Damaged with the remedy."""
         path = storage.inside(folder, *Path(name).parts)
+        if not path.is_file():
+            raise records.Damaged(f"{path} is damaged (it must exist, found nothing). {remedy}")
         if not self.holds(folder, name):
             raise records.Damaged(
                 f"{path} is damaged (its digest differs from that of the file that was written). {remedy}"

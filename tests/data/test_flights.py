@@ -146,5 +146,5 @@ def test_a_damaged_dataset_says_so(flights: Dataset, tmp_path: Path) -> None:
     (copy / "part-00001.parquet").unlink()
     from engine.errors import UserError
 
-    with pytest.raises(UserError, match=r"part-00001\.parquet must exist"):
+    with pytest.raises(UserError, match=r"part-00001\.parquet is damaged \(it must exist"):
         open_dataset(copy).read(["flight"])

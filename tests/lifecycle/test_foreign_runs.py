@@ -38,10 +38,10 @@ def test_no_commit_of_a_record_is_a_word_for_git(tmp_path, monkeypatch, capsys, 
     record["code"] |= {"engine_digest": sha("f"), "engine_git": {"root": str(tmp_path), "commit": sha("1")[:40]}}
     (other / "run.json").write_text(json.dumps(record))
     assert shell.main(["compare", str(run), str(other)]) == 1
-    told = "40 hex digits" if isinstance(commit, str) else "engine_git must be"
-    assert told in capsys.readouterr().err
+    said = "commit must be 40 hex digits" if isinstance(commit, str) else "commit must be text"
+    assert said in capsys.readouterr().err
     assert shell.main(["reproduce", str(run)]) == 1
-    assert told in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "stolen.txt").exists()
 
 

@@ -6,6 +6,7 @@ here (NUMBA_DISABLE_JIT=1), so that a changed kernel costs no compilation; the s
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -419,9 +420,23 @@ def make_wheel(folder: Path, name: str, version: str) -> None:
 # ------------------------------------------------------------------------------------------------------ the chain
 
 
+RECORD: dict[str, Any] = {
+    "format": 1,
+    "name": "x",
+    "inputs": {},
+    "outputs": {},
+    "environment": {"python": "3.12.1", "packages": {}, "hardware": {}},
+    "code": {"engine_version": "0", "engine_digest": "e" * 64, "engine_git": None},
+    "status": "done",
+    "started": "2026-01-01T00:00:00",
+    "pid": 1,
+    "config": {"paths": {"store": "store", "runs": "runs"}},
+}
+
+
 def hand_made(folder: Path, links: dict[str, str], metrics: dict[str, float], loss: float = 0.5) -> Path:
     folder.mkdir()
-    record = {"chain": links, "inputs": {}, "environment": {}, "status": "done", "command": "train", "config": {}}
+    record = {"chain": links, "command": "train", **RECORD}
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "time": 1, "train/loss": loss}) + "\n")
@@ -466,7 +481,7 @@ def test_what_cannot_be_proved_is_refused(tmp_path) -> None:
         reproduce_run(directory, Options(code="current"))
     record = json.loads((directory / "run.json").read_text())
     record["chain"] = {"inputs": "1"}
-    record["config"] = {"data": {"path": "postgres://user:***@host"}}
+    record["config"]["data"] = {"path": "postgres://user:***@host"}
     (directory / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"data.path was given as a plain secret"):
         reproduce_run(directory, Options(code="current"))
@@ -531,7 +546,7 @@ def test_inputs_that_moved_are_found_by_digest(tmp_path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     (new / "sub").mkdir(parents=True)
     (new / "sub" / "x.csv").write_text("a\n1\n")
-    value = environment.hashlib.sha256(b"a\n1\n").hexdigest()
+    value = hashlib.sha256(b"a\n1\n").hexdigest()
     record = {
         "config": {"data": {"path": str(old)}},
         "inputs": {str(old / "sub/x.csv"): value},

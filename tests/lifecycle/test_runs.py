@@ -84,7 +84,7 @@ def test_a_run_whose_process_lives_is_running(workplace) -> None:
         (("--limit", "many"), "--limit must be a number of runs, found 'many'"),
         (("--where",), "--where must be followed by a value"),
         (("--srot", "x"), "unknown option '--srot'. Did you mean '--sort'?"),
-        (("x",), "runs takes options only, found 'x'"),
+        (("x",), "unknown command 'runs x'"),
     ],
 )
 def test_mistakes_are_named(cli, three, words, message) -> None:

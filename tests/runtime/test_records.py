@@ -70,7 +70,7 @@ def test_a_record_of_its_shape_passes_and_unknown_keys_stay(tmp_path) -> None:
         ("parts.0.name", None, "name must be text, found None"),
         ("kind", "c", "kind must be one of 'a', 'b', found 'c'"),
         ("kind", [], "kind must be one of 'a', 'b', found a list of 0"),
-        ("rate", "1", "rate must be null, found '1'"),
+        ("rate", "1", "rate must be a finite number, found '1'"),
         ("by_name.y", 1, "by_name.'y' must be true or false, found 1"),
         ("note", 7, "note must be text, found 7"),
     ],

@@ -105,7 +105,7 @@ def test_an_altered_bundle_that_was_sealed_again_is_stopped_and_the_column_named
 ) -> None:
     file, edit, named = ALTERATIONS[case]
     folder = altered(shop, tmp_path / "model", file, edit)
-    with pytest.raises(UserError, match="is not the file that the bundle was sealed with"):
+    with pytest.raises(UserError, match="its digest differs from that of the file that was written"):
         load(folder)
     seal(folder)
     predictor = load(folder)
