@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fnmatch
 import json
 import os
 import platform
@@ -33,6 +34,15 @@ from engine.runtime import cluster, environment, git, storage, terminal, version
 from engine.runtime.run import URL_PASSWORD, Run
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
+# Files and folders whose names say that they hold secrets; compared in small letters, part by part of a path.
+SECRET_FILES = (
+    ".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".htpasswd", ".npmrc", ".pypirc", ".git-credentials",
+    ".my.cnf", ".s3cfg", ".boto", "*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx", "*.gpg", "*.ovpn",
+    "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "credentials", "*credentials.json", "credentials.*", "secrets", "secrets.*",
+    "*service_account*.json", "*service-account*.json", "*.tfstate", "*.tfvars", "kubeconfig",
+    ".aws", ".azure", ".docker", ".gcloud", ".gnupg", ".kube", ".ssh", ".terraform",
+)  # fmt: skip
+HARMLESS = ("*.example", "*.sample", "*.template", "*.py", "*.pyi", "*.pub")  # code and examples are called like this too
 LARGEST = 5
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 90.0
@@ -58,6 +68,7 @@ def submit(config: Config, words: Sequence[str]) -> int:
         raise UserError("submit must be followed by a command, as in `engine submit train +experiment=flights`")
     check_secrets(words)
     files = upload_files(Path.cwd())
+    _report_secrets(secret_files(Path.cwd()))
     _report(files, config)
     client, address = _connect(config)
     words = with_config(words, Path.cwd(), address)
@@ -93,7 +104,29 @@ def check_secrets(words: Sequence[str]) -> None:
 
 
 def upload_files(folder: Path) -> dict[str, int]:
-    """Relative path -> bytes of what would be uploaded: files that git tracks or would track, without outputs."""
+    """Relative path -> bytes of what would be uploaded: files that git tracks or would track, without outputs and secrets."""
+    return {name: (folder / name).stat().st_size for name in _files(folder) if not is_secret(folder, name)}
+
+
+def secret_files(folder: Path) -> list[str]:
+    """Relative paths of files that would be uploaded if their names did not say that they hold secrets."""
+    return [name for name in _files(folder) if is_secret(folder, name)]
+
+
+def is_secret(folder: Path, name: str) -> bool:
+    """Whether the name of a file or of a folder above it, or what it links to, is one of `SECRET_FILES`."""
+    target, root = (folder / name).resolve(), folder.resolve()
+    linked = target.relative_to(root) if target.is_relative_to(root) else target
+    for path in (Path(name), linked):
+        *above, last = (part.lower() for part in path.parts)
+        harmless = any(fnmatch.fnmatchcase(last, pattern) for pattern in HARMLESS)
+        parts = above if harmless else [*above, last]
+        if any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in SECRET_FILES):
+            return True
+    return False
+
+
+def _files(folder: Path) -> list[str]:
     listed = subprocess.run(
         ["git", "-C", str(folder), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, check=False
     )
@@ -102,7 +135,7 @@ def upload_files(folder: Path) -> dict[str, int]:
     else:
         names = list(_walk(folder))
     kept = [name for name in names if not any(part in EXCLUDED for part in Path(name).parts)]
-    return {name: (folder / name).stat().st_size for name in sorted(set(kept)) if (folder / name).is_file()}
+    return [name for name in sorted(set(kept)) if (folder / name).is_file()]
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -119,6 +152,15 @@ def largest_entries(files: dict[str, int]) -> list[tuple[str, int]]:
         top = Path(name).parts[0]
         sizes[top] = sizes.get(top, 0) + size
     return sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:LARGEST]
+
+
+def _report_secrets(names: list[str]) -> None:
+    """Say which files stay here because of their names; nobody else would."""
+    if names:
+        _warn(
+            f"not uploaded, because files called like this hold secrets: {', '.join(names)}. A job takes secrets from the "
+            "environment of the cluster (${oc.env:NAME}). Rename a file that holds none and that the job needs"
+        )
 
 
 def _report(files: dict[str, int], config: Config) -> None:

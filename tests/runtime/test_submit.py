@@ -52,6 +52,42 @@ def test_what_git_ignores_is_left_out(tree):
     assert set(submit.upload_files(tree)) == {"a.py", ".gitignore"}
 
 
+SECRETS = [
+    ".env", ".env.local", "prod.env", "sub/.ENV", "server.pem", "keys/tls.KEY", "id_rsa", "id_ed25519", "credentials", "credentials.json",
+    "gcp-service-account-1.json", ".netrc", ".aws/config", "home/.ssh/known_hosts", ".kube/config", ".npmrc", ".pypirc", "secrets.yaml",
+    ".git-credentials", "store.p12", "terraform.tfstate", ".pgpass", "secrets/db.txt",
+]  # fmt: skip
+KEPT = ["a.py", "secrets.py", ".env.example", "keys.csv", "environment.yaml", "tokenizer.json", "id_columns.txt", "keyboard.md"]
+
+
+@pytest.mark.parametrize("under_git", [True, False])
+def test_files_that_hold_secrets_are_not_uploaded_and_named(tmp_path, monkeypatch, capsys, under_git) -> None:
+    work = tmp_path / "work"
+    for name in [*SECRETS, *KEPT]:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("x")
+    (tmp_path / "id_rsa").write_text("x")
+    (work / "notes.txt").symlink_to(tmp_path / "id_rsa")
+    if under_git:  # also what git tracks: somebody has committed it by mistake
+        subprocess.run(["git", "init", "-q", str(work)], check=True)
+        subprocess.run(["git", "-C", str(work), "add", "-f", "."], check=True)
+    assert sorted(submit.upload_files(work)) == sorted(KEPT)
+    assert sorted(submit.secret_files(work)) == sorted([*SECRETS, "notes.txt"])
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(submit, "_connect", lambda _: (_ for _ in ()).throw(UserError("far enough")))
+    with pytest.raises(UserError, match="far enough"):
+        submit.submit(schema.build(Config, {}), ["train"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "not uploaded" in told and all(name in told for name in [*SECRETS, "notes.txt"])
+
+
+def test_a_file_that_holds_none_is_uploaded_once_it_is_renamed(tmp_path) -> None:
+    (tmp_path / "ca.pem").write_text("x")
+    assert not submit.upload_files(tmp_path)
+    (tmp_path / "ca.pem").rename(tmp_path / "ca.txt")
+    assert list(submit.upload_files(tmp_path)) == ["ca.txt"]
+
+
 def test_a_folder_that_is_too_large_is_refused_before_anything_is_sent(tree, monkeypatch):
     config = schema.build(Config, {"cluster": {"upload_limit": "1KB"}})
     monkeypatch.setattr(submit, "_connect", lambda _: pytest.fail("it connected"))
