@@ -4,8 +4,9 @@ Policy
 - `njit` compiles with `nogil` and an on-disk cache, single threaded, with IEEE semantics. Fast-math flags are opt-in per
   function and can never include `nnan` or `ninf`: a kernel that sees nulls must be able to test for them.
 - The cache lives under a folder named by the digest of all sources of this package, so a changed helper in another file is
-  never served stale. First writable of: `NUMBA_CACHE_DIR`, `__pycache__` beside the sources, the user's cache folder, a
-  private folder in the temporary directory (one warning), none (one warning).
+  never served stale. What lies there is run, so it must be writable for this user and for nobody else. First that is, of:
+  `NUMBA_CACHE_DIR` (a warning where others may write), `__pycache__` beside the sources, the user's cache folder, a private
+  folder in the temporary directory (one warning), none (one warning).
 - Parallelism is `run_ranges`: serial `nogil` loops over ranges on plain threads. Numba's own parallel layer is not used (its
   workqueue layer aborts on concurrent calls, its thread limit is not seen by other threads, and it hangs after fork).
 - With `NUMBA_DISABLE_JIT=1` every kernel runs as plain Python; integer wrap-around is then silent as in compiled code.
@@ -17,6 +18,7 @@ import functools
 import hashlib
 import itertools
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -50,11 +52,65 @@ def source_digest(folder: Path = _SOURCES) -> str:
 
 def _writable(folder: Path) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o755, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:
         return False
+
+
+def others_write(folder: Path, trusted: frozenset[int] = frozenset()) -> str:
+    """Why other users could put code into a cache folder, what lies in it and the way to it included; empty if they could not.
+
+    `trusted` are users beside this one and root who may. Raises OSError.
+    """
+    if not hasattr(os, "getuid"):
+        return ""
+    folder = folder.resolve()
+    for place in (folder, *folder.iterdir()):
+        status = place.lstat()
+        if status.st_uid not in {os.getuid(), 0, *trusted}:
+            return f"{place} belongs to user {status.st_uid}"
+        if not stat.S_ISLNK(status.st_mode) and _open_to_others(status):
+            return f"{place} has mode {stat.S_IMODE(status.st_mode):o}"
+    for place in folder.parents:
+        status = place.stat()
+        if status.st_uid not in {os.getuid(), 0, *trusted}:
+            return f"{place} belongs to user {status.st_uid}"
+        if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+            return f"{place} has mode {stat.S_IMODE(status.st_mode):o}"
+    return ""
+
+
+def _open_to_others(status: os.stat_result) -> bool:
+    """Whether everybody may write, or a group may that is not this user's alone."""
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _is_own_group(status.st_gid)
+
+
+def _is_own_group(number: int) -> bool:
+    """Whether a group is the user's own one, as systems make them whose files are writable for the group by default."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(number)
+    except KeyError:
+        return False
+    return user.pw_gid == number and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+
+
+def _usable(folder: Path, trusted: frozenset[int]) -> tuple[bool, str]:
+    """(whether a cache folder will do, why it is not safe where that is the reason)."""
+    if not _writable(folder):
+        return False, ""
+    try:
+        why = others_write(folder.parent, trusted) or others_write(folder, trusted)
+    except OSError:
+        return False, ""
+    return not why, why
 
 
 def _private_temporary() -> Path | None:
@@ -75,9 +131,20 @@ def choose_cache_dir(folder: Path = _SOURCES) -> Path | None:
     name = f"jit-{source_digest(folder)}"
     home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and os.environ["HOME"] + "/.cache")
     candidates = [os.environ.get("NUMBA_CACHE_DIR"), folder / "__pycache__", home and Path(home) / "engine-kernels"]
-    for candidate in candidates:
-        if candidate and _writable(Path(candidate) / name):
+    owners = frozenset({folder.stat().st_uid})  # whoever owns the sources can change what runs anyway
+    for place, candidate in enumerate(candidates):
+        if not candidate:
+            continue
+        fits, why = _usable(Path(candidate) / name, owners)
+        if fits:
             return Path(candidate) / name
+        if why and place == 0:
+            warnings.warn(
+                f"kernels: NUMBA_CACHE_DIR={candidate} is not used, because others could put code there ({why}): take it from "
+                f"them with chmod go-w, or name another folder",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     private = _private_temporary()
     if private is not None and _writable(private / name):
         warnings.warn(

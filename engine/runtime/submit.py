@@ -42,7 +42,14 @@ SECRET_FILES = (
     "*service_account*.json", "*service-account*.json", "*.tfstate", "*.tfvars", "kubeconfig",
     ".aws", ".azure", ".docker", ".gcloud", ".gnupg", ".kube", ".ssh", ".terraform",
 )  # fmt: skip
-HARMLESS = ("*.example", "*.sample", "*.template", "*.py", "*.pyi", "*.pub")  # code and examples are called like this too
+HARMLESS = (
+    "*.example",
+    "*.sample",
+    "*.template",
+    "*.py",
+    "*.pyi",
+    "*.pub",
+)  # code and examples are called like this too
 LARGEST = 5
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 90.0

@@ -91,6 +91,67 @@ def test_cache_folder_without_any_place_is_none_with_a_warning(tmp_path, monkeyp
         assert jit.choose_cache_dir(blocked) is None
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """NUMBA_CACHE_DIR, and sources beside which nothing can be written."""
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "__pycache__").touch()
+    cache = tmp_path / "above" / "cache"
+    cache.mkdir(parents=True, mode=0o755)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return cache
+
+
+def put_code(cache):
+    folder = cache / f"jit-{jit.source_digest(cache.parents[1] / 'sources')}"
+    (folder / "below").mkdir(parents=True)
+    return folder
+
+
+ATTACKS = {
+    "everybody may write": lambda cache: cache.chmod(0o777),
+    "everybody may write, with a sticky bit": lambda cache: cache.chmod(0o1777),
+    "a group may write": lambda cache: (os.chown(cache, -1, 12345), cache.chmod(0o775)),
+    "another owns it": lambda cache: os.chown(cache, 12345, -1),
+    "another made our folder": lambda cache: os.chown(put_code(cache), 12345, -1),
+    "our folder is open": lambda cache: put_code(cache).chmod(0o777),
+    "a folder in ours is open": lambda cache: (put_code(cache) / "below").chmod(0o777),
+    "the folder above is open": lambda cache: cache.parent.chmod(0o777),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users")
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_cache_folder_where_others_could_put_code_is_not_used(cache, attack):
+    try:
+        ATTACKS[attack](cache)
+    except PermissionError:
+        pytest.skip("only root can give a folder away")
+    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR=.* is not used, because others could put code there"):
+        found = jit.choose_cache_dir(cache.parents[1] / "sources")
+    assert found.is_relative_to(cache.parents[1] / "home") and found.stat().st_mode & 0o022 == 0
+
+
+def test_what_the_warning_says_makes_the_folder_usable_again(cache):
+    cache.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="chmod go-w"):
+        jit.choose_cache_dir(cache.parents[1] / "sources")
+    cache.chmod(0o755)
+    assert jit.choose_cache_dir(cache.parents[1] / "sources").is_relative_to(cache)
+
+
+def test_the_cache_in_the_temporary_folder_is_for_this_user_alone(cache, monkeypatch):
+    cache.chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "home"))
+    temporary = cache.parents[1] / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(temporary))
+    with pytest.warns(RuntimeWarning) as told:
+        found = jit.choose_cache_dir(cache.parents[1] / "sources")
+    assert found.is_relative_to(temporary) and found.parent.stat().st_mode & 0o077 == 0 and len(told) == 2
+
+
 @pytest.mark.parametrize("flag", sorted(jit.FORBIDDEN_FASTMATH))
 def test_i2_no_kernel_may_assume_nan_or_infinity_away(flag):
     with pytest.raises(ValueError, match=rf"must keep NaN and infinity, found \['{flag}'\] on f"):

@@ -57,7 +57,16 @@ SECRETS = [
     "gcp-service-account-1.json", ".netrc", ".aws/config", "home/.ssh/known_hosts", ".kube/config", ".npmrc", ".pypirc", "secrets.yaml",
     ".git-credentials", "store.p12", "terraform.tfstate", ".pgpass", "secrets/db.txt",
 ]  # fmt: skip
-KEPT = ["a.py", "secrets.py", ".env.example", "keys.csv", "environment.yaml", "tokenizer.json", "id_columns.txt", "keyboard.md"]
+KEPT = [
+    "a.py",
+    "secrets.py",
+    ".env.example",
+    "keys.csv",
+    "environment.yaml",
+    "tokenizer.json",
+    "id_columns.txt",
+    "keyboard.md",
+]
 
 
 @pytest.mark.parametrize("under_git", [True, False])
