@@ -54,8 +54,8 @@ def test_what_git_ignores_is_left_out(tree):
 
 SECRETS = [
     ".env", ".env.local", "prod.env", "sub/.ENV", "server.pem", "keys/tls.KEY", "id_rsa", "id_ed25519", "credentials",
-    "credentials.json", "gcp-service-account-1.json", ".netrc", ".aws/config", "home/.ssh/known_hosts", ".kube/config", ".npmrc", ".pypirc",
-    "secrets.yaml", ".git-credentials", "store.p12", "terraform.tfstate", ".pgpass", "secrets/db.txt",
+    "credentials.json", "gcp-service-account-1.json", ".netrc", ".aws/config", "home/.ssh/known_hosts", ".kube/config",
+    ".npmrc", ".pypirc", "secrets.yaml", ".git-credentials", "store.p12", "terraform.tfstate", ".pgpass", "secrets/db.txt",
 ]  # fmt: skip
 KEPT = [
     "a.py",
