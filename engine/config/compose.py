@@ -83,7 +83,12 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
             )
     choices = [_names_group(word, folders) for word in overrides]
     files = [_as_name(word, *parsed[place]) for place, word in enumerate(overrides) if choices[place]]
-    plain = _filled(start, _compose_with_hydra(files, folders))
+    try:
+        plain = _filled(start, _compose_with_hydra(files, folders))
+    except _NoChoiceError as error:
+        if hint := _other_folder(folders[1] if config_dir is not None else None, error.group, error.choice):
+            raise UserError(f"{error.fact}{hint}") from None
+        raise
     for (key, value), choice in zip(parsed, choices, strict=True):
         if not choice:
             _change(plain, key, value)
@@ -270,21 +275,48 @@ def _compose_with_hydra(words: list[str], folders: list[Path]) -> dict[str, Any]
         plain: Any = OmegaConf.to_container(composed, resolve=False)
         return plain  # type: ignore[no-any-return]
     except MissingConfigException as error:
-        raise UserError(_missing_choice(error)) from None
+        raise _missing_choice(error) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_refused(error)) from None
     except yaml.YAMLError as error:
         raise UserError(f"a config file must be YAML: {' '.join(str(error).split())}") from None
 
 
-def _missing_choice(error: MissingConfigException) -> str:
+class _NoChoiceError(UserError):
+    """A config group has no such choice."""
+
+    def __init__(self, group: str, choice: str, options: list[str]) -> None:
+        self.group, self.choice = group, choice
+        self.fact = f"config group {group!r} has no choice {choice!r}."
+        super().__init__(f"{self.fact}{nearest(choice, options)}")
+
+
+def _missing_choice(error: MissingConfigException) -> UserError:
     missing = str(error.missing_cfg_file)
     match = re.search(r"Could not find '([^']+)'", str(error))
     group, _, choice = (match.group(1) if match else missing).rpartition("/")
     options = list(error.options or re.findall(r"^\t(\S+)$", str(error).split("Config search path")[0], re.MULTILINE))
     if group:
-        return f"config group {group!r} has no choice {choice!r}.{nearest(choice, options)}"
-    return f"no config {missing!r}.{nearest(missing, options)}"
+        return _NoChoiceError(group, choice, options)
+    return UserError(f"no config {missing!r}.{nearest(missing, options)}")
+
+
+def _other_folder(folder: Path | None, group: str, choice: str) -> str:
+    """A hint where the choice lies at another level than that of --config-dir, or beside the working directory."""
+    here = folder or Path.cwd().resolve()
+    levels = [*here.parents[:2], *([] if folder is None else [here]), *sorted(_below(here))]
+    found = next((level for level in levels if (level / group / f"{choice}.yaml").is_file()), None)
+    if found is None or found == folder:
+        return ""
+    shown = found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+    said = "" if folder is None else f", not {folder}"
+    return f" --config-dir must be the folder that holds {group}/{choice}.yaml: --config-dir {shown}{said}"
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Folders one and two levels below."""
+    for pattern in ("*/", "*/*/"):
+        yield from (path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def _refused(error: Exception) -> str:

@@ -484,6 +484,16 @@ class ScoreConfig:
         None, "second model, as name@challenger, whose scores go beside in shadow_score and shadow_model; null = none"
     )
     between: tuple[str, ...] = key((), "[from, to] of the event time, from included, to excluded; empty = all")
+    input: str | None = key(
+        None,
+        "rows to score that are in no dataset, labelled or not: a file, glob, folder or s3:// address in place of the event "
+        "table's source; null = the dataset",
+    )
+    history: str = key(
+        "store",
+        "what windows look back on beside score.input: store = the newest stored dataset of the model's data, a dataset "
+        "there (its recipe or digest, or how they begin), or input = nothing else",
+    )
     unit_rows: int = key(262_144, "rows of a work unit", ge=1)
     resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
     mode: str = key("all", "score everything, or only what an earlier run has not seen", choices=("all", "append"))
@@ -495,9 +505,13 @@ class ScoreConfig:
     )
     profile: bool = key(True, "count the drift profile of inputs and scores in the same pass")
     tries: int = key(3, "times that a unit may raise or kill its worker before it is set aside", ge=1)
-    output: str | None = key(None, "where predictions go: a folder or s3://bucket/prefix; null = the run directory")
-    endpoint: str | None = key(None, "s3:// service of the output other than AWS, as in http://127.0.0.1:9000")
-    region: str | None = key(None, "s3:// region of the output; null = as the credential chain says")
+    output: str | None = key(
+        None,
+        "where predictions go: a folder or s3://bucket/prefix, or one file that ends in .csv, .jsonl or .parquet; null = the "
+        "run directory",
+    )
+    endpoint: str | None = key(None, "s3:// service of input and output other than AWS, as in http://127.0.0.1:9000")
+    region: str | None = key(None, "s3:// region of input and output; null = as the credential chain says")
     partition: str | None = key(None, "column whose values become folders `column=value` (hive)")
     file_rows: int = key(0, "rows of an output file; 0 = one file a unit, or by file_size", ge=0)
     file_size: str | int | None = key(
@@ -508,6 +522,10 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.file_rows and self.file_size is not None:
             raise UserError("file_rows and file_size must not both be set: they say the same thing twice")
+        if self.history != "store" and self.input is None:
+            raise UserError(
+                f"history={self.history} goes with score.input: rows of a dataset have the dataset's own history"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -877,6 +895,15 @@ def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: st
             f"{where} leaks the future: {name!r} is known at `{known_at}`, after the decision at `{features.as_of}`. "
             f"Use it in a windows view (past rows only), or move features.as_of"
         )
+
+
+def known_by_decision(data: DataConfig, features: FeaturesConfig, name: str) -> bool:
+    """Whether every row has the column's value by its decision."""
+    known_at = data.columns[name].known_at
+    if known_at in (None, "prior") or features.as_of is None:
+        return known_at == "prior"
+    known, decision = units.moment(known_at or ""), units.moment(features.as_of)
+    return known[0] == decision[0] and known[1] <= decision[1]
 
 
 def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: ViewConfig) -> None:

@@ -82,6 +82,14 @@ class Matched:
     notes: dict[str, Any]
 
 
+class MissingColumnError(UserError):
+    """A file lacks a declared column: what is so (`fact`), and what to do about it where columns may be declared."""
+
+    def __init__(self, fact: str, advice: str, source: str, column: str, file: str) -> None:
+        super().__init__(fact + advice)
+        self.fact, self.advice, self.source, self.column, self.file = fact, advice, source, column, file
+
+
 def match(found: list[str], source: SourceConfig, file: SourceFile, advice: Callable[[], str] = lambda: "") -> Matched:
     """Find each declared column by name, nested path or alias; `advice` says what a look at the file suggests.
 
@@ -97,9 +105,12 @@ def match(found: list[str], source: SourceConfig, file: SourceFile, advice: Call
         places[name] = _place(name, (column.path or name, *column.aliases), found, file, advice)
         if places[name] is None:
             if column.missing == "fail":
-                raise UserError(
-                    f"{file.shown}: column {name!r} is missing; the file has {_some(found)}."
-                    + (advice() or _other_name(name, found, f"{where}.columns.{name}"))
+                raise MissingColumnError(
+                    f"{file.shown}: column {name!r} is missing; the file has {_some(found)}.",
+                    (advice() or _other_name(name, found, f"{where}.columns.{name}")),
+                    file.source,
+                    name,
+                    file.shown,
                 )
             notes.setdefault("missing", []).append(name)
         else:

@@ -11,9 +11,16 @@ from engine.errors import UserError
 
 
 def check(
-    data: DataConfig, manifest: dict[str, Any], counts: dict[str, dict[str, Any]], previous: dict[str, Any] | None
+    data: DataConfig,
+    manifest: dict[str, Any],
+    counts: dict[str, dict[str, Any]],
+    previous: dict[str, Any] | None,
+    *,
+    empty: bool = False,
 ) -> None:
-    """Raises UserError with every clause that is broken."""
+    """Raises UserError with every clause that is broken; a dataset without rows is one, unless it may be `empty`."""
+    if not empty:
+        check_rows(manifest)
     broken = [
         *_rows(data, manifest, previous),
         *_nulls(data, manifest["rows"], counts, previous),
@@ -23,10 +30,17 @@ def check(
         raise UserError(f"dataset {manifest['name']} breaks its contract: " + "; ".join(broken))
 
 
+def check_rows(manifest: dict[str, Any]) -> None:
+    """Raises UserError for a dataset without rows."""
+    if not manifest["rows"]:
+        raise UserError(
+            f"dataset {manifest['name']} breaks its contract: it must hold at least one row, found "
+            f"none{_whence(manifest['accounting'])}"
+        )
+
+
 def _rows(data: DataConfig, manifest: dict[str, Any], previous: dict[str, Any] | None) -> list[str]:
     rows, found = manifest["rows"], []
-    if rows == 0:
-        found.append(f"it must hold at least one row, found none{_whence(manifest['accounting'])}")
     if rows < data.min_rows:
         found.append(f"it must hold at least {data.min_rows:,} rows (min_rows), found {rows:,}")
     if data.max_rows is not None and rows > data.max_rows:

@@ -194,6 +194,25 @@ def open_dataset(directory: Path | str) -> Dataset:
     return Dataset(directory, manifest, found)
 
 
+def stored_datasets(folder: Path) -> list[Dataset]:
+    """The datasets of one name, by folder."""
+    found = sorted(folder.glob(f"*/{MANIFEST}"))
+    return [open_dataset(path.parent) for path in found if not path.parent.name.startswith(".")]
+
+
+def find_dataset(folder: Path, wanted: str, where: str) -> Dataset:
+    """The one dataset of a folder whose recipe or digest begins with `wanted`. Raises UserError naming the key `where`."""
+    found = stored_datasets(folder)
+    matching = [item for item in found if item.recipe.startswith(wanted) or item.digest.startswith(wanted)]
+    if len(matching) != 1:
+        known = ", ".join(item.digest[:16] for item in found) or "none"
+        raise UserError(
+            f"{where} must name one dataset in {folder} by recipe or digest, "
+            f"found {len(matching)} for {wanted!r}. There: {known}"
+        )
+    return matching[0]
+
+
 def row_ids(table: pa.Table, id_columns: list[str]) -> pa.Array:
     r"""One text per row made of the id columns: joined by |, with \\ before a | or \\ of a value; instants as ISO UTC.
 

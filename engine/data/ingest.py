@@ -26,7 +26,16 @@ from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableCo
 from engine.data import budget, checks, contract, lake, order, profile, query, repeatable, rules, spread, stage
 from engine.data.bounds import BATCH_ROWS, Bounds
 from engine.data.columns import Finding, as_text
-from engine.data.dataset import FORMAT, MANIFEST, PART_ROWS, Dataset, digest_of, open_dataset, row_ids
+from engine.data.dataset import (
+    FORMAT,
+    MANIFEST,
+    PART_ROWS,
+    Dataset,
+    digest_of,
+    find_dataset,
+    open_dataset,
+    row_ids,
+)
 from engine.data.expressions import expression_columns
 from engine.data.files import COMPRESSIONS, SourceFile, event_source, resolve, source_files
 from engine.data.origin import Origin, compare
@@ -48,6 +57,12 @@ class Latest(TypedDict):
     recipe: str
     entry: str
     digest: records.Digest
+
+
+def newest_dataset(folder: Path) -> Dataset | None:
+    """The dataset of a name's folder that was ingested last; None without any. Raises UserError for a damaged one."""
+    path = folder / LATEST
+    return open_dataset(storage.inside(folder, seal.read_checked(path, Latest)["entry"])) if path.exists() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +114,21 @@ def ingest(config: Config, run: Run) -> dict[str, float]:
     }
 
 
-def ensure(config: Config, run: Run) -> Dataset:
-    """The dataset of `config.data`: from the store where its recipe is there, else ingested now; or the snapshot named."""
+def ensure(config: Config, run: Run, *, empty: bool = False) -> Dataset:
+    """The dataset of `config.data`: from the store where its recipe is there, else ingested now; or the snapshot named.
+
+    Raises UserError for one without rows, unless it may be `empty`, as what is scored may.
+    """
     if config.split.snapshot:
         return _snapshot(config, run)
     plan = make_plan(config, run)
     if not _is_stored(plan, run):
         with _alone(plan, run), _plain_allocator():
             if not _is_stored(plan, run):
-                _build(plan, run)
+                _build(plan, run, empty=empty)
     dataset = open_dataset(plan.entry)
+    if not empty:
+        contract.check_rows(dataset.manifest)
     _record(dataset, run)
     return dataset
 
@@ -128,22 +148,10 @@ def _is_stored(plan: Plan, run: Run) -> bool:
 def _snapshot(config: Config, run: Run) -> Dataset:
     """The stored dataset of split.snapshot, whatever the sources hold by now. Raises UserError when there is none."""
     folder = storage.inside(Path(config.paths.store), "datasets", config.data.name or config.name)
-    wanted = config.split.snapshot or ""
-    found = [
-        open_dataset(path.parent)
-        for path in sorted(folder.glob(f"*/{MANIFEST}"))
-        if not path.parent.name.startswith(".")
-    ]
-    matching = [item for item in found if item.recipe.startswith(wanted) or item.digest.startswith(wanted)]
-    if len(matching) != 1:
-        known = ", ".join(item.digest[:16] for item in found) or "none"
-        raise UserError(
-            f"split.snapshot must name one dataset in {folder} by recipe or digest, "
-            f"found {len(matching)} for {wanted!r}. There: {known}"
-        )
-    run.link("inputs", matching[0].recipe)
-    _record(matching[0], run)
-    return matching[0]
+    found = find_dataset(folder, config.split.snapshot or "", "split.snapshot")
+    run.link("inputs", found.recipe)
+    _record(found, run)
+    return found
 
 
 def _record(dataset: Dataset, run: Run) -> None:
@@ -286,7 +294,7 @@ def _alone(plan: Plan, run: Run) -> Iterator[None]:
         yield
 
 
-def _build(plan: Plan, run: Run) -> list[Staged]:
+def _build(plan: Plan, run: Run, *, empty: bool = False) -> list[Staged]:
     """Stage, query, check, order, write, publish."""
     staged = stage_files(plan, run)
     tallies = [item.tally for item in staged]
@@ -300,7 +308,7 @@ def _build(plan: Plan, run: Run) -> list[Staged]:
             spool.close()
         manifest = _manifest(plan, staged, tallies, tables, written)
         manifest["spec"] = run.masked(manifest["spec"])  # as composed, it may hold what the config only refers to
-        contract.check(plan.data, manifest, written.counts, _previous(plan))
+        contract.check(plan.data, manifest, written.counts, _previous(plan), empty=empty)
         _write_beside(plan, folder, manifest, tallies, tables, written)
         _make_room(plan, manifest)
     storage.write_json(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ def _duckdb() -> Any:
 
 
 @contextlib.contextmanager
-def connect(memory: int | None = None, spill: Path | None = None) -> Iterator[Any]:
+def connect(memory: int | None = None, spill: Path | None = None, without: str = "") -> Iterator[Any]:
     """A connection in memory, one thread (parallel sums of doubles change from run to run), locked down.
 
-    `spill` is the only folder that it may write to.
+    `spill` is the only folder that it may write to, `without` names steps of the optimizer to leave out.
     """
     connection = _duckdb().connect(":memory:", config={"threads": 1, "python_enable_replacements": False})
     try:
@@ -43,6 +44,7 @@ def connect(memory: int | None = None, spill: Path | None = None) -> Iterator[An
             connection.execute("SET temp_directory = ''")
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET autoload_known_extensions = false")
+        connection.execute(f"SET disabled_optimizers = '{without}'")
         connection.execute("SET allowed_paths = []")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
@@ -85,6 +87,32 @@ def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str
                 connection.unregister(UNORDERED)
             else:
                 connection.register(name, table)
+
+
+def columns_read(sql: str, tables: Mapping[str, pa.Schema], wanted: Collection[str], where: str) -> dict[str, set[str]]:
+    """Columns of each table that the wanted columns of a SELECT, and which rows it gives, depend on: what DuckDB reads of
+    the tables when nothing else is asked for.
+
+    Raises UserError with DuckDB's reason.
+    """
+    asked = ", ".join(map(_quoted, wanted))
+    # Tables without rows, of which neither this nor a filter may conclude that nothing is read.
+    with connect(without="statistics_propagation,filter_pushdown") as connection, failures.told_as(where):
+        register(connection, {name: schema.empty_table() for name, schema in tables.items()}, tables)
+        ((_, plan),) = connection.execute(
+            f"EXPLAIN (FORMAT json) SELECT {asked} FROM ({sql.strip().rstrip(';')})"
+        ).fetchall()
+    found: dict[str, set[str]] = {name: set() for name in tables}
+    waiting = list(json.loads(plan))
+    while waiting:
+        node = waiting.pop()
+        waiting += node.get("children", ())
+        facts = node.get("extra_info", {})
+        if "Table" in facts:
+            name = next(name for name in tables if facts["Table"].endswith((f".{name}", f".{_quoted(name)}")))
+            columns = facts.get("Projections", [])
+            found[name] |= {columns} if isinstance(columns, str) else set(columns)
+    return found
 
 
 def _quoted(name: str) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 from engine.config import units
 from engine.config.tree import Config
-from engine.data.dataset import Dataset, open_dataset
-from engine.data.ingest import LATEST, Latest
+from engine.data.dataset import Dataset
+from engine.data.ingest import LATEST, newest_dataset
 from engine.errors import UserError, nearest
-from engine.runtime import seal, storage, terminal
+from engine.runtime import storage, terminal
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -39,8 +39,9 @@ def newest(config: Config, name: str) -> Dataset:
     if not name or name not in known:
         hint = nearest(name, known) if known else f" {root} holds none: run `ingest` first."
         raise UserError(f"no dataset {name!r} in the store.{hint}")
-    folder = storage.inside(root, name)
-    return open_dataset(storage.inside(folder, seal.read_checked(folder / LATEST, Latest)["entry"]))
+    found = newest_dataset(storage.inside(root, name))
+    assert found is not None
+    return found
 
 
 def page(dataset: Dataset, profile: dict[str, Any]) -> str:

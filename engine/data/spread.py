@@ -15,6 +15,7 @@ from engine.config import units
 from engine.config.tree import Config, DataConfig
 from engine.data import stage
 from engine.data.bounds import Bounds
+from engine.data.columns import MissingColumnError
 from engine.data.files import SourceFile
 from engine.data.policy import Tally
 from engine.data.stage import Staged
@@ -33,6 +34,8 @@ def stage_files(config: Config, files: list[SourceFile], folder: Path, advance: 
     make = functools.partial(_stager, folder.absolute())
     with shares.Workers(config) as workers:
         for reply in workers.run(items, make, folder, lambda item: f"{files[item['place']].shown} could not be read"):
+            if reply.get("missing"):
+                raise MissingColumnError(*reply["missing"])
             refused[reply["place"]] = reply["refused"]
             advance(reply["rows"])
     return [_collect(file, config.data, folder, refused[place]) for place, file in enumerate(files)]
@@ -59,7 +62,10 @@ def _stager(folder: Path, config: Config) -> shares.Share:
 def _stage(folder: Path, data: DataConfig, bounds: Bounds, item: dict[str, Any]) -> dict[str, Any]:
     file = SourceFile(**{**item["file"], "path": Path(item["file"]["path"])})
     _check_seen(file)
-    staged = stage.stage(file, data, 1, folder, lambda _: None, bounds=bounds)
+    try:
+        staged = stage.stage(file, data, 1, folder, lambda _: None, bounds=bounds)
+    except MissingColumnError as error:  # a reply is JSON: it keeps what an error is about
+        return {"missing": [error.fact, error.advice, error.source, error.column, error.file]}
     return {"place": item["place"], "rows": staged.tally.rows, "refused": staged.refused}
 
 

@@ -22,7 +22,7 @@ from engine.config.tree import DataConfig, SourceConfig
 from engine.data import checks, failures, lake, look, order, read_arrow, read_csv, read_json, rules
 from engine.data.arrow_types import schema_of
 from engine.data.bounds import USUAL, Bounds
-from engine.data.columns import FILE, Chunk, Finding
+from engine.data.columns import FILE, Chunk, Finding, MissingColumnError
 from engine.data.files import SourceFile, event_source, skip_advice
 from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
@@ -107,6 +107,8 @@ def stage(
             raise PolicyError(f"{error}.{look.advice(file, source, data.time_zone)}".removesuffix(".")) from None
         except Refused as error:
             if source.refused == "fail":
+                if isinstance(error.__cause__, MissingColumnError):
+                    raise error.__cause__ from None
                 raise UserError(f"{error}{error.ways_on}") from error.__cause__
             return Staged(file, Tally(f"source {file.source}"), {}, refused=str(error))
         if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
@@ -134,7 +136,8 @@ def _chunks(
     except UserError as error:
         if pool.is_hopeless(error):
             raise
-        raise Refused(str(error) if file.shown in str(error) else f"{file.shown}: {error}") from None
+        lacking = error if isinstance(error, MissingColumnError) else None
+        raise Refused(str(error) if file.shown in str(error) else f"{file.shown}: {error}") from lacking
     except Exception as error:
         if not failures.from_library(error) or pool.is_hopeless(error):
             raise

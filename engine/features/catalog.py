@@ -142,7 +142,7 @@ def latest(config: Config, words: list[str]) -> int:
     name = _one(given["words"], "view", config.features.views)
     entity = dict(_pair(item) for item in given["--entity"])
     at = units.instant(given["--at"], config.data.time_zone) if given["--at"] else None
-    table = retrieval.latest(name, config, retrieval.dataset_of(config), at, entity)
+    table = retrieval.latest(name, config, retrieval.dataset_of(config, scoring=True), at, entity)
     if given["--out"]:
         export(table, config.features.views[name].entity, Path(given["--out"]))
         terminal.out(f"{table.num_rows} entities of view {name} in {given['--out']}\n")

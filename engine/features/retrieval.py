@@ -22,7 +22,7 @@ from engine.data import checks, ingest
 from engine.data.arrow_types import alike, parse_type, type_name
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
-from engine.features import compute, moments
+from engine.features import compute, demand, moments
 from engine.features.parts import view_length
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import threads_of
@@ -40,11 +40,13 @@ def source(*overrides: str, config_dir: str | None = None) -> tuple[Config, Data
     return config, dataset_of(config)
 
 
-def dataset_of(config: Config) -> Dataset:
-    """The dataset of a config, by a scratch run that leaves nothing in the runs folder."""
+def dataset_of(config: Config, *, scoring: bool = False) -> Dataset:
+    """The dataset of a config, by a scratch run that leaves nothing in the runs folder; for `scoring` files may lack what is
+    known only later, such as the target.
+    """
     run = Run.create("features", config, {})
     try:
-        return ingest.ensure(config, run)
+        return demand.ensure(config, run) if scoring else ingest.ensure(config, run)
     finally:
         run.fail(KeyboardInterrupt(), "closed")
         shutil.rmtree(run.directory, ignore_errors=True)

@@ -100,6 +100,32 @@ def check_expressions(data: DataConfig, features: FeaturesConfig) -> None:
                 check_known_by_decision(data, features, column, where)
 
 
+def windows_of(features: FeaturesConfig) -> list[ViewConfig]:
+    """The views in use that look back on past events."""
+    return [view for view in features.active_views.values() if view.kind == "windows"]
+
+
+def row_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
+    """Columns of the event table that describe a row at its decision; of `event_inputs` windows look back on the others."""
+    columns = [units.moment(features.as_of)[0]] if features.as_of else []
+    columns += features.direct_columns
+    columns += [calendar.column for calendar in features.calendar.values()]
+    for view in features.active_views.values():
+        own = view.kind in ("expression", "function")
+        columns += view_inputs(view, data, features.as_of or "") if own else view.entity
+    return list(dict.fromkeys(columns))
+
+
+def history_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
+    """Columns of past events that windows look back on; empty without windows."""
+    columns = []
+    for view in windows_of(features):
+        values = [column for column in view.aggregates if column != "rows"]
+        columns += [data.event_time, *view.entity, *values]
+        columns += [anchor for column in values for anchor in known_anchor(data.columns[column])]
+    return list(dict.fromkeys(columns))
+
+
 def event_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
     """Columns of the event table that decide any feature."""
     columns = list(features.direct_columns)

@@ -25,13 +25,14 @@ from engine.lifecycle.challenger import (
     read_judged,
     write_judged,
 )
-from engine.lifecycle.policy import Champion, Facts, Observation, Trigger, trigger
+from engine.lifecycle.policy import Champion, Facts, Later, Observation, Trigger, days, ripening, trigger
 from engine.runtime import storage
 from engine.runtime.registry import Moved, Registry, State, Version, seal_of
 from engine.runtime.run import load_metrics, load_record
 from engine.training.evaluate import watched_metric
 
-FORMAT = 2  # 1: slices of which the metric cannot be computed were not guarded
+# 2: slices of which the metric cannot be computed are guarded; 3: reasons say when, and how many rows wait
+FORMAT = 3
 QUIET, HELD, KEPT, PROMOTED = "quiet", "held", "kept", "promoted"
 ATTEMPTS = 5
 JUDGED = "judged.parquet"
@@ -127,7 +128,15 @@ def gather(setting: Setting, observations: tuple[Observation, ...], now: int, st
     horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, now)
     new = labelled_rows(setting.history, champion.seen_until, max(now - horizon, champion.seen_until), now)
     seen = tuple(item for item in observations if item.stop <= now)
-    return Facts(now, champion, seen, starts_of(setting.registry.state(), setting.identity), len(new))
+    later = later_rows(setting.history, champion.seen_until, now, horizon)
+    return Facts(now, champion, seen, starts_of(setting.registry.state(), setting.identity), len(new), later)
+
+
+def later_rows(history: History, since: int, now: int, horizon: int) -> Later:
+    """Rows of [since, now), and how many of them have a label by now."""
+    low, high = history.dataset.row_range(since, max(now, since))
+    labelled = len(labelled_rows(history, since, max(now, since), now))
+    return Later(horizon, high - low, labelled, int(history.event[low]) if high > low else None)
 
 
 # ----------------------------------------------------------------------------------------------------- decision
@@ -218,13 +227,22 @@ def _answer(setting: Setting, facts: Facts) -> _Claim:
 
 def _lacking(setting: Setting, periods: Periods) -> str | None:
     """Why these periods cannot be used, or None."""
+    policy, shown = setting.policy, units.format_instant
+    aged = f"rows count when they are {days(periods.now - periods.stop)} old, {ripening(policy)}"
     if periods.empty:
-        return "no time is left to train on and to judge on that the champion has not seen"
+        return (
+            f"no time is left to train on and to judge on that the champion has not seen: {aged}, so until "
+            f"{shown(periods.stop)}; judged is from {shown(periods.judge)}, trained on from {shown(periods.start)} to "
+            f"{shown(periods.valid)} (retrain.judge_length={policy.judge_length}, valid_length={policy.valid_length})"
+        )
     judged = len(labelled_rows(setting.history, periods.judge, periods.stop, periods.now))
-    if judged < setting.policy.gate.min_rows:
-        return f"only {judged:,} mature rows are new to both models, retrain.gate.min_rows={setting.policy.gate.min_rows:,}"
+    if judged < policy.gate.min_rows:
+        return (
+            f"only {judged:,} mature rows are new to both models, retrain.gate.min_rows={policy.gate.min_rows:,}: those from "
+            f"{shown(periods.judge)} to {shown(periods.stop)}, for {aged}"
+        )
     if not len(labelled_rows(setting.history, periods.start, periods.valid, periods.now)):
-        return "no row with a known label lies in the training period"
+        return f"no row with a known label lies in the training period from {shown(periods.start)} to {shown(periods.valid)}"
     return None
 
 
@@ -332,7 +350,10 @@ def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
             differences.append(f"{name} was {then!r}, is now {now!r}")
 
     answer = trigger(Facts.from_plain(saved["facts"]), policy)
-    same("trigger", saved["trigger"], {**dataclasses.asdict(answer), "fired": list(answer.fired)})
+    now = {**dataclasses.asdict(answer), "fired": list(answer.fired)}
+    if saved.get("format", 0) < 3:  # its reason was told in fewer words
+        now["reason"] = saved["trigger"]["reason"]
+    same("trigger", saved["trigger"], now)
     if saved["evidence"] is not None:
         judged = read_judged(path.parent / saved["judged"]["file"], saved["judged"]["digest"])
         stand_ins = saved.get("format", 0) > 1

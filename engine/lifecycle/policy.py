@@ -36,6 +36,16 @@ class Champion:
 
 
 @dataclass(frozen=True)
+class Later:
+    """Rows after the newest that the champion saw, up to `now`. Instants and lengths in microseconds."""
+
+    horizon: int  # age at which a row's label is expected: only then does the row count
+    rows: int
+    labelled: int  # of these, rows whose label is known already, ripe or not
+    first: int | None  # event time of the first of them
+
+
+@dataclass(frozen=True)
 class Facts:
     """All that a decision to retrain depends on, as it was known at `now`."""
 
@@ -44,6 +54,7 @@ class Facts:
     observations: tuple[Observation, ...]  # by time
     starts: tuple[int, ...]  # when retrains began
     new_rows: int  # labelled and mature rows that the champion has not seen
+    later: Later | None = None  # why there are no more of them; None in records of older engines
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
@@ -55,9 +66,9 @@ class Facts:
         observations = tuple(
             Observation(**{**item, "causes": tuple(item["causes"])}) for item in values["observations"]
         )
-        return cls(
-            values["now"], Champion(**values["champion"]), observations, tuple(values["starts"]), values["new_rows"]
-        )
+        later = Later(**values["later"]) if values.get("later") else None
+        champion, starts = Champion(**values["champion"]), tuple(values["starts"])
+        return cls(values["now"], champion, observations, starts, values["new_rows"], later)
 
 
 @dataclass(frozen=True)
@@ -82,16 +93,46 @@ def trigger(facts: Facts, policy: RetrainConfig) -> Trigger:
 
 def _held(facts: Facts, policy: RetrainConfig) -> str | None:
     if facts.starts:
-        since = facts.now - max(facts.starts)
-        if since < units.span(policy.cool_down):
-            return f"the last one began {_days(since)} ago, within retrain.cool_down={policy.cool_down}"
+        since, cool_down = facts.now - max(facts.starts), units.span(policy.cool_down)
+        if since < cool_down:
+            until = units.format_instant(max(facts.starts) + cool_down)
+            return f"the last one began {days(since)} ago, within retrain.cool_down={policy.cool_down}, which ends at {until}"
     if policy.budget is not None:
-        recent = sum(facts.now - start < units.span(policy.budget_period) for start in facts.starts)
-        if recent >= policy.budget:
-            return f"{recent} began within {policy.budget_period}, retrain.budget={policy.budget}"
+        period = units.span(policy.budget_period)
+        recent = sorted(start for start in facts.starts if facts.now - start < period)
+        if len(recent) >= policy.budget:
+            until = units.format_instant(recent[-policy.budget] + period)
+            return (
+                f"{len(recent)} began within {policy.budget_period}, retrain.budget={policy.budget}; the next one may begin "
+                f"at {until}"
+            )
     if facts.new_rows < 1:
-        return "no labelled row is new since the champion was trained"
+        return f"no labelled row is new since the champion was trained{_why_none(facts, policy)}"
     return None
+
+
+def _why_none(facts: Facts, policy: RetrainConfig) -> str:
+    """What keeps rows after the champion's from being new ones with a label, and until when."""
+    later, seen = facts.later, units.format_instant(facts.champion.seen_until)
+    if later is None:
+        return ""
+    if facts.now <= facts.champion.seen_until:
+        return f": it saw rows until {seen}, and the decision is taken before, at {units.format_instant(facts.now)}"
+    if later.first is None:
+        return f": it saw rows until {seen}, and the dataset holds none from then to {units.format_instant(facts.now)}"
+    found = f": it saw rows until {seen}; of {later.rows:,} rows since then {later.labelled:,} have a label"
+    ripe = later.first + later.horizon
+    if ripe < facts.now:
+        return f"{found}, and none of these is {days(later.horizon)} old, {ripening(policy)}"
+    return (
+        f"{found}, but a row counts when it is {days(later.horizon)} old, {ripening(policy)}: the first of them is so at "
+        f"{units.format_instant(ripe)}. A shorter retrain.maturity counts rows earlier"
+    )
+
+
+def ripening(policy: RetrainConfig) -> str:
+    """Where the age comes from at which a row counts."""
+    return "by when 95 % of labels arrive" if policy.maturity is None else f"retrain.maturity={policy.maturity}"
 
 
 def _own(facts: Facts) -> list[Observation]:
@@ -118,15 +159,15 @@ def _drift(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
 
 def _performance(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
     measured = [item for item in _own(facts) if item.metric is not None or item.quality]
-    nothing = "no window with labels, or no figure of the champion, to compare"
     if not measured:
-        return False, nothing
+        windows = len(_own(facts))
+        return False, f"none of {windows} monitored windows of the champion has a figure: too few labels were known"
     newest = measured[-1]
     if newest.metric is None:  # an older figure says nothing of it
         text = f"{newest.metric_name} of the newest window with labels is not computable; {newest.quality_text}"
         return newest.quality == "alarm", f"{text}: {newest.quality}"
     if facts.champion.metric is None:
-        return False, nothing
+        return False, "the champion has no figure of the watched metric to compare with"
     sign = 1.0 if HIGHER_IS_BETTER.get(newest.metric_name, True) else -1.0
     drop = sign * (facts.champion.metric - newest.metric)
     text = f"{newest.metric_name} {newest.metric:.4f} against {facts.champion.metric:.4f} when it was promoted"
@@ -137,17 +178,19 @@ def _age(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
     age = facts.now - facts.champion.seen_until
     return age > units.span(
         policy.max_age
-    ), f"the champion's newest row is {_days(age)} old, {policy.max_age} is the limit"
+    ), f"the champion's newest row is {days(age)} old, {policy.max_age} is the limit"
 
 
 def _volume(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
-    return (
-        facts.new_rows >= policy.min_new_rows,
-        f"{facts.new_rows:,} new labelled rows, {policy.min_new_rows:,} are enough",
-    )
+    said = f"{facts.new_rows:,} new labelled rows, {policy.min_new_rows:,} are enough"
+    if facts.later and facts.later.labelled > facts.new_rows:
+        unripe = facts.later.labelled - facts.new_rows
+        said += f"; {unripe:,} more have a label but are not {days(facts.later.horizon)} old, {ripening(policy)}"
+    return facts.new_rows >= policy.min_new_rows, said
 
 
-def _days(length: int) -> str:
+def days(length: int) -> str:
+    """A length of time in days, for a person."""
     return f"{length / units.MICROSECONDS['d']:.1f} days"
 
 

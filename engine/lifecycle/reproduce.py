@@ -97,6 +97,7 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
         python = restore.build_environment(record, scratch) if options.build_env else Path(sys.executable)
         inputs = find_inputs(record, options.inputs)
         _fill_store(record, scratch / "store", options.start)
+        _take_history(record, scratch / "store")
         command = "evaluate" if options.start == "metrics" and record["command"] == "train" else record["command"]
         _write_experiment(record, scratch, inputs, directory if command != record["command"] else None)
         _say(f"running {command} again; the recorded run took {record.get('seconds', 0):.0f} s")
@@ -210,6 +211,19 @@ def _fill_store(record: Mapping[str, Any], store: Path, start: str) -> None:
         shutil.copytree(source, store / part, ignore=hidden, copy_function=_link_or_copy)
 
 
+def _take_history(record: Mapping[str, Any], store: Path) -> None:
+    """The dataset that windows looked back on beside `score.input`; it is taken over whatever link the rerun starts at."""
+    if not record.get("history"):
+        return
+    source = Path(record["history"])
+    if not (source / "manifest.json").is_file():
+        raise UserError(
+            f"the run's windows looked back on dataset {source}, which is not there: restore the store it lay in"
+        )
+    target = store / "datasets" / source.parent.name / source.name
+    shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+
+
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
@@ -225,6 +239,7 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
     config = copy.deepcopy(dict(record["config"]))
     config["paths"] = {"store": str(scratch / "store"), "runs": str(scratch / "runs")}
     _reach_nobody(config)
+    _read_its_input(config, record)
     if config.get("train", {}).get("reduction") != "ddp":  # results do not depend on who does the work
         config["cluster"] = {"kind": "local"}
     elif config.get("cluster"):
@@ -260,6 +275,16 @@ def _reach_nobody(config: dict[str, Any]) -> None:
     # Where the scores go, and what a second model says of the same rows, are no part of what is compared.
     for name in {"output", "endpoint", "region", "shadow"} & config.get("score", {}).keys():
         config["score"][name] = None
+
+
+def _read_its_input(config: dict[str, Any], record: Mapping[str, Any]) -> None:
+    """The rows of `score.input` from where they lay, with the very history that they had."""
+    score, then = config.get("score", {}), record["config"].get("score", {})
+    if then.get("input"):
+        away = "://" in then["input"]
+        score |= {"endpoint": then["endpoint"], "region": then["region"]}
+        score["input"] = then["input"] if away else str(places.recorded_path(record, then["input"]))
+        score["history"] = record.get("used", {}).get("history", then["history"])
 
 
 def _model_of(record: Mapping[str, Any], reference: str, wanted: str | None) -> Path:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.config import units
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.calendar import day_start, local_days
-from engine.data.dataset import Dataset
+from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
-from engine.features import build
+from engine.features import build, demand
 from engine.features.build import FeatureTable
 from engine.features.encode import as_texts
 from engine.features.profile import Profile
@@ -127,7 +127,7 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     """A slice of the dataset, featurised and scored as `score` does it."""
     start, stop = units.window(config.monitor.window, config.data.time_zone)
     predictor = load(config.monitor.model, config.paths.runs, config.resources.threads or 1)
-    dataset = ingest.ensure(config, run)
+    dataset = demand.ensure(config, run, empty=False)
     table = build.ensure(config, run, dataset)
     rows = dataset.row_range(start, stop)
     profile, parts = Profile.empty(reference.profile.spec), []
@@ -196,11 +196,14 @@ def stored_outcomes(
     config: Config, run: Run, bundle: Bundle, directory: Path, period: tuple[int, int], needed: list[str]
 ) -> Outcomes:
     """Scores of a scoring run beside the labels that the dataset has by now."""
-    dataset = ingest.ensure(config, run)
+    dataset = demand.ensure(config, run, empty=False)
     rows = dataset.row_range(*period)
     table = predictions(directory, store=config.paths.store, trust=config.trust)
     if table.num_rows != rows[1] - rows[0]:
         raise UserError(f"the run scored {table.num_rows} rows, the dataset now has {rows[1] - rows[0]} in its period")
+    there = row_ids(dataset.read(config.data.ids, rows=rows), config.data.ids)
+    if not pc.all(pc.equal(table["row_id"], there)).as_py() and table.num_rows:
+        raise UserError("the run scored other rows than the dataset now has in its period, by their ids")
     names = score_names(tuple(bundle.model["classes"]) if _multiclass(bundle) else ())
     scores = np.stack([np.asarray(table[name]) for name in names], axis=1)
     return outcomes_of(config, bundle, dataset, rows, scores[:, 0] if names == ["score"] else scores, needed)
@@ -305,7 +308,7 @@ def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: l
     outcomes = read_outcomes(storage.read_parquet(path))
     if not needed or window.outcomes is None:
         return outcomes
-    dataset = ingest.ensure(config, run)
+    dataset = demand.ensure(config, run, empty=False)
     zone, first, last = config.data.time_zone, int(outcomes.days.min()), int(outcomes.days.max())
     bounds = [day_start(day, zone) for day in (first, last + 1)]
     rows = dataset.row_range(*bounds)

@@ -12,7 +12,6 @@ from typing import Any
 from engine.config import units as spans
 from engine.config.names import RENAME, check_distinct
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features import build
@@ -20,7 +19,8 @@ from engine.features.store import StoredView
 from engine.runtime import storage
 from engine.runtime.run import Run, load_record
 from engine.runtime.seal import Seal
-from engine.scoring import output, units
+from engine.scoring import export, output, units
+from engine.scoring.inputs import read_inputs
 from engine.scoring.predictor import Predictor, score_names
 from engine.scoring.units import Unit
 from engine.scoring.worker import Job
@@ -44,14 +44,16 @@ class Plan:
 
 def prepare(config: Config, run: Run, predictor: Predictor) -> Plan:
     """Dataset, features and units; what an earlier attempt left unfinished is deleted."""
-    dataset = ingest.ensure(config, run)
-    views = build.ensure(config, run, dataset).views if config.score.features == "store" else {}
+    inputs = read_inputs(config, run, predictor.bundle, passed_columns(config))
+    dataset = inputs.dataset
+    stored = config.score.features == "store" and dataset.rows and config.score.input is None
+    views = build.ensure(config, run, dataset).views if stored else {}
     bounds = config.score.between
     start, stop = dataset.row_range(*spans.between(bounds, config.data.time_zone)) if bounds else (0, dataset.rows)
     if start == stop:
         where = f"in score.between {list(bounds)}" if bounds else f"in dataset {dataset.name}"
         run.warn(f"no row lies {where}: nothing to score")
-    context = units.check_context(run.directory, context_of(config, predictor, dataset, (start, stop)))
+    context = units.check_context(run.directory, context_of(config, predictor, dataset, (start, stop), inputs.history))
     parts = run.path("parts")
     parts.mkdir(exist_ok=True)
     done = units.finished(parts, (start, stop), context)
@@ -75,12 +77,15 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> Plan:
         device=predictor.device,
         earlier=str(earlier["parts"]) if earlier else None,
         shadow=str(predictor.shadow.bundle.directory.absolute()) if predictor.shadow else None,
+        history=str(inputs.history.directory.absolute()) if inputs.history else None,
     )
     items = list(plan_items(left, earlier.get("units", {}), config.score.unit_rows, predictor.tile_rows))
     return Plan(job, dataset, views, start, stop, done, items)
 
 
-def context_of(config: Config, predictor: Predictor, dataset: Dataset, rows: tuple[int, int]) -> dict[str, Any]:
+def context_of(
+    config: Config, predictor: Predictor, dataset: Dataset, rows: tuple[int, int], history: Dataset | None = None
+) -> dict[str, Any]:
     """Whatever decides the bytes of a part, under the names that a message gives them."""
     files = predictor.bundle.manifest["files"]
     return {
@@ -96,6 +101,7 @@ def context_of(config: Config, predictor: Predictor, dataset: Dataset, rows: tup
         "compression": config.score.compression_level,
         "profile": config.score.profile and predictor.profile_spec is not None and predictor.profile_spec.digest,
         "device": predictor.device,
+        **({"history": history.digest} if history else {}),
     }
 
 
@@ -122,20 +128,25 @@ def plan_items(
 
 def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, Any]:
     """`parts` folder and units {(start, stop): digest} of the newest finished run that this one may append to."""
+    differs = ""
     for directory in sorted(run.directory.parent.glob("*-*"), reverse=True):
         path = directory / units.CONTEXT
         if directory == run.directory or not (directory / "DONE").exists() or not path.exists():
             continue
         context = storage.read_json(path)
         asked = context_of(config, predictor, NONE_YET, (0, 0))
-        if any(context.get(name) != asked[name] for name in asked if name not in ("input", "rows")):
+        other = [name for name in asked if name not in ("input", "rows") and context.get(name) != asked[name]]
+        if other:
+            differs = differs or f": the newest, {directory}, has another {', another '.join(other)}"
             continue
         ledger = storage.read_parquet(directory / "ledger.parquet", ["start", "stop", "digest"])
         found = {(row["start"], row["stop"]): row["digest"] for row in ledger.to_pylist()}
         run.log(f"appending to {directory}: {len(found)} units")
         run.note(appended_to=load_record(directory)["chain"].get("scores"))
         return {"parts": (directory / "parts").absolute(), "units": found}
-    run.log("nothing to append to: no finished run of this name has the same model and columns; scoring all rows")
+    run.log(
+        f"nothing to append to: no finished run of this name has the same model and columns{differs}; scoring all rows"
+    )
     return {}
 
 
@@ -153,6 +164,8 @@ def check_columns(config: Config, classes: tuple[str, ...] = ()) -> None:
         (event_time, f"data.columns.{event_time} (role event_time)"),
     ]
     check_distinct(named, f"Rename the event time, and train the model again. {RENAME}")
+    if export.is_file(config.score.output):
+        export.check_file(config)
     partition = config.score.partition
     if partition is not None and not output.has_text(config.data.columns[partition].type):
         raise UserError(
@@ -164,4 +177,5 @@ def check_columns(config: Config, classes: tuple[str, ...] = ()) -> None:
 def passed_columns(config: Config) -> tuple[str, ...]:
     """Columns of the dataset that the output repeats."""
     partition = [config.score.partition] if config.score.partition not in (None, config.data.event_time) else []
-    return tuple(dict.fromkeys([*config.score.columns, *(name for name in partition if name)]))
+    needed = export.needed_columns(config) if export.is_file(config.score.output) else []
+    return tuple(dict.fromkeys([*config.score.columns, *(name for name in partition if name), *needed]))

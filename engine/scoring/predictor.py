@@ -16,7 +16,7 @@ from engine.data.dataset import row_ids
 from engine.errors import UserError
 from engine.features.compute import raw_features
 from engine.features.profile import ProfileSpec
-from engine.features.spec import event_inputs
+from engine.features.spec import history_inputs, row_inputs
 from engine.runtime import environment, storage
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
@@ -84,12 +84,13 @@ class Predictor:
     ) -> pa.Table:
         """Scores of events by `row_id`; features are computed as in training.
 
-        `events` holds the event table's columns that features are made of; `history` past events that windows look back
-        on (default: the events themselves); `tables` the side tables of as-of views. Columns of other types than the
-        declared ones are read as ingest reads them: a time without an offset is local to `data.time_zone`.
+        `events` holds the event table's columns that describe a row at its decision; `history` past events with what became
+        of them, which windows look back on (default: the events themselves); `tables` the side tables of as-of views.
+        Columns of other types than the declared ones are read as ingest reads them: a time without an offset is local to
+        `data.time_zone`.
         Raises UserError naming a column or table that is absent, or the first value that its declared type cannot hold.
         """
-        self._check_events(events, tables or {})
+        self._check_events(events, history, tables or {})
         data, features = self.bundle.data, self.bundle.features
         events = declared("events", events, data.columns, data.time_zone)
         history = events if history is None else declared("history", history, data.columns, data.time_zone)
@@ -101,10 +102,21 @@ class Predictor:
         raw = raw_features(data, features, events, history, sides, self.threads)
         return pa.table({"row_id": row_ids(events, data.ids), **score_columns(self.scores(raw), self.classes)})
 
-    def _check_events(self, events: pa.Table, tables: Mapping[str, pa.Table]) -> None:
-        for name in (*self.bundle.data.ids, *event_inputs(self.bundle.data, self.bundle.features)):
+    def _check_events(self, events: pa.Table, history: pa.Table | None, tables: Mapping[str, pa.Table]) -> None:
+        data, features = self.bundle.data, self.bundle.features
+        for name in (*data.ids, *row_inputs(data, features)):
             if name not in events.column_names:
                 raise UserError(f"events must have column {name!r}, found {', '.join(events.column_names)}")
+        for name in history_inputs(data, features):
+            if history is None and name not in events.column_names:
+                raise UserError(
+                    f"history must be given, for windows look back on {name!r}, which the events do not have: a table of past "
+                    "events with what became of them; one without rows where there are none"
+                )
+            if history is not None and name not in history.column_names:
+                raise UserError(
+                    f"history must have column {name!r}, which windows look back on, found {', '.join(history.column_names)}"
+                )
         for view in self.bundle.features.active_views.values():
             if view.table and view.table not in tables:
                 raise UserError(f"tables must have {view.table!r}, which a view looks into; found {sorted(tables)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from engine.errors import UserError
 from engine.features.profile import Profile
 from engine.runtime import digest, remote, storage
 from engine.runtime.run import Run
-from engine.scoring import output, units
+from engine.scoring import export, output, units
 from engine.scoring.output import Place
 from engine.scoring.plan import Plan
 from engine.scoring.predictor import Predictor
@@ -46,10 +47,13 @@ def publish(
     write_refused(run, parts, done, plan.dataset)
     if merged.profile is not None:
         storage.write_json(run.path("profile.json"), merged.profile.to_json())
+    layout = output.layout_of(config.score, merged.rows, merged.part_bytes)
+    if not merged.rows:
+        scored, layout = empty_part(run, predictor, plan), output.Layout()
     place = place_of(config, run, whole=not failed)
     scores = merged.hexdigest()
     with place.lock():
-        files = write_predictions(config, run, place, predictor, plan, scored, merged)
+        files = output.write_files(place, scored, layout, run.path("parts", "rolled"))
         manifest = {
             "format": output.FORMAT,
             "complete": not failed,
@@ -63,7 +67,10 @@ def publish(
         }
         output.publish(place, manifest)
     storage.write_parquet(run.path("ledger.parquet"), ledger_table(ledger, failed))
-    if config.score.output is not None and not failed:  # what an attempt has left that set units aside
+    if export.is_file(config.score.output):
+        if not failed:
+            write_file(config, run, scored)
+    elif config.score.output is not None and not failed:  # what an attempt has left that set units aside
         shutil.rmtree(run.path("predictions"), ignore_errors=True)
     units.remove_others(parts, done)
     if not failed:
@@ -80,6 +87,22 @@ def publish(
     }
 
 
+def write_file(config: Config, run: Run, parts: Mapping[Path, str]) -> None:
+    """`score.output` as one file, made of the parts that were just published."""
+    target = str(config.score.output)
+    folder, _, name = target.rpartition("/")
+    if "://" in target:
+        path = run.path("parts", name)
+        rows = export.write_file(path, parts, config)
+        output.place_of(folder, run.directory, config.score.endpoint, config.score.region).put(path, name)
+    else:
+        path = Path(target).expanduser().absolute()
+        with storage.atomic_path(path) as temporary:
+            rows = export.write_file(temporary, parts, config)
+    run.add_output("file", digest.of_file(path))
+    run.log(f"{rows:,} rows written to {target}, in the order of {config.data.event_time} and then the ids")
+
+
 def partition_of(config: Config) -> dict[str, str] | None:
     """The column that folders stand for, with its type."""
     name = config.score.partition
@@ -92,7 +115,7 @@ def place_of(config: Config, run: Run, whole: bool) -> Place:
     Incomplete ones stay in the run directory: what lies at `score.output` is replaced whole or not at all.
     """
     wanted = config.score
-    if not whole:
+    if not whole or export.is_file(wanted.output):
         return output.place_of(None, run.directory)
     if wanted.output is not None:
         remote.record(Path(config.paths.store), remote.place(wanted.output, wanted.endpoint, wanted.region))
@@ -178,15 +201,8 @@ def ledger_table(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> pa
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["start"]), schema)
 
 
-def write_predictions(
-    config: Config, run: Run, place: Place, predictor: Predictor, plan: Plan, scored: dict[Path, str], merged: Merged
-) -> list[dict[str, Any]]:
-    """The output files from the parts (path -> SHA-256); a run without any row still leaves one empty file, so that a
-    reader finds the columns.
-    """
-    layout = output.layout_of(config.score, merged.rows, merged.part_bytes)
-    if not merged.rows:
-        empty = run.path("parts", "empty.part")
-        storage.write_parquet(empty, UnitScorer(plan.job, predictor, plan.dataset, plan.views).empty())
-        scored, layout = {empty: digest.of_file(empty)}, output.Layout()
-    return output.write_files(place, scored, layout, run.path("parts", "rolled"))
+def empty_part(run: Run, predictor: Predictor, plan: Plan) -> dict[Path, str]:
+    """The one part (path -> SHA-256) of a run without any row, so that a reader finds the columns."""
+    empty = run.path("parts", "empty.part")
+    storage.write_parquet(empty, UnitScorer(plan.job, predictor, plan.dataset, plan.views).empty())
+    return {empty: digest.of_file(empty)}

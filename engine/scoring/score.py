@@ -23,7 +23,8 @@ from engine.errors import UserError
 from engine.runtime import cluster, pool, remote
 from engine.runtime.registry import NoAlias
 from engine.runtime.run import Run, load_record
-from engine.scoring import output, units
+from engine.scoring import export, output, units
+from engine.scoring.inputs import forget
 from engine.scoring.plan import Plan, check_columns, prepare
 from engine.scoring.predictor import Predictor, load, single_threaded
 from engine.scoring.publish import publish
@@ -38,9 +39,10 @@ from engine.training.train import with_spec_of
 
 
 def check_scorable(config: Config) -> None:
-    """Fail before spending: the model must be there."""
+    """Fail before spending: the model must be there, and a file of scores be of a format that is written."""
     find_model(config.score.model, Path(config.paths.runs))
     find_shadow(config)
+    export.is_file(config.score.output)
 
 
 def score(config: Config, run: Run) -> dict[str, float]:
@@ -57,7 +59,10 @@ def score(config: Config, run: Run) -> dict[str, float]:
     plan = prepare(config, run, predictor)
     tally = score_units(config, run, predictor, plan)
     scored = time.monotonic()
+    before = published_files(Path(plan.job.earlier).parent) if plan.job.earlier else set()
     facts = publish(config, run, predictor, plan, sorted(tally.done), tally.failed)
+    if plan.job.earlier and not tally.failed:
+        tell_appended(run, plan, tally, before)
     metrics = {
         "score/rows_in": float(plan.stop - plan.start),
         "score/gate_rows": float(gate_rows),
@@ -68,6 +73,7 @@ def score(config: Config, run: Run) -> dict[str, float]:
     }
     if tally.failed:
         raise UserError(failed_message(run, tally))
+    forget(run)
     return metrics
 
 
@@ -130,6 +136,7 @@ class Tally:
     skipped: int = 0
     scored: int = 0
     reused: int = 0
+    reused_rows: int = 0
     retried: int = 0
     rows: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -151,6 +158,7 @@ class Tally:
         self.done.append(unit)
         self.scored += not record.get("found") and not record["reused"]
         self.reused += record["reused"]
+        self.reused_rows += unit.rows if record["reused"] else 0
         self.skipped += bool(record.get("found"))
         self.rows += record["rows"]
         self.memory = max(self.memory, record["peak_memory_bytes"])
@@ -163,6 +171,7 @@ class Tally:
             "units_skipped": float(self.skipped),
             "score/units_scored": float(self.scored),
             "score/units_reused": float(self.reused),
+            "score/rows_reused": float(self.reused_rows),
             "score/units_retried": float(self.retried),
             "score/units_failed": float(len(self.failed)),
             "score/startup_seconds": self.startup,
@@ -230,6 +239,29 @@ def ray_outcomes(config: Config, plan: Plan) -> Iterator[pool.Outcome]:
         marks.mkdir()
         make = functools.partial(open_scorer, plan.job, mine.resources.threads)
         yield from pool.run_actors(make, plan.items, actors, config.score.tries, marks)
+
+
+def published_files(directory: Path) -> set[str] | None:
+    """SHA-256 of the files of a run's predictions, as its manifest names them; None where they lie in a remote place."""
+    output_ = load_record(directory).get("predictions", {}).get("output")
+    if output_ and "://" in output_:
+        return None
+    manifest = output.read_manifest(output.place_of(output_, directory))
+    return {entry["sha256"] for entry in manifest["files"]} if manifest else set()
+
+
+def tell_appended(run: Run, plan: Plan, tally: Tally, before: set[str] | None) -> None:
+    """Log what `score.mode=append` came to: rows taken over and scored, files that were there and new ones."""
+    files = published_files(run.directory)
+    compared = (
+        "" if files is None or before is None
+        else f"; of {len(files)} files {len(files & before)} are the same as there and {len(files - before)} are new"
+    )  # fmt: skip
+    run.log(
+        f"score.mode=append: {tally.reused_rows:,} rows in {tally.reused} units are taken over from "
+        f"{Path(str(plan.job.earlier)).parent}, {plan.stop - plan.start - tally.reused_rows:,} rows in "
+        f"{len(tally.done) - tally.reused} units are new or changed, or share a unit with such rows, and were scored{compared}"
+    )
 
 
 def failed_message(run: Run, tally: Tally) -> str:

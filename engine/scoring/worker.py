@@ -24,10 +24,11 @@ from engine.errors import UserError
 from engine.features import moments, store
 from engine.features.compute import direct_features, raw_features
 from engine.features.profile import Profile
-from engine.features.spec import event_inputs
+from engine.features.spec import event_inputs, history_inputs, row_inputs, windows_of
 from engine.features.store import StoredView
 from engine.runtime import digest, seal, storage
 from engine.scoring import units
+from engine.scoring.inputs import with_past
 from engine.scoring.predictor import Predictor, load, score_columns, score_names, single_threaded
 from engine.scoring.units import Unit
 from engine.training.threads import Team
@@ -52,6 +53,7 @@ class Job:
     device: str
     earlier: str | None = None  # parts/ of the run that is appended to
     shadow: str | None = None  # bundle of the second model
+    history: str | None = None  # dataset that windows look back on beside the rows' own
 
     def plain(self) -> dict[str, Any]:
         """JSON values."""
@@ -69,6 +71,8 @@ class UnitScorer:
         self.profile_spec = predictor.profile_spec if job.profile else None
         beside = predictor.shadow
         self.shadow = beside and replace(beside, threads=predictor.threads, team=predictor.team)
+        self.past_columns = list(dict.fromkeys([*data.ids, *history_inputs(data, features)]))
+        self.past = open_dataset(job.history) if job.history else None
         self._tables: dict[str, pa.Table] | None = None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -169,14 +173,16 @@ class UnitScorer:
     def _computed(self, facts: pa.Table) -> pa.Table:
         """Features of rows from the events that their windows look back on."""
         data, features = self.predictor.bundle.data, self.predictor.bundle.features
-        views = [view for view in features.active_views.values() if view.kind == "windows"]
+        views = windows_of(features)
         decisions = moments.moment_times(facts, features.as_of or "")
         decisions = decisions[decisions != moments.NEVER]
         history = facts.slice(0, 0)
         if views and len(decisions):
             longest = max(spans.span(window) for view in views for window in view.windows)
-            span = self.dataset.row_range(int(decisions.min()) - longest, int(decisions.max()) + 1)
-            history = self.dataset.read(self.columns, rows=span)
+            span = int(decisions.min()) - longest, int(decisions.max()) + 1
+            history = self.dataset.read(self.past_columns, rows=self.dataset.row_range(*span))
+            if self.past is not None:
+                history = with_past(history, self.past, data, views, facts, span)
         if self._tables is None:
             names = {view.table for view in features.active_views.values() if view.table}
             self._tables = {name: self.dataset.table(name) for name in sorted(names)}
@@ -368,10 +374,12 @@ class Refusals:
 
 
 def refusals(predictor: Predictor, facts: pa.Table) -> Refusals:
-    """Rows with a null in a column that declares none, or without a decision time."""
+    """Rows with a null in a column that describes them and declares none, or without a decision time. What windows look
+    back on later may be null: it is not known yet.
+    """
     data, features = predictor.bundle.data, predictor.bundle.features
     found = Refusals(np.zeros(facts.num_rows, np.int16), [])
-    required = [data.event_time, *(name for name in event_inputs(data, features) if not data.columns[name].nullable)]
+    required = [data.event_time, *(name for name in row_inputs(data, features) if not data.columns[name].nullable)]
     if features.as_of:
         required.append(spans.moment(features.as_of)[0])
     for name in dict.fromkeys(required):

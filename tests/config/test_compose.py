@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -447,3 +448,27 @@ def test_a_time_of_another_column_is_said_to_be_incomparable_and_the_advice_work
         compose.compose(["+experiment=own"], user_conf(TRIPS.format(known_at=known_at, use=use)))
     with pytest.raises(UserError, match=r"known at `arrival \+ 1h`, after the decision"):
         compose.compose(["+experiment=own"], user_conf(TRIPS.format(known_at="arrival + 1h", use=use)))
+
+
+@pytest.mark.parametrize(("named", "meant"), [
+    ("mine/experiment", "mine"),
+    ("mine/data", "mine"),
+    (".", "mine"),
+    ("mine/deep/er", "mine"),
+    (None, "mine"),
+])  # fmt: skip
+def test_a_config_dir_at_another_level_is_told_the_folder_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None, meant: str
+) -> None:
+    for folder in ("experiment", "data", "deep/er"):
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "shop.yaml").write_text("# @package _global_\nname: shop\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"experiment/shop\.yaml: --config-dir \S+") as caught:
+        compose.compose(["+experiment=shop"], named)
+    (folder,) = re.findall(r"--config-dir (\S+?)(?:,|$)", str(caught.value).split(".yaml: ")[1])
+    assert folder == meant
+    assert compose.compose(["+experiment=shop"], folder).config.name == "shop", "the advice works"
+    with pytest.raises(UserError, match="has no choice 'nothing'") as caught:
+        compose.compose(["+experiment=nothing"], named)
+    assert "must be the folder" not in str(caught.value)

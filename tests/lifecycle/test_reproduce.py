@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
@@ -213,6 +215,24 @@ def test_a_start_at_the_metrics_measures_the_recorded_model(recorded, engine_cop
     assert found["first_difference"] is None and verdicts(found)["metrics"] == "equal"
     patch(root, FAULTS["a metric"])
     assert reproduce_run(recorded, Options(code="current", start="metrics"))["first_difference"] == "metrics"
+
+
+def test_rows_of_a_file_are_scored_again_with_the_history_that_they_had(
+    recorded, engine_copy, with_engine, tmp_path
+) -> None:
+    folder = recorded.parents[3]
+    new = pq.read_table(folder / "visits.parquet").slice(0, 40).drop_columns(["paid_at", "amount", "bought"])
+    pacsv.write_csv(new, folder / "new.csv")
+    words = (f"score.model={recorded}", "score.input=new.csv", "score.output=out.csv")
+    done = run_engine(engine_copy, folder, "score", *words)
+    assert done.returncode == 0, done.stderr
+    run = folder / done.stdout.splitlines()[-1]
+    record = json.loads((run / "run.json").read_text())
+    found = written(record, tmp_path)["score"]
+    assert found["input"] == str(folder / "new.csv") and found["history"] == record["used"]["history"]
+    with_engine(engine_copy)
+    again = reproduce_run(run, Options(code="current"))
+    assert again["first_difference"] is None and verdicts(again)["scores"] == "equal", again
 
 
 def written(record: dict[str, Any], scratch: Path) -> dict[str, Any]:

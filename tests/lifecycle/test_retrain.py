@@ -152,7 +152,16 @@ def test_a_worse_challenger_is_kept_out_with_both_scores_in_the_history(folder: 
             "held",
             "mature rows are new",
         ),
-        (("retrain.now=2020-01-05",), "held", "no labelled row is new"),
+        (
+            ("retrain.now=2020-01-05",),
+            "held",
+            "no labelled row is new since the champion was trained: it saw rows until",
+        ),
+        (
+            ("retrain.maturity=400d",),
+            "held",
+            "a row counts when it is 400.0 days old, retrain.maturity=400d: the first",
+        ),
     ],
 )
 def test_not_to_retrain_is_an_ordinary_verdict(folder: Path, more: tuple[str, ...], verdict: str, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from engine.lifecycle import judge
 from engine.lifecycle.challenger import periods_of
 from engine.lifecycle.judge import Judged, evidence, verdict
 from engine.lifecycle.maturity import label_horizon
-from engine.lifecycle.policy import Champion, Facts, Observation, trigger
+from engine.lifecycle.policy import Champion, Facts, Later, Observation, trigger
 
 D = units.MICROSECONDS["d"]
 NOW = 400 * D
@@ -129,8 +130,53 @@ def test_without_a_new_label_nothing_starts() -> None:
     assert "no labelled row is new" in trigger(facts(True, new_rows=0), policy(triggers=["drift"])).reason
 
 
+@pytest.mark.parametrize(("later", "said"), [
+    (None, r"since the champion was trained$"),
+    (Later(263 * D, 0, 0, None), r"saw rows until 1970-10-28.* and the dataset holds none from then to 1971-02-05"),
+    (
+        Later(263 * D, 1234, 56, 310 * D),
+        r"of 1,234 rows since then 56 have a label, but a row counts when it is 263\.0 days old, by when 95 % of labels "
+        r"arrive: the first of them is so at 1971-07-28T00:00:00\+00:00. A shorter retrain\.maturity",
+    ),
+    (Later(9 * D, 1234, 0, 310 * D), r"of 1,234 rows since then 0 have a label, and none of these is 9\.0 days old"),
+])  # fmt: skip
+def test_a_refusal_for_want_of_labels_says_what_is_there_and_when_the_first_row_counts(
+    later: Later | None, said: str
+) -> None:
+    reason = trigger(facts(True, new_rows=0, later=later), policy(triggers=["drift"])).reason
+    assert re.search(said, reason), reason
+
+
+def test_performance_without_a_figure_says_whose_is_missing() -> None:
+    rules = policy(triggers=["performance"])
+    assert "the champion has no figure" in trigger(facts(0.7, champion=Champion("champ", 300 * D, None)), rules).reason
+    assert "none of 2 monitored windows of the champion has a figure" in trigger(facts(True, None), rules).reason
+
+
+def test_a_refusal_says_when_it_ends() -> None:
+    rules = policy(triggers=["always"], cool_down="60d", budget=2, budget_period="100d")
+    starts = (NOW - 90 * D, NOW - 70 * D)
+    for held, begun in (
+        (trigger(facts(starts=(NOW - 10 * D,)), rules), (NOW - 10 * D,)),
+        (trigger(facts(starts=starts), rules), starts),
+    ):
+        assert not held.start
+        (until,) = re.findall(r"at (\d{4}-\d\d-\d\dT\S+)$", held.reason)
+        then = units.instant(until, "UTC")
+        assert trigger(facts(now=then, starts=begun, observations=()), rules).start
+        assert not trigger(facts(now=then - 1, starts=begun, observations=()), rules).start
+
+
+def test_volume_counts_labels_that_are_not_ripe_apart() -> None:
+    answer = trigger(
+        facts(later=Later(30 * D, 9000, 7500, 310 * D)), policy(triggers=["volume"], min_new_rows=6000, maturity="30d")
+    )
+    assert not answer.start
+    assert "; 2,500 more have a label but are not 30.0 days old, retrain.maturity=30d" in answer.reason
+
+
 def test_facts_survive_json() -> None:
-    given = facts(True, None, 0.7, starts=(1, 2))
+    given = facts(True, None, 0.7, starts=(1, 2), later=Later(9 * D, 5, 4, 3))
     assert Facts.from_plain(json.loads(json.dumps(given.plain()))) == given
 
 

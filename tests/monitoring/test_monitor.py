@@ -13,6 +13,7 @@ import pytest
 
 from engine import __main__ as shell
 from engine import api
+from engine.monitoring import monitor as monitor_module
 from engine.monitoring.history import SCHEMA
 from tests import tiny
 
@@ -133,6 +134,24 @@ def test_a_scoring_run_is_monitored_by_its_stored_profile_with_the_same_verdict(
     assert code == (2 if stored["alarm"] else 0)
     assert "no rows" in stored["multivariate"]["pca"]["reason"]
     assert stored["operational"]["rows_per_second"] > 0
+
+
+def test_labels_of_other_rows_than_the_run_scored_are_not_taken_for_its_own(
+    trained, monitor, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = trained
+    assert command(folder, "score", f"score.model={model}", "score.between=[2020-01-26,2020-01-30]") == 0
+    scored = capfd.readouterr().out.splitlines()[-1]
+    original = monitor_module.predictions
+
+    def of_others(directory: Path) -> pa.Table:
+        table = original(directory)
+        ids = pa.array([f"{text}0" for text in table["row_id"].to_pylist()])
+        return table.set_column(table.column_names.index("row_id"), "row_id", ids)
+
+    monkeypatch.setattr(monitor_module, "predictions", of_others)
+    _, run = monitor(f"monitor.run={scored}")
+    assert "the run scored other rows than the dataset now has" in json.dumps(record(run)["performance"])
 
 
 def test_a_moved_column_is_an_alarm_with_exit_code_two_told_once(trained, tmp_path: Path, capfd) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import threading
 import time
@@ -119,14 +120,21 @@ def test_a_period_without_rows_leaves_an_empty_output_with_its_columns(score: Sc
     assert found.schema.equals(rows_of(unbroken).schema)
 
 
-def test_an_empty_file_changes_nothing_and_a_dataset_without_rows_is_an_error_that_says_so(
-    shop: Shop, unbroken: Run, tmp_path: Path
-) -> None:
+def test_an_empty_file_among_others_changes_nothing(shop: Shop, unbroken: Run, tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     pq.write_table(visits(10).slice(0, 0), tmp_path / "some" / "visits-0.parquet")
     assert score_table(shop, tmp_path / "some", visits(ROWS)).record["chain"]["scores"] == chain(unbroken)
-    with pytest.raises(UserError, match="at least one row, found none"):
-        score_table(shop, tmp_path / "none", visits(10).slice(0, 0))
+
+
+@pytest.mark.parametrize("features", ["store", "compute"])
+def test_files_without_rows_are_a_period_without_rows(shop: Shop, unbroken: Run, tmp_path: Path, features: str) -> None:
+    run = score_table(shop, tmp_path, visits(10).slice(0, 0), "score.columns=[shop,size]", f"score.features={features}")
+    assert predictions(run).schema.equals(rows_of(unbroken).schema) and run.metrics["score/rows"] == 0
+    assert "no row lies in dataset tiny: nothing to score" in (run.directory / "run.log").read_text()
+    words = overrides(tmp_path, "train.epochs=1")
+    for command in ("train", "ingest"):  # also now that scoring has stored a dataset without rows
+        with pytest.raises(UserError, match="at least one row, found none"):
+            engine.run(command, *words, config_dir=shop.conf)
 
 
 def chain(run: Run) -> str:
@@ -305,6 +313,12 @@ def test_append_takes_over_what_the_model_does_not_tell_apart(shop: Shop, tmp_pa
     whole = score_table(shop, tmp_path / "whole", write("shop-newer", 1))
     assert first.record["chain"]["scores"] == whole.record["chain"]["scores"], "no score has changed"
     assert more.metrics["score/units_reused"] == UNITS - 1
+    reused = more.metrics["score/rows_reused"]
+    assert re.search(
+        rf"score\.mode=append: {reused:,.0f} rows in {UNITS - 1} units are taken over from \S+{first.directory.name}, "
+        rf"{ROWS - reused:,.0f} rows in 1 units are new or changed.*; of {UNITS} files 5 are the same as there and 1 are new",
+        (more.directory / "run.log").read_text(),
+    )
     assert rows_of(more).equals(rows_of(whole))
     assert (more.directory / "profile.json").read_bytes() == (whole.directory / "profile.json").read_bytes()
 
@@ -315,6 +329,10 @@ def test_append_never_takes_scores_of_another_model(shop: Shop, tmp_path: Path) 
     other = dataclasses.replace(shop, model=engine.run("train", *words, config_dir=shop.conf).directory)
     run = score_table(other, tmp_path, visits(ROWS), "score.mode=append")
     assert run.metrics["score/units_reused"] == 0
+    assert (
+        "the newest, " in (log := (run.directory / "run.log").read_text())
+        and "has another weights, another model" in log
+    )
     assert set(predictions(run.directory)["model"].to_pylist()) == {load(other.model).digest}
 
 

@@ -1,0 +1,188 @@
+"""What a scoring run reads: the dataset of its config, or `score.input` with the history that its windows look back on.
+
+Rows of `score.input` become a dataset in the run directory, by the same path as any dataset: typed, checked, quarantined,
+in order. The store keeps nothing of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config import units as spans
+from engine.config.tree import Config, DataConfig, ViewConfig
+from engine.data import ingest, order
+from engine.data.columns import MissingColumnError
+from engine.data.dataset import Dataset, find_dataset, row_ids
+from engine.data.files import event_source
+from engine.errors import UserError
+from engine.features import demand, moments
+from engine.features.spec import history_inputs, windows_of
+from engine.runtime import places, storage
+from engine.runtime.run import Run, load_record
+from engine.training.bundle import Bundle
+
+ALONE = "input"  # score.history: nothing but the rows of the input
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows to score, and the dataset that their windows look back on beside them; None = on nothing else."""
+
+    dataset: Dataset
+    history: Dataset | None = None
+
+
+def read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...]) -> Inputs:
+    """The rows to score, and their history. Raises UserError."""
+    if config.score.input is None:
+        return Inputs(demand.ensure(config, run, passed))
+    history = history_of(config, run, bundle)  # before a long input is read for nothing
+    data = input_data(config, passed)
+    here = dataclasses.replace(config.paths, store=str(folder_of(run)))
+    try:
+        dataset = ingest.ensure(dataclasses.replace(config, data=data, paths=here), run, empty=True)
+    except MissingColumnError as error:
+        raise demand.needed_error(error, config, passed) from None
+    lacking = [name for file in dataset.manifest["accounting"]["files"] for name in file.get("missing", ())]
+    if lacking:
+        run.log(f"score.input has no {', '.join(dict.fromkeys(lacking))}: not needed to score, taken as not known yet")
+    return Inputs(dataset, history)
+
+
+def folder_of(run: Run) -> Path:
+    """Where the rows of `score.input` lie while they are scored."""
+    return run.path("input")
+
+
+def forget(run: Run) -> None:
+    """Delete what the run has kept of `score.input`."""
+    shutil.rmtree(folder_of(run), ignore_errors=True)
+
+
+def input_data(config: Config, passed: tuple[str, ...]) -> DataConfig:
+    """The data specification with `score.input` in place of the event table's source and nothing demanded that scoring does
+    not need. Raises UserError.
+    """
+    data = config.data
+    try:
+        name = event_source(data)
+    except UserError:
+        raise UserError(
+            f"score.input stands for the source of the events, but data.query makes them of {', '.join(data.sources)} and "
+            "data.name names none of these: say where they lie with data.sources.<name>.path and leave score.input out"
+        ) from None
+    where = config.score.input or ""
+    place = where if "://" in where else str(Path(where).expanduser().absolute())
+    source = dataclasses.replace(
+        data.sources[name], path=place, format="auto", hive=False, snapshot=None, refused="fail",
+        endpoint=config.score.endpoint, region=config.score.region,
+    )  # fmt: skip
+    # What a dataset must be as a whole is not asked of some rows.
+    whole = {"min_rows": 0, "max_rows": None, "max_row_change": None, "freshness": None}
+    moved = dataclasses.replace(data, sources={**data.sources, name: source}, **whole)  # type: ignore[arg-type]
+    found = demand.for_scoring(moved, config.features, passed)
+    columns = {
+        column: dataclasses.replace(item, max_null_rate=None, max_null_change=None)
+        for column, item in found.columns.items()
+    }
+    return dataclasses.replace(found, columns=columns)
+
+
+# -------------------------------------------------------------------------------------------------------- history
+
+
+def history_of(config: Config, run: Run, bundle: Bundle) -> Dataset | None:
+    """The dataset that windows look back on beside `score.input`, as `score.history` says; which one is logged.
+
+    Raises UserError where there is none, or where it is of another specification.
+    """
+    if not windows_of(bundle.features):
+        return None
+    if config.score.history == ALONE:
+        run.warn("score.history=input: windows look back on the rows of score.input alone")
+        return None
+    found = _stored(config, bundle)
+    _check_alike(found, config)
+    last = ""
+    if found.rows:
+        newest = found.read([found.event_time], rows=(found.rows - 1, found.rows))
+        last = f", the last event at {spans.format_instant(int(moments.instants(newest.column(0))[0]))}"
+    run.log(
+        f"windows look back on score.input and on dataset {found.name} {found.digest[:12]} of {found.directory}: "
+        f"{found.rows:,} rows{last}"
+    )
+    run.add_used("history", found.digest)
+    run.note(history=str(found.directory.absolute()))  # where a rerun finds it
+    return found
+
+
+def _stored(config: Config, bundle: Bundle) -> Dataset:
+    name = config.data.name or str(storage.read_json(bundle.directory / "spec.json")["name"])
+    stores = [Path(config.paths.store)]
+    record = bundle.directory.parent / "run.json"
+    if record.exists():  # a training run: its own store comes second
+        stores.append(places.store_of(load_record(record.parent)))
+    folders = [storage.inside(store, "datasets", name) for store in stores]
+    if config.score.history != "store":
+        there = next((folder for folder in folders if folder.is_dir()), folders[0])
+        return find_dataset(there, config.score.history, "score.history")
+    found = next(filter(None, map(ingest.newest_dataset, folders)), None)
+    if found is None:
+        raise UserError(
+            f"score.history must be a stored dataset of {name!r}, for the model's windows look back on past events, found "
+            f"none in {' or '.join(map(str, dict.fromkeys(folders)))}. Say where it is with paths.store, make it with "
+            "`ingest`, or let windows see the rows of score.input alone with score.history=input"
+        )
+    return found
+
+
+def _check_alike(history: Dataset, config: Config) -> None:
+    data = config.data
+    for name in dict.fromkeys([*data.ids, *history_inputs(data, config.features)]):
+        there = next((item["type"] for item in history.manifest["columns"] if item["name"] == name), None)
+        if there != data.columns[name].type:
+            raise UserError(
+                f"the dataset that windows look back on, {history.directory}, must have column {name!r} of type "
+                f"{data.columns[name].type} as the model has, found {there or 'none'}: name another with score.history"
+            )
+
+
+def with_past(
+    rows: pa.Table,
+    past: Dataset,
+    data: DataConfig,
+    views: list[ViewConfig],
+    probes: pa.Table,
+    span: tuple[int, int],
+) -> pa.Table:
+    """`rows` of the input and what `past` holds of the same span [from, to) of event times, for the entities of the probes,
+    in dataset order. A row that both hold counts once, as `past` has it: that knows what became of it.
+    """
+    kept = [
+        table.filter(_of_entities(table, probes, views))
+        for batch in past.batches(rows.column_names, past.row_range(*span))
+        for table in [pa.Table.from_batches([batch])]
+    ]
+    known = pa.concat_tables([rows.slice(0, 0), *kept])
+    again = pc.is_in(row_ids(rows, data.ids), row_ids(known, data.ids))
+    together = pa.concat_tables([known, rows.filter(pc.invert(again))]).combine_chunks()
+    places_ = order.sorted_rows(together, list(dict.fromkeys([data.event_time, *data.ids])))
+    return together if places_ is None else together.take(pa.array(places_))
+
+
+def _of_entities(table: pa.Table, probes: pa.Table, views: list[ViewConfig]) -> pa.Array:
+    """bool[n]: rows whose entity some probe may have; of an entity of several columns each is looked at by itself."""
+    found = np.zeros(table.num_rows, bool)
+    for view in views:
+        mine = np.ones(table.num_rows, bool)
+        for column in view.entity:
+            mine &= np.asarray(pc.is_in(table[column], pc.unique(probes[column])))
+        found |= mine
+    return pa.array(found)
