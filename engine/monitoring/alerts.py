@@ -29,6 +29,13 @@ MEMORY = "alerts.json"
 BACKOFF = 0.5  # seconds before the second attempt; doubled each time
 
 
+def announce(config: MonitorConfig, run: Run) -> None:
+    """Log which commands an alarm starts: they come from the user's config alone, but its folder may be somebody else's."""
+    for name, sink in config.alerts.items():
+        if sink.kind == "command":
+            run.log(f"an alarm starts the command of monitor.alerts.{name} in your config: {sink.to}")
+
+
 def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]) -> dict[str, str]:
     """Send the payload to every sink that has not had this cause within the cool-down; returns what became of each."""
     outcome: dict[str, str] = {}

@@ -91,6 +91,7 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     settings = config.monitor
     if bool(settings.window) == bool(settings.run):
         raise UserError("monitor must be told either monitor.window (as in 2020-04) or monitor.run (a scoring run)")
+    alerts.announce(settings, run)
     bundle = read_bundle(find_model(settings.model, Path(config.paths.runs), "monitor.model"))
     config = with_spec_of(config, bundle)
     run.note(model=bundle.digest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import json
 import logging
 import os
@@ -109,10 +110,12 @@ def session(config: Config) -> Iterator[Session]:
     local = _starts_local(config)
     ray = _import_ray(local)
     imported = time.monotonic()
-    variables = _variables(config) | (_loopback_variables() if local else {})
+    variables = _variables(config) | (_loopback_variables() | _token_variables() if local else {})
     before = {name: os.environ.get(name) for name in variables}
     watcher: subprocess.Popen[bytes] | None = None
     os.environ.update(variables)
+    if local:
+        _reload_token()
     stop = signal.getsignal(signal.SIGTERM)
     try:
         opened = _connect(ray, config)
@@ -135,6 +138,57 @@ def session(config: Config) -> Iterator[Session]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+        if local:
+            _reload_token()
+
+
+def _token_variables() -> dict[str, str]:
+    """What makes a cluster that is started here refuse whoever does not know its token: other users of this machine.
+
+    Its key-value store holds functions that workers unpickle. The token is new in each process and is in the environment of
+    the cluster's processes only, which nobody else can read; Ray's own (~/.ray/auth_token) is a file that others may read.
+    A token or a mode that the user has set is kept.
+    """
+    if not _knows_tokens():
+        _say_once("this Ray cannot ask for a token, so other users of this machine can reach the cluster: update Ray")
+        return {}
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        _say_once("RAY_AUTH_MODE is not token, so other users of this machine can reach the cluster: unset it")
+        return {}
+    mine = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    return {"RAY_AUTH_MODE": "token"} | ({} if mine else {"RAY_AUTH_TOKEN": _token()})
+
+
+@functools.cache
+def _token() -> str:
+    return random_names.token_hex(32)
+
+
+def _knows_tokens() -> bool:
+    """Whether the installed Ray has token authentication (from 2.52 on)."""
+    try:
+        from ray._raylet import AuthenticationTokenLoader, Config  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _reload_token() -> None:
+    """Have Ray read mode and token again: it does so once in a process, and a process may join one cluster after another."""
+    if _knows_tokens():
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    run = _run.get()
+    if run is not None:
+        run.warn(text)
+    else:
+        terminal.err(f"warning: {text}\n")
 
 
 def check_folder() -> None:

@@ -209,6 +209,9 @@ def _use_token() -> None:
         from ray._private.authentication import authentication_token_setup
 
         authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    kept = Path.home() / ".ray" / "auth_token"  # Ray writes it with the mode that new files have
+    if kept.is_file() and kept.stat().st_mode & 0o077:
+        _warn(f"other users of this machine can read the token of your Ray clusters, {kept}: chmod 600 {kept}")
 
 
 def _check_versions(client: Any, address: str) -> None:

@@ -155,3 +155,17 @@ def test_a_command_gets_the_record_and_its_failure_and_its_hanging_are_said(run,
     assert "took longer than 500ms" in told["slow"] and "sleep" not in told["slow"]
     assert told["none"].startswith("failed")
     assert "alert: drift in x" in (run.directory / "run.log").read_text()
+
+
+def test_the_log_says_which_command_an_alarm_starts_without_its_secrets(tmp_path) -> None:
+    config = Config(name="watched", paths=PathsConfig(runs=str(tmp_path / "runs")))
+    run = Run.create("monitor", config, {}, hidden=("hunter2",))
+    sinks = {
+        "page": AlertConfig(kind="command", to="/bin/page --key hunter2"),
+        "log": AlertConfig(kind="log"),
+        "hook": AlertConfig(kind="webhook", to="http://127.0.0.1:1/hook"),
+    }
+    alerts.announce(MonitorConfig(alerts=sinks), run)
+    told = (run.directory / "run.log").read_text()
+    assert "an alarm starts the command of monitor.alerts.page in your config: /bin/page --key ***" in told
+    assert "hunter2" not in told and "hook" not in told

@@ -167,11 +167,14 @@ def test_a_moved_column_is_an_alarm_with_exit_code_two_told_once(trained, tmp_pa
         f"++monitor.alerts.page={{kind: file, to: {tmp_path / 'alerts.jsonl'}}}",
         f"++monitor.alerts.chat={{kind: webhook, to: 'http://127.0.0.1:1/services/{key}', tries: 1}}",
         "monitor.business.size='mean(size)'",
+        f"++monitor.alerts.mark={{kind: command, to: 'touch {tmp_path / 'ran'}'}}",
     ]
     for _ in range(2):
         capfd.readouterr()
         assert command(moved, "monitor", *words) == 2
     shown = capfd.readouterr()
+    line = f"an alarm starts the command of monitor.alerts.mark in your config: touch {tmp_path / 'ran'}"
+    assert line in shown.err and (tmp_path / "ran").exists()
     run = Path(shown.out.splitlines()[-1])
     found = record(run)
     assert found["verdict"] == "alarm"

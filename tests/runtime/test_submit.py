@@ -90,6 +90,21 @@ def test_files_that_hold_secrets_are_not_uploaded_and_named(tmp_path, monkeypatc
     assert "not uploaded" in told and all(name in told for name in [*SECRETS, "notes.txt"])
 
 
+def test_a_token_that_others_can_read_is_named_until_it_is_closed(tmp_path, monkeypatch, capsys) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "disabled" if name == "RAY_AUTH_MODE" else "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("f" * 64)
+    token.chmod(0o644)
+    submit._use_token()
+    assert f"chmod 600 {token}" in capsys.readouterr().err.replace("\n", " ")
+    token.chmod(0o600)
+    submit._use_token()
+    assert not capsys.readouterr().err
+
+
 def test_a_file_that_holds_none_is_uploaded_once_it_is_renamed(tmp_path) -> None:
     (tmp_path / "ca.pem").write_text("x")
     assert not submit.upload_files(tmp_path)
