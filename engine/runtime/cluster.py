@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib
 import json
 import logging
 import os
@@ -165,21 +166,17 @@ def _token() -> str:
 
 
 def _knows_tokens() -> bool:
-    """Whether the installed Ray has token authentication (from 2.52 on)."""
-    try:
-        from ray._raylet import AuthenticationTokenLoader, Config  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    """Whether the installed Ray has token authentication."""
+    raylet = importlib.import_module("ray._raylet")
+    return hasattr(raylet, "AuthenticationTokenLoader") and hasattr(raylet, "Config")
 
 
 def _reload_token() -> None:
     """Have Ray read mode and token again: it does so once in a process, and a process may join one cluster after another."""
     if _knows_tokens():
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        raylet: Any = importlib.import_module("ray._raylet")
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @functools.cache
