@@ -102,9 +102,10 @@ def _check(node: ast.AST, expression: str) -> None:
 
 
 def evaluate(expression: str, values: Mapping[str, np.ndarray]) -> float:
-    """The number that an expression gives; NaN where arithmetic has no answer.
+    """The number that an expression gives; NaN where arithmetic has no answer, be it on one row.
 
-    `values`: arrays [n] by name; where the expression reads `label`, rows without one are left out first.
+    `values`: arrays [n] by name; where the expression reads `label`, rows without one are left out first. Missing values
+    are left out of sums, means and extremes; of nothing but missing values there is no sum.
     Raises UserError for a name that is not there, and when the result is not one number.
     """
     tree = parse(expression)
@@ -140,15 +141,24 @@ def _value(node: ast.AST, scope: Mapping[str, np.ndarray], rows: int) -> Any:
         parts = [COMPARE[type(op)](sides[k], sides[k + 1]) for k, op in enumerate(node.ops)]
         return parts[0] if len(parts) == 1 else np.logical_and.reduce(parts)
     assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    return _call(node.func.id, [_value(argument, scope, rows) for argument in node.args], rows)
-
-
-def _call(name: str, arguments: list[Any], rows: int) -> Any:
-    if name in ROWWISE:
-        return ROWWISE[name][1](*(np.asarray(item) for item in arguments))
-    if name == COUNT:
+    arguments = [_value(argument, scope, rows) for argument in node.args]
+    if node.func.id in ROWWISE:
+        return ROWWISE[node.func.id][1](*(np.asarray(item) for item in arguments))
+    if node.func.id == COUNT:
         return np.sum(arguments[0]) if arguments else rows
-    values = np.asarray(arguments[0], np.float64)
-    if not np.isfinite(values).any():
-        return 0.0 if name == "sum" else np.nan
+    return _reduced(node.func.id, np.asarray(arguments[0], np.float64), _missing(node, scope))
+
+
+def _missing(node: ast.AST, scope: Mapping[str, np.ndarray]) -> np.ndarray | bool:
+    """Which rows [n] lack a value that the node reads."""
+    read = [scope[name.id] for name in ast.walk(node) if isinstance(name, ast.Name) and name.id in scope]
+    return np.logical_or.reduce([np.isnan(values) for values in read if values.dtype.kind == "f"] or [False])
+
+
+def _reduced(name: str, values: np.ndarray, missing: np.ndarray | bool) -> Any:
+    """The sum, mean, smallest or largest of what is there. A row that has its values and no answer is not a missing one."""
+    if (np.isinf(values) | (np.isnan(values) & ~np.asarray(missing))).any():
+        return np.nan
+    if np.isnan(values).all():
+        return 0.0 if name == "sum" and not values.size else np.nan
     return REDUCE[name](values)

@@ -135,6 +135,9 @@ def flat(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, fl
 
 
 def words(split: str, metric: str, model: float, found: Mapping[str, Mapping[str, float]]) -> str:
-    """`test roc_auc: model 0.7742, linear 0.7312, constant 0.5`."""
-    parts = [f"model {model:.4g}", *(f"{kind} {values[metric]:.4g}" for kind, values in found.items())]
-    return f"{split} {metric}: {', '.join(parts)}"
+    """`test roc_auc: model 0.7742, linear 0.7312, constant 0.5`; what has no answer is `not computable`."""
+    reached = {"model": model, **{kind: values[metric] for kind, values in found.items()}}
+    texts = {kind: f"{value:.4g}" if np.isfinite(value) else "not computable" for kind, value in reached.items()}
+    if set(texts.values()) == {"not computable"}:
+        return f"{split} {metric}: not computable"
+    return f"{split} {metric}: {', '.join(f'{kind} {text}' for kind, text in texts.items())}"

@@ -82,5 +82,23 @@ def test_no_answer_is_nan_not_an_error() -> None:
     assert np.isnan(evaluate("mean(score)", {"score": np.empty(0)}))
 
 
+@pytest.mark.parametrize("function", ["sum", "mean", "min", "max"])
+@pytest.mark.parametrize(
+    "argument",
+    ["log(score - 0.5)", "1 / (score - score)", "0 / (score - score)", "exp(score * 5000)", "sqrt(-score)", "log(fare * 0)"],
+)
+def test_a_row_with_its_values_and_no_answer_is_not_a_missing_one(function: str, argument: str) -> None:
+    values = {"score": np.array([0.25, 0.75, 0.25]), "fare": np.array([1.0, np.nan, 2.0])}
+    assert np.isnan(evaluate(f"{function}({argument})", values))
+
+
+def test_what_is_missing_is_left_out_and_of_nothing_else_there_is_no_sum() -> None:
+    values = {"score": np.array([0.25, 0.75]), "fare": np.array([np.nan, 8.0]), "tip": np.array([np.nan, np.nan])}
+    assert evaluate("sum(log(fare) / log(2))", values) == 3
+    assert evaluate("sum(where(is_missing(fare), score, log(fare / 8)))", values) == 0.25
+    assert np.isnan(evaluate("sum(tip)", values))
+    assert evaluate("sum(score)", {"score": np.empty(0)}) == 0
+
+
 def test_names_are_values_not_functions() -> None:
     assert names_in("mean(where(score > fare, label, 0))") == {"score", "fare", "label"}
