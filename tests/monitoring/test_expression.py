@@ -85,7 +85,14 @@ def test_no_answer_is_nan_not_an_error() -> None:
 @pytest.mark.parametrize("function", ["sum", "mean", "min", "max"])
 @pytest.mark.parametrize(
     "argument",
-    ["log(score - 0.5)", "1 / (score - score)", "0 / (score - score)", "exp(score * 5000)", "sqrt(-score)", "log(fare * 0)"],
+    [
+        "log(score - 0.5)",
+        "1 / (score - score)",
+        "0 / (score - score)",
+        "exp(score * 5000)",
+        "sqrt(-score)",
+        "log(fare * 0)",
+    ],
 )
 def test_a_row_with_its_values_and_no_answer_is_not_a_missing_one(function: str, argument: str) -> None:
     values = {"score": np.array([0.25, 0.75, 0.25]), "fare": np.array([1.0, np.nan, 2.0])}

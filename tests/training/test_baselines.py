@@ -98,6 +98,9 @@ def test_they_are_told_in_one_line_and_kept_apart_from_the_judged_metrics() -> N
     assert (
         baselines.words("test", "roc_auc", 0.77421, kinds) == "test roc_auc: model 0.7742, linear 0.7312, constant 0.5"
     )
+    undefined = {"linear": {"roc_auc": float("nan")}, "constant": {"roc_auc": float("nan")}}
+    assert baselines.words("test", "roc_auc", float("nan"), undefined) == "test roc_auc: not computable"
+    assert baselines.words("test", "roc_auc", 0.75, undefined).endswith("constant not computable")
     assert baselines.flat({"test": kinds}) == {
         "baseline/test/linear/roc_auc": 0.7312, "baseline/test/constant/roc_auc": 0.5,
     }  # fmt: skip
