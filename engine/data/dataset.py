@@ -204,7 +204,7 @@ def find_dataset(folder: Path, wanted: str, where: str) -> Dataset:
     """The one dataset of a folder whose recipe or digest begins with `wanted`. Raises UserError naming the key `where`."""
     found = stored_datasets(folder)
     matching = [item for item in found if item.recipe.startswith(wanted) or item.digest.startswith(wanted)]
-    if len(matching) != 1:
+    if len({item.digest for item in matching}) != 1:  # of two recipes with one content either will do
         known = ", ".join(item.digest[:16] for item in found) or "none"
         raise UserError(
             f"{where} must name one dataset in {folder} by recipe or digest, "

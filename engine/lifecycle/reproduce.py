@@ -111,7 +111,7 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
 
 def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, options: Options) -> None:
     """Refuse code and remote places that the run brings and that this machine's store does not know, listing them."""
-    reached = remote.of_data(record["config"].get("data") or {})
+    reached = {**remote.of_data(record["config"].get("data") or {}), **_input_place(record)}
     if code.digest is None:
         trust.check(options.store, None, reached, options.trust, "")
         return
@@ -123,6 +123,14 @@ def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, optio
     if options.build_env:
         parts.append("  with packages from the index: " + " ".join(restore.pins(record["environment"]["packages"])))
     trust.check(options.store, code.digest, reached, options.trust, "\n".join(parts))
+
+
+def _input_place(record: Mapping[str, Any]) -> dict[str, list[str | None]]:
+    """The remote place of the run's `score.input`, by its key; empty where it is none."""
+    score = record["config"].get("score") or {}
+    away = "://" in (score.get("input") or "")
+    found = remote.place(score["input"], score.get("endpoint"), score.get("region")) if away else None
+    return {} if found is None else {"score.input": found}
 
 
 def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
@@ -281,9 +289,10 @@ def _read_its_input(config: dict[str, Any], record: Mapping[str, Any]) -> None:
     """The rows of `score.input` from where they lay, with the very history that they had."""
     score, then = config.get("score", {}), record["config"].get("score", {})
     if then.get("input"):
-        away = "://" in then["input"]
-        score |= {"endpoint": then["endpoint"], "region": then["region"]}
-        score["input"] = then["input"] if away else str(places.recorded_path(record, then["input"]))
+        if _input_place(record):
+            score |= {"endpoint": then["endpoint"], "region": then["region"]}
+        else:
+            score["input"] = str(places.recorded_path(record, then["input"]))
         score["history"] = record.get("used", {}).get("history", then["history"])
 
 

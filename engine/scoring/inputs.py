@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.config import schema
 from engine.config import units as spans
 from engine.config.tree import Config, DataConfig, ViewConfig
 from engine.data import ingest, order
@@ -24,7 +25,7 @@ from engine.data.files import event_source
 from engine.errors import UserError
 from engine.features import demand, moments
 from engine.features.spec import history_inputs, windows_of
-from engine.runtime import places, storage
+from engine.runtime import places, remote, storage
 from engine.runtime.run import Run, load_record
 from engine.training.bundle import Bundle
 
@@ -45,6 +46,7 @@ def read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...
         return Inputs(demand.ensure(config, run, passed))
     history = history_of(config, run, bundle)  # before a long input is read for nothing
     data = input_data(config, passed)
+    remote.record(Path(config.paths.store), *remote.of_data(schema.plain(data)).values())
     here = dataclasses.replace(config.paths, store=str(folder_of(run)))
     try:
         dataset = ingest.ensure(dataclasses.replace(config, data=data, paths=here), run, empty=True)
@@ -78,11 +80,12 @@ def input_data(config: Config, passed: tuple[str, ...]) -> DataConfig:
             f"score.input stands for the source of the events, but data.query makes them of {', '.join(data.sources)} and "
             "data.name names none of these: say where they lie with data.sources.<name>.path and leave score.input out"
         ) from None
-    where = config.score.input or ""
-    place = where if "://" in where else str(Path(where).expanduser().absolute())
+    where, wanted = config.score.input or "", config.score
+    away = "://" in where
+    place = where if away else str(Path(where).expanduser().absolute())
     source = dataclasses.replace(
         data.sources[name], path=place, format="auto", hive=False, snapshot=None, refused="fail",
-        endpoint=config.score.endpoint, region=config.score.region,
+        endpoint=wanted.endpoint if away else None, region=wanted.region if away else None,
     )  # fmt: skip
     # What a dataset must be as a whole is not asked of some rows.
     whole = {"min_rows": 0, "max_rows": None, "max_row_change": None, "freshness": None}

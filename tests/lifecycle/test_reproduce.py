@@ -235,6 +235,23 @@ def test_rows_of_a_file_are_scored_again_with_the_history_that_they_had(
     assert again["first_difference"] is None and verdicts(again)["scores"] == "equal", again
 
 
+def test_a_rerun_asks_before_it_reaches_a_remote_input_that_only_the_record_names(recorded, tmp_path) -> None:
+    record = json.loads((recorded / "run.json").read_text())
+    record["config"]["score"] |= {
+        "input": "s3://bucket/new.csv",
+        "endpoint": "http://127.0.0.1:1",
+        "output": "s3://b/x",
+    }
+    code = restore.current_code()
+    with pytest.raises(UserError, match=r"s3://bucket/new\.csv"):
+        reproduce._check_trusted(code, record, recorded, Options(code="current", store=tmp_path))
+    found = written(record, tmp_path)["score"]
+    assert (found["input"], found["endpoint"]) == ("s3://bucket/new.csv", "http://127.0.0.1:1")
+    record["config"]["score"]["input"] = "new.csv"
+    reproduce._check_trusted(code, record, recorded, Options(code="current", store=tmp_path))
+    assert written(record, tmp_path / "local")["score"]["endpoint"] is None
+
+
 def written(record: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """The config that a rerun of the record gets."""
     reproduce._write_experiment(record, scratch, reproduce.Inputs(Path("/data"), ()))

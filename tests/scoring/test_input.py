@@ -214,6 +214,11 @@ def test_a_history_by_digest_and_one_of_another_specification(shop: Shop, tmp_pa
     run = engine.run("score", *words, f"paths.store={store}")
     named = engine.run("score", *words, f"paths.store={store}", f"score.history={run.record['used']['history'][:12]}")
     assert named.record["chain"]["scores"] == run.record["chain"]["scores"]
+    again = engine.run("score", *shop.words("data.min_rows=1", "data.sources.visits.unexpected=ignore", runs=tmp_path / "runs"),
+                       config_dir=shop.conf)  # fmt: skip
+    assert len(list((store / "datasets" / "tiny").glob("*/manifest.json"))) > 1, "two recipes of one content"
+    assert again.record["chain"]["dataset"] == run.record["used"]["history"]
+    engine.run("score", *words, f"paths.store={store}", f"score.history={run.record['used']['history']}")
     with pytest.raises(UserError, match=r"score\.history must name one dataset in .* found 0 for 'beef'"):
         engine.run("score", *words, f"paths.store={store}", "score.history=beef")
     other = tmp_path / "other"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -35,6 +36,7 @@ from engine.scoring.output import Layout, Place
 from engine.scoring.plan import check_columns
 from engine.scoring.score import predictions
 from tests.scoring.conftest import ROWS, Shop, contents, rows_of
+from tests.tiny import visits
 
 Score = Callable[..., Run]
 
@@ -451,6 +453,17 @@ def test_events_come_from_an_object_store_other_than_where_the_model_was_trained
         "data.sources.visits.region=us-east-1",
     )
     assert score(*place).record["chain"]["scores"] == unbroken.record["chain"]["scores"]
+
+
+def test_an_input_and_a_file_of_scores_may_lie_in_an_object_store(shop: Shop, score: Score, bucket: str) -> None:
+    new = visits(ROWS).slice(0, 50).drop_columns(["paid_at", "amount", "bought"])
+    with store(bucket).open_output_stream("lake/new.csv") as stream:
+        pacsv.write_csv(new, stream)
+    words = ("score.input=s3://lake/new.csv", "score.output=s3://lake/out.csv", f"score.endpoint={bucket}")
+    score(*words, "score.region=us-east-1")
+    with store(bucket).open_input_stream("lake/out.csv") as stream:
+        assert pacsv.read_csv(stream)["visit"].to_pylist() == sorted(new["visit"].to_pylist())
+    assert list((shop.folder / "store" / "places").glob("*.json"))
 
 
 def test_an_object_store_that_does_not_answer_is_an_error_that_names_it(score: Score, bucket: str) -> None:
