@@ -51,6 +51,14 @@ RECIPE_FORMAT = 1
 LATEST = "latest.json"
 
 
+class RepeatedIdsError(UserError):
+    """Rows that share their ids: what is so (`fact`), and what to do about it where `data.duplicates` may be set."""
+
+    def __init__(self, fact: str, advice: str) -> None:
+        super().__init__(fact + advice)
+        self.fact = fact
+
+
 class Latest(TypedDict):
     """latest.json: the dataset that was ingested last under a name."""
 
@@ -616,9 +624,9 @@ def _refuse_duplicates(data: DataConfig, records: list[dict[str, Any]], rows: in
     where = f" in {first['kept_file']}, row {first['kept_row']}, and {place_of(first, '')}" if first.get("file") else ""
     which = f"which differ in {first['value']}" if first in differing else "which are equal in every column"
     ways = ["name more id columns"] if len(differing) == len(records) else []
-    raise UserError(
-        f"the id columns {', '.join(data.ids)} must be unique, found {rows:,} rows that share one{shown}{where}, {which}; "
-        f"{', or '.join([*ways, 'set data.duplicates=first or data.duplicates=last'])}"
+    raise RepeatedIdsError(
+        f"the id columns {', '.join(data.ids)} must be unique, found {rows:,} rows that share one{shown}{where}, {which}",
+        f"; {', or '.join([*ways, 'set data.duplicates=first or data.duplicates=last'])}",
     )
 
 

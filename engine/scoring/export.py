@@ -45,6 +45,23 @@ def is_file(target: str | None) -> bool:
     return False
 
 
+def check_apart(target: str | None, read: Iterable[str]) -> None:
+    """Raise UserError where the file of `score.output` is one of those that were read: it would take the place of its rows."""
+    if not is_file(target):
+        return
+    wanted = _real(str(target))
+    for name in read:
+        if _real(name) == wanted:
+            raise UserError(
+                f"score.output must be another file than those that are read, found {target}, which holds the rows to score: "
+                "scores would take their place. Name another file"
+            )
+
+
+def _real(name: str) -> str:
+    return name if "://" in name else str(Path(name).expanduser().resolve())
+
+
 def needed_columns(config: Config) -> list[str]:
     """Columns of the dataset that a file is made of beside what predictions hold anyway."""
     data, as_of = config.data, config.features.as_of

@@ -42,6 +42,16 @@ class Inputs:
 
 def read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...]) -> Inputs:
     """The rows to score, and their history. Raises UserError."""
+    try:
+        return _read_inputs(config, run, bundle, passed)
+    except ingest.RepeatedIdsError as error:  # what a row is, is the model's: another data.duplicates would be refused
+        raise UserError(
+            f"{error.fact}. Scoring keeps data.duplicates={config.data.duplicates} of the model's training: leave each id in "
+            "once, or train a model with data.duplicates=first or last"
+        ) from None
+
+
+def _read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...]) -> Inputs:
     if config.score.input is None:
         return Inputs(demand.ensure(config, run, passed))
     history = history_of(config, run, bundle)  # before a long input is read for nothing

@@ -57,6 +57,7 @@ def score(config: Config, run: Run) -> dict[str, float]:
     check_columns(config, predictor.classes)
     gate_rows = check_predictor(predictor)
     plan = prepare(config, run, predictor)
+    export.check_apart(config.score.output, (file["file"] for file in plan.dataset.manifest["accounting"]["files"]))
     tally = score_units(config, run, predictor, plan)
     scored = time.monotonic()
     before = published_files(Path(plan.job.earlier).parent) if plan.job.earlier else set()

@@ -245,6 +245,33 @@ def test_words_that_lead_nowhere_are_refused(score: Score, words: tuple[str, ...
         score(*words)
 
 
+@pytest.mark.parametrize("kind", ["as it is", "glob", "link"])
+def test_scores_never_take_the_place_of_the_rows_that_are_scored(score: Score, tmp_path: Path, kind: str) -> None:
+    new = write(tmp_path / "new.csv", new_visits())
+    before = new.read_bytes()
+    (tmp_path / "link.csv").symlink_to(new)
+    words = {
+        "as it is": (f"score.input={new}", f"score.output={new}"),
+        "glob": (f"score.input={tmp_path}/n*.csv", f"score.output={tmp_path}/sub/../new.csv"),
+        "link": (f"score.input={new}", f"score.output={tmp_path / 'link.csv'}"),
+    }[kind]
+    with pytest.raises(UserError, match=r"score\.output must be another file than those that are read, found .*\.csv"):
+        score(*words)
+    assert new.read_bytes() == before
+
+
+def test_ids_that_a_file_holds_twice_stop_the_run_without_a_word_that_scoring_would_refuse(
+    score: Score, tmp_path: Path
+) -> None:
+    table, out = new_visits(), tmp_path / "out.csv"
+    new = write(tmp_path / "new.parquet", pa.concat_tables([table, table.slice(0, 3)]))
+    with pytest.raises(UserError, match=r"must be unique, found 6 rows .* leave each id in once") as refused:
+        score(f"score.input={new}", f"score.output={out}")
+    assert "set data.duplicates" not in str(refused.value) and not out.exists()
+    score(f"score.input={write(new, table)}", f"score.output={out}")
+    assert len(csv_rows(out)) == table.num_rows
+
+
 def test_a_dataset_goes_into_one_file_too_and_a_folder_that_ends_in_a_suffix_stays_one(
     score: Score, by_dataset: pa.Table, tmp_path: Path
 ) -> None:
