@@ -203,6 +203,8 @@ class _Values(HydraOverrideVisitor):  # type: ignore[misc]
 
 def _parse(text: str) -> tuple[words_.Word, Any]:
     """An override and its value: plain containers, marked words, or a sweep. Raises UserError."""
+    if (shown := text.encode("utf-8", "backslashreplace").decode()) != text:
+        raise UserError(f"an override must be UTF-8 text, found {_masked_word(shown)!r}")
     word = words_.read(text)
     if word is None or word.parts[0] == "hydra":
         raise UserError(f"an override must be key=value with a key of this engine, found {_masked_word(text)!r}")
@@ -219,7 +221,7 @@ def _parse(text: str) -> tuple[words_.Word, Any]:
         parsed = _Values(create_functions()).visit(parser.value())
         if parser.getCurrentToken().type != -1:
             raise HydraException(f"extraneous input {parser.getCurrentToken().text!r}")
-    except HydraException as error:
+    except (HydraException, RecursionError) as error:
         reason = str(error).splitlines()[0]
         name, equals, value = _masked_word(text).partition("=")
         hint = ""
@@ -321,7 +323,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _refused(error: Exception) -> str:
     """What Hydra's refusal of an override or of a config file means for its writer."""
-    text = str(error)
+    text = str(error) or str(error.__cause__ or type(error).__name__)  # Hydra raises some of them without a word
     for pattern, meaning in _REFUSALS.items():
         if match := re.search(pattern, text):
             return meaning(match.group(1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import shlex
 import types
@@ -131,6 +132,8 @@ def _union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _scalar(hint: Any, value: Any, path: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):  # JSON, in which a run keeps its config, has none
+        raise UserError(f"{path} must be a finite number, found {value!r}")
     if hint is Any:
         return value
     if hint is bool:

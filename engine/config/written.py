@@ -7,6 +7,7 @@ declared type: a text key gets the text, any other key the value. Files and comm
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from decimal import Decimal
@@ -37,7 +38,17 @@ def load(stream: TextIO) -> Any:
 
     Raises yaml.YAMLError.
     """
-    return yaml.load(stream, Loader=_Loader)
+    try:
+        loaded = yaml.load(stream, Loader=_Loader)
+        json.dumps(loaded, ensure_ascii=False).encode("utf-8")  # as a run keeps its config
+    except RecursionError:
+        raise yaml.YAMLError(f"{stream.name} has lists or mappings inside each other, too many of them") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("utf-8", "backslashreplace").decode()
+        raise yaml.YAMLError(f"{stream.name} must be text of whole characters, found half of one, {half}") from None
+    except ValueError:
+        raise yaml.YAMLError(f"{stream.name} has a list or mapping that holds itself, by an alias") from None
+    return loaded
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,15 +68,19 @@ class _Loader(yaml.SafeLoader):
         return {name.value: self.construct_object(value, deep=deep) for name, value in node.value}
 
     def word(self, node: Any) -> str | None:
-        return marked(node.value) if node.value else None
+        text = self.construct_scalar(node)
+        return marked(text) if text else None
 
 
 _Loader.yaml_implicit_resolvers = {
     letter: [(_WORD if tag in _TAGS else tag, pattern) for tag, pattern in resolvers if tag != _VALUE]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_constructor(_WORD, _Loader.word)
+for _tag in (_WORD, *_TAGS):  # `!!float 1.10` too is a word as it is written
+    _Loader.add_constructor(_tag, _Loader.word)
 _Loader.add_constructor(_MERGE, _Loader.construct_scalar)  # `<<` that is no name
+for _kind in ("binary", "set", "omap", "pairs"):  # no config key takes what they make
+    del _Loader.yaml_constructors[f"tag:yaml.org,2002:{_kind}"]
 # YAML 1.1 asks for a dot and a sign: 1e5 is a text there, and a number to everyone else, as on the command line.
 _Loader.add_implicit_resolver(_WORD, re.compile(f"(?:{_NUMBER.pattern})$", re.IGNORECASE), list("-+.0123456789iInN"))
 

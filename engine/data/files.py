@@ -286,15 +286,19 @@ def is_compressed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSIONS
 
 
+class Torn(UserError):
+    """An archive that cannot be unpacked."""
+
+
 @contextlib.contextmanager
 def unpacking(shown: str) -> Iterator[None]:
-    """Turn what the libraries raise at a broken archive into a UserError that says so of `shown`."""
+    """Turn what the libraries raise at a broken archive into a Torn that says so of `shown`."""
     try:
         yield
     except UserError:
         raise
     except BROKEN as error:
-        raise UserError(f"{shown} cannot be unpacked: {error}") from None
+        raise Torn(f"{shown} cannot be unpacked: {error}") from None
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -322,9 +326,7 @@ def _open(path: Path, suffix: str) -> BinaryIO:
             item for item in archive.infolist() if not item.is_dir() and not item.filename.startswith("__MACOSX/")
         ]
         if len(members) != 1:
-            raise UserError(
-                f"{path} must hold exactly one file, found {len(members)}: {[m.filename for m in members[:5]]}"
-            )
+            raise Torn(f"{path} must hold exactly one file, found {len(members)}: {[m.filename for m in members[:5]]}")
         return archive.open(members[0])  # type: ignore[return-value]
     if suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]

@@ -34,6 +34,9 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 def table_file(name: str, source: SourceConfig, path: Path) -> SourceFile:
     """A table at its snapshot as the one file of a source. Raises UserError for a missing library, table or snapshot."""
+    if source.snapshot and not re.fullmatch("[0-9]{1,19}", source.snapshot):
+        wanted = "the id of an Iceberg snapshot" if source.format == "iceberg" else "a version of the Delta table"
+        raise UserError(f"data.sources.{name}.snapshot must be {wanted}, a whole number, found {source.snapshot!r}")
     with failures.told_as(f"data.sources.{name}: {path} cannot be read as {source.format} table"):
         if source.format == "delta":
             snapshot, parts = _delta_parts(path, _delta(path, source.snapshot))

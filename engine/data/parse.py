@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,6 +134,14 @@ def is_beyond_whole_numbers(values: pa.ChunkedArray) -> bool:
         return False
     found = pc.min_max(values)
     return not (found["min"].as_py() > -(2.0**53) and found["max"].as_py() < 2.0**53)
+
+
+_TINY = (re.compile(rb"e-0*[1-9][0-9]{2}"), re.compile(rb"E-0*[1-9][0-9]{2}"), re.compile(b"0" * 300))
+
+
+def may_vanish(text: Any) -> bool:
+    """Whether bytes of text may hold a number too small for a float64, of which a foreign reader makes 0."""
+    return any(pattern.search(memoryview(text)) for pattern in _TINY)
 
 
 def _in_calendar(parsed: Parsed, kind: pa.DataType) -> Parsed:
@@ -515,6 +524,10 @@ def _floats(text: pa.Array, kind: pa.DataType) -> pa.Array:
     overflow = pc.and_(pc.is_inf(values), pc.invert(pc.match_substring_regex(text, "(?i)inf")))
     if pc.any(overflow).as_py():
         raise pa.ArrowInvalid("beyond the largest number")
+    # 1e-400 is no zero: a digit other than 0 stands before the exponent.
+    zeros = text.filter(pc.equal(values.cast(pa.float64()), 0.0))
+    if pc.any(pc.match_substring_regex(zeros, "^[^eE]*[1-9]")).as_py():
+        raise pa.ArrowInvalid("below the smallest number")
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from engine.data.bounds import BATCH_ROWS
 from engine.errors import UserError
 
 UNORDERED = "$unordered"
+# DuckDB hands these on as something else: the largest integers negative, a time without its offset, bytes of its own.
+_NOT_KEPT = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|BIT|BIGNUM)\b")
 
 
 def _duckdb() -> Any:
@@ -60,7 +63,9 @@ def run(connection: Any, sql: str, where: str, rows: int = BATCH_ROWS) -> Iterat
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise UserError(f"{where} must be one SELECT statement")
-        reader = connection.sql(sql).to_arrow_reader(rows)
+        relation = connection.sql(sql)
+        _refuse_types(relation, where)
+        reader = relation.to_arrow_reader(rows)
     while True:
         with failures.told_as(
             where
@@ -69,6 +74,15 @@ def run(connection: Any, sql: str, where: str, rows: int = BATCH_ROWS) -> Iterat
         if batch is None:
             return
         yield pa.Table.from_batches([batch])
+
+
+def _refuse_types(relation: Any, where: str) -> None:
+    for name, kind in zip(relation.columns, map(str, relation.types), strict=True):
+        if found := _NOT_KEPT.search(kind):
+            raise UserError(
+                f"{where}: column {name!r} must be of a type whose values are kept, found {found[0]} of SQL: "
+                f"write CAST(... AS VARCHAR) AS {_quoted(name)} and declare it as string"
+            )
 
 
 def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str] = ()) -> None:

@@ -201,7 +201,12 @@ def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
         else reader
     )
     for batch in batches:
-        batch.validate(full=True)
+        batch.validate()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise pa.ArrowInvalid(f"column {name!r}: {error}") from None
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
 

@@ -28,7 +28,7 @@ from engine.data.bounds import Bounds
 from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, evidence_of, match, typed
 from engine.data.cut import Piece, dialect, mapped_pieces, pieces, sift
 from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16, skip_advice
-from engine.data.parse import FALSE, TRUE, has_offset, is_beyond_whole_numbers
+from engine.data.parse import FALSE, TRUE, has_offset, is_beyond_whole_numbers, may_vanish
 from engine.data.trim import at_least, more, without_comments, without_footer, without_lines
 from engine.errors import UserError
 
@@ -155,6 +155,7 @@ class _Parser:
         self.places = {name: f"f{place}" for name, place in matched.places.items() if place is not None}
         self.fast = {self.places[name]: kind for name, kind in _fast_types(source).items() if name in self.places}
         self.integers = any(pa.types.is_integer(kind) for kind in self.fast.values())
+        self.floats = any(pa.types.is_floating(kind) for kind in self.fast.values())
         self.zoned: dict[str, bool] = {}
 
     def run(self, stream: BinaryIO, head: bytes, threads: int) -> Iterator[tuple[Chunk, int]]:
@@ -192,7 +193,7 @@ class _Parser:
 
     def _plain(self, piece: bytes, quoted: bool) -> tuple[Chunk, int]:
         """A well-formed piece: fast, and where that fails careful."""
-        if self.integers and _holds_hexadecimal(piece):
+        if (self.integers and _holds_hexadecimal(piece)) or (self.floats and may_vanish(piece)):
             return self._careful(piece)
         try:
             table = self._read_typed(piece, quoted)

@@ -18,7 +18,7 @@ from engine.data.bounds import Bounds
 from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, policy_key, typed
 from engine.data.cut import pieces
 from engine.data.files import SourceFile, open_bytes, recode, refuse_utf16, skip_advice
-from engine.data.parse import is_beyond_whole_numbers
+from engine.data.parse import is_beyond_whole_numbers, may_vanish
 from engine.errors import UserError
 
 KEYS = 500  # undeclared keys up to which the fast reader is
@@ -29,6 +29,9 @@ _MISMATCH: Any = object()
 
 class _Number(str):
     """A number as it is written."""
+
+
+_KINDS = {_Number: "a number", str: "a text", bool: "a truth value", type(None): "null"}
 
 
 class _Twice(ValueError):
@@ -104,7 +107,8 @@ def _fast(
         }
         if any(len(present.intersection(names)) > 1 for names in paths.values()):
             return None
-        if any(is_beyond_whole_numbers(column) for column in raw.values()):
+        floats = any(pa.types.is_floating(column.type) for column in raw.values())
+        if any(is_beyond_whole_numbers(column) for column in raw.values()) or (floats and may_vanish(piece)):
             return None
         numbers = np.arange(1, table.num_rows + 1)
         values, findings = typed(raw, numbers, source, file, zone, notes)
@@ -151,7 +155,7 @@ def _careful(
     raw: dict[str, Any] = {}
     mismatched: list[Finding] = []
     for record in records:
-        seen.update(record)
+        seen.update(map(_printable, record))
     for name, paths in _paths(source).items():
         if paths[0].startswith("$") or name in file.partitions:
             continue
@@ -163,7 +167,7 @@ def _careful(
         written = [None if text is _MISMATCH else text for text in written]
         raw[name] = pa.array(written, _as_text(kind))
         if len(bad):
-            shown = [None if column.sensitive else str(values[i])[:TEXT_LIMIT] for i in bad]
+            shown = [None if column.sensitive else _printable(str(values[i]))[:TEXT_LIMIT] for i in bad]
             mismatched.append(
                 Finding(name, bad, f"is no {type_name(kind)}", column.on_violation, shown, policy_key(file, name))
             )
@@ -229,7 +233,7 @@ def _objects(piece: bytes) -> tuple[list[dict[str, Any]], np.ndarray, list[Lost]
                 line, parse_int=_Number, parse_float=_Number, parse_constant=_Number, object_pairs_hook=_once
             )
             if not isinstance(record, dict):
-                raise ValueError(f"it is a {type(record).__name__}")
+                raise ValueError(f"it is {_KINDS.get(type(record), 'a list')}")
             records.append(record)
             numbers.append(number)
         except (ValueError, RecursionError) as error:
@@ -275,8 +279,14 @@ def _written(value: Any, kind: pa.DataType) -> Any:
     if isinstance(value, _Number):
         return _MISMATCH if text_like or pa.types.is_boolean(kind) or pa.types.is_temporal(kind) else str(value)
     if isinstance(value, str):
-        return value if text_like or pa.types.is_temporal(kind) or pa.types.is_decimal(kind) else _MISMATCH
+        fits = text_like or pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
+        return value if fits and _printable(value) == value else _MISMATCH
     return _MISMATCH
+
+
+def _printable(text: str) -> str:
+    """The text, with half of a surrogate pair, which JSON can escape and no text may hold, as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _written_items(value: Any, kind: pa.DataType) -> Any:

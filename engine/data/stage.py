@@ -23,12 +23,12 @@ from engine.data import checks, failures, lake, look, order, read_arrow, read_cs
 from engine.data.arrow_types import schema_of
 from engine.data.bounds import USUAL, Bounds
 from engine.data.columns import FILE, Chunk, Finding, MissingColumnError
-from engine.data.files import SourceFile, event_source, skip_advice
+from engine.data.files import SourceFile, Torn, event_source, skip_advice
 from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
 from engine.runtime import digest, pool, records, seal, storage
 
-FORMAT = 4
+FORMAT = 5
 Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any], Bounds], Iterator[Chunk]]
 READERS: dict[str, Reader] = {
     "csv": read_csv.read,
@@ -137,7 +137,10 @@ def _chunks(
         if pool.is_hopeless(error):
             raise
         lacking = error if isinstance(error, MissingColumnError) else None
-        raise Refused(str(error) if file.shown in str(error) else f"{file.shown}: {error}") from lacking
+        refused = Refused(str(error) if file.shown in str(error) else f"{file.shown}: {error}")
+        if isinstance(error, Torn):
+            refused.ways_on = f"; replace the file{skip_advice(file)}"
+        raise refused from lacking
     except Exception as error:
         if not failures.from_library(error) or pool.is_hopeless(error):
             raise

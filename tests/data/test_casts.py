@@ -106,10 +106,13 @@ def is_kept(value: Any, result: Any, declared: str) -> bool:
     if isinstance(value, bytes) and declared != "binary":
         value = value.decode()
     if isinstance(value, str) and declared not in ("string", "binary"):
-        if (value := text_value(value, declared)) is None:
+        written = value
+        if (value := text_value(written, declared)) is None:
             return False
         if isinstance(value, float):  # a fraction in text is the nearest float of the type
             nearest = {"float16": np.float16, "float32": np.float32}.get(declared, float)
+            if result == 0 and set("123456789") & set(written.lower().split("e")[0]):
+                return False
             return bool(nearest(value) == result) or math.isnan(value)
     if declared == "string":
         return bool(result == value)
@@ -222,6 +225,10 @@ NUMBERS = [
     "16777217",
     "1e5",
     "1e400",
+    "1e-400",
+    "0.0000E-999",
+    "1E-50",
+    "0." + "0" * 400 + "1",
     "300",
     "0.1",
     "2.50",

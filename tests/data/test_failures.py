@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.data import failures
+from engine.config.tree import SourceColumn, SourceConfig
+from engine.data import failures, lake
 from engine.data.expressions import evaluate
 from engine.errors import UserError
 from engine.runtime import digest
@@ -218,6 +220,90 @@ def test_a_file_is_not_skipped_for_a_rule_that_fails_on_one_of_its_values(tmp_pa
 def test_an_expression_that_fails_on_a_value_is_a_sentence(expression: str, kind: str, rows: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^features\.views\.x: .*Error"):
         evaluate({"x": (expression, kind)}, pa.table(rows), "features.views.x")
+
+
+@pytest.mark.parametrize(
+    ("expression", "kind", "declared"),
+    [
+        ("340282366920938463463374607431768211455::UHUGEINT", "UHUGEINT", "decimal(39,0)"),
+        ("md5_number(CAST(id AS VARCHAR))", "UHUGEINT", "decimal(38,0)"),
+        ("TIMETZ '12:00:00+02'", "TIME WITH TIME ZONE", "time"), ("'101'::BIT", "BIT", "binary"),
+        ("12::BIGNUM", "BIGNUM", "binary"), ("[5::UHUGEINT]", "UHUGEINT", "list<decimal(38,0)>"),
+    ],
+)  # fmt: skip
+def test_values_of_sql_that_are_lost_on_their_way_out_are_refused_with_an_advice_that_works(
+    expression: str, kind: str, declared: str, tmp_path: Path
+) -> None:
+    numbers = pa.array([1, 2, 3])
+    with pytest.raises(UserError, match=f"column 'v' must .*found {kind} of SQL: write CAST"):
+        sql(tmp_path, numbers, "int64", query=f"SELECT id, w, {expression} AS v FROM t", result=declared)
+    query = f'SELECT id, w, CAST({expression} AS VARCHAR) AS "v" FROM t'
+    assert sql(tmp_path, numbers, "int64", query=query, result="string").num_rows == 3
+
+
+def test_a_time_that_sql_has_without_an_offset_is_kept(tmp_path: Path) -> None:
+    query = "SELECT id, w, TIMESTAMPTZ '2024-01-01 12:00:00+02' AS v FROM t"
+    found = sql(tmp_path, pa.array([1, 2, 3]), "int64", query=query, result="timestamp")
+    assert found["v"][0].as_py().isoformat() == "2024-01-01T10:00:00+00:00"
+
+
+def torn_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"i,s\n1,a\n")[:-5])
+
+
+def plain_gzip(path: Path) -> None:
+    path.write_bytes(b"i,s\n1,a\n")
+
+
+def full_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.csv", "i,s\n1,a\n")
+        archive.writestr("b.csv", "i,s\n2,b\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("a.csv.gz", torn_gzip), ("a.csv.gz", plain_gzip), ("a.csv.zip", full_zip)]
+)
+def test_an_archive_that_cannot_be_unpacked_is_told_with_the_ways_on(name: str, write: Any, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}.*; replace the file; .*data\.sources\.s\.refused=skip$"):
+        read(tmp_path / name, {"i": "int64", "s": "string"})
+    assert read(tmp_path / name, {"i": "int64", "s": "string"}, refused="skip")[1].refused
+
+
+def test_a_damaged_arrow_batch_is_told_with_its_column(tmp_path: Path) -> None:
+    as_arrow(tmp_path / "a.arrow", "none", False)
+    raw = (tmp_path / "a.arrow").read_bytes()
+    offsets = np.cumsum([0, *(len(f"id-{i}") for i in range(100))], dtype=np.int32).tobytes()
+    assert raw.count(offsets) == 1
+    (tmp_path / "a.arrow").write_bytes(raw.replace(offsets, offsets[:40] + b"\xff" * 8 + offsets[48:]))
+    with pytest.raises(UserError, match=r"a\.arrow cannot be read as Arrow IPC: column 'u': "):
+        read(tmp_path / "a.arrow", COLUMNS)
+
+
+def test_half_of_a_character_in_json_is_a_finding_of_its_row(tmp_path: Path) -> None:
+    rows = ['{"i": 1, "s": "a"}', '{"i": 2, "s": "\\ud800"}', '{"i": 3, "s": "\\ud83d\\ude00", "\\udc00": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    found, staged = read(tmp_path / "a.jsonl", {"i": "int64", "s": "string"})
+    assert found["s"].to_pylist() == ["a", "\U0001f600"] and staged.tally.quarantined == 1
+    found, _ = read(tmp_path / "a.jsonl", {"i": "int64", "s": {"type": "string", "on_violation": "null"}})
+    assert found["s"].to_pylist() == ["a", None, "\U0001f600"]
+
+
+def test_a_line_of_json_that_is_no_object_is_told_in_the_words_of_json(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"i": 1}\n5\nnull\n"x"\n[1]\ntrue\n')
+    lost = read(tmp_path / "a.jsonl", {"i": "int64"})[1].tally.records
+    assert [record["reason"].split(": ")[1] for record in lost] == [
+        "it is a number", "it is null", "it is a text", "it is a list", "it is a truth value",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+@pytest.mark.parametrize("snapshot", ["1e5", "123e4567", "-1", "1_0", "latest", "٣"])
+def test_a_snapshot_that_is_no_whole_number_is_refused(kind: str, snapshot: str, tmp_path: Path) -> None:
+    source = SourceConfig(path="t", columns={"i": SourceColumn(type="int64")}, format=kind, snapshot=snapshot)
+    with pytest.raises(UserError, match=rf"data\.sources\.s\.snapshot must be .* a whole number, found '{snapshot}'"):
+        lake.table_file("s", source, tmp_path)
 
 
 def test_a_fault_of_the_engine_keeps_its_traceback() -> None:
