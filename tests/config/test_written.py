@@ -41,7 +41,7 @@ data:
         id: {{type: string, aliases: [{text}]}}
         t: {{type: date, format: {text}}}
         u: {text}
-    {text}: {{path: b, columns: {{x: string}}}}
+    {source}: {{path: b, columns: {{x: string}}}}
   columns:
     id: {{type: string, role: id, values: [a, {text}]}}
     {text}: {{type: string}}
@@ -53,7 +53,7 @@ WORDS = (
     "name='run-{text}'", "tracking.project={text}", "data.description={text}", "data.path={text}", "data.sources.a.path={text}",
     "data.sources.a.snapshot={text}", "data.sources.a.csv.nulls=[{text}]", "data.sources.a.columns.u={text}",
     "data.sources.a.columns.id.aliases=[{text}]", "data.sources.a.columns.t={{type: date, format: {text}}}",
-    "+data.sources[{text}]={{path: b, columns: {{x: string}}}}", "data.columns.id.values=[a,{text}]",
+    "+data.sources[{source}]={{path: b, columns: {{x: string}}}}", "data.columns.id.values=[a,{text}]",
     "+data.columns[{text}]=string", "data.rules.r={text}", "+monitor.alerts={{a: {{kind: file, to: {text}}}}}",
     "tracking.tags=[{text}]", "tracking.group={text}",
 )  # fmt: skip
@@ -98,17 +98,20 @@ def given_by(tmp_path: Path) -> Callable[..., Config]:
 @pytest.mark.parametrize("text", SURPRISES)
 def test_a_text_key_gets_the_text_as_written_by_a_file_and_by_the_command_line(text: str, given_by) -> None:
     name = text if not set(text) & set(" ~=<:+") else "x"  # the name of an experiment has letters of its own
-    expected = {kind: None if kind in NULLABLE and text in NULLS else text for kind in GIVEN} | {"name": name}
-    config = given_by(FILE.format(text=text).replace(f"run-{text}", f"run-{name}"))
+    source = f"x{text}" if text.startswith(".") else text  # a source is a folder too, which no dot begins
+    values = {"text": text, "source": source}
+    expected = {kind: None if kind in NULLABLE and text in NULLS else text for kind in GIVEN}
+    expected |= {"name": name, "source name": source}
+    config = given_by(FILE.format(**values).replace(f"run-{text}", f"run-{name}"))
     assert {kind: value(config) for kind, value in GIVEN.items()} == expected
     if text not in NOT_ON_THE_COMMAND_LINE:
-        config = given_by("", *(word.format(text=text).replace(f"run-{text}", f"run-{name}") for word in WORDS))
+        config = given_by("", *(word.format(**values).replace(f"run-{text}", f"run-{name}") for word in WORDS))
         assert {kind: value(config) for kind, value in GIVEN.items()} == expected
 
 
 def test_a_quoted_text_is_that_text_everywhere(given_by) -> None:
     for text in ("null", "~", "1.10", "no"):
-        config = given_by(FILE.format(text=f"'{text}'").replace(f"run-'{text}'", "run-x"))
+        config = given_by(FILE.format(text=f"'{text}'", source=f"'{text}'").replace(f"run-'{text}'", "run-x"))
         assert {kind: value(config) for kind, value in GIVEN.items()} == {**dict.fromkeys(GIVEN, text), "name": "x"}
 
 
