@@ -158,7 +158,12 @@ def check_columns(config: Config, classes: tuple[str, ...] = ()) -> None:
     own = ["row_id", *scores, "model", *(f"shadow_{name}" for name in (*scores, "model") if config.score.shadow)]
     for name in passed_columns(config):
         if name in ("score", *own) or name.startswith(("score_", "shadow_")) or name == event_time:
-            raise UserError(f"score.columns: the output has a column {name!r} of its own; leave it out")
+            if name in (*config.score.columns, config.score.partition):
+                raise UserError(f"score.columns: the output has a column {name!r} of its own; leave it out")
+            raise UserError(
+                f"a file of scores repeats data.columns.{name} and has a column {name!r} of its own: let score.output be a "
+                f"folder, whose files do not repeat it, or rename the column and train the model again. {RENAME.format(name)}"
+            )
     named = [
         *((name, "the output of `score`") for name in own),
         (event_time, f"data.columns.{event_time} (role event_time)"),

@@ -27,6 +27,7 @@ from engine.features import demand
 from engine.runtime import storage
 from engine.runtime.run import Run
 from engine.scoring import export
+from engine.scoring.plan import check_columns
 from engine.scoring.predictor import load
 from engine.scoring.score import predictions
 from tests.conftest import ROOT
@@ -270,6 +271,17 @@ def test_ids_that_a_file_holds_twice_stop_the_run_without_a_word_that_scoring_wo
     assert "set data.duplicates" not in str(refused.value) and not out.exists()
     score(f"score.input={write(new, table)}", f"score.output={out}")
     assert len(csv_rows(out)) == table.num_rows
+
+
+def test_an_id_called_like_a_column_of_the_output_is_named_with_what_can_be_done(shop: Shop) -> None:
+    config = config_of(shop)
+    columns = {("score" if name == "visit" else name): item for name, item in config.data.columns.items()}
+    data = dataclasses.replace(config.data, columns=columns)
+    config = dataclasses.replace(config, data=data)
+    check_columns(config)  # a folder repeats no ids
+    into_file = dataclasses.replace(config, score=dataclasses.replace(config.score, output="out.csv"))
+    with pytest.raises(UserError, match=r"repeats data\.columns\.score .* let score\.output be a folder"):
+        check_columns(into_file)
 
 
 def test_a_dataset_goes_into_one_file_too_and_a_folder_that_ends_in_a_suffix_stays_one(
