@@ -11,6 +11,7 @@ import pytest
 
 from engine.config.tree import Config
 from engine.data import spread, stage
+from engine.data.bounds import Bounds
 from engine.data.files import SourceFile, source_files
 from engine.errors import UserError
 from tests.conftest import FakeRay
@@ -54,14 +55,14 @@ def test_workers_stage_the_bytes_that_one_process_stages(tmp_path: Path) -> None
 def test_a_file_that_a_node_does_not_see_is_no_refused_file(tmp_path: Path) -> None:
     given = config(tmp_path, sources(tmp_path))
     file = source_files("s", given.data.sources["s"], given.data, tmp_path / "cache")[0]
-    item = spread._plain(0, file)
-    assert spread._stage(tmp_path / "x", given.data, item) == {"place": 0, "rows": 200, "refused": None}
+    item, bounds = spread._plain(0, file), Bounds()
+    assert spread._stage(tmp_path / "x", given.data, bounds, item) == {"place": 0, "rows": 200, "refused": None}
     os.rename(file.path, tmp_path / "elsewhere")
     with pytest.raises(UserError, match="must be the same file on every node"):
-        spread._stage(tmp_path / "y", given.data, item)
+        spread._stage(tmp_path / "y", given.data, bounds, item)
     file.path.write_text("other\n")
     with pytest.raises(UserError, match="changed while it was read"):
-        spread._stage(tmp_path / "y", given.data, item)
+        spread._stage(tmp_path / "y", given.data, bounds, item)
 
 
 def test_what_a_worker_says_becomes_the_error_of_the_run(tmp_path: Path, fake_ray: FakeRay) -> None:
