@@ -156,7 +156,8 @@ def _family(kind: pa.DataType) -> object:
 def as_keys(values: pa.Array, kind: pa.DataType) -> pa.Array:
     """Values as keys of a type that is `alike`; one that the type does not hold equals none of its keys and becomes null."""
     if values.type.equals(kind):
-        return values
+        # As SQL has it, -0.0 and 0.0 are one key; their bits are two.
+        return pc.add(values, pa.scalar(0.0, kind)) if pa.types.is_floating(kind) else values
     if pa.types.is_dictionary(values.type):
         values = values.dictionary.take(values.indices)
     try:

@@ -250,7 +250,8 @@ def entity_hash(table: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
     """uint64[n] hash of the key columns by the text of their values: the same in every process. Nulls hash alike."""
     found = np.zeros(table.num_rows, np.uint64)
     for column in columns:
-        texts = pc.fill_null(_combined(table[column]).cast(pa.large_string()), "\0")
+        keys = _combined(table[column])
+        texts = pc.fill_null(as_keys(keys, keys.type).cast(pa.large_string()), "\0")
         offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
         data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
         found = hash_u64(found ^ hash_bytes(data, offsets))

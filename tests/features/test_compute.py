@@ -13,6 +13,7 @@ import pytest
 from engine.config import schema
 from engine.config.tree import DataConfig, FeaturesConfig
 from engine.errors import UserError
+from engine.features import compute
 from engine.features.compute import entity_codes, raw_features
 
 H = 3_600_000_000
@@ -278,3 +279,11 @@ def test_a_static_table_with_a_repeated_key_is_refused() -> None:
     tables["places"] = pa.table({"place": ["a", "a"], "height": [1.0, 2.0]})
     with pytest.raises(UserError, match=r"one row per key.*'a'"):
         raw_features(data, features, events, events, tables)
+
+
+def test_zero_is_one_key_whatever_its_sign() -> None:
+    keys = pa.table({"k": pa.array([0.0, -0.0, 1.0, None])})
+    codes, _ = compute._codes_of(keys["k"], pa.chunked_array([pa.array([-0.0, 1.0])]))
+    assert codes[0] == codes[1] == codes[4] and codes[2] == codes[5] != codes[0] and codes[3] == -1
+    hashes = compute.entity_hash(keys, ["k"])
+    assert hashes[0] == hashes[1] != hashes[2]
