@@ -133,7 +133,7 @@ MISTAKES = {
     "group without plus": (["experiment=flights"], ["+experiment="]),
     "group with plus": (["+model=linear"], ["model=CHOICE"]),
     "out of bounds": (["train.lr=-1"], ["train.lr must be greater than 0, found -1"]),
-    "not a number is out of bounds": (["train.lr=nan"], ["train.lr must be greater than 0, found nan"]),
+    "not a number is out of bounds": (["train.lr=nan"], ["train.lr must be a finite number, found nan"]),
     "wrong type": (
         ["train.epochs=many"],
         ["train.epochs: must be a whole number of at least 1, or auto, found 'many'"],
@@ -478,21 +478,30 @@ def test_make_help_lists_the_targets() -> None:
         assert f"make {target} " in text
 
 
-def test_installing_brings_the_packages_and_every_config_file() -> None:
+def test_installing_brings_the_packages_and_every_config_file(tmp_path: Path) -> None:
     setuptools = pytest.importorskip("setuptools")
     script = textwrap.dedent("""
-        import setuptools, json
+        import setuptools, json, sys
+        from setuptools.command.build_py import build_py
+        build_py.run = lambda self: None  # ours alone is looked at: it adds the choices
         found = {}
         setuptools.setup = lambda **options: found.update(options)
         exec(compile(open("setup.py").read(), "setup.py", "exec"), {"__file__": "setup.py", "__name__": "__main__"})
-        print(json.dumps([found["packages"], found["package_data"], found["entry_points"], found["version"]]))
+        command = found["cmdclass"]["build_py"](setuptools.Distribution(found))
+        command.build_lib = sys.argv[1]
+        command.run()
+        print(json.dumps([found["packages"], found["entry_points"], found["version"]]))
     """)
     assert setuptools
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    packages, data, entry_points, version = json.loads(done.stdout)
-    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("conf/**/*.yaml")}
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    packages, entry_points, version = json.loads(done.stdout.splitlines()[-1])
+    choices = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("conf/**/*.yaml")}
+    assert {
+        path.relative_to(tmp_path / "engine").as_posix() for path in tmp_path.glob("engine/conf/**/*.yaml")
+    } == choices
     modules = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("engine/**/*.py")}
-    assert folders | modules | {"kernels"} <= set(packages) and "*.yaml" in data[""]
+    assert modules | {"kernels"} <= set(packages) and not any(name.split(".")[0] == "conf" for name in packages)
     assert entry_points == {"console_scripts": ["engine=engine.__main__:main"]} and version == engine.__version__
 
 

@@ -24,9 +24,11 @@ from typing import Any, Literal, NotRequired, TypedDict
 from engine.config.tree import NAME, posix_path
 from engine.errors import UserError, nearest
 from engine.runtime import digest, records, storage
+from engine.runtime import seal as seals
 from engine.runtime.seal import FileRecord, Seal
 
-FORMAT = 1
+FORMAT = 1  # of a move
+CHECKED = 2  # of version.json, which checks itself from this format on
 MANIFEST = "bundle.json"
 ALIASES = ("champion", "challenger")
 SHORTEST_PREFIX = 6
@@ -83,6 +85,7 @@ class Files(TypedDict):
 class VersionRecord(TypedDict):
     """version.json."""
 
+    format: records.Count
     digest: records.Digest
     seal: records.Digest
     registered: str
@@ -139,7 +142,10 @@ class Registry:
         return sorted(found, key=lambda version: (version.facts["registered"], version.digest))
 
     def _open(self, directory: Path) -> Version:
-        record = records.read(directory / "version.json", VersionRecord)
+        path = directory / "version.json"
+        record = records.read(path, VersionRecord)
+        if record["format"] >= CHECKED or "check" in record:  # older ones do not check themselves
+            record = seals.verify(record, str(path))
         return Version(record["digest"], record["seal"], directory, record)
 
     def find(self, reference: str) -> Version:
@@ -193,8 +199,8 @@ class Registry:
                 with storage.atomic_directory(directory) as temporary:
                     shutil.copytree(bundle, temporary / "model")
                     check_seal(temporary / "model", seal)
-                    record = {"format": FORMAT, "digest": content, "seal": seal, "registered": _now(), **facts}
-                    storage.write_json(temporary / "version.json", record)
+                    body = {"format": CHECKED, "digest": content, "seal": seal, "registered": _now(), **facts}
+                    storage.write_json(temporary / "version.json", seals.checked(body))
         version = self._open(directory)
         self.verify(version)
         return version

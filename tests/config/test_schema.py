@@ -52,7 +52,7 @@ def test_defaults_fill_in_and_nested_mappings_become_objects() -> None:
         ({"given": "x", "inner": {"sise": 1}}, "unknown config key 'inner.sise'. Did you mean 'inner.size'?"),
         ({"given": "x", "named": {"n": {"sise": 1}}}, "unknown config key 'named.n.sise'"),
         ({"given": "x", "rate": 0}, "rate must be greater than 0, found 0"),
-        ({"given": "x", "rate": math.nan}, "rate must be greater than 0, found nan"),
+        ({"given": "x", "rate": math.nan}, "rate must be a finite number, found nan"),
         ({"given": "x", "rate": "0.5"}, "rate must be a number, found '0.5'"),
         ({"given": "x", "rate": True}, "rate must be a number, found True"),
         ({"given": "x", "inner": {"size": 10}}, "inner.size must be less than 10, found 10"),

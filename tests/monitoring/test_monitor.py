@@ -144,8 +144,8 @@ def test_labels_of_other_rows_than_the_run_scored_are_not_taken_for_its_own(
     scored = capfd.readouterr().out.splitlines()[-1]
     original = monitor_module.predictions
 
-    def of_others(directory: Path) -> pa.Table:
-        table = original(directory)
+    def of_others(directory: Path, **options: object) -> pa.Table:
+        table = original(directory, **options)
         ids = pa.array([f"{text}0" for text in table["row_id"].to_pylist()])
         return table.set_column(table.column_names.index("row_id"), "row_id", ids)
 
