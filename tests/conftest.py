@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,11 @@ from engine.config.tree import Config
 from engine.runtime import cluster, pool
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A shell ignores SIGINT for what it runs in the background, and programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time: a red test stays red until its cause is mended.
 hypothesis.settings.register_profile("engine", derandomize=True, deadline=None, max_examples=50)
