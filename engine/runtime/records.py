@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -80,25 +80,6 @@ def parse(text: str, shape: Any, where: str) -> Any:
     _check_depth(value, where)
     conform(value, shape, where)
     return value
-
-
-def read_each(paths: Iterable[Path], shape: Any, warn: Callable[[str], None]) -> Iterator[tuple[Path, Any]]:
-    """(path, record) of each file that is what it must be; of others a warning, for nobody's file stops the rest."""
-    for path in paths:
-        try:
-            yield path, read(path, shape)
-        except UserError as error:
-            warn(f"left out: {error}")
-
-
-def lines(path: Path, shape: Any = dict[str, Any]) -> Iterator[Any]:
-    """The records of a JSON Lines file in order; a line that is torn or damaged is passed over."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield parse(line, shape, f"{path} line {number}")
-            except Damaged:
-                continue
 
 
 def _refuse(constant: str) -> Any:

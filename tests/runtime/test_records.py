@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
-from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pytest
@@ -140,20 +139,6 @@ def test_any_value_in_any_place_passes_or_is_a_sentence(path, value) -> None:
         records.parse(json.dumps(changed(path, value)), Whole, "r.json")
     except Damaged as error:
         assert "r.json" in str(error) and len(str(error)) < 400
-
-
-def test_lines_that_are_torn_are_passed_over(tmp_path) -> None:
-    (tmp_path / "l.jsonl").write_text('{"a": 1}\n{"a": \n[1]\n{"a": 2}\n{"a"')
-    assert list(records.lines(tmp_path / "l.jsonl")) == [{"a": 1}, {"a": 2}]
-
-
-def test_what_is_damaged_among_others_is_left_out_with_a_warning(tmp_path) -> None:
-    for name, text in (("1", '{"a": 1}'), ("2", "[]"), ("3", '{"a": 3}')):
-        (tmp_path / name).write_text(text)
-    warnings: list[str] = []
-    found = list(records.read_each(sorted(tmp_path.iterdir()), dict[str, int], warnings.append))
-    assert [value for _, value in found] == [{"a": 1}, {"a": 3}]
-    assert len(warnings) == 1 and str(Path(tmp_path / "2")) in warnings[0]
 
 
 def test_a_shape_that_is_no_json_is_a_mistake_of_ours() -> None:
