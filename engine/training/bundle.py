@@ -135,7 +135,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{directory} is of format {manifest['format']}, this engine reads up to {MANIFEST_FORMAT}: use a newer engine"
         )
     if manifest["format"] >= CHECKED or "check" in manifest:  # older ones do not check themselves
-        folder_seal.read_checked(path)
+        folder_seal.verify(manifest, str(path))
     sealed = Seal(manifest["files"])
     for name in manifest["files"]:
         sealed.check(directory, name, "Restore it, or train again")
