@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HELPERS = {"__init__", "__main__", "harness", "peers", "screenshot"}
+HELPERS = {"__init__", "__main__", "harness", "headline", "peers", "screenshot"}
 
 
 def names() -> dict[str, str]:

@@ -33,6 +33,7 @@ import yaml
 
 import engine
 from benchmarks import __main__ as benchmarks
+from benchmarks import headline
 from engine import __main__ as shell
 from engine import commands
 from engine.config import compose
@@ -40,8 +41,11 @@ from engine.config.tree import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
-    path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md"
-)  # it tells of what is no more, too
+    path
+    for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks")
+    for path in folder.glob("*.md")
+    if path.name != "CHANGELOG.md"  # it names what is no more, too
+)
 EVERY = 24  # of the flights
 
 # What stands in the documents for something of the reader's own. Longest first; `desk` is where the commands have run.
@@ -60,9 +64,10 @@ PLACEHOLDERS: dict[str, Callable[[Desk], str]] = {
     "/srv/flights": lambda desk: str(desk.folder),
     "/folder/of/the/monthly/files": lambda desk: str(desk.folder),
 }
-# Commands that take minutes, by the words that tell: run under the mark `slow`. What needs more than this machine is never run.
+# Commands that take minutes, by the words that tell: run under the mark `slow`. What needs more than this machine,
+# or a cluster of its own (tests/training/test_distributed.py has those), is never run.
 SLOW = ("reproduce", "backtest")
-NEVER = ("--build-env",)
+NEVER = ("--build-env", "cluster=ray")
 # What must have happened before a command can do what its line is for.
 BEFORE: dict[str, Callable[[Desk], Any]] = {
     "registry rollback": lambda desk: desk.second_champion(),
@@ -89,19 +94,23 @@ class Block:
         return f"{self.document}:{self.line}"
 
 
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
 def blocks() -> list[Block]:
     found = []
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-            found.append(Block(path.name, text[: match.start()].count("\n") + 1, match.group(1), match.group(2)))
+            found.append(Block(named(path), text[: match.start()].count("\n") + 1, match.group(1), match.group(2)))
     return found
 
 
 def prose() -> Iterator[tuple[str, str]]:
     """(document, its text without fenced blocks)."""
     for path in DOCUMENTS:
-        yield path.name, re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        yield named(path), re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def inline() -> list[tuple[str, str]]:
@@ -454,7 +463,7 @@ def write_orders(folder: Path) -> None:
 
 
 def test_one_file_without_labels_in_is_one_file_of_scores_out(desk: Desk) -> None:
-    run_lines(desk, next(block for block in blocks() if block.document == "SCORING.md"), slow=False)
+    run_lines(desk, next(block for block in blocks() if block.document == "docs/scoring.md"), slow=False)
     new, found = pacsv.read_csv(desk.folder / "new.csv"), pacsv.read_csv(desk.folder / "out.csv")
     assert found.num_rows == new.num_rows and found["score"].null_count == 0
     assert sorted(found["flight"].to_pylist()) == sorted(new["flight"].to_pylist())
@@ -614,7 +623,7 @@ def test_every_name_between_backticks_is_there(document: str, code: str) -> None
         assert commands.find([word for word in words if word.islower()])
     if match := re.match(r"make ([a-z-]+)", code):
         make_would(None, [match.group(1)], False)  # type: ignore[arg-type]
-    if re.fullmatch(r"(engine|kernels|tests|conf|benchmarks|\.ci)/[\w./*]+", code):
+    if re.fullmatch(r"(engine|kernels|tests|conf|docs|benchmarks|\.ci)/[\w./*]+", code):
         assert list(ROOT.glob(code.rstrip("/"))), f"{document}: `{code}` is not there"
 
 
@@ -639,7 +648,7 @@ def test_every_link_between_documents_leads_somewhere() -> None:
             if "://" in target:
                 continue
             path, _, anchor = target.partition("#")
-            there = ROOT / (path or document)
+            there = ROOT / Path(document).parent / path if path else ROOT / document
             assert there.exists(), f"{document}: {target}"
             titles = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if anchor else []
             assert not anchor or anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -647,7 +656,15 @@ def test_every_link_between_documents_leads_somewhere() -> None:
 
 def test_the_table_of_steps_names_every_group_of_commands() -> None:
     text = (ROOT / "README.md").read_text()
-    table = text[text.index("| step | command |") : text.index("Examples for cron")]
+    table = text[text.index("| step | command |") : text.index("Each command does all")]
     named = set(re.findall(r"`engine ([a-z]+)", table))
     assert named <= {name.split()[0] for name in commands.COMMANDS} and len(named) > 8
     assert engine.__doc__ and Config
+
+
+def test_the_front_page_is_short_and_its_figures_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    begin, end = "<!-- benchmark:headline -->\n", "\n<!-- /benchmark:headline -->"
+    assert text[text.index(begin) + len(begin) : text.index(end)] == headline.table()
+    assert "missed" in headline.table()

@@ -534,7 +534,7 @@ class BusinessConfig:
 
     SHORTHAND = "expression"
     expression: str = key(
-        help="arithmetic over `score`, `label` and columns ending in a mean, sum, min, max or count (MONITORING.md)"
+        help="arithmetic over `score`, `label` and columns ending in a mean, sum, min, max or count (docs/monitoring.md)"
     )
     better: str = key("lower", "which way is good", choices=("lower", "higher"))
 
