@@ -100,7 +100,8 @@ def _main(words: list[str]) -> int:
     if command.raw:
         plain = [*rest, *(["--config-dir", request.config_dir] if request.config_dir else [])]
     if command.plain:
-        return int(commands.function(name)(composed[0].config, plain) or DONE)
+        with importlib.import_module("engine.config.secrecy").masked_errors(composed[0].secrets):
+            return int(commands.function(name)(composed[0].config, plain) or DONE)
     codes = {_step(name, one) for one in composed}
     return next(code for code in (ALARM, UNJUDGED, DONE) if code in codes)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import commands
-from engine.config import compose, schema
+from engine.config import compose, schema, secrecy
 from engine.config.compose import Composed
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
@@ -65,6 +65,7 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
             run.finish(step(composed.config, run))
     except BaseException as error:
         run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        secrecy.hide_in(error, run.hidden)
         error.add_note(f"run directory: {run.directory}")
         raise
     finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import os
 import re
 import shlex
 import threading
@@ -32,16 +31,12 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import names, schema, written
+from engine.config import names, schema, secrecy, written
 from engine.config import overrides as words_
 from engine.config.overrides import merged
 from engine.config.tree import Config, PathsConfig
 from engine.errors import UserError, did_you_mean, nearest
 
-MASK = "***"
-_SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
-_ALERT_TO = re.compile(r"^monitor\.alerts\..+\.to$")  # a web service is known by an address that lets in
-_ALERT_WORD = re.compile(r"^[+~]*monitor\.alerts\b.*://", re.DOTALL)
 _REFERENCE = re.compile(r"\$\{(\.*)([^:{}$]+)\}")
 _HYDRA = threading.Lock()  # Hydra keeps its state in the process: one composition at a time
 _ROOT = "engine_root"
@@ -79,7 +74,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
     for word, (_, value) in zip(overrides, parsed, strict=True):
         if isinstance(value, Sweep):
             raise UserError(
-                f"{_masked_word(word)!r} names several values: add --multirun, or write a list as key=[a,b]"
+                f"{secrecy.masked_word(word)!r} names several values: add --multirun, or write a list as key=[a,b]"
             )
     choices = [_names_group(word, folders) for word in overrides]
     files = [_as_name(word, *parsed[place]) for place, word in enumerate(overrides) if choices[place]]
@@ -94,18 +89,21 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
             _change(plain, key, value)
     raw = OmegaConf.create(written.settled(plain, Config))
     places = {".".join(map(str, place)): (place, value) for place, value in _leaves(raw)}
-    try:
-        _resolve_once(raw, places)
-        values: Any = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"config key {error.full_key or '?'}: {str(error).splitlines()[0]}") from None
-    _refuse_targets(values)
-    _check_top_level(values)
-    config = schema.build(Config, values)
-    names.check(config)
     leaves = {path: value for path, (_, value) in places.items()}
-    hidden, references = _secrets(leaves, dict(_plain_leaves(values)))
-    return Composed(config, _masked(values, references), hidden, tuple(_masked_word(word) for word in overrides))
+    with secrecy.masked_errors(secrecy.of_texts(leaves.values())):
+        try:
+            _resolve_once(raw, places)
+            values: Any = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise UserError(f"config key {error.full_key or '?'}: {str(error).splitlines()[0]}") from None
+    keys = {key.rsplit(".", 1)[-1] for key, *_ in schema.documented(Config)}
+    hidden, references = secrecy.of_config(leaves, dict(_plain_leaves(values)), keys)
+    with secrecy.masked_errors(hidden):
+        _refuse_targets(values)
+        _check_top_level(values)
+        config = schema.build(Config, values)
+        names.check(config)
+    return Composed(config, _masked(values, references), hidden, tuple(secrecy.masked_word(word) for word in overrides))
 
 
 def default_paths(folder: Path) -> dict[str, str]:
@@ -204,10 +202,10 @@ class _Values(HydraOverrideVisitor):  # type: ignore[misc]
 def _parse(text: str) -> tuple[words_.Word, Any]:
     """An override and its value: plain containers, marked words, or a sweep. Raises UserError."""
     if (shown := text.encode("utf-8", "backslashreplace").decode()) != text:
-        raise UserError(f"an override must be UTF-8 text, found {_masked_word(shown)!r}")
+        raise UserError(f"an override must be UTF-8 text, found {secrecy.masked_word(shown)!r}")
     word = words_.read(text)
     if word is None or word.parts[0] == "hydra":
-        raise UserError(f"an override must be key=value with a key of this engine, found {_masked_word(text)!r}")
+        raise UserError(f"an override must be key=value with a key of this engine, found {secrecy.masked_word(text)!r}")
     if not word.value:
         return word, ""
     listener = HydraErrorListener()
@@ -223,11 +221,13 @@ def _parse(text: str) -> tuple[words_.Word, Any]:
             raise HydraException(f"extraneous input {parser.getCurrentToken().text!r}")
     except (HydraException, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        name, equals, value = _masked_word(text).partition("=")
+        name, equals, value = secrecy.masked_word(text).partition("=")
         hint = ""
         if equals and re.fullmatch(r"[+~]*[\w.]+", name):
             hint = f" A value with spaces, = or () needs quotes inside the word: {shlex.quote(f'{name}={schema.quoted(value)}')}"
-        raise UserError(f"an override must be key=value, found {_masked_word(text)!r} ({reason}).{hint}") from None
+        raise UserError(
+            f"an override must be key=value, found {secrecy.masked_word(text)!r} ({reason}).{hint}"
+        ) from None
     return word, parsed if isinstance(parsed, Sweep) else Override._convert_value(parsed)
 
 
@@ -467,41 +467,6 @@ def _refers_to(path: str, text: str, waiting: Iterable[str]) -> bool:
     return False
 
 
-def _secrets(written: dict[str, Any], values: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Secret values, and what is saved in the place of each: the reference to it, or `***`.
-
-    Secret: a key named like one, a webhook's address, and what comes from the environment (`${oc.env:...}`) unless it
-    is a place.
-    """
-    keys = {key.rsplit(".", 1)[-1] for key, *_ in schema.documented(Config)}
-    hidden: set[str] = set()
-    references: dict[str, str] = {}
-    for path, text in written.items():
-        value = str(values.get(path, ""))
-        if not isinstance(text, str) or not text:
-            continue
-        last = path.rsplit(".", 1)[-1]
-        named = last in keys and bool(_SECRET_NAME.search(last))  # a column, a rule or an output may be called `token`
-        named |= bool(_ALERT_TO.match(path)) and "://" in value
-        if named or ("oc.env" in text and not _is_place(path, text, value)):
-            hidden.add(value)
-            references[path] = text if "oc.env" in text else MASK
-    for path, text in written.items():  # what was put together out of a secret
-        if (
-            isinstance(text, str)
-            and "${" in text
-            and any(len(one) > 3 and one in str(values.get(path)) for one in hidden)
-        ):
-            references[path] = text
-    return tuple(sorted((value for value in hidden if value), key=len, reverse=True)), references
-
-
-def _is_place(path: str, text: str, value: str) -> bool:
-    if _SECRET_NAME.search(text) or "://" in value:
-        return False
-    return path.startswith("paths.") or path.endswith("path") or os.path.exists(value)
-
-
 def _masked(values: Any, replaced: dict[str, str], path: str = "") -> Any:
     if path in replaced:
         return replaced[path]
@@ -510,9 +475,3 @@ def _masked(values: Any, replaced: dict[str, str], path: str = "") -> Any:
     if isinstance(values, list):
         return [_masked(item, replaced, f"{path}.{index}") for index, item in enumerate(values)]
     return values
-
-
-def _masked_word(word: str) -> str:
-    name, equals, _ = word.partition("=")
-    secret = _SECRET_NAME.search(name.rsplit(".", 1)[-1]) or _ALERT_WORD.match(word)
-    return f"{name}={MASK}" if equals and secret else word

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config.compose import MASK
+from engine.config.secrecy import MASK
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import chain, restore

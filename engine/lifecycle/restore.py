@@ -58,6 +58,12 @@ def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> 
     root = _restore(state, commit, scratch)
     if state.get("dirty"):
         doubts += tuple(_apply(directory / "engine.patch", root))
+        lacking = (record.get("not_in_patch") or {}).get("engine", ())
+        if lacking:
+            doubts += (
+                f"the kept patch is without what looked like a secret: {', '.join(lacking)}; where code read that, it runs "
+                "otherwise",
+            )
     root = _copy_engine(_engine_below(root), scratch / "code" / "engine")
     found = environment.files_digest(root)
     if found != code["engine_digest"]:

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 import secrets as random_names
 import shutil
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from engine.config import schema
+from engine.config import schema, secrecy
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
 from engine.runtime import digest, environment, git, records, seal, storage, terminal, trust
@@ -28,11 +27,9 @@ from engine.runtime.progress import Progress
 
 FORMAT = 1
 LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores", "drift")
-MASK = "***"
 LOCK = ".lock"
 # What changes after the end (the mirror), what seals itself (the bundle) and what is done with (working files).
 UNSEALED = ("run.log", "tracking.json", "tracking.log", "wandb", "model", "checkpoints", "parts")
-URL_PASSWORD = re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+(?=@)")
 
 
 class GitRecord(TypedDict, total=False):
@@ -119,6 +116,7 @@ class RunRecord(TypedDict):
     views: NotRequired[dict[str, str]]
     used: NotRequired[dict[str, str]]
     alarms: NotRequired[list[str]]
+    not_in_patch: NotRequired[dict[str, list[str]]]
     resumes: NotRequired[list[AttemptRecord]]
 
 
@@ -198,7 +196,7 @@ class Run:
             # The lock comes before run.json: a directory with a record and no lock has no living process.
             run = cls(directory, record, hidden, lock=_try_lock(directory))
             for name, root in _dirty_trees(record["code"]):
-                storage.write_text(directory / f"{name}.patch", run.redact(git.patch(root)))
+                run.write_patch(name, git.patch(root))
             run.save()
             trust.record(Path(config.paths.store), record["code"])
             for doubt in environment.doubts(record["code"]):
@@ -268,16 +266,19 @@ class Run:
     # ---------------------------------------------------------------------------------------------- recording
 
     def redact(self, text: str) -> str:
-        """The text without secret values and without passwords in URLs."""
-        for value in self.hidden:
-            for form in {value, json.dumps(value, ensure_ascii=False)[1:-1]}:
-                if len(form) >= 4:
-                    text = text.replace(form, MASK)
-        return URL_PASSWORD.sub(rf"\1{MASK}", text)
+        """The text without secret values and without what looks like one (`engine.config.secrecy`)."""
+        return secrecy.redact(text, self.hidden)
 
     def masked(self, value: Any) -> Any:
         """A JSON value with the same done to its texts."""
-        return json.loads(self.redact(json.dumps(value, ensure_ascii=False)))
+        return json.loads(self._text(value))
+
+    def _text(self, value: Any, **options: Any) -> str:
+        """JSON with its texts masked."""
+        text = json.dumps(value, ensure_ascii=False, **options)
+        if self.redact(text) == text:
+            return text
+        return json.dumps(secrecy.masked(json.loads(text), self.redact), ensure_ascii=False, **options)
 
     def log(self, message: str) -> None:
         """One line for a person, to run.log and stderr."""
@@ -301,8 +302,9 @@ class Run:
 
     def save(self) -> None:
         """Write run.json."""
-        text = json.dumps(self.record, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-        storage.write_text(self.directory / "run.json", self.redact(text) + "\n")
+        storage.write_text(
+            self.directory / "run.json", self._text(self.record, indent=1, allow_nan=False, default=str) + "\n"
+        )
 
     def note(self, **values: Any) -> None:
         """Add top-level facts to run.json."""
@@ -346,6 +348,14 @@ class Run:
     def path(self, *parts: str) -> Path:
         """A path inside the run directory."""
         return storage.inside(self.directory, *parts)
+
+    def write_patch(self, name: str, patch: str) -> None:
+        """Keep uncommitted changes as `<name>.patch`, without secrets; what it lacks is recorded as `not_in_patch` and logged."""
+        kept, lacking = secrecy.masked_patch(patch, self.hidden)
+        storage.write_text(self.directory / f"{name}.patch", kept)
+        if lacking:
+            self.record.setdefault("not_in_patch", {})[name] = lacking
+            self._log_file(f"warning: {name}.patch is without what looks like a secret: {', '.join(lacking)}")
 
     # ---------------------------------------------------------------------------------------------- closing
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fnmatch
 import json
 import os
 import platform
@@ -27,29 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import engine
-from engine.config import units
+from engine.config import secrecy, units
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import cluster, environment, git, storage, terminal, versions
-from engine.runtime.run import URL_PASSWORD, Run
+from engine.runtime.run import Run
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
-# Files and folders whose names say that they hold secrets; compared in small letters, part by part of a path.
-SECRET_FILES = (
-    ".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".htpasswd", ".npmrc", ".pypirc", ".git-credentials",
-    ".my.cnf", ".s3cfg", ".boto", "*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx", "*.gpg", "*.ovpn",
-    "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "credentials", "*credentials.json", "credentials.*", "secrets", "secrets.*",
-    "*service_account*.json", "*service-account*.json", "*.tfstate", "*.tfvars", "kubeconfig",
-    ".aws", ".azure", ".docker", ".gcloud", ".gnupg", ".kube", ".ssh", ".terraform",
-)  # fmt: skip
-HARMLESS = (
-    "*.example",
-    "*.sample",
-    "*.template",
-    "*.py",
-    "*.pyi",
-    "*.pub",
-)  # code and examples are called like this too
 LARGEST = 5
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 90.0
@@ -62,7 +45,6 @@ import json, ray
 ray.init(address="auto", log_to_driver=False)
 print("{ANSWER}" + json.dumps(of_nodes(ray, {PATIENCE_SECONDS / 2})))
 """
-_SECRET = re.compile(r"(password|passwd|secret|token|api_?key|credential)", re.IGNORECASE)
 
 
 def submit(config: Config, words: Sequence[str]) -> int:
@@ -99,11 +81,14 @@ def submit(config: Config, words: Sequence[str]) -> int:
 
 
 def check_secrets(words: Sequence[str]) -> None:
-    """Refuse a secret written out: the command line of a job is shown in the dashboard and kept in logs."""
+    """Refuse a secret written out: the command line of a job is shown in the dashboard and kept in logs.
+
+    A secret: a key named like one, the address of an alert, a password or a signature in a URL, the value of a variable whose
+    name says that it is one.
+    """
     for word in words:
-        name, equals, value = word.partition("=")
-        secret = _SECRET.search(name.rsplit(".", 1)[-1]) or URL_PASSWORD.search(value)
-        if equals and value and secret and "oc.env:" not in value:
+        if secrecy.is_secret_word(word):
+            name = word.partition("=")[0]
             raise UserError(
                 f"{name} looks like a secret, and a job's command line is shown to everybody on the cluster. Write "
                 f"'{name}=${{oc.env:NAME}}' and set NAME in the environment of the cluster"
@@ -121,16 +106,10 @@ def secret_files(folder: Path) -> list[str]:
 
 
 def is_secret(folder: Path, name: str) -> bool:
-    """Whether the name of a file or of a folder above it, or what it links to, is one of `SECRET_FILES`."""
+    """Whether the name of a file or of a folder above it, or what it links to, says that it holds secrets."""
     target, root = (folder / name).resolve(), folder.resolve()
     linked = target.relative_to(root) if target.is_relative_to(root) else target
-    for path in (Path(name), linked):
-        *above, last = (part.lower() for part in path.parts)
-        harmless = any(fnmatch.fnmatchcase(last, pattern) for pattern in HARMLESS)
-        parts = above if harmless else [*above, last]
-        if any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in SECRET_FILES):
-            return True
-    return False
+    return any(secrecy.holds_file(path) for path in (Path(name), linked))
 
 
 def _files(folder: Path) -> list[str]:
@@ -339,7 +318,7 @@ def record_source(runs: Path, nodes: Mapping[str, Any] | None = None) -> Path:
     """
     folder = runs / ".submitted" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{random_names.token_hex(3)}"
     state = environment.git_state(Path.cwd())
-    patch = git.patch(Path(state["root"])) if state and state["dirty"] else ""
+    patch, lacking = secrecy.masked_patch(git.patch(Path(state["root"])) if state and state["dirty"] else "")
     if patch:
         storage.write_text(folder / "source.patch", patch)
     facts = {
@@ -347,6 +326,7 @@ def record_source(runs: Path, nodes: Mapping[str, Any] | None = None) -> Path:
         "folder": str(Path.cwd()),
         "engine": engine.__version__,
         "patch": bool(patch),
+        "not_in_patch": lacking,
         "versions": nodes,
     }
     storage.write_json(folder / "source.json", facts)
@@ -362,7 +342,7 @@ def adopt_source(run: Run) -> None:
     run.note(submitted=source)
     patch = Path(path).with_name("source.patch")
     if source.get("patch") and patch.exists():
-        storage.write_text(run.directory / "source.patch", run.redact(patch.read_text(encoding="utf-8")))
+        run.write_patch("source", patch.read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -20,12 +20,12 @@ import safetensors.torch
 from torch import nn
 
 from engine.config import schema
+from engine.config.secrecy import MASK
 from engine.config.tree import Config, DataConfig, FeaturesConfig
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.runtime import digest, records, registry, storage
 from engine.runtime import seal as folder_seal
-from engine.runtime.run import MASK
 from engine.runtime.seal import FileRecord, Seal
 from engine.training.model import Network, from_architecture
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from engine.config import compose, schema
+from engine.config import compose, schema, secrecy
 from engine.config.tree import Config
 from engine.errors import UserError
 
@@ -143,17 +143,17 @@ def test_a_key_named_like_a_secret_is_masked_on_the_command_line_and_in_messages
     with pytest.raises(UserError) as caught:
         compose.compose(["db.password=S3CR3T {"])
     assert "S3CR3T" not in str(caught.value)
-    masked = compose._masked_word("++data.sources.x.secret_token=S3CR3T")
+    masked = secrecy.masked_word("++data.sources.x.secret_token=S3CR3T")
     assert masked == "++data.sources.x.secret_token=***"
     for word in (
         r"+monitor.alerts.a.to=https://h/T0?k\=S3CR3T",
         "+monitor.alerts={a:{kind:webhook,to:'https://h/S3CR3T'}}",
     ):
-        assert compose._masked_word(word) == word.partition("=")[0] + "=***"
+        assert secrecy.masked_word(word) == word.partition("=")[0] + "=***"
     with pytest.raises(UserError) as caught:
         compose.compose(["+monitor.alerts.a.to=https://h/T0?k=S3CR3T"])
     assert "S3CR3T" not in str(caught.value)
-    assert compose._masked_word("+monitor.alerts.a.to=alarms.jsonl") == "+monitor.alerts.a.to=alarms.jsonl"
+    assert secrecy.masked_word("+monitor.alerts.a.to=alarms.jsonl") == "+monitor.alerts.a.to=alarms.jsonl"
 
 
 def test_a_column_may_be_called_token() -> None:
@@ -174,7 +174,7 @@ monitor: {alerts: {team.ops: {kind: webhook, to: 'https://hooks.example/T0/S3CR3
     text = text.replace("{type: string, role: id}", "{type: string, role: id, known_at: prior}")
     composed = compose.compose(["+experiment=own"], user_conf(text))
     assert composed.secrets == ("https://hooks.example/T0/S3CR3T",)  # and not `string`, `float64` or a rule
-    assert composed.saved["monitor"]["alerts"]["team.ops"]["to"] == compose.MASK
+    assert composed.saved["monitor"]["alerts"]["team.ops"]["to"] == secrecy.MASK
 
 
 # --------------------------------------------------------------------------------------- J4, no code by config

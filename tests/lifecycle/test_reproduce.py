@@ -21,11 +21,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
+from engine.config.compose import compose
 from engine.errors import UserError
 from engine.lifecycle import chain, reproduce, restore
 from engine.lifecycle.reproduce import Options, reproduce_run
 from engine.runtime import environment
 from engine.runtime import git as git_door
+from engine.runtime.run import Run
 from tests.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -347,6 +349,23 @@ def test_a_patch_of_text_and_of_bytes_is_applied_inside_a_repository_of_another_
     assert (code.root / "engine" / "__init__.py").read_text() == "VALUE = 2\n"
     assert (code.root / "conf" / "table.yaml").read_bytes() == bytes(range(255, -1, -1))
     assert not code.doubts and (root / "engine" / "__init__.py").read_text() == "VALUE = 1\n"
+
+
+def test_a_patch_without_its_secrets_applies_and_cannot_be_promised(tmp_path, monkeypatch) -> None:
+    root = small_repository(tmp_path / "repository")
+    secret = "-".join(("c4nary", "of", "a", "patch"))
+    (root / "engine" / "__init__.py").write_text(f'TOKEN = "{secret}"\nVALUE = 2\n')
+    code = code_of(root, tmp_path)["code"]
+    monkeypatch.setattr(environment, "code", lambda: code)
+    run = Run.create("train", compose(()).config, {})
+    run.finish({})
+    assert not any(secret.encode() in path.read_bytes() for path in run.directory.iterdir())
+    monkeypatch.undo()
+    git(root, "checkout", "-q", "--", ".")
+    restored = restore.recorded_code(run.record, run.directory, tmp_path / "scratch")
+    assert (restored.root / "engine" / "__init__.py").read_text() == 'TOKEN = "***"\nVALUE = 2\n'
+    assert any("engine/__init__.py (1 lines masked)" in doubt for doubt in restored.doubts)
+    assert any("digest differs" in doubt for doubt in restored.doubts)
 
 
 def test_an_untracked_file_that_was_in_use_cannot_be_promised(tmp_path) -> None:
