@@ -29,7 +29,7 @@ import pyarrow.fs as pafs
 from engine.config import schema
 from engine.config.tree import DataConfig, SourceConfig
 from engine.errors import UserError, nearest
-from engine.runtime import digest, storage
+from engine.runtime import digest, seal, storage
 from engine.runtime.remote import address
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -269,13 +269,21 @@ def _objects(filesystem: Any, bucket_key: str) -> list[Any]:
 def _copy(filesystem: Any, info: Any, source: SourceConfig, cache: Path) -> tuple[Path, str, dict[str, str | None]]:
     version = digest.of_json([source.endpoint, info.path, info.size, str(info.mtime_ns)])[:16]
     target = cache / version / PurePosixPath(info.path).name
-    if not target.exists():
+    if not _is_whole(target):
         with storage.atomic_path(target) as temporary, open(temporary, "wb") as file:
             with filesystem.open_input_stream(info.path) as stream:
                 while block := stream.read(digest.CHUNK):
                     file.write(block)
+        seal.write(target.parent)
     partitions = _partitions(PurePosixPath(info.path)) if source.hive else {}
     return target, f"s3://{info.path}", partitions
+
+
+def _is_whole(copy: Path) -> bool:
+    try:
+        return seal.read(copy.parent).holds(copy.parent, copy.name)
+    except UserError:  # none yet, or damaged: it is fetched again
+        return False
 
 
 # ------------------------------------------------------------------------------------------------------- streams

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.config.tree import Config
@@ -12,9 +12,10 @@ from engine.data.ingest import LATEST, Latest
 from engine.errors import UserError
 from engine.lifecycle.runs import directories
 from engine.lifecycle.words import take
-from engine.runtime import registry, seal, terminal
+from engine.runtime import marks, registry, remote, seal, terminal, trust
 from engine.runtime.registry import Registry
-from engine.training import bundle
+from engine.scoring import units
+from engine.training import bundle, checkpoint
 
 DAMAGED = 2
 
@@ -36,45 +37,39 @@ def verify(config: Config, words: list[str]) -> int:
 
 def problems(root: Path) -> Iterator[tuple[str, str]]:
     """(path, what is wrong) of everything below a folder that is not what was written."""
-    for path in sorted(root.rglob(seal.NAME)):
-        if not any(part.endswith(".tmp") for part in path.parts):
-            yield from _of_seal(path.parent)
-    for path in sorted(root.rglob(bundle.MANIFEST)):
-        yield from _of_bundle(path.parent)
-    for path in sorted(root.rglob(".staged/*.json")):
-        for damaged in stage.damaged(path):
-            yield str(damaged), "is not what was staged: the next ingest reads the source again"
-    for path in sorted(root.rglob(LATEST)):
-        yield from _of_record(path, Latest)
-    for path in sorted(root.rglob(".inputs/*.json")):
-        yield from _of_record(path)
+    for path in sorted(root.rglob("*")):
+        for pattern, look in LOOKS.items():
+            if path.match(pattern) and not any(part.endswith(".tmp") for part in path.parts):
+                yield from look(path)
     yield from _unsealed(root)
-    for folder in sorted(root.rglob("registry")):
-        yield from _of_registry(folder)
 
 
-def _of_seal(folder: Path) -> Iterator[tuple[str, str]]:
+def _of_seal(path: Path) -> Iterator[tuple[str, str]]:
+    folder = path.parent
     try:
         found = seal.read(folder)
     except UserError as error:
-        yield str(folder / seal.NAME), str(error)
+        yield str(path), str(error)
         return
     for name in found.damaged(folder):
         yield str(folder / name), "is not the file that was written"
 
 
-def _of_bundle(folder: Path) -> Iterator[tuple[str, str]]:
-    try:
-        bundle.read_manifest(folder)
-    except UserError as error:
-        yield str(folder), str(error)
+def _of_files(damaged: Callable[[Path], list[Path]], remedy: str) -> Callable[[Path], Iterator[tuple[str, str]]]:
+    """A look at a record that names files."""
+    return lambda path: ((str(file), f"is not what was written: {remedy}") for file in damaged(path))
 
 
-def _of_record(path: Path, shape: object = dict) -> Iterator[tuple[str, str]]:
-    try:
-        seal.read_checked(path, shape)
-    except UserError as error:
-        yield str(path), str(error)
+def _of_one(read: Callable[[Path], object]) -> Callable[[Path], Iterator[tuple[str, str]]]:
+    """A look through a reader that raises UserError where what it reads is damaged."""
+
+    def look(path: Path) -> Iterator[tuple[str, str]]:
+        try:
+            read(path)
+        except UserError as error:
+            yield str(path), str(error)
+
+    return look
 
 
 def _unsealed(root: Path) -> Iterator[tuple[str, str]]:
@@ -89,7 +84,7 @@ def _unsealed(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _of_registry(root: Path) -> Iterator[tuple[str, str]]:
-    for name in registry.names(root):
+    for name in registry.names(root) if root.is_dir() else ():
         held = Registry(root, name)
         try:
             held.state()
@@ -97,3 +92,20 @@ def _of_registry(root: Path) -> Iterator[tuple[str, str]]:
                 held.verify(version)
         except UserError as error:
             yield str(held.directory), str(error)
+
+
+# What is looked at, by the end of its path.
+LOOKS: dict[str, Callable[[Path], Iterator[tuple[str, str]]]] = {
+    seal.NAME: _of_seal,
+    bundle.MANIFEST: _of_one(lambda path: bundle.read_manifest(path.parent)),
+    ".staged/*.json": _of_files(stage.damaged, "the next ingest reads the source again"),
+    "parts/*.json": _of_files(
+        lambda path: units.read_whole(path)[1], "these rows are scored again where the run goes on"
+    ),
+    "checkpoints/step-*": _of_one(checkpoint.load_checkpoint),
+    LATEST: _of_one(lambda path: seal.read_checked(path, Latest)),
+    ".inputs/*.json": _of_one(seal.read_checked),
+    f"{trust.FOLDER}/*.json": _of_one(marks.check),
+    f"{remote.FOLDER}/*.json": _of_one(marks.check),
+    "registry": _of_registry,
+}

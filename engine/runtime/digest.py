@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from engine.errors import UserError
 
 CHUNK = 1 << 22
+TICK = 20_000_000  # ns; file systems stamp changes by the kernel's tick (1 to 10 ms), two of which can look alike
 
 
 @contextlib.contextmanager
@@ -74,17 +75,21 @@ def of_array(array: np.ndarray) -> str:
 def of_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes, memoised while path, inode, size and times stay the same.
 
-    ctime is among them: the system sets it at every change, and no program can set it back.
+    ctime is among them: the system sets it at every change, and no program can set it back. A file that has only just changed
+    is not memoised: its next change might fall into the same tick of the file system's clock.
     """
     status = os.stat(path)
     key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    if key not in _memo:
-        hasher = hashlib.sha256()
-        with _timed(), open(path, "rb") as file:
-            while block := file.read(CHUNK):
-                hasher.update(block)
+    if (known := _memo.get(key)) is not None:
+        return known
+    now = time.time_ns()
+    hasher = hashlib.sha256()
+    with _timed(), open(path, "rb") as file:
+        while block := file.read(CHUNK):
+            hasher.update(block)
+    if status.st_ctime_ns < now - TICK:
         _memo[key] = hasher.hexdigest()
-    return _memo[key]
+    return hasher.hexdigest()
 
 
 _memo: dict[tuple[str, int, int, int, int], str] = {}

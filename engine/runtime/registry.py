@@ -116,13 +116,14 @@ class Registry:
         """Fold all moves. Raises UserError when one is missing in between or is not what was written."""
         champions: list[str] = []
         challenger: str | None = None
-        moves = [records.read(path, MoveRecord) for path in self._move_files()]
-        for number, move in enumerate(moves, 1):
+        paths = self._move_files()
+        moves = [records.read(path, MoveRecord) for path in paths]
+        for number, (path, move) in enumerate(zip(paths, moves, strict=True), 1):
             body = {key: value for key, value in move.items() if key != "check"}
             if move.get("number") != number or move.get("check") != digest.of_json(body):
                 raise UserError(
-                    f"{self.directory / 'moves'} must hold every move as it was written, found number {move.get('number')} "
-                    f"at place {number}: restore the file"
+                    f"{path} must be move {number} as it was written, found number {move.get('number')} at place {number}, "
+                    "or another content: restore the file"
                 )
             if move["action"] == "promote":
                 champions.append(move["to"])
@@ -142,10 +143,7 @@ class Registry:
         return sorted(found, key=lambda version: (version.facts["registered"], version.digest))
 
     def _open(self, directory: Path) -> Version:
-        path = directory / "version.json"
-        record = records.read(path, VersionRecord)
-        if record["format"] >= CHECKED or "check" in record:  # older ones do not check themselves
-            record = seals.verify(record, str(path))
+        record = seals.read_checked(directory / "version.json", VersionRecord, CHECKED)
         return Version(record["digest"], record["seal"], directory, record)
 
     def find(self, reference: str) -> Version:

@@ -14,10 +14,9 @@ from typing import Any
 
 from engine.config.tree import is_address
 from engine.errors import UserError
-from engine.runtime import digest, storage
+from engine.runtime import digest, marks
 
 FOLDER = "places"
-FORMAT = 1
 Places = Mapping[str, list[str | None]]  # what names a place -> address, endpoint, region
 PACKAGE = "pkg://"
 
@@ -61,13 +60,13 @@ def own(data: Mapping[str, Any], said: Mapping[str, Any]) -> list[list[str | Non
 def record(store: Path, *reached: list[str | None] | None) -> None:
     """Keep the digests of places that the user's command reaches; None is no remote place."""
     for item in reached:
-        if item is not None and not (path := _mark(store, item)).exists():
-            storage.write_json(path, {"format": FORMAT})
+        if item is not None:
+            marks.put(store, FOLDER, digest.of_json(item))
 
 
 def foreign(store: Path, found: Places) -> dict[str, list[str | None]]:
     """Those of the places, by what names them, that the store has not reached."""
-    return {name: item for name, item in found.items() if not _mark(store, item).is_file()}
+    return {name: item for name, item in found.items() if not marks.has(store, FOLDER, digest.of_json(item))}
 
 
 def trust_digest(found: Places) -> str:
@@ -93,7 +92,3 @@ def check(store: Path, found: Places, trusted: str | None, owner: str, remedy: s
             "Requests there are signed with the credentials of this machine. "
             f"{remedy}To go there on the word of {owner}, add trust={trust_digest(unknown)}"
         )
-
-
-def _mark(store: Path, item: list[str | None]) -> Path:
-    return storage.inside(store, FOLDER, f"{digest.of_json(item)}.json")

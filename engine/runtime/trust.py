@@ -13,23 +13,20 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.runtime import digest as digests
-from engine.runtime import remote, storage
+from engine.runtime import marks, remote
 
 FOLDER = "code"
-FORMAT = 1
 
 
 def record(store: Path, code: Mapping[str, Any]) -> None:
     """Keep the digest of the engine that runs now (`environment.code()`) in the store."""
-    path = _place(store, code["engine_digest"])
-    if not path.exists():
-        facts = {"format": FORMAT, "engine_version": code["engine_version"], "engine_git": code["engine_git"]}
-        storage.write_json(path, facts)
+    facts = {name: code[name] for name in ("engine_version", "engine_git")}
+    marks.put(store, FOLDER, code["engine_digest"], **facts)
 
 
 def is_recorded(store: Path, digest: str) -> bool:
     """Whether an engine of this digest (hex SHA-256) has made a run with this store."""
-    return _place(store, digest).is_file()
+    return marks.has(store, FOLDER, digest)
 
 
 def check(store: Path, digest: str | None, places: remote.Places, trusted: str | None, what: str) -> None:
@@ -56,7 +53,3 @@ def check(store: Path, digest: str | None, places: remote.Places, trusted: str |
             f"{remote.listed(unknown)}\nRequests there are signed with the credentials of this machine."
         )
     raise UserError("\n".join(parts) + f" To go on, add trust={wanted}")
-
-
-def _place(store: Path, digest: str) -> Path:
-    return storage.inside(store, FOLDER, f"{digest}.json")

@@ -11,13 +11,20 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from engine.errors import UserError
 from engine.runtime import digest, seal, storage
 
 FORMAT = 2  # 2: a unit's input holds the event times too
 CONTEXT = "context.json"
+
+
+class Record(TypedDict):
+    """A unit's record, as far as it is read here."""
+
+    part: seal.FileRecord | None
+    refused: seal.FileRecord | None
 
 
 @dataclass(frozen=True, order=True)
@@ -85,14 +92,18 @@ def record_path(parts: Path, unit: Unit) -> Path:
 
 def read_record(parts: Path, unit: Unit) -> dict[str, Any] | None:
     """The record of a finished unit whose files are whole, else None."""
+    record, lacking = read_whole(record_path(parts, unit))
+    return None if lacking else record
+
+
+def read_whole(path: Path) -> tuple[dict[str, Any], list[Path]]:
+    """(a unit's record, which of it and of the files that it names are not what was written)."""
     try:
-        record = seal.read_checked(record_path(parts, unit))
+        record = seal.read_checked(path, Record)
     except UserError:
-        return None
-    for path, entry in ((part_path(parts, unit), record["part"]), (refused_path(parts, unit), record["refused"])):
-        if entry is not None and not seal.is_whole(path, entry):
-            return None
-    return record
+        return {}, [path]
+    files = {path.with_suffix(".part"): record["part"], path.with_suffix(".refused.part"): record["refused"]}
+    return record, [file for file, entry in files.items() if entry is not None and not seal.is_whole(file, entry)]
 
 
 def finished(parts: Path, whole: tuple[int, int], context: str) -> list[Unit]:

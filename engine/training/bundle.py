@@ -129,13 +129,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.exists():
         raise UserError(f"{directory} must hold a model bundle ({MANIFEST}), found none: name a finished training run")
-    manifest: dict[str, Any] = records.read(path, ManifestRecord)
+    manifest = folder_seal.read_checked(path, ManifestRecord, CHECKED)
     if manifest["format"] > MANIFEST_FORMAT:
         raise UserError(
             f"{directory} is of format {manifest['format']}, this engine reads up to {MANIFEST_FORMAT}: use a newer engine"
         )
-    if manifest["format"] >= CHECKED or "check" in manifest:  # older ones do not check themselves
-        folder_seal.verify(manifest, str(path))
     sealed = Seal(manifest["files"])
     for name in manifest["files"]:
         sealed.check(directory, name, "Restore it, or train again")

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -21,11 +21,20 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.runtime import digest, storage
+from engine.runtime import digest, records, seal, storage
 
-FORMAT = 1
+FORMAT = 2
+CHECKED = 2  # a manifest checks itself from this format on
 TENSORS = "state.safetensors"
 MANIFEST = "manifest.json"
+
+
+class ManifestRecord(TypedDict):
+    """manifest.json; the rest of it is the loop's."""
+
+    format: Annotated[int, records.Within(1, FORMAT)]
+    step: records.Count
+    files: dict[str, seal.FileRecord]
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts:
     with storage.atomic_path(folder / TENSORS) as temporary:
         temporary.write_bytes(payload)
     files = {TENSORS: {"bytes": len(payload), "sha256": digest.of_bytes(payload)}}
-    storage.write_json(folder / MANIFEST, {"format": FORMAT, "step": step, **facts, "files": files})
+    storage.write_json(folder / MANIFEST, seal.checked({"format": FORMAT, "step": step, **facts, "files": files}))
     found = candidates(root)
     at = found.index(folder)
     for old in found[:at] + found[at + keep :]:
@@ -73,11 +82,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
     Raises UserError saying what is wrong with it.
     """
-    manifest = storage.read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{folder / MANIFEST} must have format {FORMAT}")
-    expected = manifest.get("files", {}).get(TENSORS)
-    if not isinstance(expected, dict):
+    manifest = seal.read_checked(folder / MANIFEST, ManifestRecord, CHECKED)
+    expected = manifest["files"].get(TENSORS)
+    if expected is None:
         raise UserError(f"{folder / MANIFEST} must name {TENSORS}")
     path = folder / TENSORS
     if not path.is_file():

@@ -121,6 +121,11 @@ def test_objects_are_read_like_files(tmp_path: Path, endpoint: str, bucket: Any)
         remote, _ = build(config(folder, {**data(tmp_path, source=source), "path": str(root)}))
         assert remote.digest == local.digest
         assert "test-secret-1234" not in (remote.directory / "manifest.json").read_text()
+    copy = next(folder.glob("**/.remote/*/0.parquet"))
+    whole = copy.read_bytes()
+    copy.write_bytes(bytes(len(whole)))  # a damaged copy is fetched again
+    again, _ = build(config(folder, {**data(tmp_path, source=source), "path": str(root)}))
+    assert copy.read_bytes() == whole and again.digest == local.digest
     with pytest.raises(UserError, match="s3://events/nothing must hold objects, found none"):
         build(config(tmp_path / "x", data(tmp_path, source={**source, "path": "s3://events/nothing"})))
     with pytest.raises(UserError, match=r"cannot be read|must hold objects"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,13 +18,17 @@ import pytest
 
 from engine import __main__ as shell
 from engine.lifecycle.verify import problems
-from engine.runtime import registry, seal
+from engine.runtime import registry, remote, seal
 from engine.runtime.run import UNSEALED
+from engine.training.bundle import MANIFEST
 from tests.tiny import overrides, write_tiny
 
 WORDS = ("train.epochs=1", "monitor.resamples=50", "monitor.alpha=0.1", "evaluate.bootstrap=0")
-# The mirror's, a run's log and its lock: nothing is decided by them.
-OBSERVERS = ("run.log", ".lock", "DONE")
+OBSERVERS = ("run.log", ".lock", "DONE")  # nothing is decided by what is in them
+LOOSE = (".staged", ".inputs", "parts", "code", "places", "tiny")  # folders of records that check themselves
+STRIDE = int(
+    os.environ.get("ENGINE_FLIP_STRIDE", "0")
+)  # 7 flips one byte in seven of every file; 0 flips a seeded sample
 
 
 class Place:
@@ -49,6 +55,7 @@ def whole(tmp_path_factory) -> Place:
     assert place.engine("monitor", f"monitor.model={model}", f"monitor.run={place.newest('score')}") in (0, 2, 3)
     paths = [f"paths.runs={place.folder / 'runs'}", f"paths.store={place.folder / 'store'}"]
     assert shell.main(["registry", "promote", "tiny", str(model), *paths]) == 0
+    remote.record(place.folder / "store", ["s3://bucket/rows", None, None])
     return place
 
 
@@ -64,25 +71,36 @@ def files(root: Path) -> list[Path]:
     """Every file that something may be decided by."""
     return [
         path for path in sorted([*(root / "store").rglob("*"), *(root / "runs").rglob("*")])
-        if path.is_file() and path.name not in OBSERVERS and not path.name.endswith(".lock")
-        and not {"checkpoints", "parts"} & set(path.parts) and path.parent.name != "code"
+        if path.is_file() and path.name not in OBSERVERS
     ]  # fmt: skip
 
 
 @contextlib.contextmanager
 def flipped(path: Path, at: int) -> Iterator[None]:
-    """The file with one bit of one byte turned."""
+    """The file with one bit of one byte turned, each bit in turn."""
     content = path.read_bytes()
-    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    path.write_bytes(content[:at] + bytes([content[at] ^ (1 << at % 8)]) + content[at + 1 :])
     try:
         yield
     finally:
         path.write_bytes(content)
 
 
+def scope(path: Path) -> Path:
+    """The folder that verify is given, so that a trial of many bytes does not look at all the others each time."""
+    near = [path.parent, *path.parents]
+    if "registry" in path.parts:
+        return next(folder.parent for folder in near if folder.name == "registry")
+    if path.parent.name in LOOSE or path.parent.name.startswith("step-"):
+        return path.parent.parent
+    return next(
+        (folder for folder in near if (folder / seal.NAME).exists() or (folder / MANIFEST).exists()), path.parent
+    )
+
+
 def named(root: Path, path: Path) -> bool:
-    """Whether verify names the file, or the folder that it is part of."""
-    return any(path == Path(found) or Path(found) in path.parents for found, _ in problems(root))
+    """Whether verify names the file."""
+    return any(str(path) in f"{found}: {problem}" or path.parent == Path(found) for found, problem in problems(root))
 
 
 def test_a_whole_place_has_no_problem_and_every_file_is_looked_at(whole, capfd) -> None:
@@ -96,25 +114,34 @@ def test_a_whole_place_has_no_problem_and_every_file_is_looked_at(whole, capfd) 
         assert left <= {"DONE", seal.NAME, ".lock"}
 
 
+def places_of(path: Path, rng: random.Random) -> list[int]:
+    """Which bytes of a file are flipped: all in strides, or the first, the last and two more."""
+    size = path.stat().st_size
+    if STRIDE or not size:
+        return list(range(0, size, STRIDE or 1))
+    return sorted({0, size - 1, *(rng.randrange(size) for _ in range(2))})
+
+
 def test_one_flipped_byte_anywhere_is_named(place) -> None:
-    rng = random.Random(0)
+    """All of them: ENGINE_FLIP_STRIDE=7, some ten minutes."""
+    rng, flips = random.Random(0), 0
     checked = files(place.folder)
-    assert len(checked) > 40
+    assert len(checked) > 60
     for path in checked:
-        size = path.stat().st_size
-        for at in sorted({0, size - 1, *(rng.randrange(size) for _ in range(2))}) if size else ():
+        for at in places_of(path, rng):
+            flips += 1
             with flipped(path, at):
-                assert named(place.folder, path), (path, at)
+                assert named(scope(path), path), (path, at)
+    sys.stdout.write(f"{len(checked)} files, {flips:,} flips, 0 silent, each named\n")
 
 
 @pytest.mark.slow
 def test_one_byte_in_seven_of_every_record_is_named(place) -> None:
     """Files under a plain SHA-256 need no such trial; records that check themselves do."""
-    checked = [path for path in files(place.folder) if path.suffix == ".json" and path.stat().st_size < 20_000]
-    for path in checked:
-        for at in range(0, path.stat().st_size, 7):
+    for path in files(place.folder):
+        for at in range(0, path.stat().st_size, 7) if path.suffix == ".json" and path.stat().st_size < 20_000 else ():
             with flipped(path, at):
-                assert named(path.parent if path.name != "version.json" else place.folder / "runs", path), (path, at)
+                assert named(scope(path), path), (path, at)
 
 
 def part_of(place: Place, pattern: str) -> Path:

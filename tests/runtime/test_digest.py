@@ -7,6 +7,7 @@ import decimal
 import hashlib
 import itertools
 import os
+import types
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,26 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_hashed_again(tmp_pa
     os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     os.replace(other, path)
     assert digest.of_file(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_two_changes_within_one_tick_of_the_file_systems_clock_are_two_digests(tmp_path, monkeypatch) -> None:
+    path, stat = tmp_path / "a", os.stat
+
+    def coarse(place):
+        found, tick = stat(place), 10_000_000
+        times = {name: getattr(found, name) // tick * tick for name in ("st_mtime_ns", "st_ctime_ns")}
+        return types.SimpleNamespace(st_ino=found.st_ino, st_size=found.st_size, **times)
+
+    monkeypatch.setattr(digest, "os", types.SimpleNamespace(stat=coarse))
+    for at in range(300):
+        path.write_bytes(at.to_bytes(2, "little"))
+        assert digest.of_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_that_has_lain_is_read_once(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"a")
+    monkeypatch.setattr(digest, "TICK", -3600 * 10**9)  # an hour passes
+    found = digest.of_file(path)
+    monkeypatch.setattr(digest.hashlib, "sha256", lambda: pytest.fail("hashed again"))
+    assert digest.of_file(path) == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from engine.runtime import digest
+from engine.runtime import digest, seal
 from engine.training import checkpoint
 from engine.training.checkpoint import load_checkpoint, newest_whole, save_checkpoint
 
@@ -36,7 +37,8 @@ def harmful(payload: bytes, folder: Path) -> None:
     (folder / checkpoint.TENSORS).write_bytes(payload)
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
     manifest["files"][checkpoint.TENSORS] = {"bytes": len(payload), "sha256": digest.of_bytes(payload)}
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    del manifest["check"]
+    (folder / checkpoint.MANIFEST).write_text(json.dumps(seal.checked(manifest)))
 
 
 def test_what_was_saved_is_loaded(saved):
@@ -44,6 +46,22 @@ def test_what_was_saved_is_loaded(saved):
     assert (
         found.step == 7 and torch.equal(found.tensors["weights"], torch.arange(5.0)) and found.manifest["plan"] == "p"
     )
+
+
+def test_no_byte_of_a_manifest_changes_without_a_word(saved):
+    path = saved / checkpoint.MANIFEST
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with contextlib.suppress(UserError):
+            assert {**load_checkpoint(saved).manifest, "check": "x"} == {**json.loads(content), "check": "x"}
+
+
+def test_a_checkpoint_of_an_older_engine_is_taken(saved):
+    path = saved / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({name: item for name, item in manifest.items() if name != "check"} | {"format": 1}))
+    assert load_checkpoint(saved).step == 7
 
 
 def test_a_leftover_of_a_later_step_does_not_push_out_the_checkpoint_that_was_just_written(saved):
