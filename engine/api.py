@@ -13,7 +13,7 @@ from engine.config import compose, schema, secrecy
 from engine.config.compose import Composed
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
-from engine.runtime import cluster, submit, tracking
+from engine.runtime import cluster, storage, submit, tracking
 from engine.runtime.run import Run, RunBusy, plan_digest, records_below, unfinished
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     try:
         submit.adopt_source(run)
         tracker = tracking.start(composed.config.tracking, run)
-        with cluster.recorded(run):
+        with cluster.recorded(run), storage.disk_errors(run.directory):
             run.finish(step(composed.config, run))
     except BaseException as error:
         run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")

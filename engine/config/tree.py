@@ -546,7 +546,9 @@ class AlertConfig:
     SHORTHAND = "kind"
     kind: str = key("log", "how", choices=("log", "file", "command", "webhook"))
     to: str = key("", "file to append to, command to start (gets drift.json's path), or URL to post to (a secret)")
-    timeout: str = key("10s", "how long a command or a web service may take", parse=units.span)
+    timeout: str = key(
+        "10s", "how long a command, or one attempt at a web service, may take as a whole", parse=units.span
+    )
     tries: int = key(3, "attempts at a web service", ge=1)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,9 +109,4 @@ def _may_go(path: Path) -> bool:
 def _lock(folder: Path) -> Iterator[bool]:
     """The lock of the name's ingests; False where one is at work."""
     with open(folder / ".lock", "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield storage.lock(file, folder, wait=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 import time
@@ -290,11 +289,9 @@ def _alone(plan: Plan, run: Run) -> Iterator[None]:
         storage.make_folder(plan.folder)
         lock = open(plan.folder / ".lock", "w", encoding="utf-8")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not storage.lock(lock, plan.folder, wait=False):
             run.log(f"another ingest of {plan.data.name} is running: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            storage.lock(lock, plan.folder)
         for leftover in plan.folder.glob(".*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
         for leftover in plan.staged.glob(".*.tmp"):

@@ -6,10 +6,12 @@ The same cause of the same model is told once per cool-down; the memory lies bes
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import http.client
 import json
+import os
 import shlex
+import signal
 import subprocess
 import time
 import urllib.error
@@ -22,7 +24,7 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import AlertConfig, MonitorConfig
 from engine.errors import UserError
-from engine.runtime import digest, storage
+from engine.runtime import digest, stall, storage
 from engine.runtime.run import Run
 
 MEMORY = "alerts.json"
@@ -43,19 +45,23 @@ def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]
         return outcome
     key = digest.of_json([payload.get("model"), cause])
     memory = run.directory.parent / MEMORY
-    with _locked(memory):
-        told = _read(memory)
-        for name, sink in config.alerts.items():
-            place = f"{name}:{key}"
-            age = time.time() - told.get(place, 0.0)
-            if 0 <= age < units.span(config.cooldown) / 1e6:
+    cooldown = units.span(config.cooldown) / 1e6
+    for name, sink in config.alerts.items():
+        place, now = f"{name}:{key}", time.time()
+        with _remembered(memory, cooldown) as told:
+            age, sending = now - told.get(place, 0.0), told.get(f"{place}:sending", 0.0) - now
+            if 0 <= age < cooldown:
                 outcome[name] = f"not told again: the same cause was told {age / 3600:.1f} h ago"
                 continue
-            outcome[name] = _try(sink, run, payload)
+            if 0 < sending <= _longest(sink):
+                outcome[name] = "not told again: another monitor is telling the same cause at this moment"
+                continue
+            told[f"{place}:sending"] = now + _longest(sink)
+        outcome[name] = _try(sink, run, payload)  # not under the lock: it may take its time
+        with _remembered(memory, cooldown) as told:
+            told.pop(f"{place}:sending", None)
             if outcome[name] == "told":
                 told[place] = time.time()
-        oldest = time.time() - units.span(config.cooldown) / 1e6
-        storage.write_json(memory, {place: at for place, at in sorted(told.items()) if at >= oldest})
     for name, text in outcome.items():
         (run.log if text.startswith(("told", "not told again")) else run.warn)(f"alert {name}: {text}")
     return outcome
@@ -82,13 +88,19 @@ def _file(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
 
 def _command(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
     words = [*shlex.split(sink.to), str(run.path("drift.json"))]
-    limit, body = units.span(sink.timeout) / 1e6, json.dumps(payload)
-    try:
-        done = subprocess.run(words, input=body, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:  # its own message holds every word, a token among them
-        raise RuntimeError(f"{words[0]} took longer than {sink.timeout}") from None
-    if done.returncode:
-        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            _, said = process.communicate(json.dumps(payload), _limit(sink))
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started too
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            # The error's own message holds every word, a token among them.
+            raise RuntimeError(f"{words[0]} took longer than {sink.timeout}") from None
+    if process.returncode:
+        raise RuntimeError(f"{words[0]} ended with {process.returncode}: {said.strip()[-200:]}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -106,24 +118,40 @@ def _webhook(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
         raise UserError("a webhook must be an http or https address")
     body = json.dumps(payload, ensure_ascii=False).encode()
     headers = {"Content-Type": "application/json"}
-    limit = units.span(sink.timeout) / 1e6
     for attempt in range(sink.tries):
         if attempt:
             time.sleep(BACKOFF * 2 ** (attempt - 1))
         request = urllib.request.Request(sink.to, body, headers, method="POST")
         try:
-            with OPENER.open(request, timeout=limit):
-                return
+            return stall.bounded(functools.partial(_ask, request, _limit(sink)), _limit(sink), "webhook")
         except urllib.error.HTTPError as error:
             reason = f"status {error.code}"
             error.close()
             if error.code < 500 and error.code != 429:
                 break  # our fault: the same words will not do better
+        except stall.NoAnswer:
+            reason = f"no whole answer in {sink.timeout}"
         except (http.client.InvalidURL, UnicodeError):
             raise RuntimeError("the address is not a URL that can be asked") from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = str(getattr(error, "reason", error))
     raise RuntimeError(f"no answer after {attempt + 1} attempts ({reason})")  # the address may hold a token
+
+
+def _ask(request: urllib.request.Request, limit: float) -> None:
+    """Send it. `limit` seconds may pass between two bytes of the answer."""
+    with OPENER.open(request, timeout=limit):
+        pass
+
+
+def _limit(sink: AlertConfig) -> float:
+    """Seconds that a command, or one attempt at a web service, may take from beginning to end."""
+    return units.span(sink.timeout) / 1e6
+
+
+def _longest(sink: AlertConfig) -> float:
+    """Seconds within which a sink has answered or failed."""
+    return sink.tries * _limit(sink) + BACKOFF * 2**sink.tries + 1
 
 
 SINKS: dict[str, Callable[[AlertConfig, Run, Mapping[str, Any]], None]] = {
@@ -135,13 +163,18 @@ SINKS: dict[str, Callable[[AlertConfig, Run, Mapping[str, Any]], None]] = {
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Two monitors at once must not both tell."""
+def _remembered(path: Path, cooldown: float) -> Iterator[dict[str, float]]:
+    """The memory, under its lock, to be changed: two monitors at once must not both tell."""
     storage.make_folder(path.parent)
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: told twice, at worst
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        with contextlib.suppress(UserError, OSError):  # a file system without locks: told twice, at worst
+            storage.lock(file, path)
+        told = _read(path)
+        before = dict(told)
+        yield told
+        if told != before:
+            oldest = time.time() - cooldown
+            storage.write_json(path, {place: at for place, at in sorted(told.items()) if at >= oldest})
 
 
 def _read(path: Path) -> dict[str, float]:

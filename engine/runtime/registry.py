@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import getpass
 import json
 import os
@@ -179,7 +178,7 @@ class Registry:
         """One writer at a time; the lock goes with the process."""
         storage.make_folder(self.directory)
         with storage.disk_errors(self.directory), open(self.directory / ".lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            storage.lock(file, self.directory)
             yield
 
     def register(self, bundle: Path, seal: str, **facts: Any) -> Version:
@@ -265,9 +264,7 @@ class Registry:
                 os.link(temporary, path)
             except FileExistsError:
                 raise Moved(f"{path} was written by another mover at the same moment") from None
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            storage.sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

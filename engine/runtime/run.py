@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
 import logging
 import math
@@ -446,12 +445,13 @@ def _try_lock(directory: Path) -> int | None:
     """Descriptor of the locked lock file of a run directory, or None when somebody else holds it."""
     with storage.disk_errors(directory):
         descriptor = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    mine = False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        mine = storage.lock(descriptor, directory, wait=False)
+    finally:
+        if not mine:
+            os.close(descriptor)
+    return descriptor if mine else None
 
 
 def _dirty_trees(code: Mapping[str, Any]) -> list[tuple[str, Path]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
+import re
 import shutil
+import stat
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -20,7 +23,7 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import is_address
 from engine.errors import UserError
-from engine.runtime import records
+from engine.runtime import records, terminal
 
 
 def inside(root: Path, *parts: str) -> Path:
@@ -120,26 +123,75 @@ def bytes_of(directories: Iterable[Path]) -> int:
     return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+BROKEN = (errno.EIO, errno.ENXIO, errno.ESTALE, errno.EFBIG, errno.ENOTSUP)
+UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)  # what a file system says that has no such call
+_unsynced: set[int] = set()  # devices that have been warned of
+_ARROW = re.compile(r"\[[Ee]rrno (\d+)\]")  # some of Arrow's errors have their number in the text only
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a UserError that names the place."""
+    """Turn what a disk or its file system refuses (full, denied, broken, too large) into a UserError that names the place:
+    the file that the error names, or `path`.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise UserError(f"the disk that holds {path} is full; free some space and run the command again") from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        found = _ARROW.search(str(error))
+        number = error.errno or (int(found[1]) if found else 0)
+        named = str(error.filename or "")
+        place = path if not named or named.endswith(".tmp") else named
+        if number in FULL or "No space left" in str(error):
+            raise UserError(
+                f"the disk that holds {place} is full; free some space and run the command again"
+            ) from error
+        if number in DENIED:
+            raise UserError(f"{place} cannot be written: {os.strerror(number)}") from error
+        if number in BROKEN:
+            raise UserError(
+                f"{place} cannot be read or written: {os.strerror(number)} ({errno.errorcode[number]}). Look at the disk and "
+                "its file system, or choose another place, and run the command again"
+            ) from error
         raise
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what a file or folder says."""
+    """Have the disk hold what a file or folder says. Some file systems know no sync of a folder: that is a warning."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNKNOWN or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
+        device = os.fstat(descriptor).st_dev
+        if device not in _unsynced:
+            _unsynced.add(device)
+            terminal.err(
+                f"warning: {path} cannot be synced ({error.strerror}): a power cut may lose what was just written\n"
+            )
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[str] | int, path: Path, wait: bool = True) -> bool:
+    """Lock an open file or folder until it is closed; False where another process holds it and `wait` is false.
+
+    Raises UserError where the file system of `path` knows no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
+        raise UserError(
+            f"{path} must lie on a file system with locks (flock), so that two processes never write at once, but it says: "
+            f"{os.strerror(error.errno)}. Mount it with locks, or choose another place with paths.runs or paths.store"
+        ) from error
+    return True
 
 
 def exchange(first: Path, second: Path) -> bool:

@@ -8,7 +8,6 @@ that no `*.parquet` matches, so a reader who only looks into the folder sees no 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -154,8 +153,8 @@ class Place:
         while True:
             storage.make_folder(Path(self.root))
             descriptor = os.open(self.root, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # a network file system may know no locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(UserError):  # a network file system may know no locks
+                storage.lock(descriptor, Path(self.root))
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(self.root)):
                     return descriptor

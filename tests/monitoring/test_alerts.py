@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import http.server
 import json
+import os
+import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -123,9 +129,9 @@ def test_the_same_cause_is_told_once_within_the_cool_down(run, tmp_path: Path) -
 
 def test_a_file_system_without_locks_does_not_stop_the_run(run, tmp_path: Path, monkeypatch) -> None:
     def refuse(*_: object) -> None:
-        raise OSError("no locks available")
+        raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(alerts.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert alerts.tell(settings(log=AlertConfig(kind="log")), run, "drift:x", PAYLOAD) == {"log": "told"}
 
 
@@ -169,3 +175,53 @@ def test_the_log_says_which_command_an_alarm_starts_without_its_secrets(tmp_path
     told = (run.directory / "run.log").read_text()
     assert "an alarm starts the command of monitor.alerts.page in your config: /bin/page --key ***" in told
     assert "hunter2" not in told and "hook" not in told
+
+
+def test_a_service_that_drips_is_left_at_the_deadline_and_the_memory_is_free_meanwhile(run, tmp_path) -> None:
+    listener, ended = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            while not ended.wait(0.1):
+                connection.sendall(b"H")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    sinks = {
+        "page": AlertConfig(kind="webhook", to=f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout="1s", tries=1)
+    }
+    told: list[dict[str, str]] = []
+    first = threading.Thread(target=lambda: told.append(alerts.tell(settings(**sinks), run, "drift:x", PAYLOAD)))
+    began = time.monotonic()
+    first.start()
+    time.sleep(0.3)
+    other = {"page": sinks["page"], "log": AlertConfig(kind="log")}
+    assert alerts.tell(settings(**other), run, "drift:x", PAYLOAD) == {
+        "page": "not told again: another monitor is telling the same cause at this moment",
+        "log": "told",
+    }
+    assert time.monotonic() - began < 0.9
+    first.join()
+    assert time.monotonic() - began < 3
+    ended.set()
+    thread.join()
+    listener.close()
+    assert told == [{"page": "failed: RuntimeError: no answer after 1 attempts (no whole answer in 1s)"}]
+    assert ":sending" not in (run.directory.parent / alerts.MEMORY).read_text()
+
+
+def test_what_a_command_has_started_ends_with_it_at_the_deadline(run, tmp_path: Path) -> None:
+    script, child = tmp_path / "hook.sh", tmp_path / "child"
+    script.write_text(f"sleep 60 & echo $! > {child}; wait\n")
+    sinks = {"slow": AlertConfig(kind="command", to=f"sh {script}", timeout="1s")}
+    assert "took longer than 1s" in alerts.tell(settings(**sinks), run, "drift:x", PAYLOAD)["slow"]
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        with contextlib.suppress(FileNotFoundError, IndexError):
+            if Path(f"/proc/{child.read_text().strip()}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.05)
+                continue
+        return
+    os.kill(int(child.read_text()), 9)
+    raise AssertionError("the child outlived its deadline")

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import resource
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from engine.config.tree import Config, PathsConfig
+from engine.data import order
 from engine.errors import UserError
 from engine.runtime import storage
+from engine.runtime.registry import Registry
+from engine.runtime.run import Run
+from engine.scoring import export
+from engine.training.checkpoint import save_checkpoint
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -150,3 +162,92 @@ def test_an_address_is_refused_where_files_are_written(write, tmp_path: Path, mo
     with pytest.raises(UserError, match=r"must be a path of a file system, found an address: .*`score\.output`"):
         write(Path("s3://bucket/folder/x.parquet"))
     assert not list(tmp_path.iterdir())
+
+
+def _full_from_now_on(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Every sync of a file fails, which is where a disk tells what it could not keep."""
+
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.ESTALE])
+def test_what_a_disk_refuses_at_the_sync_names_cause_and_place(tmp_path: Path, monkeypatch, number: int) -> None:
+    _full_from_now_on(monkeypatch, number)
+    path = tmp_path / "a.json"
+    cause = "is full" if number == errno.ENOSPC else os.strerror(number)
+    with pytest.raises(UserError, match=f"(?s){path}.*{cause}"):
+        storage.write_json(path, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_synced_is_one_warning(tmp_path: Path, monkeypatch, capsys, number: int) -> None:
+    sync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(storage, "_unsynced", set())
+    for name in ("a", "b"):
+        storage.write_json(tmp_path / name, {})
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path} cannot be synced ({os.strerror(number)}): a power cut may lose what was just written\n"
+    )
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_a_message_that_names_the_place(
+    tmp_path: Path, monkeypatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=f"{tmp_path}.* must lie on a file system with locks.*{os.strerror(number)}"):
+        Run.create("train", Config(paths=PathsConfig(runs=str(tmp_path / "runs"))), {})
+    with pytest.raises(UserError, match="must lie on a file system with locks"), Registry(tmp_path, "a").lock():
+        pass
+
+
+TABLE = pa.table(
+    {"row_id": [f"row {number}" for number in range(20_000)], "at": np.random.default_rng(0).random(20_000)}
+)
+
+
+def _safetensors(path: Path) -> None:
+    save_checkpoint(path, 1, {"weights": torch.zeros(50_000)}, {}, 1)
+
+
+def _stream(kind: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with storage.atomic_path(path) as temporary, export.WRITERS[kind](temporary, TABLE.schema) as rows:
+            rows(TABLE)
+
+    return write
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "json": lambda path: storage.write_json(path, list(range(50_000))),
+    "parquet": lambda path: storage.write_parquet(path, TABLE),
+    "safetensors": _safetensors,
+    "arrow": lambda path: order._write_ipc(path, [TABLE], TABLE.schema),
+    **{kind: _stream(kind) for kind in export.WRITERS},
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("size", [0, 3, 4_000, 100_000])
+def test_a_writer_that_runs_out_of_room_at_any_byte_names_the_place(tmp_path: Path, name: str, size: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"{tmp_path}/a.* cannot be read or written: File too large"):
+            WRITERS[name](tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
