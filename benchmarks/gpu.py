@@ -7,7 +7,7 @@ and said so. Prints a table and, at full scale, writes benchmarks/results/gpu.js
     train_*     rows/s of the 3x256 MLP with dropout on 103 features: eager, CUDA graph, torch.compile inside a graph; batches of
                 1 k to 64 k; rows resident on the card or streamed from pinned buffers; `flights` x 64 as well
     score_*     rows/s from blocks on the card, and from host memory
-    kernel_*    encode, profile, order, masks against the bandwidth of a plain copy on the card; windows against the CPU
+    kernel_*    encode, profile, order, masks against the bandwidth of a plain copy on the card
 
 `limit_fraction` is of the measured bf16 matrix peak for train and score, of the copy bandwidth for kernels.
 """
@@ -31,7 +31,7 @@ from benchmarks.harness import Row, Settings, show
 from engine.config.tree import ModelConfig, TrainConfig
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.device import describe_device, has_gpu, prepare_backend, why_no_gpu
-from engine.training.device_order import dropout_mask, layer_key, permutation
+from engine.training.device_order import combine64, dropout_mask, permutation
 from engine.training.device_step import (
     LOSS,
     WEIGHT,
@@ -53,7 +53,7 @@ from engine.training.model import build_model
 from engine.training.order import RowOrder
 from engine.training.predict import DEVICE_TILE_ROWS, TILE_ROWS, predict_logits
 from kernels import cuda as twins
-from kernels import dropout, encode, jit, order, profile, windows
+from kernels import dropout, encode, jit, order, profile
 
 FEATURES = 103
 HIDDEN = (256, 256, 256)
@@ -249,7 +249,8 @@ class Bench:
         self.check("order", float((permutation(500, 50_500, n, 11, 2, self.device).cpu() != want).sum()), 0)
         rows = np.random.default_rng(0).integers(0, 2**40, 4096)
         mask = dropout.dropout_mask(rows, 256, 5, 7, 1, 0.1, np.empty((4096, 256), np.float32))
-        found = dropout_mask(torch.from_numpy(rows).to(self.device), 256, layer_key(5, 7, 1), 0.1)
+        key = combine64(combine64(*torch.tensor([5, 7])), torch.tensor(1))
+        found = dropout_mask(torch.from_numpy(rows).to(self.device), 256, int(key), 0.1)
         self.check("mask", float((found.cpu().numpy() != mask).sum()), 0)
         self._agree_training()
         data = synthetic(50_000, FEATURES, (), self.device)
@@ -286,7 +287,6 @@ class Bench:
             return
         self._encode(n)
         self._profile(n)
-        self._windows(self.settings.rows(1_000_000))
 
     def _order_and_masks(self, n: int) -> None:
         """With torch's integers and with kernels of their own; enough of both that launches do not show."""
@@ -335,7 +335,7 @@ class Bench:
     def _profile(self, n: int) -> None:
         block = torch.randn((n, FEATURES), device=self.device)
         sample = block[:50_000].cpu().numpy()
-        plan = profile.profile_plan([profile.edges_of(sample[:, k].astype(float), 20) for k in range(FEATURES)])
+        plan = profile.profile_plan([profile.bins_of(sample[:, k].astype(float), 20).edges for k in range(FEATURES)])
         checked = twins.Profiler(plan)
         checked.add(block[:50_000])
         got, want = checked.result(), profile.profile(sample, plan, self.settings.threads)
@@ -344,23 +344,6 @@ class Bench:
         seconds = self.per_call(lambda: profiler.add(block))
         speed = block.nbytes / seconds
         self.add("kernel_profile", n, speed, "bytes/s", fraction=speed / self.copy, need=0.6 * self.copy)
-
-    def _windows(self, n: int) -> None:
-        rng = np.random.default_rng(2)
-        entity, event = rng.integers(0, n // 50, n), np.sort(rng.integers(0, 10**12, n))
-        value = rng.normal(size=n)
-        names, spans = ["count", "sum", "mean", "std", "min", "max"], [10**9, 10**10, 10**11]
-        arguments = (entity, event, entity, event, event + 1_000_000, value, spans, names)
-        threads = self.settings.threads
-        windows.trailing(*arguments, threads=threads)  # compiles
-        began = time.perf_counter()
-        want = windows.trailing(*arguments, threads=threads)
-        cpu = time.perf_counter() - began
-        got = twins.trailing(*arguments, threads=threads).copy_to_host()
-        self.check("windows", float(np.nanmax(np.abs(got - want))) + float((np.isnan(got) != np.isnan(want)).sum()), 0)
-        seconds = self.per_call(lambda: twins.trailing(*arguments, threads=threads))
-        note = f"sorts on {threads} CPU threads included"
-        self.add("kernel_windows", n, n / seconds, "rows/s", peer=("cpu", n / cpu), note=note)
 
     # ------------------------------------------------------------------------------------------------ training
 

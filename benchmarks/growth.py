@@ -74,19 +74,12 @@ def gathered(n: int, threads: int) -> Callable[[], Any]:
 
 
 def encoded(n: int, threads: int) -> Callable[[], Any]:
-    """A column of each kind, and one of ids."""
+    """A column of each kind."""
     points = {"standardise": 0, "uniform": 65, "normal": 65, "ple": 5}
     columns = [encode.NumericColumn(kind, edges=np.linspace(-2.0, 2.0, count)) for kind, count in points.items()]
-    plan, ids = encode.numeric_plan(columns), encode.categorical_plan([np.arange(1000)])
-    rng = np.random.default_rng(0)
-    block, codes = rng.standard_normal((n, len(columns))), rng.integers(0, 1100, (n, 1))
-    numeric, categorical = np.empty((n, plan.width), np.float32), np.empty((n, 1), np.int32)
-
-    def call() -> None:
-        encode.encode_numeric(block, plan, numeric, threads)
-        encode.encode_categorical(codes, ids, categorical, threads)
-
-    return call
+    plan, block = encode.numeric_plan(columns), np.random.default_rng(0).standard_normal((n, len(columns)))
+    out = np.empty((n, plan.width), np.float32)
+    return lambda: encode.encode_numeric(block, plan, out, threads)
 
 
 def counts(n: int, threads: int) -> Callable[[], Any]:

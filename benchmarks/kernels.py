@@ -213,7 +213,7 @@ def profile_(settings: Settings, bandwidth: float) -> list[Row]:
     n, k = settings.rows(1_000_000), 20
     rng = np.random.default_rng(0)
     block, reference = rng.standard_normal((n, k)).astype(np.float32), rng.standard_normal((n, k)).astype(np.float32)
-    plan = profile.profile_plan([profile.edges_of(reference[:, c], 255) for c in range(k)])
+    plan = profile.profile_plan([profile.bins_of(reference[:, c], 255).edges for c in range(k)])
 
     def scipy() -> Any:
         from scipy.stats import ks_2samp

@@ -5,7 +5,7 @@
     sort        stable counting and radix sorts           windows     trailing aggregates per entity
     asof        latest known row per entity               encode      columns into one float32 block
     dropout     keyed dropout masks                       metrics     ROC AUC, average precision, ...
-    profile     mergeable counts per column               statistics  distances between two samples or profiles
+    profile     mergeable counts per column               statistics  distances between two profiles
     exact       integer accumulators for exact sums       warmup      compile everything once
     compiling   seconds spent on compiling so far
 

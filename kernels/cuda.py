@@ -1,13 +1,12 @@
-"""Twins of the CPU loops for NVIDIA GPUs: encode, profile, trailing windows, row order and dropout masks.
+"""Twins of the CPU loops for NVIDIA GPUs: encode, profile, row order and dropout masks.
 
 A twin is compiled from the source of the CPU loop itself where that source can run on a GPU (`_Twins`): the arithmetic is
 written once. Only what the CPU loop does with NumPy calls or with one pass over a column is written anew here.
 
 Agreement with the CPU
-    integers (codes, profile counts and moments, row order, dropout masks, windows' count, distinct)    equal
-    standardise, uniform, ple; windows' sum, mean, std, min, max, first, last, recency                   equal
-    normal (logarithm and fused multiply-add differ in the last bit of a double)                         1e-6 relative, float32
-    windows' ewm_sum, ewm_mean (the GPU's exp2 differs in the last bit)                                  1e-12 relative
+    integers (profile counts and moments, row order, dropout masks)                 equal
+    standardise, uniform, ple                                                       equal
+    normal (logarithm and fused multiply-add differ in the last bit of a double)    1e-6 relative, float32
 
 Numba's CUDA target is imported by the first call alone: `import kernels.cuda` works on any machine, and `require_cuda`
 raises `CudaMissing` where there is no GPU. With NUMBA_ENABLE_CUDASIM=1 in the environment before numba is imported,
@@ -18,30 +17,25 @@ that already lies there and has `__cuda_array_interface__`, torch's tensors abov
 from __future__ import annotations
 
 import functools
-import itertools
-import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from kernels import check, exact, hashing, jit
-from kernels import dropout as cpu_dropout
 from kernels import encode as cpu_encode
+from kernels import exact, hashing
 from kernels import order as cpu_order
 from kernels import profile as cpu_profile
-from kernels import windows as cpu_windows
-from kernels.encode import CategoricalPlan, NumericPlan
-from kernels.exact import FIXED, WIDE, WORDS
+from kernels.encode import NumericPlan
+from kernels.exact import WIDE
 from kernels.profile import Profile, ProfilePlan
 
 THREADS = 256  # of a block
 LANES = 32  # of a warp; one lane a column in the profile
 SHARED_BYTES = 48 * 1024  # what every card gives a block without asking
-PROBES = 512  # of one entity that one thread answers, so that a busy entity is shared by several
 
 cuda: Any = None  # numba.cuda, once `require_cuda` has found it
 
@@ -93,12 +87,7 @@ class _Twins:
         self.cuda = module
         self.real = not simulated()
         self._made: dict[Any, Any] = {}
-        self.replaced: dict[Any, Callable[..., Any]] = {
-            jit.mul128: _mul128,
-            jit.clz64: _clz64,
-            cpu_encode._rank: _rank,
-            exact._scaled: _scaled,
-        }
+        self.replaced: dict[Any, Callable[..., Any]] = {cpu_encode._rank: _rank}
 
     def device(self, function: Any, **constants: Any) -> Any:
         """The device function of a CPU function or of a plain one."""
@@ -121,17 +110,8 @@ class _Twins:
             if name not in constants and _is_compiled(value):
                 names[name] = self.device(value)
         if self.real:
-            names |= {"_product": self.cuda.libdevice.dmul_rn, "_ldexp": math.ldexp}
-            if "exp2" in plain.__code__.co_names:
-                names["np"] = self._numpy_with_exp2()
+            names["_product"] = self.cuda.libdevice.dmul_rn
         return types.FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__)
-
-    def _numpy_with_exp2(self) -> types.ModuleType:
-        """NumPy as a kernel sees it, with the functions that it lacks on a GPU."""
-        module = types.ModuleType("numpy_on_device")
-        module.__dict__.update({name: value for name, value in vars(np).items() if not name.startswith("_")})
-        module.__dict__.update({"exp2": self.cuda.libdevice.exp2, "isfinite": math.isfinite})
-        return module
 
 
 def _source_of(function: Any) -> Any:
@@ -181,44 +161,6 @@ def _product(a: Any, b: Any) -> Any:
     return a * b
 
 
-def _ldexp(x: Any, exponent: Any) -> Any:
-    return np.ldexp(x, exponent)
-
-
-@_on_device
-def _mul128(a: Any, b: Any) -> Any:
-    """(high, low) 64-bit halves of the product of two uint64, by 32-bit halves."""
-    low32, s32 = np.uint64(0xFFFFFFFF), np.uint64(32)
-    a, b = np.uint64(a), np.uint64(b)
-    a0, a1, b0, b1 = a & low32, a >> s32, b & low32, b >> s32
-    p00, p01, p10, p11 = a0 * b0, a0 * b1, a1 * b0, a1 * b1
-    middle = (p00 >> s32) + (p01 & low32) + (p10 & low32)
-    return p11 + (p01 >> s32) + (p10 >> s32) + (middle >> s32), (p00 & low32) | (middle << s32)
-
-
-@_on_device
-def _clz64(a: Any) -> Any:
-    """Number of leading zero bits of a uint64 (64 for zero)."""
-    a = np.uint64(a)
-    if a == np.uint64(0):
-        return np.int64(64)
-    count, width = np.int64(0), np.int64(32)
-    while width > 0:
-        if a >> np.uint64(64 - width) == np.uint64(0):
-            count += width
-            a = a << np.uint64(width)
-        width >>= 1
-    return count
-
-
-@_on_device
-def _scaled(x: Any, exponent: Any) -> Any:
-    """x * 2 ** exponent, rounded once; see kernels.exact."""
-    if -900 < exponent < 900:
-        return x * np.int64((np.int64(exponent) + 1023) << 52).view(np.float64)
-    return _ldexp(x, np.int32(exponent))
-
-
 @_on_device
 def _rank(x: Any, edges: Any) -> Any:
     """Rank of x in [0, 1] among ascending quantiles; see kernels.encode, which calls np.searchsorted."""
@@ -251,8 +193,7 @@ def _rank(x: Any, edges: Any) -> Any:
 
 
 # --------------------------------------------------------------------------- encode
-_encode_cell, splitmix64 = cpu_encode._encode_cell, hashing.splitmix64
-UNSEEN, NULL = cpu_encode.UNSEEN, cpu_encode.NULL
+_encode_cell = cpu_encode._encode_cell
 
 
 def _encode_numeric(values: Any, integers: Any, numbers: Any, edges: Any, out: Any) -> None:
@@ -261,25 +202,6 @@ def _encode_numeric(values: Any, integers: Any, numbers: Any, edges: Any, out: A
     for cell in range(cuda.grid(1), values.shape[0] * columns, cuda.gridsize(1)):
         i, k = cell // columns, cell % columns
         _encode_cell(np.float64(values[i, k]), integers[k], numbers[k], edges, out[i])
-
-
-def _encode_categorical(values: Any, keys: Any, codes: Any, spans: Any, nulls: Any, out: Any) -> None:
-    columns = values.shape[1]
-    for cell in range(cuda.grid(1), values.shape[0] * columns, cuda.gridsize(1)):
-        i, k = cell // columns, cell % columns
-        x = values[i, k]
-        found = np.int32(UNSEEN)
-        if x == nulls[k]:
-            found = np.int32(NULL)
-        else:
-            first, mask = spans[k, 0], spans[k, 1] - 1
-            slot = np.int64(splitmix64(np.uint64(x)) >> np.uint64(1)) & mask
-            while codes[first + slot] != 0:
-                if keys[first + slot] == x:
-                    found = codes[first + slot]
-                    break
-                slot = (slot + 1) & mask
-        out[i, k] = found
 
 
 class NumericEncoder:
@@ -301,27 +223,6 @@ class NumericEncoder:
         result = cuda.device_array((block.shape[0], self.width), np.float32) if out is None else _put(out)
         if block.size:
             _kernel("_encode_numeric")[_blocks(block.size), THREADS, stream](block, *self._plan, result)
-        return result
-
-
-class CategoricalEncoder:
-    """A CategoricalPlan on the device: `encode(values)` is one launch for all categorical columns."""
-
-    def __init__(self, plan: CategoricalPlan) -> None:
-        self.columns = len(plan.spans)
-        self._plan = [_put(array) for array in plan]
-
-    def encode(self, values: Any, out: Any = None, stream: Any = 0) -> Any:
-        """int32[n, columns] on the device from int64 ids or hashes [n, columns].
-
-        Raises ValueError for another number of columns.
-        """
-        block = _put(values)
-        if block.ndim != 2 or block.shape[1] != self.columns:
-            raise ValueError(f"values must be [n, {self.columns}], found shape {block.shape}")
-        result = cuda.device_array(block.shape, np.int32) if out is None else _put(out)
-        if block.size:
-            _kernel("_encode_categorical")[_blocks(block.size), THREADS, stream](block, *self._plan, result)
         return result
 
 
@@ -598,9 +499,9 @@ def _mask(rows: Any, keys: Any, cursor: Any, layer: Any, limit: Any, kept: Any, 
 def dropout_mask(rows: Any, keys: Any, cursor: Any, layer: int, p: float, kept: int, out: Any, stream: Any = 0) -> None:
     """Fill out [b, width] with `kept` or 0: the mask of `kernels.dropout` for rows int64[b], as bit patterns.
 
-    keys int64[steps, layers] holds what `layer_key` gives, cursor int64[1] the step in use, both on the device, so that a
-    captured graph replays with the next step's keys. `out` is an unsigned integer array as wide as the type it is read as
-    (uint16 for bf16, uint32 for float32), `kept` the pattern of 1 / (1 - p) in that type.
+    keys int64[steps, layers] holds the bits of the kernel's own key of each layer at each step, cursor int64[1] the step in
+    use, both on the device, so that a captured graph replays with the next step's keys. `out` is an unsigned integer array as
+    wide as the type it is read as (uint16 for bf16, uint32 for float32), `kept` the pattern of 1 / (1 - p) in that type.
     """
     limit = min(round(p * 65536), 65535)
     target = _put(out)
@@ -622,218 +523,3 @@ def fault() -> str:
     except Exception as error:  # of any of them
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return "" if np.array_equal(found, cpu_order.permutation(*asked)) else "a kernel gives other numbers than the CPU"
-
-
-def layer_key(seed: int, step: int, layer: int) -> int:
-    """The key of one layer's mask at one step, as a signed 64-bit integer: what `kernels.dropout` uses inside."""
-    key = int(cpu_dropout._key(np.uint64(seed), np.uint64(step), np.uint64(layer)))
-    return key - 2**64 if key >= 2**63 else key
-
-
-# --------------------------------------------------------------------------- trailing windows
-_ordered, _general, _blank = cpu_windows._ordered, cpu_windows._general, cpu_windows._blank
-# A task: group, first and last probe, first and last source row, where its scratch rows begin, whether the group has
-# source rows, and where the group's rows begin and end in `by_known`.
-TASK = 9
-WAVE_TASKS, WAVE_ROWS = 1 << 16, 1 << 25  # of one launch: they bound the scratch memory
-NAT = check.NAT
-STATISTICS = cpu_windows._EWM_SUM + 3
-
-
-@jit.njit
-def _plan_tasks(starts: Any, event: Any, probes: Any, widest: Any, most: Any, tasks: Any) -> Any:
-    """Fill `tasks` and return their number: the probes of each group, at most `most` a task, with the source rows they need."""
-    probe_starts, probe_time, _ = probes
-    count, at = np.int64(0), np.int64(0)
-    for g in range(len(probe_starts) - 1):
-        p = probe_starts[g]
-        while p < probe_starts[g + 1]:
-            last = min(p + most, probe_starts[g + 1])
-            if g + 1 >= len(starts):
-                begin, end = np.int64(0), np.int64(0)
-            else:
-                end = starts[g + 1]
-                first = max(probe_time[p], np.int64(NAT + 1))
-                begin, high = starts[g], end
-                limit = first - widest if first >= NAT + 1 + widest else np.int64(NAT + 1)
-                while begin < high:
-                    middle = (begin + high) >> 1
-                    if event[middle] < limit:
-                        begin = middle + 1
-                    else:
-                        high = middle
-            if count < len(tasks):
-                tasks[count, 0], tasks[count, 1], tasks[count, 2] = g, p, last
-                tasks[count, 3], tasks[count, 4], tasks[count, 5] = begin, end, at
-                tasks[count, 6] = np.int64(g + 1 < len(starts))
-                tasks[count, 7] = starts[g] if g + 1 < len(starts) else 0
-                tasks[count, 8] = starts[g + 1] if g + 1 < len(starts) else 0
-            count += 1
-            at += end - begin + 16
-            p = last
-    return count
-
-
-def _windows(
-    tasks: Any, first: Any, source: Any, by_known: Any, probes: Any, plan: Any, memory: Any, scratch: Any, out: Any
-) -> None:
-    """One thread a task: `_ordered` or `_general` of the CPU over slices of scratch memory."""
-    at = cuda.grid(1)
-    if at >= len(tasks):
-        return
-    event, known, value = source
-    times, rows = probes
-    columns, needs = plan[1], plan[3]
-    begin, end = tasks[at, 3], tasks[at, 4]
-    p, stop = tasks[at, 1], tasks[at, 2]
-    while p < stop and (tasks[at, 6] == 0 or times[p] == np.int64(NAT)):
-        _blank(rows[p : p + 1], columns, out)
-        p += 1
-    if p == stop:
-        return
-    fixed, wide, words, decay_fixed, decay_wide, stat, left, heads = memory
-    stack_at, stack_value, trees, marks, keys, places, entering = scratch
-    low = tasks[at, 5] - first
-    n = end - begin
-    high = low + n + 1
-    d = at % len(decay_fixed)  # one that nobody uses when no decayed aggregate is asked for
-    sums = (fixed[at], wide[at], words[at, 0], (decay_fixed[d], decay_wide[d], words[at, 1]))
-    fixed[at, :, :] = np.uint64(0)
-    wide[at, :, :] = 0
-    data = (event[begin:end], known[begin:end], value[begin:end])
-    size = np.int64(0)
-    if needs[4]:
-        size = np.int64(16)
-        while size < 2 * n:
-            size *= 2
-    slots = 4 * low  # a power of two below 4 n + 16 fits the 4 (n + 16) of the task
-    mark = marks[low:high] if needs[4] else marks[0:0]
-    if len(by_known) == 0:
-        parts = (
-            stat[at],
-            left[at],
-            heads[at],
-            stack_at[:, low:high],
-            stack_value[:, low:high],
-            mark,
-            keys[slots : slots + size],
-            places[slots : slots + size],
-        )
-        _ordered(data, (times[p:stop], rows[p:stop]), plan, sums, parts, out)
-    else:
-        count = np.int64(0)
-        for k in range(tasks[at, 7], tasks[at, 8]):
-            if by_known[k] >= begin:
-                entering[low + count] = by_known[k] - begin
-                count += 1
-        more = (
-            stat[at],
-            left[at],
-            heads[at, 0],
-            trees[:, low:high],
-            mark,
-            keys[slots : slots + size],
-            places[slots : slots + size],
-        )
-        _general(data, entering[low : low + count], (times[p:stop], rows[p:stop]), plan, sums, more, out)
-
-
-def trailing(
-    probe_entity: ArrayLike,
-    probe_time: ArrayLike,
-    source_entity: ArrayLike,
-    event_time: ArrayLike,
-    known_at: ArrayLike,
-    values: ArrayLike | None,
-    windows: Sequence[int],
-    aggregates: Sequence[str],
-    threads: int = 1,
-) -> Any:
-    """`kernels.windows.trailing` as float64[n, windows, aggregates] on the device; arguments and errors are the same.
-
-    The sorts run on the CPU, on `threads` threads; the sweep runs on the GPU, one thread for up to 512 probes of an entity.
-    """
-    require_cuda()
-    groups = check.integers("probe_entity", probe_entity)
-    times = check.integers("probe_time", probe_time, len(groups))
-    entity = check.integers("source_entity", source_entity)
-    event = check.integers("event_time", event_time, len(entity))
-    known = event if known_at is event_time else check.integers("known_at", known_at, len(entity))
-    numbers = None if values is None else check.floats("values", values, len(entity))
-    widths, names = cpu_windows._check_plan(windows, aggregates, numbers is not None)
-    plan = cpu_windows._plan(widths, names, numbers, threads)
-    value = np.empty(0) if numbers is None else numbers
-    source, probes = cpu_windows._prepare((groups, times), (entity, event, known), value, threads)
-    out = cuda.device_array((len(groups), len(widths), len(names)), np.float64)
-    tasks = _tasks(source, probes, int(widths.max()))
-    rows = tuple(_put(array) for array in (source.event, source.known, source.value))
-    asked = (_put(probes.time), _put(probes.order))
-    by_known = _put(source.by_known)
-    device_plan = (_put(plan.windows), _put(plan.columns), plan.form, plan.needs)
-    for low, high in _waves(tasks):
-        memory, scratch = _scratch(tasks[low:high], len(widths), plan, len(source.by_known) > 0)
-        arguments = (
-            _put(tasks[low:high]),
-            int(tasks[low, 5]),
-            rows,
-            by_known,
-            asked,
-            device_plan,
-            memory,
-            scratch,
-            out,
-        )
-        _kernel("_windows")[-(-(high - low) // 64), 64](*arguments)
-    return out
-
-
-def _tasks(source: cpu_windows._Source, probes: cpu_windows._Probes, widest: int) -> NDArray[np.int64]:
-    arguments = (source.starts, source.event, tuple(probes), widest, PROBES)
-    count = int(_plan_tasks(*arguments, np.empty((0, TASK), np.int64)))
-    tasks = np.empty((count, TASK), np.int64)
-    _plan_tasks(*arguments, tasks)
-    return tasks
-
-
-def _waves(tasks: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Ranges of tasks that share one launch."""
-    edges = [0]
-    while edges[-1] < len(tasks):
-        low = edges[-1]
-        fits = int(np.searchsorted(tasks[:, 5], tasks[low, 5] + WAVE_ROWS))
-        edges.append(min(max(fits, low + 1), low + WAVE_TASKS, len(tasks)))
-    return list(itertools.pairwise(edges))
-
-
-def _scratch(tasks: NDArray[np.int64], windows: int, plan: cpu_windows._Plan, general: bool) -> tuple[Any, Any]:
-    """What the threads of one launch work in: (accumulators a task, memory by source row)."""
-    n, rows = len(tasks), int(tasks[-1, 5] - tasks[0, 5] + tasks[-1, 4] - tasks[-1, 3] + 16)
-    needs, form = plan.needs, plan.form
-
-    def empty(shape: tuple[int, ...], kind: Any) -> Any:
-        return cuda.device_array(shape, kind)
-
-    decayed = n if needs[5] else 1
-    memory = (
-        empty((n, windows + 1, FIXED), np.uint64),
-        empty((n, windows + 1 if form[2] == exact.WIDE_FORM else 0, WIDE), np.int64),
-        empty((n, 2, WORDS), np.uint64),
-        empty((decayed, 4, FIXED), np.uint64),
-        empty((decayed, 2, WIDE), np.int64),
-        empty((n, STATISTICS), np.float64),
-        empty((n, windows), np.int64),
-        empty((n, 2, windows), np.int64),
-    )
-    stack = rows if (needs[0] or needs[1]) and not general else 0
-    tree = rows if (needs[0] or needs[1] or needs[2]) and general else 0
-    distinct = rows if needs[4] else 0
-    scratch = (
-        empty((2, stack), np.int64),
-        empty((2, stack), np.float64),
-        empty((3, tree), np.float64),
-        empty((distinct,), np.float64),
-        empty((4 * distinct,), np.int64),
-        empty((4 * distinct,), np.int64),
-        empty((rows if general else 0,), np.int64),
-    )
-    return memory, scratch

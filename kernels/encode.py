@@ -1,4 +1,4 @@
-"""Raw columns into model input: every numeric column into one float32 block, every categorical one into one int32 block.
+"""Numeric columns into model input: one float32 block.
 
 Numeric transforms, per column
     standardise   (x - center) / scale; 0 when scale is 0
@@ -23,17 +23,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
-from kernels.hashing import splitmix64
 from kernels.jit import njit, run_ranges, split
 
-NULL, UNSEEN, FIRST_KNOWN = 0, 1, 2
 KINDS = {"standardise": 0, "uniform": 1, "normal": 2, "ple": 3}
 _STANDARDISE, _UNIFORM, _NORMAL, _PLE = range(4)
 _TAIL = 1e-7
 _LIMIT = float(np.finfo(np.float32).max)
 
 
-# --------------------------------------------------------------------------- numeric
 @dataclass(frozen=True)
 class NumericColumn:
     """How one column becomes numbers. `edges` are the quantiles (uniform, normal) or bin edges (ple), ascending."""
@@ -292,29 +289,6 @@ def encode_numeric(
     return out
 
 
-def _one(values: ArrayLike, column: NumericColumn) -> NDArray[np.float32]:
-    numbers = check.floats("values", values)
-    plan = numeric_plan([column])
-    return encode_numeric(numbers[:, None], plan, np.empty((len(numbers), plan.width), np.float32))
-
-
-def standardise(values: ArrayLike, center: float, scale: float, fill: float = 0.0) -> NDArray[np.float32]:
-    """(values - center) / scale as float32[n]; 0 when scale is 0, `fill` for NaN."""
-    return _one(values, NumericColumn("standardise", center=center, scale=scale, fill=fill))[:, 0]
-
-
-def quantile_ranks(
-    values: ArrayLike, quantiles: Sequence[float], normal: bool = True, fill: float = 0.0
-) -> NDArray[np.float32]:
-    """Piecewise-linear rank among ascending `quantiles` as float32[n]: in [0, 1], or through the normal distribution."""
-    return _one(values, NumericColumn("normal" if normal else "uniform", edges=quantiles, fill=fill))[:, 0]
-
-
-def ple(values: ArrayLike, edges: Sequence[float], fill: float = 0.0) -> NDArray[np.float32]:
-    """Piecewise-linear encoding over the T bins of T + 1 ascending `edges`: float32[n, T], components in [0, 1]."""
-    return _one(values, NumericColumn("ple", edges=edges, fill=fill))
-
-
 def quantiles_of(values: ArrayLike, count: int) -> NDArray[np.float64]:
     """count + 1 quantiles (0, 1/count, ..., 1; linear interpolation) of the finite values; empty when there are none."""
     numbers = check.floats("values", values)
@@ -328,107 +302,3 @@ def quantiles_of(values: ArrayLike, count: int) -> NDArray[np.float64]:
     above = np.minimum(below + 1, len(finite) - 1)
     part = at - below
     return np.maximum.accumulate(finite[below] * (1.0 - part) + finite[above] * part)
-
-
-# --------------------------------------------------------------------------- categorical
-class CategoricalPlan(NamedTuple):
-    """Hash tables of all columns, one after another. spans[k]: first slot and number of slots (a power of two)."""
-
-    keys: NDArray[np.int64]
-    codes: NDArray[np.int32]  # 0 marks a free slot
-    spans: NDArray[np.int64]
-    nulls: NDArray[np.int64]
-
-
-@njit
-def _fill_table(vocabulary: Any, keys: Any, codes: Any) -> Any:
-    """Put vocabulary[i] -> FIRST_KNOWN + i into an empty table; returns the position of a repeated entry, or -1."""
-    mask = len(keys) - 1
-    for i in range(len(vocabulary)):
-        slot = np.int64(splitmix64(np.uint64(vocabulary[i])) >> np.uint64(1)) & mask
-        while codes[slot] != 0:
-            if keys[slot] == vocabulary[i]:
-                return i
-            slot = (slot + 1) & mask
-        keys[slot], codes[slot] = vocabulary[i], FIRST_KNOWN + i
-    return -1
-
-
-def categorical_plan(vocabularies: Sequence[ArrayLike], null: int | Sequence[int] = -1) -> CategoricalPlan:
-    """Tables for `encode_categorical`: entry i of a column's vocabulary gets code 2 + i.
-
-    vocabularies: per column int64[v] distinct ids or 64-bit hashes; `null`: the input that means missing (one, or per column).
-    Raises ValueError for a repeated entry or one equal to the null.
-    """
-    nulls = [null] * len(vocabularies) if isinstance(null, int) else list(null)
-    if len(nulls) != len(vocabularies):
-        raise ValueError(f"null must be one number or {len(vocabularies)}, found {len(nulls)}")
-    keys, codes, spans, at = [], [], [], 0
-    for vocabulary, missing in zip(vocabularies, nulls, strict=True):
-        known = check.integers("vocabulary", vocabulary)
-        size = 1 << max(1, (2 * len(known)).bit_length())
-        table, numbers = np.zeros(size, np.int64), np.zeros(size, np.int32)
-        repeated = _fill_table(known, table, numbers)
-        if repeated >= 0:
-            raise ValueError(f"vocabulary must not repeat an entry, found {known[repeated]} again at {repeated}")
-        if np.any(known == missing):
-            raise ValueError(f"vocabulary must not hold the null {missing}")
-        keys.append(table)
-        codes.append(numbers)
-        spans.append((at, size))
-        at += size
-    return CategoricalPlan(
-        np.concatenate(keys) if keys else np.zeros(0, np.int64),
-        np.concatenate(codes) if codes else np.zeros(0, np.int32),
-        np.array(spans, np.int64).reshape(-1, 2),
-        np.array(nulls, np.int64),
-    )
-
-
-@njit
-def _encode_categorical(values: Any, keys: Any, codes: Any, spans: Any, nulls: Any, out: Any) -> None:
-    for i in range(values.shape[0]):
-        for k in range(values.shape[1]):
-            x = values[i, k]
-            if x == nulls[k]:
-                out[i, k] = NULL
-                continue
-            first, mask = spans[k, 0], spans[k, 1] - 1
-            slot = np.int64(splitmix64(np.uint64(x)) >> np.uint64(1)) & mask
-            found = np.int32(UNSEEN)
-            while codes[first + slot] != 0:
-                if keys[first + slot] == x:
-                    found = codes[first + slot]
-                    break
-                slot = (slot + 1) & mask
-            out[i, k] = found
-
-
-def encode_categorical(
-    values: ArrayLike, plan: CategoricalPlan, out: NDArray[np.int32], threads: int = 1
-) -> NDArray[np.int32]:
-    """Codes of every column by `plan`: 0 null, 1 unseen, known from 2; returns `out`.
-
-    Shape: values int64[n, k] (ids or hashes), out int32[n, k], C-contiguous. Raises TypeError for other types, ValueError for
-    shapes that disagree.
-    """
-    block = np.asarray(values)
-    if block.dtype.kind not in "iub" or block.dtype == np.uint64:
-        raise TypeError(f"values must hold integers that fit int64, found dtype {block.dtype}")
-    if block.ndim != 2 or block.shape[1] != len(plan.spans):
-        raise ValueError(f"values must be [n, {len(plan.spans)}], found shape {block.shape}")
-    block = block.astype(np.int64, copy=False)
-    check.output("out", out, block.shape, np.int32)
-
-    def part(a: int, b: int) -> None:
-        _encode_categorical(block[a:b], plan.keys, plan.codes, plan.spans, plan.nulls, out[a:b])
-
-    run_ranges(part, split(len(block), threads), threads)
-    return out
-
-
-def vocabulary_lookup(codes: ArrayLike, vocabulary: ArrayLike, null: int = -1) -> NDArray[np.int32]:
-    """Code of each entry under `vocabulary`: 0 null, 1 unseen, 2 + i for vocabulary[i]. int64[n], int64[v] -> int32[n]."""
-    values = check.integers("codes", codes)
-    out = np.empty((len(values), 1), np.int32)
-    return encode_categorical(values[:, None], categorical_plan([vocabulary], null), out)[:, 0]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
-from kernels.exact import WIDE, add_wide, nearest_double, wide_integer
+from kernels.exact import WIDE, add_wide, wide_integer
 from kernels.jit import njit, run_ranges, split
 
 _BLOCK = 256
@@ -60,11 +60,6 @@ class Bins(NamedTuple):
 
     edges: NDArray[np.float64]  # [B + 1], ascending, each between two values of the reference or beyond its ends
     points: NDArray[np.float64]  # [B]: the one value that a bin was made for, NaN where it holds a range of values
-
-
-def edges_of(values: ArrayLike, bins: int) -> NDArray[np.float64]:
-    """The edges of `bins_of`."""
-    return bins_of(values, bins).edges
 
 
 def bins_of(values: ArrayLike, bins: int) -> Bins:
@@ -319,20 +314,6 @@ def merge(a: Profile, b: Profile) -> Profile:
 def column_counts(result: Profile, plan: ProfilePlan, column: int) -> NDArray[np.int64]:
     """int64[B + 2]: below, bins, above of one column."""
     return result.counts[column, : plan.bins[column] + 2]
-
-
-def mean_std(result: Profile, plan: ProfilePlan, column: int) -> tuple[float, float]:
-    """(mean of the finite values, sample std of those inside the edges), to half a quantum (range / 2**32) a value; else NaN."""
-    counts = column_counts(result, plan, column)
-    inside, finite = int(counts[1:-1].sum()), int(counts.sum())
-    total, squares, below, above = result.sums[column]
-    first, scale = 2.0 * plan.ranges[column, 0], 0.5 * plan.ranges[column, 1]
-    if finite == 0:
-        return float("nan"), float("nan")
-    outside = nearest_double(below + above)
-    mean = (first * inside + total / scale + outside) / finite
-    spread = inside * squares - total * total
-    return mean, (spread / (inside * (inside - 1))) ** 0.5 / scale if inside > 1 else float("nan")
 
 
 # --------------------------------------------------------------------------- categories

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from kernels import check
 from kernels.jit import clz64, njit, run_ranges, split
 
 _BITS = 11
@@ -185,16 +184,6 @@ def _scatter_rows(codes: Any, rows: Any, low: Any, cursor: Any, out: Any) -> Non
         cursor[g] += 1
 
 
-def grouped(
-    codes: NDArray[np.int64], low: int, span: int, threads: int, order: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(stable order of rows by code, start of each code [span + 1]) for codes in [low, low + span); counting sort.
-
-    Refines `order` (row positions, default 0, 1, 2, ...).
-    """
-    return grouped_columns(codes, low, span, threads, order, [])[:2]
-
-
 def grouped_columns(
     codes: NDArray[np.int64],
     low: int,
@@ -203,8 +192,9 @@ def grouped_columns(
     order: NDArray[np.int64] | None,
     columns: Sequence[NDArray[Any]],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[Any]]]:
-    """`grouped`, and up to three columns [n] of 8-byte types in that order.
+    """(stable order of rows by code, start of each code [span + 1], columns in that order) for codes in [low, low + span).
 
+    A counting sort. Refines `order` (row positions, default 0, 1, 2, ...). Up to three columns [n] of 8-byte types.
     Rows that come in their own order are moved while they are read, a stream a code: what a gather by the finished order
     would cost in cache misses is saved.
     """
@@ -237,44 +227,3 @@ def bounds(values: NDArray[np.int64], threads: int = 1) -> tuple[int, int]:
     """(smallest, largest) of a non-empty int64[n]."""
     parts = run_ranges(lambda a, b: _bounds(values[a:b]), split(len(values), threads), threads)
     return min(int(low) for low, _ in parts), max(int(high) for _, high in parts)
-
-
-def sort_by_entity_time(entity: ArrayLike, time: ArrayLike) -> NDArray[np.int64]:
-    """Row positions ordered by (entity, time), ties in row order.
-
-    Shape: entity int64[n] (any codes; -1, a missing entity, comes first), time int64[n] in any unit (NaT, the smallest int64,
-    comes first) -> int64[n]. Equal to numpy.lexsort((time, entity)). Raises TypeError for floats, ValueError for shapes.
-    """
-    codes = check.integers("entity", entity)
-    instants = check.integers("time", time, len(codes))
-    order = None if _ascending(instants) else radix_order(instants)
-    dense = _dense_range(codes)
-    if dense is None:
-        return radix_order(codes, order)
-    low, span = dense
-    return grouped(codes, low, span, 1, order)[0]
-
-
-@njit
-def _count_codes(codes: Any, offsets: Any) -> None:
-    for i in range(len(codes)):
-        offsets[codes[i] + 1] += 1
-    for g in range(1, len(offsets)):
-        offsets[g] += offsets[g - 1]
-
-
-def group_offsets(codes: ArrayLike, n_groups: int) -> NDArray[np.int64]:
-    """offsets[g]:offsets[g + 1] are the positions of group g in ascending codes.
-
-    Shape: codes int64[n] ascending in [0, n_groups) -> int64[n_groups + 1]. Raises ValueError when they are not.
-    """
-    groups = check.integers("codes", codes)
-    if n_groups < 0:
-        raise ValueError(f"n_groups must not be negative, found {n_groups}")
-    if not _ascending(groups):
-        raise ValueError("codes must ascend; order them with sort_by_entity_time first")
-    if len(groups) and (groups[0] < 0 or groups[-1] >= n_groups):
-        raise ValueError(f"codes must lie in [0, {n_groups}), found {groups[0]} .. {groups[-1]}")
-    offsets = np.zeros(n_groups + 1, np.int64)
-    _count_codes(groups, offsets)
-    return offsets

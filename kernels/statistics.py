@@ -1,4 +1,4 @@
-"""Distances between a reference and a current sample, or between their profiles.
+"""Distances between a reference and current rows, from their profiles.
 
 Every function answers with a `Statistic`: a finite value, or the reason why there is none. Bad data never raises and never
 gives NaN or infinity, so one broken column does not stop the others; only misuse (shapes that cannot be compared) raises
@@ -7,7 +7,6 @@ ValueError. p-values are reported and decide nothing: with enough rows everythin
     psi             sum (p - q) ln(p / q), each share held above `floor`, without renormalising (Siddiqi, Credit Risk
                     Scorecards, 2006)
     js_distance     square root of the Jensen-Shannon divergence in bits, in [0, 1] (Lin, IEEE Trans. Inf. Theory 37, 1991)
-    hellinger       sqrt(1 - sum sqrt(p q)), in [0, 1]
     ks              largest difference of the distribution functions; p by the limit law (Stephens, JRSS B 32, 1970)
     wasserstein     area between the distribution functions, in the column's unit; `normalised` divides by the reference's scale
     chi_square      Pearson's test of homogeneity over the union of levels, without correction
@@ -24,7 +23,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import check, exact
-from kernels.jit import njit
 
 PSI_FLOOR = 1e-4
 LOW_EXPECTED = 5.0
@@ -46,11 +44,6 @@ class Statistic:
     high: float | None = None
     approximate: str | None = None  # in which way the value or its p is not that of the values themselves
     details: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def computable(self) -> bool:
-        """Whether there is a value."""
-        return self.value is not None
 
 
 def _not(name: str, reason: str, **details: Any) -> Statistic:
@@ -118,16 +111,6 @@ def js_distance(reference: ArrayLike, current: ArrayLike) -> Statistic:
     return _found("js_distance", math.sqrt(min(max(divergence, 0.0), 1.0)))
 
 
-def hellinger(reference: ArrayLike, current: ArrayLike) -> Statistic:
-    """Hellinger distance of two arrays of counts over the same bins: 0 for equal shares, 1 for disjoint ones."""
-    shares = _shares("hellinger", reference, current)
-    if isinstance(shares, Statistic):
-        return shares
-    p, q = shares
-    squares = exact.total((np.sqrt(p) - np.sqrt(q)) ** 2) / 2  # = 1 - sum sqrt(p q), without cancellation
-    return _found("hellinger", math.sqrt(min(squares, 1.0)))
-
-
 # --------------------------------------------------------------------------- chi-square
 def chi_square(reference: Mapping[Any, int], current: Mapping[Any, int]) -> Statistic:
     """Pearson's chi-square over the union of levels, from level -> count. Sample sizes are allowed for; no correction.
@@ -187,35 +170,7 @@ def chi_square_tail(x: float, dof: int) -> float:
     return min(1.0, front * result)
 
 
-# --------------------------------------------------------------------------- samples
-@njit
-def _gaps(a: Any, b: Any, area: Any) -> Any:
-    """Largest |i * m - j * n| over the merged ascending samples; area[k]: that gap times the step to the next value."""
-    n, m = len(a), len(b)
-    i, j, k, largest = np.int64(0), np.int64(0), 0, np.int64(0)
-    while i < n or j < m:
-        x = a[i] if j == m or (i < n and a[i] <= b[j]) else b[j]
-        while i < n and a[i] <= x:
-            i += 1
-        while j < m and b[j] <= x:
-            j += 1
-        gap = abs(i * m - j * n)
-        largest = max(largest, gap)
-        if i < n or j < m:
-            following = a[i] if j == m or (i < n and a[i] <= b[j]) else b[j]
-            if len(area):
-                area[k] = np.float64(gap) * (following - x)
-                k += 1
-    return largest, k
-
-
-def _sample(values: ArrayLike) -> tuple[NDArray[np.float64], int]:
-    """(ascending values that are not NaN, how many are)."""
-    numbers = check.floats("sample", values)
-    kept = np.sort(numbers[~np.isnan(numbers)]) + 0.0
-    return kept, len(numbers) - len(kept)
-
-
+# --------------------------------------------------------------------------- profiles
 def ks_p_value(distance: float, n: int, m: int) -> float:
     """P(a larger distance | same distribution) by Kolmogorov's limit law with Stephens' correction.
 
@@ -229,47 +184,12 @@ def ks_p_value(distance: float, n: int, m: int) -> float:
     return min(1.0, max(0.0, 2.0 * math.fsum(terms)))
 
 
-def ks_samples(reference: ArrayLike, current: ArrayLike) -> Statistic:
-    """Two-sample Kolmogorov-Smirnov distance, exact. NaN is left out and counted (details); infinities rank."""
-    (a, missing_a), (b, missing_b) = _sample(reference), _sample(current)
-    empty = _empty_side("ks", len(a), len(b))
-    if empty:
-        return empty
-    gap, _ = _gaps(a, b, np.empty(0))
-    value = int(gap) / (len(a) * len(b))
-    details = {"missing_reference": missing_a, "missing_current": missing_b}
-    ties = len(np.unique(np.concatenate([a, b]))) < len(a) + len(b)
-    more = {"approximate": TIES if ties else None, "details": details}
-    return _found("ks", value, p=ks_p_value(value, len(a), len(b)), low=value, high=value, **more)
-
-
 def scale_of(reference: NDArray[np.float64]) -> float:
     """What normalises a distance: the reference's standard deviation; without spread |mean|; when that is 0 too, 1."""
     _, _, mean, std = exact.moments(reference)
     return next((s for s in (std, abs(mean)) if math.isfinite(s) and s > 0), 1.0)
 
 
-def wasserstein_samples(reference: ArrayLike, current: ArrayLike, normalised: bool = False) -> Statistic:
-    """Wasserstein-1 distance of two samples, exact, in memory of their size. `normalised` divides by `scale_of(reference)`.
-
-    NaN is left out. With an infinity it is not computable.
-    """
-    name = "wasserstein_normalised" if normalised else "wasserstein"
-    (a, _), (b, _) = _sample(reference), _sample(current)
-    empty = _empty_side(name, len(a), len(b))
-    if empty:
-        return empty
-    infinite = int(np.isinf(a).sum() + np.isinf(b).sum())
-    if infinite:
-        return _not(name, f"{infinite} values are infinite")
-    area = np.empty(len(a) + len(b))
-    _, steps = _gaps(a, b, area)
-    value = exact.total(area[:steps]) / (len(a) * len(b))
-    scale = scale_of(a) if normalised else 1.0
-    return _found(name, value / scale, details={"scale": scale} if normalised else {})
-
-
-# --------------------------------------------------------------------------- profiles
 def _check_profile(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> None:
     if len(counts) != len(edges) + 1:
         raise ValueError(
@@ -346,10 +266,3 @@ def wasserstein_profiles(
     if not np.all(np.isfinite(far)):
         return _not("wasserstein", "the sum of values outside the edges is beyond the range of a double")
     return _found("wasserstein", exact.total(np.append(inside, far)) / scale, details={"scale": scale})
-
-
-def missing_rate(missing: int, rows: int) -> Statistic:
-    """Share of rows that are missing."""
-    if not 0 <= missing <= rows:
-        raise ValueError(f"0 <= missing <= rows must hold, found missing={missing} rows={rows}")
-    return _found("missing_rate", missing / rows) if rows else _not("missing_rate", "there are no rows")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels import asof, dropout, encode, gather, hashing, metrics, order, profile, sort, statistics, windows
+from kernels import asof, dropout, encode, gather, hashing, metrics, order, profile, sort, windows
 
 
 def _order() -> None:
@@ -25,10 +25,10 @@ def _gather() -> None:
 
 
 def _sort() -> None:
-    for time_ in (np.array([0, 1]), np.array([1, 0])):
-        sort.sort_by_entity_time(np.array([0, 1]), time_)
-        sort.sort_by_entity_time(np.array([0, 2**60]), time_)
-    sort.group_offsets(np.array([0, 1]), 2)
+    codes = np.array([0, 1])
+    for before in (None, sort.radix_order(codes)):
+        sort.grouped_columns(codes, 0, 2, 1, before, [codes])
+    sort.sort_keys(codes.astype(np.uint64))
 
 
 def _windows() -> None:
@@ -46,7 +46,6 @@ def _asof() -> None:
 def _encode() -> None:
     plan = encode.numeric_plan([encode.NumericColumn()])
     encode.encode_numeric(np.zeros((1, 1)), plan, np.empty((1, 1), np.float32))
-    encode.vocabulary_lookup(np.array([1]), np.array([1]))
 
 
 def _hashing() -> None:
@@ -73,12 +72,6 @@ def _profile() -> None:
         profile.category_counts(np.zeros((1, 1), code), [1])
 
 
-def _statistics() -> None:
-    sample = np.array([0.0, 1.0])
-    statistics.ks_samples(sample, sample)
-    statistics.wasserstein_samples(sample, sample, normalised=True)
-
-
 FAMILIES: dict[str, Callable[[], None]] = {
     "order": _order,
     "gather": _gather,
@@ -90,7 +83,6 @@ FAMILIES: dict[str, Callable[[], None]] = {
     "dropout": _dropout,
     "metrics": _metrics,
     "profile": _profile,
-    "statistics": _statistics,
 }
 
 

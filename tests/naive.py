@@ -14,11 +14,6 @@ import numpy as np
 NAT = np.iinfo(np.int64).min
 
 
-def sort_by_entity_time(entity: Any, time: Any) -> Any:
-    rows = range(len(entity))
-    return np.array(sorted(rows, key=lambda r: (int(entity[r]), int(time[r]), r)), np.int64)
-
-
 def asof(probe_entity: Any, probe_time: Any, source: Any, max_age: int | None, inclusive: bool = False) -> Any:
     """source = (entity, event_time, known_at)."""
     rows = list(enumerate(zip(*(a.tolist() for a in source), strict=True)))
@@ -294,14 +289,6 @@ def shares(a: Sequence[int], b: Sequence[int]) -> list[tuple[Fraction, Fraction]
 def psi(a: Sequence[int], b: Sequence[int], floor: float) -> float:
     pairs = [(max(p, Fraction(floor)), max(q, Fraction(floor))) for p, q in shares(a, b)]
     return math.fsum(float(p - q) * math.log(p / q) for p, q in pairs)
-
-
-def hellinger(a: Sequence[int], b: Sequence[int]) -> float:
-    """From the squares, in 100 decimal digits: 1 - sum sqrt(p q) cancels."""
-    with decimal.localcontext(prec=100):
-        products = [p * q for p, q in shares(a, b)]
-        roots = [(decimal.Decimal(x.numerator) / x.denominator).sqrt() for x in products]
-        return float(abs(1 - sum(roots)).sqrt())
 
 
 def js_divergence(a: Sequence[int], b: Sequence[int]) -> float:

@@ -31,14 +31,12 @@ _SINGLE = {"m": "[1-9]", "d": "[1-9]", "H": "[0-9]", "I": "[1-9]", "M": "[0-9]",
 _ONCE = ("Yy", "mbBj", "dj", "HI", "aA")  # fields that say the same thing
 
 
-def check(form: str) -> None:
-    """Raise UserError for a format that does not say which day is meant, says it twice, or has other fields than these."""
-    _compiled(form)
-
-
 @functools.lru_cache(maxsize=256)
 def _compiled(form: str) -> tuple[str, frozenset[str]]:
-    """The regular expression of a format, a named group for every field, and the names of the fields."""
+    """The regular expression of a format, a named group for every field, and the names of the fields.
+
+    Raises UserError for a format that does not say which day is meant, says it twice, or has other fields than these.
+    """
     parts = [
         part for short in _parts(form) for part in _parts(_SHORT.get(short[1:], short) if short[0] == "%" else short)
     ]

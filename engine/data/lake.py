@@ -219,15 +219,6 @@ def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa
     yield from rest
 
 
-def _batches(file: SourceFile, snapshot: str) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from (_delta_batches if file.format == "delta" else _iceberg_batches)(file.path, snapshot)
-    except UserError:
-        raise
-    except Exception as error:  # the libraries raise many kinds of their own, at data files too
-        raise UserError(f"{file.shown} cannot be read as {file.format} table: {error}") from None
-
-
 def _delta_batches(path: Path, snapshot: str) -> Iterator[pa.RecordBatch]:
     table = _delta(path, snapshot)
     if not _has_features(table):

@@ -66,12 +66,6 @@ def of_bytes(*parts: Any) -> str:
     return hasher.hexdigest()
 
 
-def of_array(array: np.ndarray) -> str:
-    """Hex SHA-256 of dtype, shape and values."""
-    contiguous = np.ascontiguousarray(array)
-    return of_bytes(f"{contiguous.dtype.str}{contiguous.shape}".encode(), contiguous.reshape(-1).view(np.uint8))
-
-
 def of_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes, memoised while path, inode, size and times stay the same.
 

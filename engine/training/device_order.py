@@ -60,11 +60,6 @@ def _combine(a: int, b: int) -> int:
     return _mix(_mix(a + GOLDEN) ^ ((b * _M1 + GOLDEN) % _WORD))
 
 
-def layer_key(seed: int, step: int, layer: int) -> int:
-    """The key of one layer's mask at one step, as a signed number."""
-    return signed(_combine(_combine(seed, step), layer))
-
-
 @functools.lru_cache(maxsize=64)
 def _keys(seed: int, epoch: int, n: int) -> tuple[int, ...]:
     key = _combine(_combine(seed, epoch), n)

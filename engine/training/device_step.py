@@ -37,7 +37,6 @@ THREAD_BYTES = 1 << 20  # of rows gathered by one more thread
 TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they travel in the same collective
 LOSS, WEIGHT, BAD, NORM, NAMED, SEEN = range(6)  # columns of the records
 WARM_UP = 3  # steps that run before a capture, so that libraries allocate what they need
-RUNNERS = ("graph", "compile", "eager")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engine.errors import UserError
-from engine.runtime import digest, storage
+from engine.runtime import storage
 
 FORMAT = 1
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
@@ -137,10 +137,6 @@ class Examples:
                 )
             arrays[name] = _map(path)
         return cls(**arrays)
-
-    def content(self) -> str:
-        """Digest of all values."""
-        return digest.of_json({name: digest.of_array(array) for name, array in self._arrays().items()})
 
 
 def _map(path: Path) -> NDArray[Any]:

@@ -509,11 +509,6 @@ class Trainer:
         )
 
 
-def weights_digest(model: Network) -> str:
-    """Hex SHA-256 of all parameters: names, shapes and float32 bits."""
-    return digest.of_json({name: digest.of_array(value.detach().numpy()) for name, value in model.named_parameters()})
-
-
 def _described(entry: dict[str, Any]) -> str:
     known = {name.removeprefix("valid_"): value for name, value in entry.items() if name.startswith("valid_")}
     parts = [f"{name} {value:.4f}" for name, value in known.items() if value is not None]

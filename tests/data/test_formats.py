@@ -110,7 +110,7 @@ def test_an_instant_with_an_offset_declared_as_date_must_be_midnight_in_the_zone
 )  # fmt: skip
 def test_a_format_that_names_no_day_or_names_it_twice_is_refused(form: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        formats.check(form)
+        formats.read(pa.array(["1"]), form)
 
 
 def test_a_format_of_another_type_is_refused_and_without_it_the_column_is_read() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import asof, dropout, encode, exact, gather, hashing, metrics, profile, sort, statistics, windows
+from kernels import asof, dropout, encode, exact, gather, hashing, metrics, profile, statistics, windows
 from tests.kernels.cases import layouts
 
 N = 40
@@ -26,17 +26,12 @@ COUNTS = DRAW.integers(1, 9, (2, N))
 EDGES = np.sort(DRAW.standard_normal(5))
 Y, SCORE, WEIGHT = DRAW.integers(0, 2, N), DRAW.random(N).round(1), DRAW.random(N)
 NUMERIC = encode.numeric_plan([encode.NumericColumn(indicator=True), encode.NumericColumn("ple", edges=EDGES.tolist())])
-CATEGORICAL = encode.categorical_plan([[0, 2], [1]])
 PROFILE = profile.profile_plan([EDGES, EDGES])
 RATED = [Y, SCORE, WEIGHT]
 
 
 def encoded(values: Any, threads: int) -> Any:
     return encode.encode_numeric(values, NUMERIC, np.empty((len(values), NUMERIC.width), np.float32), threads)
-
-
-def looked_up(values: Any, threads: int) -> Any:
-    return encode.encode_categorical(values, CATEGORICAL, np.empty((len(values), 2), np.int32), threads)
 
 
 def hashed(offsets: Any, data: Any) -> Any:
@@ -61,13 +56,7 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
         [],
     ),
     "encode_numeric": (lambda values, threads: encoded(values, threads), [BLOCK], []),
-    "encode_categorical": (lambda values, threads: looked_up(values, threads), [CODES], []),
-    "standardise": (lambda values: encode.standardise(values, 1.0, 2.0), [VALUES], []),
-    "quantile_ranks": (lambda values: encode.quantile_ranks(values, EDGES.tolist()), [VALUES], []),
-    "ple": (lambda values: encode.ple(values, EDGES.tolist()), [VALUES], []),
     "quantiles_of": (lambda values: encode.quantiles_of(values, 4), [VALUES], []),
-    "categorical_plan": (lambda vocabulary: encode.categorical_plan([vocabulary]), [np.arange(N)], []),
-    "vocabulary_lookup": (encode.vocabulary_lookup, [TIME], [np.arange(9)]),
     "group_sums": (lambda values, groups: exact.group_sums(values, groups, 4), [SCORE, CODES[:, 0].copy()], []),
     "moments": (exact.moments, [VALUES], []),
     "total": (exact.total, [SCORE], []),
@@ -80,13 +69,10 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
     "hash_u64": (hashing.hash_u64, [TIME], []),
     "hash_bytes": (hashed, [np.sort(TIME)], [DRAW.integers(0, 256, 60).astype(np.uint8)]),
     "roc_auc": (metrics.roc_auc, RATED, []),
-    "edges_of": (lambda values: profile.edges_of(values, 4), [VALUES], []),
     "bins_of": (lambda values: profile.bins_of(values, 4), [VALUES], []),
     "profile_plan": (lambda edges: profile.profile_plan([edges]), [], [EDGES]),
     "profile": (lambda block, threads: profile.profile(block, PROFILE, threads), [BLOCK], []),
     "category_counts": (profile.category_counts, [CODES], [np.array([3, 3])]),
-    "sort_by_entity_time": (sort.sort_by_entity_time, [ENTITY, TIME], []),
-    "group_offsets": (lambda codes: sort.group_offsets(codes, 3), [np.sort(CODES[:, 0])], []),
     "ks_profiles": (statistics.ks_profiles, [*COUNTS], []),
     "wasserstein_profiles": (
         lambda a, b, edges: statistics.wasserstein_profiles((a, -9.0, 9.0), (b, -8.0, 9.0), edges),
@@ -101,13 +87,11 @@ for of_rows in ("roc_curve", "precision_recall_curve", "average_precision", "log
     CALLS[of_rows] = getattr(metrics, of_rows), RATED, []
 for of_rows in ("brier_sum", "reliability", "reliability_sum", "ece"):
     CALLS[of_rows] = getattr(metrics, of_rows), RATED, []
-for of_samples in ("ks_samples", "wasserstein_samples"):
-    CALLS[of_samples] = getattr(statistics, of_samples), [VALUES, SCORE], []
-for of_counts in ("psi", "js_distance", "hellinger"):
+for of_counts in ("psi", "js_distance"):
     CALLS[of_counts] = getattr(statistics, of_counts), [*COUNTS], []
 
 PARTS = {  # of kernels, called with arrays that these have made
-    *("radix_order", "sort_keys", "dense_codes", "grouped", "grouped_columns", "ascending", "bounds"),
+    *("radix_order", "sort_keys", "dense_codes", "grouped_columns", "ascending", "bounds"),
     *("wide_integer", "scale_of"),
 }
 
@@ -172,7 +156,7 @@ def test_no_rows_and_one_row_are_rows(name, count):
     call, rows, others = CALLS[name]
     few = [array[:count] for array in rows]
     threads = {"threads": 2} if "threads" in inspect.signature(functions()[name]).parameters else {}
-    if name in ("edges_of", "bins_of") and count == 0:
+    if name == "bins_of" and count == 0:
         with pytest.raises(ValueError, match="found none among 0"):
             call(*few, *others, **threads)
     else:

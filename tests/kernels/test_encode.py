@@ -10,19 +10,20 @@ from sklearn.preprocessing import KBinsDiscretizer, QuantileTransformer, Standar
 from kernels.encode import (
     KINDS,
     NumericColumn,
-    categorical_plan,
-    encode_categorical,
     encode_numeric,
     inverse_normal,
     numeric_plan,
-    ple,
-    quantile_ranks,
     quantiles_of,
-    standardise,
-    vocabulary_lookup,
 )
 from tests import naive
 from tests.kernels.cases import NUMBERS, examples, layouts, same_bytes
+
+
+def one(values, kind, **column):
+    """float32[n, width] of one column."""
+    plan = numeric_plan([NumericColumn(kind, **column)])
+    return encode_numeric(np.reshape(values, (-1, 1)), plan, np.empty((len(values), plan.width), np.float32))
+
 
 EDGES = st.lists(st.sampled_from([-1e300, -5.0, 0.0, 0.0, 0.1, 1.0, 1e300]), min_size=2, max_size=6).map(sorted)
 
@@ -31,7 +32,8 @@ EDGES = st.lists(st.sampled_from([-1e300, -5.0, 0.0, 0.0, 0.1, 1.0, 1e300]), min
 @given(st.lists(NUMBERS, min_size=1, max_size=8), EDGES)
 def test_ranks_and_bins_equal_the_slow_twin_and_are_always_finite(values, edges):
     x = np.array(values)
-    uniform, normal, bins = quantile_ranks(x, edges, normal=False), quantile_ranks(x, edges), ple(x, edges)
+    uniform, normal = (one(x, kind, edges=edges)[:, 0] for kind in ("uniform", "normal"))
+    bins, plain = one(x, "ple", edges=edges), one(x, "standardise", center=1.0, scale=1e-300)
     clipped = np.clip(x, -3.4028235e38, 3.4028235e38)
     for i, v in enumerate(clipped):
         rank = 0.0 if v != v else naive.rank(v, edges)
@@ -41,7 +43,7 @@ def test_ranks_and_bins_equal_the_slow_twin_and_are_always_finite(values, edges)
         np.testing.assert_allclose(
             bins[i], [0.0] * (len(edges) - 1) if v != v else naive.ple(v, edges), rtol=1e-6, atol=1e-30
         )
-    assert np.all(np.isfinite(np.concatenate([uniform, normal, bins.ravel(), standardise(x, 1.0, 1e-300)])))
+    assert np.all(np.isfinite(np.concatenate([uniform, normal, bins.ravel(), plain.ravel()])))
 
 
 def test_agrees_with_scikit_learn():
@@ -49,17 +51,19 @@ def test_agrees_with_scikit_learn():
     train, x = rng.standard_normal((300, 1)).round(1), rng.standard_normal((200, 1)).round(1)
     quantiles = quantiles_of(train[:, 0], 50)
     np.testing.assert_allclose(quantiles, np.quantile(train, np.linspace(0, 1, 51)), atol=1e-15)
-    for name, normal in (("uniform", False), ("normal", True)):
+    for name in ("uniform", "normal"):
         theirs = QuantileTransformer(n_quantiles=51, output_distribution=name).fit(train).transform(x)
-        np.testing.assert_allclose(quantile_ranks(x[:, 0], quantiles, normal), theirs[:, 0], atol=1e-6)
+        np.testing.assert_allclose(one(x, name, edges=quantiles), theirs, atol=1e-6)
     scaler = StandardScaler().fit(train)
-    ours = standardise(x[:, 0], scaler.mean_[0], scaler.scale_[0])
-    np.testing.assert_allclose(ours, scaler.transform(x)[:, 0], rtol=1e-6)
+    ours = one(x, "standardise", center=scaler.mean_[0], scale=scaler.scale_[0])
+    np.testing.assert_allclose(ours, scaler.transform(x), rtol=1e-6)
     edges = np.array([-4.0, -1.0, 0.0, 1.0, 4.0])
     bins = KBinsDiscretizer(4, encode="ordinal", strategy="uniform").fit(edges[:, None])
     bins.bin_edges_ = np.array([edges], dtype=object)
     inside = x[np.isin(x, edges, invert=True)]
-    np.testing.assert_array_equal((ple(inside, edges) > 0).sum(axis=1) - 1, bins.transform(inside[:, None])[:, 0])
+    np.testing.assert_array_equal(
+        (one(inside, "ple", edges=edges) > 0).sum(axis=1) - 1, bins.transform(inside[:, None])[:, 0]
+    )
 
 
 @pytest.mark.parametrize("p", [1e-12, 1e-7, 0.02, 0.075, 0.3, 0.5, 0.6, 0.925, 0.99, 1 - 1e-7])
@@ -105,29 +109,6 @@ def test_threads_and_layouts_do_not_matter_and_input_stays():
     np.testing.assert_array_equal(values, before)
 
 
-# ------------------------------------------------------------------ categorical
-def test_d5_unseen_and_null_have_codes_of_their_own():
-    assert vocabulary_lookup([1, 2, 4, 7, 8, -1], [1, 2, 3, 5, 6]).tolist() == [2, 3, 1, 1, 1, 0]
-
-
-@examples(80)
-@given(
-    st.lists(st.sampled_from([0, 1, 2**53 + 1, 2**63 - 1, -(2**63), -7]), unique=True),
-    st.lists(st.sampled_from([0, 1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), -7, -1])),
-)
-def test_lookup_equals_a_dictionary(vocabulary, values):
-    known = {v: 2 + i for i, v in enumerate(vocabulary)}
-    found = vocabulary_lookup(np.array(values, np.int64), np.array(vocabulary, np.int64))
-    assert found.tolist() == [0 if v == -1 else known.get(v, 1) for v in values]
-
-
-def test_columns_have_their_own_tables_and_nulls():
-    plan = categorical_plan([[10, 20], [], np.arange(100)], null=[-1, 0, 500])
-    values = np.array([[20, 0, 99], [-1, 1, 500], [30, 7, -1]])
-    results = [encode_categorical(values, plan, np.empty((3, 3), np.int32), threads=t) for t in (1, 2, 4)]
-    assert same_bytes(results) and results[0].tolist() == [[3, 0, 101], [0, 1, 0], [1, 1, 1]]
-
-
 # ------------------------------------------------------------------ errors
 @pytest.mark.parametrize(
     ("call", "error", "words"),
@@ -147,15 +128,6 @@ def test_columns_have_their_own_tables_and_nulls():
             lambda: encode_numeric([["a"] * 5], numeric_plan(COLUMNS), np.empty((1, 9), np.float32)),
             TypeError,
             "numbers",
-        ),
-        (lambda: categorical_plan([[1, 1]]), ValueError, "repeat an entry, found 1 again at 1"),
-        (lambda: categorical_plan([[1, -1]]), ValueError, "must not hold the null -1"),
-        (lambda: categorical_plan([[1]], null=[0, 0]), ValueError, "one number or 1, found 2"),
-        (lambda: vocabulary_lookup([0.5], [1]), TypeError, "codes must hold integers"),
-        (
-            lambda: encode_categorical([[0.5]], categorical_plan([[1]]), np.empty((1, 1), np.int32)),
-            TypeError,
-            "float64",
         ),
         (lambda: quantiles_of([1.0], 0), ValueError, "count must be at least 1, found 0"),
     ],

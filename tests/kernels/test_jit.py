@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import jit
-from kernels.sort import sort_by_entity_time
+from kernels import check, jit
 from kernels.warmup import FAMILIES, warmup
 
 SOURCES = Path(kernels.__file__).parent
@@ -237,7 +236,7 @@ def test_wide_products(a, b):
 def test_i4_unsigned_and_signed_never_meet_as_floats():
     """uint64 2**63 + 1 is refused where int64 is meant, not rounded."""
     with pytest.raises(TypeError, match="fit int64, found dtype uint64"):
-        sort_by_entity_time(np.array([2**63 + 1], np.uint64), [0])
+        check.integers("entity", np.array([2**63 + 1], np.uint64))
 
 
 def test_warmup_names_every_family():

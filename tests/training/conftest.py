@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,19 @@ from engine.config.tree import Config
 from engine.runtime.run import Run
 from engine.training.examples import Examples
 from engine.training.loop import FitResult, fit
+from engine.training.model import Network
 
 CARDINALITIES = [7, 5]
+
+
+def content(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, str, tuple[int, ...], bytes], ...]:
+    """Name, type, shape and bytes of each array."""
+    return tuple((name, array.dtype.str, array.shape, array.tobytes()) for name, array in sorted(arrays.items()))
+
+
+def weights_of(model: Network) -> tuple[tuple[str, str, tuple[int, ...], bytes], ...]:
+    """All parameters to the bit."""
+    return content({name: value.detach().numpy() for name, value in model.named_parameters()})
 
 
 def make_problem(n: int, seed: int = 0, task: str = "binary") -> Examples:

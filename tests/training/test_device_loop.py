@@ -17,9 +17,9 @@ from engine.training.cuda_loop import device_logits, fit_on_device
 from engine.training.device_step import CudaGraphs, Graphed, Plan, make_runner
 from engine.training.examples import Examples
 from engine.training.flat import FlatWeights
-from engine.training.loop import weights_digest
 from engine.training.model import build_model
 from engine.training.predict import predict_logits
+from tests.training.conftest import weights_of
 from tests.training.tape import Broken, CapturedError, Tape, Taped
 from tests.training.test_exchange import together
 
@@ -109,14 +109,14 @@ def test_a_captured_step_repeats_what_the_eager_step_does(problem, config, train
     data = problem(430)
     settings = config(train__log_every=4)
     runs = [trained(settings, data, runner=r, precision=precision, resident=resident)[0] for r in ("eager", taped)]
-    assert weights_digest(runs[0].model) == weights_digest(runs[1].model)
+    assert weights_of(runs[0].model) == weights_of(runs[1].model)
     assert runs[0].history == runs[1].history
 
 
 def test_rows_streamed_give_the_bits_of_rows_that_are_resident(problem, config, trained):
     data = problem(430)
     one, two = (trained(config(), data, resident=resident)[0] for resident in (True, False))
-    assert weights_digest(one.model) == weights_digest(two.model)
+    assert weights_of(one.model) == weights_of(two.model)
 
 
 def test_the_tape_refuses_what_a_capture_refuses():
@@ -153,7 +153,7 @@ def test_a_capture_that_fails_falls_back_to_the_eager_step_and_says_so(problem, 
         return runner
 
     found, _ = trained(config(), data, runner=failing)
-    assert weights_digest(want.model) == weights_digest(found.model)
+    assert weights_of(want.model) == weights_of(found.model)
 
 
 class BrokenGraph:
@@ -197,7 +197,7 @@ def test_forward_and_backward_compile_into_one_graph_of_the_same_numbers(problem
 
     data = problem(430)
     runs = [trained(config(), data, runner=runner)[0] for runner in ("eager", compiled)]
-    assert weights_digest(runs[0].model) == weights_digest(runs[1].model)
+    assert weights_of(runs[0].model) == weights_of(runs[1].model)
 
 
 @pytest.mark.parametrize("order", ["full", "windowed"])
@@ -221,7 +221,7 @@ def test_a_run_resumed_at_any_step_equals_the_unbroken_run(problem, config, trai
                 shutil.rmtree(path)
         result, again = trained(settings, data, valid, again)
         assert result.metrics["resumed_from_step"] == step
-        assert weights_digest(result.model) == weights_digest(whole.model)
+        assert weights_of(result.model) == weights_of(whole.model)
         assert result.history == whole.history and again.record["chain"] == run.record["chain"]
 
 

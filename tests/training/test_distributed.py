@@ -34,9 +34,9 @@ from engine.training import distributed
 from engine.training import train as steps
 from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
-from engine.training.loop import weights_digest
 from engine.training.precision import resolve_precision
 from tests.tiny import overrides, visits, write_tiny
+from tests.training.conftest import weights_of
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -125,10 +125,7 @@ class Job:
 
     def same(self, result) -> bool:
         """Whether weights, row streams and metrics are those of one process."""
-        return (
-            weights_digest(result.model) == weights_digest(self.expected.model)
-            and result.history == self.expected.history
-        )
+        return weights_of(result.model) == weights_of(self.expected.model) and result.history == self.expected.history
 
 
 @pytest.fixture
@@ -646,7 +643,7 @@ def test_the_first_cause_is_not_the_echo_of_a_broken_connection():
 def test_a_broken_last_checkpoint_is_an_error_and_not_the_weights_of_an_earlier_step(job):
     outcome = {"links": {}, "steps": job.expected.steps, "metrics": {}, "best_epoch": 0, "history": []}
     result = distributed._result(job.run, outcome, "fp32", {})
-    assert weights_digest(result.model) == weights_digest(job.expected.model)
+    assert weights_of(result.model) == weights_of(job.expected.model)
     newest, before = candidates(job.run.directory / "checkpoints")[:2]
     (newest / "state.safetensors").write_bytes(b"")
     earlier = int(before.name.removeprefix("step-"))

@@ -12,8 +12,9 @@ import torch
 from engine.errors import UserError
 from engine.training.checkpoint import candidates
 from engine.training.exchange import STATS_FLOATS, STREAM, Alone, add_up, folds_locally, owned
-from engine.training.loop import Trainer, fit, weights_digest
+from engine.training.loop import Trainer, fit
 from engine.training.threads import Team
+from tests.training.conftest import weights_of
 
 
 class Network:
@@ -105,7 +106,7 @@ def test_weights_and_row_stream_of_any_number_of_workers_are_those_of_one(
     data, valid = problem(500), problem(2500, seed=1)
     alone, _ = fitted(settings, data, valid)
     for result in fit_together(world, settings, new_run(settings), data, valid):
-        assert weights_digest(result.model) == weights_digest(alone.model)
+        assert weights_of(result.model) == weights_of(alone.model)
         for ours, theirs in zip(result.history, alone.history, strict=True):
             assert ours == theirs
 
@@ -139,7 +140,7 @@ def test_nine_rows_on_two_workers_take_equal_steps_and_use_each_row_once(problem
     alone, _ = fitted(settings, problem(9))
     results = fit_together(2, settings, new_run(settings), problem(9))
     assert [result.steps for result in results] == [18, 18]
-    assert {weights_digest(result.model) for result in results} == {weights_digest(alone.model)}
+    assert {weights_of(result.model) for result in results} == {weights_of(alone.model)}
     assert [entry["rows"] for entry in results[0].history] == [9, 9]
 
 
@@ -161,7 +162,7 @@ def test_three_rows_on_four_workers_train(problem, config, fitted, new_run, kind
     settings = config(train__class_weight="balanced")
     alone, _ = fitted(settings, data, data)
     results = fit_together(4, settings, new_run(settings), data, data)
-    assert {weights_digest(result.model) for result in results} == {weights_digest(alone.model)}
+    assert {weights_of(result.model) for result in results} == {weights_of(alone.model)}
     assert [entry["rows"] for entry in results[3].history] == [3, 3]
     assert all(np.isfinite(entry["train_loss"]) for entry in results[0].history)
 
@@ -174,7 +175,7 @@ def test_a_bad_loss_on_one_worker_is_skipped_by_all(problem, config, new_run):
     run = new_run(settings)
     results = fit_together(2, settings, run, data)
     assert [result.metrics["train/steps_skipped"] for result in results] == [2, 2]
-    assert len({weights_digest(result.model) for result in results}) == 1
+    assert len({weights_of(result.model) for result in results}) == 1
     assert all(torch.isfinite(parameter).all() for result in results for parameter in result.model.parameters())
     log = (run.directory / "run.log").read_text()
     assert f"dataset rows [{data.rows[120]}]" in log and "rank " in log
@@ -197,4 +198,4 @@ def test_plain_all_reduce_trains_about_the_same(problem, config, fitted, new_run
     results = fit_together(world, settings, new_run(settings), data)
     for ours, theirs in zip(results[0].model.parameters(), alone.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    assert weights_digest(results[0].model) == weights_digest(results[1].model)
+    assert weights_of(results[0].model) == weights_of(results[1].model)

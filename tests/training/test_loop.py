@@ -19,7 +19,7 @@ from engine.errors import UserError
 from engine.runtime import environment, storage
 from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
-from engine.training.loop import Trainer, weights_digest
+from engine.training.loop import Trainer, weights_of
 from engine.training.losses import to_scores
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
@@ -34,7 +34,7 @@ PRECISIONS = ["fp32"] + (["bf16"] if has_bf16() else [])
 def test_weights_are_byte_equal_for_any_number_of_threads(problem, config, fitted, precision):
     data, valid = problem(1000), problem(300, seed=1)
     found = {
-        weights_digest(fitted(config(cluster__threads=threads), data, valid, precision=precision)[0].model)
+        weights_of(fitted(config(cluster__threads=threads), data, valid, precision=precision)[0].model)
         for threads in (1, 2, 4)
     }
     assert len(found) == 1
@@ -45,14 +45,14 @@ def test_weights_are_byte_equal_for_any_number_of_threads(problem, config, fitte
 )
 def test_weights_change_with_what_should_change_them(problem, config, fitted, key):
     data = problem(300)
-    assert weights_digest(fitted(config(), data)[0].model) != weights_digest(fitted(config(**key), data)[0].model)
+    assert weights_of(fitted(config(), data)[0].model) != weights_of(fitted(config(**key), data)[0].model)
 
 
 def test_weights_change_with_the_dataset_digest(problem, config, fitted):
     data = problem(300)
     one, _ = fitted(config(), data, dataset_digest="one")
     other, _ = fitted(config(), data, dataset_digest="other")
-    assert weights_digest(one.model) != weights_digest(other.model)
+    assert weights_of(one.model) != weights_of(other.model)
 
 
 def test_no_global_random_state_is_read_or_changed(problem, config, fitted):
@@ -60,11 +60,11 @@ def test_no_global_random_state_is_read_or_changed(problem, config, fitted):
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    first = weights_digest(fitted(config(), data)[0].model)
+    first = weights_of(fitted(config(), data)[0].model)
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
     torch.manual_seed(2)
-    assert weights_digest(fitted(config(), data)[0].model) == first
+    assert weights_of(fitted(config(), data)[0].model) == first
 
 
 def test_order_differs_by_epoch_repeats_by_seed_and_takes_each_row_once(problem, config, fitted):
@@ -324,7 +324,7 @@ def test_a_run_resumed_at_any_step_equals_the_unbroken_run(problem, config, fitt
         again = resume_from(run, settings, tmp_path, step, new_run)
         result, again = fitted(settings, data, valid, again, precision=precision)
         assert result.metrics["resumed_from_step"] == step
-        assert weights_digest(result.model) == weights_digest(whole.model)
+        assert weights_of(result.model) == weights_of(whole.model)
         assert [entry["row_stream"] for entry in result.history] == [entry["row_stream"] for entry in whole.history]
         assert [entry["train_loss"] for entry in result.history] == [entry["train_loss"] for entry in whole.history]
         assert again.record["chain"] == run.record["chain"]
@@ -337,14 +337,14 @@ def test_a_resumed_run_still_knows_its_best_weights(problem, config, fitted, new
     whole, run = fitted(settings, data, valid)
     assert whole.best_epoch < len(whole.history) - 2
     result, _ = fitted(settings, data, valid, resume_from(run, settings, tmp_path, whole.best_epoch + 2, new_run))
-    assert result.best_epoch == whole.best_epoch and weights_digest(result.model) == weights_digest(whole.model)
+    assert result.best_epoch == whole.best_epoch and weights_of(result.model) == weights_of(whole.model)
 
 
 def test_a_finished_fit_is_not_trained_again(problem, config, fitted, new_run, tmp_path):
     data = problem(100)
     whole, run = fitted(config(), data)
     result, _ = fitted(config(), data, None, resume_from(run, config(), tmp_path, 99, new_run))
-    assert weights_digest(result.model) == weights_digest(whole.model)
+    assert weights_of(result.model) == weights_of(whole.model)
     for name in ("input", "compute", "communication", "evaluate"):
         assert result.metrics[f"train/{name}_seconds"] == whole.metrics[f"train/{name}_seconds"]
     assert result.first_step == 0
@@ -369,7 +369,7 @@ def test_resume_passes_over_a_broken_checkpoint_and_says_so(problem, config, fit
         log = (again.directory / "run.log").read_text()
         assert result.metrics["resumed_from_step"] == (5 if harm == "stray" else 4)
         assert (newest.name in log and "passed over" in log) == (harm != "stray")
-        assert weights_digest(result.model) == weights_digest(whole.model)
+        assert weights_of(result.model) == weights_of(whole.model)
 
 
 def test_a_checkpoint_of_another_plan_or_precision_is_refused(problem, config, fitted, new_run, tmp_path):
@@ -394,7 +394,7 @@ def test_a_stop_file_leaves_a_checkpoint_from_which_the_run_goes_on(problem, con
     (run.directory / "DONE").unlink()
     result, _ = fitted(settings, data, None, type(run).resume(run.directory))
     assert result.metrics["resumed_from_step"] == 1
-    assert weights_digest(result.model) == weights_digest(whole.model)
+    assert weights_of(result.model) == weights_of(whole.model)
 
 
 def test_a_stop_that_comes_after_the_last_step_is_not_lost(problem, config, fitted, new_run, monkeypatch):
@@ -413,7 +413,7 @@ def test_a_stop_that_comes_after_the_last_step_is_not_lost(problem, config, fitt
     monkeypatch.undo()
     (run.directory / "DONE").unlink()
     again, _ = fitted(settings, problem(100), None, type(run).resume(run.directory))
-    assert again.first_step == 0 and weights_digest(again.model) == weights_digest(whole.model)
+    assert again.first_step == 0 and weights_of(again.model) == weights_of(whole.model)
 
 
 def test_only_the_newest_checkpoints_are_kept(problem, config, fitted):
