@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import names, units
 from engine.config.schema import key, section
@@ -210,6 +210,10 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        said = {name for source in self.sources.values() for name, item in source.columns.items() if item.sensitive}
+        object.__setattr__(self, "columns", _as_sensitive(self.columns, said))
+        tables = {name: replace(item, columns=_as_sensitive(item.columns, said)) for name, item in self.tables.items()}
+        object.__setattr__(self, "tables", tables)
         _check_roles(self.columns)
         for table, columns in {"": self.columns, **{name: item.columns for name, item in self.tables.items()}}.items():
             _check_known_at(table, columns)
@@ -234,6 +238,14 @@ class DataConfig:
     def target(self) -> str | None:
         """The target column, if the dataset has one."""
         return next(iter(self.with_role("target")), None)
+
+
+def _as_sensitive(columns: dict[str, Column], said: set[str]) -> dict[str, Column]:
+    """The columns, those sensitive too of which that is only said where they come from."""
+    return {
+        name: replace(item, sensitive=True) if name in said and not item.sensitive else item
+        for name, item in columns.items()
+    }
 
 
 def _check_roles(columns: dict[str, Column]) -> None:

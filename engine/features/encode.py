@@ -6,8 +6,10 @@ The fitted state is JSON: a list of numeric columns with their numbers and a lis
 
 from __future__ import annotations
 
+import hmac
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +25,13 @@ from engine.features.spec import CATEGORICAL, NUMERIC, Feature
 from engine.runtime import digest
 from kernels import encode as kernel
 
-FORMAT = 1
+FORMAT = 2  # 2: vocabularies whose texts are concealed; without one the state is written as 1
 NULL, UNSEEN, RARE, FIRST_KNOWN = 0, 1, 2, 3
 RARE_KEPT = 100_000  # rare categories beyond this many are remembered as unseen
 KNOTS = 257
 NO_TEXT = "(null)"
+CONCEALED = "hmac:"  # before 32 hex digits: a text that stands for one of a sensitive column
+_IS_CONCEALED = re.compile(CONCEALED + "[0-9a-f]{32}")
 LARGEST = float(np.finfo(np.float64).max)
 WIDEST = 0.99 * LARGEST
 CRUSHED = 1e-6  # half of the rows within so few deviations: what is left of their differences is noise to a model
@@ -72,11 +76,15 @@ class NumericColumn:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """State of one categorical feature: known categories, most frequent first, then by text."""
+    """State of one categorical feature: known categories, most frequent first, then by text.
+
+    Of a sensitive feature (`salt_`) the texts are concealed; codes are those of the texts.
+    """
 
     name: str
     known_: tuple[str, ...]
     rare_: tuple[str, ...]
+    salt_: str = ""
 
     @property
     def size(self) -> int:
@@ -85,7 +93,7 @@ class Vocabulary:
 
     def codes(self, column: pa.ChunkedArray | pa.Array) -> np.ndarray:
         """int32[n] codes of a column of any type, by the text of its values."""
-        texts = as_texts(column)
+        texts = concealed(column, self.salt_) if self.salt_ else as_texts(column)
         index = pc.index_in(texts, value_set=pa.array(self.known_, pa.large_string()), skip_nulls=True)
         codes = np.asarray(pc.fill_null(index, -1)).astype(np.int32)
         codes[codes >= 0] += FIRST_KNOWN
@@ -114,19 +122,28 @@ class Encoder:
         read: Callable[[Sequence[str]], pa.Table],
         config: EncodeConfig,
         warn: Callable[[str], None] = lambda _: None,
+        sensitive: Collection[str] = (),
     ) -> Encoder:
         """Learn from training rows; `read(names)` gives those columns, so one column at a time is in memory.
 
-        `warn` is called with a sentence for each column whose scale a few far values have set.
+        `warn` is called with a sentence for each column whose scale a few far values have set. Values of the `sensitive`
+        features are neither kept nor said.
         """
         numeric = [
-            _fit_numeric(item.name, as_floats(read([item.name])[item.name]), config, warn)
+            _fit_numeric(
+                item.name, as_floats(read([item.name])[item.name]), config, warn, shown=item.name not in sensitive
+            )
             for item in _of(features, NUMERIC)
         ]
         categorical = [
             _fit_vocabulary(item.name, read([item.name])[item.name], config) for item in _of(features, CATEGORICAL)
         ]
-        return cls(tuple(features), tuple(numeric), tuple(categorical), config.clip)
+        return cls(tuple(features), tuple(numeric), _concealed(categorical, sensitive), config.clip)
+
+    @property
+    def salt(self) -> str:
+        """What texts of sensitive features are concealed with; empty where there are none."""
+        return next((item.salt_ for item in self.categorical_ if item.salt_), "")
 
     @property
     def numeric_names(self) -> list[str]:
@@ -189,12 +206,13 @@ class Encoder:
     def to_json(self) -> dict[str, Any]:
         """The fitted state."""
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.salt else 1,
             "clip": self.clip,
             "features": [[item.name, item.kind, item.origin] for item in self.features],
             "numeric": [{**vars(column), "knots_": list(column.knots_)} for column in self.numeric_],
             "categorical": [
                 {"name": item.name, "known_": list(item.known_), "rare_": list(item.rare_)}
+                | ({"salt_": item.salt_} if item.salt_ else {})
                 for item in self.categorical_
             ],
         }
@@ -208,7 +226,8 @@ class Encoder:
             tuple(Feature(*item) for item in state["features"]),
             tuple(NumericColumn(**{**item, "knots_": tuple(item["knots_"])}) for item in state["numeric"]),
             tuple(
-                Vocabulary(item["name"], tuple(item["known_"]), tuple(item["rare_"])) for item in state["categorical"]
+                Vocabulary(item["name"], tuple(item["known_"]), tuple(item["rare_"]), item.get("salt_", ""))
+                for item in state["categorical"]
             ),
             state["clip"],
         )
@@ -223,6 +242,54 @@ def as_texts(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.cast(pa.large_string())
 
 
+def concealed(column: pa.ChunkedArray | pa.Array, salt: str) -> pa.Array:
+    """large_string[n]: `hmac:` and 128 bits of HMAC-SHA256 (RFC 2104) of each text under the salt; nulls stay.
+
+    A text that is concealed already stays too, so that rows without their texts (the gate's) get the codes of the texts.
+    """
+    found = as_texts(column).dictionary_encode()
+    standing = [text if _IS_CONCEALED.fullmatch(text) else _hmac(salt, text) for text in found.dictionary.to_pylist()]
+    return pa.array(standing, pa.large_string()).take(found.indices)
+
+
+def _hmac(salt: str, text: str) -> str:
+    return CONCEALED + hmac.digest(salt.encode(), text.encode(), "sha256").hex()[:32]
+
+
+def _concealed(vocabularies: Sequence[Vocabulary], sensitive: Collection[str]) -> tuple[Vocabulary, ...]:
+    """Those of sensitive features without their texts.
+
+    Whoever scores must be able to compute the codes, so the salt travels in the bundle: it keeps off tables made beforehand,
+    and nobody who tries likely texts one by one. It is made of the texts themselves: the same rows give the same bundle.
+    """
+    state = [[item.name, item.known_, item.rare_] for item in vocabularies if item.name in sensitive]
+    salt = digest.of_json(["salt", state])[:32]
+
+    def conceal(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_hmac(salt, text) for text in texts)
+
+    return tuple(
+        Vocabulary(item.name, conceal(item.known_), tuple(sorted(conceal(item.rare_))), salt)
+        if item.name in sensitive
+        else item
+        for item in vocabularies
+    )
+
+
+def numbered_labels(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """str[n]: `(value 1)`, `(value 2)`, ... by falling frequency in the place of the values of a sensitive column; a null is
+    `(null)`.
+    """
+    found = as_texts(column).dictionary_encode()
+    texts = np.asarray(found.dictionary.to_pylist(), object).astype(str)
+    index = np.asarray(pc.fill_null(found.indices, len(texts)))
+    order = np.lexsort((texts, -np.bincount(index, minlength=len(texts) + 1)[: len(texts)]))
+    labels = np.empty(len(texts) + 1, object)
+    labels[order] = [f"(value {place + 1})" for place in range(len(texts))]
+    labels[-1] = NO_TEXT
+    return np.asarray(labels[index]).astype(str)
+
+
 def group_labels(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """str[n]: the text of each value; a null is `(null)`, which no text is (one that reads so stands in quotes)."""
     texts = as_texts(column)
@@ -234,7 +301,9 @@ def _of(features: Sequence[Feature], kind: str) -> list[Feature]:
     return [feature for feature in features if feature.kind == kind]
 
 
-def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig, warn: Callable[[str], None]) -> NumericColumn:
+def _fit_numeric(
+    name: str, values: np.ndarray, config: EncodeConfig, warn: Callable[[str], None], shown: bool
+) -> NumericColumn:
     finite = np.sort(values[np.isfinite(values)])
     missing = bool(np.isnan(values).any()) and config.missing_indicator
     if not len(finite):
@@ -255,7 +324,7 @@ def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig, warn: Call
         knots = tuple(float(x) for x in (quantiles if config.numeric == "quantile" else np.unique(quantiles)))
     kind = config.numeric if len(knots) > 1 else "standardise"
     if kind == "standardise" and not constant:
-        _warn_of_crushed(name, finite, min(scale, LARGEST), warn)
+        _warn_of_crushed(name, finite, min(scale, LARGEST), warn, shown)
     return NumericColumn(
         name,
         kind,
@@ -268,13 +337,14 @@ def _fit_numeric(name: str, values: np.ndarray, config: EncodeConfig, warn: Call
     )
 
 
-def _warn_of_crushed(name: str, finite: np.ndarray, scale: float, warn: Callable[[str], None]) -> None:
+def _warn_of_crushed(name: str, finite: np.ndarray, scale: float, warn: Callable[[str], None], shown: bool) -> None:
     """`finite` is sorted."""
     low, high = (float(finite[len(finite) * quarter // 4]) for quarter in (1, 3))
     if low < high and high / scale - low / scale < CRUSHED:
         far = max(float(finite[0]), float(finite[-1]), key=abs)
+        said = f"values as far off as {far:g}" if shown else "values far off"
         warn(
-            f"feature {name!r}: values as far off as {far:g} set its scale, so that half of the training rows lie within "
+            f"feature {name!r}: {said} set its scale, so that half of the training rows lie within "
             f"{high / scale - low / scale:.1g} deviations and look alike to the model. "
             "Give the column a min or max in data.columns, or set features.encode.numeric=quantile"
         )

@@ -73,6 +73,25 @@ def feature_list(data: DataConfig, features: FeaturesConfig) -> list[Feature]:
     return found
 
 
+def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
+    """Raw features that repeat a sensitive column or are made of its values: direct ones, and those of views that read one."""
+    hidden = {name for name, column in data.columns.items() if column.sensitive}
+    found = [name for name in features.direct_columns if name in hidden]
+    for name, view in features.active_views.items():
+        columns = view_columns(name, view, data)
+        if view.kind == "asof":
+            table = data.tables[view.table or ""]
+            pairs = zip(view.columns, columns, strict=True)
+            found += [item.name for column, item in pairs if table.columns[column].sensitive]
+        elif view.kind == "windows":
+            each = [(column, len(view.windows) * len(wanted)) for column, wanted in view.aggregates.items()]
+            read = [column for column, times in each for _ in range(times)]
+            found += [item.name for column, item in zip(read, columns, strict=True) if column in hidden]
+        elif hidden & set(view_inputs(view, data, features.as_of or "")):
+            found += [item.name for item in columns]
+    return found
+
+
 def view_inputs(view: ViewConfig, data: DataConfig, as_of: str) -> list[str]:
     """Columns of the event table that decide a view's values."""
     if view.kind == "expression":

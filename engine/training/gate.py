@@ -4,6 +4,9 @@ Written into the bundle at training; before scoring, `check_gate` sends the rows
 columns and stops at the first column that differs: raw feature, encoded feature, score. It always computes; it never
 reads the store. What no row of the sample touches (a rare category, a bound, an age limit) is compared as it was fitted
 and specified, so an altered bundle is stopped even when it was sealed again.
+
+Values of sensitive columns are not written: once the rows have given the features that training saw, others take their place
+(`surrogates`), with the features and scores of those.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from engine.features.compute import entity_codes, raw_features
 from engine.features.encode import Encoder
 from engine.features.spec import event_inputs
 from engine.runtime import digest, environment, storage
+from engine.training import surrogates
 from engine.training.bundle import Bundle
 from engine.training.losses import to_scores
 from engine.training.predict import predict_logits
@@ -60,6 +64,11 @@ def write_gate(
     take = pa.array(chosen - span[0])
     probes = table.dataset.read(columns, rows=span).take(take)
     expected = table.read(span).take(take)
+    history = needed_history(table.dataset, data, features, probes, columns)
+    tables = needed_tables(table.dataset, features, probes)
+    if surrogates.hidden(data, columns, tables):
+        _compare("feature", raw_features(data, features, probes, history, tables), expected, probes, data)
+        probes, history, tables, expected = surrogates.stand_in(data, features, probes, history, tables, encoder.salt)
     numeric, codes = encoder.transform(expected)
     logits = predict_logits(
         model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=1
@@ -69,9 +78,8 @@ def write_gate(
     storage.write_parquet(directory / "encoded.parquet", encoded_table(encoder, numeric, codes))
     storage.write_parquet(directory / "scores.parquet", scores_table(to_scores(facts["loss"], logits)))
     storage.write_json(directory / STATE, {**state_of(encoder, data, features), "hardware": hardware()})
-    history = needed_history(table.dataset, data, features, probes, columns)
     storage.write_parquet(directory / "history.parquet", history)
-    for name, side in needed_tables(table.dataset, features, probes).items():
+    for name, side in tables.items():
         storage.write_parquet(directory / f"table-{name}.parquet", side)
 
 

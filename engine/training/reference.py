@@ -28,6 +28,7 @@ from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts
 from engine.features.moments import instants
 from engine.features.profile import FIT_ROWS, Profile, ProfileSpec
+from engine.features.spec import sensitive_features
 from engine.runtime import storage
 from kernels import profile as kernel
 from kernels.exact import WIDE_UNIT
@@ -62,7 +63,9 @@ def write_reference(
     scored = period_rows(config, table.dataset, "train") if in_sample else scored
     scores = score_range(table, encoder, scorer, scored)
     multiclass = list(classes) if scores.ndim == 2 else []
-    spec = ProfileSpec.fit(encoder, _reader(table, train_rows), scores, multiclass, sensitive_features(config))
+    spec = ProfileSpec.fit(
+        encoder, _reader(table, train_rows), scores, multiclass, sensitive_features(config.data, config.features)
+    )
     storage.write_json(directory / "profile_spec.json", spec.to_json())
     days = profile_days(config, table, spec, scored, scores)
     storage.write_parquet(directory / "reference.parquet", days_table(spec, days))
@@ -258,7 +261,7 @@ def sample_table(
     config: Config, encoder: Encoder, days: np.ndarray, numeric: np.ndarray, codes: np.ndarray
 ) -> pa.Table:
     """reference_sample.parquet: day, then the encoded columns by name; sensitive features are left out."""
-    hidden = set(sensitive_features(config))
+    hidden = set(sensitive_features(config.data, config.features))
     columns: dict[str, pa.Array] = {"day": pa.array(days, pa.int32()).cast(pa.date32())}
     at = 0
     for item in encoder.numeric_:
@@ -337,17 +340,6 @@ def encoded_columns(encoder: Encoder) -> Iterator[tuple[str, slice, bool]]:
         at += len(item.outputs())
     for index, vocabulary in enumerate(encoder.categorical_):
         yield vocabulary.name, slice(index, index + 1), True
-
-
-def sensitive_features(config: Config) -> list[str]:
-    """Raw features that repeat a sensitive column: direct ones and those of as-of views."""
-    data, features = config.data, config.features
-    found = [name for name in features.direct_columns if data.columns[name].sensitive]
-    for name, view in features.active_views.items():
-        if view.kind == "asof":
-            table = data.tables[view.table or ""]
-            found += [f"{name}_{column}" for column in view.columns if table.columns[column].sensitive]
-    return found
 
 
 def _reader(table: FeatureTable, rows: np.ndarray) -> Callable[[Sequence[str]], pa.Table]:

@@ -23,8 +23,9 @@ from engine.errors import UserError
 from engine.features import build
 from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
-from engine.features.encode import Encoder, as_texts, group_labels
+from engine.features.encode import Encoder, as_texts, group_labels, numbered_labels
 from engine.features.moments import NEVER, instants, moment_times
+from engine.features.spec import sensitive_features
 from engine.features.store import threads_of
 from engine.runtime import digest, remote, storage
 from engine.runtime.run import Run
@@ -211,7 +212,11 @@ def fit_encoder(config: Config, table: FeatureTable, split: Split, run: Run) -> 
     start, stop = int(split.rows[0]), int(split.rows[-1]) + 1
     take = pa.array(split.rows - start)
     return Encoder.fit(
-        table.features, lambda names: table.read((start, stop), names).take(take), config.features.encode, run.warn
+        table.features,
+        lambda names: table.read((start, stop), names).take(take),
+        config.features.encode,
+        run.warn,
+        sensitive_features(config.data, config.features),
     )
 
 
@@ -331,7 +336,10 @@ def evaluate_splits(
         columns = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(
             pa.array(part.rows - span[0])
         )
-        slices = {column: group_labels(columns[column]) for column in config.evaluate.slices}
+        slices = {
+            column: (numbered_labels if config.data.columns[column].sensitive else group_labels)(columns[column])
+            for column in config.evaluate.slices
+        }
         found, details[name] = evaluate_scores(
             part.target,
             to_scores(facts["loss"], logits),

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.config.tree import EncodeConfig
 from engine.errors import UserError
-from engine.features.encode import NULL, RARE, UNSEEN, Encoder, group_labels
+from engine.features.encode import NULL, RARE, UNSEEN, Encoder, concealed, group_labels, numbered_labels
 from engine.features.spec import Feature
 
 NUMBER = Feature("x", "numeric", "direct")
@@ -117,3 +117,27 @@ def test_a_null_and_a_text_that_reads_like_one_are_two_groups() -> None:
     column = pa.chunked_array([["None", None, "(null)"], ["nan", None, ""]])
     assert group_labels(column).tolist() == ["None", "(null)", "'(null)'", "nan", "(null)", ""]
     assert group_labels(pa.array([1, None, 2])).tolist() == ["1", "(null)", "2"]
+
+
+def test_a_sensitive_feature_has_the_same_codes_and_no_text() -> None:
+    texts = ["a"] * 5 + ["b"] * 3 + ["rare"] + [None]
+    table = pa.table({"c": texts, "open": texts})
+    features = [Feature("c", "categorical", "direct"), Feature("open", "categorical", "direct")]
+    plain = Encoder.fit(features, table.select, EncodeConfig(min_count=2))
+    hidden = Encoder.fit(features, table.select, EncodeConfig(min_count=2), sensitive=["c"])
+    rows = pa.table({"c": [None, "new", "rare", "a", "b"], "open": ["a"] * 5})
+    assert hidden.transform(rows)[1].tolist() == plain.transform(rows)[1].tolist()
+    state = json.dumps(hidden.to_json()["categorical"][0])
+    assert not any(f'"{text}"' in state for text in ("a", "b", "rare"))
+    assert hidden.categorical_[1] == plain.categorical_[1] and Encoder.from_json(hidden.to_json()) == hidden
+    again = Encoder.fit(features, table.take(list(range(9, -1, -1))).select, EncodeConfig(min_count=2), sensitive=["c"])
+    assert again.digest == hidden.digest and hidden.to_json()["format"] == 2 and plain.to_json()["format"] == 1
+    concealed_rows = rows.set_column(0, "c", concealed(rows["c"], hidden.salt))
+    assert hidden.transform(concealed_rows)[1].tolist() == plain.transform(rows)[1].tolist()
+
+
+def test_labels_of_a_sensitive_column_are_numbers_by_frequency() -> None:
+    column = pa.array(["x", "y", "y", None, "a", "x", "y"])
+    assert numbered_labels(column).tolist() == [
+        "(value 2)", "(value 1)", "(value 1)", "(null)", "(value 3)", "(value 2)", "(value 1)",
+    ]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from engine.config.tree import Column, Config, DataConfig, EncodeConfig, FeaturesConfig, SourceColumn, SourceConfig
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
-from engine.features.spec import Feature
+from engine.features.spec import Feature, sensitive_features
 from engine.monitoring.reference import day_counts
 from engine.monitoring.statistics import column_specs, profile_counts
 from engine.training.reference import (
@@ -19,7 +19,6 @@ from engine.training.reference import (
     local_days,
     permutation_importance,
     sample_table,
-    sensitive_features,
     target_numbers,
 )
 
@@ -88,7 +87,7 @@ def test_sensitive_columns_are_not_in_the_sample(encoder: Encoder) -> None:
     source = SourceConfig(path="x.csv", columns={"id": SourceColumn(type="int64")})
     features = FeaturesConfig(as_of="at", direct={"x": True, "c": True, "y": True})
     config = Config(data=DataConfig(name="d", sources={"s": source}, columns=columns), features=features)
-    assert sensitive_features(config) == ["x"]
+    assert sensitive_features(config.data, config.features) == ["x"]
     table = sample_table(config, encoder, np.zeros(5, np.int32), *encoder.transform(rows(5, 1)))
     assert not [name for name in table.column_names if ":x" in name]
     assert "category:c" in table.column_names
