@@ -31,24 +31,12 @@ from benchmarks.harness import Row, Settings, show
 from engine.config.tree import ModelConfig, TrainConfig
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.device import describe_device, has_gpu, prepare_backend, why_no_gpu
-from engine.training.device_order import combine64, dropout_mask, permutation
-from engine.training.device_step import (
-    LOSS,
-    WEIGHT,
-    DeviceStep,
-    Plan,
-    Resident,
-    Rows,
-    SideLane,
-    Source,
-    Streamed,
-    make_runner,
-    prepare_chunk,
-    run_chunk,
-    twins_work,
-)
 from engine.training.examples import Examples
 from engine.training.flat import AdamW, FlatWeights
+from engine.training.gpu.graphs import make_runner, run_chunk
+from engine.training.gpu.inputs import Resident, Rows, SideLane, Source, StepPlan, Streamed, kernels_run, prepare_chunk
+from engine.training.gpu.order import combine64, dropout_mask, permutation
+from engine.training.gpu.step import LOSS, WEIGHT, GpuStep
 from engine.training.model import build_model
 from engine.training.order import RowOrder
 from engine.training.predict import DEVICE_TILE_ROWS, TILE_ROWS, predict_logits
@@ -282,7 +270,7 @@ class Bench:
     def kernels(self) -> None:
         n = self.settings.rows(ROWS)
         self._order_and_masks(n)
-        if not twins_work():
+        if not kernels_run():
             self.add("kernel", 0, 0.0, "none", note=f"left out: {twins.fault()}")
             return
         self._encode(n)
@@ -294,7 +282,7 @@ class Bench:
         ids = torch.arange(size, device=self.device)
         masks: dict[str, Callable[[], Any]] = {"torch": lambda: dropout_mask(ids, 256, 99, 0.1, torch.bfloat16)}
         orders: dict[str, Callable[[], Any]] = {"torch": lambda: permutation(0, n, n, 3, 1, self.device)}
-        if twins_work():
+        if kernels_run():
             out = torch.empty((size, 256), dtype=torch.int16, device=self.device)
             keys, cursor = (
                 torch.tensor([[99]], device=self.device),
@@ -434,13 +422,13 @@ class Job:
             flat = FlatWeights(self.model, precision)
             optimizer = AdamW(flat.size, settings.weight_decay)
         steps = -(-len(data) // batch)
-        self.plan = Plan(len(data), batch, steps, min(50, steps), settings)
-        rows = Rows.of(data, None, 0.0, 1.0)
+        self.plan = StepPlan(len(data), batch, steps, min(50, steps), settings)
+        rows = Rows.of(data, None, self.model)
         kind = torch.bfloat16 if any(flat.low) and not sizes else torch.float32
         source: Source = (
             Resident(rows, self.plan, device, kind) if resident else Streamed(rows, self.plan, device, kind, threads)
         )
-        self.step = DeviceStep(self.model, flat, optimizer, source, self.plan)
+        self.step = GpuStep(self.model, flat, optimizer, source, self.plan)
         self.runner, self.reason = make_runner(self.step, runner)
         self.order, self.lane = RowOrder(len(data), 12345), SideLane(device)
 

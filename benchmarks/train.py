@@ -205,7 +205,7 @@ def our_batches(data: Examples, sizes: list[int], config: Config) -> float:
     flat = FlatWeights(model, "fp32")
     batches = Batches.plan(len(data), settings)
     order = RowOrder(len(data), order_key("benchmark", 0), settings.order, settings.window_rows)
-    task = ShardTask(model, data, order, batches, settings, None, 0.0, 1.0)
+    task = ShardTask(model, data, order, batches, settings, None)
     spaces = [
         ShardWorkspace(model, flat, data, batches.shard_rows, torch.zeros(flat.size + STATS_FLOATS))
         for _ in range(settings.shards)

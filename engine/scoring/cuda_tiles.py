@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.training.device import prepare_backend
-from engine.training.device_step import CudaGraphs
+from engine.training.gpu.graphs import CudaGraphs
 from engine.training.model import Network
 from engine.training.predict import DEVICE_TILE_ROWS, inference_weights
 
@@ -134,9 +134,7 @@ class DeviceScorer:
                 slot.send(numeric, codes, start, min(start + self.tile_rows, len(numeric)))
             for slot in self.slots:
                 slot.collect(out)
-        scale, center = np.float32(self.model.target_scale), np.float32(self.model.target_center)
-        plain = float(scale) == 1.0 and float(center) == 0.0
-        return out if plain else np.asarray(out * scale + center, np.float32)
+        return self.model.in_target_unit(out)
 
     def resident_logits(self, numeric: Tensor, codes: Tensor, out: Tensor) -> None:
         """Raw outputs of blocks that lie on the device, whole tiles only, into `out` [n, outputs]; waits for nothing."""

@@ -22,7 +22,6 @@ from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
 from engine.runtime.run import Run
 from engine.training import interrupt
 from engine.training.checkpoint import newest_whole
-from engine.training.cuda_loop import fit_on_device
 from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange, Group
 from engine.training.flat import FlatWeights
@@ -165,8 +164,7 @@ def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mappi
             f"{''.join(f'; {reason}' for reason in passed_over)}. Run the command again to resume"
         )
     model = from_architecture(found.manifest["architecture"])
-    flat = FlatWeights(model, precision)
-    flat.values.copy_(found.tensors.get("best_weights", found.tensors["weights"]))
+    FlatWeights(model, precision).load(found.tensors.get("best_weights", found.tensors["weights"]))
     metrics = {**outcome["metrics"], **startup}
     return FitResult(model, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)
 
@@ -261,12 +259,10 @@ def train_worker(payload: dict[str, Any]) -> None:
     try:
         train = Examples.open(Path(payload["train"]))
         valid = Examples.open(Path(payload["valid"])) if payload["valid"] else None
-        on_gpu = run.record.get("device") == "cuda"
-        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if run.record.get("device") == "cuda" else "gloo"
         with process_group(place, cluster.timeout_seconds(config), backend) as exchange:
             local = place.local_world
-            step = fit_on_device if on_gpu else fit
-            result = step(train, valid, config, run, exchange=exchange, local_workers=local, **payload["keys"])
+            result = fit(train, valid, config, run, exchange=exchange, local_workers=local, **payload["keys"])
         outcome = {
             "status": "done",
             "metrics": result.metrics,

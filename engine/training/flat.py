@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -40,6 +41,11 @@ class FlatWeights:
             for start, shape in zip(self.offsets[:-1], self.shapes, strict=True)
         ]
 
+    def load(self, values: Tensor) -> None:
+        """Take the values of another flat buffer of the same layout."""
+        self.values.copy_(values)
+        self.refresh()
+
     def refresh(self) -> None:
         """Bring the bf16 copy up to date."""
         for low, source, target in zip(self.low, self.views(self.values), self._low_views(), strict=True):
@@ -69,6 +75,15 @@ class AdamW:
         self.exp_avg = torch.zeros(size)
         self.exp_avg_sq = torch.zeros(size)
         self.count = torch.zeros(())
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: moments [size] and the number of updates."""
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "count": self.count}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take the values of a `state`, into the memory of this one."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
     def step(self, values: Tensor, gradient: Tensor, lr: float) -> None:
         """One update in place."""

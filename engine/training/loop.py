@@ -1,7 +1,7 @@
-"""The training loop: the same weights, byte for byte, for any number of threads and workers and after any interruption.
+"""The training loop, on any hardware: on CPUs the same weights, byte for byte, for any number of threads and workers.
 
-Order, shards and dropout are functions of (dataset digest, seed, step); gradients are added in one fixed tree; clipping
-and the optimizer run on one thread. What a step needs is in the checkpoint, so a resumed run takes the same steps.
+Order, shards and dropout are functions of (dataset digest, seed, step). A stepper takes the steps (`cpu_stepper`, `gpu`); the
+trainer accounts for them. What a step needs is in the checkpoint, so a resumed run takes the same steps.
 """
 
 from __future__ import annotations
@@ -22,37 +22,25 @@ from engine.errors import UserError
 from engine.runtime import digest, environment
 from engine.runtime.progress import Progress
 from engine.runtime.run import Run
-from engine.training.checkpoint import Checkpoint, load_checkpoint, newest_whole, save_checkpoint
+from engine.training.checkpoint import save_checkpoint
+from engine.training.cpu_stepper import CpuStepper
 from engine.training.evaluate import HIGHER_IS_BETTER, point_metrics, watched_metric
-from engine.training.examples import Examples, aligned_empty
-from engine.training.exchange import (
-    BAD,
-    LOSS,
-    ROWS,
-    STATS_FLOATS,
-    STOP,
-    STREAM,
-    WEIGHT,
-    Alone,
-    Exchange,
-    add_up,
-    all_reduce,
-    owned,
-    slots,
-)
-from engine.training.flat import AdamW, FlatWeights, learning_rate, scale_and_clip
+from engine.training.examples import Examples
+from engine.training.exchange import Alone, Exchange
+from engine.training.gpu.stepper import GpuStepper
 from engine.training.interrupt import StopFlag
 from engine.training.losses import check_targets, class_weights, target_scale, to_scores
 from engine.training.model import Network, architecture, build_model
 from engine.training.order import RowOrder
-from engine.training.predict import TILE_ROWS, predict_logits
-from engine.training.shards import Batches, ShardTask, ShardWorkspace
-from engine.training.sizes import sizes_of
+from engine.training.predict import TILE_ROWS
+from engine.training.resume import check_identity, newest_checkpoint
+from engine.training.schedule import Schedule
+from engine.training.stepper import MakeStepper, StepFigures, Stepper, StepsTaken, TrainingJob
 from engine.training.threads import Team, compute_threads
-from engine.training.warm import go_on_from
+from engine.training.warm import load_start_weights
 
+STEPPERS: dict[str, MakeStepper] = {"cpu": CpuStepper, "cuda": GpuStepper}
 NAMED_ROWS = 20  # rows named when a loss is bad
-REDUCTIONS = {"exact": add_up, "ddp": all_reduce}
 STREAM_FACTOR = 0x9E3779B97F4A7C15
 
 
@@ -113,23 +101,38 @@ def fit(  # noqa: PLR0913
     precision: str,
     exchange: Exchange | None = None,
     local_workers: int = 1,
+    make_stepper: MakeStepper | None = None,
 ) -> FitResult:
-    """Train a model on `train`, watch `valid`, and return it with the weights of the best epoch (the last without
-    `valid`).
+    """Train a model on `train`, watch `valid`, and return it, in host memory, with the weights of the best epoch (the last
+    without `valid`).
 
     Continues from the newest whole checkpoint in the run's directory, if there is one. `outputs` is 1, or the number of
-    classes. Several workers call it together, each with its `exchange`; `local_workers` of them share a machine. Raises
-    UserError for targets that the loss cannot take, for a loss that is not finite under train.on_bad_loss=stop, and for
-    a checkpoint of another plan.
+    classes. Several workers call it together, each with its `exchange`; `local_workers` of them share a machine. Steps
+    are taken by `make_stepper(job)`, else by the stepper of the device that the run has recorded. Raises UserError for
+    targets that the loss cannot take, for a loss that is not finite under train.on_bad_loss=stop, and for a checkpoint of
+    another plan.
     """
-    if config.train.device == "cuda":
-        raise UserError("train.device must be auto or cpu in this loop: fit_on_device trains on GPUs, found 'cuda'")
     check_targets(train.target, train.rows, config.train.loss, outputs)
-    _check_memory(train, config)
+    model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed)
+    model.target_center, model.target_scale = target_scale(train.target, config.train.loss)
+    load_start_weights(model, config)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
-        trainer = Trainer(train, valid, config, run, exchange or Alone(), team, stop, precision)
-        trainer.prepare(cardinalities, outputs, dataset_digest)
-        return trainer.run_epochs()
+        job = TrainingJob(
+            config=config,
+            run=run,
+            train=train,
+            model=model,
+            order=RowOrder.of(train.target, config.train, dataset_digest),
+            schedule=Schedule.of(len(train), config.train),
+            class_weights=class_weights(train.target, config.train, outputs),
+            dataset_digest=dataset_digest,
+            precision=precision,
+            exchange=exchange or Alone(),
+            team=team,
+            stop=stop,
+        )
+        stepper = (make_stepper or STEPPERS[run.record.get("device", "cpu")])(job)
+        return Trainer(job, stepper, valid).fit()
 
 
 def _threads(config: Config, local_workers: int) -> int:
@@ -139,221 +142,139 @@ def _threads(config: Config, local_workers: int) -> int:
     return max(1, environment.cores() // local_workers)
 
 
-def _check_memory(train: Examples, config: Config) -> None:
-    if config.train.order == "full" and train.nbytes > environment.memory_bytes():
-        raise UserError(
-            f"train.order=full reads rows all over the training block, which must fit in memory "
-            f"({environment.memory_bytes():,} bytes), found {train.nbytes:,}. Use train.order=windowed"
-        )
-
-
 class Trainer:
-    """One fit in one worker: buffers, state, and the steps over them."""
+    """One fit in one worker: accounts for the steps that a stepper takes, judges epochs, saves and resumes."""
 
-    def __init__(
-        self,
-        train: Examples,
-        valid: Examples | None,
-        config: Config,
-        run: Run,
-        exchange: Exchange,
-        team: Team,
-        stop: StopFlag,
-        precision: str,
-    ) -> None:
-        self.train, self.valid, self.config, self.run_record = train, valid, config, run
-        self.exchange, self.team, self.stop, self.precision = exchange, team, stop, precision
-        self.metric = watched_metric(config.train.loss, config.train.metric)
-        self.sizes = sizes_of(config.train, len(train))
+    def __init__(self, job: TrainingJob, stepper: Stepper, valid: Examples | None) -> None:
+        self.job, self.stepper, self.valid = job, stepper, valid
+        self.config, self.schedule, self.exchange = job.config, job.schedule, job.exchange
+        self.metric = watched_metric(job.config.train.loss, job.config.train.metric)
         self.state, self.clock = State(), Clock()
+        self.best_weights: Tensor | None = None
         self.earlier: dict[str, float] = {}  # what the attempts before this one spent, up to the checkpoint
         self.began = time.perf_counter()
-        self.checkpoints = run.directory / "checkpoints"
+        self.checkpoints = job.run.directory / "checkpoints"
         self.resumed_from: int | None = None
-        self.stop_now = False
         self.saved_step = -1
 
-    # ------------------------------------------------------------------------------------------------- set-up
-
-    def prepare(self, cardinalities: Sequence[int], outputs: int, dataset_digest: str) -> None:
-        """Build the model, the order and the buffers; load the newest checkpoint."""
-        settings = self.config.train
-        self.model = build_model(self.config.model, self.train.numeric.shape[1], cardinalities, outputs, settings.seed)
-        self.model.target_center, self.model.target_scale = target_scale(self.train.target, settings.loss)
-        go_on_from(self.model, self.config)
-        self.flat = FlatWeights(self.model, self.precision)
-        self.optimizer = AdamW(self.flat.size, settings.weight_decay)
-        self.best_weights: Tensor | None = None
-        self.dataset_digest = dataset_digest
-        self.batches = Batches.plan(len(self.train), settings)
-        self.total_steps = self.batches.steps * self.sizes.epochs
-        order = RowOrder.of(self.train.target, settings, dataset_digest)
-        self.task = ShardTask(
-            self.model,
-            self.train,
-            order,
-            self.batches,
-            settings,
-            class_weights(self.train.target, self.config.train, outputs),
-            self.model.target_center,
-            self.model.target_scale,
-        )
-        self.shards = owned(settings.shards, self.exchange.rank, self.exchange.world)
-        width = self.flat.size + STATS_FLOATS
-        self.rows = torch.from_numpy(
-            aligned_empty((slots(settings.shards, self.exchange.world), width), np.float32)
-        ).zero_()
-        self.spaces = [
-            ShardWorkspace(self.model, self.flat, self.train, self.batches.shard_rows, self.rows[place])
-            for place in range(len(self.shards))
-        ]
+    def fit(self) -> FitResult:
+        """Resume, and take all steps that are left."""
         self._resume()
-        self._link("order", order.digest(self.train.rows, settings.seed))
-
-    def _link(self, name: str, value: str) -> None:
-        self.state.links[name] = value
-        self.run_record.link(name, value)
-
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that continues it."""
-        return {
-            "plan": self.run_record.record["plan"],
-            "dataset": self.dataset_digest,
-            "seeds": {"train": self.config.train.seed},
-            "precision": self.precision,
-            "architecture": architecture(self.model),
-        }
+        self._link("order", self.job.order.digest(self.job.train.rows, self.config.train.seed))
+        self.began = time.perf_counter()
+        total, state = self.schedule.rows_before(self.schedule.steps), self.state
+        with self.job.run.progress("train", total, "rows", self.schedule.rows_before(state.step)) as progress:
+            while not state.finished:
+                taken = self.stepper.run(state.step)
+                self._account(taken, progress)
+                if state.step % self.schedule.batches.steps == 0:
+                    self._end_epoch(progress)
+                elif self.config.train.checkpoint_every and state.step % self.config.train.checkpoint_every == 0:
+                    self._save()
+                if taken.stop:
+                    self._save()
+                    self.job.stop.clear()
+                    raise KeyboardInterrupt(f"stopped at step {state.step} of {self.schedule.steps}; resume to go on")
+        return self._result(time.perf_counter() - self.began)
 
     def _resume(self) -> None:
-        found, passed_over = newest_whole(self.checkpoints) if self.exchange.rank == 0 else (None, [])
-        for reason in passed_over:
-            self.run_record.warn(reason)
-        step = int(self.exchange.first([found.step if found else -1])[0])
-        if step < 0:
-            if passed_over:
-                self.run_record.warn("no checkpoint is whole: training starts at step 0")
+        identity = self._identity()
+        checkpoint = newest_checkpoint(self.checkpoints, self.job.run, self.exchange)
+        if checkpoint is None:
             return
-        self._restore(found or load_checkpoint(self.checkpoints / f"step-{step:010d}"))
-        self.run_record.log(f"resumed from step {step} of {self.total_steps}")
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        for name, value in self._identity().items():
-            if checkpoint.manifest.get(name) != value:
-                raise UserError(
-                    f"a run must continue a checkpoint of its own: {checkpoint.folder} has another {name} "
-                    f"({checkpoint.manifest.get(name)} instead of {value}). Start anew with train.resume=never"
-                )
-        tensors = checkpoint.tensors
-        self.flat.values.copy_(tensors["weights"])
-        self.flat.refresh()
-        self.optimizer.exp_avg.copy_(tensors["exp_avg"])
-        self.optimizer.exp_avg_sq.copy_(tensors["exp_avg_sq"])
-        self.optimizer.count.copy_(tensors["count"])
-        self.best_weights = tensors.get("best_weights")
+        check_identity(checkpoint, identity)
+        self.stepper.weights.load(checkpoint.tensors["weights"])
+        self.stepper.optimizer.load(checkpoint.tensors)
+        self.best_weights = checkpoint.tensors.get("best_weights")
         self.state = State(**checkpoint.manifest["state"])
         self.earlier = checkpoint.manifest.get("spent", {})
         self.resumed_from = self.saved_step = self.state.step
         for name, value in self.state.links.items():
-            self.run_record.link(name, value)
+            self.job.run.link(name, value)
+        self.job.run.log(f"resumed from step {self.state.step} of {self.schedule.steps}")
 
-    # ------------------------------------------------------------------------------------------------- running
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that continues it."""
+        return {
+            "plan": self.job.run.record["plan"],
+            "dataset": self.job.dataset_digest,
+            "seeds": {"train": self.config.train.seed},
+            "precision": self.job.precision,
+            "architecture": architecture(self.job.model),
+            **self.stepper.identity,
+        }
 
-    def run_epochs(self) -> FitResult:
-        """All steps that are left."""
-        self.began = time.perf_counter()
-        total = len(self.train) * self.sizes.epochs
-        done = self._rows_before(self.state.step)
-        with self.run_record.progress("train", total, "rows", done) as progress:
-            while not self.state.finished:
-                self._step(progress)
-                if self.state.step % self.batches.steps == 0:
-                    self._end_epoch(progress)
-                elif self.config.train.checkpoint_every and self.state.step % self.config.train.checkpoint_every == 0:
-                    self._save()
-                if self.stop_now:
-                    self._save()
-                    self.stop.clear()
-                    raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.total_steps}; resume to go on")
-        return self._result(time.perf_counter() - self.began)
+    # ------------------------------------------------------------------------------------------------- steps
 
-    def _rows_before(self, step: int) -> int:
-        epochs, inner = divmod(step, self.batches.steps)
-        return epochs * self.batches.n + min(inner * self.batches.batch, self.batches.n)
+    def _account(self, taken: StepsTaken, progress: Progress) -> None:
+        """Put the figures of some steps into the state, the clock, the log and the display."""
+        state, clock, rows = self.state, self.clock, 0
+        for figures in taken.figures:
+            self._count(figures)
+            rows += figures.rows
+        clock.first_step = clock.first_step or time.time()
+        clock.input += taken.input
+        clock.compute += taken.compute
+        clock.communication += taken.communication
+        clock.trained_rows += rows
+        clock.steps += len(taken.figures)
+        last = taken.figures[-1]
+        progress.advance(
+            rows, f"epoch {(state.step - 1) // self.schedule.batches.steps + 1}, loss {last.mean_loss:.4f}"
+        )
+        if state.step % self.config.train.log_every == 0 or state.step == 1:
+            seconds = taken.input + taken.compute + taken.communication
+            values = {
+                "train/loss": last.mean_loss,
+                "train/lr": self.schedule.rate(state.step - 1),
+                "train/gradient_norm": last.norm,
+                "train/step_seconds": seconds / len(taken.figures),
+                "train/step_input_seconds": taken.input / len(taken.figures),
+                "train/rows_per_second": progress.rate,
+            }
+            self.job.run.log_metrics(state.step, values)
 
-    def _step(self, progress: Progress) -> None:
-        settings, state, step = self.config.train, self.state, self.state.step
-        began = time.perf_counter()
-        self.team.run(lambda place: self.task.run(self.spaces[place], step, self.shards[place]), len(self.spaces))
-        shards_done = time.perf_counter()
-        self.rows[0, -STATS_FLOATS:].numpy().view(np.float64)[STOP] = float(self.stop.requested())
-        gradient, sums = REDUCTIONS[settings.reduction](self.rows, settings.shards, self.exchange, self.team)
-        added = time.perf_counter()
-        rate = learning_rate(step, self.total_steps, settings.lr, settings.warmup)
-        scale = self.batches.batch / sums[WEIGHT] if sums[WEIGHT] > 0 else 0.0
-        norm = scale_and_clip(gradient, scale, settings.clip)
-        loss = float(sums[LOSS] / sums[WEIGHT]) if sums[WEIGHT] > 0 else 0.0
-        if sums[BAD] or not math.isfinite(norm):
-            self._bad_step(step)
-        elif sums[WEIGHT] > 0:
-            self.optimizer.step(self.flat.values, gradient, rate)
-            self.flat.refresh()
-            state.loss_sum += float(sums[LOSS])
-            state.weight_sum += float(sums[WEIGHT])
-        self._count(sums, loss)
-        waited = self._time(began, shards_done, added, int(sums[ROWS]))
-        self.stop_now = sums[STOP] > 0
-        progress.advance(int(sums[ROWS]), f"epoch {step // self.batches.steps + 1}, loss {loss:.4f}")
-        if state.step % settings.log_every == 0 or state.step == 1:
-            values = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": norm}
-            values |= {"train/step_seconds": time.perf_counter() - began, "train/step_input_seconds": waited}
-            self.run_record.log_metrics(state.step, {**values, "train/rows_per_second": progress.rate})
-
-    def _count(self, sums: np.ndarray, loss: float) -> None:
+    def _count(self, figures: StepFigures) -> None:
         state = self.state
+        if figures.bad or not math.isfinite(figures.norm):
+            self._bad_step(figures)
+        elif figures.weight > 0:
+            state.loss_sum += figures.loss
+            state.weight_sum += figures.weight
         state.step += 1
-        state.rows_seen += int(sums[ROWS])
-        seen = int(sums[STREAM : STREAM + 1].view(np.uint64)[0])
-        state.stream = (state.stream * STREAM_FACTOR + seen) % 2**64
+        state.rows_seen += figures.rows
+        state.stream = (state.stream * STREAM_FACTOR + figures.stream) % 2**64
         if 10 ** round(math.log10(state.step)) == state.step:
-            self._link(f"loss@{state.step}", digest.of_bytes(np.array([loss], "<f8")))
+            self._link(f"loss@{state.step}", digest.of_bytes(np.array([figures.mean_loss], "<f8")))
 
-    def _time(self, began: float, shards_done: float, added: float, rows: int) -> float:
-        """Attribute a step's time; seconds that a thread waited for input."""
-        waited = sum(space.input_seconds for space in self.spaces) / max(min(self.team.threads, len(self.spaces)), 1)
-        for space in self.spaces:
-            space.input_seconds = 0.0
-        now = time.perf_counter()
-        if not self.clock.steps:
-            self.clock.first_step = time.time()
-        self.clock.input += waited
-        self.clock.compute += shards_done - began - waited + now - added
-        self.clock.communication += added - shards_done
-        self.clock.trained_rows += rows
-        self.clock.steps += 1
-        return waited
+    def _link(self, name: str, value: str) -> None:
+        self.state.links[name] = value
+        self.job.run.link(name, value)
 
-    def _bad_step(self, step: int) -> None:
+    def _bad_step(self, figures: StepFigures) -> None:
         """Every worker comes here together: all skip or all stop."""
-        mine = np.concatenate([space.bad_rows for space in self.spaces] or [np.empty(0, np.int64)])[:NAMED_ROWS]
-        padded = np.full(NAMED_ROWS, -1, np.int64)
-        padded[: len(mine)] = mine
-        by_rank = self.exchange.gather(torch.from_numpy(padded)[None])[:, 0].tolist()
+        mine = figures.bad_rows[:NAMED_ROWS]
+        padded = torch.tensor([mine + [-1] * (NAMED_ROWS - len(mine))])
+        by_rank = self.exchange.gather(padded)[:, 0].tolist()
         named = {rank: [row for row in rows if row >= 0] for rank, rows in enumerate(by_rank)}
         where = "; ".join(f"rank {rank}: dataset rows {rows}" for rank, rows in named.items() if rows)
-        message = f"the loss at step {step} is not finite ({where or 'its gradient overflows'})"
+        more = figures.bad - sum(map(len, named.values()))
+        if where and more > 0:
+            where += f" and {more} more"
+        message = f"the loss at step {self.state.step} is not finite ({where or 'its gradient overflows'})"
         if self.config.train.on_bad_loss == "stop":
             raise UserError(
                 f"{message}. Look at these rows, lower train.lr, or set train.on_bad_loss=skip to go on "
                 "without the batch"
             )
         self.state.skipped += 1
-        self.run_record.warn(f"{message}; the step is skipped on all workers")
+        self.job.run.warn(f"{message}; the step is skipped on all workers")
 
     # ------------------------------------------------------------------------------------------------- epochs
 
     def _end_epoch(self, progress: Progress) -> None:
         state = self.state
-        epoch = state.step // self.batches.steps - 1
+        epoch = state.step // self.schedule.batches.steps - 1
         if not state.weight_sum:
             raise UserError(
                 f"no step of epoch {epoch + 1} could be used: the loss of every batch was not finite, or all weights are "
@@ -374,17 +295,19 @@ class Trainer:
         entry |= {f"valid_{name}": value if math.isfinite(value) else None for name, value in measured.items()}
         state.history.append(entry)
         self._judge(epoch, measured)
-        state.finished = state.step >= self.total_steps or bool(
-            self.sizes.patience and self.valid is not None and state.stale_epochs >= self.sizes.patience
+        state.finished = state.step >= self.schedule.steps or bool(
+            self.schedule.sizes.patience
+            and self.valid is not None
+            and state.stale_epochs >= self.schedule.sizes.patience
         )
         logged = {
             "train/epoch_loss": entry["train_loss"],
             **{f"valid/{name}": value for name, value in measured.items()},
         }
         # Before the checkpoint: after a kill between the two the line is written again, not lost.
-        self.run_record.log_metrics(state.step, logged)
+        self.job.run.log_metrics(state.step, logged)
         self._save()
-        progress.advance(0, f"epoch {epoch + 1} of {self.sizes.epochs}, " + _described(entry))
+        progress.advance(0, f"epoch {epoch + 1} of {self.schedule.sizes.epochs}, " + _described(entry))
 
     def _validate(self) -> dict[str, float]:
         """Metrics of the validation rows, each scored once by one worker; the figures of rank 0 hold for all."""
@@ -398,15 +321,14 @@ class Trainer:
         return dict(zip(measured, self.exchange.first(list(measured.values())), strict=True))
 
     def _scores(self, data: Examples) -> np.ndarray:
+        """Every worker scores whole tiles, as many as the others."""
         world = self.exchange.world
         tiles = -(-len(data) // TILE_ROWS)
         each = -(-tiles // world) * TILE_ROWS
         start = min(self.exchange.rank * each, len(data))
         stop = min(start + each, len(data))
-        part = np.zeros((each, self.model.outputs), np.float32)
-        part[: stop - start] = predict_logits(
-            self.model, data.numeric[start:stop], data.codes[start:stop], self.precision, team=self.team
-        )
+        part = np.zeros((each, self.job.model.outputs), np.float32)
+        part[: stop - start] = self.stepper.logits(data.numeric[start:stop], data.codes[start:stop])
         gathered = self.exchange.gather(torch.from_numpy(part)).reshape(world * each, -1)[: len(data)]
         return to_scores(self.config.train.loss, gathered.numpy())
 
@@ -423,7 +345,7 @@ class Trainer:
         )
         if better:
             state.best_metric, state.best_epoch, state.stale_epochs = value, epoch, 0
-            self.best_weights = self.flat.values.clone()
+            self.best_weights = self.stepper.weights.values.clone()
         else:
             state.stale_epochs += 1
 
@@ -431,9 +353,7 @@ class Trainer:
         """The log loss stands in for a ranking metric that cannot be computed; higher stays better."""
         stand_in = measured.get("log_loss", float("nan"))
         if not self.state.best_epoch + 1:
-            self.run_record.warn(
-                f"{self.metric} of the validation rows cannot be computed: log loss is watched instead"
-            )
+            self.job.run.warn(f"{self.metric} of the validation rows cannot be computed: log loss is watched instead")
         sign = -1.0 if HIGHER_IS_BETTER[self.metric] else 1.0
         return sign * stand_in if math.isfinite(stand_in) else None
 
@@ -443,12 +363,7 @@ class Trainer:
         if self.exchange.rank or self.state.step == self.saved_step:
             return
         began = time.perf_counter()
-        tensors = {
-            "weights": self.flat.values,
-            "exp_avg": self.optimizer.exp_avg,
-            "exp_avg_sq": self.optimizer.exp_avg_sq,
-            "count": self.optimizer.count,
-        }
+        tensors = {"weights": self.stepper.weights.values, **self.stepper.optimizer.state()}
         if self.best_weights is not None:
             tensors["best_weights"] = self.best_weights
         facts = {
@@ -456,11 +371,11 @@ class Trainer:
             "state": asdict(self.state),
             "spent": self._spent(began - self.began),
             "scheduler": {
-                "total_steps": self.total_steps,
+                "total_steps": self.schedule.steps,
                 "warmup": self.config.train.warmup,
                 "peak": self.config.train.lr,
             },
-            "order": {"rule": self.config.train.order, "steps_per_epoch": self.batches.steps},
+            "order": {"rule": self.config.train.order, "steps_per_epoch": self.schedule.batches.steps},
         }
         save_checkpoint(self.checkpoints, self.state.step, tensors, facts, self.config.train.keep_checkpoints)
         self.saved_step = self.state.step
@@ -481,8 +396,7 @@ class Trainer:
 
     def _result(self, seconds: float) -> FitResult:
         if self.best_weights is not None:
-            self.flat.values.copy_(self.best_weights)
-            self.flat.refresh()
+            self.stepper.weights.load(self.best_weights)
         spent = self._spent(seconds)
         working = spent["input"] + spent["compute"] + spent["communication"]
         metrics = {
@@ -498,14 +412,21 @@ class Trainer:
                 f"train/{part}_seconds": spent[part]
                 for part in ("input", "compute", "communication", "checkpoint", "evaluate")
             },
-            "train/parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
+            "train/parameters": float(sum(parameter.numel() for parameter in self.job.model.parameters())),
             "train/peak_memory_bytes": self._peak_memory(),
+            **self.stepper.finish(),
         }
         if self.resumed_from is not None:
             metrics["resumed_from_step"] = float(self.resumed_from)
         state = self.state
         return FitResult(
-            self.model, metrics, state.best_epoch, state.step, state.history, self.precision, self.clock.first_step
+            self.job.model,
+            metrics,
+            state.best_epoch,
+            state.step,
+            state.history,
+            self.job.precision,
+            self.clock.first_step,
         )
 
 

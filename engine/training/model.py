@@ -12,8 +12,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.config.tree import ModelConfig
@@ -43,6 +45,15 @@ class Network(nn.Module):
     ) -> Tensor:
         """`forward` with other weights, in the order of `parameters()`."""
         raise NotImplementedError
+
+    def standardise_target(self, target: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32[n] as the loss takes it."""
+        return np.asarray((target - np.float32(self.target_center)) / np.float32(self.target_scale), np.float32)
+
+    def in_target_unit(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Raw outputs float32[n, outputs] in the target's unit: `standardise_target` undone."""
+        scale, center = np.float32(self.target_scale), np.float32(self.target_center)
+        return logits if scale == 1.0 and center == 0.0 else np.asarray(logits * scale + center, np.float32)
 
     @property
     def mask_widths(self) -> list[int]:

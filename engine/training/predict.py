@@ -51,7 +51,7 @@ def predict_logits(
 ) -> NDArray[np.float32]:
     """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K]: logits, or values in the target's unit.
 
-    Regression undoes the standardisation of the target here. `team` lends threads that already run.
+    `team` lends threads that already run.
     """
     if team is None:
         with Team(threads) as own:
@@ -59,8 +59,6 @@ def predict_logits(
     weights = inference_weights(model, precision)
     out = np.empty((len(numeric), model.outputs), np.float32)
     tile = _Tile(tile_rows, numeric.shape[1], codes.shape[1])
-    scale, center = np.float32(model.target_scale), np.float32(model.target_center)
-    plain = float(scale) == 1.0 and float(center) == 0.0
 
     def run(index: int) -> None:
         start, stop = index * tile_rows, min((index + 1) * tile_rows, len(numeric))
@@ -70,7 +68,7 @@ def predict_logits(
             buffer[count:] = 0
         with torch.inference_mode():
             logits = model.apply_weights(weights, *tile.tensors, None).float().numpy()
-        out[start:stop] = logits[:count] if plain else logits[:count] * scale + center
+        out[start:stop] = model.in_target_unit(logits[:count])
 
     team.run(run, -(-len(numeric) // tile_rows))
     return out

@@ -73,7 +73,7 @@ class ShardWorkspace:
         self.statistics = gradient[-STATS_FLOATS:].numpy().view(np.float64)
         self.tensors = tuple(torch.from_numpy(array) for array in (self.numeric, self.codes, self.target, self.weight))
         self.mask_tensors = [torch.from_numpy(mask) for mask in self.masks] or None
-        self.input_seconds = 0.0
+        self.input_seconds = 0.0  # of its last step
         self.bad_rows: NDArray[np.int64] = np.empty(0, np.int64)
 
 
@@ -87,13 +87,12 @@ class ShardTask:
     batches: Batches
     config: TrainConfig
     class_weights: NDArray[np.float32] | None
-    target_center: float
-    target_scale: float
 
     def run(self, space: ShardWorkspace, step: int, shard: int) -> None:
         """Gradient of sum(weight * loss) / batch and its statistics for one shard of global step `step` (from 0)."""
         space.statistics[:] = 0.0
         space.bad_rows = space.bad_rows[:0]
+        space.input_seconds = 0.0
         began = time.perf_counter()
         ids, start, stop = self.fill(space, step, shard)
         if start == stop:
@@ -101,7 +100,7 @@ class ShardTask:
             return
         for layer, mask in enumerate(space.masks):
             dropout_mask(ids, mask.shape[1], self.config.seed, step, layer, self.model.dropout, mask)
-        space.input_seconds += time.perf_counter() - began
+        space.input_seconds = time.perf_counter() - began
         self._differentiate(space, ids, stop - start)
         space.statistics[ROWS] = stop - start
         # A sum of hashes of (row, position): equal for the same rows at the same places, whoever computed which part.
@@ -131,8 +130,7 @@ class ShardTask:
         if self.class_weights is not None:
             space.weight *= self.class_weights[target.astype(np.int64)]
         space.weight[count:] = 0.0
-        np.subtract(target, np.float32(self.target_center), out=target)
-        np.divide(target, np.float32(self.target_scale), out=space.target)
+        space.target[:] = self.model.standardise_target(target)
         return self.data.rows[index], start, stop
 
     def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:

@@ -52,7 +52,6 @@ from engine.training.classes import (
     score_meaning,
     unknown_targets,
 )
-from engine.training.cuda_loop import fit_on_device
 from engine.training.device import resolve_device
 from engine.training.distributed import fit_on_cluster
 from engine.training.evaluate import evaluate_scores, watched_metric
@@ -282,8 +281,7 @@ def fit_model(
         "precision": str(run.record["precision"]),
     }
     if config.cluster.kind == "local":
-        step = fit_on_device if run.record.get("device") == "cuda" else fit
-        return step(examples["train"], examples.get("valid"), config, run, **facts)
+        return fit(examples["train"], examples.get("valid"), config, run, **facts)
     # Workers map these files; no row goes through the object store.
     packed = run.path("packed")
     try:

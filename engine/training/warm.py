@@ -41,7 +41,7 @@ def start_encoder(config: Config, classes: tuple[str, ...]) -> Encoder | None:
     return bundle.encoder
 
 
-def go_on_from(model: Network, config: Config) -> None:
+def load_start_weights(model: Network, config: Config) -> None:
     """Copy weights and target scale of `train.start_from` into a new model. Raises UserError when the shapes differ."""
     bundle = start_bundle(config)
     if bundle is None:

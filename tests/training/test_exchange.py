@@ -120,14 +120,14 @@ def test_a_stop_seen_by_one_worker_stops_all_after_the_same_step(
     settings = config(train__shards=2, train__reduction=reduction)
     run = new_run(settings)
     seen: dict[int, int] = {}
-    step = Trainer._step
+    account = Trainer._account
 
-    def counted(trainer, progress):
-        trainer.stop.requested = lambda: trainer.exchange.rank == rank and trainer.state.step >= 3
-        step(trainer, progress)
+    def counted(trainer, taken, progress):
+        account(trainer, taken, progress)
+        trainer.job.stop.requested = lambda: trainer.exchange.rank == rank and trainer.state.step >= 3
         seen[trainer.exchange.rank] = trainer.state.step
 
-    monkeypatch.setattr(Trainer, "_step", counted)
+    monkeypatch.setattr(Trainer, "_account", counted)
     results = fit_together(3, settings, run, problem(500))
     assert all(isinstance(result, KeyboardInterrupt) for result in results)
     assert seen == {0: 4, 1: 4, 2: 4}

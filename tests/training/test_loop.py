@@ -19,13 +19,14 @@ from engine.errors import UserError
 from engine.runtime import environment, storage
 from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
-from engine.training.loop import Trainer, weights_of
+from engine.training.loop import Trainer
 from engine.training.losses import to_scores
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
 from engine.training.precision import has_bf16, resolve_precision
 from engine.training.predict import predict_logits
 from kernels.metrics import roc_auc
+from tests.training.conftest import weights_of
 
 PRECISIONS = ["fp32"] + (["bf16"] if has_bf16() else [])
 

@@ -1,7 +1,8 @@
-"""The device loop against the CPU loop, and its step under a tape that stands in for a CUDA graph."""
+"""The GPU stepper against the CPU stepper, and its step under a tape that stands in for a CUDA graph."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import shutil
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from engine.training import cuda_loop, device_step
 from engine.training.checkpoint import candidates
-from engine.training.cuda_loop import device_logits, fit_on_device
-from engine.training.device_step import CudaGraphs, Graphed, Plan, make_runner
 from engine.training.examples import Examples
 from engine.training.flat import FlatWeights
+from engine.training.gpu import graphs
+from engine.training.gpu.graphs import CudaGraphs, Graphed, make_runner
+from engine.training.gpu.inputs import StepPlan
+from engine.training.gpu.stepper import GpuStepper, device_logits
+from engine.training.loop import Trainer, fit
 from engine.training.model import build_model
 from engine.training.predict import predict_logits
 from tests.training.conftest import weights_of
@@ -31,11 +34,12 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 def trained(new_run):
     """`trained(config, data, valid)`: fit on a device, eagerly on the CPU unless told otherwise."""
 
-    def run_it(config, data, valid=None, run=None, **keys):
+    def run_it(config, data, valid=None, run=None, device="cpu", runner="eager", resident=None, **keys):
         run = run or new_run(config)
-        settings = {"outputs": 1, "dataset_digest": "data", "precision": "fp32", "device": "cpu", "runner": "eager"}
+        settings = {"cardinalities": CARDINALITIES, "outputs": 1, "dataset_digest": "data", "precision": "fp32"}
+        gpu = functools.partial(GpuStepper, device=device, runner=runner, resident=resident)
         try:
-            return fit_on_device(data, valid, config, run, cardinalities=CARDINALITIES, **{**settings, **keys}), run
+            return fit(data, valid, config, run, make_stepper=gpu, **{**settings, **keys}), run
         finally:
             run.finish({})
 
@@ -130,10 +134,10 @@ def test_each_slot_is_captured_once_and_warm_up_changes_nothing(problem, config,
     def runner(step):
         before = step.flat.values.clone()
         device = Taped()
-        graphs = Graphed(step, device)
+        captured = Graphed(step, device)
         assert torch.equal(before, step.flat.values) and float(step.optimizer.count) == 0.0
         seen.append((device.captures, step.source.slots))
-        return graphs
+        return captured
 
     for resident in (True, False):
         trained(config(train__epochs=1), problem(100), runner=runner, resident=resident)
@@ -145,7 +149,7 @@ def test_a_capture_that_fails_falls_back_to_the_eager_step_and_says_so(problem, 
     want, _ = trained(config(), data)
 
     def failing(step):
-        monkeypatch.setattr(device_step, "CudaGraphs", Broken)
+        monkeypatch.setattr(graphs, "CudaGraphs", Broken)
         monkeypatch.setattr(step, "device", torch.device("cuda"))
         runner, reason = make_runner(step, "graph")
         monkeypatch.setattr(step, "device", torch.device("cpu"))
@@ -241,22 +245,17 @@ def poisoned(problem):
 
 def test_a_bad_loss_stops_at_its_step_and_names_a_row(problem, config, trained):
     data, row = poisoned(problem)
-    with pytest.raises(UserError, match=rf"the loss at step \d is not finite \(rank 0: dataset row {row}\)"):
+    with pytest.raises(UserError, match=rf"the loss at step \d is not finite \(rank 0: dataset rows \[{row}\]\)"):
         trained(config(), data)
 
 
-def test_after_a_bad_loss_no_later_step_of_the_chunk_changes_a_weight(problem, config, new_run, monkeypatch):
+def test_after_a_bad_loss_no_later_step_of_the_chunk_changes_a_weight(problem, config, trained, monkeypatch):
     data, _ = poisoned(problem)
-    settings, kept = config(), []
-    monkeypatch.setattr(
-        cuda_loop.DeviceTrainer, "_bad_record", lambda self, step, record: kept.append((step, self.flat.values.clone()))
-    )
-    run = new_run(settings)
-    keys = {"cardinalities": CARDINALITIES, "outputs": 1, "dataset_digest": "data", "precision": "fp32"}
-    fit_on_device(data, None, settings, run, device="cpu", **keys)
-    run.finish({})
-    assert torch.isfinite(kept[0][1]).all()
-    assert all(torch.equal(kept[0][1], values) for _, values in kept)
+    kept = []
+    monkeypatch.setattr(Trainer, "_bad_step", lambda self, figures: kept.append(self.stepper.weights.values.clone()))
+    trained(config(), data)
+    assert torch.isfinite(kept[0]).all()
+    assert all(torch.equal(kept[0], values) for values in kept)
 
 
 def test_a_bad_loss_is_skipped_and_counted_as_on_the_cpu(problem, config, fitted, trained):
@@ -298,7 +297,7 @@ def test_workers_cut_a_batch_into_ranges_that_hold_each_row_once(config):
     settings = config().train
     for rows, batch, world in itertools.product((1, 10, 37), (4, 7, 10), (1, 2, 3)):
         batch = min(batch, rows)
-        plans = [Plan(rows, batch, -(-rows // batch), 4, settings, rank, world) for rank in range(world)]
+        plans = [StepPlan(rows, batch, -(-rows // batch), 4, settings, rank, world) for rank in range(world)]
         taken = []
         for plan in plans:
             counts, starts = plan.counts(0, plan.steps)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.training import device_order
-from engine.training.device_order import combine64, dropout_mask, mix64, permutation, splitmix64, stream_hash
+from engine.training.gpu import order as gpu_order
+from engine.training.gpu.order import combine64, dropout_mask, mix64, permutation, splitmix64, stream_hash
 from kernels import dropout, hashing, order
 
 SIZES = [1, 2, 3, 50, 4095, 4096, 4097, 5000, 10_007, 65_536, 65_537, 1_000_003, 2**31 + 5]
@@ -69,7 +69,7 @@ def test_a_compiled_mask_computes_no_index_that_32_bits_do_not_hold():
         traced.extend(node.target for node in graph.graph.nodes)
         return graph.forward
 
-    rows, key, steps = torch.arange(10), torch.tensor(12345), device_order.lane_steps(256)
+    rows, key, steps = torch.arange(10), torch.tensor(12345), gpu_order.lane_steps(256)
     mask = torch.compile(
         lambda *given: dropout_mask(given[0], 256, given[1], 0.1, torch.float32, given[2]), backend=keep
     )
@@ -79,7 +79,7 @@ def test_a_compiled_mask_computes_no_index_that_32_bits_do_not_hold():
 
 def test_the_keys_of_rounds_and_layers_are_those_of_the_kernels():
     assert (
-        device_order.permutation_keys(5000, 3, 2).tolist()
+        gpu_order.permutation_keys(5000, 3, 2).tolist()
         == as_signed(order._keys(np.uint64(3), np.uint64(2), np.uint64(5000))).tolist()
     )
 

@@ -1,0 +1,104 @@
+"""The CPU step: shards of a batch on the threads of every worker, gradients added in one fixed tree, AdamW on one thread."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.errors import UserError
+from engine.runtime import environment
+from engine.training.examples import aligned_empty
+from engine.training.exchange import (
+    BAD,
+    LOSS,
+    ROWS,
+    STATS_FLOATS,
+    STOP,
+    STREAM,
+    WEIGHT,
+    add_up,
+    all_reduce,
+    owned,
+    slots,
+)
+from engine.training.flat import AdamW, FlatWeights, scale_and_clip
+from engine.training.predict import predict_logits
+from engine.training.shards import ShardTask, ShardWorkspace
+from engine.training.stepper import StepFigures, StepsTaken, TrainingJob
+
+REDUCTIONS = {"exact": add_up, "ddp": all_reduce}
+
+
+class CpuStepper:
+    """One step a call. Raises UserError for a job that asks for a GPU, or for more memory than there is."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        settings, exchange = job.config.train, job.exchange
+        if settings.device == "cuda":
+            raise UserError(
+                "train.device must be auto or cpu where a run is recorded to train on the CPU, found 'cuda'"
+            )
+        _check_memory(job)
+        self.identity: dict[str, str] = {}
+        self._job = job
+        self.weights = FlatWeights(job.model, job.precision)
+        self.optimizer = AdamW(self.weights.size, settings.weight_decay)
+        self._task = ShardTask(job.model, job.train, job.order, job.schedule.batches, settings, job.class_weights)
+        self._shards = owned(settings.shards, exchange.rank, exchange.world)
+        shape = (slots(settings.shards, exchange.world), self.weights.size + STATS_FLOATS)
+        self._rows = torch.from_numpy(
+            aligned_empty(shape, np.float32)
+        ).zero_()  # a shard's gradient and statistics each
+        shard_rows = job.schedule.batches.shard_rows
+        self._spaces = [
+            ShardWorkspace(job.model, self.weights, job.train, shard_rows, self._rows[place])
+            for place in range(len(self._shards))
+        ]
+
+    def run(self, step: int) -> StepsTaken:
+        """Take one step."""
+        job, spaces, settings = self._job, self._spaces, self._job.config.train
+        began = time.perf_counter()
+        job.team.run(lambda place: self._task.run(spaces[place], step, self._shards[place]), len(spaces))
+        shards_done = time.perf_counter()
+        self._rows[0, -STATS_FLOATS:].numpy().view(np.float64)[STOP] = float(job.stop.requested())
+        gradient, sums = REDUCTIONS[settings.reduction](self._rows, settings.shards, job.exchange, job.team)
+        added = time.perf_counter()
+        norm = scale_and_clip(
+            gradient, job.schedule.batches.batch / sums[WEIGHT] if sums[WEIGHT] > 0 else 0.0, settings.clip
+        )
+        if not sums[BAD] and math.isfinite(norm) and sums[WEIGHT] > 0:
+            self.optimizer.step(self.weights.values, gradient, job.schedule.rate(step))
+            self.weights.refresh()
+        figures = StepFigures(
+            loss=float(sums[LOSS]),
+            weight=float(sums[WEIGHT]),
+            norm=norm,
+            rows=int(sums[ROWS]),
+            stream=int(sums[STREAM : STREAM + 1].view(np.uint64)[0]),
+            bad=int(sums[BAD]),
+            bad_rows=[int(row) for space in spaces for row in space.bad_rows],
+        )
+        waited = sum(space.input_seconds for space in spaces) / max(min(job.team.threads, len(spaces)), 1)
+        computed = shards_done - began - waited + time.perf_counter() - added
+        return StepsTaken([figures], waited, computed, added - shards_done, bool(sums[STOP] > 0))
+
+    def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32[n, outputs], a tile at a time on the team's threads."""
+        return predict_logits(self._job.model, numeric, codes, self._job.precision, team=self._job.team)
+
+    def finish(self) -> dict[str, float]:
+        """The weights lie in host memory."""
+        return {}
+
+
+def _check_memory(job: TrainingJob) -> None:
+    if job.config.train.order == "full" and job.train.nbytes > environment.memory_bytes():
+        raise UserError(
+            f"train.order=full reads rows all over the training block, which must fit in memory "
+            f"({environment.memory_bytes():,} bytes), found {job.train.nbytes:,}. Use train.order=windowed"
+        )

@@ -1,0 +1,124 @@
+"""How a GPU step is launched: one by one (`eager`), from a CUDA graph of each input slot (`graph`), or from such a graph
+of a forward and backward pass that torch.compile made (`compile`). All three run the same function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.training.gpu.inputs import Chunk
+from engine.training.gpu.step import GpuStep
+
+WARM_UP = 3  # steps that run before a capture, so that libraries allocate what they need
+
+
+class Eager:
+    """Launch by launch."""
+
+    name = "eager"
+
+    def __init__(self, step: GpuStep) -> None:
+        self._step = step
+
+    def __call__(self, slot: int) -> None:
+        """Run one step."""
+        self._step.run(slot)
+
+
+class CudaGraphs:
+    """What `Graphed` asks of a device; a test has one of its own."""
+
+    def warm_up(self, call: Callable[[], None], stream: Any = None) -> None:
+        """Run on a side stream, as a capture needs it."""
+        side = stream or torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+
+    def capture(self, call: Callable[[], None], earlier: Any = None, stream: Any = None) -> Any:
+        """The captured work. It shares memory with an `earlier` capture, where the two never run at once.
+
+        Captures that do run at once need a `stream` each: cuBLAS keeps its workspace by stream.
+        """
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        pool = earlier.pool() if earlier is not None else torch.cuda.graph_pool_handle()
+        cause: Exception | None = None
+        try:
+            # thread_local: NCCL's watchdog and other threads may go on with their own work meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    call()
+                except Exception as error:
+                    cause = error
+                    raise
+        except Exception as error:
+            # A capture that broke cannot be ended: torch says so in place of the cause, leaves the capture's stream current,
+            # and its allocator, which believes that a capture goes on, keeps memory that streams have shared for ever.
+            torch.cuda.set_stream(before)
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise cause or error from None
+        return graph
+
+
+class Graphed:
+    """Captured once for each slot, then replayed. Warm-up and capture leave weights and optimizer as they were."""
+
+    name = "graph"
+
+    def __init__(self, step: GpuStep, device: Any = None) -> None:
+        device = device or CudaGraphs()
+        self._graphs: list[Any] = []
+        # Halted steps update nothing.
+        step.halt.fill_(1.0)
+        for slot in range(step.source.slots):
+            step.cursor.zero_()
+
+            def call(slot: int = slot) -> None:
+                step.cursor.zero_()
+                step.run(slot)
+
+            device.warm_up(call)
+            step.cursor.zero_()
+            self._graphs.append(
+                device.capture(lambda slot=slot: step.run(slot), self._graphs[0] if self._graphs else None)
+            )
+        step.cursor.zero_()
+        step.halt.zero_()
+
+    def __call__(self, slot: int) -> None:
+        """Run one step."""
+        self._graphs[slot].replay()
+
+
+def make_runner(step: GpuStep, wanted: str) -> tuple[Eager | Graphed, str]:
+    """(runner, why it is not the one that was wanted, or nothing). A capture that fails leaves the eager step."""
+    if step.device.type != "cuda" or wanted == "eager":
+        return Eager(step), ""
+    try:
+        with warnings.catch_warnings():
+            if wanted == "compile":
+                # Its own modules use what torch deprecates, and it would rather have TF32, which is off on purpose.
+                warnings.simplefilter("ignore")
+                step.compile()
+            return Graphed(step), ""
+    except Exception as error:
+        # Whatever the driver or a library says, the same step runs without a graph.
+        step.reset()
+        return Eager(step), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def run_chunk(step: GpuStep, runner: Callable[[int], None], chunk: Chunk) -> None:
+    """Launch all steps of a chunk; nothing is waited for."""
+    step.load(chunk)
+    for place in range(chunk.steps):
+        slot = step.source.before(place)
+        runner(slot)
+        step.source.after(place)

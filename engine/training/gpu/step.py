@@ -1,0 +1,195 @@
+"""The GPU step as fixed work on fixed memory: gather, forward, backward, clip, AdamW, sums of metrics.
+
+Whatever differs between steps (rows, mask keys, learning rate, rows that count) lies in tables on the device, and a cursor on the
+device says which line is next. So a step is the same launches on the same addresses, without a value coming back: a CUDA
+graph can hold all of it. Tables are filled for a chunk of steps at a time, and losses are read once a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.training.flat import BETA1, BETA2, EPSILON, AdamW, FlatWeights
+from engine.training.gpu.inputs import Chunk, Source, StepPlan, kernels_run, numba_stream
+from engine.training.gpu.order import dropout_mask, lane_steps, stream_hash
+from engine.training.losses import LOSSES
+from engine.training.model import Network
+from kernels import cuda as twins
+
+TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they travel in the same collective
+LOSS, WEIGHT, BAD, NORM, NAMED, SKIPPED = range(6)  # columns of the records
+
+
+class GpuStep:
+    """Weights, optimizer and tables on one device, and the step over them.
+
+    `reduce(gradient)` adds the flat gradient and its tail over the workers in place, in one collective; None for one worker.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        flat: FlatWeights,
+        optimizer: AdamW,
+        source: Source,
+        plan: StepPlan,
+        *,
+        reduce: Callable[[Tensor], None] | None = None,
+        fused_masks: bool | None = None,
+    ) -> None:
+        self.model, self.flat, self.optimizer, self.source, self.plan = model, flat, optimizer, source, plan
+        self.device = flat.values.device
+        self._reduce = reduce
+        self._leaves = flat.leaves()
+        pairs = zip(flat.low, flat.tensors(), flat.views(flat.values), strict=True)
+        low = [(copy, full) for is_low, copy, full in pairs if is_low]
+        self._low, self._full = [pair[0] for pair in low], [pair[1] for pair in low]
+        self.kind = torch.bfloat16 if low else torch.float32
+        layers = len(model.mask_widths)
+        self.cursor = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.halt = torch.zeros((), device=self.device)
+        self.records = torch.zeros((plan.chunk, 6), dtype=torch.float64, device=self.device)
+        self.seen = torch.zeros(plan.chunk, dtype=torch.int64, device=self.device)
+        self._counts = torch.zeros(plan.chunk, dtype=torch.int64, device=self.device)
+        self._starts = torch.zeros(plan.chunk, dtype=torch.int64, device=self.device)
+        self._rates = torch.zeros(plan.chunk, device=self.device)
+        self._keys = torch.zeros((plan.chunk, max(layers, 1)), dtype=torch.int64, device=self.device)
+        self._places = torch.arange(plan.local, device=self.device)
+        self._gradient = torch.zeros(flat.size + TAIL, device=self.device)
+        self._views = flat.views(self._gradient[: flat.size])
+        on_gpu = self.device.type == "cuda"
+        self.fused_masks = (on_gpu and kernels_run()) if fused_masks is None else fused_masks
+        self._masks = [torch.zeros((plan.local, w), dtype=self.kind, device=self.device) for w in model.mask_widths]
+        self._steps = [lane_steps(w, self.device) for w in model.mask_widths]
+        self._objective: Callable[..., tuple[Tensor, Tensor]] = self._weighted_loss
+
+    def compile(self) -> None:
+        """Put forward and backward through torch.compile; masks are then part of its fused loops."""
+        self.fused_masks = False
+        self._objective = torch.compile(self._weighted_loss, dynamic=False)
+
+    def reset(self) -> None:
+        """Undo what a capture or a compilation that failed has left: the plain step, at the first line of the tables."""
+        self.halt.zero_()
+        self.cursor.zero_()
+        self.fused_masks = False
+        self._objective = self._weighted_loss
+
+    def load(self, chunk: Chunk) -> None:
+        """Fill the tables for the next `chunk.steps` steps."""
+        n = chunk.steps
+        self.source.load(chunk)
+        self._counts[:n].copy_(chunk.counts)
+        self._starts[:n].copy_(chunk.starts)
+        self._rates[:n].copy_(chunk.rates)
+        self._keys[:n].copy_(chunk.keys)
+        self.cursor.zero_()
+
+    def run(self, slot: int = 0) -> None:
+        """One step: launches only, the same ones every time."""
+        numeric, codes, target, weight, ids = self.source.tensors(self.cursor, slot)
+        counted = self._places < self._counts.index_select(0, self.cursor)
+        weight = weight * counted
+        keys = self._keys.index_select(0, self.cursor)[0]
+        masks = self._fused(ids) if self.fused_masks and self._masks else None
+        total, losses = self._objective(self._leaves, numeric, codes, target, weight, ids, keys, masks)
+        gradients = torch.autograd.grad(total / self.plan.batch, self._leaves)
+        with torch.no_grad():
+            self._update(gradients, losses.detach(), total.detach(), weight, ids, counted)
+
+    def _weighted_loss(
+        self,
+        leaves: Sequence[Tensor],
+        numeric: Tensor,
+        codes: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        keys: Tensor,
+        masks: Sequence[Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of weight * loss, loss of each row)."""
+        if masks is None and self.model.mask_widths:
+            p = self.model.dropout
+            masks = [
+                dropout_mask(ids, width, keys[layer], p, self.kind, self._steps[layer])
+                for layer, width in enumerate(self.model.mask_widths)
+            ]
+        logits = self.model.apply_weights(leaves, numeric, codes, masks)
+        losses = LOSSES[self.plan.config.loss].row_losses(logits, target, self.plan.config)
+        return (losses * weight).sum(), losses
+
+    def _fused(self, ids: Tensor) -> list[Tensor]:
+        """The masks by one kernel a layer, into buffers of their own."""
+        words = torch.int16 if self.kind == torch.bfloat16 else torch.int32
+        kept = torch.tensor(1.0 / (1.0 - self.model.dropout), dtype=torch.float32).to(self.kind).view(words).item()
+        stream = numba_stream() if self.device.type == "cuda" else 0
+        for layer, mask in enumerate(self._masks):
+            twins.dropout_mask(
+                ids, self._keys, self.cursor, layer, self.model.dropout, int(kept), mask.view(words), stream
+            )
+        return self._masks
+
+    def _update(
+        self,
+        gradients: Sequence[Tensor],
+        losses: Tensor,
+        total: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        counted: Tensor,
+    ) -> None:
+        size, config = self.flat.size, self.plan.config
+        self._gradient.zero_()  # the gaps between parameters must not keep the NaN of a skipped step
+        torch._foreach_copy_(self._views, list(gradients))
+        wrong = ~torch.isfinite(losses) & counted
+        # A row of weight zero with an infinite loss makes the sum NaN although it is not counted as wrong.
+        bad = torch.maximum(wrong.sum(), (~torch.isfinite(total)).to(torch.int64))
+        self._gradient[size : size + 3] = torch.stack([total, weight.sum(), bad.to(torch.float32)])
+        if self._reduce is not None:
+            self._reduce(self._gradient)
+        loss, weights, bad = self._gradient[size], self._gradient[size + 1], self._gradient[size + 2]
+        scale = torch.where(weights > 0, self.plan.batch / weights, 0.0)
+        gradient = self._gradient[:size]
+        norm = scale * torch.linalg.vector_norm(gradient)
+        factor = scale * (torch.clamp(config.clip / norm, max=1.0) if config.clip > 0 else 1.0)
+        gradient.mul_(factor)
+        broken = ((bad > 0) | ~torch.isfinite(norm)).to(torch.float32)
+        skip = torch.maximum(torch.maximum(broken, self.halt), (weights <= 0).to(torch.float32))
+        self._adamw(gradient, skip)
+        named = torch.where(wrong, ids, -1).max().to(torch.float64)
+        line = torch.stack([loss.double(), weights.double(), bad.double(), norm.double(), named, skip.double()])
+        self.records.index_copy_(0, self.cursor, line[None])
+        hashed = self._stream_hash(ids, counted)
+        self.seen.index_copy_(0, self.cursor, hashed[None])
+        if config.on_bad_loss == "stop":
+            self.halt.copy_(torch.maximum(self.halt, broken))
+        self.cursor.add_(1)
+
+    def _stream_hash(self, ids: Tensor, counted: Tensor) -> Tensor:
+        return stream_hash(ids, self._starts.index_select(0, self.cursor), counted)
+
+    def _adamw(self, gradient: Tensor, skip: Tensor) -> None:
+        """One update of the fp32 master weights, then of their bf16 copies; none where `skip` is 1."""
+        self.optimizer.count.add_(1.0 - skip)
+        torch._fused_adamw_(
+            [self.flat.values],
+            [gradient],
+            [self.optimizer.exp_avg],
+            [self.optimizer.exp_avg_sq],
+            [],
+            [self.optimizer.count],
+            lr=self._rates.index_select(0, self.cursor)[0],
+            beta1=BETA1,
+            beta2=BETA2,
+            weight_decay=self.optimizer.weight_decay,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+            found_inf=skip,
+        )
+        if self._low:
+            torch._foreach_copy_(self._low, self._full)

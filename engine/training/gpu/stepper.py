@@ -1,0 +1,179 @@
+"""Training on a GPU: the order, masks, checkpoints, epochs and early stopping of the CPU, other arithmetic.
+
+Steps are launched in chunks without waiting (`step`); the figures of each are read once a chunk. Promised: the same rows at
+the same steps as on the CPU (`row_stream` of an epoch is equal), the same masks, a resumed run that takes the same steps, and
+losses equal within rounding. Not promised: the CPU's bits, or the same bits for another number of GPUs.
+
+`device="cpu"` runs the same step eagerly: that is how the suite tests it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.training.device import Placement, describe_device, prepare_backend
+from engine.training.flat import AdamW, FlatWeights
+from engine.training.gpu.graphs import make_runner, run_chunk
+from engine.training.gpu.inputs import Chunk, Resident, Rows, SideLane, Source, StepPlan, Streamed, prepare_chunk
+from engine.training.gpu.step import BAD, LOSS, NAMED, NORM, WEIGHT, GpuStep
+from engine.training.model import Network
+from engine.training.predict import DEVICE_TILE_ROWS
+from engine.training.stepper import StepFigures, StepsTaken, TrainingJob
+from kernels import cuda as twins
+
+CHUNK_ROWS = 1 << 23  # positions of one chunk: 64 MB
+
+Runner = Callable[[int], None]
+
+
+class GpuStepper:
+    """A chunk of steps a call, up to the next pause of the schedule; the next chunk is prepared while one computes.
+
+    `runner` is graph, compile or eager (see `graphs`), or a function that makes one; `resident` overrides the memory rule.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        device: str = "cuda",
+        runner: str | Callable[[GpuStep], Runner] = "graph",
+        resident: bool | None = None,
+    ) -> None:
+        prepare_backend()
+        settings, batches, exchange = job.config.train, job.schedule.batches, job.exchange
+        self._job, self._device = job, torch.device(device)
+        self.identity = {"device": self._device.type}
+        with self._device:  # what is made here lies there
+            self.weights = FlatWeights(job.model, job.precision)
+            self.optimizer = AdamW(self.weights.size, settings.weight_decay)
+        self._staged: tuple[int, Chunk] | None = None  # the next chunk, and its first step
+        self._lane = SideLane(self._device)
+        chunk = max(1, min(settings.log_every, CHUNK_ROWS // batches.batch, batches.steps))
+        self._plan = StepPlan(batches.n, batches.batch, batches.steps, chunk, settings, exchange.rank, exchange.world)
+        rows = Rows.of(job.train, job.class_weights, job.model)
+        placement = Placement.choose(rows.nbytes, self._device)
+        resident = placement.resident if resident is None else resident
+        low = any(self.weights.low) and not job.model.cardinalities
+        kind = torch.bfloat16 if low else torch.float32
+        source: Source = (
+            Resident(rows, self._plan, self._device, kind)
+            if resident
+            else Streamed(rows, self._plan, self._device, kind, job.team.threads)
+        )
+        reduce = self._sum_over_workers if exchange.world > 1 else None
+        self._step = GpuStep(job.model, self.weights, self.optimizer, source, self._plan, reduce=reduce)
+        self._runner, name = self._make_runner(runner)
+        if exchange.rank == 0:
+            self._note(placement, resident, name)
+
+    def _sum_over_workers(self, gradient: Tensor) -> None:
+        """One collective for the whole gradient and the sums behind it: NCCL between GPUs."""
+        total = self._job.exchange.sum(gradient)
+        if total is not gradient:
+            gradient.copy_(total)
+
+    def _make_runner(self, wanted: str | Callable[[GpuStep], Runner]) -> tuple[Runner, str]:
+        if callable(wanted):
+            return wanted(self._step), "given"
+        runner, reason = make_runner(self._step, wanted)
+        if reason:
+            self._job.run.warn(f"the step could not be captured in a CUDA graph and runs eagerly ({reason})")
+        return runner, runner.name
+
+    def _note(self, placement: Placement, resident: bool, runner: str) -> None:
+        run = self._job.run
+        facts = describe_device(self._device.type)
+        facts |= {
+            "runner": runner,
+            "rows": "resident" if resident else "streamed",
+            "fused_masks": self._step.fused_masks,
+        }
+        run.note(device_facts=facts)
+        run.log(f"training on {facts['name']} ({runner}); {placement.described()}")
+        if self._device.type == "cuda" and twins.fault():
+            run.log(f"order and masks are computed by torch, not by kernels of their own ({twins.fault()})")
+
+    def run(self, step: int) -> StepsTaken:
+        """Take a chunk of steps and read their figures."""
+        began = time.perf_counter()
+        chunk = self._prepare(step)
+        prepared = time.perf_counter()
+        self._lane.hand_over(chunk)
+        run_chunk(self._step, self._runner, chunk)
+        following = step + chunk.steps
+        self._staged = (following, self._prepare(following)) if following < self._job.schedule.steps else None
+        records = self._step.records[: chunk.steps].tolist()
+        seen = self._seen(chunk.steps)
+        done = time.perf_counter()
+        figures = [
+            StepFigures(
+                loss=record[LOSS],
+                weight=record[WEIGHT],
+                norm=record[NORM],
+                rows=self._job.schedule.rows_of(step + place),
+                stream=seen[place] % 2**64,
+                bad=int(record[BAD]),
+                bad_rows=[int(record[NAMED])] if record[NAMED] >= 0 else [],
+            )
+            for place, record in enumerate(records)
+        ]
+        asked = self._job.exchange.gather(torch.tensor([[float(self._job.stop.requested())]]))
+        return StepsTaken(figures, prepared - began, done - prepared, 0.0, bool(asked.sum() > 0))
+
+    def _prepare(self, step: int) -> Chunk:
+        """The chunk that begins at a step: the staged one, or a new one."""
+        if self._staged is not None and self._staged[0] == step:
+            return self._staged[1]
+        schedule = self._job.schedule
+        end = min(step + self._plan.chunk, schedule.next_pause(step))
+        rates = [schedule.rate(at) for at in range(step, end)]
+        layers = len(self._job.model.mask_widths)
+        with self._lane:
+            return prepare_chunk(self._plan, self._job.order, step, end - step, rates, layers, self._device)
+
+    def _seen(self, steps: int) -> list[int]:
+        """The stream hash of each step, of all workers together."""
+        mine = self._step.seen[:steps].cpu()
+        hashes: list[int] = self._job.exchange.gather(mine[None]).sum(dim=(0, 1)).tolist()
+        return hashes
+
+    def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32[n, outputs], a tile at a time on the device."""
+        return device_logits(self._job.model, self.weights.tensors(), numeric, codes, self._device)
+
+    def finish(self) -> dict[str, float]:
+        """Bring the weights to host memory; returns the peak of device memory."""
+        for parameter in self._job.model.parameters():
+            parameter.data = parameter.detach().cpu().clone()
+        if self._device.type != "cuda":
+            return {}
+        return {"train/device_memory_bytes": float(torch.cuda.max_memory_allocated(self._device))}
+
+
+def device_logits(
+    model: Network,
+    weights: Sequence[Tensor],
+    numeric: NDArray[np.float32],
+    codes: NDArray[np.int32],
+    device: torch.device,
+    tile_rows: int = DEVICE_TILE_ROWS,
+) -> NDArray[np.float32]:
+    """`predict_logits` with weights that lie on a device: tiles of one shape, one copy back at the end."""
+    tile_rows = min(tile_rows, max(len(numeric), 1))
+    out = torch.empty((-(-len(numeric) // tile_rows) * tile_rows, model.outputs), device=device)
+    block = torch.zeros((tile_rows, numeric.shape[1]), device=device)
+    keys = torch.zeros((tile_rows, codes.shape[1]), dtype=torch.int32, device=device)
+    with torch.inference_mode():
+        for start in range(0, len(numeric), tile_rows):
+            count = min(tile_rows, len(numeric) - start)
+            for buffer, source in ((block, numeric), (keys, codes)):
+                buffer[:count].copy_(torch.from_numpy(source[start : start + count]))
+                buffer[count:] = 0
+            out[start : start + tile_rows] = model.apply_weights(weights, block, keys, None).float()
+    return model.in_target_unit(out[: len(numeric)].cpu().numpy())

@@ -1,0 +1,86 @@
+"""What takes training steps, on whatever hardware: the trainer asks a stepper for steps and accounts for what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config.tree import Config
+from engine.runtime.run import Run
+from engine.training.examples import Examples
+from engine.training.exchange import Exchange
+from engine.training.flat import AdamW, FlatWeights
+from engine.training.interrupt import StopFlag
+from engine.training.model import Network
+from engine.training.order import RowOrder
+from engine.training.schedule import Schedule
+from engine.training.threads import Team
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is trained, on which rows in which order, and who takes part."""
+
+    config: Config
+    run: Run
+    train: Examples
+    model: Network
+    order: RowOrder
+    schedule: Schedule
+    class_weights: NDArray[np.float32] | None  # float32[classes]
+    dataset_digest: str
+    precision: str
+    exchange: Exchange
+    team: Team
+    stop: StopFlag
+
+
+class StepFigures(NamedTuple):
+    """What one step did, added up over all workers. A step with bad rows or an infinite norm has changed no weight."""
+
+    loss: float  # sum of weight * loss
+    weight: float  # sum of weights
+    norm: float  # of the gradient before clipping
+    rows: int
+    stream: int  # sum of the hashes of (dataset row, position), modulo 2**64
+    bad: int  # rows whose loss is not finite, or 1 where only their sum is not
+    bad_rows: list[int]  # dataset rows among them, those of this worker and not all where there are many
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss a row; 0 where all weights are."""
+        return self.loss / self.weight if self.weight > 0 else 0.0
+
+
+class StepsTaken(NamedTuple):
+    """Some steps in a row: their figures, and the seconds that they took by what these were spent on."""
+
+    figures: list[StepFigures]
+    input: float
+    compute: float
+    communication: float
+    stop: bool  # whether any worker was asked to stop
+
+
+class Stepper(Protocol):
+    """Takes the steps of a `TrainingJob`. Every call is collective; all workers see the same figures."""
+
+    weights: FlatWeights
+    optimizer: AdamW
+    identity: dict[str, str]  # what a checkpoint must share with the stepper that continues from it
+
+    def run(self, step: int) -> StepsTaken:
+        """Take step `step` and perhaps those behind it, up to the schedule's next pause."""
+
+    def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32[n, outputs] by the present weights, in the target's unit, for numeric [n, F] and codes [n, K]."""
+
+    def finish(self) -> dict[str, float]:
+        """Bring the model's weights to host memory; returns metrics of the hardware."""
+
+
+MakeStepper = Callable[[TrainingJob], Stepper]
