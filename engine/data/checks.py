@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -40,9 +41,10 @@ def conform(
     Raises UserError for a column that is missing or of an unrelated type.
     """
     arrays, findings = [], []
+    times = Counter(table.column_names)
     for name, column in columns.items():
-        if table.column_names.count(name) != 1:
-            found = "twice" if name in table.column_names else f"only {', '.join(table.column_names)}"
+        if times[name] != 1:
+            found = "twice" if times[name] else f"only {', '.join(table.column_names)}"
             raise UserError(f"{where} must give column {name!r} once, found {found}")
         values = table.column(name)
         values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,10 +64,10 @@ class Dataset:
         """What came out: digest of the values of the event table and the side tables."""
         return str(self.manifest["digest"])
 
-    @property
+    @functools.cached_property
     def schema(self) -> pa.Schema:
         """Columns of the event table."""
-        return schema_of({item["name"]: item["type"] for item in self.manifest["columns"]})
+        return schema_of({name: item["type"] for name, item in self._columns.items()})
 
     @property
     def event_time(self) -> str:
@@ -82,12 +83,14 @@ class Dataset:
         """Digest of one column's values. Raises UserError for an unknown column."""
         return str(self._column(name)["digest"])
 
+    @functools.cached_property
+    def _columns(self) -> dict[str, dict[str, Any]]:
+        return {item["name"]: item for item in self.manifest["columns"]}
+
     def _column(self, name: str) -> dict[str, Any]:
-        for item in self.manifest["columns"]:
-            if item["name"] == name:
-                return dict(item)
-        names = [item["name"] for item in self.manifest["columns"]]
-        raise UserError(f"{name!r} is no column of dataset {self.name}.{nearest(name, names)}")
+        if name not in self._columns:
+            raise UserError(f"{name!r} is no column of dataset {self.name}.{nearest(name, self._columns)}")
+        return self._columns[name]
 
     # ---------------------------------------------------------------------------------------------- reading
 

@@ -193,7 +193,8 @@ def checks_of_events(table: pa.Table, data: DataConfig, source: str, known: list
     """Row-local rules of the event table on rows of its only source, which tells file and row; none where a query follows."""
     if data.query is not None or source != event_source(data):
         return []
-    columns = {name: column for name, column in data.columns.items() if name in table.column_names}
+    there = set(table.column_names)
+    columns = {name: column for name, column in data.columns.items() if name in there}
     findings = checks.find(table, columns, data.time_zone, known)
     return findings + rules.find(table, data.rules, [*known, *findings])
 

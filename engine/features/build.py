@@ -25,6 +25,8 @@ from engine.features.store import StoredView, ensure_views
 from engine.runtime import digest
 from engine.runtime.run import Run
 
+BLOCK_BYTES = 64 << 20  # of columns that are read together
+
 
 @dataclass(frozen=True)
 class FeatureTable:
@@ -55,13 +57,19 @@ class FeatureTable:
     def read(self, rows: tuple[int, int], columns: Sequence[str] | None = None) -> pa.Table:
         """Raw features of a range of rows; numbers are float64 with null for missing."""
         wanted = [feature.name for feature in self.features] if columns is None else list(columns)
-        found = self._direct(rows, set(wanted))
+        asked = set(wanted)
+        found = self._direct(rows, asked)
         for view in self.views.values():
-            names = [name for name in view.columns if name in wanted]
+            names = [name for name in view.columns if name in asked]
             if names:
                 table = view.read(names, rows)
                 found.update(zip(names, table.columns, strict=True))
         return pa.table({name: found[name] for name in wanted})
+
+    @staticmethod
+    def columns_at_once(rows: tuple[int, int]) -> int:
+        """How many columns of a range of rows are read together."""
+        return max(1, BLOCK_BYTES // (8 * max(rows[1] - rows[0], 1)))
 
     def _direct(self, rows: tuple[int, int], wanted: set[str]) -> dict[str, pa.Array | pa.ChunkedArray]:
         """Those of the direct and calendar features that are wanted."""

@@ -123,20 +123,20 @@ class Encoder:
         config: EncodeConfig,
         warn: Callable[[str], None] = lambda _: None,
         sensitive: Collection[str] = (),
+        at_once: int = 1,
     ) -> Encoder:
-        """Learn from training rows; `read(names)` gives those columns, so one column at a time is in memory.
+        """Learn from training rows; `read(names)` gives those columns, so that `at_once` columns are in memory.
 
         `warn` is called with a sentence for each column whose scale a few far values have set. Values of the `sensitive`
         features are neither kept nor said.
         """
         numeric = [
-            _fit_numeric(
-                item.name, as_floats(read([item.name])[item.name]), config, warn, shown=item.name not in sensitive
-            )
-            for item in _of(features, NUMERIC)
+            _fit_numeric(name, as_floats(column), config, warn, shown=name not in sensitive)
+            for name, column in each_column(_of(features, NUMERIC), read, at_once)
         ]
         categorical = [
-            _fit_vocabulary(item.name, read([item.name])[item.name], config) for item in _of(features, CATEGORICAL)
+            _fit_vocabulary(name, column, config)
+            for name, column in each_column(_of(features, CATEGORICAL), read, at_once)
         ]
         return cls(tuple(features), tuple(numeric), _concealed(categorical, sensitive), config.clip)
 
@@ -297,8 +297,17 @@ def group_labels(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(pc.fill_null(texts, NO_TEXT).to_pylist(), object).astype(str)
 
 
-def _of(features: Sequence[Feature], kind: str) -> list[Feature]:
-    return [feature for feature in features if feature.kind == kind]
+def each_column(
+    names: Sequence[str], read: Callable[[Sequence[str]], pa.Table], at_once: int
+) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """Names and columns, of which `at_once` are read together: a file of many columns takes long to open."""
+    for at in range(0, len(names), at_once):
+        table = read(names[at : at + at_once])
+        yield from zip(table.column_names, table.columns, strict=True)
+
+
+def _of(features: Sequence[Feature], kind: str) -> list[str]:
+    return [feature.name for feature in features if feature.kind == kind]
 
 
 def _fit_numeric(

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from engine.config.names import distinct
 from engine.errors import UserError
 from engine.features.compute import as_floats
-from engine.features.encode import FIRST_KNOWN, NO_TEXT, UNSEEN, Encoder, Vocabulary, as_texts
+from engine.features.encode import FIRST_KNOWN, NO_TEXT, UNSEEN, Encoder, Vocabulary, as_texts, each_column
 from engine.features.spec import NUMERIC
 from engine.runtime import digest
 from kernels import profile as kernel
@@ -28,7 +28,6 @@ from kernels.statistics import scale_of
 FORMAT = 2  # 1: edges on data values, and no points
 BINS = 20
 FIT_ROWS = 65_536  # edges are quantiles: so many rows put each within 0.2 % of its share
-READ_COLUMNS = 32  # columns read at a time
 # Unseen categories named per column: those with the smallest hashes, so that any split of the rows keeps the same.
 UNSEEN_KEPT = 200
 PREDICTION = "prediction"
@@ -73,13 +72,15 @@ class ProfileSpec:
         classes: Sequence[str] = (),
         sensitive: Sequence[str] = (),
         bins: int = BINS,
+        at_once: int = 1,
     ) -> ProfileSpec:
-        """Edges from training rows (`read(names)` gives those columns) and validation scores [n] or [n, classes]."""
+        """Edges from training rows (`read(names)` gives those columns, of which `at_once` are asked for together) and
+        validation scores [n] or [n, classes].
+        """
         names = [feature.name for feature in encoder.features if feature.kind == NUMERIC]
-        numeric = []
-        for at in range(0, len(names), READ_COLUMNS):
-            table = read(names[at : at + READ_COLUMNS])
-            numeric += [fit_numeric(name, as_floats(table[name]), bins) for name in table.column_names]
+        numeric = [
+            fit_numeric(name, as_floats(column), bins) for name, column in each_column(names, read, at_once)
+        ]
         predictions = [
             fit_numeric(name, values, bins)
             for name, values in zip(prediction_names(classes), _score_columns(scores, classes), strict=True)
@@ -186,8 +187,9 @@ class Profile:
 
         `codes`: int32[n, categories] where the encoder has made them already. Raises UserError for an absent column.
         """
+        there = set(raw.column_names)
         for name in spec.inputs:
-            if name not in raw.column_names:
+            if name not in there:
                 raise UserError(f"raw features must have column {name!r}, found {raw.num_columns} other columns")
         return cls.count_ranges(spec, raw, [(0, raw.num_rows)], scores, codes, threads)[0]
 

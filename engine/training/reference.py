@@ -37,6 +37,7 @@ from kernels.hashing import hash_bytes
 FORMAT = 1
 DAY = 86_400_000_000
 SAMPLE_ROWS, OUTCOME_ROWS, IMPORTANCE_ROWS = 20_000, 50_000, 512
+FEWEST_ROWS, IMPORTANCE_CELLS = 64, 1 << 25  # 512 rows of up to 256 encoded columns
 CHUNK_ROWS = 131_072
 MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN = kernel.MISSING, kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE
 ROWS = ""  # the column of reference.parquet that counts rows, in parentheses where a feature has that name
@@ -63,9 +64,9 @@ def write_reference(
     scored = period_rows(config, table.dataset, "train") if in_sample else scored
     scores = score_range(table, encoder, scorer, scored)
     multiclass = list(classes) if scores.ndim == 2 else []
-    spec = ProfileSpec.fit(
-        encoder, _reader(table, train_rows), scores, multiclass, sensitive_features(config.data, config.features)
-    )
+    hidden = sensitive_features(config.data, config.features)
+    read, at_once = _reader(table, train_rows)
+    spec = ProfileSpec.fit(encoder, read, scores, multiclass, hidden, at_once=at_once)
     storage.write_json(directory / "profile_spec.json", spec.to_json())
     days = profile_days(config, table, spec, scored, scores)
     storage.write_parquet(directory / "reference.parquet", days_table(spec, days))
@@ -263,12 +264,10 @@ def sample_table(
     """reference_sample.parquet: day, then the encoded columns by name; sensitive features are left out."""
     hidden = set(sensitive_features(config.data, config.features))
     columns: dict[str, pa.Array] = {"day": pa.array(days, pa.int32()).cast(pa.date32())}
-    at = 0
-    for item in encoder.numeric_:
-        for name in encoder.numeric_names[at : at + len(item.outputs())]:
-            if item.name not in hidden:
-                columns[f"numeric:{name}"] = pa.array(np.ascontiguousarray(numeric[:, at]))
-            at += 1
+    raw = [item.name for item in encoder.numeric_ for _ in item.outputs()]
+    for at, (name, of) in enumerate(zip(encoder.numeric_names, raw, strict=True)):
+        if of not in hidden:
+            columns[f"numeric:{name}"] = pa.array(np.ascontiguousarray(numeric[:, at]))
     for index, vocabulary in enumerate(encoder.categorical_):
         if vocabulary.name not in hidden:
             columns[f"category:{vocabulary.name}"] = pa.array(np.ascontiguousarray(codes[:, index]))
@@ -315,20 +314,26 @@ def permutation_importance(
     """Mean absolute change of the score when one raw feature is shuffled among the sample's rows, by feature.
 
     Without labels: how much the model listens, not how right it is (Breiman, Random Forests, 2001, for predictions).
+    Of many features fewer rows are taken, so that the work does not grow with the square of their number.
     """
-    rows = np.linspace(0, len(numeric) - 1, min(IMPORTANCE_ROWS, len(numeric)), dtype=np.int64)
+    wanted = max(FEWEST_ROWS, IMPORTANCE_CELLS // max(numeric.shape[1] + codes.shape[1], 1) ** 2)
+    rows = np.linspace(0, len(numeric) - 1, min(IMPORTANCE_ROWS, wanted, len(numeric)), dtype=np.int64)
     if len(rows) < 2:
         return {}
     numeric, codes = np.ascontiguousarray(numeric[rows]), np.ascontiguousarray(codes[rows])
     order = np.random.Generator(np.random.Philox(0)).permutation(len(rows))
     base = scorer(numeric, codes).astype(np.float64)
     found: dict[str, float] = {}
-    for name, columns, categorical in encoded_columns(encoder):
-        block = codes if categorical else numeric
-        kept = block[:, columns].copy()
-        block[:, columns] = kept[order]
-        found[name] = float(np.mean(np.abs(scorer(numeric, codes) - base)))
-        block[:, columns] = kept
+    places = list(encoded_columns(encoder))
+    together = max(1, IMPORTANCE_ROWS // len(rows))
+    for at in range(0, len(places), together):
+        group = places[at : at + together]
+        blocks = np.tile(numeric, (len(group), 1)), np.tile(codes, (len(group), 1))
+        for number, (_, columns, categorical) in enumerate(group):
+            block = blocks[categorical][number * len(rows) : (number + 1) * len(rows)]
+            block[:, columns] = block[order, columns]
+        scores = scorer(*blocks).reshape(len(group), *base.shape)
+        found.update((place[0], float(np.mean(np.abs(part - base)))) for place, part in zip(group, scores, strict=True))
     return found
 
 
@@ -342,9 +347,9 @@ def encoded_columns(encoder: Encoder) -> Iterator[tuple[str, slice, bool]]:
         yield vocabulary.name, slice(index, index + 1), True
 
 
-def _reader(table: FeatureTable, rows: np.ndarray) -> Callable[[Sequence[str]], pa.Table]:
-    """Raw features of (at most FIT_ROWS, evenly spaced) training rows by name."""
+def _reader(table: FeatureTable, rows: np.ndarray) -> tuple[Callable[[Sequence[str]], pa.Table], int]:
+    """Raw features of (at most FIT_ROWS, evenly spaced) training rows by name, and how many columns to read together."""
     rows = rows[:: -(-len(rows) // FIT_ROWS)]
     start, stop = int(rows[0]), int(rows[-1]) + 1
     take = pa.array(rows - start)
-    return lambda names: table.read((start, stop), names).take(take)
+    return lambda names: table.read((start, stop), names).take(take), table.columns_at_once((start, stop))

@@ -216,6 +216,7 @@ def fit_encoder(config: Config, table: FeatureTable, split: Split, run: Run) -> 
         config.features.encode,
         run.warn,
         sensitive_features(config.data, config.features),
+        table.columns_at_once((start, stop)),
     )
 
 
