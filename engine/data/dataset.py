@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bisect
-import functools
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -78,9 +78,7 @@ class ProfileSpec:
         validation scores [n] or [n, classes].
         """
         names = [feature.name for feature in encoder.features if feature.kind == NUMERIC]
-        numeric = [
-            fit_numeric(name, as_floats(column), bins) for name, column in each_column(names, read, at_once)
-        ]
+        numeric = [fit_numeric(name, as_floats(column), bins) for name, column in each_column(names, read, at_once)]
         predictions = [
             fit_numeric(name, values, bins)
             for name, values in zip(prediction_names(classes), _score_columns(scores, classes), strict=True)
