@@ -220,6 +220,14 @@ class DataConfig:
         if self.columns and not self.sources:
             raise UserError("sources must name at least one source")
 
+    @property
+    def sensitive(self) -> list[str]:
+        """Columns of sources, of events and of side tables whose values must be shown nowhere, sorted by name."""
+        found = {name for source in self.sources.values() for name, item in source.columns.items() if item.sensitive}
+        for columns in (self.columns, *(table.columns for table in self.tables.values())):
+            found |= {name for name, column in columns.items() if column.sensitive}
+        return sorted(found)
+
     def with_role(self, *roles: str) -> list[str]:
         """Names of the columns with one of the roles, in declared order."""
         return [name for name, column in self.columns.items() if column.role in roles]

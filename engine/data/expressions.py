@@ -6,7 +6,7 @@ Refused: aggregates, window functions, subqueries and anything whose value may c
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -46,23 +46,33 @@ def expression_columns(sql: str, where: str = "expression") -> tuple[str, ...]:
     return tuple(sorted(columns))
 
 
-def evaluate(expressions: Mapping[str, tuple[str, str]], rows: pa.Table, where: str = "expression") -> pa.Table:
-    """One column per expression (name -> (SQL, type)), one value per row in the same order. Raises UserError."""
+def evaluate(
+    expressions: Mapping[str, tuple[str, str]],
+    rows: pa.Table,
+    where: str = "expression",
+    sensitive: Collection[str] = (),
+) -> pa.Table:
+    """One column per expression (name -> (SQL, type)), one value per row in the same order.
+
+    Raises UserError, without values of the rows where columns of them are `sensitive`.
+    """
     selected = ", ".join(f'CAST(({sql}) AS {_sql_type(kind)}) AS "{name}"' for name, (sql, kind) in expressions.items())
     schema = pa.schema([(name, parse_type(kind)) for name, (_, kind) in expressions.items()])
     with query.connect() as connection:
-        with failures.told_as(where):
+        with failures.told_as(where, sensitive=sensitive):
             connection.register("rows", rows)
-            _check_whole(connection, expressions, where)
-        batches = list(query.run(connection, f"SELECT {selected} FROM rows", where))
-    with failures.told_as(where):
+            _check_whole(connection, expressions, where, sensitive)
+        batches = list(query.run(connection, f"SELECT {selected} FROM rows", where, sensitive=sensitive))
+    with failures.told_as(where, sensitive=sensitive):
         table = pa.concat_tables(batches).cast(schema) if batches else schema.empty_table()
     if table.num_rows != rows.num_rows:
         raise UserError(f"{where} must give one value per row: {rows.num_rows} rows in, {table.num_rows} values out")
     return table.combine_chunks()
 
 
-def _check_whole(connection: Any, expressions: Mapping[str, tuple[str, str]], where: str) -> None:
+def _check_whole(
+    connection: Any, expressions: Mapping[str, tuple[str, str]], where: str, sensitive: Collection[str]
+) -> None:
     """Raise UserError for a fraction where a whole number is declared: SQL would round it."""
     for name, (sql, kind) in expressions.items():
         if not kind.startswith("int"):
@@ -70,9 +80,15 @@ def _check_whole(connection: Any, expressions: Mapping[str, tuple[str, str]], wh
         value = f"CAST(({sql}) AS DOUBLE)"
         lost = f"SELECT {value} AS found FROM rows WHERE {value} <> round({value}) LIMIT 1"
         found = next(
-            (table["found"][0].as_py() for table in query.run(connection, lost, where) if table.num_rows), None
+            (
+                table["found"][0].as_py()
+                for table in query.run(connection, lost, where, sensitive=sensitive)
+                if table.num_rows
+            ),
+            None,
         )
         if found is not None:
+            found = "a fraction (not shown: it is made of sensitive values)" if sensitive else found
             raise UserError(
                 f"{where}: expression {name!r} must give whole numbers ({kind}), found {found}: round() it, or declare float64"
             )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import lzma
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import PurePath
 
 from engine.errors import UserError
@@ -29,6 +30,8 @@ ADVICE = {  # by the name of DuckDB's exception
     "wider decimal",
     "OutOfMemoryException": "allow more with resources.memory, or let the query hold fewer columns",
 }
+# Errors of DuckDB that quote the SQL alone.
+QUOTES_NO_DATA = ("BinderException", "ParserException", "CatalogException", "SyntaxException", "PermissionException")
 
 
 class Unreadable(UserError):
@@ -59,13 +62,34 @@ def reason_of(error: BaseException) -> str:
     return " ".join(lines[:kept]) if lines else type(error).__name__
 
 
+def reason_without_values(error: BaseException, sensitive: Collection[str]) -> str:
+    """`reason_of` without what it quotes of the data: what stands before the first colon (libraries begin with a phrase of
+    their own), and DuckDB's line of SQL. A message about SQL or the disk alone is told whole.
+    """
+    reason = reason_of(error)
+    if (
+        not sensitive
+        or type(error).__name__ in QUOTES_NO_DATA
+        or isinstance(error, (FileNotFoundError, PermissionError))
+    ):
+        return reason
+    line = re.search(r" (LINE \d+: .*)", reason)
+    phrase = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d[\d.,]*", "...", reason.split(":")[0])
+    why = f"the rest is not shown, for it may quote the sensitive {', '.join(sorted(sensitive))}"
+    return f"{phrase} ({why}){f' {line[1]}' if line else ''}"
+
+
 @contextlib.contextmanager
-def told_as(subject: str, note: str = "") -> Iterator[None]:
-    """What a library raises inside becomes an Unreadable: `subject: reason; note; what to do`."""
+def told_as(subject: str, note: str = "", sensitive: Collection[str] = ()) -> Iterator[None]:
+    """What a library raises inside becomes an Unreadable: `subject: reason; note; what to do`.
+
+    `sensitive`: the columns in reach whose values the reason must not quote.
+    """
     try:
         yield
     except Exception as error:
         if not from_library(error):
             raise
-        said = (reason_of(error), note, ADVICE.get(type(error).__name__, ""))
-        raise Unreadable(f"{subject}: {'; '.join(part for part in said if part)}") from error
+        said = (reason_without_values(error, sensitive), note, ADVICE.get(type(error).__name__, ""))
+        cause = None if sensitive else error
+        raise Unreadable(f"{subject}: {'; '.join(part for part in said if part)}") from cause

@@ -546,7 +546,7 @@ def _rows(
     spill, where = folder / ".duckdb", f"{where}.query"
     with query.connect(memory=plan.memory // 2, spill=spill) as connection:
         query.register(connection, _sources(plan, staged), _ordered(plan.data, sql, where))
-        yield from query.run(connection, sql, where, _batch_rows(plan, staged))
+        yield from query.run(connection, sql, where, _batch_rows(plan, staged), plan.data.sensitive)
     shutil.rmtree(spill, ignore_errors=True)
 
 
@@ -578,7 +578,7 @@ def _events(
 
 def _checked(typed: pa.Table, data: DataConfig, findings: list[Finding]) -> list[Finding]:
     found = checks.find(typed, data.columns, data.time_zone, findings)
-    return found + rules.find(typed, data.rules, [*findings, *found])
+    return found + rules.find(typed, data.rules, [*findings, *found], data.sensitive)
 
 
 def _drop_duplicates(data: DataConfig, spool: order.Spool, origin: Origin, tally: Tally) -> np.ndarray:

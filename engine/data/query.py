@@ -56,10 +56,14 @@ def connect(memory: int | None = None, spill: Path | None = None, without: str =
         connection.close()
 
 
-def run(connection: Any, sql: str, where: str, rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
-    """Batches of about `rows` rows of one SELECT. Raises UserError with DuckDB's reason."""
+def run(
+    connection: Any, sql: str, where: str, rows: int = BATCH_ROWS, sensitive: Collection[str] = ()
+) -> Iterator[pa.Table]:
+    """Batches of about `rows` rows of one SELECT. Raises UserError with DuckDB's reason, without values of the data where
+    columns in reach are `sensitive`.
+    """
     duckdb = _duckdb()
-    with failures.told_as(where):
+    with failures.told_as(where, sensitive=sensitive):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise UserError(f"{where} must be one SELECT statement")
@@ -67,9 +71,8 @@ def run(connection: Any, sql: str, where: str, rows: int = BATCH_ROWS) -> Iterat
         _refuse_types(relation, where)
         reader = relation.to_arrow_reader(rows)
     while True:
-        with failures.told_as(
-            where
-        ):  # not around the yield: what goes wrong with the rows elsewhere is not the query's
+        # Not around the yield: what goes wrong with the rows elsewhere is not the query's.
+        with failures.told_as(where, sensitive=sensitive):
             batch = next(reader, None)
         if batch is None:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,13 @@ from engine.data import failures, query
 from engine.data.columns import Finding
 
 
-def find(table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding]) -> list[Finding]:
-    """Rows for which a rule is false (null is not false); rows that are quarantined already are not named again."""
+def find(
+    table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding], sensitive: Collection[str] = ()
+) -> list[Finding]:
+    """Rows for which a rule is false (null is not false); rows that are quarantined already are not named again.
+
+    Raises UserError where a rule cannot be computed, without values of the data where columns are `sensitive`.
+    """
     if not rules or not table.num_rows:
         return []
     gone = np.zeros(table.num_rows, bool)
@@ -23,7 +28,7 @@ def find(table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding]) 
     columns = ", ".join(
         f'(({rule.holds}) IS NOT DISTINCT FROM false) AS "{place}"' for place, rule in enumerate(rules.values())
     )
-    with query.connect() as connection, failures.told_as("data.rules"):
+    with query.connect() as connection, failures.told_as("data.rules", sensitive=sensitive):
         connection.register("events", table)
         broken = connection.sql(f"SELECT {columns} FROM events").to_arrow_table()
     findings = []

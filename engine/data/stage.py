@@ -150,12 +150,12 @@ def _chunks(
             raise Refused(reason) from None
         column, part = read_arrow.damaged_part(file, source, bounds) if file.format == "parquet" else ("", "")
         where = f" in column {column!r}, {part}" if column else ""
-        refused = Refused(
-            f"{file.shown} cannot be read as {KINDS.get(file.format, file.format)}{where}: {failures.reason_of(error)}"
-        )
+        sensitive = [name for name, item in source.columns.items() if item.sensitive]
+        reason = failures.reason_without_values(error, sensitive)
+        refused = Refused(f"{file.shown} cannot be read as {KINDS.get(file.format, file.format)}{where}: {reason}")
         without = f"; or declare the data without column {column!r}" if column else ""
         refused.ways_on = f"; replace the file{without}{skip_advice(file)}"
-        raise refused from error
+        raise refused from None if sensitive else error
 
 
 def _source(name: str, data: DataConfig) -> SourceConfig:
@@ -196,7 +196,7 @@ def checks_of_events(table: pa.Table, data: DataConfig, source: str, known: list
     there = set(table.column_names)
     columns = {name: column for name, column in data.columns.items() if name in there}
     findings = checks.find(table, columns, data.time_zone, known)
-    return findings + rules.find(table, data.rules, [*known, *findings])
+    return findings + rules.find(table, data.rules, [*known, *findings], data.sensitive)
 
 
 # -------------------------------------------------------------------------------------------------- staged files

@@ -106,10 +106,12 @@ def _row_features(
 ) -> dict[str, pa.Array]:
     where = f"features.views.{name}"
     rows = probes.select(view_inputs(view, data, features.as_of or ""))
+    sensitive = [column for column in rows.column_names if data.columns[column].sensitive]
     if view.kind == "expression":
-        table = evaluate({key: (item.sql, item.type) for key, item in view.expressions.items()}, rows, where)
+        wanted = {key: (item.sql, item.type) for key, item in view.expressions.items()}
+        table = evaluate(wanted, rows, where, sensitive)
     else:
-        table = functions.call(view.function, rows, view.outputs, where)
+        table = functions.call(view.function, rows, view.outputs, where, sensitive)
     names = [feature.name for feature in view_columns(name, view, data)]
     return dict(zip(names, (_combined(column) for column in table.columns), strict=True))
 

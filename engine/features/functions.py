@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pyarrow as pa
@@ -30,10 +31,22 @@ def function_version(name: str) -> str:
     return f"{entry.dist.name}=={entry.dist.version}:{entry.value}" if entry.dist else entry.value
 
 
-def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str) -> pa.Table:
-    """The declared outputs of an installed function, typed and counted. Raises UserError when it breaks its word."""
+def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str, sensitive: Collection[str] = ()) -> pa.Table:
+    """The declared outputs of an installed function, typed and counted.
+
+    Raises UserError when it breaks its word, and when it fails on `sensitive` columns: its own error may quote their values.
+    """
     function: Callable[[pa.Table], pa.Table] = _entry(name).load()
-    table = function(rows)
+    try:
+        table = function(rows)
+    except Exception as error:
+        if not sensitive:
+            raise
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{where}: function {name!r} raised {type(error).__name__} in {at.filename}, line {at.lineno}. What it says is not "
+            f"shown, for it may quote the sensitive {', '.join(sensitive)}"
+        ) from None
     if not isinstance(table, pa.Table) or table.num_rows != rows.num_rows:
         found = f"{table.num_rows} rows" if isinstance(table, pa.Table) else type(table).__name__
         raise UserError(f"{where}: function {name!r} must give a pyarrow.Table of {rows.num_rows} rows, found {found}")
@@ -45,7 +58,8 @@ def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str) -> pa.T
         try:
             columns.append(table[output].cast(parse_type(kind)))
         except (KeyError, pa.ArrowException) as error:
-            raise UserError(f"{where}: function {name!r} must give {output!r} once, as {kind}: {error}") from None
+            told = "" if sensitive else f": {error}"
+            raise UserError(f"{where}: function {name!r} must give {output!r} once, as {kind}{told}") from None
     return pa.table(columns, names=list(outputs))
 
 

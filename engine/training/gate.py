@@ -261,10 +261,12 @@ def _compare(
         there, here = expected[name].combine_chunks(), found[name].combine_chunks().cast(expected[name].type)
         row = _first_difference(here, there, tolerance)
         if row is not None:
+            values = f"training saw {there[row].as_py()!r}, scoring gives {here[row].as_py()!r}"
             key = row_ids(probes.select(data.ids).slice(row, 1), data.ids)[0].as_py()
+            if data.sensitive:
+                key, values = f"{row} of the gate", "the values are not shown, for columns of the data are sensitive"
             raise UserError(
-                f"the gate stopped scoring: {what} column {name!r} differs for row {key}: training saw "
-                f"{there[row].as_py()!r}, scoring gives {here[row].as_py()!r}. {RESTORE}"
+                f"the gate stopped scoring: {what} column {name!r} differs for row {key}: {values}. {RESTORE}"
             )
 
 
