@@ -46,7 +46,8 @@ setup(
     entry_points={"console_scripts": ["engine=engine.__main__:main"]},
     install_requires=[
         "torch>=2.11,<2.14",
-        "ray[default,data,train]>=2.50",
+        "numpy>=2.0",
+        "ray[default,data,train]>=2.50,<2.61",
         "pyarrow>=18",
         "numba>=0.61",
         "hydra-core>=1.3",
@@ -55,7 +56,6 @@ setup(
         "duckdb>=1.2",
         "safetensors>=0.4",
         "rich>=13",
-        "matplotlib>=3.8",
         "jinja2>=3.1",
     ],
     extras_require={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ DOORS = {
     "ray": {
         "engine/runtime/cluster.py",
         "engine/runtime/pool.py",
+        "engine/runtime/ray_private.py",
         "engine/lifecycle/submit.py",
         "engine/runtime/submit.py",
     },
@@ -106,6 +108,15 @@ def test_no_pickle_anywhere() -> None:
             assert name.split(".")[0] not in refused, f"{relative(path)}:{statement.lineno}: {name}"
 
 
+def test_what_is_installed_is_imported_and_what_is_imported_is_installed() -> None:
+    brought = {"omegaconf", "yaml", "llvmlite", "markupsafe"}  # by hydra-core, numba and jinja2
+    text = re.search(r"install_requires=(\[.*?\n    \])", (ROOT / "setup.py").read_text(), re.DOTALL)
+    assert text is not None
+    needed = {re.split(r"[\[<>=]", item)[0].removesuffix("-core") for item in ast.literal_eval(text[1])}
+    used = {name.split(".")[0] for path in SOURCES for _, name in imports(ast.parse(path.read_text()))}
+    assert needed == used - sys.stdlib_module_names - {"engine", "kernels"} - brought
+
+
 def test_every_module_is_ranked_and_importing_them_in_order_finds_no_cycle() -> None:
     for path in SOURCES:
         name = module_name(path)
@@ -132,7 +143,7 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_importing_engine_loads_nothing_heavy() -> None:
-    heavy = {"torch", "numpy", "pyarrow", "ray", "wandb", "numba", "duckdb", "hydra", "omegaconf", "rich", "matplotlib"}
+    heavy = {"torch", "numpy", "pyarrow", "ray", "wandb", "numba", "duckdb", "hydra", "omegaconf", "rich"}
     assert not heavy & loaded_after("import engine; engine.__version__")
 
 

@@ -186,7 +186,7 @@ def build_environment(record: Mapping[str, Any], scratch: Path) -> Path:
     folder = scratch / "environment"
     _check(subprocess.run([python, "-m", "venv", str(folder)], capture_output=True, text=True, check=False), "venv")
     interpreter = folder / "bin" / "python"
-    needed = sorted({"rich", "matplotlib", "jinja2"} - set(wanted["packages"]))  # reports; they decide nothing
+    needed = sorted({"rich", "jinja2"} - set(wanted["packages"]))  # reports; they decide nothing
     command = [
         str(interpreter),
         "-m",

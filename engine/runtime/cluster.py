@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import importlib
 import json
 import logging
 import os
@@ -29,13 +28,12 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, storage, terminal, versions
+from engine.runtime import environment, ray_private, storage, terminal, versions
 from engine.runtime.run import Run
 
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.2
 OBJECT_STORE_BYTES = 100 * 2**20  # descriptions and records; never rows
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the entry point of a submitted job
 KNOCK_SECONDS = 5.0
 ANSWER_SECONDS = 120.0  # a node that starts its first worker for this job may be slow
 HOME_VARIABLE = "ENGINE_HOME"
@@ -53,7 +51,7 @@ class Session:
 
 def inside_job() -> bool:
     """Whether this process is the entry point of a Ray job."""
-    return JOB_VARIABLE in os.environ
+    return ray_private.JOB_VARIABLE in os.environ
 
 
 def shared_path(path: str) -> str:
@@ -116,13 +114,13 @@ def session(config: Config) -> Iterator[Session]:
     watcher: subprocess.Popen[bytes] | None = None
     os.environ.update(variables)
     if local:
-        _reload_token()
+        ray_private.read_token_again()
     stop = signal.getsignal(signal.SIGTERM)
     try:
         opened = _connect(ray, config)
         if stop is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stop)  # Ray's own would leave with 15 in the middle of whatever runs
-        watcher = _start_reaper(ray) if local else None
+        watcher = _start_reaper() if local else None
         opened.seconds = {"ray_import": imported - began, "ray_init": time.monotonic() - imported}
         _check_size(ray, config)
         if not opened.local:  # what a local one starts is this interpreter
@@ -131,7 +129,7 @@ def session(config: Config) -> Iterator[Session]:
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()
-        _may_form_clusters(True)
+        ray_private.may_form_clusters(True)
         if watcher is not None and watcher.stdin is not None:
             watcher.stdin.close()
             watcher.wait()
@@ -140,7 +138,7 @@ def session(config: Config) -> Iterator[Session]:
             if value is not None:
                 os.environ[name] = value
         if local:
-            _reload_token()
+            ray_private.read_token_again()
 
 
 def _token_variables() -> dict[str, str]:
@@ -150,7 +148,7 @@ def _token_variables() -> dict[str, str]:
     the cluster's processes only, which nobody else can read; Ray's own (~/.ray/auth_token) is a file that others may read.
     A token or a mode that the user has set is kept.
     """
-    if not _knows_tokens():
+    if not ray_private.has_tokens():
         _say_once("this Ray cannot ask for a token, so other users of this machine can reach the cluster: update Ray")
         return {}
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
@@ -163,20 +161,6 @@ def _token_variables() -> dict[str, str]:
 @functools.cache
 def _token() -> str:
     return random_names.token_hex(32)
-
-
-def _knows_tokens() -> bool:
-    """Whether the installed Ray has token authentication."""
-    raylet = importlib.import_module("ray._raylet")
-    return hasattr(raylet, "AuthenticationTokenLoader") and hasattr(raylet, "Config")
-
-
-def _reload_token() -> None:
-    """Have Ray read mode and token again: it does so once in a process, and a process may join one cluster after another."""
-    if _knows_tokens():
-        raylet: Any = importlib.import_module("ray._raylet")
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @functools.cache
@@ -198,12 +182,12 @@ def check_folder() -> None:
         )
 
 
-def _start_reaper(ray: Any) -> subprocess.Popen[bytes] | None:
+def _start_reaper() -> subprocess.Popen[bytes] | None:
     """A small process that outlives this one, to end the cluster if nobody else can. Needs /proc."""
     if not Path("/proc/self/stat").exists():
         return None
-    session_directory = ray._private.worker._global_node.get_session_dir_path()
-    words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), session_directory]
+    program = str(Path(__file__).with_name("reaper.py"))
+    words = [sys.executable, "-I", "-S", program, ray_private.session_directory()]
     return subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
 
 
@@ -213,17 +197,8 @@ def _import_ray(local: bool) -> Any:
         import ray
     except ImportError:
         raise UserError("cluster=ray needs Ray: pip install 'ray[default,data,train]', or use cluster=local") from None
-    _may_form_clusters(not local)
+    ray_private.may_form_clusters(not local)
     return ray
-
-
-def _may_form_clusters(value: bool) -> None:
-    """Ray turns a loopback address into the machine's public one unless it may not form clusters. It reads the variable
-    when it is imported, which somebody else may have done, so the constant is set too.
-    """
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = value
 
 
 def _starts_local(config: Config) -> bool:
@@ -244,7 +219,7 @@ def _connect(ray: Any, config: Config) -> Session:
                 include_dashboard=config.cluster.dashboard,
                 dashboard_host=LOOPBACK,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address=LOOPBACK,
+                **{ray_private.NODE_ADDRESS: LOOPBACK},
                 **quiet,
             )
         except Exception as error:  # Ray has no type of its own for it: a start that took too long is a bare Exception
@@ -273,9 +248,7 @@ def _connect(ray: Any, config: Config) -> Session:
 
 def _logs() -> str:
     """Where the newest cluster that this process has begun to start keeps its logs, as a sentence; nothing without one."""
-    from ray._common.utils import get_default_ray_temp_dir
-
-    sessions = sorted(Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}"))
+    sessions = sorted(Path(ray_private.temporary_directory()).glob(f"session_*_{os.getpid()}"))
     return f" Its logs are in {sessions[-1] / 'logs'}." if sessions else ""
 
 
@@ -436,7 +409,7 @@ def run_training(
 
 def _no_room(config: Config, failure: BaseException | None) -> str:
     """What is to be said when workers could not be placed, else nothing."""
-    if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
+    if type(failure).__name__ != ray_private.NO_ROOM:
         return ""
     return (
         f"the cluster had no room for {config.cluster.workers} workers within {start_seconds(config):g} s "
@@ -470,20 +443,11 @@ def _trainer(
             callbacks=[_failure_log(directory)],
         ),
     )
-    _leave_out_helpers(trainer, _starts_local(config))
+    # Each helper costs a process and a second of the start. There are no datasets to manage, and a cluster that ends with
+    # this process needs nobody to clean up after it.
+    idle = {ray_private.IDLE, ray_private.CLEANER} if _starts_local(config) else {ray_private.IDLE}
+    ray_private.leave_out_callbacks(trainer, idle)
     return trainer
-
-
-def _leave_out_helpers(trainer: Any, local: bool) -> None:
-    """Do without actors that have nothing to do here; each costs a process and a second of the start.
-
-    There are no datasets to manage, and a cluster of our own needs nobody to clean up after a driver that dies: it dies
-    with it. Another version of Ray may name them otherwise; then they start.
-    """
-    names = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if local else set())
-    make = getattr(trainer, "_create_default_callbacks", None)
-    if make is not None:
-        trainer._create_default_callbacks = lambda: [item for item in make() if type(item).__name__ not in names]
 
 
 def _no_backend() -> Any:

@@ -29,7 +29,7 @@ import engine
 from engine.config import secrecy, units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, environment, git, storage, terminal, versions
+from engine.runtime import cluster, environment, git, ray_private, storage, terminal, versions
 from engine.runtime.run import Run
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
@@ -185,9 +185,7 @@ def _use_token() -> None:
     A cluster that is started where a token exists asks for it, but Ray's client sends it only when told to.
     """
     with contextlib.suppress(ImportError, AttributeError):
-        from ray._private.authentication import authentication_token_setup
-
-        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        ray_private.send_kept_token()
     kept = Path.home() / ".ray" / "auth_token"  # Ray writes it with the mode that new files have
     if kept.is_file() and kept.stat().st_mode & 0o077:
         _warn(f"other users of this machine can read the token of your Ray clusters, {kept}: chmod 600 {kept}")
@@ -210,9 +208,9 @@ def cluster_versions(client: Any) -> dict[str, str]:
     """Versions of Python and Ray that the cluster reports; one that it does not tell is left out."""
     found: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # `client.get_version()` is that of the protocol
-        found["ray"] = client._do_request("GET", "/api/version").json().get("ray_version")
+        found["ray"] = ray_private.api(client, "/api/version").get("ray_version")
     with contextlib.suppress(Exception):
-        answer = client._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
+        answer = ray_private.api(client, "/api/v0/cluster_metadata")["data"]
         found |= {"python": answer.get("pythonVersion"), "ray": answer.get("rayVersion") or found.get("ray")}
     return {name: str(value) for name, value in found.items() if value}
 

@@ -12,7 +12,7 @@ import pytest
 
 from engine.config import schema
 from engine.config.tree import Config
-from engine.runtime import cluster, terminal
+from engine.runtime import cluster, ray_private, terminal
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -84,7 +84,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_a_ray_without_tokens_is_used_with_one_warning(home, told, monkeypatch) -> None:
-    monkeypatch.setattr(cluster, "_knows_tokens", lambda: False)
+    monkeypatch.setattr(ray_private, "has_tokens", lambda: False)
     assert cluster._token_variables() == cluster._token_variables() == {}
     assert len(told) == 1 and "update Ray" in told[0]
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from engine.config import schema
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, environment, submit, versions
+from engine.runtime import cluster, environment, ray_private, submit, versions
 from engine.runtime.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +129,7 @@ def joined(tmp_path, monkeypatch) -> Iterator[dict[str, Any]]:
         cloudpickle=pickling,
     )
     monkeypatch.setattr(cluster, "_import_ray", lambda _: ray)
-    monkeypatch.setattr(cluster, "_may_form_clusters", lambda _: None)
+    monkeypatch.setattr(ray_private, "may_form_clusters", lambda _: None)
     monkeypatch.setattr(cluster, "_knock", lambda _: None)
     monkeypatch.setattr(cluster, "_answers", {})
     monkeypatch.setattr(versions, "of_nodes", of_nodes)
@@ -184,7 +184,7 @@ def test_a_run_that_goes_on_keeps_what_each_attempt_ran_on(joined, monkeypatch) 
 
 def test_a_local_cluster_is_not_asked(joined, monkeypatch) -> None:
     config = schema.build(Config, {"cluster": {"kind": "ray", "workers": 2}})
-    monkeypatch.setattr(cluster, "_start_reaper", lambda _: None)
+    monkeypatch.setattr(cluster, "_start_reaper", lambda: None)
     with cluster.session(config):
         assert joined["asked"] == 0
 
