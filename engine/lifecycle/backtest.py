@@ -41,7 +41,7 @@ from engine.monitoring.performance import UNJUDGED
 from engine.runtime import cluster, digest, pool, storage
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, plan_digest
-from engine.training.evaluate import HIGHER_IS_BETTER, intervals, point_metrics
+from engine.training.evaluate import HIGHER_IS_BETTER, decimals, intervals, point_metrics
 from engine.training.train import check_trainable
 
 FORMAT = 1
@@ -368,7 +368,8 @@ def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, 
 
     def figure(now: int | None) -> tuple[float | None, np.ndarray, np.ndarray]:
         span = Periods(period.start, period.start, period.start, period.stop, LATEST if now is None else now)
-        take, target, _ = labelled(bench.history, span, classes, bench.workshop.run if now is None else None)
+        kind, run = predictor.model.target.kind, bench.workshop.run if now is None else None
+        take, target, _ = labelled(bench.history, span, classes, kind, run)
         value = point_metrics(target, scores[take], loss, quantile=quantile)[bench.metric]
         return (float(value) if np.isfinite(value) else None), target, scores[take]
 
@@ -405,7 +406,7 @@ def mean_metric(result: dict[str, Any]) -> float | None:
 def summary(result: dict[str, Any]) -> str:
     """One line."""
     mean = mean_metric(result)
-    text = "not computable" if mean is None else f"{mean:.4f}"
+    text = "not computable" if mean is None else decimals(mean)
     return f"mean {text}, {result['retrains']} retrains, {result['promotions']} promotions, {result['seconds']:.0f} s"
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from engine.runtime import html, storage
 from engine.runtime.registry import short
 from engine.runtime.run import Run
-from engine.training.evaluate import HIGHER_IS_BETTER
+from engine.training.evaluate import HIGHER_IS_BETTER, decimals
 from engine.training.report import NAMES
 
 COLUMNS = (
@@ -97,7 +97,7 @@ def text_table(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _text(cell: Any) -> str:
-    return f"{cell:.4f}" if isinstance(cell, float) else html.format_number(cell)
+    return decimals(cell) if isinstance(cell, float) else html.format_number(cell)
 
 
 def _name(record: dict[str, Any]) -> str:
@@ -169,7 +169,7 @@ def _refused(record: dict[str, Any]) -> Iterator[list[Any]]:
             judged, would = row["judged"] or {}, "?"
             if row["metric"] is not None and row["refused_metric"] is not None:
                 difference = sign * (row["refused_metric"] - row["metric"])
-                would = f"{'hurt' if difference < 0 else 'helped'} by {abs(difference):.4f}"
+                would = f"{'hurt' if difference < 0 else 'helped'} by {decimals(abs(difference))}"
             figures = [judged.get("champion"), judged.get("challenger"), row["metric"], row["refused_metric"]]
             yield [item["name"], row["period"], *figures, would, row["reason"]]
 

@@ -208,7 +208,7 @@ class Workshop:
         return self._tables[key]
 
     def scores(self, predictor: Predictor, rows: tuple[int, int]) -> np.ndarray:
-        """float32 scores of a range of rows."""
+        """Scores of a range of rows."""
         table = self.table(predictor)
         if self.cache is None:
             return scores_of(predictor, table, rows)
@@ -222,7 +222,7 @@ class Workshop:
 
 
 def scores_of(predictor: Predictor, table: FeatureTable, rows: tuple[int, int]) -> np.ndarray:
-    """float32 scores of a range of rows, read in pieces."""
+    """Scores of a range of rows, read in pieces."""
     parts = [
         predictor.scores(table.read((low, min(low + CHUNK_ROWS, rows[1]))))
         for low in range(rows[0], rows[1], CHUNK_ROWS)
@@ -251,23 +251,27 @@ def meet(workshop: Workshop, champion: Predictor, challenger: Predictor, periods
             f"both models must have the same classes, found {champion.bundle.model['classes']} in the champion and "
             f"{challenger.bundle.model['classes']} in the challenger: promote by hand"
         )
-    take, target, slices = labelled(history, periods, tuple(challenger.bundle.model["classes"]), workshop.run)
+    classes = tuple(challenger.bundle.model["classes"])
+    kind = max(predictor.model.target.kind for predictor in (champion, challenger))  # float64 where either needs it
+    take, target, slices = labelled(history, periods, classes, kind, workshop.run)
     old, new = (workshop.scores(predictor, rows)[take] for predictor in (champion, challenger))
     return Judged(target, old, new, slices)
 
 
 def labelled(
-    history: History, periods: Periods, classes: tuple[str, ...], run: Run | None = None
+    history: History, periods: Periods, classes: tuple[str, ...], kind: str, run: Run | None = None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """(places, target float64, slices) of the judged rows with a label; places count from the period's first row. Rows of a
-    class that training never saw are left out, and `run`, where there is one, says how many.
+    class that training never saw are left out, and `run`, where there is one, says how many. Targets are rounded to `kind`, as
+    in training.
     """
     config = history.config
     low, high = history.dataset.row_range(periods.judge, periods.stop)
     take = labelled_rows(history, periods.judge, periods.stop, periods.now) - low
     names = [name for name in config.evaluate.slices if not config.data.columns[name].sensitive]
     facts = history.dataset.read([config.data.target or "", *names], rows=(low, high)).take(pa.array(take))
-    target = target_values(facts[config.data.target or ""], classes).astype(np.float64)
+    with np.errstate(over="ignore"):
+        target = target_values(facts[config.data.target or ""], classes).astype(kind).astype(np.float64)
     seen = np.isfinite(target)  # a class that training never saw has no index
     if run is not None and not seen.all():
         run.warn(

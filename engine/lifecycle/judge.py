@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.tree import GateConfig
-from engine.training.evaluate import HIGHER_IS_BETTER, METRICS, STAND_INS, point_metrics, watched_metric
+from engine.training.evaluate import HIGHER_IS_BETTER, METRICS, STAND_INS, decimals, point_metrics, watched_metric
 from engine.training.losses import LOSSES
 from kernels import metrics as kernels
 
@@ -93,10 +93,12 @@ def verdict(found: Mapping[str, Any], gate: GateConfig) -> tuple[str, list[str]]
     if against:
         return KEEP, against
     metric = found["metric"]
-    return PROMOTE, [
-        f"{metric['name']} {metric['champion']:.4f} -> {metric['challenger']:.4f}: gain {metric['gain']:+.4f} "
-        f"[{metric['low']:+.4f}, {metric['high']:+.4f}] on {found['rows']:,} rows that neither model saw"
-    ]
+    return PROMOTE, [f"{metric['name']} {_moved(metric)} on {found['rows']:,} rows that neither model saw"]
+
+
+def _moved(metric: Mapping[str, Any]) -> str:
+    gain, low, high = (decimals(metric[name], "+") for name in ("gain", "low", "high"))
+    return f"{decimals(metric['champion'])} -> {decimals(metric['challenger'])}: gain {gain} [{low}, {high}]"
 
 
 def _against_metric(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
@@ -112,10 +114,7 @@ def _against_metric(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
         return [f"the gain in {name} has no interval ({metric['reason']}): nothing can be shown to be better"]
     if not metric["low"] > gate.min_gain:
         worse = "worse" if metric["high"] < 0 else "not shown to be better"
-        return [
-            f"{name} {metric['champion']:.4f} -> {metric['challenger']:.4f}: the challenger is {worse}, gain "
-            f"{metric['gain']:+.4f} [{metric['low']:+.4f}, {metric['high']:+.4f}] must lie above {gate.min_gain:g}"
-        ]
+        return [f"{name} {_moved(metric)}: the challenger is {worse}, the gain must lie above {gate.min_gain:g}"]
     return []
 
 
@@ -136,9 +135,9 @@ def _against_cost(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
 
 def _against_slices(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
     return [
-        f"slice {part['slice']}={part['value']} ({part['rows']:,} rows) loses {-part['gain']:.4f} of "
+        f"slice {part['slice']}={part['value']} ({part['rows']:,} rows) loses {decimals(-part['gain'])} of "
         f"{part.get('metric', found['metric']['name'])} "
-        f"[{part['low']:+.4f}, {part['high']:+.4f}], more than {gate.max_slice_loss:g} and beyond chance"
+        f"[{decimals(part['low'], '+')}, {decimals(part['high'], '+')}], more than {gate.max_slice_loss:g} and beyond chance"
         for part in found["slices"]
         if part["high"] is not None and part["gain"] < -gate.max_slice_loss and part["high"] < 0
     ]
@@ -297,7 +296,7 @@ def _weighted_macro(target: Array, scores: Array, weights: Array) -> Array:
 
 
 def _mean(rows: Array, weights: Array) -> Array:
-    total = (weights * rows.astype(np.float32)).sum(axis=1, dtype=np.float64)
+    total = (weights * rows.astype(np.float64)).sum(axis=1)
     return np.asarray(total / weights.sum(axis=1, dtype=np.float64))
 
 

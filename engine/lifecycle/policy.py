@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.config import units
 from engine.config.tree import RetrainConfig
-from engine.training.evaluate import HIGHER_IS_BETTER
+from engine.training.evaluate import HIGHER_IS_BETTER, decimals
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,9 @@ def _performance(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
         return False, "the champion has no figure of the watched metric to compare with"
     sign = 1.0 if HIGHER_IS_BETTER.get(newest.metric_name, True) else -1.0
     drop = sign * (facts.champion.metric - newest.metric)
-    text = f"{newest.metric_name} {newest.metric:.4f} against {facts.champion.metric:.4f} when it was promoted"
+    text = (
+        f"{newest.metric_name} {decimals(newest.metric)} against {decimals(facts.champion.metric)} when it was promoted"
+    )
     return drop > policy.performance_drop, f"{text}, {policy.performance_drop:g} less is too much"
 
 

@@ -134,7 +134,7 @@ class DeviceScorer:
                 slot.send(numeric, codes, start, min(start + self.tile_rows, len(numeric)))
             for slot in self.slots:
                 slot.collect(out)
-        return self.model.in_target_unit(out)
+        return out
 
     def resident_logits(self, numeric: Tensor, codes: Tensor, out: Tensor) -> None:
         """Raw outputs of blocks that lie on the device, whole tiles only, into `out` [n, outputs]; waits for nothing."""

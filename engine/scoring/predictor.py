@@ -61,7 +61,7 @@ class Predictor:
         return int(self.bundle.model["tile_rows"])
 
     def scores(self, raw: pa.Table) -> np.ndarray:
-        """float32 scores of raw features: [n] (probability or value) or [n, classes].
+        """Scores of raw features: float32 probabilities [n] or [n, classes], or values [n] in the target's type.
 
         Columns are taken by name; more than needed are ignored. Raises UserError naming a feature that is absent.
         """
@@ -70,7 +70,7 @@ class Predictor:
 
     def encoded_scores(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Scores of encoded blocks float32[n, F] and int32[n, K]."""
-        return to_scores(self.bundle.model["loss"], self.logits(numeric, codes))
+        return to_scores(self.bundle.model["loss"], self.logits(numeric, codes), self.model.target)
 
     def logits(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Raw outputs float32[n, outputs] of encoded blocks."""
@@ -128,7 +128,7 @@ def score_names(classes: tuple[str, ...]) -> list[str]:
 
 
 def score_columns(scores: np.ndarray, classes: tuple[str, ...]) -> dict[str, pa.Array]:
-    """The scores of `score_names`, from float32[n] or [n, classes]."""
+    """The scores of `score_names`, from [n] or [n, classes]."""
     columns = [scores] if scores.ndim == 1 else list(scores.T)
     named = zip(score_names(classes), columns, strict=True)
     return {name: pa.array(np.ascontiguousarray(column)) for name, column in named}

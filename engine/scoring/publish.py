@@ -60,6 +60,7 @@ def publish(
             "rows": merged.rows,
             "model": predictor.digest,
             "score": predictor.meaning,
+            "score_type": predictor.model.target.kind,
             "scores": scores,
             "set_aside": failed,
             "partition": partition_of(config),

@@ -293,8 +293,9 @@ class UnitScorer:
             good[np.asarray(refused["row"]) - unit.start] = False
         names = score_names(self.predictor.classes)
         part = storage.read_parquet(units.part_path(folder, unit), names)
-        scores = np.full((unit.rows, len(names)), np.nan, np.float32)
-        scores[good] = np.stack([np.asarray(part[name]) for name in names], axis=1)
+        found = np.stack([np.asarray(part[name]) for name in names], axis=1)
+        scores = np.full((unit.rows, len(names)), np.nan, found.dtype)
+        scores[good] = found
         return (scores if self.predictor.classes else scores[:, 0]), good
 
 
@@ -326,7 +327,7 @@ class Content:
         offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
         letters = memoryview(texts.buffers()[2] or b"")
         lengths = np.diff(offsets).astype("<i4")
-        values = np.ascontiguousarray(scores, "<f4")
+        values = np.ascontiguousarray(scores, scores.dtype.newbyteorder("<"))
         whole = bool(good.all())
         for low, high in steps(start, start + len(ids), self._tile_rows):
             a, b = low - start, high - start

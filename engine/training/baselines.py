@@ -90,7 +90,10 @@ def _normal(block: Array, weight: Array) -> Array:
 
 
 def _ridge(block: Array, target: Array, weight: Array) -> Array:
-    return np.linalg.solve(_normal(block, weight), (block * weight[:, None]).T @ target)[:, None]
+    center = target.mean()  # apart: beside it, what a target like seconds since 1970 varies by would be lost
+    found = np.linalg.solve(_normal(block, weight), (block * weight[:, None]).T @ (target - center))
+    found[-1] += center
+    return np.asarray(found[:, None])
 
 
 def _softmax(block: Array, target: Array, weight: Array, classes: int) -> Array:

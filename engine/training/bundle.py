@@ -94,7 +94,12 @@ def write_bundle(
     storage.write_json(directory / "features.json", encoder.to_json())
     storage.write_json(
         directory / "schema.json",
-        {"format": FORMAT, "features": {field.name: str(field.type) for field in raw_schema}, "score": score},
+        {
+            "format": FORMAT,
+            "features": {field.name: str(field.type) for field in raw_schema},
+            "score": score,
+            "score_type": model["architecture"].get("target_type", "float32"),
+        },
     )
 
 

@@ -53,6 +53,11 @@ def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -
     return name
 
 
+def decimals(value: float, sign: str = "") -> str:
+    """A metric in words: four decimals, or four digits where these would show nothing; `sign` may be `+`."""
+    return f"{value:{sign}.4g}" if 0 < abs(value) < 5e-5 else f"{value:{sign}.4f}"
+
+
 # Poisson(1) counts by a 16-bit uniform number: ten times faster than numpy's, probabilities rounded to 2**-16.
 _CUMULATED = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)])
 _POISSON = np.searchsorted(_CUMULATED, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float64)

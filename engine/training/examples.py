@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from engine.errors import UserError
 from engine.runtime import storage
+from engine.training.target import Values
 
 FORMAT = 1
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
@@ -46,18 +47,19 @@ class Examples:
     """Rows ready for a model.
 
     Shape: numeric float32[n, F] and codes int32[n, K], row-major and 64-byte aligned; target float32[n] (0 or 1, class
-    index, or value); weight float32[n] or None; rows int64[n], the dataset row numbers: keys of dropout, and the names
-    in errors.
+    index, or value) or float64[n] (see engine.training.target); weight float32[n] or None; rows int64[n], the dataset row
+    numbers: keys of dropout, and the names in errors.
     """
 
     numeric: NDArray[np.float32]
     codes: NDArray[np.int32]
-    target: NDArray[np.float32]
+    target: Values
     rows: NDArray[np.int64]
     weight: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        kinds = {"numeric": np.float32, "codes": np.int32, "target": np.float32, "rows": np.int64, "weight": np.float32}
+        wide = np.float64 if self.target.dtype == np.float64 else np.float32
+        kinds = {"numeric": np.float32, "codes": np.int32, "target": wide, "rows": np.int64, "weight": np.float32}
         for name, kind in kinds.items():
             array = getattr(self, name)
             if array is None:
@@ -104,7 +106,7 @@ class Examples:
 
     def take(self, index: NDArray[Any]) -> Examples:
         """The rows at `index` (positions int64[m], or a mask bool[n]), copied."""
-        return Examples.pack(
+        return Examples(
             self.numeric[index],
             self.codes[index],
             self.target[index],

@@ -35,6 +35,7 @@ from engine.training import surrogates
 from engine.training.bundle import Bundle
 from engine.training.losses import to_scores
 from engine.training.predict import predict_logits
+from engine.training.target import PLAIN, TargetScale
 from kernels.hashing import hash_bytes
 
 ROWS = 256
@@ -76,7 +77,7 @@ def write_gate(
     storage.write_parquet(directory / "rows.parquet", probes)
     storage.write_parquet(directory / "features.parquet", expected)
     storage.write_parquet(directory / "encoded.parquet", encoded_table(encoder, numeric, codes))
-    storage.write_parquet(directory / "scores.parquet", scores_table(to_scores(facts["loss"], logits)))
+    storage.write_parquet(directory / "scores.parquet", scores_table(to_scores(facts["loss"], logits, model.target)))
     storage.write_json(directory / STATE, {**state_of(encoder, data, features), "hardware": hardware()})
     storage.write_parquet(directory / "history.parquet", history)
     for name, side in tables.items():
@@ -212,9 +213,10 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
     else:
         logits = logits_of(numeric, codes)
     exact = logits_of is None and state["hardware"] == hardware()
-    scores = scores_table(to_scores(facts["loss"], logits))
+    scores = scores_table(to_scores(facts["loss"], logits, model.target))
     expected = storage.read_parquet(directory / "scores.parquet")
-    _compare("score", scores, expected, probes, bundle.data, 0.0 if exact else TOLERANCE[facts["precision"]])
+    tolerance = 0.0 if exact else TOLERANCE[facts["precision"]]
+    _compare("score", scores, expected, probes, bundle.data, tolerance, model.target)
     now = state_of(bundle.encoder, bundle.data, bundle.features)
     _compare_state(_filled(state, bundle.data, now), now)
     return int(probes.num_rows)
@@ -249,8 +251,15 @@ def _compare_state(then: Any, now: Any, path: str = "") -> None:
 
 
 def _compare(
-    what: str, found: pa.Table, expected: pa.Table, probes: pa.Table, data: DataConfig, tolerance: float = 0.0
+    what: str,
+    found: pa.Table,
+    expected: pa.Table,
+    probes: pa.Table,
+    data: DataConfig,
+    tolerance: float = 0.0,
+    target: TargetScale = PLAIN,
 ) -> None:
+    """Raise at the first value that differs: at all, or by more than the tolerance in units of the target's scale."""
     if found.column_names != expected.column_names:
         lacking = next((name for name in expected.column_names if name not in found.column_names), None)
         extra = next((name for name in found.column_names if name not in expected.column_names), None)
@@ -259,7 +268,7 @@ def _compare(
         )
     for name in expected.column_names:
         there, here = expected[name].combine_chunks(), found[name].combine_chunks().cast(expected[name].type)
-        row = _first_difference(here, there, tolerance)
+        row = _first_difference(here, there, tolerance, target)
         if row is not None:
             values = f"training saw {there[row].as_py()!r}, scoring gives {here[row].as_py()!r}"
             key = row_ids(probes.select(data.ids).slice(row, 1), data.ids)[0].as_py()
@@ -270,11 +279,12 @@ def _compare(
             )
 
 
-def _first_difference(here: pa.Array, there: pa.Array, tolerance: float) -> int | None:
+def _first_difference(here: pa.Array, there: pa.Array, tolerance: float, target: TargetScale = PLAIN) -> int | None:
     if here.equals(there):
         return None
     if tolerance:
-        a, b = (array.to_numpy(zero_copy_only=False).astype(np.float64) for array in (here, there))
+        wide = [array.to_numpy(zero_copy_only=False).astype(np.float64) for array in (here, there)]
+        a, b = ((values - target.center) / target.scale for values in wide)
         close = np.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
         return None if close.all() else int(np.argmin(close))
     # Raw features may hold NaN.

@@ -24,7 +24,7 @@ from engine.runtime.progress import Progress
 from engine.runtime.run import Run
 from engine.training.checkpoint import save_checkpoint
 from engine.training.cpu_stepper import CpuStepper
-from engine.training.evaluate import HIGHER_IS_BETTER, point_metrics, watched_metric
+from engine.training.evaluate import HIGHER_IS_BETTER, decimals, point_metrics, watched_metric
 from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange
 from engine.training.gpu.stepper import GpuStepper
@@ -114,7 +114,7 @@ def fit(  # noqa: PLR0913
     """
     check_targets(train.target, train.rows, config.train.loss, outputs)
     model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed)
-    model.target_center, model.target_scale = target_scale(train.target, config.train.loss)
+    model.target = target_scale(train.target, config.train.loss)
     load_start_weights(model, config)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
         job = TrainingJob(
@@ -330,7 +330,7 @@ class Trainer:
         part = np.zeros((each, self.job.model.outputs), np.float32)
         part[: stop - start] = self.stepper.logits(data.numeric[start:stop], data.codes[start:stop])
         gathered = self.exchange.gather(torch.from_numpy(part)).reshape(world * each, -1)[: len(data)]
-        return to_scores(self.config.train.loss, gathered.numpy())
+        return to_scores(self.config.train.loss, gathered.numpy(), self.job.model.target)
 
     def _judge(self, epoch: int, measured: dict[str, float]) -> None:
         """Keep the best weights; without validation rows every epoch is the best so far."""
@@ -432,5 +432,5 @@ class Trainer:
 
 def _described(entry: dict[str, Any]) -> str:
     known = {name.removeprefix("valid_"): value for name, value in entry.items() if name.startswith("valid_")}
-    parts = [f"{name} {value:.4f}" for name, value in known.items() if value is not None]
+    parts = [f"{name} {decimals(value)}" for name, value in known.items() if value is not None]
     return ", ".join(parts[:2]) or "no validation rows"

@@ -1,12 +1,7 @@
-"""Losses, what they watch, and how raw outputs become scores.
-
-Regression targets are standardised inside with the centre and scale of the training rows; a model carries both, and
-what it predicts is in the target's unit.
-"""
+"""Losses, what they watch, and how raw outputs become scores."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +13,7 @@ from torch import Tensor
 
 from engine.config.tree import TrainConfig
 from engine.errors import UserError
+from engine.training.target import PLAIN, TargetScale, Values
 
 RowLoss = Callable[[Tensor, Tensor, TrainConfig], Tensor]
 PAD = 64  # rows; a vectorised tail may round otherwise than the body, so the body has no tail
@@ -65,12 +61,13 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def check_targets(target: NDArray[np.float32], rows: NDArray[np.int64], loss: str, outputs: int) -> None:
+def check_targets(target: Values, rows: NDArray[np.int64], loss: str, outputs: int) -> None:
     """Raise UserError naming the first row whose target the loss cannot take."""
     if not len(target):
         raise UserError("there must be at least one row with a target to train on, found none: look at split.train")
     task = LOSSES[loss].task
-    good = np.isfinite(target)
+    with np.errstate(over="ignore"):
+        good = np.isfinite(target.astype(np.float32, copy=False))
     must = "finite (float32 ends at 3.4e38)" if task == "regression" else "finite"
     if task == "binary":
         good, must = good & ((target == 0) | (target == 1)), "0 or 1"
@@ -86,17 +83,7 @@ def check_targets(target: NDArray[np.float32], rows: NDArray[np.int64], loss: st
         )
 
 
-def target_scale(target: NDArray[np.float32], loss: str) -> tuple[float, float]:
-    """(centre, scale) of a regression target: mean and standard deviation, 1 when it is constant; (0, 1) otherwise."""
-    if LOSSES[loss].task != "regression":
-        return 0.0, 1.0
-    wide = target.astype(np.float64)
-    center = float(wide.mean())
-    scale = float(math.sqrt(float(((wide - center) ** 2).mean())))
-    return center, scale if scale > 0 else 1.0
-
-
-def class_weights(target: NDArray[np.float32], config: TrainConfig, outputs: int) -> NDArray[np.float32] | None:
+def class_weights(target: Values, config: TrainConfig, outputs: int) -> NDArray[np.float32] | None:
     """float32[classes] = n / (classes * count) for `balanced` (1 for a class that does not occur), else None."""
     task = LOSSES[config.loss].task
     if config.class_weight == "none" or task == "regression":
@@ -107,15 +94,21 @@ def class_weights(target: NDArray[np.float32], config: TrainConfig, outputs: int
     return np.asarray(np.where(counts > 0, weights, 1.0), np.float32)
 
 
-def to_scores(loss: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32 scores from raw outputs [n, outputs]: [n] probability of class 1, [n, classes], or [n] values.
+def target_scale(target: Values, loss: str) -> TargetScale:
+    """How the target of the training rows is standardised: not at all for classes."""
+    return TargetScale.of(target) if LOSSES[loss].task == "regression" else PLAIN
+
+
+def to_scores(loss: str, logits: NDArray[np.float32], target: TargetScale) -> Values:
+    """Scores from raw outputs float32[n, outputs]: float32 [n] probability of class 1 or [n, classes], or [n] values in the
+    target's unit and type.
 
     Every row has the bits that it has alone: arithmetic is in float64, on rows padded to a multiple of the vector
     width.
     """
     task = LOSSES[loss].task
     if task == "regression":
-        return np.ascontiguousarray(logits[:, 0])
+        return target.in_unit(np.ascontiguousarray(logits[:, 0]))
     n = len(logits)
     wide = np.zeros((-(-n // PAD) * PAD, logits.shape[1]))
     wide[:n] = logits

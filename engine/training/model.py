@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from engine.config.tree import ModelConfig
 from engine.errors import UserError, nearest
+from engine.training.target import PLAIN, TargetScale
 
 FORMAT = 1
 
@@ -32,7 +33,7 @@ class Network(nn.Module):
     def __init__(self, numeric_width: int, cardinalities: Sequence[int], outputs: int) -> None:
         super().__init__()
         self.numeric_width, self.cardinalities, self.outputs = numeric_width, list(cardinalities), outputs
-        self.target_center, self.target_scale = 0.0, 1.0
+        self.target = PLAIN
 
     def forward(self, numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
         """Shape: numeric float32[n, F], codes int32[n, K], masks one [n, width] a hidden layer -> float32[n,
@@ -45,15 +46,6 @@ class Network(nn.Module):
     ) -> Tensor:
         """`forward` with other weights, in the order of `parameters()`."""
         raise NotImplementedError
-
-    def standardise_target(self, target: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32[n] as the loss takes it."""
-        return np.asarray((target - np.float32(self.target_center)) / np.float32(self.target_scale), np.float32)
-
-    def in_target_unit(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Raw outputs float32[n, outputs] in the target's unit: `standardise_target` undone."""
-        scale, center = np.float32(self.target_scale), np.float32(self.target_center)
-        return logits if scale == 1.0 and center == 0.0 else np.asarray(logits * scale + center, np.float32)
 
     @property
     def mask_widths(self) -> list[int]:
@@ -217,8 +209,9 @@ def architecture(model: Network) -> dict[str, Any]:
         "cardinalities": model.cardinalities,
         "outputs": model.outputs,
         "settings": model.settings(),
-        "target_center": model.target_center,
-        "target_scale": model.target_scale,
+        "target_center": model.target.center,
+        "target_scale": model.target.scale,
+        **({} if model.target.kind == "float32" else {"target_type": model.target.kind}),
     }
 
 
@@ -236,5 +229,7 @@ def from_architecture(description: dict[str, Any]) -> Network:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    model.target_center, model.target_scale = description["target_center"], description["target_scale"]
+    model.target = TargetScale(
+        description["target_center"], description["target_scale"], description.get("target_type", "float32")
+    )
     return model

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from engine.config.tree import TrainConfig
 from engine.runtime import digest
+from engine.training.target import Values
 from kernels.hashing import hash_u64
 from kernels.order import permutation
 
@@ -41,7 +42,7 @@ class RowOrder:
     classes: tuple[NDArray[np.int64], ...] = ()  # rows of each class, for the rule `balanced`
 
     @classmethod
-    def of(cls, target: NDArray[np.float32], config: TrainConfig, dataset_digest: str) -> RowOrder:
+    def of(cls, target: Values, config: TrainConfig, dataset_digest: str) -> RowOrder:
         """The order that the config asks for; `target` [n] holds classes where they are balanced."""
         balanced = config.sampling == "balanced"
         return cls(

@@ -68,7 +68,7 @@ def predict_logits(
             buffer[count:] = 0
         with torch.inference_mode():
             logits = model.apply_weights(weights, *tile.tensors, None).float().numpy()
-        out[start:stop] = model.in_target_unit(logits[:count])
+        out[start:stop] = logits[:count]
 
     team.run(run, -(-len(numeric) // tile_rows))
     return out

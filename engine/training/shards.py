@@ -130,7 +130,7 @@ class ShardTask:
         if self.class_weights is not None:
             space.weight *= self.class_weights[target.astype(np.int64)]
         space.weight[count:] = 0.0
-        space.target[:] = self.model.standardise_target(target)
+        space.target[:] = self.model.target.standardised(target)
         return self.data.rows[index], start, stop
 
     def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:

@@ -63,6 +63,7 @@ from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.reference import write_reference
 from engine.training.sizes import settle
+from engine.training.target import TargetScale, check_spread
 from engine.training.warm import start_bundle, start_encoder
 
 PERIODS = ("train", "valid", "test")
@@ -98,9 +99,13 @@ def train(config: Config, run: Run) -> dict[str, float]:
     if start is not None:
         run.note(started_from=start.digest)
     run.link("fitted", encoder.digest)
-    examples = {
-        name: pack(config, table, encoder, split, classes, run) for name, split in splits.items() if len(split.rows)
-    }
+    examples: dict[str, Examples] = {}
+    for name, split in splits.items():
+        if len(split.rows):
+            kind = examples["train"].target.dtype.name if examples else None
+            examples[name] = pack(config, table, encoder, split, classes, run, kind)
+    if not classes and (doubt := check_spread(examples["train"].target, config.data.target or "")):
+        run.warn(doubt)
     timer.lap("encode")
     device = resolve_device(config, run.record.get("device"))
     precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, device)
@@ -131,12 +136,13 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
         raise UserError("split.valid or split.test must hold labelled rows to measure the model on, found none")
     classes = tuple(bundle.model["classes"])
     say_score(config, run, classes, bundle.model["loss"])
+    model = load_model(bundle)
+    kind = max(model.target.kind, model.target.fitting)  # an older model's scores may be narrower than its target
     examples = {
-        name: pack(config, table, bundle.encoder, split, classes, run)
+        name: pack(config, table, bundle.encoder, split, classes, run, kind)
         for name, split in splits.items()
         if len(split.rows)
     }
-    model = load_model(bundle)
     facts = {**bundle.model, "quantile": quantile_of(bundle)}
     metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
     write_outcome(config, run, dataset, splits, bundle.encoder, details, metrics, [])
@@ -221,13 +227,22 @@ def fit_encoder(config: Config, table: FeatureTable, split: Split, run: Run) -> 
 
 
 def pack(
-    config: Config, table: FeatureTable, encoder: Encoder, split: Split, classes: tuple[str, ...], run: Run
+    config: Config,
+    table: FeatureTable,
+    encoder: Encoder,
+    split: Split,
+    classes: tuple[str, ...],
+    run: Run,
+    kind: str | None,
 ) -> Examples:
-    """The packed blocks of a split: encoded features, target and weight, one row a labelled row."""
+    """The packed blocks of a split: encoded features, target and weight, one row a labelled row.
+
+    `kind` is the type of the target; None: float32, or float64 where that is needed to hold this split's.
+    """
     rows = split.rows
     numeric = aligned_empty((len(rows), encoder.width), np.float32)
     codes = aligned_empty((len(rows), len(encoder.cardinalities)), np.int32)
-    target = aligned_empty((len(rows),), np.float32)
+    target = np.empty(len(rows))
     weight_column = next(iter(config.data.with_role("weight")), None)
     weight = aligned_empty((len(rows),), np.float32) if weight_column else None
     with run.progress(f"encode {split.name}", len(rows)) as progress:
@@ -243,7 +258,10 @@ def pack(
                 weight[part] = as_floats(values[1])
                 check_weights(weight[part], rows[part], str(weight_column))
             progress.advance(part.stop - low)
-    return Examples(numeric=numeric, codes=codes, target=target, weight=weight, rows=rows)
+    kind = kind or ("float32" if classes else TargetScale.of(target).fitting)
+    with np.errstate(over="ignore"):  # a number beyond float32 is refused where the target is checked
+        packed = target.astype(kind)
+    return Examples(numeric=numeric, codes=codes, target=packed, weight=weight, rows=rows)
 
 
 def check_weights(weight: np.ndarray, rows: np.ndarray, column: str) -> None:
@@ -258,12 +276,11 @@ def check_weights(weight: np.ndarray, rows: np.ndarray, column: str) -> None:
 
 
 def target_values(column: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
-    """float32[n]: the index of the class, or the number. A class that training never saw is NaN."""
+    """float64[n]: the index of the class, or the number. A class that training never saw is NaN."""
     if not classes:
-        with np.errstate(over="ignore"):  # a number beyond float32 is refused where the target is checked
-            return as_floats(column).astype(np.float32)
+        return as_floats(column)
     index = pc.index_in(as_texts(column), value_set=pa.array(classes, pa.large_string()))
-    return np.asarray(pc.fill_null(index.cast(pa.float32()), float("nan")))
+    return np.asarray(pc.fill_null(index.cast(pa.float64()), float("nan")))
 
 
 def fit_model(
@@ -341,7 +358,7 @@ def evaluate_splits(
         }
         found, details[name] = evaluate_scores(
             part.target,
-            to_scores(facts["loss"], logits),
+            to_scores(facts["loss"], logits, model.target),
             facts["loss"],
             config.evaluate,
             instants(columns[config.data.event_time]),
@@ -434,7 +451,7 @@ def scores_of(model: Any, facts: dict[str, Any], threads: int, numeric: np.ndarr
     logits = predict_logits(
         model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
     )
-    return to_scores(facts["loss"], logits)
+    return to_scores(facts["loss"], logits, model.target)
 
 
 def write_outcome(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from engine.config.tree import Config
@@ -57,4 +58,5 @@ def load_start_weights(model: Network, config: Config) -> None:
                 "use its model section, or start from scratch"
             )
     model.load_state_dict(weights)
-    model.target_center, model.target_scale = start.target_center, start.target_scale
+    kind = max(model.target.kind, start.target.kind)  # float64, where either needs it
+    model.target = replace(start.target, kind=kind)

@@ -15,6 +15,7 @@ from engine.scoring.cuda_tiles import DeviceScorer
 from engine.scoring.score import device_of
 from engine.training.model import Network, build_model
 from engine.training.predict import predict_logits
+from engine.training.target import TargetScale
 from tests.training.tape import Broken, Taped
 
 SIZES = (7, 5)
@@ -23,7 +24,7 @@ SIZES = (7, 5)
 @pytest.fixture
 def model() -> Network:
     network = build_model(ModelConfig(hidden=(16, 8)), 4, SIZES, 2, 3)
-    network.target_center, network.target_scale = 5.0, 2.0
+    network.target = TargetScale(5.0, 2.0)
     return network
 
 
@@ -81,7 +82,7 @@ def test_blocks_on_the_device_are_scored_in_place(model: Network) -> None:
     numeric, codes = blocks(128)
     out = torch.zeros((128, 2))
     scorer.resident_logits(torch.from_numpy(numeric), torch.from_numpy(codes), out)
-    np.testing.assert_allclose(out.numpy() * 2.0 + 5.0, scorer.logits(numeric, codes), rtol=1e-6)
+    np.testing.assert_allclose(out.numpy(), scorer.logits(numeric, codes), rtol=1e-6)
 
 
 def test_scoring_on_gpus_is_refused_in_plain_words_where_the_command_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:

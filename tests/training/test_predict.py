@@ -10,6 +10,7 @@ from engine.config.tree import ModelConfig
 from engine.training.losses import to_scores
 from engine.training.model import architecture, build_model, from_architecture
 from engine.training.predict import predict_logits
+from engine.training.target import PLAIN, TargetScale
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_scores_do_not_depend_on_the_split_or_on_threads(model, rows, precision,
     ]
     joined = np.concatenate(parts)
     assert joined.tobytes() == whole[: len(joined)].tobytes()
-    assert to_scores("binary", joined[:5]).tobytes() == to_scores("binary", whole)[:5].tobytes()
+    assert to_scores("binary", joined[:5], PLAIN).tobytes() == to_scores("binary", whole, PLAIN)[:5].tobytes()
 
 
 def test_fp32_predictions_are_those_of_the_plain_module(model, rows):
@@ -54,7 +55,7 @@ def test_no_rows_give_no_scores(model, rows):
 
 
 def test_a_model_is_rebuilt_from_its_description(model, rows):
-    model.target_center, model.target_scale = 5.0, 2.0
+    model.target = TargetScale(5.0, 2.0)
     again = from_architecture(architecture(model))
     again.load_state_dict(model.state_dict())
     assert predict_logits(again, *rows, "fp32").tobytes() == predict_logits(model, *rows, "fp32").tobytes()
@@ -63,7 +64,7 @@ def test_a_model_is_rebuilt_from_its_description(model, rows):
 @pytest.mark.parametrize("loss", ["binary", "multiclass"])
 def test_scores_are_probabilities_even_far_out(loss):
     logits = np.array([[-1e4, 0.0, 3e4], [0.0, 0.0, 0.0], [88.0, -88.0, 0.0]], np.float32)
-    scores = to_scores(loss, logits[:, :1] if loss == "binary" else logits)
+    scores = to_scores(loss, logits[:, :1] if loss == "binary" else logits, PLAIN)
     assert np.all((scores >= 0) & (scores <= 1))
     if loss == "multiclass":
         np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)

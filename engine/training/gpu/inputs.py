@@ -47,7 +47,7 @@ class Rows:
         weight = np.ones(len(data), np.float32) if data.weight is None else data.weight
         if class_weights is not None:
             weight = weight * class_weights[data.target.astype(np.int64)]
-        return cls(data.numeric, data.codes, model.standardise_target(data.target), weight, data.rows)
+        return cls(data.numeric, data.codes, model.target.standardised(data.target), weight, data.rows)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:

@@ -176,4 +176,4 @@ def device_logits(
                 buffer[:count].copy_(torch.from_numpy(source[start : start + count]))
                 buffer[count:] = 0
             out[start : start + tile_rows] = model.apply_weights(weights, block, keys, None).float()
-    return model.in_target_unit(out[: len(numeric)].cpu().numpy())
+    return np.asarray(out[: len(numeric)].cpu().numpy())

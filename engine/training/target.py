@@ -1,0 +1,87 @@
+"""How a regression target is standardised for training, and how raw outputs become values in its unit again.
+
+A target keeps its float32 bytes where these hold it: where rounding moves it by at most ROUNDING of its standard deviation.
+Where they do not (seconds since 1970 that differ by some seconds, 1e-40), target and scores are float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import UserError
+
+ROUNDING = 1e-4  # of the standard deviation: how far a type may move a target
+NARROW = 1e-5  # standard deviation / |mean| below which a target is warned about
+WHOLE = 2.0**53  # beyond, float64 holds not every whole number
+
+Values = NDArray[np.float32] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TargetScale:
+    """Mean and standard deviation of the training rows' target, and the type (`float32` or `float64`) of target and scores."""
+
+    center: float = 0.0
+    scale: float = 1.0
+    kind: str = "float32"
+
+    @classmethod
+    def of(cls, target: Values) -> TargetScale:
+        """Of the finite values of a target [n]; the scale is 1 where all are the same. The type is that of the array."""
+        wide = target[np.isfinite(target)].astype(np.float64)
+        if not len(wide):
+            return cls(kind=target.dtype.name)
+        with np.errstate(over="ignore"):  # numbers near the end of float64
+            center = float(wide.mean())
+            spread = float(np.sqrt(np.square(wide - center).mean()))
+        return cls(center, spread if spread > 0 else 1.0, target.dtype.name)
+
+    def fits(self, kind: str) -> bool:
+        """Whether rounding to a type moves values near the centre by at most ROUNDING of the scale."""
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond the type: infinite, which does not fit
+            step = float(np.spacing(np.dtype(kind).type(abs(self.center) + self.scale)))
+        return step / 2 <= ROUNDING * self.scale
+
+    @property
+    def fitting(self) -> str:
+        """The smaller of the two types that fits."""
+        return "float32" if self.fits("float32") else "float64"
+
+    def standardised(self, target: Values) -> NDArray[np.float32]:
+        """float32[n]: (target - center) / scale, computed in the target's type."""
+        kind = np.dtype(self.kind).type
+        found = (target.astype(kind, copy=False) - kind(self.center)) / kind(self.scale)
+        return found.astype(np.float32, copy=False)
+
+    def in_unit(self, raw: NDArray[np.float32]) -> Values:
+        """center + scale * raw [n] in the target's type; raw outputs [n] of a model of classes are left alone."""
+        if (self.center, self.scale) == (0.0, 1.0):
+            return raw
+        kind = np.dtype(self.kind).type
+        return np.asarray(raw.astype(kind, copy=False) * kind(self.scale) + kind(self.center))
+
+
+PLAIN = TargetScale()
+
+
+def check_spread(target: Values, name: str) -> str | None:
+    """A warning about a training target that varies little beside its size, or None.
+
+    Raises UserError where even float64 loses what it varies by.
+    """
+    found = TargetScale.of(target.astype(np.float64))
+    constant = bool(len(target)) and bool((target == target[0]).all())
+    what = f"a standard deviation of {found.scale:.3g} around {found.center:.12g} in split.train"
+    remedy = f"Take its difference from a fixed value in data.query, as in {name} - {found.center:.12g}"
+    lost = abs(found.center) >= WHOLE if constant else not found.fits("float64")
+    if lost and np.isfinite(found.scale):  # what is beyond a number's range is refused by value
+        raise UserError(
+            f"the target {name!r} must vary by far more than the steps of float64, found {'one value' if constant else what}, "
+            f"where these are {np.spacing(abs(found.center)):.3g}. {remedy}"
+        )
+    if constant or found.scale >= NARROW * abs(found.center):
+        return None
+    return f"the target {name!r} has {what}: scores are float64, and 32 bits would lose them. {remedy}"
