@@ -21,6 +21,8 @@ from engine.config.tree import GateConfig
 from engine.errors import UserError
 from engine.lifecycle.judge import Judged, evidence, verdict
 from engine.runtime.run import Run
+from engine.scoring.worker import Content
+from engine.training.gate import check_gate
 from engine.training.target import PLAIN, TargetScale, check_spread
 from tests import tiny
 
@@ -129,6 +131,27 @@ def test_units_of_another_size_give_the_same_digest_of_scores(trained: Trained) 
     words = (f"score.model={trained.run.directory}", f"score.between={TEST}")
     first, second = (trained.step("score", *words, f"score.unit_rows={rows}") for rows in (1024, 65536))
     assert first.record["chain"]["scores"] == second.record["chain"]["scores"]
+
+
+def test_the_digest_of_scores_sees_what_float32_does_not() -> None:
+    digests = []
+    for scores in (np.array([1.7e9, 1.7e9]), np.array([1.7e9, 1.7e9 + 1])):
+        content = Content(0, 1024)
+        content.add(0, pa.array(["a", "b"]), scores, np.ones(2, bool))
+        digests.append(content.tiles)
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize("trained", ["epoch_seconds", "tiny"], indirect=True)
+def test_the_gate_of_a_bundle_measures_differences_in_units_of_the_spread(trained: Trained) -> None:
+    predictor = api.load(trained.run)
+
+    def off_by(much: float) -> Any:
+        return lambda numeric, codes: predictor.logits(numeric, codes) + much
+
+    assert check_gate(predictor.bundle, predictor.model, logits_of=off_by(1e-5)) > 0
+    with pytest.raises(UserError, match="score column 'score' differs"):
+        check_gate(predictor.bundle, predictor.model, logits_of=off_by(1e-2))
 
 
 @pytest.mark.parametrize("trained", ["epoch_seconds"], indirect=True)
