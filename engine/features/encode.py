@@ -11,7 +11,8 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,8 @@ from engine.config.tree import EncodeConfig
 from engine.errors import UserError
 from engine.features.compute import as_floats
 from engine.features.spec import CATEGORICAL, NUMERIC, Feature
-from engine.runtime import digest
+from engine.runtime import digest, records
+from engine.runtime.records import Within
 from kernels import encode as kernel
 
 FORMAT = 2  # 2: vocabularies whose texts are concealed; without one the state is written as 1
@@ -42,9 +44,9 @@ class NumericColumn:
     """State of one numeric feature: `center_` and `scale_` of finite training values, knots of quantile and PLE bins."""
 
     name: str
-    kind: str
+    kind: Literal["standardise", "quantile", "ple"]
     center_: float
-    scale_: float
+    scale_: Annotated[float, Within(0)]
     low_: float
     high_: float
     missing_: bool
@@ -103,6 +105,16 @@ class Vocabulary:
             codes[unknown] = np.where(np.asarray(rare)[unknown], RARE, UNSEEN)
             codes[np.asarray(pc.is_null(texts))] = NULL
         return codes
+
+
+class EncoderRecord(TypedDict):
+    """features.json; `features` are (name, kind, origin)."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    clip: Annotated[float, Within(0)]
+    features: list[tuple[str, str, str]]
+    numeric: list[dict[str, Any]]
+    categorical: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -203,34 +215,37 @@ class Encoder:
             self._plan.append(kernel.numeric_plan([column.for_kernel(self.clip) for column in self.numeric_]))
         return self._plan[0]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> EncoderRecord:
         """The fitted state."""
         return {
             "format": FORMAT if self.salt else 1,
             "clip": self.clip,
-            "features": [[item.name, item.kind, item.origin] for item in self.features],
-            "numeric": [{**vars(column), "knots_": list(column.knots_)} for column in self.numeric_],
+            "features": [(item.name, item.kind, item.origin) for item in self.features],
+            "numeric": [dict(vars(column)) for column in self.numeric_],
             "categorical": [
-                {"name": item.name, "known_": list(item.known_), "rare_": list(item.rare_)}
-                | ({"salt_": item.salt_} if item.salt_ else {})
+                {name: value for name, value in vars(item).items() if name != "salt_" or value}
                 for item in self.categorical_
             ],
         }
 
     @classmethod
-    def from_json(cls, state: dict[str, Any]) -> Encoder:
-        """The encoder of a saved state."""
-        if state.get("format", 0) > FORMAT:
-            raise UserError(f"features.json is of format {state['format']}, this engine reads up to {FORMAT}")
-        return cls(
-            tuple(Feature(*item) for item in state["features"]),
-            tuple(NumericColumn(**{**item, "knots_": tuple(item["knots_"])}) for item in state["numeric"]),
-            tuple(
-                Vocabulary(item["name"], tuple(item["known_"]), tuple(item["rare_"]), item.get("salt_", ""))
-                for item in state["categorical"]
-            ),
-            state["clip"],
-        )
+    def read(cls, path: Path) -> Encoder:
+        """The encoder of a features.json. Raises Damaged."""
+        state = records.read(path, EncoderRecord)
+        features = tuple(Feature(*item) for item in state["features"])
+        numeric = records.filled(NumericColumn, state["numeric"], f"{path}: numeric")
+        categorical = records.filled(Vocabulary, state["categorical"], f"{path}: categorical")
+        for kind, columns in ((NUMERIC, numeric), (CATEGORICAL, categorical)):
+            if [item.name for item in features if item.kind == kind] != [item.name for item in columns]:
+                raise records.Damaged(f"{path}: {kind} must hold the {kind} columns of features, in their order")
+        if odd := next((item for item in features if item.kind not in (NUMERIC, CATEGORICAL)), None):
+            raise records.Damaged(f"{path}: feature {odd.name!r} must be numeric or categorical, found {odd.kind!r}")
+        encoder = cls(features, numeric, categorical, state["clip"])
+        try:
+            assert encoder.plan
+        except (ValueError, IndexError) as error:
+            raise records.Damaged(f"{path}: numeric columns cannot be encoded: {error}") from None
+        return encoder
 
 
 def as_texts(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -336,7 +351,7 @@ def _fit_numeric(
         _warn_of_crushed(name, finite, min(scale, LARGEST), warn, shown)
     return NumericColumn(
         name,
-        kind,
+        kind,  # type: ignore[arg-type]  # the config has checked it
         center,
         0.0 if constant else min(scale, LARGEST),
         float(finite[0]),

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from engine.config.tree import ViewConfig
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features import moments
-from engine.runtime import digest, seal, storage
+from engine.runtime import digest, records, seal, storage
 
 FORMAT = 1
 
@@ -50,6 +50,14 @@ def month_parts(dataset: Dataset) -> list[Part]:
     return found
 
 
+class InputsRecord(TypedDict):
+    """Column -> month -> digest, and as_of -> month -> (earliest, latest) decision time or nothing."""
+
+    format: Annotated[int, records.Format(FORMAT, FORMAT)]
+    columns: dict[str, dict[str, records.Digest]]
+    spans: dict[str, dict[str, list[int]]]
+
+
 class Inputs:
     """Digests of a dataset's columns by month, and the span of decision times of each month; kept beside the store's views,
     for they are asked for again at every append.
@@ -58,11 +66,10 @@ class Inputs:
     def __init__(self, store: Path, dataset: Dataset, parts: Sequence[Part]) -> None:
         self.dataset, self.parts = dataset, parts
         self._path = storage.inside(store, "features", ".inputs", f"{dataset.name}-{dataset.digest[:16]}.json")
-        saved: dict[str, Any] = {}
-        with contextlib.suppress(UserError):  # none yet, or damaged: it is made again
-            saved = seal.read_checked(self._path)
-        self._columns: dict[str, dict[str, str]] = saved.get("columns", {}) if saved.get("format") == FORMAT else {}
-        self._spans: dict[str, dict[str, list[int]]] = saved.get("spans", {}) if saved.get("format") == FORMAT else {}
+        saved: InputsRecord = {"format": FORMAT, "columns": {}, "spans": {}}
+        with contextlib.suppress(UserError):  # none yet, of another format, or damaged: it is made again
+            saved = seal.read_checked(self._path, InputsRecord)
+        self._columns, self._spans = saved["columns"], saved["spans"]
 
     def prepare(self, columns: Sequence[str], as_of: str) -> None:
         """Digest the columns that are not known yet, in one pass over the months."""
@@ -79,7 +86,7 @@ class Inputs:
             times = times[times != moments.NEVER]
             spans[part.name] = [int(times.min()), int(times.max())] if len(times) else []
         self._spans[as_of] = spans
-        record = {"format": FORMAT, "columns": self._columns, "spans": self._spans}
+        record: InputsRecord = {"format": FORMAT, "columns": self._columns, "spans": self._spans}
         storage.write_json(self._path, seal.checked(record))
 
     def decisions(self, part: Part, as_of: str) -> tuple[int, int] | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,8 @@ from engine.errors import UserError
 from engine.features.compute import as_floats
 from engine.features.encode import FIRST_KNOWN, NO_TEXT, UNSEEN, Encoder, Vocabulary, as_texts, each_column
 from engine.features.spec import NUMERIC
-from engine.runtime import digest
+from engine.runtime import digest, records
+from engine.runtime.records import Count
 from kernels import profile as kernel
 from kernels.hashing import hash_bytes
 from kernels.statistics import scale_of
@@ -28,10 +30,59 @@ from kernels.statistics import scale_of
 FORMAT = 2  # 1: edges on data values, and no points
 BINS = 20
 FIT_ROWS = 65_536  # edges are quantiles: so many rows put each within 0.2 % of its share
+MOST_CELLS = 2**27  # columns times bins or categories of the widest: int64, a gigabyte
 # Unseen categories named per column: those with the smallest hashes, so that any split of the rows keeps the same.
 UNSEEN_KEPT = 200
 PREDICTION = "prediction"
+Hex = Annotated[str, records.Matching(r"-?0x[0-9a-f]{1,1024}", "a whole number in hexadecimal")]
 NO_VALUE = (NO_TEXT, "(unseen)", "(rare)")  # labels of the codes that stand for no known category
+
+
+class NumericSpecRecord(TypedDict):
+    """One numeric column of profile_spec.json; `points` from format 2 on."""
+
+    name: str
+    edges: list[float]
+    scale: float
+    points: NotRequired[list[float | None]]
+
+
+class ProfileSpecRecord(TypedDict):
+    """profile_spec.json."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    numeric: list[NumericSpecRecord]
+    categorical: list[str]
+    predictions: list[NumericSpecRecord]
+    unnamed: list[str]
+
+
+class NumericCounts(TypedDict):
+    """Counts of one numeric column: per bin; below and above infinity; `sums` are whole numbers in hexadecimal text."""
+
+    counts: list[Count]
+    missing: Count
+    infinite: tuple[Count, Count]
+    range: tuple[float | None, float | None]
+    sums: tuple[Hex, Hex, Hex, Hex]
+
+
+class CategoryCounts(TypedDict):
+    """Counts of one categorical column: (code, rows) of the codes with rows, and unseen texts."""
+
+    counts: list[tuple[Count, Count]]
+    unseen: dict[str, Count]
+
+
+class ProfileRecord(TypedDict):
+    """profile.json, and a unit's part of it."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    spec: records.Digest
+    rows: Count
+    numeric: dict[str, NumericCounts]
+    categorical: dict[str, CategoryCounts]
+    predictions: dict[str, NumericCounts]
 
 
 @dataclass(frozen=True)
@@ -116,7 +167,7 @@ class ProfileSpec:
         """Content digest: profiles of different specifications are never merged or compared."""
         return digest.of_json([self.to_json(), [[item.name, item.known_, item.rare_] for item in self.categorical]])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ProfileSpecRecord:
         """The specification; vocabularies are the encoder's and stay there."""
         return {
             "format": self.format,
@@ -127,21 +178,34 @@ class ProfileSpec:
         }
 
     @classmethod
-    def from_json(cls, state: dict[str, Any], encoder: Encoder) -> ProfileSpec:
-        """The specification that was saved beside the encoder."""
-        if state.get("format", 0) > FORMAT:
-            raise UserError(f"profile_spec.json is of format {state['format']}, this engine reads up to {FORMAT}")
+    def read(cls, path: Path, encoder: Encoder) -> ProfileSpec:
+        """The specification that was saved beside the encoder. Raises Damaged."""
+        state = records.read(path, ProfileSpecRecord)
         vocabularies = {item.name: item for item in encoder.categorical_}
-        lacking = next((name for name in state["categorical"] if name not in vocabularies), None)
-        if lacking is not None:
-            raise UserError(f"profile_spec.json names the category {lacking!r}, which the encoder has not fitted")
-        return cls(
+        raw = {item.name for item in encoder.features if item.kind == NUMERIC}
+        lacking = [name for name in state["categorical"] if name not in vocabularies]
+        lacking += [item["name"] for item in state["numeric"] if item["name"] not in raw]
+        if lacking:
+            raise records.Damaged(f"{path} names the column {lacking[0]!r}, which the encoder has not fitted")
+        widest = max((vocabularies[name].size for name in state["categorical"]), default=0)
+        longest = max((len(item["edges"]) for item in state["numeric"] + state["predictions"]), default=0)
+        cells = max(widest * len(state["categorical"]), longest * len(state["numeric"] + state["predictions"]))
+        if cells > MOST_CELLS:
+            raise records.Damaged(f"{path} must ask for at most {MOST_CELLS:,} counts, found {cells:,}")
+        spec = cls(
             tuple(_numeric_spec(item) for item in state["numeric"]),
             tuple(vocabularies[name] for name in state["categorical"]),
             tuple(_numeric_spec(item) for item in state["predictions"]),
             frozenset(state["unnamed"]),
             state["format"],
         )
+        try:
+            assert spec.plan and spec.prediction_plan
+        except ValueError as error:
+            raise records.Damaged(f"{path}: {error}") from None
+        if odd := [item.name for item in spec.numeric + spec.predictions if len(item.points) != item.bins]:
+            raise records.Damaged(f"{path}: {odd[0]!r} must have one of points for each bin")
+        return spec
 
 
 @dataclass(frozen=True)
@@ -241,14 +305,14 @@ class Profile:
         """Content digest."""
         return digest.of_json(self.to_json())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ProfileRecord:
         """Plain values; equal rows give equal text in any split and order."""
         spec = self.spec
-        categorical = {}
+        categorical: dict[str, CategoryCounts] = {}
         for index, item in enumerate(spec.categorical):
             used = np.flatnonzero(self.categories[index])
             categorical[item.name] = {
-                "counts": [[int(code), int(self.categories[index, code])] for code in used],
+                "counts": [(int(code), int(self.categories[index, code])) for code in used],
                 "unseen": dict(sorted(self.unseen[index].items())),
             }
         return {
@@ -261,15 +325,14 @@ class Profile:
         }
 
     @classmethod
-    def from_json(cls, state: dict[str, Any], spec: ProfileSpec) -> Profile:
+    def from_json(cls, state: ProfileRecord, spec: ProfileSpec) -> Profile:
         """A saved profile. Raises UserError when it was counted on another specification."""
-        if state.get("format", 0) > FORMAT:
-            raise UserError(f"profile.json is of format {state['format']}, this engine reads up to {FORMAT}")
-        if state.get("spec") != spec.digest:
+        if state["spec"] != spec.digest:
             raise UserError(
                 "profile.json must be counted on the model's specification, found another: it was made by scoring with "
                 "another model. Name the model that scored"
             )
+        _check_counts(state, spec)
         categories = cls.empty(spec).categories
         for index, item in enumerate(spec.categorical):
             for code, rows in state["categorical"][item.name]["counts"]:
@@ -321,13 +384,30 @@ def _score_columns(scores: np.ndarray | None, classes: Sequence[str]) -> list[np
     return [scores] if scores.ndim == 1 else [scores[:, index] for index in range(scores.shape[1])]
 
 
-def _numeric_json(item: NumericSpec, format_: int) -> dict[str, Any]:
-    state = {"name": item.name, "edges": list(item.edges), "scale": item.scale}
-    return state | {"points": list(item.points)} if format_ > 1 else state
+def _check_counts(state: ProfileRecord, spec: ProfileSpec) -> None:
+    """Raise Damaged where a profile lacks a column of its specification, or counts what that does not have."""
+    for part, columns in (("numeric", spec.numeric), ("predictions", spec.predictions)):
+        for item in columns:
+            counts = state[part].get(item.name, {}).get("counts", ())  # type: ignore[literal-required]
+            if len(counts) != item.bins + 2:
+                raise records.Damaged(
+                    f"a profile must have {item.bins + 2} counts of {item.name!r}, found {len(counts)}"
+                )
+    for vocabulary in spec.categorical:
+        counts = state["categorical"].get(vocabulary.name, {"counts": [(vocabulary.size, 0)]})["counts"]
+        if any(code >= vocabulary.size for code, _ in counts):
+            raise records.Damaged(
+                f"a profile must count the {vocabulary.size} codes of {vocabulary.name!r}, found others"
+            )
 
 
-def _numeric_spec(state: dict[str, Any]) -> NumericSpec:
-    edges = tuple(state["edges"])
+def _numeric_json(item: NumericSpec, format_: int) -> NumericSpecRecord:
+    state: NumericSpecRecord = {"name": item.name, "edges": list(item.edges), "scale": item.scale}
+    return {**state, "points": list(item.points)} if format_ > 1 else state
+
+
+def _numeric_spec(state: NumericSpecRecord) -> NumericSpec:
+    edges = tuple(map(float, state["edges"]))
     return NumericSpec(state["name"], edges, state["scale"], tuple(state.get("points", (None,) * (len(edges) - 1))))
 
 
@@ -374,17 +454,19 @@ def _kept(counts: dict[str, int]) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------------- JSON
 
 
-def _kernel_json(found: kernel.Profile, plan: kernel.ProfilePlan, columns: Sequence[NumericSpec]) -> dict[str, Any]:
-    state = {}
+def _kernel_json(
+    found: kernel.Profile, plan: kernel.ProfilePlan, columns: Sequence[NumericSpec]
+) -> dict[str, NumericCounts]:
+    state: dict[str, NumericCounts] = {}
     for index, item in enumerate(columns):
-        tail = found.counts[index, kernel.MISSING :]
+        tail, (below, squares, under, over) = found.counts[index, kernel.MISSING :], found.sums[index]
         state[item.name] = {
             "counts": [int(count) for count in kernel.column_counts(found, plan, index)],
             "missing": int(tail[0]),
-            "infinite": [int(tail[1]), int(tail[2])],
-            "range": [_finite(found.low[index]), _finite(found.high[index])],
+            "infinite": (int(tail[1]), int(tail[2])),
+            "range": (_finite(found.low[index]), _finite(found.high[index])),
             # Whole numbers beyond 64 bits: text, so that no reader rounds them.
-            "sums": [hex(value) for value in found.sums[index]],
+            "sums": (hex(below), hex(squares), hex(under), hex(over)),
         }
     return state
 
@@ -393,7 +475,9 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _kernel_profile(state: dict[str, Any], plan: kernel.ProfilePlan, columns: Sequence[NumericSpec]) -> kernel.Profile:
+def _kernel_profile(
+    state: dict[str, NumericCounts], plan: kernel.ProfilePlan, columns: Sequence[NumericSpec]
+) -> kernel.Profile:
     found = kernel.empty_profile(plan)
     sums = []
     for index, item in enumerate(columns):

@@ -27,7 +27,7 @@ from engine.lifecycle.challenger import (
 )
 from engine.lifecycle.policy import Champion, Facts, Later, Observation, Trigger, days, ripening, trigger
 from engine.runtime import storage
-from engine.runtime.registry import Moved, Registry, State, Version, seal_of
+from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, seal_of
 from engine.runtime.run import load_metrics, load_record
 from engine.training.evaluate import watched_metric
 
@@ -118,8 +118,8 @@ def champion_of(registry: Registry, state: State, metric: str) -> tuple[Version,
 
 def starts_of(state: State, but: str) -> tuple[int, ...]:
     """When retrains began, from the registry's history; the decision named `but` does not count itself."""
-    begun = [move["decision"] for move in state.moves if (move["decision"] or {}).get("kind") == "begin"]
-    return tuple(int(decision["at"]) for decision in begun if decision["id"] != but)
+    parts = [move["decision"] for move in state.moves if move["decision"]]
+    return tuple(part["at"] for part in parts if part.get("kind") == "begin" and part.get("id") != but and "at" in part)
 
 
 def gather(setting: Setting, observations: tuple[Observation, ...], now: int, state: State) -> Facts:
@@ -206,7 +206,7 @@ def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) ->
         storage.write_json(saved, claim.facts.plain())
         if not claim.answer.start or claim.lacking:
             return claim
-        begin = {"kind": "begin", "id": setting.identity, "at": now}
+        begin: DecisionPart = {"kind": "begin", "id": setting.identity, "at": now}
         try:
             setting.registry.move(
                 "note", None, expected=state.champion, why=claim.answer.reason, decision=begin, after=len(state.moves)
@@ -312,7 +312,7 @@ def _carry_out(setting: Setting, decision: dict[str, Any], champion: Version, ch
     metric = (decision["evidence"] or {}).get("metric") or {}
     record = {name: decision[name] for name in ("champion", "challenger", "verdict", "reasons", "evidence", "judged")}
     promoted = decision["verdict"] == PROMOTED
-    ending = {
+    ending: DecisionPart = {
         "kind": "end",
         "id": setting.identity,
         "path": str(setting.directory / "decision.json"),

@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.lifecycle.decide import version_facts
 from engine.lifecycle.words import take
 from engine.runtime import storage, terminal
-from engine.runtime.registry import Registry, Version, names, root_of, seal_of, short
+from engine.runtime.registry import DecisionPart, MoveRecord, Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import load
 from engine.training.bundle import read_manifest
 from engine.training.gate import check_gate
@@ -149,8 +149,8 @@ def _version_row(registry: Registry, version: Version) -> dict[str, Any]:
     }
 
 
-def _move_row(move: dict[str, Any]) -> dict[str, Any]:
-    decision = move["decision"] or {}
+def _move_row(move: MoveRecord) -> dict[str, Any]:
+    decision: DecisionPart = move["decision"] or {}
     return {
         "move": move["number"],
         "time": move["time"],

@@ -10,6 +10,7 @@ from engine.data import stage
 from engine.data.dataset import MANIFEST as DATASET
 from engine.data.ingest import LATEST, Latest
 from engine.errors import UserError
+from engine.features.parts import InputsRecord
 from engine.lifecycle.runs import directories
 from engine.lifecycle.words import take
 from engine.runtime import marks, registry, remote, seal, terminal, trust
@@ -104,7 +105,7 @@ LOOKS: dict[str, Callable[[Path], Iterator[tuple[str, str]]]] = {
     ),
     "checkpoints/step-*": _of_one(checkpoint.load_checkpoint),
     LATEST: _of_one(lambda path: seal.read_checked(path, Latest)),
-    ".inputs/*.json": _of_one(seal.read_checked),
+    ".inputs/*.json": _of_one(lambda path: seal.read_checked(path, InputsRecord)),
     f"{trust.FOLDER}/*.json": _of_one(marks.check),
     f"{remote.FOLDER}/*.json": _of_one(marks.check),
     "registry": _of_registry,

@@ -22,7 +22,7 @@ from engine.errors import UserError
 from engine.features import build, demand
 from engine.features.build import FeatureTable
 from engine.features.encode import as_texts
-from engine.features.profile import Profile
+from engine.features.profile import Profile, ProfileRecord
 from engine.monitoring import alerts, history, report
 from engine.monitoring.calibrate import FAMILIES, FEW, MIN_SCALE, NAMES, Plan, windows_needed
 from engine.monitoring.drift import FLOORS, Current, Drift, compare
@@ -162,7 +162,7 @@ def sample_of(config: Config, bundle: Bundle, table: FeatureTable, rows: tuple[i
 def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
     """A scoring run's profile; its rows are read only for labels."""
     directory = Path(config.monitor.run)
-    state = records.read(as_written(directory, "profile.json", refuse=True), dict[str, Any])
+    state = records.read(as_written(directory, "profile.json", refuse=True), ProfileRecord)
     profile = Profile.from_json(state, reference.profile.spec)
     record = load_record(directory)
     if not (directory / "DONE").exists():

@@ -16,8 +16,8 @@ from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
 from engine.monitoring.statistics import PREDICTION, ColumnSpec, Counts, column_specs
-from engine.runtime import storage
-from engine.training.reference import FORMAT, MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS
+from engine.runtime import records, storage
+from engine.training.reference import MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS, ReferenceRecord
 
 ROWS_COLUMN = "(rows)"
 GAP_DAYS, GAP_STEPS = 7, 3  # closed weekends and monthly rows are no gaps
@@ -107,10 +107,8 @@ def read_reference(directory: Path, encoder: Encoder) -> Reference:
     """The reference of a verified bundle. Raises UserError where the model was trained without one."""
     if not (directory / "reference.json").exists():
         raise UserError(f"{directory} must hold a reference (reference.json), found none: train the model again")
-    state = storage.read_json(directory / "reference.json")
-    if state.get("format", 0) > FORMAT:
-        raise UserError(f"reference.json is of format {state['format']}, this engine reads up to {FORMAT}")
-    spec = ProfileSpec.from_json(storage.read_json(directory / "profile_spec.json"), encoder)
+    state = records.read(directory / "reference.json", ReferenceRecord)
+    spec = ProfileSpec.read(directory / "profile_spec.json", encoder)
     columns = column_specs(spec)
     table = storage.read_parquet(directory / "reference.parquet")
     _check_names(directory, spec, table)

@@ -1,18 +1,21 @@
 """The one reader of records: JSON files of runs, bundles, registries and the store, which can come from anywhere.
 
-The room that writes a record describes it as a TypedDict. `read` checks size, depth and shape before anyone uses a value, so
-that a damaged or hostile file is a sentence and never a traceback. Unknown keys stay: a newer engine may have written them.
+The room that writes a record describes it as a TypedDict or a dataclass. `read` checks size, depth and shape before anyone
+uses a value, so that a damaged or hostile file is a sentence and never a traceback. Unknown keys stay: a newer engine may
+have written them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
 import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -22,7 +25,7 @@ from engine.errors import UserError
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
 DEEPEST = 64
-LARGEST = 2**63  # whole numbers beyond it are kept as text by those who write them
+LARGEST = 2**63  # whole numbers beyond 64 bits, signed or not, are kept as text by those who write them
 SHOWN = 80
 
 
@@ -42,16 +45,26 @@ class Within:
     high: float = math.inf
 
 
+@dataclass(frozen=True)
+class Format:
+    """The number of a record's format. It is the first key of its shape: what is of another format is of another shape."""
+
+    newest: int
+    oldest: int = 1
+    remedy: str = "make it again"  # what helps where it is older than this engine reads
+
+
 Digest = Annotated[str, Matching(r"[0-9a-f]{64}", "64 hex digits")]
-Count = Annotated[int, Within(0)]
+Count = Annotated[int, Within(0, LARGEST - 1)]
+Instant = Annotated[int, Within(-LARGEST, LARGEST - 1)]  # microseconds since 1970 UTC
 
 
 class Damaged(UserError):
     """A record that is not what it must be."""
 
 
-def read(path: Path, shape: Callable[..., T] | Any = Any, most: int = MOST_BYTES) -> Any:
-    """The record in `path`, checked against `shape` (a TypedDict or another type hint).
+def read(path: Path, shape: type[T], most: int = MOST_BYTES) -> T:
+    """The record in `path`, checked against `shape` (a TypedDict, or another type hint).
 
     Raises Damaged, naming the file and the key; UserError where the file is not there.
     """
@@ -69,17 +82,34 @@ def read(path: Path, shape: Callable[..., T] | Any = Any, most: int = MOST_BYTES
     return parse(text, shape, str(path))
 
 
-def parse(text: str, shape: Any, where: str) -> Any:
+def parse(text: str, shape: type[T], where: str) -> T:
     """The JSON value of a text, checked likewise; `where` names it in messages."""
     try:
         value = json.loads(text, parse_constant=_refuse)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
     except RecursionError:
         raise Damaged(f"{where} must be nested at most {DEEPEST} deep, found more") from None
     except ValueError as error:  # also a whole number of thousands of digits
         raise Damaged(f"{where} must be JSON: {error}") from None
     _check_depth(value, where)
     conform(value, shape, where)
-    return value
+    return value  # type: ignore[no-any-return]
+
+
+def filled(kind: type[T], items: Sequence[Mapping[str, Any]], where: str) -> tuple[T, ...]:
+    """Dataclasses of the keys of each item that they know; lists become tuples, whole numbers floats, where they have such.
+
+    Raises Damaged where an item is not of the dataclass's shape.
+    """
+    hints = typing.get_type_hints(kind)
+    make = {name: {float: float, tuple: tuple}.get(typing.get_origin(hint) or hint) for name, hint in hints.items()}
+    made = []
+    for index, item in enumerate(items):
+        conform(item, kind, f"{where}[{index}]")
+        known = {name: rule(item[name]) if rule else item[name] for name, rule in make.items() if name in item}
+        made.append(kind(**known))
+    return tuple(made)
 
 
 def _refuse(constant: str) -> Any:
@@ -105,10 +135,10 @@ def _children(value: Any) -> Iterable[Any]:
 def conform(value: Any, shape: Any, where: str) -> None:
     """Raise Damaged unless a JSON value is of the shape.
 
-    Known are Any, None, bool, int, float, str, list, dict with text keys, unions, Literal, TypedDict, and Annotated with
-    Matching or Within. A number is finite, and a whole one below 2**63.
+    Known are Any, None, bool, int, float, str, list, tuple (a list in JSON), dict with text keys, unions, Literal, TypedDict,
+    dataclass, and Annotated with Matching, Within or Format. A number is finite, and a whole one of 64 bits.
     """
-    if shape is Any:
+    if shape in (Any, object):
         return
     origin, arguments = typing.get_origin(shape), typing.get_args(shape)
     if origin is typing.NotRequired:
@@ -120,12 +150,10 @@ def conform(value: Any, shape: Any, where: str) -> None:
         _check_union(value, arguments, where)
     elif origin is typing.Literal:
         _require(value in arguments, where, f"one of {', '.join(map(repr, arguments))}", value)
-    elif typing.is_typeddict(shape):
+    elif typing.is_typeddict(shape) or dataclasses.is_dataclass(shape):
         _check_record(value, shape, where)
-    elif (origin or shape) is list:
-        _require(isinstance(value, list), where, "a list", value)
-        for index, item in enumerate(value if arguments else ()):
-            conform(item, arguments[0], f"{where}[{index}]")
+    elif (origin or shape) in (list, tuple):
+        _check_items(value, origin is tuple and arguments[-1] is not ..., arguments, where)
     elif (origin or shape) is dict:
         _require(isinstance(value, dict), where, "an object", value)
         for name, item in value.items() if arguments else ():
@@ -134,18 +162,35 @@ def conform(value: Any, shape: Any, where: str) -> None:
         _check_scalar(value, shape, where)
 
 
+def _check_items(value: Any, each: bool, hints: tuple[Any, ...], where: str) -> None:
+    """`each`: the list has one item for each hint; otherwise all are of the first."""
+    wanted = f"a list of {len(hints)}" if each else "a list"
+    _require(isinstance(value, list) and (not each or len(value) == len(hints)), where, wanted, value)
+    for index, item in enumerate(value if hints else ()):
+        conform(item, hints[index if each else 0], f"{where}[{index}]")
+
+
 def _check_record(value: Any, shape: Any, where: str) -> None:
     _require(isinstance(value, dict), where, "an object", value)
-    for name, hint in _fields(shape):
+    for name, hint, required in _fields(shape):
         if name in value:
             conform(value[name], hint, f"{where}: {name}")
-        elif name in shape.__required_keys__ and typing.get_origin(hint) is not typing.NotRequired:
+        elif required:
             raise Damaged(f"{where} must have {name!r}, found {', '.join(map(_shown, list(value)[:8])) or 'nothing'}")
 
 
 @functools.cache
-def _fields(shape: Any) -> Iterable[tuple[str, Any]]:
-    return typing.get_type_hints(shape, include_extras=True).items()
+def _fields(shape: Any) -> Sequence[tuple[str, Any, bool]]:
+    """(name, hint, whether it must be there) of each key."""
+    hints = typing.get_type_hints(shape, include_extras=True)
+    if typing.is_typeddict(shape):
+        needed = {name for name in shape.__required_keys__ if typing.get_origin(hints[name]) is not typing.NotRequired}
+        return [(name, hint, name in needed) for name, hint in hints.items()]
+    return [
+        (item.name, hints[item.name], item.default is item.default_factory is dataclasses.MISSING)
+        for item in dataclasses.fields(shape)
+        if not item.name.startswith("_")
+    ]
 
 
 def _check_union(value: Any, options: tuple[Any, ...], where: str) -> None:
@@ -166,10 +211,11 @@ def _check_scalar(value: Any, shape: Any, where: str) -> None:
         _require(isinstance(value, bool), where, "true or false", value)
     elif shape is int:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        _require(whole and -LARGEST <= value < LARGEST, where, "a whole number of 64 bits", value)
+        _require(whole and -LARGEST <= value < 2 * LARGEST, where, "a whole number of 64 bits", value)
     elif shape is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _require(number and -1e300 <= value <= 1e300, where, "a finite number", value)
+        most = LARGEST if isinstance(value, int) else sys.float_info.max
+        _require(number and abs(value) <= most, where, "a finite number", value)
     elif shape is str:
         _require(isinstance(value, str), where, "text", value)
     else:
@@ -177,7 +223,12 @@ def _check_scalar(value: Any, shape: Any, where: str) -> None:
 
 
 def _check_rule(value: Any, rule: Any, where: str) -> None:
-    if isinstance(rule, Matching):
+    if isinstance(rule, Format):
+        wanted = f"{rule.oldest} to {rule.newest}" if rule.oldest < rule.newest else f"{rule.newest}"
+        remedy = rule.remedy if value < rule.oldest else "use a newer engine"
+        if not rule.oldest <= value <= rule.newest:
+            raise Damaged(f"{where} must be {wanted}, which is what this engine reads, found {value}: {remedy}")
+    elif isinstance(rule, Matching):
         _require(re.fullmatch(rule.pattern, value) is not None, where, rule.meaning, value)
     elif isinstance(rule, Within):
         most = "" if math.isinf(rule.high) else f" to {rule.high:,}"

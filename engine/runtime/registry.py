@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from engine.config.tree import NAME, posix_path
 from engine.errors import UserError, nearest
@@ -48,7 +48,7 @@ class Version:
     digest: str
     seal: str
     directory: Path
-    facts: dict[str, Any]
+    facts: VersionRecord
 
     @property
     def model(self) -> Path:
@@ -60,7 +60,7 @@ class Version:
 class State:
     """What the moves add up to."""
 
-    moves: list[dict[str, Any]] = field(default_factory=list)
+    moves: list[MoveRecord] = field(default_factory=list)
     champions: tuple[str, ...] = ()  # every promotion that was not rolled back, the present champion last
     challenger: str | None = None
 
@@ -81,23 +81,58 @@ class Files(TypedDict):
     files: dict[str, FileRecord]
 
 
-class VersionRecord(TypedDict):
-    """version.json."""
+class Figure(TypedDict):
+    """A metric and its value."""
 
-    format: records.Count
+    name: str
+    value: float | None
+
+
+class VersionRecord(TypedDict):
+    """version.json: the exact artefact, and what the registry keeps of its training run."""
+
+    format: Annotated[int, records.Format(CHECKED)]
     digest: records.Digest
     seal: records.Digest
     registered: str
     source: NotRequired[str]
+    seen_until: NotRequired[records.Instant]
+    split: NotRequired[dict[str, Any]]
+    loss: NotRequired[str]
+    metric: NotRequired[Figure]
+    metrics: NotRequired[dict[str, float | None]]
+    train_rows: NotRequired[float | None]
+    check: NotRequired[records.Digest]
 
 
-class MoveRecord(TypedDict):
-    """One move, which `check` seals."""
+class DecisionPart(TypedDict, total=False):
+    """What a move keeps of the decision behind it: that it began (`at`), or how it ended."""
 
-    number: int
-    action: Literal["promote", "rollback", "challenge", "note"]
-    to: str | None
-    check: records.Digest
+    kind: str
+    id: str
+    at: records.Instant
+    path: str
+    metric_name: str | None
+    metric: float | None
+    scores: dict[str, float | None]
+    record: dict[str, Any]
+
+
+MoveRecord = TypedDict(
+    "MoveRecord",
+    {
+        "format": Annotated[int, records.Format(FORMAT)],
+        "number": int,
+        "time": str,
+        "action": Literal["promote", "rollback", "challenge", "note"],
+        "from": str | None,
+        "to": str | None,
+        "who": str,
+        "why": str,
+        "decision": DecisionPart | None,
+        "check": NotRequired[records.Digest],  # seals the rest
+    },
+)
 
 
 class Registry:
@@ -124,10 +159,10 @@ class Registry:
                     f"{path} must be move {number} as it was written, found number {move.get('number')} at place {number}, "
                     "or another content: restore the file"
                 )
-            if move["action"] == "promote":
+            if move["action"] == "promote" and move["to"] is not None:
                 champions.append(move["to"])
                 challenger = None if challenger == move["to"] else challenger
-            elif move["action"] == "rollback":
+            elif move["action"] == "rollback" and champions:
                 champions.pop()
             elif move["action"] == "challenge":
                 challenger = move["to"]
@@ -204,15 +239,15 @@ class Registry:
 
     def move(
         self,
-        action: str,
+        action: Literal["promote", "rollback", "challenge", "note"],
         to: str | None,
         *,
         expected: str | None,
         who: str | None = None,
         why: str,
-        decision: dict[str, Any] | None = None,
+        decision: DecisionPart | None = None,
         after: int | None = None,
-    ) -> dict[str, Any]:
+    ) -> MoveRecord:
         """Write one move, if the champion is still `expected`; `action` is promote, rollback, challenge or note.
 
         With `after`, only if that many moves have been made, as the mover saw.
@@ -236,7 +271,7 @@ class Registry:
                 to = state.champions[-2]
             if to is not None:
                 self.verify(self.find(to))
-            record: dict[str, Any] = {
+            record: MoveRecord = {
                 "format": FORMAT,
                 "number": len(state.moves) + 1,
                 "time": _now(),
@@ -251,7 +286,7 @@ class Registry:
             self._create(storage.inside(self.directory, "moves", f"{record['number']:06d}.json"), record)
         return record
 
-    def _create(self, path: Path, record: dict[str, Any]) -> None:
+    def _create(self, path: Path, record: MoveRecord) -> None:
         """Create a file whole and only if it is not there: a hard link fails where a rename would replace."""
         storage.make_folder(path.parent)
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")

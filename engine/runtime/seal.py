@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, TypeVar
 
 from engine.errors import UserError
 from engine.runtime import digest, records, storage
 
+T = TypeVar("T", bound=Mapping[str, Any])
 NAME = "seal.json"
 FORMAT = 1
 
@@ -28,7 +29,7 @@ class FileRecord(TypedDict):
 class SealRecord(TypedDict):
     """seal.json."""
 
-    format: Annotated[int, records.Within(1, FORMAT)]
+    format: Annotated[int, records.Format(FORMAT)]
     files: dict[str, FileRecord]
     check: records.Digest
 
@@ -73,28 +74,28 @@ def record_of(path: Path) -> FileRecord:
     return {"bytes": path.stat().st_size, "sha256": digest.of_file(path)}
 
 
-def checked(body: dict[str, Any]) -> dict[str, Any]:
+def checked(body: T) -> T:
     """A record with the digest of its other keys as `check`."""
-    return {**body, "check": digest.of_json(body)}
+    return {**body, "check": digest.of_json(body)}  # type: ignore[dict-item, return-value]
 
 
-def read_checked(path: Path, shape: Any = dict[str, Any], since: int = 0) -> dict[str, Any]:
+def read_checked(path: Path, shape: type[T], since: int = 0) -> T:
     """A record that was written with `checked`, without its `check`. Raises Damaged where a byte of it has changed.
 
     Of formats before `since`, records without a `check` are older than it, and are taken as they are.
     """
-    record: dict[str, Any] = records.read(path, shape)
+    record = records.read(path, shape)
     if "check" not in record and record.get("format", since) < since:
         return record
     return verify(record, str(path))
 
 
-def verify(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+def verify(record: T, where: str) -> T:
     """A record without its `check`, which must be the digest of the rest. Raises Damaged."""
     body = {name: value for name, value in record.items() if name != "check"}
     if record.get("check") != digest.of_json(body):
         raise records.Damaged(f"{where} is damaged: its digest is not that of its content")
-    return body
+    return body  # type: ignore[return-value]
 
 
 def write(folder: Path, known: Mapping[str, FileRecord] | None = None, leave_out: Sequence[str] = ()) -> Seal:

@@ -234,7 +234,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON of any shape; a missing or broken file is a UserError."""
-    return records.read(path)
+    return records.read(path, object)
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:

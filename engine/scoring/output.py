@@ -18,7 +18,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,15 +55,23 @@ class FileEntry(TypedDict):
     value: NotRequired[str | None]
 
 
+class Partition(TypedDict):
+    """The column that folders stand for, and its type."""
+
+    column: str
+    type: str
+
+
 class ManifestRecord(TypedDict):
     """_manifest.json of a place."""
 
-    format: records.Count
+    format: Annotated[int, records.Format(FORMAT)]
     complete: bool
     rows: NotRequired[records.Count]
     model: NotRequired[str]
     scores: NotRequired[str]
-    partition: dict[str, str] | None
+    set_aside: NotRequired[list[dict[str, Any]]]
+    partition: Partition | None
     files: list[FileEntry]
     check: NotRequired[records.Digest]
 
@@ -300,13 +308,13 @@ def publish(place: Place, manifest: dict[str, Any]) -> None:
         )
 
 
-def read_manifest(place: Place) -> dict[str, Any] | None:
+def read_manifest(place: Place) -> ManifestRecord | None:
     """The manifest of a place, or None before the first output."""
     text = place.read(MANIFEST)
     if text is None:
         return None
     where = f"{place.root}/{MANIFEST}"
-    found: dict[str, Any] = records.parse(text.decode("utf-8", "replace"), ManifestRecord, where)
+    found = records.parse(text.decode("utf-8", "replace"), ManifestRecord, where)
     if "check" in found or found["format"] >= CHECKED:  # older ones do not check themselves
         seal.verify(found, where)
     return found

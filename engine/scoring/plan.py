@@ -16,7 +16,7 @@ from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features import build
 from engine.features.store import StoredView
-from engine.runtime import storage
+from engine.runtime import records, storage
 from engine.runtime.run import Run, load_record
 from engine.runtime.seal import Seal
 from engine.scoring import export, output, units
@@ -133,7 +133,7 @@ def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, A
         path = directory / units.CONTEXT
         if directory == run.directory or not (directory / "DONE").exists() or not path.exists():
             continue
-        context = storage.read_json(path)
+        context = records.read(path, units.Context)
         asked = context_of(config, predictor, NONE_YET, (0, 0))
         other = [name for name in asked if name not in ("input", "rows") and context.get(name) != asked[name]]
         if other:

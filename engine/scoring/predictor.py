@@ -17,7 +17,7 @@ from engine.errors import UserError
 from engine.features.compute import raw_features
 from engine.features.profile import ProfileSpec
 from engine.features.spec import history_inputs, row_inputs
-from engine.runtime import environment, storage
+from engine.runtime import environment
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.classes import score_meaning
@@ -143,7 +143,7 @@ def load(model: Path | str, runs: Path | str = "runs", threads: int = 0, device:
     """The predictor of a training run's directory; digests are checked before anything is parsed. Raises UserError."""
     bundle = read_bundle(find_model(str(model), Path(runs)))
     saved = bundle.directory / "profile_spec.json"
-    spec = ProfileSpec.from_json(storage.read_json(saved), bundle.encoder) if saved.exists() else None
+    spec = ProfileSpec.read(saved, bundle.encoder) if saved.exists() else None
     network = load_model(bundle)
     scorer = DeviceScorer(network, bundle.model["precision"], device) if device != "cpu" else None
     return Predictor(bundle, network, threads or environment.cores(), device, spec, scorer=scorer)

@@ -21,7 +21,7 @@ from engine.scoring import export, output, units
 from engine.scoring.output import Place
 from engine.scoring.plan import Plan
 from engine.scoring.predictor import Predictor
-from engine.scoring.units import Unit
+from engine.scoring.units import Unit, UnitRecord
 from engine.scoring.worker import UnitScorer
 
 FORMAT = 1  # of the digest of the scores
@@ -41,7 +41,7 @@ def publish(
         if record is None:
             raise UserError(f"{units.part_path(parts, unit)} is gone or damaged: run the command again")
         merged.add(record)
-        ledger.append({name: record[name] for name in LEDGER})
+        ledger.append({name: record[name] for name in LEDGER})  # type: ignore[literal-required]
         scored[units.part_path(parts, unit)] = record["part"]["sha256"]  # read_record has checked it
     check_counts(plan, done, failed, merged)
     write_refused(run, parts, done, plan.dataset)
@@ -134,7 +134,7 @@ class Merged:
         self.rows = self.quarantined = self.part_bytes = 0
         self.profile: Profile | None = None
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: UnitRecord) -> None:
         """The next unit in dataset order."""
         self.rows += record["rows"]
         self.quarantined += record["quarantined"]

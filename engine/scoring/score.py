@@ -51,8 +51,8 @@ def score(config: Config, run: Run) -> dict[str, float]:
     predictor = load(config.score.model, config.paths.runs, compute_threads(config), device_of(config))
     run.note(model=predictor.digest)
     config = with_spec_of(config, predictor.bundle)
-    facts = predictor.bundle.model
-    run.log(f"score: {describe_score(config.data.target or '', facts['classes'], facts['loss'])}")
+    model = predictor.bundle.model
+    run.log(f"score: {describe_score(config.data.target or '', model['classes'], model['loss'])}")
     predictor = with_shadow(config, run, predictor)
     check_columns(config, predictor.classes)
     gate_rows = check_predictor(predictor)
@@ -210,7 +210,7 @@ def with_record(job: Job, outcome: pool.Outcome) -> pool.Outcome:
     unit = units.make_unit(outcome.item["start"], outcome.item["stop"], job.context)
     if outcome.result is not None or (record := units.read_record(Path(job.parts), unit)) is None:
         return outcome
-    return dataclasses.replace(outcome, result=record, cause="")
+    return dataclasses.replace(outcome, result=dict(record), cause="")
 
 
 def outcomes(config: Config, predictor: Predictor, plan: Plan) -> Iterator[pool.Outcome]:
@@ -293,5 +293,7 @@ def predictions(
     place = output.place_of(wanted.get("output"), directory, wanted.get("endpoint"), wanted.get("region"))
     manifest = output.read_manifest(place)
     if manifest is not None and not manifest["complete"] and not incomplete:
-        raise UserError(f"{directory} is incomplete: {len(manifest['set_aside'])} units were set aside; run it again")
+        raise UserError(
+            f"{directory} is incomplete: {len(manifest.get('set_aside', []))} units were set aside; run it again"
+        )
     return output.read_predictions(place)

@@ -11,20 +11,15 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from engine.errors import UserError
-from engine.runtime import digest, seal, storage
+from engine.features.profile import ProfileRecord
+from engine.runtime import digest, records, seal, storage
+from engine.runtime.seal import FileRecord
 
 FORMAT = 2  # 2: a unit's input holds the event times too
 CONTEXT = "context.json"
-
-
-class Record(TypedDict):
-    """A unit's record, as far as it is read here."""
-
-    part: seal.FileRecord | None
-    refused: seal.FileRecord | None
 
 
 @dataclass(frozen=True, order=True)
@@ -75,6 +70,25 @@ def gaps(whole: tuple[int, int], done: Iterable[tuple[int, int]]) -> Iterator[tu
 # ---------------------------------------------------------------------------------------------------------- records
 
 
+class UnitRecord(TypedDict):
+    """parts/<unit>.json: what one unit came to. `tiles` are digests of its tiles' ids and scores, in order."""
+
+    format: Annotated[int, records.Format(FORMAT, FORMAT)]
+    start: records.Count
+    stop: records.Count
+    digest: records.Digest
+    rows: records.Count
+    quarantined: records.Count
+    part: FileRecord
+    refused: FileRecord | None
+    input: records.Digest
+    tiles: list[records.Digest]
+    profile: ProfileRecord | None
+    reused: bool
+    seconds: dict[str, float]
+    peak_memory_bytes: records.Count
+
+
 def part_path(parts: Path, unit: Unit) -> Path:
     """The unit's scored rows."""
     return parts / f"{unit.name}.part"
@@ -90,18 +104,18 @@ def record_path(parts: Path, unit: Unit) -> Path:
     return parts / f"{unit.name}.json"
 
 
-def read_record(parts: Path, unit: Unit) -> dict[str, Any] | None:
+def read_record(parts: Path, unit: Unit) -> UnitRecord | None:
     """The record of a finished unit whose files are whole, else None."""
     record, lacking = read_whole(record_path(parts, unit))
     return None if lacking else record
 
 
-def read_whole(path: Path) -> tuple[dict[str, Any], list[Path]]:
+def read_whole(path: Path) -> tuple[UnitRecord | None, list[Path]]:
     """(a unit's record, which of it and of the files that it names are not what was written)."""
     try:
-        record = seal.read_checked(path, Record)
+        record = seal.read_checked(path, UnitRecord)
     except UserError:
-        return {}, [path]
+        return None, [path]
     files = {path.with_suffix(".part"): record["part"], path.with_suffix(".refused.part"): record["refused"]}
     return record, [file for file, entry in files.items() if entry is not None and not seal.is_whole(file, entry)]
 
@@ -140,14 +154,17 @@ def remove_others(parts: Path, keep: Iterable[Unit]) -> int:
 # ---------------------------------------------------------------------------------------------------------- context
 
 
-def check_context(directory: Path, context: dict[str, Any]) -> str:
+Context = dict[str, Any]  # what a unit's digest stands for: flat names and JSON values, compared one by one
+
+
+def check_context(directory: Path, context: Context) -> str:
     """The context's digest; it is written for the first attempt, and any later one must have the same.
 
     Raises UserError naming what changed.
     """
     path = directory / CONTEXT
     if path.exists():
-        before = storage.read_json(path)
+        before = records.read(path, Context)
         changed = [name for name in {**before, **context} if before.get(name) != context.get(name)]
         if changed:
             name = changed[0]

@@ -27,10 +27,11 @@ from engine.features.profile import Profile
 from engine.features.spec import event_inputs, history_inputs, row_inputs, windows_of
 from engine.features.store import StoredView
 from engine.runtime import digest, seal, storage
+from engine.runtime.seal import FileRecord
 from engine.scoring import units
 from engine.scoring.inputs import with_past
 from engine.scoring.predictor import Predictor, load, score_columns, score_names, single_threaded
-from engine.scoring.units import Unit
+from engine.scoring.units import Unit, UnitRecord
 from engine.training.threads import Team
 
 READ_ROWS = 131_072  # rows in memory at once, on absolute multiples: whole row groups of the store
@@ -107,7 +108,7 @@ class UnitScorer:
 
     # ------------------------------------------------------------------------------------------------- one unit
 
-    def _score(self, unit: Unit) -> dict[str, Any]:
+    def _score(self, unit: Unit) -> UnitRecord:
         clock = Clock()
         pieces, refused, profile = [], [], None
         content = Content(unit.start, self.predictor.tile_rows)
@@ -230,9 +231,9 @@ class UnitScorer:
         })  # fmt: skip
         return table if good.all() else table.filter(pa.array(good))
 
-    def _write(self, path: Path, table: pa.Table) -> dict[str, Any]:
+    def _write(self, path: Path, table: pa.Table) -> FileRecord:
         storage.write_parquet(path, table, compression_level=self.job.level, use_dictionary=_repeated(table))
-        return dict(seal.record_of(path))
+        return seal.record_of(path)
 
     def _add_input(self, hasher: Any, ids: pa.Array, facts: pa.Table, refusal: Refusals) -> None:
         """What the output of these rows repeats, and which of them the model cannot take."""
@@ -244,7 +245,7 @@ class UnitScorer:
 
     # --------------------------------------------------------------------------------------------------- append
 
-    def _reused(self, unit: Unit, earlier: str) -> dict[str, Any] | None:
+    def _reused(self, unit: Unit, earlier: str) -> UnitRecord | None:
         """The record of an earlier run for the same rows, when what goes into the model is the same to the bit."""
         assert self.job.earlier is not None
         folder = Path(self.job.earlier)
@@ -285,7 +286,7 @@ class UnitScorer:
             "peak_memory_bytes": peak_memory(),
         }
 
-    def _found(self, folder: Path, unit: Unit, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _found(self, folder: Path, unit: Unit, record: UnitRecord) -> tuple[np.ndarray, np.ndarray]:
         """(scores, bool[n]: which rows have one) of a unit that an earlier run has scored."""
         good = np.ones(unit.rows, bool)
         if record["refused"] is not None:

@@ -13,9 +13,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pyarrow as pa
+import safetensors
 import safetensors.torch
 from torch import nn
 
@@ -26,27 +27,44 @@ from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.runtime import digest, records, registry, storage
 from engine.runtime import seal as folder_seal
+from engine.runtime.records import Format, Within
 from engine.runtime.seal import FileRecord, Seal
-from engine.training.model import Network, from_architecture
+from engine.training.losses import LOSSES
+from engine.training.model import ArchitectureRecord, Network, declared
 
 FORMAT = 1  # of the files that are part of the model
 MANIFEST_FORMAT = 2
 CHECKED = 2  # bundle.json checks itself from this format on
 MANIFEST = "bundle.json"
+TILE_BYTES = 2**32  # of the widest layer of one tile
 JUDGED = ("model.safetensors", "model.json", "features.json")  # with the specification, they are the model
 
 
 class SpecRecord(TypedDict):
-    """spec.json: data and feature specification as resolved."""
+    """spec.json: data and feature specification as resolved; the config's own schema checks both."""
 
+    format: NotRequired[Annotated[int, Format(FORMAT)]]
+    name: str
     data: dict[str, Any]
     features: dict[str, Any]
+
+
+class ModelRecord(TypedDict):
+    """model.json: what scoring needs beside weights. `quantile` is the level of a quantile model."""
+
+    format: NotRequired[Annotated[int, Format(FORMAT)]]
+    architecture: ArchitectureRecord
+    loss: str
+    classes: list[str]
+    precision: Literal["fp32", "bf16"]
+    quantile: NotRequired[Annotated[float, Within(0, 1)]]
+    tile_rows: Annotated[int, Within(1, 2**20)]
 
 
 class ManifestRecord(TypedDict):
     """bundle.json."""
 
-    format: records.Count
+    format: Annotated[int, Format(MANIFEST_FORMAT)]
     digest: records.Digest
     files: dict[str, FileRecord]
     check: NotRequired[records.Digest]
@@ -57,8 +75,8 @@ class Bundle:
     """A bundle read back and verified."""
 
     directory: Path
-    manifest: dict[str, Any]
-    model: dict[str, Any]
+    manifest: ManifestRecord
+    model: ModelRecord
     data: DataConfig
     features: FeaturesConfig
     encoder: Encoder
@@ -77,9 +95,9 @@ class Bundle:
 def write_bundle(
     directory: Path,
     *,
-    spec: dict[str, Any],
+    spec: SpecRecord,
     encoder: Encoder,
-    model: dict[str, Any],
+    model: ModelRecord,
     weights: bytes,
     raw_schema: pa.Schema,
     score: dict[str, Any],
@@ -89,8 +107,8 @@ def write_bundle(
     """
     with storage.atomic_path(directory / "model.safetensors") as temporary:
         temporary.write_bytes(weights)
-    storage.write_json(directory / "model.json", {"format": FORMAT, **model})
-    storage.write_json(directory / "spec.json", {"format": FORMAT, **spec})
+    storage.write_json(directory / "model.json", {"format": FORMAT} | model)
+    storage.write_json(directory / "spec.json", {"format": FORMAT} | spec)
     storage.write_json(directory / "features.json", encoder.to_json())
     storage.write_json(
         directory / "schema.json",
@@ -103,14 +121,14 @@ def write_bundle(
     )
 
 
-def seal(directory: Path) -> dict[str, Any]:
+def seal(directory: Path) -> ManifestRecord:
     """Write the manifest over all files of the bundle, last; returns it."""
     files: dict[str, FileRecord] = {
         path.relative_to(directory).as_posix(): folder_seal.record_of(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    body = {"format": MANIFEST_FORMAT, "digest": _digest_of(directory, files), "files": files}
+    body: ManifestRecord = {"format": MANIFEST_FORMAT, "digest": _digest_of(directory, files), "files": files}
     manifest = folder_seal.checked(body)
     storage.write_json(directory / MANIFEST, manifest)
     return manifest
@@ -126,7 +144,7 @@ def _digest_of(directory: Path, files: Mapping[str, FileRecord]) -> str:
     return digest.of_json([judged, spec])
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> ManifestRecord:
     """bundle.json of a folder, checked, and every file compared with it; the model's digest is computed again.
 
     Raises UserError where there is none or it is of a newer format, Damaged where a file is not the one that was sealed.
@@ -135,10 +153,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{directory} must hold a model bundle ({MANIFEST}), found none: name a finished training run")
     manifest = folder_seal.read_checked(path, ManifestRecord, CHECKED)
-    if manifest["format"] > MANIFEST_FORMAT:
-        raise UserError(
-            f"{directory} is of format {manifest['format']}, this engine reads up to {MANIFEST_FORMAT}: use a newer engine"
-        )
     sealed = Seal(manifest["files"])
     for name in manifest["files"]:
         sealed.check(directory, name, "Restore it, or train again")
@@ -154,14 +168,34 @@ def read_bundle(directory: Path) -> Bundle:
     """
     manifest = read_manifest(directory)
     spec = records.read(directory / "spec.json", SpecRecord)
-    return Bundle(
-        directory,
-        manifest,
-        storage.read_json(directory / "model.json"),
-        schema.build(DataConfig, spec["data"], "data"),
-        schema.build(FeaturesConfig, spec["features"], "features"),
-        Encoder.from_json(storage.read_json(directory / "features.json")),
-    )
+    model = records.read(directory / "model.json", ModelRecord)
+    encoder = Encoder.read(directory / "features.json")
+    _check_model(model, encoder, directory / "model.json")
+    data = schema.build(DataConfig, spec["data"], "data")
+    return Bundle(directory, manifest, model, data, schema.build(FeaturesConfig, spec["features"], "features"), encoder)
+
+
+def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
+    """Raise Damaged where model.json fits neither itself nor the encoder, or a tile would not fit in memory."""
+    described, loss = model["architecture"], model["loss"]
+    if loss not in LOSSES:
+        raise records.Damaged(f"{path}: loss must be one of {', '.join(LOSSES)}, found {loss!r}")
+    outputs = len(model["classes"]) if loss == "multiclass" else 1
+    for name, wanted in (
+        ("numeric_width", encoder.width),
+        ("cardinalities", encoder.cardinalities),
+        ("outputs", outputs),
+    ):
+        if described[name] != wanted:  # type: ignore[literal-required]
+            raise records.Damaged(f"{path}: architecture: {name} must be that of features.json and the classes")
+    if loss == "binary" and len(model["classes"]) != 2:
+        raise records.Damaged(f"{path}: classes must be two for loss binary, found {len(model['classes'])}")
+    layers = [parameter.shape[-1] for parameter in declared(described, f"{path}: architecture").parameters()]
+    if 4 * model["tile_rows"] * max(layers) > TILE_BYTES:
+        raise records.Damaged(
+            f"{path}: tile_rows must be at most {TILE_BYTES // 4 // max(layers):,} for layers of up to {max(layers):,} "
+            f"columns, found {model['tile_rows']:,}"
+        )
 
 
 def spec_of(bundle: Bundle, config: Config) -> tuple[DataConfig, FeaturesConfig]:
@@ -203,11 +237,33 @@ def weights_bytes(model: nn.Module) -> bytes:
 
 
 def load_model(bundle: Bundle) -> Network:
-    """The model of a verified bundle, ready to predict."""
-    model = from_architecture(bundle.model["architecture"])
+    """The model of a verified bundle, ready to predict; model.json is compared with the weights before memory is taken.
+
+    Raises Damaged.
+    """
+    path = bundle.directory / "model.json"
+    model = declared(bundle.model["architecture"], f"{path}: architecture")
+    wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
+    found = _shapes(bundle.weights)
+    for name in {**wanted, **found}:
+        if wanted.get(name) != found.get(name):
+            raise records.Damaged(
+                f"{path} must describe the tensors of {bundle.weights.name}: {name} is {wanted.get(name)} in the one, "
+                f"{found.get(name)} in the other. Restore the bundle, or train again"
+            )
+    model.to_empty(device="cpu")
     model.load_state_dict(safetensors.torch.load_file(bundle.weights))
     model.eval()
     return model
+
+
+def _shapes(weights: Path) -> dict[str, list[int]]:
+    """Shape of each tensor of a weights file, from its header."""
+    try:
+        with safetensors.safe_open(weights, "pt") as file:
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise records.Damaged(f"{weights} must be safetensors: {error}") from None
 
 
 def quantile_of(bundle: Bundle) -> float:

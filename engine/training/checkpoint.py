@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.runtime import digest, records, seal, storage
+from engine.training.model import ArchitectureRecord
 
 FORMAT = 2
 CHECKED = 2  # a manifest checks itself from this format on
@@ -30,10 +31,17 @@ MANIFEST = "manifest.json"
 
 
 class ManifestRecord(TypedDict):
-    """manifest.json; the rest of it is the loop's."""
+    """manifest.json: what a run must share with the checkpoint that it continues, and where it was."""
 
-    format: Annotated[int, records.Within(1, FORMAT)]
+    format: Annotated[int, records.Format(FORMAT)]
     step: records.Count
+    plan: str
+    dataset: NotRequired[str]
+    seeds: NotRequired[dict[str, int]]
+    precision: NotRequired[str]
+    architecture: NotRequired[ArchitectureRecord]
+    state: NotRequired[dict[str, Any]]  # of the loop
+    spent: NotRequired[dict[str, float]]
     files: dict[str, seal.FileRecord]
 
 
@@ -42,7 +50,7 @@ class Checkpoint:
     """One whole checkpoint, verified."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: ManifestRecord
     tensors: dict[str, Tensor]
 
     @property

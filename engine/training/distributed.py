@@ -21,7 +21,7 @@ from engine.runtime import cluster
 from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
 from engine.runtime.run import Run
 from engine.training import interrupt
-from engine.training.checkpoint import newest_whole
+from engine.training.checkpoint import MANIFEST, newest_whole
 from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange, Group
 from engine.training.flat import FlatWeights
@@ -163,7 +163,8 @@ def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mappi
             f"{run.directory / 'checkpoints'} must hold the trained weights, those of step {outcome['steps']}, found {seen}"
             f"{''.join(f'; {reason}' for reason in passed_over)}. Run the command again to resume"
         )
-    model = from_architecture(found.manifest["architecture"])
+    most = found.tensors["weights"].numel()
+    model = from_architecture(found.manifest["architecture"], most, f"{found.folder / MANIFEST}: architecture")
     FlatWeights(model, precision).load(found.tensors.get("best_weights", found.tensors["weights"]))
     metrics = {**outcome["metrics"], **startup}
     return FitResult(model, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)

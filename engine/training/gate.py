@@ -14,7 +14,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,9 @@ from engine.features.build import FeatureTable
 from engine.features.compute import entity_codes, raw_features
 from engine.features.encode import Encoder
 from engine.features.spec import event_inputs
-from engine.runtime import digest, environment, storage
+from engine.runtime import digest, environment, records, storage
 from engine.training import surrogates
-from engine.training.bundle import Bundle
+from engine.training.bundle import Bundle, ModelRecord
 from engine.training.losses import to_scores
 from engine.training.predict import predict_logits
 from engine.training.target import PLAIN, TargetScale
@@ -48,13 +48,26 @@ RESTORE = (
 LogitsOf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+class StateRecord(TypedDict):
+    """gate/state.json: digest of each fitted column's state, the specification, and what decides the bits of a score.
+
+    `columns` is absent in bundles whose `fitted` holds both.
+    """
+
+    columns: NotRequired[dict[str, str]]
+    fitted: dict[str, str]
+    data: dict[str, Any]
+    features: dict[str, Any]
+    hardware: NotRequired[dict[str, Any]]
+
+
 def write_gate(
     directory: Path,
     config: Config,
     table: FeatureTable,
     encoder: Encoder,
     model: Any,
-    facts: dict[str, Any],
+    facts: ModelRecord,
     rows: np.ndarray,
 ) -> None:
     """Keep up to 256 of the training `rows` (int64, ascending), chosen by hash of their id, with what they need."""
@@ -165,7 +178,7 @@ def _merged(encoder: Encoder, encoded: pa.Table) -> pa.Table:
     return pa.table(dict(zip(plain, encoded.columns, strict=True)))
 
 
-def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> dict[str, Any]:
+def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> StateRecord:
     """Digest of each fitted column's state, and the specification that decides features."""
     fitted = encoder.to_json()
     columns = {item["name"]: digest.of_json(item) for item in [*fitted["numeric"], *fitted["categorical"]]}
@@ -198,7 +211,7 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
         path.stem.removeprefix("table-"): storage.read_parquet(path)
         for path in sorted(directory.glob("table-*.parquet"))
     }
-    state = storage.read_json(directory / STATE)
+    state = records.read(directory / STATE, StateRecord)
     raw = raw_features(bundle.data, bundle.features, probes, history, tables, threads)
     _compare("feature", raw, storage.read_parquet(directory / "features.parquet"), probes, bundle.data)
     numeric, codes = bundle.encoder.transform(raw)
@@ -212,7 +225,7 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
         )
     else:
         logits = logits_of(numeric, codes)
-    exact = logits_of is None and state["hardware"] == hardware()
+    exact = logits_of is None and state.get("hardware") == hardware()
     scores = scores_table(to_scores(facts["loss"], logits, model.target))
     expected = storage.read_parquet(directory / "scores.parquet")
     tolerance = 0.0 if exact else TOLERANCE[facts["precision"]]
@@ -222,17 +235,22 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
     return int(probes.num_rows)
 
 
-def _filled(state: dict[str, Any], data: DataConfig, now: dict[str, Any]) -> dict[str, Any]:
+def _filled(state: StateRecord, data: DataConfig, now: StateRecord) -> StateRecord:
     """The recorded state with the defaults of keys that it is older than, and columns apart from the encoder's own words."""
-    then = schema.plain(schema.build(DataConfig, {**schema.plain(data), **state["data"]}, "data"))
+    known = {name: value for name, value in state["data"].items() if name in now["data"]}
+    then = schema.plain(schema.build(DataConfig, {**schema.plain(data), **known}, "data"))
     features = schema.plain(schema.build(FeaturesConfig, state["features"], "features"))
-    state = {**state, "data": {name: then[name] for name in state["data"]}, "features": features}
+    state = {**state, "data": {name: then[name] for name in known}, "features": features}
     if "columns" in state:
         return state
     words = now["fitted"]  # older bundles hold both in one dict, where a column called `order` had no entry
     hidden = {name: value for name, value in now["columns"].items() if name in words}
     columns = {name: value for name, value in state["fitted"].items() if name not in words}
-    return {**state, "columns": {**hidden, **columns}, "fitted": {name: state["fitted"][name] for name in words}}
+    return {
+        **state,
+        "columns": {**hidden, **columns},
+        "fitted": {name: state["fitted"].get(name, "") for name in words},
+    }
 
 
 def _compare_state(then: Any, now: Any, path: str = "") -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import digest, environment
+from engine.runtime import digest, environment, records
 from engine.runtime.progress import Progress
 from engine.runtime.run import Run
 from engine.training.checkpoint import save_checkpoint
@@ -186,7 +186,8 @@ class Trainer:
         self.stepper.weights.load(checkpoint.tensors["weights"])
         self.stepper.optimizer.load(checkpoint.tensors)
         self.best_weights = checkpoint.tensors.get("best_weights")
-        self.state = State(**checkpoint.manifest["state"])
+        where = f"{checkpoint.folder}: state"
+        self.state = records.filled(State, [checkpoint.manifest.get("state", {})], where)[0]
         self.earlier = checkpoint.manifest.get("spent", {})
         self.resumed_from = self.saved_step = self.state.step
         for name, value in self.state.links.items():

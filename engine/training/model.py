@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +18,47 @@ from torch import Tensor, nn
 
 from engine.config.tree import ModelConfig
 from engine.errors import UserError, nearest
+from engine.runtime import records
+from engine.runtime.records import Within
 from engine.training.target import PLAIN, TargetScale
 
 FORMAT = 1
+WIDEST = 2**20  # columns, units of a layer, outputs
+MOST_TENSORS = 2**16
+Width = Annotated[int, Within(1, WIDEST)]
+
+
+class MlpSettings(TypedDict):
+    """What an Mlp takes beside widths."""
+
+    hidden: list[Width]
+    dropout: Annotated[float, Within(0, 1)]
+    embedding_max: Width
+
+
+class LinearSettings(TypedDict):
+    """A linear model has none."""
+
+
+class ArchitectureRecord(TypedDict):
+    """What a model is made of, weights left out; `settings` are of the kind's shape."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    kind: str
+    numeric_width: Annotated[int, Within(0, WIDEST)]
+    cardinalities: list[Annotated[int, Within(1, 2**31)]]
+    outputs: Width
+    settings: dict[str, Any]
+    target_center: float
+    target_scale: float
+    target_type: NotRequired[Literal["float32", "float64"]]
 
 
 class Network(nn.Module):
     """What both models share: an embedding per code column, and the scale of a regression target."""
 
     kind = ""
+    shape: type[Any] = LinearSettings  # of `settings` in a record
 
     def __init__(self, numeric_width: int, cardinalities: Sequence[int], outputs: int) -> None:
         super().__init__()
@@ -71,6 +103,7 @@ class Mlp(Network):
     """Embeddings and numbers side by side, hidden layers of linear, ReLU and dropout, and a linear output."""
 
     kind = "mlp"
+    shape = MlpSettings
 
     def __init__(
         self,
@@ -198,9 +231,9 @@ def _initialise(model: Network, seed: int) -> None:
             bias.uniform_(-bound, bound, generator=generator)
 
 
-def architecture(model: Network) -> dict[str, Any]:
+def architecture(model: Network) -> ArchitectureRecord:
     """JSON from which `from_architecture` builds the same model, weights left out."""
-    return {
+    found: ArchitectureRecord = {
         "format": FORMAT,
         "kind": model.kind,
         "numeric_width": model.numeric_width,
@@ -209,25 +242,44 @@ def architecture(model: Network) -> dict[str, Any]:
         "settings": model.settings(),
         "target_center": model.target.center,
         "target_scale": model.target.scale,
-        **({} if model.target.kind == "float32" else {"target_type": model.target.kind}),
     }
+    if model.target.kind == "float64":
+        found["target_type"] = "float64"
+    return found
 
 
-def from_architecture(description: dict[str, Any]) -> Network:
-    """The model that `architecture` described, with zero weights until a state is loaded."""
-    if description.get("format") != FORMAT:
-        raise UserError(f"a model's architecture must have format {FORMAT}, found {description.get('format')!r}")
-    model = _construct(
-        description["kind"],
-        description["numeric_width"],
-        description["cardinalities"],
-        description["outputs"],
-        description["settings"],
-    )
+def declared(description: ArchitectureRecord, where: str = "architecture") -> Network:
+    """The model that `architecture` described, on torch's meta device: its tensors have shapes and take no memory.
+
+    Raises UserError for an unknown kind, Damaged where the description is of another shape or beyond the limits.
+    """
+    records.conform(description, ArchitectureRecord, where)
+    kind, given = description["kind"], description["settings"]
+    shape = MODELS[kind].shape if kind in MODELS else LinearSettings
+    records.conform(given, shape, f"{where}: settings")
+    settings = {name: given[name] for name in shape.__annotations__}
+    cardinalities = description["cardinalities"]
+    tensors = len(cardinalities) + 2 * len(settings.get("hidden", ())) + 2
+    if tensors > MOST_TENSORS:
+        raise records.Damaged(f"{where} must have at most {MOST_TENSORS:,} tensors, found {tensors:,}")
+    with torch.device("meta"):
+        model = _construct(kind, description["numeric_width"], cardinalities, description["outputs"], settings)
+    kind_of_target = description.get("target_type", "float32")
+    model.target = TargetScale(description["target_center"], description["target_scale"], kind_of_target)
+    return model
+
+
+def from_architecture(description: ArchitectureRecord, most: int = 2**32, where: str = "architecture") -> Network:
+    """The model that `architecture` described, with zero weights until a state is loaded.
+
+    Raises Damaged for one of more than `most` weights, before any memory is taken.
+    """
+    model = declared(description, where)
+    found = sum(parameter.numel() for parameter in model.parameters())
+    if found > most:
+        raise records.Damaged(f"{where} must describe at most {most:,} weights, found {found:,}")
+    model.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    model.target = TargetScale(
-        description["target_center"], description["target_scale"], description.get("target_type", "float32")
-    )
     return model

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +28,9 @@ from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts
 from engine.features.moments import instants
-from engine.features.profile import FIT_ROWS, Profile, ProfileSpec
+from engine.features.profile import FIT_ROWS, Profile, ProfileRecord, ProfileSpec
 from engine.features.spec import sensitive_features
-from engine.runtime import storage
+from engine.runtime import records, storage
 from kernels import profile as kernel
 from kernels.exact import WIDE_UNIT
 from kernels.hashing import hash_bytes
@@ -41,6 +42,20 @@ FEWEST_ROWS, IMPORTANCE_CELLS = 64, 1 << 25  # 512 rows of up to 256 encoded col
 CHUNK_ROWS = 131_072
 MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN = kernel.MISSING, kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE
 ROWS = ""  # the column of reference.parquet that counts rows, in parentheses where a feature has that name
+
+Days = Annotated[int, records.Within(0, 10**6)]
+
+
+class ReferenceRecord(TypedDict):
+    """reference.json: the profile of the whole period, how much each feature matters, and days of history."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    memory_days: NotRequired[Days]
+    history_days: NotRequired[Days]
+    predictions_in_sample: bool
+    importance: dict[str, float]
+    profile: ProfileRecord
+
 
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -78,7 +93,7 @@ def write_reference(
     outcomes = labelled_outcomes(config, table.dataset, scored, scores, classes)
     if outcomes is not None:
         storage.write_parquet(directory / "reference_outcomes.parquet", outcomes)
-    state = {
+    state: ReferenceRecord = {
         "format": FORMAT,
         "memory_days": -(-memory_of(config) // DAY),
         "history_days": history_days(config, table.dataset),

@@ -32,6 +32,9 @@ from engine.runtime.run import Run
 from engine.training import baselines, gate, report
 from engine.training.bundle import (
     Bundle,
+    ManifestRecord,
+    ModelRecord,
+    SpecRecord,
     find_model,
     load_model,
     quantile_of,
@@ -414,14 +417,14 @@ def write_model(
     result: FitResult,
     classes: tuple[str, ...],
     split: Split,
-) -> dict[str, Any]:
+) -> ManifestRecord:
     """The bundle, gate included; sets the chain's `weights` link."""
     directory = run.path("model")
     shutil.rmtree(directory, ignore_errors=True)  # what a killed attempt has left would be sealed in
     weights = weights_bytes(result.model)
     run.link("weights", digest.of_bytes(weights))
     raw_schema = table.read((int(split.rows[0]), int(split.rows[0]) + 1)).schema
-    model = {
+    model: ModelRecord = {
         "architecture": architecture(result.model),
         "loss": config.train.loss,
         "classes": list(classes),
@@ -430,7 +433,7 @@ def write_model(
         "tile_rows": TILE_ROWS,
     }
     data, features = run.masked(schema.plain(config.data)), run.masked(schema.plain(config.features))
-    spec = {"name": config.name, "data": data, "features": features}
+    spec: SpecRecord = {"name": config.name, "data": data, "features": features}
     score_facts = score_meaning(config.data.target or "", classes, config.train.loss)
     write_bundle(
         directory, spec=spec, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema, score=score_facts
@@ -446,7 +449,7 @@ def write_model(
     return seal(directory)
 
 
-def scores_of(model: Any, facts: dict[str, Any], threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def scores_of(model: Any, facts: ModelRecord, threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Scores of encoded rows by a model and what model.json says of it."""
     logits = predict_logits(
         model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -162,21 +165,28 @@ def test_profiles_of_two_models_are_not_merged_and_an_absent_column_is_named() -
         Profile.count(one, raw(10).drop_columns(["y"]))
 
 
-def test_specification_survives_json() -> None:
+def kept(path: Path, value: Any) -> Path:
+    """The file, with a record in it."""
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_specification_survives_json(tmp_path) -> None:
     train = raw(300)
     encoder = Encoder.fit(FEATURES, train.select, EncodeConfig())
     spec = ProfileSpec.fit(encoder, train.select, np.linspace(0, 1, 40))
-    again = ProfileSpec.from_json(spec.to_json(), Encoder.from_json(encoder.to_json()))
+    encoding = Encoder.read(kept(tmp_path / "features.json", encoder.to_json()))
+    again = ProfileSpec.read(kept(tmp_path / "profile_spec.json", spec.to_json()), encoding)
     assert again.digest == spec.digest
     assert Profile.count(again, train).digest == Profile.count(spec, train).digest
 
 
-def test_a_specification_of_format_1_counts_and_is_named_as_it_was() -> None:
+def test_a_specification_of_format_1_counts_and_is_named_as_it_was(tmp_path) -> None:
     train = raw(300)
     encoder = Encoder.fit(FEATURES, train.select, EncodeConfig())
     numeric = [{"name": "x", "edges": [-2.0, 0.0, 2.0], "scale": 1.0}, {"name": "y", "edges": [5.0, 6.0], "scale": 5.0}]
     old = {"format": 1, "numeric": numeric, "categorical": ["c"], "predictions": [], "unnamed": []}
-    spec = ProfileSpec.from_json(old, encoder)
+    spec = ProfileSpec.read(kept(tmp_path / "profile_spec.json", old), encoder)
     assert spec.to_json() == old and spec.format == 1
     vocabulary = encoder.categorical_[0]
     assert spec.digest == digest.of_json([old, [["c", vocabulary.known_, vocabulary.rare_]]])

@@ -157,7 +157,9 @@ def _killed(root: str, models: str, victim: str, at: int) -> None:
     setattr(module, name, counted)
     registry = Registry(Path(root), "shop")
     made = Path(models) / "b"
-    version = registry.register(made, seal_of(made), metric={}, train_rows=1, source="x")
+    version = registry.register(
+        made, seal_of(made), metric={"name": "roc_auc", "value": None}, train_rows=1, source="x"
+    )
     registry.move("promote", version.digest, expected=registry.state().champion, why="killed")
 
 
@@ -190,7 +192,9 @@ def test_a_kill_at_any_write_leaves_one_champion_and_a_rerun_completes(tmp_path:
         assert champion == first
     registry.verify(registry.find("champion"))
     made = tmp_path / "models" / "b"
-    version = registry.register(made, seal_of(made), metric={}, train_rows=1, source="x")
+    version = registry.register(
+        made, seal_of(made), metric={"name": "roc_auc", "value": None}, train_rows=1, source="x"
+    )
     if champion == first:
         registry.move("promote", version.digest, expected=first, why="again")
     assert registry.state().champion == second
@@ -205,10 +209,10 @@ def test_an_artefact_that_was_replaced_after_it_was_judged_is_refused(
     forged = bundle(tmp_path / "forged", "b")
     (forged / "weights").write_text("evil")
     with pytest.raises(UserError, match="was replaced"):
-        registry.register(forged, seal_of(forged), metric={}, train_rows=1, source="x")
+        registry.register(forged, seal_of(forged), metric={"name": "roc_auc", "value": None}, train_rows=1, source="x")
     whole = bundle(tmp_path / "other", "other")
     with pytest.raises(UserError, match="not the artefact that was judged"):
-        registry.register(whole, seal, metric={}, train_rows=1, source="x")
+        registry.register(whole, seal, metric={"name": "roc_auc", "value": None}, train_rows=1, source="x")
     shutil.rmtree(registry.find(b).model)
     shutil.copytree(whole, registry.directory / "versions" / b / "model")
     with pytest.raises(UserError, match="replaced"):

@@ -118,7 +118,7 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path) -> None:
     tracemalloc.start()
     began = time.monotonic()
     with pytest.raises(Damaged, match="at most 67,108,864 bytes, found 1,099,511,627,776"):
-        records.read(tmp_path / "r.json")
+        records.read(tmp_path / "r.json", dict)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20 and time.monotonic() - began < 5

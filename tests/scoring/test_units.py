@@ -42,9 +42,23 @@ def write(parts: Path, unit: units.Unit, record: bool = True) -> None:
     with storage.atomic_path(part) as temporary:
         temporary.write_bytes(unit.name.encode())
     if record:
-        storage.write_json(
-            units.record_path(parts, unit), seal.checked({"part": seal.record_of(part), "refused": None})
-        )
+        written: units.UnitRecord = {
+            "format": units.FORMAT,
+            "start": unit.start,
+            "stop": unit.stop,
+            "digest": unit.digest,
+            "rows": unit.rows,
+            "quarantined": 0,
+            "part": seal.record_of(part),
+            "refused": None,
+            "input": "0" * 64,
+            "tiles": [],
+            "profile": None,
+            "reused": False,
+            "seconds": {},
+            "peak_memory_bytes": 0,
+        }
+        storage.write_json(units.record_path(parts, unit), seal.checked(written))
 
 
 def test_only_units_with_a_record_and_whole_files_of_this_context_count(tmp_path: Path) -> None:
