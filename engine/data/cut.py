@@ -54,7 +54,10 @@ def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None, bou
         block = read_block(stream, piece_bytes(bounds))
         last = not block
         rest += block
-        if messy:
+        if block and not messy and b"\n" not in block and b"\r" not in block:  # no row ends here
+            if len(rest) > bounds.row:
+                raise too_long(bounds)
+        elif messy:
             # The strict reader keeps its own account of where rows end: hand on what there is.
             if rest:
                 yield Piece(rest, True)
@@ -78,8 +81,9 @@ def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None, bou
 def too_long(bounds: Bounds) -> UserError:
     """The error for text without a line end for longer than a row may be."""
     return UserError(
-        f"a row must not be longer than {bounds.row} bytes (an eighth of resources.memory, at most {LONGEST_ROW}): is the "
-        "delimiter or the quote right? A row that is right needs more resources.memory, or another format"
+        f"a row must not be longer than {bounds.row:,} bytes (an eighth of resources.memory, at most {LONGEST_ROW:,}), found "
+        "no line end in them: are the line ends, the delimiter and the quote right? A row that is right needs more "
+        "resources.memory, or another format"
     )
 
 
@@ -156,6 +160,15 @@ def _comment_lines(data: bytes, quote: bytes, comment: bytes) -> list[tuple[int,
 
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+def first_line_end(data: bytes, quote: bytes) -> int:
+    """Where the first line ends (a line end outside quotes), -1 where it does not."""
+    raw = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero((raw == 10) | (raw == 13))
+    if quote and quote in data:
+        ends = ends[np.searchsorted(np.flatnonzero(raw == quote[0]), ends) % 2 == 0]
+    return int(ends[0]) if len(ends) else -1
 
 
 def line_stop(data: bytes, start: int) -> int:

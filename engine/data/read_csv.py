@@ -26,7 +26,7 @@ from engine.data import look
 from engine.data.arrow_types import TIMESTAMP, parse_type
 from engine.data.bounds import Bounds
 from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, evidence_of, match, typed
-from engine.data.cut import Piece, dialect, mapped_pieces, pieces, sift
+from engine.data.cut import Piece, dialect, first_line_end, mapped_pieces, pieces, sift
 from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16, skip_advice
 from engine.data.parse import FALSE, TRUE, has_offset, is_beyond_whole_numbers, may_vanish
 from engine.data.trim import at_least, more, without_comments, without_footer, without_lines
@@ -56,7 +56,7 @@ def _chunks(
     options = source.csv
     if options.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         stream = recode(stream, options.encoding, file)
-    stream = without_footer(stream, options.footer)
+    stream = without_footer(stream, options.footer, bounds)
     head, names = _head(stream, file, source)
     matched = match(names, source, file, lambda: look.advice(file, source, zone))
     notes.update(matched.notes)
@@ -85,7 +85,7 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
             for name, column in source.columns.items()
             if name not in file.partitions and column.path not in (FILE, ROW)
         ]
-    while (end := _line_end(head, options.quote.encode())) < 0:
+    while (end := first_line_end(head, options.quote.encode())) < 0:
         longer = more(stream, head)
         if len(longer) == len(head):
             end = len(head)
@@ -127,18 +127,6 @@ def _without_excel_line(head: bytes, file: SourceFile, options: CsvOptions) -> b
             f"set {word}"
         )
     return head[found.end() :]
-
-
-def _line_end(head: bytes, quote: bytes) -> int:
-    """Where the first line ends (a newline outside quotes), -1 when it does not."""
-    inside = False
-    for place in range(len(head)):
-        byte = head[place : place + 1]
-        if byte == quote:
-            inside = not inside
-        elif byte in (b"\n", b"\r") and not inside:
-            return place
-    return -1
 
 
 class _Parser:

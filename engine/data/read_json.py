@@ -47,7 +47,7 @@ def read(
 ) -> Iterator[Chunk]:
     """Chunks of one file in file order; a key that no line has is a missing column."""
     opened = stream = open_bytes(file.path)
-    first, seen = 1, set[str]()
+    first, seen, listed = 1, set[str](), False
     try:
         if source.csv.encoding.lower() not in ("utf-8", "utf8"):
             stream = recode(stream, source.csv.encoding, file)
@@ -55,6 +55,7 @@ def read(
             piece = cut.data.removeprefix(b"\xef\xbb\xbf") if first == 1 else cut.data
             if first == 1:
                 refuse_utf16(piece, file)
+                listed = piece[:1] == b"["
             chunk, rows = _fast(piece, file, source, zone, seen, notes) or _careful(
                 piece, file, source, zone, seen, notes
             )
@@ -68,7 +69,12 @@ def read(
     if first == 1:
         raise UserError(f"{file.shown} is empty: it must hold at least one line{skip_advice(file)}")
     if not seen:
-        raise UserError(f"{file.shown} must hold one JSON object a line, found none in {first - 1:,} lines")
+        hint = (
+            f". It begins with [: write the items one a line, as `jq -c '.[]'` does{skip_advice(file)}"
+            if listed
+            else ""
+        )
+        raise UserError(f"{file.shown} must hold one JSON object a line, found none in {first - 1:,} lines{hint}")
     notes.update(match(sorted(seen), source, file).notes)
     notes.pop("reordered", None)
 
@@ -229,11 +235,13 @@ def _objects(piece: bytes) -> tuple[list[dict[str, Any]], np.ndarray, list[Lost]
     records, numbers, lost = [], [], []
     for number, line in enumerate(_lines(piece), 1):
         try:
+            if line.lstrip().startswith(b"["):  # perhaps a whole file as one list: it would take many times its bytes
+                raise ValueError("it is a list")
             record = json.loads(
                 line, parse_int=_Number, parse_float=_Number, parse_constant=_Number, object_pairs_hook=_once
             )
             if not isinstance(record, dict):
-                raise ValueError(f"it is {_KINDS.get(type(record), 'a list')}")
+                raise ValueError(f"it is {_KINDS[type(record)]}")
             records.append(record)
             numbers.append(number)
         except (ValueError, RecursionError) as error:

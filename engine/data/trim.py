@@ -8,14 +8,20 @@ from __future__ import annotations
 import io
 from typing import Any, BinaryIO
 
-from engine.data.bounds import LONGEST_ROW, USUAL
+from engine.data.bounds import SHORTEST_LIMIT, Bounds
 from engine.data.cut import line_stop, read_block, too_long
+from engine.errors import UserError
+
+LONGEST_LINE = SHORTEST_LIMIT  # before the rows
 
 
 def more(stream: BinaryIO, start: bytes) -> bytes:
-    """`start` and the next block of the stream. Raises UserError when `start` is longer than any row may be."""
-    if len(start) > LONGEST_ROW:
-        raise too_long(USUAL)
+    """`start` and the next block of the stream. Raises UserError when `start` is longer than a line before the rows may be."""
+    if len(start) > LONGEST_LINE:
+        raise UserError(
+            f"the header, a comment or a line that is left out before the rows must not be longer than {LONGEST_LINE:,} bytes, "
+            "found no line end in them: are the line ends and the quote right?"
+        )
     return start + read_block(stream)
 
 
@@ -61,16 +67,16 @@ def without_comments(stream: BinaryIO, head: bytes, comment: str | None) -> byte
             return head
 
 
-def without_footer(stream: BinaryIO, lines: int) -> BinaryIO:
+def without_footer(stream: BinaryIO, lines: int, bounds: Bounds) -> BinaryIO:
     """The stream without its last lines; a line end at the very end begins no further line."""
-    return io.BufferedReader(_Footless(stream, lines), 1 << 20) if lines else stream  # type: ignore[arg-type]
+    return io.BufferedReader(_Footless(stream, lines, bounds), 1 << 20) if lines else stream  # type: ignore[arg-type]
 
 
 class _Footless(io.RawIOBase):
     """Holds back the last lines of what was read so far."""
 
-    def __init__(self, stream: BinaryIO, lines: int) -> None:
-        self._stream, self._lines = stream, lines
+    def __init__(self, stream: BinaryIO, lines: int, bounds: Bounds) -> None:
+        self._stream, self._lines, self._bounds = stream, lines, bounds
         self._held, self._ready, self._place = b"", b"", 0
 
     def readable(self) -> bool:
@@ -81,6 +87,8 @@ class _Footless(io.RawIOBase):
             block = read_block(self._stream)
             if not block:
                 return 0
+            if len(self._held) > self._bounds.row:
+                raise too_long(self._bounds)
             held = self._held + block
             start = footer_start(held, self._lines)
             self._ready, self._held, self._place = held[:start], held[start:], 0

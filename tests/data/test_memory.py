@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data import bounds, order, write
+from engine.config.tree import CsvOptions
+from engine.data import bounds, cut, order, write
 from engine.data.bounds import Bounds
+from engine.data.trim import without_footer
 from engine.errors import UserError
 from tests.data.helpers import build, config, read
 
@@ -134,9 +138,9 @@ def long_csv(path: Path, quote: str = "") -> None:
         ("a.parquet", long_parquet, "string", "row 2, column 'v', takes 20,000,0"),
         ("a.arrow", long_arrow, "string", "row 2, column 'v', takes 20,000,0"),
         ("l.parquet", long_list, "list<string>", "row 2, column 'v', takes 20,000,0"),
-        ("a.jsonl", long_json, "string", "a row must not be longer than 16777216 bytes"),
-        ("a.csv", long_csv, "string", "a row must not be longer than 16777216 bytes"),
-        ("q.csv", lambda path: long_csv(path, '"'), "string", "a row must not be longer than 16777216 bytes"),
+        ("a.jsonl", long_json, "string", "a row must not be longer than 16,777,216 bytes"),
+        ("a.csv", long_csv, "string", "a row must not be longer than 16,777,216 bytes"),
+        ("q.csv", lambda path: long_csv(path, '"'), "string", "a row must not be longer than 16,777,216 bytes"),
     ],
 )
 def test_a_row_beyond_the_limit_is_named_with_its_column_and_the_key_that_allows_it(
@@ -148,6 +152,54 @@ def test_a_row_beyond_the_limit_is_named_with_its_column_and_the_key_that_allows
     assert said in str(caught.value) and str(tmp_path / name) in str(caught.value)
     assert "resources.memory" in str(caught.value)
     assert build(config(tmp_path, data(tmp_path / name, kind), memory="300MB"))[0].rows == 3
+
+
+class Endless(io.RawIOBase):
+    """Text without a line end; says how much of it was taken."""
+
+    def __init__(self, unit: bytes) -> None:
+        self.block, self.taken = unit * (1 << 20), 0
+
+    def read(self, size: int = -1) -> bytes:
+        self.taken += size
+        return self.block[:size]
+
+
+@pytest.mark.parametrize("unit", [b"1,2,", b'"a","b",', b'{"a": 1} '])
+@pytest.mark.parametrize(
+    "options", [CsvOptions(), CsvOptions(escape="\\"), CsvOptions(comment="#"), CsvOptions(footer=1), None]
+)
+def test_text_without_a_line_end_is_refused_soon_after_the_limit_of_a_row(
+    unit: bytes, options: CsvOptions | None
+) -> None:
+    bounds, endless = Bounds(batch=1 << 20, row=1 << 21), Endless(unit)
+    stream = without_footer(endless, options.footer, bounds) if options else endless  # type: ignore[arg-type]
+    found = cut.pieces(stream, b"", options, bounds)
+    with pytest.raises(UserError, match=r"a row must not be longer than 2,097,152 bytes .* found no line end in them"):
+        list(cut.sift(found, options, bounds) if options and options.escape else found)
+    assert endless.taken < 4 * bounds.row + 2 * cut.PIECE * bool(options and options.footer)
+
+
+@pytest.mark.parametrize("csv", [{}, {"skip": 1}, {"comment": "1"}])
+def test_a_file_without_a_line_end_is_refused_by_its_name_before_its_columns_are_known(
+    csv: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b"1,2," * (9 << 20))
+    with pytest.raises(
+        UserError, match=r"a\.csv: the header, a comment or .* longer than 16,777,216 bytes, found no line"
+    ):
+        read(tmp_path / "a.csv", {"a": "int64"}, csv=csv)
+
+
+def test_a_file_that_is_one_json_list_is_refused_with_what_to_do_and_is_not_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"[" + b'{"id": 1}, ' * 300_000 + b"{}]")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.jsonl must hold one JSON object a line, .* It begins with \[: write"):
+        read(tmp_path / "a.jsonl", {"id": "int64"})
+    assert (
+        tracemalloc.get_traced_memory()[1] < 10 * 3_300_000
+    )  # some copies of the text; its items take thirty times as much
+    tracemalloc.stop()
 
 
 def test_a_compressed_file_that_must_be_unpacked_whole_is_refused_beyond_memory(tmp_path: Path) -> None:

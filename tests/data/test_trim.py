@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine.config import schema
 from engine.config.tree import CsvOptions
 from engine.data import cut, trim
+from engine.data.bounds import USUAL
 from engine.errors import UserError
 from tests.data.helpers import read
 
@@ -103,7 +104,7 @@ def test_a_footer_is_the_last_lines_of_the_file(data: bytes, lines: int, piece: 
     data = data.replace(b"\r", b"").replace(b"a", b"\n").replace(b"\n", end)
     usual, cut.PIECE = cut.PIECE, piece
     try:
-        found = trim.without_footer(io.BytesIO(data), lines).read()  # type: ignore[arg-type]
+        found = trim.without_footer(io.BytesIO(data), lines, USUAL).read()  # type: ignore[arg-type]
     finally:
         cut.PIECE = usual
     kept = data.splitlines(keepends=True)
