@@ -40,6 +40,7 @@ from engine.training.gpu.step import LOSS, WEIGHT, GpuStep
 from engine.training.model import build_model
 from engine.training.order import RowOrder
 from engine.training.predict import DEVICE_TILE_ROWS, TILE_ROWS, predict_logits
+from engine.training.schedule import Schedule
 from kernels import cuda as twins
 from kernels import dropout, encode, jit, order, profile
 
@@ -416,34 +417,34 @@ class Job:
         threads: int,
     ) -> None:
         self.device = device
-        settings = TrainConfig(batch_size=max(batch, 8), epochs=1000)
+        settings = TrainConfig(batch_size=max(batch, 8), epochs=1000, lr=0.001, log_every=50)
         self.model = build_model(ModelConfig(hidden=HIDDEN, dropout=0.1), data.numeric.shape[1], sizes, 1, 0)
         with device:
             flat = FlatWeights(self.model, precision)
             optimizer = AdamW(flat.size, settings.weight_decay)
-        steps = -(-len(data) // batch)
-        self.plan = StepPlan(len(data), batch, steps, min(50, steps), settings)
+        self.plan = StepPlan(Schedule(len(data), batch, 1000, 0, settings))
         rows = Rows.of(data, None, self.model)
         kind = torch.bfloat16 if any(flat.low) and not sizes else torch.float32
         source: Source = (
             Resident(rows, self.plan, device, kind) if resident else Streamed(rows, self.plan, device, kind, threads)
         )
         self.step = GpuStep(self.model, flat, optimizer, source, self.plan)
-        self.runner, self.reason = make_runner(self.step, runner)
+        self.runner, self.name, self.reason = make_runner(self.step, runner)
         self.order, self.lane = RowOrder(len(data), 12345), SideLane(device)
 
     @property
     def described(self) -> str:
         """What ran."""
         masks = "fused masks" if self.step.fused_masks else "masks in torch"
-        return f"{self.runner.name}, {masks}" + (f", NOT AS ASKED: {self.reason}" if self.reason else "")
+        return f"{self.name}, {masks}" + (f", NOT AS ASKED: {self.reason}" if self.reason else "")
 
     def prepare(self, step: int, most: int) -> Any:
         """The chunk that begins at a step."""
-        count = min(most, self.plan.chunk, self.plan.steps - step % self.plan.steps)
+        left = self.plan.schedule.epoch_steps - step % self.plan.schedule.epoch_steps
+        count = min(most, self.plan.chunk, left)
         with self.lane:
             layers = len(self.model.mask_widths)
-            return prepare_chunk(self.plan, self.order, step, count, [0.001] * count, layers, self.device)
+            return prepare_chunk(self.plan, self.order, step, count, layers, self.device)
 
     def chunk(self, step: int, most: int) -> int:
         """Run one chunk and wait for it; returns its steps."""
@@ -461,7 +462,7 @@ class Job:
         while not rows or time.perf_counter() - began < seconds:
             self.lane.hand_over(made)
             run_chunk(self.step, self.runner, made)
-            rows += int(self.plan.counts(at % self.plan.steps, made.steps)[0].sum())
+            rows += int(self.plan.counts(at % self.plan.schedule.epoch_steps, made.steps)[0].sum())
             at += made.steps
             made = self.prepare(at, 50)
             self.step.records.cpu()  # as the loop reads its losses

@@ -52,7 +52,8 @@ from engine.training.loop import FitResult, fit
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
 from engine.training.precision import resolve_precision
-from engine.training.shards import Batches, ShardTask, ShardWorkspace
+from engine.training.schedule import Schedule
+from engine.training.shards import ShardTask, ShardWorkspace
 from engine.training.threads import Team
 from kernels.dropout import dropout_mask
 from kernels.jit import run_ranges, split
@@ -203,16 +204,16 @@ def our_batches(data: Examples, sizes: list[int], config: Config) -> float:
     settings = config.train
     model = build_model(config.model, data.numeric.shape[1], sizes, 1, 0)
     flat = FlatWeights(model, "fp32")
-    batches = Batches.plan(len(data), settings)
+    schedule = Schedule.of(len(data), settings)
     order = RowOrder(len(data), order_key("benchmark", 0), settings.order, settings.window_rows)
-    task = ShardTask(model, data, order, batches, settings, None)
+    task = ShardTask(model, data, order, schedule, None)
     spaces = [
-        ShardWorkspace(model, flat, data, batches.shard_rows, torch.zeros(flat.size + STATS_FLOATS))
+        ShardWorkspace(model, flat, data, schedule.shard_rows, torch.zeros(flat.size + STATS_FLOATS))
         for _ in range(settings.shards)
     ]
     with Team(config.cluster.threads) as team:
         began = time.perf_counter()
-        for step in range(batches.steps):
+        for step in range(schedule.epoch_steps):
             team.run(lambda shard, step=step: task.fill(spaces[shard], step, shard), settings.shards)  # type: ignore[misc]
         return len(data) / (time.perf_counter() - began)
 

@@ -47,15 +47,14 @@ class CpuStepper:
         self._job = job
         self.weights = FlatWeights(job.model, job.precision)
         self.optimizer = AdamW(self.weights.size, settings.weight_decay)
-        self._task = ShardTask(job.model, job.train, job.order, job.schedule.batches, settings, job.class_weights)
+        self._task = ShardTask(job.model, job.train, job.order, job.schedule, job.class_weights)
         self._shards = owned(settings.shards, exchange.rank, exchange.world)
         shape = (slots(settings.shards, exchange.world), self.weights.size + STATS_FLOATS)
         self._rows = torch.from_numpy(
             aligned_empty(shape, np.float32)
         ).zero_()  # a shard's gradient and statistics each
-        shard_rows = job.schedule.batches.shard_rows
         self._spaces = [
-            ShardWorkspace(job.model, self.weights, job.train, shard_rows, self._rows[place])
+            ShardWorkspace(job.model, self.weights, job.train, job.schedule.shard_rows, self._rows[place])
             for place in range(len(self._shards))
         ]
 
@@ -68,9 +67,7 @@ class CpuStepper:
         self._rows[0, -STATS_FLOATS:].numpy().view(np.float64)[STOP] = float(job.stop.requested())
         gradient, sums = REDUCTIONS[settings.reduction](self._rows, settings.shards, job.exchange, job.team)
         added = time.perf_counter()
-        norm = scale_and_clip(
-            gradient, job.schedule.batches.batch / sums[WEIGHT] if sums[WEIGHT] > 0 else 0.0, settings.clip
-        )
+        norm = scale_and_clip(gradient, job.schedule.batch / sums[WEIGHT] if sums[WEIGHT] > 0 else 0.0, settings.clip)
         if not sums[BAD] and math.isfinite(norm) and sums[WEIGHT] > 0:
             self.optimizer.step(self.weights.values, gradient, job.schedule.rate(step))
             self.weights.refresh()

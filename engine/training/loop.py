@@ -113,10 +113,10 @@ def fit(  # noqa: PLR0913
     another plan.
     """
     check_targets(train.target, train.rows, config.train.loss, outputs)
-    model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed)
-    model.target = target_scale(train.target, config.train.loss)
-    load_start_weights(model, config)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
+        model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed)
+        model.target = target_scale(train.target, config.train.loss)
+        load_start_weights(model, config)
         job = TrainingJob(
             config=config,
             run=run,
@@ -167,7 +167,7 @@ class Trainer:
             while not state.finished:
                 taken = self.stepper.run(state.step)
                 self._account(taken, progress)
-                if state.step % self.schedule.batches.steps == 0:
+                if state.step % self.schedule.epoch_steps == 0:
                     self._end_epoch(progress)
                 elif self.config.train.checkpoint_every and state.step % self.config.train.checkpoint_every == 0:
                     self._save()
@@ -220,9 +220,7 @@ class Trainer:
         clock.trained_rows += rows
         clock.steps += len(taken.figures)
         last = taken.figures[-1]
-        progress.advance(
-            rows, f"epoch {(state.step - 1) // self.schedule.batches.steps + 1}, loss {last.mean_loss:.4f}"
-        )
+        progress.advance(rows, f"epoch {(state.step - 1) // self.schedule.epoch_steps + 1}, loss {last.mean_loss:.4f}")
         if state.step % self.config.train.log_every == 0 or state.step == 1:
             seconds = taken.input + taken.compute + taken.communication
             values = {
@@ -275,7 +273,7 @@ class Trainer:
 
     def _end_epoch(self, progress: Progress) -> None:
         state = self.state
-        epoch = state.step // self.schedule.batches.steps - 1
+        epoch = state.step // self.schedule.epoch_steps - 1
         if not state.weight_sum:
             raise UserError(
                 f"no step of epoch {epoch + 1} could be used: the loss of every batch was not finite, or all weights are "
@@ -297,9 +295,7 @@ class Trainer:
         state.history.append(entry)
         self._judge(epoch, measured)
         state.finished = state.step >= self.schedule.steps or bool(
-            self.schedule.sizes.patience
-            and self.valid is not None
-            and state.stale_epochs >= self.schedule.sizes.patience
+            self.schedule.patience and self.valid is not None and state.stale_epochs >= self.schedule.patience
         )
         logged = {
             "train/epoch_loss": entry["train_loss"],
@@ -308,7 +304,7 @@ class Trainer:
         # Before the checkpoint: after a kill between the two the line is written again, not lost.
         self.job.run.log_metrics(state.step, logged)
         self._save()
-        progress.advance(0, f"epoch {epoch + 1} of {self.schedule.sizes.epochs}, " + _described(entry))
+        progress.advance(0, f"epoch {epoch + 1} of {self.schedule.epochs}, " + _described(entry))
 
     def _validate(self) -> dict[str, float]:
         """Metrics of the validation rows, each scored once by one worker; the figures of rank 0 hold for all."""
@@ -376,7 +372,7 @@ class Trainer:
                 "warmup": self.config.train.warmup,
                 "peak": self.config.train.lr,
             },
-            "order": {"rule": self.config.train.order, "steps_per_epoch": self.schedule.batches.steps},
+            "order": {"rule": self.config.train.order, "steps_per_epoch": self.schedule.epoch_steps},
         }
         save_checkpoint(self.checkpoints, self.state.step, tensors, facts, self.config.train.keep_checkpoints)
         self.saved_step = self.state.step

@@ -1,4 +1,4 @@
-"""The steps of a run: their batches, their learning rates, and after which of them the trainer looks at the weights."""
+"""The steps of a run: their rows, their learning rates, and after which of them the trainer looks at the weights."""
 
 from __future__ import annotations
 
@@ -6,44 +6,64 @@ from dataclasses import dataclass
 
 from engine.config.tree import TrainConfig
 from engine.training.flat import learning_rate
-from engine.training.shards import Batches
-from engine.training.sizes import Sizes, sizes_of
+from engine.training.sizes import sizes_of
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A function of the number of rows and the config alone. Steps count from 0 over all epochs."""
+    """How training rows are cut into epochs, steps and shards: never a function of the workers. Steps count from 0 over all
+    epochs; an epoch is a range of positions in its row order, and the last step of one may be short.
+    """
 
-    batches: Batches
-    sizes: Sizes
+    rows: int
+    batch: int  # rows of a step, all workers together
+    epochs: int
+    patience: int
     config: TrainConfig
 
     @classmethod
     def of(cls, rows: int, config: TrainConfig) -> Schedule:
-        """For a number of training rows."""
-        return cls(Batches.plan(rows, config), sizes_of(config, rows), config)
+        """Batches of train.batch_size rows, or of all rows where there are fewer."""
+        sizes = sizes_of(config, rows)
+        return cls(rows, min(sizes.batch_size, rows), sizes.epochs, sizes.patience, config)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.rows // self.batch)
 
     @property
     def steps(self) -> int:
         """Steps of all epochs."""
-        return self.batches.steps * self.sizes.epochs
+        return self.epoch_steps * self.epochs
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard, padding included."""
+        return -(-self.batch // self.config.shards)
+
+    def positions(self, step: int) -> tuple[int, int]:
+        """Positions [start, stop) in the epoch's order of the rows of a step."""
+        start = step % self.epoch_steps * self.batch
+        return start, min(start + self.batch, self.rows)
+
+    def shard_positions(self, step: int, shard: int) -> tuple[int, int]:
+        """Those of one shard of a step; empty when there are none left."""
+        first, last = self.positions(step)
+        start = min(first + shard * self.shard_rows, last)
+        return start, min(start + self.shard_rows, last)
+
+    def rows_before(self, step: int) -> int:
+        """Rows of all steps before `step`."""
+        return step // self.epoch_steps * self.rows + self.positions(step)[0]
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
         return learning_rate(step, self.steps, self.config.lr, self.config.warmup)
 
-    def rows_of(self, step: int) -> int:
-        """Rows of a step, all workers together: the last step of an epoch may be short."""
-        return min(self.batches.batch, self.batches.n - step % self.batches.steps * self.batches.batch)
-
-    def rows_before(self, step: int) -> int:
-        """Rows of all steps before `step`."""
-        epochs, inner = divmod(step, self.batches.steps)
-        return epochs * self.batches.n + min(inner * self.batches.batch, self.batches.n)
-
     def next_pause(self, step: int) -> int:
         """The number of steps done, more than `step`, at which something is logged, saved or judged next."""
         if step == 0:
             return 1  # the first step is logged, and its end is when training has started
-        every = (self.config.log_every, self.config.checkpoint_every, self.batches.steps)
+        every = (self.config.log_every, self.config.checkpoint_every, self.epoch_steps)
         return min((step // interval + 1) * interval for interval in every if interval)

@@ -12,50 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.config.tree import TrainConfig
 from engine.training.examples import Examples, aligned_empty
 from engine.training.exchange import BAD, LOSS, ROWS, STATS_FLOATS, STREAM, WEIGHT
 from engine.training.flat import FlatWeights
 from engine.training.losses import LOSSES
 from engine.training.model import Network
 from engine.training.order import RowOrder
-from engine.training.sizes import sizes_of
+from engine.training.schedule import Schedule
 from kernels.dropout import dropout_mask
 from kernels.gather import gather_rows
 from kernels.hashing import hash_u64
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How n rows are cut into steps and shards; a function of n and the config, never of the workers."""
-
-    n: int
-    batch: int
-    shards: int
-
-    @classmethod
-    def plan(cls, n: int, config: TrainConfig) -> Batches:
-        """Batches of train.batch_size rows, or of all rows where there are fewer."""
-        return cls(n, min(sizes_of(config, n).batch_size, n), config.shards)
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of a shard, padding included."""
-        return -(-self.batch // self.shards)
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch; the last one may be short."""
-        return -(-self.n // self.batch)
-
-    def bounds(self, step: int, shard: int) -> tuple[int, int]:
-        """Positions [start, stop) in the epoch's order of one shard of the epoch's step; empty when there is none
-        left.
-        """
-        first = step * self.batch
-        last = min(first + self.batch, self.n)
-        start = min(first + shard * self.shard_rows, last)
-        return start, min(start + self.shard_rows, last)
 
 
 class ShardWorkspace:
@@ -84,8 +50,7 @@ class ShardTask:
     model: Network
     data: Examples
     order: RowOrder
-    batches: Batches
-    config: TrainConfig
+    schedule: Schedule
     class_weights: NDArray[np.float32] | None
 
     def run(self, space: ShardWorkspace, step: int, shard: int) -> None:
@@ -99,7 +64,7 @@ class ShardTask:
             space.gradient.zero_()
             return
         for layer, mask in enumerate(space.masks):
-            dropout_mask(ids, mask.shape[1], self.config.seed, step, layer, self.model.dropout, mask)
+            dropout_mask(ids, mask.shape[1], self.schedule.config.seed, step, layer, self.model.dropout, mask)
         space.input_seconds = time.perf_counter() - began
         self._differentiate(space, ids, stop - start)
         space.statistics[ROWS] = stop - start
@@ -113,13 +78,12 @@ class ShardTask:
         Returns (dataset rows int64[shard rows], positions start and stop in the epoch's order); nothing is written when
         start == stop. Places beyond the last row repeat the first one, with weight zero.
         """
-        epoch, inner = divmod(step, self.batches.steps)
-        start, stop = self.batches.bounds(inner, shard)
+        start, stop = self.schedule.shard_positions(step, shard)
         count = stop - start
         if count == 0:
             return np.empty(0, np.int64), start, stop
         index = np.empty(len(space.target), np.int64)
-        index[:count] = self.order.positions(epoch, start, stop)
+        index[:count] = self.order.positions(step // self.schedule.epoch_steps, start, stop)
         index[count:] = index[0]
         if space.numeric.shape[1]:
             gather_rows(self.data.numeric, index, space.numeric)
@@ -134,11 +98,12 @@ class ShardTask:
         return self.data.rows[index], start, stop
 
     def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:
+        config = self.schedule.config
         numeric, codes, target, weight = space.tensors
         logits = self.model.apply_weights(space.leaves, numeric, codes, space.mask_tensors)
-        losses = LOSSES[self.config.loss].row_losses(logits, target, self.config)
+        losses = LOSSES[config.loss].row_losses(logits, target, config)
         weighted = losses * weight
-        gradients = torch.autograd.grad(weighted.sum() / self.batches.batch, space.leaves)
+        gradients = torch.autograd.grad(weighted.sum() / self.schedule.batch, space.leaves)
         for view, gradient in zip(space.gradient_views, gradients, strict=True):
             view.copy_(gradient)
         space.statistics[LOSS] = float(weighted.detach().sum(dtype=torch.float64))

@@ -77,7 +77,7 @@ class Stepper(Protocol):
         """Take step `step` and perhaps those behind it, up to the schedule's next pause."""
 
     def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
-        """float32[n, outputs] by the present weights, in the target's unit, for numeric [n, F] and codes [n, K]."""
+        """Raw outputs float32[n, outputs] by the present weights, of numeric float32[n, F] and codes int32[n, K]."""
 
     def finish(self) -> dict[str, float]:
         """Bring the model's weights to host memory; returns metrics of the hardware."""

@@ -22,6 +22,7 @@ from engine.training.gpu.stepper import GpuStepper, device_logits
 from engine.training.loop import Trainer, fit
 from engine.training.model import build_model
 from engine.training.predict import predict_logits
+from engine.training.schedule import Schedule
 from tests.training.conftest import weights_of
 from tests.training.tape import Broken, CapturedError, Tape, Taped
 from tests.training.test_exchange import together
@@ -151,9 +152,9 @@ def test_a_capture_that_fails_falls_back_to_the_eager_step_and_says_so(problem, 
     def failing(step):
         monkeypatch.setattr(graphs, "CudaGraphs", Broken)
         monkeypatch.setattr(step, "device", torch.device("cuda"))
-        runner, reason = make_runner(step, "graph")
+        runner, name, reason = make_runner(step, "graph")
         monkeypatch.setattr(step, "device", torch.device("cpu"))
-        assert runner.name == "eager" and reason == "RuntimeError: operation not permitted when stream is capturing"
+        assert name == "eager" and reason == "RuntimeError: operation not permitted when stream is capturing"
         return runner
 
     found, _ = trained(config(), data, runner=failing)
@@ -297,10 +298,10 @@ def test_workers_cut_a_batch_into_ranges_that_hold_each_row_once(config):
     settings = config().train
     for rows, batch, world in itertools.product((1, 10, 37), (4, 7, 10), (1, 2, 3)):
         batch = min(batch, rows)
-        plans = [StepPlan(rows, batch, -(-rows // batch), 4, settings, rank, world) for rank in range(world)]
+        plans = [StepPlan(Schedule(rows, batch, 1, 0, settings), rank, world) for rank in range(world)]
         taken = []
         for plan in plans:
-            counts, starts = plan.counts(0, plan.steps)
+            counts, starts = plan.counts(0, plan.schedule.epoch_steps)
             assert (counts <= plan.local).all()
             taken += [at for count, start in zip(counts, starts, strict=True) for at in range(start, start + count)]
         assert sorted(taken) == list(range(rows))

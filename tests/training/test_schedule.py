@@ -14,9 +14,14 @@ from tests.training.conftest import weights_of
 
 def test_rows_of_the_steps_add_up_to_the_rows_before_a_step_and_to_all_epochs(config):
     schedule = Schedule.of(150, config(train__epochs=3).train)
-    assert schedule.steps == 9 and [schedule.rows_of(step) for step in range(4)] == [64, 64, 22, 64]
+    assert schedule.steps == 9 and [schedule.positions(step) for step in range(4)] == [
+        (0, 64),
+        (64, 128),
+        (128, 150),
+        (0, 64),
+    ]
     for step in range(10):
-        assert schedule.rows_before(step) == sum(schedule.rows_of(earlier) for earlier in range(step))
+        assert schedule.rows_before(step) == sum(stop - start for start, stop in map(schedule.positions, range(step)))
     assert schedule.rows_before(9) == 450
 
 

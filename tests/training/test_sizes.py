@@ -17,7 +17,7 @@ from engine.config.tree import TrainConfig
 from engine.errors import UserError
 from engine.runtime.run import Run
 from engine.training.predict import predict_logits
-from engine.training.shards import Batches
+from engine.training.schedule import Schedule
 from engine.training.sizes import Sizes, settle, sizes_of
 from kernels.metrics import roc_auc
 from tests.tiny import overrides, write_tiny
@@ -36,7 +36,7 @@ def test_the_rule(rows: int, expected: Sizes) -> None:
 def test_steps_are_many_enough_or_a_bound_says_why_not(rows: int, shards: int) -> None:
     config = TrainConfig(shards=shards)
     found = sizes_of(config, rows)
-    steps = Batches.plan(rows, config).steps
+    steps = Schedule.of(rows, config).epoch_steps
     assert shards <= found.batch_size <= 4096
     assert steps >= 200 or found.batch_size == max(32, shards)
     assert steps * found.epochs >= 1000 or found.epochs == 100

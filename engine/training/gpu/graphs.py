@@ -14,20 +14,8 @@ import torch
 from engine.training.gpu.inputs import Chunk
 from engine.training.gpu.step import GpuStep
 
+Runner = Callable[[int], None]  # runs one step over an input slot
 WARM_UP = 3  # steps that run before a capture, so that libraries allocate what they need
-
-
-class Eager:
-    """Launch by launch."""
-
-    name = "eager"
-
-    def __init__(self, step: GpuStep) -> None:
-        self._step = step
-
-    def __call__(self, slot: int) -> None:
-        """Run one step."""
-        self._step.run(slot)
 
 
 class CudaGraphs:
@@ -71,8 +59,6 @@ class CudaGraphs:
 class Graphed:
     """Captured once for each slot, then replayed. Warm-up and capture leave weights and optimizer as they were."""
 
-    name = "graph"
-
     def __init__(self, step: GpuStep, device: Any = None) -> None:
         device = device or CudaGraphs()
         self._graphs: list[Any] = []
@@ -98,24 +84,24 @@ class Graphed:
         self._graphs[slot].replay()
 
 
-def make_runner(step: GpuStep, wanted: str) -> tuple[Eager | Graphed, str]:
-    """(runner, why it is not the one that was wanted, or nothing). A capture that fails leaves the eager step."""
+def make_runner(step: GpuStep, wanted: str) -> tuple[Runner, str, str]:
+    """(runner, its name, why it is not the one that was wanted, or nothing). A capture that fails leaves the eager step."""
     if step.device.type != "cuda" or wanted == "eager":
-        return Eager(step), ""
+        return step.run, "eager", ""
     try:
         with warnings.catch_warnings():
             if wanted == "compile":
                 # Its own modules use what torch deprecates, and it would rather have TF32, which is off on purpose.
                 warnings.simplefilter("ignore")
                 step.compile()
-            return Graphed(step), ""
+            return Graphed(step), "graph", ""
     except Exception as error:
         # Whatever the driver or a library says, the same step runs without a graph.
         step.reset()
-        return Eager(step), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return step.run, "eager", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def run_chunk(step: GpuStep, runner: Callable[[int], None], chunk: Chunk) -> None:
+def run_chunk(step: GpuStep, runner: Runner, chunk: Chunk) -> None:
     """Launch all steps of a chunk; nothing is waited for."""
     step.load(chunk)
     for place in range(chunk.steps):

@@ -5,7 +5,6 @@ Rows, mask keys, learning rates and rows that count are prepared for a chunk of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.config.tree import TrainConfig
 from engine.training.examples import Examples
 from engine.training.gpu.order import combine64, permutation, permutation_keys
 from engine.training.model import Network
 from engine.training.order import RowOrder
+from engine.training.schedule import Schedule
 from kernels import cuda as twins
 from kernels.gather import gather_rows
 from kernels.jit import run_ranges, split
 
 SLOTS = 2  # input buffers of streamed rows
+CHUNK_ROWS = 1 << 23  # positions of one chunk: 64 MB
 THREAD_BYTES = 1 << 20  # of rows gathered by one more thread
 
 
@@ -76,33 +76,34 @@ class Chunk:
 class StepPlan:
     """Shapes and settings of a run's steps on one worker."""
 
-    rows: int  # of the training block
-    batch: int  # of all workers together
-    steps: int  # of an epoch
-    chunk: int  # most steps between two readings
-    config: TrainConfig
+    schedule: Schedule
     rank: int = 0
     world: int = 1
 
     @property
+    def chunk(self) -> int:
+        """Most steps between two readings."""
+        schedule = self.schedule
+        return max(1, min(schedule.config.log_every, CHUNK_ROWS // schedule.batch, schedule.epoch_steps))
+
+    @property
     def local(self) -> int:
         """Rows of a step on this worker, padding included."""
-        return -(-self.batch // self.world)
+        return -(-self.schedule.batch // self.world)
 
     def counts(self, first: int, steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(rows that count, position of the first one) of steps [first, first + steps) of an epoch."""
-        begin = np.arange(first, first + steps, dtype=np.int64) * self.batch
-        end = np.minimum(begin + self.batch, self.rows)
+        begin = np.arange(first, first + steps, dtype=np.int64) * self.schedule.batch
+        end = np.minimum(begin + self.schedule.batch, self.schedule.rows)
         start = np.minimum(begin + self.rank * self.local, end)
         return np.minimum(start + self.local, end) - start, start
 
 
-def prepare_chunk(
-    plan: StepPlan, order: RowOrder, step: int, steps: int, rates: Sequence[float], layers: int, device: torch.device
-) -> Chunk:
+def prepare_chunk(plan: StepPlan, order: RowOrder, step: int, steps: int, layers: int, device: torch.device) -> Chunk:
     """The chunk of global steps [step, step + steps), which lie in one epoch; positions of `full` are computed on `device`."""
-    epoch, inner = divmod(step, plan.steps)
-    begin, end = inner * plan.batch, min((inner + steps) * plan.batch, plan.rows)
+    schedule = plan.schedule
+    epoch, inner = divmod(step, schedule.epoch_steps)
+    begin, end = schedule.positions(step)[0], schedule.positions(step + steps - 1)[1]
     if order.rule == "full" and device.type == "cuda" and kernels_run():
         found = torch.empty(end - begin, dtype=torch.int64, device=device)
         keys = permutation_keys(order.n, order.key, epoch).to(device)
@@ -113,19 +114,19 @@ def prepare_chunk(
         found = torch.from_numpy(order.positions(epoch, begin, end)).to(device)
     counts, starts = plan.counts(inner, steps)
     whole = torch.zeros(steps * plan.local * plan.world, dtype=torch.int64, device=device).view(steps, -1)
-    flat = torch.cat([found, found[-1:].expand(steps * plan.batch - len(found))]).view(steps, plan.batch)
-    whole[:, : plan.batch] = flat
+    flat = torch.cat([found, found[-1:].expand(steps * schedule.batch - len(found))]).view(steps, schedule.batch)
+    whole[:, : schedule.batch] = flat
     local = whole[:, plan.rank * plan.local : (plan.rank + 1) * plan.local].clone()
     first = local[:, :1]
     counted = torch.from_numpy(counts).to(device)
     local = torch.where(torch.arange(plan.local, device=device) < counted[:, None], local, first)
-    seed = torch.tensor(plan.config.seed)
+    seed = torch.tensor(schedule.config.seed)
     keys = combine64(combine64(seed, torch.arange(step, step + steps)[:, None]), torch.arange(max(layers, 1))[None])
     return Chunk(
         steps,
         local,
         counted,
-        torch.tensor(rates, dtype=torch.float32).to(device),
+        torch.tensor([schedule.rate(at) for at in range(step, step + steps)], dtype=torch.float32).to(device),
         keys.to(device),
         torch.from_numpy(starts).to(device),
     )

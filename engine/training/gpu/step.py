@@ -96,7 +96,7 @@ class GpuStep:
         keys = self._keys.index_select(0, self.cursor)[0]
         masks = self._fused(ids) if self.fused_masks and self._masks else None
         total, losses = self._objective(self._leaves, numeric, codes, target, weight, ids, keys, masks)
-        gradients = torch.autograd.grad(total / self.plan.batch, self._leaves)
+        gradients = torch.autograd.grad(total / self.plan.schedule.batch, self._leaves)
         with torch.no_grad():
             self._update(gradients, losses.detach(), total.detach(), weight, ids, counted)
 
@@ -119,7 +119,8 @@ class GpuStep:
                 for layer, width in enumerate(self.model.mask_widths)
             ]
         logits = self.model.apply_weights(leaves, numeric, codes, masks)
-        losses = LOSSES[self.plan.config.loss].row_losses(logits, target, self.plan.config)
+        config = self.plan.schedule.config
+        losses = LOSSES[config.loss].row_losses(logits, target, config)
         return (losses * weight).sum(), losses
 
     def _fused(self, ids: Tensor) -> list[Tensor]:
@@ -142,7 +143,7 @@ class GpuStep:
         ids: Tensor,
         counted: Tensor,
     ) -> None:
-        size, config = self.flat.size, self.plan.config
+        size, config = self.flat.size, self.plan.schedule.config
         self._gradient.zero_()  # the gaps between parameters must not keep the NaN of a skipped step
         torch._foreach_copy_(self._views, list(gradients))
         wrong = ~torch.isfinite(losses) & counted
@@ -152,7 +153,7 @@ class GpuStep:
         if self._reduce is not None:
             self._reduce(self._gradient)
         loss, weights, bad = self._gradient[size], self._gradient[size + 1], self._gradient[size + 2]
-        scale = torch.where(weights > 0, self.plan.batch / weights, 0.0)
+        scale = torch.where(weights > 0, self.plan.schedule.batch / weights, 0.0)
         gradient = self._gradient[:size]
         norm = scale * torch.linalg.vector_norm(gradient)
         factor = scale * (torch.clamp(config.clip / norm, max=1.0) if config.clip > 0 else 1.0)

@@ -19,17 +19,13 @@ from torch import Tensor
 
 from engine.training.device import Placement, describe_device, prepare_backend
 from engine.training.flat import AdamW, FlatWeights
-from engine.training.gpu.graphs import make_runner, run_chunk
+from engine.training.gpu.graphs import Runner, make_runner, run_chunk
 from engine.training.gpu.inputs import Chunk, Resident, Rows, SideLane, Source, StepPlan, Streamed, prepare_chunk
 from engine.training.gpu.step import BAD, LOSS, NAMED, NORM, WEIGHT, GpuStep
 from engine.training.model import Network
 from engine.training.predict import DEVICE_TILE_ROWS
 from engine.training.stepper import StepFigures, StepsTaken, TrainingJob
 from kernels import cuda as twins
-
-CHUNK_ROWS = 1 << 23  # positions of one chunk: 64 MB
-
-Runner = Callable[[int], None]
 
 
 class GpuStepper:
@@ -46,16 +42,15 @@ class GpuStepper:
         resident: bool | None = None,
     ) -> None:
         prepare_backend()
-        settings, batches, exchange = job.config.train, job.schedule.batches, job.exchange
+        exchange = job.exchange
         self._job, self._device = job, torch.device(device)
         self.identity = {"device": self._device.type}
         with self._device:  # what is made here lies there
             self.weights = FlatWeights(job.model, job.precision)
-            self.optimizer = AdamW(self.weights.size, settings.weight_decay)
+            self.optimizer = AdamW(self.weights.size, job.config.train.weight_decay)
         self._staged: tuple[int, Chunk] | None = None  # the next chunk, and its first step
         self._lane = SideLane(self._device)
-        chunk = max(1, min(settings.log_every, CHUNK_ROWS // batches.batch, batches.steps))
-        self._plan = StepPlan(batches.n, batches.batch, batches.steps, chunk, settings, exchange.rank, exchange.world)
+        self._plan = StepPlan(job.schedule, exchange.rank, exchange.world)
         rows = Rows.of(job.train, job.class_weights, job.model)
         placement = Placement.choose(rows.nbytes, self._device)
         resident = placement.resident if resident is None else resident
@@ -81,10 +76,10 @@ class GpuStepper:
     def _make_runner(self, wanted: str | Callable[[GpuStep], Runner]) -> tuple[Runner, str]:
         if callable(wanted):
             return wanted(self._step), "given"
-        runner, reason = make_runner(self._step, wanted)
+        runner, name, reason = make_runner(self._step, wanted)
         if reason:
             self._job.run.warn(f"the step could not be captured in a CUDA graph and runs eagerly ({reason})")
-        return runner, runner.name
+        return runner, name
 
     def _note(self, placement: Placement, resident: bool, runner: str) -> None:
         run = self._job.run
@@ -111,12 +106,13 @@ class GpuStepper:
         records = self._step.records[: chunk.steps].tolist()
         seen = self._seen(chunk.steps)
         done = time.perf_counter()
+        rows_before = self._job.schedule.rows_before
         figures = [
             StepFigures(
                 loss=record[LOSS],
                 weight=record[WEIGHT],
                 norm=record[NORM],
-                rows=self._job.schedule.rows_of(step + place),
+                rows=rows_before(step + place + 1) - rows_before(step + place),
                 stream=seen[place] % 2**64,
                 bad=int(record[BAD]),
                 bad_rows=[int(record[NAMED])] if record[NAMED] >= 0 else [],
@@ -130,12 +126,10 @@ class GpuStepper:
         """The chunk that begins at a step: the staged one, or a new one."""
         if self._staged is not None and self._staged[0] == step:
             return self._staged[1]
-        schedule = self._job.schedule
-        end = min(step + self._plan.chunk, schedule.next_pause(step))
-        rates = [schedule.rate(at) for at in range(step, end)]
+        steps = min(self._plan.chunk, self._job.schedule.next_pause(step) - step)
         layers = len(self._job.model.mask_widths)
         with self._lane:
-            return prepare_chunk(self._plan, self._job.order, step, end - step, rates, layers, self._device)
+            return prepare_chunk(self._plan, self._job.order, step, steps, layers, self._device)
 
     def _seen(self, steps: int) -> list[int]:
         """The stream hash of each step, of all workers together."""
@@ -176,4 +170,5 @@ def device_logits(
                 buffer[:count].copy_(torch.from_numpy(source[start : start + count]))
                 buffer[count:] = 0
             out[start : start + tile_rows] = model.apply_weights(weights, block, keys, None).float()
-    return np.asarray(out[: len(numeric)].cpu().numpy())
+    logits: NDArray[np.float32] = out[: len(numeric)].cpu().numpy()
+    return logits
