@@ -100,8 +100,13 @@ def _main(words: list[str]) -> int:
     if command.raw:
         plain = [*rest, *(["--config-dir", request.config_dir] if request.config_dir else [])]
     if command.plain:
-        with importlib.import_module("engine.config.secrecy").masked_errors(composed[0].secrets):
-            return int(commands.function(name)(composed[0].config, plain) or DONE)
+        secrecy, storage = (importlib.import_module(f"engine.{part}") for part in ("config.secrecy", "runtime.storage"))
+        config = composed[0].config
+        with (
+            secrecy.masked_errors(composed[0].secrets),
+            storage.kept_from_others(config.paths.mode, config.data.sensitive),
+        ):
+            return int(commands.function(name)(config, plain) or DONE)
     codes = {_step(name, one) for one in composed}
     return next(code for code in (ALARM, UNJUDGED, DONE) if code in codes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,18 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     step = commands.function(name)
     composed = _in_job(composed)
     commands.check(name, composed.config)
-    run = _open(name, composed, [*program, *composed.overrides])
+    with storage.kept_from_others(composed.config.paths.mode, composed.config.data.sensitive):
+        run = _open(name, composed, [*program, *composed.overrides])
+        try:
+            _carry_out(step, composed, run)
+        finally:
+            if storage.is_private():  # also where only the model has said that columns are sensitive
+                storage.take_from_others(run.directory)
+    return run
+
+
+def _carry_out(step: Callable[[Config, Run], dict[str, float]], composed: Composed, run: Run) -> None:
+    """Call the step and close the run."""
     tracker = None
     if composed.config.cluster.kind == "local" and composed.config.cluster.workers > 1:
         run.warn(
@@ -71,14 +82,13 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     finally:
         if tracker is not None:
             tracker.stop()
-    return run
 
 
 def _in_job(composed: Composed) -> Composed:
     """Inside a Ray job the working directory is a node-local copy that goes with the job: relative paths leave it."""
     paths = composed.config.paths
-    places = {field.name: cluster.shared_path(getattr(paths, field.name)) for field in dataclasses.fields(paths)}
-    config = dataclasses.replace(composed.config, paths=dataclasses.replace(paths, **places))
+    paths = dataclasses.replace(paths, store=cluster.shared_path(paths.store), runs=cluster.shared_path(paths.runs))
+    config = dataclasses.replace(composed.config, paths=paths)
     return dataclasses.replace(composed, config=config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,3 +164,30 @@ def test_no_canary_leaves_the_data(cli, workplace, monkeypatch) -> None:
     leaks += [line for text in said for line in text.splitlines() if CANARY.search(line.encode())]
     leaks += [leak for leak in found_in(workplace, ITSELF) if not leak.startswith("stays.csv ")]
     assert not leaks, "\n".join(leaks)
+    assert open_to_others(workplace / "runs", workplace / "store") == []
+
+
+def open_to_others(*folders: Path) -> list[str]:
+    """Files and folders that somebody else could read."""
+    paths = (path for folder in folders for path in (folder, *folder.rglob("*")))
+    return [f"{path} {path.stat().st_mode:o}" for path in paths if path.stat().st_mode & 0o077]
+
+
+def test_a_model_that_says_what_is_sensitive_is_enough_and_a_mode_is_a_choice(cli, workplace, monkeypatch) -> None:
+    monkeypatch.setenv("CANARY_TOKEN", TOKEN)
+    write_ward(workplace)
+    folders = [f"data.path={workplace}", "paths.store=store", "paths.runs=runs", "resources.threads=2"]
+    before = os.umask(0o022)
+    try:
+        trained = cli("train", "--config-dir", "conf", "+experiment=ward", *folders)
+        assert trained.code == 0, trained.err
+        model = trained.directory
+        scored = cli("score", *folders, f"score.model={model}", "score.between=[2020-01-26,2020-01-28]")
+        assert scored.code == 0, scored.err
+        assert open_to_others(model, scored.directory, workplace / "store") == []
+        shown = cli("ingest", "--config-dir", "conf", "+experiment=ward", *folders, "paths.mode=umask")
+        assert shown.directory.stat().st_mode & 0o777 == 0o755
+        assert (shown.directory / "run.json").stat().st_mode & 0o777 == 0o644
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)

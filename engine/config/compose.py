@@ -112,7 +112,7 @@ def default_paths(folder: Path) -> dict[str, str]:
     In it where it is the working directory itself or holds them already. A path below the working directory is relative to it.
     """
     here = Path.cwd().resolve()
-    defaults: dict[str, str] = schema.plain(PathsConfig())
+    defaults = {name: getattr(PathsConfig(), name) for name in ("store", "runs")}
     within = folder == here or any((folder / name).is_dir() for name in defaults.values())
     home = folder if within else folder.parent
     home = home.relative_to(here) if home.is_relative_to(here) else home

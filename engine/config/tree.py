@@ -788,6 +788,12 @@ class PathsConfig:
 
     store: str = key("store", f"datasets and features; {PLACE}", parse=posix_path)
     runs: str = key("runs", f"run directories and the registry; {PLACE}", parse=posix_path)
+    mode: str = key(
+        "auto",
+        "who may read what is written: private = the user alone (0600, folders 0700), umask = as the process has it, "
+        "auto = private where columns are sensitive",
+        choices=("auto", "private", "umask"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import queue
 import threading
 import uuid
@@ -25,7 +26,7 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, environment
+from engine.runtime import cluster, environment, storage
 
 Item = dict[str, Any]
 Work = Callable[[Item], dict[str, Any]]
@@ -148,7 +149,7 @@ def run_actors(
     context.max_consecutive_actor_init_deaths = most * tries  # those by an exception; Ray's default is none
     rows = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)).map(
         _Actor,
-        fn_constructor_args=(make, tries, str(marks), most * tries),
+        fn_constructor_args=(make, tries, str(marks), most * tries, storage.umask()),
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1 + actors.ahead
         ),
@@ -223,7 +224,8 @@ class _Actor:
     `starts`: how many marks of starts there may be, those of actors that are still starting included.
     """
 
-    def __init__(self, make: Callable[[], Work], tries: int, marks: str, starts: int) -> None:
+    def __init__(self, make: Callable[[], Work], tries: int, marks: str, starts: int, umask: int) -> None:
+        os.umask(umask)  # a cluster that others have started has one of its own
         self.tries, self.marks = tries, Path(marks)
         self.broken = ""
         if len(list(self.marks.glob("start.*"))) >= starts:

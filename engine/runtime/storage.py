@@ -13,7 +13,7 @@ import shutil
 import stat
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,6 +57,51 @@ def make_folder(path: Path) -> None:
                 f"{path} must be a folder that can be made: {error.strerror} ({error.filename}). "
                 "Choose another place with paths.runs or paths.store"
             ) from None
+
+
+PRIVATE = 0o077  # what a umask takes from the group and from others
+
+
+@contextlib.contextmanager
+def kept_from_others(mode: str, sensitive: Collection[str]) -> Iterator[None]:
+    """What this process, and those that it starts, make inside is for the user alone where `paths.mode` says so."""
+    before = umask()
+    try:
+        keep_from_others(mode, sensitive)
+        yield
+    finally:
+        os.umask(before)
+
+
+def keep_from_others(mode: str, sensitive: Collection[str]) -> None:
+    """The same from here on: of a model one learns only when it is read that its columns are sensitive."""
+    if mode == "private" or (mode == "auto" and sensitive):
+        os.umask(os.umask(PRIVATE) | PRIVATE)
+
+
+def umask() -> int:
+    """The umask of the process."""
+    found = os.umask(PRIVATE)
+    os.umask(found)
+    return found
+
+
+def is_private() -> bool:
+    """Whether files that are made now are for the user alone."""
+    return umask() & PRIVATE == PRIVATE
+
+
+def is_closed(directory: Path) -> bool:
+    """Whether a folder is there and the user's alone."""
+    return directory.is_dir() and not directory.stat().st_mode & PRIVATE
+
+
+def take_from_others(directory: Path) -> None:
+    """Let the user alone read a folder and the files below, some of which were made before that was known."""
+    for path in (directory, *directory.rglob("*")):
+        with contextlib.suppress(OSError):  # it has gone, or it is somebody else's
+            if not path.is_symlink() and path.stat().st_mode & PRIVATE:
+                path.chmod(path.stat().st_mode & ~PRIVATE)
 
 
 @contextlib.contextmanager

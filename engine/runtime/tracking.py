@@ -392,7 +392,11 @@ def track_sync(config: Config, words: list[str]) -> int:
     for word in words:
         if word.startswith("-"):
             raise UserError(f"unknown option {word!r}.{nearest(word, [])}")
-        sys.stdout.write(f"{sync(Path(word).resolve(), config.tracking)}\n")
+        directory = Path(word).resolve()
+        with storage.kept_from_others("private" if storage.is_closed(directory) else "umask", ()):
+            sys.stdout.write(f"{sync(directory, config.tracking)}\n")
+            if storage.is_private():  # the tracker's own cache is open to all
+                storage.take_from_others(directory)
     return 0
 
 

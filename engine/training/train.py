@@ -524,6 +524,7 @@ def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], enc
 def with_spec_of(config: Config, bundle: Bundle) -> Config:
     """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
     data, features = spec_of(bundle, config)
+    storage.keep_from_others(config.paths.mode, data.sensitive)
     check_positive(config, data, bundle.model)
     said = bool(config.data.columns)
     limits = {name: getattr(config.data, name) for name in LIMITS}
