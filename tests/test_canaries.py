@@ -186,6 +186,7 @@ def test_a_model_that_says_what_is_sensitive_is_enough_and_a_mode_is_a_choice(cl
         assert scored.code == 0, scored.err
         assert open_to_others(model, scored.directory, workplace / "store") == []
         shown = cli("ingest", "--config-dir", "conf", "+experiment=ward", *folders, "paths.mode=umask")
+        assert shown.code == 0, shown.err
         assert shown.directory.stat().st_mode & 0o777 == 0o755
         assert (shown.directory / "run.json").stat().st_mode & 0o777 == 0o644
         assert os.umask(0o022) == 0o022

@@ -69,7 +69,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         folders.append(Path(config_dir).expanduser().resolve())
         if not folders[-1].is_dir():
             raise UserError(f"--config-dir must be a folder, found {config_dir!r}")
-        start["paths"] = default_paths(folders[-1])
+        start["paths"] |= default_paths(folders[-1])
     parsed = [_parse(word) for word in overrides]
     for word, (_, value) in zip(overrides, parsed, strict=True):
         if isinstance(value, Sweep):
