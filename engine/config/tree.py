@@ -14,18 +14,13 @@ from engine.config import names, units
 from engine.config.schema import key, section
 from engine.errors import UserError, nearest
 
-# What a loss is for, and what can be measured of it.
+# What a loss is for. `engine.training.metrics` lists what can be measured.
 TASKS = {
     "binary": "binary",
     "multiclass": "multiclass",
     "squared": "regression",
     "huber": "regression",
     "quantile": "regression",
-}
-METRICS = {
-    "binary": ("roc_auc", "average_precision", "log_loss", "brier", "ece"),
-    "multiclass": ("accuracy", "log_loss", "macro_auc"),
-    "regression": ("mae", "rmse", "pinball"),
 }
 AUTO = units.AUTO
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -477,11 +472,6 @@ class TrainConfig:
                     f"sampling=balanced needs a loss over classes, class_weight=none (classes would count twice) and "
                     f"order=full, found {name}={getattr(self, name)}"
                 )
-        known = METRICS[TASKS[self.loss]]
-        if self.metric is not None and self.metric not in known:
-            raise UserError(
-                f"metric must be one that loss={self.loss} has, found {self.metric!r}.{nearest(self.metric, known)}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ from engine.monitoring.performance import UNJUDGED
 from engine.runtime import cluster, digest, pool, storage
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, plan_digest
-from engine.training.evaluate import HIGHER_IS_BETTER, decimals, intervals, point_metrics
+from engine.training.evaluate import intervals, point_metrics
+from engine.training.metrics import decimals, find_metric
 from engine.training.train import check_trainable
 
 FORMAT = 1
@@ -385,7 +386,7 @@ def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, 
 
 def compare(results: list[dict[str, Any]], metric: str) -> None:
     """Add what each policy gained over `never`, what it lost against `every`, and its share of the gain of `every`."""
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+    sign = find_metric(metric).sign
     means = {item["name"]: mean_metric(item) for item in results}
     for item in results:
         mean = item["mean_metric"] = means[item["name"]]

@@ -11,8 +11,7 @@ from markupsafe import Markup
 from engine.runtime import html, storage
 from engine.runtime.registry import short
 from engine.runtime.run import Run
-from engine.training.evaluate import HIGHER_IS_BETTER, decimals
-from engine.training.report import NAMES
+from engine.training.metrics import decimals, find_metric
 
 COLUMNS = (
     "policy",
@@ -101,7 +100,7 @@ def _text(cell: Any) -> str:
 
 
 def _name(record: dict[str, Any]) -> str:
-    return NAMES.get(record["metric"], record["metric"])
+    return find_metric(record["metric"]).label
 
 
 def _row(item: dict[str, Any]) -> list[Any]:
@@ -139,7 +138,7 @@ def _chart(record: dict[str, Any]) -> Markup:
 
 def _gains(record: dict[str, Any]) -> Markup:
     base = next((item for item in record["policies"] if item["name"] == "never"), record["policies"][0])
-    sign = 1.0 if HIGHER_IS_BETTER[record["metric"]] else -1.0
+    sign = find_metric(record["metric"]).sign
     series = []
     for item in record["policies"]:
         gains = [
@@ -161,7 +160,7 @@ def _ticks(record: dict[str, Any]) -> dict[float, str]:
 
 
 def _refused(record: dict[str, Any]) -> Iterator[list[Any]]:
-    sign = 1.0 if HIGHER_IS_BETTER[record["metric"]] else -1.0
+    sign = find_metric(record["metric"]).sign
     for item in record["policies"]:
         for row in item["periods"]:
             if row.get("verdict") != "kept" or "refused_metric" not in row:

@@ -2,14 +2,14 @@
 
 `evidence` compares a challenger with the champion by a paired Poisson bootstrap: one set of row weights for both models, so
 that what the rows have in common drops out of the difference (Efron & Tibshirani, An introduction to the bootstrap, 1993,
-ch. 16; Poisson weights as in Chamandy et al., 2012). `verdict` reads figures only, so a saved decision gives the same again.
+ch. 16). `verdict` reads figures only, so a saved decision gives the same again.
 Figures are JSON: one that cannot be computed is None with a reason, and never wins.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.tree import GateConfig
-from engine.training.evaluate import HIGHER_IS_BETTER, METRICS, STAND_INS, decimals, point_metrics, watched_metric
+from engine.training.evaluate import percentiles, point_metrics, watched_metric
 from engine.training.losses import LOSSES
-from kernels import metrics as kernels
+from engine.training.metrics import METRICS, Rows, decimals, poisson_weights, resample
 
 Array = NDArray[Any]
 PROMOTE, KEEP = "promote", "keep"
 SLICE_VALUES = 50  # most frequent values of a slice that are guarded
 ECE_BINS = 15
-BLOCK_CELLS = 8_000_000  # counts of the bootstrap in memory at once
 BUSINESS = "cost"
 
 
@@ -61,16 +60,15 @@ def evidence(
     With `stand_ins` a slice of which the metric cannot be computed is guarded by its log loss.
     """
     metric = judged_metric(loss, gate)
-    stand_in = next((name for name in STAND_INS if name in METRICS[LOSSES[loss].task] and name != metric), None)
-    stand_in = stand_in if stand_ins else None
-    weights = Weights(judged.rows, gate.bootstrap, seed)
+    known = METRICS[LOSSES[loss].task]
+    stand_in = next((name for name, item in known.items() if stand_ins and item.stand_in and name != metric), None)
     found: dict[str, Any] = {
         "rows": judged.rows,
-        "metric": {"name": metric, **_compare(judged, metric, loss, gate, weights, quantile)},
+        "metric": {"name": metric, **_compare(judged, metric, loss, gate, seed, quantile)},
         "slices": [],
     }
     if LOSSES[loss].task == "binary":
-        found[BUSINESS] = _costs(judged, gate, weights)
+        found[BUSINESS] = _costs(judged, gate, seed)
         found["calibration"] = {
             side: _finite(point_metrics(judged.target, scores, loss, ece_bins=ECE_BINS)["ece"])
             for side, scores in (("champion", judged.champion), ("challenger", judged.challenger))
@@ -78,9 +76,9 @@ def evidence(
     for name, values in judged.slices.items():
         for value, mask in _values(values, gate.min_slice_rows):
             rows = Judged(judged.target[mask], judged.champion[mask], judged.challenger[mask], {})
-            part = _compare(rows, metric, loss, gate, Weights(rows.rows, gate.bootstrap, seed), quantile)
+            part = _compare(rows, metric, loss, gate, seed, quantile)
             if stand_in and part["high"] is None:  # a slice of one class still has its losses
-                instead = _compare(rows, stand_in, loss, gate, Weights(rows.rows, gate.bootstrap, seed), quantile)
+                instead = _compare(rows, stand_in, loss, gate, seed, quantile)
                 part = {**instead, "metric": stand_in}
             found["slices"].append({"slice": name, "value": value, "rows": rows.rows, **part})
     return found
@@ -159,31 +157,31 @@ def _against_calibration(found: Mapping[str, Any], gate: GateConfig) -> list[str
 # ------------------------------------------------------------------------------------------------------ figures
 
 
-def _compare(
-    judged: Judged, metric: str, loss: str, gate: GateConfig, weights: Weights, quantile: float
-) -> dict[str, Any]:
+def _compare(judged: Judged, name: str, loss: str, gate: GateConfig, seed: int, quantile: float) -> dict[str, Any]:
     """Both models' metric and the gain (positive is better) with its interval."""
-    points = [
-        _finite(point_metrics(judged.target, scores, loss, quantile=quantile)[metric])
-        for scores in (judged.champion, judged.challenger)
-    ]
+    metric = METRICS[LOSSES[loss].task][name]
+    sides = (judged.champion, judged.challenger)
+    points = [_finite(point_metrics(judged.target, scores, loss, quantile=quantile)[name]) for scores in sides]
     row: dict[str, Any] = {"champion": points[0], "challenger": points[1], "gain": None, "low": None, "high": None}
     if points[0] is None or points[1] is None:
         return {**row, "reason": _reason(judged)}
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
     old, new = (
-        resampled(metric, judged.target, scores, weights, quantile) for scores in (judged.champion, judged.challenger)
+        resample(
+            Rows(judged.target.astype(np.float64), scores.astype(np.float64), quantile, ECE_BINS),
+            [metric],
+            poisson_weights(judged.rows, gate.bootstrap, seed),
+        )[name]
+        for scores in sides
     )
-    gains = sign * (new - old)
-    gains = gains[np.isfinite(gains)]
-    row["gain"] = sign * (points[1] - points[0])
-    if len(gains) < weights.resamples / 2:
+    gains = metric.sign * (new - old)
+    row["gain"] = metric.sign * (points[1] - points[0])
+    if np.isfinite(gains).sum() < gate.bootstrap / 2:
         return {**row, "reason": "most resamples lack a class"}
-    row["low"], row["high"] = _interval(gains, gate.confidence)
+    row["low"], row["high"] = percentiles(gains, gate.confidence)
     return row
 
 
-def _costs(judged: Judged, gate: GateConfig, weights: Weights) -> dict[str, Any]:
+def _costs(judged: Judged, gate: GateConfig, seed: int) -> dict[str, Any]:
     """Cost a row of acting above the threshold that these costs make best for calibrated scores (Elkan, 2001)."""
     total = gate.cost_false_positive + gate.cost_false_negative
     threshold = gate.cost_false_positive / total if total else 0.5
@@ -198,8 +196,9 @@ def _costs(judged: Judged, gate: GateConfig, weights: Weights) -> dict[str, Any]
     if not judged.rows or not (np.isfinite(judged.champion).all() and np.isfinite(judged.challenger).all()):
         return {**row, "reason": _reason(judged)}
     old, new = (row_costs(judged.target, scores, threshold, gate) for scores in (judged.champion, judged.challenger))
+    weights = poisson_weights(judged.rows, gate.bootstrap, seed)
     rises = np.concatenate([(block * (new - old)).sum(axis=1) / block.sum(axis=1) for block in weights])
-    low, high = _interval(rises, gate.confidence)
+    low, high = percentiles(rises, gate.confidence)
     row |= {"champion": float(old.mean()), "challenger": float(new.mean()), "rise": float((new - old).mean())}
     return {**row, "low": low, "high": high}
 
@@ -212,28 +211,6 @@ def row_costs(target: Array, scores: Array, threshold: float, gate: GateConfig) 
         np.where(acted, 0.0, gate.cost_false_negative),
         np.where(acted, gate.cost_false_positive, 0.0),
     )
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Poisson(1) counts of rows, a function of (seed, rows) alone; made anew each time, so that they need not fit in memory."""
-
-    rows: int
-    resamples: int
-    seed: int
-    cells: int = BLOCK_CELLS
-
-    def __iter__(self) -> Iterator[Array]:
-        """Blocks float32[some resamples, rows]; how they are cut changes no count."""
-        generator = np.random.Generator(np.random.Philox(key=[self.seed, self.rows]))
-        step = max(1, self.cells // max(1, self.rows))
-        for low in range(0, self.resamples, step):
-            yield generator.poisson(1.0, (min(step, self.resamples - low), self.rows)).astype(np.float32)
-
-
-def _interval(values: Array, confidence: float) -> tuple[float, float]:
-    low, high = np.percentile(values, [50 * (1 - confidence), 50 * (1 + confidence)])
-    return float(low), float(high)
 
 
 def _finite(value: float) -> float | None:
@@ -256,80 +233,3 @@ def _values(values: Array, min_rows: int) -> list[tuple[str, Array]]:
     names, inverse, counts = np.unique(np.asarray(values).astype(str), return_inverse=True, return_counts=True)
     order = np.lexsort((names, -counts))[:SLICE_VALUES]
     return [(str(names[place]), inverse == place) for place in order if counts[place] >= min_rows]
-
-
-# ---------------------------------------------------------------------------------- a metric under many row weights
-
-
-def _weighted_auc(target: Array, scores: Array, weights: Array) -> Array:
-    """Area under the ROC curve per resample; ties count a half. Rows are sorted once for all resamples."""
-    order = np.argsort(scores, kind="stable")
-    positive = target[order] == 1
-    ranked = scores[order]
-    group = np.cumsum(np.append(False, ranked[1:] != ranked[:-1]))  # number of the run of equal scores of each row
-    found = np.empty(len(weights))
-    for place, weight in enumerate(weights):
-        ordered = weight[order].astype(np.float64)
-        true = np.bincount(group, ordered * positive)
-        false = np.bincount(group, ordered * ~positive)
-        below = np.cumsum(false) - false
-        total = true.sum() * false.sum()
-        found[place] = (true * (below + false / 2)).sum() / total if total else np.nan
-    return found
-
-
-def _weighted_precision(target: Array, scores: Array, weights: Array) -> Array:
-    return np.array([kernels.average_precision(target, scores, weight) for weight in weights])
-
-
-def _weighted_ece(target: Array, scores: Array, weights: Array) -> Array:
-    return np.array([kernels.ece(target, scores, weight, bins=ECE_BINS) for weight in weights])
-
-
-def _weighted_macro(target: Array, scores: Array, weights: Array) -> Array:
-    areas = [
-        _weighted_auc((target == index).astype(float), scores[:, index], weights)
-        for index in range(scores.shape[1])
-        if (target == index).any()
-    ]
-    return np.asarray(np.mean(areas, axis=0))
-
-
-def _mean(rows: Array, weights: Array) -> Array:
-    total = (weights * rows.astype(np.float64)).sum(axis=1)
-    return np.asarray(total / weights.sum(axis=1, dtype=np.float64))
-
-
-def _log_loss(target: Array, scores: Array) -> Array:
-    tiny = np.finfo(np.float64).eps
-    rows = np.arange(len(target))
-    taken = scores[rows, target.astype(int)] if scores.ndim == 2 else np.where(target == 1, scores, 1 - scores)
-    return np.asarray(-np.log(np.clip(taken.astype(np.float64), tiny, 1.0)))
-
-
-def _pinball(target: Array, scores: Array, quantile: float) -> Array:
-    error = target - scores
-    return np.maximum(quantile * error, (quantile - 1) * error)
-
-
-def resampled(metric: str, target: Array, scores: Array, weights: Iterable[Array], quantile: float = 0.5) -> Array:
-    """float64[resamples]: a metric of all rows under each line of the blocks of weights float32[some resamples, n]."""
-    if metric == "pinball":
-        errors = _pinball(target, scores, quantile)
-        return np.concatenate([_mean(errors, block) for block in weights])
-    return np.concatenate([RESAMPLED[metric](target, scores, block) for block in weights])
-
-
-# (target, scores, weights [resamples, n]) -> [resamples]
-RESAMPLED: dict[str, Callable[[Array, Array, Array], Array]] = {
-    "roc_auc": _weighted_auc,
-    "average_precision": _weighted_precision,
-    "ece": _weighted_ece,
-    "macro_auc": _weighted_macro,
-    "log_loss": lambda y, s, w: _mean(_log_loss(y, s), w),
-    "brier": lambda y, s, w: _mean(np.square(s.astype(float) - y), w),
-    "accuracy": lambda y, s, w: _mean(s.argmax(axis=1) == y, w),
-    "mae": lambda y, s, w: _mean(np.abs(y - s), w),
-    "rmse": lambda y, s, w: np.sqrt(_mean(np.square(y - s), w)),
-}
-assert {*RESAMPLED, "pinball"} == {name for names in METRICS.values() for name in names}

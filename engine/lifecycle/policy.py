@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.config import units
 from engine.config.tree import RetrainConfig
-from engine.training.evaluate import HIGHER_IS_BETTER, decimals
+from engine.training.metrics import decimals, find_metric
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,7 @@ def _performance(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
         return newest.quality == "alarm", f"{text}: {newest.quality}"
     if facts.champion.metric is None:
         return False, "the champion has no figure of the watched metric to compare with"
-    sign = 1.0 if HIGHER_IS_BETTER.get(newest.metric_name, True) else -1.0
-    drop = sign * (facts.champion.metric - newest.metric)
+    drop = find_metric(newest.metric_name).sign * (facts.champion.metric - newest.metric)
     text = (
         f"{newest.metric_name} {decimals(newest.metric)} against {decimals(facts.champion.metric)} when it was promoted"
     )

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.names import RENAME
-from engine.config.tree import METRICS, BusinessConfig, EvaluateConfig
+from engine.config.tree import BusinessConfig, EvaluateConfig
 from engine.errors import UserError
 from engine.monitoring import expression
 from engine.monitoring.statistics import ColumnSpec
-from engine.training.evaluate import HIGHER_IS_BETTER, STAND_INS, intervals, point_metrics, why_undefined
+from engine.training.evaluate import intervals, point_metrics, why_undefined
 from engine.training.losses import LOSSES
+from engine.training.metrics import METRICS, Metric
 
-CHANCE = {"roc_auc": 0.5, "macro_auc": 0.5}  # what a model that knows nothing gets
 QUIET, ALARM, WAITING, UNJUDGED, UNASKED = "quiet", "alarm", "waiting", "cannot be judged", "not asked"
 SHARE = "share of "  # before the name of a class
 RESAMPLES = 200
@@ -89,8 +89,8 @@ class Judge:
         )
 
     @property
-    def metrics_of_task(self) -> tuple[str, ...]:
-        """Names of `metrics`."""
+    def metrics_of_task(self) -> dict[str, Metric]:
+        """Those of `metrics`, by name."""
         return METRICS[LOSSES[self.loss].task]
 
     def labels(self, rows: Outcomes) -> dict[str, float]:
@@ -162,7 +162,7 @@ def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[
     found: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if not np.isfinite(value):
-            why = why_undefined(name, known.target, known.scores)
+            why = why_undefined(judge.metrics_of_task[name], known.target, known.scores)
             found[name] = {"value": None, "reason": f"not computable, because {why}"}
             continue
         item = found[name] = {"value": value, "interval": list(bounds[name]) if name in bounds else None}
@@ -170,10 +170,11 @@ def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[
             continue
         low, high = bands[name]
         item |= {"reference": base[name], "band": bands[name]}
-        higher = HIGHER_IS_BETTER.get(name)
-        item["beyond"] = bool((value < low and higher is not False) or (value > high and not higher))
-        if higher is not None:
-            item["worse_by"] = worse_by(value, base[name], name)
+        metric = judge.metrics_of_task.get(name)  # None: a fact of the labels, which has no better side
+        falls, rises = metric is None or metric.higher_is_better, metric is None or not metric.higher_is_better
+        item["beyond"] = bool((value < low and falls) or (value > high and rises))
+        if metric is not None:
+            item["worse_by"] = worse_by(value, base[name], metric)
     return found
 
 
@@ -187,7 +188,7 @@ def _judged(
     if reference is None:
         return [], "no band, because the model was trained without a labelled validation period"
     why = metrics[judge.watched].get("reason") or "not computable on the reference"
-    found = [name for name in STAND_INS if name in usable]
+    found = [name for name, metric in judge.metrics_of_task.items() if metric.stand_in and name in usable]
     return found, f"{judge.watched} is {why}" + (f"; {' and '.join(found)} are judged instead" if found else "")
 
 
@@ -223,12 +224,12 @@ def reference_bands(
     return base, bands
 
 
-def worse_by(value: float, reference: float, name: str) -> float:
+def worse_by(value: float, reference: float, metric: Metric) -> float:
     """Relative loss of quality; for a rank metric of what it has above chance. Negative: better. Infinite where the
     reference leaves nothing to lose a share of: a loss of 0, or no better than chance.
     """
-    if HIGHER_IS_BETTER[name]:
-        return _relative(reference - value, reference - CHANCE.get(name, 0.0))
+    if metric.higher_is_better:
+        return _relative(reference - value, reference - metric.chance)
     return _relative(value - reference, reference)
 
 

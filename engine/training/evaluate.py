@@ -1,47 +1,29 @@
 """What is measured on rows with labels: metrics, intervals, and how they differ by month and by slice.
 
-Intervals are percentiles of a Poisson bootstrap over rows (Chamandy et al.: Estimating uncertainty for massive data
-streams, 2012) keyed by row position, so they repeat exactly. A metric that cannot be computed says why and never
-raises.
+Intervals are percentiles of a bootstrap over rows that repeats exactly. A metric that cannot be computed says why and
+never raises.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.tree import METRICS, EvaluateConfig
+from engine.config.tree import EvaluateConfig
 from engine.data.calendar import local_months
 from engine.errors import UserError, nearest
 from engine.training.losses import LOSSES
+from engine.training.metrics import METRICS, Metric, Rows, poisson_weights, resample
 from kernels import metrics as kernels
 
 Array = NDArray[Any]
 CURVE_POINTS = 200
-BOOTSTRAP_CELLS = 1 << 17  # resamples x rows held at once: they stay in a core's cache
 LARGEST_BOOTSTRAP = 2_000_000  # rows; beyond, an interval is narrower than anything one would act on
 CLASS_FIGURES = ("rows", "precision", "recall", "f1")
 SLICE_VALUES = 50  # most frequent values of a slice that are listed
-HIGHER_IS_BETTER = {
-    "roc_auc": True,
-    "average_precision": True,
-    "accuracy": True,
-    "macro_auc": True,
-    "log_loss": False,
-    "brier": False,
-    "ece": False,
-    "mae": False,
-    "rmse": False,
-    "pinball": False,
-}
-
-
-STAND_INS = ("log_loss", "ece")  # what can still be judged where a ranking metric cannot be computed
 
 
 def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -> str:
@@ -51,16 +33,6 @@ def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -
     if name not in known:
         raise UserError(f"{where} must be one that train.loss={loss} has, found {name!r}.{nearest(name, known)}")
     return name
-
-
-def decimals(value: float, sign: str = "") -> str:
-    """A metric in words: four decimals, or four digits where these would show nothing; `sign` may be `+`."""
-    return f"{value:{sign}.4g}" if 0 < abs(value) < 5e-5 else f"{value:{sign}.4f}"
-
-
-# Poisson(1) counts by a 16-bit uniform number: ten times faster than numpy's, probabilities rounded to 2**-16.
-_CUMULATED = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)])
-_POISSON = np.searchsorted(_CUMULATED, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float64)
 
 
 # ------------------------------------------------------------------------------------------------------- points
@@ -75,117 +47,22 @@ def point_metrics(
     """
     known = np.isfinite(target)
     target, scores = target[known].astype(np.float64), scores[known].astype(np.float64)
-    task = LOSSES[loss].task
+    known_metrics = METRICS[LOSSES[loss].task]
     if not len(target) or not np.isfinite(scores).all():
-        return {name: float("nan") for name in METRICS[task]}
-    if task == "binary":
-        return {
-            "roc_auc": kernels.roc_auc(target, scores),
-            "average_precision": kernels.average_precision(target, scores),
-            "log_loss": kernels.log_loss(target, scores),
-            "brier": kernels.brier(target, scores),
-            "ece": kernels.ece(target, scores, bins=ece_bins),
-        }
-    if task == "multiclass":
-        return _multiclass(target.astype(np.int64), scores)
-    error = target - scores
-    return {
-        "mae": float(np.abs(error).mean()),
-        "rmse": float(np.sqrt(np.square(error).mean())),
-        "pinball": kernels.pinball(target, scores, quantile),
-    }
+        return dict.fromkeys(known_metrics, float("nan"))
+    rows = Rows(target, scores, quantile, ece_bins)
+    return {name: metric.point(rows) for name, metric in known_metrics.items()}
 
 
-def _multiclass(target: Array, scores: Array) -> dict[str, float]:
-    taken = scores[np.arange(len(target)), target]
-    areas = [kernels.roc_auc((target == k).astype(np.float64), scores[:, k]) for k in range(scores.shape[1])]
-    present = [area for area in areas if np.isfinite(area)]
-    return {
-        "accuracy": float((scores.argmax(axis=1) == target).mean()),
-        "log_loss": float(-np.log(np.maximum(taken, np.finfo(float).eps)).mean()),
-        "macro_auc": float(np.mean(present)) if present else float("nan"),
-    }
-
-
-def why_undefined(name: str, target: Array, scores: Array) -> str:
+def why_undefined(metric: Metric, target: Array, scores: Array) -> str:
     """Why a metric of these rows (all with a target) cannot be computed."""
     if not len(target):
         return "there are no rows"
     broken = int((~np.isfinite(scores)).sum())
-    if broken:
-        return f"{broken} scores are not finite"
-    if name in ("roc_auc", "macro_auc"):
-        return f"all {len(target)} rows have the same target"
-    return "there are no positive rows" if name == "average_precision" else "it is not finite"
+    return f"{broken} scores are not finite" if broken else metric.undefined.format(n=len(target))
 
 
 # ---------------------------------------------------------------------------------------------------- intervals
-
-
-@dataclass(frozen=True)
-class _Sorted:
-    """Rows of a binary task by falling score, with the last place of each run of equal scores."""
-
-    order: Array
-    positive: Array
-    last: Array
-
-    @classmethod
-    def of(cls, target: Array, scores: Array) -> _Sorted:
-        order = np.argsort(-scores, kind="stable")
-        ranked = scores[order]
-        last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-        return cls(order, target[order] == 1, last)
-
-    def cumulated(self, weight: Array) -> tuple[Array, Array]:
-        """(true, false)[resamples, distinct scores] weight down to each distinct score, of weight [resamples, n]."""
-        ranked = weight[:, self.order]
-        true = np.cumsum(ranked * self.positive, axis=1)[:, self.last]
-        return true, np.cumsum(ranked, axis=1)[:, self.last] - true
-
-
-def _means(weight: Array, values: Array) -> Array:
-    # Not a matrix product: BLAS adds in an order that depends on its threads.
-    return np.asarray((weight * values).sum(axis=1) / weight.sum(axis=1))
-
-
-def _resampled_ranking(target: Array, scores: Array) -> Callable[[Array], dict[str, Array]]:
-    ranking = _Sorted.of(target, scores)
-    clipped = np.clip(np.where(target == 1, scores, 1.0 - scores), np.finfo(float).eps, 1.0)
-    rowwise = {"log_loss": -np.log(clipped), "brier": np.square(scores - target)}
-
-    def measure(weight: Array) -> dict[str, Array]:
-        true, false = ranking.cumulated(weight)
-        before_true, before_false = np.pad(true[:, :-1], ((0, 0), (1, 0))), np.pad(false[:, :-1], ((0, 0), (1, 0)))
-        area = ((false - before_false) * (true + before_true)).sum(axis=1) * 0.5
-        precision = true / np.maximum(true + false, 1e-300)
-        return {
-            "roc_auc": area / (true[:, -1] * false[:, -1]),
-            "average_precision": ((true - before_true) * precision).sum(axis=1) / true[:, -1],
-            **{name: _means(weight, values) for name, values in rowwise.items()},
-        }
-
-    return measure
-
-
-def _resampled_rows(target: Array, scores: Array, loss: str, quantile: float) -> Callable[[Array], dict[str, Array]]:
-    if LOSSES[loss].task == "multiclass":
-        rows = {"accuracy": (scores.argmax(axis=1) == target).astype(np.float64)}
-        taken = scores[np.arange(len(target)), target.astype(np.int64)]
-        rows["log_loss"] = -np.log(np.maximum(taken, np.finfo(float).eps))
-    else:
-        error = target - scores
-        rows = {
-            "mae": np.abs(error),
-            "rmse": np.square(error),
-            "pinball": np.maximum(quantile * error, (quantile - 1) * error),
-        }
-
-    def measure(weight: Array) -> dict[str, Array]:
-        means = {name: _means(weight, values) for name, values in rows.items()}
-        return {name: np.sqrt(value) if name == "rmse" else value for name, value in means.items()}
-
-    return measure
 
 
 def intervals(
@@ -196,26 +73,21 @@ def intervals(
     if not config.bootstrap or n < 2 or n > LARGEST_BOOTSTRAP or not np.isfinite(scores).all():
         return {}
     target, scores = target.astype(np.float64), scores.astype(np.float64)
-    binary = LOSSES[loss].task == "binary"
-    if binary and target.min() == target.max():
+    task = LOSSES[loss].task
+    if task == "binary" and target.min() == target.max():
         return {}
-    measure = _resampled_ranking(target, scores) if binary else _resampled_rows(target, scores, loss, quantile)
-    generator = np.random.Generator(np.random.Philox(key=[seed, n]))
-    found: dict[str, list[Array]] = {}
-    chunk = max(1, BOOTSTRAP_CELLS // n)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for start in range(0, config.bootstrap, chunk):
-            weight = _POISSON[generator.integers(0, 1 << 16, (min(chunk, config.bootstrap - start), n), np.uint16)]
-            for name, values in measure(weight).items():
-                found.setdefault(name, []).append(values)
-    tail = 50 * (1 - config.confidence)
-    return {name: _percentiles(np.concatenate(values), tail) for name, values in found.items()}
+    quick = [metric for metric in METRICS[task].values() if metric.quick]
+    rows = Rows(target, scores, quantile, config.ece_bins)
+    found = resample(rows, quick, poisson_weights(n, config.bootstrap, seed))
+    return {name: percentiles(values, config.confidence) for name, values in found.items()}
 
 
-def _percentiles(values: Array, tail: float) -> tuple[float, float]:
+def percentiles(values: Array, confidence: float) -> tuple[float, float]:
+    """The interval (low, high) that holds a share of the finite values; NaN without any."""
     good = values[np.isfinite(values)]
     if not len(good):
         return float("nan"), float("nan")
+    tail = 50 * (1 - confidence)
     low, high = np.percentile(good, [tail, 100 - tail])
     return float(low), float(high)
 
@@ -248,7 +120,9 @@ def evaluate_scores(
     metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
     details["confidence"] = config.confidence
     details["not_computable"] = {
-        name: why_undefined(name, target, scores) for name, value in metrics.items() if not np.isfinite(value)
+        name: why_undefined(METRICS[LOSSES[loss].task][name], target, scores)
+        for name, value in metrics.items()
+        if not np.isfinite(value)
     }
     bounds = intervals(target, scores, loss, config, quantile=quantile)
     details["intervals"] = {name: list(pair) for name, pair in bounds.items()}

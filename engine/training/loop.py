@@ -24,12 +24,13 @@ from engine.runtime.progress import Progress
 from engine.runtime.run import Run
 from engine.training.checkpoint import save_checkpoint
 from engine.training.cpu_stepper import CpuStepper
-from engine.training.evaluate import HIGHER_IS_BETTER, decimals, point_metrics, watched_metric
+from engine.training.evaluate import point_metrics, watched_metric
 from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange
 from engine.training.gpu.stepper import GpuStepper
 from engine.training.interrupt import StopFlag
-from engine.training.losses import check_targets, class_weights, target_scale, to_scores
+from engine.training.losses import LOSSES, check_targets, class_weights, target_scale, to_scores
+from engine.training.metrics import METRICS, decimals
 from engine.training.model import Network, architecture, build_model
 from engine.training.order import RowOrder
 from engine.training.predict import TILE_ROWS
@@ -149,6 +150,7 @@ class Trainer:
         self.job, self.stepper, self.valid = job, stepper, valid
         self.config, self.schedule, self.exchange = job.config, job.schedule, job.exchange
         self.metric = watched_metric(job.config.train.loss, job.config.train.metric)
+        self.metrics = METRICS[LOSSES[job.config.train.loss].task]
         self.state, self.clock = State(), Clock()
         self.best_weights: Tensor | None = None
         self.earlier: dict[str, float] = {}  # what the attempts before this one spent, up to the checkpoint
@@ -330,29 +332,26 @@ class Trainer:
         return to_scores(self.config.train.loss, gathered.numpy(), self.job.model.target)
 
     def _judge(self, epoch: int, measured: dict[str, float]) -> None:
-        """Keep the best weights; without validation rows every epoch is the best so far."""
-        state = self.state
-        value = measured.get(self.metric)
-        if value is not None and not math.isfinite(value):
-            value = self._instead(measured)
-        better = (
-            value is None
-            or state.best_metric is None
-            or (value > state.best_metric if HIGHER_IS_BETTER[self.metric] else value < state.best_metric)
-        )
-        if better:
+        """Keep the best weights: without validation rows those of the last epoch; an epoch without a figure is not better."""
+        state, metric = self.state, self.metrics[self.metric]
+        value = self._watched(measured)
+        gain = None if value is None or state.best_metric is None else metric.sign * (value - state.best_metric)
+        if not measured or (value is not None and (gain is None or gain > 0)):
             state.best_metric, state.best_epoch, state.stale_epochs = value, epoch, 0
             self.best_weights = self.stepper.weights.values.clone()
         else:
             state.stale_epochs += 1
 
-    def _instead(self, measured: dict[str, float]) -> float | None:
-        """The log loss stands in for a ranking metric that cannot be computed; higher stays better."""
-        stand_in = measured.get("log_loss", float("nan"))
-        if not self.state.best_epoch + 1:
-            self.job.run.warn(f"{self.metric} of the validation rows cannot be computed: log loss is watched instead")
-        sign = -1.0 if HIGHER_IS_BETTER[self.metric] else 1.0
-        return sign * stand_in if math.isfinite(stand_in) else None
+    def _watched(self, measured: dict[str, float]) -> float | None:
+        """The watched metric, or what stands in for it where it cannot be computed, in its direction; None without either."""
+        names = [self.metric, *(name for name, metric in self.metrics.items() if metric.stand_in)]
+        usable = next((name for name in names if math.isfinite(measured.get(name, math.nan))), None)
+        if measured and usable != self.metric and self.state.best_epoch < 0:
+            said = (
+                f"{self.metrics[usable].label.lower()} is watched instead" if usable else "this epoch is not the best"
+            )
+            self.job.run.warn(f"{self.metric} of the validation rows cannot be computed: {said}")
+        return None if usable is None else self.metrics[self.metric].sign * self.metrics[usable].sign * measured[usable]
 
     # ------------------------------------------------------------------------------------------------- closing
 
@@ -392,8 +391,10 @@ class Trainer:
         return float(self.exchange.gather(mine).max())
 
     def _result(self, seconds: float) -> FitResult:
+        best_epoch = len(self.state.history) - 1  # where no epoch could be judged
         if self.best_weights is not None:
             self.stepper.weights.load(self.best_weights)
+            best_epoch = self.state.best_epoch
         spent = self._spent(seconds)
         working = spent["input"] + spent["compute"] + spent["communication"]
         metrics = {
@@ -401,7 +402,7 @@ class Trainer:
             "train/seconds": spent["total"],
             "train/steps": float(self.state.step),
             "train/epochs": float(len(self.state.history)),
-            "train/best_epoch": float(self.state.best_epoch),
+            "train/best_epoch": float(best_epoch),
             "train/steps_skipped": float(self.state.skipped),
             "train/rows_per_second": spent["trained_rows"] / working if working else 0.0,
             "train/steps_per_second": spent["steps"] / working if working else 0.0,
@@ -419,7 +420,7 @@ class Trainer:
         return FitResult(
             self.job.model,
             metrics,
-            state.best_epoch,
+            best_epoch,
             state.step,
             state.history,
             self.job.precision,

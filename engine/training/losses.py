@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.config.tree import TrainConfig
+from engine.config.tree import TASKS, TrainConfig
 from engine.errors import UserError
 from engine.training.target import PLAIN, TargetScale, Values
 
@@ -43,8 +43,8 @@ def _quantile(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss: loss of each row float32[n] from logits [n, outputs] and targets [n], and the metric watched by
-    default.
+    """One loss: loss of each row float32[n] from logits [n, outputs] and targets [n], the metric watched by default, and what
+    the loss is for.
     """
 
     row_losses: RowLoss
@@ -52,13 +52,14 @@ class Loss:
     task: str
 
 
-LOSSES: dict[str, Loss] = {
-    "binary": Loss(_binary, "roc_auc", "binary"),
-    "multiclass": Loss(_multiclass, "accuracy", "multiclass"),
-    "squared": Loss(_squared, "rmse", "regression"),
-    "huber": Loss(_huber, "mae", "regression"),
-    "quantile": Loss(_quantile, "pinball", "regression"),
+_WATCHED: dict[str, tuple[RowLoss, str]] = {
+    "binary": (_binary, "roc_auc"),
+    "multiclass": (_multiclass, "accuracy"),
+    "squared": (_squared, "rmse"),
+    "huber": (_huber, "mae"),
+    "quantile": (_quantile, "pinball"),
 }
+LOSSES = {name: Loss(*_WATCHED[name], task) for name, task in TASKS.items()}
 
 
 def check_targets(target: Values, rows: NDArray[np.int64], loss: str, outputs: int) -> None:

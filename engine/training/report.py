@@ -12,24 +12,10 @@ from markupsafe import Markup
 from engine.config.tree import Config
 from engine.runtime import html, storage
 from engine.runtime.run import Run
-from engine.training.evaluate import HIGHER_IS_BETTER, METRICS
 from engine.training.losses import LOSSES
+from engine.training.metrics import METRICS, Metric
 
-NAMES = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "Average precision",
-    "log_loss": "Log loss",
-    "brier": "Brier score",
-    "ece": "Calibration error",
-    "accuracy": "Accuracy",
-    "macro_auc": "Macro ROC AUC",
-    "mae": "Mean absolute error",
-    "rmse": "Root mean squared error",
-    "pinball": "Pinball loss",
-    "r2": "R²",
-    "mape": "Mean absolute percentage error",
-}
-EXTRA = ("r2", "mape")  # reported where they are there
+EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they are there
 CURVE_POINTS = 400
 SHOWN = 5  # classes named in a tile
 
@@ -68,10 +54,12 @@ def write_report(
 
 def _verdict(figures: Mapping[str, float], split: str, loss: str, details: Mapping[str, Any]) -> list[html.Tile]:
     tiles = []
-    for name in (*METRICS[LOSSES[loss].task], *(name for name in EXTRA if f"{split}/{name}" in figures)):
+    labels = {name: metric.label for name, metric in METRICS[LOSSES[loss].task].items()}
+    labels |= {name: label for name, label in EXTRA.items() if f"{split}/{name}" in figures}
+    for name, label in labels.items():
         value = figures.get(f"{split}/{name}")
         why = details.get("not_computable", {}).get(name)
-        tiles.append(html.Tile(f"{NAMES[name]}, {split}", html.format_number(value), why or _interval(details, name)))
+        tiles.append(html.Tile(f"{label}, {split}", html.format_number(value), why or _interval(details, name)))
     if f"{split}/rows" in figures:
         rate = figures.get(f"{split}/positive_rate")
         positive = details.get("score", {}).get("positive")
@@ -106,6 +94,7 @@ def _interval(details: Mapping[str, Any], name: str) -> str:
 
 def _learning(run: Run, history: Sequence[Mapping[str, Any]], config: Config, loss: str) -> Markup:
     name = config.train.metric or LOSSES[loss].metric
+    label = METRICS[LOSSES[loss].task][name].label
     steps = [float(entry["step"]) for entry in history]
     batch = _logged(run.directory / "metrics.jsonl", "train/loss")
     curves = [
@@ -118,8 +107,8 @@ def _learning(run: Run, history: Sequence[Mapping[str, Any]], config: Config, lo
     watched = html.Series(name, epochs, [entry.get(f"valid_{name}") for entry in history])
     cards = [html.card("Loss by step", html.line_chart([c for c in curves if c.x], x_label="step", y_label="loss"))]
     if any(entry.get(f"valid_{name}") is not None for entry in history):
-        title = f"{NAMES[name]} of the validation rows by epoch"
-        cards.append(html.card(title, html.line_chart([watched], x_label="epoch", y_label=NAMES[name])))
+        title = f"{label} of the validation rows by epoch"
+        cards.append(html.card(title, html.line_chart([watched], x_label="epoch", y_label=label)))
     return html.section("Learning", html.row(*cards))
 
 
@@ -174,7 +163,9 @@ def _compared(split: str, details: Mapping[str, Any], figures: Mapping[str, floa
         rows += [[kind, *(values.get(name) for name in names)] for kind, values in details["baselines"].items()]
         note = "A linear model of the same encoded rows, and the best constant."
         cards.append(
-            html.card("Against baselines", html.table(["", *(NAMES[name] for name in names)], rows), note=note)
+            html.card(
+                "Against baselines", html.table(["", *(metric.label for metric in names.values())], rows), note=note
+            )
         )
     if details.get("classes"):
         keys = ("class", "rows", "predicted", "precision", "recall", "f1")
@@ -195,39 +186,39 @@ _UNIT: dict[str, Any] = {"x_range": (0.0, 1.0), "y_range": (0.0, 1.0)}
 
 
 def _breakdowns(split: str, details: Mapping[str, Any], figures: Mapping[str, float], loss: str) -> Markup:
-    name = LOSSES[loss].metric
+    name, names = LOSSES[loss].metric, METRICS[LOSSES[loss].task]
+    metric = names[name]
     whole = figures.get(f"{split}/{name}")
     cards = []
     months = details.get("by_month", [])
     if len(months) > 1:
-        cards.append(html.card(f"{NAMES[name]} by month", _by_month(months, name)))
+        cards.append(html.card(f"{metric.label} by month", _by_month(months, metric)))
     for column, parts in details.get("slices", {}).items():
-        better = "higher" if HIGHER_IS_BETTER[name] else "lower"
+        better = "higher" if metric.higher_is_better else "lower"
         note = f"The {len(parts)} most frequent values; {better} is better; the dashed line is the whole."
-        cards.append(html.card(f"{NAMES[name]} by {column}", _by_value(parts, name, whole), note=note))
-    names = METRICS[LOSSES[loss].task]
+        cards.append(html.card(f"{metric.label} by {column}", _by_value(parts, metric, whole), note=note))
     rows = [[part["value"], part["rows"], *(part.get(key) for key in names)] for part in months]
-    columns = ["Month", "Rows", *(NAMES[key] for key in names)]
+    columns = ["Month", "Rows", *(item.label for item in names.values())]
     cards.append(html.card("By month, all metrics", html.table(columns, rows)))
     return html.row(*cards)
 
 
-def _by_month(months: Sequence[Mapping[str, Any]], name: str) -> Markup:
-    pairs = [part["intervals"].get(name, (None, None)) for part in months]
+def _by_month(months: Sequence[Mapping[str, Any]], metric: Metric) -> Markup:
+    pairs = [part["intervals"].get(metric.name, (None, None)) for part in months]
     places = [float(k) for k in range(len(months))]
     series = html.Series(
-        name, places, [part.get(name) for part in months], [p[0] for p in pairs], [p[1] for p in pairs]
+        metric.name, places, [part.get(metric.name) for part in months], [p[0] for p in pairs], [p[1] for p in pairs]
     )
     named = {float(k): str(part["value"]) for k, part in enumerate(months)}
-    return html.line_chart([series], y_label=NAMES[name], x_ticks=named, x_range=(-0.5, len(months) - 0.5))
+    return html.line_chart([series], y_label=metric.label, x_ticks=named, x_range=(-0.5, len(months) - 0.5))
 
 
-def _by_value(parts: Sequence[Mapping[str, Any]], name: str, whole: float | None) -> Markup:
+def _by_value(parts: Sequence[Mapping[str, Any]], metric: Metric, whole: float | None) -> Markup:
     labels = [f"{part['value']} ({part['rows']:,})" for part in parts]
-    pairs = [part["intervals"].get(name, (None, None)) for part in parts]
-    values = [part.get(name) for part in parts]
+    pairs = [part["intervals"].get(metric.name, (None, None)) for part in parts]
+    values = [part.get(metric.name) for part in parts]
     return html.interval_chart(
-        labels, values, [p[0] for p in pairs], [p[1] for p in pairs], x_label=NAMES[name], reference=whole
+        labels, values, [p[0] for p in pairs], [p[1] for p in pairs], x_label=metric.label, reference=whole
     )
 
 

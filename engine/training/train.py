@@ -160,6 +160,7 @@ def check_trainable(config: Config) -> None:
         raise UserError("data.columns must have one with role target to train on, found none")
     if not config.split.train:
         raise UserError("split.train must say which period is trained on, as in [2013-01-01, 2013-04-01]")
+    watched_metric(config.train.loss, config.train.metric)
     check_target(config)
     if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
         raise UserError("features must name at least one feature: direct, calendar or views")

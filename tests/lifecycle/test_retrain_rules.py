@@ -20,6 +20,9 @@ from engine.lifecycle.challenger import periods_of
 from engine.lifecycle.judge import Judged, evidence, verdict
 from engine.lifecycle.maturity import label_horizon
 from engine.lifecycle.policy import Champion, Facts, Later, Observation, trigger
+from engine.training.evaluate import point_metrics
+from engine.training.losses import LOSSES
+from engine.training.metrics import METRICS, Rows, poisson_weights, resample
 
 D = units.MICROSECONDS["d"]
 NOW = 400 * D
@@ -346,18 +349,17 @@ def test_costs_by_hand() -> None:
 
 
 def test_weighted_metrics_equal_metrics_of_repeated_rows() -> None:
-    from engine.training.evaluate import point_metrics
-
     rng = np.random.default_rng(3)
-    weights = rng.poisson(1.0, (5, 400)).astype(np.float32)
+    weights = rng.poisson(1.0, (5, 400)).astype(np.float64)
     target = (rng.random(400) < 0.4).astype(float)
     scores = np.round(rng.random(400), 2)  # ties
     value, guess = rng.normal(size=400), rng.normal(size=400)
     kinds = rng.integers(0, 3, 400).astype(float)
     shares = rng.dirichlet(np.ones(3), 400)
     for loss, truth, found in (("binary", target, scores), ("squared", value, guess), ("multiclass", kinds, shares)):
-        for name in point_metrics(truth, found, loss, quantile=0.3):
-            resampled = judge.resampled(name, truth, found, [weights[:2], weights[2:]], 0.3)
+        metrics = METRICS[LOSSES[loss].task]
+        drawn = resample(Rows(truth, found, 0.3), metrics.values(), [weights[:2], weights[2:]])
+        for name, resampled in drawn.items():
             for place, weight in enumerate(weights.astype(int)):
                 repeated = point_metrics(np.repeat(truth, weight), np.repeat(found, weight, axis=0), loss, quantile=0.3)
                 assert resampled[place] == pytest.approx(repeated[name], rel=1e-5), name
@@ -373,9 +375,11 @@ def test_the_same_rows_give_the_same_evidence() -> None:
     assert evidence(rows(), "binary", GATE) == evidence(rows(), "binary", GATE)
 
 
-@pytest.mark.parametrize("cells", [1, 300, 10_000])
-def test_the_resamples_do_not_depend_on_the_blocks_they_are_made_in(cells: int) -> None:
-    whole = np.concatenate(list(judge.Weights(100, 17, 3)))
-    blocks = list(judge.Weights(100, 17, 3, cells))
-    assert whole.shape == (17, 100) and max(len(block) for block in blocks) == min(17, max(1, cells // 100))
-    assert np.array_equal(np.concatenate(blocks), whole)
+def test_the_resamples_are_poisson_counts_that_repeat() -> None:
+    blocks = list(poisson_weights(100_000, 3, seed=3))
+    whole = np.concatenate(blocks)
+    assert len(blocks) == 3 and whole.shape == (3, 100_000), "memory is bounded"
+    assert np.array_equal(np.concatenate(list(poisson_weights(100_000, 3, seed=3))), whole)
+    assert not np.array_equal(np.concatenate(list(poisson_weights(100_000, 3, seed=4))), whole)
+    shares = np.bincount(whole.ravel().astype(int), minlength=8)[:5] / whole.size
+    np.testing.assert_allclose(shares, np.exp(-1) / np.array([1, 1, 2, 6, 24]), atol=3e-3)

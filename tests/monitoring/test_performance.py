@@ -19,6 +19,7 @@ from engine.monitoring.performance import (
     worse_by,
 )
 from engine.monitoring.statistics import ColumnSpec
+from engine.training.metrics import find_metric
 
 EDGES = np.linspace(0, 1, 21)
 SCORE = ColumnSpec("prediction", "prediction", EDGES, 0.3, ("below", *map(str, range(20)), "above"))
@@ -212,14 +213,16 @@ def test_multiclass_and_missing_reference_say_why_there_is_no_estimate() -> None
 
 
 def test_loss_of_a_rank_metric_counts_from_chance() -> None:
-    assert worse_by(0.7, 0.75, "roc_auc") == pytest.approx(0.2)
-    assert worse_by(0.5, 0.4, "log_loss") == pytest.approx(0.25)
-    assert worse_by(0.3, 0.4, "log_loss") < 0
+    assert worse_by(0.7, 0.75, find_metric("roc_auc")) == pytest.approx(0.2)
+    assert worse_by(0.5, 0.4, find_metric("log_loss")) == pytest.approx(0.25)
+    assert worse_by(0.3, 0.4, find_metric("log_loss")) < 0
 
 
 def test_a_loss_from_nothing_is_no_small_loss() -> None:
-    assert worse_by(0.1, 0.0, "mae") == np.inf and worse_by(0.0, 0.0, "mae") == 0.0
-    assert worse_by(0.3, 0.5, "roc_auc") == np.inf and worse_by(0.6, 0.5, "roc_auc") == -np.inf
+    assert worse_by(0.1, 0.0, find_metric("mae")) == np.inf and worse_by(0.0, 0.0, find_metric("mae")) == 0.0
+    assert (
+        worse_by(0.3, 0.5, find_metric("roc_auc")) == np.inf and worse_by(0.6, 0.5, find_metric("roc_auc")) == -np.inf
+    )
     free = {"cost": BusinessConfig(expression="mean(fare)")}
     reference, now = outcomes(30, 200), outcomes(7, 200, seed=1)
     reference.columns["fare"][:] = 0.0

@@ -10,6 +10,7 @@ import pytest
 from engine.config.tree import EvaluateConfig
 from engine.errors import UserError
 from engine.training.evaluate import evaluate_scores, intervals, point_metrics, watched_metric
+from engine.training.metrics import METRICS, Rows, resample
 
 CONFIG = EvaluateConfig(bootstrap=100)
 NO_TIME = np.zeros(0, np.int64)
@@ -56,12 +57,11 @@ def test_regression_metrics_by_hand():
 
 def test_resampling_without_weights_changed_is_the_metric_itself(scored):
     """The bootstrap's own formulas, fed weight one, against the exact kernels."""
-    from engine.training.evaluate import _resampled_ranking
-
     target, scores, *_ = scored
     point = point_metrics(target, scores, "binary")
-    found = _resampled_ranking(target.astype(float), scores.astype(float))(np.ones((1, len(target))))
-    for name in ("roc_auc", "average_precision", "log_loss", "brier"):
+    rows = Rows(target.astype(float), scores.astype(float))
+    found = resample(rows, METRICS["binary"].values(), [np.ones((1, len(target)))])
+    for name in point:
         assert found[name][0] == pytest.approx(point[name], rel=1e-9)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
 from engine.training.loop import Trainer
 from engine.training.losses import to_scores
+from engine.training.metrics import METRICS
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
 from engine.training.precision import has_bf16, resolve_precision
@@ -197,6 +199,18 @@ def test_training_stops_early_and_keeps_the_best_weights(problem, config, fitted
     assert len(watched) < 40 and result.best_epoch == int(np.argmax(watched)) == len(watched) - 3
     scores = to_scores("binary", predict_logits(result.model, valid.numeric, valid.codes, "fp32"), result.model.target)
     assert roc_auc(valid.target, scores) == max(watched)
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"), [((0.6, math.nan, 0.5), 0), ((math.nan, 0.5, 0.4), 1), ((math.nan,) * 3, 2)]
+)
+def test_an_epoch_without_a_figure_is_no_better_one(problem, config, fitted, monkeypatch, figures, best):
+    measured = [dict.fromkeys(METRICS["binary"], value) for value in figures]
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: measured[len(trainer.state.history)])
+    result, run = fitted(config(train__epochs=3, train__patience=9), problem(200), problem(100, seed=1))
+    assert result.best_epoch == best == result.metrics["train/best_epoch"]
+    said = "this epoch is not the best" in (run.directory / "run.log").read_text()
+    assert said == math.isnan(figures[0])
 
 
 def test_windowed_order_takes_each_row_once_and_stays_within_windows(problem, config, fitted):
