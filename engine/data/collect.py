@@ -13,6 +13,7 @@ from engine.data.dataset import MANIFEST
 from engine.data.ingest import LATEST
 from engine.errors import UserError
 from engine.runtime import records, storage, terminal
+from engine.runtime.run import as_written
 
 KEEP_RECENT = 24 * 3600  # seconds: a run that begins may be about to name it
 INGEST = "an ingest is at work here"
@@ -79,7 +80,7 @@ def users(config: Config) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
         for path in sorted(runs.glob("*/*/*/run.json")):
-            record = records.read(path, Named)
+            record = records.read(as_written(path.parent, path.name, refuse=True), Named)
             named = [record.get("chain", {}).get("dataset"), record.get("outputs", {}).get("dataset")]
             for digest in {*named, *record.get("used", {}).values()} - {None}:
                 found.setdefault(str(digest), []).append("/".join(path.parent.parts[-3:]))

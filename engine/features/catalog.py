@@ -23,6 +23,7 @@ from engine.features import retrieval, store
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import StoredView
 from engine.runtime import records, storage, terminal
+from engine.runtime.run import as_written
 
 KEEP_RECENT = 24 * 3600  # seconds: gc leaves alone what a run may be using now
 
@@ -227,7 +228,9 @@ def used_directories(config: Config) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
         for path in runs.glob("*/*/*/run.json"):
-            for name, version in records.read(path, Used).get("views", {}).items():
+            for name, version in (
+                records.read(as_written(path.parent, path.name, refuse=True), Used).get("views", {}).items()
+            ):
                 found.setdefault(name, set()).add(version)
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow.dataset as pd
 
 from engine.errors import UserError, nearest
 from engine.runtime import places, storage
-from engine.runtime.run import LINKS, load_record
+from engine.runtime.run import LINKS, as_written, load_metrics, load_record
 from engine.runtime.tracking import read_points
 
 EQUAL, CLOSE, DIFFERS, MISSING, SKIPPED = "equal", "within tolerance", "differs", "missing", "not compared"
@@ -116,8 +115,9 @@ def _columns(link: str, record: Mapping[str, Any]) -> dict[str, str]:
 
 def _drift_by_column(directory: Path) -> dict[str, Any]:
     """Column -> what monitoring said of it."""
-    path = directory / "drift.json"
-    return {entry["name"]: entry for entry in storage.read_json(path)["columns"]} if path.exists() else {}
+    if not (directory / "drift.json").exists():
+        return {}
+    return {entry["name"]: entry for entry in storage.read_json(as_written(directory, "drift.json"))["columns"]}
 
 
 def _manifest(folder: Path | None) -> dict[str, Any]:
@@ -139,9 +139,7 @@ def _loss_at(directory: Path, step: int) -> float | None:
 
 def judged_metrics(directory: Path) -> dict[str, float | None]:
     """The metrics that the chain's link holds: `valid/...` and `test/...`."""
-    path = directory / "metrics.json"
-    found = storage.read_json(path) if path.exists() else {}
-    return {name: value for name, value in found.items() if name.startswith(("valid/", "test/"))}
+    return {name: value for name, value in load_metrics(directory).items() if name.startswith(("valid/", "test/"))}
 
 
 # -------------------------------------------------------------------------------------------------------- tolerance
@@ -196,7 +194,7 @@ def _fitted_is_close(recorded: Path, rerun: Path) -> bool:
 def _fitted_differences(recorded: Path, rerun: Path) -> Iterator[tuple[str, Any, Any]]:
     paths = [directory / "model" / "features.json" for directory in (recorded, rerun)]
     if all(path.exists() for path in paths):
-        yield from _differences(*(json.loads(path.read_text(encoding="utf-8")) for path in paths))
+        yield from _differences(*map(storage.read_json, paths))
 
 
 def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

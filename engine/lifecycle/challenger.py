@@ -22,7 +22,7 @@ from engine.features.moments import ALWAYS, NEVER, instants, moment_times
 from engine.features.store import threads_of
 from engine.lifecycle.judge import Judged
 from engine.lifecycle.maturity import label_horizon
-from engine.runtime import digest, environment, storage
+from engine.runtime import digest, environment, seal, storage
 from engine.runtime.run import Run, load_record, plan_digest, unfinished
 from engine.scoring.predictor import Predictor, load
 from engine.training.bundle import Bundle, spec_of
@@ -214,8 +214,10 @@ class Workshop:
             return scores_of(predictor, table, rows)
         recipe = digest.of_json([FORMAT, self.code, predictor.digest, table.dataset.digest, rows])
         path = self.cache / f"{recipe}.parquet"
-        if not path.exists():
+        record = path.with_suffix(".json")
+        if not _is_whole(path, record):
             storage.write_parquet(path, scores_table(scores_of(predictor, table, rows)))
+            storage.write_json(record, seal.checked(dict(seal.record_of(path))))
         found = storage.read_parquet(path)
         columns = [np.asarray(column) for column in found.columns]
         return columns[0] if found.column_names == ["score"] else np.stack(columns, axis=1)
@@ -312,6 +314,14 @@ def judged_table(judged: Judged) -> pa.Table:
             columns |= {f"{side}_{index}": np.ascontiguousarray(scores[:, index]) for index in range(scores.shape[1])}
     columns |= {f"slice_{name}": pa.array(values, pa.string()) for name, values in judged.slices.items()}
     return pa.table(columns)
+
+
+def _is_whole(path: Path, record: Path) -> bool:
+    """Whether kept scores are there as they were written."""
+    try:
+        return seal.is_whole(path, seal.read_checked(record, seal.FileRecord))
+    except UserError:  # none yet, or damaged: they are computed again
+        return False
 
 
 def read_judged(path: Path, expected: str) -> Judged:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.tree import Config
+from engine.data.dataset import REMEDY
 from engine.errors import UserError
 from engine.lifecycle.restore import environment_differences
 from engine.lifecycle.runs import dotted, find_run, status
 from engine.lifecycle.words import take
-from engine.runtime import environment, git, html, places, storage, terminal
-from engine.runtime.run import load_metrics, load_record
+from engine.runtime import environment, git, html, places, seal, storage, terminal
+from engine.runtime.run import as_written, load_metrics, load_record
 from engine.runtime.terminal import cell, table
 from engine.runtime.tracking import read_points
 
@@ -144,8 +145,9 @@ def _diff_of_commits(roots: Sequence[str], commits: Sequence[Any]) -> list[str]:
 
 
 def _patch(side: Side) -> list[str]:
-    path = side.directory / "engine.patch"
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if not (side.directory / "engine.patch").exists():
+        return []
+    return as_written(side.directory, "engine.patch").read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 # ------------------------------------------------------------------------------------------------------------- data
@@ -177,13 +179,17 @@ def data_differences(sides: Sequence[Side]) -> dict[str, Any]:
 
 def _manifest(side: Side) -> dict[str, Any] | None:
     folder = places.dataset_folder(side.record)
-    return dict(storage.read_json(folder / "manifest.json")) if folder is not None else None
+    return _stored(folder, "manifest.json") if folder is not None else None
+
+
+def _stored(folder: Path, name: str) -> dict[str, Any]:
+    return dict(storage.read_json(seal.sealed(folder, name, REMEDY)))
 
 
 def profile_distances(first: Side, other: Side) -> dict[str, float]:
     """Jensen-Shannon distance (base 2, 0 to 1) per column between the kept profiles, largest first; 0 is left out."""
     folders = [places.dataset_folder(side.record) for side in (first, other)]
-    profiles = [storage.read_json(folder / "profile.json")["columns"] for folder in folders if folder is not None]
+    profiles = [_stored(folder, "profile.json")["columns"] for folder in folders if folder is not None]
     if len(profiles) != 2:
         return {}
     found = {name: _distance(profiles[0][name], profiles[1][name]) for name in profiles[0] if name in profiles[1]}

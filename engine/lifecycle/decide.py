@@ -28,7 +28,7 @@ from engine.lifecycle.challenger import (
 from engine.lifecycle.policy import Champion, Facts, Later, Observation, Trigger, days, ripening, trigger
 from engine.runtime import storage
 from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, seal_of
-from engine.runtime.run import load_metrics, load_record
+from engine.runtime.run import as_written, load_metrics, load_record
 from engine.training.evaluate import watched_metric
 
 # 2: slices of which the metric cannot be computed are guarded; 3: reasons say when, and how many rows wait
@@ -70,11 +70,11 @@ class Setting:
 
 def version_facts(run: Path) -> dict[str, Any]:
     """What the registry keeps of a training run: where it is, what it looked at, what it measured."""
-    record = load_record(run)
+    record = load_record(run, refuse=True)
     split, zone = record["config"]["split"], record["config"]["data"]["time_zone"]
     loss = record["config"]["train"]["loss"]
     metric = watched_metric(loss, record["config"]["train"]["metric"])
-    metrics = load_metrics(run)
+    metrics = load_metrics(run, refuse=True)
     ends = [units.between(split[name], zone)[1] for name in ("train", "valid") if split.get(name)]
     return {
         "source": str(run),
@@ -339,7 +339,7 @@ def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
 
     Trigger from the saved facts, figures from the saved rows, verdict from the figures. Raises UserError.
     """
-    saved = storage.read_json(path)
+    saved = storage.read_json(as_written(path.parent, path.name, refuse=True))
     if saved.get("format", 0) > FORMAT:
         raise UserError(f"{path} is of format {saved['format']}, this engine reads up to {FORMAT}: use a newer engine")
     policy = schema.build(RetrainConfig, saved["policy"], "policy")
@@ -355,7 +355,7 @@ def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
         now["reason"] = saved["trigger"]["reason"]
     same("trigger", saved["trigger"], now)
     if saved["evidence"] is not None:
-        judged = read_judged(path.parent / saved["judged"]["file"], saved["judged"]["digest"])
+        judged = read_judged(storage.inside(path.parent, saved["judged"]["file"]), saved["judged"]["digest"])
         stand_ins = saved.get("format", 0) > 1
         evidence = judge.evidence(judged, saved["loss"], policy.gate, quantile=saved["quantile"], stand_ins=stand_ins)
         same("evidence", saved["evidence"], evidence)

@@ -17,8 +17,9 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.runs import directories, status
 from engine.lifecycle.words import take
-from engine.runtime import digest, places, storage, terminal
-from engine.runtime.run import load_record, records_below
+from engine.runtime import digest, places, seal, storage, terminal
+from engine.runtime.run import as_written, load_record, records_below
+from engine.training.bundle import read_manifest
 
 SHORTEST = 8
 # Keys of a record that hold digests of what other runs made: a model (by its bundle), scores that a run appended to.
@@ -132,11 +133,11 @@ def _of_path(path: Path, nodes: Sequence[Node]) -> tuple[str, list[str], list[No
             inside = path.relative_to(folder).as_posix()
             return f"{inside} of a {own.record['command']} run" if inside != "." else "run", [], [own]
         if (folder / "manifest.json").is_file():
-            manifest = storage.read_json(folder / "manifest.json")
+            manifest = storage.read_json(seal.sealed(folder, "manifest.json", "Run the command that made it again"))
             if "digest" in manifest:
                 return f"{'view' if 'view' in manifest else 'dataset'} in the store", _with_parents(manifest, nodes), []
         if (folder / "bundle.json").is_file():
-            return "model", [storage.read_json(folder / "bundle.json")["digest"]], []
+            return "model", [read_manifest(folder)["digest"]], []
     if path.is_file():
         return "file", [digest.of_file(path)], []
     raise UserError(f"{path} must be a file, a run, a model or an entry of the store")
@@ -234,7 +235,7 @@ def _thresholds(directory: Path) -> Any:
     """The alarm line of a monitoring run with its effect floors; triggers and gate of a decision."""
     for name, part in (("drift.json", "calibration"), ("decision.json", "policy")):
         if (directory / name).is_file():
-            content = storage.read_json(directory / name).get(part) or {}
+            content = storage.read_json(as_written(directory, name)).get(part) or {}
             return {key: content[key] for key in THRESHOLDS if key in content} or None
     return None
 

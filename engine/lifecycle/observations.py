@@ -12,6 +12,7 @@ from engine.lifecycle.judge import judged_metric
 from engine.lifecycle.policy import Observation
 from engine.monitoring.performance import ALARM, QUIET, UNJUDGED
 from engine.runtime import storage
+from engine.runtime.run import as_written
 
 JUDGED = (QUIET, ALARM, UNJUDGED)  # statuses of windows whose labels are known
 
@@ -44,9 +45,14 @@ def read_observations(config: Config) -> tuple[Observation, ...]:
     metric = judged_metric(config.train.loss, config.retrain.gate)
     found = {}
     for path in dict.fromkeys([*paths, newest]):
-        item = observation(storage.read_json(path), metric, config.data.time_zone)
+        item = observation(read_record(path), metric, config.data.time_zone)
         found[item.start, item.stop, item.model] = item
     return tuple(sorted(found.values(), key=lambda item: (item.stop, item.start)))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A drift.json as its run wrote it. Raises UserError: it decides."""
+    return dict(storage.read_json(as_written(path.parent, path.name, refuse=True)))
 
 
 def observation(record: dict[str, Any], metric: str, time_zone: str) -> Observation:

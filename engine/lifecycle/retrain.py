@@ -10,7 +10,7 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import decide
 from engine.lifecycle.challenger import History, Workshop, trained
-from engine.lifecycle.observations import newest_record, read_observations
+from engine.lifecycle.observations import newest_record, read_observations, read_record
 from engine.lifecycle.policy import Observation
 from engine.runtime import digest, storage
 from engine.runtime.registry import Registry, root_of
@@ -44,7 +44,7 @@ def retrain(config: Config, run: Run) -> dict[str, float]:
     decision = decide.decide(setting, observations, now)
     decision["monitor"] = str(newest_record(config) or "")
     if decision["monitor"]:
-        run.add_used("drift", digest.of_json(storage.read_json(Path(decision["monitor"]))))
+        run.add_used("drift", digest.of_json(read_record(Path(decision["monitor"]))))
     storage.write_json(run.path("decision.json"), decision)
     run.add_output("decision", digest.of_json(decision))
     names = ("verdict", "champion", "challenger", "challenger_run")

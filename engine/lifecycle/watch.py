@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from engine.config import schema, units
 from engine.config.tree import Config
+from engine.errors import UserError
 from engine.lifecycle.challenger import Workshop, spec_config
 from engine.lifecycle.observations import observation
 from engine.lifecycle.policy import Observation
 from engine.monitoring.monitor import monitor
-from engine.runtime import digest, storage
+from engine.runtime import digest, seal, storage
 from engine.runtime.run import Run
 from engine.scoring.predictor import Predictor
 
@@ -32,7 +35,10 @@ class Watch:
         asked = {**schema.plain(config.monitor), "model": predictor.digest}
         recipe = digest.of_json([FORMAT, self.workshop.code, self.workshop.history.dataset.digest, asked])
         path = self.cache / f"{recipe}.json"
-        if not path.exists():
+        found: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # none yet, or damaged: it is made again
+            found = seal.read_checked(path, dict[str, Any])
+        if not found:
             parent = self.workshop.run
             run = Run.create("monitor", config, schema.plain(config), hidden=parent.hidden)
             run.note(parent=str(parent.directory))
@@ -41,8 +47,9 @@ class Watch:
             except BaseException as error:
                 run.fail(error)
                 raise
-            storage.write_json(path, storage.read_json(run.path("drift.json")))
-        return observation(storage.read_json(path), self.metric, self.workshop.history.config.data.time_zone)
+            found = storage.read_json(run.path("drift.json"))
+            storage.write_json(path, seal.checked(found))
+        return observation(found, self.metric, self.workshop.history.config.data.time_zone)
 
     def _config(self, predictor: Predictor, start: int, stop: int) -> Config:
         base = spec_config(self.workshop.history.config, predictor.bundle)

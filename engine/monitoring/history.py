@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.errors import UserError
 from engine.monitoring.calibrate import (
     LINE,
     NAMES,
@@ -21,7 +22,8 @@ from engine.monitoring.calibrate import (
 )
 from engine.monitoring.describe import LEFT_OUT
 from engine.monitoring.reference import Reference
-from engine.runtime import storage
+from engine.runtime import storage, terminal
+from engine.runtime.run import as_written
 
 FILE = ("monitor", "history.parquet")
 REFERENCE_WINDOWS = 36
@@ -120,7 +122,11 @@ def earlier_rows(run_directory: Path, model: str) -> list[dict[str, Any]]:
         path = done.parent.joinpath(*FILE)
         if done.parent == run_directory or not path.exists():
             continue
-        rows: list[dict[str, Any]] = storage.read_parquet(path).to_pylist()
+        try:
+            rows: list[dict[str, Any]] = storage.read_parquet(as_written(done.parent, "/".join(FILE), True)).to_pylist()
+        except UserError as error:
+            terminal.err(f"warning: left out: {error}\n")
+            continue
         if rows and rows[0]["model"] == model:
             return [row for row in rows if row["source"] == "current"]
     return []

@@ -44,7 +44,7 @@ from engine.monitoring.performance import (
 from engine.monitoring.reference import Reference, read_reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
 from engine.runtime import digest, records, storage
-from engine.runtime.run import Run, as_written, load_record
+from engine.runtime.run import Run, as_written, load_metrics, load_record
 from engine.scoring.predictor import load, score_names
 from engine.scoring.score import predictions
 from engine.training.bundle import Bundle, find_model, quantile_of, read_bundle
@@ -164,13 +164,13 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     directory = Path(config.monitor.run)
     state = records.read(as_written(directory, "profile.json", refuse=True), ProfileRecord)
     profile = Profile.from_json(state, reference.profile.spec)
-    record = load_record(directory)
+    record = load_record(directory, refuse=True)
     if not (directory / "DONE").exists():
         raise UserError(f"{directory} is not finished (no DONE): monitor a scoring run that is")
     for name, value in record["outputs"].items():
         run.add_used(f"scoring {name}", value)
     start, stop = scored_period(config, directory, record)
-    figures = {name.removeprefix("score/"): value for name, value in _metrics(directory).items()}
+    figures = {name.removeprefix("score/"): value for name, value in load_metrics(directory, refuse=True).items()}
     outcomes, (quality, reason) = None, asked(config)
     if config.monitor.labels or config.monitor.business:
         try:
@@ -248,11 +248,6 @@ def quarantine_rate(dataset: Dataset) -> float | None:
     totals = dataset.manifest.get("accounting", {})
     rows = totals.get("rows_in", 0)
     return totals.get("quarantined", 0) / rows if rows else None
-
-
-def _metrics(directory: Path) -> dict[str, Any]:
-    path = directory / "metrics.json"
-    return dict(storage.read_json(path)) if path.exists() else {}
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked

@@ -504,9 +504,9 @@ def remove(directory: Path, runs: Path) -> bool:
     return lock is not None
 
 
-def load_record(directory: str | Path) -> dict[str, Any]:
-    """run.json of a run directory. Raises records.Damaged, naming the key that is not what it must be."""
-    return dict(records.read(as_written(Path(directory), "run.json"), RunRecord))
+def load_record(directory: str | Path, refuse: bool = False) -> dict[str, Any]:
+    """run.json of a run directory, `as_written`. Raises records.Damaged, naming the key that is not what it must be."""
+    return dict(records.read(as_written(Path(directory), "run.json", refuse), RunRecord))
 
 
 def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -519,23 +519,24 @@ def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str,
                 terminal.err(f"warning: left out: {error}\n")
 
 
-def load_metrics(directory: Path) -> dict[str, float | None]:
-    """metrics.json of a run; empty where it did not finish."""
+def load_metrics(directory: Path, refuse: bool = False) -> dict[str, float | None]:
+    """metrics.json of a run, `as_written`; empty where it did not finish."""
     if not (directory / "metrics.json").exists():
         return {}
-    return dict(records.read(as_written(directory, "metrics.json"), Metrics))
+    return dict(records.read(as_written(directory, "metrics.json", refuse), Metrics))
 
 
 def as_written(directory: Path, name: str, refuse: bool = False) -> Path:
     """The path of a file of a run; where it is not what the finished run sealed, a warning, or Damaged with `refuse`.
 
     Facts that people read are shown with the warning; what decides something is refused. Runs of older engines have no seal.
+    Raises UserError for a link that leads out of the run.
     """
-    path = directory / name
-    if not (directory / "DONE").exists() or not (directory / seal.NAME).exists():
+    path = storage.inside(directory, *Path(name).parts)
+    if not (directory / "DONE").exists():
         return path
     try:
-        return seal.read(directory).check(directory, name, f"Run {directory.parts[-3:][0]} again")
+        return seal.sealed(directory, name, f"Run {directory.parts[-3:][0]} again")
     except UserError as error:
         if refuse:
             raise

@@ -119,3 +119,13 @@ def read(folder: Path) -> Seal:
     if not (folder / NAME).exists():
         raise UserError(f"{folder} has no {NAME}: it was written by an older engine, or its writing was cut off")
     return Seal(read_checked(folder / NAME, SealRecord)["files"])
+
+
+def sealed(folder: Path, name: str, remedy: str) -> Path:
+    """The path of a file that is what was sealed, or as it is where the folder is older than seals.
+
+    Raises Damaged with the remedy, UserError for a name or a link that leads out of the folder.
+    """
+    if not (folder / NAME).exists():
+        return storage.inside(folder, *Path(name).parts)
+    return read(folder).check(folder, name, remedy)

@@ -30,7 +30,7 @@ from engine.config import schema, units
 from engine.config.tree import Config, TrackingConfig
 from engine.errors import UserError, nearest
 from engine.runtime import digest, environment, records, storage, terminal
-from engine.runtime.run import Run, load_metrics, load_record
+from engine.runtime.run import Run, as_written, load_metrics, load_record
 
 BACKENDS = {"wandb": "engine.runtime.tracking_wandb:WandbMirror"}
 STATE = "tracking.json"
@@ -187,7 +187,7 @@ def read_rows(directory: Path) -> list[Row]:
     A value that was not finite is NaN. A line torn by a kill is left out.
     """
     rows = []
-    for place, line in _lines(directory / "metrics.jsonl"):
+    for place, line in _lines(as_written(directory, "metrics.jsonl")):
         step, at = int(line.pop("step") or 0), float(line.pop("time") or 0)
         values = {name: math.nan if value is None else float(value) for name, value in line.items()}
         rows.append(Row(step, at, values, place))

@@ -23,6 +23,7 @@ from engine.config import schema, units
 from engine.config.tree import Config, TrackingConfig
 from engine.errors import UserError
 from engine.runtime import places, storage
+from engine.runtime.run import as_written
 from engine.runtime.tracking import LAYOUT
 
 LARGEST_UPLOAD = 100 * 10**6  # bytes; a larger model goes by reference
@@ -233,6 +234,7 @@ def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) ->
         else:
             for path in files:
                 part = path.relative_to(bundle).as_posix()
+                storage.inside(bundle, part)  # no link leads out
                 if part.startswith(ROWS) and not rows:
                     artifact.add_reference(path.resolve().as_uri(), part)
                 else:
@@ -256,7 +258,7 @@ def tables(directory: Path) -> dict[str, Any]:
     for name in ("evaluation.json", "drift.json"):
         path = directory / name
         if path.exists():
-            found.update(_rows_of(name.removesuffix(".json"), storage.read_json(path)))
+            found.update(_rows_of(name.removesuffix(".json"), storage.read_json(as_written(directory, name))))
     return {name: _table(rows) for name, rows in found.items() if rows}
 
 
@@ -293,5 +295,7 @@ def report(directory: Path) -> dict[str, Any]:
     """`report.html` as the run's page in W&B."""
     import wandb
 
-    path = directory / "report.html"
-    return {"report": wandb.Html(path.read_text(encoding="utf-8"), inject=False)} if path.exists() else {}
+    if not (directory / "report.html").exists():
+        return {}
+    text = as_written(directory, "report.html").read_text(encoding="utf-8")
+    return {"report": wandb.Html(text, inject=False)}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from engine.config import units as spans
 from engine.config.names import RENAME, check_distinct
 from engine.config.tree import Config
@@ -17,7 +19,7 @@ from engine.errors import UserError
 from engine.features import build
 from engine.features.store import StoredView
 from engine.runtime import records, storage
-from engine.runtime.run import Run, load_record
+from engine.runtime.run import Run, as_written, load_record
 from engine.runtime.seal import Seal
 from engine.scoring import export, output, units
 from engine.scoring.inputs import read_inputs
@@ -126,6 +128,16 @@ def plan_items(
         yield {"start": start, "stop": stop}
 
 
+def _finished(directory: Path) -> tuple[dict[str, Any], pa.Table, dict[str, Any]]:
+    """Context, units and record of a finished run. Raises UserError where one of them is not as it was written."""
+    ledger = as_written(directory, "ledger.parquet", refuse=True)
+    return (
+        records.read(as_written(directory, units.CONTEXT, refuse=True), units.Context),
+        storage.read_parquet(ledger, ["start", "stop", "digest"]),
+        load_record(directory, refuse=True),
+    )
+
+
 def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, Any]:
     """`parts` folder and units {(start, stop): digest} of the newest finished run that this one may append to."""
     differs = ""
@@ -133,16 +145,19 @@ def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, A
         path = directory / units.CONTEXT
         if directory == run.directory or not (directory / "DONE").exists() or not path.exists():
             continue
-        context = records.read(path, units.Context)
+        try:
+            context, ledger, record = _finished(directory)
+        except UserError as error:
+            run.warn(f"left out: {error}")
+            continue
         asked = context_of(config, predictor, NONE_YET, (0, 0))
         other = [name for name in asked if name not in ("input", "rows") and context.get(name) != asked[name]]
         if other:
             differs = differs or f": the newest, {directory}, has another {', another '.join(other)}"
             continue
-        ledger = storage.read_parquet(directory / "ledger.parquet", ["start", "stop", "digest"])
         found = {(row["start"], row["stop"]): row["digest"] for row in ledger.to_pylist()}
         run.log(f"appending to {directory}: {len(found)} units")
-        run.note(appended_to=load_record(directory)["chain"].get("scores"))
+        run.note(appended_to=record["chain"].get("scores"))
         return {"parts": (directory / "parts").absolute(), "units": found}
     run.log(
         f"nothing to append to: no finished run of this name has the same model and columns{differs}; scoring all rows"

@@ -18,12 +18,11 @@ import pytest
 
 from engine import __main__ as shell
 from engine.lifecycle.verify import problems
-from engine.runtime import registry, remote, seal
+from engine.runtime import registry, seal
 from engine.runtime.run import UNSEALED
 from engine.training.bundle import MANIFEST
-from tests.tiny import overrides, write_tiny
+from tests.whole import Place, make_place
 
-WORDS = ("train.epochs=1", "monitor.resamples=50", "monitor.alpha=0.1", "evaluate.bootstrap=0")
 OBSERVERS = ("run.log", ".lock", "DONE")  # nothing is decided by what is in them
 LOOSE = (".staged", ".inputs", "parts", "code", "places", "tiny")  # folders of records that check themselves
 STRIDE = int(
@@ -31,32 +30,9 @@ STRIDE = int(
 )  # 7 flips one byte in seven of every file; 0 flips a seeded sample
 
 
-class Place:
-    """A folder with a store, and runs of every step."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def engine(self, command: str, *words: str) -> int:
-        return shell.main(
-            [*command.split(), "--config-dir", str(self.folder / "conf"), *overrides(self.folder, *WORDS, *words)]
-        )
-
-    def newest(self, command: str) -> Path:
-        return max((self.folder / "runs" / command / "tiny").iterdir())
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Place:
-    place = Place(write_tiny(tmp_path_factory.mktemp("whole"), rows=600))
-    assert place.engine("train") == 0
-    model = place.newest("train")
-    assert place.engine("score", f"score.model={model}") == 0
-    assert place.engine("monitor", f"monitor.model={model}", f"monitor.run={place.newest('score')}") in (0, 2, 3)
-    paths = [f"paths.runs={place.folder / 'runs'}", f"paths.store={place.folder / 'store'}"]
-    assert shell.main(["registry", "promote", "tiny", str(model), *paths]) == 0
-    remote.record(place.folder / "store", ["s3://bucket/rows", None, None])
-    return place
+    return make_place(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -209,8 +185,7 @@ def test_a_bundle_with_other_weights_and_a_manifest_to_match_is_not_the_model(pl
     (model / "bundle.json").write_text(json.dumps(seal.checked(body)))
     assert place.engine("score", f"score.model={model}") == 1
     assert "its digest is not that of its files" in capfd.readouterr().err
-    paths = [f"paths.runs={place.folder / 'runs'}", f"paths.store={place.folder / 'store'}"]
-    assert shell.main(["registry", "promote", "tiny", str(model.parent), *paths]) == 1
+    assert shell.main(["registry", "promote", "tiny", str(model.parent), *place.paths]) == 1
     assert "its digest is not that of its files" in capfd.readouterr().err
 
 
