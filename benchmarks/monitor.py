@@ -38,12 +38,12 @@ from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature
 from engine.features.store import ensure_views
 from engine.monitoring import multivariate
-from engine.monitoring.calibrate import FAMILIES, NAMES, Plan, calibrate, judge
+from engine.monitoring.calibrate import FAMILIES, NAMES, CalibrationPlan, calibrate, judge
 from engine.monitoring.drift import FLOORS, Current, compare, current_statistics
 from engine.monitoring.reference import Reference, day_counts, read_reference
 from engine.monitoring.statistics import column_specs, profile_counts, statistics
 from engine.scoring.predictor import load
-from engine.training.reference import days_table, local_days, sample_table
+from engine.training.drift_reference import days_table, local_days, sample_table
 
 peers.REQUIREMENTS.setdefault("nannyml", ["nannyml>=0.13", "statsmodels"])
 NUMERIC, CATEGORIES = ("air_time", "distance", "dep_delay", "minute"), ("carrier", "origin")
@@ -219,7 +219,7 @@ def our_scores(
     encoder = Encoder.fit(features, plain.select, EncodeConfig())
     spec = ProfileSpec.fit(encoder, plain.select, np.zeros(1, np.float32))
     known = reference_of(spec, reference)
-    plan = Plan(1, FALSE_ALARMS, 1e-4)
+    plan = CalibrationPlan(1, FALSE_ALARMS, 1e-4)
     line = calibrate(known, plan)
     base = profile_counts(known.profile)
     config = Config()
@@ -253,7 +253,7 @@ def our_scores(
     return found
 
 
-def _found(known: Reference, counts: dict[str, Any], plan: Plan, day: int) -> np.ndarray:
+def _found(known: Reference, counts: dict[str, Any], plan: CalibrationPlan, day: int) -> np.ndarray:
     current = Current(known.profile, np.array([day]), 1.0)
     return current_statistics(known, current, counts, plan)
 
@@ -305,7 +305,7 @@ def speed(settings: Settings) -> list[Row]:
     spec = ProfileSpec.fit(encoder, rows.select, np.zeros(1, np.float32))
     known = reference_of(spec, rows)
     current = Current(known.profile, np.arange(30), 30.0)
-    timing = clock(lambda: compare(known, current, Plan(30, 0.01, 1e-4), {}, {}), settings.repeats)
+    timing = clock(lambda: compare(known, current, CalibrationPlan(30, 0.01, 1e-4), {}, {}), settings.repeats)
     row = Row(
         "monitor", "compare", 200, timing.warm, "none", None, None, "seconds for 200 columns",
         must_reach=None, cold_seconds=timing.cold, runs=timing.runs, note="must be under 2 s",
@@ -378,7 +378,7 @@ def alarm_row(known: Reference, days: dict[int, Profile], unit: str, windows: li
     """One row: share of held-out windows that alarm against alpha; the note counts alarms by month."""
     by_month: dict[str, list[int]] = {}
     origin, drift, line = 0, None, None
-    plan = Plan(30 if unit == "month" else 1, alpha, 1e-4)
+    plan = CalibrationPlan(30 if unit == "month" else 1, alpha, 1e-4)
     for window in windows:
         profile = Profile.empty(known.profile.spec)
         for day in window:

@@ -137,11 +137,11 @@ WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96"
 PROBE_ROWS = 16
 SKEW = 8  # a batch of long rows may hold so many times the bytes of an average one
 
-Plan = tuple[list[int], int, tuple[str, ...]]
+ReadPlan = tuple[list[int], int, tuple[str, ...]]
 Probe = Callable[[int, list[str]], pa.RecordBatch]
 
 
-def plan(parquet: pq.ParquetFile, wanted: list[str], bounds: Bounds, probe: Probe) -> Iterator[Plan]:
+def plan(parquet: pq.ParquetFile, wanted: list[str], bounds: Bounds, probe: Probe) -> Iterator[ReadPlan]:
     """(row groups, rows of a batch, leaves to be read as dictionaries) for stretches of a Parquet file.
 
     `probe(group, leaves)` gives a group's first PROBE_ROWS rows of the leaves, read as dictionaries. The metadata of column

@@ -73,7 +73,7 @@ def newest_dataset(folder: Path) -> Dataset | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class IngestPlan:
     """What is to be made: the files of every source, the recipe, and where things go."""
 
     config: Config
@@ -140,7 +140,7 @@ def ensure(config: Config, run: Run, *, empty: bool = False) -> Dataset:
     return dataset
 
 
-def _is_stored(plan: Plan, run: Run) -> bool:
+def _is_stored(plan: IngestPlan, run: Run) -> bool:
     """Whether the store has an entry of the recipe that can be opened; of one that is damaged the run says so."""
     if not plan.entry.exists():
         return False
@@ -166,7 +166,7 @@ def _record(dataset: Dataset, run: Run) -> None:
     run.add_output("dataset", dataset.digest)
 
 
-def make_plan(config: Config, run: Run) -> Plan:
+def make_plan(config: Config, run: Run) -> IngestPlan:
     """Find and hash the inputs, derive the recipe, and record both in the run. Raises UserError before anything is read."""
     data = config.data
     if not data.columns:
@@ -188,7 +188,7 @@ def make_plan(config: Config, run: Run) -> Plan:
     run.add_inputs({file.shown: file.digest for file in files})
     run.link("inputs", digest.of_json(identities))
     memory = units.size(config.resources.memory)
-    return Plan(config, files, recipe, folder, memory, config.resources.threads or environment.cores())
+    return IngestPlan(config, files, recipe, folder, memory, config.resources.threads or environment.cores())
 
 
 def contents_of(data: DataConfig) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _plain_allocator() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(plan: Plan, run: Run) -> Iterator[None]:
+def _alone(plan: IngestPlan, run: Run) -> Iterator[None]:
     """One ingest of a dataset at a time; what a killed one left half-written is removed."""
     with storage.disk_errors(plan.folder):
         storage.make_folder(plan.folder)
@@ -299,7 +299,7 @@ def _alone(plan: Plan, run: Run) -> Iterator[None]:
         yield
 
 
-def _build(plan: Plan, run: Run, *, empty: bool = False) -> list[Staged]:
+def _build(plan: IngestPlan, run: Run, *, empty: bool = False) -> list[Staged]:
     """Stage, query, check, order, write, publish."""
     staged = stage_files(plan, run)
     tallies = [item.tally for item in staged]
@@ -325,7 +325,9 @@ def _build(plan: Plan, run: Run, *, empty: bool = False) -> list[Staged]:
     return staged
 
 
-def _write(plan: Plan, spool: order.Spool, origin: Origin, tallies: list[Tally], folder: Path, run: Run) -> Written:
+def _write(
+    plan: IngestPlan, spool: order.Spool, origin: Origin, tallies: list[Tally], folder: Path, run: Run
+) -> Written:
     """The events in order. Ids that hold the event time are seen to be unique while they are ordered, others before."""
     data = plan.data
     early = data.duplicates != "fail" or data.event_time not in data.ids
@@ -350,7 +352,7 @@ def _write(plan: Plan, spool: order.Spool, origin: Origin, tallies: list[Tally],
             raise AssertionError("ids that are equal in order must be found equal by hash") from None
 
 
-def stage_files(plan: Plan, run: Run) -> list[Staged]:
+def stage_files(plan: IngestPlan, run: Run) -> list[Staged]:
     """Every source file read, typed and checked; files in parallel, or the pieces of the only one."""
     many = len(plan.files) > len(plan.data.sources)
     with run.progress(f"{plan.data.name}: read") as progress:
@@ -378,7 +380,7 @@ def stage_files(plan: Plan, run: Run) -> list[Staged]:
                 raise
 
 
-def _spread(plan: Plan, advance: Callable[[int], None]) -> dict[int, Staged]:
+def _spread(plan: IngestPlan, advance: Callable[[int], None]) -> dict[int, Staged]:
     """Place of a file -> its staged form, found in the store or made by the workers of the cluster; empty without a
     cluster. A single file that is not there yet is left to this process.
     """
@@ -398,7 +400,7 @@ def _spread(plan: Plan, advance: Callable[[int], None]) -> dict[int, Staged]:
     return ready
 
 
-def _on_disk(file: SourceFile, plan: Plan) -> bool:
+def _on_disk(file: SourceFile, plan: IngestPlan) -> bool:
     """Whether the file's rows will be kept in the store: where other files may join it later, or memory may be short."""
     return _may_have_siblings(file, plan.data) or file.size * _growth(file) > plan.memory // 4
 
@@ -416,7 +418,7 @@ def _growth(file: SourceFile) -> int:
     return 12 if dense else 2
 
 
-def _check_budget(plan: Plan, tallies: list[Tally]) -> None:
+def _check_budget(plan: IngestPlan, tallies: list[Tally]) -> None:
     """Stop when more rows of a part were quarantined than allowed."""
     for part in sorted({tally.part for tally in tallies}):
         excess = budget.excess(plan.data, [tally for tally in tallies if tally.part == part], plan.files)
@@ -441,7 +443,7 @@ def _evidence(tallies: list[Tally], run: Run) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------- tables and events
 
 
-def _sources(plan: Plan, staged: list[Staged]) -> dict[str, Any]:
+def _sources(plan: IngestPlan, staged: list[Staged]) -> dict[str, Any]:
     """Each source as DuckDB is to see it: a table in memory, or a dataset over staged files where it would not fit."""
     found: dict[str, Any] = {}
     for name, source in plan.data.sources.items():
@@ -457,7 +459,7 @@ def _sources(plan: Plan, staged: list[Staged]) -> dict[str, Any]:
     return found
 
 
-def _side_tables(plan: Plan, staged: list[Staged], folder: Path, tallies: list[Tally]) -> dict[str, pa.Table]:
+def _side_tables(plan: IngestPlan, staged: list[Staged], folder: Path, tallies: list[Tally]) -> dict[str, pa.Table]:
     """Side tables by name, checked and in canonical order; how their rows are accounted for is added to `tallies`."""
     tables = {}
     for name, table in plan.data.tables.items():
@@ -528,14 +530,14 @@ def _locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray
     return locate
 
 
-def _batch_rows(plan: Plan, staged: list[Staged]) -> int:
+def _batch_rows(plan: IngestPlan, staged: list[Staged]) -> int:
     """Rows of a query's result that are taken at once: those of the longest source fill a batch."""
     longest = max((item.bytes / item.tally.kept for item in staged if item.tally.kept), default=0.0)
     return max(int(min(Bounds.of(plan.memory).batch / max(longest, 1.0), BATCH_ROWS)), 1)
 
 
 def _rows(
-    plan: Plan, staged: list[Staged], folder: Path, sql: str | None, source: str, where: str
+    plan: IngestPlan, staged: list[Staged], folder: Path, sql: str | None, source: str, where: str
 ) -> Iterator[pa.Table]:
     """Rows of a query over the sources, or of one source as it is."""
     if sql is None:
@@ -551,7 +553,7 @@ def _rows(
 
 
 def _events(
-    plan: Plan, staged: list[Staged], tables: dict[str, pa.Table], folder: Path, tallies: list[Tally]
+    plan: IngestPlan, staged: list[Staged], tables: dict[str, pa.Table], folder: Path, tallies: list[Tally]
 ) -> tuple[order.Spool, Origin]:
     """The event table, typed and checked, on its way into order, and where its rows come from; its tally is added to
     `tallies`.
@@ -631,7 +633,7 @@ def _refuse_duplicates(data: DataConfig, records: list[dict[str, Any]], rows: in
 
 
 def _manifest(
-    plan: Plan, staged: list[Staged], tallies: list[Tally], tables: dict[str, pa.Table], written: Written
+    plan: IngestPlan, staged: list[Staged], tallies: list[Tally], tables: dict[str, pa.Table], written: Written
 ) -> dict[str, Any]:
     data = plan.data
     side = {name: _table_entry(name, table, data.tables[name]) for name, table in tables.items()}
@@ -694,7 +696,7 @@ def _accounting(staged: list[Staged], tallies: list[Tally]) -> dict[str, Any]:
     }
 
 
-def _previous(plan: Plan) -> dict[str, Any] | None:
+def _previous(plan: IngestPlan) -> dict[str, Any] | None:
     """Manifest of the dataset that was ingested last under this name, unless it is this very recipe."""
     with contextlib.suppress(UserError):
         latest = seal.read_checked(plan.folder / LATEST, Latest)
@@ -704,7 +706,7 @@ def _previous(plan: Plan) -> dict[str, Any] | None:
 
 
 def _write_beside(
-    plan: Plan,
+    plan: IngestPlan,
     folder: Path,
     manifest: dict[str, Any],
     tallies: list[Tally],
@@ -723,7 +725,7 @@ def _write_beside(
     seal.write(folder)
 
 
-def _make_room(plan: Plan, manifest: dict[str, Any]) -> None:
+def _make_room(plan: IngestPlan, manifest: dict[str, Any]) -> None:
     """An entry of this recipe that is whole stays (readers may hold it); one that is damaged goes."""
     if not plan.entry.exists():
         return
@@ -736,7 +738,7 @@ def _make_room(plan: Plan, manifest: dict[str, Any]) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _forget_stale(plan: Plan) -> None:
+def _forget_stale(plan: IngestPlan) -> None:
     """Staged files that the newest ingest did not use."""
     wanted = stage.names(plan.files, plan.data)
     for path in plan.staged.glob("*") if plan.staged.is_dir() else ():

@@ -51,7 +51,7 @@ ENOUGH_REAL = 5  # separate real windows from which median and MAD are taken alo
 
 
 @dataclass(frozen=True)
-class Plan:
+class CalibrationPlan:
     """What lines are asked for: window length in days, alpha, floor of PSI shares, season, resampling."""
 
     length: int
@@ -150,7 +150,7 @@ def real_windows(reference: Reference, weights: np.ndarray) -> Windows:
     return Windows(weights, scored, np.ones(len(weights), bool))
 
 
-def from_blocks(allowed: np.ndarray, plan: Plan, count: int, rng: np.random.Generator) -> np.ndarray:
+def from_blocks(allowed: np.ndarray, plan: CalibrationPlan, count: int, rng: np.random.Generator) -> np.ndarray:
     """float64[count, D]: windows put together from blocks of consecutive allowed days, drawn with replacement."""
     weights = np.zeros((count, len(allowed)))
     block = max(1, min(plan.block, plan.length, int(allowed.sum())))
@@ -167,7 +167,7 @@ def from_blocks(allowed: np.ndarray, plan: Plan, count: int, rng: np.random.Gene
     return weights
 
 
-def make_windows(reference: Reference, allowed: np.ndarray, plan: Plan, rng: np.random.Generator) -> Windows:
+def make_windows(reference: Reference, allowed: np.ndarray, plan: CalibrationPlan, rng: np.random.Generator) -> Windows:
     """Real windows of the allowed days, and resampled ones where the real ones are too few for alpha."""
     real = real_windows(reference, contiguous(allowed, plan.length, max(1, plan.length // STRIDES)))
     if separate_windows(allowed, plan.length, reference.memory) >= windows_needed(plan.alpha):
@@ -231,7 +231,7 @@ def window_statistics(
     reference: Reference,
     windows: Windows,
     allowed: np.ndarray,
-    plan: Plan,
+    plan: CalibrationPlan,
     sizes: Mapping[str, float] | None = None,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
@@ -285,12 +285,14 @@ def volume(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- line
 
 
-def calibrate(reference: Reference, plan: Plan, sizes: Mapping[str, float] | None = None) -> Line:
+def calibrate(reference: Reference, plan: CalibrationPlan, sizes: Mapping[str, float] | None = None) -> Line:
     """The lines for windows of plan.length days in which each column has `sizes` rows."""
     return _calibrate(reference, reference.covered, plan, sizes)
 
 
-def _calibrate(reference: Reference, allowed: np.ndarray, plan: Plan, sizes: Mapping[str, float] | None) -> Line:
+def _calibrate(
+    reference: Reference, allowed: np.ndarray, plan: CalibrationPlan, sizes: Mapping[str, float] | None
+) -> Line:
     rng = np.random.Generator(np.random.Philox(plan.seed))
     windows = make_windows(reference, allowed, plan, rng)
     found = window_statistics(reference, windows, allowed, plan, sizes, rng)
@@ -361,7 +363,7 @@ def _quantile(scores: np.ndarray, real: np.ndarray, separate: int, alpha: float)
     return max(lines)
 
 
-def held_out(reference: Reference, plan: Plan, floors: Mapping[str, float]) -> HeldOut:
+def held_out(reference: Reference, plan: CalibrationPlan, floors: Mapping[str, float]) -> HeldOut:
     """Leave separate windows out by turns, calibrate on the rest, and count how many of them would have alarmed."""
     days, covered = len(reference.days), reference.covered
     starts = [

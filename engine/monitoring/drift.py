@@ -13,9 +13,9 @@ from engine.features.profile import Profile
 from engine.monitoring.calibrate import (
     NAMES,
     VOLUME,
+    CalibrationPlan,
     HeldOut,
     Line,
-    Plan,
     calibrate,
     expected_rows,
     held_out,
@@ -80,7 +80,11 @@ class Drift:
 
 
 def compare(
-    reference: Reference, current: Current, plan: Plan, floors: Mapping[str, float], thresholds: Mapping[str, float]
+    reference: Reference,
+    current: Current,
+    plan: CalibrationPlan,
+    floors: Mapping[str, float],
+    thresholds: Mapping[str, float],
 ) -> Drift:
     """Calibrate for a window like the current one, and judge it.
 
@@ -130,7 +134,9 @@ def compare(
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
-def current_statistics(reference: Reference, current: Current, counts: Mapping[str, Counts], plan: Plan) -> np.ndarray:
+def current_statistics(
+    reference: Reference, current: Current, counts: Mapping[str, Counts], plan: CalibrationPlan
+) -> np.ndarray:
     """float64[columns + 1, statistics]: the window against the whole reference; NaN where not computable."""
     found = np.full((len(reference.columns) + 1, len(NAMES)), np.nan)
     base = reference_counts(reference, current.days, plan.season)

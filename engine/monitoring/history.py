@@ -13,8 +13,8 @@ from engine.errors import UserError
 from engine.monitoring.calibrate import (
     LINE,
     NAMES,
+    CalibrationPlan,
     Line,
-    Plan,
     contiguous,
     judge,
     real_windows,
@@ -52,7 +52,7 @@ KEY = ("source", "from", "to", "kind", "column")  # a business metric may be cal
 
 
 def reference_rows(
-    reference: Reference, line: Line, plan: Plan, floors: Mapping[str, float], model: str
+    reference: Reference, line: Line, plan: CalibrationPlan, floors: Mapping[str, float], model: str
 ) -> list[dict[str, Any]]:
     """The newest separate windows of the reference, each against the rest of it."""
     covered = reference.covered

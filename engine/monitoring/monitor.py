@@ -24,7 +24,7 @@ from engine.features.build import FeatureTable
 from engine.features.encode import as_texts
 from engine.features.profile import Profile, ProfileRecord
 from engine.monitoring import alerts, history, report
-from engine.monitoring.calibrate import FAMILIES, FEW, MIN_SCALE, NAMES, Plan, windows_needed
+from engine.monitoring.calibrate import FAMILIES, FEW, MIN_SCALE, NAMES, CalibrationPlan, windows_needed
 from engine.monitoring.drift import FLOORS, Current, Drift, compare
 from engine.monitoring.growth import rising
 from engine.monitoring.multivariate import compare_samples
@@ -48,8 +48,7 @@ from engine.runtime.run import Run, as_written, load_metrics, load_record
 from engine.scoring.predictor import load, score_names
 from engine.scoring.score import predictions
 from engine.training.bundle import Bundle, find_model, quantile_of, read_bundle
-from engine.training.losses import LOSSES
-from engine.training.reference import (
+from engine.training.drift_reference import (
     OUTCOME_ROWS,
     chosen_rows,
     chunks,
@@ -57,6 +56,7 @@ from engine.training.reference import (
     sample_table,
     target_numbers,
 )
+from engine.training.losses import LOSSES
 from engine.training.train import with_spec_of
 
 FORMAT = 2  # 1: without `unjudged`, and without `status` of performance
@@ -253,10 +253,10 @@ def quarantine_rate(dataset: Dataset) -> float | None:
 # ---------------------------------------------------------------------------------------------------- what is asked
 
 
-def plan_of(config: Config, window: Window) -> Plan:
+def plan_of(config: Config, window: Window) -> CalibrationPlan:
     """How the line is calibrated for a window of this length."""
     settings = config.monitor
-    return Plan(
+    return CalibrationPlan(
         length=_days_of(window),
         alpha=settings.alpha,
         psi_floor=settings.psi_floor,
@@ -387,7 +387,9 @@ def expected_performance(reference: Reference, window: Window, past: Outcomes | 
     return estimate(past, column, profile_counts(window.profile)[column.name].values[0], judge.loss)
 
 
-def calibration_record(drift: Drift, plan: Plan, reference: Reference, floors: Mapping[str, float]) -> dict[str, Any]:
+def calibration_record(
+    drift: Drift, plan: CalibrationPlan, reference: Reference, floors: Mapping[str, float]
+) -> dict[str, Any]:
     """The line and what it may promise: target rate, rate on held-out windows, whether windows are enough."""
     line, out = drift.line, drift.held_out
     needed = windows_needed(plan.alpha)
@@ -532,7 +534,9 @@ def rounded(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def finish(config: Config, run: Run, reference: Reference, drift: Drift, record: dict[str, Any], plan: Plan) -> None:
+def finish(
+    config: Config, run: Run, reference: Reference, drift: Drift, record: dict[str, Any], plan: CalibrationPlan
+) -> None:
     """Write drift.json, history and report; say it; raise the alarm and tell who wants to know."""
     storage.write_json(run.path("drift.json"), record)
     run.link("drift", digest.of_json(record))

@@ -17,7 +17,7 @@ from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
 from engine.monitoring.statistics import PREDICTION, ColumnSpec, Counts, column_specs
 from engine.runtime import records, storage
-from engine.training.reference import MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS, ReferenceRecord
+from engine.training.drift_reference import MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS, ReferenceRecord
 
 ROWS_COLUMN = "(rows)"
 GAP_DAYS, GAP_STEPS = 7, 3  # closed weekends and monthly rows are no gaps

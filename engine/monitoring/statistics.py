@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.features.profile import NumericSpec, Profile, ProfileSpec, category_label
-from engine.training.reference import outside_sum
+from engine.training.drift_reference import outside_sum
 from kernels import profile as kernel
 from kernels import statistics as kernels
 

@@ -32,7 +32,7 @@ NONE_YET = Dataset(Path(), {"digest": ""}, Seal({}))
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """The rows of a run, what is done of them, and what is left."""
 
     job: Job
@@ -44,7 +44,7 @@ class Plan:
     items: list[dict[str, Any]]
 
 
-def prepare(config: Config, run: Run, predictor: Predictor) -> Plan:
+def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
     """Dataset, features and units; what an earlier attempt left unfinished is deleted."""
     inputs = read_inputs(config, run, predictor.bundle, passed_columns(config))
     dataset = inputs.dataset
@@ -82,7 +82,7 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> Plan:
         history=str(inputs.history.directory.absolute()) if inputs.history else None,
     )
     items = list(plan_items(left, earlier.get("units", {}), config.score.unit_rows, predictor.tile_rows))
-    return Plan(job, dataset, views, start, stop, done, items)
+    return ScoringPlan(job, dataset, views, start, stop, done, items)
 
 
 def context_of(

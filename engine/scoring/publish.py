@@ -19,7 +19,7 @@ from engine.runtime import digest, remote, storage
 from engine.runtime.run import Run
 from engine.scoring import export, output, units
 from engine.scoring.output import Place
-from engine.scoring.plan import Plan
+from engine.scoring.plan import ScoringPlan
 from engine.scoring.predictor import Predictor
 from engine.scoring.units import Unit, UnitRecord
 from engine.scoring.worker import UnitScorer
@@ -29,7 +29,7 @@ LEDGER = ("start", "stop", "digest", "rows", "quarantined", "input")
 
 
 def publish(
-    config: Config, run: Run, predictor: Predictor, plan: Plan, done: list[Unit], failed: list[dict[str, Any]]
+    config: Config, run: Run, predictor: Predictor, plan: ScoringPlan, done: list[Unit], failed: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Publish the units `done` (in dataset order) beside those that were set aside. Returns counts."""
     merged = Merged(predictor)
@@ -150,7 +150,7 @@ class Merged:
         return digest.of_json([FORMAT, self.rows, self._hasher.hexdigest()])
 
 
-def check_counts(plan: Plan, done: list[Unit], failed: list[dict[str, Any]], merged: Merged) -> None:
+def check_counts(plan: ScoringPlan, done: list[Unit], failed: list[dict[str, Any]], merged: Merged) -> None:
     """In = scored + quarantined + set aside, and no row twice."""
     aside = sum(unit["stop"] - unit["start"] for unit in failed)
     covered = list(units.gaps((plan.start, plan.stop), [(unit.start, unit.stop) for unit in done]))
@@ -202,7 +202,7 @@ def ledger_table(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> pa
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["start"]), schema)
 
 
-def empty_part(run: Run, predictor: Predictor, plan: Plan) -> dict[Path, str]:
+def empty_part(run: Run, predictor: Predictor, plan: ScoringPlan) -> dict[Path, str]:
     """The one part (path -> SHA-256) of a run without any row, so that a reader finds the columns."""
     empty = run.path("parts", "empty.part")
     storage.write_parquet(empty, UnitScorer(plan.job, predictor, plan.dataset, plan.views).empty())

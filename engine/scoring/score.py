@@ -25,7 +25,7 @@ from engine.runtime.registry import NoAlias
 from engine.runtime.run import Run, load_record
 from engine.scoring import export, output, units
 from engine.scoring.inputs import forget
-from engine.scoring.plan import Plan, check_columns, prepare
+from engine.scoring.plan import ScoringPlan, check_columns, prepare
 from engine.scoring.predictor import Predictor, load, single_threaded
 from engine.scoring.publish import publish
 from engine.scoring.units import Unit
@@ -184,7 +184,7 @@ class Tally:
         }
 
 
-def score_units(config: Config, run: Run, predictor: Predictor, plan: Plan) -> Tally:
+def score_units(config: Config, run: Run, predictor: Predictor, plan: ScoringPlan) -> Tally:
     """Have every unit that is left scored; returns the tally, units done before included."""
     tally = Tally(skipped=len(plan.done), done=list(plan.done))
     done_rows = sum(unit.rows for unit in plan.done)
@@ -213,7 +213,7 @@ def with_record(job: Job, outcome: pool.Outcome) -> pool.Outcome:
     return dataclasses.replace(outcome, result=dict(record), cause="")
 
 
-def outcomes(config: Config, predictor: Predictor, plan: Plan) -> Iterator[pool.Outcome]:
+def outcomes(config: Config, predictor: Predictor, plan: ScoringPlan) -> Iterator[pool.Outcome]:
     """Outcomes of the items left, from threads or from Ray."""
     if not plan.items:
         return
@@ -227,7 +227,7 @@ def outcomes(config: Config, predictor: Predictor, plan: Plan) -> Iterator[pool.
     yield from ray_outcomes(config, plan)
 
 
-def ray_outcomes(config: Config, plan: Plan) -> Iterator[pool.Outcome]:
+def ray_outcomes(config: Config, plan: ScoringPlan) -> Iterator[pool.Outcome]:
     """Outcomes from a pool of Ray actors."""
     parts = Path(plan.job.parts)
     with cluster.session(config) as session:
@@ -251,7 +251,7 @@ def published_files(directory: Path) -> set[str] | None:
     return {entry["sha256"] for entry in manifest["files"]} if manifest else set()
 
 
-def tell_appended(run: Run, plan: Plan, tally: Tally, before: set[str] | None) -> None:
+def tell_appended(run: Run, plan: ScoringPlan, tally: Tally, before: set[str] | None) -> None:
     """Log what `score.mode=append` came to: rows taken over and scored, files that were there and new ones."""
     files = published_files(run.directory)
     compared = (

@@ -57,6 +57,7 @@ from engine.training.classes import (
 )
 from engine.training.device import resolve_device
 from engine.training.distributed import fit_on_cluster
+from engine.training.drift_reference import write_reference
 from engine.training.evaluate import evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
 from engine.training.loop import FitResult, fit
@@ -64,7 +65,6 @@ from engine.training.losses import to_scores
 from engine.training.model import architecture
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS, predict_logits
-from engine.training.reference import write_reference
 from engine.training.sizes import settle
 from engine.training.target import TargetScale, check_spread
 from engine.training.warm import start_bundle, start_encoder

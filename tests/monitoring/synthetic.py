@@ -12,11 +12,11 @@ from engine.config.tree import EncodeConfig
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature
-from engine.monitoring.calibrate import Plan
+from engine.monitoring.calibrate import CalibrationPlan
 from engine.monitoring.drift import Current, Drift, compare
 from engine.monitoring.reference import Reference, day_counts
 from engine.monitoring.statistics import column_specs
-from engine.training.reference import days_table
+from engine.training.drift_reference import days_table
 
 FIRST = 18_000  # 2019-04-14, a Sunday
 Draw = Callable[[np.random.Generator, int, int], dict[str, object]]
@@ -79,7 +79,7 @@ def make_window(reference: Reference, draw: Draw, days: int, rows: int, seed: in
 def run_drift(reference: Reference, current: Current, alpha: float = 0.05, **options: object) -> Drift:
     """The comparison with few resamples."""
     floors, thresholds = options.pop("floors", {}), options.pop("thresholds", {})
-    plan = Plan(max(1, round(current.length)), alpha, 1e-4, resamples=100)
+    plan = CalibrationPlan(max(1, round(current.length)), alpha, 1e-4, resamples=100)
     return compare(reference, current, dataclasses.replace(plan, **options), floors, thresholds)  # type: ignore[arg-type]
 
 

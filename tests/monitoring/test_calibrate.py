@@ -10,7 +10,7 @@ import pytest
 from engine.monitoring.calibrate import (
     LINE,
     NAMES,
-    Plan,
+    CalibrationPlan,
     Windows,
     calibrate,
     contiguous,
@@ -41,7 +41,7 @@ def wandering(strength: float):
 def test_realised_rate_of_fresh_windows_is_near_alpha(strength: float) -> None:
     draw = wandering(strength)
     reference = make_reference(draw, 120, 100)
-    plan = Plan(1, 0.05, 1e-4)
+    plan = CalibrationPlan(1, 0.05, 1e-4)
     line = calibrate(reference, plan)
     alarms = 0
     for seed in range(60):
@@ -55,7 +55,9 @@ def test_realised_rate_of_fresh_windows_is_near_alpha(strength: float) -> None:
 
 def test_shuffled_rows_would_have_promised_too_much() -> None:
     """With days that wander, the line from windows of days lies above that of exchangeable rows."""
-    still, moving = (calibrate(make_reference(wandering(s), 60, 100), Plan(1, 0.05, 1e-4)) for s in (0.0, 0.5))
+    still, moving = (
+        calibrate(make_reference(wandering(s), 60, 100), CalibrationPlan(1, 0.05, 1e-4)) for s in (0.0, 0.5)
+    )
     column = 1  # c1 wanders, c0 does not
     assert moving.center[column, NAMES.index("wasserstein")] > 2 * still.center[column, NAMES.index("wasserstein")]
 
@@ -64,7 +66,7 @@ def test_held_out_windows_count_alarms_that_the_line_did_not_see() -> None:
     def draw(rng, day, rows):
         return {"x": rng.normal(3.0 if day == 18_030 else 0.0, 1, rows)}
 
-    found = held_out(make_reference(draw, 40, 100), Plan(1, 0.05, 1e-4, resamples=100), FLOORS)
+    found = held_out(make_reference(draw, 40, 100), CalibrationPlan(1, 0.05, 1e-4, resamples=100), FLOORS)
     assert found.windows == 40
     assert found.alarms >= 1
     assert found.alarms_by_column["x"] >= 1
@@ -73,7 +75,7 @@ def test_held_out_windows_count_alarms_that_the_line_did_not_see() -> None:
 
 def test_small_windows_widen_the_band() -> None:
     reference = make_reference(wandering(0.0), 60, 400)
-    plan = Plan(1, 0.05, 1e-4)
+    plan = CalibrationPlan(1, 0.05, 1e-4)
     limits = []
     for rows in (400, 40, 8):
         line = calibrate(reference, plan, {item.name: float(rows) for item in reference.columns})
@@ -99,7 +101,7 @@ def test_a_column_that_leapt_before_does_not_raise_the_line_of_the_others() -> N
 
 def test_a_window_of_the_reference_is_judged_by_the_very_score_that_its_line_was_made_of() -> None:
     """Bit for bit, or rounding would put the window that the line goes through beyond it."""
-    allowed, plan = np.ones(60, bool), Plan(1, 0.01, 1e-4)
+    allowed, plan = np.ones(60, bool), CalibrationPlan(1, 0.01, 1e-4)
     reference = make_reference(wandering(0.3), 60, 50)
     real = np.eye(60)
     line = calibrate(reference, plan)
@@ -116,7 +118,7 @@ def test_storms_of_missing_values_do_not_raise_the_line_of_the_values() -> None:
         return {"leaky": np.where(lost, np.nan, rng.normal(0, 1, rows)), "calm": rng.normal(shift, 1, rows)}
 
     reference = make_reference(draw, 200, 400)
-    heights = dict(zip(NAMES, calibrate(reference, Plan(1, 0.05, 1e-4)).heights, strict=True))
+    heights = dict(zip(NAMES, calibrate(reference, CalibrationPlan(1, 0.05, 1e-4)).heights, strict=True))
     assert heights["missing"] == heights["volume"] > 10 * heights["ks"]
     assert heights["ks"] == heights["psi"] == heights["wasserstein"] == heights["outside"] == heights["unseen"]
     moved = make_window(reference, functools.partial(draw, shift=0.4), 1, 400)
@@ -147,7 +149,7 @@ def test_rows_are_expected_by_the_day_closed_ones_counted_as_the_lines_count_the
 
 def test_a_closed_day_does_not_take_the_predictions_out_of_its_window() -> None:
     reference = make_reference(closed_on({5: 0, 6: 0}), 140, 200, scored=70)
-    line = calibrate(reference, Plan(7, 0.05, 1e-4, resamples=100))
+    line = calibrate(reference, CalibrationPlan(7, 0.05, 1e-4, resamples=100))
     predicted = [item.name for item in reference.columns].index("prediction")
     starts = np.flatnonzero(np.isfinite(line.column_scores[predicted, line.real]))
     assert starts.tolist() == list(range(71, 139 - 7 + 1))  # predictions from Monday 71 to Friday 138
@@ -159,7 +161,7 @@ def test_a_gap_between_the_periods_hides_no_change_of_the_number_of_rows() -> No
 
     reference = make_reference(draw, 130, 200)
     assert reference.covered.sum() == 90
-    assert held_out(reference, Plan(7, 0.05, 1e-4, resamples=100), FLOORS).windows == 8 + 3
+    assert held_out(reference, CalibrationPlan(7, 0.05, 1e-4, resamples=100), FLOORS).windows == 8 + 3
     found = {rows: status(run_drift(reference, make_window(reference, draw, 7, rows))) for rows in (100, 200, 400)}
     assert {rows: item["(rows)"] for rows, item in found.items()} == {100: "alarm", 200: "quiet", 400: "alarm"}
 
@@ -186,7 +188,7 @@ def test_rows_of_a_weekday_are_expected_by_that_weekday() -> None:
 
 def test_a_day_that_is_always_closed_expects_no_rows_and_hides_nothing_of_the_others() -> None:
     reference = make_reference(closed_on({6: 0}), 364, 1000)
-    plan = Plan(1, 0.05, 1e-4, season="weekday", resamples=100)
+    plan = CalibrationPlan(1, 0.05, 1e-4, season="weekday", resamples=100)
     assert np.isfinite(calibrate(reference, plan).heights).all()
 
     def of_day(later, rows):
@@ -227,7 +229,7 @@ def test_windows_are_whole_days_in_a_row_and_blocks_fill_a_window() -> None:
     assert (real.sum(axis=1) == 5).all()
     assert (real[:, 9] == 0).all()
     assert all(np.ptp(np.flatnonzero(row)) == 4 for row in real)
-    drawn = from_blocks(allowed, Plan(11, 0.05, 1e-4, block=4), 50, np.random.default_rng(0))
+    drawn = from_blocks(allowed, CalibrationPlan(11, 0.05, 1e-4, block=4), 50, np.random.default_rng(0))
     assert (drawn.sum(axis=1) == 11).all()
     assert (drawn[:, 9] == 0).all()
     assert separate_windows(allowed, 5) == 3
@@ -237,8 +239,8 @@ def test_enough_real_windows_need_no_resampled_ones() -> None:
     reference = make_reference(wandering(0.0), 45, 20)
     rng = np.random.default_rng(0)
     allowed = np.ones(45, bool)
-    assert make_windows(reference, allowed, Plan(1, 0.05, 1e-4), rng).real.all()
-    assert not make_windows(reference, allowed, Plan(1, 0.01, 1e-4), rng).real.all()
+    assert make_windows(reference, allowed, CalibrationPlan(1, 0.05, 1e-4), rng).real.all()
+    assert not make_windows(reference, allowed, CalibrationPlan(1, 0.01, 1e-4), rng).real.all()
 
 
 def test_the_rest_leaves_the_window_out_and_weighs_weekdays_as_it_does() -> None:

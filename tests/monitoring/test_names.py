@@ -22,7 +22,7 @@ from engine.monitoring.performance import check_expressions
 from engine.monitoring.reference import read_reference
 from engine.monitoring.statistics import column_specs, profile_counts
 from engine.runtime import storage
-from engine.training.reference import days_table
+from engine.training.drift_reference import days_table
 from tests.monitoring import synthetic
 
 OWN = ("prediction", "(prediction)", "(rows)", "", "()", "((rows))")

@@ -14,7 +14,7 @@ from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature, sensitive_features
 from engine.monitoring.reference import day_counts
 from engine.monitoring.statistics import column_specs, profile_counts
-from engine.training.reference import (
+from engine.training.drift_reference import (
     days_table,
     local_days,
     permutation_importance,
