@@ -17,6 +17,7 @@ import yaml
 
 from engine.config import schema
 
+LARGEST = 1 << 24  # characters of a file, its aliases written out
 MARK = "\ufdd0"  # a noncharacter of Unicode: no text of a user holds it
 _NULLS = {"null", "~"}
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")
@@ -52,6 +53,13 @@ def load(stream: TextIO) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
+    def construct_document(self, node: Any) -> Any:
+        if _written_out(node, {}) > LARGEST:
+            raise yaml.YAMLError(
+                f"{self.name} must not have more than {LARGEST:,} characters once every alias and `<<` is written out"
+            )
+        return super().construct_document(node)
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for name, _ in node.value:
@@ -70,6 +78,17 @@ class _Loader(yaml.SafeLoader):
     def word(self, node: Any) -> str | None:
         text = self.construct_scalar(node)
         return marked(text) if text else None
+
+
+def _written_out(node: Any, known: dict[int, int]) -> int:
+    """Characters and values below a node, as often as an alias repeats them; one that holds itself is refused elsewhere."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -250,7 +250,15 @@ def _nested(array: pa.Array, kind: pa.DataType, reading: Reading, reason: str) -
         bad[np.searchsorted(ends - ends[0], parsed.bad, side="right") - 1] = True
         columns.append(parsed.values)
     null = np.asarray(array.is_null())
-    offsets = pa.array(ends - ends[0], pa.int32())
+    ends = ends - ends[0]
+    if (
+        pa.types.is_map(kind) and columns[0].null_count
+    ):  # no map may hold a key that is null: such a row loses its items
+        bad[np.searchsorted(ends, np.flatnonzero(np.asarray(columns[0].is_null())), side="right") - 1] = True
+        lengths = np.diff(ends)
+        columns = [column.filter(pa.array(np.repeat(~bad, lengths))) for column in columns]
+        ends = np.append(0, np.cumsum(np.where(bad, 0, lengths)))
+    offsets = pa.array(ends, pa.int32())
     mask = pa.array(null | bad)
     if pa.types.is_map(kind):
         values = pa.MapArray.from_arrays(offsets, *columns, mask=mask)

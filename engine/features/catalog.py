@@ -117,7 +117,9 @@ def diff(config: Config, words: list[str]) -> int:
 
 
 def gc(config: Config, words: list[str]) -> int:
-    """`features gc [--delete] [--json]`: versions that no run names and that nobody made today; lists or deletes them."""
+    """`features gc [--delete] [--json]`: versions that no run names and that nobody made today, and what a killed command has
+    left; lists or deletes them.
+    """
     given = options(words, {"--json": False, "--delete": False})
     used = used_directories(config)
     rows = []
@@ -126,8 +128,8 @@ def gc(config: Config, words: list[str]) -> int:
     for name, folder in _folders(config).items():
         # Folders, not views: what another format or a build that was killed has left would stay for ever.
         for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
-            age = time.time() - directory.stat().st_mtime
-            if directory.name not in used.get(name, set()) and age > KEEP_RECENT:
+            old = time.time() - directory.stat().st_mtime > KEEP_RECENT or storage.is_abandoned(directory)
+            if directory.name not in used.get(name, set()) and old:
                 rows.append({"view": name, "version": directory.name, "bytes": storage.bytes_of([directory])})
                 if given["--delete"]:
                     storage.remove(directory, directory.parents[1])

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -180,7 +179,7 @@ def _make_room(name: str, directory: Path) -> None:
     """A stored folder of this recipe that is damaged goes; one that is whole stays, for readers may hold it."""
     stored = open_view(name, directory)
     if directory.exists() and (stored is None or any(stored.seal.damaged(directory))):
-        aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
+        aside = storage.temporary_name(directory)
         directory.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 

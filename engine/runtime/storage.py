@@ -6,8 +6,11 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
+import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import stat
@@ -121,10 +124,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; on success renamed to it. A folder that is already there wins."""
+    """A temporary folder beside `path`; on success renamed to it. A folder that is already there wins.
+
+    It is locked while it is written: what a killed process has left goes with the next one beside it.
+    """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+    for leftover in path.parent.glob(".*.tmp"):
+        with _abandoned(leftover) as gone:
+            if gone:
+                shutil.rmtree(leftover, ignore_errors=True)
+    temporary, lock = _locked_folder(path)
     try:
         with disk_errors(path):
             yield temporary
@@ -138,6 +147,65 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else has; it says which machine writes there."""
+    return path.with_name(f".{path.name}.{_machine()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+@functools.cache
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    """A new temporary folder beside `path`, and the descriptor that holds its lock."""
+    while True:
+        temporary = temporary_name(path)
+        temporary.mkdir()
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:  # taken for abandoned before it was locked
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks, or as above
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if temporary.exists():
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a folder has a temporary name of this machine and nobody holds its lock: its writer has died."""
+    with _abandoned(path) as gone:
+        return gone
+
+
+@contextlib.contextmanager
+def _abandoned(path: Path) -> Iterator[bool]:
+    """The same, with the lock held meanwhile: nobody writes to what is about to be removed."""
+    descriptor = _lock_left_alone(path)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock_left_alone(path: Path) -> int | None:
+    if not re.search(rf"^\..*\.{_machine()}-[0-9a-f]{{8}}\.tmp$", path.name):
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 REMOVED = ".removed-"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,21 @@ def test_a_number_that_a_run_cannot_record_is_refused(key: str, number: str, giv
 def test_a_word_without_a_declared_type_is_what_it_looks_like() -> None:
     words = [written.marked(text) for text in ("1", "1.5", "true", "null", "0123", "x")]
     assert written.settled(words) == [1, 1.5, True, None, "0123", "x"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{name}: &{name} [{uses}]", "{name}: &{name} {{<<: [{uses}]}}", "{name}: &{name} {{a: [{uses}]}}"],
+    ids=["lists", "merges", "mappings"],
+)
+def test_aliases_that_repeat_aliases_are_refused_before_they_are_written_out(line: str, tmp_path: Path) -> None:
+    names = [f"n{level}" for level in range(9)]
+    lines = ["n0: &n0 {x: abcdefghij}"]
+    lines += [line.format(name=name, uses=", ".join([f"*{below}"] * 12)) for below, name in pairwise(names)]
+    path = tmp_path / "a.yaml"
+    path.write_text("\n".join(lines))
+    with open(path) as stream, pytest.raises(yaml.YAMLError, match=r"a\.yaml must not have more than 16,777,216 char"):
+        written.load(stream)
+    path.write_text("\n".join(lines[:3]))  # aliases as people use them
+    with open(path) as stream:
+        assert written.load(stream)["n0"] == {"x": "abcdefghij"}

@@ -383,3 +383,22 @@ def test_text_in_parquet_is_read_as_text_elsewhere(tmp_path: Path) -> None:
     pq.write_table(pa.table({"v": ["9007199254740993", "0.1", None]}), tmp_path / "a.parquet")
     table, staged = read(tmp_path / "a.parquet", {"v": "float64"})
     assert table["v"].to_pylist() == [0.1, None] and staged.tally.quarantined == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("list<int64>", [3, "x"]), ("list<string>", ["a", 3]), ("list<timestamp>", ["x"]), ("list<list<int64>>", [[1], 5]),
+        ("map<string,int64>", {"a": 1, "b": "x"}), ("map<date,string>", {"2024-01-01": "a", "x": "b"}),
+        ("map<timestamp,string>", {"": "a"}), ("map<time,list<int64>>", {"25:00:00": [1]}),
+        ("list<map<date,string>>", [{"2024-01-01": "a"}, {"x": "b"}]), ("map<string,map<date,string>>", {"a": {"x": "b"}}),
+    ],
+)  # fmt: skip
+def test_a_wrong_element_or_key_sets_its_row_aside_and_not_the_file(kind: str, value: Any, tmp_path: Path) -> None:
+    lines = [{"id": number, "v": item} for number, item in enumerate([None, value, [] if kind[0] == "l" else {}])]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    table, staged = read(tmp_path / "a.jsonl", {"id": "int64", "v": {"type": kind, "on_violation": "quarantine"}})
+    assert table.to_pylist() == [{"id": 0, "v": None}, {"id": 2, "v": []}]
+    (record,) = staged.tally.table().to_pylist()
+    assert (record["file"], record["row"], record["column"]) == (str(tmp_path / "a.jsonl"), 2, "v")
+    assert record["value"] == json.dumps(value)

@@ -205,6 +205,16 @@ def test_gc_keeps_what_a_run_has_named(
     assert {row["version"] for row in json.loads(shell("features", "gc", "--json").out)} == versions
 
 
+def test_gc_takes_what_a_killed_command_has_left_at_once(
+    shell: Callable[..., Any], folder: Path, dataset: Dataset
+) -> None:
+    shell("features")
+    left = storage.temporary_name(next((folder / "store" / "features" / "shop").glob("*")))
+    left.mkdir()
+    assert [row["version"] for row in json.loads(shell("features", "gc", "--json").out)] == [left.name]
+    assert shell("features", "gc", "--delete").code == 0 and not left.exists()
+
+
 def test_a_kill_during_gc_leaves_no_version_that_counts(
     shell: Callable[..., Any], folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,8 @@ import fcntl
 import os
 import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,3 +253,36 @@ def test_a_writer_that_runs_out_of_room_at_any_byte_names_the_place(tmp_path: Pa
             WRITERS[name](tmp_path / "a")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from engine.runtime import storage
+with storage.atomic_directory(Path(sys.argv[1])) as temporary:
+    (temporary / "part").write_text("half")
+    print(temporary, flush=True)
+    if sys.argv[2] == "die":
+        os._exit(9)
+    sys.stdin.read()
+"""
+
+
+def test_a_partial_folder_goes_with_the_next_one_when_its_writer_has_died_and_stays_while_it_lives(
+    tmp_path: Path,
+) -> None:
+    def start(end: str) -> subprocess.Popen[str]:
+        program = [sys.executable, "-c", KILLED, str(tmp_path / "a"), end]
+        return subprocess.Popen(program, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+
+    with start("die") as dead, start("wait") as alive:
+        gone, busy = (Path(child.stdout.readline().strip()) for child in (dead, alive))  # type: ignore[union-attr]
+        dead.wait()
+        of_another_machine = tmp_path / ".a.00000000-11111111.tmp"
+        of_another_machine.mkdir()
+        assert storage.is_abandoned(gone) or not gone.exists()  # the other one may have been the next
+        assert not storage.is_abandoned(busy) and not storage.is_abandoned(of_another_machine)
+        with storage.atomic_directory(tmp_path / "b"):
+            assert not gone.exists() and (busy / "part").read_text() == "half" and of_another_machine.exists()
+        alive.communicate("")
+    assert (tmp_path / "a" / "part").exists() and not busy.exists()
