@@ -7,14 +7,15 @@ from typing import Any
 
 from engine.config import units
 from engine.config.tree import DataConfig
+from engine.data.dataset import Accounting, DatasetRecord
 from engine.errors import UserError
 
 
 def check(
     data: DataConfig,
-    manifest: dict[str, Any],
+    manifest: DatasetRecord,
     counts: dict[str, dict[str, Any]],
-    previous: dict[str, Any] | None,
+    previous: DatasetRecord | None,
     *,
     empty: bool = False,
 ) -> None:
@@ -30,7 +31,7 @@ def check(
         raise UserError(f"dataset {manifest['name']} breaks its contract: " + "; ".join(broken))
 
 
-def check_rows(manifest: dict[str, Any]) -> None:
+def check_rows(manifest: DatasetRecord) -> None:
     """Raises UserError for a dataset without rows."""
     if not manifest["rows"]:
         raise UserError(
@@ -39,7 +40,7 @@ def check_rows(manifest: dict[str, Any]) -> None:
         )
 
 
-def _rows(data: DataConfig, manifest: dict[str, Any], previous: dict[str, Any] | None) -> list[str]:
+def _rows(data: DataConfig, manifest: DatasetRecord, previous: DatasetRecord | None) -> list[str]:
     rows, found = manifest["rows"], []
     if rows < data.min_rows:
         found.append(f"it must hold at least {data.min_rows:,} rows (min_rows), found {rows:,}")
@@ -54,7 +55,7 @@ def _rows(data: DataConfig, manifest: dict[str, Any], previous: dict[str, Any] |
     return found
 
 
-def _whence(accounting: dict[str, Any]) -> str:
+def _whence(accounting: Accounting) -> str:
     """What the files held, where no row came out of them."""
     files = accounting["files"]
     if accounting["rows_in"]:
@@ -64,9 +65,7 @@ def _whence(accounting: dict[str, Any]) -> str:
     return f", because the files hold no rows ({shown}{refused})"
 
 
-def _nulls(
-    data: DataConfig, rows: int, counts: dict[str, dict[str, Any]], previous: dict[str, Any] | None
-) -> list[str]:
+def _nulls(data: DataConfig, rows: int, counts: dict[str, dict[str, Any]], previous: DatasetRecord | None) -> list[str]:
     found = []
     for name, column in data.columns.items():
         rate = counts.get(name, {}).get("nulls", 0) / rows if rows else 0.0
@@ -74,7 +73,7 @@ def _nulls(
             found.append(
                 f"column {name!r} may be null in {column.max_null_rate} of the rows (max_null_rate), found {rate:.2%}"
             )
-        before = (previous or {}).get("null_counts", {}).get(name)
+        before = previous["null_counts"].get(name) if previous else None
         if column.max_null_change is not None and before is not None and previous and previous["rows"]:
             old = before / previous["rows"]
             if abs(rate - old) > units.share(column.max_null_change):
@@ -85,7 +84,7 @@ def _nulls(
     return found
 
 
-def _fresh(data: DataConfig, manifest: dict[str, Any]) -> list[str]:
+def _fresh(data: DataConfig, manifest: DatasetRecord) -> list[str]:
     if data.freshness is None or not manifest["parts"]:
         return []
     newest = manifest["parts"][-1]["last_time"]

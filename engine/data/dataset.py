@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.data.arrow_types import schema_of
+from engine.data.policy import TallyRecord
 from engine.errors import UserError, nearest
 from engine.runtime import digest, records, seal, storage
 from engine.runtime.seal import Seal
@@ -24,6 +25,83 @@ PART_ROWS = 262_144
 ROW_GROUP = 65_536
 MANIFEST = "manifest.json"
 REMEDY = "Run `ingest` again"
+TypeText = Annotated[str, records.Matching(r"[^\x00-\x1f]{1,200}", "the name of a type")]
+
+
+class ColumnEntry(TypedDict):
+    """A column of the event table, or of a side table (without a digest)."""
+
+    name: str
+    type: TypeText
+    role: str
+    known_at: str | None
+    digest: NotRequired[records.Digest]
+
+
+class PartEntry(TypedDict):
+    """A file of the event table: rows [start, start + rows), instants of its first and last row, digests of its columns."""
+
+    file: str
+    start: records.Count
+    rows: records.Count
+    digest: records.Digest
+    first_time: records.Instant
+    last_time: records.Instant
+    columns: dict[str, records.Digest]
+
+
+class TableEntry(TypedDict):
+    """A side table."""
+
+    file: str
+    rows: records.Count
+    digest: records.Digest
+    static: bool
+    columns: list[ColumnEntry]
+
+
+class FileReport(TallyRecord):
+    """What became of a source file: its rows, why it was refused, and how its columns differ from the declared ones."""
+
+    file: str
+    source: str
+    digest: str
+    refused: str | None
+    missing: NotRequired[list[str]]
+    unexpected: NotRequired[list[str]]
+    renamed: NotRequired[dict[str, str]]
+    reordered: NotRequired[bool]
+    converted: NotRequired[dict[str, str]]
+
+
+class Accounting(TypedDict):
+    """in = kept + quarantined for every file and step; refused files stand beside them."""
+
+    rows_in: records.Count
+    kept: records.Count
+    quarantined: records.Count
+    refused_files: records.Count
+    files: list[FileReport]
+    results: dict[str, TallyRecord]
+
+
+class DatasetRecord(TypedDict):
+    """manifest.json of a dataset; `spec` is the data config as composed."""
+
+    format: Annotated[int, records.Format(FORMAT, FORMAT, REMEDY)]
+    name: str
+    recipe: records.Digest
+    digest: records.Digest
+    rows: records.Count
+    event_time: str
+    ids: list[str]
+    time_zone: str
+    columns: list[ColumnEntry]
+    parts: list[PartEntry]
+    tables: dict[str, TableEntry]
+    accounting: Accounting
+    null_counts: dict[str, records.Count]
+    spec: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +119,7 @@ class Dataset:
     """An ingested dataset. Rows are in order of (event time, id columns)."""
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: DatasetRecord
     seal: Seal
 
     @property
@@ -84,10 +162,10 @@ class Dataset:
         return str(self._column(name)["digest"])
 
     @functools.cached_property
-    def _columns(self) -> dict[str, dict[str, Any]]:
+    def _columns(self) -> dict[str, ColumnEntry]:
         return {item["name"]: item for item in self.manifest["columns"]}
 
-    def _column(self, name: str) -> dict[str, Any]:
+    def _column(self, name: str) -> ColumnEntry:
         if name not in self._columns:
             raise UserError(f"{name!r} is no column of dataset {self.name}.{nearest(name, self._columns)}")
         return self._columns[name]
@@ -179,21 +257,17 @@ class Dataset:
         """Digest of a side table's values."""
         return str(self._table(name)["digest"])
 
-    def _table(self, name: str) -> dict[str, Any]:
+    def _table(self, name: str) -> TableEntry:
         if name not in self.manifest["tables"]:
             raise UserError(f"{name!r} is no table of dataset {self.name}.{nearest(name, self.manifest['tables'])}")
-        return dict(self.manifest["tables"][name])
+        return self.manifest["tables"][name]
 
 
 def open_dataset(directory: Path | str) -> Dataset:
     """The dataset in a folder of the store. Raises UserError when there is none, or of another format."""
     directory = Path(directory)
     found = seal.read(directory)
-    manifest = records.read(found.check(directory, MANIFEST, REMEDY), dict[str, Any])
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{directory} has dataset format {manifest.get('format')}, this engine reads {FORMAT}: run `ingest` again"
-        )
+    manifest = records.read(found.check(directory, MANIFEST, REMEDY), DatasetRecord)
     return Dataset(directory, manifest, found)
 
 

@@ -29,7 +29,11 @@ from engine.data.dataset import (
     FORMAT,
     MANIFEST,
     PART_ROWS,
+    Accounting,
+    ColumnEntry,
     Dataset,
+    DatasetRecord,
+    TableEntry,
     digest_of,
     find_dataset,
     open_dataset,
@@ -634,11 +638,11 @@ def _refuse_duplicates(data: DataConfig, records: list[dict[str, Any]], rows: in
 
 def _manifest(
     plan: IngestPlan, staged: list[Staged], tallies: list[Tally], tables: dict[str, pa.Table], written: Written
-) -> dict[str, Any]:
+) -> DatasetRecord:
     data = plan.data
     side = {name: _table_entry(name, table, data.tables[name]) for name, table in tables.items()}
     digests = list(written.column_digests.items())
-    columns = [
+    columns: list[ColumnEntry] = [
         {
             "name": name,
             "type": column.type,
@@ -667,10 +671,10 @@ def _manifest(
     }
 
 
-def _table_entry(name: str, table: pa.Table, config: TableConfig) -> dict[str, Any]:
+def _table_entry(name: str, table: pa.Table, config: TableConfig) -> TableEntry:
     values = digest.TableDigest(table.schema)
     values.update(table)
-    columns = [
+    columns: list[ColumnEntry] = [
         {"name": column, "type": item.type, "role": item.role, "known_at": item.known_at}
         for column, item in config.columns.items()
     ]
@@ -680,8 +684,7 @@ def _table_entry(name: str, table: pa.Table, config: TableConfig) -> dict[str, A
     }  # fmt: skip
 
 
-def _accounting(staged: list[Staged], tallies: list[Tally]) -> dict[str, Any]:
-    """in = kept + quarantined for every file and step; refused files stand beside them."""
+def _accounting(staged: list[Staged], tallies: list[Tally]) -> Accounting:
     sources = [item.tally for item in staged]
     results = tallies[len(sources) :]
     for tally in tallies:
@@ -696,7 +699,7 @@ def _accounting(staged: list[Staged], tallies: list[Tally]) -> dict[str, Any]:
     }
 
 
-def _previous(plan: IngestPlan) -> dict[str, Any] | None:
+def _previous(plan: IngestPlan) -> DatasetRecord | None:
     """Manifest of the dataset that was ingested last under this name, unless it is this very recipe."""
     with contextlib.suppress(UserError):
         latest = seal.read_checked(plan.folder / LATEST, Latest)
@@ -708,7 +711,7 @@ def _previous(plan: IngestPlan) -> dict[str, Any] | None:
 def _write_beside(
     plan: IngestPlan,
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: DatasetRecord,
     tallies: list[Tally],
     tables: dict[str, pa.Table],
     written: Written,
@@ -725,7 +728,7 @@ def _write_beside(
     seal.write(folder)
 
 
-def _make_room(plan: IngestPlan, manifest: dict[str, Any]) -> None:
+def _make_room(plan: IngestPlan, manifest: DatasetRecord) -> None:
     """An entry of this recipe that is whole stays (readers may hold it); one that is damaged goes."""
     if not plan.entry.exists():
         return
@@ -746,7 +749,7 @@ def _forget_stale(plan: IngestPlan) -> None:
             path.unlink(missing_ok=True)
 
 
-def _report(manifest: dict[str, Any], run: Run) -> None:
+def _report(manifest: DatasetRecord, run: Run) -> None:
     totals = manifest["accounting"]
     run.log(
         f"{manifest['name']}: {manifest['rows']:,} rows from {len(totals['files'])} files, "

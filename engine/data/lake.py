@@ -106,7 +106,7 @@ def _actions(file: Path) -> Iterator[Any]:
         with open(file, "rb") as lines:
             for line in lines:
                 if b"deletionVector" in line or b"sidecar" in line:
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, RecursionError):
                         yield json.loads(line)
     elif ".checkpoint." in file.name:
         schema = pq.read_schema(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from engine.data.columns import TEXT_LIMIT, Finding, Lost
 from engine.errors import UserError
+from engine.runtime import records
 
 
 class PolicyError(UserError):
@@ -40,6 +41,24 @@ EQUAL, CONFLICTING = (
 )
 
 RECORDS = 10_000
+
+
+class ViolationRecord(TypedDict):
+    """Rows of one column that broke one rule, and what was done with them."""
+
+    column: str
+    reason: str
+    policy: str
+    count: records.Count
+
+
+class TallyRecord(TypedDict):
+    """rows = kept + quarantined of one file or step."""
+
+    rows: records.Count
+    kept: records.Count
+    quarantined: records.Count
+    violations: list[ViolationRecord]
 
 
 @dataclasses.dataclass
@@ -77,9 +96,9 @@ class Tally:
         """Every row is accounted for."""
         assert self.rows == self.kept + self.quarantined, (self.part, self.rows, self.kept, self.quarantined)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> TallyRecord:
         """Plain form for a manifest."""
-        violations = [
+        violations: list[ViolationRecord] = [
             {"column": column, "reason": reason, "policy": policy, "count": count}
             for (column, reason, policy), count in sorted(self.counts.items())
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from engine.config import units
 from engine.data.columns import TEXT_LIMIT
+from engine.runtime import records
 
 BINS = 20
 TOP = 20
@@ -59,6 +60,36 @@ def _text_bounds(written: pq.FileMetaData, name: str) -> tuple[str, str] | None:
     return min(item.min for item in found), max(item.max for item in found)
 
 
+class Histogram(TypedDict):
+    """Rows of a sample between edges."""
+
+    edges: list[float]
+    counts: list[records.Count]
+
+
+class ColumnProfile(TypedDict):
+    """Figures of one column; without values where it is sensitive."""
+
+    nulls: records.Count
+    null_rate: float
+    nan: records.Count
+    min: NotRequired[Any]
+    max: NotRequired[Any]
+    mean: NotRequired[float | None]
+    std: NotRequired[float | None]
+    histogram: NotRequired[Histogram | None]
+    distinct_in_sample: NotRequired[records.Count]
+    top: NotRequired[list[tuple[Any, records.Count]]]
+
+
+class ProfileRecord(TypedDict):
+    """profile.json of a dataset."""
+
+    rows: records.Count
+    sample_rows: records.Count
+    columns: dict[str, ColumnProfile]
+
+
 def merge(parts: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Counts of several parts as one."""
     merged: dict[str, dict[str, Any]] = {}
@@ -73,19 +104,19 @@ def merge(parts: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     return merged
 
 
-def profile(rows: int, merged: dict[str, dict[str, Any]], sample: pa.Table, sensitive: set[str]) -> dict[str, Any]:
+def profile(rows: int, merged: dict[str, dict[str, Any]], sample: pa.Table, sensitive: set[str]) -> ProfileRecord:
     """profile.json: what `engine data show` prints. Values of sensitive columns are left out."""
-    columns = {}
+    columns: dict[str, ColumnProfile] = {}
     for field in sample.schema:
         entry = merged.get(field.name, {"nulls": 0, "nan": 0, "min": None, "max": None})
-        shown: dict[str, Any] = {
+        shown: ColumnProfile = {
             "nulls": entry["nulls"],
             "null_rate": entry["nulls"] / rows if rows else 0.0,
             "nan": entry["nan"],
         }
         if field.name not in sensitive:
             ends = {side: _plain(_moment(entry[side], field.type)) for side in ("min", "max")}
-            shown |= {**ends, **_spread(sample.column(field.name))}
+            shown = {**shown, **ends, **_spread(sample.column(field.name))}  # type: ignore[typeddict-item]
         columns[field.name] = shown
     return {"rows": rows, "sample_rows": sample.num_rows, "columns": columns}
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from engine.config import units
 from engine.config.tree import Config
-from engine.data.dataset import Dataset
+from engine.data.dataset import Accounting, Dataset, DatasetRecord
 from engine.data.ingest import LATEST, newest_dataset
+from engine.data.profile import ColumnProfile, ProfileRecord
 from engine.errors import UserError, nearest
-from engine.runtime import storage, terminal
+from engine.runtime import records, storage, terminal
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -23,7 +23,7 @@ def show(config: Config, words: list[str]) -> int:
     """
     names = [word for word in words if not word.startswith("--")]
     dataset = newest(config, names[0] if names else config.data.name)
-    profile = storage.read_json(dataset.path("profile.json"))
+    profile = records.read(dataset.path("profile.json"), ProfileRecord)
     if "--json" in words:
         text = json.dumps({"manifest": dataset.manifest, "profile": profile}, indent=1, ensure_ascii=False)
     else:
@@ -44,7 +44,7 @@ def newest(config: Config, name: str) -> Dataset:
     return found
 
 
-def page(dataset: Dataset, profile: dict[str, Any]) -> str:
+def page(dataset: Dataset, profile: ProfileRecord) -> str:
     """The text of the page."""
     manifest = dataset.manifest
     first, last = (
@@ -66,22 +66,24 @@ def page(dataset: Dataset, profile: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _columns(manifest: dict[str, Any], profile: dict[str, Any]) -> list[str]:
+def _columns(manifest: DatasetRecord, profile: ProfileRecord) -> list[str]:
     lines = [f"{'column':<22} {'type':<14} {'role':<12} {'nulls':>8}  {'digest':<8}  values"]
     for column in manifest["columns"]:
-        shown = profile["columns"][column["name"]]
+        shown = profile["columns"].get(column["name"], {"nulls": 0, "null_rate": 0.0, "nan": 0})
         lines.append(
             f"{column['name']:<22} {column['type']:<14} {column['role']:<12} {shown['null_rate']:>8.2%}  "
-            f"{column['digest'][:8]}  {_values(shown, profile)}"
+            f"{column.get('digest', '')[:8]}  {_values(shown, profile)}"
         )
     return lines
 
 
-def _values(shown: dict[str, Any], profile: dict[str, Any]) -> str:
-    if shown.get("histogram"):
-        return f"{shown['min']} {_bars(shown['histogram']['counts'])} {shown['max']}"
-    if "top" in shown:
-        most = ", ".join(f"{value} {_share(count / profile['sample_rows'])}" for value, count in shown["top"][:4])
+def _values(shown: ColumnProfile, profile: ProfileRecord) -> str:
+    if histogram := shown.get("histogram"):
+        return f"{shown.get('min')} {_bars(histogram['counts'])} {shown.get('max')}"
+    if "top" in shown and "distinct_in_sample" in shown:
+        most = ", ".join(
+            f"{value} {_share(count / max(profile['sample_rows'], 1))}" for value, count in shown["top"][:4]
+        )
         sampled = " in a sample" if profile["sample_rows"] < profile["rows"] else ""
         return f"{shown['distinct_in_sample']} distinct{sampled}: {most}"
     return "(not shown)" if "min" not in shown else ""
@@ -92,11 +94,11 @@ def _share(share: float) -> str:
 
 
 def _bars(counts: list[int]) -> str:
-    most = max(counts) or 1
+    most = max(counts, default=1) or 1
     return "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in counts)
 
 
-def _tables(manifest: dict[str, Any]) -> list[str]:
+def _tables(manifest: DatasetRecord) -> list[str]:
     lines = [
         f"table {name}: {entry['rows']:,} rows, {len(entry['columns'])} columns, digest {entry['digest'][:8]}"
         for name, entry in manifest["tables"].items()
@@ -104,7 +106,7 @@ def _tables(manifest: dict[str, Any]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _accounting(found: dict[str, Any]) -> list[str]:
+def _accounting(found: Accounting) -> list[str]:
     lines = [
         f"{len(found['files'])} files, {found['rows_in']:,} rows in, {found['quarantined']:,} quarantined, "
         f"{found['refused_files']} files refused"

@@ -23,6 +23,7 @@ from engine.data import checks, failures, lake, look, order, read_arrow, read_cs
 from engine.data.arrow_types import schema_of
 from engine.data.bounds import USUAL, Bounds
 from engine.data.columns import FILE, Chunk, Finding, MissingColumnError
+from engine.data.dataset import FileReport
 from engine.data.files import SourceFile, Torn, event_source, skip_advice
 from engine.data.policy import PolicyError, Tally, apply, lose
 from engine.errors import UserError
@@ -64,11 +65,11 @@ class Staged:
             return
         yield from order.read_ipc(self.path)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> FileReport:
         """Plain form for a manifest."""
         return {
             "file": self.file.shown, "source": self.file.source, "digest": self.file.digest, "refused": self.refused,
-            **self.tally.as_json(), **{name: value for name, value in sorted(self.notes.items())},
+            **self.tally.as_json(), **{name: value for name, value in sorted(self.notes.items())},  # type: ignore[typeddict-item]
         }  # fmt: skip
 
 

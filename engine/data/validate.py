@@ -27,7 +27,8 @@ def validate(config: Config, run: Run) -> dict[str, float]:
     """
     plan = make_plan(config, run)
     lenient = _collecting(config.data)
-    reports, tallies = [], []
+    reports: list[dict[str, Any]] = []
+    tallies = []
     with run.progress(f"{config.data.name}: validate") as progress:
         for file in plan.files:
             staged = stage.stage(

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.data import profile
-from engine.data.dataset import PART_ROWS, ROW_GROUP
+from engine.data.dataset import PART_ROWS, ROW_GROUP, PartEntry
 from engine.data.order import Segment
 from engine.runtime import digest
 
@@ -24,7 +24,7 @@ from engine.runtime import digest
 class Written:
     """The parts as the manifest names them, digests per column, counts and an even sample of rows."""
 
-    parts: list[dict[str, Any]]
+    parts: list[PartEntry]
     column_digests: dict[str, str]
     counts: dict[str, dict[str, Any]]
     sample: pa.Table
@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 LONG = 1_000  # bytes a value, on average, from which a sample holds the beginnings of texts
 GROUP_BYTES = 1 << 25  # of a row group: what is read or written at once
-Done = tuple[dict[str, Any], dict[str, Any], pa.Table]
+Done = tuple[PartEntry, dict[str, Any], pa.Table]
 
 
 def write_parts(
@@ -118,7 +118,7 @@ class _LongPart:
         return part, profile.merge(self._counts), pa.concat_tables(self._samples)
 
 
-def _part_entry(file: str, start: int, rows: int, values: digest.TableDigest, first: int, last: int) -> dict[str, Any]:
+def _part_entry(file: str, start: int, rows: int, values: digest.TableDigest, first: int, last: int) -> PartEntry:
     columns = values.columns()
     return {
         "file": file, "start": start, "rows": rows, "digest": digest.of_json(list(columns.items())),
@@ -141,13 +141,13 @@ def _sampled(table: pa.Table, start: int, stride: int) -> pa.Table:
     return sample
 
 
-def _column_digests(parts: list[dict[str, Any]], schema: pa.Schema) -> dict[str, str]:
+def _column_digests(parts: list[PartEntry], schema: pa.Schema) -> dict[str, str]:
     return {name: digest.of_json([part["columns"][name] for part in parts]) for name in schema.names}
 
 
 def _write_part(
     pieces: list[Segment], place: int, start: int, schema: pa.Schema, event_time: str, folder: Path, stride: int
-) -> tuple[dict[str, Any], dict[str, Any], pa.Table]:
+) -> Done:
     table = pa.concat_tables([piece.take().cast(schema) for piece in pieces])
     assert table.num_rows <= PART_ROWS
     values = digest.TableDigest(schema)

@@ -108,7 +108,7 @@ def diff(config: Config, words: list[str]) -> int:
         parts = [side.get(month) for side in months]
         names = sorted({key for part in parts if part for key in part["columns"]})
         for key in names:
-            digests = [part["columns"].get(key, {}).get("digest") if part else None for part in parts]
+            digests = [part["columns"][key]["digest"] if part and key in part["columns"] else "" for part in parts]
             if digests[0] != digests[1]:
                 what = "values" if all(digests) else "only in the first" if digests[0] else "only in the second"
                 rows.append({"month": month, "feature": key, "differs": what})
@@ -207,11 +207,30 @@ def sources_of(view: ViewConfig, config: Config) -> list[str]:
     return [*columns, *(f"{view.table}.{column}" for column in view.columns if view.table)]
 
 
+class AskedView(TypedDict):
+    """A view in a bundle's specification."""
+
+    kind: NotRequired[str]
+
+
+class AskedFeatures(TypedDict):
+    """Features in a bundle's specification."""
+
+    views: dict[str, AskedView]
+    windows: NotRequired[bool]
+
+
+class Asking(TypedDict):
+    """What the catalog reads of a bundle's spec.json."""
+
+    features: AskedFeatures
+
+
 def models_by_view(config: Config) -> dict[str, list[str]]:
     """View -> training runs whose bundle uses it."""
     found: dict[str, list[str]] = {}
     for path in sorted(Path(config.paths.runs).glob("train/*/*/model/spec.json")):
-        features = storage.read_json(path)["features"]
+        features = records.read(path, Asking)["features"]
         for name, view in features["views"].items():
             if not features.get("windows", True) and view.get("kind", "windows") == "windows":
                 continue

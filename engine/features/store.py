@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from engine.config import schema, units
 from engine.config.names import window_name
 from engine.config.tree import Config, DataConfig, ViewConfig
-from engine.data.dataset import Dataset
+from engine.data.dataset import Dataset, TypeText
 from engine.errors import UserError
 from engine.features import compute, moments
 from engine.features.functions import function_version
@@ -41,13 +41,55 @@ CELL_BYTES = 24  # of memory per value while a window is computed: input, output
 Recipes = dict[str, str]  # column -> recipe
 
 
+class ViewColumn(TypedDict):
+    """A column of one month: what was asked, and what came out."""
+
+    recipe: records.Digest
+    digest: records.Digest
+
+
+class MonthEntry(TypedDict):
+    """A month of a view: dataset rows [start, stop)."""
+
+    name: str
+    file: str
+    start: records.Count
+    stop: records.Count
+    columns: dict[str, ViewColumn]
+
+
+class DatasetName(TypedDict):
+    """Which dataset a view was computed of."""
+
+    name: str
+    recipe: records.Digest
+    digest: records.Digest
+
+
+class ViewRecord(TypedDict):
+    """manifest.json of a view; `columns` are Arrow types by name, `spec` is the view's config."""
+
+    format: Annotated[int, records.Format(FORMAT, FORMAT, "run `features` again")]
+    view: str
+    recipe: records.Digest
+    digest: records.Digest
+    rows: records.Count
+    columns: dict[str, TypeText]
+    spec: dict[str, Any]
+    as_of: str | None
+    dataset: DatasetName
+    parts: list[MonthEntry]
+    parts_computed: records.Count
+    parts_linked: records.Count
+
+
 @dataclass(frozen=True)
 class StoredView:
     """A computed view in the store."""
 
     name: str
     directory: Path
-    manifest: dict[str, Any]
+    manifest: ViewRecord
     seal: Seal
 
     @property
@@ -197,7 +239,7 @@ def _check_same(stored: StoredView | None, entries: list[dict[str, Any]]) -> Non
                 )
 
 
-def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
+def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict[str, int]) -> ViewRecord:
     kinds = entries[0].pop("types") if entries else {}
     for entry in entries[1:]:
         entry.pop("types")
@@ -212,7 +254,7 @@ def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict
         "spec": schema.plain(job.view),
         "as_of": job.as_of,
         "dataset": {"name": job.dataset.name, "recipe": job.dataset.recipe, "digest": job.dataset.digest},
-        "parts": entries,
+        "parts": cast(list[MonthEntry], entries),
         "parts_computed": counts["computed"],
         "parts_linked": counts["linked"],
     }
@@ -557,7 +599,7 @@ def open_view(name: str, directory: Path) -> StoredView | None:
     """The view in a folder of the store; None when there is none, one of another format, or its manifest is damaged."""
     try:
         found = seal.read(directory)
-        manifest = records.read(found.check(directory, MANIFEST, _remedy(directory)), dict[str, Any])
+        manifest = records.read(found.check(directory, MANIFEST, _remedy(directory)), ViewRecord)
     except UserError:
         return None
-    return StoredView(name, directory, manifest, found) if manifest.get("format") == FORMAT else None
+    return StoredView(name, directory, manifest, found)

@@ -12,8 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pd
 
+from engine.data.dataset import MANIFEST, DatasetRecord
 from engine.errors import UserError, nearest
-from engine.runtime import places, storage
+from engine.features.encode import EncoderRecord
+from engine.features.store import ViewRecord
+from engine.monitoring.monitor import ColumnRecord, DriftRecord
+from engine.runtime import places, records
 from engine.runtime.run import LINKS, as_written, load_metrics, load_record
 from engine.runtime.tracking import read_points
 
@@ -104,25 +108,22 @@ def _columns(link: str, record: Mapping[str, Any]) -> dict[str, str]:
     """Column -> digest of the run's dataset or views, as far as its store still has them."""
     if link == "dataset":
         folder = places.dataset_folder(record)
-        return {entry["name"]: entry["digest"] for entry in _manifest(folder).get("columns", [])}
+        columns = records.read(folder / MANIFEST, DatasetRecord)["columns"] if folder is not None else []
+        return {entry["name"]: entry.get("digest", "") for entry in columns}
     store, found = places.store_of(record) / "features", dict[str, str]()
     for view, name in (record.get("views") or {}).items():
-        for part in _manifest(store / view / name).get("parts", []):
-            for column, entry in part.get("columns", {}).items():
+        path = store / view / name / MANIFEST
+        for part in records.read(path, ViewRecord)["parts"] if path.exists() else ():
+            for column, entry in part["columns"].items():
                 found[column] = found.get(column, "") + entry["digest"]
     return found
 
 
-def _drift_by_column(directory: Path) -> dict[str, Any]:
+def _drift_by_column(directory: Path) -> dict[str, ColumnRecord]:
     """Column -> what monitoring said of it."""
     if not (directory / "drift.json").exists():
         return {}
-    return {entry["name"]: entry for entry in storage.read_json(as_written(directory, "drift.json"))["columns"]}
-
-
-def _manifest(folder: Path | None) -> dict[str, Any]:
-    path = folder / "manifest.json" if folder is not None else None
-    return dict(storage.read_json(path)) if path is not None and path.exists() else {}
+    return {entry["name"]: entry for entry in records.read(as_written(directory, "drift.json"), DriftRecord)["columns"]}
 
 
 def _list(items: list[str], most: int = 3) -> str:
@@ -194,7 +195,8 @@ def _fitted_is_close(recorded: Path, rerun: Path) -> bool:
 def _fitted_differences(recorded: Path, rerun: Path) -> Iterator[tuple[str, Any, Any]]:
     paths = [directory / "model" / "features.json" for directory in (recorded, rerun)]
     if all(path.exists() for path in paths):
-        yield from _differences(*map(storage.read_json, paths))
+        was, now = (records.read(path, EncoderRecord) for path in paths)
+        yield from _differences(was, now)
 
 
 def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.tree import Config
-from engine.data.dataset import REMEDY
+from engine.data.dataset import MANIFEST, REMEDY, DatasetRecord
+from engine.data.profile import ProfileRecord
 from engine.errors import UserError
 from engine.lifecycle.restore import environment_differences
 from engine.lifecycle.runs import dotted, find_run, status
 from engine.lifecycle.words import take
-from engine.runtime import environment, git, html, places, seal, storage, terminal
+from engine.runtime import environment, git, html, places, records, seal, storage, terminal
 from engine.runtime.run import as_written, load_metrics, load_record
 from engine.runtime.terminal import cell, table
 from engine.runtime.tracking import read_points
@@ -177,19 +178,21 @@ def data_differences(sides: Sequence[Side]) -> dict[str, Any]:
     return found
 
 
-def _manifest(side: Side) -> dict[str, Any] | None:
+def _manifest(side: Side) -> DatasetRecord | None:
+    """The manifest of a run's dataset; None where it is gone, and with a warning where it is damaged."""
     folder = places.dataset_folder(side.record)
-    return _stored(folder, "manifest.json") if folder is not None else None
-
-
-def _stored(folder: Path, name: str) -> dict[str, Any]:
-    return dict(storage.read_json(seal.sealed(folder, name, REMEDY)))
+    try:
+        return records.read(seal.sealed(folder, MANIFEST, REMEDY), DatasetRecord) if folder is not None else None
+    except UserError as error:
+        terminal.err(f"warning: left out: {error}\n")
+        return None
 
 
 def profile_distances(first: Side, other: Side) -> dict[str, float]:
     """Jensen-Shannon distance (base 2, 0 to 1) per column between the kept profiles, largest first; 0 is left out."""
     folders = [places.dataset_folder(side.record) for side in (first, other)]
-    profiles = [_stored(folder, "profile.json")["columns"] for folder in folders if folder is not None]
+    paths = [seal.sealed(folder, "profile.json", REMEDY) for folder in folders if folder is not None]
+    profiles = [records.read(path, ProfileRecord)["columns"] for path in paths]
     if len(profiles) != 2:
         return {}
     found = {name: _distance(profiles[0][name], profiles[1][name]) for name in profiles[0] if name in profiles[1]}

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from engine.config import schema, units
 from engine.config.tree import Config, RetrainConfig
@@ -26,7 +26,7 @@ from engine.lifecycle.challenger import (
     write_judged,
 )
 from engine.lifecycle.policy import Champion, Facts, Later, Observation, Trigger, days, ripening, trigger
-from engine.runtime import storage
+from engine.runtime import records, storage
 from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, seal_of
 from engine.runtime.run import as_written, load_metrics, load_record
 from engine.training.evaluate import watched_metric
@@ -200,7 +200,7 @@ def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) ->
         state = setting.registry.state()
         if any((move["decision"] or {}).get("id") == setting.identity for move in state.moves):
             return _answer(
-                setting, Facts.from_plain(storage.read_json(saved))
+                setting, Facts.from_plain(records.read(saved, dict), str(saved))
             )  # killed after it began: on the same facts
         claim = _answer(setting, gather(setting, observations, now, state))
         storage.write_json(saved, claim.facts.plain())
@@ -334,14 +334,45 @@ def _carry_out(setting: Setting, decision: dict[str, Any], champion: Version, ch
 # ------------------------------------------------------------------------------------------------------- replay
 
 
-def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
+class JudgedFile(TypedDict):
+    """The rows that both models were judged on; instants [from, to) stand beside it."""
+
+    file: str
+    digest: records.Digest
+    rows: records.Count
+
+
+class TriggerRecord(TypedDict):
+    """A trigger's answer."""
+
+    start: bool
+    fired: list[str]
+    reason: str
+
+
+class DecisionRecord(TypedDict):
+    """decision.json, as far as it is taken again; `policy` is the config's own, `facts` those of the rules."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    policy: dict[str, Any]
+    facts: dict[str, Any]
+    trigger: TriggerRecord
+    champion: str
+    challenger: str | None
+    loss: str
+    quantile: NotRequired[Annotated[float, records.Within(0, 1)]]
+    evidence: dict[str, Any] | None
+    judged: NotRequired[JudgedFile | None]
+    verdict: str
+    reasons: list[str]
+
+
+def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
     """(the saved decision, what differs when it is taken again from its own evidence; empty = the same verdict).
 
     Trigger from the saved facts, figures from the saved rows, verdict from the figures. Raises UserError.
     """
-    saved = storage.read_json(as_written(path.parent, path.name, refuse=True))
-    if saved.get("format", 0) > FORMAT:
-        raise UserError(f"{path} is of format {saved['format']}, this engine reads up to {FORMAT}: use a newer engine")
+    saved = records.read(as_written(path.parent, path.name, refuse=True), DecisionRecord)
     policy = schema.build(RetrainConfig, saved["policy"], "policy")
     differences: list[str] = []
 
@@ -349,15 +380,19 @@ def replay(path: Path) -> tuple[dict[str, Any], list[str]]:
         if then != now:
             differences.append(f"{name} was {then!r}, is now {now!r}")
 
-    answer = trigger(Facts.from_plain(saved["facts"]), policy)
+    answer = trigger(Facts.from_plain(saved["facts"], f"{path}: facts"), policy)
     now = {**dataclasses.asdict(answer), "fired": list(answer.fired)}
-    if saved.get("format", 0) < 3:  # its reason was told in fewer words
+    if saved["format"] < 3:  # its reason was told in fewer words
         now["reason"] = saved["trigger"]["reason"]
     same("trigger", saved["trigger"], now)
     if saved["evidence"] is not None:
-        judged = read_judged(storage.inside(path.parent, saved["judged"]["file"]), saved["judged"]["digest"])
-        stand_ins = saved.get("format", 0) > 1
-        evidence = judge.evidence(judged, saved["loss"], policy.gate, quantile=saved["quantile"], stand_ins=stand_ins)
+        if (rows := saved.get("judged")) is None:
+            raise records.Damaged(f"{path} must name the rows that its evidence was computed of, found none")
+        judged = read_judged(storage.inside(path.parent, rows["file"]), rows["digest"])
+        stand_ins = saved["format"] > 1
+        evidence = judge.evidence(
+            judged, saved["loss"], policy.gate, quantile=saved.get("quantile", 0.5), stand_ins=stand_ins
+        )
         same("evidence", saved["evidence"], evidence)
         verdict, reasons = judge.verdict(evidence, policy.gate)
         same("verdict", saved["verdict"], PROMOTED if verdict == judge.PROMOTE else KEPT)

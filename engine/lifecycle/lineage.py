@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.runs import directories, status
 from engine.lifecycle.words import take
-from engine.runtime import digest, places, seal, storage, terminal
+from engine.runtime import digest, places, records, seal, terminal
 from engine.runtime.run import as_written, load_record, records_below
 from engine.training.bundle import read_manifest
 
@@ -133,7 +133,7 @@ def _of_path(path: Path, nodes: Sequence[Node]) -> tuple[str, list[str], list[No
             inside = path.relative_to(folder).as_posix()
             return f"{inside} of a {own.record['command']} run" if inside != "." else "run", [], [own]
         if (folder / "manifest.json").is_file():
-            manifest = storage.read_json(seal.sealed(folder, "manifest.json", "Run the command that made it again"))
+            manifest = records.read(seal.sealed(folder, "manifest.json", "Run the command that made it again"), Stored)
             if "digest" in manifest:
                 return f"{'view' if 'view' in manifest else 'dataset'} in the store", _with_parents(manifest, nodes), []
         if (folder / "bundle.json").is_file():
@@ -143,10 +143,24 @@ def _of_path(path: Path, nodes: Sequence[Node]) -> tuple[str, list[str], list[No
     raise UserError(f"{path} must be a file, a run, a model or an entry of the store")
 
 
-def _with_parents(manifest: Mapping[str, Any], nodes: Sequence[Node]) -> list[str]:
+def _parent(manifest: Stored) -> str:
+    """Digest of the dataset that a view was computed of."""
+    dataset = manifest.get("dataset")
+    return str(dataset.get("digest", "")) if isinstance(dataset, dict) else ""
+
+
+class Stored(TypedDict, total=False):
+    """What lineage reads of a manifest.json: that of a dataset, a view or a checkpoint."""
+
+    digest: records.Digest
+    view: str
+    dataset: dict[str, Any] | str
+
+
+def _with_parents(manifest: Stored, nodes: Sequence[Node]) -> list[str]:
     """The digest of a stored thing; a view is known to runs by its dataset, for the chain holds all views together."""
     known = {value for node in nodes for value in node.made.values()}
-    own, parent = str(manifest["digest"]), str((manifest.get("dataset") or {}).get("digest", ""))
+    own, parent = str(manifest["digest"]), _parent(manifest)
     return [value for value in (own, parent) if value and (value == own or own not in known)]
 
 
@@ -235,8 +249,12 @@ def _thresholds(directory: Path) -> Any:
     """The alarm line of a monitoring run with its effect floors; triggers and gate of a decision."""
     for name, part in (("drift.json", "calibration"), ("decision.json", "policy")):
         if (directory / name).is_file():
-            content = storage.read_json(as_written(directory, name)).get(part) or {}
-            return {key: content[key] for key in THRESHOLDS if key in content} or None
+            content = records.read(as_written(directory, name), dict[str, Any]).get(part)
+            return (
+                {key: content[key] for key in THRESHOLDS if key in content} or None
+                if isinstance(content, dict)
+                else None
+            )
     return None
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.judge import judged_metric
 from engine.lifecycle.policy import Observation
+from engine.monitoring.monitor import ColumnRecord, DriftRecord
 from engine.monitoring.performance import ALARM, QUIET, UNJUDGED
-from engine.runtime import storage
+from engine.runtime import records as reader
 from engine.runtime.run import as_written
 
 JUDGED = (QUIET, ALARM, UNJUDGED)  # statuses of windows whose labels are known
@@ -50,36 +50,31 @@ def read_observations(config: Config) -> tuple[Observation, ...]:
     return tuple(sorted(found.values(), key=lambda item: (item.stop, item.start)))
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> DriftRecord:
     """A drift.json as its run wrote it. Raises UserError: it decides."""
-    return dict(storage.read_json(as_written(path.parent, path.name, refuse=True)))
+    return reader.read(as_written(path.parent, path.name, refuse=True), DriftRecord)
 
 
-def observation(record: dict[str, Any], metric: str, time_zone: str) -> Observation:
-    """One drift.json of monitoring. Raises UserError when it lacks what a record must have."""
-    try:
-        start, stop = units.between(record["window"], time_zone)
-        kinds = {item["kind"] for item in (*record["alarms"], *record["noted"])}
-        columns = record["columns"]
-        performance = record["performance"]
-        figure = performance.get("metrics", {}).get(metric, {})
-        return Observation(
-            start=start,
-            stop=stop,
-            model=record["model"],
-            # Drift counts whether or not it is among what monitor.alarm_on wakes somebody for.
-            alarm=None if _blind(columns) else "drift" in kinds,
-            causes=tuple(record["causes"]),
-            metric=figure.get("value"),
-            metric_name=metric,
-            quality=performance["status"] if performance.get("status") in JUDGED else "",
-            quality_text=performance.get("reason", ""),
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"a monitoring record lacks or misspells {error}: run `monitor` again with this engine"
-        ) from None
+def observation(record: DriftRecord, metric: str, time_zone: str) -> Observation:
+    """One drift.json of monitoring. Raises UserError for a window that is none."""
+    start, stop = units.between(record["window"], time_zone)
+    kinds = {item["kind"] for item in (*record["alarms"], *record["noted"])}
+    performance = record["performance"]
+    measured = performance.get("metrics", {})
+    status = performance.get("status", "")
+    return Observation(
+        start=start,
+        stop=stop,
+        model=record["model"],
+        # Drift counts whether or not it is among what monitor.alarm_on wakes somebody for.
+        alarm=None if _blind(record["columns"]) else "drift" in kinds,
+        causes=tuple(record["causes"]),
+        metric=measured[metric]["value"] if metric in measured else None,
+        metric_name=metric,
+        quality=status if status in JUDGED else "",
+        quality_text=performance.get("reason", ""),
+    )
 
 
-def _blind(columns: list[dict[str, Any]]) -> bool:
+def _blind(columns: list[ColumnRecord]) -> bool:
     return all(item["status"] == "not computable" for item in columns)

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config import units
 from engine.config.tree import RetrainConfig
+from engine.runtime import records
 from engine.training.metrics import decimals, find_metric
 
 
@@ -61,14 +62,13 @@ class Facts:
         return asdict(self)
 
     @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> Facts:
-        """The inverse of `plain`."""
-        observations = tuple(
-            Observation(**{**item, "causes": tuple(item["causes"])}) for item in values["observations"]
-        )
-        later = Later(**values["later"]) if values.get("later") else None
-        champion, starts = Champion(**values["champion"]), tuple(values["starts"])
-        return cls(values["now"], champion, observations, starts, values["new_rows"], later)
+    def from_plain(cls, values: dict[str, Any], where: str) -> Facts:
+        """The inverse of `plain`. Raises Damaged, naming `where` the values stand."""
+        records.conform(values, cls, where)
+        observations = records.filled(Observation, values["observations"], f"{where}: observations")
+        champion = records.filled(Champion, [values["champion"]], f"{where}: champion")[0]
+        later = records.filled(Later, [values["later"]] if values.get("later") else [], f"{where}: later")
+        return cls(values["now"], champion, observations, tuple(values["starts"]), values["new_rows"], *later)
 
 
 @dataclass(frozen=True)

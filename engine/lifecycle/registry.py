@@ -11,10 +11,10 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.decide import version_facts
 from engine.lifecycle.words import take
-from engine.runtime import storage, terminal
+from engine.runtime import records, terminal
 from engine.runtime.registry import DecisionPart, MoveRecord, Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import load
-from engine.training.bundle import read_manifest
+from engine.training.bundle import ModelRecord, SpecRecord, read_manifest
 from engine.training.gate import check_gate
 
 
@@ -167,8 +167,8 @@ def _description(registry: Registry, version: Version) -> dict[str, Any]:
     """Dotted keys of everything that may differ."""
     model = registry.verify(version)
     facts = {name: version.facts[name] for name in ("digest", "source", "split", "metrics", "train_rows")}
-    spec, architecture = storage.read_json(model / "spec.json"), storage.read_json(model / "model.json")
-    return dict(_leaves({**facts, "model": architecture, "data": spec["data"], "features": spec["features"]}))
+    spec, described = records.read(model / "spec.json", SpecRecord), records.read(model / "model.json", ModelRecord)
+    return dict(_leaves({**facts, "model": described, "data": spec["data"], "features": spec["features"]}))
 
 
 def _leaves(value: Any, path: str = "") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _replay(path: Path, run: Run) -> dict[str, float]:
     return figures(saved)
 
 
-def figures(decision: dict[str, Any]) -> dict[str, float]:
+def figures(decision: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a decision."""
     found = {
         "retrain/started": float(decision["challenger"] is not None),

@@ -13,7 +13,8 @@ from typing import Any
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.lifecycle.words import take
-from engine.runtime import storage, terminal
+from engine.runtime import records, terminal
+from engine.runtime.registry import VersionRecord
 from engine.runtime.run import load_metrics, records_below
 from engine.runtime.terminal import table
 from engine.training.bundle import find_model
@@ -56,7 +57,7 @@ def run_of_model(model: Path) -> Path:
     if (model.parent / "run.json").is_file():
         return model.parent.resolve()
     version = model.parent / "version.json"
-    source = Path(str(storage.read_json(version).get("source", ""))) if version.is_file() else Path()
+    source = Path(records.read(version, VersionRecord).get("source", "")) if version.is_file() else Path()
     if (source / "run.json").is_file():
         return source.resolve()
     raise UserError(f"the training run behind {model} must still be there, found none: name the run directory itself")

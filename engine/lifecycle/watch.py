@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from engine.config import schema, units
 from engine.config.tree import Config
@@ -13,8 +12,8 @@ from engine.errors import UserError
 from engine.lifecycle.challenger import Workshop, spec_config
 from engine.lifecycle.observations import observation
 from engine.lifecycle.policy import Observation
-from engine.monitoring.monitor import monitor
-from engine.runtime import digest, seal, storage
+from engine.monitoring.monitor import DriftRecord, monitor
+from engine.runtime import digest, records, seal, storage
 from engine.runtime.run import Run
 from engine.scoring.predictor import Predictor
 
@@ -35,10 +34,10 @@ class Watch:
         asked = {**schema.plain(config.monitor), "model": predictor.digest}
         recipe = digest.of_json([FORMAT, self.workshop.code, self.workshop.history.dataset.digest, asked])
         path = self.cache / f"{recipe}.json"
-        found: dict[str, Any] = {}
+        found: DriftRecord | None = None
         with contextlib.suppress(UserError):  # none yet, or damaged: it is made again
-            found = seal.read_checked(path, dict[str, Any])
-        if not found:
+            found = seal.read_checked(path, DriftRecord)
+        if found is None:
             parent = self.workshop.run
             run = Run.create("monitor", config, schema.plain(config), hidden=parent.hidden)
             run.note(parent=str(parent.directory))
@@ -47,7 +46,7 @@ class Watch:
             except BaseException as error:
                 run.fail(error)
                 raise
-            found = storage.read_json(run.path("drift.json"))
+            found = records.read(run.path("drift.json"), DriftRecord)
             storage.write_json(path, seal.checked(found))
         return observation(found, self.metric, self.workshop.history.config.data.time_zone)
 

@@ -24,7 +24,7 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import AlertConfig, MonitorConfig
 from engine.errors import UserError
-from engine.runtime import digest, stall, storage
+from engine.runtime import digest, records, stall, storage
 from engine.runtime.run import Run
 
 MEMORY = "alerts.json"
@@ -179,6 +179,6 @@ def _remembered(path: Path, cooldown: float) -> Iterator[dict[str, float]]:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        return {str(name): float(at) for name, at in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError):
+        return records.read(path, dict[str, float])
+    except UserError:
         return {}  # a lost memory tells once too often, never once too seldom

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from engine.monitoring.calibrate import (
 )
 from engine.monitoring.describe import LEFT_OUT
 from engine.monitoring.reference import Reference
-from engine.runtime import storage, terminal
-from engine.runtime.run import as_written
+from engine.runtime import storage
+from engine.runtime.run import Run, as_written
 
 FILE = ("monitor", "history.parquet")
 REFERENCE_WINDOWS = 36
@@ -116,16 +115,20 @@ def _metric_row(name: str, kind: str, item: Mapping[str, Any], estimated: float 
     return row | {"band_low": low, "band_high": high}
 
 
-def earlier_rows(run_directory: Path, model: str) -> list[dict[str, Any]]:
-    """What the newest finished monitoring run of the same name and model knew of monitored windows."""
-    for done in sorted(run_directory.parent.glob("*-*/DONE"), reverse=True):
+def earlier_rows(run: Run, model: str) -> list[dict[str, Any]]:
+    """What the newest finished monitoring run of the same name and model knew of monitored windows.
+
+    A history that cannot be read is left out with a warning.
+    """
+    for done in sorted(run.directory.parent.glob("*-*/DONE"), reverse=True):
         path = done.parent.joinpath(*FILE)
-        if done.parent == run_directory or not path.exists():
+        if done.parent == run.directory or not path.exists():
             continue
         try:
-            rows: list[dict[str, Any]] = storage.read_parquet(as_written(done.parent, "/".join(FILE), True)).to_pylist()
-        except UserError as error:
-            terminal.err(f"warning: left out: {error}\n")
+            table = storage.read_parquet(as_written(done.parent, "/".join(FILE), refuse=True))
+            rows: list[dict[str, Any]] = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+        except (UserError, OSError, KeyError, ValueError, pa.ArrowException) as error:
+            run.warn(f"left out: {path} is no history of monitoring ({str(error).splitlines()[0]})")
             continue
         if rows and rows[0]["model"] == model:
             return [row for row in rows if row["source"] == "current"]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -245,9 +245,8 @@ def merge_outcomes(parts: list[Outcomes]) -> Outcomes | None:
 
 def quarantine_rate(dataset: Dataset) -> float | None:
     """Share of the source rows that ingest set aside."""
-    totals = dataset.manifest.get("accounting", {})
-    rows = totals.get("rows_in", 0)
-    return totals.get("quarantined", 0) / rows if rows else None
+    totals = dataset.manifest["accounting"]
+    return totals["quarantined"] / totals["rows_in"] if totals["rows_in"] else None
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked
@@ -320,6 +319,62 @@ def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: l
 
 
 # ------------------------------------------------------------------------------------------------------- the record
+
+
+class Told(TypedDict):
+    """An alarm, or what was noted or could not be judged."""
+
+    kind: str
+    text: str
+
+
+class DriftRecord(TypedDict):
+    """drift.json. What is inside of columns and measurements is for people; monitoring and retraining read what is named here."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    verdict: str
+    headline: str
+    alarm: bool
+    alarms: list[Told]
+    unjudged: NotRequired[list[Told]]
+    noted: list[Told]
+    causes: list[str]
+    window: tuple[str, str]
+    rows: records.Count
+    model: str
+    profile: str
+    calibration: dict[str, Any]
+    attribution: list[dict[str, Any]]
+    columns: list[ColumnRecord]
+    discoveries: dict[str, Any]
+    multivariate: dict[str, Any]
+    performance: PerformanceRecord
+    estimated: dict[str, Any]
+    business: dict[str, Any]
+    operational: dict[str, Any]
+    meaning: dict[str, str]
+
+
+class ColumnRecord(TypedDict):
+    """One column of drift.json."""
+
+    name: str
+    kind: str
+    status: str
+
+
+class MetricRecord(TypedDict):
+    """A measured metric."""
+
+    value: float | None
+
+
+class PerformanceRecord(TypedDict, total=False):
+    """What labelled rows say; empty where nothing was asked."""
+
+    status: str
+    reason: str
+    metrics: dict[str, MetricRecord]
 
 
 def build_record(
@@ -542,7 +597,7 @@ def finish(
     run.link("drift", digest.of_json(record))
     floors = {**FLOORS, **config.monitor.floors}
     rows = history.reference_rows(reference, drift.line, plan, floors, record["model"])
-    rows += history.earlier_rows(run.directory, record["model"]) + history.current_rows(record)
+    rows += history.earlier_rows(run, record["model"]) + history.current_rows(record)
     table = history.history_table(rounded(row) for row in rows)
     storage.write_parquet(run.path(*history.FILE), table)
     report.write_report(run.path("report.html"), config.name, record, table, drift)

@@ -28,7 +28,7 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, ray_private, storage, terminal, versions
+from engine.runtime import environment, ray_private, records, storage, terminal, versions
 from engine.runtime.run import Run
 
 LOOPBACK = "127.0.0.1"
@@ -499,7 +499,8 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file, without one that is still being written; none where there is no file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = (line for line in text.splitlines(keepends=True) if line.endswith("\n"))
+    return [records.parse(line, dict[str, Any], str(path)) for line in lines]
 
 
 def first_cause(found: Sequence[Mapping[str, Any]]) -> str:
@@ -587,4 +588,4 @@ def write_outcome(directory: Path, outcome: Mapping[str, Any]) -> None:
 def read_outcome(directory: Path) -> dict[str, Any] | None:
     """The record, or None."""
     path = directory / "outcome.json"
-    return dict(storage.read_json(path)) if path.exists() else None
+    return records.read(path, dict[str, Any]) if path.exists() else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.runtime import storage
+from engine.runtime import records
 
 
 def recorded_path(record: Mapping[str, Any], path: str) -> Path:
@@ -28,6 +28,6 @@ def dataset_folder(record: Mapping[str, Any]) -> Path | None:
     wanted = (record.get("chain") or {}).get("dataset")
     for path in sorted((store_of(record) / "datasets" / str(name)).glob("*/manifest.json")) if wanted else []:
         with contextlib.suppress(UserError):
-            if storage.read_json(path).get("digest") == wanted:
+            if records.read(path, dict).get("digest") == wanted:
                 return path.parent
     return None

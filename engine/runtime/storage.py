@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import is_address
 from engine.errors import UserError
-from engine.runtime import records, terminal
+from engine.runtime import terminal
 
 
 def inside(root: Path, *parts: str) -> Path:
@@ -343,11 +343,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys in the given order, NaN refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON of any shape; a missing or broken file is a UserError."""
-    return records.read(path, object)
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:

@@ -23,13 +23,13 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import engine
 from engine.config import secrecy, units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, environment, git, ray_private, storage, terminal, versions
+from engine.runtime import cluster, environment, git, ray_private, records, storage, terminal, versions
 from engine.runtime.run import Run
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
@@ -336,7 +336,7 @@ def adopt_source(run: Run) -> None:
     path = os.environ.get(SOURCE_VARIABLE)
     if not path or not Path(path).exists():
         return
-    source = storage.read_json(Path(path))
+    source = records.read(Path(path), dict[str, Any])
     run.note(submitted=source)
     patch = Path(path).with_name("source.patch")
     if source.get("patch") and patch.exists():
@@ -395,12 +395,19 @@ def _follow(client: Any, job: str) -> str:
         time.sleep(POLL_SECONDS)
 
 
+class Ended(TypedDict, total=False):
+    """What is read of a job's run.json."""
+
+    status: str
+    alarms: list[str]
+
+
 def exit_code(log: str, job_status: str) -> int:
     """That of the run's own record, found by the directory on the log's last line; else 0 or 1 by the job's status."""
     for line in reversed(log.splitlines()):
         record = Path(line.strip()) / "run.json"
         if line.strip().startswith("/") and record.exists():
-            facts = storage.read_json(record)
+            facts = records.read(record, Ended)
             finished = (record.parent / "DONE").exists()
             if facts.get("alarms") and finished:
                 return EXIT_CODES["alarm"]

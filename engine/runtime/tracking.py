@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import json
 import math
 import os
 import subprocess
@@ -24,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from engine.config import schema, units
 from engine.config.tree import Config, TrackingConfig
@@ -214,16 +213,20 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield place, dict(records.parse(text[start:], dict[str, float | None], str(path)))
 
 
+class Reached(TypedDict):
+    """What is read of a checkpoint's manifest."""
+
+    step: records.Count
+
+
 def covered_step(directory: Path) -> float:
     """The last step that a resume would not replay: all of a finished run, else that of its newest checkpoint."""
     if (directory / "DONE").exists():
         return math.inf
     manifests = sorted(directory.glob("checkpoints/step-*/manifest.json"), reverse=True)
     for manifest in manifests:
-        try:
-            return float(json.loads(manifest.read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError, KeyError):
-            continue
+        with contextlib.suppress(UserError):
+            return float(records.read(manifest, Reached)["step"])
     return -1.0
 
 

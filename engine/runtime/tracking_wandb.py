@@ -22,7 +22,7 @@ from typing import Any
 from engine.config import schema, units
 from engine.config.tree import Config, TrackingConfig
 from engine.errors import UserError
-from engine.runtime import places, storage
+from engine.runtime import places, records, storage
 from engine.runtime.run import as_written
 from engine.runtime.tracking import LAYOUT
 
@@ -244,7 +244,7 @@ def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) ->
     if folder is not None:
         facts = {"digest": record["chain"].get("dataset"), "inputs": record["chain"].get("inputs")}
         artifact = wandb.Artifact(f"dataset-{folder.parent.name}", "dataset", metadata=facts)
-        manifest = storage.read_json(folder / "manifest.json")
+        manifest = records.read(folder / "manifest.json", dict)
         manifest.pop("spec", None)  # as it was composed: it may hold what the config only refers to
         with artifact.new_file("manifest.json") as file:
             json.dump(manifest, file, indent=1)
@@ -258,7 +258,7 @@ def tables(directory: Path) -> dict[str, Any]:
     for name in ("evaluation.json", "drift.json"):
         path = directory / name
         if path.exists():
-            found.update(_rows_of(name.removesuffix(".json"), storage.read_json(as_written(directory, name))))
+            found.update(_rows_of(name.removesuffix(".json"), records.read(as_written(directory, name), dict)))
     return {name: _table(rows) for name, rows in found.items() if rows}
 
 

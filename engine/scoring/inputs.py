@@ -25,9 +25,9 @@ from engine.data.files import event_source
 from engine.errors import UserError
 from engine.features import demand, moments
 from engine.features.spec import history_inputs, windows_of
-from engine.runtime import places, remote, storage
+from engine.runtime import places, records, remote, storage
 from engine.runtime.run import Run, load_record
-from engine.training.bundle import Bundle
+from engine.training.bundle import Bundle, SpecRecord
 
 ALONE = "input"  # score.history: nothing but the rows of the input
 
@@ -137,7 +137,7 @@ def history_of(config: Config, run: Run, bundle: Bundle) -> Dataset | None:
 
 
 def _stored(config: Config, bundle: Bundle) -> Dataset:
-    name = config.data.name or str(storage.read_json(bundle.directory / "spec.json")["name"])
+    name = config.data.name or records.read(bundle.directory / "spec.json", SpecRecord)["name"]
     stores = [Path(config.paths.store)]
     record = bundle.directory.parent / "run.json"
     if record.exists():  # a training run: its own store comes second

@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from engine.config import units as spans
 from engine.config.names import RENAME, check_distinct
 from engine.config.tree import Config
-from engine.data.dataset import Dataset
+from engine.data.dataset import Dataset, DatasetRecord
 from engine.errors import UserError
 from engine.features import build
 from engine.features.store import StoredView
@@ -28,7 +28,7 @@ from engine.scoring.units import Unit
 from engine.scoring.worker import Job
 
 FORMAT = 1
-NONE_YET = Dataset(Path(), {"digest": ""}, Seal({}))
+NONE_YET = Dataset(Path(), cast(DatasetRecord, {"digest": ""}), Seal({}))
 
 
 @dataclass(frozen=True)

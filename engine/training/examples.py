@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engine.errors import UserError
-from engine.runtime import storage
+from engine.runtime import records, storage
 from engine.training.target import Values
 
 FORMAT = 1
@@ -40,6 +40,14 @@ def aligned(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     out = aligned_empty(array.shape, dtype)
     out[...] = array
     return out
+
+
+class ExamplesRecord(TypedDict):
+    """examples.json: bytes of each array's file."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    rows: records.Count
+    files: dict[str, records.Count]
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ class Examples:
 
         Raises UserError when the folder is incomplete.
         """
-        manifest = storage.read_json(folder / "examples.json")
+        manifest = records.read(folder / "examples.json", ExamplesRecord)
         arrays = {}
         for name, size in manifest["files"].items():
             path = storage.inside(folder, f"{name}.npy")

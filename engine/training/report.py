@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from engine.config.tree import Config
 from engine.runtime import html, storage
 from engine.runtime.run import Run
+from engine.runtime.tracking import read_rows
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Metric
 
@@ -115,11 +116,9 @@ def _learning(run: Run, history: Sequence[Mapping[str, Any]], config: Config, lo
 def _logged(path: Path, name: str) -> list[tuple[float, float]]:
     """(step, value) of one name in metrics.jsonl, thinned; a step that was replayed counts once, as last written."""
     found: dict[float, float] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if entry.get(name) is not None:
-                found[float(entry["step"])] = float(entry[name])
+    for row in read_rows(path.parent):
+        if not math.isnan(value := row.values.get(name, math.nan)):
+            found[float(row.step)] = value
     points = sorted(found.items())
     return points[:: -(-len(points) // CURVE_POINTS) or 1]
 

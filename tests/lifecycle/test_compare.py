@@ -11,6 +11,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from engine.lifecycle import compare
+from engine.runtime import digest
 from tests.lifecycle.recorded import ENVIRONMENT, config, make_run, sha
 
 CHAIN = {"inputs": sha("1"), "dataset": sha("2"), "features": sha("3"), "weights": sha("4")}
@@ -106,15 +107,35 @@ def store(folder, letter: str, counts: list[int], columns: dict[str, str]) -> No
     entry = folder / "store" / "datasets" / "shop" / letter
     entry.mkdir(parents=True)
     listed = [
-        {"name": name, "type": kind, "role": "numeric", "digest": letter + name} for name, kind in columns.items()
+        {"name": name, "type": kind, "role": "numeric", "known_at": None, "digest": digest.of_json([letter, name])}
+        for name, kind in columns.items()
     ]
-    (entry / "manifest.json").write_text(json.dumps({"digest": sha(letter), "rows": sum(counts), "columns": listed}))
+    totals = {"rows_in": 0, "kept": 0, "quarantined": 0, "refused_files": 0, "files": [], "results": {}}
+    manifest = {
+        "format": 1,
+        "name": "shop",
+        "recipe": sha(letter),
+        "digest": sha(letter),
+        "rows": sum(counts),
+        "event_time": "at",
+        "ids": ["id"],
+        "time_zone": "UTC",
+        "columns": listed,
+        "parts": [],
+        "tables": {},
+        "accounting": totals,
+        "null_counts": {},
+        "spec": {},
+    }
+    (entry / "manifest.json").write_text(json.dumps(manifest))
     histogram = {"edges": [0.0, 1.0, 2.0], "counts": counts}
     profile = {
-        "size": {"null_rate": 0.0, "histogram": histogram},
-        "shop": {"null_rate": 0.0, "top": [["a", 3], ["b", 1]]},
+        "size": {"nulls": 0, "null_rate": 0.0, "nan": 0, "histogram": histogram},
+        "shop": {"nulls": 0, "null_rate": 0.0, "nan": 0, "top": [["a", 3], ["b", 1]]},
     }
-    (entry / "profile.json").write_text(json.dumps({"columns": profile}))
+    (entry / "profile.json").write_text(
+        json.dumps({"rows": sum(counts), "sample_rows": sum(counts), "columns": profile})
+    )
 
 
 def test_data_rows_schema_and_profile_distance(cli, workplace) -> None:

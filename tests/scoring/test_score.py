@@ -92,7 +92,7 @@ def test_rows_come_in_dataset_order_though_units_end_in_another(
 def test_the_profile_counted_on_the_way_is_that_of_all_rows(shop: Shop, unbroken: Run) -> None:
     predictor = load(shop.model)
     assert predictor.profile_spec is not None
-    found = storage.read_json(unbroken.directory / "profile.json")
+    found = json.loads((unbroken.directory / "profile.json").read_text())
     profile = Profile.from_json(found, predictor.profile_spec)
     scores = np.asarray(rows_of(unbroken)["score"])
     assert profile.rows == ROWS
@@ -167,7 +167,7 @@ def test_a_category_that_the_model_never_saw_has_a_code_of_its_own(shop: Shop, t
     table = visits(50)
     new = table.set_column(table.column_names.index("shop"), "shop", pa.array(["shop-new"] * 25 + [None] * 25))
     run = score_table(shop, tmp_path, new)
-    counts = storage.read_json(run.directory / "profile.json")["categorical"]["shop"]
+    counts = json.loads((run.directory / "profile.json").read_text())["categorical"]["shop"]
     assert counts == {"counts": [[0, 25], [1, 25]], "unseen": {"shop-new": 25}}
 
 
@@ -587,7 +587,7 @@ def test_a_score_that_is_no_number_is_set_aside(score: Score, monkeypatch: pytes
     found = storage.read_parquet(run.directory / "quarantine" / "rows.parquet")
     assert set(found["reason"].to_pylist()) == {"the model gives no finite score"}
     assert run.metrics["score/rows"] + found.num_rows == ROWS
-    assert storage.read_json(run.directory / "profile.json")["rows"] == run.metrics["score/rows"]
+    assert json.loads((run.directory / "profile.json").read_text())["rows"] == run.metrics["score/rows"]
 
 
 def test_an_append_takes_over_refused_rows_as_they_were(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:

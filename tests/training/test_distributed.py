@@ -487,18 +487,18 @@ def test_the_runs_own_figures_stand_on_rays_metrics_endpoint(head):
 
 
 DRIVER = """
+import json
 import sys
 from pathlib import Path
 from engine.config import schema
 from engine.config.tree import Config
-from engine.runtime import storage
 from engine.runtime.run import Run
 from engine.training import distributed
-config = schema.build(Config, storage.read_json(Path(sys.argv[1])))
+config = schema.build(Config, json.loads(Path(sys.argv[1]).read_text()))
 run = Run.resume(Path(sys.argv[4])) if len(sys.argv) > 4 else Run.create("train", config, schema.plain(config))
 print(run.directory, flush=True)
 try:
-    facts = storage.read_json(Path(sys.argv[1]).with_name("facts.json"))
+    facts = json.loads(Path(sys.argv[1]).with_name("facts.json").read_text())
     distributed.fit_on_cluster(Path(sys.argv[2]), Path(sys.argv[3]), config, run, **facts)
 except KeyboardInterrupt as error:
     run.fail(error, "interrupted")

@@ -17,7 +17,7 @@ from scipy import stats
 
 from engine.config.tree import ModelConfig, TrainConfig
 from engine.errors import UserError
-from engine.runtime import environment, storage
+from engine.runtime import environment
 from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
 from engine.training.loop import Trainer
@@ -451,7 +451,7 @@ def test_a_resumed_run_accounts_for_the_time_of_all_its_attempts(problem, config
     settings = config(train__epochs=4, train__keep_checkpoints=9)
     _, run = fitted(settings, data, valid)
     again = resume_from(run, settings, tmp_path, 20, new_run)
-    earlier = storage.read_json(candidates(again.directory / "checkpoints")[0] / "manifest.json")["spent"]
+    earlier = json.loads((candidates(again.directory / "checkpoints")[0] / "manifest.json").read_text())["spent"]
     assert earlier["steps"] == 20 and earlier["trained_rows"] == 1200
     result, _ = fitted(settings, data, valid, again)
     for part in ("input", "compute", "communication", "checkpoint", "evaluate"):
