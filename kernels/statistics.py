@@ -2,7 +2,8 @@
 
 Every function answers with a `Statistic`: a finite value, or the reason why there is none. Bad data never raises and never
 gives NaN or infinity, so one broken column does not stop the others; only misuse (shapes that cannot be compared) raises
-ValueError. p-values are reported and decide nothing: with enough rows everything differs.
+ValueError. p-values are reported and decide nothing: with enough rows everything differs. The functions of arrays beneath
+(`psi_of`, `js_of`, `gaps`, `wasserstein_of`) serve many windows at once: NaN where a side is empty, nothing checked.
 
     psi             sum (p - q) ln(p / q), each share held above `floor`, without renormalising (Siddiqi, Credit Risk
                     Scorecards, 2006)
@@ -89,13 +90,13 @@ def psi(reference: ArrayLike, current: ArrayLike, floor: float = PSI_FLOOR) -> S
     shares = _shares("psi", reference, current)
     if isinstance(shares, Statistic):
         return shares
-    p, q = (np.maximum(share, floor) for share in shares)
-    return _found("psi", exact.total((p - q) * (np.log(p) - np.log(q))), details={"floor": floor})
+    return _found("psi", float(psi_of(*shares, floor)), details={"floor": floor})
 
 
-def _bits(p: NDArray[np.float64], middle: NDArray[np.float64]) -> float:
-    used = p > 0
-    return exact.total(p[used] * np.log2(p[used] / middle[used]))
+def psi_of(p: NDArray[np.float64], q: NDArray[np.float64], floor: float) -> NDArray[np.float64]:
+    """PSI [...] of shares [..., bins]."""
+    low, high = np.maximum(p, floor), np.maximum(q, floor)
+    return np.asarray(((low - high) * (np.log(low) - np.log(high))).sum(axis=-1))
 
 
 def js_distance(reference: ArrayLike, current: ArrayLike) -> Statistic:
@@ -103,12 +104,19 @@ def js_distance(reference: ArrayLike, current: ArrayLike) -> Statistic:
     shares = _shares("js_distance", reference, current)
     if isinstance(shares, Statistic):
         return shares
-    p, q = shares
-    if np.array_equal(p, q):
-        return _found("js_distance", 0.0)
+    return _found("js_distance", float(js_of(*shares)))
+
+
+def js_of(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Jensen-Shannon distance [...], base 2, of shares [..., bins]."""
     middle = (p + q) / 2
-    divergence = (_bits(p, middle) + _bits(q, middle)) / 2
-    return _found("js_distance", math.sqrt(min(max(divergence, 0.0), 1.0)))
+
+    def bits(share: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.where(share > 0, share * np.log2(share / middle), 0.0).sum(axis=-1))
+
+    found = np.sqrt(np.clip((bits(p) + bits(q)) / 2, 0.0, 1.0))
+    return np.where(np.isnan(p[..., 0]) | np.isnan(q[..., 0]), np.nan, found)
 
 
 # --------------------------------------------------------------------------- chi-square
@@ -184,13 +192,19 @@ def ks_profiles(reference: ArrayLike, current: ArrayLike) -> Statistic:
         return empty
     upper_a, upper_b = [int(v) for v in np.cumsum(a)], [int(v) for v in np.cumsum(b)]
     lower_a, lower_b = [0, *upper_a[:-1]], [0, *upper_b[:-1]]
-    low = max(abs(i * m - j * n) for i, j in zip(upper_a, upper_b, strict=True)) / (n * m)
+    low = float(np.abs(gaps(a, b)).max())
     high = max(
         max(ua * m - lb * n, ub * n - la * m)
         for la, ua, lb, ub in zip(lower_a, upper_a, lower_b, upper_b, strict=True)
         if ua > la or ub > lb
     ) / (n * m)
     return _found("ks", low, p=ks_p_value(low, n, m), low=low, high=max(low, high), approximate=f"{BINNED}; {TIES}")
+
+
+def gaps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Difference [..., bins] of two distribution functions at the upper end of each bin, from counts [..., bins]."""
+    upper_a, upper_b = (np.cumsum(side, axis=-1) / side.sum(axis=-1, keepdims=True) for side in (a, b))
+    return np.asarray(upper_a - upper_b)
 
 
 def areas(gap: NDArray[np.float64], edges: NDArray[np.float64], points: ArrayLike | None = None) -> NDArray[np.float64]:
@@ -230,13 +244,31 @@ def wasserstein_profiles(
     empty = _empty_side("wasserstein", n, m)
     if empty:
         return empty
-    gap = np.cumsum(a)[:-1] / n - np.cumsum(b)[:-1] / m  # difference of distribution functions at each edge
+    sums = [np.array(side[1:], np.float64) for side in (reference, current)]
     with np.errstate(over="ignore", invalid="ignore"):  # edges near the largest double: the reason says so
-        inside = areas(gap, limits, points)
-        far = [
-            abs((reference[1 + s] - a[k] * limits[k]) / n - (current[1 + s] - b[k] * limits[k]) / m)
-            for s, k in ((0, 0), (1, -1))
-        ]
+        far = excess(a, sums[0], limits) - excess(b, sums[1], limits)
+        value = float(wasserstein_of(a, sums[0], b, sums[1], limits, points))
     if not np.all(np.isfinite(far)):
         return _not("wasserstein", "the sum of values outside the edges is beyond the range of a double")
-    return _found("wasserstein", exact.total(np.append(inside, far)) / scale, details={"scale": scale})
+    return _found("wasserstein", value / scale, details={"scale": scale})
+
+
+def excess(counts: NDArray[Any], far: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[..., 2]: by how much values lie below the first and above the last edge, a row; `far` [..., 2] sums these values."""
+    outer = counts[..., [0, -1]]
+    return np.asarray((far - outer * edges[[0, -1]]) / counts.sum(axis=-1, keepdims=True))
+
+
+def wasserstein_of(
+    a: NDArray[Any],
+    far_a: NDArray[np.float64],
+    b: NDArray[Any],
+    far_b: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    points: ArrayLike | None,
+) -> NDArray[np.float64]:
+    """Wasserstein-1 distance [...] in the values' unit from counts [..., bins] (below, bins, above) and sums [..., 2] of the
+    values below and above.
+    """
+    inside = areas(gaps(a, b)[..., :-1], edges, points).sum(axis=-1)
+    return np.asarray(inside + np.abs(excess(a, far_a, edges) - excess(b, far_b, edges)).sum(axis=-1))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from engine.config.tree import Config
 from engine.data.dataset import MANIFEST, REMEDY, DatasetRecord
@@ -23,6 +24,7 @@ from engine.runtime import environment, git, html, places, records, seal, storag
 from engine.runtime.run import as_written, load_metrics, load_record
 from engine.runtime.terminal import cell, table
 from engine.runtime.tracking import read_points
+from kernels.statistics import js_of
 
 DATA_LINKS = ("inputs", "dataset", "features", "fitted")
 DIFF_LINES = 80
@@ -212,8 +214,8 @@ def _distance(first: Mapping[str, Any], other: Mapping[str, Any]) -> float | Non
     shares = []
     for entry, mass in zip((first, other), masses, strict=True):
         whole, missing = sum(mass), float(entry.get("null_rate", 0.0))
-        shares.append([*(value / whole * (1 - missing) if whole else 0.0 for value in mass), missing])
-    return jensen_shannon(*shares)
+        shares.append(np.array([*(value / whole * (1 - missing) if whole else 0.0 for value in mass), missing]))
+    return float(js_of(*shares))
 
 
 def _spread_on(histogram: Mapping[str, Any], edges: Sequence[float]) -> list[float]:
@@ -226,15 +228,6 @@ def _spread_on(histogram: Mapping[str, Any], edges: Sequence[float]) -> list[flo
                 mass += count * max(0.0, min(high, stop) - max(low, start)) / (stop - start)
         found.append(mass)
     return found
-
-
-def jensen_shannon(p: Sequence[float], q: Sequence[float]) -> float:
-    """Square root of the Jensen-Shannon divergence in bits (Lin 1991): 0 for equal shares, 1 for disjoint ones."""
-    total = 0.0
-    for a, b in zip(p, q, strict=True):
-        middle = (a + b) / 2
-        total += sum(0.5 * x * math.log2(x / middle) for x in (a, b) if x > 0)
-    return math.sqrt(min(max(total, 0.0), 1.0))
 
 
 # ---------------------------------------------------------------------------------------------------------- figures

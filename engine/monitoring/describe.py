@@ -13,7 +13,7 @@ from engine.features.encode import FIRST_KNOWN
 from engine.features.profile import Profile
 from engine.monitoring.calibrate import VOLUME
 from engine.monitoring.reference import Reference
-from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, js_distance, psi_bins, ranked
+from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, psi_bins, ranked
 from kernels import statistics as kernels
 
 LISTED = 10  # categories or bins listed as new, vanished or moved
@@ -148,8 +148,8 @@ def shift_of(pair: Pair) -> float | None:
         row = np.concatenate([counts.values[0], counts.infinite[0], counts.missing])
         if not row.sum():
             return None
-        sides.append((row / row.sum())[None, :])
-    return float(js_distance(sides[0], sides[1])[0])
+        sides.append(row / row.sum())
+    return float(kernels.js_of(*sides))
 
 
 def _beyond(shift: float | None, facts: Mapping[str, dict[str, Any]]) -> float | None:

@@ -1,7 +1,6 @@
 """Drift statistics of many windows at once, from counts: what thresholds are calibrated with.
 
-The same definitions as kernels.statistics (which serves single pairs, with bounds and p-values), vectorised over
-windows. NaN means not computable; nothing here raises on data.
+The arithmetic is that of kernels.statistics. NaN means not computable; nothing here raises on data.
 """
 
 from __future__ import annotations
@@ -157,9 +156,9 @@ def statistics(
         found: dict[str, np.ndarray] = {}
         if "psi" in names:
             base, now = (normalised(psi_bins(column, bin_rows(side))) for side in (reference, current))
-            found["psi"] = psi(base, now, floor)
+            found["psi"] = kernels.psi_of(base, now, floor)
         if "js" in names:
-            found["js"] = js_distance(p, q)
+            found["js"] = kernels.js_of(p, q)
         if "missing" in names:
             found["missing"] = np.abs(current.missing / current.rows - reference.missing / reference.rows)
         if column.edges is None:
@@ -167,10 +166,13 @@ def statistics(
                 found["unseen"] = np.abs(q[:, 0] - p[:, 0])
             return found
         if "ks" in names:
-            base, now = (np.cumsum(normalised(ranked(side)), axis=1) for side in (reference, current))
-            found["ks"] = np.abs(base - now).max(axis=1)
+            found["ks"] = np.abs(kernels.gaps(ranked(reference), ranked(current))).max(axis=1)
         if "wasserstein" in names:
-            found["wasserstein"] = wasserstein(column, reference, current)
+            distance = kernels.wasserstein_of(
+                reference.values, reference.far, current.values, current.far, column.edges, column.points
+            )
+            infinite = reference.infinite.any(axis=1) | current.infinite.any(axis=1)
+            found["wasserstein"] = np.where(infinite, np.nan, distance) / column.scale
         if "outside" in names:
             found["outside"] = np.abs((q[:, 0] + q[:, -1]) - (p[:, 0] + p[:, -1]))
         return found
@@ -214,37 +216,3 @@ def psi_bins(column: ColumnSpec, values: np.ndarray) -> np.ndarray:
     inner[..., 0] += values[..., 0]
     inner[..., -1] += values[..., -1]
     return inner
-
-
-def psi(p: np.ndarray, q: np.ndarray, floor: float) -> np.ndarray:
-    """PSI of shares [W, bins], each held above `floor` without renormalising."""
-    low, high = np.maximum(p, floor), np.maximum(q, floor)
-    result = ((low - high) * np.log(low / high)).sum(axis=1)
-    return np.where(np.isnan(p[:, 0]) | np.isnan(q[:, 0]), np.nan, result)
-
-
-def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon distance, base 2, of shares [W, bins]."""
-    middle = (p + q) / 2
-
-    def bits(share: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(np.where(share > 0, share * np.log2(share / middle), 0.0).sum(axis=1))
-
-    result = np.sqrt(np.clip((bits(p) + bits(q)) / 2, 0.0, 1.0))
-    return np.where(np.isnan(p[:, 0]) | np.isnan(q[:, 0]), np.nan, result)
-
-
-def wasserstein(column: ColumnSpec, reference: Counts, current: Counts) -> np.ndarray:
-    """Wasserstein-1 distance in the column's scale, values spread evenly within bins of more than one value; outside, the
-    difference of the excess over the edge.
-    """
-    assert column.edges is not None
-    a, b = reference.values, current.values
-    n, m = a.sum(axis=1, keepdims=True), b.sum(axis=1, keepdims=True)
-    gap = np.cumsum(a, axis=1)[:, :-1] / n - np.cumsum(b, axis=1)[:, :-1] / m
-    inside = kernels.areas(gap, column.edges, column.points).sum(axis=1)
-    limits = column.edges[[0, -1]]
-    excess = (reference.far - a[:, [0, -1]] * limits) / n - (current.far - b[:, [0, -1]] * limits) / m
-    infinite = reference.infinite.any(axis=1) | current.infinite.any(axis=1)
-    return np.where(infinite, np.nan, inside + np.abs(excess).sum(axis=1)) / column.scale
