@@ -6,14 +6,18 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
+import pytest
 
+import engine
+from engine.data.dataset import open_dataset
+from tests.conftest import Outcome
 from tests.runtime.fake_wandb import serving
 
 DATA = """
@@ -132,19 +136,43 @@ def found_in(folder: Path, but: tuple[str, ...]) -> list[str]:
 ITSELF = (r"^store/datasets/", r"^store/features/", r"/predictions/", r"/parts/")
 
 
-def test_no_canary_leaves_the_data(cli, workplace, monkeypatch) -> None:
-    monkeypatch.setenv("CANARY_TOKEN", TOKEN)
-    write_ward(workplace)
-    folders = [f"data.path={workplace}", "paths.store=store", "paths.runs=runs", "resources.threads=2"]
-    words = ["--config-dir", "conf", "+experiment=ward", *folders]
-    said = []
+class Ward:
+    """A folder in which commands are run, and all that they say."""
 
-    def do(*line: str, codes: tuple[int, ...] = (0,)) -> Path:
-        outcome = cli(*line)
-        said.append(f"$ {' '.join(line[:2])}\n{outcome.out}\n{outcome.err}")
+    def __init__(self, cli: Callable[..., Outcome], folder: Path) -> None:
+        self.cli, self.folder, self.said = cli, folder, ""
+        folders = (f"data.path={folder}", "paths.store=store", "paths.runs=runs", "resources.threads=2")
+        self.words = ("--config-dir", "conf", "+experiment=ward", *folders)
+        write_ward(folder)
+
+    def do(self, *line: str, codes: tuple[int, ...] = (0,)) -> Path:
+        """Run one command; its run directory, where it has one."""
+        outcome = self.cli(*line)
+        self.said += f"$ {' '.join(line[:2])}\n{outcome.out}\n{outcome.err}\n"
         assert outcome.code in codes, outcome.err
         return outcome.directory if outcome.code in (0, 2, 3) and outcome.out.strip() else Path()
 
+    def check(self, sent: bytes = b"") -> None:
+        """No canary was said or sent or lies outside of the data, and nobody else may read a file."""
+        leaks = [f"wandb: {sent[max(0, m.start() - 60) : m.end() + 20]!r}" for m in CANARY.finditer(sent)]
+        leaks += [line for line in self.said.splitlines() if CANARY.search(line.encode())]
+        leaks += [leak for leak in found_in(self.folder, ITSELF) if not leak.startswith("stays.csv ")]
+        assert not leaks, "\n".join(leaks)
+        assert open_to_others(self.folder / "runs", self.folder / "store") == []
+
+
+def assert_same_scores(model: Path, scored: Path) -> None:
+    """The bundle gives the same scores from Python, from the texts themselves."""
+    dataset = open_dataset(next(Path("store/datasets/ward").glob("*/manifest.json")).parent)
+    found = engine.load(model).predict(dataset.read(dataset.schema.names)).select(["row_id", "score"])
+    kept = pa.concat_tables(pq.read_table(path, columns=["row_id", "score"]) for path in scored.rglob("part-*.parquet"))
+    assert kept.sort_by("row_id").equals(found.sort_by("row_id").cast(kept.schema))
+
+
+def test_no_canary_leaves_the_data(cli, workplace, monkeypatch) -> None:
+    monkeypatch.setenv("CANARY_TOKEN", TOKEN)
+    ward = Ward(cli, workplace)
+    do, words = ward.do, ward.words
     with serving() as fake:
         for name, value in (("API_KEY", "0" * 40), ("BASE_URL", fake.url)):
             monkeypatch.setenv(f"WANDB_{name}", value)
@@ -157,14 +185,32 @@ def test_no_canary_leaves_the_data(cli, workplace, monkeypatch) -> None:
         do("monitor", *words, f"monitor.model={model}", f"monitor.run={scored}", codes=(0, 2, 3))
         do("track", "sync", str(model), "tracking.mode=online")
         sent = fake.everything()
-    do("data", "show", "ward", *words)
-    do("compare", str(model), str(scored), codes=(0, 1))
     assert b"wandb-history" in sent
-    leaks = [f"wandb: {sent[max(0, m.start() - 60) : m.end() + 20]!r}" for m in CANARY.finditer(sent)]
-    leaks += [line for text in said for line in text.splitlines() if CANARY.search(line.encode())]
-    leaks += [leak for leak in found_in(workplace, ITSELF) if not leak.startswith("stays.csv ")]
-    assert not leaks, "\n".join(leaks)
-    assert open_to_others(workplace / "runs", workplace / "store") == []
+    for line in (
+        ("data", "show", "ward"), ("compare", str(model), str(scored)), ("features", "list"), ("features", "show", "past"),
+        ("lineage", str(scored)), ("runs",),
+    ):  # fmt: skip
+        do(*line, *words, codes=(0, 1))
+    do("ingest", *words, "+data.rules.broken.holds='CAST(clinic AS INT) > 0'", codes=(1,))
+    do("score", *words, f"score.model={model}", "features.encode.min_count=${oc.env:CANARY_TOKEN}", codes=(1,))
+    do("submit", "train", *words, "registry.why='https://h.example/?sig=c4nary-signed'", codes=(1,))
+    assert_same_scores(model, scored)
+    ward.check(sent)
+
+
+@pytest.mark.slow
+def test_no_canary_leaves_the_data_by_a_challenger(cli, workplace, monkeypatch) -> None:
+    monkeypatch.setenv("CANARY_TOKEN", TOKEN)
+    ward = Ward(cli, workplace)
+    model = ward.do("train", *ward.words, "split.train=[2020-01-01,2020-01-08]", "split.valid=[2020-01-08,2020-01-12]")
+    ward.do("registry", "promote", "ward", str(model), *ward.words)
+    settings = (
+        "now=2020-01-29", "triggers=[always]", "cool_down=0s", "judge_length=8d", "valid_length=2d", "gate.min_rows=100",
+        "gate.min_slice_rows=20", "gate.bootstrap=20",
+    )  # fmt: skip
+    emptied = [f"split.{name}=[]" for name in ("train", "valid", "test")]
+    ward.do("retrain", *ward.words, *(f"retrain.{word}" for word in settings), *emptied, codes=(0, 2, 3))
+    ward.check()
 
 
 def open_to_others(*folders: Path) -> list[str]:
@@ -175,17 +221,16 @@ def open_to_others(*folders: Path) -> list[str]:
 
 def test_a_model_that_says_what_is_sensitive_is_enough_and_a_mode_is_a_choice(cli, workplace, monkeypatch) -> None:
     monkeypatch.setenv("CANARY_TOKEN", TOKEN)
-    write_ward(workplace)
-    folders = [f"data.path={workplace}", "paths.store=store", "paths.runs=runs", "resources.threads=2"]
+    words = Ward(cli, workplace).words
     before = os.umask(0o022)
     try:
-        trained = cli("train", "--config-dir", "conf", "+experiment=ward", *folders)
+        trained = cli("train", *words)
         assert trained.code == 0, trained.err
         model = trained.directory
-        scored = cli("score", *folders, f"score.model={model}", "score.between=[2020-01-26,2020-01-28]")
+        scored = cli("score", *words[3:], f"score.model={model}", "score.between=[2020-01-26,2020-01-28]")
         assert scored.code == 0, scored.err
         assert open_to_others(model, scored.directory, workplace / "store") == []
-        shown = cli("ingest", "--config-dir", "conf", "+experiment=ward", *folders, "paths.mode=umask")
+        shown = cli("ingest", *words, "paths.mode=umask")
         assert shown.code == 0, shown.err
         assert shown.directory.stat().st_mode & 0o777 == 0o755
         assert (shown.directory / "run.json").stat().st_mode & 0o777 == 0o644

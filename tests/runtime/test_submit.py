@@ -120,7 +120,16 @@ def test_a_folder_that_is_too_large_is_refused_before_anything_is_sent(tree, mon
 
 
 @pytest.mark.parametrize(
-    "word", ["tracking.api_key=abc", "+data.password=hunter2", "x.token=1", "data.path=s3://me:hunter2@h/x"]
+    "word",
+    [
+        "tracking.api_key=abc",
+        "+data.password=hunter2",
+        "x.token=1",
+        "data.path=s3://me:hunter2@h/x",
+        "+monitor.alerts.a.to=https://hooks.example/T0/B0",
+        "data.path=https://h/x?X-Amz-Signature=0123",
+        "+data.sources.a.endpoint=http://me:hunter2@h/${oc.env:X}",
+    ],
 )
 def test_a_secret_written_out_is_refused(word):
     with pytest.raises(UserError, match="looks like a secret"):
