@@ -85,9 +85,9 @@ class AdamW:
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
-    def step(self, values: Tensor, gradient: Tensor, lr: float) -> None:
-        """One update in place."""
-        self.count += 1
+    def step(self, values: Tensor, gradient: Tensor, lr: float | Tensor, skip: Tensor | None = None) -> None:
+        """One update in place; none where `skip`, a number in the memory of the weights, is 1."""
+        self.count.add_(1.0 if skip is None else 1.0 - skip)
         torch._fused_adamw_(
             [values],
             [gradient],
@@ -102,6 +102,7 @@ class AdamW:
             eps=EPSILON,
             amsgrad=False,
             maximize=False,
+            found_inf=skip,
         )
 
 

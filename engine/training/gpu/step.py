@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from engine.training.flat import BETA1, BETA2, EPSILON, AdamW, FlatWeights
+from engine.training.flat import AdamW, FlatWeights
 from engine.training.gpu.inputs import Chunk, Source, StepPlan, kernels_run, numba_stream
 from engine.training.gpu.order import dropout_mask, lane_steps, stream_hash
 from engine.training.losses import LOSSES
@@ -160,37 +160,14 @@ class GpuStep:
         gradient.mul_(factor)
         broken = ((bad > 0) | ~torch.isfinite(norm)).to(torch.float32)
         skip = torch.maximum(torch.maximum(broken, self.halt), (weights <= 0).to(torch.float32))
-        self._adamw(gradient, skip)
+        self.optimizer.step(self.flat.values, gradient, self._rates.index_select(0, self.cursor)[0], skip)
+        if self._low:
+            torch._foreach_copy_(self._low, self._full)
         named = torch.where(wrong, ids, -1).max().to(torch.float64)
         line = torch.stack([loss.double(), weights.double(), bad.double(), norm.double(), named, skip.double()])
         self.records.index_copy_(0, self.cursor, line[None])
-        hashed = self._stream_hash(ids, counted)
+        hashed = stream_hash(ids, self._starts.index_select(0, self.cursor), counted)
         self.seen.index_copy_(0, self.cursor, hashed[None])
         if config.on_bad_loss == "stop":
             self.halt.copy_(torch.maximum(self.halt, broken))
         self.cursor.add_(1)
-
-    def _stream_hash(self, ids: Tensor, counted: Tensor) -> Tensor:
-        return stream_hash(ids, self._starts.index_select(0, self.cursor), counted)
-
-    def _adamw(self, gradient: Tensor, skip: Tensor) -> None:
-        """One update of the fp32 master weights, then of their bf16 copies; none where `skip` is 1."""
-        self.optimizer.count.add_(1.0 - skip)
-        torch._fused_adamw_(
-            [self.flat.values],
-            [gradient],
-            [self.optimizer.exp_avg],
-            [self.optimizer.exp_avg_sq],
-            [],
-            [self.optimizer.count],
-            lr=self._rates.index_select(0, self.cursor)[0],
-            beta1=BETA1,
-            beta2=BETA2,
-            weight_decay=self.optimizer.weight_decay,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
-            found_inf=skip,
-        )
-        if self._low:
-            torch._foreach_copy_(self._low, self._full)
