@@ -480,7 +480,7 @@ def synthetic(n: int, features: int, sizes: Sequence[int], device: torch.device)
     signal = numeric[:, 0] - numeric[:, 1] + (torch.sin(codes[0].float()) if codes else 0.0)
     target = (torch.rand(n, generator=maker, device=device) < torch.sigmoid(signal)).float()
     keys = torch.stack(codes, dim=1) if codes else torch.zeros((n, 0), dtype=torch.int32, device=device)
-    return Examples.pack(numeric.cpu().numpy(), keys.cpu().numpy(), target.cpu().numpy())
+    return Examples(numeric.cpu().numpy(), keys.cpu().numpy(), target.cpu().numpy(), np.arange(n))
 
 
 def flights(copies: int, device: torch.device) -> tuple[Examples, Sequence[int], str]:

@@ -90,7 +90,7 @@ def flights(copies: int) -> tuple[Examples, list[int]]:
         shifted[:, 1] = (shifted[:, 1] + copy) % 31
         numeric[copy * n : (copy + 1) * n] = (shifted - center) / scale
     indices = np.stack([np.asarray(code.indices) for code in codes], axis=1)
-    data = Examples.pack(numeric, np.tile(indices, (copies, 1)), np.tile(target, copies))
+    data = Examples(numeric, np.tile(indices, (copies, 1)), np.tile(target, copies), np.arange(n * copies))
     return data, [len(code.dictionary) for code in codes]
 
 

@@ -148,6 +148,8 @@ def _put(array: Any) -> Any:
         return array
     if hasattr(array, "__cuda_array_interface__"):
         return module.as_cuda_array(array, sync=False)
+    if simulated() and hasattr(array, "data_ptr"):  # a tensor in host memory, which is the simulator's device memory
+        return type(module.device_array(1))(array.numpy())
     return module.to_device(np.ascontiguousarray(array))
 
 
@@ -202,6 +204,11 @@ def _encode_numeric(values: Any, integers: Any, numbers: Any, edges: Any, out: A
     for cell in range(cuda.grid(1), values.shape[0] * columns, cuda.gridsize(1)):
         i, k = cell // columns, cell % columns
         _encode_cell(np.float64(values[i, k]), integers[k], numbers[k], edges, out[i])
+
+
+def encodes_as_cpu(plan: NumericPlan) -> bool:
+    """Whether every column of the plan is encoded to the CPU's bits: all kinds but `normal`."""
+    return not np.any(plan.integers[:, 0] == cpu_encode.KINDS["normal"])
 
 
 class NumericEncoder:

@@ -196,17 +196,24 @@ class Encoder:
     def transform(self, raw: pa.Table, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(float32[n, width], int32[n, categorical]) of raw features, taken by name; never edits its input."""
         self.check_columns(raw.column_names)
-        rows = raw.num_rows
-        values = np.empty((rows, len(self.numeric_)), np.float64)
+        numeric = np.empty((raw.num_rows, self.width), np.float32)
+        if self.width:
+            kernel.encode_numeric(self.values(raw), self.plan, numeric, threads=threads)
+        return numeric, self.codes(raw)
+
+    def values(self, raw: pa.Table) -> np.ndarray:
+        """float64[n, numeric features], NaN missing: what the kernel encodes."""
+        values = np.empty((raw.num_rows, len(self.numeric_)), np.float64)
         for index, column in enumerate(self.numeric_):
             values[:, index] = as_floats(raw[column.name])
-        numeric = np.empty((rows, self.width), np.float32)
-        if self.width:
-            kernel.encode_numeric(values, self.plan, numeric, threads=threads)
-        codes = np.empty((rows, len(self.categorical_)), np.int32)
+        return values
+
+    def codes(self, raw: pa.Table) -> np.ndarray:
+        """int32[n, categorical features]: the code of each text."""
+        codes = np.empty((raw.num_rows, len(self.categorical_)), np.int32)
         for index, vocabulary in enumerate(self.categorical_):
             codes[:, index] = vocabulary.codes(raw[vocabulary.name])
-        return numeric, codes
+        return codes
 
     @property
     def plan(self) -> kernel.NumericPlan:

@@ -7,6 +7,7 @@ when, where or by which run it was made.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,16 +245,22 @@ class Profile:
         scores: np.ndarray | None = None,
         codes: np.ndarray | None = None,
         threads: int = 1,
+        numeric: kernel.Profile | None = None,
     ) -> Profile:
         """The profile of raw features and their scores ([n] or [n, classes]; none: predictions are not counted).
 
-        `codes`: int32[n, categories] where the encoder has made them already. Raises UserError for an absent column.
+        `codes`: int32[n, categories] where the encoder has made them already; `numeric`: the numeric features of these rows
+        where they are counted already. Raises UserError for an absent column.
         """
         there = set(raw.column_names)
         for name in spec.inputs:
             if name not in there:
                 raise UserError(f"raw features must have column {name!r}, found {raw.num_columns} other columns")
-        return cls.count_ranges(spec, raw, [(0, raw.num_rows)], scores, codes, threads)[0]
+        if numeric is None:
+            return cls.count_ranges(spec, raw, [(0, raw.num_rows)], scores, codes, threads)[0]
+        others = dataclasses.replace(spec, numeric=(), _plans={"predictions": spec.prediction_plan})
+        found = cls.count_ranges(others, raw, [(0, raw.num_rows)], scores, codes, threads)[0]
+        return dataclasses.replace(found, spec=spec, numeric=numeric)
 
     @classmethod
     def count_ranges(

@@ -3,6 +3,10 @@
 While one slot computes, the next one's rows are copied in and the last one's results out. Buffers are allocated once. Every
 tile has the same shape (the last is padded), so a row's bits do not depend on its neighbours. Without a GPU the same code
 runs on the CPU, tile by tile: that is how the suite tests it.
+
+Where Numba's kernels run, raw numbers are copied to the device once, and are encoded, scored and counted there
+(`DeviceRows`). On the CPU remain: texts of categories and their codes, counts of categories and predictions, and the
+encoding of a model with a column of kind `normal`, whose logarithm differs in the last bit.
 """
 
 from __future__ import annotations
@@ -18,8 +22,12 @@ from torch import Tensor
 
 from engine.training.device import prepare_backend
 from engine.training.gpu.graphs import CudaGraphs
+from engine.training.gpu.inputs import kernels_run, numba_stream
 from engine.training.model import Network
 from engine.training.predict import DEVICE_TILE_ROWS, inference_weights
+from kernels import cuda as twins
+from kernels.encode import NumericPlan
+from kernels.profile import Profile, ProfilePlan
 
 SLOTS = 3  # one copying in, one computing, one copying out
 
@@ -93,6 +101,24 @@ class Slot:
         self.span = (0, 0)
 
 
+class DeviceRows:
+    """Raw numbers of rows that lie on the device, with the blocks and outputs that were made of them, in host memory."""
+
+    def __init__(
+        self, scorer: DeviceScorer, raw: Tensor, numeric: NDArray[np.float32], logits: NDArray[np.float32]
+    ) -> None:
+        self._scorer, self._raw, self.numeric, self.logits = scorer, raw, numeric, logits
+
+    def count(self, plan: ProfilePlan, good: NDArray[np.bool_]) -> Profile:
+        """The profile of the raw numbers of `good` rows, bool[n], counted on the device; equal to that of the CPU."""
+        with self._scorer.lock:
+            kept = self._raw if good.all() else self._raw[torch.from_numpy(good).to(self._raw.device)]
+            profiler = twins.Profiler(plan, np.float64)
+            profiler.add(kept, self._scorer.stream())
+            self._scorer.wait()
+            return profiler.result()
+
+
 class DeviceScorer:
     """`logits(numeric, codes)` on a device; threads may share one and wait for each other."""
 
@@ -104,13 +130,28 @@ class DeviceScorer:
         tile_rows: int = DEVICE_TILE_ROWS,
         slots: int = SLOTS,
         graphs: Any = None,
+        plan: NumericPlan | None = None,
+        kernels: bool | None = None,
     ) -> None:
-        """Graphs are captured on a GPU where that works (`graphs` stands in for them in a test); `reason` says why not."""
+        """Graphs are captured on a GPU where that works (`graphs` stands in for them in a test); `reason` says why not.
+
+        `plan`: how raw numbers are encoded; `encodes` says whether that is done on the device, where `kernels` run (None:
+        where they do on a GPU).
+        """
         prepare_backend()
         self.model, self.tile_rows, self.device = model, tile_rows, torch.device(device)
         self._weights = [weight.to(self.device) for weight in inference_weights(model, precision)]
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.reason = ""
+        if kernels is None:
+            kernels = self.device.type == "cuda" and kernels_run()
+        self._encoder, self.on_cpu = None, ""  # why rows are encoded and counted on the CPU
+        if plan is not None and not kernels:
+            self.on_cpu = twins.fault()
+        elif plan is not None and not twins.encodes_as_cpu(plan):
+            self.on_cpu = "features.encode.numeric=quantile ends in a logarithm, whose last bit is another one on a GPU"
+        elif plan is not None:
+            self._encoder = twins.NumericEncoder(plan)
         if graphs is None and self.device.type == "cuda":
             graphs = CudaGraphs()
         try:
@@ -127,7 +168,7 @@ class DeviceScorer:
     def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
         """float32[n, outputs] of encoded blocks float32[n, F] and int32[n, K] in host memory."""
         out = np.empty((len(numeric), self.model.outputs), np.float32)
-        with self._lock:
+        with self.lock:
             for index, start in enumerate(range(0, len(numeric), self.tile_rows)):
                 slot = self.slots[index % len(self.slots)]
                 slot.collect(out)
@@ -135,6 +176,34 @@ class DeviceScorer:
             for slot in self.slots:
                 slot.collect(out)
         return out
+
+    @property
+    def encodes(self) -> bool:
+        """Whether rows are encoded and counted on the device."""
+        return self._encoder is not None
+
+    def stream(self) -> Any:
+        """The stream that kernels are launched on."""
+        return numba_stream() if self.device.type == "cuda" else 0
+
+    def wait(self) -> None:
+        """Until the device has done what this thread has launched."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+
+    def rows(self, values: NDArray[np.float64], codes: NDArray[np.int32]) -> DeviceRows:
+        """Encode and score raw numbers float64[n, k] and codes int32[n, K]; only where it `encodes`."""
+        assert self._encoder is not None
+        count, tiles = len(values), -(-len(values) // self.tile_rows)
+        with self.lock, torch.no_grad():
+            raw = torch.from_numpy(values).to(self.device)
+            numeric = torch.zeros((tiles * self.tile_rows, self.model.numeric_width), device=self.device)
+            keys = torch.zeros((len(numeric), codes.shape[1]), dtype=torch.int32, device=self.device)
+            out = torch.empty((len(numeric), self.model.outputs), device=self.device)
+            keys[:count].copy_(torch.from_numpy(codes))
+            self._encoder.encode(raw, numeric[:count], self.stream())
+            self.resident_logits(numeric, keys, out)
+            return DeviceRows(self, raw, numeric[:count].cpu().numpy(), out[:count].cpu().numpy())
 
     def resident_logits(self, numeric: Tensor, codes: Tensor, out: Tensor) -> None:
         """Raw outputs of blocks that lie on the device, whole tiles only, into `out` [n, outputs]; waits for nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,41 @@ from engine.data.checks import declared
 from engine.data.dataset import row_ids
 from engine.errors import UserError
 from engine.features.compute import raw_features
-from engine.features.profile import ProfileSpec
+from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import history_inputs, row_inputs
 from engine.runtime import environment
-from engine.scoring.cuda_tiles import DeviceScorer
+from engine.scoring.cuda_tiles import DeviceRows, DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.classes import score_meaning
 from engine.training.losses import to_scores
 from engine.training.model import Network
 from engine.training.predict import predict_logits
 from engine.training.threads import Team
+
+SLAB_ROWS = 16_384  # rows encoded and scored at once: they stay in a core's cache
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows with their encoded blocks float32[n, F] and int32[n, K] and their scores, in host memory; `device` holds what lies
+    on a device.
+    """
+
+    raw: pa.Table
+    scores: np.ndarray
+    numeric: np.ndarray
+    codes: np.ndarray
+    device: DeviceRows | None = None
+
+    def count(self, spec: ProfileSpec, good: np.ndarray) -> Profile:
+        """The profile of `good` rows, bool[n]: the same bytes whether the device counts or the CPU."""
+        counted = None
+        if self.device is not None and spec.numeric:
+            counted = self.device.count(spec.plan, good)
+        if good.all():
+            return Profile.count(spec, self.raw, self.scores, self.codes, numeric=counted)
+        raw = self.raw.filter(pa.array(good))
+        return Profile.count(spec, raw, self.scores[good], self.codes[good], numeric=counted)
 
 
 @dataclass(frozen=True)
@@ -68,9 +93,34 @@ class Predictor:
         numeric, codes = self.bundle.encoder.transform(raw)
         return self.encoded_scores(numeric, codes)
 
+    def scored(self, raw: pa.Table, lap: Callable[[str], None] = lambda _: None) -> Scored:
+        """Raw features encoded and scored, on the device where one does both; `lap` is told what each stage was."""
+        encoder = self.bundle.encoder
+        if self.scorer is not None and self.scorer.encodes:
+            encoder.check_columns(raw.column_names)
+            values, codes = encoder.values(raw), encoder.codes(raw)
+            lap("encode")
+            rows = self.scorer.rows(values, codes)
+            lap("model")
+            return Scored(raw, self._scores(rows.logits), rows.numeric, codes, rows)
+        n = raw.num_rows
+        numeric = np.empty((n, encoder.width), np.float32)
+        codes = np.empty((n, len(encoder.cardinalities)), np.int32)
+        found = []
+        for low in range(0, n, SLAB_ROWS):
+            part = slice(low, low + SLAB_ROWS)
+            numeric[part], codes[part] = encoder.transform(raw.slice(low, SLAB_ROWS))
+            lap("encode")
+            found.append(self.encoded_scores(numeric[part], codes[part]))
+            lap("model")
+        return Scored(raw, np.concatenate(found) if found else self.encoded_scores(numeric, codes), numeric, codes)
+
     def encoded_scores(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Scores of encoded blocks float32[n, F] and int32[n, K]."""
-        return to_scores(self.bundle.model["loss"], self.logits(numeric, codes), self.model.target)
+        return self._scores(self.logits(numeric, codes))
+
+    def _scores(self, logits: np.ndarray) -> np.ndarray:
+        return to_scores(self.bundle.model["loss"], logits, self.model.target)
 
     def logits(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Raw outputs float32[n, outputs] of encoded blocks."""
@@ -145,5 +195,6 @@ def load(model: Path | str, runs: Path | str = "runs", threads: int = 0, device:
     saved = bundle.directory / "profile_spec.json"
     spec = ProfileSpec.read(saved, bundle.encoder) if saved.exists() else None
     network = load_model(bundle)
-    scorer = DeviceScorer(network, bundle.model["precision"], device) if device != "cpu" else None
+    plan = bundle.encoder.plan
+    scorer = DeviceScorer(network, bundle.model["precision"], device, plan=plan) if device != "cpu" else None
     return Predictor(bundle, network, threads or environment.cores(), device, spec, scorer=scorer)

@@ -53,6 +53,8 @@ def score(config: Config, run: Run) -> dict[str, float]:
     config = with_spec_of(config, predictor.bundle)
     model = predictor.bundle.model
     run.log(f"score: {describe_score(config.data.target or '', model['classes'], model['loss'])}")
+    if predictor.scorer is not None and predictor.scorer.on_cpu:
+        run.log(f"score: rows are encoded and counted on the CPU ({predictor.scorer.on_cpu})")
     predictor = with_shadow(config, run, predictor)
     check_columns(config, predictor.classes)
     gate_rows = check_predictor(predictor)

@@ -23,19 +23,17 @@ from engine.data.dataset import Dataset, open_dataset, row_ids
 from engine.errors import UserError
 from engine.features import moments, store
 from engine.features.compute import direct_features, raw_features
-from engine.features.profile import Profile
 from engine.features.spec import event_inputs, history_inputs, row_inputs, windows_of
 from engine.features.store import StoredView
 from engine.runtime import digest, seal, storage
 from engine.runtime.seal import FileRecord
 from engine.scoring import units
 from engine.scoring.inputs import with_past
-from engine.scoring.predictor import Predictor, load, score_columns, score_names, single_threaded
+from engine.scoring.predictor import Predictor, Scored, load, score_columns, score_names, single_threaded
 from engine.scoring.units import Unit, UnitRecord
 from engine.training.threads import Team
 
 READ_ROWS = 131_072  # rows in memory at once, on absolute multiples: whole row groups of the store
-SLAB_ROWS = 16_384  # rows encoded and scored at once: they stay in a core's cache
 STAGES = ("read", "features", "encode", "model", "profile", "write")
 
 
@@ -93,7 +91,7 @@ class UnitScorer:
     def empty(self) -> pa.Table:
         """The output without rows."""
         facts, raw = self._read((0, 0), Clock())
-        scores, _, _ = self._encode_and_score(self.predictor, raw, Clock())
+        scores = self.predictor.scored(raw).scores
         ids = row_ids(facts, self.predictor.bundle.data.ids)
         return self._output(ids, facts, scores, np.ones(0, bool), self._beside(raw, hashlib.sha256(), Clock()))
 
@@ -101,10 +99,10 @@ class UnitScorer:
         """Send a tile of missing values through encoder, models and profile: kernels and torch load here, not in a unit."""
         raw = self._read((0, 0), Clock())[1]
         raw = pa.table({item.name: pa.nulls(self.predictor.tile_rows, item.type) for item in raw.schema})
-        scores, _, codes = self._encode_and_score(self.predictor, raw, Clock())
+        scored = self.predictor.scored(raw)
         self._beside(raw, hashlib.sha256(), Clock())
         if self.profile_spec is not None:
-            Profile.count(self.profile_spec, raw, scores, codes)
+            scored.count(self.profile_spec, np.ones(raw.num_rows, bool))
 
     # ------------------------------------------------------------------------------------------------- one unit
 
@@ -116,17 +114,18 @@ class UnitScorer:
         for rows in steps(unit.start, unit.stop, READ_ROWS):
             facts, raw = self._read(rows, clock)
             ids = row_ids(facts, self.predictor.bundle.data.ids)
-            scores, numeric, codes = self._encode_and_score(self.predictor, raw, clock)
+            scored = self.predictor.scored(raw, clock.lap)
+            scores = scored.scores
             refusal = refusals(self.predictor, facts)
             self._add_input(inputs, ids, facts, refusal)
-            _add_blocks(inputs, numeric, codes)
+            _add_blocks(inputs, scored.numeric, scored.codes)
             beside = self._beside(raw, inputs, clock)
             refusal.add(~_finite(scores), "the model gives no finite score")
             good = refusal.codes == 0
             content.add(rows[0], ids, scores, good)
             clock.lap("write")
             if self.profile_spec is not None:
-                part = Profile.count(self.profile_spec, *_kept(good, raw, scores, codes))
+                part = scored.count(self.profile_spec, good)
                 profile = part if profile is None else profile.merge(part)
                 clock.lap("profile")
             pieces.append(self._output(ids, facts, scores, good, beside))
@@ -189,22 +188,6 @@ class UnitScorer:
             self._tables = {name: self.dataset.table(name) for name in sorted(names)}
         return raw_features(data, features, facts, history, self._tables, self.predictor.threads)
 
-    def _encode_and_score(
-        self, predictor: Predictor, raw: pa.Table, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(scores, numeric, codes) of all rows, slab by slab; rows that the model cannot take get no meaning."""
-        encoder = predictor.bundle.encoder
-        n = raw.num_rows
-        numeric = np.empty((n, encoder.width), np.float32)
-        codes = np.empty((n, len(encoder.cardinalities)), np.int32)
-        found = []
-        for low, high in steps(0, n, SLAB_ROWS):
-            numeric[low:high], codes[low:high] = encoder.transform(raw.slice(low, high - low))
-            clock.lap("encode")
-            found.append(predictor.encoded_scores(numeric[low:high], codes[low:high]))
-            clock.lap("model")
-        return np.concatenate(found) if found else predictor.encoded_scores(numeric, codes), numeric, codes
-
     def _beside(self, raw: pa.Table, inputs: Any, clock: Clock) -> dict[str, pa.Array]:
         """Columns `shadow_...` of the second model, whose blocks go into the unit's input; empty without one.
 
@@ -212,9 +195,12 @@ class UnitScorer:
         """
         if self.shadow is None:
             return {}
-        scores, numeric, codes = self._encode_and_score(self.shadow, raw, clock)
-        _add_blocks(inputs, numeric, codes)
-        columns = {**score_columns(scores, self.shadow.classes), "model": _repeat(self.shadow.digest, raw.num_rows)}
+        scored = self.shadow.scored(raw, clock.lap)
+        _add_blocks(inputs, scored.numeric, scored.codes)
+        columns = {
+            **score_columns(scored.scores, self.shadow.classes),
+            "model": _repeat(self.shadow.digest, raw.num_rows),
+        }
         return {f"shadow_{name}": column for name, column in columns.items()}
 
     def _output(
@@ -268,7 +254,7 @@ class UnitScorer:
             if self.profile_spec is not None:
                 # Values that the encoder does not tell apart (two unseen texts) are told apart here.
                 low, high = rows[0] - unit.start, rows[1] - unit.start
-                part = Profile.count(self.profile_spec, *_kept(good[low:high], raw, scores[low:high], codes))
+                part = Scored(raw, scores[low:high], numeric, codes).count(self.profile_spec, good[low:high])
                 profile = part if profile is None else profile.merge(part)
                 clock.lap("profile")
         if inputs.hexdigest() != before["input"]:
@@ -393,12 +379,6 @@ def refusals(predictor: Predictor, facts: pa.Table) -> Refusals:
 def _finite(scores: np.ndarray) -> np.ndarray:
     found: np.ndarray = np.isfinite(scores) if scores.ndim == 1 else np.isfinite(scores).all(axis=1)
     return found
-
-
-def _kept(
-    good: np.ndarray, raw: pa.Table, scores: np.ndarray, codes: np.ndarray
-) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-    return (raw, scores, codes) if good.all() else (raw.filter(pa.array(good)), scores[good], codes[good])
 
 
 def _add_blocks(hasher: Any, numeric: np.ndarray, codes: np.ndarray) -> None:

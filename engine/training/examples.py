@@ -93,25 +93,6 @@ class Examples:
         arrays |= {"numeric": self.numeric, "codes": self.codes, "target": self.target, "rows": self.rows}
         return arrays if self.weight is None else {**arrays, "weight": self.weight}
 
-    @classmethod
-    def pack(
-        cls,
-        numeric: NDArray[Any],
-        codes: NDArray[Any],
-        target: NDArray[Any],
-        rows: NDArray[Any] | None = None,
-        weight: NDArray[Any] | None = None,
-    ) -> Examples:
-        """Examples from arrays of any numeric type and layout; `rows` defaults to 0 .. n - 1."""
-        numbers = np.arange(len(target), dtype=np.int64) if rows is None else rows
-        return cls(
-            aligned(numeric, np.float32),
-            aligned(codes, np.int32),
-            aligned(target, np.float32),
-            aligned(numbers, np.int64),
-            None if weight is None else aligned(weight, np.float32),
-        )
-
     def take(self, index: NDArray[Any]) -> Examples:
         """The rows at `index` (positions int64[m], or a mask bool[n]), copied."""
         return Examples(

@@ -21,6 +21,7 @@ from engine.runtime.run import Run
 from engine.training import distributed
 from engine.training.examples import Examples
 from engine.training.loop import fit
+from tests.training.conftest import packed
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -43,7 +44,7 @@ class Stopped(BaseException):
 def small() -> Examples:
     """64 rows of two numbers."""
     rng = np.random.default_rng(0)
-    return Examples.pack(rng.normal(size=(64, 2)), np.zeros((64, 0)), rng.integers(0, 2, 64))
+    return packed(rng.normal(size=(64, 2)), np.zeros((64, 0)), rng.integers(0, 2, 64))
 
 
 @pytest.fixture

@@ -19,6 +19,23 @@ from engine.training.model import Network
 CARDINALITIES = [7, 5]
 
 
+def packed(
+    numeric: np.ndarray,
+    codes: np.ndarray,
+    target: np.ndarray,
+    rows: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+) -> Examples:
+    """Examples from arrays of any numeric type; `rows` defaults to 0 .. n - 1."""
+    return Examples(
+        numeric.astype(np.float32),
+        codes.astype(np.int32),
+        target.astype(np.float32),
+        np.arange(len(target)) if rows is None else rows.astype(np.int64),
+        None if weight is None else weight.astype(np.float32),
+    )
+
+
 def content(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, str, tuple[int, ...], bytes], ...]:
     """Name, type, shape and bytes of each array."""
     return tuple((name, array.dtype.str, array.shape, array.tobytes()) for name, array in sorted(arrays.items()))
@@ -41,7 +58,7 @@ def make_problem(n: int, seed: int = 0, task: str = "binary") -> Examples:
         target = np.digitize(signal, [-1.0, 1.0]).astype(np.float32)
     else:
         target = 1000 + 50 * signal + rng.normal(size=n)
-    return Examples.pack(numeric, codes, target, rows=np.arange(n) * 3 + 11)
+    return packed(numeric, codes, target, rows=np.arange(n) * 3 + 11)
 
 
 def make_config(folder: Path, **keys: Any) -> Config:

@@ -8,6 +8,7 @@ import pytest
 from engine.config.tree import EvaluateConfig
 from engine.training import baselines
 from engine.training.examples import Examples
+from tests.training.conftest import packed
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 NAMES = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c"), "squared": (), "quantile": ()}
@@ -23,7 +24,7 @@ def problem(loss: str, n: int = 3000, seed: int = 0, weighted: bool = False) -> 
         target = np.digitize(signal + rng.normal(size=n), [-0.5, 1.0]).astype(float)
     else:
         target = 100 + 10 * signal + rng.normal(size=n)
-    return Examples.pack(numeric, codes, target, weight=rng.random(n) + 0.1 if weighted else None)
+    return packed(numeric, codes, target, weight=rng.random(n) + 0.1 if weighted else None)
 
 
 def dense(part: Examples) -> np.ndarray:
@@ -87,9 +88,9 @@ def test_wide_blocks_and_many_classes_are_fitted_on_fewer_rows() -> None:
     train = problem("binary", 500)
     limits = baselines._limits(train)
     assert limits == [6, 6] and baselines._rows(train, limits, 2) == 500
-    wide = Examples.pack(np.zeros((30_000, 400)), np.zeros((30_000, 0)), np.zeros(30_000))
+    wide = packed(np.zeros((30_000, 400)), np.zeros((30_000, 0)), np.zeros(30_000))
     assert baselines._rows(wide, [], 2) == 2_000_000_000 // 401**2
-    many = Examples.pack(np.zeros((30_000, 4)), np.full((30_000, 2), 5_000), np.zeros(30_000))
+    many = packed(np.zeros((30_000, 4)), np.full((30_000, 2), 5_000), np.zeros(30_000))
     assert baselines._limits(many) == [100, 100] and baselines._rows(many, [100, 100], 100) == 4_878
 
 

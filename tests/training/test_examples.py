@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.training.examples import Examples, aligned_empty
-from tests.training.conftest import content, weights_of
+from tests.training.conftest import content, packed, weights_of
 
 
 @pytest.mark.parametrize("shape", [(1,), (7, 3), (0, 4), (5, 0), (1000, 17)])
@@ -20,14 +20,14 @@ def test_arrays_start_on_a_cache_line(shape):
 
 def test_any_layout_is_packed_without_changing_a_value(problem):
     data = problem(50)
-    again = Examples.pack(np.asfortranarray(data.numeric), data.codes[::-1][::-1], data.target.astype(float), data.rows)
+    again = packed(np.asfortranarray(data.numeric), data.codes[::-1][::-1], data.target.astype(float), data.rows)
     assert content(again._arrays()) == content(data._arrays())
 
 
 @pytest.mark.parametrize("n", [0, 1, 100])
 def test_files_give_back_the_same_bits(problem, tmp_path, n):
     data = problem(n)
-    weighted = Examples.pack(data.numeric, data.codes, data.target, data.rows, np.linspace(0, 1, n))
+    weighted = packed(data.numeric, data.codes, data.target, data.rows, np.linspace(0, 1, n))
     for name, one in (("plain", data), ("weighted", weighted)):
         one.save(tmp_path / name)
         again = Examples.open(tmp_path / name)

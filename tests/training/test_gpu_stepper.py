@@ -13,7 +13,6 @@ import torch
 
 from engine.errors import UserError
 from engine.training.checkpoint import candidates
-from engine.training.examples import Examples
 from engine.training.flat import FlatWeights
 from engine.training.gpu import graphs
 from engine.training.gpu.graphs import CudaGraphs, Graphed, make_runner
@@ -23,7 +22,7 @@ from engine.training.loop import Trainer, fit
 from engine.training.model import build_model
 from engine.training.predict import predict_logits
 from engine.training.schedule import Schedule
-from tests.training.conftest import weights_of
+from tests.training.conftest import packed, weights_of
 from tests.training.tape import Broken, CapturedError, Tape, Taped
 from tests.training.test_exchange import together
 
@@ -90,7 +89,7 @@ def test_the_device_loop_takes_the_rows_of_the_cpu_loop_and_comes_to_its_weights
 def test_other_losses_and_row_weights_too(problem, config, fitted, trained, loss, task, outputs):
     data = problem(300, task=task)
     weights = np.random.default_rng(0).random(300).astype(np.float32)
-    data = Examples.pack(data.numeric, data.codes, data.target, data.rows, weights)
+    data = packed(data.numeric, data.codes, data.target, data.rows, weights)
     settings = config(train__loss=loss)
     (want, _), (found, _) = (f(settings, data, data, outputs=outputs) for f in (fitted, trained))
     assert furthest(want.model, found.model) < 2e-5

@@ -19,7 +19,6 @@ from engine.config.tree import ModelConfig, TrainConfig
 from engine.errors import UserError
 from engine.runtime import environment
 from engine.training.checkpoint import candidates
-from engine.training.examples import Examples
 from engine.training.loop import Trainer
 from engine.training.losses import to_scores
 from engine.training.metrics import METRICS
@@ -28,7 +27,7 @@ from engine.training.order import RowOrder, order_key
 from engine.training.precision import has_bf16, resolve_precision
 from engine.training.predict import predict_logits
 from kernels.metrics import roc_auc
-from tests.training.conftest import weights_of
+from tests.training.conftest import packed, weights_of
 
 PRECISIONS = ["fp32"] + (["bf16"] if has_bf16() else [])
 
@@ -94,9 +93,7 @@ def test_each_row_is_used_once_an_epoch_whatever_the_last_batch(problem, config,
 def test_the_loop_is_adamw_with_clipping_warmup_and_cosine_as_torch_does_it(problem, config, fitted):
     """Ragged last batch, sample weights and eight shards against a plain loop over whole batches."""
     data = problem(150)
-    data = Examples.pack(
-        data.numeric, data.codes, data.target, data.rows, np.random.default_rng(0).uniform(0.5, 2, 150)
-    )
+    data = packed(data.numeric, data.codes, data.target, data.rows, np.random.default_rng(0).uniform(0.5, 2, 150))
     settings = config(model__dropout=0.0, train__epochs=3, train__clip=0.5, train__warmup=0.3)
     result, _run = fitted(settings, data)
     model = build_model(settings.model, 4, [7, 5], 1, 0)
@@ -171,7 +168,7 @@ def test_multiclass_learns(problem, config, fitted):
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_a_single_class_trains_and_says_that_ranking_cannot_be_judged(problem, config, fitted, target):
     data = problem(100)
-    data = Examples.pack(data.numeric, data.codes, np.full(100, target), data.rows)
+    data = packed(data.numeric, data.codes, np.full(100, target), data.rows)
     result, run = fitted(config(train__class_weight="balanced"), data, data)
     assert np.isfinite(result.history[-1]["train_loss"])
     assert "cannot be computed: log loss is watched" in (run.directory / "run.log").read_text()
