@@ -733,7 +733,8 @@ class ClusterConfig:
     threads: int = key(0, "compute threads of each worker; 0 = cores shared out", ge=0)
     gpus_per_worker: float = key(0, "GPUs of each worker", ge=0)
     address: str | None = key(None, "null = the job's own cluster or a new local one; auto; host:port")
-    timeout: str = key("60s", "how long a silent worker is waited for", parse=units.span)
+    timeout: str = key("60s", "how long a silent worker is waited for before its work goes to others", parse=units.span)
+    stall: str = key("10min", "how long a command goes on when nothing is done at all; then it ends", parse=units.span)
     min_workers: int = key(0, "workers that an attempt may go on with when the cluster shrank; 0 = all", ge=0)
     retries: int = key(3, "attempts after the first one failed", ge=0)
     dashboard: bool = key(False, "Ray's dashboard on a local cluster (loopback only)")
@@ -794,6 +795,7 @@ class ResourcesConfig:
         "4GB", "memory that ingest and features may fill; a row of the data may take an eighth of it", parse=units.size
     )
     threads: int = key(0, "compute threads; 0 = all cores", ge=0)
+    query: str = key("1h", "how long the next rows of a SQL query may take; then it is interrupted", parse=units.span)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -552,7 +552,8 @@ def _rows(
     spill, where = folder / ".duckdb", f"{where}.query"
     with query.connect(memory=plan.memory // 2, spill=spill) as connection:
         query.register(connection, _sources(plan, staged), _ordered(plan.data, sql, where))
-        yield from query.run(connection, sql, where, _batch_rows(plan, staged), plan.data.sensitive)
+        limit = units.span(plan.config.resources.query) / 1e6
+        yield from query.run(connection, sql, where, _batch_rows(plan, staged), plan.data.sensitive, limit)
     shutil.rmtree(spill, ignore_errors=True)
 
 

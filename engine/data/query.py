@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from engine.data import failures
 from engine.data.bounds import BATCH_ROWS
 from engine.errors import UserError
+from engine.runtime import stall
 
 UNORDERED = "$unordered"
+LIMIT_SECONDS = 3600.0  # of what is not bounded by resources.query: expressions over a batch of rows
+INTERRUPT_SECONDS = 10.0
+T = TypeVar("T")
 # DuckDB hands these on as something else: the largest integers negative, a time without its offset, bytes of its own.
 _NOT_KEPT = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|BIT|BIGNUM)\b")
 
@@ -57,10 +64,15 @@ def connect(memory: int | None = None, spill: Path | None = None, without: str =
 
 
 def run(
-    connection: Any, sql: str, where: str, rows: int = BATCH_ROWS, sensitive: Collection[str] = ()
+    connection: Any,
+    sql: str,
+    where: str,
+    rows: int = BATCH_ROWS,
+    sensitive: Collection[str] = (),
+    limit: float = LIMIT_SECONDS,
 ) -> Iterator[pa.Table]:
     """Batches of about `rows` rows of one SELECT. Raises UserError with DuckDB's reason, without values of the data where
-    columns in reach are `sensitive`.
+    columns in reach are `sensitive`, and when the next rows take longer than `limit` seconds.
     """
     duckdb = _duckdb()
     with failures.told_as(where, sensitive=sensitive):
@@ -69,14 +81,40 @@ def run(
             raise UserError(f"{where} must be one SELECT statement")
         relation = connection.sql(sql)
         _refuse_types(relation, where)
-        reader = relation.to_arrow_reader(rows)
+        reader = _within(limit, connection, where, lambda: relation.to_arrow_reader(rows))
     while True:
         # Not around the yield: what goes wrong with the rows elsewhere is not the query's.
         with failures.told_as(where, sensitive=sensitive):
-            batch = next(reader, None)
+            batch = _within(limit, connection, where, lambda: next(reader, None))
         if batch is None:
             return
         yield pa.Table.from_batches([batch])
+
+
+def _within(limit: float, connection: Any, where: str, call: Callable[[], T]) -> T:
+    """What the call gives, in a thread of its own: Ctrl-C is heard meanwhile, and after `limit` seconds it is interrupted."""
+    late, ended = time.monotonic() + limit, threading.Event()
+
+    def work() -> T:
+        try:
+            return call()
+        finally:
+            ended.set()
+
+    def look() -> None:
+        if time.monotonic() > late:
+            raise UserError(
+                f"{where} must give its next rows within {limit:g} s (resources.query), found none: let the query read or join "
+                "less, or allow it more time"
+            )
+
+    try:
+        return stall.bounded(work, math.inf, "sql", look)
+    except BaseException:
+        if not ended.is_set():
+            connection.interrupt()
+            ended.wait(INTERRUPT_SECONDS)
+        raise
 
 
 def _refuse_types(relation: Any, where: str) -> None:

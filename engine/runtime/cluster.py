@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, ray_private, records, storage, terminal, versions
+from engine.runtime import environment, ray_private, records, stall, storage, terminal, versions
 from engine.runtime.run import Run
 
 LOOPBACK = "127.0.0.1"
@@ -36,7 +36,10 @@ POLL_SECONDS = 0.2
 OBJECT_STORE_BYTES = 100 * 2**20  # descriptions and records; never rows
 KNOCK_SECONDS = 5.0
 ANSWER_SECONDS = 120.0  # a node that starts its first worker for this job may be slow
+START_SECONDS = 60.0  # at least: a busy machine starts slowly
+SHUTDOWN_SECONDS = 15.0
 HOME_VARIABLE = "ENGINE_HOME"
+T = TypeVar("T")
 
 
 @dataclass
@@ -72,9 +75,14 @@ def timeout_seconds(config: Config) -> float:
     return max(units.span(config.cluster.timeout) / 1e6, 1.0)
 
 
+def stall_seconds(config: Config) -> float:
+    """cluster.stall in seconds; the bound of every wait."""
+    return max(units.span(config.cluster.stall) / 1e6, 1.0)
+
+
 def start_seconds(config: Config) -> float:
     """How long workers are waited for to be placed and to start, in seconds."""
-    return max(timeout_seconds(config), 60.0)
+    return max(timeout_seconds(config), START_SECONDS)
 
 
 def _variables(config: Config) -> dict[str, str]:
@@ -84,6 +92,8 @@ def _variables(config: Config) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(seconds),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_seconds(config)),
+        # Without its GCS Ray ends the process, and says nothing that a person can act on: cluster.stall comes before.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(int(stall_seconds(config)) + 120),
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(start_seconds(config)),  # `broadcast` also waits for slow starters
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -105,6 +115,8 @@ def session(config: Config) -> Iterator[Session]:
     Raises UserError when there is no Ray, no cluster at the address, none that can be started, or too few CPUs on it.
     """
     check_folder()
+    if stall.is_left():
+        raise UserError("a part of Ray is stuck in this process: start the command in a new one")
     began = time.monotonic()
     local = _starts_local(config)
     ray = _import_ray(local)
@@ -112,33 +124,117 @@ def session(config: Config) -> Iterator[Session]:
     variables = _variables(config) | (_loopback_variables() | _token_variables() if local else {})
     before = {name: os.environ.get(name) for name in variables}
     watcher: subprocess.Popen[bytes] | None = None
+    ended = threading.Event()
     os.environ.update(variables)
     if local:
         ray_private.read_token_again()
     stop = signal.getsignal(signal.SIGTERM)
     try:
-        opened = _connect(ray, config)
+        watcher = _start_reaper(local)
+        # Linux ends what a thread has started with the thread, where it was asked to, as Ray does.
+        patience = max(stall_seconds(config), START_SECONDS)
+        opened = answered(lambda: _connect(ray, config), patience, "a start", ended)
         if stop is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stop)  # Ray's own would leave with 15 in the middle of whatever runs
-        watcher = _start_reaper() if local else None
         opened.seconds = {"ray_import": imported - began, "ray_init": time.monotonic() - imported}
-        _check_size(ray, config)
+        answered(lambda: _check_size(ray, config), stall_seconds(config), "the list of its CPUs")
         if not opened.local:  # what a local one starts is this interpreter
             _check_nodes(ray, opened)
         yield opened
     finally:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
+        _shut_down(ray, watcher)
+        if not stall.is_left():
+            ended.set()
         ray_private.may_form_clusters(True)
-        if watcher is not None and watcher.stdin is not None:
-            watcher.stdin.close()
-            watcher.wait()
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
         if local:
             ray_private.read_token_again()
+
+
+def _shut_down(ray: Any, watcher: subprocess.Popen[bytes] | None) -> None:
+    """Leave the cluster, and end one of our own. Where Ray does not answer any more, that is left to the end of the process:
+    to end Ray's processes now would have Ray end this one, with nothing said.
+    """
+    try:
+        with contextlib.suppress(Exception):
+            if stall.is_left() or broken() or unwell():
+                raise stall.NoAnswer
+            stall.bounded(ray.shutdown, SHUTDOWN_SECONDS, "ray-shutdown")
+    except stall.NoAnswer:
+        ray_private.no_shutdown_at_exit()
+        stall.leave(watcher)  # its standard input closes with this process
+        return
+    if watcher is not None and watcher.stdin is not None:
+        with contextlib.suppress(OSError):
+            watcher.stdin.write(b"done")
+            watcher.stdin.close()
+        try:
+            watcher.wait(SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            watcher.send_signal(signal.SIGCONT)  # it may have been stopped; what it has to do it still does
+            stall.leave(watcher)
+
+
+def answered(call: Callable[[], T], seconds: float, what: str, until: threading.Event | None = None) -> T:
+    """What a call of Ray returns or raises. Raises Stalled when it does not within `seconds`. `until`: see stall.bounded."""
+    try:
+        return stall.bounded(
+            call, seconds, "ray-call", look=check_alive if until is None else lambda: None, until=until
+        )
+    except stall.NoAnswer:
+        stall.leave()
+        said = "; ".join(broken() or unwell()) or "look at its logs"
+        raise stall.Stalled(
+            f"Ray has not answered for {seconds:.0f} s (cluster.stall), asked for {what}: {said}.{_logs()}"
+        ) from None
+
+
+def broken() -> list[str]:
+    """What has ended of a cluster of our own without which nothing can go on, as sentences."""
+    codes = [(kind, process.pid, process.poll()) for kind, process in ray_private.services().items()]
+    return [f"Ray's {kind} (process {pid}) has ended with {code}" for kind, pid, code in codes if code is not None]
+
+
+def unwell() -> list[str]:
+    """What is stopped of a cluster of our own, as sentences."""
+    return stall.stopped([os.getpid()])
+
+
+def watch(span: float, folder: Path, patience: float) -> stall.Watch:
+    """The watch over workers that beat in `folder`; those that are silent for `patience` seconds are ended."""
+    return stall.Watch(span, folder, patience, give_up=_end_worker, detail=unwell, start=START_SECONDS)
+
+
+def node_here() -> str:
+    """Ray's name of the node that this worker is on; empty outside of Ray."""
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else ""
+
+
+def check_alive() -> None:
+    """Raises UserError where a cluster of our own has lost its GCS or raylet: before Ray ends this process for it."""
+    if said := broken():
+        raise UserError(
+            f"{'; '.join(said)}, which nothing can go on without.{_logs()} Run the command again: it goes on from what is done"
+        )
+
+
+def _end_worker(seen: stall.Seen) -> None:
+    """End a worker that does not answer, so that Ray gives its work to another one."""
+    facts = seen.facts
+    _say(f"{seen} does not answer: it is ended, and its work goes to others")
+    if facts["host"] == socket.gethostname() and stall.end_process(facts["pid"], facts["began"]):
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(facts["node"], soft=False)
+    end = ray.remote(num_cpus=0)(stall.end_process).options(scheduling_strategy=place)
+    with contextlib.suppress(Exception):  # the node may be what does not answer
+        stall.bounded(lambda: end.remote(facts["pid"], facts["began"]), KNOCK_SECONDS, "ray-kill")
 
 
 def _token_variables() -> dict[str, str]:
@@ -165,6 +261,10 @@ def _token() -> str:
 
 @functools.cache
 def _say_once(text: str) -> None:
+    _say(text)
+
+
+def _say(text: str) -> None:
     run = _run.get()
     if run is not None:
         run.warn(text)
@@ -182,12 +282,16 @@ def check_folder() -> None:
         )
 
 
-def _start_reaper() -> subprocess.Popen[bytes] | None:
-    """A small process that outlives this one, to end the cluster if nobody else can. Needs /proc."""
+def _start_reaper(local: bool) -> subprocess.Popen[bytes] | None:
+    """A small process that outlives this one: it ends a cluster of our own and records the run as failed, if nobody else
+    can. Needs /proc.
+    """
     if not Path("/proc/self/stat").exists():
         return None
+    run = _run.get()
+    directory = "" if run is None else str(run.directory.resolve())
     program = str(Path(__file__).with_name("reaper.py"))
-    words = [sys.executable, "-I", "-S", program, ray_private.session_directory()]
+    words = [sys.executable, "-I", "-S", program, str(os.getpid()), str(int(local)), directory]
     return subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
 
 
@@ -385,7 +489,7 @@ def run_training(
     the attempt for all; a UserError also ends the training, and is raised here. `poll` is called some times a second in
     this thread, so that signals and progress are its business. Raises TrainingFailed with the first cause and its rank.
     """
-    trainer = _trainer(config, directory, function, payload)
+    trainer = answered(lambda: _trainer(config, directory, function, payload), stall_seconds(config), "a training")
     outcome: list[BaseException] = []
 
     def work() -> None:
@@ -398,6 +502,7 @@ def run_training(
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
+        check_alive()
         poll()
     if outcome:
         failure = getattr(outcome[0], "controller_failure", None)

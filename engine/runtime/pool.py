@@ -10,15 +10,14 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import itertools
 import json
 import logging
 import os
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from typing import Any
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, environment, storage
+from engine.runtime import cluster, environment, stall, storage
 
 Item = dict[str, Any]
 Work = Callable[[Item], dict[str, Any]]
 DEATH = "killed, out of memory, or its node lost"
+POLL_SECONDS = 0.2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -45,39 +45,89 @@ class Outcome:
 
 
 def run_threads(
-    work: Work, items: Sequence[Item], threads: int, tries: int, prepare: Callable[[], None] = lambda: None
+    work: Work,
+    items: Sequence[Item],
+    threads: int,
+    tries: int,
+    prepare: Callable[[], None] = lambda: None,
+    stalled: float = 600,
 ) -> Iterator[Outcome]:
-    """Items on threads of this process; `prepare` is called once in each. Raises what no retry can mend at once."""
-    stop = threading.Event()
+    """Items on threads of this process; `prepare` is called once in each. Raises what no retry can mend at once, and Stalled
+    when this process has used no CPU time for `stalled` seconds: all that is left waits for something that does not come.
+    """
+    served = _Threads(work, items, tries, prepare)
+    servers = [threading.Thread(target=served.serve, name=f"unit_{place}", daemon=True) for place in range(threads)]
+    try:
+        for server in servers:
+            server.start()
+        for _ in items:
+            yield served.outcome(stalled)
+    except stall.Stalled:
+        stall.leave()
+        servers.clear()
+        raise
+    finally:
+        served.stop.set()  # takes no longer than a unit
+        for server in servers:
+            server.join()
 
-    def attempt(item: Item) -> Outcome:
+
+class _Threads:
+    """Items that threads take one after the other: what they are at, and what came of it."""
+
+    def __init__(self, work: Work, items: Sequence[Item], tries: int, prepare: Callable[[], None]) -> None:
+        self.stop = threading.Event()
+        self._work, self._tries, self._prepare = work, tries, prepare
+        self._waiting, self._lock = iter(items), threading.Lock()
+        self._found: queue.Queue[Outcome | BaseException] = queue.Queue()
+        self._at: dict[int, Item] = {}
+
+    def serve(self) -> None:
+        """Work until nothing is left."""
+        try:
+            self._prepare()
+            while not self.stop.is_set():
+                with self._lock:
+                    item = next(self._waiting, None)
+                if item is None:
+                    return
+                self._at[threading.get_ident()] = item
+                self._found.put(self._attempt(item))
+                del self._at[threading.get_ident()]
+        except BaseException as error:  # raised in the caller's thread
+            self._found.put(error)
+
+    def _attempt(self, item: Item) -> Outcome:
         cause = ""
-        for number in range(1, tries + 1):
-            if stop.is_set():
+        for number in range(1, self._tries + 1):
+            if self.stop.is_set():
                 break
             try:
-                return Outcome(item, work(item), number)
+                return Outcome(item, self._work(item), number)
             except Exception as error:
                 if is_hopeless(error):
                     raise
                 cause = describe(error)
-        return Outcome(item, None, tries, cause)
+        return Outcome(item, None, self._tries, cause)
 
-    with ThreadPoolExecutor(threads, "unit", initializer=prepare) as executor:
-        waiting = iter(items)
-        # No more in flight than threads: what is queued costs nothing, and a stop takes no longer than a unit.
-        flying: set[Future[Outcome]] = {executor.submit(attempt, item) for item in itertools.islice(waiting, threads)}
-        try:
-            while flying:
-                done, flying = wait(flying, return_when=FIRST_COMPLETED)
-                for future in done:
-                    outcome = future.result()
-                    if (item := next(waiting, None)) is not None:
-                        flying.add(executor.submit(attempt, item))
-                    yield outcome
-        finally:
-            stop.set()
-            executor.shutdown(cancel_futures=True)
+    def outcome(self, stalled: float) -> Outcome:
+        """The next one. Raises what `serve` has raised, and Stalled."""
+        idle = stall.Idle()
+        while True:
+            try:
+                found = self._found.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if (seconds := idle.seconds()) > stalled:
+                    at = "; ".join(map(str, self._at.values()))[:400]
+                    raise stall.Stalled(
+                        f"{len(self._at)} threads have only waited for {seconds:.0f} s (cluster.stall), at {at}. A thread cannot "
+                        "be ended, so the command ends. Look at the disk or the service that they read, and run it again: it "
+                        "goes on from what is done"
+                    ) from None
+                continue
+            if isinstance(found, BaseException):
+                raise found
+            return found
 
 
 def is_hopeless(error: BaseException | None) -> bool:
@@ -102,8 +152,9 @@ def describe(error: BaseException) -> str:
 class Actors:
     """The pool: at most `workers` actors, each with so many CPUs and GPUs of its node.
 
-    `patience`: seconds without a reply after which a lost node is taken for the cause. `ahead`: items that wait at an
-    actor while it works. Ray takes about 0.2 s to hand out the next one, which short items should not wait for; of long
+    `patience`: seconds without a reply after which a lost node is taken for the cause, and without a sign of life after which
+    an actor is ended. `stall`: seconds without any progress after which all of it ends. `ahead`: items that wait at an actor
+    while it works. Ray takes about 0.2 s to hand out the next one, which short items should not wait for; of long
     ones none should wait for an actor that is busy.
     """
 
@@ -112,6 +163,7 @@ class Actors:
     gpus: float = 0
     patience: float = 60
     ahead: int = 0
+    stall: float = 600
 
 
 def crew(config: Config, local: bool, gpus: float = 0) -> tuple[Config, Actors]:
@@ -125,7 +177,8 @@ def crew(config: Config, local: bool, gpus: float = 0) -> tuple[Config, Actors]:
     threads = config.cluster.threads or max(1, cores // each)
     memory = max(1, units.size(config.resources.memory) // each)
     mine = dataclasses.replace(config.resources, threads=threads, memory=str(memory))
-    actors = Actors(workers, 1 if local else threads, gpus, cluster.timeout_seconds(config))
+    patience, stalled = cluster.timeout_seconds(config), cluster.stall_seconds(config)
+    actors = Actors(workers, 1 if local else threads, gpus, patience, stall=stalled)
     return dataclasses.replace(config, resources=mine), actors
 
 
@@ -141,13 +194,18 @@ def run_actors(
     """
     import ray.data
 
+    cluster.check_alive()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     most = max(1, min(actors.workers, len(items)))
     context.max_consecutive_actor_init_deaths = most * tries  # those by an exception; Ray's default is none
-    rows = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)).map(
+    texts = [{"item": json.dumps(item)} for item in items]
+    given = cluster.answered(
+        lambda: ray.data.from_items(texts, override_num_blocks=len(items)), actors.stall, "a place for the items"
+    )
+    rows = given.map(
         _Actor,
         fn_constructor_args=(make, tries, str(marks), most * tries, storage.umask()),
         compute=ray.data.ActorPoolStrategy(
@@ -156,23 +214,20 @@ def run_actors(
         num_cpus=actors.cpus,
         num_gpus=actors.gpus or None,
     )
-    for reply in _replies(rows, actors.patience):
+    for reply in _replies(rows, actors, marks):
         if reply["hopeless"]:
             raise UserError(reply["cause"])
         result = json.loads(reply["result"]) if reply["result"] else None
         yield Outcome(json.loads(reply["item"]), result, int(reply["tries"]), reply["cause"])
 
 
-def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
+def _replies(rows: Any, actors: Actors, marks: Path) -> Iterator[dict[str, Any]]:
     """Rows of a Ray Dataset in order of completion.
 
-    Raises UserError when actors raise at every start, and when a node went and nothing comes back: Ray waits for ever for
-    a place for the actor that was on it.
+    Raises UserError when actors raise at every start, when a node went and nothing comes back (Ray waits for ever for a
+    place for the actor that was on it), when a cluster of our own has lost its GCS or raylet, and Stalled.
     """
     import ray
-
-    def alive() -> int:
-        return sum(bool(node["Alive"]) for node in ray.nodes())
 
     found: queue.Queue[Any] = queue.Queue()
 
@@ -184,7 +239,7 @@ def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
         except BaseException as error:  # raised again below
             found.put(error)
 
-    nodes = alive()
+    looks = _Looks(actors, marks)
     executor = rows._create_executor()  # made here, for Ray Data names the one at work only after its first reply
     rows._create_executor = lambda: executor
     thread = threading.Thread(target=pump, name="ray-data", daemon=True)
@@ -192,26 +247,64 @@ def _replies(rows: Any, patience: float) -> Iterator[dict[str, Any]]:
     try:
         while True:
             try:
-                reply = found.get(timeout=patience)
+                reply = found.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                if (left := alive()) < nodes:
-                    raise UserError(
-                        f"{nodes - left} of {nodes} nodes of the cluster are gone and no unit came back in {patience:g} s. "
-                        "Run the command again: it goes on from here with the nodes that are left, if cluster.workers (or "
-                        "cluster.min_workers) fits them"
-                    ) from None
+                looks.look()
                 continue
+            looks.replied()
             if isinstance(reply, ray.exceptions.ActorDiedError):  # Ray starts one again that died of anything else
                 raise UserError(_no_start(str(reply).strip().splitlines()[-1])) from reply
             if isinstance(reply, BaseException):
+                cluster.check_alive()
                 raise reply
             if reply is None:
                 return
             yield reply
     finally:
         # Ray Data's threads must end before Ray does: one that calls it later has Ray end this process, error unsaid.
-        executor.shutdown(force=True)
-        thread.join(patience)
+        with contextlib.suppress(stall.NoAnswer):
+            stall.bounded(lambda: executor.shutdown(force=True), cluster.SHUTDOWN_SECONDS, "ray-data-end")
+        thread.join(cluster.SHUTDOWN_SECONDS)
+        if thread.is_alive():
+            stall.leave()
+
+
+class _Looks:
+    """What is looked at while no reply comes: the cluster of our own, signs of life of the actors, and the nodes."""
+
+    def __init__(self, actors: Actors, marks: Path) -> None:
+        self._patience = actors.patience
+        self._watch = cluster.watch(actors.stall, marks, actors.patience)
+        self._nodes = self._alive()
+        self._last = time.monotonic()
+
+    def _alive(self) -> int | None:
+        """Nodes that are there; None where nobody says."""
+        import ray
+
+        with contextlib.suppress(stall.NoAnswer):
+            return stall.bounded(lambda: sum(bool(node["Alive"]) for node in ray.nodes()), self._patience, "ray-nodes")
+        return None
+
+    def replied(self) -> None:
+        """A reply has come."""
+        self._last = time.monotonic()
+        self._watch.progress()
+
+    def look(self) -> None:
+        """Raises UserError where nothing can come any more."""
+        cluster.check_alive()
+        self._watch.look()
+        if time.monotonic() - self._last < self._patience:
+            return
+        self._last = time.monotonic()
+        left = self._alive()
+        if left is not None and self._nodes is not None and left < self._nodes:
+            raise UserError(
+                f"{self._nodes - left} of {self._nodes} nodes of the cluster are gone and no unit came back in "
+                f"{self._patience:g} s. Run the command again: it goes on from here with the nodes that are left, if "
+                "cluster.workers (or cluster.min_workers) fits them"
+            )
 
 
 def _no_start(cause: str) -> str:
@@ -228,6 +321,7 @@ class _Actor:
         os.umask(umask)  # a cluster that others have started has one of its own
         self.tries, self.marks = tries, Path(marks)
         self.broken = ""
+        self.beats = stall.Beats(self.marks, cluster.node_here())
         if len(list(self.marks.glob("start.*"))) >= starts:
             self.broken = _no_start(f"their processes died ({DEATH})")
             return
@@ -242,8 +336,16 @@ class _Actor:
                 other.unlink(missing_ok=True)
         finally:
             mark.unlink(missing_ok=True)
+            self.beats.at = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        self.beats.at = row["item"][:200]
+        try:
+            return self._answer(row)
+        finally:
+            self.beats.at = None
+
+    def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.broken:
             return _reply(row, 0, cause=self.broken, hopeless=True)
         cause = f"its worker died: {DEATH}"

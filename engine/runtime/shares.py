@@ -6,7 +6,6 @@ A share's result must not depend on who makes it, nor on what else they made; no
 from __future__ import annotations
 
 import contextlib
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ class Workers:
                     raise UserError(outcome.result["error"])
                 yield outcome.result["value"]
         finally:
-            shutil.rmtree(marks, ignore_errors=True)
+            storage.remove(marks, marks.parent)  # at once: actors may still write there
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,8 @@ def outcomes(config: Config, predictor: Predictor, plan: ScoringPlan) -> Iterato
             alone = dataclasses.replace(predictor, threads=1, team=team)
             worker = UnitScorer(plan.job, alone, plan.dataset, plan.views)
             threads = compute_threads(config)
-            yield from pool.run_threads(worker, plan.items, threads, config.score.tries, single_threaded)
+            stalled = cluster.stall_seconds(config)
+            yield from pool.run_threads(worker, plan.items, threads, config.score.tries, single_threaded, stalled)
         return
     yield from ray_outcomes(config, plan)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ from torch import distributed
 from engine.config import schema
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster
+from engine.runtime import cluster, stall, storage
 from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
 from engine.runtime.run import Run
 from engine.training import interrupt
@@ -31,6 +33,7 @@ from engine.training.sizes import sizes_of
 from kernels import compiling
 
 ATTEMPTS = "attempts.jsonl"  # a line of each worker that enters an attempt
+BEATS = "beats"  # signs of life of each worker
 PROGRESS = "progress.json"  # how far rank 0 is, for the driver to show
 SECTIONS = ("name", "paths", "train", "model", "evaluate", "cluster", "resources")  # what workers read of the config
 
@@ -55,6 +58,7 @@ def fit_on_cluster(
     directory = run.directory.resolve()
     for name in ("outcome.json", interrupt.FILE, ATTEMPTS, "failures.jsonl"):
         (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / BEATS, ignore_errors=True)
     rows = len(Examples.open(train_dir))
     _check_workers(rows, config, run)
     payload = {
@@ -74,7 +78,13 @@ def fit_on_cluster(
     with cluster.session(config) as opened, interrupt.StopFlag(directory) as stop:
         connected = time.time()
         cluster.check_shared(opened, [directory, Path(train_dir).resolve()])
-        watch = Watch(run, stop, rows * sizes_of(config.train, rows).epochs, cluster.start_seconds(config))
+        watch = Watch(
+            run,
+            stop,
+            rows * sizes_of(config.train, rows).epochs,
+            cluster.start_seconds(config),
+            cluster.watch(cluster.stall_seconds(config), directory / BEATS, math.inf),  # Ray Train ends who is silent
+        )
         try:
             cluster.run_training(config, directory, train_worker, payload, watch.look)
         except cluster.TrainingFailed as error:
@@ -85,6 +95,8 @@ def fit_on_cluster(
             ) from error
         finally:
             watch.close()
+            if (directory / BEATS).exists():
+                storage.remove(directory / BEATS, directory)  # at once: workers may still write there
         outcome = cluster.read_outcome(directory)
         if outcome is None:
             raise UserError("the workers ended without a record; look at run.log")
@@ -105,7 +117,10 @@ def _check_workers(rows: int, config: Config, run: Run) -> None:
 class Watch:
     """What the driver does while the workers train: mirror progress and failures, pass a stop on to the workers."""
 
-    def __init__(self, run: Run, stop: interrupt.StopFlag, total: int, patience: float) -> None:
+    def __init__(
+        self, run: Run, stop: interrupt.StopFlag, total: int, patience: float, bound: stall.Watch | None = None
+    ) -> None:
+        self._bound = bound
         self._run, self._stop, self._total, self._patience = run, stop, total, patience
         self._shown_failures = self._entered = 0
         self._idle_since: float | None = time.monotonic()
@@ -122,9 +137,13 @@ class Watch:
         for failure in cluster.failures(self._run.directory)[self._shown_failures :]:
             self._shown_failures += 1
             self._idle_since = time.monotonic()
+            if self._bound is not None:
+                self._bound.progress()
             self._run.warn(f"an attempt failed, first cause {cluster.first_cause([failure])}")
         self._tell_of_waiting()
         self._show()
+        if self._bound is not None:
+            self._bound.look()
 
     def _tell_of_waiting(self) -> None:
         """With `cluster.min_workers` Ray waits for room for as long as it takes, and says nothing."""
@@ -253,6 +272,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     directory = Path(payload["directory"])
     config = schema.build(Config, payload["config"])
     run = WorkerRun(directory, payload["record"], place.rank)
+    beats = stall.Beats(directory / BEATS, cluster.node_here())
+    beats.at = f"rank {place.rank}"
     cluster.append_line(
         directory / ATTEMPTS, {"entered": entered, "rank": place.rank, "world": place.world, "pid": os.getpid()}
     )
@@ -278,6 +299,7 @@ def train_worker(payload: dict[str, Any]) -> None:
         outcome = {"status": "stopped", "message": str(error)}
     if place.rank == 0:
         cluster.write_outcome(directory, outcome)
+    beats.end()
 
 
 @contextlib.contextmanager

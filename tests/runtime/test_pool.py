@@ -13,9 +13,15 @@ from typing import Any
 import pytest
 
 from engine.errors import UserError
-from engine.runtime.pool import Actors, Work, _Actor, run_actors
+from engine.runtime import stall
+from engine.runtime.pool import Actors, Work, _Actor, run_actors, run_threads
 
 ROW = {"item": json.dumps({"n": 1})}
+
+
+def marks_in(folder: Path) -> list[Path]:
+    """Marks of starts and tries; not the signs of life."""
+    return [path for path in folder.iterdir() if not path.name.lstrip(".").startswith("beat")]
 
 
 def test_an_actor_that_cannot_start_says_what_is_to_be_mended(tmp_path: Path) -> None:
@@ -24,7 +30,7 @@ def test_an_actor_that_cannot_start_says_what_is_to_be_mended(tmp_path: Path) ->
 
     reply = _Actor(make, 3, str(tmp_path), 3, 0o022)(ROW)
     assert reply["hopeless"] and reply["cause"] == "the store must be there, found nothing"
-    assert not list(tmp_path.iterdir()), "no item has lost a try"
+    assert not marks_in(tmp_path), "no item has lost a try"
 
 
 def test_a_start_that_raises_is_no_death(tmp_path: Path) -> None:
@@ -36,7 +42,7 @@ def test_a_start_that_raises_is_no_death(tmp_path: Path) -> None:
     for _ in range(3):
         with pytest.raises(ValueError, match="no such layer"):
             _Actor(make, 3, str(tmp_path), 2, 0o022)
-    assert not list(tmp_path.iterdir())
+    assert not marks_in(tmp_path)
 
 
 def test_starts_that_only_death_can_have_ended_are_finite(tmp_path: Path) -> None:
@@ -75,6 +81,35 @@ def test_an_item_that_raises_has_all_its_tries_and_one_that_waited_at_a_dead_act
     assert second(ROW)["tries"] == 3 and began == [1, 1, 1]
     reply = second({"item": json.dumps({"n": 2})})
     assert began == [1, 1, 1, 2, 2, 2] and reply["cause"] == "ValueError: a value" and not reply["hopeless"]
+
+
+def test_threads_that_only_wait_end_the_work_with_what_they_are_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stall, "_left", [])
+    never = threading.Event()
+
+    def work(item: dict[str, Any]) -> dict[str, Any]:
+        if item["n"] == 2:
+            never.wait()
+        return item
+
+    replies = []
+    began = time.monotonic()
+    with pytest.raises(stall.Stalled, match=r"1 threads have only waited for \d+ s \(cluster.stall\), at {'n': 2}"):
+        for outcome in run_threads(work, [{"n": n} for n in range(5)], 2, 1, stalled=1.0):
+            replies.append(outcome.item["n"])
+    assert sorted(replies) == [0, 1, 3, 4] and time.monotonic() - began < 5
+    assert stall.is_left(), "the process ends without waiting for the thread"
+    never.set()
+
+
+def test_threads_that_work_for_longer_than_the_bound_go_on() -> None:
+    def work(item: dict[str, Any]) -> dict[str, Any]:
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            pass
+        return item
+
+    assert [outcome.result for outcome in run_threads(work, [{"n": 1}], 2, 1, stalled=0.5)] == [{"n": 1}]
 
 
 @pytest.mark.slow

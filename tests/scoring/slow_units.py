@@ -38,6 +38,6 @@ def open_slow(job: Job, threads: int) -> SlowScorer:
     return SlowScorer(open_scorer(job, threads))
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str] | None) -> int:
     step.open_scorer = open_slow  # type: ignore[assignment]
     return shell.main(words)

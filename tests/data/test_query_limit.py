@@ -1,0 +1,45 @@
+"""A query without an end is interrupted: by its limit, and by Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from engine.data import query
+from engine.errors import UserError
+
+ENDLESS = "SELECT count(*) AS n FROM range(10000000000) a, range(10000000000) b"
+SLOW_AT_THE_END = (
+    "SELECT a.range AS n FROM range(1000) a UNION ALL SELECT count(*) FROM range(10000000000) a, range(1000) b"
+)
+
+
+@pytest.mark.parametrize("sql", [ENDLESS, SLOW_AT_THE_END])
+def test_a_query_without_an_end_is_interrupted_at_its_limit(sql: str) -> None:
+    began = time.monotonic()
+    with (
+        query.connect() as connection,
+        pytest.raises(UserError, match=r"data.query must give its next rows within 0.5 s"),
+    ):
+        list(query.run(connection, sql, "data.query", 100, limit=0.5))
+    assert time.monotonic() - began < 8
+
+
+def test_ctrl_c_is_heard_while_a_query_runs() -> None:
+    began = time.monotonic()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with query.connect() as connection, pytest.raises(KeyboardInterrupt):
+        list(query.run(connection, ENDLESS, "data.query"))
+    assert time.monotonic() - began < 8
+
+
+def test_the_time_that_the_reader_of_the_rows_takes_is_not_the_querys() -> None:
+    with query.connect() as connection:
+        for batch in query.run(connection, "SELECT range AS n FROM range(3000)", "data.query", 1000, limit=1):
+            assert batch.num_rows
+            time.sleep(0.5)
