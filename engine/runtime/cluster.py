@@ -6,6 +6,7 @@ of the work and a small record of the result; rows stay in files that every work
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
 import functools
@@ -164,7 +165,7 @@ def _shut_down(ray: Any, watcher: subprocess.Popen[bytes] | None) -> None:
                 raise stall.NoAnswer
             stall.bounded(ray.shutdown, SHUTDOWN_SECONDS, "ray-shutdown")
     except stall.NoAnswer:
-        ray_private.no_shutdown_at_exit()
+        atexit.unregister(ray.shutdown)  # it would wait too
         stall.leave(watcher)  # its standard input closes with this process
         return
     if watcher is not None and watcher.stdin is not None:

@@ -6,7 +6,6 @@ another version lacks.
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ REQUEST = "_do_request"  # of a JobSubmissionClient
 # Module -> names in it.
 NAMES = {
     "ray._raylet": ("AuthenticationTokenLoader", "Config"),
-    "ray._private.worker": ("_global_node", "shutdown"),
+    "ray._private.worker": ("_global_node",),
     "ray._private.ray_constants": ("ENABLE_RAY_CLUSTER",),
     "ray._private.runtime_env.constants": (JOB_VARIABLE,),
     "ray._private.authentication.authentication_token_setup": ("maybe_enable_token_auth_if_token_available",),
@@ -69,11 +68,6 @@ def services() -> dict[str, Any]:
     node = _module("ray._private.worker")._global_node if "ray" in sys.modules else None
     found = {} if node is None else dict(node.all_processes)
     return {kind: entries[0].process for kind, entries in found.items() if kind in ("gcs_server", "raylet")}
-
-
-def no_shutdown_at_exit() -> None:
-    """Have Ray not shut down when the interpreter ends: it would wait for processes that do not answer."""
-    atexit.unregister(_module("ray._private.worker").shutdown)
 
 
 def temporary_directory() -> str:

@@ -26,7 +26,7 @@ def test_a_query_without_an_end_is_interrupted_at_its_limit(sql: str) -> None:
         pytest.raises(UserError, match=r"data.query must give its next rows within 0.5 s"),
     ):
         list(query.run(connection, sql, "data.query", 100, limit=0.5))
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
 
 
 def test_ctrl_c_is_heard_while_a_query_runs() -> None:
@@ -35,11 +35,11 @@ def test_ctrl_c_is_heard_while_a_query_runs() -> None:
     timer.start()
     with query.connect() as connection, pytest.raises(KeyboardInterrupt):
         list(query.run(connection, ENDLESS, "data.query"))
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
 
 
 def test_the_time_that_the_reader_of_the_rows_takes_is_not_the_querys() -> None:
     with query.connect() as connection:
-        for batch in query.run(connection, "SELECT range AS n FROM range(3000)", "data.query", 1000, limit=1):
+        for batch in query.run(connection, "SELECT range AS n FROM range(3000)", "data.query", 1000, limit=4):
             assert batch.num_rows
-            time.sleep(0.5)
+            time.sleep(1.5)

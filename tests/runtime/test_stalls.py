@@ -17,9 +17,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import engine
+from tests.features.test_store import months_of_visits
 from tests.tiny import overrides, write_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -31,11 +33,7 @@ COMMANDS = {
     "score": ("score.unit_rows=1024",),
     "features": (),
 }
-SPANS = {
-    "train": 25.0,
-    "score": 20.0,
-    "features": 20.0,
-}  # seconds after the cluster's first process within which one is stopped
+EARLY, LATE = 15.0, 8.0  # seconds after the first sign of the cluster, or of its first worker
 LINK = {"train": "weights", "score": "scores", "features": "features"}
 KINDS = {
     "gcs_server": "GCS", "raylet/raylet": "raylet", "reaper.py": "reaper", "TrainController": "controller",
@@ -48,7 +46,7 @@ KINDS = {
 class Undisturbed:
     """What a command gives when nothing is stopped."""
 
-    folder: Path
+    folders: dict[str, Path] = field(default_factory=dict)
     words: dict[str, list[str]] = field(default_factory=dict)
     chain: dict[str, str] = field(default_factory=dict)
 
@@ -56,11 +54,15 @@ class Undisturbed:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = write_tiny(tmp_path_factory.mktemp("stalls"), 6000)
-    found, conf = Undisturbed(folder), str(folder / "conf")
+    months = write_tiny(tmp_path_factory.mktemp("months"))
+    pq.write_table(months_of_visits(), next(months.glob("visits*.parquet")))
+    found, conf = Undisturbed(), str(folder / "conf")
     model = engine.run("train", *overrides(folder, "train.epochs=1"), config_dir=conf).directory
     for command, more in COMMANDS.items():
-        words = [*overrides(folder, *more), *([f"score.model={model}"] if command == "score" else [])]
+        place = months if command == "features" else folder
+        words = [*overrides(place, *more), *([f"score.model={model}"] if command == "score" else [])]
         run = engine.run(command, *words, config_dir=conf)
+        found.folders[command] = place
         found.words[command] = words
         found.chain[command] = run.record["chain"][LINK[command]]
     return found
@@ -91,15 +93,16 @@ def start(undisturbed: Undisturbed, command: str, folder: Path) -> subprocess.Po
     words = [command, *undisturbed.words[command], *RAY, *store, f"paths.runs={folder / 'runs'}"]
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, *words, f"--config-dir={undisturbed.folder / 'conf'}"],
+            [sys.executable, "-W", "ignore", "-c", code, *words, f"--config-dir={undisturbed.folders[command] / 'conf'}"],
             stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "SLOW_UNITS": "0.3"},
         )  # fmt: skip
 
 
-def stop_one(driver: subprocess.Popen[bytes], moments: random.Random, span: float) -> tuple[int, str]:
+def stop_one(driver: subprocess.Popen[bytes], moments: random.Random) -> tuple[int, str]:
     """Stop a random process of a random kind at a random moment; (0, "") where the command was quicker."""
-    while not any(kind == "GCS" for kind in tree(driver.pid).values()):
+    wanted, span = ({"GCS"}, EARLY) if moments.random() < 0.3 else ({"actor", "training worker"}, LATE)
+    while not wanted & set(tree(driver.pid).values()):
         if driver.poll() is not None:
             return 0, ""
         time.sleep(0.05)
@@ -139,16 +142,14 @@ def test_a_stopped_process_ends_in_equal_bytes_or_a_sentence(
     moments = random.Random(int(os.environ.get("STALL_SEED", "0")) * 1000 + trial)
     command = moments.choice(sorted(COMMANDS))
     if command == "features":
-        shutil.copytree(undisturbed.folder / "store" / "datasets", tmp_path / "store" / "datasets")
+        shutil.copytree(undisturbed.folders[command] / "store" / "datasets", tmp_path / "store" / "datasets")
     driver = start(undisturbed, command, tmp_path)
-    victim, kind = stop_one(driver, moments, SPANS[command])
+    _, kind = stop_one(driver, moments)
     known, stopped = set(tree(driver.pid)), time.monotonic()
     while driver.poll() is None and time.monotonic() - stopped < BOUND:
         known |= set(tree(driver.pid))
         time.sleep(0.1)
     seconds, code = time.monotonic() - stopped, driver.poll()
-    if kind == "reaper" and code is not None:  # nobody else would end what is left
-        os.kill(victim, signal.SIGCONT) if is_there(victim) else None
     left = end_all(driver, known)
     log = (tmp_path / "log").read_text()
     (record,) = [json.loads(path.read_text()) for path in (tmp_path / "runs").rglob("run.json")]
