@@ -23,7 +23,7 @@ from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableConfig
 from engine.data import budget, checks, contract, lake, order, profile, query, repeatable, rules, spread, stage
-from engine.data.bounds import BATCH_ROWS, Bounds
+from engine.data.bounds import BATCH_ROWS, SMALLEST_BATCH, Bounds
 from engine.data.columns import Finding, as_text
 from engine.data.dataset import (
     FORMAT,
@@ -52,6 +52,7 @@ from engine.runtime.run import Run
 
 RECIPE_FORMAT = 1
 LATEST = "latest.json"
+TOGETHER = 256  # small tables that become one
 
 
 class RepeatedIdsError(UserError):
@@ -457,9 +458,7 @@ def _sources(plan: IngestPlan, staged: list[Staged]) -> dict[str, Any]:
         if size > plan.memory // 4 and all(item.path for item in mine):
             found[name] = pyarrow.dataset.dataset([str(item.path) for item in mine], schema=schema, format="ipc")
         else:
-            found[name] = pa.concat_tables(
-                [schema.empty_table(), *(table.cast(schema) for item in mine for table in item.read())]
-            )
+            found[name] = pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in _together(mine))])
     return found
 
 
@@ -545,9 +544,7 @@ def _rows(
 ) -> Iterator[pa.Table]:
     """Rows of a query over the sources, or of one source as it is."""
     if sql is None:
-        for item in staged:
-            if item.file.source == source and item.refused is None:
-                yield from item.read()
+        yield from _together([item for item in staged if item.file.source == source and item.refused is None])
         return
     spill, where = folder / ".duckdb", f"{where}.query"
     with query.connect(memory=plan.memory // 2, spill=spill) as connection:
@@ -555,6 +552,19 @@ def _rows(
         limit = units.span(plan.config.resources.query) / 1e6
         yield from query.run(connection, sql, where, _batch_rows(plan, staged), plan.data.sensitive, limit)
     shutil.rmtree(spill, ignore_errors=True)
+
+
+def _together(staged: list[Staged]) -> Iterator[pa.Table]:
+    """The kept rows of files in order; those of small files in one table, for a table costs more than its rows do."""
+    held: list[pa.Table] = []
+    for item in staged:
+        for table in item.read():
+            held.append(table)
+            if len(held) == TOGETHER or sum(part.nbytes for part in held[-2:]) > SMALLEST_BATCH // 2:
+                yield pa.concat_tables(held).combine_chunks() if len(held) > 1 else held[0]
+                held = []
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _events(

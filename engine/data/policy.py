@@ -34,6 +34,7 @@ QUARANTINE = pa.schema(
         ("kept_row", pa.int64()),
     ]
 )
+NO_RECORDS = QUARANTINE.empty_table()
 DUPLICATE = "id occurs more than once"
 EQUAL, CONFLICTING = (
     f"{DUPLICATE}: equal to the row that is kept",
@@ -85,7 +86,7 @@ class Tally:
             rows = [{name: item.get(name) for name in QUARANTINE.names} for item in self._recent]
             self.tables.append(pa.Table.from_pylist(rows, QUARANTINE))
             self._recent = []
-        return pa.concat_tables(self.tables) if self.tables else QUARANTINE.empty_table()
+        return pa.concat_tables(self.tables) if self.tables else NO_RECORDS
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -188,6 +189,6 @@ def _set_null(table: pa.Table, finding: Finding) -> pa.Table:
 
 def quarantine(tallies: list[Tally]) -> pa.Table:
     """The records of all parts, in an order that depends on them only."""
-    table = pa.concat_tables([QUARANTINE.empty_table(), *(tally.table() for tally in tallies)])
+    table = pa.concat_tables([NO_RECORDS, *(found for tally in tallies if (found := tally.table()).num_rows)])
     order = pc.sort_indices(table, [(name, "ascending") for name in QUARANTINE.names])
     return table.take(order)

@@ -4,6 +4,7 @@ wrong is read again as bytes, row by row and value by value, so that every bad r
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -149,7 +150,7 @@ class _Parser:
     def run(self, stream: BinaryIO, head: bytes, threads: int) -> Iterator[tuple[Chunk, int]]:
         waiting: deque[Future[tuple[Chunk, int]]] = deque()
         cut = self._pieces(stream, head)
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
             for piece in cut:
                 if piece.messy:
                     while waiting:
@@ -158,6 +159,9 @@ class _Parser:
                     return
                 if not self.zoned:
                     self._look_at(piece.data)
+                if pool is None:  # a thread takes longer to start than a small file to read
+                    yield self._plain(piece.data, piece.quoted)
+                    continue
                 waiting.append(pool.submit(self._plain, piece.data, piece.quoted))
                 if len(waiting) > threads:
                     yield waiting.popleft().result()

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -25,7 +25,7 @@ from engine.data.bounds import USUAL, Bounds
 from engine.data.columns import FILE, Chunk, Finding, MissingColumnError
 from engine.data.dataset import FileReport
 from engine.data.files import SourceFile, Torn, event_source, skip_advice
-from engine.data.policy import PolicyError, Tally, apply, lose
+from engine.data.policy import NO_RECORDS, PolicyError, Tally, apply, lose
 from engine.errors import UserError
 from engine.runtime import digest, pool, records, seal, storage
 
@@ -88,7 +88,7 @@ def stage(
     Rows are kept in memory where they take less than `room` bytes or `folder` is None, else in `folder` (`keep` False:
     nowhere). No more than `bounds` are rows at once. A file that cannot be read is refused as `sources.<name>.refused` says.
     """
-    source = _source(file.source, data)
+    source = _way(file.source, data).source
     if folder is not None and (found := load(file, data, folder)) is not None:
         advance(found.tally.rows)
         return found
@@ -204,17 +204,38 @@ def checks_of_events(table: pa.Table, data: DataConfig, source: str, known: list
 
 
 def _name(file: SourceFile, data: DataConfig) -> str:
-    source = config_schema.plain(_source(file.source, data))
-    source.pop("path", None)
-    asked: list[Any] = [FORMAT, file.source, source, data.time_zone, file.format, file.identity]
+    asked: list[Any] = [_way(file.source, data).digest, file.format, file.identity]
     if any(column.path == FILE for column in data.sources[file.source].columns.values()):
         asked.append(file.path.name)
     if file.format in lake.LIBRARIES:
         asked.append(file.shown)  # the snapshot, which is recorded
-    if data.query is None:
-        plain = config_schema.plain(data)
-        asked += [plain["columns"], plain["rules"]]
     return digest.of_json(asked)[:32]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How the files of a source are staged, and the digest of all that decides it; made once for the thousands of them."""
+
+    data: DataConfig
+    source: SourceConfig
+    digest: str
+
+
+_ways: dict[str, _Way] = {}
+
+
+def _way(name: str, data: DataConfig) -> _Way:
+    way = _ways.get(name)
+    if way is None or way.data is not data:
+        source = _source(name, data)
+        plain = config_schema.plain(source)
+        plain.pop("path", None)
+        asked: list[Any] = [FORMAT, name, plain, data.time_zone]
+        if data.query is None:
+            whole = config_schema.plain(data)
+            asked += [whole["columns"], whole["rules"]]
+        way = _ways[name] = _Way(data, source, digest.of_json(asked))
+    return way
 
 
 def names(files: list[SourceFile], data: DataConfig) -> set[str]:
@@ -237,22 +258,29 @@ class Record(TypedDict):
 
 def _save(staged: Staged, data: DataConfig, folder: Path) -> None:
     tally, stem = staged.tally, folder / _name(staged.file, data)
-    beside = [stem.with_name(f"{stem.name}.{ending}") for ending in ("quarantine", "arrow")]
-    storage.write_parquet(beside[0], tally.table())
+    beside = [stem.with_name(f"{stem.name}.arrow")]
+    if (found := tally.table()).num_rows:
+        beside.append(stem.with_name(f"{stem.name}.quarantine"))
+        storage.write_parquet(beside[1], found)
     counts = [[*key, count] for key, count in sorted(tally.counts.items())]
     record = {
         "rows": tally.rows, "kept": tally.kept, "quarantined": tally.quarantined, "counts": counts,
         "notes": staged.notes, "bytes": staged.bytes, "files": {path.name: seal.record_of(path) for path in beside},
     }  # fmt: skip
-    storage.write_json(stem.with_name(f"{stem.name}.json"), seal.checked(record))
+    # Not synced: what a crash of the machine takes away or tears does not check, and is staged again.
+    storage.write_json(stem.with_name(f"{stem.name}.json"), seal.checked(record), synced=False)
 
 
 def damaged(record: Path) -> list[Path]:
     """Of a staged record and the files that it names those that are not what was written."""
     try:
-        files = seal.read_checked(record, Record)["files"]
+        return _damaged(record, seal.read_checked(record, Record))
     except UserError:
         return [record]
+
+
+def _damaged(record: Path, saved: Mapping[str, Any]) -> list[Path]:
+    files = saved["files"]
     return [record.parent / name for name, entry in files.items() if not seal.is_whole(record.parent / name, entry)]
 
 
@@ -260,20 +288,19 @@ def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
     """What an earlier ingest staged of this file under this schema; None where it did not, or where it is damaged."""
     name = _name(file, data)
     record, path = folder / f"{name}.json", folder / f"{name}.arrow"
-    if damaged(record):
-        return None
+    evidence = f"{name}.quarantine"
     try:
         saved = seal.read_checked(record, Record)
-        records = storage.read_parquet(folder / f"{name}.quarantine")
-        rows = sum(table.num_rows for table in order.read_ipc(path))
+        if path.name not in saved["files"] or _damaged(record, saved):
+            return None
+        records = storage.read_parquet(folder / evidence) if evidence in saved["files"] else NO_RECORDS
     except (OSError, ValueError, pa.ArrowException):
-        return None
-    if rows != saved["kept"]:
         return None
     tally = Tally(f"source {file.source}", saved["rows"], saved["kept"], saved["quarantined"])
     tally.counts = Counter({(column, reason, policy): count for column, reason, policy, count in saved["counts"]})
-    shown = pa.array([file.shown] * records.num_rows, pa.string())  # the same bytes may have had another name
-    tally.tables = [records.set_column(records.column_names.index("file"), "file", shown)]
+    if records.num_rows:
+        shown = pa.array([file.shown] * records.num_rows, pa.string())  # the same bytes may have had another name
+        tally.tables = [records.set_column(records.column_names.index("file"), "file", shown)]
     # What was staged before bytes were counted is taken to have shrunk on disk to a quarter.
     size = saved.get("bytes", 4 * path.stat().st_size)
     return Staged(file, tally, saved["notes"], path=path, reused=True, bytes=size)

@@ -108,16 +108,18 @@ def take_from_others(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; on success it is synced and renamed, on failure removed."""
+def atomic_path(path: Path, synced: bool = True) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; on success it is synced where `synced` and renamed, else removed."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with disk_errors(path):
             yield temporary
-            sync(temporary)
+            if synced:
+                sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            if synced:
+                sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -334,15 +336,15 @@ def link(source: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_path(path) as temporary:
+def write_text(path: Path, text: str, synced: bool = True) -> None:
+    """Write a text file atomically; not `synced`, a crash of the machine may lose or tear it."""
+    with atomic_path(path, synced) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, synced: bool = True) -> None:
     """Write JSON atomically, keys in the given order, NaN refused."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", synced)
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
