@@ -52,7 +52,6 @@ from engine.runtime.run import Run
 
 RECIPE_FORMAT = 1
 LATEST = "latest.json"
-TOGETHER = 256  # small tables that become one
 
 
 class RepeatedIdsError(UserError):
@@ -458,7 +457,9 @@ def _sources(plan: IngestPlan, staged: list[Staged]) -> dict[str, Any]:
         if size > plan.memory // 4 and all(item.path for item in mine):
             found[name] = pyarrow.dataset.dataset([str(item.path) for item in mine], schema=schema, format="ipc")
         else:
-            found[name] = pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in _together(mine))])
+            found[name] = pa.concat_tables(
+                [schema.empty_table(), *(table.cast(schema) for table in _together(mine, plan))]
+            )
     return found
 
 
@@ -544,7 +545,7 @@ def _rows(
 ) -> Iterator[pa.Table]:
     """Rows of a query over the sources, or of one source as it is."""
     if sql is None:
-        yield from _together([item for item in staged if item.file.source == source and item.refused is None])
+        yield from _together([item for item in staged if item.file.source == source and item.refused is None], plan)
         return
     spill, where = folder / ".duckdb", f"{where}.query"
     with query.connect(memory=plan.memory // 2, spill=spill) as connection:
@@ -554,15 +555,17 @@ def _rows(
     shutil.rmtree(spill, ignore_errors=True)
 
 
-def _together(staged: list[Staged]) -> Iterator[pa.Table]:
+def _together(staged: list[Staged], plan: IngestPlan) -> Iterator[pa.Table]:
     """The kept rows of files in order; those of small files in one table, for a table costs more than its rows do."""
     held: list[pa.Table] = []
+    size, enough = 0, min(SMALLEST_BATCH, plan.memory // 32)
     for item in staged:
         for table in item.read():
             held.append(table)
-            if len(held) == TOGETHER or sum(part.nbytes for part in held[-2:]) > SMALLEST_BATCH // 2:
+            size += table.nbytes
+            if size > enough:
                 yield pa.concat_tables(held).combine_chunks() if len(held) > 1 else held[0]
-                held = []
+                held, size = [], 0
     if held:
         yield pa.concat_tables(held).combine_chunks()
 
