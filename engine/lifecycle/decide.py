@@ -32,7 +32,8 @@ from engine.runtime.run import as_written, load_metrics, load_record
 from engine.training.evaluate import watched_metric
 
 # 2: slices of which the metric cannot be computed are guarded; 3: reasons say when, and how many rows wait
-FORMAT = 3
+FORMAT = 4
+DRAWN = ("low", "high", "reason")  # figures of a comparison that come from the bootstrap
 QUIET, HELD, KEPT, PROMOTED = "quiet", "held", "kept", "promoted"
 ATTEMPTS = 5
 JUDGED = "judged.parquet"
@@ -393,6 +394,11 @@ def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
         evidence = judge.evidence(
             judged, saved["loss"], policy.gate, quantile=saved.get("quantile", 0.5), stand_ins=stand_ins
         )
+        if (
+            saved["format"] < 4
+        ):  # its intervals came from other draws: they stay, and the figures themselves are compared
+            same("evidence", _undrawn(saved["evidence"]), _undrawn(evidence))
+            evidence = saved["evidence"]
         same("evidence", saved["evidence"], evidence)
         verdict, reasons = judge.verdict(evidence, policy.gate)
         same("verdict", saved["verdict"], PROMOTED if verdict == judge.PROMOTE else KEPT)
@@ -401,3 +407,12 @@ def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
         untrained = HELD if answer.fired else QUIET
         same("verdict", saved["verdict"], untrained if saved["challenger"] is None else KEPT)
     return saved, differences
+
+
+def _undrawn(found: Any) -> Any:
+    """Evidence without what the bootstrap gave."""
+    if isinstance(found, list):
+        return [_undrawn(item) for item in found]
+    if isinstance(found, dict):
+        return {name: _undrawn(item) for name, item in found.items() if name not in DRAWN}
+    return found

@@ -18,9 +18,12 @@ import pytest
 
 import engine
 from engine import __main__ as shell
+from engine.config import schema
+from engine.config.tree import GateConfig
 from engine.errors import UserError
 from engine.lifecycle import decide
 from engine.lifecycle.challenger import Workshop
+from engine.lifecycle.judge import verdict
 from engine.runtime.registry import Registry, resolve
 from engine.runtime.run import Run
 
@@ -199,6 +202,16 @@ def test_a_replay_gives_the_same_verdict_and_notices_a_change(folder: Path) -> N
     saved["policy"]["gate"]["min_gain"] = 0.9
     path.write_text(json.dumps(saved))
     with pytest.raises(UserError, match="verdict was 'promoted', is now 'kept'"):
+        decide_again(path, folder)
+    saved["policy"]["gate"]["min_gain"] = 0.0
+    saved["format"], metric = 3, saved["evidence"]["metric"]  # whose intervals came from other draws
+    metric["low"] *= 1.1
+    saved["reasons"] = verdict(saved["evidence"], schema.build(GateConfig, saved["policy"]["gate"]))[1]
+    path.write_text(json.dumps(saved))
+    decide_again(path, folder)
+    metric["champion"] += 0.1
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="evidence was"):
         decide_again(path, folder)
     judged = path.with_name("judged.parquet")
     judged.write_bytes((folder / "visits.parquet").read_bytes())
