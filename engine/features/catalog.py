@@ -230,7 +230,11 @@ def models_by_view(config: Config) -> dict[str, list[str]]:
     """View -> training runs whose bundle uses it."""
     found: dict[str, list[str]] = {}
     for path in sorted(Path(config.paths.runs).glob("train/*/*/model/spec.json")):
-        features = records.read(path, Asking)["features"]
+        try:
+            features = records.read(storage.inside(path.parents[1], "model", path.name), Asking)["features"]
+        except UserError as error:
+            terminal.err(f"warning: left out: {error}\n")
+            continue
         for name, view in features["views"].items():
             if not features.get("windows", True) and view.get("kind", "windows") == "windows":
                 continue

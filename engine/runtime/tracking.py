@@ -397,7 +397,10 @@ def track_sync(config: Config, words: list[str]) -> int:
             raise UserError(f"unknown option {word!r}.{nearest(word, [])}")
         directory = Path(word).resolve()
         with storage.kept_from_others("private" if storage.is_closed(directory) else "umask", ()):
-            sys.stdout.write(f"{sync(directory, config.tracking)}\n")
+            try:
+                sys.stdout.write(f"{sync(directory, config.tracking)}\n")
+            except RuntimeError as error:  # of the mirror: what it could not hold, and why
+                raise UserError(f"{word}: {error}") from None
             if storage.is_private():  # the tracker's own cache is open to all
                 storage.take_from_others(directory)
     return 0
