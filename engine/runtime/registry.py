@@ -343,7 +343,7 @@ def check_seal(bundle: Path, seal: str) -> None:
     """Raise UserError unless manifest and files are those of the seal."""
     if seal_of(bundle) != seal:
         raise UserError(
-            f"{bundle} is not the artefact that was judged (its manifest is {seal_of(bundle)[:12]}, not {seal[:12]}): "
+            f"{bundle / MANIFEST} is not that of the artefact that was judged ({seal_of(bundle)[:12]}, not {seal[:12]}): "
             "it was replaced. Restore it, or train again"
         )
     files = records.read(bundle / MANIFEST, Files)["files"]

@@ -120,47 +120,6 @@ def test_one_byte_in_seven_of_every_record_is_named(place) -> None:
                 assert named(scope(path), path), (path, at)
 
 
-READERS = {"store": "train", "runs/train": "score", "runs/score": "monitor", "runs/registry": "score"}
-
-
-def reading(place: Place, path: Path) -> tuple[str, list[str]]:
-    """The command that reads a file of a place, and its words."""
-    part = "/".join(path.relative_to(place.folder).parts[:2])
-    command = READERS.get(part) or READERS.get(part.split("/")[0], "score")
-    model = "tiny@champion" if "registry" in part else str(place.newest("train"))
-    scored = [f"monitor.run={place.newest('score')}"] if command == "monitor" else []
-    return command, [f"{command}.model={model}", *scored] if command != "train" else []
-
-
-@pytest.mark.slow
-def test_a_command_that_reads_a_flipped_file_names_it_or_gives_the_same(whole, tmp_path, capfd) -> None:
-    rng, outcomes = random.Random(2), {"named": 0, "the same": 0}
-    for number, path in enumerate(files(whole.folder)):
-        place = Place(tmp_path / str(number))
-        shutil.copytree(whole.folder, place.folder)
-        flipped_one = place.folder / path.relative_to(whole.folder)
-        command, words = reading(place, flipped_one)
-        before = chain_of(place.newest(command))
-        content = bytearray(flipped_one.read_bytes())
-        at = rng.randrange(len(content))
-        content[at] ^= 1 << at % 8
-        flipped_one.write_bytes(content)
-        code = place.engine(command, *words)
-        said = capfd.readouterr().err
-        if code == 1:
-            assert flipped_one.name in said and "Traceback" not in said, (path, at, said)
-        else:
-            assert chain_of(place.newest(command)) == before or flipped_one.name in said, (path, at, said)
-        outcomes["named" if flipped_one.name in said else "the same"] += 1
-        shutil.rmtree(place.folder)
-    assert all(outcomes.values())
-
-
-def chain_of(run: Path) -> dict[str, str]:
-    chain: dict[str, str] = json.loads((run / "run.json").read_text())["chain"]
-    return {name: value for name, value in chain.items() if name != "inputs"}
-
-
 def part_of(place: Place, pattern: str) -> Path:
     return sorted(place.folder.glob(pattern))[0]
 
