@@ -608,7 +608,7 @@ def cells() -> Iterator[Any]:
         yield pytest.param(name, command, id=f"{name} | {command}", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "command"), cells())
+@pytest.mark.parametrize(("name", "command"), list(cells()))
 def test_a_foreign_file_runs_reaches_writes_and_shows_nothing(
     cell: Cell, caller: Any, capfd: Any, name: str, command: str
 ) -> None:
