@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from engine.config import schema, units
 from engine.config.tree import Config, TrackingConfig
@@ -252,13 +252,25 @@ def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) ->
         yield artifact
 
 
+class Sliced(TypedDict, total=False):
+    """What W&B shows of a split in evaluation.json."""
+
+    by_month: list[dict[str, Any]]
+    slices: dict[str, list[dict[str, Any]]]
+
+
+class Drifted(TypedDict):
+    """What W&B shows of drift.json."""
+
+    columns: list[dict[str, Any]]
+
+
 def tables(directory: Path) -> dict[str, Any]:
     """Slices of each evaluated split and the drift of each column, as W&B tables."""
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for name in ("evaluation.json", "drift.json"):
-        path = directory / name
-        if path.exists():
-            found.update(_rows_of(name.removesuffix(".json"), records.read(as_written(directory, name), dict)))
+    for name, shape in (("evaluation.json", dict[str, Sliced]), ("drift.json", Drifted)):
+        if (directory / name).exists():
+            found.update(_rows_of(name.removesuffix(".json"), records.read(as_written(directory, name), shape)))
     return {name: _table(rows) for name, rows in found.items() if rows}
 
 

@@ -328,6 +328,8 @@ def read_predictions(place: Place) -> pa.Table:
     manifest = read_manifest(place)
     if manifest is None:
         raise UserError(f"{place.root} must hold {MANIFEST}, found none: the run that writes there has not finished")
+    if not manifest["files"]:
+        raise records.Damaged(f"{place.root}/{MANIFEST} must name at least one file, found none: score again")
     tables = []
     for entry in manifest["files"]:
         found = place.read(entry["name"])
