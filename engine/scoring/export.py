@@ -27,6 +27,21 @@ from engine.features import moments
 from engine.runtime import storage
 
 DECIDED = "decided_at"
+FOREIGN = (
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".orc",
+    ".avro",
+    ".h5",
+    ".pkl",
+    ".pickle",
+    ".sqlite",
+    ".db",
+    ".html",
+    ".xml",
+    ".txt",
+)
 Write = Callable[[pa.Table], None]
 
 
@@ -40,7 +55,7 @@ def is_file(target: str | None) -> bool:
     suffix = Path(target).suffix.lower()
     if suffix in WRITERS:
         return "://" in target or not Path(target).expanduser().is_dir()
-    if suffix in SUFFIXES or suffix in COMPRESSIONS:
+    if (suffix in SUFFIXES or suffix in (*COMPRESSIONS, *FOREIGN)) and not Path(target).expanduser().is_dir():
         raise UserError(f"score.output must be a folder or end in {', '.join(WRITERS)}, found {target!r}")
     return False
 

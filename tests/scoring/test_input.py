@@ -237,6 +237,7 @@ def test_a_history_by_digest_and_one_of_another_specification(shop: Shop, tmp_pa
 
 @pytest.mark.parametrize(("words", "message"), [
     (("score.output=out.tsv",), r"score\.output must be a folder or end in \.csv, \.jsonl, \.parquet, found 'out\.tsv'"),
+    (("score.output=out.xlsx",), r"score\.output must be a folder or end in \.csv, \.jsonl, \.parquet, found 'out\.xlsx'"),
     (("score.output=out.csv.gz",), r"found 'out\.csv\.gz'"),
     (("score.history=input",), r"history=input goes with score\.input"),
     (("score.input=nothing.csv",), r"nothing\.csv must exist, found nothing"),
