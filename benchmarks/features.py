@@ -33,7 +33,7 @@ from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.features import build, retrieval
-from engine.features.moments import moment_times
+from engine.features.instants import moment_times
 from engine.runtime.run import Run
 
 PROBES = 5_000

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Row, Settings, show
-from engine.config.tree import ModelConfig, TrainConfig
+from engine.config.sections.training import ModelConfig, TrainConfig
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.device import describe_device, has_gpu, prepare_backend, why_no_gpu
 from engine.training.examples import Examples

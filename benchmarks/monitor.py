@@ -30,7 +30,8 @@ from benchmarks import peers
 from benchmarks.harness import Row, Settings, clock, show
 from engine import api
 from engine.config import units
-from engine.config.tree import Config, EncodeConfig
+from engine.config.sections.features import EncodeConfig
+from engine.config.tree import Config
 from engine.data.dataset import open_dataset
 from engine.features.build import FeatureTable
 from engine.features.encode import Encoder
@@ -38,7 +39,7 @@ from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature
 from engine.features.store import ensure_views
 from engine.monitoring import multivariate
-from engine.monitoring.calibrate import FAMILIES, NAMES, CalibrationPlan, calibrate, judge
+from engine.monitoring.alarm_lines import FAMILIES, NAMES, CalibrationPlan, calibrate, judge
 from engine.monitoring.drift import FLOORS, Current, compare, current_statistics
 from engine.monitoring.reference import Reference, day_counts, read_reference
 from engine.monitoring.statistics import column_specs, profile_counts, statistics

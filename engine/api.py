@@ -13,7 +13,8 @@ from engine.config import compose, schema, secrecy
 from engine.config.compose import Composed
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
-from engine.runtime import cluster, storage, submit, tracking
+from engine.runtime import storage, tracking
+from engine.runtime.on_ray import cluster, submit
 from engine.runtime.run import Run, RunBusy, plan_digest, records_below, unfinished
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ COMMANDS: dict[str, Command] = {
         options=("--json",),
     ),
     "data gc": Command(
-        "engine.data.collect:gc",
+        "engine.data.dataset_gc:gc",
         "datasets that no run has named, and what keeps the others; --delete removes them",
         plain=True,
         usage="[--delete] [--json]",
@@ -125,7 +125,7 @@ COMMANDS: dict[str, Command] = {
         ("monitor", "evaluate", *DATA),
     ),
     "submit": Command(
-        "engine.runtime.submit:submit",
+        "engine.runtime.on_ray.submit:submit",
         "run a command as a job of a Ray cluster, after a look at what would be uploaded, and follow it",
         ("train", "score", *DATA),
         plain=True,

@@ -21,7 +21,7 @@ import pytest
 from engine import __main__ as shell
 from engine import commands
 from engine.config.tree import Config
-from engine.runtime import cluster, pool
+from engine.runtime.on_ray import cluster, pool
 
 ROOT = Path(__file__).resolve().parents[1]
 

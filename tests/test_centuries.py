@@ -13,7 +13,8 @@ import pytest
 import engine
 from engine.config import schema, units
 from engine.config.compose import compose
-from engine.config.tree import BacktestConfig, Config
+from engine.config.sections.lifecycle import BacktestConfig
+from engine.config.tree import Config
 from engine.data import ingest
 from engine.features import build, encode
 from engine.lifecycle import backtest

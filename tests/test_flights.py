@@ -29,7 +29,7 @@ from engine.data.files import resolve
 from engine.features import build, store
 from engine.features.build import FeatureTable
 from engine.features.compute import raw_features
-from engine.features.moments import NEVER, instants, moment_times
+from engine.features.instants import NEVER, instants, moment_times
 from engine.features.spec import event_inputs
 from engine.runtime.run import Run
 

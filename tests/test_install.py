@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
-from engine.runtime import cluster, environment
+from engine.runtime import environment
+from engine.runtime.on_ray import cluster
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]

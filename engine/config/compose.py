@@ -31,10 +31,11 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import names, schema, secrecy, written
+from engine.config import feature_names, literals, schema, secrecy
 from engine.config import overrides as words_
 from engine.config.overrides import merged
-from engine.config.tree import Config, PathsConfig
+from engine.config.sections.runtime import PathsConfig
+from engine.config.tree import Config
 from engine.errors import UserError, did_you_mean, nearest
 
 _REFERENCE = re.compile(r"\$\{(\.*)([^:{}$]+)\}")
@@ -87,7 +88,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
     for (key, value), choice in zip(parsed, choices, strict=True):
         if not choice:
             _change(plain, key, value)
-    raw = OmegaConf.create(written.settled(plain, Config))
+    raw = OmegaConf.create(literals.settled(plain, Config))
     places = {".".join(map(str, place)): (place, value) for place, value in _leaves(raw)}
     leaves = {path: value for path, (_, value) in places.items()}
     with secrecy.masked_errors(secrecy.of_texts(leaves.values())):
@@ -102,7 +103,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         _refuse_targets(values)
         _check_top_level(values)
         config = schema.build(Config, values)
-        names.check(config)
+        feature_names.check(config)
     return Composed(config, _masked(values, references), hidden, tuple(secrecy.masked_word(word) for word in overrides))
 
 
@@ -127,7 +128,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
         if isinstance(value, Sweep):
             override = Override(OverrideType.CHANGE, "", ValueType.CHOICE_SWEEP, value)  # type: ignore[arg-type]
             prefix = word.removesuffix(key.value or "")
-            choices.append([prefix + item.replace(written.MARK, "") for item in override.sweep_string_iterator()])
+            choices.append([prefix + item.replace(literals.MARK, "") for item in override.sweep_string_iterator()])
         else:
             choices.append([word])
     return [list(combination) for combination in itertools.product(*choices)]
@@ -171,9 +172,9 @@ class _File(FileConfigSource):
 
 def _read_yaml(path: Path) -> Any:
     with open(path, encoding="utf-8") as file:
-        values = written.load(file)
+        values = literals.load(file)
     if isinstance(values, dict) and "defaults" in values:  # choices of groups: Hydra's own, and always names
-        values["defaults"] = written.texts(values["defaults"])
+        values["defaults"] = literals.texts(values["defaults"])
     return {} if values is None else values
 
 
@@ -185,10 +186,10 @@ class _Values(HydraOverrideVisitor):  # type: ignore[misc]
     def _createPrimitive(self, ctx: Any) -> Any:
         value = super()._createPrimitive(ctx)
         word = value is None or isinstance(value, (bool, int, float))
-        return written.marked(ctx.getText().strip()) if word and not self._typed else value
+        return literals.marked(ctx.getText().strip()) if word and not self._typed else value
 
     def visitDictKey(self, ctx: Any) -> Any:
-        return str(super().visitDictKey(ctx)).removeprefix(written.MARK)
+        return str(super().visitDictKey(ctx)).removeprefix(literals.MARK)
 
     def visitFunction(self, ctx: Any) -> Any:
         typed = ctx.getChild(0).getText() not in ("choice", "shuffle", "str", "tag")
@@ -239,7 +240,7 @@ def _names_group(text: str, folders: list[Path]) -> bool:
 
 def _as_name(text: str, word: words_.Word, value: Any) -> str:
     """The word with a choice like `2024` in quotes: a file has a name, not a number."""
-    is_word = isinstance(value, str) and value.startswith(written.MARK)
+    is_word = isinstance(value, str) and value.startswith(literals.MARK)
     return f"{text.removesuffix(word.value or '')}'{value[1:]}'" if is_word else text
 
 

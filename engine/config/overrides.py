@@ -14,7 +14,7 @@ import shlex
 import typing
 from typing import Any
 
-from engine.config import schema, written
+from engine.config import literals, schema
 from engine.errors import UserError, nearest
 
 _NAME = re.compile(r"""\[(?:"([^"]*)"|'([^']*)'|([^\]"'][^\]]*))\]|"([^"]*)"|'([^']*)'|([^.\[\]="'][^.\[=]*)""")
@@ -82,7 +82,7 @@ def apply(values: dict[str, Any], word: Word, value: Any, config: type) -> None:
     if sign == "~":
         if old is ABSENT:
             raise Unknown(word.key)
-        if word.value is not None and str(written.texts(value)) != str(written.texts(old)):
+        if word.value is not None and str(literals.texts(value)) != str(literals.texts(old)):
             raise UserError(f"config key {word.key!r} has another value: write ~{word.key} to remove it whatever it is")
         del node[int(last) if isinstance(node, list) else last]
     elif sign == "" and old is ABSENT:

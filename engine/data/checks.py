@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from engine.config import schema as config_schema
 from engine.config import units
-from engine.config.tree import Column
+from engine.config.sections.data import Column
 from engine.data.arrow_types import alike, as_keys, parse_type, type_name
 from engine.data.columns import Finding, as_text
 from engine.data.parse import Parsed, Reading, UnrelatedError, to_type

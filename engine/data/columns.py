@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config import schema
-from engine.config.tree import SourceConfig
+from engine.config.sections.data import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.files import SourceFile
 from engine.data.parse import Reading, UnrelatedError, to_type

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from engine.config import units
-from engine.config.tree import DataConfig
+from engine.config.sections.data import DataConfig
 from engine.data.dataset import Accounting, DatasetRecord
 from engine.errors import UserError
 

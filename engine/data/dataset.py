@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.data.arrow_types import schema_of
-from engine.data.policy import TallyRecord
+from engine.data.violations import TallyRecord
 from engine.errors import UserError, nearest
 from engine.runtime import digest, records, seal, storage
 from engine.runtime.seal import Seal

@@ -59,11 +59,11 @@ def evaluate(
     selected = ", ".join(f'CAST(({sql}) AS {_sql_type(kind)}) AS "{name}"' for name, (sql, kind) in expressions.items())
     schema = pa.schema([(name, parse_type(kind)) for name, (_, kind) in expressions.items()])
     with query.connect() as connection:
-        with failures.told_as(where, sensitive=sensitive):
+        with failures.explained(where, sensitive=sensitive):
             connection.register("rows", rows)
             _check_whole(connection, expressions, where, sensitive)
         batches = list(query.run(connection, f"SELECT {selected} FROM rows", where, sensitive=sensitive))
-    with failures.told_as(where, sensitive=sensitive):
+    with failures.explained(where, sensitive=sensitive):
         table = pa.concat_tables(batches).cast(schema) if batches else schema.empty_table()
     if table.num_rows != rows.num_rows:
         raise UserError(f"{where} must give one value per row: {rows.num_rows} rows in, {table.num_rows} values out")

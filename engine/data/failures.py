@@ -80,7 +80,7 @@ def reason_without_values(error: BaseException, sensitive: Collection[str]) -> s
 
 
 @contextlib.contextmanager
-def told_as(subject: str, note: str = "", sensitive: Collection[str] = ()) -> Iterator[None]:
+def explained(subject: str, note: str = "", sensitive: Collection[str] = ()) -> Iterator[None]:
     """What a library raises inside becomes an Unreadable: `subject: reason; note; what to do`.
 
     `sensitive`: the columns in reach whose values the reason must not quote.

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from engine.config import schema
-from engine.config.tree import DataConfig, SourceConfig
+from engine.config.sections.data import DataConfig, SourceConfig
 from engine.errors import UserError, nearest
 from engine.runtime import digest, seal, storage
 from engine.runtime.remote import address

@@ -21,8 +21,20 @@ import pyarrow.dataset
 
 from engine.config import schema as config_schema
 from engine.config import units
-from engine.config.tree import Column, Config, DataConfig, SourceConfig, TableConfig
-from engine.data import budget, checks, contract, lake, order, profile, query, repeatable, rules, spread, stage
+from engine.config.sections.data import Column, DataConfig, SourceConfig, TableConfig
+from engine.config.tree import Config
+from engine.data import (
+    checks,
+    contract,
+    order,
+    profile,
+    quarantine_limit,
+    query,
+    repeatable,
+    rules,
+    stage,
+    stage_on_workers,
+)
 from engine.data.bounds import BATCH_ROWS, SMALLEST_BATCH, Bounds
 from engine.data.columns import Finding, as_text
 from engine.data.dataset import (
@@ -41,9 +53,10 @@ from engine.data.dataset import (
 )
 from engine.data.expressions import expression_columns
 from engine.data.files import COMPRESSIONS, SourceFile, event_source, resolve, source_files
-from engine.data.origin import Origin, compare
-from engine.data.policy import EQUAL, Tally, apply, place_of, quarantine
+from engine.data.readers import lake_tables
+from engine.data.row_origins import Origin, compare
 from engine.data.stage import Staged
+from engine.data.violations import EQUAL, Tally, apply, place_of, quarantine
 from engine.data.write import Written, canonical, write_parts
 from engine.errors import UserError, nearest
 from engine.runtime import digest, environment, records, remote, seal, storage
@@ -202,8 +215,8 @@ def contents_of(data: DataConfig) -> dict[str, Any]:
 
 
 def _files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> list[SourceFile]:
-    if source.format in lake.LIBRARIES:
-        return [lake.table_file(name, source, resolve(source.path, data.path))]
+    if source.format in lake_tables.LIBRARIES:
+        return [lake_tables.table_file(name, source, resolve(source.path, data.path))]
     return source_files(name, source, data, cache)
 
 
@@ -391,7 +404,9 @@ def _spread(plan: IngestPlan, advance: Callable[[int], None]) -> dict[int, Stage
     if plan.config.cluster.kind != "ray":
         return {}
     places = [
-        place for place, file in enumerate(plan.files) if file.format not in lake.LIBRARIES and _on_disk(file, plan)
+        place
+        for place, file in enumerate(plan.files)
+        if file.format not in lake_tables.LIBRARIES and _on_disk(file, plan)
     ]
     with ThreadPoolExecutor(plan.threads) as threads:
         loaded = list(threads.map(lambda place: stage.load(plan.files[place], plan.data, plan.staged), places))
@@ -399,7 +414,7 @@ def _spread(plan: IngestPlan, advance: Callable[[int], None]) -> dict[int, Stage
     advance(sum(found.tally.rows for found in ready.values()))
     lacking = [place for place in places if place not in ready]
     if len(lacking) > 1:
-        made = spread.stage_files(plan.config, [plan.files[place] for place in lacking], plan.staged, advance)
+        made = stage_on_workers.stage_files(plan.config, [plan.files[place] for place in lacking], plan.staged, advance)
         ready |= zip(lacking, made, strict=True)
     return ready
 
@@ -411,21 +426,21 @@ def _on_disk(file: SourceFile, plan: IngestPlan) -> bool:
 
 def _may_have_siblings(file: SourceFile, data: DataConfig) -> bool:
     path = address(data.sources[file.source].path, data.path)
-    if file.format in lake.LIBRARIES:
+    if file.format in lake_tables.LIBRARIES:
         return False
     return file.shown != (path.rstrip("/") if path.startswith("s3://") else str(resolve(path, data.path)))
 
 
 def _growth(file: SourceFile) -> int:
     """Memory that a byte of the file may need."""
-    dense = file.format in ("parquet", *lake.LIBRARIES) or file.path.suffix in COMPRESSIONS
+    dense = file.format in ("parquet", *lake_tables.LIBRARIES) or file.path.suffix in COMPRESSIONS
     return 12 if dense else 2
 
 
 def _check_budget(plan: IngestPlan, tallies: list[Tally]) -> None:
     """Stop when more rows of a part were quarantined than allowed."""
     for part in sorted({tally.part for tally in tallies}):
-        excess = budget.excess(plan.data, [tally for tally in tallies if tally.part == part], plan.files)
+        excess = quarantine_limit.excess(plan.data, [tally for tally in tallies if tally.part == part], plan.files)
         if excess:
             raise UserError(f"{part}: {excess}")
 

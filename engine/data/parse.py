@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import schema
-from engine.data import formats
+from engine.data import date_formats
 from engine.data.arrow_types import TIMESTAMP, declarable, is_uuid, type_name
 from engine.errors import UserError
 
@@ -415,7 +415,7 @@ def _from_text(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
 
 def _formatted(text: pa.Array, kind: pa.DataType, reading: Reading, form: str) -> Parsed:
     """Dates and instants of text in a strptime format; a text without an offset is local to the zone."""
-    stamps = formats.read(text, form)
+    stamps = date_formats.read(text, form)
     unread = np.flatnonzero(np.asarray(pc.and_(stamps.is_null(), text.is_valid())))
     parsed = to_type(stamps, kind, reading)
     bad = np.union1d(unread, parsed.bad)

@@ -75,7 +75,7 @@ def run(
     columns in reach are `sensitive`, and when the next rows take longer than `limit` seconds.
     """
     duckdb = _duckdb()
-    with failures.told_as(where, sensitive=sensitive):
+    with failures.explained(where, sensitive=sensitive):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise UserError(f"{where} must be one SELECT statement")
@@ -84,7 +84,7 @@ def run(
         reader = _within(limit, connection, where, lambda: relation.to_arrow_reader(rows))
     while True:
         # Not around the yield: what goes wrong with the rows elsewhere is not the query's.
-        with failures.told_as(where, sensitive=sensitive):
+        with failures.explained(where, sensitive=sensitive):
             batch = _within(limit, connection, where, lambda: next(reader, None))
         if batch is None:
             return
@@ -133,7 +133,7 @@ def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str
     """
     for name, table in tables.items():
         types = ", ".join(f"{field.name} {field.type}" for field in table.schema)
-        with failures.told_as(f"source {name} cannot be queried", f"its columns are {types}"):
+        with failures.explained(f"source {name} cannot be queried", f"its columns are {types}"):
             if name in ordered:
                 connection.register(UNORDERED, table)
                 connection.execute(
@@ -152,7 +152,7 @@ def columns_read(sql: str, tables: Mapping[str, pa.Schema], wanted: Collection[s
     """
     asked = ", ".join(map(_quoted, wanted))
     # Tables without rows, of which neither this nor a filter may conclude that nothing is read.
-    with connect(without="statistics_propagation,filter_pushdown") as connection, failures.told_as(where):
+    with connect(without="statistics_propagation,filter_pushdown") as connection, failures.explained(where):
         register(connection, {name: schema.empty_table() for name, schema in tables.items()}, tables)
         ((_, plan),) = connection.execute(
             f"EXPLAIN (FORMAT json) SELECT {asked} FROM ({sql.strip().rstrip(';')})"

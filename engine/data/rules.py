@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pyarrow as pa
 
-from engine.config.tree import RuleConfig
+from engine.config.sections.data import RuleConfig
 from engine.data import failures, query
 from engine.data.columns import Finding
 
@@ -28,7 +28,7 @@ def find(
     columns = ", ".join(
         f'(({rule.holds}) IS NOT DISTINCT FROM false) AS "{place}"' for place, rule in enumerate(rules.values())
     )
-    with query.connect() as connection, failures.told_as("data.rules", sensitive=sensitive):
+    with query.connect() as connection, failures.explained("data.rules", sensitive=sensitive):
         connection.register("events", table)
         broken = connection.sql(f"SELECT {columns} FROM events").to_arrow_table()
     findings = []

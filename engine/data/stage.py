@@ -18,26 +18,28 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from engine.config import schema as config_schema
-from engine.config.tree import DataConfig, SourceConfig
-from engine.data import checks, failures, lake, look, order, read_arrow, read_csv, read_json, rules
+from engine.config.sections.data import DataConfig, SourceConfig
+from engine.data import checks, failures, order, rules
 from engine.data.arrow_types import schema_of
 from engine.data.bounds import USUAL, Bounds
 from engine.data.columns import FILE, Chunk, Finding, MissingColumnError
 from engine.data.dataset import FileReport
 from engine.data.files import SourceFile, Torn, event_source, skip_advice
-from engine.data.policy import NO_RECORDS, PolicyError, Tally, apply, lose
+from engine.data.readers import advice, arrow_files, csv_files, json_files, lake_tables
+from engine.data.violations import NO_RECORDS, PolicyError, Tally, apply, record_lost_rows
 from engine.errors import UserError
-from engine.runtime import digest, pool, records, seal, storage
+from engine.runtime import digest, records, seal, storage
+from engine.runtime.on_ray import pool
 
 FORMAT = 5
 Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any], Bounds], Iterator[Chunk]]
 READERS: dict[str, Reader] = {
-    "csv": read_csv.read,
-    "jsonl": read_json.read,
-    "parquet": read_arrow.read_parquet,
-    "arrow": read_arrow.read_arrow,
-    "delta": lake.read,
-    "iceberg": lake.read,
+    "csv": csv_files.read,
+    "jsonl": json_files.read,
+    "parquet": arrow_files.read_parquet,
+    "arrow": arrow_files.read_arrow,
+    "delta": lake_tables.read,
+    "iceberg": lake_tables.read,
 }
 KINDS = {
     "csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet", "arrow": "Arrow IPC", "delta": "delta table",
@@ -105,14 +107,14 @@ def stage(
         except PolicyError as error:
             if file.format != "csv":
                 raise
-            raise PolicyError(f"{error}.{look.advice(file, source, data.time_zone)}".removesuffix(".")) from None
+            raise PolicyError(f"{error}.{advice.advice(file, source, data.time_zone)}".removesuffix(".")) from None
         except Refused as error:
             if source.refused == "fail":
                 if isinstance(error.__cause__, MissingColumnError):
                     raise error.__cause__ from None
                 raise UserError(f"{error}{error.ways_on}") from error.__cause__
             return Staged(file, Tally(f"source {file.source}"), {}, refused=str(error))
-        if file.format not in lake.LIBRARIES:  # the files of a snapshot are never rewritten
+        if file.format not in lake_tables.LIBRARIES:  # the files of a snapshot are never rewritten
             digest.check_unchanged(file.path, file.digest)
         staged.tally.check()
         staged.tables, staged.path, staged.bytes = held.tables, held.commit(), held.total
@@ -149,7 +151,7 @@ def _chunks(
             kind = KINDS[file.format]
             reason = f"{file.shown} is empty: it must hold the header and the footer of {kind}{skip_advice(file)}"
             raise Refused(reason) from None
-        column, part = read_arrow.damaged_part(file, source, bounds) if file.format == "parquet" else ("", "")
+        column, part = arrow_files.damaged_part(file, source, bounds) if file.format == "parquet" else ("", "")
         where = f" in column {column!r}, {part}" if column else ""
         sensitive = [name for name, item in source.columns.items() if item.sensitive]
         reason = failures.reason_without_values(error, sensitive)
@@ -179,7 +181,9 @@ def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) 
     """The chunk's rows after the policies of the source and, where no query follows, of the event columns too."""
     shown, tally = staged.file.shown, staged.tally
     sensitive = any(column.sensitive for column in source.columns.values())
-    lose(chunk.lost, tally, shown, source.csv.ragged, sensitive, f"data.sources.{staged.file.source}.csv.ragged")
+    record_lost_rows(
+        chunk.lost, tally, shown, source.csv.ragged, sensitive, f"data.sources.{staged.file.source}.csv.ragged"
+    )
     findings, table, numbers = list(chunk.findings), chunk.table, chunk.numbers
     findings += checks_of_events(table, data, staged.file.source, findings)
     findings = [chunk.shown(finding) for finding in findings]
@@ -207,7 +211,7 @@ def _name(file: SourceFile, data: DataConfig) -> str:
     asked: list[Any] = [_way(file.source, data).digest, file.format, file.identity]
     if any(column.path == FILE for column in data.sources[file.source].columns.values()):
         asked.append(file.path.name)
-    if file.format in lake.LIBRARIES:
+    if file.format in lake_tables.LIBRARIES:
         asked.append(file.shown)  # the snapshot, which is recorded
     return digest.of_json(asked)[:32]
 

@@ -6,12 +6,13 @@ import dataclasses
 import json
 from typing import Any
 
-from engine.config.tree import Config, CsvOptions, DataConfig
-from engine.data import budget, stage
+from engine.config.sections.data import CsvOptions, DataConfig
+from engine.config.tree import Config
+from engine.data import quarantine_limit, stage
 from engine.data.bounds import Bounds
 from engine.data.ingest import make_plan
-from engine.data.policy import quarantine
 from engine.data.stage import Staged
+from engine.data.violations import quarantine
 from engine.errors import UserError
 from engine.runtime import storage, terminal
 from engine.runtime.run import Run
@@ -87,7 +88,7 @@ def _problems(staged: Staged, data: DataConfig) -> list[str]:
         for (column, reason, _), count in sorted(staged.tally.counts.items())
         if _fails(column, staged, data)
     ]
-    excess = budget.excess(data, [staged.tally], [staged.file])
+    excess = quarantine_limit.excess(data, [staged.tally], [staged.file])
     return found + ([excess] if excess else [])
 
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import units
-from engine.config.tree import Column, DataConfig, FeaturesConfig
+from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.features import FeaturesConfig
 from engine.data.arrow_types import same_value
 from engine.data.dataset import Dataset
-from engine.features import compute, moments
-from engine.features.parts import view_length
+from engine.features import compute, instants
+from engine.features.partitions import view_length
 from engine.features.spec import event_inputs, known_anchor
 
 TRIALS = ("altered", "deleted", "repeated")
@@ -48,8 +49,8 @@ def audit(
     leaks: list[Leak] = []
     for turn, row in enumerate(chosen):
         probe = dataset.read(columns, rows=(row, row + 1))
-        decision = int(moments.moment_times(probe, features.as_of or "")[0])
-        if decision == moments.NEVER:
+        decision = int(instants.moment_times(probe, features.as_of or "")[0])
+        if decision == instants.NEVER:
             continue
         events = dataset.read(columns, rows=dataset.row_range(decision - _longest(features), decision + BEYOND))
         trial = TRIALS[turn % len(TRIALS)]
@@ -109,11 +110,11 @@ def change(
         column = columns[name]
         if column.known_at in (None, "prior") or name == event_time:
             continue
-        known = moments.known_times(table, column)
-        unknown = (known == moments.NEVER) | (known >= decision)
+        known = instants.known_times(table, column)
+        unknown = (known == instants.NEVER) | (known >= decision)
         changed[name] = _altered(table[name], unknown, decision, draw)
     found = pa.table(changed)
-    later = pa.array(moments.instants(table[event_time]) >= decision)
+    later = pa.array(instants.instants(table[event_time]) >= decision)
     if trial == "deleted":
         return found.filter(pc.invert(later))
     return pa.concat_tables([found.filter(later), found]) if trial == "repeated" else found

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import schema, units
-from engine.config.tree import Config, ViewConfig
+from engine.config.sections.features import ViewConfig
+from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.features import audit as leak_trial
 from engine.features import retrieval, store

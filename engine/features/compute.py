@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import units
-from engine.config.tree import CalendarConfig, DataConfig, FeaturesConfig, TableConfig, ViewConfig
+from engine.config.sections.data import DataConfig, TableConfig
+from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
 from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate
 from engine.errors import UserError
-from engine.features import functions, moments
+from engine.features import functions, instants
 from engine.features.spec import PART_PERIOD, calendar_columns, view_columns, view_inputs
 from kernels.asof import asof
 from kernels.gather import columns_of
@@ -95,7 +96,7 @@ def view_features(
     """The features of one view by name."""
     if view.kind in ("expression", "function"):
         return _row_features(name, view, data, features, probes)
-    decisions = moments.moment_times(probes, features.as_of or "")
+    decisions = instants.moment_times(probes, features.as_of or "")
     if view.kind == "asof":
         return _asof_features(name, view, data, decisions, probes, tables[view.table or ""], threads)
     return _window_features(name, view, data, decisions, probes, history, threads)
@@ -126,7 +127,7 @@ def _window_features(
     threads: int,
 ) -> dict[str, pa.Array]:
     probe_codes, history_codes = entity_codes(probes, view.entity, history, view.entity)
-    events = moments.instants(history[data.event_time])
+    events = instants.instants(history[data.event_time])
     windows = [units.span(window) for window in view.windows]
 
     def of_column(column: str, aggregates: Sequence[str]) -> list[pa.Array]:
@@ -134,8 +135,8 @@ def _window_features(
             values, known = None, events
         else:
             values = as_floats(history[column])
-            known = moments.known_times(history, data.columns[column])
-        known = moments.known_as_past(history, events, known)
+            known = instants.known_times(history, data.columns[column])
+        known = instants.known_as_past(history, events, known)
         block = trailing(
             probe_codes, decisions, history_codes, events, known, values, windows, aggregates, threads=inner
         )
@@ -176,10 +177,10 @@ def _asof_features(
     probe_codes, table_codes = entity_codes(probes, view.entity, table, view.on or view.entity)
     if spec.static:
         _check_unique(view, table, table_codes)
-        events = np.full(table.num_rows, moments.ALWAYS)
-        decisions = np.full(len(decisions), moments.ALWAYS + 1)
+        events = np.full(table.num_rows, instants.ALWAYS)
+        decisions = np.full(len(decisions), instants.ALWAYS + 1)
     else:
-        events = moments.instants(table[table_event_time(spec, view)])
+        events = instants.instants(table[table_event_time(spec, view)])
     max_age = None if view.max_age is None or spec.static else units.span(view.max_age)
     chosen: dict[str | None, pa.Array] = {}
     columns = []
@@ -188,7 +189,7 @@ def _asof_features(
         if rule not in chosen:
             known = events
             if not spec.static:
-                known = moments.known_as_past(table, events, moments.known_times(table, spec.columns[column]))
+                known = instants.known_as_past(table, events, instants.known_times(table, spec.columns[column]))
             rows = asof(
                 probe_codes, decisions, table_codes, events, known, max_age, inclusive=view.inclusive, threads=threads
             )

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config.names import free
-from engine.config.tree import EncodeConfig
+from engine.config.sections.features import EncodeConfig
 from engine.errors import UserError
 from engine.features.compute import as_floats
 from engine.features.spec import CATEGORICAL, NUMERIC, Feature

@@ -16,14 +16,17 @@ import pyarrow.compute as pc
 
 from engine.config import schema
 from engine.config.compose import compose
-from engine.config.names import check_distinct, view_features
-from engine.config.tree import Config, FeaturesConfig, ViewConfig, check_view_names
+from engine.config.feature_names import view_features
+from engine.config.names import check_distinct
+from engine.config.references import check_view_names
+from engine.config.sections.features import FeaturesConfig, ViewConfig
+from engine.config.tree import Config
 from engine.data import checks, ingest
 from engine.data.arrow_types import alike, parse_type, type_name
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
-from engine.features import compute, demand, moments
-from engine.features.parts import view_length
+from engine.features import compute, instants, required_columns
+from engine.features.partitions import view_length
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import threads_of
 from engine.runtime.run import Run
@@ -46,7 +49,7 @@ def dataset_of(config: Config, *, scoring: bool = False) -> Dataset:
     """
     run = Run.create("features", config, {})
     try:
-        return demand.ensure(config, run) if scoring else ingest.ensure(config, run)
+        return required_columns.ensure(config, run) if scoring else ingest.ensure(config, run)
     finally:
         run.fail(KeyboardInterrupt(), "closed")
         shutil.rmtree(run.directory, ignore_errors=True)
@@ -79,7 +82,7 @@ def history(
         needed = _check_probes(name, view, config, entity_table)
         columns = {column: config.data.columns[column] for column in needed if column in config.data.columns}
         probes = checks.declared("entity_table", probes, columns, config.data.time_zone)
-        events, tables = _needed(view, config, dataset, moments.instants(probes[PROBE_TIME]))
+        events, tables = _needed(view, config, dataset, instants.instants(probes[PROBE_TIME]))
         found |= compute.view_features(name, view, config.data, features, probes, events, tables, threads_of(config))
     return pa.table(found)
 
@@ -137,7 +140,7 @@ def latest(
 
 def entities(view: ViewConfig, dataset: Dataset, before: int) -> pa.Table:
     """The distinct keys of events before an instant, sorted; keys with a null part are left out."""
-    rows = dataset.row_range(moments.ALWAYS, before)
+    rows = dataset.row_range(instants.ALWAYS, before)
     seen = [
         pa.Table.from_batches([batch]).group_by(list(view.entity)).aggregate([])
         for batch in dataset.batches(list(view.entity), rows=rows)
@@ -151,7 +154,7 @@ def entities(view: ViewConfig, dataset: Dataset, before: int) -> pa.Table:
 def _after_last(dataset: Dataset) -> int:
     if not dataset.rows:
         return 0
-    return int(moments.instants(dataset.read([dataset.event_time], rows=(dataset.rows - 1, dataset.rows))[0])[0]) + 1
+    return int(instants.instants(dataset.read([dataset.event_time], rows=(dataset.rows - 1, dataset.rows))[0])[0]) + 1
 
 
 def _views(views: str | Sequence[str] | Mapping[str, Any], config: Config) -> dict[str, ViewConfig]:
@@ -195,7 +198,7 @@ def _needed(
 ) -> tuple[pa.Table, dict[str, pa.Table]]:
     if view.kind != "windows":
         return pa.table({}), {view.table: dataset.table(view.table)} if view.table else {}
-    known = decisions[decisions != moments.NEVER]
+    known = decisions[decisions != instants.NEVER]
     columns = view_inputs(view, config.data, config.data.event_time)
     if not len(known):
         return dataset.read(columns, rows=(0, 0)), {}

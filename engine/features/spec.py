@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import names, units
-from engine.config.tree import (
-    CalendarConfig,
-    Column,
-    DataConfig,
-    FeaturesConfig,
-    ViewConfig,
-    check_known_by_decision,
-)
+from engine.config import feature_names, units
+from engine.config.leak_guard import check_known_by_decision
+from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
 from engine.data.expressions import expression_columns
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"
@@ -42,7 +37,7 @@ def type_kind(name: str) -> str:
 
 def view_columns(name: str, view: ViewConfig, data: DataConfig) -> list[Feature]:
     """The features of one view, in the order of its spec; of windows: column, then window, then aggregate."""
-    called = [feature for feature, _ in names.view_features(name, view)]
+    called = [feature for feature, _ in feature_names.view_features(name, view)]
     if view.kind == "windows":
         kinds = [NUMERIC] * len(called)
     elif view.kind == "asof":
@@ -59,7 +54,7 @@ def calendar_columns(name: str, calendar: CalendarConfig) -> list[Feature]:
     """The features of one time column."""
     return [
         Feature(feature, CATEGORICAL if part in CATEGORICAL_PARTS and not calendar.cyclic else NUMERIC, "calendar")
-        for feature, part in names.calendar_features(name, calendar)
+        for feature, part in feature_names.calendar_features(name, calendar)
     ]
 
 

@@ -22,15 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.config import schema, units
-from engine.config.names import window_name
-from engine.config.tree import Config, DataConfig, ViewConfig
+from engine.config.feature_names import window_name
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import ViewConfig
+from engine.config.tree import Config
 from engine.data.dataset import Dataset, TypeText
 from engine.errors import UserError
-from engine.features import compute, moments
+from engine.features import compute, instants
 from engine.features.functions import function_version
-from engine.features.parts import Inputs, Part, month_parts, month_span, table_months, view_length
+from engine.features.partitions import Inputs, Part, month_parts, month_span, table_months, view_length
 from engine.features.spec import known_anchor, view_columns, view_inputs
-from engine.runtime import digest, environment, records, seal, shares, storage
+from engine.runtime import digest, environment, records, seal, storage
+from engine.runtime.on_ray import tasks
 from engine.runtime.run import Run
 from engine.runtime.seal import Seal
 
@@ -176,14 +179,14 @@ def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = Fal
     inputs = Inputs(Path(config.paths.store), dataset, month_parts(dataset))
     columns = [name for view in views.values() for name in view_inputs(view, config.data, as_of)]
     inputs.prepare(list(dict.fromkeys(columns)), as_of)  # one pass for all views
-    with shares.Workers(config) as workers:
+    with tasks.Workers(config) as workers:
         return {
             name: _ensure_view(Job(name, view, config, dataset, inputs), run, workers, anew)
             for name, view in views.items()
         }
 
 
-def _ensure_view(job: Job, run: Run, workers: shares.Workers, anew: bool) -> StoredView:
+def _ensure_view(job: Job, run: Run, workers: tasks.Workers, anew: bool) -> StoredView:
     name, parts = job.name, list(job.inputs.parts)
     recipes = part_recipes(job, parts)
     recipe = digest.of_json(
@@ -294,7 +297,7 @@ def _build_all(
     recipes: dict[str, Recipes],
     found: Index,
     directory: Path,
-    workers: shares.Workers,
+    workers: tasks.Workers,
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """Every batch; what must be computed by the workers of the cluster, where there is one and work for two of them."""
     lacking = [batch for batch in batches if _lacking(job, batch[0], recipes, found)]
@@ -318,7 +321,7 @@ def _absolute(job: Job) -> Job:
 
 def _builder(
     job: Job, recipes: dict[str, Recipes], found: Index, directory: Path, version: str | None, config: Config
-) -> shares.Share:
+) -> tasks.Share:
     """What computes months of a view in a worker."""
     mine = dataclasses.replace(job, config=config)
 
@@ -418,8 +421,8 @@ def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[st
     if view.kind != "windows":
         tables = {view.table: dataset.table(view.table)} if view.table else {}
         return compute.view_features(job.name, view, data, features, probes, probes, tables, threads)
-    decisions = moments.moment_times(probes, job.as_of)
-    decisions = decisions[decisions != moments.NEVER]
+    decisions = instants.moment_times(probes, job.as_of)
+    decisions = decisions[decisions != instants.NEVER]
     if not len(decisions):
         return compute.view_features(job.name, view, data, features, probes, probes.slice(0, 0), {}, threads)
     reach = dataset.row_range(int(decisions.min()) - (view_length(view) or 0), int(decisions.max()))

@@ -19,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config import schema, units
-from engine.config.tree import BacktestConfig, ClusterConfig, Config, PolicyConfig, RetrainConfig
+from engine.config.sections.lifecycle import BacktestConfig, PolicyConfig, RetrainConfig
+from engine.config.sections.runtime import ClusterConfig
+from engine.config.tree import Config
 from engine.data.calendar import day_start, local_days
 from engine.errors import UserError
 from engine.lifecycle import backtest_report, decide
@@ -34,11 +36,12 @@ from engine.lifecycle.challenger import (
     periods_of,
     trained,
 )
-from engine.lifecycle.judge import judged_metric
-from engine.lifecycle.policy import Observation
-from engine.lifecycle.watch import Watch
+from engine.lifecycle.challenger_gate import judged_metric
+from engine.lifecycle.past_windows import Watch
+from engine.lifecycle.retrain_rules import Observation
 from engine.monitoring.performance import UNJUDGED
-from engine.runtime import cluster, digest, pool, storage
+from engine.runtime import digest, storage
+from engine.runtime.on_ray import cluster, pool
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, plan_digest
 from engine.training.evaluate import intervals, point_metrics
@@ -228,7 +231,7 @@ def train_ahead(config: Config, run: Run, history: History, periods: list[Period
     marks.mkdir()
     with cluster.session(config) as session, run.progress("train ahead", len(items), "models") as progress:
         cluster.check_shared(session, [run.directory, Path(config.paths.store)])
-        mine, actors = pool.crew(config, session.local, config.cluster.gpus_per_worker)
+        mine, actors = pool.actors_for(config, session.local, config.cluster.gpus_per_worker)
         work = functools.partial(TrainAhead, history.dataset.digest, mine.resources.threads, run.hidden)
         for outcome in pool.run_actors(work, list(items.values()), actors, TRIES, marks):
             progress.advance(1)

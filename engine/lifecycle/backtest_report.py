@@ -8,8 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from engine.runtime import html, storage
+from engine.runtime import storage
 from engine.runtime.registry import short
+from engine.runtime.reports import html
 from engine.runtime.run import Run
 from engine.training.metrics import decimals, find_metric
 

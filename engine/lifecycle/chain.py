@@ -17,7 +17,7 @@ from engine.errors import UserError, nearest
 from engine.features.encode import EncoderRecord
 from engine.features.store import ViewRecord
 from engine.monitoring.monitor import ColumnRecord, DriftRecord
-from engine.runtime import places, records
+from engine.runtime import recorded_paths, records
 from engine.runtime.run import LINKS, as_written, load_metrics, load_record
 from engine.runtime.tracking import read_points
 
@@ -107,10 +107,10 @@ def detail(link: str, recorded: Path, rerun: Path) -> str:
 def _columns(link: str, record: Mapping[str, Any]) -> dict[str, str]:
     """Column -> digest of the run's dataset or views, as far as its store still has them."""
     if link == "dataset":
-        folder = places.dataset_folder(record)
+        folder = recorded_paths.dataset_folder(record)
         columns = records.read(folder / MANIFEST, DatasetRecord)["columns"] if folder is not None else []
         return {entry["name"]: entry.get("digest", "") for entry in columns}
-    store, found = places.store_of(record) / "features", dict[str, str]()
+    store, found = recorded_paths.store_of(record) / "features", dict[str, str]()
     for view, name in (record.get("views") or {}).items():
         path = store / view / name / MANIFEST
         for part in records.read(path, ViewRecord)["parts"] if path.exists() else ():

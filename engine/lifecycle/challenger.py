@@ -11,16 +11,18 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config import schema, units
-from engine.config.tree import Config, RetrainConfig, SplitConfig
+from engine.config.sections.lifecycle import RetrainConfig
+from engine.config.sections.training import SplitConfig
+from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
 from engine.features import build
 from engine.features.build import FeatureTable
 from engine.features.encode import group_labels
-from engine.features.moments import ALWAYS, NEVER, instants, moment_times
+from engine.features.instants import ALWAYS, NEVER, instants, moment_times
 from engine.features.store import threads_of
-from engine.lifecycle.judge import Judged
+from engine.lifecycle.challenger_gate import Judged
 from engine.lifecycle.maturity import label_horizon
 from engine.runtime import digest, environment, seal, storage
 from engine.runtime.run import Run, load_record, plan_digest, unfinished
@@ -242,7 +244,7 @@ def labelled_rows(history: History, start: int, stop: int, known_by: int | None)
     return low + np.flatnonzero(mask)
 
 
-def meet(workshop: Workshop, champion: Predictor, challenger: Predictor, periods: Periods) -> Judged:
+def score_both(workshop: Workshop, champion: Predictor, challenger: Predictor, periods: Periods) -> Judged:
     """Both models' scores of the judged rows. Raises UserError where the two cannot be compared row by row."""
     history = workshop.history
     rows = history.dataset.row_range(periods.judge, periods.stop)

@@ -17,10 +17,11 @@ from engine.config.tree import Config
 from engine.data.dataset import MANIFEST, REMEDY, DatasetRecord
 from engine.data.profile import ProfileRecord
 from engine.errors import UserError
+from engine.lifecycle.options import take
 from engine.lifecycle.restore import environment_differences
 from engine.lifecycle.runs import dotted, find_run, status
-from engine.lifecycle.words import take
-from engine.runtime import environment, git, html, places, records, seal, storage, terminal
+from engine.runtime import environment, git, recorded_paths, records, seal, storage, terminal
+from engine.runtime.reports import html
 from engine.runtime.run import as_written, load_metrics, load_record
 from engine.runtime.terminal import cell, table
 from engine.runtime.tracking import read_points
@@ -182,7 +183,7 @@ def data_differences(sides: Sequence[Side]) -> dict[str, Any]:
 
 def _manifest(side: Side) -> DatasetRecord | None:
     """The manifest of a run's dataset; None where it is gone, and with a warning where it is damaged."""
-    folder = places.dataset_folder(side.record)
+    folder = recorded_paths.dataset_folder(side.record)
     try:
         return records.read(seal.sealed(folder, MANIFEST, REMEDY), DatasetRecord) if folder is not None else None
     except UserError as error:
@@ -192,7 +193,7 @@ def _manifest(side: Side) -> DatasetRecord | None:
 
 def profile_distances(first: Side, other: Side) -> dict[str, float]:
     """Jensen-Shannon distance (base 2, 0 to 1) per column between the kept profiles, largest first; 0 is left out."""
-    folders = [places.dataset_folder(side.record) for side in (first, other)]
+    folders = [recorded_paths.dataset_folder(side.record) for side in (first, other)]
     paths = [seal.sealed(folder, "profile.json", REMEDY) for folder in folders if folder is not None]
     profiles = [records.read(path, ProfileRecord)["columns"] for path in paths]
     if len(profiles) != 2:

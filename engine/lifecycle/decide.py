@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from engine.config import schema, units
-from engine.config.tree import Config, RetrainConfig
+from engine.config.sections.lifecycle import RetrainConfig
+from engine.config.tree import Config
 from engine.errors import UserError
-from engine.lifecycle import judge
+from engine.lifecycle import challenger_gate
 from engine.lifecycle.challenger import (
     History,
     Periods,
@@ -20,12 +21,12 @@ from engine.lifecycle.challenger import (
     challenger_config,
     horizon_of,
     labelled_rows,
-    meet,
     periods_of,
     read_judged,
+    score_both,
     write_judged,
 )
-from engine.lifecycle.policy import Champion, Facts, Later, Observation, Trigger, days, ripening, trigger
+from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, Trigger, days, ripening, trigger
 from engine.runtime import records, storage
 from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, seal_of
 from engine.runtime.run import as_written, load_metrics, load_record
@@ -63,7 +64,7 @@ class Setting:
     @property
     def metric(self) -> str:
         """Name of the metric that is watched and judged."""
-        return judge.judged_metric(self.config.train.loss, self.policy.gate)
+        return challenger_gate.judged_metric(self.config.train.loss, self.policy.gate)
 
 
 # -------------------------------------------------------------------------------------------------------- facts
@@ -294,13 +295,13 @@ def judge_pair(setting: Setting, champion: Version, challenger: Version, periods
         }
     if periods.empty:
         return {"verdict": KEPT, "reasons": ["no rows are left that neither model saw"], "evidence": None}
-    judged = meet(workshop, old, new, periods)
+    judged = score_both(workshop, old, new, periods)
     path = setting.directory / JUDGED
     content = write_judged(path, judged)
-    evidence = judge.evidence(judged, setting.config.train.loss, gate, quantile=setting.config.train.quantile)
-    answer, reasons = judge.verdict(evidence, gate)
+    evidence = challenger_gate.evidence(judged, setting.config.train.loss, gate, quantile=setting.config.train.quantile)
+    answer, reasons = challenger_gate.verdict(evidence, gate)
     return {
-        "verdict": PROMOTED if answer == judge.PROMOTE else KEPT,
+        "verdict": PROMOTED if answer == challenger_gate.PROMOTE else KEPT,
         "reasons": reasons,
         "evidence": evidence,
         "judged": {"file": JUDGED, "digest": content, "from": periods.judge, "to": periods.stop, "rows": judged.rows},
@@ -391,7 +392,7 @@ def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
             raise records.Damaged(f"{path} must name the rows that its evidence was computed of, found none")
         judged = read_judged(storage.inside(path.parent, rows["file"]), rows["digest"])
         stand_ins = saved["format"] > 1
-        evidence = judge.evidence(
+        evidence = challenger_gate.evidence(
             judged, saved["loss"], policy.gate, quantile=saved.get("quantile", 0.5), stand_ins=stand_ins
         )
         if (
@@ -400,8 +401,8 @@ def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
             same("evidence", _undrawn(saved["evidence"]), _undrawn(evidence))
             evidence = saved["evidence"]
         same("evidence", saved["evidence"], evidence)
-        verdict, reasons = judge.verdict(evidence, policy.gate)
-        same("verdict", saved["verdict"], PROMOTED if verdict == judge.PROMOTE else KEPT)
+        verdict, reasons = challenger_gate.verdict(evidence, policy.gate)
+        same("verdict", saved["verdict"], PROMOTED if verdict == challenger_gate.PROMOTE else KEPT)
         same("reasons", saved["reasons"], reasons)
     else:  # nothing was trained, or there was nothing to judge
         untrained = HELD if answer.fired else QUIET

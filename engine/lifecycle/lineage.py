@@ -15,9 +15,9 @@ from typing import Any, TypedDict
 
 from engine.config.tree import Config
 from engine.errors import UserError
+from engine.lifecycle.options import take
 from engine.lifecycle.runs import directories, status
-from engine.lifecycle.words import take
-from engine.runtime import digest, places, records, seal, terminal
+from engine.runtime import digest, recorded_paths, records, seal, terminal
 from engine.runtime.run import as_written, load_record, records_below
 from engine.training.bundle import read_manifest
 
@@ -59,7 +59,9 @@ def lineage(config: Config, words: list[str]) -> int:
 def read_nodes(runs: Path) -> list[Node]:
     """Every run below a folder, oldest first, and those that backtests keep in the store."""
     found = list(_nodes_below(runs))
-    shared = {places.store_of(node.record) / "backtest" for node in found if node.record["command"] == "backtest"}
+    shared = {
+        recorded_paths.store_of(node.record) / "backtest" for node in found if node.record["command"] == "backtest"
+    }
     more = [node for folder in sorted(shared) for node in _nodes_below(folder)]
     return sorted([*found, *more], key=lambda node: node.directory.name)
 
@@ -196,7 +198,7 @@ def _led_to(node: Node, nodes: Sequence[Node]) -> list[Node]:
 def parent_of(node: Node) -> Path | None:
     """The run that started this one."""
     parent = node.record.get("parent")
-    return places.recorded_path(node.record, parent).resolve() if parent else None
+    return recorded_paths.recorded_path(node.record, parent).resolve() if parent else None
 
 
 def _before(first: Node, second: Node) -> bool:

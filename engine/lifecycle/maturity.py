@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.features.moments import NEVER
+from engine.features.instants import NEVER
 
 ARRIVED = 0.95  # share of the labels that will ever arrive
 AT_RISK = 0.01  # the tail of the curve rests on at least this share of the rows

@@ -7,8 +7,8 @@ from pathlib import Path
 from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.lifecycle.judge import judged_metric
-from engine.lifecycle.policy import Observation
+from engine.lifecycle.challenger_gate import judged_metric
+from engine.lifecycle.retrain_rules import Observation
 from engine.monitoring.monitor import ColumnRecord, DriftRecord
 from engine.monitoring.performance import ALARM, QUIET, UNJUDGED
 from engine.runtime import records as reader

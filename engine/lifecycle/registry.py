@@ -10,7 +10,7 @@ from typing import Any
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.decide import version_facts
-from engine.lifecycle.words import take
+from engine.lifecycle.options import take
 from engine.runtime import records, terminal
 from engine.runtime.registry import DecisionPart, MoveRecord, Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import load

@@ -28,10 +28,10 @@ from engine.config.secrecy import MASK
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import chain, restore
+from engine.lifecycle.options import take
 from engine.lifecycle.restore import Code
 from engine.lifecycle.runs import directories, dotted, find_run
-from engine.lifecycle.words import take
-from engine.runtime import digest, places, remote, storage, terminal, trust
+from engine.runtime import digest, recorded_paths, remote, storage, terminal, trust
 from engine.runtime.run import load_record, records_below
 from engine.runtime.terminal import table
 from engine.training.device import has_gpu
@@ -171,9 +171,11 @@ class Inputs:
 
 def find_inputs(record: Mapping[str, Any], folder: Path | None) -> Inputs:
     """Look for every recorded input by its digest: where it was, below `folder`, or below the present folder."""
-    recorded_root = places.recorded_path(record, str(record["config"].get("data", {}).get("path", "")))
+    recorded_root = recorded_paths.recorded_path(record, str(record["config"].get("data", {}).get("path", "")))
     wanted = {
-        places.recorded_path(record, name): value for name, value in record["inputs"].items() if "://" not in name
+        recorded_paths.recorded_path(record, name): value
+        for name, value in record["inputs"].items()
+        if "://" not in name
     }
     roots = [recorded_root, *([folder.resolve()] if folder else []), Path.cwd() / recorded_root.name, Path.cwd()]
     lacking = {
@@ -210,7 +212,7 @@ def _fill_store(record: Mapping[str, Any], store: Path, start: str) -> None:
     store.mkdir()
     parts = STORED_AT.get(start, ("datasets", "features")) if start != "inputs" else ()
     for part in parts:
-        source = places.store_of(record) / part
+        source = recorded_paths.store_of(record) / part
         if not source.is_dir():
             raise UserError(
                 f"--from {start} takes what comes before from the recorded store, but {source} is not there"
@@ -269,7 +271,7 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
     if judged is not None:
         config["evaluate"]["model"] = str(judged)
     if config.get("monitor", {}).get("run"):
-        config["monitor"]["run"] = str(places.recorded_path(record, config["monitor"]["run"]))
+        config["monitor"]["run"] = str(recorded_paths.recorded_path(record, config["monitor"]["run"]))
     # JSON is YAML that leaves no word to be taken for a number or a truth value.
     text = f"# @package _global_\n{json.dumps(config, indent=1)}\n"
     storage.write_text(scratch / "conf" / "experiment" / f"{EXPERIMENT}.yaml", text)
@@ -292,17 +294,17 @@ def _read_its_input(config: dict[str, Any], record: Mapping[str, Any]) -> None:
         if _input_place(record):
             score |= {"endpoint": then["endpoint"], "region": then["region"]}
         else:
-            score["input"] = str(places.recorded_path(record, then["input"]))
+            score["input"] = str(recorded_paths.recorded_path(record, then["input"]))
         score["history"] = record.get("used", {}).get("history", then["history"])
 
 
 def _model_of(record: Mapping[str, Any], reference: str, wanted: str | None) -> Path:
     """The model that the run used: by the recorded digest, for an alias may have moved since."""
-    runs = places.recorded_path(record, record["config"]["paths"]["runs"])
+    runs = recorded_paths.recorded_path(record, record["config"]["paths"]["runs"])
     for folder, other in records_below(directories(runs)) if wanted else ():
         if other["outputs"].get("model") == wanted:
             return folder
-    path = places.recorded_path(record, reference)
+    path = recorded_paths.recorded_path(record, reference)
     return path if path.exists() else find_run(reference, runs)
 
 

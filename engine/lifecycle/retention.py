@@ -17,8 +17,8 @@ from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.lineage import Node, node_of, parent_of
+from engine.lifecycle.options import take
 from engine.lifecycle.runs import directories, find_run, status
-from engine.lifecycle.words import take
 from engine.runtime import registry, storage, terminal
 from engine.runtime.run import is_free, load_record, remove
 

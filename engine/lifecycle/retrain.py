@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.lifecycle import decide
 from engine.lifecycle.challenger import History, Workshop, trained
 from engine.lifecycle.observations import newest_record, read_observations, read_record
-from engine.lifecycle.policy import Observation
+from engine.lifecycle.retrain_rules import Observation
 from engine.runtime import digest, storage
 from engine.runtime.registry import Registry, root_of
 from engine.runtime.run import Run

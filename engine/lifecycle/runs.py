@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
-from engine.lifecycle.words import take
+from engine.lifecycle.options import take
 from engine.runtime import records, terminal
 from engine.runtime.registry import VersionRecord
 from engine.runtime.run import load_metrics, records_below

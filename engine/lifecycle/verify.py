@@ -10,9 +10,9 @@ from engine.data import stage
 from engine.data.dataset import MANIFEST as DATASET
 from engine.data.ingest import LATEST, Latest
 from engine.errors import UserError
-from engine.features.parts import InputsRecord
+from engine.features.partitions import InputsRecord
+from engine.lifecycle.options import take
 from engine.lifecycle.runs import directories
-from engine.lifecycle.words import take
 from engine.runtime import marks, registry, remote, seal, terminal, trust
 from engine.runtime.registry import Registry
 from engine.scoring import units

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import units
-from engine.config.tree import AlertConfig, MonitorConfig
+from engine.config.sections.monitoring import AlertConfig, MonitorConfig
 from engine.errors import UserError
 from engine.runtime import digest, records, stall, storage
 from engine.runtime.run import Run

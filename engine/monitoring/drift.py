@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.errors import UserError, nearest
 from engine.features.profile import Profile
-from engine.monitoring.calibrate import (
+from engine.monitoring.alarm_lines import (
     NAMES,
     VOLUME,
     CalibrationPlan,
@@ -23,7 +23,7 @@ from engine.monitoring.calibrate import (
     judged,
     volume,
 )
-from engine.monitoring.describe import LEFT_OUT, Pair, causes_of, describe, describe_volume
+from engine.monitoring.column_findings import LEFT_OUT, Pair, causes_of, describe, describe_volume
 from engine.monitoring.reference import Reference, weekdays
 from engine.monitoring.statistics import HAS, Counts, profile_counts, statistics
 

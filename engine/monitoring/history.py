@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.errors import UserError
-from engine.monitoring.calibrate import (
+from engine.monitoring.alarm_lines import (
     LINE,
     NAMES,
     CalibrationPlan,
@@ -19,7 +19,7 @@ from engine.monitoring.calibrate import (
     real_windows,
     window_statistics,
 )
-from engine.monitoring.describe import LEFT_OUT
+from engine.monitoring.column_findings import LEFT_OUT
 from engine.monitoring.reference import Reference
 from engine.runtime import storage
 from engine.runtime.run import Run, as_written

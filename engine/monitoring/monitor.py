@@ -19,14 +19,13 @@ from engine.config.tree import Config
 from engine.data.calendar import day_start, local_days
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
-from engine.features import build, demand
+from engine.features import build, required_columns
 from engine.features.build import FeatureTable
 from engine.features.encode import as_texts
 from engine.features.profile import Profile, ProfileRecord
 from engine.monitoring import alerts, history, report
-from engine.monitoring.calibrate import FAMILIES, FEW, MIN_SCALE, NAMES, CalibrationPlan, windows_needed
+from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, CalibrationPlan, windows_needed
 from engine.monitoring.drift import FLOORS, Current, Drift, compare
-from engine.monitoring.growth import rising
 from engine.monitoring.multivariate import compare_samples
 from engine.monitoring.performance import (
     SHARE,
@@ -42,6 +41,7 @@ from engine.monitoring.performance import (
     read_outcomes,
 )
 from engine.monitoring.reference import Reference, read_reference
+from engine.monitoring.rising_columns import rising
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
 from engine.runtime import digest, records, storage
 from engine.runtime.run import Run, as_written, load_metrics, load_record
@@ -128,7 +128,7 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     """A slice of the dataset, featurised and scored as `score` does it."""
     start, stop = units.window(config.monitor.window, config.data.time_zone)
     predictor = load(config.monitor.model, config.paths.runs, config.resources.threads or 1)
-    dataset = demand.ensure(config, run, empty=False)
+    dataset = required_columns.ensure(config, run, empty=False)
     table = build.ensure(config, run, dataset)
     rows = dataset.row_range(start, stop)
     profile, parts = Profile.empty(reference.profile.spec), []
@@ -197,7 +197,7 @@ def stored_outcomes(
     config: Config, run: Run, bundle: Bundle, directory: Path, period: tuple[int, int], needed: list[str]
 ) -> Outcomes:
     """Scores of a scoring run beside the labels that the dataset has by now."""
-    dataset = demand.ensure(config, run, empty=False)
+    dataset = required_columns.ensure(config, run, empty=False)
     rows = dataset.row_range(*period)
     table = predictions(directory, store=config.paths.store, trust=config.trust)
     if table.num_rows != rows[1] - rows[0]:
@@ -303,7 +303,7 @@ def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: l
     outcomes = read_outcomes(storage.read_parquet(path))
     if not needed or window.outcomes is None:
         return outcomes
-    dataset = demand.ensure(config, run, empty=False)
+    dataset = required_columns.ensure(config, run, empty=False)
     zone, first, last = config.data.time_zone, int(outcomes.days.min()), int(outcomes.days.max())
     bounds = [day_start(day, zone) for day in (first, last + 1)]
     rows = dataset.row_range(*bounds)

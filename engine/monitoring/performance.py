@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.config.names import RENAME
-from engine.config.tree import BusinessConfig, EvaluateConfig
+from engine.config.feature_names import RENAME
+from engine.config.sections.monitoring import BusinessConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
 from engine.monitoring import expression
 from engine.monitoring.statistics import ColumnSpec

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from engine.monitoring.calibrate import LINE, NAMES
-from engine.monitoring.describe import Pair
+from engine.monitoring.alarm_lines import LINE, NAMES
+from engine.monitoring.column_findings import Pair
 from engine.monitoring.drift import Drift
 from engine.monitoring.history import METRIC
 from engine.monitoring.performance import UNJUDGED
-from engine.runtime import html, storage
+from engine.runtime import storage
+from engine.runtime.reports import html
 
 SHOWN_CAUSES, SHOWN_COLUMNS, SHOWN_DISTRIBUTIONS = 8, 25, 6
 SHOWN_WINDOWS, SHOWN_REFERENCE = 10, 4

@@ -14,7 +14,8 @@ from typing import Any
 
 import engine
 from engine.errors import UserError
-from engine.runtime import git, versions
+from engine.runtime import git
+from engine.runtime.on_ray import versions
 
 PACKAGES = (
     "torch", "numpy", "numba", "llvmlite", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",

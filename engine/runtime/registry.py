@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from engine.config.tree import NAME, posix_path
+from engine.config.sections.runtime import posix_path
+from engine.config.tree import NAME
 from engine.errors import UserError, nearest
 from engine.runtime import digest, records, storage
 from engine.runtime import seal as seals

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config.tree import is_address
+from engine.config.sections.runtime import is_address
 from engine.errors import UserError
 from engine.runtime import digest, marks
 

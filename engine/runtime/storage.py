@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from engine.config.tree import is_address
+from engine.config.sections.runtime import is_address
 from engine.errors import UserError
 from engine.runtime import terminal
 

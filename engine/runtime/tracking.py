@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 from engine.config import schema, units
-from engine.config.tree import Config, TrackingConfig
+from engine.config.sections.runtime import TrackingConfig
+from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.runtime import digest, environment, records, storage, terminal
 from engine.runtime.run import Run, as_written, load_metrics, load_record

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from engine.config import schema, units
-from engine.config.tree import Config, TrackingConfig
+from engine.config.sections.runtime import TrackingConfig
+from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import places, records, storage
+from engine.runtime import recorded_paths, records, storage
 from engine.runtime.run import as_written
 from engine.runtime.tracking import LAYOUT
 
@@ -240,7 +241,7 @@ def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) ->
                 else:
                     artifact.add_file(str(path), part, skip_cache=True, policy="immutable")
         yield artifact
-    folder = places.dataset_folder(record)
+    folder = recorded_paths.dataset_folder(record)
     if folder is not None:
         facts = {"digest": record["chain"].get("dataset"), "inputs": record["chain"].get("inputs")}
         artifact = wandb.Artifact(f"dataset-{folder.parent.name}", "dataset", metadata=facts)

@@ -23,7 +23,7 @@ from engine.config.tree import Config
 from engine.data.arrow_types import parse_type
 from engine.data.files import COMPRESSIONS, SUFFIXES
 from engine.errors import UserError
-from engine.features import moments
+from engine.features import instants
 from engine.runtime import storage
 
 DECIDED = "decided_at"
@@ -118,8 +118,8 @@ def laid_out(table: pa.Table, config: Config) -> pa.Table:
     data, as_of = config.data, config.features.as_of
     found = {name: table[name] for name in dict.fromkeys(["row_id", *data.ids, data.event_time])}
     if as_of:
-        decisions = moments.moment_times(table, as_of)
-        found[DECIDED] = pa.array(decisions, pa.timestamp("us", tz="UTC"), mask=decisions == moments.NEVER)
+        decisions = instants.moment_times(table, as_of)
+        found[DECIDED] = pa.array(decisions, pa.timestamp("us", tz="UTC"), mask=decisions == instants.NEVER)
     scores = [name for name in table.column_names if name.startswith(("score", "shadow_score"))]
     known = {*found, *needed_columns(config), *config.score.columns}
     found |= {name: table[name] for name in config.score.columns if name not in found}

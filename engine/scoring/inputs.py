@@ -17,15 +17,17 @@ import pyarrow.compute as pc
 
 from engine.config import schema
 from engine.config import units as spans
-from engine.config.tree import Config, DataConfig, ViewConfig
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import ViewConfig
+from engine.config.tree import Config
 from engine.data import ingest, order
 from engine.data.columns import MissingColumnError
 from engine.data.dataset import Dataset, find_dataset, row_ids
 from engine.data.files import event_source
 from engine.errors import UserError
-from engine.features import demand, moments
+from engine.features import instants, required_columns
 from engine.features.spec import history_inputs, windows_of
-from engine.runtime import places, records, remote, storage
+from engine.runtime import recorded_paths, records, remote, storage
 from engine.runtime.run import Run, load_record
 from engine.training.bundle import Bundle, SpecRecord
 
@@ -53,7 +55,7 @@ def read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...
 
 def _read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...]) -> Inputs:
     if config.score.input is None:
-        return Inputs(demand.ensure(config, run, passed))
+        return Inputs(required_columns.ensure(config, run, passed))
     history = history_of(config, run, bundle)  # before a long input is read for nothing
     data = input_data(config, passed)
     remote.record(Path(config.paths.store), *remote.of_data(schema.plain(data)).values())
@@ -61,7 +63,7 @@ def _read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ..
     try:
         dataset = ingest.ensure(dataclasses.replace(config, data=data, paths=here), run, empty=True)
     except MissingColumnError as error:
-        raise demand.needed_error(error, config, passed) from None
+        raise required_columns.needed_error(error, config, passed) from None
     lacking = [name for file in dataset.manifest["accounting"]["files"] for name in file.get("missing", ())]
     if lacking:
         run.log(f"score.input has no {', '.join(dict.fromkeys(lacking))}: not needed to score, taken as not known yet")
@@ -100,7 +102,7 @@ def input_data(config: Config, passed: tuple[str, ...]) -> DataConfig:
     # What a dataset must be as a whole is not asked of some rows.
     whole = {"min_rows": 0, "max_rows": None, "max_row_change": None, "freshness": None}
     moved = dataclasses.replace(data, sources={**data.sources, name: source}, **whole)  # type: ignore[arg-type]
-    found = demand.for_scoring(moved, config.features, passed)
+    found = required_columns.for_scoring(moved, config.features, passed)
     columns = {
         column: dataclasses.replace(item, max_null_rate=None, max_null_change=None)
         for column, item in found.columns.items()
@@ -126,7 +128,7 @@ def history_of(config: Config, run: Run, bundle: Bundle) -> Dataset | None:
     last = ""
     if found.rows:
         newest = found.read([found.event_time], rows=(found.rows - 1, found.rows))
-        last = f", the last event at {spans.format_instant(int(moments.instants(newest.column(0))[0]))}"
+        last = f", the last event at {spans.format_instant(int(instants.instants(newest.column(0))[0]))}"
     run.log(
         f"windows look back on score.input and on dataset {found.name} {found.digest[:12]} of {found.directory}: "
         f"{found.rows:,} rows{last}"
@@ -141,7 +143,7 @@ def _stored(config: Config, bundle: Bundle) -> Dataset:
     stores = [Path(config.paths.store)]
     record = bundle.directory.parent / "run.json"
     if record.exists():  # a training run: its own store comes second
-        stores.append(places.store_of(load_record(record.parent)))
+        stores.append(recorded_paths.store_of(load_record(record.parent)))
     folders = [storage.inside(store, "datasets", name) for store in stores]
     if config.score.history != "store":
         there = next((folder for folder in folders if folder.is_dir()), folders[0])

@@ -26,7 +26,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from engine.config import units
-from engine.config.tree import ScoreConfig
+from engine.config.sections.scoring import ScoreConfig
 from engine.data.arrow_types import parse_type
 from engine.errors import UserError
 from engine.runtime import digest, records, seal, storage

@@ -12,7 +12,8 @@ from typing import Any, cast
 import pyarrow as pa
 
 from engine.config import units as spans
-from engine.config.names import RENAME, check_distinct
+from engine.config.feature_names import RENAME
+from engine.config.names import check_distinct
 from engine.config.tree import Config
 from engine.data.dataset import Dataset, DatasetRecord
 from engine.errors import UserError

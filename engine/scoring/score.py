@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, pool, remote
+from engine.runtime import remote
+from engine.runtime.on_ray import cluster, pool
 from engine.runtime.registry import NoAlias
 from engine.runtime.run import Run, load_record
 from engine.scoring import export, output, units
@@ -235,7 +236,7 @@ def ray_outcomes(config: Config, plan: ScoringPlan) -> Iterator[pool.Outcome]:
     parts = Path(plan.job.parts)
     with cluster.session(config) as session:
         cluster.check_shared(session, [parts, Path(config.paths.store)])
-        mine, actors = pool.crew(config, session.local, config.cluster.gpus_per_worker)
+        mine, actors = pool.actors_for(config, session.local, config.cluster.gpus_per_worker)
         if len(plan.items) > 2 * config.cluster.workers:  # else one might wait at a busy actor while another has none
             actors = dataclasses.replace(actors, ahead=1)
         # Named anew: an actor that outlives its driver for a moment must not count in a folder of the next one.

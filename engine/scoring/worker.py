@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from engine.config import units as spans
 from engine.data.dataset import Dataset, open_dataset, row_ids
 from engine.errors import UserError
-from engine.features import moments, store
+from engine.features import instants, store
 from engine.features.compute import direct_features, raw_features
 from engine.features.spec import event_inputs, history_inputs, row_inputs, windows_of
 from engine.features.store import StoredView
@@ -174,8 +174,8 @@ class UnitScorer:
         """Features of rows from the events that their windows look back on."""
         data, features = self.predictor.bundle.data, self.predictor.bundle.features
         views = windows_of(features)
-        decisions = moments.moment_times(facts, features.as_of or "")
-        decisions = decisions[decisions != moments.NEVER]
+        decisions = instants.moment_times(facts, features.as_of or "")
+        decisions = decisions[decisions != instants.NEVER]
         history = facts.slice(0, 0)
         if views and len(decisions):
             longest = max(spans.span(window) for view in views for window in view.windows)

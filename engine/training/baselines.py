@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.tree import EvaluateConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.training.evaluate import point_metrics
 from engine.training.examples import Examples
 from engine.training.losses import LOSSES

@@ -22,7 +22,9 @@ from torch import nn
 
 from engine.config import schema
 from engine.config.secrecy import MASK
-from engine.config.tree import Config, DataConfig, FeaturesConfig
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import FeaturesConfig
+from engine.config.tree import Config
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.runtime import digest, records, registry, storage

@@ -9,7 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config.tree import COUNTABLE, TASKS, Config, DataConfig
+from engine.config.references import COUNTABLE
+from engine.config.sections.data import DataConfig
+from engine.config.sections.training import TASKS
+from engine.config.tree import Config
 from engine.data.arrow_types import parse_type
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest

@@ -19,7 +19,8 @@ from torch import distributed
 from engine.config import schema
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, stall, storage
+from engine.runtime import stall, storage
+from engine.runtime.on_ray import cluster
 from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
 from engine.runtime.run import Run
 from engine.training import interrupt

@@ -27,7 +27,7 @@ from engine.data.dataset import Dataset, row_ids
 from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts
-from engine.features.moments import instants
+from engine.features.instants import instants
 from engine.features.profile import FIT_ROWS, Profile, ProfileRecord, ProfileSpec
 from engine.features.spec import sensitive_features
 from engine.runtime import records, storage

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.tree import EvaluateConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.data.calendar import local_months
 from engine.errors import UserError, nearest
 from engine.training.losses import LOSSES

@@ -21,11 +21,13 @@ import pyarrow as pa
 import torch
 
 from engine.config import schema, units
-from engine.config.tree import Config, DataConfig, FeaturesConfig, ViewConfig
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import FeaturesConfig, ViewConfig
+from engine.config.tree import Config
 from engine.data.arrow_types import same_value
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
-from engine.features import moments
+from engine.features import instants
 from engine.features.build import FeatureTable
 from engine.features.compute import entity_codes, raw_features
 from engine.features.encode import Encoder
@@ -111,8 +113,8 @@ def needed_history(
 ) -> pa.Table:
     """Rows of the event table that any window of any probe may look at: same entity, not older than the window."""
     views = [view for view in features.active_views.values() if view.kind == "windows"]
-    decisions = moments.moment_times(probes, features.as_of or "")
-    decisions = decisions[decisions != moments.NEVER]
+    decisions = instants.moment_times(probes, features.as_of or "")
+    decisions = decisions[decisions != instants.NEVER]
     if not views or not len(decisions):
         return probes.slice(0, 0).select(columns)
     longest = max(units.span(window) for view in views for window in view.windows)
@@ -127,15 +129,15 @@ def needed_history(
 def _within_windows(
     view: ViewConfig, data: DataConfig, features: FeaturesConfig, probes: pa.Table, history: pa.Table
 ) -> np.ndarray:
-    decisions = moments.moment_times(probes, features.as_of or "")
-    events = moments.instants(history[data.event_time])
+    decisions = instants.moment_times(probes, features.as_of or "")
+    events = instants.instants(history[data.event_time])
     probe_codes, codes = entity_codes(probes, view.entity, history, view.entity)
     order = np.lexsort((events, codes))
     sorted_codes, sorted_events = codes[order], events[order]
     longest = max(units.span(window) for window in view.windows)
     keep = np.zeros(len(codes), bool)
     for code, decision in zip(probe_codes, decisions, strict=True):
-        if code >= 0 and decision != moments.NEVER:
+        if code >= 0 and decision != instants.NEVER:
             low, high = np.searchsorted(sorted_codes, [code, code + 1])
             times = sorted_events[low:high]
             start, stop = np.searchsorted(times, [decision - longest, decision], side="left")

@@ -38,7 +38,7 @@ from engine.training.resume import check_identity, newest_checkpoint
 from engine.training.schedule import Schedule
 from engine.training.stepper import MakeStepper, StepFigures, Stepper, StepsTaken, TrainingJob
 from engine.training.threads import Team, compute_threads
-from engine.training.warm import load_start_weights
+from engine.training.warm_start import load_start_weights
 
 STEPPERS: dict[str, MakeStepper] = {"cpu": CpuStepper, "cuda": GpuStepper}
 NAMED_ROWS = 20  # rows named when a loss is bad

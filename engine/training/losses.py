@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.config.tree import TASKS, TrainConfig
+from engine.config.sections.training import TASKS, TrainConfig
 from engine.errors import UserError
 from engine.training.target import PLAIN, TargetScale, Values
 

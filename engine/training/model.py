@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.config.tree import ModelConfig
+from engine.config.sections.training import ModelConfig
 from engine.errors import UserError, nearest
 from engine.runtime import records
 from engine.runtime.records import Within

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.tree import TrainConfig
+from engine.config.sections.training import TrainConfig
 from engine.runtime import digest
 from engine.training.target import Values
 from kernels.hashing import hash_u64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.config.tree import ModelConfig
+from engine.config.sections.training import ModelConfig
 from engine.errors import UserError
 from engine.runtime import environment
 

@@ -10,7 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from engine.config.tree import Config
-from engine.runtime import html, storage
+from engine.runtime import storage
+from engine.runtime.reports import html
 from engine.runtime.run import Run
 from engine.runtime.tracking import read_rows
 from engine.training.losses import LOSSES

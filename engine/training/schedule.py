@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config.tree import TrainConfig
+from engine.config.sections.training import TrainConfig
 from engine.training.flat import learning_rate
 from engine.training.sizes import sizes_of
 

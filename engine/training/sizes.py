@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from engine.config.tree import AUTO, Config, TrainConfig
+from engine.config.sections.training import AUTO, TrainConfig
+from engine.config.tree import Config
 from engine.runtime.run import Run
 
 LEAST_BATCH, MOST_BATCH = 32, 4096

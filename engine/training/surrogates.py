@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config.tree import Column, DataConfig, FeaturesConfig
+from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.features import FeaturesConfig
 from engine.errors import UserError
 from engine.features.compute import raw_features
 from engine.features.encode import concealed

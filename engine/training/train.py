@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import schema, units
-from engine.config.tree import Config, DataConfig, FeaturesConfig
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import FeaturesConfig
+from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.errors import UserError
@@ -24,7 +26,7 @@ from engine.features import build
 from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
 from engine.features.encode import Encoder, as_texts, group_labels, numbered_labels
-from engine.features.moments import NEVER, instants, moment_times
+from engine.features.instants import NEVER, instants, moment_times
 from engine.features.spec import sensitive_features
 from engine.features.store import threads_of
 from engine.runtime import digest, remote, storage
@@ -67,7 +69,7 @@ from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.sizes import settle
 from engine.training.target import TargetScale, check_spread
-from engine.training.warm import start_bundle, start_encoder
+from engine.training.warm_start import start_bundle, start_encoder
 
 PERIODS = ("train", "valid", "test")
 CHUNK_ROWS = 131_072

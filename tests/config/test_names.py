@@ -11,8 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import names, schema
-from engine.config.tree import BacktestConfig, Config, DataConfig, FeaturesConfig
+from engine.config import feature_names, names, schema
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import FeaturesConfig
+from engine.config.sections.lifecycle import BacktestConfig
+from engine.config.tree import Config
 from engine.errors import UserError
 from engine.features.spec import feature_list
 from tests import tiny
@@ -98,7 +101,7 @@ def test_two_features_of_one_name_are_refused_naming_both(case: str) -> None:
     columns, features, both = COLLISIONS[case]
     made = config(columns, **features)
     with pytest.raises(UserError) as error:
-        names.check(made)
+        feature_names.check(made)
     assert all(origin in str(error.value) for origin in both), error.value
     assert "aliases: [" in str(error.value)
 
@@ -127,17 +130,17 @@ def test_a_config_is_refused_exactly_when_two_of_its_features_have_one_name(feat
     made = config(dict.fromkeys(["a", "b", "a_b", "b_count", "count", "hour", "a_hour"], NUMBER), **features)
     called = [item.name for item in feature_list(made.data, made.features)]
     if len(set(called)) == len(called):
-        names.check(made)
+        feature_names.check(made)
     else:
         with pytest.raises(UserError, match="a name must stand for one thing"):
-            names.check(made)
+            feature_names.check(made)
 
 
 def test_views_that_are_left_out_take_no_name() -> None:
-    names.check(
+    feature_names.check(
         config({"shop_count_7d": NUMBER}, direct={"shop_count_7d": True}, views={"shop": WINDOW}, windows=False)
     )
-    names.check(config({"shop_count_7d": NUMBER}, direct={"shop_count_7d": False}, views={"shop": WINDOW}))
+    feature_names.check(config({"shop_count_7d": NUMBER}, direct={"shop_count_7d": False}, views={"shop": WINDOW}))
 
 
 # ---------------------------------------------------------------------------------------------- words and folders
@@ -159,16 +162,16 @@ def edited(**data: Any) -> Config:
 ])  # fmt: skip
 def test_a_word_of_the_engine_s_as_a_name_is_refused(make: Callable[[], Config], found: str) -> None:
     with pytest.raises(UserError) as error:
-        names.check(make())
+        feature_names.check(make())
     assert found in str(error.value)
 
 
-@pytest.mark.parametrize("name", names.OUTPUT)
+@pytest.mark.parametrize("name", feature_names.OUTPUT)
 def test_an_event_time_called_like_a_column_of_the_output_is_refused(name: str) -> None:
     columns = {"id": COLUMNS["id"], name: COLUMNS["at"]}
     source = {"path": "o.csv", "columns": {key: item["type"] for key, item in columns.items()}}
     with pytest.raises(UserError, match=f"data.columns.{name} has role event_time"):
-        names.check(schema.build(Config, {"data": {"sources": {"orders": source}, "columns": columns}}))
+        feature_names.check(schema.build(Config, {"data": {"sources": {"orders": source}, "columns": columns}}))
 
 
 HOSTILE = [
@@ -228,21 +231,21 @@ def test_a_name_of_letters_spaces_dots_and_signs_is_one_of_a_folder(name: str) -
 
 def test_columns_that_sql_takes_for_one_are_refused_where_sql_sees_them() -> None:
     double = {"Amount": NUMBER}
-    names.check(config(double))  # nothing but files: both are read by their exact name
+    feature_names.check(config(double))  # nothing but files: both are read by their exact name
     with pytest.raises(UserError, match=r"'amount' and 'Amount', which differ in case only, of data.columns.amount"):
-        names.check(config(double, views={"a": expression("b")}))
+        feature_names.check(config(double, views={"a": expression("b")}))
     for change in ({"query": "SELECT * FROM orders"}, {"rules": {"positive": {"holds": "amount > 0"}}}):
         plain = schema.plain(config(double))["data"]
         with pytest.raises(UserError, match="which differ in case only"):
-            names.check(schema.build(Config, {"data": {**plain, **change}}))
+            feature_names.check(schema.build(Config, {"data": {**plain, **change}}))
 
 
 def test_sources_that_sql_takes_for_one_are_refused() -> None:
     plain = schema.plain(config())["data"]
     plain["sources"]["Orders"] = plain["sources"]["orders"]
-    names.check(schema.build(Config, {"data": {**plain, "name": "orders"}}))
+    feature_names.check(schema.build(Config, {"data": {**plain, "name": "orders"}}))
     with pytest.raises(UserError, match=r"data.sources.orders and of data.sources.Orders"):
-        names.check(schema.build(Config, {"data": {**plain, "query": "SELECT * FROM orders"}}))
+        feature_names.check(schema.build(Config, {"data": {**plain, "query": "SELECT * FROM orders"}}))
 
 
 # ----------------------------------------------------------------------------------------------- from the shell

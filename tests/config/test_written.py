@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from engine.config import compose, written
+from engine.config import compose, literals
 from engine.config.tree import Config
 from engine.errors import UserError
 
@@ -258,8 +258,8 @@ def test_a_number_that_a_run_cannot_record_is_refused(key: str, number: str, giv
 
 
 def test_a_word_without_a_declared_type_is_what_it_looks_like() -> None:
-    words = [written.marked(text) for text in ("1", "1.5", "true", "null", "0123", "x")]
-    assert written.settled(words) == [1, 1.5, True, None, "0123", "x"]
+    words = [literals.marked(text) for text in ("1", "1.5", "true", "null", "0123", "x")]
+    assert literals.settled(words) == [1, 1.5, True, None, "0123", "x"]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_aliases_that_repeat_aliases_are_refused_before_they_are_written_out(lin
     path = tmp_path / "a.yaml"
     path.write_text("\n".join(lines))
     with open(path) as stream, pytest.raises(yaml.YAMLError, match=r"a\.yaml must not have more than 16,777,216 char"):
-        written.load(stream)
+        literals.load(stream)
     path.write_text("\n".join(lines[:3]))  # aliases as people use them
     with open(path) as stream:
-        assert written.load(stream)["n0"] == {"x": "abcdefghij"}
+        assert literals.load(stream)["n0"] == {"x": "abcdefghij"}

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from engine.config import schema
-from engine.config.tree import Config, DataConfig
+from engine.config.sections.data import DataConfig
+from engine.config.tree import Config
 from engine.data import stage
 from engine.data.dataset import Dataset
 from engine.data.files import source_files

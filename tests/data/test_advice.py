@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config import compose, schema
-from engine.config.tree import SourceColumn
-from engine.data import look
+from engine.config.sections.data import SourceColumn
 from engine.data.dataset import Dataset
+from engine.data.readers import advice
 from engine.errors import UserError
 from tests.advice import advised, follow
 from tests.data.helpers import build, config
@@ -98,8 +98,8 @@ def test_an_export_that_is_no_table_from_line_1_is_read_as_its_messages_say(
 
 
 def test_a_footer_far_behind_the_first_lines_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "HEAD", 256)
-    monkeypatch.setattr(look, "TAIL", 256)
+    monkeypatch.setattr(advice, "HEAD", 256)
+    monkeypatch.setattr(advice, "TAIL", 256)
     rows = [f"{number},2024-01-01T00:00:00Z,{number}" for number in range(100)]
     (tmp_path / "a.csv").write_text(table("-,-,EUR", *rows, "", "Total,,4950", "Made by an export"))
     (found,) = ways_out(tmp_path, section())

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import schema
-from engine.config.tree import Column, Config
+from engine.config.sections.data import Column
+from engine.config.tree import Config
 from engine.data import checks
 from engine.data.arrow_types import alike, as_keys, parse_type
 from engine.data.parse import FALSE, TRUE, Reading, to_type

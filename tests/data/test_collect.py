@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.data import collect
+from engine.data import dataset_gc
 from engine.runtime import storage
 
 DAY = 86_400
@@ -83,7 +83,7 @@ def test_a_name_that_is_being_ingested_is_left_alone(cli, stored) -> None:
     with open("store/datasets/shop/.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         rows = ask(cli, "--delete")
-    assert rows[str(stored["stray"])]["kept"] == collect.INGEST and stored["stray"].exists()
+    assert rows[str(stored["stray"])]["kept"] == dataset_gc.INGEST and stored["stray"].exists()
 
 
 def test_a_damaged_run_stops_the_clean_up(cli, stored) -> None:

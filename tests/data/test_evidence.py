@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data import cut
 from engine.data.ingest import ingest
-from engine.data.policy import CONFLICTING, EQUAL
+from engine.data.readers import split_text
+from engine.data.violations import CONFLICTING, EQUAL
 from engine.errors import UserError
 from engine.runtime import storage
 from tests.data.helpers import build, config, read, run_of
@@ -38,11 +38,11 @@ def test_json_is_shown_as_it_is_written(
     path = tmp_path_factory.mktemp("j") / "x.jsonl"
     lines = [", ".join(f'"{name}": {({**RIGHT, wrong: text})[name]}' for name in KINDS) for wrong, text in cells]
     path.write_text("".join(f"{{{line}}}\n" for line in lines), encoding="utf-8")
-    usual, cut.PIECE = cut.PIECE, piece
+    usual, split_text.PIECE = split_text.PIECE, piece
     try:
         _, found = read(path, KINDS)
     finally:
-        cut.PIECE = usual
+        split_text.PIECE = usual
     for record in found.tally.records:
         wrong, text = cells[record["row"] - 1]
         assert (record["column"], record["value"]) == (wrong, text)

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.config.tree import SourceColumn, SourceConfig
-from engine.data import failures, lake
+from engine.config.sections.data import SourceColumn, SourceConfig
+from engine.data import failures
 from engine.data.expressions import evaluate
+from engine.data.readers import lake_tables
 from engine.errors import UserError
 from engine.runtime import digest
 from tests.data.helpers import build, config, read
@@ -303,15 +304,15 @@ def test_a_line_of_json_that_is_no_object_is_told_in_the_words_of_json(tmp_path:
 def test_a_snapshot_that_is_no_whole_number_is_refused(kind: str, snapshot: str, tmp_path: Path) -> None:
     source = SourceConfig(path="t", columns={"i": SourceColumn(type="int64")}, format=kind, snapshot=snapshot)
     with pytest.raises(UserError, match=rf"data\.sources\.s\.snapshot must be .* a whole number, found '{snapshot}'"):
-        lake.table_file("s", source, tmp_path)
+        lake_tables.table_file("s", source, tmp_path)
 
 
 def test_a_fault_of_the_engine_keeps_its_traceback() -> None:
     for fault in (lambda: {}["a"], lambda: len(None), lambda: [][1]):  # type: ignore[arg-type]
-        with pytest.raises((KeyError, TypeError, IndexError)), failures.told_as("x"):
+        with pytest.raises((KeyError, TypeError, IndexError)), failures.explained("x"):
             fault()
     for raised in (lambda: pa.array([2**63]), lambda: pa.array(["x"]).cast(pa.int64()), lambda: open("/nowhere/x")):
-        with pytest.raises(UserError, match=r"^x: "), failures.told_as("x"):
+        with pytest.raises(UserError, match=r"^x: "), failures.explained("x"):
             raised()
 
 

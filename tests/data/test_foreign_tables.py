@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.data import lake
+from engine.data.readers import lake_tables
 from engine.errors import UserError
 from tests.data.helpers import build, config, read
 from tests.data.test_remote import SOURCE, data, events
@@ -200,7 +200,7 @@ def test_the_files_that_a_delta_log_names_lie_in_the_table(tmp_path, action) -> 
         else:
             pq.write_table(pa.Table.from_pylist([action]), file)
         with pytest.raises(UserError, match=OUTSIDE):
-            lake._delta(table, None)
+            lake_tables._delta(table, None)
         file.unlink()
 
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import schema
-from engine.config.tree import SourceColumn
-from engine.data import formats
+from engine.config.sections.data import SourceColumn
+from engine.data import date_formats
 from engine.data.arrow_types import parse_type
 from engine.data.parse import Reading, to_type
 from engine.errors import UserError
@@ -110,7 +110,7 @@ def test_an_instant_with_an_offset_declared_as_date_must_be_midnight_in_the_zone
 )  # fmt: skip
 def test_a_format_that_names_no_day_or_names_it_twice_is_refused(form: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        formats.read(pa.array(["1"]), form)
+        date_formats.read(pa.array(["1"]), form)
 
 
 def test_a_format_of_another_type_is_refused_and_without_it_the_column_is_read() -> None:
@@ -160,5 +160,5 @@ def test_whatever_is_read_is_what_python_reads_and_what_python_writes_back_is_re
 
 @given(st.lists(texts((DATE,)), min_size=1, max_size=20))
 def test_texts_together_are_read_as_each_alone(cases: list[tuple[str, str]]) -> None:
-    together = formats.read(pa.array([text for _, text in cases] + [None]), DATE).to_pylist()
-    assert together == [formats.read(pa.array([text]), DATE)[0].as_py() for _, text in cases] + [None]
+    together = date_formats.read(pa.array([text for _, text in cases] + [None]), DATE).to_pylist()
+    assert together == [date_formats.read(pa.array([text]), DATE)[0].as_py() for _, text in cases] + [None]

@@ -22,11 +22,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data import arrow_types, order, read_csv, stage
+from engine.data import arrow_types, order, stage
 from engine.data import dataset as dataset_module
 from engine.data.dataset import row_ids
 from engine.data.files import SourceFile
 from engine.data.ingest import ensure, ingest
+from engine.data.readers import csv_files
 from engine.data.show import show
 from engine.data.validate import validate
 from engine.errors import UserError
@@ -611,7 +612,7 @@ def test_an_append_reads_only_new_files_and_equals_a_full_rebuild(
 
     def counted(file: SourceFile, *arguments: Any) -> Any:
         opened.append(file.path.name)
-        return read_csv.read(file, *arguments)
+        return csv_files.read(file, *arguments)
 
     monkeypatch.setitem(stage.READERS, "csv", counted)
     for place in range(count):

@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.tree import CsvOptions
-from engine.data import bounds, cut, order, write
+from engine.config.sections.data import CsvOptions
+from engine.data import bounds, order, write
 from engine.data.bounds import Bounds
-from engine.data.trim import without_footer
+from engine.data.readers import split_text
+from engine.data.readers.trim import without_footer
 from engine.errors import UserError
 from tests.data.helpers import build, config, read
 
@@ -174,10 +175,10 @@ def test_text_without_a_line_end_is_refused_soon_after_the_limit_of_a_row(
 ) -> None:
     bounds, endless = Bounds(batch=1 << 20, row=1 << 21), Endless(unit)
     stream = without_footer(endless, options.footer, bounds) if options else endless  # type: ignore[arg-type]
-    found = cut.pieces(stream, b"", options, bounds)
+    found = split_text.pieces(stream, b"", options, bounds)
     with pytest.raises(UserError, match=r"a row must not be longer than 2,097,152 bytes .* found no line end in them"):
-        list(cut.sift(found, options, bounds) if options and options.escape else found)
-    assert endless.taken < 4 * bounds.row + 2 * cut.PIECE * bool(options and options.footer)
+        list(split_text.separate_broken_rows(found, options, bounds) if options and options.escape else found)
+    assert endless.taken < 4 * bounds.row + 2 * split_text.PIECE * bool(options and options.footer)
 
 
 @pytest.mark.parametrize("csv", [{}, {"skip": 1}, {"comment": "1"}])

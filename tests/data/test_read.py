@@ -22,9 +22,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data import cut, read_csv
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.parse import Reading, to_type
+from engine.data.readers import csv_files, split_text
 from engine.errors import UserError
 from tests.data.helpers import read
 
@@ -47,11 +47,11 @@ def test_text_survives_whatever_it_holds(
     for row in rows:
         writer.writerow(row)
     path.write_bytes(text.getvalue().encode())
-    usual, cut.PIECE = cut.PIECE, piece
+    usual, split_text.PIECE = split_text.PIECE, piece
     try:
         table, found = read(path, {"a": "string", "n": "int64", "b": "string"})
     finally:
-        cut.PIECE = usual
+        split_text.PIECE = usual
     got = list(zip(*(table.column(name).to_pylist() for name in "anb"), strict=True)) if table.num_rows else []
     assert got == [(a, n, b) for a, n, b in rows]
     assert found.tally.quarantined == 0 and found.tally.rows == len(rows)
@@ -69,11 +69,11 @@ def test_rows_are_numbered_and_accounted_for_however_they_are_cut(
     path.write_text("\n".join(["n,t", *rows]) + "\n")
     good = {"1,a": "a", '2,"b"': "b", '3,"c,d"': "c,d", '4,"e\nf"': "e\nf", '5,"g""h"': 'g"h', '6,i"j': 'i"j'}
     real = [row for row in rows if row]
-    usual, cut.PIECE = cut.PIECE, piece
+    usual, split_text.PIECE = split_text.PIECE, piece
     try:
         table, found = read(path, {"n": "int64", "t": "string"})
     finally:
-        cut.PIECE = usual
+        split_text.PIECE = usual
     assert (table.column("t").to_pylist() if table.num_rows else []) == [good[row] for row in real if row in good]
     assert sorted(record["row"] for record in found.tally.records) == [
         i for i, row in enumerate(real, 1) if row not in good
@@ -184,9 +184,9 @@ def test_an_x_inside_a_text_keeps_the_fast_path(tmp_path: Path, monkeypatch: pyt
     """Tail numbers such as N920XJ once sent whole files down the careful path, at a third of the speed."""
     path = tmp_path / "a.csv"
     path.write_text("v,k\nN920XJ,1\n10x,2\na0xb,3\n")
-    careful = read_csv._Parser._careful
+    careful = csv_files._Parser._careful
     pieces = []
-    monkeypatch.setattr(read_csv._Parser, "_careful", lambda self, piece: pieces.append(piece) or careful(self, piece))
+    monkeypatch.setattr(csv_files._Parser, "_careful", lambda self, piece: pieces.append(piece) or careful(self, piece))
     table, _ = read(path, {"v": "string", "k": "int64"})
     assert table.column("v").to_pylist() == ["N920XJ", "10x", "a0xb"] and not pieces
 
@@ -279,13 +279,13 @@ def test_an_unknown_type_names_the_nearest(kind: str, hint: str) -> None:
 @given(st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b'"')))
 def test_quotes_in_place_are_told_from_quotes_out_of_place(raw: bytes) -> None:
     # Oracle: a strict reader that must not complain, and whose fields hold no bare quote where none was doubled.
-    if cut.well_quoted(raw, b'"', b","):
+    if split_text.well_quoted(raw, b'"', b","):
         text = raw.decode("latin-1")
         list(csv.reader(io.StringIO(text, newline=""), strict=True))
 
 
 def test_numbers_of_rows_stay_right_over_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cut, "PIECE", 1000)
+    monkeypatch.setattr(split_text, "PIECE", 1000)
     rng = np.random.default_rng(0)
     lines = [f"{i},{i * 2}" if rng.random() > 0.02 else f"{i},bad" for i in range(5000)]
     (tmp_path / "x.csv").write_text("a,b\n" + "\n".join(lines))
@@ -451,11 +451,11 @@ def test_rows_of_another_length_may_hold_bytes_that_are_no_text(
 ) -> None:
     path = tmp_path_factory.mktemp("c") / "x.csv"
     path.write_bytes(b"\n".join([b"n,t", *rows]) + b"\n")
-    usual, cut.PIECE = cut.PIECE, piece
+    usual, split_text.PIECE = split_text.PIECE, piece
     try:
         _, found = read(path, {"n": "string", "t": "binary"})
     finally:
-        cut.PIECE = usual
+        split_text.PIECE = usual
     wrong = [
         (number, row.decode("utf-8", "backslashreplace")) for number, row in enumerate(rows, 1) if row[:1] > b"\x7f"
     ]

@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from engine.config.tree import DataConfig, SourceColumn, SourceConfig
+from engine.config.sections.data import DataConfig, SourceColumn, SourceConfig
 from engine.data import files
 from engine.errors import UserError
 from tests.data.helpers import build, config

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import schema
-from engine.config.tree import CsvOptions
-from engine.data import cut, trim
+from engine.config.sections.data import CsvOptions
 from engine.data.bounds import USUAL
+from engine.data.readers import split_text, trim
 from engine.errors import UserError
 from tests.data.helpers import read
 
@@ -26,11 +26,11 @@ LINE = st.text(st.sampled_from('ab,"#; \u00e9'), max_size=8)
 
 def table_of(path: Path, piece: int, **options: Any) -> tuple[list[tuple[Any, Any]], list[tuple[int, str]]]:
     """(rows, (row number, reason) of what is quarantined) of a file read in blocks of `piece` bytes."""
-    usual, cut.PIECE = cut.PIECE, piece
+    usual, split_text.PIECE = split_text.PIECE, piece
     try:
         table, found = read(path, COLUMNS, csv=options)
     finally:
-        cut.PIECE = usual
+        split_text.PIECE = usual
     assert found.tally.rows == found.tally.kept + found.tally.quarantined
     rows = list(zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)) if table.num_rows else []
     return rows, sorted((record["row"], record["reason"]) for record in found.tally.records)
@@ -102,11 +102,11 @@ def test_comments_among_rows_of_broken_quotes_are_left_out_and_rows_keep_their_n
 @settings(max_examples=150)
 def test_a_footer_is_the_last_lines_of_the_file(data: bytes, lines: int, piece: int, end: bytes) -> None:
     data = data.replace(b"\r", b"").replace(b"a", b"\n").replace(b"\n", end)
-    usual, cut.PIECE = cut.PIECE, piece
+    usual, split_text.PIECE = split_text.PIECE, piece
     try:
         found = trim.without_footer(io.BytesIO(data), lines, USUAL).read()  # type: ignore[arg-type]
     finally:
-        cut.PIECE = usual
+        split_text.PIECE = usual
     kept = data.splitlines(keepends=True)
     assert found == b"".join(kept[: max(len(kept) - lines, 0)])
 

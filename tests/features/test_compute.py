@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from engine.config import schema
-from engine.config.tree import DataConfig, FeaturesConfig
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import FeaturesConfig
 from engine.errors import UserError
 from engine.features import compute
 from engine.features.compute import entity_codes, raw_features

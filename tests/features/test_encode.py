@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
-from engine.config.tree import EncodeConfig
+from engine.config.sections.features import EncodeConfig
 from engine.errors import UserError
 from engine.features.encode import NULL, RARE, UNSEEN, Encoder, concealed, group_labels, numbered_labels
 from engine.features.spec import Feature

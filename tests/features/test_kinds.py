@@ -24,7 +24,7 @@ from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features import audit, functions
-from engine.features.moments import instants
+from engine.features.instants import instants
 from engine.runtime.run import Run
 from tests.features.test_store import built, config_of, everything, features_computed, months_of_visits, parts_of
 from tests.tiny import START, H, visits, write_tiny

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.tree import EncodeConfig
+from engine.config.sections.features import EncodeConfig
 from engine.errors import UserError
 from engine.features.encode import NULL, RARE, UNSEEN, Encoder
 from engine.features.profile import UNSEEN_KEPT, Profile, ProfileSpec

@@ -19,13 +19,15 @@ import pytest
 import engine.features
 from engine.config import schema
 from engine.config.compose import compose
-from engine.config.tree import Column, Config, DataConfig, FeaturesConfig
+from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.features import FeaturesConfig
+from engine.config.tree import Config
 from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
 from engine.features import audit, build, catalog, functions
-from engine.features.moments import instants
+from engine.features.instants import instants
 from engine.runtime import storage
 from engine.runtime.run import Run
 from tests.tiny import overrides, write_tiny

@@ -18,7 +18,8 @@ import pytest
 
 from engine.config import schema
 from engine.config.compose import compose
-from engine.config.tree import Config, ViewConfig
+from engine.config.sections.features import ViewConfig
+from engine.config.tree import Config
 from engine.data import ingest
 from engine.errors import UserError
 from engine.features import build, compute, store
@@ -305,7 +306,7 @@ def config_data() -> Any:
         "shop": "string",
         "amount": {"type": "float64", "known_at": "prior"},
     }
-    from engine.config.tree import DataConfig
+    from engine.config.sections.data import DataConfig
 
     return schema.build(DataConfig, {"sources": {"x": {"path": "x", "columns": {"id": "int64"}}}, "columns": columns})
 

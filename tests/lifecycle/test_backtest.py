@@ -12,7 +12,7 @@ import pytest
 
 import engine
 from engine.config import schema, units
-from engine.config.tree import PolicyConfig, RetrainConfig
+from engine.config.sections.lifecycle import PolicyConfig, RetrainConfig
 from engine.errors import UserError
 from engine.lifecycle import backtest
 from engine.runtime.run import Run

@@ -24,13 +24,13 @@ from engine.data.profile import ProfileRecord
 from engine.errors import UserError
 from engine.features import profile as features_profile
 from engine.features.encode import Encoder
-from engine.features.parts import InputsRecord
+from engine.features.partitions import InputsRecord
 from engine.features.profile import Profile, ProfileSpec
 from engine.features.store import open_view
 from engine.lifecycle import chain, decide, lineage
 from engine.lifecycle import registry as registry_words
 from engine.lifecycle.observations import observation
-from engine.lifecycle.policy import Facts
+from engine.lifecycle.retrain_rules import Facts
 from engine.monitoring import alerts, history
 from engine.monitoring.monitor import DriftRecord
 from engine.monitoring.reference import read_reference

@@ -19,11 +19,11 @@ import pytest
 import engine
 from engine import __main__ as shell
 from engine.config import schema
-from engine.config.tree import GateConfig
+from engine.config.sections.lifecycle import GateConfig
 from engine.errors import UserError
 from engine.lifecycle import decide
 from engine.lifecycle.challenger import Workshop
-from engine.lifecycle.judge import verdict
+from engine.lifecycle.challenger_gate import verdict
 from engine.runtime.registry import Registry, resolve
 from engine.runtime.run import Run
 

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import schema, units
-from engine.config.tree import GateConfig, RetrainConfig
-from engine.features.moments import NEVER
-from engine.lifecycle import judge
+from engine.config.sections.lifecycle import GateConfig, RetrainConfig
+from engine.features.instants import NEVER
+from engine.lifecycle import challenger_gate
 from engine.lifecycle.challenger import periods_of
-from engine.lifecycle.judge import Judged, evidence, verdict
+from engine.lifecycle.challenger_gate import Judged, evidence, verdict
 from engine.lifecycle.maturity import label_horizon
-from engine.lifecycle.policy import Champion, Facts, Later, Observation, trigger
+from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, trigger
 from engine.training.evaluate import point_metrics
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Rows, poisson_weights, resample
@@ -249,9 +249,9 @@ def rows(seed: int = 0, n: int = 4000, skill: tuple[float, float] = (1.0, 1.0), 
 
 
 def test_a_better_challenger_wins_and_a_worse_one_does_not() -> None:
-    assert verdict(evidence(rows(skill=(1.0, 1.4)), "binary", GATE), GATE)[0] == judge.PROMOTE
+    assert verdict(evidence(rows(skill=(1.0, 1.4)), "binary", GATE), GATE)[0] == challenger_gate.PROMOTE
     answer, reasons = verdict(evidence(rows(skill=(1.4, 1.0)), "binary", GATE), GATE)
-    assert answer == judge.KEEP
+    assert answer == challenger_gate.KEEP
     assert "the challenger is worse" in reasons[0]
 
 
@@ -260,8 +260,8 @@ def test_an_equal_challenger_does_not_win() -> None:
     same = dataclasses.replace(same, challenger=same.champion)
     found = evidence(same, "binary", GATE)
     assert (found["metric"]["gain"], found["metric"]["low"], found["metric"]["high"]) == (0, 0, 0)
-    assert verdict(found, GATE)[0] == judge.KEEP
-    wins = sum(verdict(evidence(rows(seed), "binary", GATE), GATE)[0] == judge.PROMOTE for seed in range(20))
+    assert verdict(found, GATE)[0] == challenger_gate.KEEP
+    wins = sum(verdict(evidence(rows(seed), "binary", GATE), GATE)[0] == challenger_gate.PROMOTE for seed in range(20))
     assert wins <= 4  # a chance gain passes a one-sided 5 % test in about 1 of 20
 
 
@@ -275,7 +275,7 @@ def test_a_metric_that_is_not_defined_never_wins(side: str, broken: float) -> No
         json.dumps(evidence(dataclasses.replace(given, **{side: scores}), "binary", GATE), allow_nan=False)
     )
     answer, reasons = verdict(found, GATE)
-    assert answer == judge.KEEP
+    assert answer == challenger_gate.KEEP
     assert f"1 scores of the {side} are not finite" in reasons[0]
 
 
@@ -284,16 +284,16 @@ def test_one_class_alone_is_no_judgement(value: float) -> None:
     given = rows(skill=(1.0, 1.4))
     found = evidence(dataclasses.replace(given, target=np.full(given.rows, value)), "binary", GATE)
     answer, reasons = verdict(found, GATE)
-    assert answer == judge.KEEP
+    assert answer == challenger_gate.KEEP
     assert "the same target" in reasons[0]
 
 
 def test_too_few_rows_are_no_judgement() -> None:
     answer, reasons = verdict(evidence(rows(n=99, skill=(0.5, 3.0)), "binary", GATE), GATE)
-    assert answer == judge.KEEP
+    assert answer == challenger_gate.KEEP
     assert "only 99 judged rows" in reasons[0]
     empty = Judged(np.empty(0), np.empty(0, np.float32), np.empty(0, np.float32), {})
-    assert verdict(evidence(empty, "binary", GATE), GATE)[0] == judge.KEEP
+    assert verdict(evidence(empty, "binary", GATE), GATE)[0] == challenger_gate.KEEP
 
 
 def test_a_slice_that_loses_much_stops_a_promotion() -> None:
@@ -304,7 +304,7 @@ def test_a_slice_that_loses_much_stops_a_promotion() -> None:
     scores[left] = np.random.default_rng(1).permutation(scores[left])
     found = evidence(dataclasses.replace(given, challenger=scores, slices=slices), "binary", GATE)
     answer, reasons = verdict(found, GATE)
-    assert answer == judge.KEEP
+    assert answer == challenger_gate.KEEP
     assert any("slice side=small" in reason for reason in reasons)
 
 
@@ -327,7 +327,7 @@ def test_lost_calibration_stops_a_promotion() -> None:
     sharp = np.where(given.challenger < 0.5, given.challenger / 8, 1 - (1 - given.challenger) / 8).astype(np.float32)
     loose = dataclasses.replace(GATE, max_cost_rise=100.0)
     answer, reasons = verdict(evidence(dataclasses.replace(given, challenger=sharp), "binary", loose), loose)
-    assert answer == judge.KEEP
+    assert answer == challenger_gate.KEEP
     assert len(reasons) == 1
     assert "calibration error" in reasons[0]
 
@@ -337,7 +337,7 @@ def test_a_business_cost_that_rises_beyond_chance_stops_a_promotion() -> None:
     shy = (given.challenger * 0.2).astype(np.float32)  # the same ranking, but hardly anyone is above the threshold
     loose = dataclasses.replace(GATE, max_ece_rise=1.0)
     answer, reasons = verdict(evidence(dataclasses.replace(given, challenger=shy), "binary", loose), loose)
-    assert answer == judge.KEEP
+    assert answer == challenger_gate.KEEP
     assert len(reasons) == 1
     assert "business cost" in reasons[0]
 
@@ -345,7 +345,7 @@ def test_a_business_cost_that_rises_beyond_chance_stops_a_promotion() -> None:
 def test_costs_by_hand() -> None:
     gate = dataclasses.replace(GATE, cost_false_negative=5.0, cost_false_positive=1.0)
     target, scores = np.array([1, 1, 0, 0.0]), np.array([0.9, 0.1, 0.9, 0.1])
-    assert judge.row_costs(target, scores, 1 / 6, gate).tolist() == [0, 5, 1, 0]
+    assert challenger_gate.row_costs(target, scores, 1 / 6, gate).tolist() == [0, 5, 1, 0]
 
 
 def test_weighted_metrics_equal_metrics_of_repeated_rows() -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from engine.config.tree import EncodeConfig
+from engine.config.sections.features import EncodeConfig
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature
-from engine.monitoring.calibrate import CalibrationPlan
+from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.drift import Current, Drift, compare
 from engine.monitoring.reference import Reference, day_counts
 from engine.monitoring.statistics import column_specs

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.tree import AlertConfig, Config, MonitorConfig, PathsConfig
+from engine.config.sections.monitoring import AlertConfig, MonitorConfig
+from engine.config.sections.runtime import PathsConfig
+from engine.config.tree import Config
 from engine.monitoring import alerts
 from engine.runtime.run import Run
 

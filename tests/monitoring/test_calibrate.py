@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from engine.monitoring.calibrate import (
+from engine.monitoring.alarm_lines import (
     LINE,
     NAMES,
     CalibrationPlan,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
-from engine.monitoring.calibrate import NAMES
+from engine.monitoring.alarm_lines import NAMES
 from engine.monitoring.drift import Current, benjamini_hochberg
 from engine.monitoring.monitor import conclude, rounded
 from engine.monitoring.statistics import HAS

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import schema
-from engine.config.tree import FeaturesConfig
-from engine.monitoring.describe import NEAR
-from engine.monitoring.growth import rising
+from engine.config.sections.features import FeaturesConfig
+from engine.monitoring.column_findings import NEAR
 from engine.monitoring.reference import Reference
+from engine.monitoring.rising_columns import rising
 from tests.monitoring.synthetic import FIRST, make_reference, make_window, record, run_drift, status
 
 FEATURES = schema.build(

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.tree import BusinessConfig, EncodeConfig
+from engine.config.sections.features import EncodeConfig
+from engine.config.sections.monitoring import BusinessConfig
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec, category_label
 from engine.monitoring import history
-from engine.monitoring.describe import Pair
+from engine.monitoring.column_findings import Pair
 from engine.monitoring.drift import manual_lines
 from engine.monitoring.performance import check_expressions
 from engine.monitoring.reference import read_reference

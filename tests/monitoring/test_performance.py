@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from engine.config.tree import BusinessConfig, EvaluateConfig
+from engine.config.sections.monitoring import BusinessConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
 from engine.monitoring.performance import (
     Judge,

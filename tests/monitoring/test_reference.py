@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.config.tree import Column, Config, DataConfig, EncodeConfig, FeaturesConfig, SourceColumn, SourceConfig
+from engine.config.sections.data import Column, DataConfig, SourceColumn, SourceConfig
+from engine.config.sections.features import EncodeConfig, FeaturesConfig
+from engine.config.tree import Config
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature, sensitive_features

@@ -16,7 +16,7 @@ from engine.config import schema
 from engine.config.compose import compose
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, submit
+from engine.runtime.on_ray import cluster, submit
 from engine.runtime.run import Run
 from engine.training import distributed
 from engine.training.examples import Examples

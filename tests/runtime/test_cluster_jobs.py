@@ -20,7 +20,7 @@ import pytest
 
 from engine.config import compose
 from engine.errors import UserError
-from engine.runtime import submit
+from engine.runtime.on_ray import submit
 from tests import tiny
 
 pytest.importorskip("ray")

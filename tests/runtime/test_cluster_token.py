@@ -12,7 +12,8 @@ import pytest
 
 from engine.config import schema
 from engine.config.tree import Config
-from engine.runtime import cluster, ray_private, terminal
+from engine.runtime import terminal
+from engine.runtime.on_ray import cluster, ray_private
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray

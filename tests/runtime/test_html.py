@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from markupsafe import Markup
 
-from engine.runtime import html
+from engine.runtime.reports import html
 
 HOSTILE = '<script>alert("x")</script>&'
 

@@ -14,7 +14,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.runtime import stall
-from engine.runtime.pool import Actors, Work, _Actor, run_actors, run_threads
+from engine.runtime.on_ray.pool import Actors, Work, _Actor, run_actors, run_threads
 
 ROW = {"item": json.dumps({"n": 1})}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.runtime import ray_private
+from engine.runtime.on_ray import ray_private
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ def test_the_installed_ray_has_every_private_name(module: str) -> None:
     found = importlib.import_module(module)
     lacking = [name for name in ray_private.NAMES[module] if not hasattr(found, name)]
     assert not lacking, (
-        f"this Ray lacks {module}.{lacking[0]}: mend engine/runtime/ray_private.py, or bound Ray in setup.py"
+        f"this Ray lacks {module}.{lacking[0]}: mend engine/runtime/on_ray/ray_private.py, or bound Ray in setup.py"
     )
 
 
@@ -42,7 +42,9 @@ def test_no_other_file_uses_them() -> None:
             text = path.read_text()
             found = sorted(word for word in words - {"_internal", "_private"} if re.search(rf"\b{word}\b", text))
             found += re.findall(r"\bray(?:\.\w+)*\._[a-z]\w*", text)
-            assert not found, f"{path.relative_to(ROOT)} uses {found[0]}: it belongs into engine/runtime/ray_private.py"
+            assert not found, (
+                f"{path.relative_to(ROOT)} uses {found[0]}: it belongs into engine/runtime/on_ray/ray_private.py"
+            )
 
 
 def test_ray_has_an_upper_bound() -> None:

@@ -119,7 +119,7 @@ def test_a_run_whose_process_is_gone_is_recorded_as_failed(tmp_path: Path, order
         sys.executable,
         "-I",
         "-S",
-        str(ROOT / "engine/runtime/reaper.py"),
+        str(ROOT / "engine/runtime/on_ray/reaper.py"),
         str(record["pid"]),
         "0",
         str(tmp_path),

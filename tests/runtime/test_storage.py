@@ -18,7 +18,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from engine.config.tree import Config, PathsConfig
+from engine.config.sections.runtime import PathsConfig
+from engine.config.tree import Config
 from engine.data import order
 from engine.errors import UserError
 from engine.runtime import storage

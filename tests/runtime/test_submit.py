@@ -15,7 +15,7 @@ import engine
 from engine.config import compose, schema
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import submit
+from engine.runtime.on_ray import submit
 from engine.runtime.run import Run
 
 

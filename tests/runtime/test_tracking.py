@@ -21,7 +21,7 @@ import wandb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.tree import TrackingConfig
+from engine.config.sections.runtime import TrackingConfig
 from engine.errors import UserError
 from engine.runtime import tracking
 from tests.lifecycle.recorded import make_run, sha

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from engine.config import schema
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import cluster, environment, ray_private, submit, versions
+from engine.runtime import environment
+from engine.runtime.on_ray import cluster, ray_private, submit, versions
 from engine.runtime.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]

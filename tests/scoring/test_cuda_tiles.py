@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from engine.config import schema
-from engine.config.tree import Config, ModelConfig
+from engine.config.sections.training import ModelConfig
+from engine.config.tree import Config
 from engine.errors import UserError
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.scoring.score import device_of

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.config.tree import DataConfig, EncodeConfig, FeaturesConfig
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import EncodeConfig, FeaturesConfig
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.features.spec import Feature

@@ -23,7 +23,7 @@ import engine
 from engine.config.compose import compose
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.features import demand
+from engine.features import required_columns
 from engine.runtime import storage
 from engine.runtime.run import Run
 from engine.scoring import export
@@ -383,9 +383,11 @@ def test_demanded_is_what_is_known_of_a_row_at_its_decision(
 ) -> None:
     columns = compose(overrides(shop.folder), shop.conf).config.data.columns
     config = config_of(shop, columns={**columns, column: dataclasses.replace(columns[column], **changes)})
-    assert (column in demand.demanded(config.data, config.features)) == needed
-    assert column in demand.demanded(config.data, config.features, [column]), "what goes to the output is demanded"
-    relaxed = demand.for_scoring(config.data, config.features)
+    assert (column in required_columns.demanded(config.data, config.features)) == needed
+    assert column in required_columns.demanded(config.data, config.features, [column]), (
+        "what goes to the output is demanded"
+    )
+    relaxed = required_columns.for_scoring(config.data, config.features)
     assert relaxed.sources["visits"].columns[column].missing == ("fail" if needed else "null")
     assert needed or relaxed.columns[column].nullable
 
@@ -407,7 +409,7 @@ SQL = {
 @pytest.mark.parametrize(("sql", "missing"), SQL.items())
 def test_of_a_query_is_demanded_what_the_columns_of_a_row_are_made_of(shop: Shop, sql: str, missing: list[str]) -> None:
     config = config_of(shop, query=sql)
-    columns = demand.for_scoring(config.data, config.features).sources["visits"].columns
+    columns = required_columns.for_scoring(config.data, config.features).sources["visits"].columns
     assert [name for name, column in columns.items() if column.missing == "null"] == sorted(
         missing, key=list(columns).index
     )

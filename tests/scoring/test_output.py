@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.tree import ScoreConfig
+from engine.config.sections.scoring import ScoreConfig
 from engine.data.arrow_types import parse_type
 from engine.errors import UserError
 from engine.runtime import digest, storage

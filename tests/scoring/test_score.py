@@ -24,7 +24,8 @@ import engine
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features.profile import Profile
-from engine.runtime import pool, storage
+from engine.runtime import storage
+from engine.runtime.on_ray import pool
 from engine.runtime.run import Run
 from engine.runtime.seal import Seal
 from engine.scoring import output, units

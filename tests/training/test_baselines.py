@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.config.tree import EvaluateConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.training import baselines
 from engine.training.examples import Examples
 from tests.training.conftest import packed

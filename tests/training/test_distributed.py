@@ -28,7 +28,8 @@ from engine.config.compose import compose
 from engine.data import ingest
 from engine.errors import UserError
 from engine.features import build
-from engine.runtime import cluster, environment
+from engine.runtime import environment
+from engine.runtime.on_ray import cluster
 from engine.runtime.run import Run
 from engine.training import distributed
 from engine.training import train as steps
@@ -350,7 +351,7 @@ def fails_on_rank_one(error: Exception) -> Callable[[dict], None]:
     """A worker function whose rank 1 raises at step 3, every time."""
 
     def work(payload: dict) -> None:
-        from engine.runtime import cluster
+        from engine.runtime.on_ray import cluster
         from engine.training import distributed, shards
 
         run = shards.ShardTask.run

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from engine.config.tree import EvaluateConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
 from engine.training.evaluate import evaluate_scores, intervals, point_metrics, watched_metric
 from engine.training.metrics import METRICS, Rows, resample

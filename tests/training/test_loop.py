@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from engine.config.tree import ModelConfig, TrainConfig
+from engine.config.sections.training import ModelConfig, TrainConfig
 from engine.errors import UserError
 from engine.runtime import environment
 from engine.training.checkpoint import candidates

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from engine import api
-from engine.config.tree import EvaluateConfig, GateConfig
+from engine.config.sections.lifecycle import GateConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
+from engine.lifecycle.challenger_gate import Judged, evidence, verdict
 from engine.lifecycle.compare import compare_runs, read_side
-from engine.lifecycle.judge import Judged, evidence, verdict
 from engine.monitoring.performance import Judge, Outcomes, measure
 from engine.training.metrics import METRICS, Metric, Rows, find_metric, mean_of
 from tests.tiny import overrides, write_tiny

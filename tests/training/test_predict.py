@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config.tree import ModelConfig
+from engine.config.sections.training import ModelConfig
 from engine.training.losses import to_scores
 from engine.training.model import architecture, build_model, from_architecture
 from engine.training.predict import predict_logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.config.tree import EvaluateConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.training.evaluate import evaluate_scores
 from engine.training.report import write_report
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine import api
 from engine.config.compose import compose
-from engine.config.tree import TrainConfig
+from engine.config.sections.training import TrainConfig
 from engine.errors import UserError
 from engine.runtime.run import Run
 from engine.training.predict import predict_logits

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from engine.config import schema
-from engine.config.tree import DataConfig, FeaturesConfig
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import FeaturesConfig
 from engine.errors import UserError
 from engine.training.surrogates import hidden, stand_in
 

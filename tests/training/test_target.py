@@ -17,9 +17,9 @@ from sklearn import metrics as oracle
 
 from engine import __main__ as shell
 from engine import api
-from engine.config.tree import GateConfig
+from engine.config.sections.lifecycle import GateConfig
 from engine.errors import UserError
-from engine.lifecycle.judge import Judged, evidence, verdict
+from engine.lifecycle.challenger_gate import Judged, evidence, verdict
 from engine.runtime.run import Run
 from engine.scoring.worker import Content
 from engine.training.gate import check_gate

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine import api
-from engine.config.tree import TASKS
+from engine.config.sections.training import TASKS
 from engine.errors import UserError
 from engine.runtime import digest
 from engine.runtime.run import Run

@@ -1,0 +1,114 @@
+"""What a feature is called, and where a user's names meet each other's and the engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.config.names import check_distinct
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
+from engine.config.tree import Config
+from engine.errors import UserError
+
+OUTPUT = ("row_id", "score", "model")  # columns of every output of `score`
+PRIOR, ROWS, NUMBER = "prior", "rows", "$number"
+RENAME = (
+    "To rename a column, declare it under another name in data.sources.<source>.columns with `aliases: [{0}]` (or rename it with "
+    "AS in data.query), and use that name everywhere else"
+)
+
+
+def window_name(view: str, column: str, aggregate: str, window: str) -> str:
+    """`origin_dep_delay_mean_2h`; rows themselves are counted as `origin_count_2h`."""
+    return f"{view}_{aggregate}_{window}" if column == ROWS else f"{view}_{column}_{aggregate}_{window}"
+
+
+def calendar_features(name: str, calendar: CalendarConfig) -> Iterator[tuple[str, str]]:
+    """(feature, part) of one time column, in order."""
+    for part in calendar.parts:
+        for wave in ("_sin", "_cos") if calendar.cyclic else ("",):
+            yield f"{name}_{part}{wave}", part
+
+
+def view_features(name: str, view: ViewConfig) -> Iterator[tuple[str, str]]:
+    """(feature, key of the view that asks for it) in the order of the spec; of windows: column, window, aggregate."""
+    if view.kind == "windows":
+        for column, aggregates in view.aggregates.items():
+            for window in view.windows:
+                for aggregate in aggregates:
+                    yield window_name(name, column, aggregate, window), f"aggregates.{column} ({aggregate} of {window})"
+        return
+    key = {"asof": "columns", "expression": "expressions", "function": "outputs"}[view.kind]
+    for column in getattr(view, key):
+        yield f"{name}_{column}", f"{key}.{column}"
+
+
+def features(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
+    """(feature, config key that asks for it) of everything in use."""
+    yield from ((name, f"features.direct.{name}") for name in config.direct_columns)
+    for name, calendar in config.calendar.items():
+        yield from (
+            (feature, f"features.calendar.{name}.parts ({part})") for feature, part in calendar_features(name, calendar)
+        )
+    for name, view in config.active_views.items():
+        yield from ((feature, f"features.views.{name}.{key}") for feature, key in view_features(name, view))
+
+
+def check(config: Config) -> None:
+    """Raise UserError, naming both, where a name of a composed config stands for two things.
+
+    For what a person writes now: a model that was trained before a rule was made keeps its specification.
+    """
+    data = config.data
+    check_distinct(
+        features(config.features),
+        f"Call the view or the calendar otherwise, or the column. {RENAME}",
+    )
+    _check_words(data, config.features)
+    _check_sql(data, config.features)
+
+
+def _check_words(data: DataConfig, features: FeaturesConfig) -> None:
+    """Columns that are called like a word of the engine's where the two would be mixed up."""
+    known = [
+        column.known_at
+        for columns in (data.columns, *(item.columns for item in data.tables.values()))
+        for column in columns.values()
+    ]
+    prior = data.columns.get(PRIOR)
+    if prior is not None and prior.type.startswith("timestamp") and PRIOR in known:
+        raise UserError(
+            "known_at: prior means `known long before`, and data.columns.prior is a time column: write `prior + 0s` where "
+            f"the column is meant, and rename the column where `known long before` is. {RENAME.format(PRIOR)}"
+        )
+    for name, view in features.active_views.items():
+        if ROWS in view.aggregates and ROWS in data.columns:
+            raise UserError(
+                f"features.views.{name}.aggregates.rows counts rows, and data.columns.rows is a column: rename the column. "
+                f"{RENAME.format(ROWS)}"
+            )
+    for name in (*data.columns, *(column for source in data.sources.values() for column in source.columns)):
+        if name == NUMBER:
+            raise UserError(
+                f"{NUMBER} is a name of the engine's, found it as a column: rename it. {RENAME.format(NUMBER)}"
+            )
+    event_time = data.event_time if data.columns else ""
+    if event_time in OUTPUT:
+        raise UserError(
+            f"data.columns.{event_time} has role event_time, which every output of `score` repeats, and has a column "
+            f"{event_time!r} of its own: rename the column. {RENAME.format(event_time)}"
+        )
+
+
+def _check_sql(data: DataConfig, features: FeaturesConfig) -> None:
+    """Names that SQL sees: there `Amount` and `amount` are one column, and the second could not be asked for."""
+    asked = data.query is not None or any(table.query is not None for table in data.tables.values())
+    if asked:
+        check_distinct(
+            ((name, f"data.sources.{name}") for name in data.sources), "Call the source otherwise", fold=True
+        )
+        for name, source in data.sources.items():
+            where = f"data.sources.{name}.columns"
+            check_distinct(((column, f"{where}.{column}") for column in source.columns), RENAME, fold=True)
+    if data.rules or any(view.kind == "expression" for view in features.active_views.values()):
+        check_distinct(((column, f"data.columns.{column}") for column in data.columns), RENAME, fold=True)

@@ -1,0 +1,1 @@
+"""The config tree, a module a room: every key with its type, default, bounds and meaning."""

@@ -1,0 +1,252 @@
+"""Keys of `data`: sources, the query over them, the schema of the result, side tables and rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from engine.config import names, units
+from engine.config.schema import key, section
+from engine.errors import UserError, nearest
+
+ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
+FORMATS = ("auto", "csv", "jsonl", "parquet", "arrow", "iceberg", "delta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceColumn:
+    """One declared column of a source file, before any query."""
+
+    SHORTHAND = "type"
+    type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
+    nullable: bool = key(True, "whether a null is allowed")
+    aliases: tuple[str, ...] = key((), "other names that files use for this column")
+    format: str | None = key(
+        None, "strptime format of a timestamp or date in text, read strictly (31/02 is no day); null = ISO 8601"
+    )
+    zone: str | None = key(None, "zone of timestamps without an offset; null = data.time_zone", parse=units.zone)
+    path: str | None = key(None, "dotted path of a nested field, where it differs from the name")
+    missing: str = key("fail", "when a file lacks the column", choices=("fail", "null"))
+    on_violation: str = key(
+        "quarantine", "what happens to a value that is not of the type", choices=("fail", "quarantine", "null", "warn")
+    )
+    sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.type.strip() not in ("timestamp", "date"):
+            raise UserError(f"format is for columns of type timestamp or date, found type {self.type!r}: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvOptions:
+    """How text files are written."""
+
+    delimiter: str = key(",", "field separator")
+    quote: str = key('"', "quote character")
+    escape: str | None = key(None, "escape character; null = a doubled quote")
+    encoding: str = key("utf-8", "text encoding (utf-8, utf-16, latin-1, ...); a byte-order mark is honoured")
+    decimal: str = key(".", "decimal separator")
+    thousands: str = key("", "separator of digit groups in numbers; empty = none")
+    quoted_nulls: bool = key(False, 'whether a quoted field may spell null; without it "" is an empty text')
+    ragged: str = key("quarantine", "when a row has more or fewer fields", choices=("fail", "quarantine"))
+    nulls: tuple[str, ...] = key(("",), "spellings of null")
+    header: bool = key(True, "whether the first line names the columns; without it the declared order holds")
+    skip: int = key(0, "lines before the header (or the first row) that are no part of the table", ge=0)
+    skip_after_header: int = key(0, "lines after the header that are no rows, such as units of measure", ge=0)
+    footer: int = key(0, "lines at the end of the file that are no rows, such as totals; blank lines count", ge=0)
+    comment: str | None = key(None, "lines that begin with this text are left out, before the header and after it")
+    trailing_delimiter: bool = key(
+        False, "every row ends with one more delimiter than the header has, with nothing behind it"
+    )
+
+    def __post_init__(self) -> None:
+        if self.delimiter == "\\t":  # as it is typed on a command line
+            object.__setattr__(self, "delimiter", "\t")
+        if self.skip_after_header and not self.header:
+            raise UserError("skip_after_header counts from the header, found header=false: use skip")
+        if self.comment is not None and (not self.comment.strip() or set(self.comment) & set("\r\n")):
+            raise UserError(f"comment must be the text that comment lines begin with, found {self.comment!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Files of one kind, with the columns they are declared to have."""
+
+    path: str = key(
+        help="file, glob, folder, pkg://package/path or s3://bucket/key; relative to data.path; names in _ or . are left out"
+    )
+    format: str = key("auto", "file format; auto goes by the file name", choices=FORMATS)
+    columns: dict[str, SourceColumn] = key(help="declared columns: name -> type or mapping")
+    csv: CsvOptions = section(CsvOptions, "text file options")
+    unexpected: str = key("warn", "when a file has a column that is not declared", choices=("fail", "warn", "ignore"))
+    hive: bool = key(False, "read key=value folders as columns, typed as declared")
+    refused: str = key("fail", "when a file cannot be read at all", choices=("fail", "skip"))
+    endpoint: str | None = key(None, "s3:// service other than AWS, as in http://127.0.0.1:9000")
+    region: str | None = key(None, "s3:// region; null = as the credential chain says")
+    snapshot: str | None = key(None, "Iceberg snapshot id or Delta version; null = the current one")
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            raise UserError("columns must declare at least one column")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a dataset: what it is, what it may hold and when it becomes known."""
+
+    SHORTHAND = "type"
+    type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
+    role: str = key("ignore", "what the column is for", choices=ROLES)
+    id: bool = key(False, "part of the row's identity beside its role; role id says the same")
+    description: str = key("", "what it means")
+    nullable: bool = key(True, "whether a null is allowed")
+    min: float | str | None = key(None, "smallest allowed value")
+    max: float | str | None = key(None, "largest allowed value")
+    values: tuple[str, ...] = key((), "allowed values; empty = any")
+    on_violation: str = key(
+        "quarantine",
+        "what happens to a row that breaks the rules above",
+        choices=("fail", "quarantine", "null", "warn"),
+    )
+    sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
+    known_at: str | None = key(
+        None, "when the value becomes known: `prior`, or a time column with an optional offset (`arrived + 15min`)"
+    )
+    references: str | None = key(None, "foreign key: table.column whose values must contain this one")
+    max_null_rate: str | float | None = key(None, "largest share of nulls in the dataset", parse=units.share)
+    max_null_change: str | float | None = key(
+        None, "largest change of the share of nulls against the previous dataset", parse=units.share
+    )
+
+    def __post_init__(self) -> None:
+        if self.known_at is not None and self.known_at != "prior":
+            units.moment(self.known_at)
+
+    @property
+    def identifies(self) -> bool:
+        """Whether the column is part of the row's identity."""
+        return self.id or self.role == "id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """A table beside the events (weather, products): looked up by as-of joins, or static."""
+
+    query: str | None = key(None, "SQL over the sources; null = the source of the same name as it is")
+    columns: dict[str, Column] = key(help="schema of the result")
+    static: bool = key(False, "a table without time: its values are known long before")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """One rule over several columns of a row."""
+
+    SHORTHAND = "holds"
+    holds: str = key(help="SQL expression that must not be false")
+    on_violation: str = key(
+        "quarantine", "what happens to a row that breaks it", choices=("fail", "quarantine", "warn")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The event table: where it comes from and what it must be."""
+
+    name: str = key("", "name of the dataset in the store", parse=names.folder)
+    description: str = key("", "what one row is")
+    path: str = key("", "root of the sources' relative paths")
+    time_zone: str = key("UTC", "zone of every bound without an offset, and of days and months", parse=units.zone)
+    sources: dict[str, SourceConfig] = key(factory=dict, help="files by name", parse=names.folder)
+    query: str | None = key(
+        None,
+        "SQL over the sources that shapes the event table, null = the only source; refused where it may give other rows "
+        "each time (random(), now(), LIMIT without ORDER BY)",
+    )
+    columns: dict[str, Column] = key(factory=dict, help="schema of the event table")
+    positive: str | None = key(
+        None,
+        "value of a target with two values that the score is for, as in fraud; null = true, 1, or the last one by sorting",
+    )
+    tables: dict[str, TableConfig] = key(factory=dict, help="tables beside the events", parse=names.folder)
+    duplicates: str = key("fail", "rows with equal ids", choices=("fail", "first", "last"))
+    known_time: str | None = key(None, "time column by which first and last are meant; null = the event time")
+    rules: dict[str, RuleConfig] = key(factory=dict, help="rules over several columns: name -> SQL expression")
+    min_rows: int = key(0, "fewest rows that the dataset may have", ge=0)
+    max_rows: int | None = key(None, "most rows that the dataset may have", ge=0)
+    max_row_change: str | float | None = key(
+        None, "largest change of the number of rows against the previous dataset, as a share", parse=units.share
+    )
+    freshness: str | None = key(None, "oldest that the newest event may be when it is ingested", parse=units.span)
+    max_quarantine: str | float = key(
+        "1%", "share of rows that may be quarantined before ingest stops", parse=units.share
+    )
+
+    def __post_init__(self) -> None:
+        said = {name for source in self.sources.values() for name, item in source.columns.items() if item.sensitive}
+        object.__setattr__(self, "columns", _as_sensitive(self.columns, said))
+        tables = {name: replace(item, columns=_as_sensitive(item.columns, said)) for name, item in self.tables.items()}
+        object.__setattr__(self, "tables", tables)
+        _check_roles(self.columns)
+        for table, columns in {"": self.columns, **{name: item.columns for name, item in self.tables.items()}}.items():
+            _check_known_at(table, columns)
+        if self.columns and not self.sources:
+            raise UserError("sources must name at least one source")
+
+    @property
+    def sensitive(self) -> list[str]:
+        """Columns of sources, of events and of side tables whose values must be shown nowhere, sorted by name."""
+        found = {name for source in self.sources.values() for name, item in source.columns.items() if item.sensitive}
+        for columns in (self.columns, *(table.columns for table in self.tables.values())):
+            found |= {name for name, column in columns.items() if column.sensitive}
+        return sorted(found)
+
+    def with_role(self, *roles: str) -> list[str]:
+        """Names of the columns with one of the roles, in declared order."""
+        return [name for name, column in self.columns.items() if column.role in roles]
+
+    @property
+    def event_time(self) -> str:
+        """The event time column."""
+        return self.with_role("event_time")[0]
+
+    @property
+    def ids(self) -> list[str]:
+        """The id columns, in declared order."""
+        return [name for name, column in self.columns.items() if column.identifies]
+
+    @property
+    def target(self) -> str | None:
+        """The target column, if the dataset has one."""
+        return next(iter(self.with_role("target")), None)
+
+
+def _as_sensitive(columns: dict[str, Column], said: set[str]) -> dict[str, Column]:
+    """The columns, those sensitive too of which that is only said where they come from."""
+    return {
+        name: replace(item, sensitive=True) if name in said and not item.sensitive else item
+        for name, item in columns.items()
+    }
+
+
+def _check_roles(columns: dict[str, Column]) -> None:
+    counts = {role: [name for name, column in columns.items() if column.role == role] for role in ROLES}
+    if columns and len(counts["event_time"]) != 1:
+        raise UserError(f"columns must have exactly one with role event_time, found {counts['event_time']}")
+    if columns and not any(column.identifies for column in columns.values()):
+        raise UserError("columns must have at least one with role id: row_id is made of the id columns")
+    for role in ("target", "weight"):
+        if len(counts[role]) > 1:
+            raise UserError(f"columns must have at most one with role {role}, found {counts[role]}")
+
+
+def _check_known_at(table: str, columns: dict[str, Column]) -> None:
+    where = f"tables.{table}.columns" if table else "columns"
+    for name, column in columns.items():
+        if column.known_at in (None, "prior"):
+            continue
+        anchor, _ = units.moment(column.known_at or "")
+        if anchor not in columns:
+            raise UserError(f"{where}.{name}.known_at names {anchor!r}, which is no column.{nearest(anchor, columns)}")
+        if not columns[anchor].type.startswith("timestamp"):
+            raise UserError(
+                f"{where}.{name}.known_at names {anchor!r}, which must be a timestamp, found {columns[anchor].type!r}"
+            )

@@ -1,0 +1,113 @@
+"""Keys of `features`: the decision time, direct columns, calendars, views and the fitted encoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config import names, units
+from engine.config.schema import key, section
+from engine.errors import UserError, nearest
+
+AGGREGATES = (
+    "count", "sum", "mean", "std", "min", "max", "last", "first", "recency", "distinct", "ewm_sum", "ewm_mean",
+)  # fmt: skip
+PARTS = ("hour", "minute_of_day", "weekday", "day", "day_of_year", "week", "month")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalendarConfig:
+    """Parts of a time column that is known before the decision."""
+
+    column: str = key(help="time column")
+    parts: tuple[str, ...] = key(("hour", "weekday"), "parts", choices=PARTS)
+    zone: str | None = key(None, "zone in which the parts are read; null = data.time_zone", parse=units.zone)
+    cyclic: bool = key(False, "as sine and cosine instead of one number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionConfig:
+    """A feature made of other columns of the same row."""
+
+    SHORTHAND = "sql"
+    sql: str = key(help="SQL expression over columns of the event table (DuckDB); one row in, one value out")
+    type: str = key("float64", "type of the value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """A named, owned unit of the feature store: trailing windows over events, an as-of join with a table, SQL expressions
+    over columns of the row, or a function of an installed package.
+    """
+
+    kind: str = key("windows", "what the view computes", choices=("windows", "asof", "expression", "function"))
+    description: str = key("", "what it tells")
+    owner: str = key("", "who answers for it")
+    entity: tuple[str, ...] = key((), "columns of the event table that say whose history or whose row")
+    table: str | None = key(None, "table that an as-of view looks into; null = the events (windows)")
+    on: tuple[str, ...] = key((), "columns of the table that match the entity, in order; empty = the same names")
+    windows: tuple[str, ...] = key((), "lengths of the trailing windows", parse=units.span)
+    aggregates: dict[str, tuple[str, ...]] = key(factory=dict, help="column -> aggregates; `rows` -> [count, recency]")
+    columns: tuple[str, ...] = key((), "columns that an as-of view brings")
+    max_age: str | None = key(None, "oldest row that an as-of view accepts; null = any", parse=units.span)
+    inclusive: bool = key(False, "accept a row known exactly at the decision time")
+    expressions: dict[str, ExpressionConfig] = key(factory=dict, help="feature -> SQL expression (kind expression)")
+    function: str = key("", "name in the entry-point group engine.features of an installed package (kind function)")
+    inputs: tuple[str, ...] = key((), "columns of the event table that the function reads")
+    outputs: dict[str, str] = key(factory=dict, help="feature -> type of what the function returns")
+
+    def __post_init__(self) -> None:
+        needed = {
+            "windows": ("entity", "windows", "aggregates"),
+            "asof": ("entity", "table", "columns"),
+            "expression": ("expressions",),
+            "function": ("function", "inputs", "outputs"),
+        }[self.kind]
+        lacking = [name for name in needed if not getattr(self, name)]
+        if lacking:
+            raise UserError(
+                f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(lacking)} is empty"
+            )
+        for column, asked in self.aggregates.items():
+            for name in asked:
+                if name not in AGGREGATES:
+                    raise UserError(f"aggregates.{column} names {name!r}.{nearest(name, AGGREGATES)}")
+                if column == "rows" and name not in ("count", "recency"):
+                    raise UserError(f"aggregates.rows must be count or recency, found {name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """How raw features become the numbers that the model reads; fitted on the training split only."""
+
+    numeric: str = key("standardise", "encoding of numbers", choices=("standardise", "quantile", "ple"))
+    bins: int = key(16, "bins of a piecewise-linear encoding", ge=2, le=256)
+    clip: float = key(8.0, "standardised values are cut to this many standard deviations", gt=0)
+    missing_indicator: bool = key(True, "add a 0/1 column for every numeric feature that is null in training")
+    min_count: int = key(10, "categories seen less often in training share one code", ge=1)
+    max_categories: int = key(5000, "categories beyond the most frequent share that code too", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """What the model sees of a row, as of the decision time."""
+
+    as_of: str | None = key(None, "decision time: a time column with an optional lead (`scheduled - 1h`)")
+    direct: dict[str, bool] = key(factory=dict, help="columns used as they are: name -> true")
+    calendar: dict[str, CalendarConfig] = key(factory=dict, help="parts of time columns by name")
+    views: dict[str, ViewConfig] = key(factory=dict, help="views of the feature store by name", parse=names.folder)
+    windows: bool = key(True, "off leaves out every windows view")
+    encode: EncodeConfig = section(EncodeConfig, "fitted encoding")
+
+    def __post_init__(self) -> None:
+        if self.as_of is not None:
+            units.moment(self.as_of)
+
+    @property
+    def active_views(self) -> dict[str, ViewConfig]:
+        """The views in use."""
+        return {name: view for name, view in self.views.items() if self.windows or view.kind != "windows"}
+
+    @property
+    def direct_columns(self) -> list[str]:
+        """Columns used as they are."""
+        return [name for name, used in self.direct.items() if used]

@@ -1,0 +1,115 @@
+"""Keys of `registry`, `retrain` and `backtest`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config import names, units
+from engine.config.schema import key, section
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """What the history keeps of a move made by hand."""
+
+    who: str | None = key(None, "who moves; null = the user of this process")
+    why: str = key("by hand", "reason of the move")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """When a challenger may replace the champion, judged on rows that neither saw."""
+
+    metric: str | None = key(None, "metric to beat; null = the one that training watches")
+    bootstrap: int = key(400, "paired resamples of the judged rows", ge=20)
+    confidence: float = key(0.9, "two-sided coverage of the intervals of the differences", gt=0.5, lt=1)
+    min_gain: float = key(0.0, "the interval of the metric's gain must lie above this", ge=0)
+    cost_false_negative: float = key(5.0, "business cost of a positive that was not acted on", ge=0)
+    cost_false_positive: float = key(1.0, "business cost of acting on a negative", ge=0)
+    max_cost_rise: float = key(0.0, "the business cost may rise by no more than this share of the champion's", ge=0)
+    max_slice_loss: float = key(
+        0.02, "a slice may lose no more of the metric than this, where it is beyond chance", ge=0
+    )
+    min_slice_rows: int = key(500, "judged rows that a slice must have to guard", ge=2)
+    max_ece_rise: float = key(0.02, "the calibration error may rise by no more than this", ge=0)
+    min_rows: int = key(1000, "judged rows without which nothing is promoted", ge=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """When a challenger is trained, on what, and how it is judged."""
+
+    now: str | None = key(None, "instant of the decision; null = end of the newest monitored window")
+    monitor: str | None = key(None, "monitoring run to decide on; null = the newest of this name")
+    replay: str | None = key(None, "decision.json to decide again from its own evidence; nothing is trained or moved")
+    triggers: tuple[str, ...] = key(
+        ("drift", "performance", "age"),
+        "what starts a retrain",
+        choices=("always", "drift", "performance", "age", "volume"),
+    )
+    drift_windows: int = key(1, "windows in a row that must be in alarm", ge=1)
+    performance_drop: float = key(
+        0.01, "loss of the watched metric against the champion's own judged or tested figure that is too much", ge=0
+    )
+    max_age: str = key("100d", "age of the champion's newest training row that is too old", parse=units.span)
+    min_new_rows: int = key(10_000, "new labelled rows since the champion that are worth a retrain", ge=1)
+    cool_down: str = key("45d", "no retrain starts within this time of the last one", parse=units.span)
+    budget: int | None = key(None, "most retrains that may start within budget_period; null = any number", ge=1)
+    budget_period: str = key("365d", "length of time that the budget is for", parse=units.span)
+    window: str = key("expanding", "rows that a challenger is trained on", choices=("expanding", "sliding"))
+    window_length: str = key("90d", "length of a sliding window", parse=units.span)
+    valid_length: str = key("7d", "newest part of the window, for early stopping; 0d = none", parse=units.span)
+    judge_length: str = key("14d", "latest mature rows, which neither model saw, for the judgement", parse=units.span)
+    maturity: str | None = key(
+        None, "age at which a row's label is expected; null = by when 95 % of labels arrive", parse=units.span
+    )
+    start: str = key("scratch", "where weights start", choices=("scratch", "champion"))
+    resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
+    gate: GateConfig = section(GateConfig, "when the challenger wins")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """One way to decide in a backtest: differences from `retrain`."""
+
+    triggers: tuple[str, ...] = key(
+        (), "what starts a retrain; empty = nothing", choices=("always", "drift", "performance", "age", "volume")
+    )
+    window: str | None = key(None, "null = as retrain.window", choices=("expanding", "sliding"))
+    window_length: str | None = key(None, "null = as retrain.window_length", parse=units.span)
+    cool_down: str | None = key(None, "null = as retrain.cool_down", parse=units.span)
+    budget: int | None = key(None, "null = as retrain.budget", ge=1)
+    drift_windows: int | None = key(None, "null = as retrain.drift_windows", ge=1)
+    performance_drop: float | None = key(None, "null = as retrain.performance_drop", ge=0)
+
+
+def default_policies() -> dict[str, PolicyConfig]:
+    """The four that every backtest compares. A champion that nothing alarms about may still grow old."""
+    return {
+        "never": PolicyConfig(),
+        "every": PolicyConfig(triggers=("always",), cool_down="0s"),
+        "drift": PolicyConfig(triggers=("drift", "age")),
+        "performance": PolicyConfig(triggers=("performance", "age")),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BacktestConfig:
+    """The past, period by period, as it would have been known then."""
+
+    start: str | None = key(
+        None, "first day that is scored; the first model is trained on what is before; null = split.valid's"
+    )
+    stop: str | None = key(None, "end of the last period, excluded; null = the last event")
+    period: str = key("month", "length of a period: month, or a span like 7d")
+    policies: dict[str, PolicyConfig] = key(
+        factory=default_policies,
+        parse=names.folder,
+        help="policies by name; those that are given are all that run, and one named as a default only changes it",
+    )
+    confidence: float = key(0.95, "coverage of the intervals in the report", gt=0, lt=1)
+    resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
+
+    def __post_init__(self) -> None:
+        if self.period != "month":
+            units.span(self.period)

@@ -1,0 +1,123 @@
+"""Keys of `split`, `model`, `train` and `evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config import units
+from engine.config.schema import key
+from engine.errors import UserError
+
+# What a loss is for. `engine.training.metrics` lists what can be measured.
+TASKS = {
+    "binary": "binary",
+    "multiclass": "multiclass",
+    "squared": "regression",
+    "huber": "regression",
+    "quantile": "regression",
+}
+AUTO = units.AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Periods of the event time, each [from, to], from included and to excluded, in data.time_zone."""
+
+    train: tuple[str, ...] = key((), "rows that weights and encodings are fitted on")
+    valid: tuple[str, ...] = key((), "rows that early stopping and calibration look at")
+    test: tuple[str, ...] = key((), "rows that only the evaluation looks at")
+    known_by: str | None = key(
+        None, "instant by which a row's target must be known to be trained on or watched; null = any time"
+    )
+    snapshot: str | None = key(
+        None,
+        "train on this dataset of the store (its recipe or digest, or how they begin), whatever the sources hold now",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture."""
+
+    kind: str = key("mlp", "architecture", choices=("mlp", "linear"))
+    hidden: tuple[int, ...] = key((256, 256, 256), "widths of the hidden layers", ge=1)
+    dropout: float = key(0.1, "share of activations dropped in training", ge=0, lt=1)
+    embedding_max: int = key(32, "widest categorical embedding", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the weights are found."""
+
+    seed: int = key(0, "keys the row order, initial weights and dropout", ge=0)
+    loss: str = key("binary", "what is minimised", choices=tuple(TASKS))
+    quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
+    huber_delta: float = key(1.0, "where the Huber loss turns linear, in standard deviations of the target", gt=0)
+    max_classes: int = key(
+        100, "most classes that loss=multiclass takes; more values are mostly a number, which other losses learn", ge=2
+    )
+    class_weight: str = key("none", "weight of the classes in the loss", choices=("none", "balanced"))
+    sampling: str = key(
+        "each",
+        "an epoch takes each row once, or draws as many with replacement so that classes are equally frequent",
+        choices=("each", "balanced"),
+    )
+    epochs: int | str = key(
+        AUTO,
+        "passes over the training rows; auto = 10, or as many as make 1,000 steps, at most 100",
+        parse=units.count(1),
+    )
+    batch_size: int | str = key(
+        AUTO,
+        "rows of one optimizer step; auto = a 200th of the training rows, down to a power of two, from 32 to 4096",
+        parse=units.count(1),
+    )
+    shards: int = key(8, "logical shards of a batch; fixed, so that weights do not depend on workers", ge=1)
+    lr: float = key(0.001, "peak learning rate", gt=0)
+    weight_decay: float = key(0.01, "AdamW weight decay", ge=0)
+    warmup: float = key(0.05, "share of all steps that warm up; cosine decay follows", ge=0, lt=1)
+    clip: float = key(1.0, "largest gradient norm; 0 = no clipping", ge=0)
+    patience: int | str = key(
+        AUTO,
+        "epochs without a better validation metric before stopping, 0 = never; auto = a fifth of the epochs, at least 3",
+        parse=units.count(0),
+    )
+    metric: str | None = key(None, "validation metric to watch; null = roc_auc, accuracy, rmse, mae or pinball by loss")
+    precision: str = key("auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16"))
+    reduction: str = key("exact", "how gradients are added up", choices=("exact", "ddp"))
+    order: str = key("full", "shuffle over all rows or within windows of rows", choices=("full", "windowed"))
+    window_rows: int = key(1_000_000, "rows of one window where order=windowed", ge=1)
+    on_bad_loss: str = key("stop", "when a loss is NaN or infinite", choices=("stop", "skip"))
+    checkpoint_every: int = key(0, "steps between checkpoints; 0 = at epoch ends only", ge=0)
+    keep_checkpoints: int = key(2, "newest checkpoints kept", ge=1)
+    resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
+    log_every: int = key(50, "steps between lines of metrics.jsonl", ge=1)
+    device: str = key("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
+    start_from: str | None = key(
+        None, "model whose encoding and weights training goes on from: a run or name@version; null = from scratch"
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batch_size, int) and self.batch_size < self.shards:
+            raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
+        for name, wrong in (
+            ("loss", TASKS[self.loss] == "regression"),
+            ("class_weight", self.class_weight == "balanced"),
+            ("order", self.order == "windowed"),
+        ):
+            if wrong and self.sampling == "balanced":
+                raise UserError(
+                    f"sampling=balanced needs a loss over classes, class_weight=none (classes would count twice) and "
+                    f"order=full, found {name}={getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured on rows with labels."""
+
+    model: str = key("", "run directory or name@alias to evaluate (command `evaluate`)")
+    slices: tuple[str, ...] = key((), "columns by which the metric is broken down")
+    bootstrap: int = key(200, "resamples behind the intervals; 0 = none", ge=0)
+    confidence: float = key(0.95, "coverage of the intervals", gt=0, lt=1)
+    ece_bins: int = key(15, "bins of the calibration error", ge=2)

@@ -1,0 +1,109 @@
+"""What must be there of a row that is scored: what describes it at its decision. Its outcome need not be.
+
+A file to be scored may lack, or hold in any form, the target, the weight, and every other column that is known only after
+the decision or that no feature is made of. Such values are null: of a row without an outcome no window sees one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from engine.config.leak_guard import known_by_decision
+from engine.config.sections.data import DataConfig, SourceConfig
+from engine.config.sections.features import FeaturesConfig
+from engine.config.tree import Config
+from engine.data import ingest, query
+from engine.data.arrow_types import schema_of
+from engine.data.columns import MissingColumnError
+from engine.data.dataset import Dataset
+from engine.data.files import event_source
+from engine.errors import UserError
+from engine.features.spec import event_inputs, row_inputs
+from engine.runtime.run import Run
+
+
+def demanded(data: DataConfig, features: FeaturesConfig, passed: Iterable[str] = ()) -> list[str]:
+    """Columns of the event table that every row to be scored must have, in declared order; `passed` go to the output."""
+    needed = {*data.ids, data.event_time, *row_inputs(data, features), *passed}
+    needed |= {data.known_time} if data.known_time else set()
+    needed |= {name for name in event_inputs(data, features) if known_by_decision(data, features, name)}
+    needed -= set(data.with_role("target", "weight")) - set(row_inputs(data, features)) - set(passed)
+    return [name for name in data.columns if name in needed]
+
+
+def for_scoring(data: DataConfig, features: FeaturesConfig, passed: Iterable[str] = ()) -> DataConfig:
+    """The data specification in which nothing is demanded but what scoring needs. Raises UserError."""
+    wanted = demanded(data, features, passed)
+    columns = {
+        name: column
+        if name in wanted
+        else dataclasses.replace(column, nullable=True, on_violation="null", max_null_rate=None, max_null_change=None)
+        for name, column in data.columns.items()
+    }
+    sources = {name: _relaxed(source, _read_of(name, data, wanted)) for name, source in data.sources.items()}
+    return dataclasses.replace(data, columns=columns, sources=sources)
+
+
+def _read_of(source: str, data: DataConfig, wanted: list[str]) -> set[str]:
+    """Columns of a source that the wanted columns of the events, or a side table, are made of."""
+    declared = data.sources[source].columns
+    if source in data.tables or any(table.query is not None for table in data.tables.values()):
+        for_tables = _read_by_tables(source, data)
+    else:
+        for_tables = set()
+    if data.query is None:
+        of_events = set(wanted) if source == event_source(data) else set()
+    else:
+        of_events = query.columns_read(data.query, _types(data), wanted, "data.query").get(source, set())
+    return (for_tables | of_events) & set(declared)
+
+
+def _read_by_tables(source: str, data: DataConfig) -> set[str]:
+    found: set[str] = set()
+    for name, table in data.tables.items():
+        if table.query is None:
+            found |= set(table.columns) if name == source else set()
+        else:
+            where = f"data.tables.{name}.query"
+            found |= query.columns_read(table.query, _types(data), list(table.columns), where).get(source, set())
+    return found
+
+
+def _types(data: DataConfig) -> dict[str, pa.Schema]:
+    return {
+        name: schema_of({column: item.type for column, item in source.columns.items()})
+        for name, source in data.sources.items()
+    }
+
+
+def _relaxed(source: SourceConfig, read: set[str]) -> SourceConfig:
+    columns = {
+        name: column
+        if name in read
+        else dataclasses.replace(column, missing="null", nullable=True, on_violation="null")
+        for name, column in source.columns.items()
+    }
+    return dataclasses.replace(source, columns=columns)
+
+
+def needed_error(error: MissingColumnError, config: Config, passed: Iterable[str] = ()) -> UserError:
+    """What to say of a file that lacks a column which rows must have to be scored."""
+    names = ", ".join(demanded(config.data, config.features, passed))
+    return UserError(f"{error.fact} The model needs it of every row ({names}): give the file a column of that name")
+
+
+def ensure(config: Config, run: Run, passed: Iterable[str] = (), *, empty: bool = True) -> Dataset:
+    """The dataset of `config.data` as training knows it, or, where a file lacks a column that scoring does not need, one in
+    which that is null; without rows only where it may be `empty`. Raises UserError.
+    """
+    try:
+        return ingest.ensure(config, run, empty=empty)
+    except MissingColumnError as error:
+        data = for_scoring(config.data, config.features, passed)
+        if error.source not in data.sources or data.sources[error.source].columns[error.column].missing != "null":
+            raise needed_error(error, config, passed) from None
+        run.log(f"column {error.column!r} is missing in {error.file}: not needed to score, taken as not known yet")
+        return ingest.ensure(dataclasses.replace(config, data=data), run, empty=empty)

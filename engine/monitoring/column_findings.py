@@ -1,0 +1,257 @@
+"""What is said of a column: its statistics with bounds and reasons, what moved in it, and how likely it is the cause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.features.encode import FIRST_KNOWN
+from engine.features.profile import Profile
+from engine.monitoring.alarm_lines import VOLUME
+from engine.monitoring.reference import Reference
+from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, psi_bins, ranked
+from kernels import statistics as kernels
+
+LISTED = 10  # categories or bins listed as new, vanished or moved
+LEFT_OUT = "left out"
+NEAR = 0.8  # of its line: a column whose statistics all lie below moved too little to be named as a cause
+IDLE = 0.01  # share of importance that a feature has at least, so that one the model ignores still ranks by its move
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One column of the reference and of the current window, each as one window of counts."""
+
+    column: ColumnSpec
+    reference: Counts
+    current: Counts
+
+    def bins(self, side: Counts) -> np.ndarray:
+        """int64[bins]: rows of each bin, infinities in the outer ones."""
+        row = np.rint(side.values[0]).astype(np.int64)
+        if self.column.edges is not None:
+            row[[0, -1]] += np.rint(side.infinite[0]).astype(np.int64)
+        return row
+
+    def levels(self, side: Counts) -> dict[int, int]:
+        """Rows by place of the bin: two bins may have one label (edges that agree in four digits)."""
+        return {place: int(rows) for place, rows in enumerate(self.bins(side)) if rows}
+
+
+def describe(
+    pair: Pair, facts: Mapping[str, dict[str, Any]], reference: Reference, current: Profile, floor: float
+) -> dict[str, Any]:
+    """The record of one column. `facts`: what the calibrated line says of each computable statistic."""
+    column = pair.column
+    reported = pair_statistics(pair, floor)
+    for name, item in facts.items():
+        reported[name] = {**reported.get(name, {}), **item}
+    shapes = [name for name in facts if name != "missing"]
+    alarmed = any(item["alarm"] for item in facts.values())
+    record: dict[str, Any] = {
+        "name": column.name,
+        "kind": column.kind,
+        "status": "alarm" if alarmed else "quiet" if shapes else "not computable",
+        "score": max((item["score"] for item in facts.values()), default=None),
+        "rows": {"reference": int(pair.reference.rows[0]), "current": int(pair.current.rows[0])},
+        "missing": {"reference": missing_share(pair.reference), "current": missing_share(pair.current)},
+        "importance": reference.importance.get(column.name),
+        "shift": shift_of(pair),
+        "shift_beyond_typical": _beyond(shift_of(pair), facts),
+        "statistics": dict(sorted(reported.items())),
+        "moved": moved(pair),
+    }
+    if column.name in reference.rising:
+        record |= {"status": "alarm" if alarmed else LEFT_OUT, "reason": f"left out: {reference.rising[column.name]}"}
+    elif not shapes:
+        record["reason"] = next((item["reason"] for item in reported.values() if "reason" in item), "there are no rows")
+    if column.kind == CATEGORICAL:
+        record |= categories(pair, current)
+    return record
+
+
+def describe_volume(name: str, facts: Mapping[str, dict[str, Any]], rows: int, dated: bool) -> dict[str, Any]:
+    """The record of the number of rows, called `name`; `dated`: the window's days are known."""
+    status = "not computable" if VOLUME not in facts else "alarm" if facts[VOLUME]["alarm"] else "quiet"
+    record: dict[str, Any] = {
+        "name": name,
+        "kind": "volume",
+        "status": status,
+        "score": facts[VOLUME]["score"] if facts else None,
+        "rows": {"current": rows},
+        "importance": None,
+        "shift": None,
+        "shift_beyond_typical": None,
+        "statistics": {VOLUME: dict(facts[VOLUME])} if facts else {},
+    }
+    if not facts:
+        known = "the reference has no such days" if dated else "the period of the stored profile is not known"
+        record["reason"] = f"not computable, because {known}"
+    return record
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def pair_statistics(pair: Pair, floor: float) -> dict[str, dict[str, Any]]:
+    """Every statistic by the kernels: value or reason, bounds and p-value."""
+    a, b = pair.bins(pair.reference), pair.bins(pair.current)
+    found = [
+        kernels.psi(psi_bins(pair.column, a), psi_bins(pair.column, b), floor),
+        kernels.js_distance(a, b),
+        kernels.chi_square(pair.levels(pair.reference), pair.levels(pair.current)),
+    ]
+    if pair.column.edges is not None:
+        ranks = [np.rint(ranked(side)[0]).astype(np.int64) for side in (pair.reference, pair.current)]
+        found += [kernels.ks_profiles(*ranks), _wasserstein(pair)]
+    return {item.name: _plain(item) for item in found}
+
+
+def _wasserstein(pair: Pair) -> kernels.Statistic:
+    infinite = int(pair.reference.infinite.sum() + pair.current.infinite.sum())
+    if infinite:
+        reason = f"not computable, because {infinite} values are infinite"
+        return kernels.Statistic("wasserstein", None, reason)
+    sides = [
+        (np.rint(side.values[0]).astype(np.int64), float(side.far[0, 0]), float(side.far[0, 1]))
+        for side in (pair.reference, pair.current)
+    ]
+    column = pair.column
+    assert column.edges is not None
+    return kernels.wasserstein_profiles(sides[0], sides[1], column.edges, column.scale, column.points)
+
+
+def _plain(item: kernels.Statistic) -> dict[str, Any]:
+    record: dict[str, Any] = {"value": item.value}
+    for name in ("reason", "p", "low", "high", "approximate"):
+        if getattr(item, name) is not None:
+            record[name] = getattr(item, name)
+    for name in ("dof", "low_expected"):
+        if name in item.details:
+            record[name] = item.details[name]
+    return record
+
+
+def missing_share(counts: Counts) -> float | None:
+    """Share of rows without a value; None without rows."""
+    return float(counts.missing[0] / counts.rows[0]) if counts.rows[0] else None
+
+
+def shift_of(pair: Pair) -> float | None:
+    """Jensen-Shannon distance of the column with `missing` as a value of its own: in [0, 1] for any kind of change."""
+    sides = []
+    for counts in (pair.reference, pair.current):
+        row = np.concatenate([counts.values[0], counts.infinite[0], counts.missing])
+        if not row.sum():
+            return None
+        sides.append(row / row.sum())
+    return float(kernels.js_of(*sides))
+
+
+def _beyond(shift: float | None, facts: Mapping[str, dict[str, Any]]) -> float | None:
+    """The shift without what sampling and ordinary weeks give: for small moves PSI is 8 ln 2 times the divergence."""
+    if shift is None:
+        return None
+    typical = facts["psi"]["typical"] if "psi" in facts else 0.0
+    return math.sqrt(max(shift * shift - typical / (8 * math.log(2)), 0.0))
+
+
+def moved(pair: Pair) -> list[dict[str, Any]]:
+    """Bins or categories whose share changed most, in falling order of the change."""
+    a, b = pair.bins(pair.reference), pair.bins(pair.current)
+    if not a.sum() or not b.sum():
+        return []
+    p, q = a / a.sum(), b / b.sum()
+    order = np.lexsort((np.arange(len(p)), -np.abs(q - p)))[:LISTED]
+    return [
+        {"label": pair.column.labels[k], "reference": float(p[k]), "current": float(q[k])}
+        for k in order
+        if p[k] != q[k]
+    ]
+
+
+def categories(pair: Pair, current: Profile) -> dict[str, Any]:
+    """New categories by name with their rows, and vanished ones with their share of the reference."""
+    index = [item.name for item in current.spec.categorical].index(pair.column.name)
+    unseen = sorted(current.unseen[index].items(), key=lambda item: (-item[1], item[0]))
+    a, b = pair.bins(pair.reference), pair.bins(pair.current)
+    gone = [int(k) for k in np.flatnonzero((a > 0) & (b == 0)) if k >= FIRST_KNOWN - 1]
+    gone.sort(key=lambda k: (-a[k], k))
+    return {
+        "new": {"rows": int(b[0]), "named": dict(unseen[:LISTED])},
+        "vanished": {
+            "categories": len(gone),
+            "share_of_reference": float(a[gone].sum() / max(a.sum(), 1)),
+            "named": {pair.column.labels[k]: float(a[k] / a.sum()) for k in gone[:LISTED]},
+        },
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- causes
+
+
+def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Columns ranked by how much the model listens to them times how far they moved beyond what is typical.
+
+    First those that alarm, then those whose move is above an effect floor and near their line; others are not `notable`,
+    and no cause. Predictions are consequences, so they are no causes.
+    Columns that go missing in the same number of rows are named together: one feed feeds them.
+    """
+    inputs = [item for item in columns if item["kind"] != PREDICTION]
+    total = sum(item["importance"] or 0.0 for item in inputs)
+    feeds = missing_together(columns)
+    ranked: list[dict[str, Any]] = []
+    for item in inputs:
+        share = max((item["importance"] or 0.0) / total if total else 0.0, IDLE)
+        notable = any(_notable(part) for part in item["statistics"].values())
+        others = [name for name in feeds.get(item["name"], []) if name != item["name"]]
+        cause = {
+            "column": item["name"],
+            "alarm": item["status"] == "alarm",
+            "notable": notable,
+            "weight": share * (item["shift_beyond_typical"] or 0.0),
+            "text": cause_text(item, others),
+        }
+        ranked.append({**cause, "missing_together_with": others} if others else cause)
+    return sorted(ranked, key=lambda item: (not item["alarm"], not item["notable"], -item["weight"], item["column"]))
+
+
+def _notable(part: Mapping[str, Any]) -> bool:
+    return bool(part.get("alarm") or (part.get("effect") and part["value"] >= NEAR * part["line"]))
+
+
+def missing_together(columns: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """For each column that alarms by its missing rate: those missing in exactly as many rows."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for item in columns:
+        if item["statistics"].get("missing", {}).get("alarm") and item["missing"]["current"]:
+            rows = item["rows"]["current"]
+            groups.setdefault((rows, round(item["missing"]["current"] * rows)), []).append(item["name"])
+    return {name: names for names in groups.values() if len(names) > 1 for name in names}
+
+
+def cause_text(item: Mapping[str, Any], together: Sequence[str]) -> str:
+    """One line for a person: what moved, by which statistic, from where to where."""
+    if item["kind"] == "volume":
+        rows, value = item["rows"]["current"], item["statistics"].get(VOLUME)
+        if not rows or value is None:
+            return item.get("reason", "there are no rows")
+        factor, line = math.exp(value["value"]), math.exp(value["line"])
+        return f"the number of rows: {rows:,}, a factor {factor:.3g} from usual, line {line:.3g}"
+    alarmed = [(part["score"], name) for name, part in item["statistics"].items() if part.get("alarm")]
+    alarmed = alarmed or [(part["score"], name) for name, part in item["statistics"].items() if _notable(part)]
+    scored = [(part["score"], name) for name, part in item["statistics"].items() if "score" in part]
+    name = max(alarmed or scored, default=(0.0, ""))[1]
+    text = f"{item['name']}: "
+    if name == "missing":
+        text += f"missing {item['missing']['reference']:.1%} -> {item['missing']['current']:.1%}"
+        return text + (f", together with {', '.join(together)}" if together else "")
+    if name:
+        part = item["statistics"][name]
+        text += f"{name} {part['value']:.3g}, line {part['line']:.3g}"
+    moves = [f"{p['label']}: {p['reference']:.1%} -> {p['current']:.1%}" for p in (item.get("moved") or [])[:3]]
+    return text + (f" ({', '.join(moves)})" if moves else "")

@@ -1,0 +1,82 @@
+"""Columns that tell how much time has passed: every later value lies beyond the reference, whatever happens.
+
+A count over all of the history rises with its age, a month number with the calendar, a row number with the rows. Compared
+with a fixed reference they would alarm in every window and raise the lines of all other columns. Their values are left out
+of lines, alarms and causes, with the reason; whether they are missing is judged as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from engine.config import feature_names, units
+from engine.config.sections.features import FeaturesConfig
+from engine.monitoring.reference import Reference
+from engine.monitoring.statistics import NUMERIC, Counts
+
+DAY = units.MICROSECONDS["d"]
+CYCLE_DAYS = {"weekday": 7, "day": 31, "week": 365, "day_of_year": 365, "month": 365}
+GROWING = ("count", "sum", "distinct", "ewm_sum", "max", "min", "recency")  # of a trailing window that is still filling
+FILLING = 0.25  # share of the reference in which a window may still fill
+STRETCHES = 8  # consecutive parts of the reference; by chance they are in order once in 20,160
+FEWEST_ROWS = 30  # of each
+APART = 0.95  # KS distance of the first and the last: a season overlaps more, a counter does not overlap
+
+
+def rising(features: FeaturesConfig, reference: Reference) -> dict[str, str]:
+    """Column -> why its values follow the time."""
+    columns = {item.name for item in reference.columns}
+    found = {**dict(_calendar(features, reference)), **dict(_filling(features, reference))}
+    found = {name: reason for name, reason in found.items() if name in columns}
+    for item in reference.columns:
+        if item.kind == NUMERIC and item.name not in found:
+            way = _in_order(reference.counts[item.name], reference.rows)
+            if way:
+                found[item.name] = (
+                    f"it {way} with time all through the reference, so that no later value can lie within"
+                )
+    return found
+
+
+def _calendar(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[str, str]]:
+    span = int(reference.covered.sum())  # a row of another century adds a day
+    for name, calendar in features.calendar.items():
+        for feature, part in feature_names.calendar_features(name, calendar):
+            cycle = CYCLE_DAYS.get(part, 0)
+            if span < cycle:
+                yield feature, f"{part} has a cycle of {cycle} days, of which the reference has {span}"
+
+
+def _filling(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[str, str]]:
+    known = reference.history
+    room = FILLING * int(reference.covered.sum())
+    for name, view in features.active_views.items():
+        if view.kind != "windows" or known is None:
+            continue
+        for column, aggregates in view.aggregates.items():
+            for window in view.windows:
+                for aggregate in aggregates:
+                    if aggregate in GROWING and units.span(window) > (known + room) * DAY:
+                        yield (
+                            feature_names.window_name(name, column, aggregate, window),
+                            f"its window of {window} reaches back beyond the first event, {known} days before the reference: "
+                            "it grows with the age of the data",
+                        )
+
+
+def _in_order(counts: Counts, rows: np.ndarray) -> str:
+    """`rises` or `falls` where the stretches of the reference follow one another and the last is apart from the first."""
+    busy = np.flatnonzero(rows > 0)
+    if len(busy) < STRETCHES:
+        return ""
+    parts = np.array([counts.values[days].sum(axis=0) for days in np.array_split(busy, STRETCHES)])
+    total = parts.sum(axis=1, keepdims=True)
+    if total.min() < FEWEST_ROWS:
+        return ""
+    below = np.cumsum(parts / total, axis=1)
+    steps = np.diff(below.sum(axis=1))  # the lower the values, the larger
+    if np.abs(below[0] - below[-1]).max() < APART or not (np.all(steps < 0) or np.all(steps > 0)):
+        return ""
+    return "rises" if steps[0] < 0 else "falls"

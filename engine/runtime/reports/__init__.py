@@ -1,0 +1,1 @@
+"""Self-contained HTML reports: building blocks and their style."""
