@@ -1,6 +1,6 @@
-"""The leak trial: take rows, hide everything known after their decision, compute again, and compare bytes.
+"""The leak audit: draw rows, hide everything that became known after their decision, recompute and compare bytes.
 
-Three trials in turn: what was unknown is altered, is deleted, or is there twice. A feature that changes has seen its future.
+In three trials the unknown values are altered, deleted or repeated. A feature that changes has used its future.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from engine.features.partitions import view_length
 from engine.features.spec import event_inputs, known_anchor
 
 TRIALS = ("altered", "deleted", "repeated")
-BEYOND = 2 * units.MICROSECONDS["d"]  # of events after the decision that a trial hides
+BEYOND = 2 * units.MICROSECONDS["d"]  # a trial hides events up to this long after the decision
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A feature that changed when what it must not know was changed."""
+    """A feature that changed when values that it must not use were changed."""
 
     row: int
     trial: str
@@ -39,7 +39,7 @@ class Leak:
 def audit(
     data: DataConfig, features: FeaturesConfig, dataset: Dataset, rows: int, seed: int = 0, threads: int = 1
 ) -> list[Leak]:
-    """Leaks found in `rows` rows drawn by `seed`; empty when no feature of any view saw its future."""
+    """Leaks found in `rows` rows drawn by `seed`; empty when no feature of any view uses its future."""
     draw = np.random.default_rng(seed)
     chosen = np.sort(draw.choice(dataset.rows, min(rows, dataset.rows), replace=False)).tolist()
     anchor = units.moment(features.as_of or "")[0]
@@ -78,7 +78,7 @@ def describe(
 ) -> dict[str, pa.Scalar]:
     """The features of one row; `tables` by name of the view that looks into them.
 
-    An expression or a function is given the events as well, for what it makes of a row must not depend on the others.
+    An expression or a function also gets the events: its result for a row must not depend on other rows.
     """
     found = compute.direct_features(data, features, probe)
     company = pa.concat_tables([probe, events])
@@ -102,8 +102,8 @@ def change(
     trial: str,
     draw: np.random.Generator,
 ) -> pa.Table:
-    """The table as it might be, for all that is known before `decision`: values not known yet are altered, and rows of events
-    at or after it deleted or repeated.
+    """The table with its future changed: values not known before `decision` are altered, and events at or after it are
+    deleted or repeated.
     """
     changed = {name: table[name] for name in table.column_names}
     for name in table.column_names:
@@ -123,7 +123,7 @@ def change(
 def _altered(column: pa.ChunkedArray, unknown: np.ndarray, decision: int, draw: np.random.Generator) -> pa.Array:
     kind, rows = column.type, len(column)
     if pa.types.is_timestamp(kind):
-        # Still at or after the decision, or never: what says when a value is known must not make it known.
+        # Still at or after the decision, or null: the altered time must not make the value known.
         moved = pa.array(decision + draw.integers(0, 10**12, rows), mask=draw.random(rows) < 0.3).cast(
             pa.timestamp("us", tz="UTC")
         )
@@ -145,13 +145,13 @@ def hide_tables(
     trial: str,
     draw: np.random.Generator,
 ) -> dict[str, pa.Table]:
-    """The side tables by view, as they might be for all that the view may know at `decision`."""
+    """The side tables by view, with the values that the view must not know at `decision` changed."""
     found = dict(tables)
     for name, view in features.active_views.items():
         spec = data.tables[view.table] if view.table else None
         if spec is None or spec.static:
             continue
-        # What is known exactly at the decision is no future of a view that says so; instants are whole microseconds.
+        # A value known exactly at the decision is not the future of an inclusive view; instants are whole microseconds.
         bound = decision + view.inclusive
         found[name] = change(tables[name], spec.columns, compute.table_event_time(spec, view), bound, trial, draw)
     return found

@@ -1,4 +1,4 @@
-"""The `features` step: every view of a config computed or found, and the table of raw features that training reads."""
+"""The `features` step: computes the views that the store lacks, and gives training the table of raw features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from engine.features.store import StoredView, ensure_views
 from engine.runtime import digest
 from engine.runtime.run import Run
 
-BLOCK_BYTES = 64 << 20  # of columns that are read together
+BLOCK_BYTES = 64 << 20  # columns read together take about this much
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FeatureTable:
 
     @property
     def features(self) -> list[Feature]:
-        """What the columns are, in order."""
+        """The features, in column order."""
         return feature_list(self.config.data, self.config.features)
 
     @property
@@ -68,11 +68,11 @@ class FeatureTable:
 
     @staticmethod
     def columns_at_once(rows: tuple[int, int]) -> int:
-        """How many columns of a range of rows are read together."""
+        """Number of columns of a range of rows that are read together."""
         return max(1, BLOCK_BYTES // (8 * max(rows[1] - rows[0], 1)))
 
     def _direct(self, rows: tuple[int, int], wanted: set[str]) -> dict[str, pa.Array | pa.ChunkedArray]:
-        """Those of the direct and calendar features that are wanted."""
+        """The requested direct and calendar features."""
         data, features = self.config.data, self.config.features
         asked = dataclasses.replace(
             features,
@@ -91,7 +91,7 @@ class FeatureTable:
 
 
 def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) -> FeatureTable:
-    """All views of the config, computed where the store lacks them; sets the chain's `features` link."""
+    """All views of the config, computed where the store lacks them; sets the `features` link of the chain."""
     check_expressions(config.data, config.features)
     views = ensure_views(config, dataset, run, anew=anew)
     run.note(views={name: view.directory.name for name, view in views.items()})
@@ -101,7 +101,7 @@ def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) ->
 
 
 def features(config: Config, run: Run) -> dict[str, float]:
-    """Compute every view anew and store it."""
+    """Recompute every view and store it."""
     began = time.monotonic()
     dataset = ingest.ensure(config, run)
     table = ensure(config, run, dataset, anew=True)

@@ -1,6 +1,6 @@
-"""The catalog of views: what is there, who owns it, what it is made of, which models use it, and what may go.
+"""The catalog of views: versions, owners, input columns, the models that use them, and versions that may be removed.
 
-Plain commands: `engine features list|show|diff|gc|latest|audit`. Each takes (config, words) and returns an exit code.
+It holds the commands `engine features list|show|diff|gc|latest|audit`. Each takes (config, words) and returns an exit code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engine.features.store import StoredView
 from engine.runtime import records, storage, terminal
 from engine.runtime.run import as_written
 
-KEEP_RECENT = 24 * 3600  # seconds: gc leaves alone what a run may be using now
+KEEP_RECENT = 24 * 3600  # seconds: gc keeps younger files, which a run may be using
 
 
 # ------------------------------------------------------------------------------------------------------- commands
@@ -118,8 +118,8 @@ def diff(config: Config, words: list[str]) -> int:
 
 
 def gc(config: Config, words: list[str]) -> int:
-    """`features gc [--delete] [--json]`: versions that no run names and that nobody made today, and what a killed command has
-    left; lists or deletes them.
+    """`features gc [--delete] [--json]`: lists or deletes versions that no run names and that are older than a day, and
+    leftovers of killed commands.
     """
     given = options(words, {"--json": False, "--delete": False})
     used = used_directories(config)
@@ -127,7 +127,7 @@ def gc(config: Config, words: list[str]) -> int:
     if given["--delete"]:
         storage.purge(Path(config.paths.store) / "features")
     for name, folder in _folders(config).items():
-        # Folders, not views: what another format or a build that was killed has left would stay for ever.
+        # Folders, not views: leftovers of another format or of a killed build would stay for ever.
         for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
             old = time.time() - directory.stat().st_mtime > KEEP_RECENT or storage.is_abandoned(directory)
             if directory.name not in used.get(name, set()) and old:
@@ -156,7 +156,7 @@ def latest(config: Config, words: list[str]) -> int:
 
 
 def audit(config: Config, words: list[str]) -> int:
-    """`features audit [--rows N] [--seed N] [--json]`: the leak trial on the config's own views; exit code 2 with leaks."""
+    """`features audit [--rows N] [--seed N] [--json]`: the leak audit of the config's views; exit code 2 with leaks."""
     given = options(words, {"--json": False, "--rows": "60", "--seed": "0"})
     dataset = retrieval.dataset_of(config)
     leaks = leak_trial.audit(
@@ -171,7 +171,7 @@ def audit(config: Config, words: list[str]) -> int:
     terminal.rows(
         rows,
         given["--json"],
-        f"no leak: {given['--rows']} rows kept every feature when what they must not know was changed",
+        f"no leak: {given['--rows']} rows kept every feature when values that they must not use were changed",
     )
     return 2 if leaks else 0
 
@@ -203,7 +203,7 @@ def statistics(stored: StoredView) -> list[dict[str, Any]]:
 
 
 def sources_of(view: ViewConfig, config: Config) -> list[str]:
-    """The columns that the view is made of: of the events, and `table.column` of a side table."""
+    """The columns that the view reads: of the events, and `table.column` of a side table."""
     columns = view_inputs(view, config.data, config.features.as_of or config.data.event_time)
     return [*columns, *(f"{view.table}.{column}" for column in view.columns if view.table)]
 
@@ -222,7 +222,7 @@ class AskedFeatures(TypedDict):
 
 
 class Asking(TypedDict):
-    """What the catalog reads of a bundle's spec.json."""
+    """The part of a bundle's spec.json that the catalog reads."""
 
     features: AskedFeatures
 
@@ -244,13 +244,13 @@ def models_by_view(config: Config) -> dict[str, list[str]]:
 
 
 class Used(TypedDict):
-    """What the catalog reads of a run.json. A damaged one stops a clean-up: it may have named what would go."""
+    """The part of a run.json that the catalog reads. A damaged one stops a clean-up: it may name a version in use."""
 
     views: NotRequired[dict[str, str]]
 
 
 def used_directories(config: Config) -> dict[str, set[str]]:
-    """View -> versions that a run has recorded as read, or one of a backtest, which keeps its runs in the store."""
+    """View -> versions that a run has recorded as read; runs of backtests, which are in the store, count too."""
     found: dict[str, set[str]] = {}
     for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
         for path in runs.glob("*/*/*/run.json"):
@@ -264,7 +264,7 @@ def used_directories(config: Config) -> dict[str, set[str]]:
 def export(table: pa.Table, entity: Iterable[str], path: Path) -> None:
     """The table as Parquet, or as SQLite: a table `latest` with the entity as its key.
 
-    SQLite knows numbers and text: an instant becomes its microseconds, a decimal, date or time of day its text.
+    SQLite has numbers and text: an instant becomes its microseconds; a decimal, date or time of day becomes its text.
     """
     if path.suffix == ".parquet":
         storage.write_parquet(path, table)

@@ -1,7 +1,7 @@
-"""The one code path from rows to raw features: training, scoring and the gate all call it.
+"""Computes raw features from rows: training, scoring and the gate share this one code path.
 
-A function here sees `probes` (rows to describe, with their decision time), `history` (rows of the event table that may
-be looked back on) and side tables; it knows nothing of stores or files.
+A function here takes `probes` (rows to describe, with their decision time), `history` (past rows of the event table)
+and side tables; it reads no store and no file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
 from kernels.windows import trailing
 
-POOL_ROWS = 10_000  # up to here starting threads takes longer than the windows
+POOL_ROWS = 10_000  # for fewer rows, starting threads takes longer than computing the windows
 
 
 def raw_features(
@@ -46,7 +46,7 @@ def raw_features(
 
 
 def direct_features(data: DataConfig, features: FeaturesConfig, probes: pa.Table) -> dict[str, pa.Array]:
-    """Direct columns as they are and parts of time columns."""
+    """Direct columns unchanged, and parts of time columns."""
     found = {name: _combined(probes[name]) for name in features.direct_columns}
     for name, calendar in features.calendar.items():
         found.update(calendar_features(name, calendar, data, probes))
@@ -142,7 +142,7 @@ def _window_features(
         )
         return _float_columns(block.reshape(len(block), len(windows) * len(aggregates)), inner)
 
-    # Columns beside each other: what a kernel does in one thread only, sorting above all, is then done while another sweeps.
+    # Columns run in parallel: one column's single-threaded work, mostly sorting, overlaps with another column's sweep.
     outer = min(threads, len(view.aggregates)) if probes.num_rows + history.num_rows > POOL_ROWS else 1
     inner = -(-threads // outer)
     if outer == 1:
@@ -221,7 +221,7 @@ def _check_unique(view: ViewConfig, table: pa.Table, codes: np.ndarray) -> None:
 def entity_codes(
     left: pa.Table, left_columns: tuple[str, ...], right: pa.Table, right_columns: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64 codes of the combined key columns in two tables: equal keys get equal codes, a null in any part gets -1.
+    """int64 codes of the combined key columns of two tables: equal keys get equal codes, a key with a null gets -1.
 
     Raises UserError for columns whose types cannot be compared.
     """
@@ -236,7 +236,7 @@ def entity_codes(
         if not alike(*kinds):
             raise UserError(
                 f"columns that are joined must be of one type, found {left_column!r} {type_name(kinds[0])} and "
-                f"{right_column!r} {type_name(kinds[1])}: give both the type of one of them"
+                f"{right_column!r} {type_name(kinds[1])}: declare the same type for both"
             )
         part, size = _codes_of(left[left_column], right[right_column])
         missing |= part < 0
@@ -271,8 +271,8 @@ def _codes_of(left: pa.ChunkedArray, right: pa.ChunkedArray) -> tuple[np.ndarray
 
 
 def as_floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """float64[n] of a numeric or truth column; null becomes NaN. An int64 beyond 2**53 is rounded: float64 is the
-    arithmetic of windows.
+    """float64[n] of a numeric or boolean column; null becomes NaN. An int64 beyond 2**53 is rounded, because windows
+    compute in float64.
     """
     column = _combined(column)
     if pa.types.is_boolean(column.type):

@@ -1,4 +1,4 @@
-"""Fitted encoding: raw features to one float32 block and one int32 block, fitted on training rows only.
+"""The encoder: turns raw features into one float32 block and one int32 block; fitted on training rows only.
 
 The fitted state is JSON: a list of numeric columns with their numbers and a list of vocabularies. Codes of a category:
 0 = null, 1 = unseen in training, 2 = seen there but rare, 3 and up = known. They do not depend on the order of rows.
@@ -27,16 +27,16 @@ from engine.runtime import digest, records
 from engine.runtime.records import Within
 from kernels import encode as kernel
 
-FORMAT = 2  # 2: vocabularies whose texts are concealed; without one the state is written as 1
+FORMAT = 2  # 2: vocabularies with concealed texts; a state without one is written as 1
 NULL, UNSEEN, RARE, FIRST_KNOWN = 0, 1, 2, 3
-RARE_KEPT = 100_000  # rare categories beyond this many are remembered as unseen
+RARE_KEPT = 100_000  # rare categories beyond this many count as unseen
 KNOTS = 257
 NO_TEXT = "(null)"
-CONCEALED = "hmac:"  # before 32 hex digits: a text that stands for one of a sensitive column
+CONCEALED = "hmac:"  # prefix of 32 hex digits that replace a text of a sensitive column
 _IS_CONCEALED = re.compile(CONCEALED + "[0-9a-f]{32}")
 LARGEST = float(np.finfo(np.float64).max)
 WIDEST = 0.99 * LARGEST
-CRUSHED = 1e-6  # half of the rows within so few deviations: what is left of their differences is noise to a model
+CRUSHED = 1e-6  # with half of the rows within so few deviations, their differences are noise to a model
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class NumericColumn:
     def for_kernel(self, clip: float) -> kernel.NumericColumn:
         """The kernel's form; a value beyond `clip` deviations, or beyond the knots, counts as that bound."""
         if self.kind == "standardise":
-            reach = min(clip * self.scale_, WIDEST)  # its ends and the distances within are numbers too
+            reach = min(clip * self.scale_, WIDEST)  # both ends and the distances between them are finite too
             return kernel.NumericColumn(
                 center=self.center_,
                 scale=self.scale_,
@@ -80,7 +80,7 @@ class NumericColumn:
 class Vocabulary:
     """State of one categorical feature: known categories, most frequent first, then by text.
 
-    Of a sensitive feature (`salt_`) the texts are concealed; codes are those of the texts.
+    The texts of a sensitive feature (`salt_`) are concealed; the codes do not change.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Vocabulary:
         return FIRST_KNOWN + len(self.known_)
 
     def codes(self, column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-        """int32[n] codes of a column of any type, by the text of its values."""
+        """int32[n] codes of a column of any type; values are compared as text."""
         texts = concealed(column, self.salt_) if self.salt_ else as_texts(column)
         index = pc.index_in(texts, value_set=pa.array(self.known_, pa.large_string()), skip_nulls=True)
         codes = np.asarray(pc.fill_null(index, -1)).astype(np.int32)
@@ -137,10 +137,10 @@ class Encoder:
         sensitive: Collection[str] = (),
         at_once: int = 1,
     ) -> Encoder:
-        """Learn from training rows; `read(names)` gives those columns, so that `at_once` columns are in memory.
+        """Fit on training rows; `read(names)` gives those columns, `at_once` of them at a time to bound memory.
 
-        `warn` is called with a sentence for each column whose scale a few far values have set. Values of the `sensitive`
-        features are neither kept nor said.
+        `warn` is called with a sentence for each column whose scale is set by a few outliers. Values of the `sensitive`
+        features are neither stored nor shown.
         """
         numeric = [
             _fit_numeric(name, as_floats(column), config, warn, shown=name not in sensitive)
@@ -154,13 +154,13 @@ class Encoder:
 
     @property
     def salt(self) -> str:
-        """What texts of sensitive features are concealed with; empty where there are none."""
+        """The salt that conceals texts of sensitive features; empty where there are none."""
         return next((item.salt_ for item in self.categorical_ if item.salt_), "")
 
     @property
     def numeric_names(self) -> list[str]:
-        """Names of the columns of the float32 block. The indicator `x_missing` of x stands in parentheses where a feature has
-        that name.
+        """Names of the columns of the float32 block. The indicator `x_missing` of x is written in parentheses where a feature
+        has that name.
         """
         taken = {feature.name for feature in self.features}
         found = []
@@ -172,12 +172,12 @@ class Encoder:
 
     @property
     def width(self) -> int:
-        """Columns of the float32 block."""
+        """Number of columns of the float32 block."""
         return sum(len(column.outputs()) for column in self.numeric_)
 
     @property
     def cardinalities(self) -> list[int]:
-        """Codes of each column of the int32 block."""
+        """Number of codes of each column of the int32 block."""
         return [vocabulary.size for vocabulary in self.categorical_]
 
     @property
@@ -186,7 +186,7 @@ class Encoder:
         return digest.of_json(self.to_json())
 
     def check_columns(self, names: Iterable[str]) -> list[str]:
-        """Raise UserError naming the first feature that is absent; return the names that are not needed."""
+        """Raise UserError with the first missing feature; return the names that are not needed."""
         have = set(names)
         for feature in self.features:
             if feature.name not in have:
@@ -194,7 +194,7 @@ class Encoder:
         return sorted(have - {feature.name for feature in self.features})
 
     def transform(self, raw: pa.Table, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """(float32[n, width], int32[n, categorical]) of raw features, taken by name; never edits its input."""
+        """(float32[n, width], int32[n, categorical]) of raw features, found by name; the input is not modified."""
         self.check_columns(raw.column_names)
         numeric = np.empty((raw.num_rows, self.width), np.float32)
         if self.width:
@@ -256,7 +256,7 @@ class Encoder:
 
 
 def as_texts(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """large_string[n] of any column: categories are compared by their text."""
+    """large_string[n] of any column: categories are compared as text."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if pa.types.is_dictionary(column.type):
@@ -267,7 +267,7 @@ def as_texts(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 def concealed(column: pa.ChunkedArray | pa.Array, salt: str) -> pa.Array:
     """large_string[n]: `hmac:` and 128 bits of HMAC-SHA256 (RFC 2104) of each text under the salt; nulls stay.
 
-    A text that is concealed already stays too, so that rows without their texts (the gate's) get the codes of the texts.
+    A concealed text stays as it is, so that the gate's rows, which are stored without their texts, get the same codes.
     """
     found = as_texts(column).dictionary_encode()
     standing = [text if _IS_CONCEALED.fullmatch(text) else _hmac(salt, text) for text in found.dictionary.to_pylist()]
@@ -279,10 +279,10 @@ def _hmac(salt: str, text: str) -> str:
 
 
 def _concealed(vocabularies: Sequence[Vocabulary], sensitive: Collection[str]) -> tuple[Vocabulary, ...]:
-    """Those of sensitive features without their texts.
+    """The vocabularies, with the texts of sensitive features concealed.
 
-    Whoever scores must be able to compute the codes, so the salt travels in the bundle: it keeps off tables made beforehand,
-    and nobody who tries likely texts one by one. It is made of the texts themselves: the same rows give the same bundle.
+    Scoring must compute the codes, so the salt is stored in the bundle: it defeats precomputed tables, but not somebody who
+    tries likely texts one by one. It is derived from the texts themselves: the same rows give the same bundle.
     """
     state = [[item.name, item.known_, item.rare_] for item in vocabularies if item.name in sensitive]
     salt = digest.of_json(["salt", state])[:32]
@@ -299,7 +299,7 @@ def _concealed(vocabularies: Sequence[Vocabulary], sensitive: Collection[str]) -
 
 
 def numbered_labels(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """str[n]: `(value 1)`, `(value 2)`, ... by falling frequency in the place of the values of a sensitive column; a null is
+    """str[n]: `(value 1)`, `(value 2)`, ... by falling frequency instead of the values of a sensitive column; a null is
     `(null)`.
     """
     found = as_texts(column).dictionary_encode()
@@ -313,7 +313,7 @@ def numbered_labels(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def group_labels(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """str[n]: the text of each value; a null is `(null)`, which no text is (one that reads so stands in quotes)."""
+    """str[n]: the text of each value; a null is `(null)`; a text that reads so is put in quotes."""
     texts = as_texts(column)
     texts = pc.if_else(pc.equal(texts, NO_TEXT), repr(NO_TEXT), texts)
     return np.asarray(pc.fill_null(texts, NO_TEXT).to_pylist(), object).astype(str)
@@ -322,7 +322,7 @@ def group_labels(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 def each_column(
     names: Sequence[str], read: Callable[[Sequence[str]], pa.Table], at_once: int
 ) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """Names and columns, of which `at_once` are read together: a file of many columns takes long to open."""
+    """Names and columns, `at_once` read together: opening a file of many columns is slow."""
     for at in range(0, len(names), at_once):
         table = read(names[at : at + at_once])
         yield from zip(table.column_names, table.columns, strict=True)
@@ -341,9 +341,9 @@ def _fit_numeric(
         return NumericColumn(name, "standardise", 0.0, 0.0, 0.0, 0.0, missing)
     # Scaled before squaring, so that values near the largest float do not overflow.
     largest = max(abs(float(finite[0])), abs(float(finite[-1])), 1e-300)
-    # Sorted first: the sums do not depend on the order of rows.
+    # Sorted first, so that the sums do not depend on the order of rows.
     center = float(np.sum(finite / largest)) / len(finite) * largest
-    # Where a difference may lie beyond the largest float, it is taken between parts of it.
+    # Where a difference may exceed the largest float, values are divided before they are subtracted.
     away = (finite - center) / largest if largest < WIDEST / 2 else finite / largest - center / largest
     scale = largest * math.sqrt(float(np.sum(away**2)) / len(finite))
     constant = finite[0] == finite[-1]
@@ -351,7 +351,7 @@ def _fit_numeric(
     if config.numeric != "standardise" and not constant:
         inner = np.clip(finite, -WIDEST / 2, WIDEST / 2) if largest > WIDEST / 2 else finite
         quantiles = kernel.quantiles_of(inner, KNOTS - 1 if config.numeric == "quantile" else config.bins)
-        # Equal edges make empty bins; equal quantiles are the weight of a repeated value and stay.
+        # Equal edges make empty bins and are dropped; equal quantiles are the weight of a repeated value and stay.
         knots = tuple(float(x) for x in (quantiles if config.numeric == "quantile" else np.unique(quantiles)))
     kind = config.numeric if len(knots) > 1 else "standardise"
     if kind == "standardise" and not constant:
@@ -369,13 +369,13 @@ def _fit_numeric(
 
 
 def _warn_of_crushed(name: str, finite: np.ndarray, scale: float, warn: Callable[[str], None], shown: bool) -> None:
-    """`finite` is sorted."""
+    """Warn where outliers set the scale; `finite` is sorted."""
     low, high = (float(finite[len(finite) * quarter // 4]) for quarter in (1, 3))
     if low < high and high / scale - low / scale < CRUSHED:
         far = max(float(finite[0]), float(finite[-1]), key=abs)
-        said = f"values as far off as {far:g}" if shown else "values far off"
+        said = f"outliers as far as {far:g}" if shown else "outliers"
         warn(
-            f"feature {name!r}: {said} set its scale, so that half of the training rows lie within "
+            f"feature {name!r}: {said} set its scale, so that half of the training rows are within "
             f"{high / scale - low / scale:.1g} deviations and look alike to the model. "
             "Give the column a min or max in data.columns, or set features.encode.numeric=quantile"
         )

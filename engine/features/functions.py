@@ -1,7 +1,7 @@
-"""User functions: features computed by a function of an installed package, found through the entry points `engine.features`.
+"""User functions: features computed by a function of an installed package, found by the entry point group `engine.features`.
 
-A function is `f(rows: pyarrow.Table) -> pyarrow.Table`: one row in, one row out, in the same order, nothing but its input read.
-The package's version counts into the recipe.
+A function is `f(rows: pyarrow.Table) -> pyarrow.Table`: one row in, one row out, in the same order. It must read nothing but
+its input. The package's version is part of the recipe.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def function_version(name: str) -> str:
 
 
 def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str, sensitive: Collection[str] = ()) -> pa.Table:
-    """The declared outputs of an installed function, typed and counted.
+    """The declared outputs of an installed function, with type and row count checked.
 
-    Raises UserError when it breaks its word, and when it fails on `sensitive` columns: its own error may quote their values.
+    Raises UserError when the output is not as declared, and when it fails on `sensitive` columns: its own error may quote their
+    values.
     """
     function: Callable[[pa.Table], pa.Table] = _entry(name).load()
     try:
@@ -44,8 +45,8 @@ def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str, sensiti
             raise
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"{where}: function {name!r} raised {type(error).__name__} in {at.filename}, line {at.lineno}. What it says is not "
-            f"shown, for it may quote the sensitive {', '.join(sensitive)}"
+            f"{where}: function {name!r} raised {type(error).__name__} in {at.filename}, line {at.lineno}. Its message is not "
+            f"shown, because it may quote the sensitive {', '.join(sensitive)}"
         ) from None
     if not isinstance(table, pa.Table) or table.num_rows != rows.num_rows:
         found = f"{table.num_rows} rows" if isinstance(table, pa.Table) else type(table).__name__

@@ -10,7 +10,7 @@ from engine.config import units
 from engine.config.sections.data import Column
 
 NEVER = np.iinfo(np.int64).min  # NaT: a null instant. Never compare it with `<`.
-ALWAYS = -(2**62)  # known long before any event
+ALWAYS = -(2**62)  # before any event
 
 
 def instants(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -27,7 +27,7 @@ def shifted(times: np.ndarray, offset: int) -> np.ndarray:
 
 
 def moment_times(table: pa.Table, moment: str) -> np.ndarray:
-    """int64[n] of a moment such as `scheduled - 1h`."""
+    """int64[n] microseconds UTC of a moment such as `scheduled - 1h`."""
     column, offset = units.moment(moment)
     return shifted(instants(table[column]), offset)
 
@@ -42,7 +42,7 @@ def known_times(table: pa.Table, column: Column) -> np.ndarray:
 def known_as_past(table: pa.Table, event_times: np.ndarray, known: np.ndarray) -> np.ndarray:
     """When a row counts in a trailing window: its event has happened and its value is known, whichever is later.
 
-    Without this a value known long before (`prior`) would let rows of the future into the window.
+    Without this rule a value known in advance (`prior`) would let future rows into the window.
     """
     assert len(event_times) == table.num_rows
     return np.where((known == NEVER) | (event_times == NEVER), NEVER, np.maximum(known, event_times))

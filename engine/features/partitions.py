@@ -1,7 +1,7 @@
-"""How a view is cut: one part per UTC calendar month of event time, each a function of the months it may look back on.
+"""Partitions of a view: one part per UTC calendar month of event time, computed from the months it may look back on.
 
-That one rule serves three ends. An append computes the new months only; a row that comes late recomputes the months that can
-see it; and no more than the months in reach need be in memory. Bits do not depend on the cutting: the kernels promise it.
+An append computes the new months only; a late row recomputes the months that can see it; only the months in reach must be in
+memory. Values do not depend on the partitions, bit by bit: the kernels guarantee it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Part:
 
 
 def month_parts(dataset: Dataset) -> list[Part]:
-    """The months that hold rows, in order. From one to the next by rows: a century without any costs nothing."""
+    """The months that hold rows, in order. The search steps from row to row, so empty months cost nothing."""
     found: list[Part] = []
     at = 0
     while at < dataset.rows:
@@ -51,7 +51,7 @@ def month_parts(dataset: Dataset) -> list[Part]:
 
 
 class InputsRecord(TypedDict):
-    """Column -> month -> digest, and as_of -> month -> (earliest, latest) decision time or nothing."""
+    """Column -> month -> digest, and as_of -> month -> (earliest, latest) decision time or None."""
 
     format: Annotated[int, records.Format(FORMAT, FORMAT)]
     columns: dict[str, dict[str, records.Digest]]
@@ -59,20 +59,20 @@ class InputsRecord(TypedDict):
 
 
 class Inputs:
-    """Digests of a dataset's columns by month, and the span of decision times of each month; kept beside the store's views,
-    for they are asked for again at every append.
+    """Digests of a dataset's columns by month, and the span of decision times of each month; stored beside the store's views,
+    because every append needs them again.
     """
 
     def __init__(self, store: Path, dataset: Dataset, parts: Sequence[Part]) -> None:
         self.dataset, self.parts = dataset, parts
         self._path = storage.inside(store, "features", ".inputs", f"{dataset.name}-{dataset.digest[:16]}.json")
         saved: InputsRecord = {"format": FORMAT, "columns": {}, "spans": {}}
-        with contextlib.suppress(UserError):  # none yet, of another format, or damaged: it is made again
+        with contextlib.suppress(UserError):  # missing, of another format, or damaged: it is recomputed
             saved = seal.read_checked(self._path, InputsRecord)
         self._columns, self._spans = saved["columns"], saved["spans"]
 
     def prepare(self, columns: Sequence[str], as_of: str) -> None:
-        """Digest the columns that are not known yet, in one pass over the months."""
+        """Digest the columns that have no digest yet, in one pass over the months."""
         lacking = [name for name in columns if name not in self._columns]
         anchor, offset = units.moment(as_of)
         if not lacking and as_of in self._spans:

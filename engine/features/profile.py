@@ -1,8 +1,8 @@
-"""What a block of rows looked like, as integers on a fixed specification: merging profiles is addition.
+"""Drift profiles: counts of rows per bin or category on a fixed specification; profiles merge by addition.
 
 `ProfileSpec` is fitted once with the model: edges of numeric features and of predictions, the encoder's vocabularies.
-`Profile` counts rows on it. Any split of the rows, in any order, merges to the same bytes of JSON; nothing in it says
-when, where or by which run it was made.
+`Profile` counts rows on it. Any split of the rows, in any order, merges to the same bytes of JSON; it records
+neither time nor place nor run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kernels.statistics import scale_of
 
 FORMAT = 2  # 1: edges on data values, and no points
 BINS = 20
-FIT_ROWS = 65_536  # edges are quantiles: so many rows put each within 0.2 % of its share
+FIT_ROWS = 65_536  # edges are quantiles: this many rows put each within 0.2 % of its share
 MOST_CELLS = 2**27  # columns times bins or categories of the widest: int64, a gigabyte
 # Unseen categories named per column: those with the smallest hashes, so that any split of the rows keeps the same.
 UNSEEN_KEPT = 200
@@ -112,7 +112,7 @@ class ProfileSpec:
     categorical: tuple[Vocabulary, ...]
     predictions: tuple[NumericSpec, ...]
     unnamed: frozenset[str] = frozenset()  # categorical columns whose values must not be written down
-    format: int = FORMAT  # that it was fitted in: profiles of an older model are counted and named as they were then
+    format: int = FORMAT  # of the fit: profiles of an older model are counted and named by its format
     _plans: dict[str, kernel.ProfilePlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -126,7 +126,7 @@ class ProfileSpec:
         bins: int = BINS,
         at_once: int = 1,
     ) -> ProfileSpec:
-        """Edges from training rows (`read(names)` gives those columns, of which `at_once` are asked for together) and
+        """Edges from training rows (`read(names)` gives those columns, `at_once` of them at a time) and
         validation scores [n] or [n, classes].
         """
         names = [feature.name for feature in encoder.features if feature.kind == NUMERIC]
@@ -169,7 +169,7 @@ class ProfileSpec:
         return digest.of_json([self.to_json(), [[item.name, item.known_, item.rare_] for item in self.categorical]])
 
     def to_json(self) -> ProfileSpecRecord:
-        """The specification; vocabularies are the encoder's and stay there."""
+        """The specification without the vocabularies, which the encoder stores."""
         return {
             "format": self.format,
             "numeric": [_numeric_json(item, self.format) for item in self.numeric],
@@ -180,7 +180,7 @@ class ProfileSpec:
 
     @classmethod
     def read(cls, path: Path, encoder: Encoder) -> ProfileSpec:
-        """The specification that was saved beside the encoder. Raises Damaged."""
+        """The specification stored beside the encoder. Raises Damaged."""
         state = records.read(path, ProfileSpecRecord)
         vocabularies = {item.name: item for item in encoder.categorical_}
         raw = {item.name for item in encoder.features if item.kind == NUMERIC}
@@ -192,7 +192,7 @@ class ProfileSpec:
         longest = max((len(item["edges"]) for item in state["numeric"] + state["predictions"]), default=0)
         cells = max(widest * len(state["categorical"]), longest * len(state["numeric"] + state["predictions"]))
         if cells > MOST_CELLS:
-            raise records.Damaged(f"{path} must ask for at most {MOST_CELLS:,} counts, found {cells:,}")
+            raise records.Damaged(f"{path} must have at most {MOST_CELLS:,} counts, found {cells:,}")
         spec = cls(
             tuple(_numeric_spec(item) for item in state["numeric"]),
             tuple(vocabularies[name] for name in state["categorical"]),
@@ -205,7 +205,7 @@ class ProfileSpec:
         except ValueError as error:
             raise records.Damaged(f"{path}: {error}") from None
         if odd := [item.name for item in spec.numeric + spec.predictions if len(item.points) != item.bins]:
-            raise records.Damaged(f"{path}: {odd[0]!r} must have one of points for each bin")
+            raise records.Damaged(f"{path}: {odd[0]!r} must have one point for each bin")
         return spec
 
 
@@ -249,8 +249,8 @@ class Profile:
     ) -> Profile:
         """The profile of raw features and their scores ([n] or [n, classes]; none: predictions are not counted).
 
-        `codes`: int32[n, categories] where the encoder has made them already; `numeric`: the numeric features of these rows
-        where they are counted already. Raises UserError for an absent column.
+        `codes`: int32[n, categories] where the encoder has made them already; `numeric`: the counts of the numeric
+        features where they exist already. Raises UserError for a missing column.
         """
         there = set(raw.column_names)
         for name in spec.inputs:
@@ -295,9 +295,9 @@ class Profile:
         return found
 
     def merge(self, other: Profile) -> Profile:
-        """The profile of the rows of both. Raises UserError when they were counted on different specifications."""
+        """The sum of two profiles. Raises UserError when they were counted on different specifications."""
         if self.spec is not other.spec and self.spec.digest != other.spec.digest:
-            raise UserError("profiles must be of one specification to be merged, found those of two models")
+            raise UserError("profiles that are merged must have one specification, found those of two models")
         return Profile(
             self.spec,
             self.rows + other.rows,
@@ -313,7 +313,7 @@ class Profile:
         return digest.of_json(self.to_json())
 
     def to_json(self) -> ProfileRecord:
-        """Plain values; equal rows give equal text in any split and order."""
+        """JSON values; equal rows give equal text in any split and order."""
         spec = self.spec
         categorical: dict[str, CategoryCounts] = {}
         for index, item in enumerate(spec.categorical):
@@ -337,7 +337,7 @@ class Profile:
         if state["spec"] != spec.digest:
             raise UserError(
                 "profile.json must be counted on the model's specification, found another: it was made by scoring with "
-                "another model. Name the model that scored"
+                "another model. Name the model that was used for scoring"
             )
         _check_counts(state, spec)
         categories = cls.empty(spec).categories
@@ -361,7 +361,7 @@ def prediction_names(classes: Sequence[str] = ()) -> list[str]:
 
 
 def category_label(vocabulary: Vocabulary, code: int, named: bool = True) -> str:
-    """What a code stands for; a value that must not be written down (`named` false) has a number."""
+    """The label of a code; a sensitive value (`named` false) is shown as a number."""
     if code < FIRST_KNOWN:
         return NO_VALUE[code]
     place = code - FIRST_KNOWN
@@ -378,7 +378,7 @@ def fit_numeric(name: str, values: np.ndarray, bins: int) -> NumericSpec:
     """Bins and scale of one column, from (at most FIT_ROWS, evenly spaced) values [n]."""
     values = values[:: -(-len(values) // FIT_ROWS)] if len(values) else values
     finite = np.sort(np.asarray(values[np.isfinite(values)], np.float64))
-    if not len(finite):  # nothing seen: the counts say so, and no statistic is computable
+    if not len(finite):  # no value: no statistic can be computed
         return NumericSpec(name, (0.0, 1.0), 1.0, (None,))
     found = kernel.bins_of(finite, bins)
     points = tuple(None if np.isnan(point) else float(point) for point in found.points)
@@ -392,7 +392,7 @@ def _score_columns(scores: np.ndarray | None, classes: Sequence[str]) -> list[np
 
 
 def _check_counts(state: ProfileRecord, spec: ProfileSpec) -> None:
-    """Raise Damaged where a profile lacks a column of its specification, or counts what that does not have."""
+    """Raise Damaged where the columns or counts of a profile do not fit its specification."""
     for part, columns in (("numeric", spec.numeric), ("predictions", spec.predictions)):
         for item in columns:
             counts = state[part].get(item.name, {}).get("counts", ())  # type: ignore[literal-required]
@@ -433,7 +433,7 @@ def _count_scores(spec: ProfileSpec, scores: np.ndarray, threads: int) -> kernel
 
 
 def _unseen(vocabulary: Vocabulary, raw: pa.Table, codes: np.ndarray, spec: ProfileSpec, low: int) -> dict[str, int]:
-    """Rows of each category that training never saw, by its text, among the rows from `low`; sensitive ones keep none."""
+    """Rows of each category unseen in training, by its text, among the rows from `low`; none for sensitive columns."""
     rows = low + np.flatnonzero(codes == UNSEEN)
     if not len(rows) or vocabulary.name in spec.unnamed:
         return {}
@@ -448,7 +448,7 @@ def _merge_unseen(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
 
 
 def _kept(counts: dict[str, int]) -> dict[str, int]:
-    # The smallest hashes of a union lie among the smallest of every part, so no count of a kept text is ever lost.
+    # The smallest hashes of a union are among the smallest of every part, so no count of a kept text is lost.
     if len(counts) <= UNSEEN_KEPT:
         return counts
     texts = pa.array(sorted(counts), pa.large_string())

@@ -1,7 +1,7 @@
-"""What must be there of a row that is scored: what describes it at its decision. Its outcome need not be.
+"""The columns that a row must have to be scored: those known at its decision that some feature needs, not its outcome.
 
-A file to be scored may lack, or hold in any form, the target, the weight, and every other column that is known only after
-the decision or that no feature is made of. Such values are null: of a row without an outcome no window sees one.
+A file to be scored may lack the target, the weight, and every other column that is known only after the decision or that no
+feature needs; they are not checked either. Such values are null, so no window uses an outcome that is not known.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def demanded(data: DataConfig, features: FeaturesConfig, passed: Iterable[str] =
 
 
 def for_scoring(data: DataConfig, features: FeaturesConfig, passed: Iterable[str] = ()) -> DataConfig:
-    """The data specification in which nothing is demanded but what scoring needs. Raises UserError."""
+    """The data specification that requires only the columns needed for scoring. Raises UserError."""
     wanted = demanded(data, features, passed)
     columns = {
         name: column
@@ -48,7 +48,7 @@ def for_scoring(data: DataConfig, features: FeaturesConfig, passed: Iterable[str
 
 
 def _read_of(source: str, data: DataConfig, wanted: list[str]) -> set[str]:
-    """Columns of a source that the wanted columns of the events, or a side table, are made of."""
+    """Columns of a source that the wanted columns of the events, or a side table, are computed from."""
     declared = data.sources[source].columns
     if source in data.tables or any(table.query is not None for table in data.tables.values()):
         for_tables = _read_by_tables(source, data)
@@ -90,14 +90,14 @@ def _relaxed(source: SourceConfig, read: set[str]) -> SourceConfig:
 
 
 def needed_error(error: MissingColumnError, config: Config, passed: Iterable[str] = ()) -> UserError:
-    """What to say of a file that lacks a column which rows must have to be scored."""
+    """The error for a file that lacks a column needed for scoring."""
     names = ", ".join(demanded(config.data, config.features, passed))
     return UserError(f"{error.fact} The model needs it of every row ({names}): give the file a column of that name")
 
 
 def ensure(config: Config, run: Run, passed: Iterable[str] = (), *, empty: bool = True) -> Dataset:
-    """The dataset of `config.data` as training knows it, or, where a file lacks a column that scoring does not need, one in
-    which that is null; without rows only where it may be `empty`. Raises UserError.
+    """The dataset of `config.data`; a column that a file lacks and scoring does not need is null. It may have no rows only
+    where `empty` is true. Raises UserError.
     """
     try:
         return ingest.ensure(config, run, empty=empty)
@@ -105,5 +105,5 @@ def ensure(config: Config, run: Run, passed: Iterable[str] = (), *, empty: bool 
         data = for_scoring(config.data, config.features, passed)
         if error.source not in data.sources or data.sources[error.source].columns[error.column].missing != "null":
             raise needed_error(error, config, passed) from None
-        run.log(f"column {error.column!r} is missing in {error.file}: not needed to score, taken as not known yet")
+        run.log(f"column {error.column!r} is missing in {error.file}: not needed to score, read as null")
         return ingest.ensure(dataclasses.replace(config, data=data), run, empty=empty)

@@ -1,7 +1,7 @@
-"""Features of any entities at any instants, for users without the rest of the engine.
+"""Point-in-time features of any entities at any instants, for users of Python and notebooks.
 
-`history(entity_table, views, ...)` is point-in-time retrieval: entity rows with times in, features out, by the code path that
-training and scoring use. `latest` is the same for every entity at one instant.
+`history(entity_table, views, ...)` takes entity rows with times and returns their features, computed by the same code as
+in training and scoring. `latest` does this for every entity at one instant.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROBE_TIME = "__decision"
 
 
 def source(*overrides: str, config_dir: str | None = None) -> tuple[Config, Dataset]:
-    """The config and the dataset that `history` and `latest` look into, by words such as "+experiment=flights".
+    """The config and the dataset that `history` and `latest` read, from overrides such as "+experiment=flights".
 
     The dataset is ingested where the store lacks it. Raises UserError.
     """
@@ -44,7 +44,7 @@ def source(*overrides: str, config_dir: str | None = None) -> tuple[Config, Data
 
 
 def dataset_of(config: Config, *, scoring: bool = False) -> Dataset:
-    """The dataset of a config, by a scratch run that leaves nothing in the runs folder; for `scoring` files may lack what is
+    """The dataset of a config, by a scratch run that leaves nothing in the runs folder; for `scoring` files may lack columns
     known only later, such as the target.
     """
     run = Run.create("features", config, {})
@@ -66,14 +66,14 @@ def history(
     """`entity_table` with one more column per feature, each as of the row's `time`, in the same row order.
 
     views: names of views of the config (or one), or name -> view specification. The table must hold the views' entity columns
-    and `time` (a timestamp of whole microseconds; without a zone it is UTC, and a null gives what an entity without any past
-    has). A row of the dataset counts when it was known before `time`. Raises UserError.
+    and `time` (a timestamp of whole microseconds; without a zone it is UTC, and a null gives the features of an entity
+    without history). A row of the dataset counts when it was known before `time`. Raises UserError.
     """
     chosen = _views(views, config)
     named = (
         (feature, f"views.{name}.{key}") for name, view in chosen.items() for feature, key in view_features(name, view)
     )
-    check_distinct(named, "Call the view otherwise, or ask for the views one by one")
+    check_distinct(named, "Rename the view, or retrieve the views one by one")
     _check_table(entity_table, time)
     features = schema.build(FeaturesConfig, {"as_of": PROBE_TIME})
     found: dict[str, Any] = {name: entity_table[name] for name in entity_table.column_names}
@@ -95,7 +95,7 @@ def _check_table(entity_table: Any, time: str) -> None:
     names = entity_table.column_names
     for column in names:
         if names.count(column) > 1 or column == PROBE_TIME:
-            why = "is kept for the decision time" if column == PROBE_TIME else "must be there once"
+            why = "is reserved for the decision time" if column == PROBE_TIME else "must occur once"
             raise UserError(f"entity_table's column {column!r} {why}: rename it")
     if time not in names or not pa.types.is_timestamp(entity_table.schema.field(time).type):
         raise UserError(
@@ -118,7 +118,7 @@ def _whole_microseconds(times: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 def latest(
     name: str, config: Config, dataset: Dataset, at: int | None = None, entity: Mapping[str, str] | None = None
 ) -> pa.Table:
-    """The view's features of every entity (or of one) as of the instant `at`, default just after the last event.
+    """Features of a view for every entity (or one) as of the instant `at`; the default is just after the last event.
 
     One row per entity, sorted by it; equal in bytes to what a row decided at that instant would see offline.
     """
@@ -174,7 +174,7 @@ def _views(views: str | Sequence[str] | Mapping[str, Any], config: Config) -> di
 
 
 def _check_probes(name: str, view: ViewConfig, config: Config, probes: pa.Table) -> Sequence[str]:
-    """The columns that the view reads of the table. Raises UserError where one is absent."""
+    """The columns of the table that the view reads. Raises UserError where one is missing."""
     needed = view.entity if view.kind in ("windows", "asof") else view_inputs(view, config.data, PROBE_TIME)
     for column in needed:
         if column not in probes.column_names:

@@ -1,4 +1,4 @@
-"""Which features a config asks for, in order, and which columns they are made of."""
+"""The features of a config, in order, and the columns that they are computed from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.config.sections.features import CalendarConfig, FeaturesConfig, View
 from engine.data.expressions import expression_columns
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"
-# Parts with few values are categories when they are not cyclic: hour 23 is no larger than hour 0.
+# Parts with few values are categories when they are not cyclic: hour 23 is not larger than hour 0.
 PART_PERIOD = {"hour": 24, "minute_of_day": 1440, "weekday": 7, "day": 31, "day_of_year": 366, "week": 53, "month": 12}
 CATEGORICAL_PARTS = ("hour", "weekday", "day", "week", "month")
 
@@ -26,7 +26,7 @@ class Feature:
 
 
 def column_kind(column: Column) -> str:
-    """Categories are what is declared so, text and truth values; everything else is a number."""
+    """The kind of a column: declared categories, text and booleans are categorical; everything else is numeric."""
     return CATEGORICAL if column.role in ("categorical", "entity") else type_kind(column.type)
 
 
@@ -59,7 +59,7 @@ def calendar_columns(name: str, calendar: CalendarConfig) -> list[Feature]:
 
 
 def feature_list(data: DataConfig, features: FeaturesConfig) -> list[Feature]:
-    """Every feature that the config asks for: direct, calendar, then views, in declared order."""
+    """Every feature of the config: direct, calendar, then views, in declared order."""
     found = [Feature(name, column_kind(data.columns[name]), "direct") for name in features.direct_columns]
     for name, calendar in features.calendar.items():
         found += calendar_columns(name, calendar)
@@ -69,7 +69,7 @@ def feature_list(data: DataConfig, features: FeaturesConfig) -> list[Feature]:
 
 
 def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
-    """Raw features that repeat a sensitive column or are made of its values: direct ones, and those of views that read one."""
+    """Raw features computed from a sensitive column: direct ones, and those of views that read one."""
     hidden = {name for name, column in data.columns.items() if column.sensitive}
     found = [name for name in features.direct_columns if name in hidden]
     for name, view in features.active_views.items():
@@ -106,7 +106,7 @@ def known_anchor(column: Column) -> list[str]:
 
 
 def check_expressions(data: DataConfig, features: FeaturesConfig) -> None:
-    """Every column that an expression reads exists and is known by the decision. Raises UserError."""
+    """Raise UserError unless every column that an expression reads exists and is known by the decision."""
     for name, view in features.active_views.items():
         for output, item in view.expressions.items():
             where = f"features.views.{name}.expressions.{output}"
@@ -120,7 +120,7 @@ def windows_of(features: FeaturesConfig) -> list[ViewConfig]:
 
 
 def row_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
-    """Columns of the event table that describe a row at its decision; of `event_inputs` windows look back on the others."""
+    """Columns of the event table that are read of the row itself; windows read the other columns of `event_inputs`."""
     columns = [units.moment(features.as_of)[0]] if features.as_of else []
     columns += features.direct_columns
     columns += [calendar.column for calendar in features.calendar.values()]
@@ -131,7 +131,7 @@ def row_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
 
 
 def history_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
-    """Columns of past events that windows look back on; empty without windows."""
+    """Columns of past events that windows read; empty without windows."""
     columns = []
     for view in windows_of(features):
         values = [column for column in view.aggregates if column != "rows"]

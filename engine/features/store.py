@@ -1,8 +1,8 @@
-"""The feature store: one folder per view and recipe, Parquet with one row per event in dataset order, a part per month.
+"""The feature store: one folder per view and recipe, a Parquet file per month, one row per event in dataset order.
 
-A recipe is made per column and month: the rule, and the content digests of what the rule may look at from there. So a view is
-reused by every experiment that asks the same; one more window computes that window; an append computes the new months, and a
-late row those that can see it. What is found in another recipe of the view is linked, not computed.
+A recipe covers one column and month: the rule, and the content digests of the data that the rule may read. So experiments
+share a view; one more window computes only that window; an append computes the new months, and a late row those that can see
+it. Parts found in another recipe of the view are linked, not recomputed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Recipes = dict[str, str]  # column -> recipe
 
 
 class ViewColumn(TypedDict):
-    """A column of one month: what was asked, and what came out."""
+    """A column of one month: its recipe and the digest of its values."""
 
     recipe: records.Digest
     digest: records.Digest
@@ -62,7 +62,7 @@ class MonthEntry(TypedDict):
 
 
 class DatasetName(TypedDict):
-    """Which dataset a view was computed of."""
+    """The dataset that a view was computed from."""
 
     name: str
     recipe: records.Digest
@@ -106,7 +106,7 @@ class StoredView:
         return list(self.manifest["columns"])
 
     def path(self, file: str) -> Path:
-        """Where a part is, which must be what was written. Raises records.Damaged."""
+        """The path of a part, checked against the manifest. Raises records.Damaged."""
         return self.seal.check(self.directory, file, _remedy(self.directory))
 
     def read(self, columns: Sequence[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
@@ -130,7 +130,7 @@ class StoredView:
 
 
 def parse_arrow(name: str) -> pa.DataType:
-    """The Arrow type of its own name."""
+    """The Arrow type of a name."""
     return pa.type_for_alias(name)
 
 
@@ -153,7 +153,7 @@ def _read_part(path: Path, names: list[str], start: int, stop: int) -> pa.Table:
 
 @dataclass(frozen=True)
 class Job:
-    """What all parts of one view share while it is built."""
+    """State shared by all parts of one view while it is built."""
 
     name: str
     view: ViewConfig
@@ -172,7 +172,7 @@ class Job:
 
 
 def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = False) -> dict[str, StoredView]:
-    """Every view of the config: from the store when its recipe is there, else built from what is there and what is not."""
+    """Every view of the config: from the store where its recipe exists, else built, with the stored parts reused."""
     views, as_of = config.features.active_views, config.features.as_of or ""
     if not views:
         return {}
@@ -205,15 +205,15 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, anew: bool) -> Stor
             entries.append(entry)
             counts["computed" if computed else "linked"] += 1
             progress.advance(entry["stop"] - entry["start"])
-        entries.sort(key=lambda entry: entry["start"])  # workers are done in any order
+        entries.sort(key=lambda entry: entry["start"])  # workers finish in any order
         sealed = {entry["file"]: entry.pop("sealed") for entry in entries}
         manifest = _manifest(job, recipe, entries, counts)
-        manifest["spec"] = run.masked(manifest["spec"])  # as composed, it may hold what the config only refers to
+        manifest["spec"] = run.masked(manifest["spec"])  # the composed config may hold values of secrets
         storage.write_json(temporary / MANIFEST, manifest)
         seal.write(temporary, known=sealed)
         _make_room(name, directory)
     if anew:
-        # An equal folder that was there before has won the name; what was computed now must agree with it.
+        # An equal folder existed before and keeps the name; the values computed now must agree with it.
         _check_same(open_view(name, directory), entries)
     stored = open_view(name, directory)
     assert stored is not None
@@ -221,7 +221,7 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, anew: bool) -> Stor
 
 
 def _make_room(name: str, directory: Path) -> None:
-    """A stored folder of this recipe that is damaged goes; one that is whole stays, for readers may hold it."""
+    """Remove a stored folder of this recipe if it is damaged; a whole one stays, because readers may use it."""
     stored = open_view(name, directory)
     if directory.exists() and (stored is None or any(stored.seal.damaged(directory))):
         aside = storage.temporary_name(directory)
@@ -234,10 +234,10 @@ def _check_same(stored: StoredView | None, entries: list[dict[str, Any]]) -> Non
     for there, here in zip(stored.manifest["parts"], entries, strict=True):
         for name, entry in here["columns"].items():
             if there["columns"][name]["digest"] != entry["digest"]:
-                # The recipe says that nothing has changed, so the stored file is not what was once written.
+                # The recipe has not changed, so the stored file is no longer what was written.
                 storage.remove(stored.directory, stored.directory.parents[1])
                 raise UserError(
-                    f"{stored.directory} held other values of {name!r} in {here['name']} than are computed now; it has been "
+                    f"{stored.directory} held other values of {name!r} in {here['name']} than are computed now; it was "
                     "removed. Run the command again"
                 )
 
@@ -264,7 +264,7 @@ def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict
 
 
 def _batches(job: Job, parts: list[Part], recipes: dict[str, Recipes], found: Index) -> Iterator[list[Part]]:
-    """Months that lack the same columns and follow each other are computed in one call, within the memory allowed."""
+    """Batches of adjacent months that lack the same columns, computed in one call within the memory limit."""
     limit = batch_rows(job)
     if job.config.cluster.kind == "ray":
         limit = min(limit, max(-(-job.dataset.rows // job.config.cluster.workers), 1))
@@ -299,7 +299,7 @@ def _build_all(
     directory: Path,
     workers: tasks.Workers,
 ) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Every batch; what must be computed by the workers of the cluster, where there is one and work for two of them."""
+    """Build every batch; the workers of a cluster compute them where there is work for at least two."""
     lacking = [batch for batch in batches if _lacking(job, batch[0], recipes, found)]
     away = lacking if job.config.cluster.kind == "ray" and len(lacking) > 1 else []
     for batch in batches:
@@ -322,7 +322,7 @@ def _absolute(job: Job) -> Job:
 def _builder(
     job: Job, recipes: dict[str, Recipes], found: Index, directory: Path, version: str | None, config: Config
 ) -> tasks.Share:
-    """What computes months of a view in a worker."""
+    """The function that computes months of a view in a worker."""
     mine = dataclasses.replace(job, config=config)
 
     def build(share: list[dict[str, Any]]) -> list[Any]:
@@ -339,7 +339,7 @@ def _builder(
 def _build(
     job: Job, batch: list[Part], recipes: dict[str, Recipes], found: Index, directory: Path
 ) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Write the months of a batch; yields for each its manifest entry and whether anything had to be computed."""
+    """Write the months of a batch; yield each month's manifest entry and whether it had to be computed."""
     lacking = _lacking(job, batch[0], recipes, found)
     first, last = batch[0].rows[0], batch[-1].rows[1]
     fresh = compute_rows(job, set(job.names()) - set(lacking), (first, last)) if lacking else {}
@@ -364,7 +364,7 @@ def _build(
         _write(directory / file, table)
         return {**_entry(part, file, table, wanted), "sealed": seal.record_of(directory / file)}, bool(lacking)
 
-    # Encoding and hashing take as long as the windows, and leave the GIL.
+    # Encoding and hashing take as long as the windows, and release the GIL.
     with ThreadPoolExecutor(threads_of(job.config), thread_name_prefix="months") as pool:
         yield from pool.map(put, batch)
 
@@ -383,13 +383,13 @@ def _entry(part: Part, file: str, table: pa.Table, recipes: Recipes) -> dict[str
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    # Window statistics repeat little: plain pages with a fast codec are written three times as fast as dictionaries.
+    # Window statistics rarely repeat: plain pages with a fast codec are written three times as fast as dictionaries.
     texts = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     storage.write_parquet(path, table, row_group_size=ROW_GROUP, use_dictionary=texts, compression="lz4")
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name of a finished file, or a copy where the disk cannot have one."""
+    """A hard link to a finished file, or a copy where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
@@ -436,7 +436,7 @@ def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[st
 def _in_passes(
     job: Job, view: ViewConfig, probes: pa.Table, reach: tuple[int, int], passes: int
 ) -> dict[str, pa.Array]:
-    """History that does not fit is read once per group of entities (by hash), and only that group's rows are kept."""
+    """Features of history too large for memory: it is read once per group of entities (by hash), keeping only their rows."""
     data, features = job.config.data, job.config.features
     columns = probes.column_names
     owner = compute.entity_hash(probes, view.entity) % np.uint64(passes)
@@ -465,7 +465,7 @@ def _in_passes(
 
 
 def lacking_view(name: str, view: ViewConfig, data: DataConfig, have: set[str]) -> ViewConfig | None:
-    """The smallest view that computes the columns not in `have`; None when nothing is lacking."""
+    """The smallest view that computes the columns not in `have`; None when none is missing."""
     names = [feature.name for feature in view_columns(name, view, data)]
     if have.issuperset(names):
         return None
@@ -494,7 +494,7 @@ def lacking_view(name: str, view: ViewConfig, data: DataConfig, have: set[str]) 
 
 
 def threads_of(config: Config) -> int:
-    """Compute threads of this process."""
+    """Number of compute threads of this process."""
     return config.resources.threads or environment.cores()
 
 
@@ -502,9 +502,9 @@ def threads_of(config: Config) -> int:
 
 
 def part_recipes(job: Job, parts: list[Part]) -> dict[str, Recipes]:
-    """Month -> column -> recipe: the rule, and the contents of what the rule may look at from that month.
+    """Month -> column -> recipe: the rule, and the digests of the data that the rule may read from that month.
 
-    The view's name, owner and description decide nothing.
+    The view's name, owner and description are not part of it.
     """
     make = {"windows": _windows_recipes, "asof": _asof_recipes}.get(job.view.kind, _row_recipes)
     return {part.name: found for part, found in zip(parts, make(job, parts), strict=True)}
@@ -541,7 +541,7 @@ def _asof_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
     for part in parts:
         own = _own(job, part, [*view.entity, units.moment(job.as_of)[0]])
         start, stop = job.inputs.reach(part, job.as_of, view_length(view))
-        # The last instant counts: an inclusive view sees the row of exactly that time, be it the first of its month.
+        # The last instant counts: an inclusive view sees the row of exactly that time, even the first of its month.
         seen: Any = [
             [month, value] for month, value in months.items() if spans[month][0] <= stop and start < spans[month][1]
         ]
@@ -571,7 +571,7 @@ def _row_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
 
 @dataclass(frozen=True)
 class Index:
-    """What other recipes of a view hold: whole parts by (month, recipes), and columns by (month, recipe)."""
+    """Contents of other recipes of a view: whole parts by (month, recipes), and columns by (month, recipe)."""
 
     files: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[StoredView, dict[str, Any]]]
     columns: dict[tuple[str, str], tuple[StoredView, str]]
@@ -589,7 +589,7 @@ def _index(folder: Path) -> Index:
 
 
 def stored_views(folder: Path) -> list[StoredView]:
-    """Every whole recipe of a view, by name of its folder."""
+    """Every complete recipe of a view, by name of its folder."""
     found = (
         [open_view(folder.name, path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         if folder.is_dir()

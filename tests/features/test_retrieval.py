@@ -103,7 +103,7 @@ def test_history_takes_views_that_are_not_in_the_config(config: Config, dataset:
     ("table", "message"),
     [
         ({"shop": ["a"]}, "must be a pyarrow.Table, found dict"),
-        (pa.table([["a"], ["b"]], ["shop", "shop"]), "column 'shop' must be there once"),
+        (pa.table([["a"], ["b"]], ["shop", "shop"]), "column 'shop' must occur once"),
         (pa.table({"shop": ["a"], "__decision": [1]}), "column '__decision' is kept for"),
         (pa.table({"shop": ["a"]}), "timestamp column 'time'"),
         (pa.table({"time": pa.array([datetime.datetime(2020, 1, 1, tzinfo=UTC)])}), "column 'shop' of view 'shop'"),
