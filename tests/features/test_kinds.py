@@ -129,7 +129,7 @@ def test_the_trial_finds_an_as_of_join_by_event_time(folder: Path, monkeypatch: 
 
     def leaky(*arguments: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(audit.compute.moments, "known_times", lambda table, _: instants(table["seen"]))
+            patch.setattr(audit.compute.instants, "known_times", lambda table, _: instants(table["seen"]))
             return plain(*arguments)
 
     monkeypatch.setattr(audit.compute, "_asof_features", leaky)

@@ -104,7 +104,7 @@ def test_history_takes_views_that_are_not_in_the_config(config: Config, dataset:
     [
         ({"shop": ["a"]}, "must be a pyarrow.Table, found dict"),
         (pa.table([["a"], ["b"]], ["shop", "shop"]), "column 'shop' must occur once"),
-        (pa.table({"shop": ["a"], "__decision": [1]}), "column '__decision' is kept for"),
+        (pa.table({"shop": ["a"], "__decision": [1]}), "column '__decision' is reserved for"),
         (pa.table({"shop": ["a"]}), "timestamp column 'time'"),
         (pa.table({"time": pa.array([datetime.datetime(2020, 1, 1, tzinfo=UTC)])}), "column 'shop' of view 'shop'"),
         (
@@ -278,17 +278,17 @@ def test_audit_of_honest_views_is_quiet(shell: Callable[..., Any]) -> None:
 
 def test_audit_finds_a_leak(config: Config, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let windows believe that every value is known at its event: the trial must name the features that saw it."""
-    plain = audit.compute.moments.known_times
+    plain = audit.compute.instants.known_times
 
     def too_early(table: pa.Table, column: Column) -> np.ndarray:
-        return np.full(table.num_rows, audit.moments.ALWAYS) if column.known_at == "paid_at" else plain(table, column)
+        return np.full(table.num_rows, audit.instants.ALWAYS) if column.known_at == "paid_at" else plain(table, column)
 
     found = []
     real = audit.compute._window_features
 
     def leaky(*arguments: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(audit.compute.moments, "known_times", too_early)
+            patch.setattr(audit.compute.instants, "known_times", too_early)
             return real(*arguments)
 
     monkeypatch.setattr(audit.compute, "_window_features", leaky)
