@@ -26,7 +26,7 @@ from engine import commands
 from engine.errors import UserError
 from engine.lifecycle import reproduce
 from engine.runtime import seal
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from engine.training import bundle
 from tests.runtime.test_git import repository, trap
 from tests.tiny import visits

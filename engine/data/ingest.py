@@ -205,7 +205,7 @@ def make_plan(config: Config, run: Run) -> IngestPlan:
     run.add_inputs({file.shown: file.digest for file in files})
     run.link("inputs", digest.of_json(identities))
     memory = units.size(config.resources.memory)
-    return IngestPlan(config, files, recipe, folder, memory, config.resources.threads or environment.cores())
+    return IngestPlan(config, files, recipe, folder, memory, environment.threads_of(config))
 
 
 def contents_of(data: DataConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from engine.features import audit as leak_trial
 from engine.features import retrieval, store
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import StoredView
-from engine.runtime import records, storage, terminal
+from engine.runtime import environment, records, storage, terminal
 from engine.runtime.run import as_written
 
 KEEP_RECENT = 24 * 3600  # seconds: gc keeps younger files, which a run may be using
@@ -165,7 +165,7 @@ def audit(config: Config, words: list[str]) -> int:
         dataset,
         _number(given, "--rows"),
         _number(given, "--seed"),
-        store.threads_of(config),
+        environment.threads_of(config),
     )
     rows = [vars(leak) for leak in leaks]
     terminal.rows(

@@ -28,7 +28,7 @@ from engine.errors import UserError, nearest
 from engine.features import compute, instants, required_columns
 from engine.features.partitions import view_length
 from engine.features.spec import view_columns, view_inputs
-from engine.features.store import threads_of
+from engine.runtime.environment import threads_of
 from engine.runtime.run import Run
 
 PROBE_TIME = "__decision"

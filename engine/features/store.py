@@ -365,7 +365,7 @@ def _build(
         return {**_entry(part, file, table, wanted), "sealed": seal.record_of(directory / file)}, bool(lacking)
 
     # Encoding and hashing take as long as the windows, and release the GIL.
-    with ThreadPoolExecutor(threads_of(job.config), thread_name_prefix="months") as pool:
+    with ThreadPoolExecutor(environment.threads_of(job.config), thread_name_prefix="months") as pool:
         yield from pool.map(put, batch)
 
 
@@ -417,7 +417,7 @@ def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[st
     data, features, dataset = job.config.data, job.config.features, job.dataset
     columns = view_inputs(view, data, job.as_of)
     probes = dataset.read(columns, rows=rows)
-    threads = threads_of(job.config)
+    threads = environment.threads_of(job.config)
     if view.kind != "windows":
         tables = {view.table: dataset.table(view.table)} if view.table else {}
         return compute.view_features(job.name, view, data, features, probes, probes, tables, threads)
@@ -455,7 +455,7 @@ def _in_passes(
             probes.take(pa.array(mine)),
             pa.concat_tables(kept),
             {},
-            threads_of(job.config),
+            environment.threads_of(job.config),
         )
         places.append(mine)
         results.append(pa.table(found))
@@ -491,11 +491,6 @@ def lacking_view(name: str, view: ViewConfig, data: DataConfig, have: set[str]) 
     }
     values = {**schema.plain(view), "windows": windows, "aggregates": {k: v for k, v in aggregates.items() if v}}
     return schema.build(ViewConfig, values)  # type: ignore[no-any-return]
-
-
-def threads_of(config: Config) -> int:
-    """Number of compute threads of this process."""
-    return config.resources.threads or environment.cores()
 
 
 # ------------------------------------------------------------------------------------------------------- recipes

@@ -21,15 +21,16 @@ from engine.features import build
 from engine.features.build import FeatureTable
 from engine.features.encode import group_labels
 from engine.features.instants import ALWAYS, NEVER, instants, moment_times
-from engine.features.store import threads_of
 from engine.lifecycle.challenger_gate import Judged
 from engine.lifecycle.maturity import label_horizon
 from engine.runtime import digest, environment, seal, storage
+from engine.runtime.environment import threads_of
 from engine.runtime.run import Run, load_record, plan_digest, unfinished
 from engine.scoring.predictor import Predictor, load
 from engine.training.bundle import Bundle, spec_of
+from engine.training.classes import target_values
 from engine.training.gate import check_gate, scores_table
-from engine.training.train import target_values, train
+from engine.training.train import train
 
 FORMAT = 1
 CHUNK_ROWS = 131_072

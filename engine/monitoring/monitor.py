@@ -46,18 +46,18 @@ from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
 from engine.runtime import digest, records, storage
 from engine.runtime.run import Run, as_written, load_metrics, load_record
 from engine.scoring.predictor import load, score_names
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from engine.training.bundle import Bundle, find_model, quantile_of, read_bundle
+from engine.training.bundle_spec import with_spec_of
+from engine.training.classes import target_values
 from engine.training.drift_reference import (
     OUTCOME_ROWS,
     chosen_rows,
     chunks,
     encode_sample,
     sample_table,
-    target_numbers,
 )
 from engine.training.losses import LOSSES
-from engine.training.train import with_spec_of
 
 FORMAT = 2  # 1: without `unjudged`, and without `status` of performance
 DAY = 86_400_000_000
@@ -217,7 +217,7 @@ def outcomes_of(
     target = config.data.target if config.monitor.labels else None
     names = list(dict.fromkeys([config.data.event_time, *([target] if target else []), *needed]))
     facts = dataset.read(names, rows=rows)
-    labels = target_numbers(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
+    labels = target_values(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
     days = local_days(facts[config.data.event_time], config.data.time_zone)
     unknown = int((facts[target].is_valid().to_numpy() & ~np.isfinite(labels)).sum()) if target else 0
     return Outcomes(days, labels, scores, {name: column_values(facts[name]) for name in needed}, unknown)
@@ -309,7 +309,7 @@ def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: l
     rows = dataset.row_range(*bounds)
     take = pa.array(chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0]))
     facts = dataset.read([config.data.target or "", *needed], rows=rows).take(take)
-    labels = target_numbers(facts[config.data.target or ""], bundle.model["classes"])
+    labels = target_values(facts[config.data.target or ""], bundle.model["classes"])
     known = np.isfinite(labels)
     if not np.array_equal(labels[known], outcomes.target):
         run.warn("the validation rows are no longer those of the reference: business metrics over columns get no band")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import engine
+from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import git
 from engine.runtime.on_ray import versions
@@ -201,6 +202,11 @@ def cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, _quota() or allowed))
+
+
+def threads_of(config: Config) -> int:
+    """resources.threads, else the cores of this process."""
+    return config.resources.threads or cores()
 
 
 def _quota() -> int | None:

@@ -16,11 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import remote
 from engine.runtime.on_ray import cluster, pool
 from engine.runtime.registry import NoAlias
 from engine.runtime.run import Run, load_record
@@ -32,11 +29,11 @@ from engine.scoring.publish import publish
 from engine.scoring.units import Unit
 from engine.scoring.worker import STAGES, Job, UnitScorer, open_scorer, peak_memory
 from engine.training.bundle import find_model
+from engine.training.bundle_spec import with_spec_of
 from engine.training.classes import describe_score
 from engine.training.device import has_gpu, why_no_gpu
 from engine.training.gate import check_gate
 from engine.training.threads import Team, compute_threads
-from engine.training.train import with_spec_of
 
 
 def check_scorable(config: Config) -> None:
@@ -278,26 +275,3 @@ def failed_message(run: Run, tally: Tally) -> str:
         f"{first['cause']}. The other units are done, their rows are in {run.directory}/predictions as incomplete; mend "
         "the cause and run the command again"
     )
-
-
-def predictions(
-    run: str | Path | Run, *, incomplete: bool = False, store: str | Path = "store", trust: str | None = None
-) -> pa.Table:
-    """All predictions of a scoring run (the Run or its directory), in dataset order, as its manifest names them.
-
-    Raises UserError for a run that set units aside, unless `incomplete` rows are asked for, and for a directory whose rows
-    lie in a remote place that neither `store` has reached before nor `trust` (a digest that the refusal names) allows.
-    """
-    directory = run.directory if isinstance(run, Run) else Path(run)
-    wanted = load_record(directory).get("predictions", {})
-    there = remote.place(wanted.get("output"), wanted.get("endpoint"), wanted.get("region"))
-    if there is not None and not isinstance(run, Run):
-        remedy = f"Name the store of your scoring run (paths.store, here {store}). "
-        remote.check(Path(store), {"score.output": there}, trust, str(directory), remedy)
-    place = output.place_of(wanted.get("output"), directory, wanted.get("endpoint"), wanted.get("region"))
-    manifest = output.read_manifest(place)
-    if manifest is not None and not manifest["complete"] and not incomplete:
-        raise UserError(
-            f"{directory} is incomplete: {len(manifest.get('set_aside', []))} units were set aside; run it again"
-        )
-    return output.read_predictions(place)

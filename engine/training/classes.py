@@ -16,6 +16,7 @@ from engine.config.tree import Config
 from engine.data.arrow_types import parse_type
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
+from engine.features.compute import as_floats
 from engine.features.encode import as_texts
 
 SHOWN = 5  # classes that a message names
@@ -195,3 +196,11 @@ def describe_unknown(split: str, target: str, unknown: dict[str, int], rows: int
     more = f", and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
     what = f"have a {target} that training never saw" if classes else f"have a {target} that is no finite number"
     return f"split.{split}: {lost:,} of {rows:,} labelled rows {what} ({named}{more}): no metric counts them"
+
+
+def target_values(column: pa.ChunkedArray, classes: Sequence[str]) -> np.ndarray:
+    """float64[n]: the number, or the index of the class; NaN where it is missing or no class of training."""
+    if not classes:
+        return as_floats(column)
+    index = pc.index_in(as_texts(column), value_set=pa.array(list(classes), pa.large_string()))
+    return np.asarray(pc.fill_null(index.cast(pa.float64()), float("nan")))

@@ -25,12 +25,12 @@ from engine.config.tree import Config
 from engine.data.calendar import local_days
 from engine.data.dataset import Dataset, row_ids
 from engine.features.build import FeatureTable
-from engine.features.compute import as_floats
-from engine.features.encode import Encoder, as_texts
+from engine.features.encode import Encoder
 from engine.features.instants import instants
 from engine.features.profile import FIT_ROWS, Profile, ProfileRecord, ProfileSpec
 from engine.features.spec import sensitive_features
 from engine.runtime import records, storage
+from engine.training.classes import target_values
 from kernels import profile as kernel
 from kernels.exact import WIDE_UNIT
 from kernels.hashing import hash_bytes
@@ -297,7 +297,7 @@ def labelled_outcomes(
         return None
     take = chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0])
     facts = dataset.read([config.data.event_time, config.data.target], rows=rows).take(pa.array(take))
-    target = target_numbers(facts[config.data.target], classes)
+    target = target_values(facts[config.data.target], classes)
     found = outcome_table(local_days(facts[config.data.event_time], config.data.time_zone), target, scores[take])
     found = found.filter(pc.is_valid(found["target"]))
     return found if found.num_rows else None
@@ -310,14 +310,6 @@ def outcome_table(days: np.ndarray, target: np.ndarray, scores: np.ndarray) -> p
     named = {name: pa.array(np.ascontiguousarray(columns[:, index])) for index, name in enumerate(names)}
     day = pa.array(days, pa.int32()).cast(pa.date32())
     return pa.table({"day": day, "target": pa.array(target, from_pandas=True), **named})
-
-
-def target_numbers(column: pa.ChunkedArray, classes: Sequence[str]) -> np.ndarray:
-    """float64[n]: the number, or the index of the class; NaN where it is unknown or no class of training."""
-    if not classes:
-        return as_floats(column).astype(np.float64)
-    index = pc.index_in(as_texts(column), value_set=pa.array(list(classes), pa.large_string()), skip_nulls=True)
-    return np.asarray(pc.fill_null(index.cast(pa.float64()), float("nan")))
 
 
 # ------------------------------------------------------------------------------------------------ what matters

@@ -18,7 +18,7 @@ from engine.runtime import environment
 
 def compute_threads(config: Config) -> int:
     """cluster.threads, else resources.threads, else the cores of this process."""
-    return config.cluster.threads or config.resources.threads or environment.cores()
+    return config.cluster.threads or environment.threads_of(config)
 
 
 class Team:

@@ -25,15 +25,14 @@ from engine.errors import UserError
 from engine.features import build
 from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
-from engine.features.encode import Encoder, as_texts, group_labels, numbered_labels
+from engine.features.encode import Encoder, group_labels, numbered_labels
 from engine.features.instants import NEVER, instants, moment_times
 from engine.features.spec import sensitive_features
-from engine.features.store import threads_of
-from engine.runtime import digest, remote, storage
+from engine.runtime import digest, storage
+from engine.runtime.environment import threads_of
 from engine.runtime.run import Run
 from engine.training import baselines, gate, report
 from engine.training.bundle import (
-    Bundle,
     ManifestRecord,
     ModelRecord,
     SpecRecord,
@@ -42,19 +41,19 @@ from engine.training.bundle import (
     quantile_of,
     read_bundle,
     seal,
-    spec_of,
     weights_bytes,
     write_bundle,
 )
+from engine.training.bundle_spec import with_spec_of
 from engine.training.classes import (
     KEPT,
-    check_positive,
     check_target,
     class_names,
     describe_score,
     describe_unknown,
     is_a_guess,
     score_meaning,
+    target_values,
     unknown_targets,
 )
 from engine.training.device import resolve_device
@@ -73,9 +72,6 @@ from engine.training.warm_start import start_bundle, start_encoder
 
 PERIODS = ("train", "valid", "test")
 CHUNK_ROWS = 131_072
-# Where and how files are written, and what one ingest may lose, are no part of the model: what is scored often differs.
-PLACES = ("path", "endpoint", "region", "snapshot", "format", "csv", "refused", "unexpected")
-LIMITS = ("max_quarantine", "min_rows", "max_rows", "max_row_change", "freshness")
 
 
 @dataclass(frozen=True)
@@ -279,14 +275,6 @@ def check_weights(weight: np.ndarray, rows: np.ndarray, column: str) -> None:
             f"data.columns.{column} has role weight and must be finite and at least 0 in labelled rows, found "
             f"{weight[at]:g} in dataset row {rows[at]}"
         )
-
-
-def target_values(column: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
-    """float64[n]: the index of the class, or the number. A class that training never saw is NaN."""
-    if not classes:
-        return as_floats(column)
-    index = pc.index_in(as_texts(column), value_set=pa.array(classes, pa.large_string()))
-    return np.asarray(pc.fill_null(index.cast(pa.float64()), float("nan")))
 
 
 def fit_model(
@@ -522,47 +510,6 @@ def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], enc
         },
         "features": {"numeric": encoder.width, "categorical": len(encoder.cardinalities), "raw": len(encoder.features)},
     }
-
-
-def with_spec_of(config: Config, bundle: Bundle) -> Config:
-    """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
-    data, features = spec_of(bundle, config)
-    storage.keep_from_others(config.paths.mode, data.sensitive)
-    check_positive(config, data, bundle.model)
-    said = bool(config.data.columns)
-    limits = {name: getattr(config.data, name) for name in LIMITS}
-    data = dataclasses.replace(data, **{k: v for k, v in limits.items() if said or v != getattr(DataConfig(), k)})
-    if said:
-        places = {name: {key: getattr(source, key) for key in PLACES} for name, source in config.data.sources.items()}
-        moved = {name: dataclasses.replace(item, **places.get(name, {})) for name, item in data.sources.items()}
-        data = dataclasses.replace(data, sources=moved)
-        bundle_plain, asked = dataclasses.asdict(data), dataclasses.asdict(config.data)
-        bundle_plain["positive"] = asked["positive"]  # judged by what it means, not by how it was said
-        _refuse_difference("data", asked, bundle_plain)
-        _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(features))
-    _check_places(config, data, bundle)
-    return dataclasses.replace(config, data=data, features=features)
-
-
-def _check_places(config: Config, data: DataConfig, bundle: Bundle) -> None:
-    """Refuse remote places of a bundle that neither the config says nor this machine's store has reached before."""
-    plain, said = schema.plain(data), schema.plain(config.data)
-    mine = remote.own(plain, said)
-    brought = {name: item for name, item in remote.of_data(plain).items() if item not in mine}
-    if brought:
-        remedy = "Add the experiment or the data that it was trained with (+experiment=NAME), which says where the files lie. "
-        remote.check(Path(config.paths.store), brought, config.trust, f"the model {bundle.directory}", remedy)
-
-
-def _refuse_difference(path: str, asked: Any, bundled: Any) -> None:
-    if isinstance(asked, dict) and isinstance(bundled, dict):
-        for name in {**bundled, **asked}:
-            _refuse_difference(f"{path}.{name}", asked.get(name), bundled.get(name))
-    elif asked != bundled:
-        raise UserError(
-            f"{path} is {asked!r} here but the model was trained with {bundled!r}: scoring takes the model's own "
-            "specification. Drop the override, or train a model with it"
-        )
 
 
 class Timer:

@@ -16,12 +16,12 @@ from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature, sensitive_features
 from engine.monitoring.reference import day_counts
 from engine.monitoring.statistics import column_specs, profile_counts
+from engine.training.classes import target_values
 from engine.training.drift_reference import (
     days_table,
     local_days,
     permutation_importance,
     sample_table,
-    target_numbers,
 )
 
 FEATURES = [Feature("x", "numeric", "direct"), Feature("c", "categorical", "direct"), Feature("y", "numeric", "direct")]
@@ -112,7 +112,7 @@ def test_values_of_a_sensitive_category_are_numbered_not_named(encoder: Encoder)
 
 
 def test_targets_are_numbers_or_class_places_and_unknown_is_nan() -> None:
-    assert target_numbers(pa.chunked_array([[1.5, None]]), ())[0] == 1.5
-    found = target_numbers(pa.chunked_array([["b", "a", None, "new"]]), ("a", "b"))
+    assert target_values(pa.chunked_array([[1.5, None]]), ())[0] == 1.5
+    found = target_values(pa.chunked_array([["b", "a", None, "new"]]), ("a", "b"))
     assert found[:2].tolist() == [1.0, 0.0]
     assert np.isnan(found[2:]).all()

@@ -11,7 +11,7 @@ import pytest
 
 import engine
 from engine.runtime.run import Run
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from tests.tiny import overrides, write_tiny
 
 ROWS = 6000

@@ -22,7 +22,7 @@ from engine.scoring import predictor as predictors  # noqa: E402
 from engine.scoring import score as scoring  # noqa: E402
 from engine.scoring.cuda_tiles import DeviceScorer  # noqa: E402
 from engine.scoring.predictor import Predictor, load  # noqa: E402
-from engine.scoring.score import predictions  # noqa: E402
+from engine.scoring.read import predictions  # noqa: E402
 from tests.tiny import overrides  # noqa: E402
 
 TILE = 32

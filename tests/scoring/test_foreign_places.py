@@ -17,9 +17,9 @@ from engine.errors import UserError
 from engine.lifecycle import reproduce
 from engine.lifecycle.reproduce import Options, reproduce_run
 from engine.runtime import remote, trust
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from engine.training.bundle import seal
-from engine.training.train import with_spec_of
+from engine.training.bundle_spec import with_spec_of
 from tests.lifecycle.recorded import make_run, sha
 from tests.lifecycle.test_foreign_runs import foreign_run
 

@@ -29,7 +29,7 @@ from engine.runtime.run import Run
 from engine.scoring import export
 from engine.scoring.plan import check_columns
 from engine.scoring.predictor import load
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from tests.conftest import ROOT
 from tests.scoring.conftest import ROWS, Shop, rows_of
 from tests.tiny import DATA, overrides, visits

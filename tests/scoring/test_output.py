@@ -34,7 +34,7 @@ from engine.runtime.run import Run
 from engine.scoring import output
 from engine.scoring.output import Layout, Place
 from engine.scoring.plan import check_columns
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from tests.scoring.conftest import ROWS, Shop, contents, rows_of
 from tests.tiny import visits
 

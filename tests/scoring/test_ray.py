@@ -19,7 +19,7 @@ import pytest
 import engine
 from engine.runtime import storage
 from engine.runtime.run import Run
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from tests.conftest import ROOT
 from tests.scoring.conftest import ROWS, Shop, contents, rows_of
 from tests.tiny import visits

@@ -32,7 +32,7 @@ from engine.scoring import output, units
 from engine.scoring import score as score_module
 from engine.scoring.predictor import Predictor, load
 from engine.scoring.publish import write_refused
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from engine.scoring.worker import UnitScorer, refusals
 from tests.scoring.conftest import ROWS, Shop, contents, rows_of
 from tests.tiny import overrides, visits

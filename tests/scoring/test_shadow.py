@@ -12,7 +12,7 @@ from engine.__main__ import main
 from engine.errors import UserError
 from engine.runtime.registry import Registry, seal_of
 from engine.runtime.run import Run
-from engine.scoring.score import predictions
+from engine.scoring.read import predictions
 from tests import tiny
 
 

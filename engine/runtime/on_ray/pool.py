@@ -174,7 +174,7 @@ def actors_for(config: Config, local: bool, gpus: float = 0) -> tuple[Config, Ac
     """
     workers = config.cluster.workers
     each = workers if local else 1
-    cores = (config.resources.threads or environment.cores()) if local else 1
+    cores = environment.threads_of(config) if local else 1
     threads = config.cluster.threads or max(1, cores // each)
     memory = max(1, units.size(config.resources.memory) // each)
     mine = dataclasses.replace(config.resources, threads=threads, memory=str(memory))

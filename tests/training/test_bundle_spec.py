@@ -10,7 +10,7 @@ import pytest
 from engine.config import schema
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.training.train import with_spec_of
+from engine.training.bundle_spec import with_spec_of
 
 DATA: dict[str, Any] = {
     "name": "t",

@@ -1,0 +1,60 @@
+"""The data and feature specification of a bundle, taken over into the config of what uses the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from engine.config import schema
+from engine.config.sections.data import DataConfig
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.runtime import remote, storage
+from engine.training.bundle import Bundle, spec_of
+from engine.training.classes import check_positive
+
+# Where and how files are written, and what one ingest may lose, are no part of the model: what is scored often differs.
+PLACES = ("path", "endpoint", "region", "snapshot", "format", "csv", "refused", "unexpected")
+LIMITS = ("max_quarantine", "min_rows", "max_rows", "max_row_change", "freshness")
+
+
+def with_spec_of(config: Config, bundle: Bundle) -> Config:
+    """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
+    data, features = spec_of(bundle, config)
+    storage.keep_from_others(config.paths.mode, data.sensitive)
+    check_positive(config, data, bundle.model)
+    said = bool(config.data.columns)
+    limits = {name: getattr(config.data, name) for name in LIMITS}
+    data = dataclasses.replace(data, **{k: v for k, v in limits.items() if said or v != getattr(DataConfig(), k)})
+    if said:
+        places = {name: {key: getattr(source, key) for key in PLACES} for name, source in config.data.sources.items()}
+        moved = {name: dataclasses.replace(item, **places.get(name, {})) for name, item in data.sources.items()}
+        data = dataclasses.replace(data, sources=moved)
+        bundle_plain, asked = dataclasses.asdict(data), dataclasses.asdict(config.data)
+        bundle_plain["positive"] = asked["positive"]  # judged by what it means, not by how it was said
+        _refuse_difference("data", asked, bundle_plain)
+        _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(features))
+    _check_places(config, data, bundle)
+    return dataclasses.replace(config, data=data, features=features)
+
+
+def _check_places(config: Config, data: DataConfig, bundle: Bundle) -> None:
+    """Refuse remote places of a bundle that neither the config says nor this machine's store has reached before."""
+    plain, said = schema.plain(data), schema.plain(config.data)
+    mine = remote.own(plain, said)
+    brought = {name: item for name, item in remote.of_data(plain).items() if item not in mine}
+    if brought:
+        remedy = "Add the experiment or the data that it was trained with (+experiment=NAME), which says where the files lie. "
+        remote.check(Path(config.paths.store), brought, config.trust, f"the model {bundle.directory}", remedy)
+
+
+def _refuse_difference(path: str, asked: Any, bundled: Any) -> None:
+    if isinstance(asked, dict) and isinstance(bundled, dict):
+        for name in {**bundled, **asked}:
+            _refuse_difference(f"{path}.{name}", asked.get(name), bundled.get(name))
+    elif asked != bundled:
+        raise UserError(
+            f"{path} is {asked!r} here but the model was trained with {bundled!r}: scoring takes the model's own "
+            "specification. Drop the override, or train a model with it"
+        )
