@@ -451,7 +451,8 @@ def _resolve_once(root: DictConfig, places: dict[str, tuple[tuple[Any, ...], Any
             parent: Any = root
             for part in above:
                 parent = parent._get_node(part)
-            parent[last] = parent[last]
+            value = parent[last]
+            parent[last] = literals.escaped(value) if isinstance(value, str) else value
             del waiting[path]
         if not ready:
             raise UserError(f"config keys must not refer to each other in a circle, found {', '.join(waiting)}")

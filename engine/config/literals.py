@@ -34,6 +34,11 @@ def marked(text: str) -> str:
     return MARK + text
 
 
+def escaped(text: str) -> str:
+    """The text as it is written where `${` would begin a reference: it stays this text."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 def load(stream: TextIO) -> Any:
     """The YAML document of a file: names as written, quoted scalars as text, unquoted ones as text or marked.
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config import literals
 from engine.config.secrecy import MASK
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -111,7 +112,7 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
 
 def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, options: Options) -> None:
     """Refuse code and remote places that the run brings and that this machine's store does not know, listing them."""
-    reached = {**remote.of_data(record["config"].get("data") or {}), **_input_place(record)}
+    reached = _places(record)
     if code.digest is None:
         trust.check(options.store, None, reached, options.trust, "")
         return
@@ -125,12 +126,25 @@ def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, optio
     trust.check(options.store, code.digest, reached, options.trust, "\n".join(parts))
 
 
-def _input_place(record: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """The remote place of the run's `score.input`, by its key; empty where it is none."""
-    score = record["config"].get("score") or {}
-    away = "://" in (score.get("input") or "")
-    found = remote.place(score["input"], score.get("endpoint"), score.get("region")) if away else None
-    return {} if found is None else {"score.input": found}
+def _places(record: Mapping[str, Any]) -> dict[str, list[str | None]]:
+    """The remote places that the rerun would read, by their keys: addresses, and paths that a reference may make one of."""
+    data, score = (record["config"].get(section) or {} for section in ("data", "score"))
+    paths = {
+        "data.path": data.get("path"),
+        "score.input": score.get("input"),
+        **{f"data.sources.{name}": source["path"] for name, source in (data.get("sources") or {}).items()},
+    }
+    found: dict[str, list[str | None]] = {
+        name: [path, None, None] for name, path in paths.items() if _has_reference(path)
+    }
+    there = score.get("input") or ""
+    if "://" in there and (item := remote.place(there, score.get("endpoint"), score.get("region"))):
+        found["score.input"] = item
+    return {**found, **remote.of_data(data)}
+
+
+def _has_reference(path: str | None) -> bool:
+    return "${" in (path or "")
 
 
 def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
@@ -254,8 +268,9 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
         config["cluster"] = {"kind": "local"}
     elif config.get("cluster"):
         config["cluster"]["address"] = None
-    if record["config"].get("data", {}).get("sources"):
-        config["data"]["path"] = str(inputs.root)
+    root = config.get("data", {}).get("path") or ""
+    if record["config"].get("data", {}).get("sources") and not _has_reference(root) and "://" not in root:
+        config["data"]["path"] = literals.escaped(str(inputs.root))
     for section in ("train", "score"):
         if "resume" in config.get(section, {}):
             config[section]["resume"] = "never"
@@ -267,11 +282,13 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
     config.get("train", {}).update(record.get("sizes", {}))
     for section, name, digest_key in MODELS:
         if config.get(section, {}).get(name):
-            config[section][name] = str(_model_of(record, config[section][name], record.get(digest_key)))
+            model = _model_of(record, config[section][name], record.get(digest_key))
+            config[section][name] = literals.escaped(str(model))
     if judged is not None:
-        config["evaluate"]["model"] = str(judged)
+        config["evaluate"]["model"] = literals.escaped(str(judged))
     if config.get("monitor", {}).get("run"):
-        config["monitor"]["run"] = str(recorded_paths.recorded_path(record, config["monitor"]["run"]))
+        scored = recorded_paths.recorded_path(record, config["monitor"]["run"])
+        config["monitor"]["run"] = literals.escaped(str(scored))
     # JSON is YAML that leaves no word to be taken for a number or a truth value.
     text = f"# @package _global_\n{json.dumps(config, indent=1)}\n"
     storage.write_text(scratch / "conf" / "experiment" / f"{EXPERIMENT}.yaml", text)
@@ -291,10 +308,10 @@ def _read_its_input(config: dict[str, Any], record: Mapping[str, Any]) -> None:
     """The rows of `score.input` from where they lay, with the very history that they had."""
     score, then = config.get("score", {}), record["config"].get("score", {})
     if then.get("input"):
-        if _input_place(record):
+        if "score.input" in _places(record):
             score |= {"endpoint": then["endpoint"], "region": then["region"]}
         else:
-            score["input"] = str(recorded_paths.recorded_path(record, then["input"]))
+            score["input"] = literals.escaped(str(recorded_paths.recorded_path(record, then["input"])))
         score["history"] = record.get("used", {}).get("history", then["history"])
 
 

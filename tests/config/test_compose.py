@@ -6,15 +6,16 @@ import itertools
 import json
 import re
 import shlex
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from engine.config import compose, schema, secrecy
+from engine.config import compose, literals, schema, secrecy
 from engine.config.tree import Config
 from engine.errors import UserError
 
@@ -472,3 +473,14 @@ def test_a_config_dir_at_another_level_is_told_the_folder_that_works(
     with pytest.raises(UserError, match="has no choice 'nothing'") as caught:
         compose.compose(["+experiment=nothing"], named)
     assert "must be the folder" not in str(caught.value)
+
+
+@given(st.text(alphabet="a\\\\${}:.") | st.sampled_from(["${oc.env:HOME}", "\\\\${name}", "a\\\\\\\\${${name}}"]))
+@settings(max_examples=50, deadline=None)
+def test_a_text_that_is_escaped_is_taken_as_it_is_also_by_what_refers_to_it(text: str) -> None:
+    values = json.dumps({"path": literals.escaped(text), "description": "<${data.path}>"})
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "experiment").mkdir()
+        (Path(folder) / "experiment" / "x.yaml").write_text(f'# @package _global_\n{{"data": {values}}}\n')
+        found = compose.compose(["+experiment=x"], folder).config.data
+    assert (found.path, found.description) == (text, f"<{text}>")

@@ -254,6 +254,25 @@ def test_a_rerun_asks_before_it_reaches_a_remote_input_that_only_the_record_name
     assert written(record, tmp_path / "local")["score"]["endpoint"] is None
 
 
+@pytest.mark.parametrize("key", ["data.path", "data.sources.visits", "score.input"])
+def test_a_path_of_a_record_becomes_no_address_by_a_reference_in_it(recorded, tmp_path, monkeypatch, key) -> None:
+    monkeypatch.setenv("A_PART", "s3:")
+    record = json.loads((recorded / "run.json").read_text())
+    *above, last = key.split(".") if key != "data.sources.visits" else [*key.split("."), "path"]
+    section = record["config"]
+    for name in above:
+        section = section[name]
+    section[last] = "${oc.env:A_PART}//evil/x"
+    with pytest.raises(UserError, match=rf"{key}: \$\{{oc.env:A_PART\}}//evil/x(?s:.*)add trust="):
+        reproduce._check_trusted(restore.current_code(), record, recorded, Options(code="current", store=tmp_path))
+    record = json.loads((recorded / "run.json").read_text()) | {"folder": "${oc.env:A_PART}//evil"}
+    record["config"]["score"]["input"] = record["config"]["monitor"]["run"] = "x"
+    reproduce._write_experiment(record, tmp_path, reproduce.Inputs(Path(record["folder"]), ()))
+    found = compose(["+experiment=recorded"], str(tmp_path / "conf")).config
+    folder = "${oc.env:A_PART}/evil"
+    assert (found.data.path, found.score.input, found.monitor.run) == (folder, f"{folder}/x", f"{folder}/x")
+
+
 def written(record: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """The config that a rerun of the record gets."""
     reproduce._write_experiment(record, scratch, reproduce.Inputs(Path("/data"), ()))
