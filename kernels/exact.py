@@ -292,7 +292,7 @@ def moments_fixed(acc: Any, drop: Any, n: Any, squares: Any, words: Any, out: An
         _minus_square(words, s0, s1)
     else:
         for i in range(3):
-            _minus_row(words, i)
+            _subtract_row(words[6:12], words[:3], i)
     bits, power = _top_of_six(words)
     out[at + 2] = _deviation(bits, power, n) if bits != _ZERO else 0.0
 
@@ -390,22 +390,22 @@ def _minus_square(words: Any, s0: Any, s1: Any) -> None:
 
 
 @njit(allocates=False)
-def _minus_row(words: Any, i: Any) -> None:
-    """words[6:12] -= words[i] * words[0:3], shifted by i words: one row of the long multiplication."""
+def _subtract_row(words: Any, factor: Any, i: Any) -> None:
+    """words -= factor[i] * factor, shifted by i words: one row of the long multiplication."""
     carry, borrow = _ZERO, _ZERO
-    for j in range(3):
-        high, low = mul128(words[i], words[j])
+    for j in range(len(factor)):
+        high, low = mul128(factor[i], factor[j])
         low = np.uint64(low) + carry
         carry = np.uint64(high) + np.uint64(low < carry)
-        word = words[6 + i + j]
+        word = words[i + j]
         under = np.uint64(word < low)
         word -= low
         under += np.uint64(word < borrow)
-        words[6 + i + j] = word - borrow
+        words[i + j] = word - borrow
         borrow = under
-    j = 9 + i
+    j = i + len(factor)
     carry += borrow
-    while carry != _ZERO and j < 12:
+    while carry != _ZERO and j < len(words):
         word = words[j]
         words[j] = word - carry
         carry = np.uint64(word < carry)
@@ -460,29 +460,6 @@ def moments_wide(acc: Any, drop: Any, state: Any, words: Any, out: Any, at: Any)
             _subtract_row(spread, total, i)
     bits, power = _top(spread, 69, -2 * WIDE_UNIT)
     out[at + 2] = _deviation(bits, power, n) if bits != _ZERO else 0.0
-
-
-@njit(allocates=False)
-def _subtract_row(spread: Any, total: Any, i: Any) -> None:
-    """spread -= total[i] * total, shifted by i words."""
-    carry, borrow = _ZERO, _ZERO
-    for j in range(34):
-        high, low = mul128(total[i], total[j])
-        low = np.uint64(low) + carry
-        carry = np.uint64(high) + np.uint64(low < carry)
-        word = spread[i + j]
-        under = np.uint64(word < low)
-        word -= low
-        under += np.uint64(word < borrow)
-        spread[i + j] = word - borrow
-        borrow = under
-    j = i + 34
-    carry += borrow
-    while carry != _ZERO and j < 69:
-        word = spread[j]
-        spread[j] = word - carry
-        carry = np.uint64(word < carry)
-        j += 1
 
 
 # --------------------------------------------------------------------------- sums as Python integers
