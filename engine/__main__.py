@@ -95,7 +95,9 @@ def _main(words: list[str]) -> int:
     if request.help:
         print(_command_help(name, command, request.config_dir))
         return DONE
-    overrides, plain = commands.split(command, rest) if command.plain else (commands.keyed(command, rest), [])
+    overrides, plain, options = (
+        commands.split(command, rest) if command.plain else (commands.keyed(command, rest), [], {})
+    )
     _refuse_options([word for word in overrides if word.startswith("-")])
     if request.multirun and command.plain:
         raise UserError(f"--multirun runs a step once with each value; {name!r} is no step: leave it out")
@@ -115,7 +117,7 @@ def _main(words: list[str]) -> int:
             secrecy.masked_errors(composed[0].secrets),
             storage.kept_from_others(config.paths.mode, config.data.sensitive),
         ):
-            return int(commands.function(name)(config, plain) or DONE)
+            return int(commands.function(name)(config, plain, *([options] if command.options else [])) or DONE)
     codes = {_step(name, one) for one in composed}
     return next(code for code in (ALARM, UNJUDGED, DONE) if code in codes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from engine.errors import UserError, nearest
 
 EVERY = ("cluster", "tracking", "paths", "resources")
 DATA = ("data", "split", "features")
+OPTION = re.compile(r"\[(--[\w-]+)( [^\s\]]+)?( \.\.\.)?\]")  # in a usage: [--json], [--from LINK], [--entity A=B ...]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Command:
 
     A step is `function(config, run) -> {metric: value}` and gets a run directory; a plain command (`plain=True`) is
     `function(config, words) -> exit code` and gets none. `resume` names the section whose `resume` key it obeys.
-    `options` of a plain command are handed to it among its words: `--json`, or with a value, `--from LINK`.
+    A plain command whose `usage` has options in brackets is `function(config, words, options)`.
     """
 
     target: str
@@ -28,10 +30,15 @@ class Command:
     resume: str | None = None
     plain: bool = False
     usage: str = "[key=value ...]"
-    options: tuple[str, ...] = ()
     check: str = ""  # `function(config)` of a step that refuses before a run directory is made
     raw: bool = False  # a plain command that is handed all of its words, overrides too
     keys: tuple[tuple[str, str], ...] = ()  # options of a step that are another way to write a config key
+
+    @property
+    def options(self) -> dict[str, tuple[bool, bool]]:
+        """Options of a plain command by name: (whether a value follows, whether it may be given several times)."""
+        found = OPTION.findall(self.usage) if self.plain else ()
+        return {name: (bool(value), bool(several)) for name, value, several in found}
 
 
 # A name of two words (`features list`) wins over its first word alone.
@@ -43,14 +50,12 @@ COMMANDS: dict[str, Command] = {
         "a dataset in figures: rows, columns, nulls, histograms, digests, quarantine",
         plain=True,
         usage="NAME [--json]",
-        options=("--json",),
     ),
     "data gc": Command(
         "engine.data.dataset_gc:gc",
         "datasets that no run has named, and what keeps the others; --delete removes them",
         plain=True,
         usage="[--delete] [--json]",
-        options=("--delete", "--json"),
     ),
     "features": Command("engine.features.build:features", "compute the feature views of a dataset", DATA),
     "features list": Command(
@@ -59,7 +64,6 @@ COMMANDS: dict[str, Command] = {
         DATA,
         plain=True,
         usage="[+experiment=NAME] [--json]",
-        options=("--json",),
     ),
     "features show": Command(
         "engine.features.catalog:show",
@@ -67,29 +71,25 @@ COMMANDS: dict[str, Command] = {
         DATA,
         plain=True,
         usage="VIEW [+experiment=NAME] [--json]",
-        options=("--json",),
     ),
     "features diff": Command(
         "engine.features.catalog:diff",
         "which months and features of two versions of a view differ",
         plain=True,
         usage="VIEW VERSION VERSION [--json]",
-        options=("--json",),
     ),
     "features gc": Command(
         "engine.features.catalog:gc",
         "versions that no run has named; --delete removes them",
         plain=True,
         usage="[--delete] [--json]",
-        options=("--delete", "--json"),
     ),
     "features latest": Command(
         "engine.features.catalog:latest",
         "values of a view for every entity, or one, as of now or an instant; --out exports Parquet or SQLite",
         DATA,
         plain=True,
-        usage="VIEW +experiment=NAME [--entity COLUMN=VALUE] [--at INSTANT] [--out FILE] [--json]",
-        options=("--entity COLUMN=VALUE", "--at INSTANT", "--out FILE", "--json"),
+        usage="VIEW +experiment=NAME [--entity COLUMN=VALUE ...] [--at INSTANT] [--out FILE] [--json]",
     ),
     "features audit": Command(
         "engine.features.catalog:audit",
@@ -97,7 +97,6 @@ COMMANDS: dict[str, Command] = {
         DATA,
         plain=True,
         usage="+experiment=NAME [--rows N] [--seed N] [--json]",
-        options=("--rows N", "--seed N", "--json"),
     ),
     "train": Command(
         "engine.training.train:train",
@@ -141,63 +140,54 @@ COMMANDS: dict[str, Command] = {
         ("trust",),
         plain=True,
         usage="RUN [trust=DIGEST] [--code recorded|current] [--from LINK] [--inputs DIR] [--build-env] [--keep DIR] [--json]",
-        options=("--code WHICH", "--from LINK", "--inputs DIR", "--build-env", "--keep DIR", "--json"),
     ),
     "verify": Command(
         "engine.lifecycle.verify:verify",
         "every file of the store and of the runs against what was written; exit code 2 names what is damaged",
         plain=True,
         usage="[FOLDER ...] [--json]",
-        options=("--json",),
     ),
     "compare": Command(
         "engine.lifecycle.compare:compare",
         "what differs between runs: code, config, data, environment, metrics, cost",
         plain=True,
         usage="RUN RUN ... [--html FILE] [--json]",
-        options=("--html FILE", "--json"),
     ),
     "runs": Command(
         "engine.lifecycle.runs:runs",
         "list runs, filtered and sorted: --where 'test/roc_auc > 0.74' --sort test/roc_auc",
         plain=True,
-        usage="[--where CONDITION] [--sort KEY] [--columns KEY,KEY] [--limit N] [--json]",
-        options=("--where CONDITION", "--sort KEY", "--columns KEYS", "--limit N", "--json"),
+        usage="[--where CONDITION] [--sort KEY] [--columns KEYS] [--limit N] [--json]",
     ),
     "runs gc": Command(
         "engine.lifecycle.retention:gc",
         "runs that nothing needs any more, and what keeps the others; --delete removes them",
         plain=True,
         usage="[--older SPAN] [--delete] [--json]",
-        options=("--older SPAN", "--delete", "--json"),
     ),
     "runs rm": Command(
         "engine.lifecycle.retention:rm",
         "runs by name: whether something keeps them; --delete removes them",
         plain=True,
         usage="RUN ... [--delete] [--json]",
-        options=("--delete", "--json"),
     ),
     "lineage": Command(
         "engine.lifecycle.lineage:lineage",
         "what made a file, a model or an alarm, and what was made of it",
         plain=True,
         usage="PATH|DIGEST [--json]",
-        options=("--json",),
     ),
     "registry list": Command(
         "engine.lifecycle.registry:list_models",
         "models, their champions and challengers",
         plain=True,
         usage="[NAME] [--json]",
-        options=("--json",),
     ),
     "registry show": Command(
         "engine.lifecycle.registry:show",
         "a model's versions and every move with who, why and from which decision; or one version",
         plain=True,
         usage="NAME | NAME@ALIAS | NAME@DIGEST [--json]",
-        options=("--json",),
     ),
     "registry promote": Command(
         "engine.lifecycle.registry:promote",
@@ -218,7 +208,6 @@ COMMANDS: dict[str, Command] = {
         "what differs between two versions: specification, training, metrics",
         plain=True,
         usage="NAME VERSION VERSION [--json]",
-        options=("--json",),
     ),
     "retrain": Command(
         "engine.lifecycle.retrain:retrain",
@@ -268,26 +257,29 @@ def keyed(command: Command, rest: list[str]) -> list[str]:
     return found
 
 
-def split(command: Command, rest: list[str]) -> tuple[list[str], list[str]]:
-    """(overrides, words) of what follows a plain command; `--from=x` becomes `--from x`, and its value is no override.
+def split(command: Command, rest: list[str]) -> tuple[list[str], list[str], dict[str, Any]]:
+    """(overrides, words, options) of what follows a plain command. An option's value is "" for a flag, and a list where it
+    may be given several times; what was not given is absent.
 
-    Raises UserError for an option that the command does not have.
+    Raises UserError for an option that the command does not have, and for one without its value.
     """
-    valued = {option.split()[0]: " " in option for option in command.options}
     overrides, words, remaining = [], [], iter(rest)
+    options: dict[str, Any] = {}
     for word in remaining:
         name, equals, value = word.partition("=")
-        if name in valued:
-            words.append(name)
-            if valued[name]:
-                words.append(value if equals else next(remaining, ""))
+        if name in command.options:
+            valued, several = command.options[name]
+            value = (value if equals else next(remaining, "")) if valued else ""
+            if valued and not value:
+                raise UserError(f"{name} must be followed by a value, found nothing")
+            options[name] = [*options.get(name, ()), value] if several else value
         elif word.startswith("-"):
-            raise UserError(f"unknown option {word!r}.{nearest(name, valued)}")
+            raise UserError(f"unknown option {word!r}.{nearest(name, command.options)}")
         elif "=" in word or word[:1] in "+~":
             overrides.append(word)
         else:
             words.append(word)
-    return overrides, words
+    return overrides, words, options
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -592,7 +592,7 @@ def test_examples_in_the_help_of_a_command_run(desk: Desk) -> None:
 @pytest.mark.parametrize("name", commands.COMMANDS)
 def test_usage_and_options_of_a_command_name_the_same(name: str) -> None:
     command = commands.COMMANDS[name]
-    given = {option.split()[0] for option in command.options} | {option for option, _ in command.keys}
+    given = set(command.options) | {option for option, _ in command.keys}
     assert set(re.findall(r"--[a-z-]+", command.usage)) == given
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -39,12 +39,11 @@ class Latest(TypedDict):
     entry: str
 
 
-def gc(config: Config, words: list[str]) -> int:
+def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`data gc [--delete] [--json]`: lists datasets with what keeps them; removes the others. Raises UserError."""
-    others = [word for word in words if not word.startswith("--")]
-    if others:
-        raise UserError(f"data gc takes options only, found {others[0]!r}")
-    delete, as_json = "--delete" in words, "--json" in words
+    if words:
+        raise UserError(f"data gc takes options only, found {words[0]!r}")
+    delete, as_json = "--delete" in options, "--json" in options
     root = storage.inside(Path(config.paths.store), "datasets")
     if delete:
         storage.purge(root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from engine.config import units
@@ -16,15 +17,11 @@ from engine.runtime import records, storage, terminal
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def show(config: Config, words: list[str]) -> int:
-    """Print rows, columns, null rates, histograms, digests and quarantine counts of the newest dataset of a name.
-
-    `words` are the name and, for the plain form, `--json`.
-    """
-    names = [word for word in words if not word.startswith("--")]
-    dataset = newest(config, names[0] if names else config.data.name)
+def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
+    """Print rows, columns, null rates, histograms, digests and quarantine counts of the newest dataset of a name."""
+    dataset = newest(config, words[0] if words else config.data.name)
     profile = records.read(dataset.path("profile.json"), ProfileRecord)
-    if "--json" in words:
+    if "--json" in options:
         text = json.dumps({"manifest": dataset.manifest, "profile": profile}, indent=1, ensure_ascii=False)
     else:
         text = page(dataset, profile)

@@ -1,6 +1,7 @@
 """The catalog of views: versions, owners, input columns, the models that use them, and versions that may be removed.
 
-It holds the commands `engine features list|show|diff|gc|latest|audit`. Each takes (config, words) and returns an exit code.
+It holds the commands `engine features list|show|diff|gc|latest|audit`. Each takes (config, words, options) and returns an
+exit code.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ KEEP_RECENT = 24 * 3600  # seconds: gc keeps younger files, which a run may be u
 # ------------------------------------------------------------------------------------------------------- commands
 
 
-def list_views(config: Config, words: list[str]) -> int:
+def list_views(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
     """`features list [--json]`: views of the config and of the store."""
-    json_wanted = options(words, {"--json": False})["--json"]
     stored = {name: store.stored_views(folder) for name, folder in _folders(config).items()}
     users = models_by_view(config)
     rows = []
@@ -59,14 +59,15 @@ def list_views(config: Config, words: list[str]) -> int:
                 "models": len(users.get(name, [])),
             }
         )
-    terminal.rows(rows, json_wanted, "no views: choose an experiment, as in `engine features list +experiment=flights`")
+    terminal.rows(
+        rows, "--json" in options, "no views: choose an experiment, as in `engine features list +experiment=flights`"
+    )
     return 0
 
 
-def show(config: Config, words: list[str]) -> int:
+def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`features show VIEW [--json]`: spec, lineage, statistics per feature, versions, and the models that use it."""
-    given = options(words, {"--json": False})
-    name = _one(given["words"], "view", {*_folders(config), *config.features.views})
+    name = _one(words, "view", {*_folders(config), *config.features.views})
     versions = sorted(store.stored_views(_folder(config, name)), key=lambda item: item.directory.stat().st_mtime)
     view = config.features.views.get(name)
     spec = schema.plain(view) if view else versions[-1].manifest["spec"] if versions else {}
@@ -81,7 +82,7 @@ def show(config: Config, words: list[str]) -> int:
         "models": models,
         "statistics": figures,
     }
-    if given["--json"]:
+    if "--json" in options:
         terminal.out(json.dumps(facts, indent=1, default=str) + "\n")
         return 0
     terminal.out(f"{name}  {spec.get('description', '')}\n")
@@ -96,12 +97,11 @@ def show(config: Config, words: list[str]) -> int:
     return 0
 
 
-def diff(config: Config, words: list[str]) -> int:
+def diff(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`features diff VIEW VERSION VERSION [--json]`: which months and features of two stored versions differ."""
-    given = options(words, {"--json": False})
-    if len(given["words"]) != 3:
+    if len(words) != 3:
         raise UserError("features diff takes a view and two of its versions (see `features show VIEW`)")
-    name, *wanted = given["words"]
+    name, *wanted = words
     first, second = (_find_version(config, name, version) for version in wanted)
     rows = []
     months = [{part["name"]: part for part in item.manifest["parts"]} for item in (first, second)]
@@ -113,18 +113,17 @@ def diff(config: Config, words: list[str]) -> int:
             if digests[0] != digests[1]:
                 what = "values" if all(digests) else "only in the first" if digests[0] else "only in the second"
                 rows.append({"month": month, "feature": key, "differs": what})
-    terminal.rows(rows, given["--json"], "the two versions hold the same values")
+    terminal.rows(rows, "--json" in options, "the two versions hold the same values")
     return 0
 
 
-def gc(config: Config, words: list[str]) -> int:
+def gc(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
     """`features gc [--delete] [--json]`: lists or deletes versions that no run names and that are older than a day, and
     leftovers of killed commands.
     """
-    given = options(words, {"--json": False, "--delete": False})
     used = used_directories(config)
     rows = []
-    if given["--delete"]:
+    if "--delete" in options:
         storage.purge(Path(config.paths.store) / "features")
     for name, folder in _folders(config).items():
         # Folders, not views: leftovers of another format or of a killed build would stay for ever.
@@ -132,46 +131,44 @@ def gc(config: Config, words: list[str]) -> int:
             old = time.time() - directory.stat().st_mtime > KEEP_RECENT or storage.is_abandoned(directory)
             if directory.name not in used.get(name, set()) and old:
                 rows.append({"view": name, "version": directory.name, "bytes": storage.bytes_of([directory])})
-                if given["--delete"]:
+                if "--delete" in options:
                     storage.remove(directory, directory.parents[1])
-    terminal.rows(rows, given["--json"], "nothing to collect: every version is used or recent")
-    if rows and not given["--delete"] and not given["--json"]:
+    terminal.rows(rows, "--json" in options, "nothing to collect: every version is used or recent")
+    if rows and not options:
         terminal.out("add --delete to remove them\n")
     return 0
 
 
-def latest(config: Config, words: list[str]) -> int:
+def latest(config: Config, words: list[str], options: Mapping[str, Any]) -> int:
     """`features latest VIEW [--entity COLUMN=VALUE ...] [--at INSTANT] [--out FILE.parquet|FILE.sqlite]`."""
-    given = options(words, {"--json": False, "--entity": [], "--at": "", "--out": ""})
-    name = _one(given["words"], "view", config.features.views)
-    entity = dict(_pair(item) for item in given["--entity"])
-    at = units.instant(given["--at"], config.data.time_zone) if given["--at"] else None
+    name = _one(words, "view", config.features.views)
+    entity = dict(_pair(item) for item in options.get("--entity", ()))
+    at = units.instant(options["--at"], config.data.time_zone) if "--at" in options else None
     table = retrieval.latest(name, config, retrieval.dataset_of(config, scoring=True), at, entity)
-    if given["--out"]:
-        export(table, config.features.views[name].entity, Path(given["--out"]))
-        terminal.out(f"{table.num_rows} entities of view {name} in {given['--out']}\n")
+    if "--out" in options:
+        export(table, config.features.views[name].entity, Path(options["--out"]))
+        terminal.out(f"{table.num_rows} entities of view {name} in {options['--out']}\n")
     else:
-        terminal.rows(table.to_pylist(), given["--json"], "no such entity before that instant")
+        terminal.rows(table.to_pylist(), "--json" in options, "no such entity before that instant")
     return 0
 
 
-def audit(config: Config, words: list[str]) -> int:
+def audit(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
     """`features audit [--rows N] [--seed N] [--json]`: the leak audit of the config's views; exit code 2 with leaks."""
-    given = options(words, {"--json": False, "--rows": "60", "--seed": "0"})
     dataset = retrieval.dataset_of(config)
     leaks = leak_trial.audit(
         config.data,
         config.features,
         dataset,
-        _number(given, "--rows"),
-        _number(given, "--seed"),
+        _number(options, "--rows", "60"),
+        _number(options, "--seed", "0"),
         environment.threads_of(config),
     )
     rows = [vars(leak) for leak in leaks]
     terminal.rows(
         rows,
-        given["--json"],
-        f"no leak: {given['--rows']} rows kept every feature when values that they must not use were changed",
+        "--json" in options,
+        f"no leak: {options.get('--rows', '60')} rows kept every feature when values that they must not use were changed",
     )
     return 2 if leaks else 0
 
@@ -300,31 +297,11 @@ def _sqlite_type(kind: pa.DataType) -> pa.DataType:
 # ------------------------------------------------------------------------------------------------------- helpers
 
 
-def options(words: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the options by name, defaults where not given, and the other `words`. A list may be given several times."""
-    found: dict[str, Any] = {name: list(value) if isinstance(value, list) else value for name, value in known.items()}
-    found["words"] = []
-    remaining = iter(words)
-    for word in remaining:
-        name, equals, value = word.partition("=")
-        if name not in known:
-            if word.startswith("-"):
-                raise UserError(f"unknown option {word!r}.{nearest(word, known)}")
-            found["words"].append(word)
-        elif isinstance(known[name], bool):
-            found[name] = True
-        else:
-            value = value if equals else next(remaining, "")
-            if not value:
-                raise UserError(f"{name} must be followed by a value")
-            found[name] = [*found[name], value] if isinstance(known[name], list) else value
-    return found
-
-
-def _number(given: dict[str, Any], name: str) -> int:
-    if not given[name].isdecimal():
-        raise UserError(f"{name} must be a whole number, 0 or more, found {given[name]!r}")
-    return int(given[name])
+def _number(options: Mapping[str, str], name: str, default: str) -> int:
+    text = options.get(name, default)
+    if not text.isdecimal():
+        raise UserError(f"{name} must be a whole number, 0 or more, found {text!r}")
+    return int(text)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -17,7 +17,6 @@ from engine.config.tree import Config
 from engine.data.dataset import MANIFEST, REMEDY, DatasetRecord
 from engine.data.profile import ProfileRecord
 from engine.errors import UserError
-from engine.lifecycle.options import take
 from engine.lifecycle.restore import environment_differences
 from engine.lifecycle.runs import dotted, find_run, status
 from engine.runtime import environment, git, recorded_paths, records, seal, storage, terminal
@@ -48,12 +47,11 @@ class Side:
         return self.directory.name
 
 
-def compare(config: Config, words: list[str]) -> int:
+def compare(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """The command."""
-    names, options = take(words, ("--json",), ("--html",))
-    if len(names) < 2:
-        raise UserError(f"compare takes two runs or more, found {len(names)}")
-    sides = [read_side(find_run(name, Path(config.paths.runs))) for name in names]
+    if len(words) < 2:
+        raise UserError(f"compare takes two runs or more, found {len(words)}")
+    sides = [read_side(find_run(name, Path(config.paths.runs))) for name in words]
     found = compare_runs(sides)
     if "--html" in options:
         storage.write_text(Path(options["--html"]), as_html(found, sides))

@@ -15,7 +15,6 @@ from typing import Any, TypedDict
 
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.lifecycle.options import take
 from engine.lifecycle.runs import directories, status
 from engine.runtime import digest, recorded_paths, records, seal, terminal
 from engine.runtime.run import as_written, load_record, records_below
@@ -45,13 +44,12 @@ class Node:
         return [name for name, known in {**self.took, **self.made}.items() if known == value]
 
 
-def lineage(config: Config, words: list[str]) -> int:
+def lineage(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """The command."""
-    others, options = take(words, ("--json",))
-    if len(others) != 1:
-        raise UserError(f"lineage takes one path or digest, found {' '.join(others) or 'nothing'}")
+    if len(words) != 1:
+        raise UserError(f"lineage takes one path or digest, found {' '.join(words) or 'nothing'}")
     nodes = read_nodes(Path(config.paths.runs))
-    found = lineage_of(others[0], nodes)
+    found = lineage_of(words[0], nodes)
     terminal.out(json.dumps(found, indent=1) + "\n" if "--json" in options else as_text(found))
     return 0
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.decide import version_facts
-from engine.lifecycle.options import take
 from engine.runtime import records, terminal
 from engine.runtime.registry import DecisionPart, MoveRecord, Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import load
@@ -18,12 +17,11 @@ from engine.training.bundle import ModelRecord, SpecRecord, read_manifest
 from engine.training.gate import check_gate
 
 
-def list_models(config: Config, words: Sequence[str]) -> int:
+def list_models(config: Config, words: Sequence[str], options: Mapping[str, str]) -> int:
     """Print one line a model, or one a version of the model that is named."""
-    others, options = take(words, flags=("--json",))
     root = root_of(config.paths.runs)
-    if others:
-        registry = _registry(config, others[0])
+    if words:
+        registry = _registry(config, words[0])
         rows = [_version_row(registry, version) for version in registry.versions()]
     else:
         rows = [_model_row(Registry(root, name)) for name in names(root)]
@@ -31,10 +29,9 @@ def list_models(config: Config, words: Sequence[str]) -> int:
     return 0
 
 
-def show(config: Config, words: Sequence[str]) -> int:
+def show(config: Config, words: Sequence[str], options: Mapping[str, str]) -> int:
     """Print the versions and the history of a model, or all that is known of one version."""
-    others, options = take(words, flags=("--json",))
-    name, _, version = _one(others, "registry show", "NAME or NAME@VERSION").partition("@")
+    name, _, version = _one(words, "registry show", "NAME or NAME@VERSION").partition("@")
     registry = _registry(config, name)
     if version:
         found = registry.find(version)
@@ -83,15 +80,14 @@ def rollback(config: Config, words: Sequence[str]) -> int:
     return 0
 
 
-def diff(config: Config, words: Sequence[str]) -> int:
+def diff(config: Config, words: Sequence[str], options: Mapping[str, str]) -> int:
     """Print what differs between two versions; exit code 2 when something does."""
-    others, options = take(words, flags=("--json",))
-    if len(others) != 3:
-        raise UserError(f"registry diff takes NAME VERSION VERSION, found {others}")
-    registry = _registry(config, others[0])
-    first, second = (_description(registry, registry.find(reference)) for reference in others[1:])
+    if len(words) != 3:
+        raise UserError(f"registry diff takes NAME VERSION VERSION, found {words}")
+    registry = _registry(config, words[0])
+    first, second = (_description(registry, registry.find(reference)) for reference in words[1:])
     rows = [
-        {"key": key, others[1]: first.get(key), others[2]: second.get(key)}
+        {"key": key, words[1]: first.get(key), words[2]: second.get(key)}
         for key in dict.fromkeys([*first, *second])
         if first.get(key) != second.get(key)
     ]

@@ -29,7 +29,6 @@ from engine.config.secrecy import MASK
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import chain, restore
-from engine.lifecycle.options import take
 from engine.lifecycle.restore import Code
 from engine.lifecycle.runs import directories, dotted, find_run
 from engine.runtime import digest, recorded_paths, remote, storage, terminal, trust
@@ -67,11 +66,10 @@ class Options:
             raise UserError(f"--inputs must be a folder, found {str(self.inputs)!r}")
 
 
-def reproduce(config: Config, words: list[str]) -> int:
+def reproduce(config: Config, words: list[str], given: Mapping[str, str]) -> int:
     """The command: exit code 0 when every link holds, 2 when one differs."""
-    others, given = take(words, ("--json", "--build-env"), ("--code", "--from", "--inputs", "--keep"))
-    if len(others) != 1:
-        raise UserError(f"reproduce takes one run, found {' '.join(others) or 'nothing'}")
+    if len(words) != 1:
+        raise UserError(f"reproduce takes one run, found {' '.join(words) or 'nothing'}")
     options = Options(
         code=given.get("--code", "recorded"),
         start=given.get("--from", "inputs"),
@@ -81,7 +79,7 @@ def reproduce(config: Config, words: list[str]) -> int:
         store=Path(config.paths.store),
         trust=config.trust,
     )
-    found = reproduce_run(find_run(others[0], Path(config.paths.runs)), options)
+    found = reproduce_run(find_run(words[0], Path(config.paths.runs)), options)
     terminal.out(json.dumps(found, indent=1) + "\n" if "--json" in given else as_text(found))
     return REPRODUCED if found["first_difference"] is None else DIFFERENT
 

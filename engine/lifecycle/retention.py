@@ -17,7 +17,6 @@ from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.lineage import Node, node_of, parent_of
-from engine.lifecycle.options import take
 from engine.lifecycle.runs import directories, find_run, status
 from engine.runtime import registry, storage, terminal
 from engine.runtime.run import is_free, load_record, remove
@@ -60,11 +59,10 @@ class Named:
 # -------------------------------------------------------------------------------------------------------- commands
 
 
-def gc(config: Config, words: list[str]) -> int:
+def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`runs gc [--older SPAN] [--delete] [--json]`."""
-    others, options = take(words, ("--delete", "--json"), ("--older",))
-    if others:
-        raise UserError(f"runs gc takes options only, found {others[0]!r}: `runs rm {others[0]}` removes a run by name")
+    if words:
+        raise UserError(f"runs gc takes options only, found {words[0]!r}: `runs rm {words[0]}` removes a run by name")
     older = units.span(options.get("--older", OLDER))
     runs = Path(config.paths.runs)
     found = entries(runs)
@@ -72,13 +70,12 @@ def gc(config: Config, words: list[str]) -> int:
     return _carry_out(found, kept, options, runs)
 
 
-def rm(config: Config, words: list[str]) -> int:
+def rm(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`runs rm RUN ... [--delete] [--json]`; every other run counts as kept. Raises UserError when a named one must stay."""
-    wanted, options = take(words, ("--delete", "--json"))
-    if not wanted:
+    if not words:
         raise UserError("runs rm takes the runs to remove, found none: name directories, or the starts of their ids")
     runs = Path(config.paths.runs)
-    chosen = {find_run(word, runs).resolve() for word in wanted}
+    chosen = {find_run(word, runs).resolve() for word in words}
     found = entries(runs)
     kept = roots(found, named(registry.root_of(runs)), 0, "0s")
     kept |= {item.directory: "not named" for item in found if item.directory not in chosen}

@@ -12,7 +12,6 @@ from typing import Any
 
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
-from engine.lifecycle.options import take
 from engine.runtime import records, terminal
 from engine.runtime.registry import VersionRecord
 from engine.runtime.run import load_metrics, records_below
@@ -171,11 +170,10 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def runs(config: Config, words: list[str]) -> int:
+def runs(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`engine runs [--where CONDITION] [--sort KEY] [--columns KEYS] [--limit N] [--json]`."""
-    others, options = take(words, ("--json",), ("--where", "--sort", "--columns", "--limit"))
-    if others:
-        raise UserError(f"runs takes options only, found {others[0]!r}: write --where 'KEY OP VALUE'")
+    if words:
+        raise UserError(f"runs takes options only, found {words[0]!r}: write --where 'KEY OP VALUE'")
     limit = options.get("--limit", "")
     if limit and not limit.isdigit():
         raise UserError(f"--limit must be a number of runs, found {limit!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from engine.config.tree import Config
@@ -11,7 +11,6 @@ from engine.data.dataset import MANIFEST as DATASET
 from engine.data.ingest import LATEST, Latest
 from engine.errors import UserError
 from engine.features.partitions import InputsRecord
-from engine.lifecycle.options import take
 from engine.lifecycle.runs import directories
 from engine.runtime import marks, registry, remote, seal, terminal, trust
 from engine.runtime.registry import Registry
@@ -21,15 +20,14 @@ from engine.training import bundle, checkpoint
 DAMAGED = 2
 
 
-def verify(config: Config, words: list[str]) -> int:
+def verify(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`engine verify [PATH ...] [--json]`: exit code 2 when a file is not what was written.
 
     Without a path: all of paths.store and paths.runs.
     """
-    others, options = take(words, ("--json",))
-    places = [Path(word) for word in others] or [Path(config.paths.store), Path(config.paths.runs)]
+    places = [Path(word) for word in words] or [Path(config.paths.store), Path(config.paths.runs)]
     for place in places:
-        if others and not place.is_dir():
+        if words and not place.is_dir():
             raise UserError(f"verify takes folders of a store or of runs, found {str(place)!r}, where there is none")
     found = [{"path": path, "problem": problem} for place in places for path, problem in problems(place)]
     terminal.rows(found, "--json" in options, "every file is what was written")

@@ -132,7 +132,7 @@ def test_columns_and_row_ranges_are_read_alone(flights: Dataset, table: pa.Table
 
 def test_a_page_for_a_person(folder: Path, flights: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     config, _ = flights_config(folder)
-    assert show(config, ["flights"]) == 0
+    assert show(config, ["flights"], {}) == 0
     page = capsys.readouterr().out
     for part in ("336,776 rows", flights.digest, "late", "2.80%", "weather: 26,115 rows"):
         assert part in page

@@ -150,7 +150,7 @@ def test_a_column_of_every_type_comes_out_as_it_went_in(tmp_path: Path, capsys: 
     found, _ = build(given)
     right = table.sort_by([("at", "ascending"), ("id", "ascending")])
     assert found.read().to_pylist() == right.cast(found.schema).to_pylist()
-    show(given, ["t"])
+    show(given, ["t"], {})
     assert "float16" in capsys.readouterr().out
 
 
@@ -741,10 +741,10 @@ def test_validate_reports_every_file_and_stores_nothing(tmp_path: Path) -> None:
 def test_show_names_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = config(tmp_path, data(tmp_path))
     with pytest.raises(UserError, match="no dataset 'x' in the store"):
-        show(given, ["x"])
+        show(given, ["x"], {})
     write_csv(events(10), tmp_path / "in" / "good.csv")
     found, _ = build(given)
-    show(given, ["t", "--json"])
+    show(given, ["t"], {"--json": ""})
     shown = json.loads(capsys.readouterr().out)
     assert shown["manifest"]["digest"] == found.digest and shown["profile"]["columns"]["label"]["nulls"] == 2
 
@@ -754,7 +754,7 @@ def test_shares_of_texts_are_of_all_rows(tmp_path: Path, capsys: pytest.CaptureF
     write_csv(events(len(labels)).set_column(3, "label", pa.array(labels)), tmp_path / "in" / "a.csv")
     given = config(tmp_path, data(tmp_path))
     build(given)
-    show(given, ["t"])
+    show(given, ["t"], {})
     assert "102 distinct: often 25%, twice <1%, x0 <1%, x1 <1%\n" in capsys.readouterr().out
 
 
