@@ -1,1 +1,1 @@
-"""Drift, performance and alarms."""
+"""Monitoring: drift, model performance and alarms."""

@@ -1,14 +1,14 @@
-"""Alarm lines with a stated false-alarm rate, from the reference's own windows.
+"""Calibrates the alarm lines: thresholds with a stated false-alarm rate, from the reference's own windows.
 
 Windows of the reference as long as the current one are compared with the rest of the reference. Each statistic of each
-column is normalised by what that column's own windows show (median; the larger of MAD and upper tail, never below a
-stated scale). What the values are and how the records come each have a line of their own and half of alpha (Bonferroni):
-the (1 - half) quantile of the windows' largest normalised statistic of that family over all columns. With one line for
-both, a few storms of missing values in the reference would use up alpha, and no shift of values would reach it. Scores
-are told in units of the line.
+column is normalised by its own windows (median; the larger of MAD and upper tail, never below a
+stated scale). Statistics of values and statistics of records are two families, each with its line and half of alpha
+(Bonferroni): the (1 - half) quantile of the windows' largest normalised statistic of the family over all columns. With one
+line for both, a few bursts of missing values in the reference would use up alpha, and no shift of values would reach it.
+Scores are in units of the line.
 
-Blocks of time, never shuffled rows: days resemble their neighbours. Where there are fewer than 2 / alpha separate
-windows, more are put together from blocks of days, and no line lies below what the real windows reached.
+Windows are resampled by blocks of days, never by rows, because days resemble their neighbours. Where there are fewer than
+2 / alpha separate windows, more are resampled, and no line is below what the real windows reached.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from engine.config.sections.monitoring import DRIFT_STATISTICS
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import ColumnSpec, Counts, statistics
 
-NAMES = DRIFT_STATISTICS  # those that decide
+NAMES = DRIFT_STATISTICS  # the statistics that raise alarms
 VOLUME = "volume"
 FAMILIES = {"values": ("psi", "ks", "wasserstein", "outside", "unseen"), "records": ("missing", VOLUME)}
 LINE = 1.0  # of a score
-LEAST_HEIGHT = 1.0  # of a line over what is typical, in scales
+LEAST_HEIGHT = 1.0  # of a line above the centre, in scales
 # Spread below which a column counts as steady: a fifth of the effect floors (of its root for PSI: psi is a squared
 # distance, its root is what spreads evenly). Below it, bursts too small to matter would set the line for all columns.
 MIN_SCALE = {
@@ -40,19 +40,19 @@ MIN_SCALE = {
     "volume": 0.05,
 }
 MAD_TO_DEVIATION = 1.4826
-# A column that leapt before must leap further, but must not raise the line of the others: its scale is at least what
-# its upper tail says.
+# A column with jumps in the reference must jump further, but must not raise the line of the others: its scale is at
+# least that of its upper tail.
 TAIL, TAIL_TO_DEVIATION = 0.95, 1.6449
 STRIDES = 4  # real windows overlap: one starts every quarter of its length
 FOLDS = 5
-FEW = 20  # separate windows below which columns borrow from one another
-KEPT = 0.25  # share of the days that must be left to compare with
-ENOUGH_REAL = 5  # separate real windows from which median and MAD are taken alone
+FEW = 20  # with fewer separate windows, columns share centre and spread
+KEPT = 0.25  # smallest share of the days that must be left for comparison
+ENOUGH_REAL = 5  # from this many separate real windows, median and MAD use them alone
 
 
 @dataclass(frozen=True)
 class CalibrationPlan:
-    """What lines are asked for: window length in days, alpha, floor of PSI shares, season, resampling."""
+    """Settings of the calibration: window length in days, alpha, floor of PSI shares, season, resampling."""
 
     length: int
     alpha: float
@@ -65,7 +65,7 @@ class CalibrationPlan:
 
 @dataclass(frozen=True)
 class Windows:
-    """Weights float64[W, D] of the reference's days; `real` ones are contiguous, the others are made of blocks.
+    """Weights float64[W, D] of the reference's days; `real` ones are contiguous, the others are resampled from blocks.
 
     `scored` are the weights for predictions, which exist on fewer days.
     """
@@ -94,17 +94,17 @@ class Line:
         return _spreads(found, self.center, self.scale) / self.heights[:, None]
 
     def limits(self) -> np.ndarray:
-        """[columns + 1, statistics]: where the lines lie, in the statistic's unit."""
+        """[columns + 1, statistics]: the lines, in the statistic's unit."""
         return _unrooted(self.center + self.scale * self.heights)
 
     def typical(self) -> np.ndarray:
-        """[columns + 1, statistics]: what the reference's own windows show, in the statistic's unit."""
+        """[columns + 1, statistics]: the centre of the reference's own windows, in the statistic's unit."""
         return _unrooted(self.center)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What the line did on windows of the reference that it was not calibrated on."""
+    """Alarms on windows of the reference that the line was not calibrated on."""
 
     windows: int
     over_line: int
@@ -122,7 +122,7 @@ def rooted(found: np.ndarray) -> np.ndarray:
 
 
 def _spreads(found: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """How far statistics [columns, statistics, W] lie above what is typical, in scales."""
+    """Distance of statistics [columns, statistics, W] above their centre, in scales."""
     with np.errstate(invalid="ignore"):
         return np.asarray((rooted(found) - center[..., None]) / scale[..., None])
 
@@ -151,7 +151,7 @@ def real_windows(reference: Reference, weights: np.ndarray) -> Windows:
 
 
 def from_blocks(allowed: np.ndarray, plan: CalibrationPlan, count: int, rng: np.random.Generator) -> np.ndarray:
-    """float64[count, D]: windows put together from blocks of consecutive allowed days, drawn with replacement."""
+    """float64[count, D]: windows resampled from blocks of consecutive allowed days, drawn with replacement."""
     weights = np.zeros((count, len(allowed)))
     block = max(1, min(plan.block, plan.length, int(allowed.sum())))
     while block > 1 and not any(allowed[s : s + block].all() for s in range(len(allowed) - block + 1)):
@@ -181,7 +181,7 @@ def make_windows(reference: Reference, allowed: np.ndarray, plan: CalibrationPla
 
 
 def windows_needed(alpha: float) -> int:
-    """Separate windows from which the quantile of every line is one of them, so that alpha is kept whatever they hold."""
+    """Number of separate windows from which each line is one of them, so that alpha holds for any distribution."""
     return math.ceil(len(FAMILIES) / alpha)
 
 
@@ -199,11 +199,11 @@ def separate_windows(allowed: np.ndarray, length: int, memory: int = 0) -> int:
 
 
 def rest_of(weights: np.ndarray, allowed: np.ndarray, weekdays: np.ndarray, season: str, memory: int = 0) -> np.ndarray:
-    """float64[W, D]: weights of the days that a window is compared with: allowed and not in it.
+    """float64[W, D]: weights of the days that a window is compared with: allowed days outside it.
 
-    Nor within `memory` days of it, where that leaves KEPT of the days: trailing windows of such days look at the same
-    events, so that they resemble the window more than a later one will resemble the reference. With season=weekday
-    days are weighted so that each weekday has the share that it has in the window.
+    Days within `memory` days of it are left out too, where that leaves KEPT of the days: their trailing windows see the
+    same events, so they resemble the window more than a later window will resemble the reference. With season=weekday
+    each weekday is weighted to the share that it has in the window.
     """
     inside = np.asarray(weights > 0)
     rest = np.asarray(~inside & allowed)
@@ -219,7 +219,7 @@ def rest_of(weights: np.ndarray, allowed: np.ndarray, weekdays: np.ndarray, seas
 
 
 def _near(inside: np.ndarray, days: int) -> np.ndarray:
-    """bool[W, D]: days at most so many from a day of the window."""
+    """bool[W, D]: days at most `days` days from a day of the window."""
     total = np.cumsum(np.pad(inside, ((0, 0), (days + 1, days))), axis=1)
     return np.asarray(total[:, 2 * days + 1 :] > total[:, : -(2 * days + 1)])
 
@@ -260,7 +260,7 @@ def window_statistics(
 
 
 def judged(reference: Reference, column: str) -> tuple[str, ...]:
-    """The statistics that decide of a column: of one whose values follow the time those of records alone."""
+    """The statistics that raise alarms for a column; for one whose values follow the time, only those of records."""
     return FAMILIES["records"] if column in reference.rising else NAMES
 
 
@@ -272,13 +272,13 @@ def _fill(
 
 
 def expected_rows(reference: Reference, rest: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """float64[W]: rows of windows of so many days, at the rate of the days with weights `rest` [W, D]."""
+    """float64[W]: expected rows of windows of so many days, at the rate of the days with weights `rest` [W, D]."""
     total, days = rest @ reference.rows, rest.sum(axis=1)
     return np.divide(total * lengths, days, out=np.full(len(days), np.nan), where=days > 0)
 
 
 def volume(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """|ln(rows / expected)|; no rows count as half a row, on both sides: a shop that is closed on Sundays expects none."""
+    """|ln(rows / expected)|; zero rows count as half a row on both sides: a shop that is closed on Sundays expects none."""
     return np.abs(np.log(np.maximum(rows, 0.5) / np.maximum(expected, 0.5)))
 
 
@@ -314,7 +314,7 @@ def _calibrate(
 def _center_and_scale(found: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and spread of each statistic of each column over its own windows; without windows: 0 and the floor."""
     values = np.where(np.isfinite(found), found, np.nan)
-    # Predictions of a short validation period have no real window: they take those of blocks.
+    # Predictions of a short validation period have no real window: they use resampled ones.
     has_own = np.asarray(np.isfinite(values[..., own]).any(axis=-1))
     values = np.sort(np.where(has_own[..., None] & ~own, np.nan, values), axis=-1)
     center = np.nan_to_num(_ranked(values, 0.5))
@@ -325,8 +325,8 @@ def _center_and_scale(found: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _borrowed(center: np.ndarray, scale: np.ndarray, kinds: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """From few windows a column's own centre and spread are little known: they are at least those of the median column
-    of its kind.
+    """Few windows estimate a column's centre and spread poorly: they are at least those of the median column of its
+    kind.
     """
     center, scale = center.copy(), scale.copy()
     for kind in sorted(set(kinds)):
@@ -337,7 +337,7 @@ def _borrowed(center: np.ndarray, scale: np.ndarray, kinds: list[str]) -> tuple[
 
 
 def _ranked(values: np.ndarray, level: float) -> np.ndarray:
-    """Quantile of ascending values with NaN last, the mean of the two next to it at a half; NaN where there are none."""
+    """Quantile of ascending values with NaN last; at a half, the mean of the two neighbours; NaN where there are none."""
     count = np.isfinite(values).sum(axis=-1)
     place = level * (count - 1).clip(0)
     low, high = np.floor(place).astype(np.int64), np.ceil(place).astype(np.int64)
@@ -346,13 +346,13 @@ def _ranked(values: np.ndarray, level: float) -> np.ndarray:
 
 
 def _largest(scores: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """The largest along one axis or more, NaN left out; -inf where nothing was computable."""
+    """The largest along one axis or more, without NaN; -inf where nothing was computable."""
     return np.asarray(np.where(np.isnan(scores), -np.inf, scores).max(axis=axis, initial=-np.inf))
 
 
 def _quantile(scores: np.ndarray, real: np.ndarray, separate: int, alpha: float) -> float:
     """A line: order statistic ceil((n + 1)(1 - alpha)) of n separate real windows (their largest, where n is too
-    small for that), and no lower than the (1 - alpha) quantile of resampled windows, where there are any, and LEAST_HEIGHT.
+    small), and no lower than the (1 - alpha) quantile of resampled windows, where there are any, and LEAST_HEIGHT.
     """
     lines = [LEAST_HEIGHT]
     if separate and real.any():
@@ -364,7 +364,7 @@ def _quantile(scores: np.ndarray, real: np.ndarray, separate: int, alpha: float)
 
 
 def held_out(reference: Reference, plan: CalibrationPlan, floors: Mapping[str, float]) -> HeldOut:
-    """Leave separate windows out by turns, calibrate on the rest, and count how many of them would have alarmed."""
+    """Leave each separate window out in turn, calibrate on the rest, and count how many would have alarmed."""
     days, covered = len(reference.days), reference.covered
     starts = [
         start for start in range(0, days - plan.length + 1, plan.length) if covered[start : start + plan.length].all()
@@ -395,7 +395,7 @@ def held_out(reference: Reference, plan: CalibrationPlan, floors: Mapping[str, f
 
 
 def judge(line: Line, found: np.ndarray, floors: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """bool[columns + 1, statistics, W]: beyond the line; and also beyond the effect floor over what is typical."""
+    """bool[columns + 1, statistics, W]: beyond the line; and also beyond the effect floor above the centre."""
     with np.errstate(invalid="ignore"):
         beyond = line.normalised(found) > LINE
         effect = found - line.typical()[..., None] >= np.array([floors[name] for name in NAMES])[:, None]

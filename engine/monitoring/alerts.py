@@ -1,6 +1,6 @@
-"""Who is told of an alarm, and how: log, file, command, webhook. Observers: a sink that fails never stops the run.
+"""Sends alarms to the sinks of `monitor.alerts`: log, file, command, webhook. A sink that fails never stops the run.
 
-The same cause of the same model is told once per cool-down; the memory lies beside the runs of the experiment.
+The same cause of the same model is sent once per cool-down; what was sent is stored beside the runs of the experiment.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ BACKOFF = 0.5  # seconds before the second attempt; doubled each time
 
 
 def announce(config: MonitorConfig, run: Run) -> None:
-    """Log which commands an alarm starts: they come from the user's config alone, but its folder may be somebody else's."""
+    """Log which commands an alarm starts: they come from the config alone, but somebody else may have written its folder."""
     for name, sink in config.alerts.items():
         if sink.kind == "command":
             run.log(f"an alarm starts the command of monitor.alerts.{name} in your config: {sink.to}")
 
 
 def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]) -> dict[str, str]:
-    """Send the payload to every sink that has not had this cause within the cool-down; returns what became of each."""
+    """Send the payload to every sink that has not had this cause within the cool-down; returns the outcome of each."""
     outcome: dict[str, str] = {}
     if not config.alerts:
         return outcome
@@ -51,19 +51,19 @@ def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]
         with _remembered(memory, cooldown) as told:
             age, sending = now - told.get(place, 0.0), told.get(f"{place}:sending", 0.0) - now
             if 0 <= age < cooldown:
-                outcome[name] = f"not told again: the same cause was told {age / 3600:.1f} h ago"
+                outcome[name] = f"not sent again: the same cause was sent {age / 3600:.1f} h ago"
                 continue
             if 0 < sending <= _longest(sink):
-                outcome[name] = "not told again: another monitor is telling the same cause at this moment"
+                outcome[name] = "not sent again: another monitor is sending the same cause at this moment"
                 continue
             told[f"{place}:sending"] = now + _longest(sink)
-        outcome[name] = _try(sink, run, payload)  # not under the lock: it may take its time
+        outcome[name] = _try(sink, run, payload)  # not under the lock: it may be slow
         with _remembered(memory, cooldown) as told:
             told.pop(f"{place}:sending", None)
-            if outcome[name] == "told":
+            if outcome[name] == "sent":
                 told[place] = time.time()
     for name, text in outcome.items():
-        (run.log if text.startswith(("told", "not told again")) else run.warn)(f"alert {name}: {text}")
+        (run.log if text.startswith(("sent", "not sent again")) else run.warn)(f"alert {name}: {text}")
     return outcome
 
 
@@ -72,7 +72,7 @@ def _try(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> str:
         SINKS[sink.kind](sink, run, payload)
     except Exception as error:
         return f"failed: {type(error).__name__}: {error}"
-    return "told"
+    return "sent"
 
 
 def _log(_sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
@@ -94,17 +94,17 @@ def _command(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
             _, said = process.communicate(json.dumps(payload), _limit(sink))
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it has started too
+                os.killpg(process.pid, signal.SIGKILL)  # its children too
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            # The error's own message holds every word, a token among them.
+            # The error's own message holds every word, perhaps a token.
             raise RuntimeError(f"{words[0]} took longer than {sink.timeout}") from None
     if process.returncode:
         raise RuntimeError(f"{words[0]} ended with {process.returncode}: {said.strip()[-200:]}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would be followed by GET, without the alarm in it: it counts as a refusal."""
+    """Refuses redirects: they would be followed by GET, without the alarm."""
 
     def redirect_request(self, *_: Any) -> None:
         """Nowhere."""
@@ -128,18 +128,18 @@ def _webhook(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
             reason = f"status {error.code}"
             error.close()
             if error.code < 500 and error.code != 429:
-                break  # our fault: the same words will not do better
+                break  # the request is wrong: another attempt cannot succeed
         except stall.NoAnswer:
-            reason = f"no whole answer in {sink.timeout}"
+            reason = f"no complete answer in {sink.timeout}"
         except (http.client.InvalidURL, UnicodeError):
-            raise RuntimeError("the address is not a URL that can be asked") from None
+            raise RuntimeError("the address is not a valid URL") from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = str(getattr(error, "reason", error))
     raise RuntimeError(f"no answer after {attempt + 1} attempts ({reason})")  # the address may hold a token
 
 
 def _ask(request: urllib.request.Request, limit: float) -> None:
-    """Send it. `limit` seconds may pass between two bytes of the answer."""
+    """Send the request. `limit` seconds may pass between two bytes of the answer."""
     with OPENER.open(request, timeout=limit):
         pass
 
@@ -150,7 +150,7 @@ def _limit(sink: AlertConfig) -> float:
 
 
 def _longest(sink: AlertConfig) -> float:
-    """Seconds within which a sink has answered or failed."""
+    """Seconds after which a sink has answered or failed."""
     return sink.tries * _limit(sink) + BACKOFF * 2**sink.tries + 1
 
 
@@ -164,10 +164,10 @@ SINKS: dict[str, Callable[[AlertConfig, Run, Mapping[str, Any]], None]] = {
 
 @contextlib.contextmanager
 def _remembered(path: Path, cooldown: float) -> Iterator[dict[str, float]]:
-    """The memory, under its lock, to be changed: two monitors at once must not both tell."""
+    """The record of sent alarms, under its lock, for changes: two monitors at once must not both send."""
     storage.make_folder(path.parent)
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
-        with contextlib.suppress(UserError, OSError):  # a file system without locks: told twice, at worst
+        with contextlib.suppress(UserError, OSError):  # a file system without locks: sent twice, at worst
             storage.lock(file, path)
         told = _read(path)
         before = dict(told)
@@ -181,4 +181,4 @@ def _read(path: Path) -> dict[str, float]:
     try:
         return records.read(path, dict[str, float])
     except UserError:
-        return {}  # a lost memory tells once too often, never once too seldom
+        return {}  # a lost record sends once too often, never too seldom

@@ -1,4 +1,4 @@
-"""What is said of a column: its statistics with bounds and reasons, what moved in it, and how likely it is the cause."""
+"""Findings of a column: its statistics with bounds and reasons, what moved in it, and its rank as a likely cause."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from kernels import statistics as kernels
 
 LISTED = 10  # categories or bins listed as new, vanished or moved
 LEFT_OUT = "left out"
-NEAR = 0.8  # of its line: a column whose statistics all lie below moved too little to be named as a cause
-IDLE = 0.01  # share of importance that a feature has at least, so that one the model ignores still ranks by its move
+NEAR = 0.8  # of its line: a column with all statistics below this moved too little to be named as a cause
+IDLE = 0.01  # smallest importance of a feature, so that one the model ignores still ranks by its move
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Pair:
 def describe(
     pair: Pair, facts: Mapping[str, dict[str, Any]], reference: Reference, current: Profile, floor: float
 ) -> dict[str, Any]:
-    """The record of one column. `facts`: what the calibrated line says of each computable statistic."""
+    """The record of one column. `facts`: line, score and alarm of each computable statistic."""
     column = pair.column
     reported = pair_statistics(pair, floor)
     for name, item in facts.items():
@@ -137,7 +137,7 @@ def _plain(item: kernels.Statistic) -> dict[str, Any]:
 
 
 def missing_share(counts: Counts) -> float | None:
-    """Share of rows without a value; None without rows."""
+    """Share of missing rows; None without rows."""
     return float(counts.missing[0] / counts.rows[0]) if counts.rows[0] else None
 
 
@@ -153,7 +153,7 @@ def shift_of(pair: Pair) -> float | None:
 
 
 def _beyond(shift: float | None, facts: Mapping[str, dict[str, Any]]) -> float | None:
-    """The shift without what sampling and ordinary weeks give: for small moves PSI is 8 ln 2 times the divergence."""
+    """The shift beyond sampling noise and ordinary weeks: for small moves PSI is 8 ln 2 times the divergence."""
     if shift is None:
         return None
     typical = facts["psi"]["typical"] if "psi" in facts else 0.0
@@ -195,11 +195,11 @@ def categories(pair: Pair, current: Profile) -> dict[str, Any]:
 
 
 def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Columns ranked by how much the model listens to them times how far they moved beyond what is typical.
+    """Columns ranked by their importance to the model times how far they moved beyond what is typical.
 
-    First those that alarm, then those whose move is above an effect floor and near their line; others are not `notable`,
-    and no cause. Predictions are consequences, so they are no causes.
-    Columns that go missing in the same number of rows are named together: one feed feeds them.
+    First those that alarm, then those whose move is above an effect floor and near their line; the others are not
+    `notable` and not listed as causes. Nor are predictions, which are consequences.
+    Columns that go missing in the same number of rows are named together: they probably come from one feed.
     """
     inputs = [item for item in columns if item["kind"] != PREDICTION]
     total = sum(item["importance"] or 0.0 for item in inputs)

@@ -1,4 +1,4 @@
-"""The comparison of one window with the reference: statistics, verdict by column, likely causes."""
+"""Compares one window with the reference: statistics, verdict by column, likely causes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from engine.monitoring.column_findings import LEFT_OUT, Pair, causes_of, describ
 from engine.monitoring.reference import Reference, weekdays
 from engine.monitoring.statistics import HAS, Counts, profile_counts, statistics
 
-# Smallest change over what is typical that is worth waking somebody; config key monitor.floors.
+# Effect floors: the smallest change beyond what is typical that is worth an alarm; config key monitor.floors.
 FLOORS = {
     "psi": 0.1,
     "ks": 0.1,
@@ -41,11 +41,11 @@ FLOORS = {
 
 @dataclass(frozen=True)
 class Current:
-    """What is compared: a profile, and the local days it covers (None where a stored profile does not say)."""
+    """The window that is compared: a profile, and the local days it covers (None where a stored profile has no days)."""
 
     profile: Profile
     days: np.ndarray | None
-    length: float  # days, may be a part of one
+    length: float  # days, may be fractional
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Drift:
 
     @property
     def not_computable(self) -> list[str]:
-        """Names of the columns of which nothing could be compared."""
+        """Names of the columns without any computable statistic."""
         return [item["name"] for item in self.columns if item["status"] == "not computable"]
 
 
@@ -86,9 +86,9 @@ def compare(
     floors: Mapping[str, float],
     thresholds: Mapping[str, float],
 ) -> Drift:
-    """Calibrate for a window like the current one, and judge it.
+    """Calibrate the lines for a window like the current one, and judge it.
 
-    Raises UserError for a manual threshold of a column or statistic that is not there.
+    Raises UserError for a manual threshold of a column or statistic that does not exist.
     """
     floors = {**FLOORS, **floors}
     asked = {at for at, *_ in manual_lines(reference, thresholds)}
@@ -192,7 +192,7 @@ def manual_lines(reference: Reference, thresholds: Mapping[str, float]) -> list[
         if key in names or statistic not in NAMES:
             column, statistic = key, VOLUME if key == reference.rows_column else "psi"
         if column not in names:
-            raise UserError(f"monitor.thresholds names {key!r}, which is no monitored column.{nearest(column, names)}")
+            raise UserError(f"monitor.thresholds names {key!r}, not a monitored column.{nearest(column, names)}")
         kind = kinds[names.index(column)]
         if statistic not in HAS[kind]:
             raise UserError(
@@ -206,7 +206,7 @@ def manual_lines(reference: Reference, thresholds: Mapping[str, float]) -> list[
 def with_manual(
     reference: Reference, found: np.ndarray, alarm: np.ndarray, thresholds: Mapping[str, float]
 ) -> np.ndarray:
-    """The alarms, where a manual threshold stands in the place of the line and the floor."""
+    """The alarms; a manual threshold replaces the line and the floor."""
     alarm = alarm.copy()
     for column, statistic, value in manual_lines(reference, thresholds):
         alarm[column, statistic] = found[column, statistic] >= value
@@ -244,7 +244,7 @@ def _facts(
     line: Line,
     floors: Mapping[str, float],
 ) -> dict[str, dict[str, Any]]:
-    """What the line says of each computable statistic of one column."""
+    """Line, score and alarm of each computable statistic of one column."""
     scores = line.normalised(found[..., None])[index, :, 0]
     typical = line.typical()[index]
     return {

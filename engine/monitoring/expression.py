@@ -3,7 +3,7 @@
     mean(where((score > 0.5) & (label == 0), 5, 0))        cost of a false alarm, per row
     sum(where(score > 0.5, fare_amount, 0)) / count()      revenue at stake, per row
 
-The text is parsed, never run: names, numbers, texts, + - * / // % **, comparisons, & | ~, and the functions below.
+The text is parsed, never executed: names, numbers, texts, + - * / // % **, comparisons, & | ~, and the functions below.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ ROWWISE: dict[str, tuple[int, Callable[..., Any]]] = {
     "minimum": (2, np.minimum),
     "maximum": (2, np.maximum),
 }
-# Missing values are left out of every one of these.
+# All of these leave missing values out.
 REDUCE: dict[str, Callable[[Any], Any]] = {"sum": np.nansum, "mean": np.nanmean, "min": np.nanmin, "max": np.nanmax}
 COUNT = "count"
 LARGEST = 2_000  # characters
 
 
 def names_in(expression: str) -> set[str]:
-    """Names of the values that an expression reads. Raises UserError where it is not one."""
+    """Names of the values that an expression reads. Raises UserError for an invalid expression."""
     tree = parse(expression)
     calls = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in calls}
 
 
 def parse(expression: str) -> ast.Expression:
-    """The syntax tree; every node is of an allowed kind. Raises UserError."""
+    """The syntax tree, with allowed nodes only. Raises UserError."""
     if len(expression) > LARGEST:
         raise UserError(f"an expression must be at most {LARGEST} characters, found {len(expression)}")
     try:
@@ -102,11 +102,11 @@ def _check(node: ast.AST, expression: str) -> None:
 
 
 def evaluate(expression: str, values: Mapping[str, np.ndarray]) -> float:
-    """The number that an expression gives; NaN where arithmetic has no answer, be it on one row.
+    """The value of an expression; NaN where the arithmetic has no result, even on one row only.
 
     `values`: arrays [n] by name; where the expression reads `label`, rows without one are left out first. Missing values
-    are left out of sums, means and extremes; of nothing but missing values there is no sum.
-    Raises UserError for a name that is not there, and when the result is not one number.
+    are left out of sums, means and extremes; a sum of missing values only is NaN.
+    Raises UserError for an unknown name, and when the result is not one number.
     """
     tree = parse(expression)
     used = names_in(expression)
@@ -150,13 +150,13 @@ def _value(node: ast.AST, scope: Mapping[str, np.ndarray], rows: int) -> Any:
 
 
 def _missing(node: ast.AST, scope: Mapping[str, np.ndarray]) -> np.ndarray | bool:
-    """Which rows [n] lack a value that the node reads."""
+    """bool[n]: rows that lack a value that the node reads."""
     read = [scope[name.id] for name in ast.walk(node) if isinstance(name, ast.Name) and name.id in scope]
     return np.logical_or.reduce([np.isnan(values) for values in read if values.dtype.kind == "f"] or [False])
 
 
 def _reduced(name: str, values: np.ndarray, missing: np.ndarray | bool) -> Any:
-    """The sum, mean, smallest or largest of what is there. A row that has its values and no answer is not a missing one."""
+    """Sum, mean, minimum or maximum without missing values. A row with values but no result is not missing."""
     if (np.isinf(values) | (np.isnan(values) & ~np.asarray(missing))).any():
         return np.nan
     if np.isnan(values).all():

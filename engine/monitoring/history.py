@@ -1,4 +1,4 @@
-"""monitor/history.parquet: one row per window and column, of the reference's own windows and all monitored ones."""
+"""Monitoring history (monitor/history.parquet): a row per window and column, for the reference's and all monitored windows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SCHEMA = pa.schema(
         ("estimated", pa.float64()),
     ]
 )
-KEY = ("source", "from", "to", "kind", "column")  # a business metric may be called like a column
+KEY = ("source", "from", "to", "kind", "column")  # a business metric may have the name of a column
 
 
 def reference_rows(
@@ -116,7 +116,7 @@ def _metric_row(name: str, kind: str, item: Mapping[str, Any], estimated: float 
 
 
 def earlier_rows(run: Run, model: str) -> list[dict[str, Any]]:
-    """What the newest finished monitoring run of the same name and model knew of monitored windows.
+    """The monitored windows in the history of the newest finished monitoring run of the same name and model.
 
     A history that cannot be read is left out with a warning.
     """
@@ -128,7 +128,7 @@ def earlier_rows(run: Run, model: str) -> list[dict[str, Any]]:
             table = storage.read_parquet(as_written(done.parent, "/".join(FILE), refuse=True))
             rows: list[dict[str, Any]] = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
         except (UserError, OSError, KeyError, ValueError, pa.ArrowException) as error:
-            run.warn(f"left out: {path} is no history of monitoring ({str(error).splitlines()[0]})")
+            run.warn(f"left out: {path} is not a monitoring history ({str(error).splitlines()[0]})")
             continue
         if rows and rows[0]["model"] == model:
             return [row for row in rows if row["source"] == "current"]

@@ -1,8 +1,8 @@
-"""What single columns cannot show: columns that moved against each other. On samples of encoded rows.
+"""Multivariate drift: columns that moved against each other, which single columns cannot show. Uses samples of encoded rows.
 
-PCA reconstruction error (components fitted on the reference sample), and a domain classifier: how well reference and
-current rows can be told apart (AUC 0.5: not at all), by a ridge discriminant on squares and products of the leading
-components, judged on rows that it was not fitted on. Reference windows of the same length say what is usual.
+PCA reconstruction error (components fitted on the reference sample), and a domain classifier: how well a ridge discriminant
+on squares and products of the leading components separates current from reference rows (AUC 0.5: not at all), on rows
+that it was not fitted on. Reference windows of the same length give the usual range.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COMPONENTS = 12  # leading components whose products the classifier sees
 RIDGE = 1e-3
 FEWEST_ROWS = 100
 MOST_ROWS = 5_000
-WINDOWS = 8  # reference windows at most, for what is usual
+WINDOWS = 8  # most reference windows for the usual range
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Space:
         """float64[n, P]: whitened leading components, their squares and products."""
         count = min(COMPONENTS, int((self.variances > 1e-9).sum()))
         white = rows @ self.axes[:count].T / np.sqrt(self.variances[:count])
-        white = np.clip(white, -5.0, 5.0)  # a few far rows must not decide alone
+        white = np.clip(white, -5.0, 5.0)  # a few outliers must not decide alone
         left, right = np.triu_indices(count)
         return np.concatenate([white, white[:, left] * white[:, right]], axis=1)
 
@@ -84,7 +84,7 @@ def fit_space(sample: pa.Table) -> Space:
 
 
 def domain_auc(space: Space, reference: np.ndarray, current: np.ndarray) -> float:
-    """Two-fold held-out AUC of telling current from reference rows (standardised); 0.5 and below: alike."""
+    """Two-fold held-out AUC of separating current from reference rows (standardised); 0.5 and below: alike."""
     a, b = space.products(_limited(reference)), space.products(_limited(current))
     x = np.concatenate([a, b])
     y = np.concatenate([np.zeros(len(a)), np.ones(len(b))])
@@ -112,7 +112,7 @@ def _discriminant(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def compare_samples(sample: pa.Table, current: pa.Table | None, length: int) -> dict[str, dict[str, Any]]:
-    """PCA error and domain AUC of a current sample, with the range that the reference's own windows show."""
+    """PCA error and domain AUC of a current sample, with the range of the reference's own windows."""
     reason = _reason(sample, current)
     if reason is not None or current is None:
         return {name: {"value": None, "reason": f"not computable, because {reason}"} for name in ("pca", "domain_auc")}
@@ -146,7 +146,7 @@ def _reason(sample: pa.Table, current: pa.Table | None) -> str | None:
 
 
 def sample_windows(days: np.ndarray, length: int) -> list[np.ndarray]:
-    """bool[n] of up to WINDOWS separate windows of the sample's days, evenly spaced, with rows enough in and out."""
+    """bool[n] of up to WINDOWS separate windows of the sample's days, evenly spaced, with enough rows inside and outside."""
     starts = days.min() + np.unique((days - days.min()) // length) * length  # those that hold rows
     starts = starts[starts <= days.max() - length + 1]
     starts = (

@@ -1,7 +1,7 @@
-"""How good the model is: measured once labels are known, estimated before, against what the reference shows.
+"""Model performance against the reference: measured where labels are known, estimated before.
 
-The reference is the validation period's labelled rows kept in the bundle. Bands come from windows put together from
-blocks of its days, with as many labels as the current window has.
+The reference is the validation period's labelled rows kept in the bundle. Bands come from windows resampled
+from blocks of its days, with as many labels as the current window has.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engine.training.metrics import METRICS, Metric
 QUIET, ALARM, WAITING, UNJUDGED, UNASKED = "quiet", "alarm", "waiting", "cannot be judged", "not asked"
 SHARE = "share of "  # before the name of a class
 RESAMPLES = 200
-MOST_ROWS = 20_000  # rows of a resampled window; more would narrow a band that days already make wider
+MOST_ROWS = 20_000  # rows of a resampled window; more would hardly narrow a band whose width comes from the days
 FEWEST_LABELS = 30
 
 
@@ -34,7 +34,7 @@ FEWEST_LABELS = 30
 class Outcomes:
     """Scored rows: local day int[n], target float64[n] (NaN: not known yet), scores [n] or [n, classes], columns.
 
-    `unknown` rows have a label that training never saw: they count as rows without one.
+    `unknown` rows have a label unseen in training: they count as rows without a label.
     """
 
     days: np.ndarray
@@ -49,7 +49,7 @@ class Outcomes:
         return np.isfinite(self.target)
 
     def take(self, rows: np.ndarray) -> Outcomes:
-        """Some of the rows."""
+        """The chosen rows."""
         columns = {name: values[rows] for name, values in self.columns.items()}
         return Outcomes(self.days[rows], self.target[rows], self.scores[rows], columns)
 
@@ -65,7 +65,7 @@ def read_outcomes(table: pa.Table) -> Outcomes:
 
 @dataclass(frozen=True)
 class Judge:
-    """What a loss of quality is measured with and when it is one."""
+    """The metrics of a model, and the loss of quality that is an alarm."""
 
     loss: str
     evaluate: EvaluateConfig
@@ -95,7 +95,7 @@ class Judge:
         return METRICS[LOSSES[self.loss].task]
 
     def labels(self, rows: Outcomes) -> dict[str, float]:
-        """What labels look like, whatever the scores are: share of positives, of each class, or the mean target."""
+        """Facts of the labels alone: share of positives, of each class, or the mean target."""
         task, target = LOSSES[self.loss].task, rows.target
         if task == "multiclass":
             return {f"{SHARE}{name}": float(np.mean(target == k)) for k, name in enumerate(self.classes)}
@@ -103,7 +103,7 @@ class Judge:
 
 
 def resampled(reference: Outcomes, judge: Judge, rows: int) -> list[np.ndarray]:
-    """Row numbers of windows put together from blocks of the reference's days, each of at most `rows` rows."""
+    """Row numbers of windows resampled from blocks of the reference's days, each of at most `rows` rows."""
     rng = np.random.Generator(np.random.Philox(judge.seed))
     order = np.argsort(reference.days, kind="stable")
     days = np.unique(reference.days)
@@ -129,7 +129,7 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> dict
     """Metrics of the window's labelled rows with intervals, the reference's band, and what follows from them.
 
     `status`: quiet, alarm, waiting (too few of the labels are known), or cannot be judged, with the `reason`. `judged`: the
-    watched metric, or what stands in for it where it cannot be computed.
+    watched metric, or its replacement where it cannot be computed.
     """
     known = current.take(np.flatnonzero(current.known))
     rows, labelled = len(current.target), len(known.target)
@@ -182,7 +182,7 @@ def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[
 def _judged(
     metrics: Mapping[str, Mapping[str, Any]], reference: Outcomes | None, judge: Judge
 ) -> tuple[list[str], str | None]:
-    """(metrics that can be held against a band: the watched one or its stand-ins; why it is not the watched one)."""
+    """(metrics that are judged by a band: the watched one or its replacements; the reason for replacements)."""
     usable = [name for name, item in metrics.items() if "band" in item]
     if judge.watched in usable:
         return [judge.watched], None
@@ -194,7 +194,7 @@ def _judged(
 
 
 def _moved(item: Mapping[str, Any], judge: Judge) -> bool:
-    """Whether labels differ from the reference's by more than its windows do, and by a share worth a word."""
+    """Whether labels differ from the reference's by more than its windows do, and by a relevant share."""
     return bool(item.get("beyond") and abs(item["value"] - item["reference"]) >= judge.floor * abs(item["reference"]))
 
 
@@ -226,8 +226,8 @@ def reference_bands(
 
 
 def worse_by(value: float, reference: float, metric: Metric) -> float:
-    """Relative loss of quality; for a rank metric of what it has above chance. Negative: better. Infinite where the
-    reference leaves nothing to lose a share of: a loss of 0, or no better than chance.
+    """Relative loss of quality; for a rank metric, relative to its gain over chance. Negative: better. Infinite where
+    the reference has nothing to lose: its loss is 0, or it is not better than chance.
     """
     if metric.higher_is_better:
         return _relative(reference - value, reference - metric.chance)
@@ -242,15 +242,15 @@ def _relative(loss: float, whole: float) -> float:
 
 
 def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray, loss: str) -> dict[str, Any]:
-    """Metrics expected before labels are known, if the score still means what it meant on the reference.
+    """Metrics expected before labels are known, if the relation of score and label is that of the reference.
 
     By bins of the score (confidence-based, as NannyML's CBPE and DLE): the share of positives, or the loss, of each bin
-    of the reference, weighted by the window's rows in it. `counts` float64[bins] (below, bins, above). It cannot see a
-    change of what a score means.
+    of the reference, weighted by the window's rows in it. `counts` float64[bins] (below, bins, above). It cannot
+    detect a change of that relation.
     """
     task = LOSSES[loss].task
     if task == "multiclass":
-        return {"reason": "not computable, because confidence-based estimates serve binary and regression models"}
+        return {"reason": "not computable, because only binary and regression models have confidence-based estimates"}
     if reference is None or not counts.sum() or column.edges is None:
         return {"reason": "not computable, because there are no labelled reference rows or no predictions"}
     scores, target = reference.scores.astype(np.float64), reference.target
@@ -262,7 +262,7 @@ def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray,
         metrics[name] = {"value": of(counts), "reference": of(rows)}
     whole = point_metrics(target, scores, loss)
     for name, item in metrics.items():
-        # The difference that binning makes is the same on both sides, so only the change is taken from bins.
+        # The error of binning is the same on both sides, so only the change is taken from bins.
         item["value"] = whole[name] + item["value"] - item["reference"]
         item["reference"] = whole[name]
     return {"metrics": metrics, "method": "by bins of the score"}
@@ -316,7 +316,7 @@ def _business(
     config: BusinessConfig, reference: Outcomes | None, current: Outcomes | None, judge: Judge
 ) -> dict[str, Any]:
     if current is None:
-        return _unjudged(None, "not computable, because the rows of the window are not at hand")
+        return _unjudged(None, "not computable, because the rows of the window are not available")
     names = expression.names_in(config.expression)
     known = int(current.known.sum()) if "label" in names else len(current.target)
     if "label" in names and known < judge.min_labelled * len(current.target):
@@ -325,7 +325,7 @@ def _business(
         return {"value": value if np.isfinite(value) else None, "status": WAITING, "reason": reason}
     value = expression.evaluate(config.expression, _values(current))
     if not np.isfinite(value):
-        return _unjudged(None, "not computable, because its arithmetic has no answer on these rows")
+        return _unjudged(None, "not computable, because its arithmetic has no result on these rows")
     lacking = names - set(_values(reference)) if reference is not None else set()
     if reference is None or lacking:
         why = (
@@ -337,7 +337,7 @@ def _business(
     draws = np.array([expression.evaluate(config.expression, _values(rows)) for rows in windows])
     draws = draws[np.isfinite(draws)]
     if not len(draws) or not np.isfinite(whole):
-        return _unjudged(value, "no band, because its arithmetic has no answer on the reference")
+        return _unjudged(value, "no band, because its arithmetic has no result on the reference")
     low, high = float(np.quantile(draws, judge.alpha)), float(np.quantile(draws, 1 - judge.alpha))
     lower = config.better == "lower"
     worse = _relative(value - whole if lower else whole - value, abs(whole))
@@ -367,7 +367,7 @@ def _values(rows: Outcomes) -> dict[str, np.ndarray]:
 def check_expressions(
     metrics: Mapping[str, BusinessConfig], columns: Mapping[str, object], classes: int, target: str | None = None
 ) -> list[str]:
-    """Columns of the dataset that the expressions read. A column called `label` is the target or must be called otherwise.
+    """Columns of the dataset that the expressions read. Only the target may be called `label`.
 
     Raises UserError for anything else, before data is read.
     """
@@ -377,7 +377,7 @@ def check_expressions(
         for used in sorted(expression.names_in(config.expression)):
             if used in own and used in columns and (used, target) != ("label", "label"):
                 raise UserError(
-                    f"monitor.business.{name} reads {used!r}, which is the model's and a column of the data too. "
+                    f"monitor.business.{name} reads {used!r}, which is both an output of the model and a column of the data. "
                     + RENAME.format(used)
                 )
             if used in columns and used not in own:

@@ -1,4 +1,4 @@
-"""The reference of a bundle read back: counts per local day and column, ready to be added up into windows."""
+"""Reads the reference of a bundle: counts per local day and column, which add up to windows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from engine.runtime import records, storage
 from engine.training.drift_reference import MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS, ReferenceRecord
 
 ROWS_COLUMN = "(rows)"
-GAP_DAYS, GAP_STEPS = 7, 3  # closed weekends and monthly rows are no gaps
-LONGEST_GAP = 400  # days; longer than GAP_DAYS, so that what is left of it is a gap still
+GAP_DAYS, GAP_STEPS = 7, 3  # closed weekends and monthly rows are not gaps
+LONGEST_GAP = 400  # days; longer than GAP_DAYS, so that a shortened gap is still a gap
 WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
@@ -36,8 +36,8 @@ class Reference:
     profile: Profile
     importance: dict[str, float]
     predictions_in_sample: bool
-    memory: int = 0  # days that the longest trailing window looks back
-    history: int | None = None  # days of data before the first of these; None: an older model does not say
+    memory: int = 0  # length of the longest trailing window in days
+    history: int | None = None  # days of data before the first of these; None: not recorded by an older model
     rising: Mapping[str, str] = field(default_factory=dict)  # columns whose values follow the time, and why
     _stacks: dict[bool, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
@@ -60,7 +60,7 @@ class Reference:
 
     @property
     def rows_column(self) -> str:
-        """What the number of rows is called among the columns."""
+        """The name of the number of rows among the columns."""
         return free(ROWS_COLUMN, {column.name for column in self.columns})
 
     def place(self, column: str) -> int:
@@ -75,8 +75,8 @@ class Reference:
     @property
     def covered(self) -> np.ndarray:
         """bool[D]: days of its periods. Days without rows are left out where they are more than GAP_DAYS in a row and
-        GAP_STEPS times the usual distance of days with rows: a gap between the periods, or an outage, says nothing of
-        the rows to expect.
+        GAP_STEPS times the usual distance of days with rows: such a gap lies between the periods, or is an outage, and
+        does not count in the expected rows.
         """
         busy = np.flatnonzero(self.rows > 0)
         steps = np.diff(busy)
@@ -87,7 +87,7 @@ class Reference:
 
     @property
     def scored(self) -> np.ndarray:
-        """bool[D]: days with predictions, and closed ones between them."""
+        """bool[D]: days with predictions, and closed days between them."""
         found = np.zeros(len(self.days), bool)
         for column in self.columns:
             if column.kind == PREDICTION:
@@ -99,14 +99,14 @@ class Reference:
 
 
 def weekdays(days: np.ndarray) -> np.ndarray:
-    """int[n] of days since 1970-01-01: 0 is Monday."""
+    """int[n] weekdays of days since 1970-01-01: 0 is Monday."""
     return np.asarray((days + WEEKDAY_OF_DAY_0) % 7)
 
 
 def read_reference(directory: Path, encoder: Encoder) -> Reference:
     """The reference of a verified bundle. Raises UserError where the model was trained without one."""
     if not (directory / "reference.json").exists():
-        raise UserError(f"{directory} must hold a reference (reference.json), found none: train the model again")
+        raise UserError(f"{directory} must hold a reference (reference.json), which is missing: train the model again")
     state = records.read(directory / "reference.json", ReferenceRecord)
     spec = ProfileSpec.read(directory / "profile_spec.json", encoder)
     columns = column_specs(spec)
@@ -119,15 +119,15 @@ def read_reference(directory: Path, encoder: Encoder) -> Reference:
 
 
 def _check_names(directory: Path, spec: ProfileSpec, table: pa.Table) -> None:
-    """Raise UserError for a reference in which an older engine counted an input and its own column of that name as one."""
+    """Raise UserError for a reference of an older engine that counted an input and an engine column of its name as one."""
     plain = [ROWS, *spec.inputs, *(item.name for item in spec.predictions)]
     apart = [free(ROWS, spec.columns), *spec.columns]
     written = set(table["column"].unique().to_pylist())
     mixed = [name for name, column in zip(plain, apart, strict=True) if name != column and column not in written]
     if mixed:
         raise UserError(
-            f"{directory / 'reference.parquet'} mixes the input {mixed[0]!r} with what the engine called so, as an older engine "
-            "wrote it: train the model again"
+            f"{directory / 'reference.parquet'} mixes the input {mixed[0]!r} with the engine's column of "
+            "that name, as an older engine wrote it: train the model again"
         )
 
 
@@ -139,7 +139,7 @@ def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, 
         name: np.asarray(table[name].fill_null(np.nan if name == "sum" else 0)) for name in ("bin", "count", "sum")
     }
     if not len(day):
-        raise UserError("reference.parquet must hold at least one day, found none: train the model again")
+        raise UserError("reference.parquet must hold at least one day, but it is empty: train the model again")
     days = _consecutive(np.unique(day))
     order = np.argsort(np.asarray(names.indices), kind="stable")
     bounds = np.searchsorted(np.asarray(names.indices)[order], np.arange(len(names.dictionary) + 1))
@@ -157,8 +157,8 @@ def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, 
 
 
 def _consecutive(present: np.ndarray) -> np.ndarray:
-    """int32[D]: the days that hold rows and the days between; of a gap longer than LONGEST_GAP only its first days, for
-    one row of another century would otherwise cost a place for each of its days.
+    """int32[D]: the days that hold rows and the days between; of a gap longer than LONGEST_GAP only its first days,
+    because a single row of another century would otherwise take memory for every day since.
     """
     parts = [np.arange(a, min(b, a + LONGEST_GAP + 1)) for a, b in itertools.pairwise(present.tolist())]
     return np.concatenate([*parts, present[-1:]]).astype(np.int32)

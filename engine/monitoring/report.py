@@ -1,6 +1,6 @@
-"""`report.html` of a monitoring run: verdict, likely causes, columns over windows, distributions, quality, calibration.
+"""Writes `report.html` of a monitoring run: verdict, likely causes, columns over windows, distributions, quality, calibration.
 
-Nothing in it says when or where it was made: the same record and history give the same bytes.
+It contains no time and no place of writing: the same record and history give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SHOWN_WINDOWS, SHOWN_REFERENCE = 10, 4
 BAR_ROWS = 10
 MOST_TICKS = 6
 NO_BREAK = "\N{NON-BREAKING HYPHEN}"  # so that a heading breaks before `ref`, not within its date
-BEYOND = {True: "beyond", False: "as usual", None: "the reference has too few windows to say"}
+BEYOND = {True: "beyond", False: "as usual", None: "the reference has too few windows to judge"}
 TOGETHER = {
-    "pca": "PCA reconstruction error, of the reference's",
-    "domain_auc": "ROC AUC of telling the window's rows from the reference's",
+    "pca": "PCA reconstruction error, relative to the reference",
+    "domain_auc": "ROC AUC of separating the window's rows from the reference's",
 }
 
 
@@ -37,7 +37,7 @@ def write_report(path: Path, name: str, record: Mapping[str, Any], history: pa.T
     """Write the report of one record."""
     start, stop = (text[:16].replace("T", " ").removesuffix(" 00:00") for text in record["window"])
     subtitle = f"{start} to {stop}, {record['rows']:,} rows against the reference of model {record['model'][:12]}"
-    # A window is told as of its own time: what was monitored after it does not push it out of sight.
+    # A window is shown as of its own time: windows monitored later must not push it out of view.
     rows = [row for row in history.to_pylist() if row["source"] == "reference" or row["from"] <= record["window"][0]]
     body = [
         _verdict(record),
@@ -116,7 +116,7 @@ def _causes(record: Mapping[str, Any]) -> Markup:
     return html.section(
         "Likely causes",
         html.table(("Column", "Importance × shift", "What moved"), rows),
-        note="Ranked by how much the model listens to a column times how far it moved beyond what is typical of it.",
+        note="Ranked by the importance of a column to the model times how far it moved beyond what is typical of it.",
     )
 
 
@@ -145,8 +145,8 @@ def _heat_map(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> M
         f"{window[1][:10].replace('-', NO_BREAK)}{'' if window[0] == 'current' else ' ref'}" for window in windows
     ]
     note = (
-        "Largest normalised statistic of each column over the alarm line of its window: from 1 it is beyond the line. "
-        "`ref` marks windows of the reference itself, named by their first day; a gap is not computable."
+        "Largest normalised statistic of each column, divided by the alarm line of its window: above 1 it is beyond the line. "
+        "`ref` marks windows of the reference itself; windows are named by their first day. An empty cell was not computable."
     )
     if len(order) > len(names):
         note += f" The {len(names)} of {len(order)} columns that moved most are shown; `Every column` below lists all."
@@ -292,18 +292,18 @@ def _calibration(record: Mapping[str, Any]) -> Markup:
             html.card(
                 "Largest normalised statistic of each window",
                 html.histogram(
-                    edges, counts, x_label="in units of its line: beyond 1 is over the line", y_label="windows"
+                    edges, counts, x_label="in units of its line: above 1 is beyond the line", y_label="windows"
                 ),
             )
         )
     facts = {
         "This window, in units of its line": "–" if now is None else html.format_number(now),
-        "Lines, in spreads over what is typical": ", ".join(
+        "Lines, in spreads above what is typical": ", ".join(
             f"{at:.3g} of {family}" for family, at in calibration["lines"].items()
         ),
-        "Target false-alarm rate": f"{calibration['alpha']:.1%} a window, shared by the lines, over all columns together",
+        "Target false-alarm rate": f"{calibration['alpha']:.1%} per window, for both lines and all columns together",
         "Realised": calibration["words"].split("; ")[1].removeprefix("realised "),
-        "95 % interval of that": _pair(calibration["realised_interval"]) or "–",
+        "95 % interval of the realised rate": _pair(calibration["realised_interval"]) or "–",
         "Windows": calibration["words"].rsplit("; ", 1)[1],
         "Effect floors": ", ".join(f"{name} {value:g}" for name, value in calibration["floors"].items()),
         "Season": calibration["season"],
@@ -324,7 +324,7 @@ def _multivariate(record: Mapping[str, Any]) -> Markup:
             rows.append((name, value, "", ""))
     if not rows:
         return Markup("")
-    return html.table(("Columns together, and how the run went", "value", "usual in the reference", ""), rows)
+    return html.table(("Columns together, and figures of the run", "value", "usual in the reference", ""), rows)
 
 
 def _all_columns(record: Mapping[str, Any]) -> Markup:

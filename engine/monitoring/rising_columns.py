@@ -1,8 +1,8 @@
-"""Columns that tell how much time has passed: every later value lies beyond the reference, whatever happens.
+"""Finds columns whose values follow the time, so that every later value is outside the reference.
 
 A count over all of the history rises with its age, a month number with the calendar, a row number with the rows. Compared
 with a fixed reference they would alarm in every window and raise the lines of all other columns. Their values are left out
-of lines, alarms and causes, with the reason; whether they are missing is judged as ever.
+of lines, alarms and causes, with the reason; their missing rates are judged as usual.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from engine.monitoring.statistics import NUMERIC, Counts
 DAY = units.MICROSECONDS["d"]
 CYCLE_DAYS = {"weekday": 7, "day": 31, "week": 365, "day_of_year": 365, "month": 365}
 GROWING = ("count", "sum", "distinct", "ewm_sum", "max", "min", "recency")  # of a trailing window that is still filling
-FILLING = 0.25  # share of the reference in which a window may still fill
+FILLING = 0.25  # largest share of the reference in which a window may still be filling
 STRETCHES = 8  # consecutive parts of the reference; by chance they are in order once in 20,160
-FEWEST_ROWS = 30  # of each
+FEWEST_ROWS = 30  # of each stretch
 APART = 0.95  # KS distance of the first and the last: a season overlaps more, a counter does not overlap
 
 
 def rising(features: FeaturesConfig, reference: Reference) -> dict[str, str]:
-    """Column -> why its values follow the time."""
+    """Column -> the reason why its values follow the time."""
     columns = {item.name for item in reference.columns}
     found = {**dict(_calendar(features, reference)), **dict(_filling(features, reference))}
     found = {name: reason for name, reason in found.items() if name in columns}
@@ -34,9 +34,7 @@ def rising(features: FeaturesConfig, reference: Reference) -> dict[str, str]:
         if item.kind == NUMERIC and item.name not in found:
             way = _in_order(reference.counts[item.name], reference.rows)
             if way:
-                found[item.name] = (
-                    f"it {way} with time all through the reference, so that no later value can lie within"
-                )
+                found[item.name] = f"it {way} with time all through the reference, so that later values are outside it"
     return found
 
 
@@ -67,7 +65,7 @@ def _filling(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[s
 
 
 def _in_order(counts: Counts, rows: np.ndarray) -> str:
-    """`rises` or `falls` where the stretches of the reference follow one another and the last is apart from the first."""
+    """`rises` or `falls` where the stretches of the reference are in order and the last is separate from the first."""
     busy = np.flatnonzero(rows > 0)
     if len(busy) < STRETCHES:
         return ""

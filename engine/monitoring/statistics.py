@@ -1,4 +1,4 @@
-"""Drift statistics of many windows at once, from counts: what thresholds are calibrated with.
+"""Drift statistics of many windows at once, computed from counts; the alarm lines are calibrated with them.
 
 The arithmetic is that of kernels.statistics. NaN means not computable; nothing here raises on data.
 """
@@ -25,14 +25,14 @@ HAS = {
     "volume": ("volume",),
 }  # by kind
 MEANING = {
-    "psi": "population stability index over the bins that the reference fixed (nats); what lies beyond the training range "
-    "counts to the outermost bin, new categories not at all: `outside` and `unseen` count them",
+    "psi": "population stability index over the bins of the reference (nats); values outside the training range "
+    "count in the outermost bin, new categories not at all: `outside` and `unseen` count them",
     "ks": "largest difference of the distribution functions at the edges of the bins: approximate, low and high bound it",
     "wasserstein": "area between the distribution functions, in standard deviations of the reference",
     "js": "Jensen-Shannon distance, base 2",
     "missing": "change of the share of missing rows",
     "outside": "change of the share of values outside the training range, infinities included",
-    "unseen": "change of the share of rows in categories that training never saw",
+    "unseen": "change of the share of rows in categories unseen in training",
     "volume": "log of rows against the reference's rows per day",
 }
 
@@ -85,7 +85,7 @@ class Counts:
         return cls(block[:, :-5], block[:, -5], block[:, -4:-2], block[:, -2:])
 
     def thinned(self, keep: np.ndarray, rng: np.random.Generator) -> Counts:
-        """A random part `keep` [W] of the rows of each window: what it would look like with fewer of them."""
+        """A random share `keep` [W] of the rows of each window."""
         share = np.clip(keep, 0.0, 1.0)
 
         def draw(counts: np.ndarray) -> np.ndarray:
@@ -204,10 +204,10 @@ def normalised(values: np.ndarray) -> np.ndarray:
 
 
 def psi_bins(column: ColumnSpec, values: np.ndarray) -> np.ndarray:
-    """Of bins [..., column.width] those that PSI compares: what the reference never had is counted once.
+    """The bins of [..., column.width] that PSI compares: values that the reference never had count in one statistic only.
 
-    `outside` and `unseen` count values beyond the training range and categories that training never saw. In PSI their
-    bin would be empty on one side, and its floor would count the same rows again. So a number beyond the range belongs to
+    `outside` and `unseen` count values outside the training range and categories unseen in training. In PSI their
+    bin would be empty on one side, and its floor would count the same rows again. So a number outside the range belongs to
     the outermost bin, and a row of a new category to none.
     """
     if column.edges is None:

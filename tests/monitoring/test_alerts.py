@@ -75,7 +75,7 @@ def settings(cooldown: str = "1d", **sinks: AlertConfig) -> MonitorConfig:
 def test_a_webhook_gets_the_alarm_as_json_and_is_tried_again(run, service) -> None:
     service.answers[:] = [503, 500]
     told = alerts.tell(settings(page=AlertConfig(kind="webhook", to=service.url)), run, "drift:x", PAYLOAD)
-    assert told == {"page": "told"}
+    assert told == {"page": "sent"}
     assert service.received == [PAYLOAD] * 3
 
 
@@ -108,10 +108,10 @@ def test_a_broken_address_is_said_without_a_part_of_it(run, address: str) -> Non
 
 def test_a_clock_that_was_set_back_does_not_silence_an_alarm(run, monkeypatch) -> None:
     sink = settings(log=AlertConfig(kind="log"))
-    assert alerts.tell(sink, run, "drift:x", PAYLOAD) == {"log": "told"}
+    assert alerts.tell(sink, run, "drift:x", PAYLOAD) == {"log": "sent"}
     now = alerts.time.time()
     monkeypatch.setattr(alerts.time, "time", lambda: now - 10 * 86_400)
-    assert alerts.tell(sink, run, "drift:x", PAYLOAD) == {"log": "told"}
+    assert alerts.tell(sink, run, "drift:x", PAYLOAD) == {"log": "sent"}
 
 
 def test_the_same_cause_is_told_once_within_the_cool_down(run, tmp_path: Path) -> None:
@@ -120,12 +120,12 @@ def test_the_same_cause_is_told_once_within_the_cool_down(run, tmp_path: Path) -
     def lines() -> int:
         return len((tmp_path / "deep" / "alerts.jsonl").read_text().splitlines())
 
-    assert alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"] == "told"
-    assert "not told again" in alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"]
+    assert alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"] == "sent"
+    assert "not sent again" in alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"]
     assert lines() == 1
-    assert alerts.tell(settings(**sink), run, "drift:y", PAYLOAD)["file"] == "told"
-    assert alerts.tell(settings(**sink), run, "drift:x", {**PAYLOAD, "model": "other"})["file"] == "told"
-    assert alerts.tell(settings(cooldown="0s", **sink), run, "drift:x", PAYLOAD)["file"] == "told"
+    assert alerts.tell(settings(**sink), run, "drift:y", PAYLOAD)["file"] == "sent"
+    assert alerts.tell(settings(**sink), run, "drift:x", {**PAYLOAD, "model": "other"})["file"] == "sent"
+    assert alerts.tell(settings(cooldown="0s", **sink), run, "drift:x", PAYLOAD)["file"] == "sent"
     assert lines() == 4
 
 
@@ -134,7 +134,7 @@ def test_a_file_system_without_locks_does_not_stop_the_run(run, tmp_path: Path, 
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert alerts.tell(settings(log=AlertConfig(kind="log")), run, "drift:x", PAYLOAD) == {"log": "told"}
+    assert alerts.tell(settings(log=AlertConfig(kind="log")), run, "drift:x", PAYLOAD) == {"log": "sent"}
 
 
 def test_a_sink_that_failed_is_told_next_time(run, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_sink_that_failed_is_told_next_time(run, tmp_path: Path) -> None:
     sink = {"file": AlertConfig(kind="file", to=str(blocked / "alerts.jsonl"))}
     assert alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"].startswith("failed")
     blocked.unlink()
-    assert alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"] == "told"
+    assert alerts.tell(settings(**sink), run, "drift:x", PAYLOAD)["file"] == "sent"
 
 
 def test_a_command_gets_the_record_and_its_failure_and_its_hanging_are_said(run, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_command_gets_the_record_and_its_failure_and_its_hanging_are_said(run,
         "log": AlertConfig(kind="log"),
     }
     told = alerts.tell(settings(**sinks), run, "drift:x", PAYLOAD)
-    assert told["good"] == "told" and told["log"] == "told"
+    assert told["good"] == "sent" and told["log"] == "sent"
     assert (tmp_path / "got").read_text() == f"{run.path('drift.json')}{json.dumps(PAYLOAD)}"
     assert "ended with 3" in told["bad"]
     assert "took longer than 500ms" in told["slow"] and "sleep" not in told["slow"]
@@ -200,8 +200,8 @@ def test_a_service_that_drips_is_left_at_the_deadline_and_the_memory_is_free_mea
     time.sleep(0.3)
     other = {"page": sinks["page"], "log": AlertConfig(kind="log")}
     assert alerts.tell(settings(**other), run, "drift:x", PAYLOAD) == {
-        "page": "not told again: another monitor is telling the same cause at this moment",
-        "log": "told",
+        "page": "not sent again: another monitor is sending the same cause at this moment",
+        "log": "sent",
     }
     assert time.monotonic() - began < 0.9
     first.join()
@@ -209,7 +209,7 @@ def test_a_service_that_drips_is_left_at_the_deadline_and_the_memory_is_free_mea
     ended.set()
     thread.join()
     listener.close()
-    assert told == [{"page": "failed: RuntimeError: no answer after 1 attempts (no whole answer in 1s)"}]
+    assert told == [{"page": "failed: RuntimeError: no answer after 1 attempts (no complete answer in 1s)"}]
     assert ":sending" not in (run.directory.parent / alerts.MEMORY).read_text()
 
 

@@ -107,7 +107,7 @@ def test_a_business_metric_called_like_a_metric_or_a_column_keeps_its_own_row() 
 def test_a_business_expression_does_not_read_the_model_s_score_for_a_column_of_that_name() -> None:
     asked = {"a": BusinessConfig(expression="mean(score * fare)"), "b": BusinessConfig(expression="mean(label)")}
     assert check_expressions(asked, {"fare": None, "label": None}, 0, "label") == ["fare"]  # the label is the target
-    with pytest.raises(UserError, match=r"monitor\.business\.a reads 'score', which is the model's and a column"):
+    with pytest.raises(UserError, match=r"monitor\.business\.a reads 'score', which is both an output of the model"):
         check_expressions(asked, {"fare": None, "score": None}, 0, "late")
     with pytest.raises(UserError, match=r"monitor\.business\.b reads 'label'"):
         check_expressions(asked, {"fare": None, "label": None}, 0, "late")

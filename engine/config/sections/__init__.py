@@ -1,1 +1,1 @@
-"""The config tree, a module a room: every key with its type, default, bounds and meaning."""
+"""Sections of the config tree, one module per room: every key with its type, default, bounds and meaning."""

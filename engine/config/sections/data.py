@@ -21,7 +21,7 @@ class SourceColumn:
     nullable: bool = key(True, "whether a null is allowed")
     aliases: tuple[str, ...] = key((), "other names that files use for this column")
     format: str | None = key(
-        None, "strptime format of a timestamp or date in text, read strictly (31/02 is no day); null = ISO 8601"
+        None, "strptime format of a timestamp or date in text, read strictly (31/02 is refused); null = ISO 8601"
     )
     zone: str | None = key(None, "zone of timestamps without an offset; null = data.time_zone", parse=units.zone)
     path: str | None = key(None, "dotted path of a nested field, where it differs from the name")
@@ -50,12 +50,12 @@ class CsvOptions:
     ragged: str = key("quarantine", "when a row has more or fewer fields", choices=("fail", "quarantine"))
     nulls: tuple[str, ...] = key(("",), "spellings of null")
     header: bool = key(True, "whether the first line names the columns; without it the declared order holds")
-    skip: int = key(0, "lines before the header (or the first row) that are no part of the table", ge=0)
-    skip_after_header: int = key(0, "lines after the header that are no rows, such as units of measure", ge=0)
-    footer: int = key(0, "lines at the end of the file that are no rows, such as totals; blank lines count", ge=0)
-    comment: str | None = key(None, "lines that begin with this text are left out, before the header and after it")
+    skip: int = key(0, "lines to skip before the header (or the first row)", ge=0)
+    skip_after_header: int = key(0, "lines to skip after the header, such as units of measure", ge=0)
+    footer: int = key(0, "lines to skip at the end of the file, such as totals; blank lines count", ge=0)
+    comment: str | None = key(None, "lines that begin with this text are skipped, before and after the header")
     trailing_delimiter: bool = key(
-        False, "every row ends with one more delimiter than the header has, with nothing behind it"
+        False, "every row ends with one more delimiter than the header, with nothing after it"
     )
 
     def __post_init__(self) -> None:
@@ -69,19 +69,19 @@ class CsvOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Files of one kind, with the columns they are declared to have."""
+    """Files of one kind, with their declared columns."""
 
     path: str = key(
-        help="file, glob, folder, pkg://package/path or s3://bucket/key; relative to data.path; names in _ or . are left out"
+        help="file, glob, folder, pkg://package/path or s3://bucket/key; relative to data.path; names in _ or . are skipped"
     )
-    format: str = key("auto", "file format; auto goes by the file name", choices=FORMATS)
+    format: str = key("auto", "file format; auto = by the file name", choices=FORMATS)
     columns: dict[str, SourceColumn] = key(help="declared columns: name -> type or mapping")
     csv: CsvOptions = section(CsvOptions, "text file options")
     unexpected: str = key("warn", "when a file has a column that is not declared", choices=("fail", "warn", "ignore"))
     hive: bool = key(False, "read key=value folders as columns, typed as declared")
     refused: str = key("fail", "when a file cannot be read at all", choices=("fail", "skip"))
     endpoint: str | None = key(None, "s3:// service other than AWS, as in http://127.0.0.1:9000")
-    region: str | None = key(None, "s3:// region; null = as the credential chain says")
+    region: str | None = key(None, "s3:// region; null = from the credential chain")
     snapshot: str | None = key(None, "Iceberg snapshot id or Delta version; null = the current one")
 
     def __post_init__(self) -> None:
@@ -97,14 +97,14 @@ class Column:
     type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
     role: str = key("ignore", "what the column is for", choices=ROLES)
     id: bool = key(False, "part of the row's identity beside its role; role id says the same")
-    description: str = key("", "what it means")
+    description: str = key("", "meaning of the column")
     nullable: bool = key(True, "whether a null is allowed")
     min: float | str | None = key(None, "smallest allowed value")
     max: float | str | None = key(None, "largest allowed value")
     values: tuple[str, ...] = key((), "allowed values; empty = any")
     on_violation: str = key(
         "quarantine",
-        "what happens to a row that breaks the rules above",
+        "what happens to a row that violates the rules above",
         choices=("fail", "quarantine", "null", "warn"),
     )
     sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
@@ -133,7 +133,7 @@ class TableConfig:
 
     query: str | None = key(None, "SQL over the sources; null = the source of the same name as it is")
     columns: dict[str, Column] = key(help="schema of the result")
-    static: bool = key(False, "a table without time: its values are known long before")
+    static: bool = key(False, "a table without time, whose values are always known")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +141,15 @@ class RuleConfig:
     """One rule over several columns of a row."""
 
     SHORTHAND = "holds"
-    holds: str = key(help="SQL expression that must not be false")
+    holds: str = key(help="SQL expression that must not be false on any row")
     on_violation: str = key(
-        "quarantine", "what happens to a row that breaks it", choices=("fail", "quarantine", "warn")
+        "quarantine", "what happens to a row that violates it", choices=("fail", "quarantine", "warn")
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The event table: where it comes from and what it must be."""
+    """The event table: its sources and what it must satisfy."""
 
     name: str = key("", "name of the dataset in the store", parse=names.folder)
     description: str = key("", "what one row is")
@@ -164,18 +164,18 @@ class DataConfig:
     columns: dict[str, Column] = key(factory=dict, help="schema of the event table")
     positive: str | None = key(
         None,
-        "value of a target with two values that the score is for, as in fraud; null = true, 1, or the last one by sorting",
+        "positive value of a target with two values, such as fraud; null = true, 1, or the last one in sort order",
     )
-    tables: dict[str, TableConfig] = key(factory=dict, help="tables beside the events", parse=names.folder)
+    tables: dict[str, TableConfig] = key(factory=dict, help="side tables by name", parse=names.folder)
     duplicates: str = key("fail", "rows with equal ids", choices=("fail", "first", "last"))
-    known_time: str | None = key(None, "time column by which first and last are meant; null = the event time")
+    known_time: str | None = key(None, "time column that decides which row is first or last; null = the event time")
     rules: dict[str, RuleConfig] = key(factory=dict, help="rules over several columns: name -> SQL expression")
     min_rows: int = key(0, "fewest rows that the dataset may have", ge=0)
     max_rows: int | None = key(None, "most rows that the dataset may have", ge=0)
     max_row_change: str | float | None = key(
         None, "largest change of the number of rows against the previous dataset, as a share", parse=units.share
     )
-    freshness: str | None = key(None, "oldest that the newest event may be when it is ingested", parse=units.span)
+    freshness: str | None = key(None, "largest age of the newest event at ingest", parse=units.span)
     max_quarantine: str | float = key(
         "1%", "share of rows that may be quarantined before ingest stops", parse=units.share
     )
@@ -193,7 +193,7 @@ class DataConfig:
 
     @property
     def sensitive(self) -> list[str]:
-        """Columns of sources, of events and of side tables whose values must be shown nowhere, sorted by name."""
+        """Columns of sources, of events and of side tables whose values must never be shown, sorted by name."""
         found = {name for source in self.sources.values() for name, item in source.columns.items() if item.sensitive}
         for columns in (self.columns, *(table.columns for table in self.tables.values())):
             found |= {name for name, column in columns.items() if column.sensitive}
@@ -220,7 +220,7 @@ class DataConfig:
 
 
 def _as_sensitive(columns: dict[str, Column], said: set[str]) -> dict[str, Column]:
-    """The columns, those sensitive too of which that is only said where they come from."""
+    """The columns; one whose source column is sensitive becomes sensitive too."""
     return {
         name: replace(item, sensitive=True) if name in said and not item.sensitive else item
         for name, item in columns.items()
@@ -245,7 +245,9 @@ def _check_known_at(table: str, columns: dict[str, Column]) -> None:
             continue
         anchor, _ = units.moment(column.known_at or "")
         if anchor not in columns:
-            raise UserError(f"{where}.{name}.known_at names {anchor!r}, which is no column.{nearest(anchor, columns)}")
+            raise UserError(
+                f"{where}.{name}.known_at names {anchor!r}, which is not a column.{nearest(anchor, columns)}"
+            )
         if not columns[anchor].type.startswith("timestamp"):
             raise UserError(
                 f"{where}.{name}.known_at names {anchor!r}, which must be a timestamp, found {columns[anchor].type!r}"

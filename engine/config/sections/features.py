@@ -40,15 +40,15 @@ class ViewConfig:
     """
 
     kind: str = key("windows", "what the view computes", choices=("windows", "asof", "expression", "function"))
-    description: str = key("", "what it tells")
-    owner: str = key("", "who answers for it")
-    entity: tuple[str, ...] = key((), "columns of the event table that say whose history or whose row")
-    table: str | None = key(None, "table that an as-of view looks into; null = the events (windows)")
+    description: str = key("", "what the view describes")
+    owner: str = key("", "who is responsible for it")
+    entity: tuple[str, ...] = key((), "key columns of the event table: whose history, or which row of the table")
+    table: str | None = key(None, "table that an as-of view reads; null = the events (windows)")
     on: tuple[str, ...] = key((), "columns of the table that match the entity, in order; empty = the same names")
     windows: tuple[str, ...] = key((), "lengths of the trailing windows", parse=units.span)
     aggregates: dict[str, tuple[str, ...]] = key(factory=dict, help="column -> aggregates; `rows` -> [count, recency]")
-    columns: tuple[str, ...] = key((), "columns that an as-of view brings")
-    max_age: str | None = key(None, "oldest row that an as-of view accepts; null = any", parse=units.span)
+    columns: tuple[str, ...] = key((), "columns that an as-of view returns")
+    max_age: str | None = key(None, "largest age of a row that an as-of view accepts; null = any", parse=units.span)
     inclusive: bool = key(False, "accept a row known exactly at the decision time")
     expressions: dict[str, ExpressionConfig] = key(factory=dict, help="feature -> SQL expression (kind expression)")
     function: str = key("", "name in the entry-point group engine.features of an installed package (kind function)")
@@ -89,13 +89,13 @@ class EncodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """What the model sees of a row, as of the decision time."""
+    """The features of a row, as of the decision time."""
 
     as_of: str | None = key(None, "decision time: a time column with an optional lead (`scheduled - 1h`)")
-    direct: dict[str, bool] = key(factory=dict, help="columns used as they are: name -> true")
+    direct: dict[str, bool] = key(factory=dict, help="columns used unchanged: name -> true")
     calendar: dict[str, CalendarConfig] = key(factory=dict, help="parts of time columns by name")
     views: dict[str, ViewConfig] = key(factory=dict, help="views of the feature store by name", parse=names.folder)
-    windows: bool = key(True, "off leaves out every windows view")
+    windows: bool = key(True, "false leaves out every view of kind windows")
     encode: EncodeConfig = section(EncodeConfig, "fitted encoding")
 
     def __post_init__(self) -> None:
@@ -109,5 +109,5 @@ class FeaturesConfig:
 
     @property
     def direct_columns(self) -> list[str]:
-        """Columns used as they are."""
+        """Columns used unchanged."""
         return [name for name, used in self.direct.items() if used]

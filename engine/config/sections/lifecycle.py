@@ -10,10 +10,10 @@ from engine.config.schema import key, section
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryConfig:
-    """What the history keeps of a move made by hand."""
+    """What the history records of a manual change of the champion."""
 
-    who: str | None = key(None, "who moves; null = the user of this process")
-    why: str = key("by hand", "reason of the move")
+    who: str | None = key(None, "who makes the change; null = the user of this process")
+    why: str = key("by hand", "reason for the change")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +23,14 @@ class GateConfig:
     metric: str | None = key(None, "metric to beat; null = the one that training watches")
     bootstrap: int = key(400, "paired resamples of the judged rows", ge=20)
     confidence: float = key(0.9, "two-sided coverage of the intervals of the differences", gt=0.5, lt=1)
-    min_gain: float = key(0.0, "the interval of the metric's gain must lie above this", ge=0)
+    min_gain: float = key(0.0, "the interval of the metric's gain must be above this", ge=0)
     cost_false_negative: float = key(5.0, "business cost of a positive that was not acted on", ge=0)
     cost_false_positive: float = key(1.0, "business cost of acting on a negative", ge=0)
-    max_cost_rise: float = key(0.0, "the business cost may rise by no more than this share of the champion's", ge=0)
-    max_slice_loss: float = key(
-        0.02, "a slice may lose no more of the metric than this, where it is beyond chance", ge=0
-    )
-    min_slice_rows: int = key(500, "judged rows that a slice must have to guard", ge=2)
-    max_ece_rise: float = key(0.02, "the calibration error may rise by no more than this", ge=0)
-    min_rows: int = key(1000, "judged rows without which nothing is promoted", ge=2)
+    max_cost_rise: float = key(0.0, "largest rise of the business cost, as a share of the champion's", ge=0)
+    max_slice_loss: float = key(0.02, "largest loss of the metric in a slice, where it is beyond chance", ge=0)
+    min_slice_rows: int = key(500, "fewest judged rows of a slice that is checked", ge=2)
+    max_ece_rise: float = key(0.02, "largest rise of the calibration error", ge=0)
+    min_rows: int = key(1000, "fewest judged rows for a promotion", ge=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,9 @@ class RetrainConfig:
 
     now: str | None = key(None, "instant of the decision; null = end of the newest monitored window")
     monitor: str | None = key(None, "monitoring run to decide on; null = the newest of this name")
-    replay: str | None = key(None, "decision.json to decide again from its own evidence; nothing is trained or moved")
+    replay: str | None = key(
+        None, "decision.json to decide again from its own evidence; nothing is trained or promoted"
+    )
     triggers: tuple[str, ...] = key(
         ("drift", "performance", "age"),
         "what starts a retrain",
@@ -49,17 +49,19 @@ class RetrainConfig:
     )
     drift_windows: int = key(1, "windows in a row that must be in alarm", ge=1)
     performance_drop: float = key(
-        0.01, "loss of the watched metric against the champion's own judged or tested figure that is too much", ge=0
+        0.01, "largest loss of the watched metric against the champion's own judged or tested figure", ge=0
     )
-    max_age: str = key("100d", "age of the champion's newest training row that is too old", parse=units.span)
-    min_new_rows: int = key(10_000, "new labelled rows since the champion that are worth a retrain", ge=1)
-    cool_down: str = key("45d", "no retrain starts within this time of the last one", parse=units.span)
+    max_age: str = key("100d", "age of the champion's newest training row that starts a retrain", parse=units.span)
+    min_new_rows: int = key(10_000, "new labelled rows since the champion that start a retrain", ge=1)
+    cool_down: str = key("45d", "no retrain starts within this time after the last one", parse=units.span)
     budget: int | None = key(None, "most retrains that may start within budget_period; null = any number", ge=1)
-    budget_period: str = key("365d", "length of time that the budget is for", parse=units.span)
+    budget_period: str = key("365d", "period of the budget", parse=units.span)
     window: str = key("expanding", "rows that a challenger is trained on", choices=("expanding", "sliding"))
     window_length: str = key("90d", "length of a sliding window", parse=units.span)
     valid_length: str = key("7d", "newest part of the window, for early stopping; 0d = none", parse=units.span)
-    judge_length: str = key("14d", "latest mature rows, which neither model saw, for the judgement", parse=units.span)
+    judge_length: str = key(
+        "14d", "latest mature rows, which neither model was trained on, for the judgement", parse=units.span
+    )
     maturity: str | None = key(
         None, "age at which a row's label is expected; null = by when 95 % of labels arrive", parse=units.span
     )
@@ -84,7 +86,7 @@ class PolicyConfig:
 
 
 def default_policies() -> dict[str, PolicyConfig]:
-    """The four that every backtest compares. A champion that nothing alarms about may still grow old."""
+    """The four policies that every backtest compares. A champion may become too old without any alarm."""
     return {
         "never": PolicyConfig(),
         "every": PolicyConfig(triggers=("always",), cool_down="0s"),
@@ -95,17 +97,17 @@ def default_policies() -> dict[str, PolicyConfig]:
 
 @dataclass(frozen=True, kw_only=True)
 class BacktestConfig:
-    """The past, period by period, as it would have been known then."""
+    """A replay of the past, period by period, with what was known then."""
 
     start: str | None = key(
-        None, "first day that is scored; the first model is trained on what is before; null = split.valid's"
+        None, "first day that is scored; the first model is trained on the rows before; null = split.valid's"
     )
     stop: str | None = key(None, "end of the last period, excluded; null = the last event")
     period: str = key("month", "length of a period: month, or a span like 7d")
     policies: dict[str, PolicyConfig] = key(
         factory=default_policies,
         parse=names.folder,
-        help="policies by name; those that are given are all that run, and one named as a default only changes it",
+        help="policies by name; only the given ones run, and one with the name of a default changes that default",
     )
     confidence: float = key(0.95, "coverage of the intervals in the report", gt=0, lt=1)
     resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))

@@ -14,7 +14,7 @@ DRIFT_STATISTICS = ("psi", "ks", "wasserstein", "missing", "outside", "unseen", 
 
 @dataclass(frozen=True, kw_only=True)
 class BusinessConfig:
-    """A number of one's own over scored rows, watched like any metric."""
+    """A user-defined number over scored rows, monitored like any metric."""
 
     SHORTHAND = "expression"
     expression: str = key(
@@ -25,19 +25,17 @@ class BusinessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlertConfig:
-    """Who is told of an alarm."""
+    """Where an alarm is sent."""
 
     SHORTHAND = "kind"
     kind: str = key("log", "how", choices=("log", "file", "command", "webhook"))
-    to: str = key("", "file to append to, command to start (gets drift.json's path), or URL to post to (a secret)")
-    timeout: str = key(
-        "10s", "how long a command, or one attempt at a web service, may take as a whole", parse=units.span
-    )
+    to: str = key("", "file to append to, command to start (with the path of drift.json), or URL to post to (a secret)")
+    timeout: str = key("10s", "longest total time of a command, or of one attempt at a web service", parse=units.span)
     tries: int = key(3, "attempts at a web service", ge=1)
 
     def __post_init__(self) -> None:
         if self.kind != "log" and not self.to:
-            raise UserError(f"to must say where a {self.kind} alert goes, found nothing")
+            raise UserError(f"to must say where a {self.kind} alert is sent, but it is empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ class MonitorConfig:
 
     model: str = key("", "run directory or name@alias whose reference is used")
     window: str | tuple[str, ...] = key("", "a month 2020-04, a day 2020-04-07, or [from, to]")
-    run: str = key("", "scoring run whose stored profile is compared, in place of a window of the dataset")
+    run: str = key("", "scoring run whose stored profile is compared, instead of a window of the dataset")
     alpha: float = key(0.01, "false-alarm rate over all columns together, per window", gt=0, lt=1)
     alarm_on: tuple[str, ...] = key(
         ("drift", "performance"), "what makes an alarm", choices=("drift", "performance", "business")
@@ -59,22 +57,22 @@ class MonitorConfig:
     season: str = key("none", "weekday: compare with days of the same weekdays", choices=("none", "weekday"))
     floors: dict[str, float] = key(
         factory=dict,
-        help="effect floors in place of the defaults, smallest changes worth an alarm: " + ", ".join(DRIFT_STATISTICS),
+        help="effect floors (smallest changes worth an alarm) by statistic: " + ", ".join(DRIFT_STATISTICS),
     )
     thresholds: dict[str, float] = key(
-        factory=dict, help="manual lines: column or column.statistic -> value; without a statistic psi is meant"
+        factory=dict, help="manual lines: column or column.statistic -> value; the default statistic is psi"
     )
-    psi_floor: float = key(1e-4, "smallest share that PSI sees in a bin", gt=0, lt=1)
-    resamples: int = key(300, "windows put together from blocks of days where real ones are too few", ge=50)
-    block: int = key(7, "consecutive days that such windows are put together from", ge=1)
-    seed: int = key(0, "keys the resampling", ge=0)
+    psi_floor: float = key(1e-4, "smallest share of a bin in PSI", gt=0, lt=1)
+    resamples: int = key(300, "windows resampled from blocks of days where real windows are too few", ge=50)
+    block: int = key(7, "consecutive days in a block of such a window", ge=1)
+    seed: int = key(0, "seed of the resampling", ge=0)
     labels: bool = key(True, "measure performance on rows whose label is known")
     min_labelled: str | float = key("50%", "share of labels that must be known to judge performance", parse=units.share)
     performance_floor: float = key(0.1, "smallest relative loss of quality worth an alarm", ge=0)
-    multivariate: bool = key(True, "PCA reconstruction error and domain classifier, where rows are at hand")
-    business: dict[str, BusinessConfig] = key(factory=dict, help="numbers of one's own by name")
-    alerts: dict[str, AlertConfig] = key(factory=dict, help="who is told, by name")
-    cooldown: str = key("1d", "time in which the same cause is not told again", parse=units.span)
+    multivariate: bool = key(True, "PCA reconstruction error and domain classifier, where rows are available")
+    business: dict[str, BusinessConfig] = key(factory=dict, help="user-defined numbers by name")
+    alerts: dict[str, AlertConfig] = key(factory=dict, help="where alarms are sent, by name")
+    cooldown: str = key("1d", "time in which the same cause is not sent again", parse=units.span)
 
     def __post_init__(self) -> None:
         for name, value in self.floors.items():

@@ -12,16 +12,18 @@ from engine.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Who does the work."""
+    """Where the work runs."""
 
     kind: str = key("local", "in this process, or Ray", choices=("local", "ray"))
     workers: int = key(1, "training or scoring workers", ge=1)
     threads: int = key(0, "compute threads of each worker; 0 = cores shared out", ge=0)
     gpus_per_worker: float = key(0, "GPUs of each worker", ge=0)
     address: str | None = key(None, "null = the job's own cluster or a new local one; auto; host:port")
-    timeout: str = key("60s", "how long a silent worker is waited for before its work goes to others", parse=units.span)
-    stall: str = key("10min", "how long a command goes on when nothing is done at all; then it ends", parse=units.span)
-    min_workers: int = key(0, "workers that an attempt may go on with when the cluster shrank; 0 = all", ge=0)
+    timeout: str = key("60s", "how long to wait for a silent worker before its work goes to others", parse=units.span)
+    stall: str = key("10min", "how long a command waits without any progress before it ends", parse=units.span)
+    min_workers: int = key(
+        0, "fewest workers with which an attempt may continue after the cluster shrank; 0 = all", ge=0
+    )
     retries: int = key(3, "attempts after the first one failed", ge=0)
     dashboard: bool = key(False, "Ray's dashboard on a local cluster (loopback only)")
     upload_limit: str = key("100MB", "largest working folder that `submit` uploads", parse=units.size)
@@ -38,11 +40,11 @@ class TrackingConfig:
     group: str | None = key(None, "group of runs in the tracker; null = the name of the experiment")
     tags: tuple[str, ...] = key((), "tags of the run in the tracker")
     rows: bool = key(False, "send the rows of data that a model's bundle holds (gate, samples); else by reference")
-    timeout: str = key("60s", "how long the mirror may take to open, or to finish after the run", parse=units.span)
+    timeout: str = key("60s", "longest time for the mirror to open, or to finish after the run", parse=units.span)
 
 
 def is_address(text: str) -> bool:
-    """Whether a path is an address such as s3://bucket/runs, also where a path library has made s3:/bucket/runs of it."""
+    """Whether a path is an address such as s3://bucket/runs, also where a path library has changed it to s3:/bucket/runs."""
     return bool(re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:/", text))
 
 
@@ -50,18 +52,18 @@ def posix_path(text: str) -> None:
     """Raise UserError for an address such as s3://bucket/runs."""
     if is_address(text):
         raise UserError(
-            f"runs, store and registry must lie on a POSIX path, found {text!r}: they are renamed and locked there, and a "
-            "promotion needs a lock or a conditional put, which obstore has but the engine does not depend on. Take a shared "
+            f"runs, store and registry must be on a POSIX path, found {text!r}: their files are renamed and locked, and a "
+            "promotion needs a lock or a conditional put, which obstore has but the engine does not depend on. Use a shared "
             "file system; `score.output` may be s3://"
         )
 
 
-PLACE = "not given: beside the folder of --config-dir (in it where it is the working directory or holds one already)"
+PLACE = "default: beside the folder of --config-dir (in it where it is the working directory or holds one already)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathsConfig:
-    """Where files go: relative to where the command is started. Without a value they lie beside the folder of --config-dir."""
+    """Where files go: relative to where the command is started. By default they are beside the folder of --config-dir."""
 
     store: str = key("store", f"datasets and features; {PLACE}", parse=posix_path)
     runs: str = key("runs", f"run directories and the registry; {PLACE}", parse=posix_path)
@@ -75,10 +77,10 @@ class PathsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    """What a process may use."""
+    """What a process may use: memory, threads, time."""
 
     memory: str | int = key(
-        "4GB", "memory that ingest and features may fill; a row of the data may take an eighth of it", parse=units.size
+        "4GB", "memory limit of ingest and features; a row of the data may take an eighth of it", parse=units.size
     )
     threads: int = key(0, "compute threads; 0 = all cores", ge=0)
-    query: str = key("1h", "how long the next rows of a SQL query may take; then it is interrupted", parse=units.span)
+    query: str = key("1h", "longest wait for the next rows of a SQL query, which is then interrupted", parse=units.span)

@@ -15,22 +15,22 @@ class ScoreConfig:
 
     model: str = key("", "run directory or name@alias")
     shadow: str | None = key(
-        None, "second model, as name@challenger, whose scores go beside in shadow_score and shadow_model; null = none"
+        None, "second model, as name@challenger, whose scores are written to shadow_score and shadow_model; null = none"
     )
     between: tuple[str, ...] = key((), "[from, to] of the event time, from included, to excluded; empty = all")
     input: str | None = key(
         None,
-        "rows to score that are in no dataset, labelled or not: a file, glob, folder or s3:// address in place of the event "
+        "rows to score that are in no dataset, labelled or not: a file, glob, folder or s3:// address instead of the event "
         "table's source; null = the dataset",
     )
     history: str = key(
         "store",
-        "what windows look back on beside score.input: store = the newest stored dataset of the model's data, a dataset "
-        "there (its recipe or digest, or how they begin), or input = nothing else",
+        "history for windows, in addition to score.input: store = the newest stored dataset of the model's data; a dataset "
+        "there (its recipe or digest, or their first digits); or input = no other rows",
     )
     unit_rows: int = key(262_144, "rows of a work unit", ge=1)
     resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
-    mode: str = key("all", "score everything, or only what an earlier run has not seen", choices=("all", "append"))
+    mode: str = key("all", "score everything, or only rows that no earlier run has scored", choices=("all", "append"))
     columns: tuple[str, ...] = key((), "columns passed through to the output")
     features: str = key(
         "store",
@@ -38,25 +38,25 @@ class ScoreConfig:
         choices=("store", "compute"),
     )
     profile: bool = key(True, "count the drift profile of inputs and scores in the same pass")
-    tries: int = key(3, "times that a unit may raise or kill its worker before it is set aside", ge=1)
+    tries: int = key(3, "attempts at a unit that raises an error or kills its worker, before it is set aside", ge=1)
     output: str | None = key(
         None,
         "where predictions go: a folder or s3://bucket/prefix, or one file that ends in .csv, .jsonl or .parquet; null = the "
         "run directory",
     )
     endpoint: str | None = key(None, "s3:// service of input and output other than AWS, as in http://127.0.0.1:9000")
-    region: str | None = key(None, "s3:// region of input and output; null = as the credential chain says")
+    region: str | None = key(None, "s3:// region of input and output; null = from the credential chain")
     partition: str | None = key(None, "column whose values become folders `column=value` (hive)")
     file_rows: int = key(0, "rows of an output file; 0 = one file a unit, or by file_size", ge=0)
     file_size: str | int | None = key(
-        None, "size that output files aim at, as in 128MB; null = by file_rows", parse=units.size
+        None, "target size of output files, as in 128MB; null = by file_rows", parse=units.size
     )
     compression_level: int = key(1, "zstd level of the output", ge=1, le=22)
 
     def __post_init__(self) -> None:
         if self.file_rows and self.file_size is not None:
-            raise UserError("file_rows and file_size must not both be set: they say the same thing twice")
+            raise UserError("file_rows and file_size must not both be set: remove one of them")
         if self.history != "store" and self.input is None:
             raise UserError(
-                f"history={self.history} goes with score.input: rows of a dataset have the dataset's own history"
+                f"history={self.history} needs score.input: rows of a dataset use the dataset's own history"
             )

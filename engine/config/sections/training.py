@@ -8,7 +8,7 @@ from engine.config import units
 from engine.config.schema import key
 from engine.errors import UserError
 
-# What a loss is for. `engine.training.metrics` lists what can be measured.
+# The task of each loss. `engine.training.metrics` lists the metrics.
 TASKS = {
     "binary": "binary",
     "multiclass": "multiclass",
@@ -24,14 +24,14 @@ class SplitConfig:
     """Periods of the event time, each [from, to], from included and to excluded, in data.time_zone."""
 
     train: tuple[str, ...] = key((), "rows that weights and encodings are fitted on")
-    valid: tuple[str, ...] = key((), "rows that early stopping and calibration look at")
-    test: tuple[str, ...] = key((), "rows that only the evaluation looks at")
+    valid: tuple[str, ...] = key((), "rows for early stopping and calibration")
+    test: tuple[str, ...] = key((), "rows for the evaluation only")
     known_by: str | None = key(
         None, "instant by which a row's target must be known to be trained on or watched; null = any time"
     )
     snapshot: str | None = key(
         None,
-        "train on this dataset of the store (its recipe or digest, or how they begin), whatever the sources hold now",
+        "train on this dataset of the store (its recipe or digest, or their first digits) instead of the current sources",
     )
 
 
@@ -47,14 +47,14 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How the weights are found."""
+    """How the model is trained."""
 
-    seed: int = key(0, "keys the row order, initial weights and dropout", ge=0)
+    seed: int = key(0, "seed of the row order, initial weights and dropout", ge=0)
     loss: str = key("binary", "what is minimised", choices=tuple(TASKS))
     quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
-    huber_delta: float = key(1.0, "where the Huber loss turns linear, in standard deviations of the target", gt=0)
+    huber_delta: float = key(1.0, "where the Huber loss becomes linear, in standard deviations of the target", gt=0)
     max_classes: int = key(
-        100, "most classes that loss=multiclass takes; more values are mostly a number, which other losses learn", ge=2
+        100, "most classes of loss=multiclass; a target with more values is usually a number, for another loss", ge=2
     )
     class_weight: str = key("none", "weight of the classes in the loss", choices=("none", "balanced"))
     sampling: str = key(
@@ -94,7 +94,7 @@ class TrainConfig:
     log_every: int = key(50, "steps between lines of metrics.jsonl", ge=1)
     device: str = key("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
     start_from: str | None = key(
-        None, "model whose encoding and weights training goes on from: a run or name@version; null = from scratch"
+        None, "model whose encoding and weights training continues from: a run or name@version; null = from scratch"
     )
 
     def __post_init__(self) -> None:
@@ -114,10 +114,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What is measured on rows with labels."""
+    """What is measured on labelled rows."""
 
     model: str = key("", "run directory or name@alias to evaluate (command `evaluate`)")
-    slices: tuple[str, ...] = key((), "columns by which the metric is broken down")
+    slices: tuple[str, ...] = key((), "columns by which metrics are broken down")
     bootstrap: int = key(200, "resamples behind the intervals; 0 = none", ge=0)
     confidence: float = key(0.95, "coverage of the intervals", gt=0, lt=1)
     ece_bins: int = key(15, "bins of the calibration error", ge=2)
