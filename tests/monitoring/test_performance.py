@@ -262,7 +262,7 @@ def test_business_metrics_have_a_value_a_band_and_an_alarm() -> None:
     current = outcomes(7, 200, seed=1)
     expected = np.where((current.scores > 0.5) & (current.target == 0), current.columns["fare"], 0).mean()
     assert quiet["cost"]["value"] == pytest.approx(expected)
-    assert "at hand" in business(metrics, outcomes(30, 200), None, judge())["cost"]["reason"]
+    assert "not available" in business(metrics, outcomes(30, 200), None, judge())["cost"]["reason"]
 
 
 def test_expressions_are_checked_before_any_data_is_read() -> None:
