@@ -204,15 +204,20 @@ def masked_errors(hidden: Iterable[str]) -> Iterator[None]:
 
 
 def hide_in(error: BaseException, hidden: Collection[str]) -> None:
-    """Mask the texts that an error and its causes carry."""
-    seen: BaseException | None = error
-    while seen is not None:
-        seen.args = tuple(redact(item, hidden) if isinstance(item, str) else item for item in seen.args)
-        if isinstance(seen, OSError):  # its text is made of these
-            seen.strerror, seen.filename = (
-                redact(item, hidden) if isinstance(item, str) else item for item in (seen.strerror, seen.filename)
+    """Mask the texts that an error, its causes and its contexts carry; these can lead back to one that came before."""
+    waiting: list[BaseException | None] = [error]
+    done: list[BaseException] = []
+    while waiting:
+        found = waiting.pop()
+        if found is None or any(found is other for other in done):
+            continue
+        done.append(found)
+        found.args = tuple(redact(item, hidden) if isinstance(item, str) else item for item in found.args)
+        if isinstance(found, OSError):  # its text is made of these
+            found.strerror, found.filename = (
+                redact(item, hidden) if isinstance(item, str) else item for item in (found.strerror, found.filename)
             )
-        seen = seen.__cause__ or seen.__context__
+        waiting += [found.__cause__, found.__context__]
 
 
 # ---------------------------------------------------------------------------------------------------------- a patch

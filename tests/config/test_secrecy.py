@@ -150,3 +150,10 @@ def test_an_error_and_its_causes_lose_their_secrets() -> None:
         except ValueError as error:
             raise FileNotFoundError(2, "No such file", "/x/c4nary-value") from error
     assert str(caught.value) == "[Errno 2] No such file: '/x/***'" and str(caught.value.__cause__) == "*** is bad"
+
+
+def test_errors_that_lead_back_to_each_other_are_masked_and_come_to_an_end() -> None:
+    first, second, third = ValueError("opensesame one"), KeyError("opensesame two"), OSError(2, "opensesame three")
+    first.__cause__, first.__context__, second.__context__ = second, third, first
+    secrecy.hide_in(first, ["opensesame"])
+    assert "opensesame" not in f"{first!r} {second!r} {third!r} {third.strerror}"
