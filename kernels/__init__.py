@@ -13,4 +13,4 @@ Every public function checks its input, documents shapes, types, units and error
 result never depends on the number of threads.
 """
 
-OWNER = "tabular-engine"  # a package on PyPI has this name too: the engine looks whose it has found
+OWNER = "tabular-engine"  # PyPI has another package named kernels: the engine checks that it imported this one

@@ -1,9 +1,9 @@
 """As-of join: for each probe (entity, T) the latest source row of that entity that was known at T.
 
-One rule, whatever the order of the rows: among the rows of the entity with known_at < T (<= T when inclusive) the greatest
-(event_time, known_at, row position) is chosen, and refused when it is older than `max_age`. Source rows are ordered by
-(entity, known_at); a running maximum then says which row is chosen after each of them, so a probe costs one cursor step when
-probes of an entity come in time order and a binary search when they do not.
+One rule for any order of the rows: among the rows of the entity with known_at < T (<= T when inclusive) the greatest
+(event_time, known_at, row position) is chosen, and rejected when it is older than `max_age`. Source rows are ordered by
+(entity, known_at) and carry a running maximum: the row to choose once they are known. A probe then costs one cursor step
+when the probes of an entity come in time order and a binary search when they do not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAT = check.NAT
 
 @njit
 def _usable(entity: Any, event: Any, known: Any, rows: Any) -> Any:
-    """Fill `rows` with the rows that can ever be chosen; returns how many."""
+    """Fill `rows` with the rows that can be chosen at all; returns their number."""
     count = 0
     for i in range(len(entity)):
         if entity[i] >= 0 and event[i] != _NAT and known[i] != _NAT:
@@ -44,7 +44,7 @@ def _running_best(starts: Any, first: Any, last: Any, order: Any, known: Any, ev
 
 @njit
 def _search(best: Any, low: Any, high: Any, limit: Any) -> Any:
-    """First position in [low, high) whose known_at is not below `limit`."""
+    """First position in [low, high) with known_at >= limit."""
     while low < high:
         middle = (low + high) >> 1
         if best[middle, 0] < limit:
@@ -56,7 +56,7 @@ def _search(best: Any, low: Any, high: Any, limit: Any) -> Any:
 
 @njit
 def _advance(best: Any, at: Any, stop: Any, limit: Any) -> Any:
-    """`_search` in [at, stop) for an answer that is likely to be near."""
+    """`_search` in [at, stop) when the answer is probably near `at`."""
     steps = 0
     while at < stop and best[at, 0] < limit:
         at += 1
@@ -68,11 +68,12 @@ def _advance(best: Any, at: Any, stop: Any, limit: Any) -> Any:
 
 @njit
 def _probe(groups: Any, times: Any, slots: Any, offsets: Any, best: Any, rule: Any, out: Any) -> None:
-    """rule = (max_age or -1, 1 when inclusive, code of the first group); slots: the codes of the groups, nothing when dense."""
+    """rule = (max_age or -1, 1 when inclusive, code of the first group); slots: the codes of the groups, empty when dense."""
     max_age, inclusive, low = rule
     most = np.int64(np.iinfo(np.int64).max)
     cursor = offsets[:-1].copy()
-    # What a group's next probe needs, side by side: until when its answer holds, that answer (row, event time), its last probe.
+    # A row per group, so that a probe reads one cache line: until when its answer is valid, the answer (row, event time), and
+    # the time of its last probe.
     states = np.empty((len(cursor), 4), np.int64)
     for g in range(len(cursor)):
         states[g, 0] = best[offsets[g], 0] if offsets[g] < offsets[g + 1] else most
@@ -124,10 +125,10 @@ def asof(
 ) -> NDArray[np.int64]:
     """Index of the chosen source row for each probe, -1 where there is none.
 
-    Shape: probe_* int64[n], the three source arrays int64[m] -> int64[n]. Times and `max_age` in one unit, microseconds by
-    custom. A row older than T - max_age is refused (exactly max_age old is kept), never replaced by another. NaT (smallest
-    int64) or an entity below 0, on either side, matches nothing. Neither side needs an order.
-    Raises ValueError for shapes that disagree, a negative max_age or threads < 1; TypeError for what is no integer.
+    Shape: probe_* int64[n], the three source arrays int64[m] -> int64[n]. Times and `max_age` are in the same unit, usually
+    microseconds. A row older than T - max_age is rejected (exactly max_age old is kept), never replaced by another. NaT
+    (smallest int64) or an entity below 0, on either side, matches nothing. Neither side needs to be sorted.
+    Raises ValueError for shapes that disagree, a negative max_age or threads < 1; TypeError for other than integers.
     """
     groups = check.integers("probe_entity", probe_entity)
     times = check.integers("probe_time", probe_time, len(groups))
@@ -151,7 +152,7 @@ def asof(
 def _index(
     entity: NDArray[np.int64], event: NDArray[np.int64], known: NDArray[np.int64], threads: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
-    """(running best [m', 3] of the usable source rows, their codes when sparse else empty, offsets per group, first code)."""
+    """(running best [m', 3] of the usable source rows, group codes (empty when dense), offsets per group, first code)."""
     rows = np.empty(len(entity), np.int64)
     rows = rows[: _usable(entity, event, known, rows)]
     whole = len(rows) == len(entity)

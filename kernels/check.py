@@ -1,4 +1,4 @@
-"""Checks of arguments shared by the public functions. Each message says what must hold and what was found."""
+"""Argument checks shared by the public functions. Each message says what is required and what was found."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ NAT = np.iinfo(np.int64).min
 
 
 def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.int64]:
-    """`values` as int64[n], exactly: integers, booleans or datetimes (their stored number); never floats.
+    """`values` as int64[n], without loss: integers, booleans or datetimes (their stored number), but not floats.
 
-    Raises ValueError for another number of dimensions or another length, TypeError for a type that int64 cannot hold.
+    Raises ValueError for another number of dimensions or another length, TypeError for a type that does not fit int64.
     """
     array = np.asarray(values)
     if array.dtype.kind in "mM":
@@ -26,7 +26,7 @@ def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray
 
 
 def floats(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.float64]:
-    """`values` as float64[n]. Raises ValueError for a wrong shape, TypeError for what is no number."""
+    """`values` as float64[n]. Raises ValueError for a wrong shape, TypeError for other than numbers."""
     array = np.asarray(values)
     if array.dtype.kind not in "iubf":
         raise TypeError(f"{name} must hold numbers, found dtype {array.dtype}")

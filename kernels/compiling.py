@@ -1,4 +1,4 @@
-"""How long this process has compiled kernels, for whoever estimates how long work will take. Numba is not imported here."""
+"""How long this process has spent compiling kernels, for estimates of remaining time. Does not import Numba."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 
 _lock = threading.Lock()
-_depth = 0  # compilations that are under way: a kernel compiles those that it calls inside its own
+_depth = 0  # compilations in progress: compiling a kernel also compiles the kernels that it calls
 _began = 0.0
 _spent = 0.0
 listeners: list[Callable[[], None]] = []  # called when a compilation begins
 
 
 def seconds() -> float:
-    """Seconds in which a kernel was being compiled, up to now. What the cache holds is loaded, not compiled."""
+    """Seconds spent compiling kernels so far. Kernels loaded from the cache do not count."""
     with _lock:
         return _spent + (time.monotonic() - _began if _depth else 0.0)
 
@@ -25,7 +25,7 @@ def active() -> bool:
 
 
 def begin() -> None:
-    """A compilation begins."""
+    """Record that a compilation begins."""
     global _depth, _began
     with _lock:
         if not _depth:
@@ -36,7 +36,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """A compilation has ended."""
+    """Record that a compilation has ended."""
     global _depth, _spent
     with _lock:
         _depth -= 1

@@ -1,17 +1,17 @@
-"""Twins of the CPU loops for NVIDIA GPUs: encode, profile, row order and dropout masks.
+"""GPU versions of CPU kernels (NVIDIA): encode, profile, row order and dropout masks.
 
-A twin is compiled from the source of the CPU loop itself where that source can run on a GPU (`_Twins`): the arithmetic is
-written once. Only what the CPU loop does with NumPy calls or with one pass over a column is written anew here.
+A GPU version is compiled from the source of the CPU loop wherever that source can run on a GPU (`_Twins`), so the arithmetic
+is written once. Only loops that call NumPy or make one pass over a column are rewritten here.
 
 Agreement with the CPU
     integers (profile counts and moments, row order, dropout masks)                 equal
     standardise, uniform, ple                                                       equal
     normal (logarithm and fused multiply-add differ in the last bit of a double)    1e-6 relative, float32
 
-Numba's CUDA target is imported by the first call alone: `import kernels.cuda` works on any machine, and `require_cuda`
+Numba's CUDA target is imported by the first call only: `import kernels.cuda` works on any machine, and `require_cuda`
 raises `CudaMissing` where there is no GPU. With NUMBA_ENABLE_CUDASIM=1 in the environment before numba is imported,
-everything here runs in Numba's simulator, without a GPU. Arguments may be NumPy arrays (copied to the device) or anything
-that already lies there and has `__cuda_array_interface__`, torch's tensors above all (not copied); results lie on the device.
+this module runs in Numba's simulator, without a GPU. Arguments may be NumPy arrays (copied to the device) or arrays already
+on the device with `__cuda_array_interface__`, such as torch tensors (not copied); results stay on the device.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ from kernels.profile import Profile, ProfilePlan
 
 THREADS = 256  # of a block
 LANES = 32  # of a warp; one lane a column in the profile
-SHARED_BYTES = 48 * 1024  # what every card gives a block without asking
+SHARED_BYTES = 48 * 1024  # of shared memory: every card gives a block this much by default
 
 cuda: Any = None  # numba.cuda, once `require_cuda` has found it
 
 
 class CudaMissing(RuntimeError):
-    """No usable NVIDIA GPU, or no Numba for it."""
+    """There is no usable NVIDIA GPU, or Numba's CUDA target is missing."""
 
 
-# --------------------------------------------------------------------------- the door
+# --------------------------------------------------------------------------- access to the GPU
 def simulated() -> bool:
-    """Whether Numba's simulator stands in for a GPU (NUMBA_ENABLE_CUDASIM=1 when numba was imported)."""
+    """Whether Numba's simulator replaces the GPU (NUMBA_ENABLE_CUDASIM=1 when numba was imported)."""
     return bool(numba.config.ENABLE_CUDASIM)
 
 
 def require_cuda() -> Any:
-    """The module `numba.cuda`. Raises CudaMissing, saying what is missing, where it cannot launch anything."""
+    """The module `numba.cuda`. Raises CudaMissing, naming what is missing, when it cannot launch kernels."""
     global cuda
     if cuda is None:
         try:
             from numba import cuda as found
         except ImportError as error:
             raise CudaMissing(
-                f"GPU kernels need numba's CUDA target, found none ({error}): pip install 'numba-cuda[cu13]' 'numpy<2.5'"
+                f"GPU kernels need numba's CUDA target, which is missing ({error}): "
+                "pip install 'numba-cuda[cu13]' 'numpy<2.5'"
             ) from None
         if not found.is_available():
-            raise CudaMissing("GPU kernels need an NVIDIA GPU and its driver, found none: use the CPU kernels")
-        _settings().CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small inputs make small grids, and are meant to
+            raise CudaMissing("GPU kernels need an NVIDIA GPU and its driver; none was found: use the CPU kernels")
+        _settings().CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small inputs make small grids on purpose
         cuda = found
     return cuda
 
 
 def _settings() -> Any:
-    """Numba's settings: those of numba-cuda where it brings its own."""
+    """Numba's settings; those of numba-cuda when it has separate ones."""
     try:
         from numba.cuda.core import config
     except ImportError:
@@ -77,10 +78,10 @@ def _settings() -> Any:
 
 
 class _Twins:
-    """Device functions and kernels made from plain Python source, each once.
+    """Device functions and kernels compiled from plain Python source, each once.
 
-    `device(f)` rebuilds a CPU function (or a plain one of this file) with its globals replaced: every compiled function that it
-    names becomes that function's twin, the ones in `replaced` become their replacements.
+    `device(f)` rebuilds a CPU function (or a plain one of this file) with other globals: every compiled function that it
+    calls becomes its GPU version, and functions in `replaced` become their replacements.
     """
 
     def __init__(self, module: Any) -> None:
@@ -115,12 +116,12 @@ class _Twins:
 
 
 def _source_of(function: Any) -> Any:
-    """The plain function behind a compiled one (or behind its stand-in under NUMBA_DISABLE_JIT)."""
+    """The plain Python function of a compiled one (or of its wrapper under NUMBA_DISABLE_JIT)."""
     return getattr(function, "py_func", None) or getattr(function, "__wrapped__", function)
 
 
 def _is_compiled(value: Any) -> bool:
-    """Whether a global is a function that needs a twin: compiled by `kernels.jit.njit`, or marked `_on_device` here."""
+    """Whether a global is a function that needs a GPU version: compiled by `kernels.jit.njit`, or marked `_on_device` here."""
     return hasattr(value, "py_func") or hasattr(value, "__wrapped__") or getattr(value, "on_device", False)
 
 
@@ -130,7 +131,7 @@ def _twins() -> _Twins:
 
 
 def _on_device(function: Any) -> Any:
-    """Mark a plain function of this file as one that kernels call."""
+    """Mark a plain function of this file as callable from kernels."""
     function.on_device = True
     return function
 
@@ -142,7 +143,7 @@ def _kernel(name: str, **constants: Any) -> Any:
 
 
 def _put(array: Any) -> Any:
-    """The array on the device: itself when it lies there."""
+    """The array on the device; not copied when it is there already."""
     module = require_cuda()
     if hasattr(array, "copy_to_host"):
         return array
@@ -199,7 +200,7 @@ _encode_cell = cpu_encode._encode_cell
 
 
 def _encode_numeric(values: Any, integers: Any, numbers: Any, edges: Any, out: Any) -> None:
-    """One thread a cell, cells of a row side by side: reads and writes of a warp are neighbours."""
+    """One thread per cell, row by row, so that the threads of a warp read and write neighbouring addresses."""
     columns = values.shape[1]
     for cell in range(cuda.grid(1), values.shape[0] * columns, cuda.gridsize(1)):
         i, k = cell // columns, cell % columns
@@ -207,7 +208,7 @@ def _encode_numeric(values: Any, integers: Any, numbers: Any, edges: Any, out: A
 
 
 def encodes_as_cpu(plan: NumericPlan) -> bool:
-    """Whether every column of the plan is encoded to the CPU's bits: all kinds but `normal`."""
+    """Whether every column of the plan is encoded to the same bits as on the CPU: true for all kinds but `normal`."""
     return not np.any(plan.integers[:, 0] == cpu_encode.KINDS["normal"])
 
 
@@ -235,8 +236,8 @@ class NumericEncoder:
 
 # --------------------------------------------------------------------------- profile
 REAL, WORD = numba.types.float64, numba.types.int32  # of shared memory; REAL is the type of the block
-SIZE = 1  # of a column's padded edges: a constant of each compiled kernel, so that its search is no loop
-AHEAD = 4  # rows that a thread searches for side by side
+SIZE = 1  # of a column's padded edges: a constant of each compiled kernel, so that its search loop is unrolled
+AHEAD = 4  # rows that a thread searches for at once
 MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = (
     cpu_profile.MISSING,
     cpu_profile.NEGATIVE_INFINITE,
@@ -248,7 +249,7 @@ _UNIT = exact.WIDE_UNIT
 
 @_on_device
 def _add_far(far: Any, k: Any, side: Any, value: Any) -> None:
-    """Add a finite double to a wide accumulator that all threads share; digits carry when they are read."""
+    """Add a finite double to a wide accumulator that all threads share; carries are resolved when it is read."""
     bits = np.float64(value).view(np.int64)
     exponent = np.int64((bits >> 52) & 0x7FF)
     mantissa = np.uint64(bits) & np.uint64((1 << 52) - 1)
@@ -269,7 +270,7 @@ def _add_far(far: Any, k: Any, side: Any, value: Any) -> None:
 
 @_on_device
 def _outside(value: Any, first: Any, k: Any, bins: Any, counts: Any, far: Any) -> Any:
-    """Count a value that is not within the edges, straight in device memory: rare. Returns whether it is finite."""
+    """Count a value outside the edges directly in device memory, which is rare. Returns whether it is finite."""
     width = counts.shape[1]
     at, finite = np.int64(0), False
     if value != value:
@@ -289,7 +290,7 @@ def _outside(value: Any, first: Any, k: Any, bins: Any, counts: Any, far: Any) -
 
 @_on_device
 def _place(value: Any, reals: Any, lane: Any, half: Any) -> Any:
-    """Where the lane's counter of the value's bin lies: a search among its 2 * half edges in shared memory."""
+    """Position of the lane's counter for the value's bin: a binary search of its 2 * half edges in shared memory."""
     at, step = lane, half * LANES
     while step >= LANES:
         if reals[at + step - LANES] <= value:
@@ -300,7 +301,7 @@ def _place(value: Any, reals: Any, lane: Any, half: Any) -> Any:
 
 @_on_device
 def _add_sums(digits: Any, k: Any, total: Any, squares: Any, top: Any) -> None:
-    """Add a thread's sum of q, and its sum of q**2 of 64 bits and those above, to the digits that all threads share."""
+    """Add a thread's sum of q and its sum of q**2 (low 64 bits, and `top` above them) to the digits that all threads share."""
     half, s32 = np.uint64(0xFFFFFFFF), np.uint64(32)
     cuda.atomic.add(digits, (k, 0), total & half)
     cuda.atomic.add(digits, (k, 1), total >> s32)
@@ -311,7 +312,7 @@ def _add_sums(digits: Any, k: Any, total: Any, squares: Any, top: Any) -> None:
 
 @_on_device
 def _add_counts(counts: Any, k: Any, words: Any, first: Any) -> None:
-    """Add the block's counts of a column, a warp some of the bins, to those that all blocks share."""
+    """Add the block's counts of a column to the totals of all blocks; each warp adds some of the bins."""
     for b in range(cuda.threadIdx.y, counts.shape[1] - 4, cuda.blockDim.y):
         found = words[first + b * LANES]
         if found:
@@ -321,10 +322,10 @@ def _add_counts(counts: Any, k: Any, words: Any, first: Any) -> None:
 def _profile(  # noqa: PLR0913
     block: Any, edges: Any, ends: Any, bins: Any, ranges: Any, counts: Any, low: Any, high: Any, digits: Any, far: Any
 ) -> None:
-    """A lane is a column, a warp a row: 32 columns a block (blockIdx.y says which), rows strided over warps and blocks.
+    """A lane is a column, a warp a row: 32 columns per block (chosen by blockIdx.y), rows strided over warps and blocks.
 
-    Shared memory: edges [SIZE, 32] then counts int32 [bins + 1, 32], laid out so that lanes never share a bank. A search
-    waits for one read after another, so a thread searches for AHEAD rows side by side before it counts them.
+    Shared memory: edges [SIZE, 32] then counts int32 [bins + 1, 32], laid out so that lanes never share a bank. Each read of
+    a search depends on the one before, so a thread searches for AHEAD rows at once before it counts them.
     """
     lane, warp, warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
     inner = counts.shape[1] - 4
@@ -373,10 +374,10 @@ def _profile(  # noqa: PLR0913
 
 
 class Profiler:
-    """A ProfilePlan on the device, with the counts so far: `add(block)` launches, `result()` reads."""
+    """A ProfilePlan and its counts on the device: `add(block)` launches a kernel, `result()` reads the counts."""
 
     def __init__(self, plan: ProfilePlan, real: Any = np.float32) -> None:
-        """`real` is the type of the blocks. Edges are rounded up to it, which no value of that type can tell."""
+        """`real` is the type of the blocks. Edges are rounded up to it, which moves no value of that type to another bin."""
         self.plan, self.real = plan, np.dtype(real)
         if self.real not in (np.float32, np.float64):
             raise TypeError(f"real must be float32 or float64, found {self.real}")
@@ -411,13 +412,13 @@ class Profiler:
             return
         warps = THREADS // LANES
         groups = -(-rows.shape[1] // LANES)
-        # Enough blocks to fill any card, and few enough that their last additions do not show.
+        # Enough blocks to fill any card, and few enough that adding up their counts costs little.
         grid = (max(1, min(-(-rows.shape[0] // (64 * warps)), -(-2048 // groups))), groups)
         kernel = _kernel("_profile", REAL=getattr(numba.types, self.real.name), SIZE=self._size, AHEAD=AHEAD)
         kernel[grid, (LANES, warps), stream, self._shared](rows, *self._plan, *self._state)
 
     def result(self) -> Profile:
-        """What was counted: equal to `kernels.profile.profile` of the same rows."""
+        """The profile so far: equal to `kernels.profile.profile` of the same rows."""
         counts, low, high, digits, far = (array.copy_to_host() for array in self._state)
         sums = [
             (
@@ -449,7 +450,7 @@ GOLDEN = hashing.GOLDEN
 
 
 def _permute(start: Any, n: Any, keys: Any, right_bits: Any, left_bits: Any, out: Any) -> None:
-    """out[i] = row at position start + i: one thread a position, each walking until it is inside."""
+    """out[i] = row at position start + i. One thread per position; each repeats the network until x is below n."""
     one, shift = np.uint64(1), np.uint64(right_bits)
     right_mask = (one << np.uint64(right_bits)) - one
     left_mask = (one << np.uint64(left_bits)) - one
@@ -466,7 +467,7 @@ def permutation(
 ) -> Any:
     """`kernels.order.permutation` into int64[stop - start] on the device. Small n (<= 4096) is sorted on the CPU and copied.
 
-    `keys`: uint64[6] of the rounds, where they lie on the device already (a copy would wait for the stream).
+    `keys`: the uint64[6] round keys if they are on the device already (a copy would wait for the stream).
     """
     module = require_cuda()
     if n <= cpu_order.SMALL:
@@ -488,7 +489,7 @@ def permutation(
 
 
 def _mask(rows: Any, keys: Any, cursor: Any, layer: Any, limit: Any, kept: Any, out: Any) -> None:
-    """out[i, j] = kept or 0, four columns a thread from one hash; the key is that of step cursor[0] and of the layer."""
+    """out[i, j] = kept or 0: one hash per thread serves four columns; its key is that of step cursor[0] and the layer."""
     width = out.shape[1]
     words = (width + 3) // 4
     key = np.uint64(keys[cursor[0], layer])
@@ -506,9 +507,9 @@ def _mask(rows: Any, keys: Any, cursor: Any, layer: Any, limit: Any, kept: Any, 
 def dropout_mask(rows: Any, keys: Any, cursor: Any, layer: int, p: float, kept: int, out: Any, stream: Any = 0) -> None:
     """Fill out [b, width] with `kept` or 0: the mask of `kernels.dropout` for rows int64[b], as bit patterns.
 
-    keys int64[steps, layers] holds the bits of the kernel's own key of each layer at each step, cursor int64[1] the step in
-    use, both on the device, so that a captured graph replays with the next step's keys. `out` is an unsigned integer array as
-    wide as the type it is read as (uint16 for bf16, uint32 for float32), `kept` the pattern of 1 / (1 - p) in that type.
+    keys int64[steps, layers] holds the bits of the mask key of each step and layer, cursor int64[1] the current step; both are
+    on the device, so that a captured graph replays with the next step's keys. `out` is an unsigned integer array as wide as
+    the type it is read as (uint16 for bf16, uint32 for float32), `kept` the bit pattern of 1 / (1 - p) in that type.
     """
     limit = min(round(p * 65536), 65535)
     target = _put(out)
@@ -519,14 +520,14 @@ def dropout_mask(rows: Any, keys: Any, cursor: Any, layer: int, p: float, kept: 
 
 @functools.cache
 def fault() -> str:
-    """Why kernels cannot run here, empty where they do: one is compiled, launched and read, once in a process.
+    """Why GPU kernels cannot run here; empty if they can. One kernel is compiled, launched and read, once per process.
 
-    That there is a GPU does not tell: NumPy, Numba, its CUDA target, NVIDIA's compiler and the driver come in versions
-    that do not all fit each other.
+    The presence of a GPU is not enough: NumPy, Numba, its CUDA target, NVIDIA's compiler and the driver come in versions
+    that are not all compatible.
     """
     asked = (0, THREADS, cpu_order.SMALL + 1, 1, 0)
     try:
         found = permutation(*asked).copy_to_host()
-    except Exception as error:  # of any of them
+    except Exception as error:  # each of these libraries raises types of its own
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return "" if np.array_equal(found, cpu_order.permutation(*asked)) else "a kernel gives other numbers than the CPU"

@@ -1,4 +1,4 @@
-"""Dropout masks that are a function of (seed, step, layer, row id, column), not of who computes them."""
+"""Dropout masks: functions of (seed, step, layer, row id, column), the same on any worker or device."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def dropout_mask(
 ) -> NDArray[np.float32]:
     """Fill `out` with 0 (probability p) or 1 / (1 - p), each entry keyed by (seed, step, layer, row id, column).
 
-    Shape: rows int64[b] (ids, not positions), out float32[b, width] -> out. One SplitMix64 word serves four columns, so p acts
+    Shape: rows int64[b] (ids, not positions), out float32[b, width] -> out. One SplitMix64 word serves four columns, so p is
     rounded to a multiple of 2**-16. Raises ValueError unless 0 <= p < 1 and seed, step, layer are in [0, 2**64).
     """
     ids = check.integers("rows", rows)

@@ -33,7 +33,7 @@ _LIMIT = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class NumericColumn:
-    """How one column becomes numbers. `edges` are the quantiles (uniform, normal) or bin edges (ple), ascending."""
+    """How one numeric column is encoded. `edges` are the quantiles (uniform, normal) or bin edges (ple), ascending."""
 
     kind: str = "standardise"
     center: float = 0.0
@@ -75,7 +75,7 @@ class NumericPlan(NamedTuple):
 
 
 def numeric_plan(columns: Sequence[NumericColumn]) -> NumericPlan:
-    """Pack `columns`; their outputs follow each other in this order, an indicator right after its column."""
+    """Pack `columns`; their outputs come in this order, each indicator right after its column."""
     integers: list[list[int]] = []
     numbers: list[list[float]] = []
     edges: list[float] = []
@@ -138,7 +138,7 @@ def inverse_normal(p: Any) -> Any:
 
 @njit
 def _rank(x: Any, edges: Any) -> Any:
-    """Rank of x in [0, 1] among ascending quantiles; the middle of a run of equal ones."""
+    """Rank of x in [0, 1] among ascending quantiles; a value equal to several quantiles gets the middle of them."""
     last = len(edges) - 1
     if edges[0] == edges[last]:
         return -1.0

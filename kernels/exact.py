@@ -1,12 +1,16 @@
-"""Exact sums of float64 and of their squares, as integers, so that adding and removing leaves no trace and no order matters.
+"""Exact sums of float64 and of their squares, as integers: rows can be added and removed in any order without rounding.
 
-Three forms hold the same exact number, and all are rounded by the same rule, so a result does not depend on the form:
+An accumulator has one of three forms. All are exact and rounded by the same rule, so a result does not depend on the form:
 - fixed, uint64[10]: words 0-2 the sum in units of 2**-92, words 3-7 the sum of squares in units of 2**-184 (two's complement),
   words 8-9 how many +inf and -inf were added. Takes |x| in [2**-40, 2**52) and 0 (see `is_wide`); 2**31 rows fit.
 - whole, in the words of the fixed form: word 0 the sum, word 3 the sum of squares. Takes whole numbers (delays, counts, flags)
   whose squares add up to less than 2**62.
 - wide, int64[201]: 67 digits base 2**32 for the sum in units of 2**-1084, 134 for the squares in units of 2**-2168: every double
-  (Kulisch's long accumulator; digits carry only when read).
+  (Kulisch's long accumulator; carries are resolved only when it is read).
+
+Carries: uint64 sums wrap, so word + x overflowed exactly when the result is below x, and word - x borrowed exactly when word
+was below x. Where a word receives two terms, at most one of the two additions (or subtractions) overflows, so their carries
+add up to 0 or 1. A shift by 64 is undefined, so "x >> (64 - off)" is written (x >> 1) >> (63 - off): 0 for off = 0.
 
 `moments_*` give, of the rows in one accumulator but not in another: the correctly rounded sum (equal to math.fsum),
 mean and sample standard deviation, the last from n * sum(x**2) - sum(x)**2 in exact integers: never negative, and
@@ -46,7 +50,7 @@ def _exponent(bits: Any) -> Any:
 
 @njit(allocates=False)
 def is_wide(bits: Any) -> Any:
-    """Whether the double with these bits (int64) is finite, not zero, and outside the fixed form's range."""
+    """Whether the double with these bits (int64) is finite, not zero, and out of range for the fixed form."""
     exponent = _exponent(bits)
     return (exponent < 1075 - _UNIT or exponent > 1074) and exponent != 0x7FF and (bits << 1) != 0
 
@@ -62,7 +66,7 @@ def any_wide(values: Any) -> Any:
 
 @njit(allocates=False)
 def whole_bound(values: Any) -> Any:
-    """The largest magnitude of float64[n] when all but NaN are whole numbers up to 2**31, else -1."""
+    """The largest magnitude of float64[n], ignoring NaN, if all are whole numbers up to 2**31; else -1."""
     most = 0.0
     for i in range(len(values)):
         size = abs(values[i])
@@ -81,14 +85,17 @@ def add_fixed(acc: Any, which: Any, bits: Any, squares: Any) -> None:
     if exponent == 0x7FF:
         acc[which, 8 if bits > 0 else 9] += _ONE
         return
-    if exponent == 0:  # zero: denormals are wide
+    if exponent == 0:  # zero: denormals need the wide form
         return
     mantissa = (np.uint64(bits) & _FRACTION) | _HIDDEN
+    # The mantissa, shifted left, is in two words: low and high, from word 0 on or, when shift >= 64, from word 1 on.
     shift = np.uint64(exponent - (1075 - _UNIT))
     off = shift & _S63
     low = mantissa << off
     high = (mantissa >> _ONE) >> (_S63 - off)
-    sign = np.uint64(bits >> 63)  # all ones when negative: no branch, for signs are hard to predict
+    # A negative term is negated in two's complement, ~x + 1 over three words (`top` is the sign extension): without a branch,
+    # since signs are hard to predict.
+    sign = np.uint64(bits >> 63)  # all ones when negative
     one = sign & _ONE
     low = (low ^ sign) + one
     high = (high ^ sign) + np.uint64(low < one)
@@ -110,6 +117,7 @@ def add_fixed(acc: Any, which: Any, bits: Any, squares: Any) -> None:
 
 @njit(inline=True, allocates=False)
 def _add_square(acc: Any, which: Any, mantissa: Any, shift: Any) -> None:
+    """Add mantissa**2 << shift to words 3-7: three words from word 3 + shift // 64 on, then the carry ripples upwards."""
     high, low = mul128(mantissa, mantissa)
     high, low = np.uint64(high), np.uint64(low)
     off = shift & _S63
@@ -147,6 +155,7 @@ def add_wide(acc: Any, which: Any, bits: Any, squares: Any) -> None:
     digit = position >> 5
     low = mantissa << off
     high = (mantissa >> _ONE) >> (_S63 - off)
+    # No carries here: a digit is an int64 that grows by less than 2**32 each time, so 2**31 terms fit before it is read.
     sign = np.int64(1) if bits >= 0 else np.int64(-1)
     acc[which, digit] += sign * np.int64(low & _LOW32)
     acc[which, digit + 1] += sign * np.int64(low >> _S32)
@@ -157,6 +166,7 @@ def add_wide(acc: Any, which: Any, bits: Any, squares: Any) -> None:
 
 @njit(inline=True, allocates=False)
 def _add_wide_square(acc: Any, which: Any, mantissa: Any, position: Any) -> None:
+    """Add mantissa**2 << position to the digits of squares, without carries (see `add_wide`)."""
     off = np.uint64(position & 31)
     digit = _SUM + (position >> 5)
     high, low = mul128(mantissa, mantissa)
@@ -174,7 +184,7 @@ def _add_wide_square(acc: Any, which: Any, mantissa: Any, position: Any) -> None
 
 @njit(inline=True, allocates=False)
 def add(fixed: Any, wide: Any, which: Any, bits: Any, form: Any) -> None:
-    """Add a double to accumulator number `which` of the form in use: form = (used at all, squares, which form)."""
+    """Add a double to accumulator `which`. form = (whether sums are needed, squares too, which of the three forms)."""
     if not form[0]:
         return
     if form[2] == WHOLE_FORM:
@@ -204,7 +214,10 @@ def _scaled(x: Any, exponent: Any) -> Any:
 
 @njit(inline=True, allocates=False)
 def _leading(word: Any, below: Any, rest: Any) -> Any:
-    """(64 leading bits of the number word, below, rest..., the last bit sticky; zero bits before them). word is not 0."""
+    """(64 leading bits of the number word, below, rest..., the last bit sticky; number of leading zero bits). word is not 0.
+
+    Sticky: set when any bit below is set, so that rounding to 53 bits later is correct.
+    """
     zeros = clz64(word)
     shift = np.uint64(zeros)
     leading = (word << shift) | ((below >> _ONE) >> (_S63 - shift))
@@ -215,7 +228,7 @@ def _leading(word: Any, below: Any, rest: Any) -> Any:
 
 @njit(allocates=False)
 def _top(words: Any, length: Any, unit: Any) -> Any:
-    """Magnitude in words[:length] (lowest first, units of 2**unit) as (64 leading bits, the last one sticky; their exponent)."""
+    """The magnitude in words[:length] (lowest first, units of 2**unit) as (64 leading bits, last one sticky; exponent)."""
     i = length - 1
     while i >= 0 and words[i] == _ZERO:
         i -= 1
@@ -256,7 +269,10 @@ def _infinite(positive: Any, negative: Any, out: Any, at: Any) -> None:
 
 @njit(inline=True, allocates=False)
 def moments_fixed(acc: Any, drop: Any, n: Any, squares: Any, words: Any, out: Any, at: Any) -> None:
-    """out[at : at + 3] = sum, mean, std of the n > 0 rows in acc[0] but not in acc[drop]; words: uint64[103] of scratch."""
+    """out[at : at + 3] = sum, mean, std of the n > 0 rows in acc[0] but not in acc[drop]; words: uint64[103] of scratch.
+
+    s2:s1:s0 is the difference of the sums, then its magnitude; words[6:12] becomes n * sum(x**2) - sum(x)**2.
+    """
     positive, negative = acc[0, 8] - acc[drop, 8], acc[0, 9] - acc[drop, 9]
     if positive | negative != _ZERO:
         _infinite(positive, negative, out, at)
@@ -342,6 +358,7 @@ def _top_of_six(words: Any) -> Any:
 @njit(inline=True, allocates=False)
 def _scaled_squares(acc: Any, drop: Any, count: Any, words: Any) -> None:
     """words[6:12] = count * (sum of squares in acc[0, 3:8] less that in acc[drop, 3:8])."""
+    # `borrow` is of the subtraction, `carry` of the multiplication: the high word, which has room for the overflow of `low`.
     borrow, carry = _ZERO, _ZERO
     for j in range(5):
         a, d = acc[0, 3 + j], acc[drop, 3 + j]
@@ -358,7 +375,7 @@ def _scaled_squares(acc: Any, drop: Any, count: Any, words: Any) -> None:
 
 @njit(inline=True, allocates=False)
 def _minus_square(words: Any, s0: Any, s1: Any) -> None:
-    """words[6:12] -= (s0 + 2**64 s1) ** 2."""
+    """words[6:12] -= (s0 + 2**64 s1) ** 2, as s0**2 + 2**65 s0 s1 + 2**128 s1**2 in words q3:q2:q1:q0."""
     h00, q0 = mul128(s0, s0)
     h01, l01 = mul128(s0, s1)
     h11, l11 = mul128(s1, s1)
@@ -391,7 +408,10 @@ def _minus_square(words: Any, s0: Any, s1: Any) -> None:
 
 @njit(allocates=False)
 def _subtract_row(words: Any, factor: Any, i: Any) -> None:
-    """words -= factor[i] * factor, shifted by i words: one row of the long multiplication."""
+    """words -= factor[i] * factor, shifted by i words: one row of the long multiplication.
+
+    `carry` is the high word of the products, `borrow` of the subtraction; above the row both are subtracted together.
+    """
     carry, borrow = _ZERO, _ZERO
     for j in range(len(factor)):
         high, low = mul128(factor[i], factor[j])
@@ -414,9 +434,13 @@ def _subtract_row(words: Any, factor: Any, i: Any) -> None:
 
 @njit(allocates=False)
 def _words(acc: Any, drop: Any, first: Any, length: Any, out: Any) -> Any:
-    """|acc[0] - acc[drop]|, digits first to first + length, in 64-bit words `out`; returns whether it is negative."""
+    """|acc[0] - acc[drop]|, digits first to first + length, in 64-bit words `out`; returns whether it is negative.
+
+    Digits are signed and larger than the base; an arithmetic shift carries the excess, rounding down, so that what remains is
+    in [0, 2**32). The first pass only finds the sign, which is that of the carry out of the top digit.
+    """
     carry = np.int64(0)
-    for i in range(length):  # the carry out of the top digit is the sign
+    for i in range(length):
         carry = (acc[0, first + i] - acc[drop, first + i] + carry) >> 32
     minus = carry < 0
     sign = np.int64(-1) if minus else np.int64(1)
@@ -435,7 +459,7 @@ def _words(acc: Any, drop: Any, first: Any, length: Any, out: Any) -> Any:
 
 @njit(allocates=False)
 def moments_wide(acc: Any, drop: Any, state: Any, words: Any, out: Any, at: Any) -> None:
-    """`moments_fixed` for the wide form; state = (how many +inf, how many -inf, n, squares), words: uint64[103]."""
+    """`moments_fixed` for the wide form; state = (number of +inf, number of -inf, n, squares), words: uint64[103]."""
     positive, negative, n, squares = state
     if positive | negative != _ZERO:
         _infinite(positive, negative, out, at)
@@ -464,7 +488,7 @@ def moments_wide(acc: Any, drop: Any, state: Any, words: Any, out: Any, at: Any)
 
 # --------------------------------------------------------------------------- sums as Python integers
 def wide_integer(acc: NDArray[np.int64]) -> int:
-    """The sum held by a wide accumulator as a Python integer, in units of 2**-1084."""
+    """The sum in a wide accumulator as a Python integer, in units of 2**-1084."""
     return sum(int(digit) << (32 * i) for i, digit in enumerate(acc[:_SUM]) if digit)
 
 
@@ -495,7 +519,7 @@ def group_sums(values: NDArray[np.float64], groups: NDArray[np.int64], count: in
     acc = np.zeros((count, WIDE), np.int64)
     wrong = _add_groups(values, groups, acc)
     if wrong >= 0:
-        raise ValueError(f"what is summed exactly must be finite, found {values[wrong]} at {wrong}")
+        raise ValueError(f"values of an exact sum must be finite, found {values[wrong]} at {wrong}")
     return [wide_integer(sums) for sums in acc]
 
 
@@ -530,7 +554,7 @@ def moments(values: ArrayLike) -> tuple[int, float, float, float]:
     """(count, sum, mean, std) of the values that are not NaN: exact sums, so the bits do not depend on the order.
 
     Shape: float64[n]. The sum is correctly rounded (math.fsum); std has ddof = 1 and is NaN below two values; without values all
-    but the count are NaN; with an infinity sum and mean are infinite (NaN for both signs), std NaN.
+    but the count are NaN; with an infinity sum and mean are infinite (NaN with both signs) and std is NaN.
     """
     out = np.empty(4)
     _moments_of(check.floats("values", values), out)

@@ -1,4 +1,4 @@
-"""Rows of a row-major block into a given buffer: how batches are made from a packed data set. And a block into columns."""
+"""Rows of a row-major block copied into a buffer (the batches of a packed data set), and a block split into columns."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _gather(block: Any, index: Any, out: Any) -> None:
 
 
 def gather_rows(block: NDArray[Any], index: ArrayLike, out: NDArray[Any], threads: int = 1) -> NDArray[Any]:
-    """out[i] = block[index[i]], bounds checked before anything is written; returns `out`.
+    """out[i] = block[index[i]]; bounds are checked before the first write. Returns `out`.
 
     Shape: block[n, w] C-contiguous of float32, int32, float64, int64 or uint8; index int64[m]; out[m, w] of block's type.
     Raises TypeError for other types, ValueError for shapes that disagree, IndexError for an index outside [0, n).
@@ -53,7 +53,7 @@ def gather_rows(block: NDArray[Any], index: ArrayLike, out: NDArray[Any], thread
     check.output("out", out, (len(rows), block.shape[1]), block.dtype)
     bad = _outside(rows, len(block))
     if bad >= 0:
-        raise IndexError(f"index must lie in [0, {len(block)}), found {rows[bad]} at position {bad}")
+        raise IndexError(f"index must be in [0, {len(block)}), found {rows[bad]} at position {bad}")
 
     def part(a: int, b: int) -> None:
         _gather(block, rows[a:b], out[a:b])
@@ -64,7 +64,7 @@ def gather_rows(block: NDArray[Any], index: ArrayLike, out: NDArray[Any], thread
 
 @njit
 def _columns(block: Any, first: Any, values: Any, valid: Any, nulls: Any) -> None:
-    """Rows first, first + 1, ... of the block; `first` is a multiple of 8, so that no other range shares a byte."""
+    """Split rows first, first + 1, ...; `first` is a multiple of 8, so that no two ranges write the same byte of `valid`."""
     n, width = block.shape
     for start in range(0, n, 64):
         stop = min(start + 64, n)
@@ -82,7 +82,7 @@ def _columns(block: Any, first: Any, values: Any, valid: Any, nulls: Any) -> Non
 def columns_of(
     block: NDArray[np.float64], threads: int = 1
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8], NDArray[np.int64]]:
-    """The columns of a row-major block, and where they are null (NaN) as bitmaps of Arrow (bit i of byte j: row 8 j + i).
+    """The columns of a row-major block, with Arrow validity bitmaps for NaN (bit i of byte j: row 8 j + i).
 
     Shape: block float64[n, k] C-contiguous -> values float64[k, n], valid uint8[k, ceil(n / 8)], nulls int64[k].
     Raises TypeError for another type, ValueError for another layout.

@@ -77,7 +77,7 @@ def seed_u64(name: str, seed: int) -> np.uint64:
 def hash_u64(array: ArrayLike, seed: int = 0) -> NDArray[np.uint64]:
     """Hash each integer of `array` (any integer type, sign-extended to 64 bits) under `seed`.
 
-    Shape: array[n] -> uint64[n]. Raises TypeError for what is no integer array, ValueError for a wrong shape or seed.
+    Shape: array[n] -> uint64[n]. Raises TypeError for other than integers, ValueError for a wrong shape or seed.
     """
     values = np.asarray(array)
     if values.dtype.kind in "mM":
@@ -96,7 +96,7 @@ def hash_u64(array: ArrayLike, seed: int = 0) -> NDArray[np.uint64]:
 def hash_bytes(data: NDArray[np.uint8], offsets: ArrayLike, seed: int = 0) -> NDArray[np.uint64]:
     """Hash each byte string data[offsets[i]:offsets[i+1]] under `seed` (the buffers of an Arrow string array).
 
-    Shape: data uint8[bytes], offsets int64[n + 1] -> uint64[n]. Raises ValueError when offsets decrease or leave data.
+    Shape: data uint8[bytes], offsets int64[n + 1] -> uint64[n]. Raises ValueError when offsets decrease or are outside data.
     """
     raw = np.asarray(data)
     if raw.dtype != np.uint8 or raw.ndim != 1:

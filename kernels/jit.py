@@ -1,12 +1,12 @@
-"""Every decision about compilation and threads in one place; no other file of this package imports Numba's decorators.
+"""Compilation, its cache, and threads: the policy of all kernels. No other CPU kernel imports Numba's decorators.
 
 Policy
 - `njit` compiles with `nogil` and an on-disk cache, single threaded, with IEEE semantics. Fast-math flags are opt-in per
   function and can never include `nnan` or `ninf`: a kernel that sees nulls must be able to test for them.
-- The cache lives under a folder named by the digest of all sources of this package, so a changed helper in another file is
-  never served stale. What lies there is run, so it must be writable for this user and for nobody else. First that is, of:
-  `NUMBA_CACHE_DIR` (a warning where others may write), `__pycache__` beside the sources, the user's cache folder, a private
-  folder in the temporary directory (one warning), none (one warning).
+- The cache is in a folder named by the digest of all sources of this package, so that a change of a helper in another file
+  invalidates it. Its files are executed, so only this user may be able to write to it. The first folder that qualifies is
+  used: `NUMBA_CACHE_DIR` (with a warning if others may write to it), `__pycache__` beside the sources, the user's cache
+  folder, a private folder in the temporary directory (one warning), none (one warning).
 - Parallelism is `run_ranges`: serial `nogil` loops over ranges on plain threads. Numba's own parallel layer is not used (its
   workqueue layer aborts on concurrent calls, its thread limit is not seen by other threads, and it hangs after fork).
 - With `NUMBA_DISABLE_JIT=1` every kernel runs as plain Python; integer wrap-around is then silent as in compiled code.
@@ -61,9 +61,9 @@ def _writable(folder: Path) -> bool:
 
 
 def others_write(folder: Path, trusted: frozenset[int] = frozenset()) -> str:
-    """Why other users could put code into a cache folder, what lies in it and the way to it included; empty if they could not.
+    """How other users could write to a cache folder, its files or its parent folders; empty if they cannot.
 
-    `trusted` are users beside this one and root who may. Raises OSError.
+    `trusted`: ids of users who may, besides this one and root. Raises OSError.
     """
     if not hasattr(os, "getuid"):
         return ""
@@ -84,14 +84,14 @@ def others_write(folder: Path, trusted: frozenset[int] = frozenset()) -> str:
 
 
 def _open_to_others(status: os.stat_result) -> bool:
-    """Whether everybody may write, or a group may that is not this user's alone."""
+    """Whether everybody may write, or a group with other members."""
     if status.st_mode & stat.S_IWOTH:
         return True
     return bool(status.st_mode & stat.S_IWGRP) and not _is_own_group(status.st_gid)
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether a group is the user's own one, as systems make them whose files are writable for the group by default."""
+    """Whether this is the user's private group, which systems create where files are group-writable by default."""
     import grp
     import pwd
 
@@ -103,7 +103,7 @@ def _is_own_group(number: int) -> bool:
 
 
 def _usable(folder: Path, trusted: frozenset[int]) -> tuple[bool, str]:
-    """(whether a cache folder will do, why it is not safe where that is the reason)."""
+    """(whether a cache folder can be used, why it is not safe if that is the reason)."""
     if not _writable(folder):
         return False, ""
     try:
@@ -127,7 +127,7 @@ def _private_temporary() -> Path | None:
 
 
 def choose_cache_dir(folder: Path = _SOURCES) -> Path | None:
-    """The cache folder by the rule in the module's docstring; warns once when it is a temporary one or there is none."""
+    """The cache folder by the rule of the module docstring; warns when it is a temporary one or there is none."""
     name = f"jit-{source_digest(folder)}"
     home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and os.environ["HOME"] + "/.cache")
     candidates = [os.environ.get("NUMBA_CACHE_DIR"), folder / "__pycache__", home and Path(home) / "engine-kernels"]
@@ -168,9 +168,9 @@ def njit(
 ) -> Any:
     """`numba.njit` under this package's policy.
 
-    allocates=False leaves reference counts out: they are atomic, and arrays that threads share make them wait for each other (a
-    hot loop ran 5 times slower). Such a function makes no arrays. Raises ValueError for a fast-math flag that assumes NaN or
-    infinity away.
+    allocates=False omits reference counting: counters are atomic, and threads that share arrays wait for each other (a hot
+    loop ran 5 times slower). Such a function must not create arrays. Raises ValueError for a fast-math flag that assumes
+    that there are no NaN or infinities.
     """
     if function is None:
         return functools.partial(njit, fastmath=fastmath, inline=inline, allocates=allocates)
@@ -195,7 +195,7 @@ def njit(
 
 
 class _Compilations(event.Listener):  # type: ignore[misc]
-    """Numba compiles a function that neither the process nor the cache has."""
+    """Reports to `compiling` when Numba compiles a function that is neither loaded nor in the cache."""
 
     def on_start(self, event: Any) -> None:  # noqa: ARG002
         compiling.begin()
@@ -208,7 +208,7 @@ event.register("numba:compile", _Compilations())
 
 
 def _wrapping(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Plain Python twin of a compiled function: NumPy scalars wrap and divide silently, as machine code does."""
+    """A function as plain Python with the arithmetic of machine code: NumPy scalars wrap and divide without warnings."""
 
     @functools.wraps(function)
     def plain(*arguments: Any) -> Any:
@@ -264,7 +264,7 @@ else:
 
 # --------------------------------------------------------------------------- threads
 def cpu_count() -> int:
-    """CPUs this process may use (its affinity, not the machine's size)."""
+    """Number of CPUs that this process may use (its affinity, not the machine's total)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -277,7 +277,7 @@ def _renew_slots() -> None:
     _slots = threading.BoundedSemaphore(cpu_count())
 
 
-if hasattr(os, "register_at_fork"):  # a slot held by another thread of the parent would never come back in the child
+if hasattr(os, "register_at_fork"):  # a slot held by another thread of the parent is never released in the child
     os.register_at_fork(after_in_child=_renew_slots)
 
 
@@ -297,9 +297,9 @@ def split(total: int, parts: int) -> list[tuple[int, int]]:
 def run_ranges(work: Callable[[int, int], Any], ranges: Sequence[tuple[int, int]], threads: int) -> list[Any]:
     """Call `work(start, stop)` for every range and return the results in order.
 
-    At most `threads` ranges run at once, and never more in the whole process than it has CPUs. `work` must release the GIL
-    (any kernel here does) and write only what its range owns. The pool lives for the call: nothing survives a fork.
-    Called by such work itself, it runs in that work's place: threads that wait for more while they hold theirs never end.
+    At most `threads` ranges run at once, and in the whole process at most one per CPU. `work` must release the GIL (every
+    kernel here does) and write only to its range. The pool exists only during the call, so a fork inherits no threads.
+    A nested call runs in the calling thread: threads that hold a slot and wait for another would deadlock.
     """
 
     def one(bounds: tuple[int, int]) -> Any:

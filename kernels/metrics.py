@@ -1,13 +1,13 @@
-"""Quality of predictions, from (y, score, weight).
+"""Metrics of predictions, from (y, score, weight).
 
-Every number is a function of the rows alone: not of their order (sums are exact, ties of score are ordered by weight), of
-threads or of chunks. y is 0 or 1 for the binary ones; weights are not negative. A metric that is not defined (no rows, one
-class where two are needed, no weight) is NaN; broken input (NaN score, y of 2, a negative weight) is a ValueError.
+Every metric depends on the rows alone, not on their order (sums are exact, tied scores are ordered by weight), threads or
+chunks. y is 0 or 1 for binary metrics; weights are not negative. A metric that is undefined (no rows, one class where two
+are needed, no weight) is NaN; invalid input (NaN score, y of 2, a negative weight) is a ValueError.
 
-Rows that come in parts: log loss, Brier, pinball, the reliability table and ECE are made of sums (`LossSum`, `ReliabilitySum`),
-held exactly, so that the sums of any split, added, give the bits of the whole. ROC AUC and average precision are not: they
-depend on how each score ranks among all others, so no summary shorter than the scores themselves merges exactly. A histogram of
-scores per class does merge (`kernels.profile`) and leaves open half of the pairs that fall into one bin.
+Rows that come in parts: log loss, Brier, pinball, the reliability table and ECE are made of exact sums (`LossSum`,
+`ReliabilitySum`): the sums of any split add up to the bits of the whole. ROC AUC and average precision are not: they depend
+on the rank of each score among all others, so no summary shorter than the scores merges exactly. A histogram of scores per
+class does merge (`kernels.profile`), but does not order the pairs that fall into one bin.
 
 References: Fawcett, An introduction to ROC analysis, 2006; average precision as in scikit-learn (no interpolation); ECE of
 Guo et al., On calibration of modern neural networks, 2017, over equal-width bins.
@@ -70,7 +70,7 @@ def _probabilities(score: NDArray[np.float64]) -> None:
 # --------------------------------------------------------------------------- ranking
 @njit(inline=True)
 def _key(score: Any) -> Any:
-    """Ascends with the score, as an unsigned integer."""
+    """The score as an unsigned integer in the same order."""
     bits = np.float64(score + 0.0).view(np.uint64)  # -0.0 ties with 0.0
     return ~bits if bits & _SIGN else bits | _SIGN
 
@@ -129,7 +129,7 @@ def roc_auc(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, thr
     pivots = [0, *(int(cuts[len(cuts) * part // parts]) for part in range(1, parts)), 1 << 64]
 
     def wins(part: int, _: int) -> tuple[int, int, int]:
-        """Of the scores between two pivots: twice the wins, positives, negatives. Pages beyond these are never touched."""
+        """Of the scores between two pivots: twice the wins, positives, negatives. Unused pages of `sides` are never touched."""
         if pivots[part] == pivots[part + 1]:
             return 0, 0, 0
         sides = np.empty((2, len(scores)), np.uint64)
@@ -222,10 +222,10 @@ def average_precision(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None =
 # --------------------------------------------------------------------------- losses
 @dataclass(frozen=True)
 class LossSum:
-    """A mean loss before the division, exactly: sum of weight * loss and sum of weights, in units of 2**-1084.
+    """The exact sums of a mean loss: sum of weight * loss and sum of weights, in units of 2**-1084.
 
-    Each weight * loss is a double first: off by 2**-53 of itself, or by 2**-1075 where it lies below 2**-1022.
-    Without weights each row weighs 1. Sums of parts are added with +, and start from `LossSum()`.
+    Each weight * loss is rounded to a double first: an error of 2**-53 relative, or of 2**-1075 when it is below 2**-1022.
+    Without weights each row weighs 1. Sums of parts are added with +, starting from `LossSum()`.
     """
 
     loss: int = 0
@@ -243,7 +243,7 @@ class LossSum:
 def _loss_sum(losses: NDArray[np.float64], weights: NDArray[np.float64] | None) -> LossSum:
     if weights is None:
         weights = np.ones(len(losses))
-    with np.errstate(over="ignore"):  # an infinite product is refused by name
+    with np.errstate(over="ignore"):  # `group_sums` raises for an infinite product
         weighted = losses * weights
     one_group = np.zeros(len(losses), np.int64)
     return LossSum(*(exact.group_sums(x, one_group, 1)[0] for x in (weighted, weights)))
@@ -257,7 +257,7 @@ def _log_losses(y: Any, p: Any, floor: Any, out: Any) -> None:
 
 
 def log_loss_sum(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> LossSum:
-    """-log(probability given to what happened), which is held above 2**-52. Nats."""
+    """-log(probability predicted for the actual class), the probability clipped to at least 2**-52. Nats."""
     labels, scores, weights = _binary(y, score, weight)
     _probabilities(scores)
     losses = np.empty(len(scores))
@@ -314,7 +314,7 @@ class Reliability(NamedTuple):
 
 @dataclass(frozen=True)
 class ReliabilitySum:
-    """A reliability table before the divisions: per bin, exact sums of weight, weight * score, weight * y in units of 2**-1084.
+    """The exact sums of a reliability table: weight, weight * score and weight * y per bin, in units of 2**-1084.
 
     Sums of parts with the same number of bins are added with +.
     """

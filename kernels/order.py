@@ -1,8 +1,8 @@
 """The row order of an epoch as a keyed permutation, evaluated at any index, with no stored index array.
 
 A Feistel network on the smallest power of two that holds n, with cycle walking (Black, Rogaway: Ciphers with arbitrary finite
-domains, CT-RSA 2002) keeps memory constant; for n <= 4096, where few bits would make the network's permutations special, a
-sort of keyed hashes. Trade-off: an index costs some nanoseconds of arithmetic instead of a random read.
+domains, CT-RSA 2002) needs constant memory. For n <= 4096, where a network of so few bits does not mix well, keyed hashes
+are sorted. Trade-off: an index costs some nanoseconds of arithmetic instead of a random read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kernels.jit import njit, run_ranges, split
 
 SMALL = 4096
 _ROUNDS = 6
-_CHUNK = 4096  # positions at work at a time: they stay in the nearest cache
+_CHUNK = 4096  # positions per pass: they stay in the L1 cache
 _A = np.uint64(0x9E3779B97F4A7C15)
 _B = np.uint64(0xD6E8FEB86659FD93)
 _S32, _ONE = np.uint64(32), np.uint64(1)
@@ -42,8 +42,8 @@ def _feistel(x: Any, keys: Any, left_bits: Any, left_mask: Any, right_mask: Any)
 
 @njit
 def _walk(start: Any, n: Any, keys: Any, right_bits: Any, left_bits: Any, out: Any) -> None:
-    """out = the order at positions from `start` on. Up to half of the numbers leave [0, n) at first and walk back into it, a
-    step of all of them at a time: whether one has arrived is then no branch.
+    """out = the order at positions start, start + 1, ... Up to half of the numbers are outside [0, n) after the first pass; the
+    network is applied to all of them again until each is inside, a pass at a time, so that the inner loops have no branch.
     """
     shift = np.uint64(right_bits)
     right_mask = (_ONE << np.uint64(right_bits)) - _ONE

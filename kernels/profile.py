@@ -1,10 +1,10 @@
-"""What a block of rows looked like, as integers on edges fixed beforehand, so that merging is addition.
+"""Profiles: the distribution of each column of a block as integer counts on given edges, so that merging is addition.
 
 Per numeric column, on ascending edges e[0] < ... < e[B] (from the reference, see `bins_of`): rows below e[0], in each bin
 [e[b], e[b + 1]) (the last one closed), above e[B], missing (NaN), -inf and +inf; least and greatest finite value; and moments as
-exact integers: a value inside the edges is q = floor((x - e[0]) * 2**31 / (e[B] - e[0]) + 1/2), and the sums of q and q**2 are
-kept whole; values outside are summed exactly. Any split of the rows, in any order, on any number of threads, merges to the same
-bytes.
+exact integers: a value inside the edges is q = floor((x - e[0]) * 2**31 / (e[B] - e[0]) + 1/2), and q and q**2 are summed
+without rounding; values outside are summed exactly. Any split of the rows, in any order, on any number of threads, merges to
+the same bytes.
 
 Per categorical column: rows of each code.
 """
@@ -25,10 +25,10 @@ from kernels.jit import njit, run_ranges, split
 _BLOCK = 256
 _SCALE = 2.0**31
 _CELL_BITS = np.uint64(21)  # quanta of a cell
-_CELLS = 2**10  # cells between the first and the last edge: a value's cell says almost which bin it is in
-_MOST_STEPS = 4  # edges in one cell; with more of them in a cell a column is searched by halving
-FEW_VALUES = 2  # times the bins asked for: so many distinct values have a bin each
-NOISE = 2.0**-21  # of a value's size: what float32 (2**-24) and a few operations on it leave, with room
+_CELLS = 2**10  # equal cells between the first and the last edge: a value's cell leaves a few bins to choose from
+_MOST_STEPS = 4  # edges in one cell; a column with more of them in a cell uses binary search
+FEW_VALUES = 2  # times the requested bins: up to so many distinct values have a bin each
+NOISE = 2.0**-21  # relative to a value: the rounding of float32 (2**-24) and of a few operations, with a margin
 _NARROWEST = 1e-290  # edges closer than this have no representable quantum
 MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE = -3, -2, -1  # the last three counts of a row of Profile.counts
 
@@ -59,15 +59,15 @@ class Bins(NamedTuple):
     """Bins of one column, fixed by a reference; see `bins_of`."""
 
     edges: NDArray[np.float64]  # [B + 1], ascending, each between two values of the reference or beyond its ends
-    points: NDArray[np.float64]  # [B]: the one value that a bin was made for, NaN where it holds a range of values
+    points: NDArray[np.float64]  # [B]: the single value of a bin, NaN where it covers a range of values
 
 
 def bins_of(values: ArrayLike, bins: int) -> Bins:
-    """Bins of about equal shares whose edges lie between the finite values, so that rounding noise moves no row.
+    """Bins of about equal shares whose edges are between the finite values, so that rounding noise moves no row.
 
-    With at most FEW_VALUES * bins distinct values each has a bin of its own. With more, a value as frequent as a whole bin
-    has one, and the rest is cut into parts of about 1 / bins of the rows. Distinct values that differ by rounding noise
-    alone count as one. The outer edges lie beyond the least and greatest value by no more than such noise.
+    With at most FEW_VALUES * bins distinct values, each has its own bin. With more, a value as frequent as a whole bin has
+    one, and the rest is cut into parts of about 1 / bins of the rows. Distinct values that differ only by rounding noise
+    count as one. The outer edges exceed the least and greatest value by no more than such noise.
     Raises ValueError without a finite value.
     """
     numbers = check.floats("values", values)
@@ -76,7 +76,7 @@ def bins_of(values: ArrayLike, bins: int) -> Bins:
     finite = np.sort(numbers[np.isfinite(numbers)]) + 0.0
     if len(finite) == 0:
         raise ValueError(f"values must hold a finite number, found none among {len(numbers)}")
-    with np.errstate(over="ignore"):  # differences beyond the largest double are infinite, and no wrong answer
+    with np.errstate(over="ignore"):  # a difference beyond the largest double is infinite, which compares correctly
         low, high, rows = _distinct(finite)
         few = len(low) <= FEW_VALUES * bins
         cuts = np.arange(1, len(low)) if few else _cuts(rows, bins)
@@ -86,7 +86,9 @@ def bins_of(values: ArrayLike, bins: int) -> Bins:
     cuts, inner = cuts[inner < last], inner[inner < last]
     starts = np.concatenate([[0], cuts])
     alone = np.diff(np.append(starts, len(low))) == 1
-    middle = finite[np.cumsum(rows)[starts] - rows[starts] + (rows[starts] - 1) // 2]  # the median row of its noise
+    middle = finite[
+        np.cumsum(rows)[starts] - rows[starts] + (rows[starts] - 1) // 2
+    ]  # the median of values that count as one
     return Bins(np.concatenate([[first], inner, [last]]), np.where(alone, middle, np.nan))
 
 
@@ -94,7 +96,7 @@ def _distinct(finite: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     """(least, greatest, rows) of each distinct value of ascending numbers, with its rounding noise."""
     value, rows = np.unique(finite, return_counts=True)
     if np.array_equal(value, np.floor(value)):
-        return value, value, rows  # whole numbers carry no noise, and codes beyond 2**53 no other digits
+        return value, value, rows  # whole numbers have no rounding noise
     spread = finite[int(0.95 * (len(finite) - 1))] - finite[int(0.05 * len(finite))]
     spread = spread if spread > 0 else value[-1] - value[0]
     noise = np.maximum(8 * np.spacing(np.abs(value)), NOISE / 2 * np.minimum(np.abs(value), spread))
@@ -102,7 +104,9 @@ def _distinct(finite: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     group = np.concatenate([[0], np.cumsum(apart)])
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     stops = np.append(starts[1:], len(value)) - 1
-    crowded = value[stops] - value[starts] > 8 * noise[stops]  # values close together, and no noise of one of them
+    crowded = (
+        value[stops] - value[starts] > 8 * noise[stops]
+    )  # a chain of distinct values, too long to be noise around one
     apart |= crowded[group[1:]]
     starts = np.flatnonzero(np.append(True, apart))
     stops = np.append(starts[1:], len(value)) - 1
@@ -110,12 +114,12 @@ def _distinct(finite: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 
 
 def _ends(least: float, most: float, few: bool) -> tuple[float, float]:
-    """The outer edges: beyond the least and greatest value by rounding noise of the larger of them.
+    """The outer edges: below the least and above the greatest value by the rounding noise of the larger magnitude.
 
-    Of many values far from zero it is a share of the spread, for Wasserstein's distance reads the width of the last bins
-    (of few values it reads the values).
+    With many values far from zero the noise is taken from the spread instead, because the Wasserstein distance uses the
+    width of the outer bins (with few values it uses the values).
     """
-    size = max(abs(least), abs(most)) or 1.0  # zeros alone have no size of their own
+    size = max(abs(least), abs(most)) or 1.0
     near = size if few else min(size, most * 0.5 - least * 0.5)
     noise = max(NOISE * near, 0.0 if few else 8 * float(np.spacing(size)), _NARROWEST)
     first, last = min(least - noise, np.nextafter(least, -np.inf)), max(most + noise, np.nextafter(most, np.inf))
@@ -124,7 +128,7 @@ def _ends(least: float, most: float, few: bool) -> tuple[float, float]:
 
 
 def _cuts(rows: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
-    """Numbers of the values that begin a bin, without the first: frequent values alone, the rest in equal parts."""
+    """Indices of the values that begin a bin, without the first: frequent values alone, the rest in equal parts."""
     share = rows.sum() / bins
     heavy = np.flatnonzero(rows >= share)
     bounds = np.unique(np.concatenate([[0], heavy, heavy + 1, [len(rows)]]))
@@ -164,7 +168,7 @@ def profile_plan(edges: Sequence[ArrayLike]) -> ProfilePlan:
 
 @njit(inline=True)
 def _quantum(value: Any, span: Any) -> Any:
-    """Place of a value inside the edges, from 0 to 2**31; never falls as the value rises."""
+    """Position of a value inside the edges, from 0 to 2**31; monotonic in the value."""
     return np.uint64(np.int64((value * 0.5 - span[0]) * span[1] + 0.5))
 
 
@@ -178,7 +182,7 @@ def _cells_of(values: Any, span: Any) -> Any:
 
 @njit
 def _positions_by_cell(x: Any, edges: Any, bins: Any, span: Any, starts: Any, steps: Any, at: Any) -> None:
-    """`_positions` of the values inside the edges (of others any number): edges before the cell, and a step or two."""
+    """`_positions` of the values inside the edges (any number for others): the edges before the cell, then a few steps."""
     first, last = edges[0], edges[bins]
     for j in range(len(x)):
         value = x[j] if first <= x[j] <= last else first
@@ -201,7 +205,7 @@ def _positions(x: Any, edges: Any, at: Any) -> None:
 
 @njit
 def _count_others(x: Any, edges: Any, bins: Any, counts: Any, low: Any, high: Any, far: Any) -> Any:
-    """Count what is not between the edges; returns the least and greatest finite value with these."""
+    """Count the values outside the edges; returns the least and greatest finite value, these included."""
     first, last = edges[0], edges[bins]
     width = len(counts)
     for j in range(len(x)):
@@ -275,8 +279,8 @@ def empty_profile(plan: ProfilePlan) -> Profile:
 def profile(block: ArrayLike, plan: ProfilePlan, threads: int = 1) -> Profile:
     """Profile of the rows of `block` on the edges of `plan`.
 
-    Shape: block[n, k] float32 or float64 (others are converted), any strides. Raises TypeError for what is no number, ValueError
-    for a number of columns other than the plan's.
+    Shape: block[n, k] float32 or float64 (others are converted), any strides. Raises TypeError for other than numbers,
+    ValueError for another number of columns than the plan's.
     """
     rows = np.asarray(block)
     if rows.dtype.kind not in "iubf":
@@ -344,7 +348,7 @@ def category_counts(codes: ArrayLike, sizes: ArrayLike, threads: int = 1) -> NDA
         bad = _count_categories(block[a:b], limits, counts)
         if bad >= 0:
             i, k = a + bad // len(limits), bad % len(limits)
-            raise ValueError(f"codes must lie in [0, {limits[k]}) in column {k}, found {block[i, k]} in row {i}")
+            raise ValueError(f"codes must be in [0, {limits[k]}) in column {k}, found {block[i, k]} in row {i}")
         return counts
 
     pieces = run_ranges(part, split(len(block), threads), threads)

@@ -15,7 +15,7 @@ from kernels.jit import clz64, njit, run_ranges, split
 
 _BITS = 11
 _BUCKETS = 1 << _BITS
-_INSERTION_ROWS = 256  # up to here counting 2,048 buckets costs more
+_INSERTION_ROWS = 256  # up to here insertion sort is faster than counting 2,048 buckets
 
 
 @njit
@@ -40,7 +40,7 @@ def _bounds(values: Any) -> Any:
 def radix_rows(values: Any, order: Any) -> Any:
     """Stable order by int64 values, refining `order`, a permutation that is used as scratch.
 
-    Radix sort, least significant digit first; of few rows insertion sort.
+    Radix sort, least significant digit first; insertion sort for few rows.
     """
     if len(values) <= _INSERTION_ROWS:
         for k in range(1, len(order)):
@@ -82,7 +82,7 @@ def radix_order(values: NDArray[np.int64], order: NDArray[np.int64] | None = Non
 
 @njit
 def _sort_keys(keys: Any, spare: Any) -> Any:
-    """Ascending radix sort of uint64; digits that all keys share cost nothing. Returns the buffer that is sorted."""
+    """Ascending radix sort of uint64; digits that all keys share are skipped. Returns the buffer with the result."""
     digits = 6
     count = np.zeros((digits, _BUCKETS + 1), np.int64)
     mask = np.uint64(_BUCKETS - 1)
@@ -124,7 +124,7 @@ def _dense_range(codes: NDArray[np.int64], threads: int = 1) -> tuple[int, int] 
 def dense_codes(codes: NDArray[np.int64], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
     """(codes to sort by counting, distinct, smallest, number spanned).
 
-    Codes whose span is small stay as they are, and `distinct` is empty; sparse ones become ranks among `distinct`.
+    Codes with a small span are unchanged and `distinct` is empty; sparse codes become ranks among `distinct`.
     """
     dense = _dense_range(codes, threads)
     if dense is not None:
@@ -141,7 +141,7 @@ def _count(codes: Any, low: Any, counts: Any) -> None:
 
 @njit
 def _starts(counts: Any, offsets: Any) -> None:
-    """Turn counts[part, code] into where each part writes its rows of a code; offsets[code] into the start of the code."""
+    """Turn counts[part, code] into the position from which the part writes rows of the code; offsets[code]: the code's start."""
     total = np.int64(0)
     for g in range(counts.shape[1]):
         offsets[g] = total
@@ -154,7 +154,7 @@ def _starts(counts: Any, offsets: Any) -> None:
 
 @njit
 def _scatter(codes: Any, low: Any, first: Any, cursor: Any, out: Any, columns: Any, moved: Any) -> None:
-    """Rows first, first + 1, ... of the given codes to their places, and with them what stands in up to three columns."""
+    """Move rows first, first + 1, ... and their values in up to three columns to the positions of their codes."""
     a, b, c = columns
     a_out, b_out, c_out = moved
     for i in range(len(codes)):
@@ -195,8 +195,8 @@ def grouped_columns(
     """(stable order of rows by code, start of each code [span + 1], columns in that order) for codes in [low, low + span).
 
     A counting sort. Refines `order` (row positions, default 0, 1, 2, ...). Up to three columns [n] of 8-byte types.
-    Rows that come in their own order are moved while they are read, a stream a code: what a gather by the finished order
-    would cost in cache misses is saved.
+    Without `order` the columns are moved while they are read, one write stream per code, which saves the cache misses of a
+    gather by the finished order.
     """
     ranges = split(len(codes), min(threads, max(1, len(codes) // (4 * max(span, 1)))))
     counts = np.zeros((len(ranges), span), np.int64)

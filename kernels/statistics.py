@@ -1,11 +1,11 @@
 """Distances between a reference and current rows, from their profiles.
 
-Every function answers with a `Statistic`: a finite value, or the reason why there is none. Bad data never raises and never
+Every function returns a `Statistic`: a finite value, or the reason why there is none. Bad data never raises and never
 gives NaN or infinity, so one broken column does not stop the others; only misuse (shapes that cannot be compared) raises
-ValueError. p-values are reported and decide nothing: with enough rows everything differs. The functions of arrays beneath
-(`psi_of`, `js_of`, `gaps`, `wasserstein_of`) serve many windows at once: NaN where a side is empty, nothing checked.
+ValueError. p-values are reported but decide nothing: with enough rows every difference is significant. The functions on
+arrays (`psi_of`, `js_of`, `gaps`, `wasserstein_of`) serve many windows at once: NaN where a side is empty, no checks.
 
-    psi             sum (p - q) ln(p / q), each share held above `floor`, without renormalising (Siddiqi, Credit Risk
+    psi             sum (p - q) ln(p / q), each share clipped to `floor`, without renormalising (Siddiqi, Credit Risk
                     Scorecards, 2006)
     js_distance     square root of the Jensen-Shannon divergence in bits, in [0, 1] (Lin, IEEE Trans. Inf. Theory 37, 1991)
     ks              largest difference of the distribution functions; p by the limit law (Stephens, JRSS B 32, 1970)
@@ -33,9 +33,7 @@ TIES = "p is that of values without ties, and too large where values are tied"
 
 @dataclass(frozen=True)
 class Statistic:
-    """One statistic: `value`, or None and the `reason`. `low` and `high` bound it where binning leaves it open, and
-    `approximate` says so.
-    """
+    """One statistic: `value`, or None and the `reason`. Where binning leaves the exact value open, `low` and `high` bound it."""
 
     name: str
     value: float | None
@@ -43,7 +41,7 @@ class Statistic:
     p: float | None = None
     low: float | None = None
     high: float | None = None
-    approximate: str | None = None  # in which way the value or its p is not that of the values themselves
+    approximate: str | None = None  # how the value or its p differs from that of the unbinned values
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -121,7 +119,7 @@ def js_of(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]
 
 # --------------------------------------------------------------------------- chi-square
 def chi_square(reference: Mapping[Any, int], current: Mapping[Any, int]) -> Statistic:
-    """Pearson's chi-square over the union of levels, from level -> count. Sample sizes are allowed for; no correction.
+    """Pearson's chi-square over the union of levels, from level -> count. Sample sizes may differ; no correction.
 
     details: dof, levels, new (only in current), vanished (only in reference), low_expected (cells expected below 5).
     """
@@ -149,7 +147,7 @@ def chi_square(reference: Mapping[Any, int], current: Mapping[Any, int]) -> Stat
 
 def chi_square_tail(x: float, dof: int) -> float:
     """P(chi-square with `dof` degrees of freedom > x); 1 for dof = 0."""
-    from scipy import special  # takes tenths of a second to import, and few commands ask for p
+    from scipy import special  # takes tenths of a second to import, and few commands need p
 
     return float(special.chdtrc(dof, x)) if dof > 0 and x > 0 else 1.0
 
@@ -158,7 +156,7 @@ def chi_square_tail(x: float, dof: int) -> float:
 def ks_p_value(distance: float, n: int, m: int) -> float:
     """P(a larger distance | same distribution) by Kolmogorov's limit law with Stephens' correction.
 
-    Good from n m / (n + m) = 4 on.
+    Accurate for n m / (n + m) >= 4.
     """
     from scipy import special
 
@@ -167,7 +165,7 @@ def ks_p_value(distance: float, n: int, m: int) -> float:
 
 
 def scale_of(reference: NDArray[np.float64]) -> float:
-    """What normalises a distance: the reference's standard deviation; without spread |mean|; when that is 0 too, 1."""
+    """The divisor that normalises a distance: the reference's standard deviation, |mean| if that is 0, 1 if both are."""
     _, _, mean, std = exact.moments(reference)
     return next((s for s in (std, abs(mean)) if math.isfinite(s) and s > 0), 1.0)
 
@@ -182,8 +180,8 @@ def _check_profile(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Non
 def ks_profiles(reference: ArrayLike, current: ArrayLike) -> Statistic:
     """Kolmogorov-Smirnov distance from counts (below, bins, above) on the same edges.
 
-    The value is the largest difference at an edge; the true one lies in [low, high], which binning cannot narrow. It is
-    that of the values where each bin holds one value.
+    The value is the largest difference at an edge; the true distance is in [low, high]. It is exact when each bin holds one
+    value.
     """
     a, b = _pair(reference, current)
     n, m = int(a.sum()), int(b.sum())
@@ -210,8 +208,8 @@ def gaps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 def areas(gap: NDArray[np.float64], edges: NDArray[np.float64], points: ArrayLike | None = None) -> NDArray[np.float64]:
     """Area between two distribution functions in each bin, from their difference at the edges.
 
-    Shape: gap [..., bins + 1], edges [bins + 1], points [bins] or None -> [..., bins]. Within a bin the difference is a
-    line, or, where the bin has a point, a step there.
+    Shape: gap [..., bins + 1], edges [bins + 1], points [bins] or None -> [..., bins]. Within a bin the difference is linear,
+    or a step at the bin's point if it has one.
     """
     left, right, width = gap[..., :-1], gap[..., 1:], np.diff(edges)
     both = np.abs(left) + np.abs(right)
@@ -233,9 +231,9 @@ def wasserstein_profiles(
 ) -> Statistic:
     """Wasserstein-1 distance from profiles: (counts below, bins, above; exact sum of the values below; of those above).
 
-    Inside a bin values are taken as spread evenly, or, where `points` float64[bins] is not NaN, as that value. Outside, the area
-    is exact when only one side has values there, and the difference of means (a lower bound) when both do. Divided by `scale`.
-    Memory constant in the values' range.
+    Values in a bin are assumed to be uniform, or all equal to `points` float64[bins] where that is not NaN. Outside the edges
+    the area is exact when only one side has values there, and the difference of means (a lower bound) when both do. Divided by
+    `scale`. Memory does not depend on the values' range.
     """
     limits = np.asarray(edges, float)
     a, b = _pair(reference[0], current[0])
@@ -245,7 +243,7 @@ def wasserstein_profiles(
     if empty:
         return empty
     sums = [np.array(side[1:], np.float64) for side in (reference, current)]
-    with np.errstate(over="ignore", invalid="ignore"):  # edges near the largest double: the reason says so
+    with np.errstate(over="ignore", invalid="ignore"):  # edges near the largest double: reported as the reason below
         far = excess(a, sums[0], limits) - excess(b, sums[1], limits)
         value = float(wasserstein_of(a, sums[0], b, sums[1], limits, points))
     if not np.all(np.isfinite(far)):
@@ -254,7 +252,7 @@ def wasserstein_profiles(
 
 
 def excess(counts: NDArray[Any], far: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[..., 2]: by how much values lie below the first and above the last edge, a row; `far` [..., 2] sums these values."""
+    """[..., 2]: mean distance per row below the first and above the last edge; `far` [..., 2] sums the values outside."""
     outer = counts[..., [0, -1]]
     return np.asarray((far - outer * edges[[0, -1]]) / counts.sum(axis=-1, keepdims=True))
 

@@ -1,6 +1,6 @@
-"""Compile every kernel once, into the cache, so that no step pays for it later.
+"""Compile every kernel once, into the cache, so that no step has to compile later.
 
-One process warms the cache before workers start. Each family is called on a few rows with the types that the engine uses.
+One process fills the cache before workers start. Each family is called on a few rows with the types that the engine uses.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ FAMILIES: dict[str, Callable[[], None]] = {
 
 
 def warmup() -> dict[str, float]:
-    """Compile, or load from the cache, all kernels; returns the seconds that each family took and their `total`."""
+    """Compile all kernels or load them from the cache; returns the seconds that each family took and their `total`."""
     seconds = {}
     for name, call in FAMILIES.items():
         start = time.perf_counter()

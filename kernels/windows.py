@@ -1,13 +1,13 @@
-"""Trailing windows per entity as of a decision time: what was known, and nothing else.
+"""Aggregates over trailing windows per entity, from the rows known at the decision time only.
 
 A source row e of the entity counts for a probe decided at T under window w when
 
     known_at(e) < T   and   event_time(e) >= T - w
 
 so it is active in (known_at, event_time + w]: added in known_at order, dropped in event_time order, one sweep for all windows
-and aggregates. Sums are exact integers (`kernels.exact`), hence a result is a function of the rows in the window alone: not of
-the order of tied rows, of other entities, of threads, or of where the sweep began. When known_at rises with event_time within
-each entity the active rows are contiguous and the sweep is simpler (the fast path); the numbers are the same.
+and aggregates. Sums are exact integers (`kernels.exact`), so a result depends on the rows in the window alone: not on the order
+of tied rows, other entities, threads, or where the sweep began. When known_at rises with event_time within each entity the
+active rows are contiguous and the sweep is simpler (`_ordered`, the fast path); the numbers are the same.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ AGGREGATES = {
     )
 }
 _COUNT, _SUM, _MEAN, _STD, _MIN, _MAX, _LAST, _FIRST, _RECENCY, _DISTINCT, _EWM_SUM, _EWM_MEAN = range(12)
+# Places in `_Plan.needs`; the first three are also the rows of the stacks, heads and trees.
+_AT_MIN, _AT_MAX, _AT_FIRST, _AT_LATEST, _AT_DISTINCT, _AT_EWM = range(6)
 _WITHOUT_VALUES = ("count", "recency")
 _NAT = check.NAT
 _TASKS_PER_THREAD = 8
@@ -56,7 +58,7 @@ _PARALLEL_ROWS = 1 << 17
 # --------------------------------------------------------------------------- small parts of the sweep
 @njit(inline=True, allocates=False)
 def _minus(t: Any, width: Any) -> Any:
-    """t - width, not below the smallest instant."""
+    """t - width, or the smallest instant if that is later."""
     return t - width if t >= _NAT + 1 + width else np.int64(_NAT + 1)
 
 
@@ -70,7 +72,7 @@ def _seconds(t: Any, event: Any) -> Any:
 
 @njit(allocates=False)
 def _raise_max(trees: Any, which: Any, i: Any, value: Any) -> None:
-    """Fenwick tree of prefix maxima (1-based): position i holds at least `value`."""
+    """Raise position i of a Fenwick tree of prefix maxima (1-based) to at least `value`."""
     while i < trees.shape[1]:
         if trees[which, i] >= value:
             return
@@ -105,7 +107,10 @@ def _prefix_count(tree: Any, i: Any) -> Any:
 
 @njit(allocates=False)
 def _mark_last(value: Any, at: Any, base: Any, keys: Any, places: Any, tree: Any) -> None:
-    """Keep in `tree` (1-based from the end) a mark at the last added position of each distinct value."""
+    """Move the value's mark in `tree` (a Fenwick tree, 1-based from the end) to position `at` if that is later.
+
+    keys, places: an open-addressing hash table from the value's bits to the position of its mark, -1 when free.
+    """
     bits = np.float64(value).view(np.int64)
     mask = np.int64(len(keys) - 1)
     h = np.uint64(bits) * np.uint64(0x9E3779B97F4A7C15)
@@ -123,10 +128,9 @@ def _mark_last(value: Any, at: Any, base: Any, keys: Any, places: Any, tree: Any
 
 @njit(allocates=False)
 def _decayed(data: Any, rows: Any, when: Any, scratch: Any, stat: Any) -> None:
-    """stat[EWM_SUM], stat[EWM_MEAN] over rows [rows[0], rows[1]) known before t, by exact sums of rounded terms.
+    """stat[EWM_SUM], stat[EWM_MEAN] over rows [rows[0], rows[1]) known before t: exact sums of rounded terms.
 
-    when = (t, half-life in seconds); scratch: accumulators fixed[4] (terms, nothing, weights, nothing) and wide[2],
-    words.
+    when = (t, half-life in seconds); scratch: accumulators fixed[4] (terms, zero, weights, zero), wide[2] and words.
     """
     event, known, value = data
     fixed, wide, words = scratch
@@ -163,7 +167,7 @@ def _empty(stat: Any) -> None:
 # --------------------------------------------------------------------------- the sweep
 @njit(inline=True, allocates=False)
 def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
-    """Aggregates that both sweeps compute alike. at = (window, n > 0, its first row, the latest row, t)."""
+    """Aggregates that both sweeps compute in the same way. at = (window, n > 0, its first row, the latest row, t)."""
     event, _, value = data
     fixed, wide, words, decay = sums
     w, n, first, latest, t = at
@@ -176,15 +180,21 @@ def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
         moments_whole(fixed, w + 1, n, form[1], stat, _SUM)
     elif form[0]:
         moments_fixed(fixed, w + 1, n, form[1], words, stat, _SUM)
-    if needs[3]:
+    if needs[_AT_LATEST]:
         stat[_LAST], stat[_RECENCY] = value[latest], _seconds(t, event[latest])
-    if needs[5]:
+    if needs[_AT_EWM]:
         _decayed(data, (first, latest + 1), (t, plan[0][w] / 2e6), decay, stat)
 
 
 @njit(allocates=False)
 def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901, PLR0915
-    """One entity whose known_at rises with event_time: the rows of a window are the contiguous left[w]:right."""
+    """One entity whose known_at rises with event_time: the rows of a window are the contiguous left[w]:right.
+
+    Probes ascend in time, so `right` and left[w] only advance. Accumulator 0 holds rows [0, right), accumulator w + 1 rows
+    [0, left[w]); their difference is the window, because exact sums can be subtracted.
+    The stack for max keeps, with ascending positions, the rows of [0, right) that no later row equals or exceeds (min: or falls
+    below). The maximum of left[w]:right is the first entry at a position >= left[w]; heads[_AT_MAX, w] is its index.
+    """
     event, known, value = data
     times, rows = probes
     windows, columns, form, needs = plan
@@ -195,23 +205,25 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
     left[:], heads[:], marks[:], places[:] = 0, 0, 0.0, -1
     for p in range(len(times)):
         t = times[p]
+        # Lowest height of each stack since the last probe. Entries from there on are new, and a head above it was popped. The
+        # entries below it are older than that head, so already out of the window: the head falls back to this height exactly.
         high_low, low_low = high_top, low_top
         while right < stop and known[right] < t:
             v = value[right]
             add(fixed, wide, 0, np.float64(v).view(np.int64), form)
-            if needs[1]:
-                while high_top > 0 and stack_value[1, high_top - 1] <= v:
+            if needs[_AT_MAX]:
+                while high_top > 0 and stack_value[_AT_MAX, high_top - 1] <= v:
                     high_top -= 1
                 high_low = min(high_low, high_top)
-                stack_at[1, high_top], stack_value[1, high_top] = right, v
+                stack_at[_AT_MAX, high_top], stack_value[_AT_MAX, high_top] = right, v
                 high_top += 1
-            if needs[0]:
-                while low_top > 0 and stack_value[0, low_top - 1] >= v:
+            if needs[_AT_MIN]:
+                while low_top > 0 and stack_value[_AT_MIN, low_top - 1] >= v:
                     low_top -= 1
                 low_low = min(low_low, low_top)
-                stack_at[0, low_top], stack_value[0, low_top] = right, v
+                stack_at[_AT_MIN, low_top], stack_value[_AT_MIN, low_top] = right, v
                 low_top += 1
-            if needs[4]:
+            if needs[_AT_DISTINCT]:
                 _mark_last(v, right, stop, keys, places, marks)
             right += 1
         for w in range(len(windows)):
@@ -221,26 +233,26 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
                 add(fixed, wide, w + 1, np.float64(value[d]).view(np.int64), form)
                 d += 1
             left[w] = d
-            heads[0, w], heads[1, w] = min(heads[0, w], low_low), min(heads[1, w], high_low)
+            heads[_AT_MIN, w], heads[_AT_MAX, w] = min(heads[_AT_MIN, w], low_low), min(heads[_AT_MAX, w], high_low)
             if d == right:
                 _empty(stat)
             else:
                 _common(data, sums, (w, right - d, d, right - 1, t), plan, stat)
-                if needs[1]:
-                    h = heads[1, w]
-                    while stack_at[1, h] < d:
+                if needs[_AT_MAX]:
+                    h = heads[_AT_MAX, w]
+                    while stack_at[_AT_MAX, h] < d:
                         h += 1
-                    heads[1, w] = h
-                    stat[_MAX] = stack_value[1, h]
-                if needs[0]:
-                    h = heads[0, w]
-                    while stack_at[0, h] < d:
+                    heads[_AT_MAX, w] = h
+                    stat[_MAX] = stack_value[_AT_MAX, h]
+                if needs[_AT_MIN]:
+                    h = heads[_AT_MIN, w]
+                    while stack_at[_AT_MIN, h] < d:
                         h += 1
-                    heads[0, w] = h
-                    stat[_MIN] = stack_value[0, h]
-                if needs[2]:
+                    heads[_AT_MIN, w] = h
+                    stat[_MIN] = stack_value[_AT_MIN, h]
+                if needs[_AT_FIRST]:
                     stat[_FIRST] = value[d]
-                if needs[4]:
+                if needs[_AT_DISTINCT]:
                     stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
             for c in range(len(columns)):
                 out[rows[p], w, c] = stat[columns[c]]
@@ -250,8 +262,11 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
 def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901
     """One entity in any order of known_at: rows enter in `by_known` order and leave in event_time order.
 
-    Rows known at t with event_time below a window's limit are in accumulator w + 1 (counted by dropped[w]), so that accumulator 0
-    less that one is the window. Fenwick trees over positions from the end answer for the rows from left[w] on.
+    Accumulator 0 holds the rows known before t. Accumulator w + 1 holds those of them before left[w], the first position within
+    window w (dropped[w] counts them), so that the difference is the window. A row goes there when left[w] passes it, or, when
+    it becomes known only later, as it enters: in either case once.
+    Fenwick trees are indexed from the end, so that a prefix is the rows at positions >= left[w], and need no removal. They keep
+    maxima: of values, negated values (min) and negated positions (first).
     """
     event, known, value = data
     times, rows = probes
@@ -269,15 +284,15 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
             bits = np.float64(v).view(np.int64)
             right += 1
             added += 1
-            latest = max(latest, r)
+            latest = max(latest, r)  # in every window that is not empty, since no known row is later
             add(fixed, wide, 0, bits, form)
-            if needs[0]:
-                _raise_max(trees, 0, stop - r, -v)
-            if needs[1]:
-                _raise_max(trees, 1, stop - r, v)
-            if needs[2]:
-                _raise_max(trees, 2, stop - r, -np.float64(r))
-            if needs[4]:
+            if needs[_AT_MIN]:
+                _raise_max(trees, _AT_MIN, stop - r, -v)
+            if needs[_AT_MAX]:
+                _raise_max(trees, _AT_MAX, stop - r, v)
+            if needs[_AT_FIRST]:
+                _raise_max(trees, _AT_FIRST, stop - r, -np.float64(r))
+            if needs[_AT_DISTINCT]:
                 _mark_last(v, r, stop, keys, places, marks)
             for w in range(len(windows)):
                 if r < left[w]:
@@ -296,13 +311,13 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
                 _empty(stat)
             else:
                 _common(data, sums, (w, added - dropped[w], d, latest, t), plan, stat)
-                if needs[0]:
-                    stat[_MIN] = -_prefix_max(trees, 0, stop - d)
-                if needs[1]:
-                    stat[_MAX] = _prefix_max(trees, 1, stop - d)
-                if needs[2]:
-                    stat[_FIRST] = value[np.int64(-_prefix_max(trees, 2, stop - d))]
-                if needs[4]:
+                if needs[_AT_MIN]:
+                    stat[_MIN] = -_prefix_max(trees, _AT_MIN, stop - d)
+                if needs[_AT_MAX]:
+                    stat[_MAX] = _prefix_max(trees, _AT_MAX, stop - d)
+                if needs[_AT_FIRST]:
+                    stat[_FIRST] = value[np.int64(-_prefix_max(trees, _AT_FIRST, stop - d))]
+                if needs[_AT_DISTINCT]:
                     stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
             for c in range(len(columns)):
                 out[rows[p], w, c] = stat[columns[c]]
@@ -310,7 +325,7 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
 
 @njit(allocates=False)
 def _blank(rows: Any, columns: Any, out: Any) -> None:
-    """Probes without a source row."""
+    """Write the results of probes without a source row."""
     for row in rows:
         for w in range(out.shape[1]):
             for c in range(len(columns)):
@@ -319,7 +334,7 @@ def _blank(rows: Any, columns: Any, out: Any) -> None:
 
 @njit(allocates=False)
 def _first_of(times: Any, low: Any, high: Any, limit: Any) -> Any:
-    """First position in times[low:high), which ascends, that is not below `limit`."""
+    """First position in the ascending times[low:high) with a time >= limit."""
     while low < high:
         middle = (low + high) >> 1
         if times[middle] < limit:
@@ -339,7 +354,7 @@ def _power_of_two(least: Any) -> Any:
 
 @njit
 def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
-    """Answer the probes at sorted positions span[0]:span[1]; see `_Source`, `_Probes` and `_Plan` for the tuples."""
+    """Compute the probes at sorted positions span[0]:span[1]; see `_Source`, `_Probes` and `_Plan` for the tuples."""
     starts, event, known, value, by_known = source
     probe_starts, probe_time, probe_order = probes
     windows, columns, form, needs = plan
@@ -376,41 +391,43 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
         n = end - begin
         sums[0][:] = np.uint64(0)
         sums[1][:] = 0
-        marks = np.empty(n + 1 if needs[4] else 0)
-        keys = np.empty(_power_of_two(2 * n) if needs[4] else 0, np.int64)
+        marks = np.empty(n + 1 if needs[_AT_DISTINCT] else 0)
+        keys = np.empty(_power_of_two(2 * n) if needs[_AT_DISTINCT] else 0, np.int64)
         places = np.empty(len(keys), np.int64)
         if len(by_known) == 0:
-            stack = n if needs[0] or needs[1] else 0
+            stack = n if needs[_AT_MIN] or needs[_AT_MAX] else 0
             stack_at, stack_value = np.empty((2, stack), np.int64), np.empty((2, stack))
             scratch = (stat, left, heads, stack_at, stack_value, marks, keys, places)
             _ordered(data, (times, rows), plan, sums, scratch, out)
         else:
             entering = by_known[starts[g] : starts[g + 1]] - begin
-            trees = np.empty((3, n + 1 if needs[0] or needs[1] or needs[2] else 0))
+            trees = np.empty((3, n + 1 if needs[_AT_MIN] or needs[_AT_MAX] or needs[_AT_FIRST] else 0))
             more = (stat, left, counts, trees, marks, keys, places)
             _general(data, entering[entering >= 0], (times, rows), plan, sums, more, out)
 
 
 # --------------------------------------------------------------------------- preparation
 class _Source(NamedTuple):
-    """Source rows by (group, event_time, known_at, row)."""
+    """Source rows sorted by (group, event_time, known_at, row)."""
 
     starts: NDArray[np.int64]  # where each group starts; one more for the end
     event: NDArray[np.int64]
     known: NDArray[np.int64]
     value: NDArray[np.float64]  # -0.0 is 0.0; zeros without values
-    by_known: NDArray[np.int64]  # positions by (group, known_at); empty when that is the same order
+    by_known: NDArray[np.int64]  # positions sorted by (group, known_at); empty when that is the order of the rows
 
 
 class _Probes(NamedTuple):
-    """Probes by (group, time). The source's groups come first; a last one holds the probes of no group."""
+    """Probes sorted by (group, time). The source's groups come first; the last group holds probes of unknown entities."""
 
     starts: NDArray[np.int64]
     time: NDArray[np.int64]
-    order: NDArray[np.int64]  # their rows
+    order: NDArray[np.int64]  # their rows in the output
 
 
 class _Plan(NamedTuple):
+    """What to compute."""
+
     windows: NDArray[np.int64]
     columns: NDArray[np.int64]  # aggregate codes
     form: tuple[bool, bool, int]  # any of sum, mean, std; std; how sums are held (`kernels.exact`)
@@ -430,7 +447,7 @@ def _count_usable(entity: Any, event: Any, known: Any, value: Any) -> Any:
 
 @njit(allocates=False)
 def _falls(known: Any, starts: Any, first: Any, last: Any) -> Any:
-    """Whether known_at ever falls within one of the groups [first, last)."""
+    """Whether known_at decreases anywhere within one of the groups [first, last)."""
     for g in range(first, last):
         for k in range(starts[g] + 1, starts[g + 1]):
             if known[k] < known[k - 1]:
@@ -440,7 +457,7 @@ def _falls(known: Any, starts: Any, first: Any, last: Any) -> Any:
 
 @njit
 def _order_ties(starts: Any, first: Any, last: Any, event: Any, known: Any, order: Any, value: Any) -> None:
-    """Order rows of equal event_time by (known_at, row), in place; they are in row order."""
+    """Sort rows of equal event_time by (known_at, row) in place; on entry they are in row order."""
     for g in range(first, last):
         low = starts[g]
         while low < starts[g + 1]:
@@ -460,7 +477,7 @@ def _order_ties(starts: Any, first: Any, last: Any, event: Any, known: Any, orde
 
 @njit
 def _order_by_known(starts: Any, first: Any, last: Any, known: Any, out: Any) -> None:
-    """out[starts[g] : starts[g + 1]] = positions of group g by known_at, stable."""
+    """out[starts[g] : starts[g + 1]] = positions of group g in stable order of known_at."""
     for g in range(first, last):
         low, high = starts[g], starts[g + 1]
         found = radix_rows(known[low:high], np.arange(high - low))
@@ -469,14 +486,14 @@ def _order_by_known(starts: Any, first: Any, last: Any, known: Any, out: Any) ->
 
 
 def _over_groups(work: Any, starts: NDArray[np.int64], threads: int) -> list[Any]:
-    """work(first, last) over ranges of groups with about equally many rows each."""
+    """work(first, last) over ranges of groups with about the same number of rows."""
     cuts = np.searchsorted(starts, np.linspace(0, starts[-1], 8 * threads + 1).astype(np.int64))
     edges = [0, *np.minimum(cuts[1:-1], len(starts) - 1).tolist(), len(starts) - 1]
     return run_ranges(work, [(a, b) for a, b in itertools.pairwise(edges) if b > a], threads)
 
 
 def _codes(entity: NDArray[np.int64], probe: NDArray[np.int64], threads: int) -> tuple[Any, Any, int, int]:
-    """(source codes, probe codes, smallest, span): codes in [smallest, smallest + span), probes' one more for none of them."""
+    """(source codes, probe codes, smallest, span): codes in [smallest, smallest + span); other probes get smallest + span."""
     codes, distinct, low, span = dense_codes(entity, threads)
     if len(distinct):
         at = np.minimum(np.searchsorted(distinct, probe), span - 1)
@@ -497,7 +514,7 @@ def _sorted_groups(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[Any]]]:
     """(stable order by code and then by keys, starts of the codes, the columns in that order).
 
-    Keys are given last one first; groups = (smallest code, number of codes spanned).
+    The least significant key comes first; groups = (smallest code, number of codes spanned).
     """
     order = None
     for key in keys:
@@ -556,7 +573,7 @@ def _check_plan(
         raise ValueError(f"aggregates must be among {', '.join(AGGREGATES)}, found {unknown or names}")
     needing = [name for name in names if name not in _WITHOUT_VALUES]
     if not with_values and needing:
-        raise ValueError(f"without values only {', '.join(_WITHOUT_VALUES)} exist, found {needing}")
+        raise ValueError(f"without values only {', '.join(_WITHOUT_VALUES)} are available, found {needing}")
     return widths, names
 
 
@@ -571,13 +588,13 @@ def trailing(
     aggregates: Sequence[str],
     threads: int = 1,
 ) -> NDArray[np.float64]:
-    """Aggregates of the source rows that count for each probe, per window.
+    """Aggregates, per probe and window, of the source rows in the window.
 
     Shape: probe_* int64[n]; source_entity, event_time, known_at int64[m]; values float64[m] or None -> float64[n, windows,
     aggregates]. Times and windows in microseconds. A row counts when known_at < T and event_time >= T - w (module docstring).
-    NaN is a null value: such a row does not count at all. Without values, rows count as rows (count, recency only).
+    NaN is a null value: such a row does not count at all. Without values only count and recency are available.
     NaT (smallest int64) known_at is never known; NaT event_time or entity < 0 never counts; a probe with NaT or entity < 0
-    has no rows. No input needs an order. -0.0 counts as 0.0.
+    has no rows. Inputs need not be sorted. -0.0 counts as 0.0.
 
     count     rows                                     first     value of the least (event_time, known_at, row position)
     sum       correctly rounded (math.fsum)            last      value of the greatest
@@ -585,12 +602,13 @@ def trailing(
     std       ddof = 1; NaN below two rows             distinct  number of distinct values, exact
     min, max  infinities included                      ewm_sum   sum of value * 2 ** (-age / half-life), half-life = w / 2,
                                                        ewm_mean  age = max(T - event_time, 0); the latter / sum of weights
-    Without rows count is 0 and the rest NaN. With an infinite value sum and mean are that infinity (NaN for both), std NaN.
-    Cost: linear in rows and windows; times log for min, max, first when known_at is not in event order and for distinct;
+    Without rows count is 0 and the rest NaN. With an infinite value sum and mean are that infinity (NaN with both signs), std
+    is NaN.
+    Cost: linear in rows and windows; times log for distinct, and for min, max, first when known_at is not in event order;
     ewm_* take time proportional to the rows in each window.
-    distinct is exact at any number of values, with 40 to 72 bytes for each row of the entity at work, in each thread. A sketch
-    would not be cheaper: HyperLogLog keeps maxima, which cannot be taken back when rows leave; the sliding kind (Chabchoub and
-    Hebrail, 2010) can, but reads a thousand registers for each probe and window and is 3 % off; this reads log2(rows) marks.
+    distinct is exact for any number of values and needs 40 to 72 bytes per row of the current entity in each thread. A sketch
+    would not be cheaper: HyperLogLog keeps maxima, which cannot be undone when rows leave; the sliding variant (Chabchoub and
+    Hebrail, 2010) can, but reads a thousand registers per probe and window and is 3 % off; this reads log2(rows) marks.
     Raises ValueError for shapes that disagree, unknown aggregates, windows < 1 or threads < 1; TypeError for wrong types.
     """
     groups = check.integers("probe_entity", probe_entity)
@@ -606,7 +624,9 @@ def trailing(
     widths, names = _check_plan(windows, aggregates, numbers is not None)
     check_threads(threads)
     out = np.empty((len(groups), len(widths), len(names)))
-    few = 1 if len(groups) + len(entity) < _PARALLEL_ROWS else threads  # a pass over so few takes less than a thread
+    few = (
+        1 if len(groups) + len(entity) < _PARALLEL_ROWS else threads
+    )  # starting threads costs more than a pass over so few
     plan = _plan(widths, names, numbers, few)
     source, probes = _prepare((groups, times), (entity, event, known), np.empty(0) if numbers is None else numbers, few)
 
@@ -636,7 +656,7 @@ def _plan(widths: NDArray[np.int64], names: Sequence[str], numbers: NDArray[np.f
 
 
 def _form(numbers: NDArray[np.float64], threads: int) -> int:
-    """The cheapest form that holds the sums of these numbers and of their squares exactly."""
+    """The cheapest accumulator form that is exact for the sums of these numbers and of their squares."""
     parts = split(len(numbers), threads)
     sizes = run_ranges(lambda a, b: float(whole_bound(numbers[a:b])), parts, threads)
     if min(sizes, default=0.0) >= 0.0 and len(numbers) * max(sizes, default=0.0) ** 2 < 2.0**62:

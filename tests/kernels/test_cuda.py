@@ -51,7 +51,7 @@ def test_without_a_gpu_every_entry_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(cuda, "cuda", None)
     monkeypatch.setattr(target, "is_available", lambda: False)
-    with pytest.raises(cuda.CudaMissing, match="need an NVIDIA GPU and its driver, found none"):
+    with pytest.raises(cuda.CudaMissing, match="need an NVIDIA GPU and its driver; none was found"):
         cuda.permutation(0, 5, 5000, 1, 0)
 
 

@@ -306,7 +306,7 @@ def test_recency_agrees_with_pandas_merge_asof():
         ({"windows": []}, ValueError, "windows must be"),
         ({"aggregates": ["median"]}, ValueError, r"among count, sum.*found \['median'\]"),
         ({"aggregates": []}, ValueError, "aggregates must be"),
-        ({"values": None}, ValueError, r"without values only count, recency exist, found \['mean'\]"),
+        ({"values": None}, ValueError, r"without values only count, recency are available, found \['mean'\]"),
         ({"values": [1.0]}, ValueError, "values must have 2 entries, found 1"),
         ({"event_time": [0.0, 1.0]}, TypeError, "event_time must hold integers.* found dtype float64"),
         ({"probe_time": [[0]]}, ValueError, r"probe_time must have one dimension, found shape \(1, 1\)"),
