@@ -1,4 +1,4 @@
-"""The one error a user is meant to read: what must hold, what was found, what to do."""
+"""The error type for users' mistakes: what is required, what was found, what to do."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake or a condition that the user can mend; the shell prints it without a traceback and exits 1."""
+    """A mistake or a condition that the user can fix; the shell prints it without a traceback and exits 1."""
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 1, listed: bool = True) -> str:
-    """` Did you mean 'x'?` for the nearest of `choices`; when none is near, the list of choices if it is to be `listed`.
-
-    What was refused is never proposed again.
-    """
+    """` Did you mean 'x'?` for the nearest of `choices`, never `word` itself. If none is near: the choices, if `listed`."""
     names = sorted({str(choice) for choice in choices} - {word})
     close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""From words on the command line to the frozen Config: Hydra composes, `schema.build` checks.
+"""Compose the frozen Config from command-line overrides and config files: Hydra composes, `schema.build` checks.
 
 The only module that imports Hydra and OmegaConf. Interpolations are resolved once, here.
 """
@@ -45,7 +45,7 @@ _ROOT = "engine_root"
 
 @dataclasses.dataclass(frozen=True)
 class Composed:
-    """A checked config, the plain form that may be saved, and the secret values that must not be written."""
+    """A checked config, its plain form with secrets masked, and the secret values that must not be written."""
 
     config: Config
     saved: dict[str, Any]
@@ -54,7 +54,7 @@ class Composed:
 
 
 def conf_directory() -> Path:
-    """The folder of the choices that come with the engine: beside it in the repository, inside it where it is installed."""
+    """The engine's own config files: in `conf/` of the repository, or inside the installed package."""
     inside = Path(__file__).resolve().parents[1] / "conf"
     return inside if inside.is_dir() else inside.parents[1] / "conf"
 
@@ -108,9 +108,9 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
 
 
 def default_paths(folder: Path) -> dict[str, str]:
-    """Default of `paths` for a folder of config (absolute): beside it, so that the same config finds the same runs from anywhere.
+    """Defaults of `paths` for a config folder (absolute): beside it, so that a config finds its runs from any directory.
 
-    In it where it is the working directory itself or holds them already. A path below the working directory is relative to it.
+    Inside the folder if it is the working directory or has one of them already. Relative if below the working directory.
     """
     here = Path.cwd().resolve()
     defaults = {name: getattr(PathsConfig(), name) for name in ("store", "runs")}
@@ -144,7 +144,7 @@ def groups(config_dir: str | None = None) -> dict[str, list[str]]:
 
 
 def chosen() -> set[str]:
-    """Groups that have a choice by default (`cluster=ray` replaces it); of any other group one is added with `+`."""
+    """Groups with a default choice (`cluster=ray` replaces it); a choice of another group is added with `+`."""
     root: Any = OmegaConf.to_container(OmegaConf.load(conf_directory() / "config.yaml"))
     return {str(name) for entry in root["defaults"] if isinstance(entry, dict) for name in entry}
 
@@ -155,7 +155,7 @@ def to_yaml(values: dict[str, Any]) -> str:
 
 
 class _File(FileConfigSource):
-    """Hydra's source of YAML files, with words kept as written. Only composing here takes it: it has a scheme of its own."""
+    """Hydra's source of YAML files, with words kept as written; it has its own scheme, which only this module uses."""
 
     @staticmethod
     def scheme() -> str:
@@ -173,7 +173,7 @@ class _File(FileConfigSource):
 def _read_yaml(path: Path) -> Any:
     with open(path, encoding="utf-8") as file:
         values = literals.load(file)
-    if isinstance(values, dict) and "defaults" in values:  # choices of groups: Hydra's own, and always names
+    if isinstance(values, dict) and "defaults" in values:  # Hydra reads these: names of choices
         values["defaults"] = literals.texts(values["defaults"])
     return {} if values is None else values
 
@@ -233,19 +233,19 @@ def _parse(text: str) -> tuple[words_.Word, Any]:
 
 
 def _names_group(text: str, folders: list[Path]) -> bool:
-    """Whether the word chooses a config file of a group (`cluster=ray`, `+experiment=flights`): Hydra's affair."""
+    """Whether the override chooses a config file of a group (`cluster=ray`, `+experiment=flights`), which Hydra handles."""
     name = re.split("[=@]", text.lstrip("+~"), maxsplit=1)[0]
     return not re.search(r"[.\[\]\"']", name) and any((folder / name).is_dir() for folder in folders)
 
 
 def _as_name(text: str, word: words_.Word, value: Any) -> str:
-    """The word with a choice like `2024` in quotes: a file has a name, not a number."""
+    """The override with a choice like `2024` quoted, because it is a file name and not a number."""
     is_word = isinstance(value, str) and value.startswith(literals.MARK)
     return f"{text.removesuffix(word.value or '')}'{value[1:]}'" if is_word else text
 
 
 def _filled(start: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
-    """The defaults with what the files give; a map that is given whole takes the place of its default."""
+    """The defaults updated from the files; a map given as a whole replaces its default."""
     plain = merged(start, files)
     for path, default in schema.wholes(Config):
         *above, last = path.split(".")
@@ -266,7 +266,7 @@ def _change(plain: dict[str, Any], word: words_.Word, value: Any) -> None:
 
 
 def _compose_with_hydra(words: list[str], folders: list[Path]) -> dict[str, Any]:
-    """What the files that the words choose give, put together; words as written, interpolations as they are."""
+    """The merged values of the chosen files; words as written, interpolations unresolved."""
     try:
         with _HYDRA:
             Plugins.instance().register(_File)
@@ -286,7 +286,7 @@ def _compose_with_hydra(words: list[str], folders: list[Path]) -> dict[str, Any]
 
 
 class _NoChoiceError(UserError):
-    """A config group has no such choice."""
+    """A choice that its config group does not have."""
 
     def __init__(self, group: str, choice: str, options: list[str]) -> None:
         self.group, self.choice = group, choice
@@ -305,7 +305,7 @@ def _missing_choice(error: MissingConfigException) -> UserError:
 
 
 def _other_folder(folder: Path | None, group: str, choice: str) -> str:
-    """A hint where the choice lies at another level than that of --config-dir, or beside the working directory."""
+    """A hint if the choice exists above or below --config-dir, or near the working directory."""
     here = folder or Path.cwd().resolve()
     levels = [*here.parents[:2], *([] if folder is None else [here]), *sorted(_below(here))]
     found = next((level for level in levels if (level / group / f"{choice}.yaml").is_file()), None)
@@ -323,8 +323,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _refused(error: Exception) -> str:
-    """What Hydra's refusal of an override or of a config file means for its writer."""
-    text = str(error) or str(error.__cause__ or type(error).__name__)  # Hydra raises some of them without a word
+    """The engine's message for an error of Hydra about an override or a config file."""
+    text = str(error) or str(error.__cause__ or type(error).__name__)  # Hydra raises some of them without a message
     for pattern, meaning in _REFUSALS.items():
         if match := re.search(pattern, text):
             return meaning(match.group(1))
@@ -340,7 +340,7 @@ def _unknown_key(name: str) -> str:
         return f"unknown config key {name!r}: {parent} has no entry {last!r}; --cfg job shows those that it has"
     if is_known(name):
         return (
-            f"config key {name!r} has no value to change or remove: nothing gives it one, or a config file leaves it or a "
+            f"config key {name!r} has no value to change or remove: it is not set, or a config file leaves it or a "
             f"section above it empty (`{name.split('.')[0]}:` with nothing below). Write keys below that line, or remove it"
         )
     return f"unknown config key {name!r}.{_nearest_key(name)}"
@@ -355,7 +355,7 @@ _REFUSALS: dict[str, Callable[[str], str]] = {
 
 
 def is_known(name: str) -> bool:
-    """Whether a dotted name is a key or a section; any name is one in a map."""
+    """Whether a dotted name is a key or a section; below a map any name is."""
     keys = known_keys()
     values = [path for path in schema.maps(Config) if f"{path}.<name>" not in keys]  # maps whose entries are values
     patterns = [re.escape(key).replace("<name>", r"[^.]+") for key in keys] + [
@@ -365,7 +365,7 @@ def is_known(name: str) -> bool:
 
 
 def _nearest_key(name: str) -> str:
-    """The nearest key of the same section, where there is such a section; else of all, by the whole name or the last word."""
+    """The nearest key of the same section if that section exists, else of all keys, by the whole name or its last part."""
     section, _, last = name.rpartition(".")
     keys = known_keys()
     inside = {key.removeprefix(f"{section}.").split(".")[0] for key in keys if key.startswith(f"{section}.")}
@@ -380,9 +380,9 @@ def _nearest_key(name: str) -> str:
     if last in by_last:
         return did_you_mean(by_last[last])
     for word in (name, last):
-        alike = difflib.get_close_matches(word, [*keys, *by_last], n=1)
-        if alike:
-            return did_you_mean(by_last.get(alike[0], alike))
+        similar = difflib.get_close_matches(word, [*keys, *by_last], n=1)
+        if similar:
+            return did_you_mean(by_last.get(similar[0], similar))
     return nearest(name, {key.partition(".")[0] for key in keys})
 
 
@@ -405,7 +405,7 @@ def _check_top_level(values: dict[str, Any]) -> None:
 
 
 def _refuse_targets(values: Any, path: str = "") -> None:
-    """No config names code to call: `_target_` is refused wherever it stands."""
+    """Raise UserError for `_target_` and the like anywhere in a config: a config never names code to call."""
     if isinstance(values, dict):
         for name, item in values.items():
             where = f"{path}.{name}" if path else str(name)
@@ -418,7 +418,7 @@ def _refuse_targets(values: Any, path: str = "") -> None:
 
 
 def _leaves(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """(names and indices that lead there, value as written) of what is no container; an interpolation stays text."""
+    """(path of names and indices, value as written) of every scalar; an interpolation stays text."""
     if node._is_none() or node._is_missing() or node._is_interpolation():
         yield place, node._value()
         return
@@ -439,9 +439,9 @@ def _plain_leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _resolve_once(root: DictConfig, places: dict[str, tuple[tuple[Any, ...], Any]]) -> None:
-    """Evaluate every interpolation exactly once and put its value in its place, what it refers to first.
+    """Replace every interpolation by its value, evaluated exactly once, in order of dependency.
 
-    OmegaConf evaluates anew at every read: with `a: ${random:}` and `b: ${a}` the two would differ.
+    OmegaConf evaluates at every read: with `a: ${random:}` and `b: ${a}` the two would differ.
     """
     waiting = {path: text for path, (_, text) in places.items() if isinstance(text, str) and "${" in text}
     while waiting:
@@ -455,11 +455,11 @@ def _resolve_once(root: DictConfig, places: dict[str, tuple[tuple[Any, ...], Any
             parent[last] = literals.escaped(value) if isinstance(value, str) else value
             del waiting[path]
         if not ready:
-            raise UserError(f"config keys must not refer to each other in a circle, found {', '.join(waiting)}")
+            raise UserError(f"config keys must not refer to each other in a cycle, found {', '.join(waiting)}")
 
 
 def _refers_to(path: str, text: str, waiting: Iterable[str]) -> bool:
-    """Whether the text refers to a key that is still waiting, or to a section that holds one."""
+    """Whether the text refers to an unresolved key, or to a section with one."""
     parents = path.split(".")[:-1]
     for dots, name in _REFERENCE.findall(text):
         base = parents[: len(parents) - (len(dots) - 1)] if dots else []

@@ -1,4 +1,4 @@
-"""What a feature is called, and where a user's names meet each other's and the engine's."""
+"""Names of features, and checks for conflicts among users' names and with the engine's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RENAME = (
 
 
 def window_name(view: str, column: str, aggregate: str, window: str) -> str:
-    """`origin_dep_delay_mean_2h`; rows themselves are counted as `origin_count_2h`."""
+    """Name of a windows feature: `origin_dep_delay_mean_2h`, or `origin_count_2h` for a count of rows."""
     return f"{view}_{aggregate}_{window}" if column == ROWS else f"{view}_{column}_{aggregate}_{window}"
 
 
@@ -31,7 +31,7 @@ def calendar_features(name: str, calendar: CalendarConfig) -> Iterator[tuple[str
 
 
 def view_features(name: str, view: ViewConfig) -> Iterator[tuple[str, str]]:
-    """(feature, key of the view that asks for it) in the order of the spec; of windows: column, window, aggregate."""
+    """(feature, the view's key that defines it) in the order of the spec; for windows: column, window, aggregate."""
     if view.kind == "windows":
         for column, aggregates in view.aggregates.items():
             for window in view.windows:
@@ -44,7 +44,7 @@ def view_features(name: str, view: ViewConfig) -> Iterator[tuple[str, str]]:
 
 
 def features(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
-    """(feature, config key that asks for it) of everything in use."""
+    """(feature, config key that defines it) of all features in use."""
     yield from ((name, f"features.direct.{name}") for name in config.direct_columns)
     for name, calendar in config.calendar.items():
         yield from (
@@ -55,21 +55,21 @@ def features(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
 
 
 def check(config: Config) -> None:
-    """Raise UserError, naming both, where a name of a composed config stands for two things.
+    """Raise UserError if a name of a composed config is ambiguous, naming both of its uses.
 
-    For what a person writes now: a model that was trained before a rule was made keeps its specification.
+    Only for a newly written config: a model that was trained before a rule existed keeps its specification.
     """
     data = config.data
     check_distinct(
         features(config.features),
-        f"Call the view or the calendar otherwise, or the column. {RENAME}",
+        f"Rename the view, the calendar or the column. {RENAME}",
     )
     _check_words(data, config.features)
     _check_sql(data, config.features)
 
 
 def _check_words(data: DataConfig, features: FeaturesConfig) -> None:
-    """Columns that are called like a word of the engine's where the two would be mixed up."""
+    """Raise UserError for columns named like a keyword of the engine where the two would be confused."""
     known = [
         column.known_at
         for columns in (data.columns, *(item.columns for item in data.tables.values()))
@@ -90,22 +90,22 @@ def _check_words(data: DataConfig, features: FeaturesConfig) -> None:
     for name in (*data.columns, *(column for source in data.sources.values() for column in source.columns)):
         if name == NUMBER:
             raise UserError(
-                f"{NUMBER} is a name of the engine's, found it as a column: rename it. {RENAME.format(NUMBER)}"
+                f"{NUMBER} is reserved by the engine, found it as a column: rename it. {RENAME.format(NUMBER)}"
             )
     event_time = data.event_time if data.columns else ""
     if event_time in OUTPUT:
         raise UserError(
-            f"data.columns.{event_time} has role event_time, which every output of `score` repeats, and has a column "
-            f"{event_time!r} of its own: rename the column. {RENAME.format(event_time)}"
+            f"data.columns.{event_time} has role event_time and is copied to every output of `score`, which has another "
+            f"column {event_time!r}: rename the column. {RENAME.format(event_time)}"
         )
 
 
 def _check_sql(data: DataConfig, features: FeaturesConfig) -> None:
-    """Names that SQL sees: there `Amount` and `amount` are one column, and the second could not be asked for."""
+    """Raise UserError for names that SQL cannot distinguish: `Amount` and `amount` are the same column there."""
     asked = data.query is not None or any(table.query is not None for table in data.tables.values())
     if asked:
         check_distinct(
-            ((name, f"data.sources.{name}") for name in data.sources), "Call the source otherwise", fold=True
+            ((name, f"data.sources.{name}") for name in data.sources), "Rename one of the sources", fold=True
         )
         for name, source in data.sources.items():
             where = f"data.sources.{name}.columns"

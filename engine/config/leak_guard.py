@@ -11,7 +11,7 @@ from engine.errors import UserError, nearest
 def check_column(data: DataConfig, name: str, where: str) -> None:
     """Raise UserError unless the event table has the column."""
     if name not in data.columns:
-        raise UserError(f"{where} names {name!r}, which is no column of data.columns.{nearest(name, data.columns)}")
+        raise UserError(f"{where} names {name!r}, which is not in data.columns.{nearest(name, data.columns)}")
 
 
 def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: str, where: str) -> None:
@@ -21,7 +21,7 @@ def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: st
     if known_at is None:
         raise UserError(
             f"{where}: column {name!r} must say when it becomes known (data.columns.{name}.known_at); "
-            "write `prior` if it is known long before, as a schedule or a static attribute is"
+            "write `prior` if it is known long before, like a schedule or a static attribute"
         )
     if known_at == "prior":
         return
@@ -31,7 +31,7 @@ def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: st
             f"{where}: {name!r} is known at `{known_at}` and the decision is taken at `{features.as_of}`: times of two "
             f"columns, which cannot be compared. If {name!r} is known by the decision in every row, declare it as "
             f"`data.columns.{name}.known_at: {features.as_of}`, or as `prior`; else use it in a windows view (past rows "
-            f"only), or decide at a moment of {known[0]!r} (features.as_of)"
+            f"only), or set features.as_of to a time relative to {known[0]!r}"
         )
     if known[1] > decision[1]:
         raise UserError(
@@ -41,7 +41,7 @@ def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: st
 
 
 def known_by_decision(data: DataConfig, features: FeaturesConfig, name: str) -> bool:
-    """Whether every row has the column's value by its decision."""
+    """Whether the column's value is known by the decision in every row."""
     known_at = data.columns[name].known_at
     if known_at in (None, "prior") or features.as_of is None:
         return known_at == "prior"

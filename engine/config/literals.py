@@ -1,8 +1,8 @@
-"""Words of files and of the command line keep the text they are written as until the key that takes them is known.
+"""Unquoted words of config files and the command line, kept as text until the type of their key is known.
 
-YAML and Hydra make numbers, truth values and nulls of unquoted words before anybody knows the type of their key: `0123`
-becomes 83, `1.10` becomes 1.1, `no` becomes False. Here such a word stays a text with a mark, and `settled` decides by the
-declared type: a text key gets the text, any other key the value. Files and command line read numbers alike.
+YAML and Hydra turn unquoted words into numbers, booleans and nulls before the type of their key is known: `0123` becomes
+83, `1.10` becomes 1.1, `no` becomes False. Here such a word stays a text with a mark, and `settled` decides by the declared
+type: a text key gets the text, any other key the value. Files and the command line read numbers in the same way.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import yaml
 
 from engine.config import schema
 
-LARGEST = 1 << 24  # characters of a file, its aliases written out
-MARK = "\ufdd0"  # a noncharacter of Unicode: no text of a user holds it
+LARGEST = 1 << 24  # characters of a file with its aliases expanded
+MARK = "\ufdd0"  # a Unicode noncharacter, which never occurs in users' text
 _NULLS = {"null", "~"}
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _NUMBER = re.compile(
@@ -30,7 +30,7 @@ _MERGE, _VALUE = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"
 
 
 def marked(text: str) -> str:
-    """An unquoted word that something else than a text may be meant by."""
+    """An unquoted word that may be a text or another value."""
     return MARK + text
 
 
@@ -48,12 +48,14 @@ def load(stream: TextIO) -> Any:
         loaded = yaml.load(stream, Loader=_Loader)
         json.dumps(loaded, ensure_ascii=False).encode("utf-8")  # as a run keeps its config
     except RecursionError:
-        raise yaml.YAMLError(f"{stream.name} has lists or mappings inside each other, too many of them") from None
+        raise yaml.YAMLError(f"{stream.name} has too many levels of nested lists or mappings") from None
     except UnicodeEncodeError as error:
         half = error.object[error.start].encode("utf-8", "backslashreplace").decode()
-        raise yaml.YAMLError(f"{stream.name} must be text of whole characters, found half of one, {half}") from None
+        raise yaml.YAMLError(
+            f"{stream.name} must be valid Unicode text, found half of a surrogate pair, {half}"
+        ) from None
     except ValueError:
-        raise yaml.YAMLError(f"{stream.name} has a list or mapping that holds itself, by an alias") from None
+        raise yaml.YAMLError(f"{stream.name} has a list or mapping that contains itself, by an alias") from None
     return loaded
 
 
@@ -61,7 +63,7 @@ class _Loader(yaml.SafeLoader):
     def construct_document(self, node: Any) -> Any:
         if _written_out(node, {}) > LARGEST:
             raise yaml.YAMLError(
-                f"{self.name} must not have more than {LARGEST:,} characters once every alias and `<<` is written out"
+                f"{self.name} must not have more than {LARGEST:,} characters after every alias and `<<` is expanded"
             )
         return super().construct_document(node)
 
@@ -70,7 +72,7 @@ class _Loader(yaml.SafeLoader):
         for name, _ in node.value:
             if name.tag == _MERGE:
                 continue
-            wrong = "a name that is no text" if not isinstance(name, yaml.ScalarNode) or not name.value else ""
+            wrong = "a name that is not a text" if not isinstance(name, yaml.ScalarNode) or not name.value else ""
             if wrong or name.value in seen:
                 problem = f"found {wrong or f'duplicate key {name.value}'}"
                 raise yaml.constructor.ConstructorError(
@@ -86,7 +88,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _written_out(node: Any, known: dict[int, int]) -> int:
-    """Characters and values below a node, as often as an alias repeats them; one that holds itself is refused elsewhere."""
+    """Number of characters and values below a node with aliases expanded; `load` rejects a node that contains itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1 + len(node.value)
     if id(node) not in known:
@@ -100,17 +102,17 @@ _Loader.yaml_implicit_resolvers = {
     letter: [(_WORD if tag in _TAGS else tag, pattern) for tag, pattern in resolvers if tag != _VALUE]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _tag in (_WORD, *_TAGS):  # `!!float 1.10` too is a word as it is written
+for _tag in (_WORD, *_TAGS):  # `!!float 1.10` is kept as written too
     _Loader.add_constructor(_tag, _Loader.word)
-_Loader.add_constructor(_MERGE, _Loader.construct_scalar)  # `<<` that is no name
-for _kind in ("binary", "set", "omap", "pairs"):  # no config key takes what they make
+_Loader.add_constructor(_MERGE, _Loader.construct_scalar)  # `<<` as a value
+for _kind in ("binary", "set", "omap", "pairs"):  # no config key has such a value
     del _Loader.yaml_constructors[f"tag:yaml.org,2002:{_kind}"]
-# YAML 1.1 asks for a dot and a sign: 1e5 is a text there, and a number to everyone else, as on the command line.
+# YAML 1.1 requires a dot and a sign: 1e5 is a text there, but a number everywhere else and on the command line.
 _Loader.add_implicit_resolver(_WORD, re.compile(f"(?:{_NUMBER.pattern})$", re.IGNORECASE), list("-+.0123456789iInN"))
 
 
 def settled(values: Any, hint: Any = None) -> Any:
-    """Plain values with every marked word as its declared type takes it; where none is declared, as what it looks like."""
+    """Plain values with every marked word converted to its declared type, or by its form if none is declared."""
     if isinstance(values, dict):
         return {name: settled(item, schema.below(hint, name)) for name, item in values.items()}
     if isinstance(values, list):
@@ -137,5 +139,5 @@ def _value(text: str, kinds: set[Any]) -> Any:
         return text
     digits = text.lower().replace(".inf", "inf").replace(".nan", "nan")
     number = float(digits)
-    # A bound of a decimal column may have more digits than a float: where text may stand too, it keeps them.
+    # A bound of a decimal column may have more digits than a float: kept as text if the key allows text.
     return text if str in kinds and math.isfinite(number) and Decimal(repr(number)) != Decimal(digits) else number

@@ -1,6 +1,6 @@
-"""Words of the command line, `data.columns[sepal.length].min=0`: their keys, and what they change in a plain config.
+"""Command-line overrides such as `data.columns[sepal.length].min=0`: parse their keys and apply them to a plain config.
 
-A key is names joined by dots. A name with a dot or another sign of this grammar stands in brackets or quotes:
+A key is names joined by dots. A name with a dot or another sign of this grammar is written in brackets or quotes:
 `data.columns[sepal.length].min`, `data.columns."sepal.length".min`. Below a map of plain values (`monitor.thresholds`,
 `features.direct`) the rest of the key is one name. `+` adds, `++` adds or changes, `~` removes.
 """
@@ -22,7 +22,7 @@ _NAME = re.compile(r"""\[(?:"([^"]*)"|'([^']*)'|([^\]"'][^\]]*))\]|"([^"]*)"|'([
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """One override: `+`, `++`, `~` or nothing, the names of its key (`bare` where one has no quotes), its value's text."""
+    """One override: its sign (`+`, `++`, `~` or empty), the names of its key (`bare`: not quoted), its value's text."""
 
     sign: str
     parts: tuple[str, ...]
@@ -31,12 +31,12 @@ class Word:
 
     @property
     def key(self) -> str:
-        """The key in the form that is advised."""
+        """The key in its recommended spelling."""
         return dotted(self.parts)
 
 
 def read(text: str) -> Word | None:
-    """The override that a word of the command line is; None where its key or its equals sign has not the form."""
+    """Parse one word of the command line; None if it does not have the form of an override."""
     sign = re.match(r"~|\+{0,2}", text)[0]  # type: ignore[index]
     place, parts, bare = len(sign), list[str](), list[bool]()
     while match := _NAME.match(text, place):
@@ -55,7 +55,7 @@ def read(text: str) -> Word | None:
 
 
 def dotted(parts: tuple[str, ...]) -> str:
-    """The key as it is written: names that need them in brackets."""
+    """The key as text, with brackets around names that need them."""
     key = ""
     for part in parts:
         key = schema.at(key, part)
@@ -63,7 +63,7 @@ def dotted(parts: tuple[str, ...]) -> str:
 
 
 def apply(values: dict[str, Any], word: Word, value: Any, config: type) -> None:
-    """Change the plain config in place. Raises UserError for a key that is not there, or that `+` finds there already."""
+    """Change the plain config in place. Raises UserError for a key that does not exist, or that `+` would add twice."""
     parts, mapped = _parts(word, config)
     sign = "++" if mapped and not word.sign else word.sign
     wholes = dict(schema.wholes(config))
@@ -83,7 +83,7 @@ def apply(values: dict[str, Any], word: Word, value: Any, config: type) -> None:
         if old is ABSENT:
             raise Unknown(word.key)
         if word.value is not None and str(literals.texts(value)) != str(literals.texts(old)):
-            raise UserError(f"config key {word.key!r} has another value: write ~{word.key} to remove it whatever it is")
+            raise UserError(f"config key {word.key!r} has another value: write ~{word.key} to remove any value")
         del node[int(last) if isinstance(node, list) else last]
     elif sign == "" and old is ABSENT:
         raise Unknown(word.key)
@@ -101,7 +101,7 @@ def apply(values: dict[str, Any], word: Word, value: Any, config: type) -> None:
 
 
 def whole(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A map that is given whole: its entries alone, one that is named as a default being that default with changes."""
+    """A map given as a whole: only its entries; an entry with the name of a default changes that default."""
     return {name: merged(default.get(name), item) for name, item in given.items()}
 
 
@@ -130,7 +130,7 @@ def _parts(word: Word, config: type) -> tuple[tuple[str, ...], bool]:
 
 
 def _refuse_unquoted(word: Word, place: int, section: Any) -> None:
-    """A name with a dot, written without brackets, falls apart into names of which the second is no key."""
+    """Raise UserError if a name with a dot was written without brackets, so that its second part is an unknown key."""
     known = [field.name for field in dataclasses.fields(section)]
     rest = word.parts[place + 1 :]
     if not rest or rest[0] in known or not (word.bare[place] and word.bare[place + 1]):
@@ -144,11 +144,11 @@ def _refuse_unquoted(word: Word, place: int, section: Any) -> None:
     name = ".".join(word.parts[place : place + length])
     key = dotted((*word.parts[:place], name, *word.parts[place + length :]))
     example = shlex.quote(f"{word.sign}{key}" + ("" if word.value is None else f"={word.value}"))
-    raise UserError(f"{unknown} A name with a dot stands in brackets: {example}")
+    raise UserError(f"{unknown} A name with a dot must be in brackets: {example}")
 
 
 def _opened(child: Any, hint: Any, sign: str, word: Word) -> dict[str, Any]:
-    """A mapping in the place of what a longer key goes through: `x: int64` becomes {type: int64}."""
+    """A mapping instead of the value that a longer key leads through: `x: int64` becomes {type: int64}."""
     shorthand = getattr(hint, "SHORTHAND", None)
     if child is not ABSENT and child is not None:
         if shorthand is None or "${" in str(child):
@@ -175,7 +175,7 @@ def _set(node: Any, part: str, value: Any, word: Word) -> None:
 
 
 def merged(old: Any, new: Any) -> Any:
-    """`old` with what `new` says: mappings name by name, anything else in its place; `???` leaves open what stays."""
+    """`old` updated by `new`: mappings key by key, other values replaced; `???` keeps an existing value."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return old if new == "???" and old is not None else new
     return {**old, **{name: merged(old.get(name), item) for name, item in new.items()}}

@@ -1,4 +1,4 @@
-"""Names in a config lead somewhere: columns, tables and keys that features and views name."""
+"""Checks that the columns and tables named by features and views exist and have suitable types."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from engine.errors import UserError, nearest
 
 
 def check_features(data: DataConfig, features: FeaturesConfig) -> None:
-    """Every name resolves, and no direct feature is known later than the decision."""
+    """Raise UserError unless every name exists and every direct feature is known by the decision."""
     if features.as_of is None and (features.direct_columns or features.active_views or features.calendar):
-        raise UserError("features.as_of must say when the decision is taken, as in `scheduled - 1h`")
+        raise UserError("features.as_of must be the time of the decision, as in `scheduled - 1h`")
     if features.as_of is not None:
         anchor, _ = units.moment(features.as_of)
         _time_column(data, anchor, "features.as_of")
@@ -43,7 +43,7 @@ def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: Vie
 
 
 def check_view_names(data: DataConfig, where: str, view: ViewConfig) -> None:
-    """Raise UserError for a name in a view that leads nowhere, and for a column that does not say when it is known."""
+    """Raise UserError for a name in a view that does not exist, and for a column without known_at."""
     for column in (*view.entity, *view.inputs):
         check_column(data, column, where)
     if view.kind == "windows":
@@ -53,7 +53,7 @@ def check_view_names(data: DataConfig, where: str, view: ViewConfig) -> None:
 
 
 def _key_family(kind: str) -> str:
-    """What keys of a type are compared with: integers with integers, floats with floats, anything else with its like."""
+    """The family of a key's type: integers match integers, floats match floats, any other type only itself."""
     name = kind.replace(" ", "")
     return re.sub(r"^u?int\d+$", "integer", re.sub(r"^float\d+$", "float", name))
 
@@ -72,16 +72,15 @@ def _check_windows(data: DataConfig, where: str, view: ViewConfig) -> None:
             )
         if not data.columns[column].type.startswith(COUNTABLE):
             raise UserError(
-                f"{where}.aggregates: column {column!r} must be a number or a truth value, found type "
-                f"{data.columns[column].type}; the rows themselves are counted by `rows: [count]`"
+                f"{where}.aggregates: column {column!r} must be a number or a boolean, found type "
+                f"{data.columns[column].type}; `rows: [count]` counts rows"
             )
 
 
 def _check_asof(data: DataConfig, where: str, view: ViewConfig) -> None:
     if view.table not in data.tables:
         raise UserError(
-            f"{where}.table names {view.table!r}, which is no table of data.tables."
-            f"{nearest(str(view.table), data.tables)}"
+            f"{where}.table names {view.table!r}, which is not in data.tables.{nearest(str(view.table), data.tables)}"
         )
     table = data.tables[view.table]
     if len(view.on) not in (0, len(view.entity)):
@@ -89,7 +88,7 @@ def _check_asof(data: DataConfig, where: str, view: ViewConfig) -> None:
     for column in (*view.columns, *(view.on or view.entity)):
         if column not in table.columns:
             raise UserError(
-                f"{where} names {column!r}, which is no column of data.tables.{view.table}."
+                f"{where} names {column!r}, which is not a column of data.tables.{view.table}."
                 f"{nearest(column, table.columns)}"
             )
     for column, other in zip(view.entity, view.on or view.entity, strict=True):
@@ -97,7 +96,7 @@ def _check_asof(data: DataConfig, where: str, view: ViewConfig) -> None:
         if _key_family(kinds[0]) != _key_family(kinds[1]):
             raise UserError(
                 f"{where} matches {column!r} ({kinds[0]}) with {other!r} of data.tables.{view.table} ({kinds[1]}): keys must be "
-                "of one type. Declare both as the same"
+                "of the same type. Declare both with one type"
             )
     for column in view.columns:
         if table.columns[column].known_at is None and not table.static:

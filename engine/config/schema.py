@@ -1,7 +1,7 @@
-"""Typed configuration out of plain mappings: dataclasses with documented, bounded keys.
+"""Typed configuration from plain mappings: dataclasses with documented, bounded keys.
 
-`key(...)` declares one key with its meaning and bounds; `build(Class, mapping)` checks a mapping whole and returns the
-frozen object, or raises a UserError that names the dotted key, what was found, and the nearest known name.
+`key(...)` declares one key with its meaning and bounds; `build(Class, mapping)` checks a mapping and returns the frozen
+object, or raises a UserError that names the dotted key, what was found, and the nearest known name.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def build(cls: type, values: Any, path: str = "") -> Any:
         if name in values:
             value = values[name]
             if value is None and "null" in field.metadata.get("choices", ()):
-                value = "null"  # as a choice it is a word, which YAML has read as nothing
+                value = "null"  # a choice named null, which YAML reads as None
             found[name] = _value(hints(cls)[name], value, where)
             _check(field, found[name], where)
         elif field.default is MISSING and field.default_factory is MISSING:
@@ -91,7 +91,7 @@ def build(cls: type, values: Any, path: str = "") -> Any:
 
 
 def dotted(name: Any) -> str:
-    """What to write in the place of a key with a dot in a file, where a dot does not lead into a section; empty for others."""
+    """A hint how to write a dotted key in a file, where a dot does not lead into a section; empty for other names."""
     section, _, rest = str(name).partition(".")
     return f" In a file a dot is part of the name: write `{section}: {{{rest}: ...}}`." if section and rest else ""
 
@@ -132,7 +132,7 @@ def _union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _scalar(hint: Any, value: Any, path: str) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):  # JSON, in which a run keeps its config, has none
+    if isinstance(value, float) and not math.isfinite(value):  # a run stores its config as JSON, which has no NaN
         raise UserError(f"{path} must be a finite number, found {value!r}")
     if hint is Any:
         return value
@@ -153,12 +153,12 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
         return ("on" if value else "off") if isinstance(value, bool) else str(value)
     kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        kind = "a number that a float64 holds exactly"
+        kind = "a number that a float64 represents exactly"
     raise UserError(f"{path} must be {kind}, found {value!r}")
 
 
 def _is_float(number: int) -> bool:
-    """Whether a float64 is exactly this whole number."""
+    """Whether a float64 represents this whole number exactly."""
     try:
         return float(number) == number
     except OverflowError:
@@ -187,12 +187,12 @@ def _check(field: dataclasses.Field[Any], value: Any, path: str) -> None:
 
 
 def _within(name: str, value: float, limit: float) -> bool:
-    # Written as positive tests, so that NaN is out of every bound.
+    # Positive tests, so that NaN is outside every bound.
     return {"ge": value >= limit, "gt": value > limit, "le": value <= limit, "lt": value < limit}[name]
 
 
 def plain(value: Any) -> Any:
-    """The config object as dicts, lists and scalars, ready for JSON."""
+    """The config object as dicts, lists and scalars for JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -206,7 +206,7 @@ _BARE = re.compile(r"[A-Za-z0-9_./%+:-]+")
 
 
 def word(name: str, value: Any) -> str:
-    """`name=value` as it is typed in a shell: quoted for Hydra where its grammar needs that, then for the shell."""
+    """`name=value` as typed in a shell: quoted for Hydra if its grammar requires that, then for the shell."""
     return shlex.quote(override(name, value))
 
 
@@ -214,7 +214,7 @@ _PLAIN_NAME = re.compile(r"""[^.\[\]="'\s][^.\[\]=\s]*""")
 
 
 def at(key: str, name: str) -> str:
-    """The key of an entry below a key, as an override writes it: a name with a dot or the like stands in brackets."""
+    """The key of an entry below `key` in override syntax: a name with a dot or another sign is in brackets."""
     if _PLAIN_NAME.fullmatch(name):
         return f"{key}.{name}" if key else name
     return f"{key}[{name}]" if "]" not in name else f'{key}["{name}"]'
@@ -230,7 +230,7 @@ def override(name: str, value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text in quotes as Hydra reads them in an override: whatever is in it, it stays this text."""
+    """The text in quotes for a Hydra override, escaped so that any text is read unchanged."""
     escaped = re.sub(r'(\\*)"', lambda match: 2 * match.group(1) + '\\"', text)
     backslashes = len(escaped) - len(escaped.rstrip("\\"))
     return f'"{escaped}' + "\\" * backslashes + '"'
@@ -275,7 +275,7 @@ def _type_name(hint: Any) -> str:
 
 
 def wholes(cls: type, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted key, its default as plain data) of every map whose default has entries: it is given whole or not at all."""
+    """(dotted key, plain default) of every map whose default has entries; a config replaces such a map as a whole."""
     for field in dataclasses.fields(cls):
         hint, where = hints(cls)[field.name], f"{path}.{field.name}" if path else field.name
         if typing.get_origin(hint) is dict:
@@ -286,7 +286,7 @@ def wholes(cls: type, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def below(hint: Any, name: str | int) -> Any:
-    """The type hint of what stands under a name or an index of a value of type `hint`; None where nothing is declared."""
+    """The type hint of the item at a name or index in a value of type `hint`; None if it is not declared."""
     for option in _options(hint):
         if dataclasses.is_dataclass(option) and isinstance(option, type) and name in hints(option):
             return hints(option)[str(name)]
@@ -298,7 +298,7 @@ def below(hint: Any, name: str | int) -> Any:
 
 
 def leaves(hint: Any) -> set[Any]:
-    """The scalar types, None's among them, that a value of type `hint` may have where it is no list and no mapping."""
+    """The scalar types, NoneType included, that a value of type `hint` may have unless it is a list or mapping."""
     found = set()
     for option in _options(hint):
         shorthand = getattr(option, "SHORTHAND", None)
@@ -311,7 +311,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def maps(cls: type, path: str = "") -> Iterator[str]:
-    """Dotted keys that are maps from free names: an override below one may name a new entry."""
+    """Dotted keys of maps with names chosen by users: an override below one may add an entry."""
     for field in dataclasses.fields(cls):
         hint = hints(cls)[field.name]
         where = f"{path}.{field.name}" if path else field.name

@@ -1,7 +1,7 @@
-"""What is a secret, and how it is masked: the one helper of whoever writes or shows a config, a log, an error or a patch.
+"""Detection and masking of secrets, used wherever a config, a log, an error or a patch is written or shown.
 
-A secret is known by its key, by its place (the address of an alert), by its form (a password in a URL, a signed query, a
-private key), or because it came from the environment. Values are masked wherever they turn up, in each form that text gives them.
+A secret is recognised by its key, its position (the address of an alert), its form (a password in a URL, a signed query, a
+private key), or because it came from the environment. Its value is masked wherever it occurs, in every escaped form.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import markupsafe
 
 MASK = "***"
-SHORTEST = 4  # characters; what is shorter would mask parts of ordinary words
+SHORTEST = 4  # characters; masking shorter values would mask parts of ordinary words
 FREE_STANDING = 8  # a shorter value is masked only where no letter or digit is beside it
 _NAME = r"password|passwd|secret|token|api_?key|access_?key|private_?key|credential"
 NAMED = re.compile(f"({_NAME})", re.IGNORECASE)
-_ALERT_TO = re.compile(r"^monitor\.alerts\..+\.to$")  # a web service is known by an address that lets in
+_ALERT_TO = re.compile(r"^monitor\.alerts\..+\.to$")  # the address of a webhook grants access
 _ALERT_WORD = re.compile(r"^[+~]*monitor\.alerts\b.*://", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{oc\.env:\s*['\"]?(\w+)")
 _REFERENCE = re.compile(r"\$\{oc\.env:[^{}]*\}")
@@ -44,13 +44,13 @@ _FORMS = (
     ),
 )
 _KEY_BLOCK = re.compile(r"-----(BEGIN|END) [A-Z0-9 ]*PRIVATE KEY-----")
-# In code and config files: a text in quotes, or letters and digits up to the end of the line, given to a name of a secret.
+# In code and config files: a text in quotes, or letters and digits up to the end of the line, assigned to a secret's name.
 _ASSIGNED = re.compile(
     rf"((?:{_NAME})s?\d*[\"']?\s*[:=]\s*)(?:(?P<kind>[rbf]?)(?P<quote>[\"'])[^\s\"'{{}}$<>*]{{6,}}(?P=quote)"
     r"|(?=\S*\d)(?=\S*[a-z])[^\s\"'(){}$<>*\[\],]{8,}\s*$)",
     re.IGNORECASE,
 )
-# Files and folders whose names say that they hold secrets; compared in small letters, part by part of a path.
+# Names of files and folders that usually contain secrets; each part of a path is compared in lower case.
 FILES = (
     ".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".htpasswd", ".npmrc", ".pypirc", ".git-credentials",
     ".my.cnf", ".s3cfg", ".boto", "*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx", "*.gpg", "*.ovpn",
@@ -58,12 +58,12 @@ FILES = (
     "*service_account*.json", "*service-account*.json", "*.tfstate", "*.tfvars", "kubeconfig",
     ".aws", ".azure", ".docker", ".gcloud", ".gnupg", ".kube", ".ssh", ".terraform",
 )  # fmt: skip
-# Code and examples are called like this too.
+# Code and examples have such names too.
 HARMLESS = ("*.example", "*.sample", "*.template", "*.py", "*.pyi", "*.pub")
 
 
 def holds_file(path: PurePath) -> bool:
-    """Whether the name of a file, or of a folder above it, says that it holds secrets."""
+    """Whether a file usually contains secrets, by its name or that of a folder above it."""
     *above, last = (part.lower() for part in path.parts)
     harmless = any(fnmatch.fnmatchcase(last, pattern) for pattern in HARMLESS)
     parts = above if harmless else [*above, last]
@@ -76,10 +76,10 @@ def holds_file(path: PurePath) -> bool:
 def of_config(
     written: Mapping[str, Any], values: Mapping[str, Any], keys: Collection[str]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Secret values, longest first, and what is saved in the place of each by its path: the reference to it, or `***`.
+    """Secret values, longest first, and what is saved instead of each, by path: the reference to it, or `***`.
 
-    `written` is the config as its writer wrote it and `values` as it is resolved, both by dotted path; `keys` are the words
-    that end keys of the engine: a column, a rule or an output may be called `token`.
+    `written` is the config as written and `values` as resolved, both by dotted path; `keys` are the last parts of the
+    engine's keys, since a column, a rule or an output may be named `token`.
     """
     hidden: set[str] = set()
     references: dict[str, str] = {}
@@ -94,14 +94,14 @@ def of_config(
         if named or ("oc.env" in text and not _is_place(path, text, value)):
             hidden |= {value, *_beyond_host(value)}
             references[path] = text if "oc.env" in text else MASK
-            # Each part alone too: what a command or a server says back quotes the part, not the whole.
+            # Each part alone too, because the reply of a command or server may quote only that part.
             hidden |= {
                 os.environ[name] for name in _VARIABLE.findall(text) if name in os.environ and not _is_path(name)
             }
         elif "oc.env" not in text and (found := {one for one in around if one in value}):
-            hidden |= found  # the shell has put it there
+            hidden |= found  # expanded by the shell
             references[path] = redact(text, found)
-    for path, text in written.items():  # what was put together out of a secret
+    for path, text in written.items():  # values composed from a secret
         if (
             isinstance(text, str)
             and "${" in text
@@ -112,7 +112,7 @@ def of_config(
 
 
 def of_texts(written: Iterable[Any]) -> tuple[str, ...]:
-    """Values of the variables that texts refer to, before anything is resolved: a message about one may quote it."""
+    """Values of the variables that texts refer to, before resolution, because an error message may quote one."""
     names = {name for text in written if isinstance(text, str) for name in _VARIABLE.findall(text)}
     return tuple(os.environ[name] for name in sorted(names) if name in os.environ and not _is_path(name))
 
@@ -124,7 +124,7 @@ def _of_environment() -> set[str]:
 
 
 def _is_path(variable: str) -> bool:
-    """Whether a variable holds a place on this machine, and its name does not say that this is secret."""
+    """Whether a variable is empty or an existing path, and its name is not that of a secret."""
     value = os.environ.get(variable, "")
     return not value or (os.path.exists(value) and not _SECRET_VARIABLE.search(variable))
 
@@ -136,7 +136,7 @@ def _is_place(path: str, text: str, value: str) -> bool:
 
 
 def _beyond_host(value: str) -> set[str]:
-    """What of an address a server or a library quotes without the host."""
+    """The part of an address after the host, which servers and libraries quote alone."""
     address = value.partition("://")[2]
     beyond = address[address.find("/") :] if "/" in address else ""
     return {beyond} if len(beyond) >= 2 * FREE_STANDING else set()
@@ -146,7 +146,7 @@ def _beyond_host(value: str) -> set[str]:
 
 
 def redact(text: str, hidden: Iterable[str] = ()) -> str:
-    """The text without the secret values and without what has the form of a secret."""
+    """The text with secret values, and parts that look like secrets, masked."""
     for value in hidden:
         if len(value) < SHORTEST or not value:
             continue
@@ -170,7 +170,7 @@ def redact(text: str, hidden: Iterable[str] = ()) -> str:
 
 
 def masked(value: Any, mask: Callable[[str], str]) -> Any:
-    """A JSON value with its texts, keys too, masked; numbers stay numbers."""
+    """A JSON value with its texts and keys masked; numbers stay numbers."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, dict):
@@ -179,14 +179,14 @@ def masked(value: Any, mask: Callable[[str], str]) -> Any:
 
 
 def masked_word(word: str) -> str:
-    """An override as it may be shown."""
+    """An override with its secrets masked."""
     name, equals, _ = word.partition("=")
     found = NAMED.search(name.rsplit(".", 1)[-1]) or _ALERT_WORD.match(word)
     return f"{name}={MASK}" if equals and found else redact(word, _of_environment())
 
 
 def is_secret_word(word: str) -> bool:
-    """Whether an override holds a secret written out, beside references to the environment."""
+    """Whether an override contains a literal secret, not only references to the environment."""
     if not word.partition("=")[2]:
         return False
     rest = _REFERENCE.sub("", word)
@@ -195,7 +195,7 @@ def is_secret_word(word: str) -> bool:
 
 @contextlib.contextmanager
 def masked_errors(hidden: Iterable[str]) -> Iterator[None]:
-    """What is raised inside goes on with its words masked."""
+    """Mask secrets in the messages of exceptions raised in the block."""
     try:
         yield
     except BaseException as error:
@@ -204,7 +204,7 @@ def masked_errors(hidden: Iterable[str]) -> Iterator[None]:
 
 
 def hide_in(error: BaseException, hidden: Collection[str]) -> None:
-    """Mask the texts that an error, its causes and its contexts carry; these can lead back to one that came before."""
+    """Mask secrets in the texts of an error, its causes and its contexts, which can form a cycle."""
     waiting: list[BaseException | None] = [error]
     done: list[BaseException] = []
     while waiting:
@@ -213,7 +213,7 @@ def hide_in(error: BaseException, hidden: Collection[str]) -> None:
             continue
         done.append(found)
         found.args = tuple(redact(item, hidden) if isinstance(item, str) else item for item in found.args)
-        if isinstance(found, OSError):  # its text is made of these
+        if isinstance(found, OSError):  # its message is composed of these
             found.strerror, found.filename = (
                 redact(item, hidden) if isinstance(item, str) else item for item in (found.strerror, found.filename)
             )
@@ -224,15 +224,15 @@ def hide_in(error: BaseException, hidden: Collection[str]) -> None:
 
 
 def masked_patch(patch: str, hidden: Iterable[str] = ()) -> tuple[str, list[str]]:
-    """(`git diff` without secrets, what is not in it): files whose names say that they hold secrets are left out whole; lines
-    that look like secrets keep their place with the value masked.
+    """(`git diff` without secrets, list of omissions): files that usually contain secrets are left out; in lines that look
+    like secrets the value is masked.
     """
-    kept, lacking = [], []
+    kept, omitted = [], []
     values = {*hidden, *_of_environment()}
     for part in re.split(r"(?m)^(?=diff --git )", patch):
         name = _name_in(part)
         if name and any(holds_file(PurePath(side)) for side in name):
-            lacking.append(f"{name[-1]} (left out)")
+            omitted.append(f"{name[-1]} (left out)")
             continue
         if "\nGIT binary patch" in part:  # bytes, compressed
             kept.append(part)
@@ -247,19 +247,19 @@ def masked_patch(patch: str, hidden: Iterable[str] = ()) -> tuple[str, list[str]
             shown.append(text)
         changed = sum(now != then for now, then in zip(shown, lines, strict=True))
         if changed:
-            lacking.append(f"{name[-1] if name else 'the patch'} ({changed} lines masked)")
+            omitted.append(f"{name[-1] if name else 'the patch'} ({changed} lines masked)")
         kept.append("\n".join(shown))
-    return "".join(kept), lacking
+    return "".join(kept), omitted
 
 
 def _in_place(found: re.Match[str]) -> str:
-    """What is assigned, masked; code stays code."""
+    """The assignment with its value masked and its syntax kept."""
     quote = found["quote"] or ""
     return f"{found[1]}{found['kind'] or ''}{quote}{MASK}{quote}"
 
 
 def _name_in(part: str) -> tuple[str, ...]:
-    """Names of the file of one part of a patch, before and after."""
+    """The file's names before and after, from one part of a patch."""
     head = part.split("\n@@", 1)[0].split("\nGIT binary patch", 1)[0]
     found = re.findall(r"(?m)^(?:---|\+\+\+) \"?[ab]/(.+?)\"?\t?$", head)
     found += re.findall(r"(?m)^rename (?:from|to) \"?(.+?)\"?$", head)

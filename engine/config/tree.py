@@ -1,6 +1,6 @@
-"""The config tree: the whole config, and what must hold between its sections.
+"""The config tree: all sections, and the checks between them.
 
-Defaults live here and in `sections`, and nowhere else; `conf/` holds choices and experiments as differences from them.
+Defaults are defined here and in `sections` only; `conf/` has choices and experiments as differences from them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Config:
     paths: PathsConfig = section(PathsConfig)
     resources: ResourcesConfig = section(ResourcesConfig)
     trust: str | None = key(
-        None, "digest of code or remote places from elsewhere that may be used here (the refusal names it)"
+        None, "digest of foreign code or remote paths that may be used here (the error message gives it)"
     )
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Config:
             partition = [self.score.partition] if self.score.partition else []
             for column in (*self.evaluate.slices, *self.score.columns, *partition):
                 if column not in self.data.columns:
-                    raise UserError(f"{column!r} is no column of data.columns.{nearest(column, self.data.columns)}")
+                    raise UserError(f"{column!r} is not in data.columns.{nearest(column, self.data.columns)}")
         for where, text in (("split.known_by", self.split.known_by), ("retrain.now", self.retrain.now)):
             if text is not None:
                 _located(where, units.instant, text, self.data.time_zone)
@@ -84,12 +84,12 @@ def _check_split(split: SplitConfig, zone: str) -> None:
         stop, start = units.between(getattr(split, earlier), zone)[1], units.between(getattr(split, later), zone)[0]
         if start < stop:
             raise UserError(
-                f"split.{later} must start when split.{earlier} has ended ({getattr(split, earlier)[1]}), "
+                f"split.{later} must start after the end of split.{earlier} ({getattr(split, earlier)[1]}), "
                 f"found {getattr(split, later)[0]}"
             )
 
 
-# Keys that must not change what comes out; the plan digest leaves them out.
+# Keys that do not affect results; the plan digest leaves them out.
 IMMATERIAL = (
     "cluster", "tracking", "paths", "resources", "trust", "train.resume", "train.checkpoint_every", "train.keep_checkpoints",
     "train.log_every", "score.resume", "score.unit_rows", "score.tries", "score.features",

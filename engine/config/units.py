@@ -1,4 +1,4 @@
-"""Spans of time, instants, sizes and shares as people write them. Pure functions, no state.
+"""Parsing of durations, instants, sizes and shares as written in a config.
 
 Instants are int64 microseconds since 1970-01-01 UTC everywhere in the engine; spans are microseconds.
 """
@@ -72,7 +72,7 @@ def share(text: str | float) -> float:
     except ValueError:
         raise UserError(f"a share must be a number like 0.01 or 1%, found {text!r}") from None
     if not 0 <= value <= 1:
-        raise UserError(f"a share must lie between 0 and 1 (0% and 100%), found {text!r}")
+        raise UserError(f"a share must be between 0 and 1 (0% and 100%), found {text!r}")
     return value
 
 
@@ -89,7 +89,7 @@ def moment(text: str) -> tuple[str, int]:
 
 
 def zone(name: str) -> zoneinfo.ZoneInfo:
-    """The IANA time zone, or a UserError that says it is not known."""
+    """The IANA time zone. Raises UserError for an unknown name."""
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
@@ -103,7 +103,7 @@ def instant(text: str, time_zone: str) -> int:
     """
     text = str(text).strip()
     cycles = 0
-    if (far := _FAR.fullmatch(text)) and not 0 < int(far[1]) < 10_000:  # as format_instant writes what data hold
+    if (far := _FAR.fullmatch(text)) and not 0 < int(far[1]) < 10_000:  # as `format_instant` writes such years
         cycles = int(far[1]) // 400 - 5
         text = f"{int(far[1]) - 400 * cycles}{far[2]}"
     try:
@@ -145,7 +145,7 @@ def window(text: str | tuple[str, ...] | list[str], time_zone: str) -> tuple[int
 
 
 def format_instant(microseconds: int, time_zone: str = "UTC") -> str:
-    """ISO text of an instant in a zone, to the second where that is exact; in UTC beyond the years 1 to 9999."""
+    """ISO text of an instant in a zone, in whole seconds if exact; in UTC outside the years 1 to 9999."""
     try:
         moment_ = (EPOCH + datetime.timedelta(microseconds=int(microseconds))).astimezone(zone(time_zone))
     except OverflowError:  # beyond Python's calendar, which repeats every 400 years

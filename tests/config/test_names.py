@@ -132,7 +132,7 @@ def test_a_config_is_refused_exactly_when_two_of_its_features_have_one_name(feat
     if len(set(called)) == len(called):
         feature_names.check(made)
     else:
-        with pytest.raises(UserError, match="a name must stand for one thing"):
+        with pytest.raises(UserError, match="a name must be unique"):
             feature_names.check(made)
 
 
@@ -154,7 +154,7 @@ def edited(**data: Any) -> Config:
 @pytest.mark.parametrize(("make", "found"), [
     (lambda: config({"prior": {"type": "timestamp", "known_at": "prior"}}), "data.columns.prior is a time column"),
     (lambda: config({"rows": NUMBER}, views={"shop": WINDOW}), "data.columns.rows is a column"),
-    (lambda: config({"$number": NUMBER}), "is a name of the engine's"),
+    (lambda: config({"$number": NUMBER}), "is reserved by the engine"),
     (lambda: config(views={".inputs": WINDOW}), "found '.inputs'"),
     (lambda: config(views={"shop/recent": WINDOW}), "found 'shop/recent'"),
     (lambda: edited(name="a/b"), "found 'a/b'"),

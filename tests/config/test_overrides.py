@@ -77,7 +77,7 @@ def test_below_a_map_of_plain_values_the_rest_of_the_key_is_one_name(iris) -> No
     ],
 )  # fmt: skip
 def test_a_name_that_fell_apart_is_refused_with_the_word_that_works(word: str, iris) -> None:
-    with pytest.raises(UserError, match="A name with a dot stands in brackets") as caught:
+    with pytest.raises(UserError, match="A name with a dot must be in brackets") as caught:
         iris(word)
     advised = shlex.split(re.search(r"in brackets: (.*)$", str(caught.value)).group(1))  # type: ignore[union-attr]
     assert len(advised) == 1

@@ -214,7 +214,7 @@ def test_an_experiment_may_have_a_number_for_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a: {'': 1}", "? [x]\n: 1", "? \n: 1", "x: {1: a, '1': b}"])
 def test_a_name_that_is_no_text_or_stands_twice_is_refused(text: str, given_by) -> None:
-    with pytest.raises(UserError, match=r"must be YAML.*(no text|duplicate key).*own\.yaml"):
+    with pytest.raises(UserError, match=r"must be YAML.*(not a text|duplicate key).*own\.yaml"):
         given_by(text)
 
 
@@ -233,7 +233,8 @@ def test_a_tag_of_yaml_does_not_change_a_text(tagged: str, text: str, given_by) 
     ("value", "reason"),
     [
         ("!!set {a, b}", "tag"), ("!!binary YWJj", "tag"), ("!!omap [a: 1]", "tag"), ("!!pairs [a: 1]", "tag"),
-        ("!!int [a]", "scalar"), ("&x [a, *x]", "holds itself"), ('["\\ud800"]', "half of one"), ("[" * 3000, "too many"),
+        ("!!int [a]", "scalar"), ("&x [a, *x]", "contains itself"), ('["\\ud800"]', "half of a surrogate"),
+        ("[" * 3000, "too many"),
     ],
 )  # fmt: skip
 def test_yaml_that_no_key_takes_is_refused_with_its_file(value: str, reason: str, given_by) -> None:

@@ -376,7 +376,9 @@ def test_an_as_of_view_matches_keys_of_one_type(left: str, right: str, refused: 
     if not refused:
         assert schema.build(Config, values).features.views["v"].on == ("k",)
         return
-    with pytest.raises(UserError, match=r"features\.views\.v matches 'key' .* with 'k' .*keys must be of one type"):
+    with pytest.raises(
+        UserError, match=r"features\.views\.v matches 'key' .* with 'k' .*keys must be of the same type"
+    ):
         schema.build(Config, values)
 
 

@@ -278,9 +278,7 @@ def test_a_damaged_part_is_named_with_the_way_out(folder: Path, harm: Callable[[
 
 
 def test_only_numbers_are_aggregated(folder: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"'shop' must be a number or a truth value, found type string; .*rows: \[count\]"
-    ):
+    with pytest.raises(UserError, match=r"'shop' must be a number or a boolean, found type string; .*rows: \[count\]"):
         config_of(folder, "features.views.shop.aggregates={shop: [count]}")
 
 

@@ -92,7 +92,7 @@ for of_counts in ("psi", "js_distance"):
 
 PARTS = {  # of kernels, called with arrays that these have made
     *("radix_order", "sort_keys", "dense_codes", "grouped_columns", "ascending", "bounds"),
-    *("wide_integer", "scale_of"),
+    *("wide_integer", "scale_of", "psi_of", "js_of", "gaps", "excess", "wasserstein_of"),
 }
 
 

@@ -24,10 +24,10 @@ class SourceColumn:
         None, "strptime format of a timestamp or date in text, read strictly (31/02 is refused); null = ISO 8601"
     )
     zone: str | None = key(None, "zone of timestamps without an offset; null = data.time_zone", parse=units.zone)
-    path: str | None = key(None, "dotted path of a nested field, where it differs from the name")
+    path: str | None = key(None, "dotted path of a nested field, if it differs from the name")
     missing: str = key("fail", "when a file lacks the column", choices=("fail", "null"))
     on_violation: str = key(
-        "quarantine", "what happens to a value that is not of the type", choices=("fail", "quarantine", "null", "warn")
+        "quarantine", "what happens to a value of another type", choices=("fail", "quarantine", "null", "warn")
     )
     sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
 
@@ -38,7 +38,7 @@ class SourceColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class CsvOptions:
-    """How text files are written."""
+    """The format of text files."""
 
     delimiter: str = key(",", "field separator")
     quote: str = key('"', "quote character")
@@ -46,7 +46,7 @@ class CsvOptions:
     encoding: str = key("utf-8", "text encoding (utf-8, utf-16, latin-1, ...); a byte-order mark is honoured")
     decimal: str = key(".", "decimal separator")
     thousands: str = key("", "separator of digit groups in numbers; empty = none")
-    quoted_nulls: bool = key(False, 'whether a quoted field may spell null; without it "" is an empty text')
+    quoted_nulls: bool = key(False, 'whether a quoted field may be null; if false, "" is an empty text')
     ragged: str = key("quarantine", "when a row has more or fewer fields", choices=("fail", "quarantine"))
     nulls: tuple[str, ...] = key(("",), "spellings of null")
     header: bool = key(True, "whether the first line names the columns; without it the declared order holds")
@@ -59,10 +59,10 @@ class CsvOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.delimiter == "\\t":  # as it is typed on a command line
+        if self.delimiter == "\\t":  # as typed on a command line
             object.__setattr__(self, "delimiter", "\t")
         if self.skip_after_header and not self.header:
-            raise UserError("skip_after_header counts from the header, found header=false: use skip")
+            raise UserError("skip_after_header needs a header, found header=false: use skip")
         if self.comment is not None and (not self.comment.strip() or set(self.comment) & set("\r\n")):
             raise UserError(f"comment must be the text that comment lines begin with, found {self.comment!r}")
 
@@ -91,7 +91,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column of a dataset: what it is, what it may hold and when it becomes known."""
+    """One column of a dataset: its type and role, its allowed values and when it becomes known."""
 
     SHORTHAND = "type"
     type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
@@ -114,7 +114,7 @@ class Column:
     references: str | None = key(None, "foreign key: table.column whose values must contain this one")
     max_null_rate: str | float | None = key(None, "largest share of nulls in the dataset", parse=units.share)
     max_null_change: str | float | None = key(
-        None, "largest change of the share of nulls against the previous dataset", parse=units.share
+        None, "largest change of the share of nulls since the previous dataset", parse=units.share
     )
 
     def __post_init__(self) -> None:
@@ -129,9 +129,9 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """A table beside the events (weather, products): looked up by as-of joins, or static."""
+    """A table joined with the events (weather, products): by as-of joins, or static."""
 
-    query: str | None = key(None, "SQL over the sources; null = the source of the same name as it is")
+    query: str | None = key(None, "SQL over the sources; null = the source of the same name, unchanged")
     columns: dict[str, Column] = key(help="schema of the result")
     static: bool = key(False, "a table without time, whose values are always known")
 
@@ -152,14 +152,14 @@ class DataConfig:
     """The event table: its sources and what it must satisfy."""
 
     name: str = key("", "name of the dataset in the store", parse=names.folder)
-    description: str = key("", "what one row is")
+    description: str = key("", "what one row represents")
     path: str = key("", "root of the sources' relative paths")
-    time_zone: str = key("UTC", "zone of every bound without an offset, and of days and months", parse=units.zone)
+    time_zone: str = key("UTC", "zone of instants without an offset, and of days and months", parse=units.zone)
     sources: dict[str, SourceConfig] = key(factory=dict, help="files by name", parse=names.folder)
     query: str | None = key(
         None,
-        "SQL over the sources that shapes the event table, null = the only source; refused where it may give other rows "
-        "each time (random(), now(), LIMIT without ORDER BY)",
+        "SQL over the sources that makes the event table, null = the only source; rejected if it may give other rows each "
+        "time (random(), now(), LIMIT without ORDER BY)",
     )
     columns: dict[str, Column] = key(factory=dict, help="schema of the event table")
     positive: str | None = key(
@@ -173,7 +173,7 @@ class DataConfig:
     min_rows: int = key(0, "fewest rows that the dataset may have", ge=0)
     max_rows: int | None = key(None, "most rows that the dataset may have", ge=0)
     max_row_change: str | float | None = key(
-        None, "largest change of the number of rows against the previous dataset, as a share", parse=units.share
+        None, "largest change of the number of rows since the previous dataset, as a share", parse=units.share
     )
     freshness: str | None = key(None, "largest age of the newest event at ingest", parse=units.span)
     max_quarantine: str | float = key(
@@ -181,9 +181,11 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        said = {name for source in self.sources.values() for name, item in source.columns.items() if item.sensitive}
-        object.__setattr__(self, "columns", _as_sensitive(self.columns, said))
-        tables = {name: replace(item, columns=_as_sensitive(item.columns, said)) for name, item in self.tables.items()}
+        names_ = {name for source in self.sources.values() for name, item in source.columns.items() if item.sensitive}
+        object.__setattr__(self, "columns", _as_sensitive(self.columns, names_))
+        tables = {
+            name: replace(item, columns=_as_sensitive(item.columns, names_)) for name, item in self.tables.items()
+        }
         object.__setattr__(self, "tables", tables)
         _check_roles(self.columns)
         for table, columns in {"": self.columns, **{name: item.columns for name, item in self.tables.items()}}.items():
@@ -219,10 +221,10 @@ class DataConfig:
         return next(iter(self.with_role("target")), None)
 
 
-def _as_sensitive(columns: dict[str, Column], said: set[str]) -> dict[str, Column]:
+def _as_sensitive(columns: dict[str, Column], sensitive: set[str]) -> dict[str, Column]:
     """The columns; one whose source column is sensitive becomes sensitive too."""
     return {
-        name: replace(item, sensitive=True) if name in said and not item.sensitive else item
+        name: replace(item, sensitive=True) if name in sensitive and not item.sensitive else item
         for name, item in columns.items()
     }
 
@@ -232,7 +234,7 @@ def _check_roles(columns: dict[str, Column]) -> None:
     if columns and len(counts["event_time"]) != 1:
         raise UserError(f"columns must have exactly one with role event_time, found {counts['event_time']}")
     if columns and not any(column.identifies for column in columns.values()):
-        raise UserError("columns must have at least one with role id: row_id is made of the id columns")
+        raise UserError("columns must have at least one with role id: row_id is computed from the id columns")
     for role in ("target", "weight"):
         if len(counts[role]) > 1:
             raise UserError(f"columns must have at most one with role {role}, found {counts[role]}")

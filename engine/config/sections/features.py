@@ -16,27 +16,27 @@ PARTS = ("hour", "minute_of_day", "weekday", "day", "day_of_year", "week", "mont
 
 @dataclass(frozen=True, kw_only=True)
 class CalendarConfig:
-    """Parts of a time column that is known before the decision."""
+    """Parts (hour, weekday, ...) of a time column that is known before the decision."""
 
     column: str = key(help="time column")
     parts: tuple[str, ...] = key(("hour", "weekday"), "parts", choices=PARTS)
-    zone: str | None = key(None, "zone in which the parts are read; null = data.time_zone", parse=units.zone)
+    zone: str | None = key(None, "time zone of the parts; null = data.time_zone", parse=units.zone)
     cyclic: bool = key(False, "as sine and cosine instead of one number")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpressionConfig:
-    """A feature made of other columns of the same row."""
+    """A feature computed from other columns of the same row."""
 
     SHORTHAND = "sql"
-    sql: str = key(help="SQL expression over columns of the event table (DuckDB); one row in, one value out")
+    sql: str = key(help="SQL expression over columns of the event table (DuckDB); one value per row")
     type: str = key("float64", "type of the value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """A named, owned unit of the feature store: trailing windows over events, an as-of join with a table, SQL expressions
-    over columns of the row, or a function of an installed package.
+    """A named unit of the feature store: trailing windows over events, an as-of join with a table, SQL expressions over
+    columns of the row, or a function of an installed package.
     """
 
     kind: str = key("windows", "what the view computes", choices=("windows", "asof", "expression", "function"))
@@ -62,10 +62,10 @@ class ViewConfig:
             "expression": ("expressions",),
             "function": ("function", "inputs", "outputs"),
         }[self.kind]
-        lacking = [name for name in needed if not getattr(self, name)]
-        if lacking:
+        missing = [name for name in needed if not getattr(self, name)]
+        if missing:
             raise UserError(
-                f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(lacking)} is empty"
+                f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(missing)} is empty"
             )
         for column, asked in self.aggregates.items():
             for name in asked:
@@ -77,14 +77,14 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """How raw features become the numbers that the model reads; fitted on the training split only."""
+    """How features are encoded as model input; fitted on the training split only."""
 
     numeric: str = key("standardise", "encoding of numbers", choices=("standardise", "quantile", "ple"))
     bins: int = key(16, "bins of a piecewise-linear encoding", ge=2, le=256)
-    clip: float = key(8.0, "standardised values are cut to this many standard deviations", gt=0)
+    clip: float = key(8.0, "standardised values are clipped to this many standard deviations", gt=0)
     missing_indicator: bool = key(True, "add a 0/1 column for every numeric feature that is null in training")
-    min_count: int = key(10, "categories seen less often in training share one code", ge=1)
-    max_categories: int = key(5000, "categories beyond the most frequent share that code too", ge=1)
+    min_count: int = key(10, "categories less frequent than this in training share one code", ge=1)
+    max_categories: int = key(5000, "categories beyond this many most frequent ones share that code too", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)

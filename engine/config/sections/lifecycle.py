@@ -18,9 +18,9 @@ class RegistryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """When a challenger may replace the champion, judged on rows that neither saw."""
+    """When a challenger may replace the champion, judged on rows that neither was trained on."""
 
-    metric: str | None = key(None, "metric to beat; null = the one that training watches")
+    metric: str | None = key(None, "metric to beat; null = the metric that training watches")
     bootstrap: int = key(400, "paired resamples of the judged rows", ge=20)
     confidence: float = key(0.9, "two-sided coverage of the intervals of the differences", gt=0.5, lt=1)
     min_gain: float = key(0.0, "the interval of the metric's gain must be above this", ge=0)
@@ -63,16 +63,18 @@ class RetrainConfig:
         "14d", "latest mature rows, which neither model was trained on, for the judgement", parse=units.span
     )
     maturity: str | None = key(
-        None, "age at which a row's label is expected; null = by when 95 % of labels arrive", parse=units.span
+        None,
+        "age at which a row's label is expected; null = the age by which 95 % of labels have arrived",
+        parse=units.span,
     )
-    start: str = key("scratch", "where weights start", choices=("scratch", "champion"))
+    start: str = key("scratch", "initial weights", choices=("scratch", "champion"))
     resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
-    gate: GateConfig = section(GateConfig, "when the challenger wins")
+    gate: GateConfig = section(GateConfig, "when the challenger is promoted")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """One way to decide in a backtest: differences from `retrain`."""
+    """One retraining policy in a backtest, as differences from `retrain`."""
 
     triggers: tuple[str, ...] = key(
         (), "what starts a retrain; empty = nothing", choices=("always", "drift", "performance", "age", "volume")

@@ -1,4 +1,4 @@
-"""Keys of `monitor`: what is compared, when it is an alarm, business metrics, alerts."""
+"""Keys of `monitor`: what is compared, when an alarm is raised, business metrics, alerts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BusinessConfig:
     expression: str = key(
         help="arithmetic over `score`, `label` and columns ending in a mean, sum, min, max or count (docs/monitoring.md)"
     )
-    better: str = key("lower", "which way is good", choices=("lower", "higher"))
+    better: str = key("lower", "which direction is better", choices=("lower", "higher"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +40,18 @@ class AlertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """What is compared with the reference, and when it is an alarm."""
+    """What is compared with the reference, and when an alarm is raised."""
 
     model: str = key("", "run directory or name@alias whose reference is used")
     window: str | tuple[str, ...] = key("", "a month 2020-04, a day 2020-04-07, or [from, to]")
     run: str = key("", "scoring run whose stored profile is compared, instead of a window of the dataset")
     alpha: float = key(0.01, "false-alarm rate over all columns together, per window", gt=0, lt=1)
     alarm_on: tuple[str, ...] = key(
-        ("drift", "performance"), "what makes an alarm", choices=("drift", "performance", "business")
+        ("drift", "performance"), "what raises an alarm", choices=("drift", "performance", "business")
     )
     rising: str = key(
         "leave_out",
-        "values of columns that follow the time (counts that grow with the data's age, a month, a row number)",
+        "columns that always change with time (counts that grow with the data's age, a month, a row number)",
         choices=("leave_out", "judge"),
     )
     season: str = key("none", "weekday: compare with days of the same weekdays", choices=("none", "weekday"))

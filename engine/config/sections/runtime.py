@@ -14,9 +14,9 @@ from engine.errors import UserError
 class ClusterConfig:
     """Where the work runs."""
 
-    kind: str = key("local", "in this process, or Ray", choices=("local", "ray"))
+    kind: str = key("local", "local = this process, ray = workers on Ray", choices=("local", "ray"))
     workers: int = key(1, "training or scoring workers", ge=1)
-    threads: int = key(0, "compute threads of each worker; 0 = cores shared out", ge=0)
+    threads: int = key(0, "compute threads of each worker; 0 = the cores divided among workers", ge=0)
     gpus_per_worker: float = key(0, "GPUs of each worker", ge=0)
     address: str | None = key(None, "null = the job's own cluster or a new local one; auto; host:port")
     timeout: str = key("60s", "how long to wait for a silent worker before its work goes to others", parse=units.span)
@@ -31,12 +31,12 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Who watches."""
+    """Where metrics are mirrored."""
 
-    kind: str = key("off", "mirror of the metrics", choices=("off", "wandb"))
+    kind: str = key("off", "tracker that mirrors the metrics", choices=("off", "wandb"))
     project: str = key("engine", "W&B project")
     entity: str | None = key(None, "W&B entity")
-    mode: str = key("auto", "auto = online where WANDB_API_KEY is set", choices=("auto", "online", "offline"))
+    mode: str = key("auto", "auto = online if WANDB_API_KEY is set", choices=("auto", "online", "offline"))
     group: str | None = key(None, "group of runs in the tracker; null = the name of the experiment")
     tags: tuple[str, ...] = key((), "tags of the run in the tracker")
     rows: bool = key(False, "send the rows of data that a model's bundle holds (gate, samples); else by reference")
@@ -69,8 +69,8 @@ class PathsConfig:
     runs: str = key("runs", f"run directories and the registry; {PLACE}", parse=posix_path)
     mode: str = key(
         "auto",
-        "who may read what is written: private = the user alone (0600, folders 0700), umask = as the process has it, "
-        "auto = private where columns are sensitive",
+        "who may read output files: private = the user alone (0600, folders 0700), umask = by the process's umask, "
+        "auto = private if columns are sensitive",
         choices=("auto", "private", "umask"),
     )
 

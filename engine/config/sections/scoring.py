@@ -11,7 +11,7 @@ from engine.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Which rows are scored by which model."""
+    """Which rows are scored with which model, and where scores go."""
 
     model: str = key("", "run directory or name@alias")
     shadow: str | None = key(
@@ -34,20 +34,20 @@ class ScoreConfig:
     columns: tuple[str, ...] = key((), "columns passed through to the output")
     features: str = key(
         "store",
-        "views from the feature store, or computed by each unit from the history it needs (the same bits)",
+        "read views from the feature store, or compute them per unit from the history they need (the same bits)",
         choices=("store", "compute"),
     )
     profile: bool = key(True, "count the drift profile of inputs and scores in the same pass")
     tries: int = key(3, "attempts at a unit that raises an error or kills its worker, before it is set aside", ge=1)
     output: str | None = key(
         None,
-        "where predictions go: a folder or s3://bucket/prefix, or one file that ends in .csv, .jsonl or .parquet; null = the "
-        "run directory",
+        "where scores go: a folder or s3://bucket/prefix, or one file that ends in .csv, .jsonl or .parquet; null = the run "
+        "directory",
     )
     endpoint: str | None = key(None, "s3:// service of input and output other than AWS, as in http://127.0.0.1:9000")
     region: str | None = key(None, "s3:// region of input and output; null = from the credential chain")
     partition: str | None = key(None, "column whose values become folders `column=value` (hive)")
-    file_rows: int = key(0, "rows of an output file; 0 = one file a unit, or by file_size", ge=0)
+    file_rows: int = key(0, "rows of an output file; 0 = one file per unit, or by file_size", ge=0)
     file_size: str | int | None = key(
         None, "target size of output files, as in 128MB; null = by file_rows", parse=units.size
     )

@@ -27,7 +27,7 @@ class SplitConfig:
     valid: tuple[str, ...] = key((), "rows for early stopping and calibration")
     test: tuple[str, ...] = key((), "rows for the evaluation only")
     known_by: str | None = key(
-        None, "instant by which a row's target must be known to be trained on or watched; null = any time"
+        None, "instant by which a row's target must be known for use in training or validation; null = any time"
     )
     snapshot: str | None = key(
         None,
@@ -59,12 +59,12 @@ class TrainConfig:
     class_weight: str = key("none", "weight of the classes in the loss", choices=("none", "balanced"))
     sampling: str = key(
         "each",
-        "an epoch takes each row once, or draws as many with replacement so that classes are equally frequent",
+        "an epoch uses each row once, or draws as many with replacement so that classes are equally frequent",
         choices=("each", "balanced"),
     )
     epochs: int | str = key(
         AUTO,
-        "passes over the training rows; auto = 10, or as many as make 1,000 steps, at most 100",
+        "passes over the training rows; auto = 10, or as many as needed for 1,000 steps, at most 100",
         parse=units.count(1),
     )
     batch_size: int | str = key(
@@ -75,7 +75,7 @@ class TrainConfig:
     shards: int = key(8, "logical shards of a batch; fixed, so that weights do not depend on workers", ge=1)
     lr: float = key(0.001, "peak learning rate", gt=0)
     weight_decay: float = key(0.01, "AdamW weight decay", ge=0)
-    warmup: float = key(0.05, "share of all steps that warm up; cosine decay follows", ge=0, lt=1)
+    warmup: float = key(0.05, "share of all steps for warm-up, followed by cosine decay", ge=0, lt=1)
     clip: float = key(1.0, "largest gradient norm; 0 = no clipping", ge=0)
     patience: int | str = key(
         AUTO,
@@ -84,7 +84,7 @@ class TrainConfig:
     )
     metric: str | None = key(None, "validation metric to watch; null = roc_auc, accuracy, rmse, mae or pinball by loss")
     precision: str = key("auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16"))
-    reduction: str = key("exact", "how gradients are added up", choices=("exact", "ddp"))
+    reduction: str = key("exact", "how gradients are summed", choices=("exact", "ddp"))
     order: str = key("full", "shuffle over all rows or within windows of rows", choices=("full", "windowed"))
     window_rows: int = key(1_000_000, "rows of one window where order=windowed", ge=1)
     on_bad_loss: str = key("stop", "when a loss is NaN or infinite", choices=("stop", "skip"))
