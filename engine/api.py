@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import commands
-from engine.config import compose, schema, secrecy
+from engine.config import compose, nested, schema, secrecy
 from engine.config.compose import Composed
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
@@ -126,7 +126,8 @@ def _tell_of_another_plan(run: Run, composed: Composed) -> None:
 def _changed_keys(record: dict[str, Any], config: Config, saved: dict[str, Any]) -> str:
     """Keys of the plan that differ from those of a run's record."""
     now = {**schema.plain(config), **saved}
-    return ", ".join(_differences(without(record["config"], IMMATERIAL), without(now, IMMATERIAL))) or "secret values"
+    found = nested.differences(without(record["config"], IMMATERIAL), without(now, IMMATERIAL))
+    return ", ".join(key for key, *_ in found) or "secret values"
 
 
 def _check_same_plan(name: str, config: Config, saved: dict[str, Any], directory: Path, key: str) -> None:
@@ -142,15 +143,3 @@ def _check_same_plan(name: str, config: Config, saved: dict[str, Any], directory
             f"{directory} was started with another plan; these keys differ: {_changed_keys(record, config, saved)}. "
             f"Use the same overrides, or {key}=never"
         )
-
-
-def _differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        names = list(dict.fromkeys([*first, *second]))
-        return [
-            key
-            for name in names
-            for key in _differences(first.get(name), second.get(name), f"{path}.{name}".strip("."))
-        ]
-    return [] if first == second else [path]

@@ -31,7 +31,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import feature_names, literals, schema, secrecy
+from engine.config import feature_names, literals, nested, schema, secrecy
 from engine.config import overrides as words_
 from engine.config.overrides import merged
 from engine.config.sections.runtime import PathsConfig
@@ -98,7 +98,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         except OmegaConfBaseException as error:
             raise UserError(f"config key {error.full_key or '?'}: {str(error).splitlines()[0]}") from None
     keys = {key.rsplit(".", 1)[-1] for key, *_ in schema.documented(Config)}
-    hidden, references = secrecy.of_config(leaves, dict(_plain_leaves(values)), keys)
+    hidden, references = secrecy.of_config(leaves, dict(nested.leaves(values, lists=True)), keys)
     with secrecy.masked_errors(hidden):
         _refuse_targets(values)
         _check_top_level(values)
@@ -428,14 +428,6 @@ def _leaves(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
             yield from _leaves(item, (*place, name))
         else:
             yield (*place, name), item._value()
-
-
-def _plain_leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, (dict, list)) and values:
-        for name, item in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _plain_leaves(item, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, values
 
 
 def _resolve_once(root: DictConfig, places: dict[str, tuple[tuple[Any, ...], Any]]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -350,7 +349,7 @@ def _build(
         whole = found.files.get((part.name, tuple(wanted.items())))
         if whole is not None:
             stored, entry = whole
-            _link(stored.directory / file, directory / file)
+            storage.link_or_copy(stored.directory / file, directory / file)
             known = {"file": file, "start": part.rows[0], "stop": part.rows[1], "sealed": stored.seal.files[file]}
             return {**entry, **known}, False
         columns: dict[str, Any] = {
@@ -386,14 +385,6 @@ def _write(path: Path, table: pa.Table) -> None:
     # Window statistics rarely repeat: plain pages with a fast codec are written three times as fast as dictionaries.
     texts = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     storage.write_parquet(path, table, row_group_size=ROW_GROUP, use_dictionary=texts, compression="lz4")
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link to a finished file, or a copy where the file system has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 # ---------------------------------------------------------------------------------------------------- computing

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pd
 
+from engine.config import nested
 from engine.data.dataset import MANIFEST, DatasetRecord
 from engine.errors import UserError, nearest
 from engine.features.encode import EncoderRecord
@@ -196,20 +197,7 @@ def _fitted_differences(recorded: Path, rerun: Path) -> Iterator[tuple[str, Any,
     paths = [directory / "model" / "features.json" for directory in (recorded, rerun)]
     if all(path.exists() for path in paths):
         was, now = (records.read(path, EncoderRecord) for path in paths)
-        yield from _differences(was, now)
-
-
-def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(where, before, now) of every leaf that differs; an entry of a list is called by its name where it has one."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        for name in dict.fromkeys([*was, *now]):
-            yield from _differences(was.get(name), now.get(name), f"{path}.{name}".strip("."))
-    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        for index, (a, b) in enumerate(zip(was, now, strict=True)):
-            name = a.get("name", index) if isinstance(a, dict) else index
-            yield from _differences(a, b, f"{path}.{name}".strip("."))
-    elif was != now:
-        yield path, was, now
+        yield from nested.differences(was, now, lists=True)
 
 
 def _scores_are_close(recorded: Path, rerun: Path) -> bool:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from engine.config import nested
 from engine.config.tree import Config
 from engine.data.dataset import MANIFEST, REMEDY, DatasetRecord
 from engine.data.profile import ProfileRecord
 from engine.errors import UserError
 from engine.lifecycle.restore import environment_differences
-from engine.lifecycle.runs import dotted, find_run, status
+from engine.lifecycle.runs import find_run, status
 from engine.runtime import environment, git, recorded_paths, records, seal, storage, terminal
 from engine.runtime.reports import html
 from engine.runtime.run import as_written, load_metrics, load_record
@@ -29,6 +30,7 @@ from kernels.statistics import js_of
 DATA_LINKS = ("inputs", "dataset", "features", "fitted")
 DIFF_LINES = 80
 WHERE_FILES_GO = ("paths",)
+NOTHING = {"metrics": "none measured"}  # what a part without rows says; the others say "the same"
 # Figures of the machine and the moment, not of the model.
 COST = ("_seconds", "_per_second", "/seconds", "_bytes")
 
@@ -97,7 +99,7 @@ def _differing(maps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def config_differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
     """Dotted key -> value in each run, of the keys that differ; where files go is no difference."""
-    found = _differing([dict(dotted(side.record.get("config") or {})) for side in sides])
+    found = _differing([dict(nested.leaves(side.record.get("config") or {})) for side in sides])
     return {name: row for name, row in found.items() if name.split(".")[0] not in WHERE_FILES_GO}
 
 
@@ -288,34 +290,29 @@ def _overlap(first: list[float] | None, other: list[float] | None) -> bool | Non
 # ----------------------------------------------------------------------------------------------------------- output
 
 
+def _parts(found: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Columns and rows of each part, one value a run."""
+    labels = [run["id"] for run in found["runs"]]
+    return {
+        "config": (["key", *labels], [[name, *row] for name, row in found["config"].items()]),
+        "code": (["", *labels], [[name, *row] for name, row in found["code"].items() if name != "diff"]),
+        "data": (["", *labels], list(data_lines(found["data"]))),
+        "environment": (["", *labels], list(environment_lines(found["environment"]))),
+        "metrics": (["metric", *labels, "difference"], [_metric_line(row) for row in found["metrics"]]),
+        "cost": (["", *labels], [[row["figure"], *row["values"]] for row in found["cost"]]),
+    }
+
+
 def as_text(found: Mapping[str, Any]) -> str:
     """Tables for a terminal; a part in which nothing differs says so in one line."""
-    labels = [run["id"] for run in found["runs"]]
-    parts = [
-        table(
-            ["run", "command", "name", "status"],
-            [[r["id"], r["command"], r["name"], r["status"]] for r in found["runs"]],
-        )
-    ]
-    parts.append(_part("config", ["key", *labels], [[name, *row] for name, row in found["config"].items()]))
-    parts.append(_part("code", ["", *labels], code_lines(found["code"])))
-    parts += ["\n".join(lines) + "\n" for lines in found["code"].get("diff", []) if lines]
-    parts.append(_part("data", ["", *labels], list(data_lines(found["data"]))))
-    parts.append(_part("environment", ["", *labels], list(environment_lines(found["environment"]))))
-    parts.append(
-        _part(
-            "metrics",
-            ["metric", *labels, "difference"],
-            [_metric_line(row) for row in found["metrics"]],
-            "none measured",
-        )
-    )
-    parts.append(_part("cost", ["", *labels], [[row["figure"], *row["values"]] for row in found["cost"]]))
-    return "\n".join(parts)
-
-
-def _part(title: str, columns: list[str], rows: list[list[Any]], nothing: str = "the same") -> str:
-    return f"{title}\n{table(columns, rows)}" if rows else f"{title}: {nothing}\n"
+    facts = ["id", "command", "name", "status"]
+    texts = [table(["run", *facts[1:]], [[run[name] for name in facts] for run in found["runs"]])]
+    for title, (columns, rows) in _parts(found).items():
+        nothing = NOTHING.get(title, "the same")
+        texts.append(f"{title}\n{table(columns, rows)}" if rows else f"{title}: {nothing}\n")
+        if title == "code":
+            texts += ["\n".join(lines) + "\n" for lines in found["code"].get("diff", []) if lines]
+    return "\n".join(texts)
 
 
 def data_lines(data: Mapping[str, Any]) -> Iterator[list[Any]]:
@@ -331,11 +328,6 @@ def data_lines(data: Mapping[str, Any]) -> Iterator[list[Any]]:
     distances = data.get("profile_distance", [])
     for name in list(dict.fromkeys(name for item in distances for name in item))[:10]:
         yield [f"distance of {name}", 0.0, *(item.get(name, 0.0) for item in distances)]
-
-
-def code_lines(code: Mapping[str, Any]) -> list[list[Any]]:
-    """The code part without its diffs as rows of a table, one value a run."""
-    return [[name, *row] for name, row in code.items() if name != "diff"]
 
 
 def environment_lines(environment: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[list[Any]]:
@@ -372,32 +364,12 @@ def as_html(found: Mapping[str, Any], sides: Sequence[Side]) -> str:
             for label, points in zip(labels, histories, strict=True)
         ]
         charts.append(html.card(name, html.line_chart(series, x_label="step", y_label=name)))
-    body = [
-        html.section(
-            "Config",
-            html.table(["key", *labels], [[k, *map(cell, v)] for k, v in found["config"].items()], empty="the same"),
-        ),
-        html.section(
-            "Code",
-            html.table(["", *labels], [list(map(cell, row)) for row in code_lines(found["code"])], empty="the same"),
-            *(html.preformatted("\n".join(lines)) for lines in found["code"].get("diff", []) if lines),
-        ),
-        html.section(
-            "Data",
-            html.table(["", *labels], [list(map(cell, row)) for row in data_lines(found["data"])], empty="the same"),
-        ),
-        html.section(
-            "Environment",
-            html.table(
-                ["", *labels],
-                [list(map(cell, row)) for row in environment_lines(found["environment"])],
-                empty="the same",
-            ),
-        ),
-        html.section(
-            "Metrics", html.table(["metric", *labels, "difference"], [_metric_line(row) for row in found["metrics"]])
-        ),
-        html.section("Curves", *[html.row(*charts[at : at + 2]) for at in range(0, len(charts), 2)]),
-        html.section("Cost", html.table(["", *labels], [[row["figure"], *row["values"]] for row in found["cost"]])),
-    ]
+    sections = {}
+    for title, (columns, rows) in _parts(found).items():
+        shown = rows if title == "cost" else [[row[0], *map(cell, row[1:])] for row in rows]
+        sections[title] = [html.table(columns, shown, empty=NOTHING.get(title, "the same"))]
+    sections["code"] += [html.preformatted("\n".join(lines)) for lines in found["code"].get("diff", []) if lines]
+    cost = sections.pop("cost")
+    sections |= {"curves": [html.row(*charts[at : at + 2]) for at in range(0, len(charts), 2)], "cost": cost}
+    body = [html.section(title.capitalize(), *parts) for title, parts in sections.items()]
     return str(html.page("Comparison of runs", " and ".join(labels), body, "from the run directories"))

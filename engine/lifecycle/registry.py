@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.config import nested
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.decide import version_facts
@@ -164,15 +165,7 @@ def _description(registry: Registry, version: Version) -> dict[str, Any]:
     model = registry.verify(version)
     facts = {name: version.facts[name] for name in ("digest", "source", "split", "metrics", "train_rows")}
     spec, described = records.read(model / "spec.json", SpecRecord), records.read(model / "model.json", ModelRecord)
-    return dict(_leaves({**facts, "model": described, "data": spec["data"], "features": spec["features"]}))
-
-
-def _leaves(value: Any, path: str = "") -> Any:
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            yield from _leaves(item, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, value
+    return dict(nested.leaves({**facts, "model": described, "data": spec["data"], "features": spec["features"]}))
 
 
 def _one(words: Sequence[str], command: str, what: str) -> str:

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config import literals
+from engine.config import literals, nested
 from engine.config.secrecy import MASK
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import chain, restore
 from engine.lifecycle.restore import Code
-from engine.lifecycle.runs import directories, dotted, find_run
+from engine.lifecycle.runs import directories, find_run
 from engine.runtime import digest, recorded_paths, remote, storage, terminal, trust
 from engine.runtime.run import load_record, records_below
 from engine.runtime.terminal import table
@@ -162,7 +162,7 @@ def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
             f"{directory} moved a registry, which a rerun must not do. The decision is proved by "
             f"`retrain retrain.replay={directory / 'decision.json'}`{challenger}"
         )
-    hidden = [name for name, value in dotted(record["config"]) if MASK in str(value)]
+    hidden = [name for name, value in nested.leaves(record["config"]) if MASK in str(value)]
     if hidden:
         raise UserError(
             f"{directory} cannot be run again: {', '.join(hidden)} was given as a plain secret and is not kept. "
@@ -230,7 +230,7 @@ def _fill_store(record: Mapping[str, Any], store: Path, start: str) -> None:
                 f"--from {start} takes what comes before from the recorded store, but {source} is not there"
             )
         hidden = shutil.ignore_patterns(".*")
-        shutil.copytree(source, store / part, ignore=hidden, copy_function=_link_or_copy)
+        shutil.copytree(source, store / part, ignore=hidden, copy_function=storage.link_or_copy)
 
 
 def _take_history(record: Mapping[str, Any], store: Path) -> None:
@@ -243,14 +243,7 @@ def _take_history(record: Mapping[str, Any], store: Path) -> None:
             f"the run's windows looked back on dataset {source}, which is not there: restore the store it lay in"
         )
     target = store / "datasets" / source.parent.name / source.name
-    shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    shutil.copytree(source, target, copy_function=storage.link_or_copy, dirs_exist_ok=True)
 
 
 def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, judged: Path | None = None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.config import nested
 from engine.errors import UserError
 from engine.runtime import environment, git
 
@@ -141,10 +142,10 @@ _PYTHON = re.compile(r"[0-9]+\.[0-9]+")
 
 def environment_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What differs between the recorded environment and one of now, weightiest first."""
-    was, here = dict(_flat(record)), dict(_flat(now))
+    was, here = dict(nested.leaves(record)), dict(nested.leaves(now))
     found = []
     for name in dict.fromkeys([*was, *here]):
-        if was.get(name) != here.get(name) and not name.startswith("threads."):
+        if was.get(name) != here.get(name) and not name.startswith("threads"):
             weight = WEIGHTS.get(name, 0)
             if name == "python" and _minor(was.get(name)) == _minor(here.get(name)):
                 weight = 1
@@ -167,15 +168,6 @@ def run_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[d
 
 def _minor(version: Any) -> str:
     return ".".join(str(version).split(".")[:2])
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        where = f"{path}.{name}".strip(".")
-        if isinstance(value, Mapping):
-            yield from _flat(value, where)
-        else:
-            yield where, value
 
 
 def build_environment(record: Mapping[str, Any], scratch: Path) -> Path:

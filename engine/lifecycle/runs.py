@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.config import nested
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.runtime import records, terminal
@@ -74,7 +75,7 @@ def summary(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     flat.update({name: record.get(name) for name in FACTS})
     flat["status"] = status(directory, record)
     flat["commit"] = ((record.get("code") or {}).get("engine_git") or {}).get("commit")
-    flat.update(dict(dotted(record.get("config") or {})))
+    flat.update(dict(nested.leaves(record.get("config") or {})))
     flat.update({f"chain/{link}": value for link, value in (record.get("chain") or {}).items()})
     flat.update({f"outputs/{name}": value for name, value in (record.get("outputs") or {}).items()})
     flat.update(load_metrics(directory))
@@ -90,16 +91,6 @@ def status(directory: Path, record: Mapping[str, Any]) -> str:
         os.kill(record["pid"], 0)
         return said
     return "killed"
-
-
-def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a nested config; lists are values."""
-    for name, value in values.items():
-        where = f"{path}.{name}" if path else str(name)
-        if isinstance(value, Mapping) and value:
-            yield from dotted(value, where)
-        else:
-            yield where, value
 
 
 # ------------------------------------------------------------------------------------------------------- the list

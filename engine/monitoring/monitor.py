@@ -425,7 +425,7 @@ def build_record(
         "meaning": MEANING,
     }
     conclude(record, drift, settings.alarm_on)
-    return dict(rounded(record))
+    return dict(storage.finite(record, DIGITS))
 
 
 def measured_performance(config: Config, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
@@ -573,19 +573,6 @@ def not_judged(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
     return found
 
 
-def rounded(value: Any) -> Any:
-    """The same with floats to DIGITS significant digits and None for what is not finite."""
-    if isinstance(value, dict):
-        return {str(name): rounded(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    return value
-
-
 # ----------------------------------------------------------------------------------------------------------- output
 
 
@@ -598,7 +585,7 @@ def finish(
     floors = {**FLOORS, **config.monitor.floors}
     rows = history.reference_rows(reference, drift.line, plan, floors, record["model"])
     rows += history.earlier_rows(run, record["model"]) + history.current_rows(record)
-    table = history.history_table(rounded(row) for row in rows)
+    table = history.history_table(storage.finite(row, DIGITS) for row in rows)
     storage.write_parquet(run.path(*history.FILE), table)
     report.write_report(run.path("report.html"), config.name, record, table, drift)
     run.log(f"{record['verdict']}: {record['headline']}")

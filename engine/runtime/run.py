@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import json
 import logging
-import math
 import os
 import secrets as random_names
 import shutil
@@ -336,7 +335,7 @@ class Run:
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl; a value that is not finite is written as null."""
         line = {"step": step, "time": round(time.time(), 3)}
-        line.update({name: value if math.isfinite(value) else None for name, value in values.items()})  # type: ignore[misc]
+        line.update(storage.finite(dict(values)))
         with storage.disk_errors(self.directory), open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -360,7 +359,7 @@ class Run:
 
     def finish(self, metrics: Mapping[str, float], status: str = "done") -> None:
         """Write metrics.json, the metrics link, run.json, and DONE last."""
-        finite = {name: float(value) if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+        finite = {name: storage.finite(float(value)) for name, value in sorted(metrics.items())}
         storage.write_json(self.directory / "metrics.json", finite)
         judged = {name: value for name, value in finite.items() if name.startswith(("valid/", "test/"))}
         if judged:

@@ -9,6 +9,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -334,6 +336,29 @@ def link(source: Path, path: Path) -> None:
         return
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def link_or_copy(source: Path | str, path: Path | str) -> None:
+    """Make `path`, which is not there yet, a second name of the file `source`, or a copy where the disk cannot."""
+    try:
+        os.link(source, path)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copyfile(source, path)
+
+
+def finite(value: Any, digits: int | None = None) -> Any:
+    """A value ready for JSON: NumPy's as Python's, None for a number that JSON does not have (NaN, infinity), floats to
+    `digits` significant digits.
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(name): finite(item, digits) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item, digits) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return float(f"{value:.{digits}g}") if digits and isinstance(value, float) else value
 
 
 def write_text(path: Path, text: str, synced: bool = True) -> None:

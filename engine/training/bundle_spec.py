@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from engine.config import schema
+from engine.config import nested, schema
 from engine.config.sections.data import DataConfig
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -49,12 +49,9 @@ def _check_places(config: Config, data: DataConfig, bundle: Bundle) -> None:
         remote.check(Path(config.paths.store), brought, config.trust, f"the model {bundle.directory}", remedy)
 
 
-def _refuse_difference(path: str, asked: Any, bundled: Any) -> None:
-    if isinstance(asked, dict) and isinstance(bundled, dict):
-        for name in {**bundled, **asked}:
-            _refuse_difference(f"{path}.{name}", asked.get(name), bundled.get(name))
-    elif asked != bundled:
+def _refuse_difference(section: str, asked: Any, bundled: Any) -> None:
+    for path, here, there in nested.differences(asked, bundled, section):
         raise UserError(
-            f"{path} is {asked!r} here but the model was trained with {bundled!r}: scoring takes the model's own "
+            f"{path} is {here!r} here but the model was trained with {there!r}: scoring takes the model's own "
             "specification. Drop the override, or train a model with it"
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import digest, environment, records
+from engine.runtime import digest, environment, records, storage
 from engine.runtime.progress import Progress
 from engine.runtime.run import Run
 from engine.training.checkpoint import save_checkpoint
@@ -293,7 +293,7 @@ class Trainer:
         state.rows_seen = state.stream = 0
         measured = self._validate()
         self.clock.evaluate += time.perf_counter() - began
-        entry |= {f"valid_{name}": value if math.isfinite(value) else None for name, value in measured.items()}
+        entry |= {f"valid_{name}": storage.finite(value) for name, value in measured.items()}
         state.history.append(entry)
         self._judge(epoch, measured)
         state.finished = state.step >= self.schedule.steps or bool(

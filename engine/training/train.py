@@ -459,7 +459,7 @@ def write_outcome(
     history: list[dict[str, Any]],
 ) -> None:
     """`evaluation.json` (curves, months and slices of every split) and `report.html`."""
-    storage.write_json(run.path("evaluation.json"), finite_json(details))
+    storage.write_json(run.path("evaluation.json"), storage.finite(details))
     report.write_report(
         run,
         history=history,
@@ -469,17 +469,6 @@ def write_outcome(
         config=config,
         metrics=metrics,
     )
-
-
-def finite_json(value: Any) -> Any:
-    """The value with numbers that JSON does not have (NaN, infinity) as null."""
-    if isinstance(value, dict):
-        return {str(name): finite_json(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [finite_json(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def quarantine_summary(dataset: Dataset) -> dict[str, int]:

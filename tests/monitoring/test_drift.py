@@ -11,8 +11,9 @@ import pytest
 from engine.errors import UserError
 from engine.monitoring.alarm_lines import NAMES
 from engine.monitoring.drift import Current, benjamini_hochberg
-from engine.monitoring.monitor import conclude, rounded
+from engine.monitoring.monitor import DIGITS, conclude
 from engine.monitoring.statistics import HAS
+from engine.runtime import storage
 from tests.monitoring.synthetic import make_reference, make_window, record, run_drift, status
 
 
@@ -210,7 +211,7 @@ def test_a_reference_smaller_than_its_bins_still_compares() -> None:
     reference = make_reference(steady, 3, 4)
     drift = run_drift(reference, make_window(reference, moved(x=lambda rng, v: v + 100.0), 1, 50))
     assert status(drift)["x"] == "alarm"
-    json.dumps(rounded([drift.columns, drift.causes]), allow_nan=False)
+    json.dumps(storage.finite([drift.columns, drift.causes], DIGITS), allow_nan=False)
 
 
 def test_one_bad_column_of_five_hundred_is_the_first_cause_and_the_only_one() -> None:
@@ -331,7 +332,7 @@ def test_values_at_the_ends_of_a_double_are_compared_like_others(value, place) -
 
     reference = make_reference(far if place != "window" else calm, 20, 50)
     drift = run_drift(reference, make_window(reference, far if place != "reference" else calm, 2, 50))
-    json.dumps(rounded([drift.columns, drift.causes]), allow_nan=False)
+    json.dumps(storage.finite([drift.columns, drift.causes], DIGITS), allow_nan=False)
     assert {status(drift)[name] for name in ("kind", "x")} == {"quiet"}
     assert (status(drift)["flat"] == "alarm") == (place != "both")
     assert place != "both" or drift.alarms == []
@@ -351,7 +352,7 @@ def test_benjamini_hochberg_is_the_step_up_rule() -> None:
 
 
 def test_what_is_not_finite_is_null_in_the_record() -> None:
-    assert rounded({"a": [float("nan"), (np.inf, np.float64(-np.inf))], "b": 0.1234567894}) == {
+    assert storage.finite({"a": [float("nan"), (np.inf, np.float64(-np.inf))], "b": 0.1234567894}, DIGITS) == {
         "a": [None, [None, None]],
         "b": 0.123456789,
     }
@@ -360,5 +361,5 @@ def test_what_is_not_finite_is_null_in_the_record() -> None:
 def test_the_same_profile_gives_the_same_record(reference) -> None:
     window = make_window(reference, moved(x=lambda rng, v: v + 1.0), 7, 150)
     one, two = (run_drift(reference, window) for _ in range(2))
-    assert json.dumps(rounded(one.columns)) == json.dumps(rounded(two.columns))
+    assert json.dumps(storage.finite(one.columns, DIGITS)) == json.dumps(storage.finite(two.columns, DIGITS))
     assert one.line.heights.tolist() == two.line.heights.tolist()

@@ -16,11 +16,11 @@ import pytest
 from engine import api
 from engine.config.sections.training import TASKS
 from engine.errors import UserError
-from engine.runtime import digest
+from engine.runtime import digest, storage
 from engine.runtime.run import Run
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS
-from engine.training.train import check_weights, finite_json
+from engine.training.train import check_weights
 from tests.tiny import DATA, overrides, visits, write_tiny
 
 
@@ -77,7 +77,7 @@ def test_a_weight_that_is_none_is_refused_by_row(weight: float, shown: str) -> N
 
 def test_numbers_that_json_lacks_become_null() -> None:
     value = {"a": math.nan, "b": [np.float32(1.5), math.inf], "c": np.int64(3), "d": np.array([1.0, np.nan])}
-    assert finite_json(value) == {"a": None, "b": [1.5, None], "c": 3, "d": [1.0, None]}
+    assert storage.finite(value) == {"a": None, "b": [1.5, None], "c": 3, "d": [1.0, None]}
 
 
 @pytest.mark.parametrize(
