@@ -43,7 +43,7 @@ def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`data gc [--delete] [--json]`: lists datasets with what keeps them; removes the others. Raises UserError."""
     if words:
         raise UserError(f"data gc takes options only, found {words[0]!r}")
-    delete, as_json = "--delete" in options, "--json" in options
+    delete = "--delete" in options
     root = storage.inside(Path(config.paths.store), "datasets")
     if delete:
         storage.purge(root)
@@ -57,20 +57,8 @@ def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
                 if delete and reason is None:
                     storage.remove(directory, root)
                 told = {"dataset": folder.name, "entry": directory.name, "bytes": size, "kept": reason}
-                rows.append(told | {"removed": delete and reason is None, "directory": str(directory)})
-    rows.sort(key=lambda row: row["kept"] is not None)
-    going = [row for row in rows if row["kept"] is None]
-    if as_json:
-        terminal.rows(rows, True)
-        return 0
-    for row in rows:
-        row["kept"] = row["kept"] or ("removed" if row.pop("removed") else "may go")
-        row.pop("removed", None)
-    terminal.rows(rows, False, f"no datasets in {root}")
-    told_size = f"{len(going)} of {len(rows)} datasets, {sum(row['bytes'] for row in going) / 1e6:,.1f} MB"
-    terminal.out(
-        f"{told_size} removed\n" if delete else f"{told_size} may go{': add --delete to remove them' * bool(going)}\n"
-    )
+                rows.append({**told, "directory": str(directory)})
+    terminal.collected(rows, "datasets", delete, "--json" in options, f"no datasets in {root}")
     return 0
 
 

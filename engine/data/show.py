@@ -55,23 +55,20 @@ def page(dataset: Dataset, profile: ProfileRecord) -> str:
         f"  recipe  {dataset.recipe}",
         f"  stands in {dataset.directory}",
         "",
-        *_columns(manifest, profile),
-        "",
+        _columns(manifest, profile),
         *_tables(manifest),
         *_accounting(manifest["accounting"]),
     ]
     return "\n".join(lines)
 
 
-def _columns(manifest: DatasetRecord, profile: ProfileRecord) -> list[str]:
-    lines = [f"{'column':<22} {'type':<14} {'role':<12} {'nulls':>8}  {'digest':<8}  values"]
+def _columns(manifest: DatasetRecord, profile: ProfileRecord) -> str:
+    rows = []
     for column in manifest["columns"]:
         shown = profile["columns"].get(column["name"], {"nulls": 0, "null_rate": 0.0, "nan": 0})
-        lines.append(
-            f"{column['name']:<22} {column['type']:<14} {column['role']:<12} {shown['null_rate']:>8.2%}  "
-            f"{column.get('digest', '')[:8]}  {_values(shown, profile)}"
-        )
-    return lines
+        facts = [column["name"], column["type"], column["role"], f"{shown['null_rate']:.2%}"]
+        rows.append([*facts, column.get("digest", "")[:8], _values(shown, profile)])
+    return terminal.table(["column", "type", "role", "nulls", "digest", "values"], rows)
 
 
 def _values(shown: ColumnProfile, profile: ProfileRecord) -> str:

@@ -101,16 +101,13 @@ def _fails(column: str, staged: Staged, data: DataConfig) -> bool:
 
 
 def table(reports: list[dict[str, Any]]) -> str:
-    """The report for a person: one line a file, then what is wrong with it."""
-    lines = [f"{'file':<48} {'rows':>10} {'kept':>10} {'bad':>8}  notes"]
+    """The report for a person: one line a file, then what is wrong."""
+    rows, problems = [], []
     for report in reports:
         notes = [f"{kind} {json.dumps(report[kind], ensure_ascii=False)}" for kind in NOTES if report.get(kind)]
-        name = report["file"] if len(report["file"]) <= 48 else "…" + report["file"][-47:]
-        lines.append(
-            f"{name:<48} {report['rows']:>10,} {report['kept']:>10,} {report['quarantined']:>8,}  {'; '.join(notes)}".rstrip()
-        )
-        lines += [f"    {problem}" for problem in report["problems"]]
-    return "\n".join(lines) + "\n"
+        rows.append([report["file"], report["rows"], report["kept"], report["quarantined"], "; ".join(notes)])
+        problems += [f"{report['file']}: {problem}\n" for problem in report["problems"]]
+    return terminal.table(["file", "rows", "kept", "bad", "notes"], rows) + "".join(problems)
 
 
 NOTES = ("missing", "unexpected", "renamed", "reordered", "converted")

@@ -108,7 +108,7 @@ def backtest(config: Config, run: Run) -> dict[str, float]:
     run.add_used("first model", bench.first.record["outputs"]["model"])
     run.add_output("backtest", digest.of_json(record))
     backtest_report.write_report(run, record)
-    for line in backtest_report.text_table(record):
+    for line in backtest_report.text_table(record).splitlines():
         run.log(line)
     return {**figures(results), "backtest/seconds": record["seconds"]}
 

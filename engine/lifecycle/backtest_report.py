@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from engine.runtime import storage
+from engine.runtime import storage, terminal
 from engine.runtime.registry import short
 from engine.runtime.reports import html
 from engine.runtime.run import Run
@@ -88,12 +88,9 @@ def write_report(run: Run, record: dict[str, Any]) -> Path:
     return path
 
 
-def text_table(record: dict[str, Any]) -> Iterator[str]:
-    """The comparison as lines of text."""
-    rows = [COLUMNS, *([_text(cell) for cell in _row(item)] for item in record["policies"])]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+def text_table(record: dict[str, Any]) -> str:
+    """The comparison as text."""
+    return terminal.table(COLUMNS, [[_text(cell) for cell in _row(item)] for item in record["policies"]])
 
 
 def _text(cell: Any) -> str:

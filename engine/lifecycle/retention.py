@@ -109,18 +109,7 @@ def _carry_out(found: Sequence[Entry], kept: Mapping[Path, str], options: Mappin
                 "directory": str(item.directory),
             }
         )
-    rows.sort(key=lambda row: row["kept"] is not None)
-    if "--json" in options:
-        terminal.rows([{**row, "removed": delete and row["kept"] is None} for row in rows], True)
-        return 0
-    terminal.rows(
-        [{**row, "kept": row["kept"] or ("removed" if delete else "may go")} for row in rows], False, "no runs"
-    )
-    going = [row for row in rows if row["kept"] is None]
-    told = f"{len(going)} of {len(rows)} runs, {sum(row['bytes'] for row in going) / 1e6:,.1f} MB"
-    terminal.out(
-        f"{told} removed\n" if delete else f"{told} may go{': add --delete to remove them' if going else ''}\n"
-    )
+    terminal.collected(rows, "runs", delete, "--json" in options, "no runs")
     return 0
 
 

@@ -61,6 +61,18 @@ def rows(found: Sequence[Mapping[str, Any]], as_json: bool, nothing: str = "") -
         out(nothing + "\n")
 
 
+def collected(found: Sequence[Mapping[str, Any]], what: str, delete: bool, as_json: bool, nothing: str = "") -> None:
+    """What a clean-up has found, on stdout, what goes first: `kept` of a record says why it stays, None that it goes."""
+    found = sorted(found, key=lambda row: row["kept"] is not None)
+    if as_json:
+        rows([{**row, "removed": delete and row["kept"] is None} for row in found], True)
+        return
+    rows([{**row, "kept": row["kept"] or ("removed" if delete else "may go")} for row in found], False, nothing)
+    going = [row for row in found if row["kept"] is None]
+    told = f"{len(going)} of {len(found)} {what}, {sum(row['bytes'] for row in going) / 1e6:,.1f} MB"
+    out(f"{told} removed\n" if delete else f"{told} may go{': add --delete to remove them' if going else ''}\n")
+
+
 def table(columns: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     """Aligned text; numbers to the right."""
     texts = [[one_line(cell(value)) for value in line] for line in lines]
