@@ -1,1 +1,1 @@
-"""Registry, retraining, backtest, reproduction, comparison."""
+"""Model lifecycle: registry, retraining, backtest, reproduction, comparison, clean-up of runs."""

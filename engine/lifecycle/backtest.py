@@ -1,8 +1,8 @@
-"""The `backtest` step: the past period by period, as it would have been known then, under several policies.
+"""The `backtest` step: replays the past period by period under several retraining policies.
 
-At the start of a period each policy decides on what monitoring has seen by then, and trains, judges and promotes for real in a
-registry of its own; the champion scores the period; the period is monitored when it is over. Policies share work: training is
-reused by plan and dataset, scores by model and rows, within a backtest and between backtests.
+At the start of a period each policy decides on what monitoring had seen by then, and trains, judges and promotes in its own
+registry; the champion scores the period; the period is monitored at its end. Policies share work: trainings are reused by plan
+and dataset, scores by model and rows, within a backtest and between backtests.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LATEST = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Period:
-    """A stretch of the event time in microseconds UTC, from included, to excluded."""
+    """An interval of the event time in microseconds UTC, start included, end excluded."""
 
     name: str
     start: int
@@ -64,7 +64,7 @@ class Period:
 
 @dataclass
 class Bench:
-    """What all policies of a backtest share."""
+    """State shared by all policies of a backtest."""
 
     config: Config
     run: Run
@@ -84,7 +84,7 @@ def backtest(config: Config, run: Run) -> dict[str, float]:
     """Replay every policy; write backtest.json and report.html."""
     began = time.monotonic()
     check_replayable(config)
-    for leftover in ("registry", "policies"):  # of an attempt that was killed: its costly parts are found by content
+    for leftover in ("registry", "policies"):  # of a killed attempt: its expensive parts are found by content
         shutil.rmtree(run.path(leftover), ignore_errors=True)
     history = History.read(config, run)
     bench = prepare(config, run, history)
@@ -114,22 +114,24 @@ def backtest(config: Config, run: Run) -> dict[str, float]:
 
 
 def check_replayable(config: Config) -> None:
-    """Fail before spending. Raises UserError."""
+    """Check the config before any work starts. Raises UserError."""
     if not config.backtest.policies:
         raise UserError("backtest.policies must name at least one policy")
     if config.backtest.start is None and not config.split.valid:
-        raise UserError("backtest.start must say when the first scored period begins, found neither it nor split.valid")
+        raise UserError(
+            "backtest.start must be the start of the first scored period; neither it nor split.valid is set"
+        )
     placed = config if config.split.train else dataclasses.replace(config, split=first_split_stub(config))
     check_trainable(placed)
 
 
 def first_split_stub(config: Config) -> Any:
-    """Any training period: a backtest makes its own from the data."""
+    """A placeholder training period: a backtest derives its own from the data."""
     return dataclasses.replace(config.split, train=("1970-01-01", config.backtest.start or ""), valid=(), test=())
 
 
 def policy_config(base: RetrainConfig, policy: PolicyConfig) -> RetrainConfig:
-    """`retrain` with a policy's differences."""
+    """`retrain` with the overrides of a policy."""
     changes = {name: value for name, value in schema.plain(policy).items() if value is not None and name != "triggers"}
     return dataclasses.replace(base, triggers=policy.triggers, **changes)
 
@@ -138,8 +140,8 @@ def policy_config(base: RetrainConfig, policy: PolicyConfig) -> RetrainConfig:
 
 
 def prepare(config: Config, run: Run, history: History) -> Bench:
-    """Periods, the first champion, and the trainings that are known to be needed."""
-    # Work that backtests share lies in the store: a later backtest finds it.
+    """The periods, the first champion, and the trainings that are certainly needed."""
+    # Work that backtests share is in the store, where a later backtest finds it.
     shared = dataclasses.replace(config.paths, runs=str(Path(config.paths.store) / "backtest"))
     config = dataclasses.replace(config, paths=shared)
     history = dataclasses.replace(history, config=config)
@@ -162,20 +164,20 @@ def start_of(config: Config) -> int:
 
 
 def first_config(config: Config, history: History) -> Config:
-    """The config of the first champion: all that is mature when the first period begins."""
+    """The config of the first champion, trained on all rows that are mature when the first period begins."""
     now = start_of(config)
     horizon = horizon_of(config.retrain, history.event, history.known, now)
     return challenger_config(config, periods_of(config.retrain, int(history.event[0]), now, horizon, None))
 
 
 def make_periods(config: BacktestConfig, history: History) -> list[Period]:
-    """Periods with rows from backtest.start to its stop, the last one perhaps shorter. Raises UserError when there is none."""
+    """Periods with rows from backtest.start to its stop; the last may be shorter. Raises UserError when there is none."""
     zone = history.config.data.time_zone
     start = start_of(history.config)
     stop = units.instant(config.stop, zone) if config.stop is not None else int(history.event[-1]) + 1
     found: list[Period] = []
     at = start
-    # From period to period by events, be the next one in another century: what holds no row cannot be measured.
+    # Steps from event to event, so that empty periods, even a century of them, cost nothing: they cannot be measured.
     while (place := int(np.searchsorted(history.event, at, "left"))) < len(history.event):
         event = int(history.event[place])
         if event >= stop:
@@ -187,14 +189,14 @@ def make_periods(config: BacktestConfig, history: History) -> list[Period]:
         at = end
     if not found:
         raise UserError(
-            f"backtest.start must lie before the end of the data, {units.format_instant(stop, zone)}, found "
+            f"backtest.start must be before the end of the data, {units.format_instant(stop, zone)}, found "
             f"{units.format_instant(start, zone)}"
         )
     return found
 
 
 def period_start(event: int, start: int, period: str, zone: str) -> int:
-    """Where the period begins that holds an event at or after `start`, the beginning of an earlier period or of its own."""
+    """Start of the period that holds the event; `start` is the start of this or an earlier period."""
     if period != "month":
         length = units.span(period)
         return start + (event - start) // length * length
@@ -214,7 +216,7 @@ def next_month(instant: int, zone: str) -> int:
 
 
 def train_ahead(config: Config, run: Run, history: History, periods: list[Period]) -> None:
-    """Train in parallel on Ray what the policies without a condition will ask for; the others ask for much the same."""
+    """Train in parallel on Ray what unconditional policies will need; most of it serves the other policies too."""
     plans = [first_config(config, history)]
     seen = units.between(plans[0].split.train, config.data.time_zone)[1]
     for policy in (policy_config(config.retrain, item) for item in config.backtest.policies.values()):
@@ -236,22 +238,22 @@ def train_ahead(config: Config, run: Run, history: History, periods: list[Period
         for outcome in pool.run_actors(work, list(items.values()), actors, TRIES, marks):
             progress.advance(1)
             if outcome.result is None:
-                run.warn(f"a training ahead failed and is left to its policy: {outcome.cause}")
+                run.warn(f"a training in advance failed; its policy will train again: {outcome.cause}")
 
 
 def in_process(config: Config) -> Config:
-    """The config with one worker in this process: many small trainings side by side, none of them spread out."""
+    """The config with one worker in this process: many small trainings run in parallel, each in one process."""
     return dataclasses.replace(config, cluster=schema.build(ClusterConfig, {}, "cluster"))
 
 
 class TrainAhead:
-    """What a Ray actor does with one plan: the training run that a policy will find by its content."""
+    """Trains one plan in a Ray actor; a policy finds the training run by its content."""
 
     def __init__(self, dataset: str, threads: int, hidden: tuple[str, ...]) -> None:
         self.dataset, self.threads, self.hidden = dataset, threads, hidden
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Train and say where."""
+        """Train; return the run directory."""
         config = schema.build(Config, item)
         config = dataclasses.replace(config, resources=dataclasses.replace(config.resources, threads=self.threads))
         return {"run": str(trained(config, None, self.dataset, self.hidden).directory)}
@@ -303,7 +305,7 @@ def _decide(
 ) -> tuple[dict[str, Any], float]:
     """(the policy's decision at the start of a period, carried out in its own registry; seconds saved by reuse).
 
-    A training that was reused is paid for by every policy that asked for it: what it took when it ran.
+    Every policy that uses a training is charged the seconds that it took when it ran.
     """
     saved = 0.0
 
@@ -330,7 +332,7 @@ def _decide(
 
 
 def _outcome(bench: Bench, registry: Registry, decision: dict[str, Any], period: Period) -> dict[str, Any]:
-    """What a period's row says of the decision before it; a refused challenger is measured on the period it would have served."""
+    """The decision in a period's record; a refused challenger is measured on the period that it would have served."""
     row: dict[str, Any] = {
         "retrained": decision["challenger"] is not None,
         "promoted": decision["verdict"] == decide.PROMOTED,
@@ -353,7 +355,7 @@ def _outcome(bench: Bench, registry: Registry, decision: dict[str, Any], period:
 
 
 def observe(bench: Bench, champion: Version, period: Period) -> tuple[dict[str, Any], Observation]:
-    """(the period's final figures, what monitoring knew of it when it was over)."""
+    """(final figures of the period, what monitoring knew at its end)."""
     figures, known, labels = measured(bench, champion, period)
     seen = bench.watch.window(bench.workshop.predictor(champion.model), period.start, period.stop)
     quality, text = (UNJUDGED, f"{labels} labels give no figure") if known is None and labels else ("", "")
@@ -363,7 +365,7 @@ def observe(bench: Bench, champion: Version, period: Period) -> tuple[dict[str, 
 
 
 def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, Any], float | None, int]:
-    """(metric with interval on all labels of the period, metric on the labels known when it was over, how many these are)."""
+    """(metric with interval on all labels of the period, metric on the labels known at its end, their number)."""
     predictor = bench.workshop.predictor(version.model)
     rows = bench.history.dataset.row_range(period.start, period.stop)
     scores = bench.workshop.scores(predictor, rows)
@@ -388,7 +390,7 @@ def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, 
 
 
 def compare(results: list[dict[str, Any]], metric: str) -> None:
-    """Add what each policy gained over `never`, what it lost against `every`, and its share of the gain of `every`."""
+    """Add each policy's gain over `never`, its loss against `every`, and its share of the gain of `every`."""
     sign = find_metric(metric).sign
     means = {item["name"]: mean_metric(item) for item in results}
     for item in results:
@@ -415,7 +417,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def figures(results: list[dict[str, Any]]) -> dict[str, float]:
-    """The numbers of a backtest."""
+    """The metrics of a backtest."""
     found: dict[str, float] = {}
     for item in results:
         for key in ("mean_metric", "retrains", "promotions", "seconds", "regret_to_every", "share_of_gain"):

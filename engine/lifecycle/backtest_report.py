@@ -1,4 +1,4 @@
-"""The backtest as a table of text and as `report.html`."""
+"""Writes the result of a backtest as a text table and as `report.html`."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def write_report(run: Run, record: dict[str, Any]) -> Path:
         html.section(
             "Quality against cost",
             html.table(COLUMNS, [_row(item) for item in record["policies"]]),
-            note="Mean over the periods, each weighing the same. The share is empty where retraining every period gains nothing. "
-            "Seconds are what a policy would have cost on its own, as far as training goes: a model that two share is counted "
-            "for both. Scores and monitored windows are counted for the policy that first needed them.",
+            note="Mean over the periods with equal weights. The share is empty where retraining every period gains nothing. "
+            "Seconds of training are what a policy would cost alone: a model that two policies share is counted for both. "
+            "Scores and monitored windows are counted for the policy that needed them first.",
         ),
         html.row(
             html.card(
                 f"{_name(record)} by period", _chart(record), note="The band is the interval of the first policy."
             ),
-            html.card("Difference from never", _gains(record), note="Above the line is better than the first model."),
+            html.card("Difference from never", _gains(record), note="Above zero is better than the first model."),
         ),
         html.section(
             "Challengers that the gate refused",
@@ -52,7 +52,7 @@ def write_report(run: Run, record: dict[str, Any]) -> Path:
                     "judged: champion",
                     "judged: challenger",
                     "period: champion",
-                    "period: had it won",
+                    "period, if promoted",
                     "would have",
                     "why",
                 ),
@@ -66,7 +66,7 @@ def write_report(run: Run, record: dict[str, Any]) -> Path:
     first = record["first_model"]
     body.append(
         html.section(
-            "What was run",
+            "Configuration",
             html.facts(
                 {
                     "first model": first["run"],

@@ -1,4 +1,4 @@
-"""The chains of two runs, compared link by link: the first link that differs names the cause."""
+"""Compares the digest chains of two runs link by link; the first link that differs points to the cause."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.runtime.run import LINKS, as_written, load_metrics, load_record
 from engine.runtime.tracking import read_points
 
 EQUAL, CLOSE, DIFFERS, MISSING, SKIPPED = "equal", "within tolerance", "differs", "missing", "not compared"
-# On other hardware or libraries: the last bits of a sum may differ, and what training makes of them.
+# Tolerances for other hardware or libraries: the last bits of sums may differ, and training amplifies them.
 FITTED_TOLERANCE = 1e-9  # relative, of centres, scales and knots
 LOSS_TOLERANCE = 0.02  # relative
 METRIC_TOLERANCE = 0.01  # absolute for a share, relative for what exceeds 1
@@ -35,7 +35,7 @@ TOLERANCE = (
 
 
 def check_link(name: str) -> str:
-    """A link's name as `--from` takes it. Raises UserError."""
+    """A valid link name for `--from`. Raises UserError."""
     known = [link.removesuffix("@") for link in LINKS]
     if name not in known and not (name.startswith("loss@") and name.removeprefix("loss@").isdigit()):
         raise UserError(f"--from must name a link, found {name!r}.{nearest(name, known)}")
@@ -43,16 +43,16 @@ def check_link(name: str) -> str:
 
 
 def link_place(name: str) -> tuple[int, int]:
-    """Order of links: a chain is read from its start."""
+    """Sort key of links in chain order."""
     if name.startswith("loss@") or name == "loss":
         return LINKS.index("loss@"), int(name.partition("@")[2] or 0)
     return LINKS.index(name), 0
 
 
 def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) -> list[dict[str, Any]]:
-    """One entry a link: name, both digests, verdict, and what is known of a difference.
+    """One entry per link: name, both digests, verdict, and details of a difference.
 
-    `exact` asks for equal bits; else the stated tolerance judges a link whose bits differ.
+    With `exact` bits must be equal; else a link whose bits differ is judged by the tolerance.
     """
     was = load_record(recorded)["chain"]
     now = load_record(rerun)["chain"] if rerun is not None else {}
@@ -65,7 +65,7 @@ def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) 
             entry["verdict"] = EQUAL
         elif rerun is None or link not in now or link not in was:
             entry["verdict"] = MISSING
-            entry["detail"] = "the rerun did not get there" if link not in now else "the recorded run has none"
+            entry["detail"] = "the rerun did not reach it" if link not in now else "the recorded run does not have it"
         else:
             entry["verdict"] = CLOSE if not exact and within_tolerance(link, recorded, rerun) else DIFFERS
             entry["detail"] = detail(link, recorded, rerun)
@@ -82,7 +82,7 @@ def first_difference(links: list[dict[str, Any]]) -> str | None:
 
 
 def detail(link: str, recorded: Path, rerun: Path) -> str:
-    """In words, what differs in a link, as far as the run directories tell."""
+    """A description of what differs in a link, from the run directories."""
     if link == "inputs":
         was, now = load_record(recorded)["inputs"], load_record(rerun)["inputs"]
         return _list([Path(name).name for name in was if was[name] not in now.values()])
@@ -106,7 +106,7 @@ def detail(link: str, recorded: Path, rerun: Path) -> str:
 
 
 def _columns(link: str, record: Mapping[str, Any]) -> dict[str, str]:
-    """Column -> digest of the run's dataset or views, as far as its store still has them."""
+    """Column -> digest of the run's dataset or views that its store still has."""
     if link == "dataset":
         folder = recorded_paths.dataset_folder(record)
         columns = records.read(folder / MANIFEST, DatasetRecord)["columns"] if folder is not None else []
@@ -121,7 +121,7 @@ def _columns(link: str, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _drift_by_column(directory: Path) -> dict[str, ColumnRecord]:
-    """Column -> what monitoring said of it."""
+    """Column -> its status in drift.json."""
     if not (directory / "drift.json").exists():
         return {}
     return {entry["name"]: entry for entry in records.read(as_written(directory, "drift.json"), DriftRecord)["columns"]}
@@ -140,7 +140,7 @@ def _loss_at(directory: Path, step: int) -> float | None:
 
 
 def judged_metrics(directory: Path) -> dict[str, float | None]:
-    """The metrics that the chain's link holds: `valid/...` and `test/...`."""
+    """The metrics that the link covers: `valid/...` and `test/...`."""
     return {name: value for name, value in load_metrics(directory).items() if name.startswith(("valid/", "test/"))}
 
 
@@ -148,13 +148,13 @@ def judged_metrics(directory: Path) -> dict[str, float | None]:
 
 
 def within_tolerance(link: str, recorded: Path, rerun: Path) -> bool:
-    """Whether a link whose bits differ is as close as promised on other hardware or libraries."""
+    """Whether a link whose bits differ is within the tolerance for other hardware or libraries."""
     if link in ("features", "fitted"):
         return _fitted_is_close(recorded, rerun)
     if link.startswith("loss@"):
         return _loss_is_close(recorded, rerun)
     if link in ("weights", "metrics"):
-        # Weights have no scale of their own: what they score is judged, or else the loss.
+        # Weights have no natural scale: their scores are judged, or else the loss.
         was, now = judged_metrics(recorded), judged_metrics(rerun)
         return _metrics_are_close(was, now) if was or now else _loss_is_close(recorded, rerun)
     if link == "drift":

@@ -1,4 +1,4 @@
-"""A challenger: the periods it may look at, its training run, and the rows on which it meets the champion."""
+"""Challengers: the periods they may use, their training runs, and the rows on which they are compared with the champion."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Periods:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is left to judge on, or to train on."""
+        """Whether no time is left to judge on, or to train on."""
         return not self.start < self.valid <= self.judge < self.stop
 
 
 @dataclass(frozen=True)
 class History:
-    """A dataset with the times at which its rows happened and its labels became known."""
+    """A dataset with the event times of its rows and the times when their labels became known."""
 
     config: Config
     dataset: Dataset
@@ -63,7 +63,7 @@ class History:
 
     @classmethod
     def read(cls, config: Config, run: Run) -> History:
-        """Of the config's dataset, ingested where it is not there."""
+        """The labels of the config's dataset, ingested where the store lacks it."""
         dataset = ingest.ensure(config, run)
         return cls(config, dataset, *label_times(config, dataset))
 
@@ -76,7 +76,7 @@ def label_times(config: Config, dataset: Dataset) -> tuple[np.ndarray, np.ndarra
     target = config.data.target or ""
     column = config.data.columns[target]
     if column.known_at is None:
-        raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, found none")
+        raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, but it is not set")
     anchor = [] if column.known_at == "prior" else [units.moment(column.known_at)[0]]
     facts = dataset.read(list(dict.fromkeys([config.data.event_time, target, *anchor])))
     event = instants(facts[config.data.event_time])
@@ -91,9 +91,9 @@ def horizon_of(policy: RetrainConfig, event: np.ndarray, known: np.ndarray, now:
 
 
 def periods_of(policy: RetrainConfig, first: int, now: int, horizon: int, seen_until: int | None) -> Periods:
-    """The periods of a challenger decided on at `now`; the first model (`seen_until=None`) keeps nothing for judgement.
+    """The periods of a challenger decided on at `now`; the first model (`seen_until=None`) keeps no rows for judgement.
 
-    The judged rows are the newest mature ones, and none that the champion saw.
+    The judged rows are the newest mature ones that the champion has not seen.
     """
     stop = now - horizon
     judge = stop if seen_until is None else max(stop - units.span(policy.judge_length), seen_until)
@@ -112,7 +112,7 @@ def challenger_config(config: Config, periods: Periods, start_from: Path | None 
         valid=bounds(periods.valid, periods.judge),
         known_by=units.format_instant(periods.now),
     )
-    # What the training does not read must not make it another plan.
+    # Keys that training does not read must not change its plan.
     aside = {
         name: schema.build(schema.hints(Config)[name], {}, name) for name in ("score", "monitor", "retrain", "backtest")
     }
@@ -134,9 +134,9 @@ class Training:
 
 
 def trained(config: Config, parent: Run | None, dataset: str, hidden: tuple[str, ...] = ()) -> Training:
-    """A finished training run of this config on a dataset (its digest): found by content, gone on with, or new.
+    """A finished training run of this config on a dataset (its digest): found by content, resumed, or new.
 
-    The secrets of the parent, or `hidden` where it is in another process, are written nowhere.
+    The secrets of the parent, or `hidden` where it is in another process, are never written.
     """
     found = _finished(config, dataset)
     if found is not None:
@@ -174,15 +174,15 @@ def _say(run: Run | None, message: str) -> None:
 
 
 def spec_config(config: Config, bundle: Bundle) -> Config:
-    """The config with a model's own data and feature specification; the raw files lie where the config says."""
+    """The config with a model's own data and feature specification; the paths of the raw files come from the config."""
     data, features = spec_of(bundle, config)
     return dataclasses.replace(config, data=data, features=features, split=SplitConfig())
 
 
 class Workshop:
-    """Models in memory, their features and their scores, for as long as one command works with them.
+    """Models in memory, with their features and scores, for the duration of one command.
 
-    With `cache` (a folder) scores are kept by content: code, model, dataset and rows.
+    With `cache` (a folder) scores are stored by content: code, model, dataset and rows.
     """
 
     def __init__(self, history: History, run: Run, cache: Path | None = None) -> None:
@@ -236,7 +236,7 @@ def scores_of(predictor: Predictor, table: FeatureTable, rows: tuple[int, int]) 
 
 
 def labelled_rows(history: History, start: int, stop: int, known_by: int | None) -> np.ndarray:
-    """int64[n] rows whose event lies in [start, stop) and whose target is known by an instant (None: ever)."""
+    """int64[n] rows whose event is in [start, stop) and whose target is known by an instant (None: ever)."""
     low, high = history.dataset.row_range(start, stop)
     known = history.known[low:high]
     mask = known != NEVER
@@ -295,13 +295,13 @@ def _check_same_rows(history: History, table: FeatureTable, predictor: Predictor
     theirs = row_ids(table.dataset.read(ids, rows=rows), ids) if table.dataset.rows >= rows[1] else None
     if theirs is None or not mine.equals(theirs):
         raise UserError(
-            f"model {predictor.digest[:12]} makes other rows of the sources than this config does: the two cannot be "
+            f"model {predictor.digest[:12]} reads the sources into other rows than this config: the two cannot be "
             "compared row by row; promote by hand"
         )
 
 
 def write_judged(path: Path, judged: Judged) -> str:
-    """Keep the judged rows for a replay; returns the digest of their values."""
+    """Store the judged rows for a replay; returns the digest of their values."""
     table = judged_table(judged)
     storage.write_parquet(path, table)
     return digest.of_table(table)
@@ -320,15 +320,15 @@ def judged_table(judged: Judged) -> pa.Table:
 
 
 def _is_whole(path: Path, record: Path) -> bool:
-    """Whether kept scores are there as they were written."""
+    """Whether stored scores exist and are undamaged."""
     try:
         return seal.is_whole(path, seal.read_checked(record, seal.FileRecord))
-    except UserError:  # none yet, or damaged: they are computed again
+    except UserError:  # missing or damaged: they are recomputed
         return False
 
 
 def read_judged(path: Path, expected: str) -> Judged:
-    """The judged rows of a decision. Raises UserError when they are not those that were judged."""
+    """The judged rows of a decision. Raises UserError when their digest is not the recorded one."""
     table = storage.read_parquet(path)
     if digest.of_table(table) != expected:
         raise UserError(f"{path} must hold the rows that were judged (digest {expected[:12]}), found others")

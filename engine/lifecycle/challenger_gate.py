@@ -1,8 +1,8 @@
-"""The gate between two models: what is measured on the same rows, and the verdict that follows from it.
+"""The challenger's gate: compares challenger and champion on the same rows and decides between them.
 
 `evidence` compares a challenger with the champion by a paired Poisson bootstrap: one set of row weights for both models, so
-that what the rows have in common drops out of the difference (Efron & Tibshirani, An introduction to the bootstrap, 1993,
-ch. 16). `verdict` reads figures only, so a saved decision gives the same again.
+that the noise of the rows cancels in the difference (Efron & Tibshirani, An introduction to the bootstrap, 1993,
+ch. 16). `verdict` reads figures only, so a saved decision gives the same verdict again.
 Figures are JSON: one that cannot be computed is None with a reason, and never wins.
 """
 
@@ -23,7 +23,7 @@ from engine.training.metrics import METRICS, Rows, decimals, poisson_weights, re
 
 Array = NDArray[Any]
 PROMOTE, KEEP = "promote", "keep"
-SLICE_VALUES = 50  # most frequent values of a slice that are guarded
+SLICE_VALUES = 50  # most frequent values of a slice that are checked
 ECE_BINS = 15
 BUSINESS = "cost"
 
@@ -55,9 +55,9 @@ def judged_metric(loss: str, gate: GateConfig) -> str:
 def evidence(
     judged: Judged, loss: str, gate: GateConfig, *, quantile: float = 0.5, seed: int = 0, stand_ins: bool = True
 ) -> dict[str, Any]:
-    """Every figure that the verdict needs: metric, business cost, slices, calibration.
+    """All figures for the verdict: metric, business cost, slices, calibration.
 
-    With `stand_ins` a slice of which the metric cannot be computed is guarded by its log loss.
+    With `stand_ins` a slice whose metric cannot be computed is checked by its log loss.
     """
     metric = judged_metric(loss, gate)
     known = METRICS[LOSSES[loss].task]
@@ -77,7 +77,7 @@ def evidence(
         for value, mask in _values(values, gate.min_slice_rows):
             rows = Judged(judged.target[mask], judged.champion[mask], judged.challenger[mask], {})
             part = _compare(rows, metric, loss, gate, seed, quantile)
-            if stand_in and part["high"] is None:  # a slice of one class still has its losses
+            if stand_in and part["high"] is None:  # a slice of one class still has a log loss
                 instead = _compare(rows, stand_in, loss, gate, seed, quantile)
                 part = {**instead, "metric": stand_in}
             found["slices"].append({"slice": name, "value": value, "rows": rows.rows, **part})
@@ -85,7 +85,7 @@ def evidence(
 
 
 def verdict(found: Mapping[str, Any], gate: GateConfig) -> tuple[str, list[str]]:
-    """(`promote` or `keep`, reasons) from the evidence alone; every reason to keep is given."""
+    """(`promote` or `keep`, reasons) from the evidence alone; all reasons to keep are listed."""
     against = [*_against_metric(found, gate), *_against_cost(found, gate), *_against_slices(found, gate)]
     against += _against_calibration(found, gate)
     if against:
@@ -112,7 +112,7 @@ def _against_metric(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
         return [f"the gain in {name} has no interval ({metric['reason']}): nothing can be shown to be better"]
     if not metric["low"] > gate.min_gain:
         worse = "worse" if metric["high"] < 0 else "not shown to be better"
-        return [f"{name} {_moved(metric)}: the challenger is {worse}, the gain must lie above {gate.min_gain:g}"]
+        return [f"{name} {_moved(metric)}: the challenger is {worse}, the gain must be above {gate.min_gain:g}"]
     return []
 
 
@@ -204,7 +204,7 @@ def _costs(judged: Judged, gate: GateConfig, seed: int) -> dict[str, Any]:
 
 
 def row_costs(target: Array, scores: Array, threshold: float, gate: GateConfig) -> Array:
-    """float64[n]: what each row costs when one acts on scores of at least `threshold`."""
+    """float64[n]: cost of each row when scores of at least `threshold` are acted on."""
     acted = scores >= threshold
     return np.where(
         target == 1,

@@ -1,4 +1,4 @@
-"""`engine compare RUN RUN ...`: what differs between runs, from their directories alone."""
+"""`engine compare RUN RUN ...`: compares runs by their directories: code, config, data, environment, metrics, cost."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from kernels.statistics import js_of
 DATA_LINKS = ("inputs", "dataset", "features", "fitted")
 DIFF_LINES = 80
 WHERE_FILES_GO = ("paths",)
-NOTHING = {"metrics": "none measured"}  # what a part without rows says; the others say "the same"
-# Figures of the machine and the moment, not of the model.
+NOTHING = {"metrics": "none measured"}  # text of a part without rows; of the others it is "the same"
+# Figures of the machine and the time of the run, not of the model.
 COST = ("_seconds", "_per_second", "/seconds", "_bytes")
 
 
@@ -67,7 +67,7 @@ def read_side(directory: Path) -> Side:
 
 
 def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:
-    """Everything that differs, as JSON. The first run is the one that the others are compared with."""
+    """Everything that differs, as JSON. The others are compared with the first run."""
     return {
         "runs": [
             {
@@ -98,7 +98,7 @@ def _differing(maps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def config_differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
-    """Dotted key -> value in each run, of the keys that differ; where files go is no difference."""
+    """Dotted key -> value in each run, of the keys that differ; paths do not count."""
     found = _differing([dict(nested.leaves(side.record.get("config") or {})) for side in sides])
     return {name: row for name, row in found.items() if name.split(".")[0] not in WHERE_FILES_GO}
 
@@ -112,7 +112,7 @@ def chain_differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
 
 
 def code_differences(sides: Sequence[Side]) -> dict[str, Any]:
-    """Version, commit and a diff; empty where the digest of the engine's files is one and the same."""
+    """Version, commit and a diff; empty where the digests of the engine's files are equal."""
     codes = [side.record["code"] for side in sides]
     if len({code["engine_digest"] for code in codes}) == 1:
         return {}
@@ -128,7 +128,7 @@ def code_differences(sides: Sequence[Side]) -> dict[str, Any]:
 
 
 def _diff(first: Side, other: Side) -> list[str]:
-    """Lines of `git diff` between the commits where git has both, then of what was not committed."""
+    """Lines of `git diff` between the commits where git has both, then of uncommitted changes."""
     states = [side.record["code"].get("engine_git") or {} for side in (first, other)]
     lines: list[str] = []
     commits = [state.get("commit") for state in states]
@@ -141,11 +141,11 @@ def _diff(first: Side, other: Side) -> list[str]:
 
 
 def _diff_of_commits(roots: Sequence[str], commits: Sequence[Any]) -> list[str]:
-    """From the git trees at hand: those of the runs, that of this engine."""
+    """The diff from the available git trees: those of the runs and of this engine."""
     with tempfile.TemporaryDirectory(prefix="engine-compare-") as scratch:
         objects = git.Objects([*map(Path, roots), environment.engine_root()], Path(scratch))
         lines = objects.diff(git.commit_id(commits[0]), git.commit_id(commits[1]), environment.ENGINE_PACKAGES)
-    return lines or [f"commits {commits[0]} and {commits[1]}: no git tree at hand has both"]
+    return lines or [f"commits {commits[0]} and {commits[1]}: no available git tree has both"]
 
 
 def _patch(side: Side) -> list[str]:
@@ -158,7 +158,7 @@ def _patch(side: Side) -> list[str]:
 
 
 def data_differences(sides: Sequence[Side]) -> dict[str, Any]:
-    """Inputs, digests, rows, schema and the distance of profiles; empty where the data are the same."""
+    """Inputs, digests, rows, schema and the distance of profiles; empty where the data is the same."""
     links = _differing(
         [{k: v for k, v in (side.record.get("chain") or {}).items() if k in DATA_LINKS} for side in sides]
     )
@@ -182,7 +182,7 @@ def data_differences(sides: Sequence[Side]) -> dict[str, Any]:
 
 
 def _manifest(side: Side) -> DatasetRecord | None:
-    """The manifest of a run's dataset; None where it is gone, and with a warning where it is damaged."""
+    """The manifest of a run's dataset; None where it is missing, with a warning where it is damaged."""
     folder = recorded_paths.dataset_folder(side.record)
     try:
         return records.read(seal.sealed(folder, MANIFEST, REMEDY), DatasetRecord) if folder is not None else None
@@ -192,7 +192,7 @@ def _manifest(side: Side) -> DatasetRecord | None:
 
 
 def profile_distances(first: Side, other: Side) -> dict[str, float]:
-    """Jensen-Shannon distance (base 2, 0 to 1) per column between the kept profiles, largest first; 0 is left out."""
+    """Jensen-Shannon distance (base 2, 0 to 1) per column between the stored profiles, largest first, without zeros."""
     folders = [recorded_paths.dataset_folder(side.record) for side in (first, other)]
     paths = [seal.sealed(folder, "profile.json", REMEDY) for folder in folders if folder is not None]
     profiles = [records.read(path, ProfileRecord)["columns"] for path in paths]
@@ -220,7 +220,7 @@ def _distance(first: Mapping[str, Any], other: Mapping[str, Any]) -> float | Non
 
 
 def _spread_on(histogram: Mapping[str, Any], edges: Sequence[float]) -> list[float]:
-    """Counts on finer common edges; within a bin they lie evenly."""
+    """Counts on finer common edges; a bin is assumed to be uniform."""
     own, found = histogram["edges"], []
     for low, high in itertools.pairwise(edges):
         mass = 0.0
@@ -235,7 +235,7 @@ def _spread_on(histogram: Mapping[str, Any], edges: Sequence[float]) -> list[flo
 
 
 def metric_rows(sides: Sequence[Side]) -> list[dict[str, Any]]:
-    """Judged metrics of each run with interval and difference; those of slices only where they differ."""
+    """Judged metrics of each run with interval and difference; slices only where they differ."""
     rows = []
     for name in _names(sides, judged=True):
         values = [side.metrics.get(name) for side in sides]
@@ -291,7 +291,7 @@ def _overlap(first: list[float] | None, other: list[float] | None) -> bool | Non
 
 
 def _parts(found: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
-    """Columns and rows of each part, one value a run."""
+    """Columns and rows of each part, one value per run."""
     labels = [run["id"] for run in found["runs"]]
     return {
         "config": (["key", *labels], [[name, *row] for name, row in found["config"].items()]),
@@ -304,7 +304,7 @@ def _parts(found: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """Tables for a terminal; a part in which nothing differs says so in one line."""
+    """Tables for a terminal; a part without differences is one line."""
     facts = ["id", "command", "name", "status"]
     texts = [table(["run", *facts[1:]], [[run[name] for name in facts] for run in found["runs"]])]
     for title, (columns, rows) in _parts(found).items():
@@ -316,7 +316,7 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 
 def data_lines(data: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The data part as rows of a table, one value a run."""
+    """The data part as rows of a table, one value per run."""
     for name, row in data.get("inputs", {}).items():
         yield [f"input {name}", *(value[:12] if value else None for value in row)]
     for name, row in data.get("digests", {}).items():
@@ -331,7 +331,7 @@ def data_lines(data: Mapping[str, Any]) -> Iterator[list[Any]]:
 
 
 def environment_lines(environment: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[list[Any]]:
-    """What differs from the first run in any of the others, weightiest first, one value a run."""
+    """Environment differences from the first run, most important first, one value per run."""
     items = sorted(itertools.chain.from_iterable(environment), key=lambda item: -item["weight"])
     for name, first in {item["name"]: item["recorded"] for item in items}.items():
         others = [{item["name"]: item["now"] for item in side} for side in environment]
@@ -348,7 +348,7 @@ def _metric_line(row: Mapping[str, Any]) -> list[Any]:
 
 
 def as_html(found: Mapping[str, Any], sides: Sequence[Side]) -> str:
-    """One self-contained page: what differs, the metrics, and the curves of all runs over one another."""
+    """A self-contained page: differences, metrics, and the curves of all runs in one chart."""
     labels = [side.label for side in sides]
     charts = []
     histories = [read_points(side.directory) for side in sides]

@@ -1,4 +1,4 @@
-"""One decision: does a retrain start, what does the challenger show, who serves afterwards. `retrain` and `backtest` share it."""
+"""Takes a retraining decision: whether to retrain, and whether to promote the challenger. For `retrain` and `backtest`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from engine.runtime.registry import DecisionPart, Moved, Registry, State, Versio
 from engine.runtime.run import as_written, load_metrics, load_record
 from engine.training.evaluate import watched_metric
 
-# 2: slices of which the metric cannot be computed are guarded; 3: reasons say when, and how many rows wait
+# 2: slices whose metric cannot be computed are checked; 3: reasons give a time, and the number of waiting rows
 FORMAT = 4
 DRAWN = ("low", "high", "reason")  # figures of a comparison that come from the bootstrap
 QUIET, HELD, KEPT, PROMOTED = "quiet", "held", "kept", "promoted"
@@ -42,7 +42,7 @@ JUDGED = "judged.parquet"
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a decision is taken and by whose rules."""
+    """The registry, policy and folder of a decision."""
 
     workshop: Workshop
     registry: Registry
@@ -63,7 +63,7 @@ class Setting:
 
     @property
     def metric(self) -> str:
-        """Name of the metric that is watched and judged."""
+        """Name of the watched and judged metric."""
         return challenger_gate.judged_metric(self.config.train.loss, self.policy.gate)
 
 
@@ -71,7 +71,7 @@ class Setting:
 
 
 def version_facts(run: Path) -> dict[str, Any]:
-    """What the registry keeps of a training run: where it is, what it looked at, what it measured."""
+    """The registry's record of a training run: directory, periods, metrics."""
     record = load_record(run, refuse=True)
     split, zone = record["config"]["split"], record["config"]["data"]["time_zone"]
     loss = record["config"]["train"]["loss"]
@@ -104,7 +104,7 @@ def version_facts(run: Path) -> dict[str, Any]:
 
 
 def champion_of(registry: Registry, state: State, metric: str) -> tuple[Version, Champion]:
-    """The champion and what the rules must know of it: its figure of `metric` where it was judged, or else its training's.
+    """The champion as the rules need it; `metric` is from its judgement, or else from its training.
 
     Raises UserError when there is none.
     """
@@ -119,13 +119,13 @@ def champion_of(registry: Registry, state: State, metric: str) -> tuple[Version,
 
 
 def starts_of(state: State, but: str) -> tuple[int, ...]:
-    """When retrains began, from the registry's history; the decision named `but` does not count itself."""
+    """Start times of retrains, from the registry's history, without that of the decision `but`."""
     parts = [move["decision"] for move in state.moves if move["decision"]]
     return tuple(part["at"] for part in parts if part.get("kind") == "begin" and part.get("id") != but and "at" in part)
 
 
 def gather(setting: Setting, observations: tuple[Observation, ...], now: int, state: State) -> Facts:
-    """The facts of a decision at `now`: nothing in them became known later."""
+    """The facts of a decision: everything in them was known at `now`."""
     _, champion = champion_of(setting.registry, state, setting.metric)
     horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, now)
     new = labelled_rows(setting.history, champion.seen_until, max(now - horizon, champion.seen_until), now)
@@ -135,7 +135,7 @@ def gather(setting: Setting, observations: tuple[Observation, ...], now: int, st
 
 
 def later_rows(history: History, since: int, now: int, horizon: int) -> Later:
-    """Rows of [since, now), and how many of them have a label by now."""
+    """Rows of [since, now), and the number of them with a label by now."""
     low, high = history.dataset.row_range(since, max(now, since))
     labelled = len(labelled_rows(history, since, max(now, since), now))
     return Later(horizon, high - low, labelled, int(history.event[low]) if high > low else None)
@@ -145,7 +145,7 @@ def later_rows(history: History, since: int, now: int, horizon: int) -> Later:
 
 
 def decide(setting: Setting, observations: tuple[Observation, ...], now: int) -> dict[str, Any]:
-    """The whole decision, carried out: the record that decision.json holds.
+    """Take and carry out a decision; returns the record for decision.json.
 
     Raises UserError when there is no champion, and when an artefact was replaced after it was judged.
     """
@@ -185,7 +185,7 @@ def decide(setting: Setting, observations: tuple[Observation, ...], now: int) ->
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a decision begins with; `lacking` says why the periods cannot be used."""
+    """The first part of a decision's record; `lacking` is the reason why the periods cannot be used."""
 
     facts: Facts
     answer: Trigger
@@ -194,8 +194,8 @@ class _Claim:
 
 
 def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) -> _Claim:
-    """The trigger's answer; a start is written into the history before anything is trained, so that a second process that
-    answers the same alarm finds it and stays within the cool-down.
+    """The trigger's answer; a start is written to the history before training, so that a second process that answers the
+    same alarm finds it and keeps the cool-down.
     """
     saved = setting.directory / "facts.json"
     for _ in range(ATTEMPTS):
@@ -203,7 +203,7 @@ def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) ->
         if any((move["decision"] or {}).get("id") == setting.identity for move in state.moves):
             return _answer(
                 setting, Facts.from_plain(records.read(saved, dict), str(saved))
-            )  # killed after it began: on the same facts
+            )  # resumed after a kill, on the same facts
         claim = _answer(setting, gather(setting, observations, now, state))
         storage.write_json(saved, claim.facts.plain())
         if not claim.answer.start or claim.lacking:
@@ -216,7 +216,7 @@ def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) ->
             return claim
         except Moved:
             continue
-    raise UserError(f"the registry of {setting.registry.name!r} moves too quickly to decide; run the command again")
+    raise UserError(f"the registry of {setting.registry.name!r} changes too quickly to decide; run the command again")
 
 
 def _answer(setting: Setting, facts: Facts) -> _Claim:
@@ -228,13 +228,13 @@ def _answer(setting: Setting, facts: Facts) -> _Claim:
 
 
 def _lacking(setting: Setting, periods: Periods) -> str | None:
-    """Why these periods cannot be used, or None."""
+    """The reason why these periods cannot be used, or None."""
     policy, shown = setting.policy, units.format_instant
     aged = f"rows count when they are {days(periods.now - periods.stop)} old, {ripening(policy)}"
     if periods.empty:
         return (
-            f"no time is left to train on and to judge on that the champion has not seen: {aged}, so until "
-            f"{shown(periods.stop)}; judged is from {shown(periods.judge)}, trained on from {shown(periods.start)} to "
+            f"no time that the champion has not seen is left for training and judgement: {aged}, so until "
+            f"{shown(periods.stop)}; judgement begins at {shown(periods.judge)}, training is from {shown(periods.start)} to "
             f"{shown(periods.valid)} (retrain.judge_length={policy.judge_length}, valid_length={policy.valid_length})"
         )
     judged = len(labelled_rows(setting.history, periods.judge, periods.stop, periods.now))
@@ -244,12 +244,14 @@ def _lacking(setting: Setting, periods: Periods) -> str | None:
             f"{shown(periods.judge)} to {shown(periods.stop)}, for {aged}"
         )
     if not len(labelled_rows(setting.history, periods.start, periods.valid, periods.now)):
-        return f"no row with a known label lies in the training period from {shown(periods.start)} to {shown(periods.valid)}"
+        return (
+            f"no row with a known label is in the training period from {shown(periods.start)} to {shown(periods.valid)}"
+        )
     return None
 
 
 def _contest(setting: Setting, decision: dict[str, Any], version: Version, periods: Periods) -> dict[str, Any]:
-    """Judge against whoever is champion, and promote by compare-and-swap; when another was promoted meanwhile, judge anew."""
+    """Judge against the present champion and promote by compare-and-swap; judge again if another was promoted meanwhile."""
     for _ in range(ATTEMPTS):
         state = setting.registry.state()
         done = _finished(state, decision)
@@ -275,7 +277,7 @@ def _contest(setting: Setting, decision: dict[str, Any], version: Version, perio
 
 
 def _finished(state: State, decision: dict[str, Any]) -> dict[str, Any] | None:
-    """The decision as it ended before a kill, if its last move is in the history."""
+    """The outcome of a decision that was killed after its last move, which the history holds; else None."""
     for move in reversed(state.moves):
         ended = move["decision"] or {}
         if ended.get("id") == decision["id"] and ended.get("kind") == "end":
@@ -284,7 +286,7 @@ def _finished(state: State, decision: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def judge_pair(setting: Setting, champion: Version, challenger: Version, periods: Periods) -> dict[str, Any]:
-    """Evidence, verdict and the judged rows' file, for the registry's own copies of both models."""
+    """Evidence, verdict and the file of judged rows, for the registry's copies of both models."""
     workshop, gate = setting.workshop, setting.policy.gate
     old, new = (workshop.predictor(setting.registry.verify(version)) for version in (champion, challenger))
     if champion.digest == challenger.digest:
@@ -310,7 +312,7 @@ def judge_pair(setting: Setting, champion: Version, challenger: Version, periods
 
 
 def _carry_out(setting: Setting, decision: dict[str, Any], champion: Version, challenger: Version) -> dict[str, Any]:
-    """Write the last move of the decision: a promotion, or that the champion stays. Both scores go into the history."""
+    """Write the last move of the decision: a promotion, or that the champion stays. The history records both scores."""
     metric = (decision["evidence"] or {}).get("metric") or {}
     record = {name: decision[name] for name in ("champion", "challenger", "verdict", "reasons", "evidence", "judged")}
     promoted = decision["verdict"] == PROMOTED
@@ -337,7 +339,7 @@ def _carry_out(setting: Setting, decision: dict[str, Any], champion: Version, ch
 
 
 class JudgedFile(TypedDict):
-    """The rows that both models were judged on; instants [from, to) stand beside it."""
+    """The judged rows in decision.json; instants are [from, to)."""
 
     file: str
     digest: records.Digest
@@ -353,7 +355,7 @@ class TriggerRecord(TypedDict):
 
 
 class DecisionRecord(TypedDict):
-    """decision.json, as far as it is taken again; `policy` is the config's own, `facts` those of the rules."""
+    """The part of decision.json that a replay reads; `policy` is that of the config, `facts` are those of the rules."""
 
     format: Annotated[int, records.Format(FORMAT)]
     policy: dict[str, Any]
@@ -370,7 +372,7 @@ class DecisionRecord(TypedDict):
 
 
 def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
-    """(the saved decision, what differs when it is taken again from its own evidence; empty = the same verdict).
+    """(the saved decision, its differences from a repeat on its own evidence; empty = the same verdict).
 
     Trigger from the saved facts, figures from the saved rows, verdict from the figures. Raises UserError.
     """
@@ -384,34 +386,32 @@ def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
 
     answer = trigger(Facts.from_plain(saved["facts"], f"{path}: facts"), policy)
     now = {**dataclasses.asdict(answer), "fired": list(answer.fired)}
-    if saved["format"] < 3:  # its reason was told in fewer words
+    if saved["format"] < 3:  # its reasons were shorter
         now["reason"] = saved["trigger"]["reason"]
     same("trigger", saved["trigger"], now)
     if saved["evidence"] is not None:
         if (rows := saved.get("judged")) is None:
-            raise records.Damaged(f"{path} must name the rows that its evidence was computed of, found none")
+            raise records.Damaged(f"{path} must name the rows of its evidence, found none")
         judged = read_judged(storage.inside(path.parent, rows["file"]), rows["digest"])
         stand_ins = saved["format"] > 1
         evidence = challenger_gate.evidence(
             judged, saved["loss"], policy.gate, quantile=saved.get("quantile", 0.5), stand_ins=stand_ins
         )
-        if (
-            saved["format"] < 4
-        ):  # its intervals came from other draws: they stay, and the figures themselves are compared
+        if saved["format"] < 4:  # its intervals came from other draws: they are kept, and only the figures are compared
             same("evidence", _undrawn(saved["evidence"]), _undrawn(evidence))
             evidence = saved["evidence"]
         same("evidence", saved["evidence"], evidence)
         verdict, reasons = challenger_gate.verdict(evidence, policy.gate)
         same("verdict", saved["verdict"], PROMOTED if verdict == challenger_gate.PROMOTE else KEPT)
         same("reasons", saved["reasons"], reasons)
-    else:  # nothing was trained, or there was nothing to judge
+    else:  # no challenger was trained, or no rows could be judged
         untrained = HELD if answer.fired else QUIET
         same("verdict", saved["verdict"], untrained if saved["challenger"] is None else KEPT)
     return saved, differences
 
 
 def _undrawn(found: Any) -> Any:
-    """Evidence without what the bootstrap gave."""
+    """Evidence without the figures of the bootstrap."""
     if isinstance(found, list):
         return [_undrawn(item) for item in found]
     if isinstance(found, dict):

@@ -1,8 +1,8 @@
-"""`engine lineage PATH|DIGEST`: what made a thing (data, features, code, weights, thresholds), and what was made of it.
+"""`engine lineage PATH|DIGEST`: the runs that led to a file, model or alarm, and the runs that used it.
 
-Read from run directories alone: every run says the digests of what it took (`inputs`, `model`) and of what it made
-(`chain`, `outputs`); two runs are related where a digest of one is a digest of the other, or where one started the other
-(`parent`: the trainings of a retrain, the trainings and windows of a backtest, which lie in the store).
+It reads run directories only: every run records the digests of its inputs (`inputs`, `model`) and of its results
+(`chain`, `outputs`); two runs are related where they share a digest, or where one started the other
+(`parent`: the trainings of a retrain, the trainings and windows of a backtest, which are in the store).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from engine.runtime.run import as_written, load_record, records_below
 from engine.training.bundle import read_manifest
 
 SHORTEST = 8
-# Keys of a record that hold digests of what other runs made: a model (by its bundle), scores that a run appended to.
+# Keys of a record that hold digests of other runs' results: a model (by its bundle), scores that a run appended to.
 TAKEN_KEYS = ("model", "shadow", "champion", "challenger", "started_from", "appended_to")
-# What decided: of a monitoring run (its calibration) and of a retrain (its policy).
+# Keys of thresholds: of a monitoring run (its calibration) and of a retrain (its policy).
 THRESHOLDS = (
     "lines", "alpha", "realised", "enough", "season", "floors", "psi_floor",
     "triggers", "drift_windows", "performance_drop", "max_age", "min_new_rows", "cool_down", "gate",
@@ -32,7 +32,7 @@ THRESHOLDS = (
 
 @dataclass(frozen=True)
 class Node:
-    """One run with the digests that it took and made: name -> hex SHA-256."""
+    """One run with the digests of its inputs and results: name -> hex SHA-256."""
 
     directory: Path
     record: dict[str, Any]
@@ -40,7 +40,7 @@ class Node:
     made: dict[str, str] = field(default_factory=dict)
 
     def names_of(self, value: str) -> list[str]:
-        """What the run calls a digest."""
+        """The run's name of a digest."""
         return [name for name, known in {**self.took, **self.made}.items() if known == value]
 
 
@@ -55,7 +55,7 @@ def lineage(config: Config, words: list[str], options: Mapping[str, str]) -> int
 
 
 def read_nodes(runs: Path) -> list[Node]:
-    """Every run below a folder, oldest first, and those that backtests keep in the store."""
+    """Every run below a folder, oldest first, and the runs of backtests, which are in the store."""
     found = list(_nodes_below(runs))
     shared = {
         recorded_paths.store_of(node.record) / "backtest" for node in found if node.record["command"] == "backtest"
@@ -92,7 +92,7 @@ def _is_digest(text: str, shortest: int = SHORTEST) -> bool:
 
 
 def lineage_of(reference: str, nodes: Sequence[Node]) -> dict[str, Any]:
-    """What a path or digest is, the runs that led to it and those that followed from it, as JSON. Raises UserError."""
+    """The meaning of a path or digest, the runs before and after it, as JSON. Raises UserError."""
     path = Path(reference)
     if path.exists():
         what, digests, own = _of_path(path.resolve(), nodes)
@@ -110,7 +110,7 @@ def lineage_of(reference: str, nodes: Sequence[Node]) -> dict[str, Any]:
             f"lineage takes a path that exists or at least {SHORTEST} letters of a hex digest, found {reference!r}"
         )
     makers = own or _makers(digests, nodes)
-    # Of a run as a whole everything that it made counts; of a digest only that digest.
+    # A run counts with all its results; a digest counts alone.
     users = [] if own else [node for node in nodes if node not in makers and _uses(node, set(digests))]
     up = _walk(makers, nodes, _came_from)
     down = _walk(own or users, nodes, _led_to)
@@ -124,7 +124,7 @@ def lineage_of(reference: str, nodes: Sequence[Node]) -> dict[str, Any]:
 
 
 def _of_path(path: Path, nodes: Sequence[Node]) -> tuple[str, list[str], list[Node]]:
-    """(what it is, its digests, the run that it belongs to) of a file or folder."""
+    """(description, digests, run) of a file or folder."""
     for folder in (path, *path.parents):
         if (folder / "run.json").is_file():
             own = next((node for node in nodes if node.directory == folder), None) or node_of(
@@ -144,13 +144,13 @@ def _of_path(path: Path, nodes: Sequence[Node]) -> tuple[str, list[str], list[No
 
 
 def _parent(manifest: Stored) -> str:
-    """Digest of the dataset that a view was computed of."""
+    """Digest of the dataset that a view was computed from."""
     dataset = manifest.get("dataset")
     return str(dataset.get("digest", "")) if isinstance(dataset, dict) else ""
 
 
 class Stored(TypedDict, total=False):
-    """What lineage reads of a manifest.json: that of a dataset, a view or a checkpoint."""
+    """The part of a manifest.json that lineage reads: of a dataset, a view or a checkpoint."""
 
     digest: records.Digest
     view: str
@@ -158,14 +158,14 @@ class Stored(TypedDict, total=False):
 
 
 def _with_parents(manifest: Stored, nodes: Sequence[Node]) -> list[str]:
-    """The digest of a stored thing; a view is known to runs by its dataset, for the chain holds all views together."""
+    """The digest of an entry of the store; runs record a view by its dataset: the chain has one link for all views."""
     known = {value for node in nodes for value in node.made.values()}
     own, parent = str(manifest["digest"]), _parent(manifest)
     return [value for value in (own, parent) if value and (value == own or own not in known)]
 
 
 def _makers(digests: Sequence[str], nodes: Sequence[Node]) -> list[Node]:
-    """For each digest the first run that made it: later ones found it in the store."""
+    """For each digest the first run that made it; later runs found it in the store."""
     found = []
     for value in digests:
         made = [node for node in nodes if value in node.made.values()]
@@ -179,7 +179,7 @@ def _uses(node: Node, digests: set[str]) -> bool:
 
 
 def _came_from(node: Node, nodes: Sequence[Node]) -> list[Node]:
-    """The runs that made what this one took, and the one that started it; of what several runs report, the first."""
+    """The runs that made this run's inputs (the first, where several report one), and the run that started it."""
     sources = [other for other in nodes if str(other.directory) == str(parent_of(node))]
     for name, value in {**node.took, **{k: v for k, v in node.made.items() if k in ("dataset", "features")}}.items():
         made = [other for other in nodes if value in other.made.values() and not name.startswith("input ")]
@@ -189,7 +189,7 @@ def _came_from(node: Node, nodes: Sequence[Node]) -> list[Node]:
 
 
 def _led_to(node: Node, nodes: Sequence[Node]) -> list[Node]:
-    """The runs that took what this one made."""
+    """The runs that used this run's results."""
     return [other for other in nodes if other is not node and node in _came_from(other, nodes)]
 
 
@@ -215,7 +215,7 @@ def _walk(start: Sequence[Node], nodes: Sequence[Node], follow: Any) -> list[Nod
 
 
 def describe(node: Node) -> dict[str, Any]:
-    """What a run's record says of code, data, features, weights and thresholds."""
+    """Code, data, features, weights and thresholds from a run's record."""
     record, code = node.record, node.record["code"]
     state = code.get("engine_git") or {}
     found: dict[str, Any] = {
@@ -246,7 +246,7 @@ def describe(node: Node) -> dict[str, Any]:
 
 
 def _thresholds(directory: Path) -> Any:
-    """The alarm line of a monitoring run with its effect floors; triggers and gate of a decision."""
+    """Thresholds of a run: alarm line and effect floors of monitoring; triggers and gate of a decision."""
     for name, part in (("drift.json", "calibration"), ("decision.json", "policy")):
         if (directory / name).is_file():
             content = records.read(as_written(directory, name), dict[str, Any]).get(part)
@@ -259,13 +259,13 @@ def _thresholds(directory: Path) -> Any:
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """The answer for a person."""
+    """The answer as text."""
     lines = [f"{found['of']}: {found['is']}"]
     lines += [
         f"  {value[:16]}  {', '.join(names) or 'not named by any run'}" for value, names in found["digests"].items()
     ]
     for title, entries in (("made by", found["made_by"]), ("used by", found["used_by"])):
-        lines += ["", f"{title}:" + ("" if entries else " nothing that these runs know of")]
+        lines += ["", f"{title}:" + ("" if entries else " nothing recorded in these runs")]
         for entry in entries:
             lines += _entry_lines(entry)
     return "\n".join(lines) + "\n"

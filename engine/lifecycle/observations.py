@@ -1,4 +1,4 @@
-"""Monitoring records as the rules of retraining read them."""
+"""Reads monitoring records for the rules of retraining."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def newest_record(config: Config) -> Path | None:
 
 
 def read_observations(config: Config) -> tuple[Observation, ...]:
-    """What monitoring has seen up to the record that retrain decides on, one a window (its newest record), by time."""
+    """The windows monitored up to the record that retrain decides on, each by its newest record, in time order."""
     newest = newest_record(config)
     if newest is None:
         return ()
@@ -51,12 +51,12 @@ def read_observations(config: Config) -> tuple[Observation, ...]:
 
 
 def read_record(path: Path) -> DriftRecord:
-    """A drift.json as its run wrote it. Raises UserError: it decides."""
+    """A drift.json, checked against its seal. Raises UserError, because the decision depends on it."""
     return reader.read(as_written(path.parent, path.name, refuse=True), DriftRecord)
 
 
 def observation(record: DriftRecord, metric: str, time_zone: str) -> Observation:
-    """One drift.json of monitoring. Raises UserError for a window that is none."""
+    """One monitored window from its drift.json. Raises UserError for an invalid window."""
     start, stop = units.between(record["window"], time_zone)
     kinds = {item["kind"] for item in (*record["alarms"], *record["noted"])}
     performance = record["performance"]
@@ -66,7 +66,7 @@ def observation(record: DriftRecord, metric: str, time_zone: str) -> Observation
         start=start,
         stop=stop,
         model=record["model"],
-        # Drift counts whether or not it is among what monitor.alarm_on wakes somebody for.
+        # Drift counts whether or not monitor.alarm_on names it.
         alarm=None if _blind(record["columns"]) else "drift" in kinds,
         causes=tuple(record["causes"]),
         metric=measured[metric]["value"] if metric in measured else None,

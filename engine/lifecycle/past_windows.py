@@ -1,4 +1,4 @@
-"""Monitoring of past windows: the `monitor` step itself, its records kept by content and code."""
+"""Monitors past windows with the `monitor` step; records are stored by content and code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 2  # of drift.json
 
 
 class Watch:
-    """Monitors windows of a workshop's data with models that served them."""
+    """Monitors windows of a workshop's data with the models that scored them."""
 
     def __init__(self, workshop: Workshop, metric: str, cache: Path) -> None:
         self.workshop = workshop
@@ -29,13 +29,13 @@ class Watch:
         self.cache = cache
 
     def window(self, predictor: Predictor, start: int, stop: int) -> Observation:
-        """What monitoring finds in [start, stop) with this model's reference; labels play no part in it."""
+        """The monitored window [start, stop) against this model's reference, without labels."""
         config = self._config(predictor, start, stop)
         asked = {**schema.plain(config.monitor), "model": predictor.digest}
         recipe = digest.of_json([FORMAT, self.workshop.code, self.workshop.history.dataset.digest, asked])
         path = self.cache / f"{recipe}.json"
         found: DriftRecord | None = None
-        with contextlib.suppress(UserError):  # none yet, or damaged: it is made again
+        with contextlib.suppress(UserError):  # missing or damaged: it is recomputed
             found = seal.read_checked(path, DriftRecord)
         if found is None:
             parent = self.workshop.run

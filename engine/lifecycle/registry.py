@@ -1,4 +1,4 @@
-"""The `registry` commands: list, show, promote, rollback, diff. Storage and its promises are in `engine.runtime.registry`."""
+"""The `registry` commands: list, show, promote, rollback, diff. Storage and its guarantees are in `engine.runtime.registry`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.training.gate import check_gate
 
 
 def list_models(config: Config, words: Sequence[str], options: Mapping[str, str]) -> int:
-    """Print one line a model, or one a version of the model that is named."""
+    """Print a line per model, or per version of the named model."""
     root = root_of(config.paths.runs)
     if words:
         registry = _registry(config, words[0])
@@ -31,7 +31,7 @@ def list_models(config: Config, words: Sequence[str], options: Mapping[str, str]
 
 
 def show(config: Config, words: Sequence[str], options: Mapping[str, str]) -> int:
-    """Print the versions and the history of a model, or all that is known of one version."""
+    """Print the versions and the history of a model, or the record of one version."""
     name, _, version = _one(words, "registry show", "NAME or NAME@VERSION").partition("@")
     registry = _registry(config, name)
     if version:
@@ -70,7 +70,7 @@ def promote(config: Config, words: Sequence[str]) -> int:
 
 
 def rollback(config: Config, words: Sequence[str]) -> int:
-    """Make the champion before this one the champion again; it is loaded and its gate checked first."""
+    """Make the previous champion the champion again; the model is loaded and its gate checked first."""
     name = _one(words, "registry rollback", "NAME")
     registry = _registry(config, name)
     state = registry.state()
@@ -82,7 +82,7 @@ def rollback(config: Config, words: Sequence[str]) -> int:
 
 
 def diff(config: Config, words: Sequence[str], options: Mapping[str, str]) -> int:
-    """Print what differs between two versions; exit code 2 when something does."""
+    """Print the differences between two versions; exit code 2 when there are any."""
     if len(words) != 3:
         raise UserError(f"registry diff takes NAME VERSION VERSION, found {words}")
     registry = _registry(config, words[0])
@@ -107,12 +107,12 @@ def _registry(config: Config, name: str) -> Registry:
 
 
 def _registered(registry: Registry, reference: str) -> Version:
-    """The version that is named; a training run is registered first."""
+    """The named version; a training run is registered first."""
     run = Path(reference)
     if not run.is_dir():
         return registry.find(reference)
     if not (run / "DONE").exists():
-        raise UserError(f"{run} must be a finished training run (DONE), found an unfinished one")
+        raise UserError(f"{run} must be a finished training run, but it has no DONE file")
     read_manifest(run / "model")
     return registry.register(run / "model", seal_of(run / "model"), **version_facts(run))
 
@@ -161,7 +161,7 @@ def _move_row(move: MoveRecord) -> dict[str, Any]:
 
 
 def _description(registry: Registry, version: Version) -> dict[str, Any]:
-    """Dotted keys of everything that may differ."""
+    """The facts of a version that `diff` compares, by dotted key."""
     model = registry.verify(version)
     facts = {name: version.facts[name] for name in ("digest", "source", "split", "metrics", "train_rows")}
     spec, described = records.read(model / "spec.json", SpecRecord), records.read(model / "model.json", ModelRecord)

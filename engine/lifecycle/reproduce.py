@@ -1,13 +1,13 @@
-"""`engine reproduce RUN`: the same run again in a temporary place, and a proof link by link.
+"""`engine reproduce RUN`: repeats a run in a temporary folder and compares its digest chain link by link.
 
-Restores the code, looks for the inputs by digest, runs the recorded config against an empty store (a warm one would
+It restores the code, finds the inputs by digest, runs the recorded config with an empty store (a warm one would
 hide a changed ingest or kernel) and compares the chain: inputs, dataset, features, fitted state, row order, losses, weights,
 metrics, scores. Bits must be equal on the same kind of hardware and libraries; elsewhere the tolerance of
-`chain.TOLERANCE` holds, and the report says which applied.
+`chain.TOLERANCE` applies. The report states which of the two was used.
 
-`--from LINK` takes what lies before the link from the recorded run: dataset and features from its store, the model for
-`metrics`. Fitted state, order, losses and weights are one piece of work: from any of them on, it is done again whole.
-The rerun reaches nobody: no tracker, no alert, no place outside of the temporary folder.
+`--from LINK` takes earlier links from the recorded run: dataset and features from its store, the model for
+`metrics`. Fitted state, order, losses and weights belong to one training, which is repeated as a whole.
+The rerun uses no tracker and sends no alert; it writes only to the temporary folder.
 """
 
 from __future__ import annotations
@@ -43,12 +43,15 @@ MODELS = (
     ("score", "model", "model"), ("evaluate", "model", "model"), ("monitor", "model", "model"),
     ("train", "start_from", "started_from"),
 )  # fmt: skip
-STORED_AT = {"dataset": (), "features": ("datasets",)}  # what of the store may be taken over, by the link to start at
+STORED_AT = {
+    "dataset": (),
+    "features": ("datasets",),
+}  # folders of the store that may be reused, by the link to start at
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of a reproduction."""
+    """The options of a reproduction."""
 
     code: str = "recorded"
     start: str = "inputs"
@@ -85,7 +88,7 @@ def reproduce(config: Config, words: list[str], given: Mapping[str, str]) -> int
 
 
 def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
-    """Run `directory` again and compare; the report is JSON. Raises UserError when there is nothing to run."""
+    """Run `directory` again and compare; the report is JSON. Raises UserError when it cannot be run."""
     record = load_record(directory)
     _check_finished(directory, record)
     with tempfile.TemporaryDirectory(prefix="engine-reproduce-") as temporary:
@@ -109,7 +112,7 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
 
 
 def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, options: Options) -> None:
-    """Refuse code and remote places that the run brings and that this machine's store does not know, listing them."""
+    """Refuse code and remote addresses of the run that this machine's store does not know, and list them."""
     reached = _places(record)
     if code.digest is None:
         trust.check(options.store, None, reached, options.trust, "")
@@ -125,7 +128,7 @@ def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, optio
 
 
 def _places(record: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """The remote places that the rerun would read, by their keys: addresses, and paths that a reference may make one of."""
+    """Remote addresses that the rerun would read, by key; paths whose value a reference may change into one count too."""
     data, score = (record["config"].get(section) or {} for section in ("data", "score"))
     paths = {
         "data.path": data.get("path"),
@@ -148,7 +151,7 @@ def _has_reference(path: str | None) -> bool:
 def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
     if not (directory / "DONE").exists():
         raise UserError(
-            f"{directory} must be a finished run, found status {record.get('status')!r}: only those are proved"
+            f"{directory} must be a finished run, found status {record.get('status')!r}: other runs cannot be reproduced"
         )
     if not record.get("chain"):
         raise UserError(
@@ -159,13 +162,13 @@ def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
             record.get("challenger_run") or ""
         ) and f", and its challenger by reproduce {record['challenger_run']}"
         raise UserError(
-            f"{directory} moved a registry, which a rerun must not do. The decision is proved by "
+            f"{directory} changed a registry, which a rerun must not do. Check the decision with "
             f"`retrain retrain.replay={directory / 'decision.json'}`{challenger}"
         )
     hidden = [name for name, value in nested.leaves(record["config"]) if MASK in str(value)]
     if hidden:
         raise UserError(
-            f"{directory} cannot be run again: {', '.join(hidden)} was given as a plain secret and is not kept. "
+            f"{directory} cannot be run again: {', '.join(hidden)} was given as a plain secret and is not stored. "
             "Give secrets by reference (${oc.env:NAME})"
         )
 
@@ -175,14 +178,14 @@ def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where the recorded inputs are now: the data's root (None: as recorded), and those found nowhere by digest."""
+    """The present location of the inputs: the data's root (None: as recorded), and the inputs that were not found."""
 
     root: Path | None
     changed: tuple[str, ...]
 
 
 def find_inputs(record: Mapping[str, Any], folder: Path | None) -> Inputs:
-    """Look for every recorded input by its digest: where it was, below `folder`, or below the present folder."""
+    """Find every recorded input by its digest: at its old path, below `folder`, or below the working directory."""
     recorded_root = recorded_paths.recorded_path(record, str(record["config"].get("data", {}).get("path", "")))
     wanted = {
         recorded_paths.recorded_path(record, name): value
@@ -194,12 +197,12 @@ def find_inputs(record: Mapping[str, Any], folder: Path | None) -> Inputs:
         root: [path for path, value in wanted.items() if not _is_there(path, value, recorded_root, root)]
         for root in roots
     }
-    best = min(roots, key=lambda root: len(lacking[root]))  # the first of equals
+    best = min(roots, key=lambda root: len(lacking[root]))  # the first of equal ones
     return Inputs(best, tuple(str(path) for path in lacking[best]))
 
 
 def _is_there(path: Path, value: str, recorded_root: Path, root: Path) -> bool:
-    """Whether the input has its digest, moved along with the data's root where it lay below it."""
+    """Whether the input has its digest, at its old path or below the new root of the data."""
     moved = root / path.relative_to(recorded_root) if path.is_relative_to(recorded_root) else path
     if not moved.is_file() and not path.is_relative_to(recorded_root):
         return _is_in_a_package(path, value)
@@ -207,7 +210,7 @@ def _is_there(path: Path, value: str, recorded_root: Path, root: Path) -> bool:
 
 
 def _is_in_a_package(path: Path, value: str) -> bool:
-    """A file of an installed package (`pkg://`) that this environment has elsewhere."""
+    """The present path of a file of an installed package (`pkg://`)."""
     for place in range(1, len(path.parts)):
         for root in sys.path:
             here = Path(root or ".").joinpath(*path.parts[-place:])
@@ -220,42 +223,40 @@ def _is_in_a_package(path: Path, value: str) -> bool:
 
 
 def _fill_store(record: Mapping[str, Any], store: Path, start: str) -> None:
-    """An empty store; with a later start, what lies before it is taken over from the recorded store."""
+    """An empty store; with a later start, earlier links are copied from the recorded store."""
     store.mkdir()
     parts = STORED_AT.get(start, ("datasets", "features")) if start != "inputs" else ()
     for part in parts:
         source = recorded_paths.store_of(record) / part
         if not source.is_dir():
-            raise UserError(
-                f"--from {start} takes what comes before from the recorded store, but {source} is not there"
-            )
+            raise UserError(f"--from {start} takes earlier links from the recorded store, but {source} does not exist")
         hidden = shutil.ignore_patterns(".*")
         shutil.copytree(source, store / part, ignore=hidden, copy_function=storage.link_or_copy)
 
 
 def _take_history(record: Mapping[str, Any], store: Path) -> None:
-    """The dataset that windows looked back on beside `score.input`; it is taken over whatever link the rerun starts at."""
+    """The dataset that was the history of `score.input`; it is copied whichever link the rerun starts at."""
     if not record.get("history"):
         return
     source = Path(record["history"])
     if not (source / "manifest.json").is_file():
         raise UserError(
-            f"the run's windows looked back on dataset {source}, which is not there: restore the store it lay in"
+            f"the run's windows looked back on dataset {source}, which does not exist: restore the store that held it"
         )
     target = store / "datasets" / source.parent.name / source.name
     shutil.copytree(source, target, copy_function=storage.link_or_copy, dirs_exist_ok=True)
 
 
 def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, judged: Path | None = None) -> None:
-    """The recorded config as an experiment of its own: nothing is left to today's defaults.
+    """The recorded config as an experiment that sets every key, so that present defaults do not apply.
 
-    `judged` is the training run whose model is measured again, where the rerun starts at its metrics.
+    `judged` is the training run whose model is evaluated again, where the rerun starts at its metrics.
     """
     config = copy.deepcopy(dict(record["config"]))
     config["paths"] = {"store": str(scratch / "store"), "runs": str(scratch / "runs")}
     _reach_nobody(config)
     _read_its_input(config, record)
-    if config.get("train", {}).get("reduction") != "ddp":  # results do not depend on who does the work
+    if config.get("train", {}).get("reduction") != "ddp":  # results do not depend on the workers
         config["cluster"] = {"kind": "local"}
     elif config.get("cluster"):
         config["cluster"]["address"] = None
@@ -265,7 +266,7 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
     for section in ("train", "score"):
         if "resume" in config.get(section, {}):
             config[section]["resume"] = "never"
-    # What `auto` came to counts. A GPU that is not here is done without: the tolerance says how far that may go.
+    # The resolved value of `auto` is used. Without a GPU here the rerun uses the CPU, and the tolerance applies.
     resolved = {**record, "device": "cpu"} if record.get("device") == "cuda" and not has_gpu() else record
     for name in ("precision", "device"):
         if resolved.get(name):
@@ -280,23 +281,23 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
     if config.get("monitor", {}).get("run"):
         scored = recorded_paths.recorded_path(record, config["monitor"]["run"])
         config["monitor"]["run"] = literals.escaped(str(scored))
-    # JSON is YAML that leaves no word to be taken for a number or a truth value.
+    # JSON is YAML in which no text can be read as a number or a boolean.
     text = f"# @package _global_\n{json.dumps(config, indent=1)}\n"
     storage.write_text(scratch / "conf" / "experiment" / f"{EXPERIMENT}.yaml", text)
 
 
 def _reach_nobody(config: dict[str, Any]) -> None:
-    """No tracker, nobody who is told of an alarm, no predictions where others read them."""
+    """Keys that keep the rerun private: no tracker, no alerts, no output of predictions elsewhere."""
     config["tracking"] = {**config.get("tracking", {}), "kind": "off"}
     if config.get("monitor"):
         config["monitor"]["alerts"] = {}
-    # Where the scores go, and what a second model says of the same rows, are no part of what is compared.
+    # The output of scores, and the scores of a second model, are not compared.
     for name in {"output", "endpoint", "region", "shadow"} & config.get("score", {}).keys():
         config["score"][name] = None
 
 
 def _read_its_input(config: dict[str, Any], record: Mapping[str, Any]) -> None:
-    """The rows of `score.input` from where they lay, with the very history that they had."""
+    """Keys for the rows of `score.input` from their present path, with their recorded history."""
     score, then = config.get("score", {}), record["config"].get("score", {})
     if then.get("input"):
         if "score.input" in _places(record):
@@ -307,7 +308,7 @@ def _read_its_input(config: dict[str, Any], record: Mapping[str, Any]) -> None:
 
 
 def _model_of(record: Mapping[str, Any], reference: str, wanted: str | None) -> Path:
-    """The model that the run used: by the recorded digest, for an alias may have moved since."""
+    """The model that the run used, by the recorded digest, because an alias may have moved since."""
     runs = recorded_paths.recorded_path(record, record["config"]["paths"]["runs"])
     for folder, other in records_below(directories(runs)) if wanted else ():
         if other["outputs"].get("model") == wanted:
@@ -317,7 +318,7 @@ def _model_of(record: Mapping[str, Any], reference: str, wanted: str | None) -> 
 
 
 def _run(command: str, code: Code, python: Path, scratch: Path) -> str | None:
-    """Run the command in a process of its own; returns why it failed, None when it did not."""
+    """Run the command in a new process; returns the reason of a failure, or None."""
     path = os.pathsep.join([str(code.root), *filter(None, [os.environ.get("PYTHONPATH")])])
     words = [*command.split(), f"+experiment={EXPERIMENT}", "--config-dir", str(scratch / "conf")]
     log = scratch / "rerun.log"
@@ -356,9 +357,9 @@ def _report(
     links = chain.compare_chains(directory, rerun, options.start, exact)
     first = chain.first_difference(links)
     if failure is not None and inputs.changed and chain.link_place(options.start) <= chain.link_place("inputs"):
-        first = "inputs"  # they are why it stopped
+        first = "inputs"  # they are the reason for the stop
     if failure is not None and first is None:
-        raise UserError(f"the rerun stopped before the end, though every link up to there is equal: {failure}")
+        raise UserError(f"the rerun stopped before the end, though all links before are equal: {failure}")
     return {
         "run": str(directory),
         "command": record["command"],
@@ -385,7 +386,7 @@ def _say(text: str) -> None:
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """The report for a person: environment, table of links, verdict."""
+    """The report as text: environment, table of links, verdict."""
     lines = [f"run          {found['run']}", f"code         {found['code']['asked']}: {found['code']['how']}"]
     lines += [f"doubt        {doubt}" for doubt in found["code"]["doubts"]]
     for item in found["environment"]:

@@ -1,4 +1,4 @@
-"""The code and the environment of a recorded run, brought back in a temporary folder. Repositories are only read."""
+"""Restores the code and the environment of a recorded run in a temporary folder. Repositories are only read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from engine.runtime import environment, git
 
 @dataclass(frozen=True)
 class Code:
-    """Where the code to run lies, in words how it got there, and why it may not be what ran (empty: it is).
+    """The folder of the code to run, a description of its origin, and doubts that it is the code that ran (empty: none).
 
-    `digest` is that of code which a record brought; None for the engine that is installed here.
+    `digest` is that of code restored from a record; None for the installed engine.
     """
 
     root: Path
@@ -30,21 +30,21 @@ class Code:
 
 
 def current_code() -> Code:
-    """The engine that is running now."""
+    """The running engine."""
     return Code(environment.engine_root(), "the engine that is installed here")
 
 
 def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> Code:
-    """The engine that made the run: the installed one when its digest is the same, else commit and patch from git.
+    """The engine that made the run: the installed one when its digest is the same, else restored from git commit and patch.
 
-    Raises UserError when neither is there.
+    Raises UserError when neither exists.
     """
     code = record["code"]
     doubts = tuple(environment.doubts(code))
     others = {attempt["engine_digest"][:12] for attempt in record.get("resumes", ())} - {code["engine_digest"][:12]}
     if others:
         doubts += (
-            f"the run was gone on with by another engine (digest {', '.join(sorted(others))}) than began it: it cannot be "
+            f"the run was continued by another engine (digest {', '.join(sorted(others))}) than began it: it cannot be "
             "promised",
         )
     if environment.code()["engine_digest"] == code["engine_digest"]:
@@ -53,7 +53,7 @@ def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> 
     if not state or not state.get("commit"):
         raise UserError(
             f"the run was made by engine {code['engine_version']} (digest {code['engine_digest'][:12]}), installed "
-            f"outside of git; here is another. Install that one, or use --code current"
+            f"outside of git; the installed one differs. Install that engine, or use --code current"
         )
     commit = git.commit_id(state["commit"])
     root = _restore(state, commit, scratch)
@@ -62,26 +62,26 @@ def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> 
         lacking = (record.get("not_in_patch") or {}).get("engine", ())
         if lacking:
             doubts += (
-                f"the kept patch is without what looked like a secret: {', '.join(lacking)}; where code read that, it runs "
+                f"the stored patch leaves out possible secrets: {', '.join(lacking)}; where code read those, it runs "
                 "otherwise",
             )
     root = _copy_engine(_engine_below(root), scratch / "code" / "engine")
     found = environment.files_digest(root)
     if found != code["engine_digest"]:
         doubts += (
-            f"the code restored from commit {commit[:12]} and the kept patch is not the code that ran "
-            f"(its digest differs): the run cannot be promised",
+            f"the code restored from commit {commit[:12]} and the stored patch is not the code that ran "
+            f"(its digest differs): an equal run cannot be promised",
         )
-    return Code(root, f"commit {commit[:12]}{' and the kept patch' if state.get('dirty') else ''}", doubts, found)
+    return Code(root, f"commit {commit[:12]}{' and the stored patch' if state.get('dirty') else ''}", doubts, found)
 
 
 def _restore(state: Mapping[str, Any], commit: str, scratch: Path) -> Path:
-    """The files of the commit below `scratch`: from the objects of the recorded tree, of this engine's or of the present one."""
+    """Extract the commit below `scratch`, from git objects of the recorded tree, this engine's or the working directory's."""
     ours = [place for folder in (environment.engine_root(), Path.cwd()) for place in (folder, *folder.parents)]
     objects = git.Objects([Path(str(state.get("root") or ".")), *ours], scratch)
     if not objects.has(commit):
         raise UserError(
-            f"commit {commit[:12]} must be in a git tree at hand to restore the code, looked in "
+            f"commit {commit[:12]} must be in an available git tree to restore the code, looked in "
             f"{', '.join(map(str, objects.roots)) or 'nothing'}. Start from a clone that has it, or use --code current"
         )
     tree = scratch / "code" / "tree"
@@ -90,23 +90,23 @@ def _restore(state: Mapping[str, Any], commit: str, scratch: Path) -> Path:
 
 
 def _apply(patch: Path, tree: Path) -> Iterator[str]:
-    """Apply the kept patch to the extracted tree; yields a doubt when it is not there or does not fit."""
+    """Apply the stored patch to the extracted tree; yields a doubt when it is missing or does not apply."""
     if not patch.is_file():
-        yield f"the tree had uncommitted changes, but {patch} is not there: the run cannot be promised"
+        yield f"the tree had uncommitted changes, but {patch} is missing: an equal run cannot be promised"
         return
     refused = git.apply_patch(patch, tree)
     if refused:
-        yield f"the kept patch does not apply ({refused}): the run cannot be promised"
+        yield f"the stored patch does not apply ({refused}): an equal run cannot be promised"
 
 
 def _copy_engine(root: Path, target: Path) -> Path:
-    """Copy what the engine's digest covers and nothing else.
+    """Copy only the files that the engine's digest covers.
 
-    The folder comes first on the rerun's path: a module beside the packages, bytecode or an extension would run unseen.
+    The folder comes first on the rerun's path, so that any other module, bytecode or extension would run unnoticed.
     """
     for path in environment.engine_files(root):
         if path.is_symlink() or not path.is_file():
-            raise UserError(f"code to run must be plain files, found {path.relative_to(root)}, which is none")
+            raise UserError(f"code to run must be plain files, but {path.relative_to(root)} is not one")
         copy = target / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -119,13 +119,13 @@ def _engine_below(tree: Path) -> Path:
     for root in found:
         if (root / "kernels").is_dir():
             return root
-    raise UserError("the recorded commit must hold engine/ and kernels/, found none")
+    raise UserError("the recorded commit must hold engine/ and kernels/, which are missing")
 
 
 # ---------------------------------------------------------------------------------------------------- environment
 
 
-# By weight: what is at the top is the likeliest to move a bit; equal bits are promised where nothing DECIDES differs.
+# By weight: the first are most likely to change bits; equal bits are promised where nothing of weight DECIDES differs.
 WEIGHTS: dict[str, int] = {
     **dict.fromkeys(("packages.torch", "packages.numpy", "packages.numba", "packages.llvmlite", "packages.scipy"), 3),
     **dict.fromkeys(("device", "hardware.gpu", "hardware.vector_flags", "python"), 3),
@@ -141,7 +141,7 @@ _PYTHON = re.compile(r"[0-9]+\.[0-9]+")
 
 
 def environment_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What differs between the recorded environment and one of now, weightiest first."""
+    """Differences between the recorded and the present environment, most important first."""
     was, here = dict(nested.leaves(record)), dict(nested.leaves(now))
     found = []
     for name in dict.fromkeys([*was, *here]):
@@ -154,7 +154,7 @@ def environment_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def run_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Environment differences of two runs: with the device that each trained on; a GPU that neither used is of no weight."""
+    """Environment differences of two runs, with their training devices; a GPU that neither used has no weight."""
     devices = [side.get("device") for side in (record, now)]
     sides = [dict(side["environment"]) for side in (record, now)]
     if all(devices):
@@ -178,7 +178,7 @@ def build_environment(record: Mapping[str, Any], scratch: Path) -> Path:
     folder = scratch / "environment"
     _check(subprocess.run([python, "-m", "venv", str(folder)], capture_output=True, text=True, check=False), "venv")
     interpreter = folder / "bin" / "python"
-    needed = sorted({"rich", "jinja2"} - set(wanted["packages"]))  # reports; they decide nothing
+    needed = sorted({"rich", "jinja2"} - set(wanted["packages"]))  # for reports; they change no result
     command = [
         str(interpreter),
         "-m",
@@ -195,14 +195,14 @@ def build_environment(record: Mapping[str, Any], scratch: Path) -> Path:
 
 
 def pins(packages: Mapping[str, Any]) -> Iterator[str]:
-    """`name==version` of each recorded package: one that a run records, at a version as PEP 440 writes it."""
+    """`name==version` of each recorded package; names and versions (PEP 440) are checked."""
     for name, version in packages.items():
         if name not in environment.PACKAGES:
             raise UserError(
                 f"--build-env installs the packages that runs record ({', '.join(environment.PACKAGES)}), found {name!r}"
             )
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
-            raise UserError(f"--build-env: the version of {name} must be one as PEP 440 writes it, found {version!r}")
+            raise UserError(f"--build-env: the version of {name} must be valid (PEP 440), found {version!r}")
         yield f"{name}=={version}"
 
 

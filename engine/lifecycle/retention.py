@@ -1,7 +1,7 @@
-"""`engine runs rm` and `runs gc`: which run directories may go, and what keeps the others alive.
+"""`engine runs rm` and `runs gc`: find run directories that may be removed, and the reasons that keep the others.
 
-A run is kept by a process that works in it, by the registry (its model, its decisions, the windows of a champion), by being the
-newest of its kind, by its age, and by every kept run that took a model or scores from it. Nothing is removed without --delete.
+A run is kept while a process uses it, while the registry names it (its model, its decisions, the windows of a champion), while
+it is the newest of its kind or recent, and while a kept run uses its model or scores. Nothing is removed without --delete.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from engine.runtime import registry, storage, terminal
 from engine.runtime.run import is_free, load_record, remove
 
 OLDER = "30d"
-UNFINISHED = units.span("1d")  # the same command goes on with it
-STORED = ("dataset", "features", "inputs")  # outputs that lie in the store, not in the run that made them first
+UNFINISHED = units.span("1d")  # the same command continues it
+STORED = ("dataset", "features", "inputs")  # outputs in the store, not in the run that made them first
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run directory that may go: its node, whether it is finished or at work, and its age in microseconds."""
+    """A run directory that may be removed: its node, whether it is finished or in use, and its age in microseconds."""
 
     node: Node
     finished: bool
@@ -42,14 +42,14 @@ class Entry:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Runs of one kind follow each other: the same command, name and model."""
+        """The kind of a run: command, name and model. The newest finished run of a kind is kept."""
         record = self.node.record
         return record["command"], record["name"], record.get("model")
 
 
 @dataclass(frozen=True)
 class Named:
-    """What the registry names: models by digest, the digests of champions and challengers, and decisions by run."""
+    """The contents of the registries: models by digest, digests of champions and challengers, and decisions by run."""
 
     models: Mapping[str, str]
     serving: Mapping[str, str]
@@ -73,7 +73,7 @@ def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
 def rm(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`runs rm RUN ... [--delete] [--json]`; every other run counts as kept. Raises UserError when a named one must stay."""
     if not words:
-        raise UserError("runs rm takes the runs to remove, found none: name directories, or the starts of their ids")
+        raise UserError("runs rm needs the runs to remove: name directories, or the first letters of their ids")
     runs = Path(config.paths.runs)
     chosen = {find_run(word, runs).resolve() for word in words}
     found = entries(runs)
@@ -81,7 +81,7 @@ def rm(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     kept |= {item.directory: "not named" for item in found if item.directory not in chosen}
     kept = {directory: reason for directory, reason in spread(found, kept).items() if directory in chosen}
     if strangers := chosen - {item.directory for item in found}:
-        raise UserError(f"a run to remove must lie in {runs} (paths.runs), found {min(strangers)}")
+        raise UserError(f"a run to remove must be in {runs} (paths.runs), found {min(strangers)}")
     if kept and "--delete" in options:
         told = "; ".join(f"{directory} is {reason}" for directory, reason in kept.items())
         raise UserError(f"nothing was removed: {told}. Leave these out, or remove first what keeps them")
@@ -119,7 +119,7 @@ IN_USE = "in use by a process"
 
 
 def entries(runs: Path) -> list[Entry]:
-    """Every run below a folder, oldest first. Raises UserError at a damaged record: it may name what would go."""
+    """Every run below a folder, oldest first. Raises UserError at a damaged record, which may name a run in use."""
     found = []
     for directory in map(Path.resolve, directories(runs)):
         finished = (directory / "DONE").exists()
@@ -131,7 +131,7 @@ def entries(runs: Path) -> list[Entry]:
 
 
 def named(root: Path) -> Named:
-    """What all registries below a folder name."""
+    """The contents of all registries below a folder."""
     models: dict[str, str] = {}
     serving: dict[str, str] = {}
     decisions: dict[str, str] = {}
@@ -148,7 +148,7 @@ def named(root: Path) -> Named:
 
 
 def roots(found: Sequence[Entry], book: Named, older: int, told: str) -> dict[Path, str]:
-    """Runs that are kept for a reason of their own, with the reason."""
+    """Runs that are kept for themselves, not for another run, with the reason."""
     newest = {item.kind: item.directory for item in found if item.finished}
     rules: tuple[Callable[[Entry], str | None], ...] = (
         lambda item: IN_USE if item.busy else None,
@@ -161,7 +161,7 @@ def roots(found: Sequence[Entry], book: Named, older: int, told: str) -> dict[Pa
             else None
         ),
         lambda item: (
-            None if item.finished or item.age >= max(older, UNFINISHED) else "unfinished and recent: it can go on"
+            None if item.finished or item.age >= max(older, UNFINISHED) else "unfinished and recent: it can be resumed"
         ),
         lambda item: f"younger than {told}" if item.age < older else None,
     )
@@ -182,7 +182,7 @@ def _watched(node: Node) -> list[str]:
 
 
 def spread(found: Sequence[Entry], kept: Mapping[Path, str]) -> dict[Path, str]:
-    """With the runs that kept runs came from: whose model or scores they took, and which started them."""
+    """Adds the runs that kept runs need: the runs whose model or scores they use, and the runs that started them."""
     by_directory = {item.directory: item.node for item in found}
     makers: dict[str, list[Path]] = {}
     for item in found:

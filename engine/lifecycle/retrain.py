@@ -1,4 +1,4 @@
-"""The `retrain` step: from the newest monitoring record to a decision that is carried out and can be taken again."""
+"""The `retrain` step: decides on the newest monitoring record, carries the decision out, and replays saved decisions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.training.evaluate import watched_metric
 def retrain(config: Config, run: Run) -> dict[str, float]:
     """Decide, train, judge, promote or keep, and write decision.json.
 
-    `retrain.replay` takes a saved decision again from its own evidence and fails with a UserError where it differs.
+    `retrain.replay` repeats a saved decision from its own evidence and raises UserError where the outcome differs.
     """
     if config.retrain.replay:
         return _replay(Path(config.retrain.replay), run)
@@ -63,7 +63,7 @@ def _now(config: Config, observations: tuple[Observation, ...]) -> int:
     if not observations:
         raise UserError(
             f"retrain decides at the end of the newest monitored window, found no monitoring run of {config.name!r} in "
-            f"{config.paths.runs}: run `monitor` first, or say retrain.now"
+            f"{config.paths.runs}: run `monitor` first, or set retrain.now"
         )
     return max(item.stop for item in observations)
 
@@ -78,7 +78,7 @@ def _replay(path: Path, run: Run) -> dict[str, float]:
 
 
 def figures(decision: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a decision."""
+    """The metrics of a decision."""
     found = {
         "retrain/started": float(decision["challenger"] is not None),
         "retrain/promoted": float(decision["verdict"] == decide.PROMOTED),

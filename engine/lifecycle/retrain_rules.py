@@ -1,4 +1,4 @@
-"""When to retrain: pure rules over what monitoring has seen. No clock, no files: the same record gives the same answer."""
+"""The rules of when to retrain: pure functions of monitoring records, without clock or files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.training.metrics import decimals, find_metric
 
 @dataclass(frozen=True)
 class Observation:
-    """One monitored window. Instants in microseconds UTC; None is what could not be computed."""
+    """One monitored window. Instants in microseconds UTC; None could not be computed."""
 
     start: int
     stop: int
@@ -23,16 +23,16 @@ class Observation:
     causes: tuple[str, ...] = ()
     metric: float | None = None  # of the rows whose labels were known
     metric_name: str = ""
-    quality: str = ""  # what monitoring made of labelled rows: quiet, alarm, cannot be judged; empty: too few labels
-    quality_text: str = ""  # its words
+    quality: str = ""  # verdict on labelled rows: quiet, alarm, cannot be judged; empty: too few labels
+    quality_text: str = ""  # the reason for it
 
 
 @dataclass(frozen=True)
 class Champion:
-    """What the rules must know of the model that serves."""
+    """The champion as the rules need it."""
 
     digest: str
-    seen_until: int  # end of the newest row that training or early stopping looked at
+    seen_until: int  # end of the newest row used in training or early stopping
     metric: float | None  # the watched metric on rows that it did not see, when it was promoted
 
 
@@ -40,22 +40,22 @@ class Champion:
 class Later:
     """Rows after the newest that the champion saw, up to `now`. Instants and lengths in microseconds."""
 
-    horizon: int  # age at which a row's label is expected: only then does the row count
+    horizon: int  # age at which a row's label is expected; a row counts from this age on
     rows: int
-    labelled: int  # of these, rows whose label is known already, ripe or not
+    labelled: int  # of these, rows whose label is known already, mature or not
     first: int | None  # event time of the first of them
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a decision to retrain depends on, as it was known at `now`."""
+    """Everything that a decision to retrain depends on, as known at `now`."""
 
     now: int
     champion: Champion
     observations: tuple[Observation, ...]  # by time
     starts: tuple[int, ...]  # when retrains began
     new_rows: int  # labelled and mature rows that the champion has not seen
-    later: Later | None = None  # why there are no more of them; None in records of older engines
+    later: Later | None = None  # the rows that do not count yet; None in records of older engines
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
@@ -63,7 +63,7 @@ class Facts:
 
     @classmethod
     def from_plain(cls, values: dict[str, Any], where: str) -> Facts:
-        """The inverse of `plain`. Raises Damaged, naming `where` the values stand."""
+        """The inverse of `plain`. Raises Damaged, naming the place `where` of the values."""
         records.conform(values, cls, where)
         observations = records.filled(Observation, values["observations"], f"{where}: observations")
         champion = records.filled(Champion, [values["champion"]], f"{where}: champion")[0]
@@ -73,7 +73,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Trigger:
-    """Whether a retrain starts, and why or why not."""
+    """Whether a retrain starts, with the reasons."""
 
     start: bool
     fired: tuple[str, ...]
@@ -81,7 +81,7 @@ class Trigger:
 
 
 def trigger(facts: Facts, policy: RetrainConfig) -> Trigger:
-    """Ask every configured rule, then cool-down and budget."""
+    """Apply every configured rule, then cool-down and budget."""
     answers = {name: RULES[name](facts, policy) for name in policy.triggers}
     fired = tuple(name for name, (fires, _) in answers.items() if fires)
     said = "; ".join(f"{name}: {reason}" for name, (fires, reason) in answers.items() if fires or not fired)
@@ -112,7 +112,7 @@ def _held(facts: Facts, policy: RetrainConfig) -> str | None:
 
 
 def _why_none(facts: Facts, policy: RetrainConfig) -> str:
-    """What keeps rows after the champion's from being new ones with a label, and until when."""
+    """Why rows after the champion's do not count as new labelled rows, and until when."""
     later, seen = facts.later, units.format_instant(facts.champion.seen_until)
     if later is None:
         return ""
@@ -125,13 +125,13 @@ def _why_none(facts: Facts, policy: RetrainConfig) -> str:
     if ripe < facts.now:
         return f"{found}, and none of these is {days(later.horizon)} old, {ripening(policy)}"
     return (
-        f"{found}, but a row counts when it is {days(later.horizon)} old, {ripening(policy)}: the first of them is so at "
-        f"{units.format_instant(ripe)}. A shorter retrain.maturity counts rows earlier"
+        f"{found}, but a row counts when it is {days(later.horizon)} old, {ripening(policy)}: the first row reaches that age "
+        f"at {units.format_instant(ripe)}. A shorter retrain.maturity counts rows earlier"
     )
 
 
 def ripening(policy: RetrainConfig) -> str:
-    """Where the age comes from at which a row counts."""
+    """The origin of the age at which a row counts."""
     return "by when 95 % of labels arrive" if policy.maturity is None else f"retrain.maturity={policy.maturity}"
 
 
@@ -163,7 +163,7 @@ def _performance(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
         windows = len(_own(facts))
         return False, f"none of {windows} monitored windows of the champion has a figure: too few labels were known"
     newest = measured[-1]
-    if newest.metric is None:  # an older figure says nothing of it
+    if newest.metric is None:  # an older figure does not describe it
         text = f"{newest.metric_name} of the newest window with labels is not computable; {newest.quality_text}"
         return newest.quality == "alarm", f"{text}: {newest.quality}"
     if facts.champion.metric is None:
@@ -191,7 +191,7 @@ def _volume(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
 
 
 def days(length: int) -> str:
-    """A length of time in days, for a person."""
+    """A length of time in days, as text."""
     return f"{length / units.MICROSECONDS['d']:.1f} days"
 
 

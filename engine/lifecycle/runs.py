@@ -1,4 +1,4 @@
-"""Runs on disk: find one, list them, filter and sort. No server: a run directory is the record."""
+"""Finds, lists, filters and sorts run directories, which are the only record of runs."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def find_run(reference: str, runs: Path) -> Path:
     if "@" in reference:
         return run_of_model(find_model(reference, runs))
     if path.is_dir():
-        raise UserError(f"{reference} must be a run directory, found no run.json in it")
+        raise UserError(f"{reference} must be a run directory, but has no run.json")
     found = [] if "/" in reference else [entry for entry in directories(runs) if entry.name.startswith(reference)]
     if len(found) == 1:
         return found[0].resolve()
     if found:
         raise UserError(f"{reference!r} must name one run, found {len(found)}: {', '.join(map(str, found[:5]))}")
     known = nearest(reference, (entry.name for entry in directories(runs))) if "/" not in reference else ""
-    raise UserError(f"a run must be named by its directory, found {reference!r}, where there is none.{known}")
+    raise UserError(f"a run must be named by its directory, but {reference!r} does not exist.{known}")
 
 
 def run_of_model(model: Path) -> Path:
@@ -60,7 +60,7 @@ def run_of_model(model: Path) -> Path:
     source = Path(records.read(version, VersionRecord).get("source", "")) if version.is_file() else Path()
     if (source / "run.json").is_file():
         return source.resolve()
-    raise UserError(f"the training run behind {model} must still be there, found none: name the run directory itself")
+    raise UserError(f"the training run of {model} was not found: name the run directory itself")
 
 
 def directories(runs: Path) -> Iterator[Path]:
@@ -83,7 +83,7 @@ def summary(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def status(directory: Path, record: Mapping[str, Any]) -> str:
-    """`running` only while the process that said so is alive."""
+    """The status; `running` only while the recorded process is alive."""
     said = str(record.get("status"))
     if (directory / "DONE").exists() or said != "running":
         return said
@@ -183,7 +183,7 @@ def runs(config: Config, words: list[str], options: Mapping[str, str]) -> int:
 
 
 def columns_of(found: Sequence[Mapping[str, Any]], asked: list[str], where: str, sort: str) -> list[str]:
-    """The columns of the list: facts, what was filtered and sorted by, what was asked for, and the headline metric."""
+    """The columns of the list: facts, keys of filter and sort, requested keys, and the headline metric."""
     names = {name for item in found for name in item}
     for name in asked:
         if found and name not in names:

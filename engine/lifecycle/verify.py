@@ -1,4 +1,4 @@
-"""`engine verify`: every file of the store, the runs and the registry against what was sealed when it was written."""
+"""`engine verify`: checks every file of the store, the runs and the registry against the digests sealed at writing."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ DAMAGED = 2
 def verify(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`engine verify [PATH ...] [--json]`: exit code 2 when a file is not what was written.
 
-    Without a path: all of paths.store and paths.runs.
+    Without a path it checks paths.store and paths.runs.
     """
     places = [Path(word) for word in words] or [Path(config.paths.store), Path(config.paths.runs)]
     for place in places:
         if words and not place.is_dir():
-            raise UserError(f"verify takes folders of a store or of runs, found {str(place)!r}, where there is none")
+            raise UserError(f"verify takes folders of a store or of runs, but {str(place)!r} does not exist")
     found = [{"path": path, "problem": problem} for place in places for path, problem in problems(place)]
     terminal.rows(found, "--json" in options, "every file is what was written")
     return DAMAGED if found else 0
 
 
 def problems(root: Path) -> Iterator[tuple[str, str]]:
-    """(path, what is wrong) of everything below a folder that is not what was written."""
+    """(path, problem) of everything below a folder that is not what was written."""
     for path in sorted(root.rglob("*")):
         for pattern, look in LOOKS.items():
             if path.match(pattern) and not any(part.endswith(".tmp") for part in path.parts):
@@ -55,12 +55,12 @@ def _of_seal(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _of_files(damaged: Callable[[Path], list[Path]], remedy: str) -> Callable[[Path], Iterator[tuple[str, str]]]:
-    """A look at a record that names files."""
+    """A check of a record that names files."""
     return lambda path: ((str(file), f"is not what was written: {remedy}") for file in damaged(path))
 
 
 def _of_one(read: Callable[[Path], object]) -> Callable[[Path], Iterator[tuple[str, str]]]:
-    """A look through a reader that raises UserError where what it reads is damaged."""
+    """A check by a reader that raises UserError for damaged files."""
 
     def look(path: Path) -> Iterator[tuple[str, str]]:
         try:
@@ -93,13 +93,13 @@ def _of_registry(root: Path) -> Iterator[tuple[str, str]]:
             yield str(held.directory), str(error)
 
 
-# What is looked at, by the end of its path.
+# Checks by the end of the path.
 LOOKS: dict[str, Callable[[Path], Iterator[tuple[str, str]]]] = {
     seal.NAME: _of_seal,
     bundle.MANIFEST: _of_one(lambda path: bundle.read_manifest(path.parent)),
     ".staged/*.json": _of_files(stage.damaged, "the next ingest reads the source again"),
     "parts/*.json": _of_files(
-        lambda path: units.read_whole(path)[1], "these rows are scored again where the run goes on"
+        lambda path: units.read_whole(path)[1], "these rows are scored again when the run continues"
     ),
     "checkpoints/step-*": _of_one(checkpoint.load_checkpoint),
     LATEST: _of_one(lambda path: seal.read_checked(path, Latest)),

@@ -157,7 +157,7 @@ def test_months_follow_the_local_calendar() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("backtest.start=2021-01-01", "backtest.stop=null"), "must lie before the end of the data"),
+        (("backtest.start=2021-01-01", "backtest.stop=null"), "must be before the end of the data"),
         (("backtest.start=null",), "backtest.start must say"),
         (("backtest.period=moon",), "a span must be a number"),
     ],
@@ -194,7 +194,7 @@ def test_trainings_in_parallel_on_ray_give_the_same_backtest(
     ray = ("cluster=ray", "cluster.workers=2", "cluster.threads=1", "--config-dir", str(other / "conf"))
     ended = process("backtest", *tiny.overrides(other, *WORDS, *ray), timeout=600)
     assert ended.code == 0, ended.err
-    assert "a training ahead failed" not in ended.err
+    assert "a training in advance failed" not in ended.err
     assert ended.err.count("was trained on the same rows") >= 3
     record = json.loads((ended.directory / "backtest.json").read_text())
     columns = ("period", "metric", "model", "retrained", "promoted")

@@ -75,7 +75,7 @@ def test_code_that_the_store_has_not_recorded_runs_only_by_its_digest(tmp_path, 
     with pytest.raises(UserError) as refused:
         reproduce_run(run, Options(store=store))
     text = str(refused.value)
-    assert "engine/__init__.py" in text and "kept patch" in text and not ran
+    assert "engine/__init__.py" in text and "stored patch" in text and not ran
     digest = text.rpartition("trust=")[2]
     for wrong in (sha("0"), digest[:12], digest.upper()):
         with pytest.raises(UserError, match="trust="):

@@ -321,7 +321,7 @@ def test_uncommitted_changes_are_restored_from_another_clone_and_the_rerun_is_eq
     found = json.loads(done.stdout)
     assert found["first_difference"] is None and not found["code"]["doubts"] and not found["inputs_changed"]
     assert found["code"]["digest"] == found["code"]["recorded_digest"]
-    assert "kept patch" in found["code"]["how"]
+    assert "stored patch" in found["code"]["how"]
     assert git(first, "status", "--porcelain") == before
 
 

@@ -124,7 +124,7 @@ def test_young_and_unfinished_runs_stay(cli, history) -> None:
     rows = ask(cli, "gc")
     assert rows[str(history["scored"])]["kept"] == "younger than 30d"
     # However short the bound: the same command goes on with a run that was interrupted today.
-    assert ask(cli, "gc", "--older", "0s")[str(history["killed"])]["kept"] == "unfinished and recent: it can go on"
+    assert ask(cli, "gc", "--older", "0s")[str(history["killed"])]["kept"] == "unfinished and recent: it can be resumed"
     assert ask(cli, "gc", "--older", "0s")[str(history["scored"])]["kept"] is None
 
 
@@ -166,7 +166,7 @@ def test_rm_shows_before_it_removes(cli, history) -> None:
     assert "the training of shop@champion" in cli("runs", "rm", str(history["champion"])).out
     assert cli("runs", "rm").code == 1
     elsewhere = shutil.copytree(history["scored"], Path("elsewhere"))
-    assert "must lie in runs" in cli("runs", "rm", str(elsewhere), "--delete").err and elsewhere.exists()
+    assert "must be in runs" in cli("runs", "rm", str(elsewhere), "--delete").err and elsewhere.exists()
 
 
 @pytest.mark.parametrize("at", ["renamed", "half"])

@@ -138,7 +138,7 @@ def test_a_worse_challenger_is_kept_out_with_both_scores_in_the_history(folder: 
     )
     decision = decision_of(done)
     assert decision["verdict"] == "kept"
-    assert "must lie above" in decision["reasons"][0]
+    assert "must be above" in decision["reasons"][0]
     assert registry(folder).state().champion == champion
     ending = registry(folder).state().moves[-1]
     assert ending["decision"]["scores"] == {

@@ -139,7 +139,7 @@ def test_without_a_new_label_nothing_starts() -> None:
     (
         Later(263 * D, 1234, 56, 310 * D),
         r"of 1,234 rows since then 56 have a label, but a row counts when it is 263\.0 days old, by when 95 % of labels "
-        r"arrive: the first of them is so at 1971-07-28T00:00:00\+00:00. A shorter retrain\.maturity",
+        r"arrive: the first row reaches that age at 1971-07-28T00:00:00\+00:00. A shorter retrain\.maturity",
     ),
     (Later(9 * D, 1234, 0, 310 * D), r"of 1,234 rows since then 0 have a label, and none of these is 9\.0 days old"),
 ])  # fmt: skip

@@ -107,9 +107,9 @@ def test_a_run_is_found_by_directory_and_by_the_start_of_its_id(workplace, three
     assert runs.find_run("20260101T000001", folder) == three[1].resolve()
     with pytest.raises(UserError, match="must name one run, found 3"):
         runs.find_run("20260101", folder)
-    with pytest.raises(UserError, match=r"found no run\.json in it"):
+    with pytest.raises(UserError, match=r"but has no run\.json"):
         runs.find_run(str(folder), folder)
-    with pytest.raises(UserError, match="there is none"):
+    with pytest.raises(UserError, match="does not exist"):
         runs.find_run("nowhere/at/all", folder)
 
 
@@ -120,5 +120,5 @@ def test_a_registered_version_leads_to_its_training_run(workplace, three) -> Non
     assert runs.run_of_model(model) == three[0].resolve()
     assert runs.run_of_model(three[1] / "model") == three[1].resolve()
     (model.parent / "version.json").write_text(json.dumps({"source": "gone"}))
-    with pytest.raises(UserError, match="must still be there, found none"):
+    with pytest.raises(UserError, match=r"the training run of .* was not found"):
         runs.run_of_model(model)
