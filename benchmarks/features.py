@@ -30,8 +30,8 @@ from benchmarks import peers
 from benchmarks.harness import Row, Settings, clock, compare, show
 from engine.config.compose import compose
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.dataset import Dataset
+from engine.data.make_dataset import ensure_dataset
 from engine.features import build, retrieval
 from engine.features.instants import moment_times
 from engine.runtime.run import Run
@@ -98,7 +98,7 @@ class Place:
             opened.finish({})
 
     def dataset(self, config: Config) -> Dataset:
-        found: Dataset = self.with_run(config, lambda opened: ingest.ensure(config, opened))
+        found: Dataset = self.with_run(config, lambda opened: ensure_dataset(config, opened))
         return found
 
 

@@ -15,7 +15,7 @@ from engine.config import schema, units
 from engine.config.compose import compose
 from engine.config.sections.lifecycle import BacktestConfig
 from engine.config.tree import Config
-from engine.data import ingest
+from engine.data.make_dataset import ensure_dataset
 from engine.features import build, encode
 from engine.lifecycle import backtest
 from engine.monitoring import multivariate, reference
@@ -57,7 +57,7 @@ def features_of(folder: Path, *more: str) -> tuple[pa.Table, int]:
     """(raw features by visit, parts of the view)"""
     config: Config = compose(overrides(folder, *more), str(folder / "conf")).config
     run = Run.create("features", config, {})
-    dataset = ingest.ensure(config, run)
+    dataset = ensure_dataset(config, run)
     table = build.ensure(config, run, dataset)
     rows = table.read((0, dataset.rows)).append_column("visit", dataset.read(["visit"])["visit"])
     return rows, len(table.views["shop"].manifest["parts"])

@@ -23,9 +23,9 @@ import pytest
 from engine import api
 from engine.config.compose import compose
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.data.files import resolve
+from engine.data.make_dataset import ensure_dataset
 from engine.features import build, store
 from engine.features.build import FeatureTable
 from engine.features.compute import raw_features
@@ -56,7 +56,7 @@ def config(place: Path) -> Config:
 @pytest.fixture(scope="module")
 def dataset(place: Path, config: Config) -> Dataset:
     run = Run.create("ingest", config, {})
-    found = ingest.ensure(config, run)
+    found = ensure_dataset(config, run)
     run.finish({})
     return found
 
@@ -219,7 +219,7 @@ def test_every_view_has_one_set_of_bits_however_it_is_computed(
     def views(name: str, given: Dataset | None = dataset, *more: str) -> FeatureTable:
         here = compose(words(tmp_path, f"paths.store={tmp_path / name}", *more)).config
         run = Run.create("features", here, {})
-        table = build.ensure(here, run, given or ingest.ensure(here, run))
+        table = build.ensure(here, run, given or ensure_dataset(here, run))
         run.finish({})
         return table
 

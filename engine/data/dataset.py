@@ -12,6 +12,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from engine.data.arrow_types import schema_of
@@ -24,6 +25,7 @@ FORMAT = 1
 PART_ROWS = 262_144
 ROW_GROUP = 65_536
 MANIFEST = "manifest.json"
+LATEST = "latest.json"
 REMEDY = "Run `ingest` again"
 TypeText = Annotated[str, records.Matching(r"[^\x00-\x1f]{1,200}", "the name of a type")]
 
@@ -102,6 +104,14 @@ class DatasetRecord(TypedDict):
     accounting: Accounting
     null_counts: dict[str, records.Count]
     spec: dict[str, Any]
+
+
+class Latest(TypedDict):
+    """latest.json: the dataset that was ingested last under a name."""
+
+    recipe: str
+    entry: str
+    digest: records.Digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +279,12 @@ def open_dataset(directory: Path | str) -> Dataset:
     found = seal.read(directory)
     manifest = records.read(found.check(directory, MANIFEST, REMEDY), DatasetRecord)
     return Dataset(directory, manifest, found)
+
+
+def newest_dataset(folder: Path) -> Dataset | None:
+    """The dataset of a name's folder that was ingested last; None without any. Raises UserError for a damaged one."""
+    path = folder / LATEST
+    return open_dataset(storage.inside(folder, seal.read_checked(path, Latest)["entry"])) if path.exists() else None
 
 
 def stored_datasets(folder: Path) -> list[Dataset]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from engine.config.tree import Config
-from engine.data.dataset import MANIFEST
-from engine.data.ingest import LATEST
+from engine.data.dataset import LATEST, MANIFEST
 from engine.errors import UserError
 from engine.runtime import records, storage, terminal
 from engine.runtime.run import as_written

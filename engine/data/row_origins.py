@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 
+from engine.config.sections.data import Column
 from engine.data.columns import TEXT_LIMIT, as_text
+from engine.data.dataset import row_ids
 from engine.data.stage import Staged
 from engine.data.violations import CONFLICTING, EQUAL
 
@@ -83,3 +86,23 @@ def _differ(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_floating(first.type):  # null is not NaN
         same = pc.and_(same, pc.equal(pc.is_null(first), pc.is_null(second)))
     return ~np.asarray(same.combine_chunks())
+
+
+def locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray], list[dict[str, Any]]]:
+    """The `row_id` of rows of a table by their positions: their ids, or their first columns; null where all are sensitive."""
+    ids = [name for name, column in columns.items() if column.identifies and not column.sensitive]
+    ids = (
+        ids
+        or [
+            name
+            for name, column in columns.items()
+            if not column.sensitive and not column.type.startswith(("list", "map"))
+        ][:3]
+    )
+
+    def locate(positions: np.ndarray) -> list[dict[str, Any]]:
+        if not ids:
+            return [{"row_id": None} for _ in positions]
+        return [{"row_id": text} for text in row_ids(table.select(ids).take(pa.array(positions)), ids).to_pylist()]
+
+    return locate

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from engine.config import units
 from engine.config.tree import Config
-from engine.data.dataset import Accounting, Dataset, DatasetRecord
-from engine.data.ingest import LATEST, newest_dataset
+from engine.data.dataset import LATEST, Accounting, Dataset, DatasetRecord, newest_dataset
 from engine.data.profile import ColumnProfile, ProfileRecord
 from engine.errors import UserError, nearest
 from engine.runtime import records, storage, terminal

@@ -10,7 +10,7 @@ from engine.config.sections.data import CsvOptions, DataConfig
 from engine.config.tree import Config
 from engine.data import quarantine_limit, stage
 from engine.data.bounds import Bounds
-from engine.data.ingest import make_plan
+from engine.data.ingest_plan import make_plan
 from engine.data.stage import Staged
 from engine.data.violations import quarantine
 from engine.errors import UserError

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from engine.config import schema
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.dataset import Dataset
+from engine.data.make_dataset import ensure_dataset
 from engine.features import compute
 from engine.features.spec import (
     Feature,
@@ -103,7 +103,7 @@ def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) ->
 def features(config: Config, run: Run) -> dict[str, float]:
     """Recompute every view and store it."""
     began = time.monotonic()
-    dataset = ingest.ensure(config, run)
+    dataset = ensure_dataset(config, run)
     table = ensure(config, run, dataset, anew=True)
     seconds = time.monotonic() - began
     run.log(f"{len(table.features)} features of {dataset.rows:,} rows from {len(table.views)} views")

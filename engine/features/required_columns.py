@@ -15,11 +15,12 @@ from engine.config.leak_guard import known_by_decision
 from engine.config.sections.data import DataConfig, SourceConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.tree import Config
-from engine.data import ingest, query
+from engine.data import query
 from engine.data.arrow_types import schema_of
 from engine.data.columns import MissingColumnError
 from engine.data.dataset import Dataset
 from engine.data.files import event_source
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.spec import event_inputs, row_inputs
 from engine.runtime.run import Run
@@ -100,10 +101,10 @@ def ensure(config: Config, run: Run, passed: Iterable[str] = (), *, empty: bool 
     where `empty` is true. Raises UserError.
     """
     try:
-        return ingest.ensure(config, run, empty=empty)
+        return ensure_dataset(config, run, empty=empty)
     except MissingColumnError as error:
         data = for_scoring(config.data, config.features, passed)
         if error.source not in data.sources or data.sources[error.source].columns[error.column].missing != "null":
             raise needed_error(error, config, passed) from None
         run.log(f"column {error.column!r} is missing in {error.file}: not needed to score, read as null")
-        return ingest.ensure(dataclasses.replace(config, data=data), run, empty=empty)
+        return ensure_dataset(dataclasses.replace(config, data=data), run, empty=empty)

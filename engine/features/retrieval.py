@@ -21,9 +21,10 @@ from engine.config.names import check_distinct
 from engine.config.references import check_view_names
 from engine.config.sections.features import FeaturesConfig, ViewConfig
 from engine.config.tree import Config
-from engine.data import checks, ingest
+from engine.data import checks
 from engine.data.arrow_types import alike, parse_type, type_name
 from engine.data.dataset import Dataset
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError, nearest
 from engine.features import compute, instants, required_columns
 from engine.features.partitions import view_length
@@ -49,7 +50,7 @@ def dataset_of(config: Config, *, scoring: bool = False) -> Dataset:
     """
     run = Run.create("features", config, {})
     try:
-        return required_columns.ensure(config, run) if scoring else ingest.ensure(config, run)
+        return required_columns.ensure(config, run) if scoring else ensure_dataset(config, run)
     finally:
         run.fail(KeyboardInterrupt(), "closed")
         shutil.rmtree(run.directory, ignore_errors=True)

@@ -14,8 +14,8 @@ from engine.config import schema, units
 from engine.config.sections.lifecycle import RetrainConfig
 from engine.config.sections.training import SplitConfig
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.dataset import Dataset, row_ids
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import build
 from engine.features.build import FeatureTable
@@ -64,7 +64,7 @@ class History:
     @classmethod
     def read(cls, config: Config, run: Run) -> History:
         """The labels of the config's dataset, ingested where the store lacks it."""
-        dataset = ingest.ensure(config, run)
+        dataset = ensure_dataset(config, run)
         return cls(config, dataset, *label_times(config, dataset))
 
 
@@ -207,7 +207,7 @@ class Workshop:
         spec = spec_config(self.history.config, predictor.bundle)
         key = digest.of_json([schema.plain(spec.data), schema.plain(spec.features)])
         if key not in self._tables:
-            self._tables[key] = build.ensure(spec, self.run, ingest.ensure(spec, self.run))
+            self._tables[key] = build.ensure(spec, self.run, ensure_dataset(spec, self.run))
         return self._tables[key]
 
     def scores(self, predictor: Predictor, rows: tuple[int, int]) -> np.ndarray:

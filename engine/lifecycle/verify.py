@@ -7,8 +7,8 @@ from pathlib import Path
 
 from engine.config.tree import Config
 from engine.data import stage
+from engine.data.dataset import LATEST, Latest
 from engine.data.dataset import MANIFEST as DATASET
-from engine.data.ingest import LATEST, Latest
 from engine.errors import UserError
 from engine.features.partitions import InputsRecord
 from engine.lifecycle.runs import directories

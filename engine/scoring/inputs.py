@@ -20,10 +20,12 @@ from engine.config import units as spans
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
-from engine.data import ingest, order
+from engine.data import order
 from engine.data.columns import MissingColumnError
-from engine.data.dataset import Dataset, find_dataset, row_ids
+from engine.data.dataset import Dataset, find_dataset, newest_dataset, row_ids
+from engine.data.duplicates import RepeatedIdsError
 from engine.data.files import event_source
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import instants, required_columns
 from engine.features.spec import history_inputs, windows_of
@@ -46,7 +48,7 @@ def read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...
     """The rows to score, and their history. Raises UserError."""
     try:
         return _read_inputs(config, run, bundle, passed)
-    except ingest.RepeatedIdsError as error:  # what a row is, is the model's: another data.duplicates would be refused
+    except RepeatedIdsError as error:  # what a row is, is the model's: another data.duplicates would be refused
         raise UserError(
             f"{error.fact}. Scoring keeps data.duplicates={config.data.duplicates} of the model's training: leave each id in "
             "once, or train a model with data.duplicates=first or last"
@@ -61,7 +63,7 @@ def _read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ..
     remote.record(Path(config.paths.store), *remote.of_data(schema.plain(data)).values())
     here = dataclasses.replace(config.paths, store=str(folder_of(run)))
     try:
-        dataset = ingest.ensure(dataclasses.replace(config, data=data, paths=here), run, empty=True)
+        dataset = ensure_dataset(dataclasses.replace(config, data=data, paths=here), run, empty=True)
     except MissingColumnError as error:
         raise required_columns.needed_error(error, config, passed) from None
     lacking = [name for file in dataset.manifest["accounting"]["files"] for name in file.get("missing", ())]
@@ -148,7 +150,7 @@ def _stored(config: Config, bundle: Bundle) -> Dataset:
     if config.score.history != "store":
         there = next((folder for folder in folders if folder.is_dir()), folders[0])
         return find_dataset(there, config.score.history, "score.history")
-    found = next(filter(None, map(ingest.newest_dataset, folders)), None)
+    found = next(filter(None, map(newest_dataset, folders)), None)
     if found is None:
         raise UserError(
             f"score.history must be a stored dataset of {name!r}, for the model's windows look back on past events, found "

@@ -19,8 +19,8 @@ from engine.config import schema, units
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.dataset import Dataset
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import build
 from engine.features.build import FeatureTable
@@ -87,7 +87,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     """Ingest and features where they are missing, then fit, evaluate, and write the bundle and the report."""
     check_trainable(config)
     timer = Timer()
-    dataset = ingest.ensure(config, run)
+    dataset = ensure_dataset(config, run)
     timer.lap("ingest")
     table = build.ensure(config, run, dataset)
     timer.lap("features")
@@ -130,7 +130,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     bundle = read_bundle(find_model(config.evaluate.model, Path(config.paths.runs), "evaluate.model"))
     run.note(model=bundle.digest)
     config = with_spec_of(config, bundle)
-    dataset = ingest.ensure(config, run)
+    dataset = ensure_dataset(config, run)
     table = build.ensure(config, run, dataset)
     splits = find_splits(config, dataset, ("valid", "test"), run)
     if not any(len(split.rows) for split in splits.values()):

@@ -14,7 +14,8 @@ from engine.config.tree import Config
 from engine.data import stage
 from engine.data.dataset import Dataset
 from engine.data.files import source_files
-from engine.data.ingest import ensure, ingest
+from engine.data.ingest import ingest
+from engine.data.make_dataset import ensure_dataset
 from engine.data.stage import Staged
 from engine.runtime.progress import Progress
 
@@ -100,4 +101,4 @@ def run_of(given: Config) -> Any:
 def build(given: Config) -> tuple[Dataset, dict[str, float]]:
     """Ingest and open."""
     metrics = ingest(given, run_of(given))
-    return ensure(given, run_of(given)), metrics
+    return ensure_dataset(given, run_of(given)), metrics

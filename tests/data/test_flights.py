@@ -13,7 +13,7 @@ from engine.config import units
 from engine.config.compose import compose
 from engine.config.tree import Config
 from engine.data.dataset import Dataset, open_dataset, row_ids
-from engine.data.ingest import ensure
+from engine.data.make_dataset import ensure_dataset
 from engine.data.show import show
 from engine.runtime.run import Run
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def flights(folder: Path) -> Dataset:
     config, saved = flights_config(folder, "resources.threads=2")
-    return ensure(config, Run.create("ingest", config, saved))
+    return ensure_dataset(config, Run.create("ingest", config, saved))
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +108,14 @@ def test_the_tables_beside_the_flights(flights: Dataset) -> None:
 @pytest.mark.parametrize("threads", [1, 4])
 def test_the_digest_does_not_depend_on_threads(flights: Dataset, tmp_path: Path, threads: int) -> None:
     config, saved = flights_config(tmp_path, f"resources.threads={threads}")
-    again = ensure(config, Run.create("ingest", config, saved))
+    again = ensure_dataset(config, Run.create("ingest", config, saved))
     assert (again.digest, again.recipe) == (flights.digest, flights.recipe)
 
 
 def test_a_run_records_inputs_and_content(folder: Path, flights: Dataset) -> None:
     config, saved = flights_config(folder)
     run = Run.create("features", config, saved)
-    assert ensure(config, run).directory == flights.directory
+    assert ensure_dataset(config, run).directory == flights.directory
     assert list(run.record["chain"]) == ["inputs", "dataset"] and run.record["chain"]["dataset"] == flights.digest
     assert len(run.record["inputs"]) == 5
 

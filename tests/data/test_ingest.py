@@ -26,7 +26,8 @@ from engine.data import arrow_types, order, stage
 from engine.data import dataset as dataset_module
 from engine.data.dataset import row_ids
 from engine.data.files import SourceFile
-from engine.data.ingest import ensure, ingest
+from engine.data.ingest import ingest
+from engine.data.make_dataset import ensure_dataset
 from engine.data.readers import csv_files
 from engine.data.show import show
 from engine.data.validate import validate
@@ -156,7 +157,7 @@ def test_a_column_of_every_type_comes_out_as_it_went_in(tmp_path: Path, capsys: 
 
 def test_spilling_to_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_module, "PART_ROWS", 1000)
-    monkeypatch.setattr("engine.data.ingest.PART_ROWS", 1000)
+    monkeypatch.setattr("engine.data.make_dataset.PART_ROWS", 1000)
     for place in range(6):
         write_csv(events(3000, place, place * 3000), tmp_path / "in" / f"{place}.csv")
     held, _ = build(config(tmp_path, data(tmp_path)))
@@ -195,12 +196,12 @@ def test_a_recipe_that_is_there_is_reused_and_the_command_always_works(tmp_path:
     given = config(tmp_path, data(tmp_path))
     first, _ = build(given)
     before = (first.directory / "part-00000.parquet").stat().st_mtime_ns
-    assert ensure(given, run_of(given)).directory == first.directory
+    assert ensure_dataset(given, run_of(given)).directory == first.directory
     ingest(given, run_of(given))
     assert (first.directory / "part-00000.parquet").stat().st_mtime_ns == before  # readers may hold it
     (first.directory / "part-00000.parquet").unlink()
     ingest(given, run_of(given))
-    assert ensure(given, run_of(given)).read().num_rows == 100
+    assert ensure_dataset(given, run_of(given)).read().num_rows == 100
 
 
 # ------------------------------------------------------------------------------------------------------ evolution

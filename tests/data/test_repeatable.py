@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.data import query, repeatable
 from engine.data.expressions import expression_columns
-from engine.data.ingest import check_schema
+from engine.data.ingest_plan import check_schema
 from engine.errors import UserError
 from tests.data.helpers import build, config
 

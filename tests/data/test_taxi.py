@@ -10,7 +10,7 @@ import pytest
 
 from engine.config.compose import compose
 from engine.data.dataset import Dataset
-from engine.data.ingest import ensure
+from engine.data.make_dataset import ensure_dataset
 from engine.runtime import storage
 from tests.data.helpers import run_of
 
@@ -37,7 +37,7 @@ def taxi(months: Path, folder: Path, *more: str, name: str = "taxi") -> Dataset:
             *more,
         ]
     ).config
-    return ensure(given, run_of(given))
+    return ensure_dataset(given, run_of(given))
 
 
 @pytest.fixture(scope="module")

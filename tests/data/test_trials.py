@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from engine.data.dataset import open_dataset
-from engine.data.ingest import ingest, make_plan, stage_files
+from engine.data.ingest import ingest
+from engine.data.ingest_plan import make_plan
+from engine.data.stage_sources import stage_files
 from engine.errors import UserError
 from tests.data.helpers import build, config, run_of
 from tests.data.test_ingest import data, events, write_csv

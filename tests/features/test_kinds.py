@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import engine.features
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.dataset import Dataset
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import audit, functions
 from engine.features.instants import instants
@@ -94,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dataset_of(config: Config) -> Dataset:
     run = Run.create("features", config, {})
-    found = ingest.ensure(config, run)
+    found = ensure_dataset(config, run)
     run.finish({})
     return found
 

@@ -22,9 +22,9 @@ from engine.config.compose import compose
 from engine.config.sections.data import Column, DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.tree import Config
-from engine.data import ingest
 from engine.data.dataset import Dataset
 from engine.data.expressions import evaluate, expression_columns
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import audit, build, catalog, functions
 from engine.features.instants import instants
@@ -48,7 +48,7 @@ def config(folder: Path) -> Config:
 @pytest.fixture(scope="module")
 def dataset(config: Config) -> Dataset:
     run = Run.create("features", config, {})
-    found = ingest.ensure(config, run)
+    found = ensure_dataset(config, run)
     build.ensure(config, run, found)
     run.finish({})
     return found

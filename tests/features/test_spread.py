@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from engine.data import ingest
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import build, store
 from engine.runtime.run import Run
@@ -71,7 +71,7 @@ def test_months_computed_anew_agree_with_those_stored_whatever_order_they_are_do
     config = config_of(folder, *RAY)
     first = built(config)
     run = Run.create("features", config, {})
-    again = build.ensure(config, run, ingest.ensure(config, run), anew=True)
+    again = build.ensure(config, run, ensure_dataset(config, run), anew=True)
     run.finish({})
     assert again.views["shop"].manifest == first.views["shop"].manifest
     months = [part["name"] for part in first.views["shop"].manifest["parts"]]

@@ -20,7 +20,7 @@ from engine.config import schema
 from engine.config.compose import compose
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
-from engine.data import ingest
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import build, compute, store
 from engine.features.build import FeatureTable
@@ -42,7 +42,7 @@ def config_of(folder: Path, *more: str) -> Config:
 
 def built(config: Config) -> FeatureTable:
     run = Run.create("features", config, {})
-    table = build.ensure(config, run, ingest.ensure(config, run))
+    table = build.ensure(config, run, ensure_dataset(config, run))
     run.finish({})
     return table
 
@@ -232,7 +232,7 @@ def test_memory_sets_the_rows_of_a_batch(folder: Path) -> None:
     pq.write_table(months_of_visits(60), folder / "visits-0.parquet")
     config = config_of(folder)
     run = Run.create("features", config, {})
-    dataset = ingest.ensure(config, run)
+    dataset = ensure_dataset(config, run)
     rows = []
     for memory in ("10MB", "100MB"):
         sized = dataclasses.replace(config, resources=dataclasses.replace(config.resources, memory=memory))
@@ -262,7 +262,7 @@ def test_a_stored_part_with_other_values_is_found_out(folder: Path) -> None:
     seal.write(stored.directory)  # by somebody who covers it up
     run = Run.create("features", config, {})
     with pytest.raises(UserError, match="other values of 'shop_count_6h' in 2020-01"):
-        build.ensure(config, run, ingest.ensure(config, run), anew=True)
+        build.ensure(config, run, ensure_dataset(config, run), anew=True)
     assert not stored.directory.exists()
     run.finish({})
 

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 import engine
 from engine import __main__ as shell
 from engine.data import show, stage
-from engine.data.dataset import open_dataset
-from engine.data.ingest import newest_dataset
+from engine.data.dataset import newest_dataset, open_dataset
 from engine.data.profile import ProfileRecord
 from engine.errors import UserError
 from engine.features import profile as features_profile

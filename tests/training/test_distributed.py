@@ -25,7 +25,7 @@ import pytest
 
 import engine
 from engine.config.compose import compose
-from engine.data import ingest
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import build
 from engine.runtime import environment
@@ -157,7 +157,7 @@ def flights(tmp_path_factory) -> tuple[Examples, Examples, dict]:
     place = tmp_path_factory.mktemp("flights")
     settings = compose(flights_words(place)).config
     run = Run.create("train", settings, {})
-    dataset = ingest.ensure(settings, run)
+    dataset = ensure_dataset(settings, run)
     table = build.ensure(settings, run, dataset)
     splits = steps.find_splits(settings, dataset, ("train", "valid"), run)
     classes = steps.class_names(settings, dataset, splits["train"].rows)
