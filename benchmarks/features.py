@@ -32,8 +32,9 @@ from engine.config.compose import compose
 from engine.config.tree import Config
 from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
-from engine.features import build, retrieval
+from engine.features import retrieval
 from engine.features.instants import moment_times
+from engine.features.table import ensure_table
 from engine.runtime.run import Run
 
 PROBES = 5_000
@@ -223,7 +224,7 @@ def _month(place: Place, settings: Settings, _limit: float) -> list[Row]:
             there = dataclasses.replace(config, paths=dataclasses.replace(config.paths, store=str(store)))
             part = _first_rows(dataset, rows)
             start = time.perf_counter()
-            place.with_run(there, lambda opened, c=there, d=part: build.ensure(c, opened, d))
+            place.with_run(there, lambda opened, c=there, d=part: ensure_table(c, opened, d))
             if work != "eleven":
                 seconds[work].append(time.perf_counter() - start)
         shutil.rmtree(place.folder / f"full-{turn}")
@@ -265,7 +266,7 @@ def _partitioned(place: Place, settings: Settings, limit: float) -> list[Row]:
     ).config
     dataset = place.dataset(config)
     timing = clock(
-        lambda: place.with_run(config, lambda opened: build.ensure(config, opened, dataset, anew=True)), repeats=0
+        lambda: place.with_run(config, lambda opened: ensure_table(config, opened, dataset, anew=True)), repeats=0
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     disk = sum(path.stat().st_size for path in (place.folder / "store" / "features").rglob("*") if path.is_file())

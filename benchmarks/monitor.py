@@ -33,11 +33,11 @@ from engine.config import units
 from engine.config.sections.features import EncodeConfig
 from engine.config.tree import Config
 from engine.data.dataset import open_dataset
-from engine.features.build import FeatureTable
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature
 from engine.features.store import ensure_views
+from engine.features.table import FeatureTable
 from engine.monitoring import multivariate
 from engine.monitoring.alarm_lines import FAMILIES, NAMES, CalibrationPlan, calibrate, judge
 from engine.monitoring.drift import FLOORS, Current, compare, current_statistics

@@ -16,7 +16,8 @@ from engine.config.compose import compose
 from engine.config.sections.lifecycle import BacktestConfig
 from engine.config.tree import Config
 from engine.data.make_dataset import ensure_dataset
-from engine.features import build, encode
+from engine.features import encode
+from engine.features.table import ensure_table
 from engine.lifecycle import backtest
 from engine.monitoring import multivariate, reference
 from engine.runtime.run import Run
@@ -58,7 +59,7 @@ def features_of(folder: Path, *more: str) -> tuple[pa.Table, int]:
     config: Config = compose(overrides(folder, *more), str(folder / "conf")).config
     run = Run.create("features", config, {})
     dataset = ensure_dataset(config, run)
-    table = build.ensure(config, run, dataset)
+    table = ensure_table(config, run, dataset)
     rows = table.read((0, dataset.rows)).append_column("visit", dataset.read(["visit"])["visit"])
     return rows, len(table.views["shop"].manifest["parts"])
 

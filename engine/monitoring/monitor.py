@@ -19,10 +19,10 @@ from engine.config.tree import Config
 from engine.data.calendar import day_start, local_days
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
-from engine.features import build, required_columns
-from engine.features.build import FeatureTable
+from engine.features import required_columns
 from engine.features.encode import as_texts
 from engine.features.profile import Profile, ProfileRecord
+from engine.features.table import FeatureTable, ensure_table
 from engine.monitoring import alerts, history, report
 from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, CalibrationPlan, windows_needed
 from engine.monitoring.drift import FLOORS, Current, Drift, compare
@@ -129,7 +129,7 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     start, stop = units.window(config.monitor.window, config.data.time_zone)
     predictor = load(config.monitor.model, config.paths.runs, config.resources.threads or 1)
     dataset = required_columns.ensure(config, run, empty=False)
-    table = build.ensure(config, run, dataset)
+    table = ensure_table(config, run, dataset)
     rows = dataset.row_range(start, stop)
     profile, parts = Profile.empty(reference.profile.spec), []
     with run.progress("monitor", rows[1] - rows[0]) as progress:

@@ -17,8 +17,8 @@ from engine.config.names import check_distinct
 from engine.config.tree import Config
 from engine.data.dataset import Dataset, DatasetRecord
 from engine.errors import UserError
-from engine.features import build
 from engine.features.store import StoredView
+from engine.features.table import ensure_table
 from engine.runtime import records, storage
 from engine.runtime.run import Run, as_written, load_record
 from engine.runtime.seal import Seal
@@ -50,7 +50,7 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
     inputs = read_inputs(config, run, predictor.bundle, passed_columns(config))
     dataset = inputs.dataset
     stored = config.score.features == "store" and dataset.rows and config.score.input is None
-    views = build.ensure(config, run, dataset).views if stored else {}
+    views = ensure_table(config, run, dataset).views if stored else {}
     bounds = config.score.between
     start, stop = dataset.row_range(*spans.between(bounds, config.data.time_zone)) if bounds else (0, dataset.rows)
     if start == stop:

@@ -24,11 +24,11 @@ from engine.config.names import free
 from engine.config.tree import Config
 from engine.data.calendar import local_days
 from engine.data.dataset import Dataset, row_ids
-from engine.features.build import FeatureTable
 from engine.features.encode import Encoder
 from engine.features.instants import instants
 from engine.features.profile import FIT_ROWS, Profile, ProfileRecord, ProfileSpec
 from engine.features.spec import sensitive_features
+from engine.features.table import FeatureTable
 from engine.runtime import records, storage
 from engine.training.classes import target_values
 from kernels import profile as kernel

@@ -28,10 +28,10 @@ from engine.data.arrow_types import same_value
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
 from engine.features import instants
-from engine.features.build import FeatureTable
 from engine.features.compute import entity_codes, raw_features
 from engine.features.encode import Encoder
 from engine.features.spec import event_inputs
+from engine.features.table import FeatureTable
 from engine.runtime import digest, environment, records, storage
 from engine.training import surrogates
 from engine.training.bundle import Bundle, ModelRecord

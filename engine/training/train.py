@@ -22,12 +22,11 @@ from engine.config.tree import Config
 from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features import build
-from engine.features.build import FeatureTable
 from engine.features.compute import as_floats
 from engine.features.encode import Encoder, group_labels, numbered_labels
 from engine.features.instants import NEVER, instants, moment_times
 from engine.features.spec import sensitive_features
+from engine.features.table import FeatureTable, ensure_table
 from engine.runtime import digest, storage
 from engine.runtime.environment import threads_of
 from engine.runtime.run import Run
@@ -89,7 +88,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     timer = Timer()
     dataset = ensure_dataset(config, run)
     timer.lap("ingest")
-    table = build.ensure(config, run, dataset)
+    table = ensure_table(config, run, dataset)
     timer.lap("features")
     splits = find_splits(config, dataset, PERIODS, run)
     config = settle(config, run, len(splits["train"].rows))
@@ -131,7 +130,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     run.note(model=bundle.digest)
     config = with_spec_of(config, bundle)
     dataset = ensure_dataset(config, run)
-    table = build.ensure(config, run, dataset)
+    table = ensure_table(config, run, dataset)
     splits = find_splits(config, dataset, ("valid", "test"), run)
     if not any(len(split.rows) for split in splits.values()):
         raise UserError("split.valid or split.test must hold labelled rows to measure the model on, found none")

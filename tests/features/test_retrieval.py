@@ -26,8 +26,9 @@ from engine.data.dataset import Dataset
 from engine.data.expressions import evaluate, expression_columns
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features import audit, build, catalog, functions
+from engine.features import audit, catalog, functions
 from engine.features.instants import instants
+from engine.features.table import ensure_table
 from engine.runtime import storage
 from engine.runtime.run import Run
 from tests.tiny import overrides, write_tiny
@@ -49,7 +50,7 @@ def config(folder: Path) -> Config:
 def dataset(config: Config) -> Dataset:
     run = Run.create("features", config, {})
     found = ensure_dataset(config, run)
-    build.ensure(config, run, found)
+    ensure_table(config, run, found)
     run.finish({})
     return found
 
@@ -69,7 +70,7 @@ def test_history_gives_what_training_saw(config: Config, dataset: Dataset) -> No
     asked = pa.table({"who": pa.array(range(50)), "shop": events["shop"], "time": times})
     found = engine.features.history(asked, ["shop"], config=config, dataset=dataset)
     run = Run.create("features", config, {})
-    table = build.ensure(config, run, dataset)
+    table = ensure_table(config, run, dataset)
     run.finish({})
     stored = table.read((0, dataset.rows)).take(pa.array(rows))
     assert found.column_names[:3] == ["who", "shop", "time"]
@@ -151,7 +152,7 @@ def test_latest_has_the_bytes_of_the_offline_value_at_that_instant(config: Confi
     at = int(instants(probe["at"])[0]) - 3_600_000_000
     found = engine.features.latest("shop", config, dataset, at, {"shop": probe["shop"][0].as_py()})
     run = Run.create("features", config, {})
-    stored = build.ensure(config, run, dataset).read((row, row + 1))
+    stored = ensure_table(config, run, dataset).read((row, row + 1))
     run.finish({})
     assert found.num_rows == 1
     for name in ("shop_count_6h", "shop_bought_mean_2d", "shop_amount_max_2d"):
@@ -303,14 +304,14 @@ def test_an_expression_view_is_row_local_and_guarded(folder: Path, dataset: Data
     view = "features.views.deal={kind: expression, expressions: {wide: 'abs(size) * 2', big: {sql: 'size > 1', type: bool}}}"
     config = compose([*overrides(folder), view], str(folder / "conf")).config
     run = Run.create("features", config, {})
-    table = build.ensure(config, run, dataset).read((0, dataset.rows))
+    table = ensure_table(config, run, dataset).read((0, dataset.rows))
     size = dataset.read(["size"])["size"].to_pylist()
     assert table["deal_wide"].to_pylist() == [None if s is None else abs(s) * 2 for s in size]
     assert table["deal_big"].to_pylist() == [None if s is None else s > 1 for s in size]
     leaky = "features.views.deal={kind: expression, expressions: {x: 'amount * 2'}}"
     config = compose([*overrides(folder), leaky], str(folder / "conf")).config
     with pytest.raises(UserError, match="'amount' is known at `paid_at` and the decision is taken at `at - 1h`"):
-        build.ensure(config, run, dataset)
+        ensure_table(config, run, dataset)
     run.finish({})
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features import build, store
+from engine.features import store
+from engine.features.table import ensure_table
 from engine.runtime.run import Run
 from tests.conftest import FakeRay
 from tests.features.test_store import built, config_of, everything, folder, from_scratch, months_of_visits, parts_of
@@ -71,7 +72,7 @@ def test_months_computed_anew_agree_with_those_stored_whatever_order_they_are_do
     config = config_of(folder, *RAY)
     first = built(config)
     run = Run.create("features", config, {})
-    again = build.ensure(config, run, ensure_dataset(config, run), anew=True)
+    again = ensure_table(config, run, ensure_dataset(config, run), anew=True)
     run.finish({})
     assert again.views["shop"].manifest == first.views["shop"].manifest
     months = [part["name"] for part in first.views["shop"].manifest["parts"]]

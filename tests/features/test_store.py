@@ -22,8 +22,8 @@ from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features import build, compute, store
-from engine.features.build import FeatureTable
+from engine.features import compute, store
+from engine.features.table import FeatureTable, ensure_table
 from engine.runtime import seal
 from engine.runtime.run import Run
 from tests.tiny import overrides, visits, write_tiny
@@ -42,7 +42,7 @@ def config_of(folder: Path, *more: str) -> Config:
 
 def built(config: Config) -> FeatureTable:
     run = Run.create("features", config, {})
-    table = build.ensure(config, run, ensure_dataset(config, run))
+    table = ensure_table(config, run, ensure_dataset(config, run))
     run.finish({})
     return table
 
@@ -262,7 +262,7 @@ def test_a_stored_part_with_other_values_is_found_out(folder: Path) -> None:
     seal.write(stored.directory)  # by somebody who covers it up
     run = Run.create("features", config, {})
     with pytest.raises(UserError, match="other values of 'shop_count_6h' in 2020-01"):
-        build.ensure(config, run, ensure_dataset(config, run), anew=True)
+        ensure_table(config, run, ensure_dataset(config, run), anew=True)
     assert not stored.directory.exists()
     run.finish({})
 

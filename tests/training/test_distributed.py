@@ -27,7 +27,7 @@ import engine
 from engine.config.compose import compose
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features import build
+from engine.features.table import ensure_table
 from engine.runtime import environment
 from engine.runtime.on_ray import cluster
 from engine.runtime.run import Run
@@ -158,7 +158,7 @@ def flights(tmp_path_factory) -> tuple[Examples, Examples, dict]:
     settings = compose(flights_words(place)).config
     run = Run.create("train", settings, {})
     dataset = ensure_dataset(settings, run)
-    table = build.ensure(settings, run, dataset)
+    table = ensure_table(settings, run, dataset)
     splits = steps.find_splits(settings, dataset, ("train", "valid"), run)
     classes = steps.class_names(settings, dataset, splits["train"].rows)
     encoder = steps.fit_encoder(settings, table, splits["train"], run)
