@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 from collections.abc import Callable
@@ -41,61 +42,55 @@ class Command:
         return {name: (bool(value), bool(several)) for name, value, several in found}
 
 
+plain = functools.partial(Command, plain=True)
+
 # A name of two words (`features list`) wins over its first word alone.
 COMMANDS: dict[str, Command] = {
     "ingest": Command("engine.data.ingest:ingest", "read the sources, check them, store the dataset", DATA),
     "validate": Command("engine.data.validate:validate", "read and check the sources, store nothing", DATA),
-    "data show": Command(
+    "data show": plain(
         "engine.data.show:show",
         "a dataset in figures: rows, columns, nulls, histograms, digests, quarantine",
-        plain=True,
         usage="NAME [--json]",
     ),
-    "data gc": Command(
+    "data gc": plain(
         "engine.data.dataset_gc:gc",
         "datasets that no run has named, and what keeps the others; --delete removes them",
-        plain=True,
         usage="[--delete] [--json]",
     ),
     "features": Command("engine.features.build:features", "compute the feature views of a dataset", DATA),
-    "features list": Command(
+    "features list": plain(
         "engine.features.catalog:list_views",
         "the catalog: views, owners, sizes, and how many models use them",
         DATA,
-        plain=True,
         usage="[+experiment=NAME] [--json]",
     ),
-    "features show": Command(
+    "features show": plain(
         "engine.features.catalog:show",
         "one view: specification, versions, statistics, models",
         DATA,
-        plain=True,
         usage="VIEW [+experiment=NAME] [--json]",
     ),
-    "features diff": Command(
+    "features diff": plain(
         "engine.features.catalog:diff",
         "which months and features of two versions of a view differ",
-        plain=True,
         usage="VIEW VERSION VERSION [--json]",
     ),
-    "features gc": Command(
+    "features gc": plain(
         "engine.features.catalog:gc",
         "versions that no run has named; --delete removes them",
-        plain=True,
         usage="[--delete] [--json]",
     ),
-    "features latest": Command(
+    "features latest": plain(
         "engine.features.catalog:latest",
         "values of a view for every entity, or one, as of now or an instant; --out exports Parquet or SQLite",
         DATA,
-        plain=True,
         usage="VIEW +experiment=NAME [--entity COLUMN=VALUE ...] [--at INSTANT] [--out FILE] [--json]",
     ),
-    "features audit": Command(
+    "features audit": plain(
         "engine.features.catalog:audit",
         "leak trial: change what rows must not know and see whether a feature moves; exit code 2 with leaks",
         DATA,
-        plain=True,
         usage="+experiment=NAME [--rows N] [--seed N] [--json]",
     ),
     "train": Command(
@@ -123,90 +118,77 @@ COMMANDS: dict[str, Command] = {
         "compare a window or a scoring run with the model's reference; exit code 2 is an alarm",
         ("monitor", "evaluate", *DATA),
     ),
-    "submit": Command(
+    "submit": plain(
         "engine.runtime.on_ray.submit:submit",
         "run a command as a job of a Ray cluster, after a look at what would be uploaded, and follow it",
         ("train", "score", *DATA),
-        plain=True,
         raw=True,
         usage="COMMAND [key=value ...] [cluster.address=http://host:8265]",
     ),
-    "warmup": Command(
-        "engine.runtime.warmup:warmup", "compile every kernel, so that the next command need not", plain=True, usage=""
+    "warmup": plain(
+        "engine.runtime.warmup:warmup", "compile every kernel, so that the next command need not", usage=""
     ),
-    "reproduce": Command(
+    "reproduce": plain(
         "engine.lifecycle.reproduce:reproduce",
         "run again in a temporary place and compare link by link; exit code 2 names the first difference",
         ("trust",),
-        plain=True,
         usage="RUN [trust=DIGEST] [--code recorded|current] [--from LINK] [--inputs DIR] [--build-env] [--keep DIR] [--json]",
     ),
-    "verify": Command(
+    "verify": plain(
         "engine.lifecycle.verify:verify",
         "every file of the store and of the runs against what was written; exit code 2 names what is damaged",
-        plain=True,
         usage="[FOLDER ...] [--json]",
     ),
-    "compare": Command(
+    "compare": plain(
         "engine.lifecycle.compare:compare",
         "what differs between runs: code, config, data, environment, metrics, cost",
-        plain=True,
         usage="RUN RUN ... [--html FILE] [--json]",
     ),
-    "runs": Command(
+    "runs": plain(
         "engine.lifecycle.runs:runs",
         "list runs, filtered and sorted: --where 'test/roc_auc > 0.74' --sort test/roc_auc",
-        plain=True,
         usage="[--where CONDITION] [--sort KEY] [--columns KEYS] [--limit N] [--json]",
     ),
-    "runs gc": Command(
+    "runs gc": plain(
         "engine.lifecycle.retention:gc",
         "runs that nothing needs any more, and what keeps the others; --delete removes them",
-        plain=True,
         usage="[--older SPAN] [--delete] [--json]",
     ),
-    "runs rm": Command(
+    "runs rm": plain(
         "engine.lifecycle.retention:rm",
         "runs by name: whether something keeps them; --delete removes them",
-        plain=True,
         usage="RUN ... [--delete] [--json]",
     ),
-    "lineage": Command(
+    "lineage": plain(
         "engine.lifecycle.lineage:lineage",
         "what made a file, a model or an alarm, and what was made of it",
-        plain=True,
         usage="PATH|DIGEST [--json]",
     ),
-    "registry list": Command(
+    "registry list": plain(
         "engine.lifecycle.registry:list_models",
         "models, their champions and challengers",
-        plain=True,
         usage="[NAME] [--json]",
     ),
-    "registry show": Command(
+    "registry show": plain(
         "engine.lifecycle.registry:show",
         "a model's versions and every move with who, why and from which decision; or one version",
-        plain=True,
         usage="NAME | NAME@ALIAS | NAME@DIGEST [--json]",
     ),
-    "registry promote": Command(
+    "registry promote": plain(
         "engine.lifecycle.registry:promote",
         "make a training run or a version the champion, by hand",
         ("registry",),
-        plain=True,
         usage="NAME RUN|challenger|DIGEST [registry.why=TEXT]",
     ),
-    "registry rollback": Command(
+    "registry rollback": plain(
         "engine.lifecycle.registry:rollback",
         "bring back the champion before this one",
         ("registry",),
-        plain=True,
         usage="NAME [registry.why=TEXT]",
     ),
-    "registry diff": Command(
+    "registry diff": plain(
         "engine.lifecycle.registry:diff",
         "what differs between two versions: specification, training, metrics",
-        plain=True,
         usage="NAME VERSION VERSION [--json]",
     ),
     "retrain": Command(
@@ -223,11 +205,10 @@ COMMANDS: dict[str, Command] = {
         ("backtest", "retrain", "train", "model", *DATA),
         "backtest",
     ),
-    "track sync": Command(
+    "track sync": plain(
         "engine.runtime.tracking:track_sync",
         "send the mirror of runs again, from their directories",
         ("tracking",),
-        plain=True,
         usage="RUN ... [key=value ...]",
     ),
 }

@@ -329,10 +329,7 @@ def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
     found = array.type
     if kind.equals(TIMESTAMP) and pa.types.is_timestamp(found):
         local = found.tz is None
-        if found.unit == "ns":
-            array = array.cast(pa.timestamp("us", tz=found.tz))
-        else:
-            array = array.cast(pa.timestamp("us", tz=found.tz))
+        array = array.cast(pa.timestamp("us", tz=found.tz))
         return to_instants(array, reading.zone) if local else array.cast(TIMESTAMP)
     if kind.equals(TIMESTAMP) and pa.types.is_date(found):
         return to_instants(array.cast(pa.timestamp("us")), reading.zone)
@@ -345,7 +342,8 @@ def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
     if pa.types.is_integer(found) and pa.types.is_decimal(kind):
         array = array.cast(pa.decimal256(20 + kind.scale, kind.scale))  # Arrow wants room for any integer of the type
     if pa.types.is_floating(found) and pa.types.is_decimal(kind):
-        texts = [None if value is None else _decimal_text(value) for value in array.to_pylist()]
+        # The shortest text that reads back as the same float: 9.5, not 9.4999999999999996.
+        texts = [None if value is None else repr(value) for value in array.to_pylist()]
         return _decimals(pa.array(texts, pa.string()), kind)
     done = array.cast(kind)
     if _checkable(kind):
@@ -367,11 +365,6 @@ def _within(array: pa.Array, kind: pa.DataType) -> Parsed:
         return part
 
     return _piecewise(array, kind, check, f"lies outside of {type_name(kind)}", _nothing)
-
-
-def _decimal_text(value: float) -> str:
-    # The shortest text that reads back as the same float: 9.5, not 9.4999999999999996.
-    return repr(value)
 
 
 def to_instants(array: pa.Array, zone: str) -> pa.Array:

@@ -19,7 +19,7 @@ from engine.features.encode import EncoderRecord
 from engine.features.store import ViewRecord
 from engine.monitoring.monitor import ColumnRecord, DriftRecord
 from engine.runtime import recorded_paths, records
-from engine.runtime.run import LINKS, as_written, load_metrics, load_record
+from engine.runtime.run import LINKS, as_written, link_order, load_metrics, load_record
 from engine.runtime.tracking import read_points
 
 EQUAL, CLOSE, DIFFERS, MISSING, SKIPPED = "equal", "within tolerance", "differs", "missing", "not compared"
@@ -42,13 +42,6 @@ def check_link(name: str) -> str:
     return name
 
 
-def link_place(name: str) -> tuple[int, int]:
-    """Sort key of links in chain order."""
-    if name.startswith("loss@") or name == "loss":
-        return LINKS.index("loss@"), int(name.partition("@")[2] or 0)
-    return LINKS.index(name), 0
-
-
 def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) -> list[dict[str, Any]]:
     """One entry per link: name, both digests, verdict, and details of a difference.
 
@@ -57,9 +50,9 @@ def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) 
     was = load_record(recorded)["chain"]
     now = load_record(rerun)["chain"] if rerun is not None else {}
     found = []
-    for link in sorted({*was, *now}, key=link_place):
+    for link in sorted({*was, *now}, key=link_order):
         entry: dict[str, Any] = {"link": link, "recorded": was.get(link), "now": now.get(link), "detail": ""}
-        if link_place(link) < link_place(start):
+        if link_order(link) < link_order(start):
             entry["verdict"] = SKIPPED
         elif was.get(link) == now.get(link):
             entry["verdict"] = EQUAL

@@ -32,7 +32,7 @@ from engine.lifecycle import chain, restore
 from engine.lifecycle.restore import Code
 from engine.lifecycle.runs import directories, find_run
 from engine.runtime import digest, recorded_paths, remote, storage, terminal, trust
-from engine.runtime.run import load_record, records_below
+from engine.runtime.run import link_order, load_record, records_below
 from engine.runtime.terminal import table
 from engine.training.device import has_gpu
 
@@ -102,7 +102,7 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
         _take_history(record, scratch / "store")
         command = "evaluate" if options.start == "metrics" and record["command"] == "train" else record["command"]
         _write_experiment(record, scratch, inputs, directory if command != record["command"] else None)
-        _say(f"running {command} again; the recorded run took {record.get('seconds', 0):.0f} s")
+        terminal.err(f"running {command} again; the recorded run took {record.get('seconds', 0):.0f} s\n")
         failure = _run(command, code, python, scratch)
         rerun = next(iter(directories(scratch / "runs")), None)
         found = _report(directory, rerun, record, options, code, inputs, failure)
@@ -356,7 +356,7 @@ def _report(
     exact = all(item["weight"] < restore.DECIDES for item in differences)
     links = chain.compare_chains(directory, rerun, options.start, exact)
     first = chain.first_difference(links)
-    if failure is not None and inputs.changed and chain.link_place(options.start) <= chain.link_place("inputs"):
+    if failure is not None and inputs.changed and link_order(options.start) <= link_order("inputs"):
         first = "inputs"  # they are the reason for the stop
     if failure is not None and first is None:
         raise UserError(f"the rerun stopped before the end, though all links before are equal: {failure}")
@@ -379,10 +379,6 @@ def _report(
         "first_difference": first,
         "seconds": {"recorded": record.get("seconds"), "now": now.get("seconds")},
     }
-
-
-def _say(text: str) -> None:
-    terminal.err(f"{text}\n")
 
 
 def as_text(found: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def reference_rows(
             row: dict[str, Any] = {"source": "reference", "from": period[0], "to": period[1], "model": model}
             row |= {"column": name, "kind": kind, "status": status, "line": LINE}
             row["score"] = float(np.nanmax(own)) if computable else None
-            row |= {statistic: plain(found[index, k, at]) for k, statistic in enumerate(NAMES)}
+            row |= {statistic: storage.finite(found[index, k, at]) for k, statistic in enumerate(NAMES)}
             if name in counts:
                 total = float(counts[name].rows[at])
                 row["missing_share"] = float(counts[name].missing[at]) / total if total else None
@@ -145,8 +145,3 @@ def history_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 def day_text(day: int) -> str:
     """ISO date of a local day."""
     return str(np.datetime64("1970-01-01") + np.timedelta64(day, "D"))
-
-
-def plain(value: float) -> float | None:
-    """A finite float, or None."""
-    return float(value) if np.isfinite(value) else None

@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 from kernels import compiling
@@ -31,6 +32,20 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+class Laps:
+    """Seconds of each part of some work; `parts` that are named beforehand count from 0."""
+
+    def __init__(self, parts: Iterable[str] = ()) -> None:
+        self.seconds = dict.fromkeys(parts, 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """The time since the last lap belongs to `part`."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
 
 
 class Progress:

@@ -329,7 +329,7 @@ class Run:
         if not any(name == known or (known.endswith("@") and name.startswith(known)) for known in LINKS):
             raise AssertionError(f"unknown link {name!r}; links are {LINKS}")
         chain = {**self.record["chain"], name: value}
-        self.record["chain"] = dict(sorted(chain.items(), key=lambda item: _link_order(item[0])))
+        self.record["chain"] = dict(sorted(chain.items(), key=lambda item: link_order(item[0])))
         self.save()
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -461,9 +461,10 @@ def _dirty_trees(code: Mapping[str, Any]) -> list[tuple[str, Path]]:
     return [(name, Path(state["root"])) for name, state in roots.items() if state and state["dirty"]]
 
 
-def _link_order(name: str) -> tuple[int, int]:
-    if name.startswith("loss@"):
-        return LINKS.index("loss@"), int(name.removeprefix("loss@"))
+def link_order(name: str) -> tuple[int, int]:
+    """Sort key of links in the order of the chain; `loss` is before every `loss@<step>`."""
+    if name.startswith("loss"):
+        return LINKS.index("loss@"), int(name.partition("@")[2] or 0)
     return LINKS.index(name), 0
 
 

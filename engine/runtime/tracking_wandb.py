@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from engine.config import schema, units
+from engine.config import nested, schema, units
 from engine.config.sections.runtime import TrackingConfig
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -203,15 +203,10 @@ def _concerns(name: str, value: Any, command: str) -> bool:
     return section in MODELLING or section == command or value != DEFAULTS.get(name, value)
 
 
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        where = f"{path}.{name}" if path else str(name)
-        if where in LEFT_OUT:
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, where)
-        else:
-            yield where, value
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in nested.leaves(values):
+        if value != {} and not any(f"{name}.".startswith(f"{section}.") for section in LEFT_OUT):
+            yield name, value
 
 
 DEFAULTS = dict(_flat(schema.plain(Config())))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import resource
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from engine.features.compute import direct_features, raw_features
 from engine.features.spec import event_inputs, history_inputs, row_inputs, windows_of
 from engine.features.store import StoredView
 from engine.runtime import digest, seal, storage
+from engine.runtime.progress import Laps
 from engine.runtime.seal import FileRecord
 from engine.scoring import units
 from engine.scoring.inputs import with_past
@@ -90,24 +90,24 @@ class UnitScorer:
 
     def empty(self) -> pa.Table:
         """The output without rows."""
-        facts, raw = self._read((0, 0), Clock())
+        facts, raw = self._read((0, 0), Laps(STAGES))
         scores = self.predictor.scored(raw).scores
         ids = row_ids(facts, self.predictor.bundle.data.ids)
-        return self._output(ids, facts, scores, np.ones(0, bool), self._beside(raw, hashlib.sha256(), Clock()))
+        return self._output(ids, facts, scores, np.ones(0, bool), self._beside(raw, hashlib.sha256(), Laps(STAGES)))
 
     def warm_up(self) -> None:
         """Send a tile of missing values through encoder, models and profile: kernels and torch load here, not in a unit."""
-        raw = self._read((0, 0), Clock())[1]
+        raw = self._read((0, 0), Laps(STAGES))[1]
         raw = pa.table({item.name: pa.nulls(self.predictor.tile_rows, item.type) for item in raw.schema})
         scored = self.predictor.scored(raw)
-        self._beside(raw, hashlib.sha256(), Clock())
+        self._beside(raw, hashlib.sha256(), Laps(STAGES))
         if self.profile_spec is not None:
             scored.count(self.profile_spec, np.ones(raw.num_rows, bool))
 
     # ------------------------------------------------------------------------------------------------- one unit
 
     def _score(self, unit: Unit) -> UnitRecord:
-        clock = Clock()
+        clock = Laps(STAGES)
         pieces, refused, profile = [], [], None
         content = Content(unit.start, self.predictor.tile_rows)
         inputs = hashlib.sha256()
@@ -153,7 +153,7 @@ class UnitScorer:
             "peak_memory_bytes": peak_memory(),
         }
 
-    def _read(self, rows: tuple[int, int], clock: Clock) -> tuple[pa.Table, pa.Table]:
+    def _read(self, rows: tuple[int, int], clock: Laps) -> tuple[pa.Table, pa.Table]:
         """Columns of the event table, and raw features."""
         facts = self.dataset.read(self.columns, rows=rows)
         clock.lap("read")
@@ -188,7 +188,7 @@ class UnitScorer:
             self._tables = {name: self.dataset.table(name) for name in sorted(names)}
         return raw_features(data, features, facts, history, self._tables, self.predictor.threads)
 
-    def _beside(self, raw: pa.Table, inputs: Any, clock: Clock) -> dict[str, pa.Array]:
+    def _beside(self, raw: pa.Table, inputs: Any, clock: Laps) -> dict[str, pa.Array]:
         """Columns `shadow_...` of the second model, whose blocks go into the unit's input; empty without one.
 
         A score that it cannot give is NaN: it refuses no row of the first model.
@@ -238,7 +238,7 @@ class UnitScorer:
         before = units.read_record(folder, Unit(unit.start, unit.stop, earlier))
         if before is None or (self.profile_spec is not None and before["profile"] is None):
             return None
-        clock, inputs = Clock(), hashlib.sha256()
+        clock, inputs = Laps(STAGES), hashlib.sha256()
         old = Unit(unit.start, unit.stop, earlier)
         scores, good = self._found(folder, old, before)
         profile = None
@@ -284,20 +284,6 @@ class UnitScorer:
         scores = np.full((unit.rows, len(names)), np.nan, found.dtype)
         scores[good] = found
         return (scores if self.predictor.classes else scores[:, 0]), good
-
-
-class Clock:
-    """Seconds of each stage of a unit."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """The time since the last lap belongs to `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] += now - self._last
-        self._last = now
 
 
 class Content:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from engine.features.spec import sensitive_features
 from engine.features.table import FeatureTable, ensure_table
 from engine.runtime import digest, storage
 from engine.runtime.environment import threads_of
+from engine.runtime.progress import Laps
 from engine.runtime.run import Run
 from engine.training import baselines, gate, report
 from engine.training.bundle import (
@@ -85,7 +85,7 @@ class Split:
 def train(config: Config, run: Run) -> dict[str, float]:
     """Ingest and features where they are missing, then fit, evaluate, and write the bundle and the report."""
     check_trainable(config)
-    timer = Timer()
+    timer = Laps()
     dataset = ensure_dataset(config, run)
     timer.lap("ingest")
     table = ensure_table(config, run, dataset)
@@ -118,7 +118,8 @@ def train(config: Config, run: Run) -> dict[str, float]:
     timer.lap("evaluate")
     manifest = write_model(config, run, table, encoder, result, classes, splits["train"])
     timer.lap("bundle")
-    metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **timer.metrics()}
+    seconds = {f"time/{name}_seconds": value for name, value in timer.seconds.items()}
+    metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **seconds}
     run.add_output("model", manifest["digest"])
     write_outcome(config, run, dataset, splits, encoder, details, metrics, result.history)
     return metrics
@@ -498,21 +499,3 @@ def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], enc
         },
         "features": {"numeric": encoder.width, "categorical": len(encoder.cardinalities), "raw": len(encoder.features)},
     }
-
-
-class Timer:
-    """Seconds of each part of a step."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """Seconds since the last lap belong to `name`."""
-        now = time.monotonic()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def metrics(self) -> dict[str, float]:
-        """`time/<name>_seconds`."""
-        return {f"time/{name}_seconds": seconds for name, seconds in self.seconds.items()}

@@ -27,7 +27,7 @@ from engine.lifecycle import chain, reproduce, restore
 from engine.lifecycle.reproduce import Options, reproduce_run
 from engine.runtime import environment
 from engine.runtime import git as git_door
-from engine.runtime.run import Run
+from engine.runtime.run import Run, link_order
 from tests.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,11 +172,7 @@ def test_a_seeded_fault_is_named_by_its_link(name, recorded, engine_copy, with_e
     details = {entry["link"]: entry["detail"] for entry in found["links"]}
     told = {"dataset": "amount", "features": "shop_", "fitted": "numeric.size.center_", "metrics": "valid/brier"}
     assert told.get(FAULTS[name].link, "") in details[FAULTS[name].link]
-    before = [
-        verdict
-        for link, verdict in verdicts(found).items()
-        if chain.link_place(link) < chain.link_place(FAULTS[name].link)
-    ]
+    before = [verdict for link, verdict in verdicts(found).items() if link_order(link) < link_order(FAULTS[name].link)]
     assert set(before) == {"equal"}
 
 

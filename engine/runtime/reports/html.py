@@ -266,14 +266,10 @@ def interval_chart(
     parts = [_x_axis(frame, x_label, None)]
     if reference is not None:
         x = f"{frame.at_x(reference):.1f}"
-        parts.append(
-            Markup('<line class="rule" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(x, x, TOP, frame.height - BOTTOM)
-        )
+        parts.append(_segment("rule", (x, x), (TOP, frame.height - BOTTOM)))
     for place, (label, value) in enumerate(zip(labels, values, strict=True)):
         y = TOP + 20 * place + 10
-        parts.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(left - 8, y + 4, label)
-        )
+        parts.append(_tick(left - 8, y + 4, label))
         parts.append(_dot(frame, y, label, value, low[place] if low else None, high[place] if high else None))
     return _svg(frame, parts, Markup(""))
 
@@ -330,15 +326,9 @@ def _shares(values: Sequence[float]) -> list[float]:
 def _axes(frame: _Frame, x_label: str, y_label: str, x_ticks: Mapping[float, str] | None) -> Markup:
     parts = []
     for value in ticks(*frame.y):
-        y = f"{frame.at_y(value):.1f}"
-        parts.append(
-            Markup(
-                '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>'
-                '<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>'
-            ).format(
-                frame.left, frame.width - RIGHT, y, y, frame.left - 8, f"{frame.at_y(value) + 4:.1f}", _tick_text(value)
-            )
-        )
+        y = frame.at_y(value)
+        parts.append(_segment("grid", (frame.left, frame.width - RIGHT), (f"{y:.1f}", f"{y:.1f}")))
+        parts.append(_tick(frame.left - 8, f"{y + 4:.1f}", _tick_text(value)))
     middle = (TOP + frame.height - BOTTOM) / 2
     parts.append(
         Markup('<text class="axis" transform="translate(13 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
@@ -350,19 +340,11 @@ def _axes(frame: _Frame, x_label: str, y_label: str, x_ticks: Mapping[float, str
 
 def _x_axis(frame: _Frame, label: str, named: Mapping[float, str] | None) -> Markup:
     base = frame.height - BOTTOM
-    parts = [
-        Markup('<line class="base" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-            frame.left, frame.width - RIGHT, base, base
-        )
-    ]
+    parts = [_segment("base", (frame.left, frame.width - RIGHT), (base, base))]
     places = named or {value: _tick_text(value) for value in ticks(*frame.x, 6)}
     step = -(-len(places) // 12)
     for value, text in list(places.items())[::step]:
-        parts.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                f"{frame.at_x(value):.1f}", base + 17, text
-            )
-        )
+        parts.append(_tick(f"{frame.at_x(value):.1f}", base + 17, text, "middle"))
     middle = (frame.left + frame.width - RIGHT) / 2
     parts.append(
         Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
@@ -370,6 +352,23 @@ def _x_axis(frame: _Frame, label: str, named: Mapping[float, str] | None) -> Mar
         )
     )
     return Markup("").join(parts)
+
+
+def _segment(kind: str, x: tuple[Any, Any], y: tuple[Any, Any]) -> Markup:
+    """A straight line from (x[0], y[0]) to (x[1], y[1]), in pixels."""
+    return Markup('<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(kind, *x, *y)
+
+
+def _tick(x: Any, y: Any, text: str, anchor: str = "end") -> Markup:
+    """A small text at (x, y), in pixels."""
+    return Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+def _mark(kind: str, x: float, y: float, size: float, title: str) -> Markup:
+    """A dot with a title."""
+    return Markup('<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
+        kind, f"{x:.1f}", f"{y:.1f}", size, title
+    )
 
 
 def _colour(item: Series, place: int) -> int:
@@ -395,16 +394,8 @@ def _line(frame: _Frame, item: Series, colour: int) -> Markup:
             parts.append(Markup('<polyline class="s{}"{} points="{}"/>').format(colour, dash, points))
     if item.style == "dots" or len(item.x) <= 40:
         for x, y in ((x, float(y or 0.0)) for x, y in zip(item.x, item.y, strict=True) if _known(y)):
-            parts.append(
-                Markup('<circle class="d{}" cx="{}" cy="{}" r="2.6"><title>{}: {} at {}</title></circle>').format(
-                    colour,
-                    f"{frame.at_x(x):.1f}",
-                    f"{frame.at_y(y):.1f}",
-                    item.name,
-                    format_number(y),
-                    format_number(x),
-                )
-            )
+            title = f"{item.name}: {format_number(y)} at {format_number(x)}"
+            parts.append(_mark(f"d{colour}", frame.at_x(x), frame.at_y(y), 2.6, title))
     return Markup("").join(parts)
 
 
@@ -424,28 +415,15 @@ def _dot(frame: _Frame, y: float, label: str, value: Number, low: Number, high: 
         return Markup('<text class="tick" x="{}" y="{}">not computable</text>').format(frame.left + 4, y + 4)
     parts = []
     if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
-        parts.append(
-            Markup('<line class="s0" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                f"{frame.at_x(low):.1f}", f"{frame.at_x(high):.1f}", y, y
-            )
-        )
-    words = f"{label}: {format_number(value)}" + (
-        f" ({format_number(low)} to {format_number(high)})" if low is not None else ""
-    )
-    parts.append(
-        Markup('<circle class="d0" cx="{}" cy="{}" r="4"><title>{}</title></circle>').format(
-            f"{frame.at_x(value):.1f}", y, words
-        )
-    )
+        parts.append(_segment("s0", (f"{frame.at_x(low):.1f}", f"{frame.at_x(high):.1f}"), (y, y)))
+    bounds = f" ({format_number(low)} to {format_number(high)})" if low is not None else ""
+    parts.append(_mark("d0", frame.at_x(value), y, 4, f"{label}: {format_number(value)}{bounds}"))
     return Markup("").join(parts)
 
 
 def _rule(frame: _Frame, name: str, value: float) -> Markup:
-    y = frame.at_y(value)
-    return Markup(
-        '<line class="rule" x1="{}" x2="{}" y1="{}" y2="{}"/>'
-        '<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>'
-    ).format(frame.left, frame.width - RIGHT, f"{y:.1f}", f"{y:.1f}", frame.width - RIGHT, f"{y - 5:.1f}", name)
+    y, right = frame.at_y(value), frame.width - RIGHT
+    return _segment("rule", (frame.left, right), (f"{y:.1f}", f"{y:.1f}")) + _tick(right, f"{y - 5:.1f}", name)
 
 
 def _legend(items: Sequence[tuple[str, int, str]]) -> Markup:
