@@ -1,1 +1,1 @@
-"""From a bundle and a dataset to scored rows."""
+"""Scoring: predictions of a model bundle on a dataset, for batches and in Python."""

@@ -1,11 +1,11 @@
-"""Scores on a GPU: tiles of one shape, each slot with its own page-locked buffers, stream and captured forward pass.
+"""Scoring on a GPU: tiles of one shape, each slot with its own page-locked buffers, stream and captured forward pass.
 
-While one slot computes, the next one's rows are copied in and the last one's results out. Buffers are allocated once. Every
+While one slot computes, rows are copied in for the next and results out of the last. Buffers are allocated once. Every
 tile has the same shape (the last is padded), so a row's bits do not depend on its neighbours. Without a GPU the same code
-runs on the CPU, tile by tile: that is how the suite tests it.
+runs on the CPU, tile by tile, and is tested so.
 
 Where Numba's kernels run, raw numbers are copied to the device once, and are encoded, scored and counted there
-(`DeviceRows`). On the CPU remain: texts of categories and their codes, counts of categories and predictions, and the
+(`DeviceRows`). The CPU still does: texts of categories and their codes, counts of categories and predictions, and the
 encoding of a model with a column of kind `normal`, whose logarithm differs in the last bit.
 """
 
@@ -33,7 +33,7 @@ SLOTS = 3  # one copying in, one computing, one copying out
 
 
 class Slot:
-    """Buffers, stream and forward pass of one tile under way."""
+    """Buffers, stream and forward pass of one tile in progress."""
 
     def __init__(
         self, model: Network, weights: list[Tensor], tile_rows: int, device: torch.device, graphs: Any
@@ -84,7 +84,7 @@ class Slot:
         self.host_out.copy_(self.out, non_blocking=True)
 
     def compute(self) -> None:
-        """The forward pass over what the device buffers hold."""
+        """The forward pass over the device buffers."""
         if self.graph is not None:
             self.graph.replay()
         else:
@@ -92,7 +92,7 @@ class Slot:
                 self.forward()
 
     def collect(self, out: NDArray[np.float32]) -> None:
-        """Wait for the results of the rows it holds, if any, and put them in their place."""
+        """Wait for the results of the rows it holds, if any, and store them."""
         start, stop = self.span
         if stop > start:
             if self.done is not None:
@@ -102,7 +102,7 @@ class Slot:
 
 
 class DeviceRows:
-    """Raw numbers of rows that lie on the device, with the blocks and outputs that were made of them, in host memory."""
+    """Raw numbers of rows on the device, with their encoded blocks and outputs in host memory."""
 
     def __init__(
         self, scorer: DeviceScorer, raw: Tensor, numeric: NDArray[np.float32], logits: NDArray[np.float32]
@@ -133,7 +133,7 @@ class DeviceScorer:
         plan: NumericPlan | None = None,
         kernels: bool | None = None,
     ) -> None:
-        """Graphs are captured on a GPU where that works (`graphs` stands in for them in a test); `reason` says why not.
+        """Graphs are captured on a GPU where that works (`graphs` replaces them in a test); `reason` says why not.
 
         `plan`: how raw numbers are encoded; `encodes` says whether that is done on the device, where `kernels` run (None:
         where they do on a GPU).
@@ -149,7 +149,7 @@ class DeviceScorer:
         if plan is not None and not kernels:
             self.on_cpu = twins.fault()
         elif plan is not None and not twins.encodes_as_cpu(plan):
-            self.on_cpu = "features.encode.numeric=quantile ends in a logarithm, whose last bit is another one on a GPU"
+            self.on_cpu = "features.encode.numeric=quantile ends in a logarithm, whose last bit differs on a GPU"
         elif plan is not None:
             self._encoder = twins.NumericEncoder(plan)
         if graphs is None and self.device.type == "cuda":
@@ -157,12 +157,12 @@ class DeviceScorer:
         try:
             self.slots = self._make(slots, graphs)
         except Exception as error:
-            # Whatever the driver or a library says, the same pass runs without a graph.
+            # If the driver or a library fails, the same pass runs without a graph.
             self.reason = f"{type(error).__name__}: {error}"
             self.slots = self._make(slots, None)
 
     def _make(self, count: int, graphs: Any) -> list[Slot]:
-        # Each slot's graph has memory of its own: slots run at once.
+        # Each slot's graph has its own memory, because slots run concurrently.
         return [Slot(self.model, self._weights, self.tile_rows, self.device, graphs) for _ in range(count)]
 
     def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -187,7 +187,7 @@ class DeviceScorer:
         return numba_stream() if self.device.type == "cuda" else 0
 
     def wait(self) -> None:
-        """Until the device has done what this thread has launched."""
+        """Wait until the device has finished the kernels that this thread launched."""
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
 
@@ -206,7 +206,7 @@ class DeviceScorer:
             return DeviceRows(self, raw, numeric[:count].cpu().numpy(), out[:count].cpu().numpy())
 
     def resident_logits(self, numeric: Tensor, codes: Tensor, out: Tensor) -> None:
-        """Raw outputs of blocks that lie on the device, whole tiles only, into `out` [n, outputs]; waits for nothing."""
+        """Raw outputs of blocks on the device, whole tiles only, into `out` [n, outputs]; returns without waiting."""
         assert len(numeric) % self.tile_rows == 0, "blocks on the device are cut into whole tiles"
         slot = self.slots[0]
         for start in range(0, len(numeric), self.tile_rows):

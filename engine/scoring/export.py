@@ -1,8 +1,8 @@
 """`score.output=FILE`: all scores of a run in one file, as CSV, JSON lines or Parquet by its name.
 
-A row has row_id, the id columns, the event time, when it was decided, `score.columns` and the scores, in the order of the
-event time and then the ids, as the dataset of any run. The file is whole or absent, and is written of the run's predictions,
-which stay beside.
+A row has row_id, the id columns, the event time, the decision time, `score.columns` and the scores, in the order of the
+event time and then the ids, like every dataset. The file is whole or absent. It is written from the run's predictions, which
+are kept.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Write = Callable[[pa.Table], None]
 
 
 def is_file(target: str | None) -> bool:
-    """Whether `score.output` names a file, by its suffix; a folder that is there already stays one.
+    """Whether `score.output` names a file, by its suffix; an existing folder stays a folder.
 
     Raises UserError for a suffix of data files that is not written.
     """
@@ -61,15 +61,15 @@ def is_file(target: str | None) -> bool:
 
 
 def check_apart(target: str | None, read: Iterable[str]) -> None:
-    """Raise UserError where the file of `score.output` is one of those that were read: it would take the place of its rows."""
+    """Raise UserError where the file of `score.output` is one of the inputs, whose rows it would overwrite."""
     if not is_file(target):
         return
     wanted = _real(str(target))
     for name in read:
         if _real(name) == wanted:
             raise UserError(
-                f"score.output must be another file than those that are read, found {target}, which holds the rows to score: "
-                "scores would take their place. Name another file"
+                f"score.output must be another file than those that are read, found {target}, which holds the rows to score. "
+                "Name another file"
             )
 
 
@@ -78,14 +78,14 @@ def _real(name: str) -> str:
 
 
 def needed_columns(config: Config) -> list[str]:
-    """Columns of the dataset that a file is made of beside what predictions hold anyway."""
+    """Columns of the dataset that a file needs in addition to those of predictions."""
     data, as_of = config.data, config.features.as_of
     wanted = [*data.ids, *([spans.moment(as_of)[0]] if as_of else [])]
     return [name for name in wanted if name != data.event_time]
 
 
 def check_file(config: Config) -> None:
-    """Raise UserError for a column that the file has of its own, or that its format cannot hold."""
+    """Raise UserError for a column that the file adds itself, or that its format cannot hold."""
     for name in (*config.score.columns, *config.data.ids):
         kind = parse_type(config.data.columns[name].type)
         if name == DECIDED:
@@ -95,7 +95,7 @@ def check_file(config: Config) -> None:
         if not str(config.score.output).endswith(".parquet") and (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
             raise UserError(
                 f"score.output={config.score.output} must hold plain values, found column {name!r} of type "
-                f"{config.data.columns[name].type}: take a name that ends in .parquet"
+                f"{config.data.columns[name].type}: use a name that ends in .parquet"
             )
 
 

@@ -1,7 +1,7 @@
-"""What a scoring run reads: the dataset of its config, or `score.input` with the history that its windows look back on.
+"""Inputs of a scoring run: the dataset of its config, or `score.input` with the history for its windows.
 
 Rows of `score.input` become a dataset in the run directory, by the same path as any dataset: typed, checked, quarantined,
-in order. The store keeps nothing of them.
+in order. They are not added to the store.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from engine.runtime import recorded_paths, records, remote, storage
 from engine.runtime.run import Run, load_record
 from engine.training.bundle import Bundle, SpecRecord
 
-ALONE = "input"  # score.history: nothing but the rows of the input
+ALONE = "input"  # score.history: only the rows of the input
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows to score, and the dataset that their windows look back on beside them; None = on nothing else."""
+    """Rows to score, and the dataset that is history for their windows; None = only the rows themselves."""
 
     dataset: Dataset
     history: Dataset | None = None
@@ -48,17 +48,17 @@ def read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...
     """The rows to score, and their history. Raises UserError."""
     try:
         return _read_inputs(config, run, bundle, passed)
-    except RepeatedIdsError as error:  # what a row is, is the model's: another data.duplicates would be refused
+    except RepeatedIdsError as error:  # data.duplicates is part of the model: another value would be refused
         raise UserError(
-            f"{error.fact}. Scoring keeps data.duplicates={config.data.duplicates} of the model's training: leave each id in "
-            "once, or train a model with data.duplicates=first or last"
+            f"{error.fact}. Scoring keeps data.duplicates={config.data.duplicates} of the model's training: remove repeated "
+            "ids, or train a model with data.duplicates=first or last"
         ) from None
 
 
 def _read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ...]) -> Inputs:
     if config.score.input is None:
         return Inputs(required_columns.ensure(config, run, passed))
-    history = history_of(config, run, bundle)  # before a long input is read for nothing
+    history = history_of(config, run, bundle)  # checked before a long input is read
     data = input_data(config, passed)
     remote.record(Path(config.paths.store), *remote.of_data(schema.plain(data)).values())
     here = dataclasses.replace(config.paths, store=str(folder_of(run)))
@@ -68,31 +68,31 @@ def _read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ..
         raise required_columns.needed_error(error, config, passed) from None
     lacking = [name for file in dataset.manifest["accounting"]["files"] for name in file.get("missing", ())]
     if lacking:
-        run.log(f"score.input has no {', '.join(dict.fromkeys(lacking))}: not needed to score, taken as not known yet")
+        run.log(f"score.input has no {', '.join(dict.fromkeys(lacking))}: not needed to score, read as null")
     return Inputs(dataset, history)
 
 
 def folder_of(run: Run) -> Path:
-    """Where the rows of `score.input` lie while they are scored."""
+    """The folder of the rows of `score.input` while they are scored."""
     return run.path("input")
 
 
 def forget(run: Run) -> None:
-    """Delete what the run has kept of `score.input`."""
+    """Delete the run's copy of `score.input`."""
     shutil.rmtree(folder_of(run), ignore_errors=True)
 
 
 def input_data(config: Config, passed: tuple[str, ...]) -> DataConfig:
-    """The data specification with `score.input` in place of the event table's source and nothing demanded that scoring does
-    not need. Raises UserError.
+    """The data specification with `score.input` as the event table's source, which requires only the columns that scoring
+    needs. Raises UserError.
     """
     data = config.data
     try:
         name = event_source(data)
     except UserError:
         raise UserError(
-            f"score.input stands for the source of the events, but data.query makes them of {', '.join(data.sources)} and "
-            "data.name names none of these: say where they lie with data.sources.<name>.path and leave score.input out"
+            f"score.input replaces the source of the events, but data.query makes them from {', '.join(data.sources)} and "
+            "data.name is none of these: set data.sources.<name>.path and leave score.input out"
         ) from None
     where, wanted = config.score.input or "", config.score
     away = "://" in where
@@ -101,7 +101,7 @@ def input_data(config: Config, passed: tuple[str, ...]) -> DataConfig:
         data.sources[name], path=place, format="auto", hive=False, snapshot=None, refused="fail",
         endpoint=wanted.endpoint if away else None, region=wanted.region if away else None,
     )  # fmt: skip
-    # What a dataset must be as a whole is not asked of some rows.
+    # Rules for a whole dataset do not apply to some rows.
     whole = {"min_rows": 0, "max_rows": None, "max_row_change": None, "freshness": None}
     moved = dataclasses.replace(data, sources={**data.sources, name: source}, **whole)  # type: ignore[arg-type]
     found = required_columns.for_scoring(moved, config.features, passed)
@@ -116,7 +116,7 @@ def input_data(config: Config, passed: tuple[str, ...]) -> DataConfig:
 
 
 def history_of(config: Config, run: Run, bundle: Bundle) -> Dataset | None:
-    """The dataset that windows look back on beside `score.input`, as `score.history` says; which one is logged.
+    """The dataset that is history for `score.input`, from `score.history`; it is logged.
 
     Raises UserError where there is none, or where it is of another specification.
     """
@@ -144,7 +144,7 @@ def _stored(config: Config, bundle: Bundle) -> Dataset:
     name = config.data.name or records.read(bundle.directory / "spec.json", SpecRecord)["name"]
     stores = [Path(config.paths.store)]
     record = bundle.directory.parent / "run.json"
-    if record.exists():  # a training run: its own store comes second
+    if record.exists():  # a training run: its store is searched second
         stores.append(recorded_paths.store_of(load_record(record.parent)))
     folders = [storage.inside(store, "datasets", name) for store in stores]
     if config.score.history != "store":
@@ -179,8 +179,8 @@ def with_past(
     probes: pa.Table,
     span: tuple[int, int],
 ) -> pa.Table:
-    """`rows` of the input and what `past` holds of the same span [from, to) of event times, for the entities of the probes,
-    in dataset order. A row that both hold counts once, as `past` has it: that knows what became of it.
+    """`rows` of the input and rows of `past` from the same span [from, to) of event times, for the entities of the probes,
+    in dataset order. Of a row in both, the one in `past` counts, because it holds the outcome.
     """
     kept = [
         table.filter(_of_entities(table, probes, views))
@@ -195,7 +195,7 @@ def with_past(
 
 
 def _of_entities(table: pa.Table, probes: pa.Table, views: list[ViewConfig]) -> pa.Array:
-    """bool[n]: rows whose entity some probe may have; of an entity of several columns each is looked at by itself."""
+    """bool[n]: rows whose entity some probe may have; of an entity of several columns each column is tested separately."""
     found = np.zeros(table.num_rows, bool)
     for view in views:
         mine = np.ones(table.num_rows, bool)

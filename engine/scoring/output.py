@@ -1,8 +1,8 @@
-"""The predictions of a run as a reader sees them: files, and a manifest that says which of them count.
+"""Output of predictions: files, and a manifest that lists the files that count.
 
 Files are named by content and the manifest is written last, so a reader who follows it sees the earlier output or the
-later one, never a mixture. What it does not name is deleted afterwards. Until all files are there they wait under names
-that no `*.parquet` matches, so a reader who only looks into the folder sees no part of an unfinished output either.
+later one, never a mixture. Other files are deleted afterwards. Until all files exist they have names
+that no `*.parquet` matches, so a reader who only lists the folder sees no part of an unfinished output either.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ FORMAT = 2
 CHECKED = 2  # the manifest checks itself from this format on
 MANIFEST = "_manifest.json"  # readers of whole folders pass over names that begin with _
 STAGED, WAITING = "_staged", ".part"  # folder and suffix of files that are not published yet
-# Files that this module writes, in the folder itself or in one folder `column=value`, and what a kill leaves of them.
+# Files that this module writes, in the folder itself or in a folder `column=value`, and leftovers of a killed process.
 OURS = re.compile(r"([^/=]+=[^/]*/)?(part-\d{5,}-[0-9a-f]{8}\.parquet|\.(part-\S+|_manifest\.json)\.[0-9a-f]{8}\.tmp)")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 ROW_GROUP = 131_072
-PARTITION_ROW_GROUP = 16_384  # every open folder holds so many rows in memory
+PARTITION_ROW_GROUP = 16_384  # every open folder keeps this many rows in memory
 MOST_PARTITIONS = 900
 LONGEST_NAME = 255  # of a folder, on the usual file systems
 
@@ -56,14 +56,14 @@ class FileEntry(TypedDict):
 
 
 class Partition(TypedDict):
-    """The column that folders stand for, and its type."""
+    """The partition column, and its type."""
 
     column: str
     type: str
 
 
 class ManifestRecord(TypedDict):
-    """_manifest.json of a place."""
+    """_manifest.json of an output."""
 
     format: Annotated[int, records.Format(FORMAT)]
     complete: bool
@@ -139,9 +139,9 @@ class Place:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Wait until no other process publishes in this folder. An object store has no locks: there `publish` finds out.
+        """Wait until no other process publishes in this folder. An object store has no locks: there `publish` detects it.
 
-        What a killed process has left unpublished is deleted first.
+        Unpublished leftovers of a killed process are deleted first.
         """
         if self.filesystem is not None:
             yield
@@ -157,11 +157,11 @@ class Place:
             os.close(descriptor)
 
     def _locked(self) -> int:
-        """Descriptor of the folder with the lock on it; another process may have put a new folder in its place meanwhile."""
+        """Descriptor of the locked folder; another process may have replaced the folder meanwhile."""
         while True:
             storage.make_folder(Path(self.root))
             descriptor = os.open(self.root, os.O_RDONLY)
-            with contextlib.suppress(UserError):  # a network file system may know no locks
+            with contextlib.suppress(UserError):  # a network file system may have no locks
                 storage.lock(descriptor, Path(self.root))
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(self.root)):
@@ -170,18 +170,18 @@ class Place:
 
     @property
     def _aside(self) -> Path:
-        """Where a whole output is put together, beside the folder that it becomes."""
+        """The folder in which a whole output is prepared, beside its final place."""
         return Path(self.root).with_name(f".{Path(self.root).name}.tmp")
 
     def stage(self, source: Path, name: str) -> None:
-        """Copy a local file into the place, where no reader finds it before `reveal` gives it its `name`."""
+        """Copy a local file to the output, where no reader finds it before `reveal` gives it its `name`."""
         self.put(source, staged(name))
 
     def reveal(self, names: Iterable[str], manifest: str, earlier: Iterable[str] = ()) -> None:
         """Give staged files their names, then write the manifest.
 
-        In one step where a local folder holds nothing else than `earlier` output, which is gone then; else as quickly as
-        files are renamed (an object store copies them by itself).
+        In one step where a local folder holds only `earlier` output, which is deleted; else file by file, by renames (an
+        object store copies them itself).
         """
         names = list(names)
         if self.filesystem is None and self._at_once(names, manifest, {*earlier, MANIFEST}):
@@ -191,7 +191,7 @@ class Place:
         self.put_text(MANIFEST, manifest)
 
     def _at_once(self, names: list[str], manifest: str, earlier: set[str]) -> bool:
-        """Put a folder with the whole output in the place of the one that is there; False where that cannot be."""
+        """Replace the existing folder by one with the whole output; False where that is not possible."""
         root, aside = Path(self.root), self._aside
         there = {name for name in self.names() if not name.startswith(f"{STAGED}/")}
         if not names or not there <= earlier:
@@ -224,7 +224,7 @@ class Place:
             self.filesystem.copy_file(f"{self.root}/{old}", f"{self.root}/{new}")
 
     def discard_staged(self) -> None:
-        """Delete what waits, or has waited, to be published."""
+        """Delete files that are or were waiting to be published."""
         if self.filesystem is None:
             shutil.rmtree(Path(self.root, STAGED), ignore_errors=True)
             return
@@ -236,7 +236,7 @@ class Place:
 
 
 class _StoreErrors:
-    """Turns an error of the object store into one that names the place."""
+    """Turns an error of the object store into a UserError with its address."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -250,7 +250,7 @@ class _StoreErrors:
 
 
 def place_of(target: str | None, directory: Path, endpoint: str | None = None, region: str | None = None) -> Place:
-    """Where a run's predictions go (`score.output`). Raises UserError for an address of another kind than s3://."""
+    """The place of a run's predictions (`score.output`). Raises UserError for an address that is not s3://."""
     if target is None:
         return Place(str(directory / "predictions"))
     if target.startswith("s3://"):
@@ -276,16 +276,16 @@ def staged(name: str) -> str:
 def publish(place: Place, manifest: dict[str, Any]) -> None:
     """Give the staged files their names and write the manifest, then delete what it does not name of an earlier output.
 
-    Files of an output that is not complete stay where they wait: only who follows the manifest reads them.
-    Raises UserError when files that it names are gone: another run has published in the same place at the same time.
+    Files of an incomplete output keep their waiting names: only readers of the manifest find them.
+    Raises UserError when files of the manifest are missing: another run has published to the same place at the same time.
     """
     before = read_manifest(place)
     names = [entry["name"] for entry in manifest["files"]]
     if not manifest["complete"]:
         manifest = {**manifest, "files": [{**entry, "name": staged(entry["name"])} for entry in manifest["files"]]}
         names = []
-    # Only what an earlier manifest names or what a kill has left of ours: the folder may hold files of the user's, and
-    # folders that are outputs of their own.
+    # Only files of an earlier manifest or leftovers of this module: the folder may hold the user's files, and folders
+    # that are other outputs.
     stale = {entry["name"] for entry in before["files"]} if before else set()
     place.reveal(names, json.dumps(seal.checked(manifest), indent=1, ensure_ascii=False) + "\n", stale)
     if manifest["complete"]:
@@ -315,7 +315,7 @@ def read_manifest(place: Place) -> ManifestRecord | None:
         return None
     where = f"{place.root}/{MANIFEST}"
     found = records.parse(text.decode("utf-8", "replace"), ManifestRecord, where)
-    if "check" in found or found["format"] >= CHECKED:  # older ones do not check themselves
+    if "check" in found or found["format"] >= CHECKED:  # older manifests have no check
         seal.verify(found, where)
     return found
 
@@ -323,11 +323,13 @@ def read_manifest(place: Place) -> ManifestRecord | None:
 def read_predictions(place: Place) -> pa.Table:
     """All rows that the manifest names, in its order; every file is checked against its digest.
 
-    The column that folders stand for comes back as the last one, in its declared type. Raises UserError.
+    The partition column is the last one, in its declared type. Raises UserError.
     """
     manifest = read_manifest(place)
     if manifest is None:
-        raise UserError(f"{place.root} must hold {MANIFEST}, found none: the run that writes there has not finished")
+        raise UserError(
+            f"{place.root} must hold {MANIFEST}, which is missing: the run that writes there has not finished"
+        )
     if not manifest["files"]:
         raise records.Damaged(f"{place.root}/{MANIFEST} must name at least one file, found none: score again")
     tables = []
@@ -348,7 +350,7 @@ def read_predictions(place: Place) -> pa.Table:
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are laid out in files: rows a file (0 = a part is a file) and the column whose values become folders."""
+    """The layout of output files: rows per file (0 = a part is a file) and the partition column."""
 
     file_rows: int = 0
     partition: str | None = None
@@ -361,7 +363,7 @@ class Layout:
 
 
 def layout_of(config: ScoreConfig, rows: int, part_bytes: int) -> Layout:
-    """The layout that the config asks for; `file_size` becomes rows by the size of the parts."""
+    """The layout from the config; `file_size` is converted to rows by the size of the parts."""
     file_rows = config.file_rows
     if config.file_size is not None and rows:
         file_rows = max(1, round(units.size(config.file_size) * rows / max(part_bytes, 1)))
@@ -369,7 +371,7 @@ def layout_of(config: ScoreConfig, rows: int, part_bytes: int) -> Layout:
 
 
 def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch: Path) -> list[dict[str, Any]]:
-    """Bring the rows of the parts (path -> its SHA-256, just checked), in order, to the place, where they wait for
+    """Bring the rows of the parts (path -> its SHA-256, just checked), in order, to the output, where they wait for
     `publish`; returns the manifest's entries. Memory stays bounded.
     """
     if layout.as_parts:
@@ -386,7 +388,7 @@ def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch
                 if len(writers) == MOST_PARTITIONS:
                     raise UserError(
                         f"score.partition={layout.partition} must have at most {MOST_PARTITIONS} values, found more: "
-                        "take a coarser column"
+                        "use a coarser column"
                     )
                 folder = "" if layout.partition is None else partition_folder(layout.partition, value)
                 writers[value] = _Roller(place, folder, layout, scratch / f"{len(writers)}{WAITING}")
@@ -408,33 +410,33 @@ def _by_partition(table: pa.Table, column: str | None) -> Iterator[tuple[str | N
 
 
 def _check_folder(column: str | None, value: str | None, rows: pa.Table) -> None:
-    """Raise UserError, naming the first of the rows, for a value that no folder's name can hold."""
+    """Raise UserError, with the first such row, for a value that cannot be in a folder's name."""
     if column is None or value is None:
         return
     first, folder = rows["row_id"][0].as_py(), partition_folder(column, value)
     if value == HIVE_NULL:
         raise UserError(
-            f"score.partition={column} must not hold the text {HIVE_NULL!r}, which readers take for null however it is "
-            f"written, found it in row {first}: take another column"
+            f"score.partition={column} must not hold the text {HIVE_NULL!r}, which readers take for null, "
+            f"found in row {first}: use another column"
         )
     if len(folder) > LONGEST_NAME:
         raise UserError(
             f"score.partition={column} must have values whose folder's name has at most {LONGEST_NAME} characters, "
-            f"found {folder[:60]}... with {len(folder)} in row {first}: take another column"
+            f"found {folder[:60]}... with {len(folder)} in row {first}: use another column"
         )
 
 
 def has_text(kind: str) -> bool:
-    """Whether Arrow writes values of a type as text, and reads them from it again, without loss."""
+    """Whether Arrow writes values of a type as text and reads them back without loss."""
     arrow = parse_type(kind)
     without = pa.types.is_nested(arrow) or pa.types.is_binary(arrow)
     return not (without or pa.types.is_time(arrow) or pa.types.is_duration(arrow))
 
 
 def partition_folder(column: str, value: str | None) -> str:
-    """`column=value`; every character but letters, digits and _.-~ is written as %XX, so that no value climbs out.
+    """`column=value`; every character but letters, digits and _.-~ is written as %XX, so that no value leaves the folder.
 
-    Null has Hive's own name for it; the empty text is a folder `column=`, which readers tell from null.
+    Null has Hive's name for it; the empty text is a folder `column=`, which readers distinguish from null.
     """
     text = HIVE_NULL if value is None else urllib.parse.quote(value, safe="")
     return f"{urllib.parse.quote(column, safe='')}={text}"
@@ -442,7 +444,7 @@ def partition_folder(column: str, value: str | None) -> str:
 
 @dataclass
 class _Roller:
-    """Writes rows of one folder to files of `file_rows` rows, in row groups of a fixed size: bytes go by rows alone."""
+    """Writes rows of one folder to files of `file_rows` rows, in row groups of a fixed size: bytes depend on rows only."""
 
     place: Place
     folder: str
@@ -494,7 +496,7 @@ class _Roller:
             self._writer, self._written = None, 0
 
     def close(self) -> list[dict[str, Any]]:
-        """Write what waits; the entries of all files."""
+        """Write the remaining rows; return the entries of all files."""
         left = sum(piece.num_rows for piece in self._waiting)
         if left:
             self._write_group(left)

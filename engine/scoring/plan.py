@@ -1,4 +1,4 @@
-"""What a scoring run is to do: which rows, cut into which units, what is done of them, and what an earlier run gives."""
+"""Plans a scoring run: its rows, their work units, the units already done, and units reused from an earlier run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NONE_YET = Dataset(Path(), cast(DatasetRecord, {"digest": ""}), Seal({}))
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """The rows of a run, what is done of them, and what is left."""
+    """The rows of a run, the units done, and the units left."""
 
     job: Job
     dataset: Dataset
@@ -46,7 +46,7 @@ class ScoringPlan:
 
 
 def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
-    """Dataset, features and units; what an earlier attempt left unfinished is deleted."""
+    """Prepare dataset, features and units; unfinished files of an earlier attempt are deleted."""
     inputs = read_inputs(config, run, predictor.bundle, passed_columns(config))
     dataset = inputs.dataset
     stored = config.score.features == "store" and dataset.rows and config.score.input is None
@@ -55,14 +55,16 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
     start, stop = dataset.row_range(*spans.between(bounds, config.data.time_zone)) if bounds else (0, dataset.rows)
     if start == stop:
         where = f"in score.between {list(bounds)}" if bounds else f"in dataset {dataset.name}"
-        run.warn(f"no row lies {where}: nothing to score")
+        run.warn(f"no row is {where}: nothing to score")
     context = units.check_context(run.directory, context_of(config, predictor, dataset, (start, stop), inputs.history))
     parts = run.path("parts")
     parts.mkdir(exist_ok=True)
     done = units.finished(parts, (start, stop), context)
     removed = units.remove_others(parts, done)
     if run.resumed:
-        for stale in list(run.directory.rglob(".*.tmp")):  # this process holds the run's lock: nobody is writing them
+        for stale in list(
+            run.directory.rglob(".*.tmp")
+        ):  # this process holds the run's lock: no other process writes them
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
         rows = sum(unit.rows for unit in done)
         run.log(f"resumed: {len(done)} units with {rows:,} rows are done, {removed} unfinished files removed")
@@ -89,7 +91,7 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
 def context_of(
     config: Config, predictor: Predictor, dataset: Dataset, rows: tuple[int, int], history: Dataset | None = None
 ) -> dict[str, Any]:
-    """Whatever decides the bytes of a part, under the names that a message gives them."""
+    """Everything that the bytes of a part depend on, by its name in messages."""
     files = predictor.bundle.manifest["files"]
     return {
         "format": FORMAT,
@@ -111,13 +113,13 @@ def context_of(
 def plan_items(
     left: list[tuple[int, int]], earlier: dict[tuple[int, int], str], unit_rows: int, tile_rows: int
 ) -> Iterator[dict[str, Any]]:
-    """Items for the pool: ranges that an earlier run has whole (with its digest), and the rest cut anew."""
+    """Items for the pool: ranges that an earlier run has completed (with its digest), and the rest as new ranges."""
     edges = {edge for span in left for edge in span}
     known = [
         span
         for span in sorted(earlier)
         if any(low <= span[0] and span[1] <= high for low, high in left)
-        # A unit that ends within a tile has gained rows: digests are of whole tiles.
+        # A unit that ended within a tile may have more rows now: digests are of whole tiles.
         and all(edge % tile_rows == 0 or edge in edges for edge in span)
     ]
     for start, stop in known:
@@ -130,7 +132,7 @@ def plan_items(
 
 
 def _finished(directory: Path) -> tuple[dict[str, Any], pa.Table, dict[str, Any]]:
-    """Context, units and record of a finished run. Raises UserError where one of them is not as it was written."""
+    """Context, units and record of a finished run. Raises UserError where one of them is damaged."""
     ledger = as_written(directory, "ledger.parquet", refuse=True)
     return (
         records.read(as_written(directory, units.CONTEXT, refuse=True), units.Context),
@@ -175,9 +177,9 @@ def check_columns(config: Config, classes: tuple[str, ...] = ()) -> None:
     for name in passed_columns(config):
         if name in ("score", *own) or name.startswith(("score_", "shadow_")) or name == event_time:
             if name in (*config.score.columns, config.score.partition):
-                raise UserError(f"score.columns: the output has a column {name!r} of its own; leave it out")
+                raise UserError(f"score.columns: the output already has a column {name!r}; leave it out")
             raise UserError(
-                f"a file of scores repeats data.columns.{name} and has a column {name!r} of its own: let score.output be a "
+                f"a file of scores repeats data.columns.{name} and already has a column {name!r}: let score.output be a "
                 f"folder, whose files do not repeat it, or rename the column and train the model again. {RENAME.format(name)}"
             )
     named = [
@@ -190,8 +192,8 @@ def check_columns(config: Config, classes: tuple[str, ...] = ()) -> None:
     partition = config.score.partition
     if partition is not None and not output.has_text(config.data.columns[partition].type):
         raise UserError(
-            f"score.partition must be a column whose values a folder's name can hold, found {partition!r} of type "
-            f"{config.data.columns[partition].type}: take another column"
+            f"score.partition must be a column whose values can be in a folder's name, found {partition!r} of type "
+            f"{config.data.columns[partition].type}: use another column"
         )
 
 

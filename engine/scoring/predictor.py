@@ -1,4 +1,4 @@
-"""A trained model as something that scores: `load(run).predict(events, history, tables)`."""
+"""Predictors: a trained model in memory that scores rows, `load(run).predict(events, history, tables)`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from engine.training.model import Network
 from engine.training.predict import predict_logits
 from engine.training.threads import Team
 
-SLAB_ROWS = 16_384  # rows encoded and scored at once: they stay in a core's cache
+SLAB_ROWS = 16_384  # rows encoded and scored at once: they fit in a core's cache
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows with their encoded blocks float32[n, F] and int32[n, K] and their scores, in host memory; `device` holds what lies
+    """Rows with their encoded blocks float32[n, F] and int32[n, K] and their scores, in host memory; `device` holds the rows
     on a device.
     """
 
@@ -54,15 +54,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A bundle with its model in memory. Threads share one; nothing in it changes."""
+    """A bundle with its model in memory. Threads may share one: it is immutable."""
 
     bundle: Bundle
     model: Network
     threads: int = 1
     device: str = "cpu"
     profile_spec: ProfileSpec | None = None
-    team: Team | None = None  # threads that already run; without them every call starts its own
-    shadow: Predictor | None = None  # a second model whose scores go beside
+    team: Team | None = None  # a running thread team; without it every call starts one
+    shadow: Predictor | None = None  # a second model, whose scores are added
     scorer: DeviceScorer | None = None  # buffers and graphs on the device
 
     @property
@@ -77,12 +77,12 @@ class Predictor:
 
     @property
     def meaning(self) -> dict[str, Any]:
-        """What a score is for: the target, and its positive class (of two) or classes (of several)."""
+        """The meaning of a score: the target, and its positive class (of two) or classes (of several)."""
         return score_meaning(self.bundle.data.target or "", self.bundle.model["classes"], self.bundle.model["loss"])
 
     @property
     def tile_rows(self) -> int:
-        """Rows of the one shape that the model is called with."""
+        """Rows of the fixed shape that the model is called with."""
         return int(self.bundle.model["tile_rows"])
 
     def scores(self, raw: pa.Table) -> np.ndarray:
@@ -94,7 +94,7 @@ class Predictor:
         return self.encoded_scores(numeric, codes)
 
     def scored(self, raw: pa.Table, lap: Callable[[str], None] = lambda _: None) -> Scored:
-        """Raw features encoded and scored, on the device where one does both; `lap` is told what each stage was."""
+        """Raw features encoded and scored, on the device where possible; `lap` is called with the name of each stage."""
         encoder = self.bundle.encoder
         if self.scorer is not None and self.scorer.encodes:
             encoder.check_columns(raw.column_names)
@@ -134,8 +134,8 @@ class Predictor:
     ) -> pa.Table:
         """Scores of events by `row_id`; features are computed as in training.
 
-        `events` holds the event table's columns that describe a row at its decision; `history` past events with what became
-        of them, which windows look back on (default: the events themselves); `tables` the side tables of as-of views.
+        `events` holds the event table's columns that describe a row at its decision; `history` past events with their
+        outcomes, for windows (default: the events themselves); `tables` the side tables of as-of views.
         Columns of other types than the declared ones are read as ingest reads them: a time without an offset is local to
         `data.time_zone`.
         Raises UserError naming a column or table that is absent, or the first value that its declared type cannot hold.
@@ -160,8 +160,8 @@ class Predictor:
         for name in history_inputs(data, features):
             if history is None and name not in events.column_names:
                 raise UserError(
-                    f"history must be given, for windows look back on {name!r}, which the events do not have: a table of past "
-                    "events with what became of them; one without rows where there are none"
+                    f"history must be given, because windows look back on {name!r}, which the events do not have: a table of "
+                    "past events with their outcomes, or one without rows where there are none"
                 )
             if history is not None and name not in history.column_names:
                 raise UserError(
@@ -169,7 +169,7 @@ class Predictor:
                 )
         for view in self.bundle.features.active_views.values():
             if view.table and view.table not in tables:
-                raise UserError(f"tables must have {view.table!r}, which a view looks into; found {sorted(tables)}")
+                raise UserError(f"tables must have {view.table!r}, which a view reads; found {sorted(tables)}")
 
 
 def score_names(classes: tuple[str, ...]) -> list[str]:
@@ -185,7 +185,7 @@ def score_columns(scores: np.ndarray, classes: tuple[str, ...]) -> dict[str, pa.
 
 
 def single_threaded() -> None:
-    """Torch computes in the calling thread only; called once in every thread that scores units."""
+    """Make torch compute in the calling thread only; call it once in every thread that scores units."""
     torch.set_num_threads(1)
 
 

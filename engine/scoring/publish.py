@@ -1,4 +1,4 @@
-"""The end of a scoring run: records merged in dataset order, quarantine, profile, predictions with their manifest, ledger."""
+"""Finishes a scoring run: merges records in dataset order and writes quarantine, profile, predictions, manifest and ledger."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def publish(
     for unit in done:
         record = units.read_record(parts, unit)
         if record is None:
-            raise UserError(f"{units.part_path(parts, unit)} is gone or damaged: run the command again")
+            raise UserError(f"{units.part_path(parts, unit)} is missing or damaged: run the command again")
         merged.add(record)
         ledger.append({name: record[name] for name in LEDGER})  # type: ignore[literal-required]
         scored[units.part_path(parts, unit)] = record["part"]["sha256"]  # read_record has checked it
@@ -71,7 +71,7 @@ def publish(
     if export.is_file(config.score.output):
         if not failed:
             write_file(config, run, scored)
-    elif config.score.output is not None and not failed:  # what an attempt has left that set units aside
+    elif config.score.output is not None and not failed:  # leftovers of an attempt that set units aside
         shutil.rmtree(run.path("predictions"), ignore_errors=True)
     units.remove_others(parts, done)
     if not failed:
@@ -89,7 +89,7 @@ def publish(
 
 
 def write_file(config: Config, run: Run, parts: Mapping[Path, str]) -> None:
-    """`score.output` as one file, made of the parts that were just published."""
+    """`score.output` as one file, made from the parts that were just published."""
     target = str(config.score.output)
     folder, _, name = target.rpartition("/")
     if "://" in target:
@@ -105,15 +105,15 @@ def write_file(config: Config, run: Run, parts: Mapping[Path, str]) -> None:
 
 
 def partition_of(config: Config) -> dict[str, str] | None:
-    """The column that folders stand for, with its type."""
+    """The partition column, with its type."""
     name = config.score.partition
     return None if name is None else {"column": name, "type": config.data.columns[name].type}
 
 
 def place_of(config: Config, run: Run, whole: bool) -> Place:
-    """Where this run's predictions go; noted in run.json, so that `predictions` finds them from anywhere.
+    """The place of this run's predictions; recorded in run.json, so that `predictions` finds them.
 
-    Incomplete ones stay in the run directory: what lies at `score.output` is replaced whole or not at all.
+    Incomplete ones stay in the run directory: the contents of `score.output` are replaced completely or not at all.
     """
     wanted = config.score
     if not whole or export.is_file(wanted.output):
@@ -151,7 +151,7 @@ class Merged:
 
 
 def check_counts(plan: ScoringPlan, done: list[Unit], failed: list[dict[str, Any]], merged: Merged) -> None:
-    """In = scored + quarantined + set aside, and no row twice."""
+    """Assert that rows in = scored + quarantined + set aside, and that no row counts twice."""
     aside = sum(unit["stop"] - unit["start"] for unit in failed)
     covered = list(units.gaps((plan.start, plan.stop), [(unit.start, unit.stop) for unit in done]))
     missing = sum(stop - start for start, stop in covered)
@@ -162,11 +162,11 @@ def check_counts(plan: ScoringPlan, done: list[Unit], failed: list[dict[str, Any
 
 def write_refused(run: Run, parts: Path, done: list[Unit], dataset: Dataset) -> None:
     """`quarantine/rows.parquet`: dataset row, id and reason of every row that the model could not take;
-    `quarantine/ingest.parquet`: what ingest has set aside before (file, row and reason).
+    `quarantine/ingest.parquet`: rows that ingest set aside (file, row and reason).
     """
     paths = [path for path in (units.refused_path(parts, unit) for unit in done) if path.exists()]
     if paths:
-        # One unit in memory at a time: it may be that the model takes no row at all.
+        # One unit in memory at a time: the model may refuse every row.
         with storage.atomic_path(run.path("quarantine", "rows.parquet")) as temporary:
             schema = pq.read_schema(paths[0])
             with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
@@ -177,12 +177,12 @@ def write_refused(run: Run, parts: Path, done: list[Unit], dataset: Dataset) -> 
 
 
 def quarantined_at_ingest(dataset: Dataset) -> int:
-    """Rows of the sources (of any time: theirs may be what is wrong) that are not in the dataset."""
+    """Rows of the sources that are not in the dataset, of any time, because their time itself may be invalid."""
     return int(dataset.manifest["accounting"]["quarantined"])
 
 
 def ledger_table(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> pa.Table:
-    """One row a unit in dataset order: rows, counts, digests, state and cause. No time, run or path."""
+    """One row per unit in dataset order: rows, counts, digests, state and cause. No time, run or path."""
     rows = [{**record, "state": "done", "cause": ""} for record in done]
     rows += [
         {

@@ -1,4 +1,4 @@
-"""The predictions of a scoring run, read where its manifest says they are."""
+"""Reads the predictions of a scoring run by its manifest."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def predictions(
 ) -> pa.Table:
     """All predictions of a scoring run (the Run or its directory), in dataset order, as its manifest names them.
 
-    Raises UserError for a run that set units aside, unless `incomplete` rows are asked for, and for a directory whose rows
-    lie in a remote place that neither `store` has reached before nor `trust` (a digest that the refusal names) allows.
+    Raises UserError for a run that set units aside, unless `incomplete` is true, and for a directory whose rows are at a
+    remote address that neither `store` has used before nor `trust` (a digest that the refusal names) allows.
     """
     directory = run.directory if isinstance(run, Run) else Path(run)
     wanted = load_record(directory).get("predictions", {})

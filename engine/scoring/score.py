@@ -1,8 +1,8 @@
-"""The `score` step: every row of a period scored once by a trained model, whatever dies on the way.
+"""The `score` step: a trained model scores every row of a period exactly once, also when workers or commands are killed.
 
-Work units go to threads or Ray actors (worker.py), which commit each by its record (units.py). The driver lists once
-what is done, has the rest scored, and then publishes: predictions, ledger, profile (output.py). No row passes through
-the driver, unless other files than the workers' parts are asked for.
+Work units go to threads or Ray actors (worker.py), which commit each by its record (units.py). The driver lists the
+units that are done, has the rest scored, and then publishes predictions, ledger and profile (publish.py). Rows pass
+through the driver only where the output needs other files than the workers' parts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from engine.training.threads import Team, compute_threads
 
 
 def check_scorable(config: Config) -> None:
-    """Fail before spending: the model must be there, and a file of scores be of a format that is written."""
+    """Check before any work that the model exists, and that a file of scores has a supported format."""
     find_model(config.score.model, Path(config.paths.runs))
     find_shadow(config)
     export.is_file(config.score.output)
@@ -85,7 +85,7 @@ def check_predictor(predictor: Predictor) -> int:
 
 
 def find_shadow(config: Config) -> Path | None:
-    """The bundle of `score.shadow`; None without one, and while name@challenger stands for none. Raises UserError."""
+    """The bundle of `score.shadow`; None without one, and while there is no challenger. Raises UserError."""
     if config.score.shadow is None:
         return None
     try:
@@ -95,14 +95,14 @@ def find_shadow(config: Config) -> Path | None:
 
 
 def with_shadow(config: Config, run: Run, predictor: Predictor) -> Predictor:
-    """The predictor with the model of `score.shadow`, if any, beside it: rows and features are read once for both.
+    """The predictor with the model of `score.shadow`, if any: rows and features are read once for both.
 
-    Raises UserError where its specification, its classes or its gate differ from what the run needs.
+    Raises UserError where its specification or classes differ from the model's, or its gate fails.
     """
     bundle = find_shadow(config)
     if bundle is None:
         if config.score.shadow:
-            run.log(f"score.shadow={config.score.shadow} stands for no model now: nothing is scored beside")
+            run.log(f"score.shadow={config.score.shadow} names no model now: there are no shadow scores")
         return predictor
     shadow = load(bundle, config.paths.runs, predictor.threads, predictor.device)
     run.note(shadow=shadow.digest)
@@ -110,14 +110,14 @@ def with_shadow(config: Config, run: Run, predictor: Predictor) -> Predictor:
     if shadow.classes != predictor.classes:
         raise UserError(
             f"score.shadow must have the classes of score.model, {list(predictor.classes)}, found "
-            f"{list(shadow.classes)}: score with it on its own"
+            f"{list(shadow.classes)}: score with it in another run"
         )
     check_predictor(shadow)
     return dataclasses.replace(predictor, shadow=shadow)
 
 
 def device_of(config: Config) -> str:
-    """Where models run: on GPUs when workers are given any.
+    """The device of the models: a GPU when workers have any.
 
     Raises UserError where this process, which checks the gate on the device that scores, sees none.
     """
@@ -132,7 +132,7 @@ def device_of(config: Config) -> str:
 
 @dataclass
 class Tally:
-    """What the units of this attempt came to."""
+    """The outcomes of this attempt's units."""
 
     skipped: int = 0
     scored: int = 0
@@ -185,14 +185,14 @@ class Tally:
 
 
 def score_units(config: Config, run: Run, predictor: Predictor, plan: ScoringPlan) -> Tally:
-    """Have every unit that is left scored; returns the tally, units done before included."""
+    """Score every unit that is left; returns the tally, which includes units done before."""
     tally = Tally(skipped=len(plan.done), done=list(plan.done))
     done_rows = sum(unit.rows for unit in plan.done)
     began = ended = time.monotonic()
     with run.progress("score", plan.stop - plan.start, start=done_rows) as progress:
         for outcome in map(functools.partial(with_record, plan.job), outcomes(config, predictor, plan)):
             if outcome.result is not None and config.cluster.kind == "ray" and not tally.rows:
-                # Until the first actor had loaded the model, that is: its first unit began so long before it ended.
+                # Start-up lasts until the first actor has loaded its model, which is when its first unit began.
                 tally.startup = time.monotonic() - began - sum(outcome.result["seconds"].values())
             tally.add(outcome, plan.job.context)
             note = f"{tally.retried} retried, {len(tally.failed)} set aside" if tally.retried or tally.failed else ""
@@ -206,7 +206,7 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: ScoringPla
 
 
 def with_record(job: Job, outcome: pool.Outcome) -> pool.Outcome:
-    """The outcome; a unit whose worker died of its last try after the commit is done all the same."""
+    """The outcome; a unit whose worker died on its last try but after the commit counts as done."""
     unit = units.make_unit(outcome.item["start"], outcome.item["stop"], job.context)
     if outcome.result is not None or (record := units.read_record(Path(job.parts), unit)) is None:
         return outcome
@@ -234,9 +234,11 @@ def ray_outcomes(config: Config, plan: ScoringPlan) -> Iterator[pool.Outcome]:
     with cluster.session(config) as session:
         cluster.check_shared(session, [parts, Path(config.paths.store)])
         mine, actors = pool.actors_for(config, session.local, config.cluster.gpus_per_worker)
-        if len(plan.items) > 2 * config.cluster.workers:  # else one might wait at a busy actor while another has none
+        if (
+            len(plan.items) > 2 * config.cluster.workers
+        ):  # else an item might wait for a busy actor while another is idle
             actors = dataclasses.replace(actors, ahead=1)
-        # Named anew: an actor that outlives its driver for a moment must not count in a folder of the next one.
+        # A new name, because an actor that outlives its driver for a moment must not count in the next driver's folder.
         marks = parts / f"tries-{uuid.uuid4().hex[:8]}"
         marks.mkdir()
         make = functools.partial(open_scorer, plan.job, mine.resources.threads)
@@ -244,7 +246,7 @@ def ray_outcomes(config: Config, plan: ScoringPlan) -> Iterator[pool.Outcome]:
 
 
 def published_files(directory: Path) -> set[str] | None:
-    """SHA-256 of the files of a run's predictions, as its manifest names them; None where they lie in a remote place."""
+    """SHA-256 of the files of a run's predictions, as its manifest names them; None where they are at a remote address."""
     output_ = load_record(directory).get("predictions", {}).get("output")
     if output_ and "://" in output_:
         return None
@@ -253,25 +255,25 @@ def published_files(directory: Path) -> set[str] | None:
 
 
 def tell_appended(run: Run, plan: ScoringPlan, tally: Tally, before: set[str] | None) -> None:
-    """Log what `score.mode=append` came to: rows taken over and scored, files that were there and new ones."""
+    """Log the result of `score.mode=append`: rows reused and scored, files kept and new."""
     files = published_files(run.directory)
     compared = (
         "" if files is None or before is None
-        else f"; of {len(files)} files {len(files & before)} are the same as there and {len(files - before)} are new"
+        else f"; of {len(files)} files {len(files & before)} are unchanged and {len(files - before)} are new"
     )  # fmt: skip
     run.log(
-        f"score.mode=append: {tally.reused_rows:,} rows in {tally.reused} units are taken over from "
+        f"score.mode=append: {tally.reused_rows:,} rows in {tally.reused} units are reused from "
         f"{Path(str(plan.job.earlier)).parent}, {plan.stop - plan.start - tally.reused_rows:,} rows in "
         f"{len(tally.done) - tally.reused} units are new or changed, or share a unit with such rows, and were scored{compared}"
     )
 
 
 def failed_message(run: Run, tally: Tally) -> str:
-    """What was set aside and why."""
+    """The error that names the units set aside, with the cause."""
     first = tally.failed[0]
     more = f" and {len(tally.failed) - 1} more" if len(tally.failed) > 1 else ""
     return (
         f"every unit must be scored, but rows {first['start']} to {first['stop']}{more} failed {first['tries']} times: "
-        f"{first['cause']}. The other units are done, their rows are in {run.directory}/predictions as incomplete; mend "
+        f"{first['cause']}. The other units are done, their rows are in {run.directory}/predictions as incomplete; remove "
         "the cause and run the command again"
     )

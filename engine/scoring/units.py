@@ -1,8 +1,8 @@
-"""Work units: ranges of dataset rows on multiples of the tile, and the records that say which of them are done.
+"""Work units of scoring: ranges of dataset rows on multiples of the tile, and the records that commit them.
 
-A unit is done when its record `parts/<unit>.json` is there. It is written after `parts/<unit>.part`, both by rename,
+A unit is done when its record `parts/<unit>.json` exists. It is written after `parts/<unit>.part`, both by rename,
 so a kill at any moment leaves a unit done or not done. Names and records hold no run, time of day or path. Parts are
-Parquet, but no `*.parquet` matches their names: they are no output, and a killed run may leave some of many.
+Parquet, but no `*.parquet` matches their names, because a killed run may leave only some of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTEXT = "context.json"
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """Dataset rows [start, stop) scored by one worker at once; `digest` says of what data and by what model."""
+    """Dataset rows [start, stop) scored by one worker at once; `digest` covers the data and the model."""
 
     start: int
     stop: int
@@ -37,7 +37,7 @@ class Unit:
 
     @property
     def rows(self) -> int:
-        """Rows in the unit, those included that the model cannot take."""
+        """Number of rows, including those that the model cannot score."""
         return self.stop - self.start
 
 
@@ -57,7 +57,7 @@ def cut(ranges: Iterable[tuple[int, int]], unit_rows: int, tile_rows: int) -> It
 
 
 def gaps(whole: tuple[int, int], done: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What of `whole` no range of `done` covers. Ranges of `done` must be disjoint."""
+    """The parts of `whole` that no range of `done` covers. Ranges of `done` must be disjoint."""
     at = whole[0]
     for start, stop in sorted(done):
         if start > at:
@@ -71,7 +71,7 @@ def gaps(whole: tuple[int, int], done: Iterable[tuple[int, int]]) -> Iterator[tu
 
 
 class UnitRecord(TypedDict):
-    """parts/<unit>.json: what one unit came to. `tiles` are digests of its tiles' ids and scores, in order."""
+    """parts/<unit>.json: the result of one unit. `tiles` are digests of its tiles' ids and scores, in order."""
 
     format: Annotated[int, records.Format(FORMAT, FORMAT)]
     start: records.Count
@@ -95,7 +95,7 @@ def part_path(parts: Path, unit: Unit) -> Path:
 
 
 def refused_path(parts: Path, unit: Unit) -> Path:
-    """The unit's rows that the model cannot take; absent when there are none."""
+    """The file of rows that the model cannot score; absent when there are none."""
     return parts / f"{unit.name}.refused.part"
 
 
@@ -105,13 +105,13 @@ def record_path(parts: Path, unit: Unit) -> Path:
 
 
 def read_record(parts: Path, unit: Unit) -> UnitRecord | None:
-    """The record of a finished unit whose files are whole, else None."""
+    """The record of a finished unit with undamaged files, else None."""
     record, lacking = read_whole(record_path(parts, unit))
     return None if lacking else record
 
 
 def read_whole(path: Path) -> tuple[UnitRecord | None, list[Path]]:
-    """(a unit's record, which of it and of the files that it names are not what was written)."""
+    """(a unit's record, the damaged ones among the record and its files)."""
     try:
         record = seal.read_checked(path, UnitRecord)
     except UserError:
@@ -141,12 +141,12 @@ def _unit_of(stem: str, context: str) -> Unit | None:
 
 
 def remove_others(parts: Path, keep: Iterable[Unit]) -> int:
-    """Delete every file that belongs to no unit of `keep`: parts without a record, temporaries, other ranges."""
+    """Delete every file that belongs to no unit of `keep`: parts without a record, temporary files, other ranges."""
     places = (part_path, refused_path, record_path)
     kept = {place(parts, unit) for unit in keep for place in places}
     strays = [path for path in parts.iterdir() if path not in kept] if parts.is_dir() else []
     for path in strays:
-        # An actor that outlives its driver for a moment may still write in a folder: it goes the next time.
+        # An actor that outlives its driver for a moment may still write in a folder, which is then deleted next time.
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     return len(strays)
 
@@ -154,7 +154,7 @@ def remove_others(parts: Path, keep: Iterable[Unit]) -> int:
 # ---------------------------------------------------------------------------------------------------------- context
 
 
-Context = dict[str, Any]  # what a unit's digest stands for: flat names and JSON values, compared one by one
+Context = dict[str, Any]  # the values behind a unit's digest: flat names and JSON values, compared one by one
 
 
 def check_context(directory: Path, context: Context) -> str:
@@ -169,8 +169,8 @@ def check_context(directory: Path, context: Context) -> str:
         if changed:
             name = changed[0]
             raise UserError(
-                f"{directory} cannot go on: the {name} changed since it began (was {_short(before.get(name))}, is "
-                f"{_short(context.get(name))}). Start anew with score.resume=never"
+                f"{directory} cannot be resumed: the {name} changed since it began (was {_short(before.get(name))}, is "
+                f"{_short(context.get(name))}). Start a new run with score.resume=never"
                 + (f"; changed too: {', '.join(changed[1:])}" if changed[1:] else "")
             )
     else:

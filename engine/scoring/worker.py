@@ -1,6 +1,6 @@
-"""One unit of scoring, start to end: read, features, encode, model, write, count. Runs in a thread or in a Ray actor.
+"""Scores one work unit: read, features, encode, model, write, count. Runs in a thread or in a Ray actor.
 
-A worker gets paths and a range of rows and gives back a small record; rows never travel between processes.
+A worker gets paths and a range of rows and returns a small record; rows are never sent between processes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STAGES = ("read", "features", "encode", "model", "profile", "write")
 
 @dataclass(frozen=True)
 class Job:
-    """What every unit of a run has in common, as plain values."""
+    """The settings shared by all units of a run, as plain values."""
 
     bundle: str
     dataset: str
@@ -52,7 +52,7 @@ class Job:
     device: str
     earlier: str | None = None  # parts/ of the run that is appended to
     shadow: str | None = None  # bundle of the second model
-    history: str | None = None  # dataset that windows look back on beside the rows' own
+    history: str | None = None  # dataset that is history for windows, in addition to that of the rows
 
     def plain(self) -> dict[str, Any]:
         """JSON values."""
@@ -75,7 +75,7 @@ class UnitScorer:
         self._tables: dict[str, pa.Table] | None = None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Score one unit: {start, stop, ...} -> its record. A unit that is already done is not scored again."""
+        """Score one unit: {start, stop, ...} -> its record. A done unit is not scored again."""
         unit = units.make_unit(item["start"], item["stop"], self.job.context)
         record = units.read_record(self.parts, unit)
         found = record is not None
@@ -171,7 +171,7 @@ class UnitScorer:
         return pa.table({feature.name: found[feature.name] for feature in bundle.encoder.features})
 
     def _computed(self, facts: pa.Table) -> pa.Table:
-        """Features of rows from the events that their windows look back on."""
+        """Features of rows, with the past events that their windows need."""
         data, features = self.predictor.bundle.data, self.predictor.bundle.features
         views = windows_of(features)
         decisions = instants.moment_times(facts, features.as_of or "")
@@ -191,7 +191,7 @@ class UnitScorer:
     def _beside(self, raw: pa.Table, inputs: Any, clock: Laps) -> dict[str, pa.Array]:
         """Columns `shadow_...` of the second model, whose blocks go into the unit's input; empty without one.
 
-        A score that it cannot give is NaN: it refuses no row of the first model.
+        A missing score is NaN: it does not set aside a row that the first model scores.
         """
         if self.shadow is None:
             return {}
@@ -222,7 +222,7 @@ class UnitScorer:
         return seal.record_of(path)
 
     def _add_input(self, hasher: Any, ids: pa.Array, facts: pa.Table, refusal: Refusals) -> None:
-        """What the output of these rows repeats, and which of them the model cannot take."""
+        """The columns that the output repeats, and the rows that the model cannot score."""
         repeated = facts.select([self.predictor.bundle.data.event_time, *self.job.columns])
         hasher.update(digest.of_table(repeated.add_column(0, "", ids)).encode())
         if refusal.reasons:
@@ -232,7 +232,7 @@ class UnitScorer:
     # --------------------------------------------------------------------------------------------------- append
 
     def _reused(self, unit: Unit, earlier: str) -> UnitRecord | None:
-        """The record of an earlier run for the same rows, when what goes into the model is the same to the bit."""
+        """The record of an earlier run for the same rows, when the inputs of the model are equal bit by bit."""
         assert self.job.earlier is not None
         folder = Path(self.job.earlier)
         before = units.read_record(folder, Unit(unit.start, unit.stop, earlier))
@@ -252,7 +252,7 @@ class UnitScorer:
                 _add_blocks(inputs, *self.shadow.bundle.encoder.transform(raw))
             clock.lap("encode")
             if self.profile_spec is not None:
-                # Values that the encoder does not tell apart (two unseen texts) are told apart here.
+                # Values with one code (two unseen texts) are distinguished here.
                 low, high = rows[0] - unit.start, rows[1] - unit.start
                 part = Scored(raw, scores[low:high], numeric, codes).count(self.profile_spec, good[low:high])
                 profile = part if profile is None else profile.merge(part)
@@ -273,7 +273,7 @@ class UnitScorer:
         }
 
     def _found(self, folder: Path, unit: Unit, record: UnitRecord) -> tuple[np.ndarray, np.ndarray]:
-        """(scores, bool[n]: which rows have one) of a unit that an earlier run has scored."""
+        """(scores, bool[n]: rows that have one) of a unit that an earlier run has scored."""
         good = np.ones(unit.rows, bool)
         if record["refused"] is not None:
             refused = storage.read_parquet(units.refused_path(folder, unit), ["row"])
@@ -287,14 +287,14 @@ class UnitScorer:
 
 
 class Content:
-    """Digests of (row id, scores) for every tile of absolute dataset rows, so that any cutting gives the same list."""
+    """Digests of (row id, scores) for every tile of absolute dataset rows, so that any split into units gives the same list."""
 
     def __init__(self, start: int, tile_rows: int) -> None:
         self._at, self._tile_rows = start, tile_rows
         self.tiles: list[str] = []
 
     def add(self, start: int, ids: pa.Array, scores: np.ndarray, good: np.ndarray) -> None:
-        """Rows that follow those added before, beginning at dataset row `start`; only `good` ones count."""
+        """Add rows that follow those added before, from dataset row `start`; only `good` ones count."""
         assert start == self._at
         texts = ids.cast(pa.large_string())
         offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
@@ -326,13 +326,13 @@ def steps(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Refusals:
-    """Which rows the model cannot take, and why: `codes` int16[n], 0 = it can, else 1 + place in `reasons`."""
+    """Rows that the model cannot score, with reasons: `codes` int16[n], 0 = it can, else 1 + place in `reasons`."""
 
     codes: np.ndarray
     reasons: list[str]
 
     def add(self, mask: np.ndarray, reason: str) -> None:
-        """Refuse the rows of `mask` that are not refused yet."""
+        """Set aside the rows of `mask` that are not set aside yet."""
         if mask.any():
             self.reasons.append(reason)
             self.codes[mask & (self.codes == 0)] = len(self.reasons)
@@ -348,8 +348,8 @@ class Refusals:
 
 
 def refusals(predictor: Predictor, facts: pa.Table) -> Refusals:
-    """Rows with a null in a column that describes them and declares none, or without a decision time. What windows look
-    back on later may be null: it is not known yet.
+    """Rows with a null in a column that describes them and declares none, or without a decision time. Values that
+    only windows of later rows read may be null, because they are not known yet.
     """
     data, features = predictor.bundle.data, predictor.bundle.features
     found = Refusals(np.zeros(facts.num_rows, np.int16), [])
@@ -368,7 +368,7 @@ def _finite(scores: np.ndarray) -> np.ndarray:
 
 
 def _add_blocks(hasher: Any, numeric: np.ndarray, codes: np.ndarray) -> None:
-    """What decides the scores of these rows, as a model sees it."""
+    """The values that decide the scores of these rows."""
     hasher.update(_bytes(numeric))
     hasher.update(_bytes(codes))
 
@@ -392,7 +392,7 @@ def _repeated(table: pa.Table) -> list[str]:
 
 
 def peak_memory() -> int:
-    """Peak resident bytes of this process so far; of Linux's two figures the one that a child does not inherit."""
+    """Peak resident bytes of this process so far: of Linux's two figures the one that a child does not inherit."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -414,8 +414,8 @@ def open_scorer(job: Job, threads: int) -> UnitScorer:
 
 
 def open_view(name: str, folder: Path) -> StoredView:
-    """A view that the store holds. Raises UserError when it is gone or damaged."""
+    """A view of the store. Raises UserError when it is missing or damaged."""
     found = store.open_view(name, folder)
     if found is None:
-        raise UserError(f"{folder} must hold the view {name!r}, found none that is whole: run `features` again")
+        raise UserError(f"{folder} must hold the view {name!r}, which is missing or damaged: run `features` again")
     return found

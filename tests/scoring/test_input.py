@@ -239,7 +239,7 @@ def test_a_history_by_digest_and_one_of_another_specification(shop: Shop, tmp_pa
     (("score.output=out.tsv",), r"score\.output must be a folder or end in \.csv, \.jsonl, \.parquet, found 'out\.tsv'"),
     (("score.output=out.xlsx",), r"score\.output must be a folder or end in \.csv, \.jsonl, \.parquet, found 'out\.xlsx'"),
     (("score.output=out.csv.gz",), r"found 'out\.csv\.gz'"),
-    (("score.history=input",), r"history=input goes with score\.input"),
+    (("score.history=input",), r"history=input needs score\.input"),
     (("score.input=nothing.csv",), r"nothing\.csv must exist, found nothing"),
 ])  # fmt: skip
 def test_words_that_lead_nowhere_are_refused(score: Score, words: tuple[str, ...], message: str) -> None:
@@ -267,7 +267,7 @@ def test_ids_that_a_file_holds_twice_stop_the_run_without_a_word_that_scoring_wo
 ) -> None:
     table, out = new_visits(), tmp_path / "out.csv"
     new = write(tmp_path / "new.parquet", pa.concat_tables([table, table.slice(0, 3)]))
-    with pytest.raises(UserError, match=r"must be unique, found 6 rows .* leave each id in once") as refused:
+    with pytest.raises(UserError, match=r"must be unique, found 6 rows .* remove repeated ids") as refused:
         score(f"score.input={new}", f"score.output={out}")
     assert "set data.duplicates" not in str(refused.value) and not out.exists()
     score(f"score.input={write(new, table)}", f"score.output={out}")
@@ -351,7 +351,7 @@ def test_events_without_what_becomes_of_them_are_predicted_with_a_history(shop: 
     found = predictor.predict(new, history=visits(ROWS))
     assert expected(found) == expected(by_dataset)
     with pytest.raises(
-        UserError, match="history must be given, for windows look back on 'bought', which the events do not"
+        UserError, match="history must be given, because windows look back on 'bought', which the events do not"
     ):
         predictor.predict(new)
     with pytest.raises(UserError, match="history must have column 'bought', which windows look back on"):

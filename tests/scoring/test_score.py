@@ -131,7 +131,7 @@ def test_an_empty_file_among_others_changes_nothing(shop: Shop, unbroken: Run, t
 def test_files_without_rows_are_a_period_without_rows(shop: Shop, unbroken: Run, tmp_path: Path, features: str) -> None:
     run = score_table(shop, tmp_path, visits(10).slice(0, 0), "score.columns=[shop,size]", f"score.features={features}")
     assert predictions(run).schema.equals(rows_of(unbroken).schema) and run.metrics["score/rows"] == 0
-    assert "no row lies in dataset tiny: nothing to score" in (run.directory / "run.log").read_text()
+    assert "no row is in dataset tiny: nothing to score" in (run.directory / "run.log").read_text()
     words = overrides(tmp_path, "train.epochs=1")
     for command in ("train", "ingest"):  # also now that scoring has stored a dataset without rows
         with pytest.raises(UserError, match="at least one row, found none"):
@@ -316,8 +316,8 @@ def test_append_takes_over_what_the_model_does_not_tell_apart(shop: Shop, tmp_pa
     assert more.metrics["score/units_reused"] == UNITS - 1
     reused = more.metrics["score/rows_reused"]
     assert re.search(
-        rf"score\.mode=append: {reused:,.0f} rows in {UNITS - 1} units are taken over from \S+{first.directory.name}, "
-        rf"{ROWS - reused:,.0f} rows in 1 units are new or changed.*; of {UNITS} files 5 are the same as there and 1 are new",
+        rf"score\.mode=append: {reused:,.0f} rows in {UNITS - 1} units are reused from \S+{first.directory.name}, "
+        rf"{ROWS - reused:,.0f} rows in 1 units are new or changed.*; of {UNITS} files 5 are unchanged and 1 are new",
         (more.directory / "run.log").read_text(),
     )
     assert rows_of(more).equals(rows_of(whole))
@@ -354,7 +354,7 @@ def test_a_part_that_changes_before_it_is_published_is_found_and_scored_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(score_module, "publish", spoil_and_publish)
-        with pytest.raises(UserError, match=r"000000000000-000000001024-\w+\.part is gone or damaged"):
+        with pytest.raises(UserError, match=r"000000000000-000000001024-\w+\.part is missing or damaged"):
             score("score.columns=[shop,size]")
     run = score("score.columns=[shop,size]")
     assert run.resumed and run.metrics["score/units_scored"] == 1
@@ -601,7 +601,7 @@ def test_an_append_takes_over_refused_rows_as_they_were(score: Score, monkeypatc
 
 
 def test_a_column_of_the_output_cannot_be_passed_through_as_well(score: Score) -> None:
-    with pytest.raises(UserError, match="has a column 'at' of its own"):
+    with pytest.raises(UserError, match="already has a column 'at'"):
         score("score.columns=[at]")
 
 
