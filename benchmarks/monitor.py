@@ -32,6 +32,7 @@ from engine import api
 from engine.config import units
 from engine.config.sections.features import EncodeConfig
 from engine.config.tree import Config
+from engine.data.calendar import local_days
 from engine.data.dataset import open_dataset
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
@@ -44,7 +45,8 @@ from engine.monitoring.drift import FLOORS, Current, compare, current_statistics
 from engine.monitoring.reference import Reference, day_counts, read_reference
 from engine.monitoring.statistics import column_specs, profile_counts, statistics
 from engine.scoring.predictor import load
-from engine.training.drift_reference import days_table, local_days, sample_table
+from engine.training.drift_reference import days_table
+from engine.training.row_sample import sample_table
 
 peers.REQUIREMENTS.setdefault("nannyml", ["nannyml>=0.13", "statsmodels"])
 NUMERIC, CATEGORIES = ("air_time", "distance", "dep_delay", "minute"), ("carrier", "origin")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 # A module may import from its own room and from those before it.
 ORDER = (
@@ -33,6 +35,7 @@ DOORS = {
     "llvmlite": {"kernels/"},
     "duckdb": {"engine/data/"},
 }
+STEPS = {command.target.partition(":")[0] for command in COMMANDS.values() if not command.plain}
 SOURCES = sorted((*ROOT.glob("engine/**/*.py"), *ROOT.glob("kernels/**/*.py")))
 
 
@@ -79,6 +82,15 @@ def test_a_module_imports_only_its_own_room_and_those_before_it(path: Path) -> N
                 assert name.startswith("kernels"), (
                     f"{relative(path)}:{statement.lineno}: kernels stand alone, found {name}"
                 )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_only_lifecycle_imports_the_module_of_a_step(path: Path) -> None:
+    if not relative(path).startswith("engine/lifecycle/"):  # `commands` imports by the text of a target
+        for statement, name in imports(ast.parse(path.read_text())):
+            assert not any(f"{name}.".startswith(f"{step}.") for step in STEPS), (
+                f"{relative(path)}:{statement.lineno} imports {name}: move what it needs out of the module of a step"
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

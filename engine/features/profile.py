@@ -25,6 +25,7 @@ from engine.features.spec import NUMERIC
 from engine.runtime import digest, records
 from engine.runtime.records import Count
 from kernels import profile as kernel
+from kernels.exact import WIDE_UNIT
 from kernels.hashing import hash_bytes
 from kernels.statistics import scale_of
 
@@ -497,3 +498,11 @@ def _kernel_profile(
         below, squares, *outside = (int(text, 16) for text in column["sums"])
         sums.append((below, squares, outside[0], outside[1]))
     return kernel.Profile(found.counts, found.low, found.high, sums)
+
+
+def outside_sum(total: int) -> float | None:
+    """An exact sum in units of 2**-1084 as a float; None beyond the range of a double."""
+    try:
+        return total / (1 << WIDE_UNIT)
+    except OverflowError:
+        return None

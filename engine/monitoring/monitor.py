@@ -50,14 +50,9 @@ from engine.scoring.read import predictions
 from engine.training.bundle import Bundle, find_model, quantile_of, read_bundle
 from engine.training.bundle_spec import with_spec_of
 from engine.training.classes import target_values
-from engine.training.drift_reference import (
-    OUTCOME_ROWS,
-    chosen_rows,
-    chunks,
-    encode_sample,
-    sample_table,
-)
+from engine.training.drift_reference import OUTCOME_ROWS
 from engine.training.losses import LOSSES
+from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
 
 FORMAT = 2  # 1: without `unjudged`, and without `status` of performance
 DAY = 86_400_000_000

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.features.profile import NumericSpec, Profile, ProfileSpec, category_label
-from engine.training.drift_reference import outside_sum
+from engine.features.profile import NumericSpec, Profile, ProfileSpec, category_label, outside_sum
 from kernels import profile as kernel
 from kernels import statistics as kernels
 

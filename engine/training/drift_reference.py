@@ -23,23 +23,21 @@ from engine.config import units
 from engine.config.names import free
 from engine.config.tree import Config
 from engine.data.calendar import local_days
-from engine.data.dataset import Dataset, row_ids
+from engine.data.dataset import Dataset
 from engine.features.encode import Encoder
 from engine.features.instants import instants
-from engine.features.profile import FIT_ROWS, Profile, ProfileRecord, ProfileSpec
+from engine.features.profile import FIT_ROWS, Profile, ProfileRecord, ProfileSpec, outside_sum
 from engine.features.spec import sensitive_features
 from engine.features.table import FeatureTable
 from engine.runtime import records, storage
 from engine.training.classes import target_values
+from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
 from kernels import profile as kernel
-from kernels.exact import WIDE_UNIT
-from kernels.hashing import hash_bytes
 
 FORMAT = 1
 DAY = 86_400_000_000
-SAMPLE_ROWS, OUTCOME_ROWS, IMPORTANCE_ROWS = 20_000, 50_000, 512
+OUTCOME_ROWS, IMPORTANCE_ROWS = 50_000, 512
 FEWEST_ROWS, IMPORTANCE_CELLS = 64, 1 << 25  # 512 rows of up to 256 encoded columns
-CHUNK_ROWS = 131_072
 MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN = kernel.MISSING, kernel.NEGATIVE_INFINITE, kernel.POSITIVE_INFINITE
 ROWS = ""  # the column of reference.parquet that counts rows, in parentheses where a feature has that name
 
@@ -140,12 +138,6 @@ def memory_of(config: Config) -> int:
     return max((units.span(window) for view in views for window in view.windows), default=0)
 
 
-def chunks(rows: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """The range in pieces of CHUNK_ROWS."""
-    for low in range(rows[0], rows[1], CHUNK_ROWS):
-        yield low, min(low + CHUNK_ROWS, rows[1])
-
-
 def score_range(table: FeatureTable, encoder: Encoder, scorer: Scorer, rows: tuple[int, int]) -> np.ndarray:
     """Scores of a range of dataset rows."""
     return np.concatenate([scorer(*encoder.transform(table.read(part))) for part in chunks(rows)])
@@ -224,29 +216,7 @@ def _day_block(spec: ProfileSpec, day: int, profile: Profile) -> tuple[np.ndarra
     return np.full(len(column), day), column, bin_, count, total
 
 
-def outside_sum(total: int) -> float | None:
-    """An exact sum in units of 2**-1084 as a float; None beyond the range of a double."""
-    try:
-        return total / (1 << WIDE_UNIT)
-    except OverflowError:
-        return None
-
-
 # ----------------------------------------------------------------------------------------------- sample and outcomes
-
-
-def id_hashes(dataset: Dataset, ids: list[str], rows: tuple[int, int]) -> np.ndarray:
-    """uint64[n] hash of each row's id: a choice by it depends on nothing but the id."""
-    texts = row_ids(dataset.read(ids, rows=rows), ids).cast(pa.large_string())
-    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return hash_bytes(np.frombuffer(texts.buffers()[2] or b"", np.uint8), offsets)
-
-
-def chosen_rows(dataset: Dataset, ids: list[str], rows: tuple[int, int], wanted: int, total: int) -> np.ndarray:
-    """Offsets within the range of its share of about `wanted` rows of `total`: those with the smallest hashes."""
-    if total <= wanted:
-        return np.arange(rows[1] - rows[0])
-    return np.flatnonzero(id_hashes(dataset, ids, rows) < np.uint64(2**64 * wanted // total))
 
 
 def encoded_sample(config: Config, table: FeatureTable, encoder: Encoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -254,39 +224,6 @@ def encoded_sample(config: Config, table: FeatureTable, encoder: Encoder) -> tup
     periods = [period_rows(config, table.dataset, period) for period in ("train", "valid")]
     total = sum(stop - start for start, stop in periods)
     return encode_sample(config, table, encoder, [part for rows in periods for part in chunks(rows)], total)
-
-
-def encode_sample(
-    config: Config, table: FeatureTable, encoder: Encoder, parts: Sequence[tuple[int, int]], total: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The sample of the rows of some ranges that have `total` rows together."""
-    event_time = config.data.event_time
-    days, numeric, codes = [np.empty(0, np.int32)], [np.empty((0, encoder.width), np.float32)], []
-    codes.append(np.empty((0, len(encoder.categorical_)), np.int32))
-    for part in parts:
-        take = pa.array(chosen_rows(table.dataset, config.data.ids, part, SAMPLE_ROWS, total))
-        block = encoder.transform(table.read(part).take(take))
-        times = table.dataset.read([event_time], rows=part).take(take)[event_time]
-        days.append(local_days(times, config.data.time_zone))
-        numeric.append(block[0])
-        codes.append(block[1])
-    return np.concatenate(days), np.concatenate(numeric), np.concatenate(codes)
-
-
-def sample_table(
-    config: Config, encoder: Encoder, days: np.ndarray, numeric: np.ndarray, codes: np.ndarray
-) -> pa.Table:
-    """reference_sample.parquet: day, then the encoded columns by name; sensitive features are left out."""
-    hidden = set(sensitive_features(config.data, config.features))
-    columns: dict[str, pa.Array] = {"day": pa.array(days, pa.int32()).cast(pa.date32())}
-    raw = [item.name for item in encoder.numeric_ for _ in item.outputs()]
-    for at, (name, of) in enumerate(zip(encoder.numeric_names, raw, strict=True)):
-        if of not in hidden:
-            columns[f"numeric:{name}"] = pa.array(np.ascontiguousarray(numeric[:, at]))
-    for index, vocabulary in enumerate(encoder.categorical_):
-        if vocabulary.name not in hidden:
-            columns[f"category:{vocabulary.name}"] = pa.array(np.ascontiguousarray(codes[:, index]))
-    return pa.table(columns)
 
 
 def labelled_outcomes(

@@ -11,18 +11,15 @@ import pytest
 from engine.config.sections.data import Column, DataConfig, SourceColumn, SourceConfig
 from engine.config.sections.features import EncodeConfig, FeaturesConfig
 from engine.config.tree import Config
+from engine.data.calendar import local_days
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature, sensitive_features
 from engine.monitoring.reference import day_counts
 from engine.monitoring.statistics import column_specs, profile_counts
 from engine.training.classes import target_values
-from engine.training.drift_reference import (
-    days_table,
-    local_days,
-    permutation_importance,
-    sample_table,
-)
+from engine.training.drift_reference import days_table, permutation_importance
+from engine.training.row_sample import sample_table
 
 FEATURES = [Feature("x", "numeric", "direct"), Feature("c", "categorical", "direct"), Feature("y", "numeric", "direct")]
 
