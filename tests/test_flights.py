@@ -112,7 +112,7 @@ def test_no_flight_sees_its_future(config: Config, dataset: Dataset) -> None:
     full = raw_features(data, features, everything.take(pa.array(rows)), everything, tables, threads=2)
     for trial, row in enumerate(rows.tolist()):
         probe = dataset.read(columns, rows=(row, row + 1))
-        decision = int(moment_times(probe, features.as_of or "")[0])
+        decision = int(moment_times(probe, features.decision)[0])
         events = around(dataset, config, decision, columns)
         weather = tables["weather"]
         seen = weather.filter(pa.array(instants(weather["observed"]) < decision))
@@ -136,7 +136,7 @@ def test_the_leak_trial_sees_a_leak(config: Config, dataset: Dataset) -> None:
         **{**vars(config.data), "columns": {n: type(config.data.columns[n])(**c) for n, c in columns.items()}}
     )
     probe = dataset.read(event_inputs(config.data, config.features), rows=(200_000, 200_001))
-    decision = int(moment_times(probe, config.features.as_of or "")[0])
+    decision = int(moment_times(probe, config.features.decision)[0])
     events = around(dataset, config, decision, event_inputs(config.data, config.features))
     tables = {name: dataset.table(name) for name in ("weather", "airports")}
     draw = np.random.default_rng(1)
@@ -158,7 +158,7 @@ def test_features_of_the_clock_change_day_equal_a_brute_force(config: Config, da
     rows = random.Random(hour).sample(range(first, last), min(4, last - first))
     for row in rows:
         probe = dataset.read(columns, rows=(row, row + 1))
-        decision = int(moment_times(probe, features.as_of or "")[0])
+        decision = int(moment_times(probe, features.decision)[0])
         events = around(dataset, config, decision, columns)
         found = raw_features(
             data, features, probe, events, {n: dataset.table(n) for n in ("weather", "airports")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from engine.config import units
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.errors import UserError, nearest
@@ -25,15 +24,15 @@ def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: st
         )
     if known_at == "prior":
         return
-    known, decision = units.moment(known_at), units.moment(features.as_of or "")
-    if known[0] != decision[0]:
+    decision = features.decision
+    if known_at.column != decision.column:
         raise UserError(
             f"{where}: {name!r} is known at `{known_at}` and the decision is taken at `{features.as_of}`: times of two "
             f"columns, which cannot be compared. If {name!r} is known by the decision in every row, declare it as "
             f"`data.columns.{name}.known_at: {features.as_of}`, or as `prior`; else use it in a windows view (past rows "
-            f"only), or set features.as_of to a time relative to {known[0]!r}"
+            f"only), or set features.as_of to a time relative to {known_at.column!r}"
         )
-    if known[1] > decision[1]:
+    if known_at.offset > decision.offset:
         raise UserError(
             f"{where} leaks the future: {name!r} is known at `{known_at}`, after the decision at `{features.as_of}`. "
             f"Use it in a windows view (past rows only), or move features.as_of"
@@ -42,8 +41,7 @@ def check_known_by_decision(data: DataConfig, features: FeaturesConfig, name: st
 
 def known_by_decision(data: DataConfig, features: FeaturesConfig, name: str) -> bool:
     """Whether the column's value is known by the decision in every row."""
-    known_at = data.columns[name].known_at
-    if known_at in (None, "prior") or features.as_of is None:
+    known_at, decision = data.columns[name].known_at, features.as_of
+    if known_at is None or known_at == "prior" or decision is None:
         return known_at == "prior"
-    known, decision = units.moment(known_at or ""), units.moment(features.as_of)
-    return known[0] == decision[0] and known[1] <= decision[1]
+    return known_at.column == decision.column and known_at.offset <= decision.offset

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from engine.config import units
 from engine.config.leak_guard import check_column, check_known_by_decision
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig, ViewConfig
@@ -16,8 +15,7 @@ def check_features(data: DataConfig, features: FeaturesConfig) -> None:
     if features.as_of is None and (features.direct_columns or features.active_views or features.calendar):
         raise UserError("features.as_of must be the time of the decision, as in `scheduled - 1h`")
     if features.as_of is not None:
-        anchor, _ = units.moment(features.as_of)
-        _time_column(data, anchor, "features.as_of")
+        _time_column(data, features.as_of.column, "features.as_of")
     for name in features.direct_columns:
         check_column(data, name, f"features.direct.{name}")
         check_known_by_decision(data, features, name, f"features.direct.{name}")

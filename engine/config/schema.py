@@ -34,7 +34,7 @@ def key(
     parse: Callable[[Any], Any] | None = None,
     factory: Callable[[], Any] | None = None,
 ) -> Any:
-    """A dataclass field: default, meaning, and what its values must satisfy (`parse` only checks, the text is kept).
+    """A dataclass field: default, meaning, and what its values must satisfy (`parse` checks the value that is kept).
 
     A map that a config gives takes the place of a default with entries; it is not added to them (`wholes`).
     """
@@ -120,7 +120,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 def _union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
     if value is None and type(None) in arguments:
         return None
-    if isinstance(value, str) and value in ("null", "") and type(None) in arguments and str not in arguments:
+    if value in ("null", "") and type(None) in arguments and not any(map(_is_text, arguments)):
         return None
     options = [argument for argument in arguments if argument is not type(None)]
     for option in options[:-1]:
@@ -148,13 +148,19 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
     elif hint is float:
         if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and _is_float(value)):
             return float(value)
-    elif hint is str and isinstance(value, (str, int, float)):
+    elif _is_text(hint) and isinstance(value, (str, int, float)):
         # YAML 1.1 reads an unquoted `off` as False; a text key never means that.
-        return ("on" if value else "off") if isinstance(value, bool) else str(value)
-    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))
+        return _located(path, hint, ("on" if value else "off") if isinstance(value, bool) else str(value))
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    kind = "a text" if _is_text(hint) else kinds.get(hint, str(hint))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         kind = "a number that a float64 represents exactly"
     raise UserError(f"{path} must be {kind}, found {value!r}")
+
+
+def _is_text(hint: Any) -> bool:
+    """Whether it is `str` or a text that knows its meaning (`units.Span`)."""
+    return isinstance(hint, type) and issubclass(hint, str)
 
 
 def _is_float(number: int) -> bool:
@@ -180,10 +186,14 @@ def _check(field: dataclasses.Field[Any], value: Any, path: str) -> None:
     parse = field.metadata.get("parse")
     if parse is not None and value is not None:
         for item in value if isinstance(value, tuple) else (value,):
-            try:
-                parse(item)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from None
+            _located(path, parse, item)
+
+
+def _located(path: str, parse: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return parse(value)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _within(name: str, value: float, limit: float) -> bool:
@@ -199,7 +209,7 @@ def plain(value: Any) -> Any:
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
-    return value
+    return str(value) if isinstance(value, str) else value
 
 
 _BARE = re.compile(r"[A-Za-z0-9_./%+:-]+")
@@ -271,7 +281,7 @@ def _type_name(hint: Any) -> str:
         return f"{{name: {_type_name(typing.get_args(hint)[1])}}}"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join("null" if option is type(None) else _type_name(option) for option in typing.get_args(hint))
-    return getattr(hint, "__name__", str(hint))
+    return hint.__name__.lower() if _is_text(hint) else getattr(hint, "__name__", str(hint))
 
 
 def wholes(cls: type, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -302,7 +312,10 @@ def leaves(hint: Any) -> set[Any]:
     found = set()
     for option in _options(hint):
         shorthand = getattr(option, "SHORTHAND", None)
-        found |= leaves(hints(option)[shorthand]) if shorthand else {option}
+        if shorthand:
+            found |= leaves(hints(option)[shorthand])
+        else:
+            found |= {str, *getattr(option, "ALSO", ())} if _is_text(option) else {option}
     return found & {str, bool, int, float, type(None)}
 
 

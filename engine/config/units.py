@@ -1,6 +1,8 @@
-"""Parsing of durations, instants, sizes and shares as written in a config.
+"""Parsing of durations, instants, sizes, shares and moments as written in a config.
 
-Instants are int64 microseconds since 1970-01-01 UTC everywhere in the engine; spans are microseconds.
+`Span`, `Size`, `Share` and `Moment` are texts, as saved configs and digests hold them, that carry their parsed value.
+Instants and periods need a time zone, so functions parse them. Instants are int64 microseconds since 1970-01-01 UTC
+everywhere in the engine; spans are microseconds.
 """
 
 from __future__ import annotations
@@ -32,27 +34,70 @@ _FAR = re.compile(r"(-?\d{4,6})(-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{6})?\+00:0
 _MOMENT = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:([+-])\s*(\d.*))?$")
 
 
-def span(text: str) -> int:
-    """Microseconds of `2h`, `7d`, `90min`, `1.5s`. Fixed lengths: a `d` is 24 hours, never a calendar day.
+class Span(str):
+    """A length of time as it was written (`2h`, `7d`, `90min`, `1.5s`). A `d` is 24 hours, never a calendar day.
 
     Raises UserError when the text is not a number followed by one of us, ms, s, min, h, d, w.
     """
-    match = _SPAN.match(str(text))
-    if not match or match.group(2) not in MICROSECONDS:
-        raise UserError(
-            f"a span must be a number and one of {', '.join(MICROSECONDS)} (as in 90min or 7d), found {text!r}"
-        )
-    return round(float(match.group(1)) * MICROSECONDS[match.group(2)])
+
+    def __init__(self, text: str) -> None:
+        match = _SPAN.match(text)
+        if not match or match.group(2) not in MICROSECONDS:
+            raise UserError(
+                f"a span must be a number and one of {', '.join(MICROSECONDS)} (as in 90min or 7d), found {text!r}"
+            )
+        self.microseconds = round(float(match.group(1)) * MICROSECONDS[match.group(2)])
+
+    @property
+    def seconds(self) -> float:
+        """Its length in seconds."""
+        return self.microseconds / 1e6
 
 
-def size(text: str | int) -> int:
-    """Bytes of `4GB`, `512MiB` or a plain integer."""
-    if isinstance(text, int) or text.isdecimal():
-        return int(text)
-    match = _SPAN.match(text)
-    if not match or match.group(2) not in BYTES:
-        raise UserError(f"a size must be a number and one of {', '.join(BYTES)} (as in 4GB), found {text!r}")
-    return round(float(match.group(1)) * BYTES[match.group(2)])
+class Size(str):
+    """A number of bytes as it was written: `4GB`, `512MiB` or a plain whole number. Raises UserError for other texts."""
+
+    ALSO = (int,)
+
+    def __init__(self, text: str) -> None:
+        match = _SPAN.match(text)
+        if not text.isdecimal() and (not match or match.group(2) not in BYTES):
+            raise UserError(f"a size must be a number and one of {', '.join(BYTES)} (as in 4GB), found {text!r}")
+        self.bytes = round(float(match.group(1)) * BYTES[match.group(2)]) if match else int(text)
+
+
+class Share(str):
+    """A fraction of one as it was written: `1%` or `0.01`. Raises UserError when it is no number from 0 to 1."""
+
+    ALSO = (float,)
+
+    def __init__(self, text: str) -> None:
+        try:
+            self.fraction = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            raise UserError(f"a share must be a number like 0.01 or 1%, found {text!r}") from None
+        if not 0 <= self.fraction <= 1:
+            raise UserError(f"a share must be between 0 and 1 (0% and 100%), found {text!r}")
+
+
+class Moment(str):
+    """A time column with an offset as it was written: `arrived`, `scheduled - 1h` or `arrived + 15min`.
+
+    Raises UserError for other texts.
+    """
+
+    column: str
+    offset: int  # microseconds
+
+    def __init__(self, text: str) -> None:
+        match = _MOMENT.match(text)
+        if not match:
+            raise UserError(
+                f"a moment must be a time column with an optional span (as in `scheduled - 1h`), found {text!r}"
+            )
+        self.column, sign, length = match.groups()
+        offset = Span(length).microseconds if length else 0
+        self.offset = -offset if sign == "-" else offset
 
 
 def count(least: int) -> Callable[[Any], None]:
@@ -63,29 +108,6 @@ def count(least: int) -> Callable[[Any], None]:
             raise UserError(f"must be a whole number of at least {least}, or {AUTO}, found {value!r}")
 
     return check
-
-
-def share(text: str | float) -> float:
-    """A fraction of one from `1%` or `0.01`."""
-    try:
-        value = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
-    except ValueError:
-        raise UserError(f"a share must be a number like 0.01 or 1%, found {text!r}") from None
-    if not 0 <= value <= 1:
-        raise UserError(f"a share must be between 0 and 1 (0% and 100%), found {text!r}")
-    return value
-
-
-def moment(text: str) -> tuple[str, int]:
-    """(time column, offset in microseconds) of `arrived`, `scheduled - 1h` or `arrived + 15min`."""
-    match = _MOMENT.match(str(text))
-    if not match:
-        raise UserError(
-            f"a moment must be a time column with an optional span (as in `scheduled - 1h`), found {text!r}"
-        )
-    column, sign, length = match.groups()
-    offset = span(length) if length else 0
-    return column, -offset if sign == "-" else offset
 
 
 def zone(name: str) -> zoneinfo.ZoneInfo:

@@ -48,7 +48,7 @@ def _rows(data: DataConfig, manifest: DatasetRecord, previous: DatasetRecord | N
         found.append(f"it must hold at most {data.max_rows:,} rows (max_rows), found {rows:,}")
     if data.max_row_change is not None and previous and previous["rows"]:
         change = abs(rows - previous["rows"]) / previous["rows"]
-        if change > units.share(data.max_row_change):
+        if change > data.max_row_change.fraction:
             found.append(
                 f"its rows may change by {data.max_row_change} (max_row_change), found {previous['rows']:,} -> {rows:,}"
             )
@@ -69,14 +69,14 @@ def _nulls(data: DataConfig, rows: int, counts: dict[str, dict[str, Any]], previ
     found = []
     for name, column in data.columns.items():
         rate = counts.get(name, {}).get("nulls", 0) / rows if rows else 0.0
-        if column.max_null_rate is not None and rate > units.share(column.max_null_rate):
+        if column.max_null_rate is not None and rate > column.max_null_rate.fraction:
             found.append(
                 f"column {name!r} may be null in {column.max_null_rate} of the rows (max_null_rate), found {rate:.2%}"
             )
         before = previous["null_counts"].get(name) if previous else None
         if column.max_null_change is not None and before is not None and previous and previous["rows"]:
             old = before / previous["rows"]
-            if abs(rate - old) > units.share(column.max_null_change):
+            if abs(rate - old) > column.max_null_change.fraction:
                 found.append(
                     f"the share of nulls of {name!r} may change by {column.max_null_change} (max_null_change), "
                     f"found {old:.2%} -> {rate:.2%}"
@@ -89,6 +89,6 @@ def _fresh(data: DataConfig, manifest: DatasetRecord) -> list[str]:
         return []
     newest = manifest["parts"][-1]["last_time"]
     age = time.time_ns() // 1000 - newest
-    if age <= units.span(data.freshness):
+    if age <= data.freshness.microseconds:
         return []
     return [f"its newest event may be {data.freshness} old (freshness), found {units.format_instant(newest)}"]

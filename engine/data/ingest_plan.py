@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import schema as config_schema
-from engine.config import units
 from engine.config.sections.data import Column, DataConfig, SourceConfig
 from engine.config.tree import Config
 from engine.data import checks, repeatable, stage
@@ -71,7 +70,7 @@ def make_plan(config: Config, run: Run) -> IngestPlan:
     recipe = digest.of_json(asked)
     run.add_inputs({file.shown: file.digest for file in files})
     run.link("inputs", digest.of_json(identities))
-    memory = units.size(config.resources.memory)
+    memory = config.resources.memory.bytes
     return IngestPlan(config, files, recipe, folder, memory, environment.threads_of(config))
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from engine.config import units
 from engine.config.sections.data import DataConfig
 from engine.config.tree import Config
 from engine.data import checks, contract, order, profile, quarantine_limit, query, rules, stage
@@ -266,7 +265,7 @@ def _rows(
     spill, where = folder / ".duckdb", f"{where}.query"
     with query.connect(memory=plan.memory // 2, spill=spill) as connection:
         query.register(connection, _sources(plan, staged), ordered(plan.data, sql, where))
-        limit = units.span(plan.config.resources.query) / 1e6
+        limit = plan.config.resources.query.seconds
         yield from query.run(connection, sql, where, _batch_rows(plan, staged), plan.data.sensitive, limit)
     shutil.rmtree(spill, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from engine.config import schema, units
+from engine.config import schema
 from engine.config.sections.data import DataConfig
 from engine.data.files import SourceFile, event_source
 from engine.data.readers import advice
@@ -29,7 +29,7 @@ def excess(data: DataConfig, tallies: Sequence[Tally], files: Iterable[SourceFil
                 lost -= count
             elif policy == "quarantine":
                 reasons[f"{column} {reason}".strip()] += count
-    if lost <= units.share(data.max_quarantine) * rows:
+    if lost <= data.max_quarantine.fraction * rows:
         return None
     first = _first(tallies)
     file = next((file for file in files if file.shown == first["file"]), None)

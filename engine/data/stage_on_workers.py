@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.config import units
 from engine.config.sections.data import DataConfig
 from engine.config.tree import Config
 from engine.data import stage
@@ -58,7 +57,7 @@ def _collect(file: SourceFile, data: DataConfig, folder: Path, refused: str | No
 
 
 def _stager(folder: Path, config: Config) -> tasks.Share:
-    return functools.partial(_stage, folder, config.data, Bounds.of(units.size(config.resources.memory)))
+    return functools.partial(_stage, folder, config.data, Bounds.of(config.resources.memory.bytes))
 
 
 def _stage(folder: Path, data: DataConfig, bounds: Bounds, item: dict[str, Any]) -> dict[str, Any]:

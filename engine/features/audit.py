@@ -42,14 +42,14 @@ def audit(
     """Leaks found in `rows` rows drawn by `seed`; empty when no feature of any view uses its future."""
     draw = np.random.default_rng(seed)
     chosen = np.sort(draw.choice(dataset.rows, min(rows, dataset.rows), replace=False)).tolist()
-    anchor = units.moment(features.as_of or "")[0]
+    anchor = features.decision.column
     inputs = [data.event_time, anchor, *event_inputs(data, features)]
     columns = list(dict.fromkeys([*inputs, *(time for name in inputs for time in known_anchor(data.columns[name]))]))
     tables = {name: dataset.table(view.table) for name, view in features.active_views.items() if view.table}
     leaks: list[Leak] = []
     for turn, row in enumerate(chosen):
         probe = dataset.read(columns, rows=(row, row + 1))
-        decision = int(instants.moment_times(probe, features.as_of or "")[0])
+        decision = int(instants.moment_times(probe, features.decision)[0])
         if decision == instants.NEVER:
             continue
         events = dataset.read(columns, rows=dataset.row_range(decision - _longest(features), decision + BEYOND))

@@ -201,7 +201,8 @@ def statistics(stored: StoredView) -> list[dict[str, Any]]:
 
 def sources_of(view: ViewConfig, config: Config) -> list[str]:
     """The columns that the view reads: of the events, and `table.column` of a side table."""
-    columns = view_inputs(view, config.data, config.features.as_of or config.data.event_time)
+    as_of = config.features.as_of
+    columns = view_inputs(view, config.data, as_of.column if as_of else config.data.event_time)
     return [*columns, *(f"{view.table}.{column}" for column in view.columns if view.table)]
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config import units
 from engine.config.sections.data import DataConfig, TableConfig
 from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
 from engine.data.arrow_types import alike, as_keys, type_name
@@ -96,7 +95,7 @@ def view_features(
     """The features of one view by name."""
     if view.kind in ("expression", "function"):
         return _row_features(name, view, data, features, probes)
-    decisions = instants.moment_times(probes, features.as_of or "")
+    decisions = instants.moment_times(probes, features.decision)
     if view.kind == "asof":
         return _asof_features(name, view, data, decisions, probes, tables[view.table or ""], threads)
     return _window_features(name, view, data, decisions, probes, history, threads)
@@ -106,7 +105,7 @@ def _row_features(
     name: str, view: ViewConfig, data: DataConfig, features: FeaturesConfig, probes: pa.Table
 ) -> dict[str, pa.Array]:
     where = f"features.views.{name}"
-    rows = probes.select(view_inputs(view, data, features.as_of or ""))
+    rows = probes.select(view_inputs(view, data, features.decision.column))
     sensitive = [column for column in rows.column_names if data.columns[column].sensitive]
     if view.kind == "expression":
         wanted = {key: (item.sql, item.type) for key, item in view.expressions.items()}
@@ -128,7 +127,7 @@ def _window_features(
 ) -> dict[str, pa.Array]:
     probe_codes, history_codes = entity_codes(probes, view.entity, history, view.entity)
     events = instants.instants(history[data.event_time])
-    windows = [units.span(window) for window in view.windows]
+    windows = [window.microseconds for window in view.windows]
 
     def of_column(column: str, aggregates: Sequence[str]) -> list[pa.Array]:
         if column == "rows":
@@ -181,7 +180,7 @@ def _asof_features(
         decisions = np.full(len(decisions), instants.ALWAYS + 1)
     else:
         events = instants.instants(table[table_event_time(spec, view)])
-    max_age = None if view.max_age is None or spec.static else units.span(view.max_age)
+    max_age = None if view.max_age is None or spec.static else view.max_age.microseconds
     chosen: dict[str | None, pa.Array] = {}
     columns = []
     for column in view.columns:

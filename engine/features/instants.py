@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config import units
 from engine.config.sections.data import Column
+from engine.config.units import Moment
 
 NEVER = np.iinfo(np.int64).min  # NaT: a null instant. Never compare it with `<`.
 ALWAYS = -(2**62)  # before any event
@@ -26,17 +26,17 @@ def shifted(times: np.ndarray, offset: int) -> np.ndarray:
     return np.where(times == NEVER, NEVER, times + offset) if offset else times
 
 
-def moment_times(table: pa.Table, moment: str) -> np.ndarray:
+def moment_times(table: pa.Table, moment: Moment) -> np.ndarray:
     """int64[n] microseconds UTC of a moment such as `scheduled - 1h`."""
-    column, offset = units.moment(moment)
-    return shifted(instants(table[column]), offset)
+    return shifted(instants(table[moment.column]), moment.offset)
 
 
 def known_times(table: pa.Table, column: Column) -> np.ndarray:
     """int64[n] when each row's value becomes known; NEVER where its time is null."""
+    assert column.known_at is not None
     if column.known_at == "prior":
         return np.full(table.num_rows, ALWAYS)
-    return moment_times(table, column.known_at or "")
+    return moment_times(table, column.known_at)
 
 
 def known_as_past(table: pa.Table, event_times: np.ndarray, known: np.ndarray) -> np.ndarray:

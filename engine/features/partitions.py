@@ -15,8 +15,8 @@ from typing import Annotated, TypedDict
 import numpy as np
 import pyarrow as pa
 
-from engine.config import units
 from engine.config.sections.features import ViewConfig
+from engine.config.units import Moment, Span
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features import instants
@@ -71,25 +71,24 @@ class Inputs:
             saved = seal.read_checked(self._path, InputsRecord)
         self._columns, self._spans = saved["columns"], saved["spans"]
 
-    def prepare(self, columns: Sequence[str], as_of: str) -> None:
+    def prepare(self, columns: Sequence[str], as_of: Moment) -> None:
         """Digest the columns that have no digest yet, in one pass over the months."""
         lacking = [name for name in columns if name not in self._columns]
-        anchor, offset = units.moment(as_of)
         if not lacking and as_of in self._spans:
             return
         spans: dict[str, list[int]] = {}
         for part in self.parts:
-            table = self.dataset.read(list(dict.fromkeys([*lacking, anchor])), rows=part.rows)
+            table = self.dataset.read(list(dict.fromkeys([*lacking, as_of.column])), rows=part.rows)
             for name in lacking:
                 self._columns.setdefault(name, {})[part.name] = digest.of_table(table.select([name]))
-            times = instants.shifted(instants.instants(table[anchor]), offset)
+            times = instants.moment_times(table, as_of)
             times = times[times != instants.NEVER]
             spans[part.name] = [int(times.min()), int(times.max())] if len(times) else []
         self._spans[as_of] = spans
         record: InputsRecord = {"format": FORMAT, "columns": self._columns, "spans": self._spans}
         storage.write_json(self._path, seal.checked(record))
 
-    def decisions(self, part: Part, as_of: str) -> tuple[int, int] | None:
+    def decisions(self, part: Part, as_of: Moment) -> tuple[int, int] | None:
         """(earliest, latest) decision time of a month's rows; None when no row has one."""
         span = self._spans[as_of][part.name]
         return (span[0], span[1]) if span else None
@@ -98,7 +97,7 @@ class Inputs:
         """Digest of a column's values in a month."""
         return self._columns[name][part.name]
 
-    def reach(self, part: Part, as_of: str, length: int | None) -> tuple[int, int]:
+    def reach(self, part: Part, as_of: Moment, length: int | None) -> tuple[int, int]:
         """Instants [from, to) of event time that a window of `length` (None = all history) may see from a month's rows."""
         span = self.decisions(part, as_of)
         if span is None:
@@ -110,12 +109,12 @@ class Inputs:
         return [part for part in self.parts if part.start < stop and start < part.stop]
 
 
-def view_length(view: ViewConfig, window: str | None = None) -> int | None:
+def view_length(view: ViewConfig, window: Span | None = None) -> int | None:
     """How far back the view (or one of its windows) looks, in microseconds; None = without bound; 0 = the row itself."""
     if view.kind == "windows":
-        return max(units.span(item) for item in ([window] if window else view.windows))
+        return max(item.microseconds for item in ([window] if window else view.windows))
     if view.kind == "asof":
-        return units.span(view.max_age) if view.max_age else None
+        return view.max_age.microseconds if view.max_age else None
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import feature_names, units
+from engine.config import feature_names
 from engine.config.leak_guard import check_known_by_decision
 from engine.config.sections.data import Column, DataConfig
 from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
@@ -82,18 +82,18 @@ def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
             each = [(column, len(view.windows) * len(wanted)) for column, wanted in view.aggregates.items()]
             read = [column for column, times in each for _ in range(times)]
             found += [item.name for column, item in zip(read, columns, strict=True) if column in hidden]
-        elif hidden & set(view_inputs(view, data, features.as_of or "")):
+        elif hidden & set(view_inputs(view, data, features.decision.column)):
             found += [item.name for item in columns]
     return found
 
 
-def view_inputs(view: ViewConfig, data: DataConfig, as_of: str) -> list[str]:
-    """Columns of the event table that decide a view's values."""
+def view_inputs(view: ViewConfig, data: DataConfig, decided: str) -> list[str]:
+    """Columns of the event table that decide a view's values; `decided` is the column of the decision time."""
     if view.kind == "expression":
         return sorted({column for item in view.expressions.values() for column in expression_columns(item.sql)})
     if view.kind == "function":
         return list(dict.fromkeys(view.inputs))
-    columns = [data.event_time, units.moment(as_of)[0], *view.entity]
+    columns = [data.event_time, decided, *view.entity]
     for column in view.aggregates:
         if column != "rows":
             columns += [column, *known_anchor(data.columns[column])]
@@ -102,7 +102,7 @@ def view_inputs(view: ViewConfig, data: DataConfig, as_of: str) -> list[str]:
 
 def known_anchor(column: Column) -> list[str]:
     """The time column that says when a value is known; none for `prior`."""
-    return [] if column.known_at in (None, "prior") else [units.moment(column.known_at or "")[0]]
+    return [] if column.known_at is None or column.known_at == "prior" else [column.known_at.column]
 
 
 def check_expressions(data: DataConfig, features: FeaturesConfig) -> None:
@@ -121,12 +121,12 @@ def windows_of(features: FeaturesConfig) -> list[ViewConfig]:
 
 def row_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
     """Columns of the event table that are read of the row itself; windows read the other columns of `event_inputs`."""
-    columns = [units.moment(features.as_of)[0]] if features.as_of else []
+    columns = [features.as_of.column] if features.as_of else []
     columns += features.direct_columns
     columns += [calendar.column for calendar in features.calendar.values()]
     for view in features.active_views.values():
         own = view.kind in ("expression", "function")
-        columns += view_inputs(view, data, features.as_of or "") if own else view.entity
+        columns += view_inputs(view, data, features.decision.column) if own else view.entity
     return list(dict.fromkeys(columns))
 
 
@@ -145,5 +145,5 @@ def event_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
     columns = list(features.direct_columns)
     columns += [calendar.column for calendar in features.calendar.values()]
     for view in features.active_views.values():
-        columns += view_inputs(view, data, features.as_of or "")
+        columns += view_inputs(view, data, features.decision.column)
     return list(dict.fromkeys(columns))

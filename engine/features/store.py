@@ -20,11 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.config import schema, units
+from engine.config import schema
 from engine.config.feature_names import window_name
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
+from engine.config.units import Moment
 from engine.data.dataset import Dataset, TypeText
 from engine.errors import UserError
 from engine.features import compute, instants
@@ -161,9 +162,9 @@ class Job:
     inputs: Inputs
 
     @property
-    def as_of(self) -> str:
+    def as_of(self) -> Moment:
         """The decision time."""
-        return self.config.features.as_of or ""
+        return self.config.features.decision
 
     def names(self) -> list[str]:
         """The features of the view."""
@@ -172,11 +173,12 @@ class Job:
 
 def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = False) -> dict[str, StoredView]:
     """Every view of the config: from the store where its recipe exists, else built, with the stored parts reused."""
-    views, as_of = config.features.active_views, config.features.as_of or ""
+    views = config.features.active_views
     if not views:
         return {}
+    as_of = config.features.decision
     inputs = Inputs(Path(config.paths.store), dataset, month_parts(dataset))
-    columns = [name for view in views.values() for name in view_inputs(view, config.data, as_of)]
+    columns = [name for view in views.values() for name in view_inputs(view, config.data, as_of.column)]
     inputs.prepare(list(dict.fromkeys(columns)), as_of)  # one pass for all views
     with tasks.Workers(config) as workers:
         return {
@@ -280,9 +282,10 @@ def _batches(job: Job, parts: list[Part], recipes: dict[str, Recipes], found: In
 
 def batch_rows(job: Job) -> int:
     """Rows whose features may be in memory at once: half of `resources.memory`."""
-    memory = units.size(job.config.resources.memory) // 2
+    memory = job.config.resources.memory.bytes // 2
     return max(
-        memory // (CELL_BYTES * (len(job.names()) + len(view_inputs(job.view, job.config.data, job.as_of)))), 1000
+        memory // (CELL_BYTES * (len(job.names()) + len(view_inputs(job.view, job.config.data, job.as_of.column)))),
+        1000,
     )
 
 
@@ -406,7 +409,7 @@ def compute_rows(job: Job, have: set[str], rows: tuple[int, int]) -> dict[str, p
 
 def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[str, pa.Array]:
     data, features, dataset = job.config.data, job.config.features, job.dataset
-    columns = view_inputs(view, data, job.as_of)
+    columns = view_inputs(view, data, job.as_of.column)
     probes = dataset.read(columns, rows=rows)
     threads = environment.threads_of(job.config)
     if view.kind != "windows":
@@ -504,7 +507,7 @@ def _windows_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
     data, view = job.config.data, job.view
     keys = [data.event_time, *view.entity]
     for part in parts:
-        own = _own(job, part, [*view.entity, units.moment(job.as_of)[0]])
+        own = _own(job, part, [*view.entity, job.as_of.column])
         recipes = {}
         for column, aggregates in view.aggregates.items():
             values = [] if column == "rows" else [column, *known_anchor(data.columns[column])]
@@ -525,7 +528,7 @@ def _asof_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
     months = table_months(job.dataset.table(view.table or ""), time) if time else {}
     spans = {month: month_span(month) for month in months}
     for part in parts:
-        own = _own(job, part, [*view.entity, units.moment(job.as_of)[0]])
+        own = _own(job, part, [*view.entity, job.as_of.column])
         start, stop = job.inputs.reach(part, job.as_of, view_length(view))
         # The last instant counts: an inclusive view sees the row of exactly that time, even the first of its month.
         seen: Any = [
@@ -541,7 +544,7 @@ def _asof_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
 
 
 def _row_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
-    view, inputs = job.view, view_inputs(job.view, job.config.data, job.as_of)
+    view, inputs = job.view, view_inputs(job.view, job.config.data, job.as_of.column)
     version = function_version(view.function) if view.kind == "function" else None
     rules: dict[str, Any] = {key: [item.sql, item.type] for key, item in view.expressions.items()} or view.outputs
     for part in parts:

@@ -132,7 +132,7 @@ def first_split_stub(config: Config) -> Any:
 
 def policy_config(base: RetrainConfig, policy: PolicyConfig) -> RetrainConfig:
     """`retrain` with the overrides of a policy."""
-    changes = {name: value for name, value in schema.plain(policy).items() if value is not None and name != "triggers"}
+    changes = {name: value for name, value in vars(policy).items() if value is not None and name != "triggers"}
     return dataclasses.replace(base, triggers=policy.triggers, **changes)
 
 
@@ -183,7 +183,7 @@ def make_periods(config: BacktestConfig, history: History) -> list[Period]:
         if event >= stop:
             break
         at = period_start(event, at, config.period, zone)
-        end = next_month(at, zone) if config.period == "month" else at + units.span(config.period)
+        end = next_month(at, zone) if config.period == "month" else at + units.Span(config.period).microseconds
         text = units.format_instant(at, zone)
         found.append(Period(text[:7] if config.period == "month" else text[:10], at, min(end, stop)))
         at = end
@@ -198,7 +198,7 @@ def make_periods(config: BacktestConfig, history: History) -> list[Period]:
 def period_start(event: int, start: int, period: str, zone: str) -> int:
     """Start of the period that holds the event; `start` is the start of this or an earlier period."""
     if period != "month":
-        length = units.span(period)
+        length = units.Span(period).microseconds
         return start + (event - start) // length * length
     return max(start, month_start(event, zone))
 

@@ -18,7 +18,8 @@ from engine.data.dataset import Dataset, row_ids
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.encode import group_labels
-from engine.features.instants import ALWAYS, NEVER, instants, moment_times
+from engine.features.instants import NEVER, instants, known_times
+from engine.features.spec import known_anchor
 from engine.features.table import FeatureTable, ensure_table
 from engine.lifecycle.challenger_gate import Judged
 from engine.lifecycle.maturity import label_horizon
@@ -76,17 +77,16 @@ def label_times(config: Config, dataset: Dataset) -> tuple[np.ndarray, np.ndarra
     column = config.data.columns[target]
     if column.known_at is None:
         raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, but it is not set")
-    anchor = [] if column.known_at == "prior" else [units.moment(column.known_at)[0]]
-    facts = dataset.read(list(dict.fromkeys([config.data.event_time, target, *anchor])))
+    facts = dataset.read(list(dict.fromkeys([config.data.event_time, target, *known_anchor(column)])))
     event = instants(facts[config.data.event_time])
-    known = moment_times(facts, column.known_at) if anchor else np.full(len(event), ALWAYS)
+    known = known_times(facts, column)
     labelled = np.asarray(facts[target].combine_chunks().is_valid())
     return event, np.where(labelled, known, NEVER)
 
 
 def horizon_of(policy: RetrainConfig, event: np.ndarray, known: np.ndarray, now: int) -> int:
     """Age in microseconds at which a row's label is expected."""
-    return units.span(policy.maturity) if policy.maturity is not None else label_horizon(event, known, now)
+    return policy.maturity.microseconds if policy.maturity is not None else label_horizon(event, known, now)
 
 
 def periods_of(policy: RetrainConfig, first: int, now: int, horizon: int, seen_until: int | None) -> Periods:
@@ -95,9 +95,9 @@ def periods_of(policy: RetrainConfig, first: int, now: int, horizon: int, seen_u
     The judged rows are the newest mature ones that the champion has not seen.
     """
     stop = now - horizon
-    judge = stop if seen_until is None else max(stop - units.span(policy.judge_length), seen_until)
-    start = first if policy.window == "expanding" else max(first, judge - units.span(policy.window_length))
-    return Periods(start, judge - units.span(policy.valid_length), judge, stop, now)
+    judge = stop if seen_until is None else max(stop - policy.judge_length.microseconds, seen_until)
+    start = first if policy.window == "expanding" else max(first, judge - policy.window_length.microseconds)
+    return Periods(start, judge - policy.valid_length.microseconds, judge, stop, now)
 
 
 def challenger_config(config: Config, periods: Periods, start_from: Path | None = None) -> Config:

@@ -22,7 +22,7 @@ from engine.runtime import registry, storage, terminal
 from engine.runtime.run import is_free, load_record, remove
 
 OLDER = "30d"
-UNFINISHED = units.span("1d")  # the same command continues it
+UNFINISHED = units.MICROSECONDS["d"]  # the same command continues it
 STORED = ("dataset", "features", "inputs")  # outputs in the store, not in the run that made them first
 
 
@@ -63,7 +63,7 @@ def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`runs gc [--older SPAN] [--delete] [--json]`."""
     if words:
         raise UserError(f"runs gc takes options only, found {words[0]!r}: `runs rm {words[0]}` removes a run by name")
-    older = units.span(options.get("--older", OLDER))
+    older = units.Span(options.get("--older", OLDER)).microseconds
     runs = Path(config.paths.runs)
     found = entries(runs)
     kept = spread(found, roots(found, named(registry.root_of(runs)), older, options.get("--older", OLDER)))
@@ -103,7 +103,7 @@ def _carry_out(found: Sequence[Entry], kept: Mapping[Path, str], options: Mappin
                 "command": record["command"],
                 "name": record["name"],
                 "status": status(item.directory, record),
-                "days": round(item.age / units.span("1d"), 1),
+                "days": round(item.age / units.MICROSECONDS["d"], 1),
                 "bytes": size,
                 "kept": reason,
                 "directory": str(item.directory),

@@ -93,12 +93,12 @@ def trigger(facts: Facts, policy: RetrainConfig) -> Trigger:
 
 def _held(facts: Facts, policy: RetrainConfig) -> str | None:
     if facts.starts:
-        since, cool_down = facts.now - max(facts.starts), units.span(policy.cool_down)
+        since, cool_down = facts.now - max(facts.starts), policy.cool_down.microseconds
         if since < cool_down:
             until = units.format_instant(max(facts.starts) + cool_down)
             return f"the last one began {days(since)} ago, within retrain.cool_down={policy.cool_down}, which ends at {until}"
     if policy.budget is not None:
-        period = units.span(policy.budget_period)
+        period = policy.budget_period.microseconds
         recent = sorted(start for start in facts.starts if facts.now - start < period)
         if len(recent) >= policy.budget:
             until = units.format_instant(recent[-policy.budget] + period)
@@ -177,9 +177,10 @@ def _performance(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
 
 def _age(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
     age = facts.now - facts.champion.seen_until
-    return age > units.span(
-        policy.max_age
-    ), f"the champion's newest row is {days(age)} old, {policy.max_age} is the limit"
+    return (
+        age > policy.max_age.microseconds,
+        f"the champion's newest row is {days(age)} old, {policy.max_age} is the limit",
+    )
 
 
 def _volume(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import units
 from engine.config.sections.monitoring import AlertConfig, MonitorConfig
 from engine.errors import UserError
 from engine.runtime import digest, records, stall, storage
@@ -45,7 +44,7 @@ def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]
         return outcome
     key = digest.of_json([payload.get("model"), cause])
     memory = run.directory.parent / MEMORY
-    cooldown = units.span(config.cooldown) / 1e6
+    cooldown = config.cooldown.seconds
     for name, sink in config.alerts.items():
         place, now = f"{name}:{key}", time.time()
         with _remembered(memory, cooldown) as told:
@@ -146,7 +145,7 @@ def _ask(request: urllib.request.Request, limit: float) -> None:
 
 def _limit(sink: AlertConfig) -> float:
     """Seconds that a command, or one attempt at a web service, may take from beginning to end."""
-    return units.span(sink.timeout) / 1e6
+    return sink.timeout.seconds
 
 
 def _longest(sink: AlertConfig) -> float:

@@ -282,7 +282,7 @@ def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
         quantile=quantile_of(bundle),
         alpha=settings.alpha,
         floor=settings.performance_floor,
-        min_labelled=units.share(settings.min_labelled),
+        min_labelled=settings.min_labelled.fraction,
         length=_days_of(window),
         block=settings.block,
         seed=settings.seed,

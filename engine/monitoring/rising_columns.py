@@ -56,7 +56,7 @@ def _filling(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[s
         for column, aggregates in view.aggregates.items():
             for window in view.windows:
                 for aggregate in aggregates:
-                    if aggregate in GROWING and units.span(window) > (known + room) * DAY:
+                    if aggregate in GROWING and window.microseconds > (known + room) * DAY:
                         yield (
                             feature_names.window_name(name, column, aggregate, window),
                             f"its window of {window} reaches back beyond the first event, {known} days before the reference: "

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from engine.config import schema, units
+from engine.config import schema
 from engine.config.sections.runtime import TrackingConfig
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
@@ -305,7 +305,7 @@ def follow(directory: Path) -> int:
     record = load_record(directory)
     options = options_of(record)
     ended = threading.Event()
-    seconds = units.span(options.timeout) / 1e6
+    seconds = options.timeout.seconds
     threading.Thread(target=_wait_for_end, args=(ended, seconds, directory), daemon=True).start()
     mirror = mirror_of(directory, record, options)
     feed = Feed(directory, mirror, mirror.open())

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from engine.config import nested, schema, units
+from engine.config import nested, schema
 from engine.config.sections.runtime import TrackingConfig
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -70,7 +70,7 @@ class WandbMirror:
 
     def _init(self, mode: str) -> None:
         wandb = _import_wandb(self.folder)
-        record, timeout = self.record, units.span(self.options.timeout) / 1e6
+        record, timeout = self.record, self.options.timeout.seconds
         settings = wandb.Settings(
             mode=mode,
             root_dir=str(self.directory),
@@ -149,7 +149,7 @@ class WandbMirror:
         segments = sorted(self.folder.glob("offline-run-*"))
         if not segments:
             raise UserError(f"{self.folder} must hold an offline run to send, found none")
-        seconds = units.span(self.options.timeout) / 1e6
+        seconds = self.options.timeout.seconds
         command = [sys.executable, "-P", "-m", "wandb", "sync", "--yes", "--include-synced", str(segments[-1])]
         try:
             done = subprocess.run(

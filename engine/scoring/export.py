@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from engine.config import units as spans
 from engine.config.tree import Config
 from engine.data.arrow_types import parse_type
 from engine.data.files import COMPRESSIONS, SUFFIXES
@@ -80,7 +79,7 @@ def _real(name: str) -> str:
 def needed_columns(config: Config) -> list[str]:
     """Columns of the dataset that a file needs in addition to those of predictions."""
     data, as_of = config.data, config.features.as_of
-    wanted = [*data.ids, *([spans.moment(as_of)[0]] if as_of else [])]
+    wanted = [*data.ids, *([as_of.column] if as_of else [])]
     return [name for name in wanted if name != data.event_time]
 
 

@@ -25,7 +25,6 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from engine.config import units
 from engine.config.sections.scoring import ScoreConfig
 from engine.data.arrow_types import parse_type
 from engine.errors import UserError
@@ -366,7 +365,7 @@ def layout_of(config: ScoreConfig, rows: int, part_bytes: int) -> Layout:
     """The layout from the config; `file_size` is converted to rows by the size of the parts."""
     file_rows = config.file_rows
     if config.file_size is not None and rows:
-        file_rows = max(1, round(units.size(config.file_size) * rows / max(part_bytes, 1)))
+        file_rows = max(1, round(config.file_size.bytes * rows / max(part_bytes, 1)))
     return Layout(file_rows, config.partition, config.compression_level)
 
 

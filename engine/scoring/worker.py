@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config import units as spans
 from engine.data.dataset import Dataset, open_dataset, row_ids
 from engine.errors import UserError
 from engine.features import instants, store
@@ -174,11 +173,11 @@ class UnitScorer:
         """Features of rows, with the past events that their windows need."""
         data, features = self.predictor.bundle.data, self.predictor.bundle.features
         views = windows_of(features)
-        decisions = instants.moment_times(facts, features.as_of or "")
+        decisions = instants.moment_times(facts, features.decision)
         decisions = decisions[decisions != instants.NEVER]
         history = facts.slice(0, 0)
         if views and len(decisions):
-            longest = max(spans.span(window) for view in views for window in view.windows)
+            longest = max(window.microseconds for view in views for window in view.windows)
             span = int(decisions.min()) - longest, int(decisions.max()) + 1
             history = self.dataset.read(self.past_columns, rows=self.dataset.row_range(*span))
             if self.past is not None:
@@ -355,7 +354,7 @@ def refusals(predictor: Predictor, facts: pa.Table) -> Refusals:
     found = Refusals(np.zeros(facts.num_rows, np.int16), [])
     required = [data.event_time, *(name for name in row_inputs(data, features) if not data.columns[name].nullable)]
     if features.as_of:
-        required.append(spans.moment(features.as_of)[0])
+        required.append(features.as_of.column)
     for name in dict.fromkeys(required):
         if facts[name].null_count:
             found.add(np.asarray(pc.is_null(facts[name])), f"{name} is null, where none is allowed")

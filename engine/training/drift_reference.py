@@ -135,7 +135,7 @@ def history_days(config: Config, dataset: Dataset) -> int:
 def memory_of(config: Config) -> int:
     """Microseconds that the longest trailing window looks back."""
     views = [view for view in config.features.active_views.values() if view.kind == "windows"]
-    return max((units.span(window) for view in views for window in view.windows), default=0)
+    return max((window.microseconds for view in views for window in view.windows), default=0)
 
 
 def score_range(table: FeatureTable, encoder: Encoder, scorer: Scorer, rows: tuple[int, int]) -> np.ndarray:

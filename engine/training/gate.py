@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.config import schema, units
+from engine.config import schema
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig, ViewConfig
 from engine.config.tree import Config
@@ -113,11 +113,11 @@ def needed_history(
 ) -> pa.Table:
     """Rows of the event table that any window of any probe may look at: same entity, not older than the window."""
     views = [view for view in features.active_views.values() if view.kind == "windows"]
-    decisions = instants.moment_times(probes, features.as_of or "")
+    decisions = instants.moment_times(probes, features.decision)
     decisions = decisions[decisions != instants.NEVER]
     if not views or not len(decisions):
         return probes.slice(0, 0).select(columns)
-    longest = max(units.span(window) for view in views for window in view.windows)
+    longest = max(window.microseconds for view in views for window in view.windows)
     span = dataset.row_range(int(decisions.min()) - longest, int(decisions.max()) + 1)
     history = dataset.read(columns, rows=span)
     keep = np.zeros(history.num_rows, bool)
@@ -129,12 +129,12 @@ def needed_history(
 def _within_windows(
     view: ViewConfig, data: DataConfig, features: FeaturesConfig, probes: pa.Table, history: pa.Table
 ) -> np.ndarray:
-    decisions = instants.moment_times(probes, features.as_of or "")
+    decisions = instants.moment_times(probes, features.decision)
     events = instants.instants(history[data.event_time])
     probe_codes, codes = entity_codes(probes, view.entity, history, view.entity)
     order = np.lexsort((events, codes))
     sorted_codes, sorted_events = codes[order], events[order]
-    longest = max(units.span(window) for window in view.windows)
+    longest = max(window.microseconds for window in view.windows)
     keep = np.zeros(len(codes), bool)
     for code, decision in zip(probe_codes, decisions, strict=True):
         if code >= 0 and decision != instants.NEVER:

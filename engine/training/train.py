@@ -210,7 +210,7 @@ def known_by(config: Config, dataset: Dataset, rows: tuple[int, int], instant: i
         raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, found none")
     if column.known_at == "prior":
         return np.ones(rows[1] - rows[0], bool)
-    known = moment_times(dataset.read([units.moment(column.known_at)[0]], rows=rows), column.known_at)
+    known = moment_times(dataset.read([column.known_at.column], rows=rows), column.known_at)
     return (known != NEVER) & (known <= instant)
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
 import math
+import pickle
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +18,7 @@ from hypothesis import strategies as st
 from engine.config import schema
 from engine.config.schema import build, key, section
 from engine.config.tree import Config
+from engine.config.units import Moment, Share, Size, Span
 from engine.errors import UserError, nearest
 
 
@@ -31,6 +38,14 @@ class Outer:
     inner: Inner = section(Inner, "inner keys")
     named: dict[str, Inner] = key(factory=dict, help="by name")
     given: str = key(help="must be given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meant:
+    windows: tuple[Span, ...] = key((Span("7d"),), "spans")
+    memory: Size | None = key(None, "size")
+    limit: Share = key(Share("1%"), "share")
+    known_at: Moment | None = key(None, "moment")
 
 
 def refused(values: object) -> str:
@@ -92,6 +107,52 @@ def test_bounds_hold_exactly(size: int) -> None:
 def test_plain_and_build_are_inverse() -> None:
     built = build(Outer, {"given": "x", "named": {"n": "b"}, "widths": [1, 2]})
     assert build(Outer, schema.plain(built)) == built
+
+
+def test_a_text_with_a_meaning_is_parsed_once_and_stays_the_text_as_written() -> None:
+    values = {"windows": ["90min", "1.50h"], "memory": 5_000, "limit": 0.25, "known_at": "due - 1h"}
+    built = build(Meant, values)
+    for meant in (built, pickle.loads(pickle.dumps(built)), copy.deepcopy(built)):
+        assert meant == built
+        assert [window.microseconds for window in meant.windows] == [5_400_000_000, 5_400_000_000]
+        assert (meant.memory.bytes, meant.limit.fraction) == (5_000, 0.25)
+        assert (meant.known_at.column, meant.known_at.offset) == ("due", -3_600_000_000)
+    written = {**values, "memory": "5000", "limit": "0.25"}
+    assert schema.plain(built) == json.loads(json.dumps(dataclasses.asdict(built))) == written
+    assert {type(item) for item in [*schema.plain(built).values(), *schema.plain(built)["windows"]]} == {str, list}
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"windows": ["7d", "7"]}, r"windows\[1\]: a span must be a number and one of .*, found '7'"),
+        ({"memory": "4 apples"}, "memory: a size must be .*, found '4 apples'"),
+        ({"memory": ["4GB"]}, r"memory must be a text, found \['4GB'\]"),
+        ({"memory": ""}, "memory: a size must be .*, found ''"),
+        ({"limit": 1.5}, "limit: a share must be between 0 and 1 .*, found '1.5'"),
+        ({"known_at": "1h"}, "known_at: a moment must be .*, found '1h'"),
+    ],
+)
+def test_a_text_without_the_meaning_is_refused_by_its_key(values: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(Meant, values)
+
+
+def sections(cls: type) -> Iterator[type]:
+    yield cls
+    for hint in schema.hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from sections(part)  # type: ignore[arg-type]
+
+
+def test_every_default_of_the_tree_has_the_type_that_its_key_is_read_as() -> None:
+    assert len({*sections(Config)}) > 25
+    for cls in sections(Config):
+        for field in dataclasses.fields(cls):
+            if isinstance(field.default, str):
+                hint = schema.hints(cls)[field.name]
+                assert type(field.default) in (hint, *typing.get_args(hint)), f"{cls.__name__}.{field.name}"
 
 
 def test_every_key_of_the_tree_says_what_it_means() -> None:

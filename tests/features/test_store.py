@@ -20,6 +20,7 @@ from engine.config import schema
 from engine.config.compose import compose
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
+from engine.config.units import Size
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import compute, store
@@ -235,7 +236,7 @@ def test_memory_sets_the_rows_of_a_batch(folder: Path) -> None:
     dataset = ensure_dataset(config, run)
     rows = []
     for memory in ("10MB", "100MB"):
-        sized = dataclasses.replace(config, resources=dataclasses.replace(config.resources, memory=memory))
+        sized = dataclasses.replace(config, resources=dataclasses.replace(config.resources, memory=Size(memory)))
         job = store.Job(
             "shop", config.features.views["shop"], sized, dataset, store.Inputs(folder / "store", dataset, [])
         )

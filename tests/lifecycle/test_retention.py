@@ -216,7 +216,7 @@ def test_no_history_loses_what_a_kept_run_needs(tmp_path: Path, kinds: list[Any]
         made.append(aged(run if finished else unfinished(run), age))
     found = retention.entries(tmp_path / "runs")
     book = retention.Named({sha("0"): "shop@champion"}, {sha("0"): "shop@champion"}, {})
-    kept = retention.spread(found, retention.roots(found, book, retention.units.span(older), older))
+    kept = retention.spread(found, retention.roots(found, book, retention.units.Span(older).microseconds, older))
     by_directory = {item.directory: item for item in found}
     for item in found:
         record = item.node.record
@@ -227,7 +227,9 @@ def test_no_history_loses_what_a_kept_run_needs(tmp_path: Path, kinds: list[Any]
             assert parent is None or Path(parent) in kept
         else:
             assert record.get("outputs", {}).get("model") != sha("0")
-            assert item.age >= retention.units.span(older) and (item.finished or item.age >= retention.UNFINISHED)
+            assert item.age >= retention.units.Span(older).microseconds and (
+                item.finished or item.age >= retention.UNFINISHED
+            )
             assert not item.finished or any(
                 other.kind == item.kind and other.finished and other.directory.name > item.directory.name
                 for other in by_directory.values()

@@ -19,6 +19,7 @@ import pytest
 from engine.config.sections.monitoring import AlertConfig, MonitorConfig
 from engine.config.sections.runtime import PathsConfig
 from engine.config.tree import Config
+from engine.config.units import Span
 from engine.monitoring import alerts
 from engine.runtime.run import Run
 
@@ -69,7 +70,7 @@ def service(monkeypatch: pytest.MonkeyPatch):
 
 
 def settings(cooldown: str = "1d", **sinks: AlertConfig) -> MonitorConfig:
-    return MonitorConfig(alerts=sinks, cooldown=cooldown)
+    return MonitorConfig(alerts=sinks, cooldown=Span(cooldown))
 
 
 def test_a_webhook_gets_the_alarm_as_json_and_is_tried_again(run, service) -> None:
@@ -83,7 +84,7 @@ def test_a_refused_webhook_is_not_repeated_and_a_dead_one_does_not_stop_the_run(
     service.answers[:] = [404]
     sinks = {
         "refused": AlertConfig(kind="webhook", to=service.url),
-        "dead": AlertConfig(kind="webhook", to="http://127.0.0.1:1/?token=SECRET", timeout="1s", tries=2),
+        "dead": AlertConfig(kind="webhook", to="http://127.0.0.1:1/?token=SECRET", timeout=Span("1s"), tries=2),
         "local": AlertConfig(kind="webhook", to="file:///etc/passwd"),
     }
     told = alerts.tell(settings(**sinks), run, "drift:x", PAYLOAD)
@@ -152,7 +153,9 @@ def test_a_command_gets_the_record_and_its_failure_and_its_hanging_are_said(run,
     sinks = {
         "good": AlertConfig(kind="command", to=f"{sys.executable} {script}"),
         "bad": AlertConfig(kind="command", to=f"{sys.executable} -c 'raise SystemExit(3)'"),
-        "slow": AlertConfig(kind="command", to=f"{sys.executable} -c 'import time; time.sleep(30)'", timeout="500ms"),
+        "slow": AlertConfig(
+            kind="command", to=f"{sys.executable} -c 'import time; time.sleep(30)'", timeout=Span("500ms")
+        ),
         "none": AlertConfig(kind="command", to="/no/such/program"),
         "log": AlertConfig(kind="log"),
     }
@@ -191,7 +194,9 @@ def test_a_service_that_drips_is_left_at_the_deadline_and_the_memory_is_free_mea
     thread = threading.Thread(target=drip)
     thread.start()
     sinks = {
-        "page": AlertConfig(kind="webhook", to=f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout="1s", tries=1)
+        "page": AlertConfig(
+            kind="webhook", to=f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=Span("1s"), tries=1
+        )
     }
     told: list[dict[str, str]] = []
     first = threading.Thread(target=lambda: told.append(alerts.tell(settings(**sinks), run, "drift:x", PAYLOAD)))
@@ -216,7 +221,7 @@ def test_a_service_that_drips_is_left_at_the_deadline_and_the_memory_is_free_mea
 def test_what_a_command_has_started_ends_with_it_at_the_deadline(run, tmp_path: Path) -> None:
     script, child = tmp_path / "hook.sh", tmp_path / "child"
     script.write_text(f"sleep 60 & echo $! > {child}; wait\n")
-    sinks = {"slow": AlertConfig(kind="command", to=f"sh {script}", timeout="1s")}
+    sinks = {"slow": AlertConfig(kind="command", to=f"sh {script}", timeout=Span("1s"))}
     assert "took longer than 1s" in alerts.tell(settings(**sinks), run, "drift:x", PAYLOAD)["slow"]
     end = time.monotonic() + 5
     while time.monotonic() < end:

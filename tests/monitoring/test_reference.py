@@ -11,6 +11,7 @@ import pytest
 from engine.config.sections.data import Column, DataConfig, SourceColumn, SourceConfig
 from engine.config.sections.features import EncodeConfig, FeaturesConfig
 from engine.config.tree import Config
+from engine.config.units import Moment
 from engine.data.calendar import local_days
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
@@ -78,13 +79,13 @@ def test_importance_is_the_change_of_the_score_and_nothing_for_what_the_model_ig
 def test_sensitive_columns_are_not_in_the_sample(encoder: Encoder) -> None:
     columns = {
         "id": Column(type="int64", role="id"),
-        "at": Column(type="timestamp", role="event_time", known_at="prior"),
-        "x": Column(type="float64", role="numeric", known_at="prior", sensitive=True),
-        "c": Column(type="string", role="categorical", known_at="prior"),
-        "y": Column(type="float64", role="numeric", known_at="prior"),
+        "at": Column(type="timestamp", role="event_time", known_at=Moment("prior")),
+        "x": Column(type="float64", role="numeric", known_at=Moment("prior"), sensitive=True),
+        "c": Column(type="string", role="categorical", known_at=Moment("prior")),
+        "y": Column(type="float64", role="numeric", known_at=Moment("prior")),
     }
     source = SourceConfig(path="x.csv", columns={"id": SourceColumn(type="int64")})
-    features = FeaturesConfig(as_of="at", direct={"x": True, "c": True, "y": True})
+    features = FeaturesConfig(as_of=Moment("at"), direct={"x": True, "c": True, "y": True})
     config = Config(data=DataConfig(name="d", sources={"s": source}, columns=columns), features=features)
     assert sensitive_features(config.data, config.features) == ["x"]
     table = sample_table(config, encoder, np.zeros(5, np.int32), *encoder.transform(rows(5, 1)))

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config.sections.runtime import TrackingConfig
+from engine.config.units import Span
 from engine.errors import UserError
 from engine.runtime import tracking
 from tests.lifecycle.recorded import make_run, sha
@@ -502,7 +503,7 @@ def test_a_mirror_that_could_not_reach_its_server_keeps_the_points_and_is_not_ca
         for name, value in online(bad).items():
             monkeypatch.setenv(name, value)
         wandb.teardown()
-        mirror = tracking.mirror_of(directory, record, TrackingConfig(kind="wandb", mode="online", timeout="4s"))
+        mirror = tracking.mirror_of(directory, record, TrackingConfig(kind="wandb", mode="online", timeout=Span("4s")))
         feed = tracking.Feed(directory, mirror, mirror.open())
         feed.send(math.inf)
         with pytest.raises(RuntimeError, match=r"could not be reached .*the points are in .*offline-run-"):

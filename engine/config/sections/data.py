@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from engine.config import names, units
 from engine.config.schema import key, section
+from engine.config.units import Moment, Share, Span
 from engine.errors import UserError, nearest
 
 ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
@@ -108,18 +109,12 @@ class Column:
         choices=("fail", "quarantine", "null", "warn"),
     )
     sensitive: bool = key(False, "keep its values out of quarantine, samples and logs")
-    known_at: str | None = key(
+    known_at: Moment | None = key(
         None, "when the value becomes known: `prior`, or a time column with an optional offset (`arrived + 15min`)"
     )
     references: str | None = key(None, "foreign key: table.column whose values must contain this one")
-    max_null_rate: str | float | None = key(None, "largest share of nulls in the dataset", parse=units.share)
-    max_null_change: str | float | None = key(
-        None, "largest change of the share of nulls since the previous dataset", parse=units.share
-    )
-
-    def __post_init__(self) -> None:
-        if self.known_at is not None and self.known_at != "prior":
-            units.moment(self.known_at)
+    max_null_rate: Share | None = key(None, "largest share of nulls in the dataset")
+    max_null_change: Share | None = key(None, "largest change of the share of nulls since the previous dataset")
 
     @property
     def identifies(self) -> bool:
@@ -172,13 +167,11 @@ class DataConfig:
     rules: dict[str, RuleConfig] = key(factory=dict, help="rules over several columns: name -> SQL expression")
     min_rows: int = key(0, "fewest rows that the dataset may have", ge=0)
     max_rows: int | None = key(None, "most rows that the dataset may have", ge=0)
-    max_row_change: str | float | None = key(
-        None, "largest change of the number of rows since the previous dataset, as a share", parse=units.share
+    max_row_change: Share | None = key(
+        None, "largest change of the number of rows since the previous dataset, as a share"
     )
-    freshness: str | None = key(None, "largest age of the newest event at ingest", parse=units.span)
-    max_quarantine: str | float = key(
-        "1%", "share of rows that may be quarantined before ingest stops", parse=units.share
-    )
+    freshness: Span | None = key(None, "largest age of the newest event at ingest")
+    max_quarantine: Share = key(Share("1%"), "share of rows that may be quarantined before ingest stops")
 
     def __post_init__(self) -> None:
         names_ = {name for source in self.sources.values() for name, item in source.columns.items() if item.sensitive}
@@ -243,9 +236,9 @@ def _check_roles(columns: dict[str, Column]) -> None:
 def _check_known_at(table: str, columns: dict[str, Column]) -> None:
     where = f"tables.{table}.columns" if table else "columns"
     for name, column in columns.items():
-        if column.known_at in (None, "prior"):
+        if column.known_at is None or column.known_at == "prior":
             continue
-        anchor, _ = units.moment(column.known_at or "")
+        anchor = column.known_at.column
         if anchor not in columns:
             raise UserError(
                 f"{where}.{name}.known_at names {anchor!r}, which is not a column.{nearest(anchor, columns)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engine.config import names, units
 from engine.config.schema import key, section
+from engine.config.units import Moment, Span
 from engine.errors import UserError, nearest
 
 AGGREGATES = (
@@ -45,10 +46,10 @@ class ViewConfig:
     entity: tuple[str, ...] = key((), "key columns of the event table: whose history, or which row of the table")
     table: str | None = key(None, "table that an as-of view reads; null = the events (windows)")
     on: tuple[str, ...] = key((), "columns of the table that match the entity, in order; empty = the same names")
-    windows: tuple[str, ...] = key((), "lengths of the trailing windows", parse=units.span)
+    windows: tuple[Span, ...] = key((), "lengths of the trailing windows")
     aggregates: dict[str, tuple[str, ...]] = key(factory=dict, help="column -> aggregates; `rows` -> [count, recency]")
     columns: tuple[str, ...] = key((), "columns that an as-of view returns")
-    max_age: str | None = key(None, "largest age of a row that an as-of view accepts; null = any", parse=units.span)
+    max_age: Span | None = key(None, "largest age of a row that an as-of view accepts; null = any")
     inclusive: bool = key(False, "accept a row known exactly at the decision time")
     expressions: dict[str, ExpressionConfig] = key(factory=dict, help="feature -> SQL expression (kind expression)")
     function: str = key("", "name in the entry-point group engine.features of an installed package (kind function)")
@@ -91,16 +92,19 @@ class EncodeConfig:
 class FeaturesConfig:
     """The features of a row, as of the decision time."""
 
-    as_of: str | None = key(None, "decision time: a time column with an optional lead (`scheduled - 1h`)")
+    as_of: Moment | None = key(None, "decision time: a time column with an optional lead (`scheduled - 1h`)")
     direct: dict[str, bool] = key(factory=dict, help="columns used unchanged: name -> true")
     calendar: dict[str, CalendarConfig] = key(factory=dict, help="parts of time columns by name")
     views: dict[str, ViewConfig] = key(factory=dict, help="views of the feature store by name", parse=names.folder)
     windows: bool = key(True, "false leaves out every view of kind windows")
     encode: EncodeConfig = section(EncodeConfig, "fitted encoding")
 
-    def __post_init__(self) -> None:
-        if self.as_of is not None:
-            units.moment(self.as_of)
+    @property
+    def decision(self) -> Moment:
+        """The decision time. Raises UserError where `as_of` is not given."""
+        if self.as_of is None:
+            raise UserError("features.as_of must say when the decision is taken, as in `scheduled - 1h`, found none")
+        return self.as_of
 
     @property
     def active_views(self) -> dict[str, ViewConfig]:

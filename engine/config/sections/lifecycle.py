@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import names, units
+from engine.config import names
 from engine.config.schema import key, section
+from engine.config.units import Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +52,18 @@ class RetrainConfig:
     performance_drop: float = key(
         0.01, "largest loss of the watched metric against the champion's own judged or tested figure", ge=0
     )
-    max_age: str = key("100d", "age of the champion's newest training row that starts a retrain", parse=units.span)
+    max_age: Span = key(Span("100d"), "age of the champion's newest training row that starts a retrain")
     min_new_rows: int = key(10_000, "new labelled rows since the champion that start a retrain", ge=1)
-    cool_down: str = key("45d", "no retrain starts within this time after the last one", parse=units.span)
+    cool_down: Span = key(Span("45d"), "no retrain starts within this time after the last one")
     budget: int | None = key(None, "most retrains that may start within budget_period; null = any number", ge=1)
-    budget_period: str = key("365d", "period of the budget", parse=units.span)
+    budget_period: Span = key(Span("365d"), "period of the budget")
     window: str = key("expanding", "rows that a challenger is trained on", choices=("expanding", "sliding"))
-    window_length: str = key("90d", "length of a sliding window", parse=units.span)
-    valid_length: str = key("7d", "newest part of the window, for early stopping; 0d = none", parse=units.span)
-    judge_length: str = key(
-        "14d", "latest mature rows, which neither model was trained on, for the judgement", parse=units.span
-    )
-    maturity: str | None = key(
+    window_length: Span = key(Span("90d"), "length of a sliding window")
+    valid_length: Span = key(Span("7d"), "newest part of the window, for early stopping; 0d = none")
+    judge_length: Span = key(Span("14d"), "latest mature rows, which neither model was trained on, for the judgement")
+    maturity: Span | None = key(
         None,
         "age at which a row's label is expected; null = the age by which 95 % of labels have arrived",
-        parse=units.span,
     )
     start: str = key("scratch", "initial weights", choices=("scratch", "champion"))
     resume: str = key("auto", "continue an unfinished run of the same plan", choices=("auto", "never"))
@@ -80,8 +78,8 @@ class PolicyConfig:
         (), "what starts a retrain; empty = nothing", choices=("always", "drift", "performance", "age", "volume")
     )
     window: str | None = key(None, "null = as retrain.window", choices=("expanding", "sliding"))
-    window_length: str | None = key(None, "null = as retrain.window_length", parse=units.span)
-    cool_down: str | None = key(None, "null = as retrain.cool_down", parse=units.span)
+    window_length: Span | None = key(None, "null = as retrain.window_length")
+    cool_down: Span | None = key(None, "null = as retrain.cool_down")
     budget: int | None = key(None, "null = as retrain.budget", ge=1)
     drift_windows: int | None = key(None, "null = as retrain.drift_windows", ge=1)
     performance_drop: float | None = key(None, "null = as retrain.performance_drop", ge=0)
@@ -91,7 +89,7 @@ def default_policies() -> dict[str, PolicyConfig]:
     """The four policies that every backtest compares. A champion may become too old without any alarm."""
     return {
         "never": PolicyConfig(),
-        "every": PolicyConfig(triggers=("always",), cool_down="0s"),
+        "every": PolicyConfig(triggers=("always",), cool_down=Span("0s")),
         "drift": PolicyConfig(triggers=("drift", "age")),
         "performance": PolicyConfig(triggers=("performance", "age")),
     }
@@ -116,4 +114,4 @@ class BacktestConfig:
 
     def __post_init__(self) -> None:
         if self.period != "month":
-            units.span(self.period)
+            Span(self.period)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from engine.config import units
 from engine.config.schema import key
+from engine.config.units import Share, Span
 from engine.errors import UserError, nearest
 
 DRIFT_STATISTICS = ("psi", "ks", "wasserstein", "missing", "outside", "unseen", "volume")
@@ -30,7 +30,7 @@ class AlertConfig:
     SHORTHAND = "kind"
     kind: str = key("log", "how", choices=("log", "file", "command", "webhook"))
     to: str = key("", "file to append to, command to start (with the path of drift.json), or URL to post to (a secret)")
-    timeout: str = key("10s", "longest total time of a command, or of one attempt at a web service", parse=units.span)
+    timeout: Span = key(Span("10s"), "longest total time of a command, or of one attempt at a web service")
     tries: int = key(3, "attempts at a web service", ge=1)
 
     def __post_init__(self) -> None:
@@ -67,12 +67,12 @@ class MonitorConfig:
     block: int = key(7, "consecutive days in a block of such a window", ge=1)
     seed: int = key(0, "seed of the resampling", ge=0)
     labels: bool = key(True, "measure performance on rows whose label is known")
-    min_labelled: str | float = key("50%", "share of labels that must be known to judge performance", parse=units.share)
+    min_labelled: Share = key(Share("50%"), "share of labels that must be known to judge performance")
     performance_floor: float = key(0.1, "smallest relative loss of quality worth an alarm", ge=0)
     multivariate: bool = key(True, "PCA reconstruction error and domain classifier, where rows are available")
     business: dict[str, BusinessConfig] = key(factory=dict, help="user-defined numbers by name")
     alerts: dict[str, AlertConfig] = key(factory=dict, help="where alarms are sent, by name")
-    cooldown: str = key("1d", "time in which the same cause is not sent again", parse=units.span)
+    cooldown: Span = key(Span("1d"), "time in which the same cause is not sent again")
 
     def __post_init__(self) -> None:
         for name, value in self.floors.items():

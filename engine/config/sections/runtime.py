@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from engine.config import units
 from engine.config.schema import key
+from engine.config.units import Size, Span
 from engine.errors import UserError
 
 
@@ -19,14 +19,14 @@ class ClusterConfig:
     threads: int = key(0, "compute threads of each worker; 0 = the cores divided among workers", ge=0)
     gpus_per_worker: float = key(0, "GPUs of each worker", ge=0)
     address: str | None = key(None, "null = the job's own cluster or a new local one; auto; host:port")
-    timeout: str = key("60s", "how long to wait for a silent worker before its work goes to others", parse=units.span)
-    stall: str = key("10min", "how long a command waits without any progress before it ends", parse=units.span)
+    timeout: Span = key(Span("60s"), "how long to wait for a silent worker before its work goes to others")
+    stall: Span = key(Span("10min"), "how long a command waits without any progress before it ends")
     min_workers: int = key(
         0, "fewest workers with which an attempt may continue after the cluster shrank; 0 = all", ge=0
     )
     retries: int = key(3, "attempts after the first one failed", ge=0)
     dashboard: bool = key(False, "Ray's dashboard on a local cluster (loopback only)")
-    upload_limit: str = key("100MB", "largest working folder that `submit` uploads", parse=units.size)
+    upload_limit: Size = key(Size("100MB"), "largest working folder that `submit` uploads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class TrackingConfig:
     group: str | None = key(None, "group of runs in the tracker; null = the name of the experiment")
     tags: tuple[str, ...] = key((), "tags of the run in the tracker")
     rows: bool = key(False, "send the rows of data that a model's bundle holds (gate, samples); else by reference")
-    timeout: str = key("60s", "longest time for the mirror to open, or to finish after the run", parse=units.span)
+    timeout: Span = key(Span("60s"), "longest time for the mirror to open, or to finish after the run")
 
 
 def is_address(text: str) -> bool:
@@ -79,8 +79,6 @@ class PathsConfig:
 class ResourcesConfig:
     """What a process may use: memory, threads, time."""
 
-    memory: str | int = key(
-        "4GB", "memory limit of ingest and features; a row of the data may take an eighth of it", parse=units.size
-    )
+    memory: Size = key(Size("4GB"), "memory limit of ingest and features; a row of the data may take an eighth of it")
     threads: int = key(0, "compute threads; 0 = all cores", ge=0)
-    query: str = key("1h", "longest wait for the next rows of a SQL query, which is then interrupted", parse=units.span)
+    query: Span = key(Span("1h"), "longest wait for the next rows of a SQL query, which is then interrupted")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import units
 from engine.config.schema import key
+from engine.config.units import Size
 from engine.errors import UserError
 
 
@@ -48,9 +48,7 @@ class ScoreConfig:
     region: str | None = key(None, "s3:// region of input and output; null = from the credential chain")
     partition: str | None = key(None, "column whose values become folders `column=value` (hive)")
     file_rows: int = key(0, "rows of an output file; 0 = one file per unit, or by file_size", ge=0)
-    file_size: str | int | None = key(
-        None, "target size of output files, as in 128MB; null = by file_rows", parse=units.size
-    )
+    file_size: Size | None = key(None, "target size of output files, as in 128MB; null = by file_rows")
     compression_level: int = key(1, "zstd level of the output", ge=1, le=22)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import environment, records, stall, storage, terminal
@@ -74,12 +73,12 @@ def shared_path(path: str) -> str:
 
 def timeout_seconds(config: Config) -> float:
     """cluster.timeout in seconds; every wait of Ray Train and of the collectives follows it."""
-    return max(units.span(config.cluster.timeout) / 1e6, 1.0)
+    return max(config.cluster.timeout.seconds, 1.0)
 
 
 def stall_seconds(config: Config) -> float:
     """cluster.stall in seconds; the bound of every wait."""
-    return max(units.span(config.cluster.stall) / 1e6, 1.0)
+    return max(config.cluster.stall.seconds, 1.0)
 
 
 def start_seconds(config: Config) -> float:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config import units
 from engine.config.tree import Config
+from engine.config.units import Size
 from engine.errors import UserError
 from engine.runtime import environment, stall, storage
 from engine.runtime.on_ray import cluster
@@ -176,8 +176,8 @@ def actors_for(config: Config, local: bool, gpus: float = 0) -> tuple[Config, Ac
     each = workers if local else 1
     cores = environment.threads_of(config) if local else 1
     threads = config.cluster.threads or max(1, cores // each)
-    memory = max(1, units.size(config.resources.memory) // each)
-    mine = dataclasses.replace(config.resources, threads=threads, memory=str(memory))
+    memory = max(1, config.resources.memory.bytes // each)
+    mine = dataclasses.replace(config.resources, threads=threads, memory=Size(str(memory)))
     patience, stalled = cluster.timeout_seconds(config), cluster.stall_seconds(config)
     actors = Actors(workers, 1 if local else threads, gpus, patience, stall=stalled)
     return dataclasses.replace(config, resources=mine), actors

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import engine
-from engine.config import secrecy, units
+from engine.config import secrecy
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import environment, git, records, storage, terminal
@@ -151,7 +151,7 @@ def _report_secrets(names: list[str]) -> None:
 
 
 def _report(files: dict[str, int], config: Config) -> None:
-    total, limit = sum(files.values()), units.size(config.cluster.upload_limit)
+    total, limit = sum(files.values()), config.cluster.upload_limit.bytes
     entries = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in largest_entries(files))
     text = f"{len(files)} files, {total / 1e6:.1f} MB; largest: {entries or 'none'}"
     if total > limit:
