@@ -1,10 +1,10 @@
 """Features: how much faster than a feature store's retrieval, than Polars and DuckDB, and does an append cost its share?
 
 history_join   weather as of 5,000 flights' decisions (9 columns, at most 6 h old); peer `feast`: get_historical_features
-               over the same Parquet with a ttl of 6 h, in an environment of its own
+               over the same Parquet with a ttl of 6 h, in a separate environment
 windows_6x5    the windows of the whole flights specification: 6 entities, 4 windows, 7 aggregates; peers `polars`
                (rolling(group_by)) and `duckdb` (range windows) compute the same numbers of outputs by event time only,
-               which is less: they do not ask when a value became known
+               which is less: they ignore when a value became known
 month          features of an appended December; `share` is what a twelfth of the full build took, rows counted
 partitioned    one view (4 windows) over 100 M rows, 8 GB of memory allowed: rows/s; the note has peak memory and disk
 """

@@ -1,8 +1,8 @@
 """GPU: does the device path agree with the CPU, and how near to the card's own limits does it train, score and count?
 
 First the checks (order, masks, losses, scores, kernels: device against CPU), then figures; all data is made on the spot. Needs an
-NVIDIA GPU, torch and numba-cuda, neither Ray nor W&B nor DuckDB. Takes less than eight minutes: what would run over is left out
-and said so. Prints a table and, at full scale, writes benchmarks/results/gpu.json where --json names no other file.
+NVIDIA GPU, torch and numba-cuda, neither Ray nor W&B nor DuckDB. Takes less than eight minutes; longer work is skipped
+with a note. Prints a table and, at full scale, writes benchmarks/results/gpu.json where --json names no other file.
 
     train_*     rows/s of the 3x256 MLP with dropout on 103 features: eager, CUDA graph, torch.compile inside a graph; batches of
                 1 k to 64 k; rows resident on the card or streamed from pinned buffers; `flights` x 64 as well

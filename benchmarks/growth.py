@@ -2,7 +2,7 @@
 
 The ratio is the time a row takes at 1 M rows over the time it takes here: 1 is linear, below 1 is worse. What is read at random
 (`gather`, and the probes of `asof`) also pays for leaving the caches between 1 M and 10 M rows. A size that does not fit the
-free memory is left out and says so.
+free memory is left out with a note.
 """
 
 from __future__ import annotations

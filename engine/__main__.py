@@ -1,9 +1,9 @@
-"""The shell: `python -m engine COMMAND [overrides]`. Takes the command, composes the config, runs the step, says how it
-went.
+"""The command line: `python -m engine COMMAND [overrides]`. Parses the command, composes the config, runs the step and
+reports the outcome.
 
 Exit codes: 0 done, 1 error, 2 alarm, 3 cannot be judged, 130 interrupted, 141 the reader of its output left (`| head`). The
-last line that a step prints on stdout is its run directory.
-Rooms are imported by dispatch, so that `--help` is quick and a command loads only what it uses.
+last line of a step on stdout is its run directory.
+Packages are imported on dispatch, so that `--help` is quick and a command loads only what it uses.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from engine.runtime import terminal
 
 DONE, ERROR, ALARM, UNJUDGED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
 OPTIONS = {
-    "--help": "what the shell does; after a command: its config groups and keys",
+    "--help": "this help; after a command: its config groups and keys",
     "--version": "version of the engine",
     "--cfg job": "print the resolved config and stop",
-    "--config-dir DIR": "a folder with more config (experiment/, data/, features/, ...); store/ and runs/ lie beside it, "
+    "--config-dir DIR": "a folder with more config (experiment/, data/, features/, ...); store/ and runs/ are beside it, "
     "or in it where it is the working directory, unless paths.store and paths.runs say otherwise",
     "--multirun": "key=a,b runs once with each value, one after the other",
 }
-# How a word of the command line is written; the first example is tried by the tests.
+# Syntax of overrides; the tests run the first example.
 WORDS = (
-    "A name with a dot or a bracket stands in brackets: 'data.columns[sepal.length].min=0', in an experiment's file "
-    "`sepal.length: {min: 0}`. Where a key takes text, words are that text as written, in files and here: "
-    "values=[0123,1.10,no]; null in quotes is a text too."
+    "A name with a dot or a bracket is written in brackets: 'data.columns[sepal.length].min=0', in an experiment's file "
+    "`sepal.length: {min: 0}`. Where a key takes text, the value is the text as written, in files and here: "
+    "values=[0123,1.10,no]; null in quotes is text too."
 )
 
 
 @dataclass
 class Request:
-    """The command line, taken apart."""
+    """The parsed command line."""
 
     words: list[str] = field(default_factory=list)
     help: bool = False
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stall = sys.modules.get("engine.runtime.stall")
     if argv is None and stall is not None and stall.is_left():
         sys.stderr.flush()
-        os._exit(code)  # threads are stuck: the process waits for none of them
+        os._exit(code)  # threads are stuck: exit without waiting for them
     return code
 
 
@@ -75,7 +75,7 @@ def _told(words: list[str]) -> int:
         _say(f"error: {error}")
         return ERROR
     except KeyboardInterrupt as error:
-        _say("interrupted; where a run can be resumed, the same command goes on with it", *_notes(error))
+        _say("interrupted; the same command continues a run that can be resumed", *_notes(error))
         return INTERRUPTED
     except Exception as error:
         return UNREAD if isinstance(error, BrokenPipeError) and _reader_left() else _unexpected(error)
@@ -100,10 +100,10 @@ def _main(words: list[str]) -> int:
     )
     _refuse_options([word for word in overrides if word.startswith("-")])
     if request.multirun and command.plain:
-        raise UserError(f"--multirun runs a step once with each value; {name!r} is no step: leave it out")
+        raise UserError(f"--multirun runs a step once with each value; {name!r} is not a step: leave it out")
     compose = importlib.import_module("engine.config.compose")
     plans = compose.sweep(overrides) if request.multirun else [overrides]
-    # Every combination is composed before the first one runs: a bad value stops the sweep before it starts.
+    # Every combination is composed before the first one runs, so that a bad value stops the sweep before it starts.
     composed = [compose.compose(plan, request.config_dir) for plan in plans]
     if request.cfg:
         print("---\n".join(compose.to_yaml(one.saved) for one in composed), end="")
@@ -149,7 +149,7 @@ def _refuse_options(words: list[str]) -> None:
 
 
 def _step(name: str, composed: Any) -> int:
-    # Libraries read these when they are imported, so they are set before the rooms are.
+    # Libraries read these on import, so they are set before the engine's packages are imported.
     importlib.import_module("engine.runtime.environment").set_threads(composed.config.resources.threads)
     api = importlib.import_module("engine.api")
     with _termination():
@@ -160,7 +160,7 @@ def _step(name: str, composed: Any) -> int:
 
 
 class _termination:
-    """SIGTERM ends a step as Ctrl-C does: recorded as interrupted, and resumable."""
+    """SIGTERM ends a step like Ctrl-C: it is recorded as interrupted and can be resumed."""
 
     def __enter__(self) -> None:
         self._main = threading.current_thread() is threading.main_thread()
@@ -184,7 +184,7 @@ def _say(*lines: str) -> None:
 
 
 def _reader_left() -> bool:
-    """Whether nobody reads stdout any more. Then nothing is written there again, at the end of Python either."""
+    """Whether the reader of stdout has left. Then nothing more is written there, not even at Python's exit."""
     watch = select.poll()
     watch.register(sys.stdout.fileno(), 0)
     left = bool(watch.poll(0))
@@ -230,7 +230,7 @@ def _show(metrics: Mapping[str, float | None]) -> None:
 
 
 def _rows(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
-    """(name, text) of each metric; `<name>_low` and `<name>_high` become the interval behind it."""
+    """(name, text) of each metric; `<name>_low` and `<name>_high` become its interval."""
     for name, value in metrics.items():
         base = name.removesuffix("_low").removesuffix("_high")
         if base != name and base in metrics:

@@ -1,4 +1,4 @@
-"""The engine from Python and notebooks: `run` does what the shell does, `load` gives a model that scores."""
+"""The Python API, for programs and notebooks: `run` runs a step as the command line does, `load` opens a model for scoring."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 def run(command: str, *overrides: str, config_dir: str | None = None) -> Run:
-    """Do one step: `engine.run("train", "+experiment=flights", "train.lr=0.01")`.
+    """Run one step: `engine.run("train", "+experiment=flights", "train.lr=0.01")`.
 
-    Returns the finished run: `run.directory`, `run.metrics`, `run.record`. Raises UserError for what the caller can
-    mend; any other error carries the run directory as a note.
+    Returns the finished run: `run.directory`, `run.metrics`, `run.record`. Raises UserError for
+    mistakes of the caller; any other error has the run directory as a note.
     """
     name, rest = commands.find(command.split())
     if rest or commands.COMMANDS[name].plain:
-        raise UserError(f"engine.run takes a step, found {command!r}; use the shell for it")
+        raise UserError(f"engine.run takes a step, found {command!r}; use the command line for it")
     return execute(name, compose.compose(overrides, config_dir), ["engine.run", name])
 
 
 def load(run: str | Path | Run, *, config_dir: str | None = None) -> Predictor:
     """The predictor of a training run: its directory, the Run, or `NAME@champion` of the registry in `runs/`.
 
-    `config_dir` is that of `engine.run`: the registry lies among its runs.
+    `config_dir` is that of `engine.run`: the registry is in its folder of runs.
     `load(run).predict(events, history, tables)`: see Predictor.predict.
     """
     directory = run.directory if isinstance(run, Run) else Path(run)
@@ -46,7 +46,7 @@ def load(run: str | Path | Run, *, config_dir: str | None = None) -> Predictor:
 
 
 def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
-    """Open the run, call the step, close the run. `program` is what stands before the overrides on the command line.
+    """Open the run, call the step, close the run. `program` is the part of the command line before the overrides.
 
     The step's module is imported before the directory is made, so that a missing package leaves nothing behind.
     """
@@ -58,7 +58,7 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
         try:
             _carry_out(step, composed, run)
         finally:
-            if storage.is_private():  # also where only the model has said that columns are sensitive
+            if storage.is_private():  # also where only the model declares sensitive columns
                 storage.take_from_others(run.directory)
     return run
 
@@ -86,7 +86,7 @@ def _carry_out(step: Callable[[Config, Run], dict[str, float]], composed: Compos
 
 
 def _in_job(composed: Composed) -> Composed:
-    """Inside a Ray job the working directory is a node-local copy that goes with the job: relative paths leave it."""
+    """Inside a Ray job the working directory is a local copy that is deleted with the job: relative paths leave it."""
     paths = composed.config.paths
     paths = dataclasses.replace(paths, store=cluster.shared_path(paths.store), runs=cluster.shared_path(paths.runs))
     config = dataclasses.replace(composed.config, paths=paths)
@@ -102,7 +102,7 @@ def _open(name: str, composed: Composed, words: list[str]) -> Run:
             try:
                 return Run.resume(directory, composed.secrets, command_line=words)
             except RunBusy:
-                pass  # another process took it up in between: this command does its own work
+                pass  # another process resumed it meanwhile: this command starts a new run
     elif choice != "never":
         _check_same_plan(name, composed.config, composed.saved, Path(choice), f"{section}.resume")
         return Run.resume(Path(choice), composed.secrets, command_line=words)
@@ -113,7 +113,7 @@ def _open(name: str, composed: Composed, words: list[str]) -> Run:
 
 
 def _tell_of_another_plan(run: Run, composed: Composed) -> None:
-    """Log why the newest run before this one, where it is unfinished, was not taken up: it has another plan."""
+    """Log why the newest earlier run, if unfinished, was not resumed: it has another plan."""
     earlier = sorted(path.parent for path in run.directory.parent.glob("*-*/run.json") if path.parent != run.directory)
     if not earlier or (earlier[-1] / "DONE").exists():
         return
@@ -124,7 +124,7 @@ def _tell_of_another_plan(run: Run, composed: Composed) -> None:
 
 
 def _changed_keys(record: dict[str, Any], config: Config, saved: dict[str, Any]) -> str:
-    """Keys of the plan that differ from those of a run's record."""
+    """Keys of the plan whose values differ from those in a run's record."""
     now = {**schema.plain(config), **saved}
     found = nested.differences(without(record["config"], IMMATERIAL), without(now, IMMATERIAL))
     return ", ".join(key for key, *_ in found) or "secret values"

@@ -1,4 +1,4 @@
-"""The commands of the shell and of `engine.run`, as data: to add one is to add one line. Imports no other room."""
+"""The commands of the command line and of `engine.run`, as data: a new command is one line. Imports no other package."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OPTION = re.compile(r"\[(--[\w-]+)( [^\s\]]+)?( \.\.\.)?\]")  # in a usage: [--j
 
 @dataclass(frozen=True)
 class Command:
-    """What a command calls and which parts of the config it reads.
+    """The function of a command, and the parts of the config that it reads.
 
     A step is `function(config, run) -> {metric: value}` and gets a run directory; a plain command (`plain=True`) is
-    `function(config, words) -> exit code` and gets none. `resume` names the section whose `resume` key it obeys.
+    `function(config, words) -> exit code` and gets none. `resume` names the section with its `resume` key.
     A plain command whose `usage` has options in brackets is `function(config, words, options)`.
     """
 
@@ -31,9 +31,9 @@ class Command:
     resume: str | None = None
     plain: bool = False
     usage: str = "[key=value ...]"
-    check: str = ""  # `function(config)` of a step that refuses before a run directory is made
+    check: str = ""  # `function(config)` of a step that checks the config before a run directory is made
     raw: bool = False  # a plain command that is handed all of its words, overrides too
-    keys: tuple[tuple[str, str], ...] = ()  # options of a step that are another way to write a config key
+    keys: tuple[tuple[str, str], ...] = ()  # options of a step that set a config key
 
     @property
     def options(self) -> dict[str, tuple[bool, bool]]:
@@ -44,7 +44,7 @@ class Command:
 
 plain = functools.partial(Command, plain=True)
 
-# A name of two words (`features list`) wins over its first word alone.
+# A name of two words (`features list`) takes precedence over its first word.
 COMMANDS: dict[str, Command] = {
     "ingest": Command("engine.data.ingest:ingest", "read the sources, check them, store the dataset", DATA),
     "validate": Command("engine.data.validate:validate", "read and check the sources, store nothing", DATA),
@@ -55,7 +55,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "data gc": plain(
         "engine.data.dataset_gc:gc",
-        "datasets that no run has named, and what keeps the others; --delete removes them",
+        "datasets that no run names, and the reasons that keep the others; --delete removes them",
         usage="[--delete] [--json]",
     ),
     "features": Command("engine.features.build:features", "compute the feature views of a dataset", DATA),
@@ -78,7 +78,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "features gc": plain(
         "engine.features.catalog:gc",
-        "versions that no run has named; --delete removes them",
+        "versions that no run names; --delete removes them",
         usage="[--delete] [--json]",
     ),
     "features latest": plain(
@@ -89,7 +89,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "features audit": plain(
         "engine.features.catalog:audit",
-        "leak trial: change what rows must not know and see whether a feature moves; exit code 2 with leaks",
+        "leak audit: change values that rows must not use and compare the features; exit code 2 with leaks",
         DATA,
         usage="+experiment=NAME [--rows N] [--seed N] [--json]",
     ),
@@ -120,28 +120,28 @@ COMMANDS: dict[str, Command] = {
     ),
     "submit": plain(
         "engine.runtime.on_ray.submit:submit",
-        "run a command as a job of a Ray cluster, after a look at what would be uploaded, and follow it",
+        "run a command as a job of a Ray cluster: check the upload, start the job, follow it",
         ("train", "score", *DATA),
         raw=True,
         usage="COMMAND [key=value ...] [cluster.address=http://host:8265]",
     ),
     "warmup": plain(
-        "engine.runtime.warmup:warmup", "compile every kernel, so that the next command need not", usage=""
+        "engine.runtime.warmup:warmup", "compile every kernel, so that the next command starts quickly", usage=""
     ),
     "reproduce": plain(
         "engine.lifecycle.reproduce:reproduce",
-        "run again in a temporary place and compare link by link; exit code 2 names the first difference",
+        "repeat a run in a temporary folder and compare link by link; exit code 2 names the first difference",
         ("trust",),
         usage="RUN [trust=DIGEST] [--code recorded|current] [--from LINK] [--inputs DIR] [--build-env] [--keep DIR] [--json]",
     ),
     "verify": plain(
         "engine.lifecycle.verify:verify",
-        "every file of the store and of the runs against what was written; exit code 2 names what is damaged",
+        "check every file of the store and of the runs against its digest; exit code 2 names damaged files",
         usage="[FOLDER ...] [--json]",
     ),
     "compare": plain(
         "engine.lifecycle.compare:compare",
-        "what differs between runs: code, config, data, environment, metrics, cost",
+        "differences between runs: code, config, data, environment, metrics, cost",
         usage="RUN RUN ... [--html FILE] [--json]",
     ),
     "runs": plain(
@@ -151,17 +151,17 @@ COMMANDS: dict[str, Command] = {
     ),
     "runs gc": plain(
         "engine.lifecycle.retention:gc",
-        "runs that nothing needs any more, and what keeps the others; --delete removes them",
+        "runs that are no longer needed, and the reasons that keep the others; --delete removes them",
         usage="[--older SPAN] [--delete] [--json]",
     ),
     "runs rm": plain(
         "engine.lifecycle.retention:rm",
-        "runs by name: whether something keeps them; --delete removes them",
+        "remove runs by name; shows whether something needs them, --delete removes them",
         usage="RUN ... [--delete] [--json]",
     ),
     "lineage": plain(
         "engine.lifecycle.lineage:lineage",
-        "what made a file, a model or an alarm, and what was made of it",
+        "the runs that led to a file, a model or an alarm, and the runs that used it",
         usage="PATH|DIGEST [--json]",
     ),
     "registry list": plain(
@@ -171,7 +171,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "registry show": plain(
         "engine.lifecycle.registry:show",
-        "a model's versions and every move with who, why and from which decision; or one version",
+        "a model's versions and every change with its author, reason and decision; or one version",
         usage="NAME | NAME@ALIAS | NAME@DIGEST [--json]",
     ),
     "registry promote": plain(
@@ -182,13 +182,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "registry rollback": plain(
         "engine.lifecycle.registry:rollback",
-        "bring back the champion before this one",
+        "make the previous champion the champion again",
         ("registry",),
         usage="NAME [registry.why=TEXT]",
     ),
     "registry diff": plain(
         "engine.lifecycle.registry:diff",
-        "what differs between two versions: specification, training, metrics",
+        "differences between two versions: specification, training, metrics",
         usage="NAME VERSION VERSION [--json]",
     ),
     "retrain": Command(
@@ -207,7 +207,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "track sync": plain(
         "engine.runtime.tracking:track_sync",
-        "send the mirror of runs again, from their directories",
+        "send the mirror of runs again from their directories",
         ("tracking",),
         usage="RUN ... [key=value ...]",
     ),
@@ -230,7 +230,7 @@ def find(words: list[str]) -> tuple[str, list[str]]:
 
 
 def keyed(command: Command, rest: list[str]) -> list[str]:
-    """The words of a step, its options written as config keys: `--replay FILE` is `retrain.replay=FILE`."""
+    """The words of a step, with options converted to config keys: `--replay FILE` is `retrain.replay=FILE`."""
     keys, found, remaining = dict(command.keys), [], iter(rest)
     for word in remaining:
         name, equals, value = word.partition("=")
@@ -264,7 +264,7 @@ def split(command: Command, rest: list[str]) -> tuple[list[str], list[str], dict
 
 
 def function(name: str) -> Callable[..., Any]:
-    """The function behind a command; its module is imported only now."""
+    """The function of a command; its module is imported now."""
     return _imported(COMMANDS[name].target)
 
 
