@@ -514,7 +514,7 @@ def test_a_place_where_no_folder_can_be_made_is_one_message(cli, step, place) ->
 
 def test_multirun_of_a_command_that_is_no_step_is_refused(cli) -> None:
     outcome = cli("runs", "--multirun", "train.lr=0.1,0.2")
-    assert outcome.code == 1 and "'runs' is no step" in outcome.err
+    assert outcome.code == 1 and "'runs' is not a step" in outcome.err
 
 
 def test_a_run_whose_tracker_cannot_start_is_recorded_as_failed(cli, step, workplace, monkeypatch) -> None:
