@@ -16,7 +16,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from engine.data.arrow_types import schema_of
-from engine.data.violations import TallyRecord
+from engine.data.quarantine import TallyRecord
 from engine.errors import UserError, nearest
 from engine.runtime import digest, records, seal, storage
 from engine.runtime.seal import Seal

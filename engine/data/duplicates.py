@@ -8,8 +8,8 @@ import numpy as np
 
 from engine.config.sections.data import DataConfig
 from engine.data import order
+from engine.data.quarantine import EQUAL, Tally, place_of
 from engine.data.row_origins import Origin, compare, locate
-from engine.data.violations import EQUAL, Tally, place_of
 from engine.errors import UserError
 
 

@@ -38,11 +38,11 @@ from engine.data.dataset import (
 from engine.data.duplicates import drop_duplicates
 from engine.data.files import event_source
 from engine.data.ingest_plan import IngestPlan, contents_of, make_plan, ordered
+from engine.data.quarantine import Tally, apply, quarantine
 from engine.data.row_origins import Origin, locate
 from engine.data.side_tables import check_unique, key_columns, table_entry
 from engine.data.stage import Staged
 from engine.data.stage_sources import stage_files
-from engine.data.violations import Tally, apply, quarantine
 from engine.data.write import Written, canonical, write_parts
 from engine.errors import UserError
 from engine.runtime import seal, storage

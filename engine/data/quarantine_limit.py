@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from engine.config import schema
 from engine.config.sections.data import DataConfig
 from engine.data.files import SourceFile, event_source
+from engine.data.quarantine import Tally, is_duplicate, place_of, quarantine
 from engine.data.readers import advice
-from engine.data.violations import Tally, is_duplicate, place_of, quarantine
 
 
 def excess(data: DataConfig, tallies: Sequence[Tally], files: Iterable[SourceFile]) -> str | None:

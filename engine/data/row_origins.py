@@ -13,8 +13,8 @@ import pyarrow.dataset
 from engine.config.sections.data import Column
 from engine.data.columns import TEXT_LIMIT, as_text
 from engine.data.dataset import row_ids
+from engine.data.quarantine import CONFLICTING, EQUAL
 from engine.data.stage import Staged
-from engine.data.violations import CONFLICTING, EQUAL
 
 
 class Origin:

@@ -11,8 +11,8 @@ from engine.config.sections.data import Column, TableConfig
 from engine.data import order
 from engine.data.columns import as_text
 from engine.data.dataset import ColumnEntry, TableEntry
+from engine.data.quarantine import EQUAL
 from engine.data.row_origins import compare
-from engine.data.violations import EQUAL
 from engine.errors import UserError
 from engine.runtime import digest
 

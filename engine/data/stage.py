@@ -25,26 +25,14 @@ from engine.data.bounds import USUAL, Bounds
 from engine.data.columns import FILE, Chunk, Finding, MissingColumnError
 from engine.data.dataset import FileReport
 from engine.data.files import SourceFile, Torn, event_source, skip_advice
-from engine.data.readers import advice, arrow_files, csv_files, json_files, lake_tables
-from engine.data.violations import NO_RECORDS, PolicyError, Tally, apply, record_lost_rows
+from engine.data.quarantine import NO_RECORDS, PolicyError, Tally, apply, record_lost_rows
+from engine.data.readers import advice, arrow_files, lake_tables
+from engine.data.readers.formats import READERS, TITLES
 from engine.errors import UserError
 from engine.runtime import digest, records, seal, storage
 from engine.runtime.on_ray import pool
 
 FORMAT = 5
-Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any], Bounds], Iterator[Chunk]]
-READERS: dict[str, Reader] = {
-    "csv": csv_files.read,
-    "jsonl": json_files.read,
-    "parquet": arrow_files.read_parquet,
-    "arrow": arrow_files.read_arrow,
-    "delta": lake_tables.read,
-    "iceberg": lake_tables.read,
-}
-KINDS = {
-    "csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet", "arrow": "Arrow IPC", "delta": "delta table",
-    "iceberg": "iceberg table",
-}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -148,14 +136,14 @@ def _chunks(
         if not failures.from_library(error) or pool.is_hopeless(error):
             raise
         if not file.size and file.format in ("parquet", "arrow"):
-            kind = KINDS[file.format]
+            kind = TITLES[file.format]
             reason = f"{file.shown} is empty: it must hold the header and the footer of {kind}{skip_advice(file)}"
             raise Refused(reason) from None
         column, part = arrow_files.damaged_part(file, source, bounds) if file.format == "parquet" else ("", "")
         where = f" in column {column!r}, {part}" if column else ""
         sensitive = [name for name, item in source.columns.items() if item.sensitive]
         reason = failures.reason_without_values(error, sensitive)
-        refused = Refused(f"{file.shown} cannot be read as {KINDS.get(file.format, file.format)}{where}: {reason}")
+        refused = Refused(f"{file.shown} cannot be read as {TITLES.get(file.format, file.format)}{where}: {reason}")
         without = f"; or declare the data without column {column!r}" if column else ""
         refused.ways_on = f"; replace the file{without}{skip_advice(file)}"
         raise refused from None if sensitive else error

@@ -17,8 +17,8 @@ from engine.data import stage
 from engine.data.bounds import Bounds
 from engine.data.columns import MissingColumnError
 from engine.data.files import SourceFile
+from engine.data.quarantine import Tally
 from engine.data.stage import Staged
-from engine.data.violations import Tally
 from engine.errors import UserError
 from engine.runtime import digest, storage
 from engine.runtime.on_ray import tasks

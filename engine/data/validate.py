@@ -11,8 +11,8 @@ from engine.config.tree import Config
 from engine.data import quarantine_limit, stage
 from engine.data.bounds import Bounds
 from engine.data.ingest_plan import make_plan
+from engine.data.quarantine import quarantine
 from engine.data.stage import Staged
-from engine.data.violations import quarantine
 from engine.errors import UserError
 from engine.runtime import storage, terminal
 from engine.runtime.run import Run

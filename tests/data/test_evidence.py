@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data.ingest import ingest
+from engine.data.quarantine import CONFLICTING, EQUAL
 from engine.data.readers import split_text
-from engine.data.violations import CONFLICTING, EQUAL
 from engine.errors import UserError
 from engine.runtime import storage
 from tests.data.helpers import build, config, read, run_of

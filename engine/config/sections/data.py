@@ -10,7 +10,7 @@ from engine.config.units import Moment, Share, Span
 from engine.errors import UserError, nearest
 
 ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
-FORMATS = ("auto", "csv", "jsonl", "parquet", "arrow", "iceberg", "delta")
+FORMATS = ("auto", "csv", "jsonl", "parquet", "arrow", "iceberg", "delta")  # data/readers/formats.py
 
 
 @dataclass(frozen=True, kw_only=True)

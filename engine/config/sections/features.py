@@ -9,7 +9,7 @@ from engine.config.schema import key, section
 from engine.config.units import Moment, Span
 from engine.errors import UserError, nearest
 
-AGGREGATES = (
+AGGREGATES = (  # kernels/windows.py computes them
     "count", "sum", "mean", "std", "min", "max", "last", "first", "recency", "distinct", "ewm_sum", "ewm_mean",
 )  # fmt: skip
 PARTS = ("hour", "minute_of_day", "weekday", "day", "day_of_year", "week", "month")

@@ -1,0 +1,26 @@
+"""The formats of sources: the reader of each, and its name in messages. `SUFFIXES` of files.py has the file names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from engine.config.sections.data import SourceConfig
+from engine.data.bounds import Bounds
+from engine.data.columns import Chunk
+from engine.data.files import SourceFile
+from engine.data.readers import arrow_files, csv_files, json_files, lake_tables
+
+Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any], Bounds], Iterator[Chunk]]
+READERS: dict[str, Reader] = {
+    "csv": csv_files.read,
+    "jsonl": json_files.read,
+    "parquet": arrow_files.read_parquet,
+    "arrow": arrow_files.read_arrow,
+    "delta": lake_tables.read,
+    "iceberg": lake_tables.read,
+}
+TITLES = {
+    "csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet", "arrow": "Arrow IPC", "delta": "delta table",
+    "iceberg": "iceberg table",
+}  # fmt: skip
