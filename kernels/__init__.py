@@ -13,4 +13,8 @@ Every public function checks its input, documents shapes, types, units and error
 result never depends on the number of threads.
 """
 
+# Of `windows`, listed here so that a config can name them without loading Numba; their places are codes.
+AGGREGATES = (
+    "count", "sum", "mean", "std", "min", "max", "last", "first", "recency", "distinct", "ewm_sum", "ewm_mean",
+)  # fmt: skip
 OWNER = "tabular-engine"  # PyPI has another package named kernels: the engine checks that it imported this one

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+import kernels
 from kernels import check
 from kernels.exact import (
     FIXED,
@@ -40,12 +41,7 @@ from kernels.exact import (
 from kernels.jit import check_threads, njit, run_ranges, split
 from kernels.sort import ascending, bounds, dense_codes, grouped_columns, radix_order, radix_rows
 
-AGGREGATES = {
-    name: code
-    for code, name in enumerate(
-        "count sum mean std min max last first recency distinct ewm_sum ewm_mean".split()  # codes are used below
-    )
-}
+AGGREGATES = {name: code for code, name in enumerate(kernels.AGGREGATES)}
 _COUNT, _SUM, _MEAN, _STD, _MIN, _MAX, _LAST, _FIRST, _RECENCY, _DISTINCT, _EWM_SUM, _EWM_MEAN = range(12)
 # Places in `_Plan.needs`; the first three are also the rows of the stacks, heads and trees.
 _AT_MIN, _AT_MAX, _AT_FIRST, _AT_LATEST, _AT_DISTINCT, _AT_EWM = range(6)

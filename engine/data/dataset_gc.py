@@ -12,7 +12,7 @@ from engine.config.tree import Config
 from engine.data.dataset import LATEST, MANIFEST
 from engine.errors import UserError
 from engine.runtime import records, storage, terminal
-from engine.runtime.run import as_written
+from engine.runtime.run import facts_of_runs
 
 KEEP_RECENT = 24 * 3600  # seconds: a run that begins may be about to name it
 INGEST = "an ingest is at work here"
@@ -64,12 +64,10 @@ def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
 def users(config: Config) -> dict[str, list[str]]:
     """Digest -> runs that made or took the dataset, those that backtests keep in the store among them."""
     found: dict[str, list[str]] = {}
-    for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
-        for path in sorted(runs.glob("*/*/*/run.json")):
-            record = records.read(as_written(path.parent, path.name, refuse=True), Named)
-            named = [record.get("chain", {}).get("dataset"), record.get("outputs", {}).get("dataset")]
-            for digest in {*named, *record.get("used", {}).values()} - {None}:
-                found.setdefault(str(digest), []).append("/".join(path.parent.parts[-3:]))
+    for directory, record in facts_of_runs(config, Named):
+        named = [record.get("chain", {}).get("dataset"), record.get("outputs", {}).get("dataset")]
+        for digest in {*named, *record.get("used", {}).values()} - {None}:
+            found.setdefault(str(digest), []).append("/".join(directory.parts[-3:]))
     return found
 
 

@@ -25,7 +25,7 @@ from engine.features import retrieval, store
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import StoredView
 from engine.runtime import environment, records, storage, terminal
-from engine.runtime.run import as_written
+from engine.runtime.run import facts_of_runs
 
 KEEP_RECENT = 24 * 3600  # seconds: gc keeps younger files, which a run may be using
 
@@ -250,12 +250,9 @@ class Used(TypedDict):
 def used_directories(config: Config) -> dict[str, set[str]]:
     """View -> versions that a run has recorded as read; runs of backtests, which are in the store, count too."""
     found: dict[str, set[str]] = {}
-    for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
-        for path in runs.glob("*/*/*/run.json"):
-            for name, version in (
-                records.read(as_written(path.parent, path.name, refuse=True), Used).get("views", {}).items()
-            ):
-                found.setdefault(name, set()).add(version)
+    for _, record in facts_of_runs(config, Used):
+        for name, version in record.get("views", {}).items():
+            found.setdefault(name, set()).add(version)
     return found
 
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config.sections.data import DataConfig, TableConfig
-from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
+from engine.config.sections.features import PARTS, CalendarConfig, FeaturesConfig, ViewConfig
 from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate
 from engine.errors import UserError
 from engine.features import functions, instants
-from engine.features.spec import PART_PERIOD, calendar_columns, view_columns, view_inputs
+from engine.features.spec import calendar_columns, view_columns, view_inputs
 from kernels.asof import asof
 from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
@@ -57,11 +57,9 @@ def calendar_features(name: str, calendar: CalendarConfig, data: DataConfig, pro
     local = _combined(probes[calendar.column]).cast(pa.timestamp("us", tz=calendar.zone or data.time_zone))
     columns: list[pa.Array] = []
     for part in calendar.parts:
-        if part not in PART_PERIOD:
-            raise UserError(f"features.calendar.{name}.parts must be of {', '.join(PART_PERIOD)}, found {part!r}")
         value = _calendar_part(local, part)
         if calendar.cyclic:
-            angle = pc.multiply(value.cast(pa.float64()), 2 * np.pi / PART_PERIOD[part])
+            angle = pc.multiply(value.cast(pa.float64()), 2 * np.pi / PARTS[part])
             columns += [pc.sin(angle), pc.cos(angle)]
         else:
             columns.append(value)

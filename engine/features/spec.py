@@ -12,7 +12,6 @@ from engine.data.expressions import expression_columns
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 # Parts with few values are categories when they are not cyclic: hour 23 is not larger than hour 0.
-PART_PERIOD = {"hour": 24, "minute_of_day": 1440, "weekday": 7, "day": 31, "day_of_year": 366, "week": 53, "month": 12}
 CATEGORICAL_PARTS = ("hour", "weekday", "day", "week", "month")
 
 

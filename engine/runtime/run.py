@@ -519,6 +519,16 @@ def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str,
                 terminal.err(f"warning: left out: {error}\n")
 
 
+def facts_of_runs(config: Config, shape: Any) -> Iterator[tuple[Path, Any]]:
+    """(directory, the part `shape` of run.json) of every run, and of the runs that backtests keep in the store.
+
+    Raises UserError for a damaged record: it may have named what a clean-up would remove.
+    """
+    for runs in (Path(config.paths.runs), Path(config.paths.store) / "backtest"):
+        for path in sorted(runs.glob("*/*/*/run.json")):
+            yield path.parent, records.read(as_written(path.parent, path.name, refuse=True), shape)
+
+
 def load_metrics(directory: Path, refuse: bool = False) -> dict[str, float | None]:
     """metrics.json of a run, `as_written`; empty where it did not finish."""
     if not (directory / "metrics.json").exists():

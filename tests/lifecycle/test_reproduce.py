@@ -561,8 +561,19 @@ def test_what_cannot_be_proved_is_refused(tmp_path) -> None:
 def test_drift_is_a_link_and_elsewhere_the_status_of_columns_is_judged(tmp_path) -> None:
     def monitored(name: str, digest: str, psi: float, status: str) -> Path:
         directory = hand_made(tmp_path / name, {"features": "1", "drift": digest}, {})
-        column = {"name": "size", "status": status, "statistics": {"psi": {"value": psi}}}
-        (directory / "drift.json").write_text(json.dumps({"columns": [column]}))
+        column = {"name": "size", "kind": "numeric", "status": status, "statistics": {"psi": {"value": psi}}}
+        blank = {str: "", list: [], dict: {}}
+        names = {
+            str: ("verdict", "headline", "model", "profile"),
+            list: ("alarms", "noted", "causes", "attribution"),
+            dict: (
+                "calibration", "discoveries", "multivariate", "performance", "estimated", "business", "operational",
+                "meaning",
+            ),
+        }  # fmt: skip
+        record = {key: blank[kind] for kind, keys in names.items() for key in keys}
+        record |= {"format": 2, "alarm": False, "window": ["", ""], "rows": 0}
+        (directory / "drift.json").write_text(json.dumps({**record, "columns": [column]}))
         return directory
 
     first = monitored("a", "1", 0.1, "quiet")

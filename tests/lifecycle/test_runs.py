@@ -116,9 +116,10 @@ def test_a_run_is_found_by_directory_and_by_the_start_of_its_id(workplace, three
 def test_a_registered_version_leads_to_its_training_run(workplace, three) -> None:
     model = workplace / "runs" / "registry" / "shop" / "versions" / "0123456789" / "model"
     model.mkdir(parents=True)
-    (model.parent / "version.json").write_text(json.dumps({"source": str(three[0])}))
+    facts = {"format": 1, "digest": "0" * 64, "seal": "0" * 64, "registered": "2026-01-01T00:00:00+00:00"}
+    (model.parent / "version.json").write_text(json.dumps({**facts, "source": str(three[0])}))
     assert runs.run_of_model(model) == three[0].resolve()
     assert runs.run_of_model(three[1] / "model") == three[1].resolve()
-    (model.parent / "version.json").write_text(json.dumps({"source": "gone"}))
+    (model.parent / "version.json").write_text(json.dumps({**facts, "source": "gone"}))
     with pytest.raises(UserError, match=r"the training run of .* was not found"):
         runs.run_of_model(model)

@@ -8,11 +8,10 @@ from engine.config import names, units
 from engine.config.schema import key, section
 from engine.config.units import Moment, Span
 from engine.errors import UserError, nearest
+from kernels import AGGREGATES
 
-AGGREGATES = (  # kernels/windows.py computes them
-    "count", "sum", "mean", "std", "min", "max", "last", "first", "recency", "distinct", "ewm_sum", "ewm_mean",
-)  # fmt: skip
-PARTS = ("hour", "minute_of_day", "weekday", "day", "day_of_year", "week", "month")
+# Parts of a time column, with the number of their values.
+PARTS = {"hour": 24, "minute_of_day": 1440, "weekday": 7, "day": 31, "day_of_year": 366, "week": 53, "month": 12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,7 @@ class CalendarConfig:
     """Parts (hour, weekday, ...) of a time column that is known before the decision."""
 
     column: str = key(help="time column")
-    parts: tuple[str, ...] = key(("hour", "weekday"), "parts", choices=PARTS)
+    parts: tuple[str, ...] = key(("hour", "weekday"), "parts", choices=tuple(PARTS))
     zone: str | None = key(None, "time zone of the parts; null = data.time_zone", parse=units.zone)
     cyclic: bool = key(False, "as sine and cosine instead of one number")
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.order import SMALL
+from kernels import order
 
 GOLDEN = 0x9E3779B97F4A7C15
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64
 _A, _B = GOLDEN, 0xD6E8FEB86659FD93  # of the Feistel round
+_FIRST = 0xE220A8397B1DCDAF  # splitmix64(0)
 _ROUNDS = 6
 _WORD = 2**64
 _LOWEST = -(2**63)
@@ -49,21 +51,9 @@ def combine64(a: Tensor, b: Tensor) -> Tensor:
     return mix64(mix64(a + signed(GOLDEN)) ^ (b * signed(_M1) + signed(GOLDEN)))
 
 
-def _mix(x: int) -> int:
-    x %= _WORD
-    z = (x ^ (x >> 30)) * _M1 % _WORD
-    z = (z ^ (z >> 27)) * _M2 % _WORD
-    return z ^ (z >> 31)
-
-
-def _combine(a: int, b: int) -> int:
-    return _mix(_mix(a + GOLDEN) ^ ((b * _M1 + GOLDEN) % _WORD))
-
-
 @functools.lru_cache(maxsize=64)
 def _keys(seed: int, epoch: int, n: int) -> tuple[int, ...]:
-    key = _combine(_combine(seed, epoch), n)
-    return tuple(_mix(key + (r + 2) * GOLDEN) for r in range(_ROUNDS))
+    return tuple(map(int, order._keys(np.uint64(seed), np.uint64(epoch), np.uint64(n))))
 
 
 def permutation_keys(n: int, seed: int, epoch: int) -> Tensor:
@@ -97,7 +87,7 @@ def permutation(start: int, stop: int, n: int, seed: int, epoch: int, device: to
     if not 0 <= start <= stop <= n < 2**62:
         raise ValueError(f"0 <= start <= stop <= n < 2**62 must hold, found start={start} stop={stop} n={n}")
     keys = _keys(seed, epoch, n)
-    if n <= SMALL:
+    if n <= order.SMALL:
         hashes = splitmix64(torch.arange(n, device=device)).bitwise_xor_(signed(keys[0]))
         # Unsigned order is signed order with the top bit turned over.
         return torch.argsort(splitmix64(hashes) ^ _LOWEST, stable=True)[start:stop]
@@ -146,5 +136,5 @@ def stream_hash(ids: Tensor, start: int | Tensor, counted: Tensor | None = None)
     `counted` bool[b] leaves out padding.
     """
     positions = torch.arange(len(ids), device=ids.device) + start
-    hashed = splitmix64((ids ^ (positions << 24)) ^ signed(_mix(GOLDEN)))
+    hashed = splitmix64((ids ^ (positions << 24)) ^ signed(_FIRST))
     return hashed.sum() if counted is None else (hashed * counted).sum()
