@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import re
 import shlex
@@ -224,7 +225,13 @@ def _parse(text: str) -> tuple[words_.Word, Any]:
         reason = str(error).splitlines()[0]
         name, equals, value = secrecy.masked_word(text).partition("=")
         hint = ""
-        if equals and re.fullmatch(r"[+~]*[\w.]+", name):
+        if (
+            equals
+            and value[:1] in ("[", "{")
+            and functools.reduce(schema.below, word.parts, Config) not in (str, str | None)
+        ):
+            hint = " A text in a list or mapping needs quotes of its own where it has signs such as ~ or (, as in '[\"~\", c]'"
+        elif equals and re.fullmatch(r"[+~]*[\w.]+", name):
             hint = f" A value with spaces, = or () needs quotes inside the word: {shlex.quote(f'{name}={schema.quoted(value)}')}"
         raise UserError(
             f"an override must be key=value, found {secrecy.masked_word(text)!r} ({reason}).{hint}"

@@ -16,7 +16,7 @@ from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.sections.data import Column
 from engine.data.arrow_types import alike, as_keys, parse_type, type_name
-from engine.data.columns import Finding, as_text
+from engine.data.columns import Finding, as_text, shown_values
 from engine.data.parse import Parsed, Reading, UnrelatedError, to_type
 from engine.errors import UserError
 
@@ -58,7 +58,7 @@ def conform(
         except UserError as error:
             raise UserError(f"{where}: column {name!r} {error}") from None
         if len(parsed.bad):
-            shown = _shown(values, parsed.bad, column)
+            shown = shown_values(values, parsed, column.sensitive)
             findings.append(
                 Finding(
                     name,

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from engine.config import schema
 from engine.config.sections.data import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.files import SourceFile
-from engine.data.parse import Reading, UnrelatedError, to_type
+from engine.data.parse import Parsed, Reading, UnrelatedError, to_type
 from engine.errors import UserError, did_you_mean
 
 FILE, ROW = "$file", "$row"
@@ -26,7 +26,7 @@ TEXT_LIMIT = 200
 @dataclasses.dataclass
 class Finding:
     """Positions of a table whose value of `column` breaks the schema, the policy that decides about them, and the config key
-    that gives the policy.
+    that gives the policy. `items`: whether each of the values is an item of what the column holds.
     """
 
     column: str
@@ -35,6 +35,7 @@ class Finding:
     policy: str
     values: list[str | None]
     key: str
+    items: Sequence[bool] = ()
 
 
 @dataclasses.dataclass
@@ -66,7 +67,11 @@ class Chunk:
         """The finding with its values as the file holds them, where it shows any."""
         shown = any(value is not None for value in finding.values)
         texts = self.evidence(finding.column, finding.positions) if self.evidence and shown else None
-        return finding if texts is None else dataclasses.replace(finding, values=texts)
+        if texts is None:
+            return finding
+        kept = finding.items or [False] * len(texts)
+        texts = [own if item else text for own, text, item in zip(finding.values, texts, kept, strict=True)]
+        return dataclasses.replace(finding, values=texts)
 
 
 def evidence_of(raw: Mapping[str, Any]) -> Evidence:
@@ -207,9 +212,10 @@ def typed(
         except UserError as error:
             raise UserError(f"{file.shown}: column {name!r} {error}") from None
         if len(parsed.bad):
-            shown = _shown(values, parsed.bad, column.sensitive)
+            shown = shown_values(values, parsed, column.sensitive)
+            of_items = [int(place) in parsed.items for place in parsed.bad]
             findings.append(
-                Finding(name, parsed.bad, parsed.reason, column.on_violation, shown, policy_key(file, name))
+                Finding(name, parsed.bad, parsed.reason, column.on_violation, shown, policy_key(file, name), of_items)
             )
         if not column.nullable and len(parsed.values) and parsed.values.null_count > len(parsed.bad):
             empty = np.setdiff1d(np.flatnonzero(np.asarray(parsed.values.is_null())), parsed.bad)
@@ -250,11 +256,17 @@ def _note_conversion(name: str, found: pa.DataType, kind: pa.DataType, notes: di
         notes.setdefault("converted", {})[name] = f"{type_name(found)} -> {type_name(kind)}"
 
 
-def _shown(values: Any, positions: np.ndarray, sensitive: bool) -> list[str | None]:
-    """What stands in the file at the positions, as text, or nothing for a sensitive column."""
+def shown_values(values: Any, parsed: Parsed, sensitive: bool) -> list[str | None]:
+    """What could not be read, as text: the value, or the first such item of it; nothing for a sensitive column."""
     if sensitive:
-        return [None] * len(positions)
-    return [as_text(values[int(place)]) for place in positions]
+        return [None] * len(parsed.bad)
+    places = ((values[int(place)], parsed.items.get(int(place))) for place in parsed.bad)
+    return [as_text(value) if item is None else item_text(item, as_text(value.values[item])) for value, item in places]
+
+
+def item_text(place: int, text: str | None) -> str:
+    """An item of a list or a map, which may be too long to show, by its 0-based place."""
+    return f"item {place + 1}: {text!r}"[:TEXT_LIMIT]
 
 
 def as_text(scalar: Any) -> str | None:

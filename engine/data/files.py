@@ -373,9 +373,12 @@ def encoding_advice(file: SourceFile) -> str:
         return schema.word(f"data.sources.{file.source}.csv.encoding", likely_encoding(stream.read(1 << 16)))
 
 
+SKIP = "; to leave such files out, set data.sources.{}.refused=skip"
+
+
 def skip_advice(file: SourceFile) -> str:
     """How to go on without files that cannot be read."""
-    return f"; to leave such files out, set data.sources.{file.source}.refused=skip"
+    return SKIP.format(file.source)
 
 
 def refuse_utf16(head: bytes, file: SourceFile) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,15 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-    """Values of the declared type; `bad` are the positions that could not be read (null in `values`), with the reason."""
+    """Values of the declared type; `bad` are the positions that could not be read (null in `values`), with the reason.
+
+    `items`: of bad lists and maps, by position, the first item that could not be.
+    """
 
     values: pa.Array
     bad: np.ndarray
     reason: str = ""
+    items: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
 class UnrelatedError(UserError):
@@ -240,17 +244,25 @@ def _nested(array: pa.Array, kind: pa.DataType, reading: Reading, reason: str) -
     ends = np.asarray(array.offsets).astype(np.int64)
     parts = (array.keys, array.items) if pa.types.is_map(kind) else (array.values,)
     kinds = (kind.key_type, kind.item_type) if pa.types.is_map(kind) else (kind.value_type,)
+    first, last = int(ends[0]), int(ends[-1])
+    ends = ends - first
     bad = np.zeros(len(array), bool)
+    items: dict[int, int] = {}
     columns = []
     for part, inner in zip(parts, kinds, strict=True):
+        part = part.slice(first, last - first)
         try:
-            parsed = _converted(part.slice(ends[0], ends[-1] - ends[0]), inner, reading)
+            parsed = _converted(part, inner, reading)
         except UnrelatedError:
             raise UnrelatedError(kind, array.type) from None
-        bad[np.searchsorted(ends - ends[0], parsed.bad, side="right") - 1] = True
+        # Also an empty text, which is a null where it is the whole value.
+        lost = np.flatnonzero(np.asarray(pc.and_(part.is_valid(), parsed.values.is_null())))
+        rows = np.searchsorted(ends, lost, side="right") - 1
+        bad[rows] = True
+        for row, place in zip(rows.tolist(), (lost - ends[rows]).tolist(), strict=True):
+            items[row] = min(place, items.get(row, place))
         columns.append(parsed.values)
     null = np.asarray(array.is_null())
-    ends = ends - ends[0]
     if (
         pa.types.is_map(kind) and columns[0].null_count
     ):  # no map may hold a key that is null: such a row loses its items
@@ -264,7 +276,7 @@ def _nested(array: pa.Array, kind: pa.DataType, reading: Reading, reason: str) -
         values = pa.MapArray.from_arrays(offsets, *columns, mask=mask)
     else:
         values = pa.ListArray.from_arrays(offsets, *columns, mask=mask)
-    return Parsed(values.cast(kind), np.flatnonzero(bad & ~null), reason)
+    return Parsed(values.cast(kind), np.flatnonzero(bad & ~null), reason, items)
 
 
 def _days(array: pa.Array, zone: str) -> pa.Array:

@@ -32,7 +32,7 @@ from engine.errors import UserError
 from engine.runtime import digest, records, seal, storage
 from engine.runtime.on_ray import pool
 
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclasses.dataclass

@@ -25,6 +25,7 @@ from engine.errors import UserError
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
 DEEPEST = 64
+MOST_VALUES = 2**22
 LARGEST = 2**63  # whole numbers beyond 64 bits, signed or not, are kept as text by those who write them
 SHOWN = 80
 
@@ -85,6 +86,7 @@ def read(path: Path, shape: type[T], most: int = MOST_BYTES) -> T:
 def parse(text: str, shape: type[T], where: str) -> T:
     """The JSON value of a text, checked likewise; `where` names it in messages."""
     try:
+        check_values(text)
         value = json.loads(text, parse_constant=_refuse)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
@@ -95,6 +97,14 @@ def parse(text: str, shape: type[T], where: str) -> T:
     _check_depth(value, where)
     conform(value, shape, where)
     return value  # type: ignore[no-any-return]
+
+
+def check_values(text: str | bytes) -> None:
+    """Raise ValueError where JSON may hold more values than MOST_VALUES: an empty object takes thirty times its bytes."""
+    signs = ("{", "[", ",") if isinstance(text, str) else (b"{", b"[", b",")
+    found = sum(text.count(sign) for sign in signs)  # type: ignore[arg-type]
+    if found > MOST_VALUES:
+        raise ValueError(f"it must hold at most {MOST_VALUES:,} values, found up to {found:,}")
 
 
 def filled(kind: type[T], items: Sequence[Mapping[str, Any]], where: str) -> tuple[T, ...]:

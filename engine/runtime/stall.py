@@ -24,6 +24,7 @@ from engine.errors import UserError
 
 T = TypeVar("T")
 BEAT_SECONDS = 0.5
+END_SECONDS = 5.0
 
 
 class Stalled(UserError):
@@ -105,7 +106,8 @@ class Beats:
         self._place = {"node": node, "host": socket.gethostname(), "pid": os.getpid(), "began": began(os.getpid())}
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, name="beat", daemon=True)
+        self._thread.start()
 
     def _beat(self) -> None:
         used, then = time.process_time(), time.monotonic()
@@ -126,6 +128,7 @@ class Beats:
     def end(self) -> None:
         """The work is done: silence means nothing from now on."""
         self._ended.set()
+        self._thread.join(END_SECONDS)  # or it would write its file once more
         self._path.unlink(missing_ok=True)
 
 

@@ -24,7 +24,7 @@ from engine.data import order
 from engine.data.columns import MissingColumnError
 from engine.data.dataset import Dataset, find_dataset, newest_dataset, row_ids
 from engine.data.duplicates import RepeatedIdsError
-from engine.data.files import event_source
+from engine.data.files import SKIP, event_source
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import instants, required_columns
@@ -66,6 +66,9 @@ def _read_inputs(config: Config, run: Run, bundle: Bundle, passed: tuple[str, ..
         dataset = ensure_dataset(dataclasses.replace(config, data=data, paths=here), run, empty=True)
     except MissingColumnError as error:
         raise required_columns.needed_error(error, config, passed) from None
+    except UserError as error:  # no row that is to be scored is left out
+        error.args = (str(error).replace(SKIP.format(event_source(data)), ""),)
+        raise
     lacking = [name for file in dataset.manifest["accounting"]["files"] for name in file.get("missing", ())]
     if lacking:
         run.log(f"score.input has no {', '.join(dict.fromkeys(lacking))}: not needed to score, read as null")

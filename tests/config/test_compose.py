@@ -347,6 +347,14 @@ def test_an_expression_with_quotes_survives_the_advice() -> None:
     assert composed.config.monitor.business["cost"].expression == value
 
 
+@pytest.mark.parametrize("word", ['data.columns.a.values=["0123",~]', "+data.columns.a={values: [a(]}", "train.x=[~]"])
+def test_a_list_that_hydra_cannot_read_is_told_to_quote_its_texts_and_that_is_read(word: str) -> None:
+    with pytest.raises(UserError, match=r"A text in a list or mapping needs quotes of its own") as caught:
+        compose._parse(word)
+    (example,) = shlex.split(str(caught.value).rpartition("as in ")[2])
+    assert literals.texts(compose._parse(f"data.columns.a.values={example}")[1]) == ["~", "c"]
+
+
 # ------------------------------------------------------------------------------------------- maps given whole
 
 

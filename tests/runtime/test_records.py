@@ -124,6 +124,17 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path) -> None:
     assert peak < 2**20 and time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("unit", ["{}", "[]", "0", '"a"'])
+def test_a_record_of_very_many_values_is_refused_before_they_are_made(tmp_path, unit) -> None:
+    (tmp_path / "r.json").write_text("[" + f"{unit}," * records.MOST_VALUES + unit + "]")
+    tracemalloc.start()
+    with pytest.raises(Damaged, match=r"r\.json must be JSON: it must hold at most 4,194,304 values, found up to"):
+        records.read(tmp_path / "r.json", list)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * (tmp_path / "r.json").stat().st_size
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

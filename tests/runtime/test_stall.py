@@ -108,6 +108,7 @@ def test_beats_end_with_the_work(tmp_path: Path) -> None:
     beats = Beats(tmp_path / "beats", "node")
     assert len(list((tmp_path / "beats").glob("beat.*"))) == 1
     beats.end()
+    time.sleep(2 * stall.BEAT_SECONDS)
     assert not list((tmp_path / "beats").glob("beat.*"))
 
 

@@ -247,6 +247,16 @@ def test_words_that_lead_nowhere_are_refused(score: Score, words: tuple[str, ...
         score(*words)
 
 
+@pytest.mark.parametrize("name", ["new.csv", "new.jsonl", "new.parquet"])
+def test_an_empty_file_of_rows_is_refused_without_a_way_to_leave_rows_out(
+    score: Score, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"{name} is empty: it must hold") as refused:
+        score(f"score.input={tmp_path / name}")
+    assert "refused" not in str(refused.value)
+
+
 @pytest.mark.parametrize("kind", ["as it is", "glob", "link"])
 def test_scores_never_take_the_place_of_the_rows_that_are_scored(score: Score, tmp_path: Path, kind: str) -> None:
     new = write(tmp_path / "new.csv", new_visits())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ import pyarrow.json
 from engine.config.sections.data import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.bounds import Bounds
-from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, match, policy_key, typed
+from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, item_text, match, policy_key, typed
 from engine.data.files import SourceFile, open_bytes, recode, refuse_utf16, skip_advice
 from engine.data.parse import is_beyond_whole_numbers, may_vanish
 from engine.data.readers.split_text import pieces
 from engine.errors import UserError
+from engine.runtime import records as json_records
 
 KEYS = 500  # undeclared keys up to which the fast reader is
 _KEY = re.compile(rb'"([^"\\]{1,200})"\s*:')
@@ -136,6 +137,7 @@ def _fast_schema(source: SourceConfig) -> pa.Schema | None:
         kind = parse_type(column.type)
         if (
             pa.types.is_nested(kind)
+            or pa.types.is_duration(kind)  # which no text is
             or pa.types.is_decimal(kind)
             or pa.types.is_binary(kind)
             or any("." in path for path in (column.path or "", *column.aliases))
@@ -173,10 +175,14 @@ def _careful(
         written = [None if text is _MISMATCH else text for text in written]
         raw[name] = pa.array(written, _as_text(kind))
         if len(bad):
-            shown = [None if column.sensitive else _printable(str(values[i]))[:TEXT_LIMIT] for i in bad]
-            mismatched.append(
-                Finding(name, bad, f"is no {type_name(kind)}", column.on_violation, shown, policy_key(file, name))
-            )
+            items = [_mismatched_item(values[i], kind) for i in bad]
+            shown = [
+                None if column.sensitive else item or _printable(str(values[i]))[:TEXT_LIMIT]
+                for i, item in zip(bad, items, strict=True)
+            ]
+            of_items = [item is not None for item in items]
+            key = policy_key(file, name)
+            mismatched.append(Finding(name, bad, f"is no {type_name(kind)}", column.on_violation, shown, key, of_items))
     values_, findings = typed(raw, numbers, source, file, zone, notes)
     evidence = functools.partial(_as_written, piece, numbers.copy(), _paths(source))
     return Chunk(numbers, values_, [*mismatched, *findings], lost, evidence), len(records) + len(lost)
@@ -237,6 +243,7 @@ def _objects(piece: bytes) -> tuple[list[dict[str, Any]], np.ndarray, list[Lost]
         try:
             if line.lstrip().startswith(b"["):  # perhaps a whole file as one list: it would take many times its bytes
                 raise ValueError("it is a list")
+            json_records.check_values(line)
             record = json.loads(
                 line, parse_int=_Number, parse_float=_Number, parse_constant=_Number, object_pairs_hook=_once
             )
@@ -287,7 +294,8 @@ def _written(value: Any, kind: pa.DataType) -> Any:
     if isinstance(value, _Number):
         return _MISMATCH if text_like or pa.types.is_boolean(kind) or pa.types.is_temporal(kind) else str(value)
     if isinstance(value, str):
-        fits = text_like or pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
+        of_text = pa.types.is_temporal(kind) and not pa.types.is_duration(kind)
+        fits = text_like or of_text or pa.types.is_decimal(kind)
         return value if fits and _printable(value) == value else _MISMATCH
     return _MISMATCH
 
@@ -308,6 +316,19 @@ def _written_items(value: Any, kind: pa.DataType) -> Any:
         return _MISMATCH
     items = [_written(item, kind.value_type) for item in value]
     return _MISMATCH if any(item is _MISMATCH for item in items) else items
+
+
+def _mismatched_item(value: Any, kind: pa.DataType) -> str | None:
+    """The first item of a list or map that may not become what is declared; None where it is the value itself."""
+    pairs: Iterable[tuple[Any, pa.DataType]] = ()
+    if pa.types.is_list(kind) and isinstance(value, list):
+        pairs = ((item, kind.value_type) for item in value)
+    elif pa.types.is_map(kind) and isinstance(value, dict):
+        pairs = ((item, kind.item_type) for item in value.values())
+    for place, (item, inner) in enumerate(pairs):
+        if _written(item, inner) is _MISMATCH:
+            return item_text(place, _printable(str(item)))
+    return None
 
 
 def _as_text(kind: pa.DataType) -> pa.DataType:
