@@ -181,6 +181,13 @@ def test_text_without_a_line_end_is_refused_soon_after_the_limit_of_a_row(
     assert endless.taken < 4 * bounds.row + 2 * split_text.PIECE * bool(options and options.footer)
 
 
+def test_a_quoted_text_without_an_end_is_refused_likewise_whatever_line_ends_it_has() -> None:
+    bounds, endless = Bounds(batch=1 << 20, row=1 << 21), Endless(b"a\n")
+    with pytest.raises(UserError, match=r"a row must not be longer than 2,097,152 bytes"):
+        list(split_text.pieces(endless, b'"', CsvOptions(), bounds))  # type: ignore[arg-type]
+    assert endless.taken < 4 * bounds.row
+
+
 @pytest.mark.parametrize("csv", [{}, {"skip": 1}, {"comment": "1"}])
 def test_a_file_without_a_line_end_is_refused_by_its_name_before_its_columns_are_known(
     csv: dict[str, Any], tmp_path: Path
