@@ -68,9 +68,12 @@ def feature_list(data: DataConfig, features: FeaturesConfig) -> list[Feature]:
 
 
 def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
-    """Raw features computed from a sensitive column: direct ones, and those of views that read one."""
+    """Raw features computed from a sensitive column: direct ones, those of its calendar, and those of views that read one."""
     hidden = {name for name, column in data.columns.items() if column.sensitive}
     found = [name for name in features.direct_columns if name in hidden]
+    for name, calendar in features.calendar.items():
+        if calendar.column in hidden:
+            found += [item.name for item in calendar_columns(name, calendar)]
     for name, view in features.active_views.items():
         columns = view_columns(name, view, data)
         if view.kind == "asof":

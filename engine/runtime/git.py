@@ -35,7 +35,7 @@ def query(folder: Path, *words: str) -> str | None:
     """What git says of the tree at `folder`, which the user or the engine chose; None where it fails or is not there."""
     try:
         done = _run([*_QUIET, "-C", str(folder), *words], QUERY_SECONDS, {"GIT_OPTIONAL_LOCKS": "0"})
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, UserError):
         return None
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
 
@@ -124,6 +124,11 @@ def _run(
 ) -> subprocess.CompletedProcess[bytes]:
     # Variables of a hook that called us (GIT_DIR, GIT_INDEX_FILE) would turn git to another repository.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    return subprocess.run(
-        ["git", *words], capture_output=True, timeout=seconds, check=check, env={**inherited, **variables}
-    )
+    try:
+        return subprocess.run(
+            ["git", *words], capture_output=True, timeout=seconds, check=check, env={**inherited, **variables}
+        )
+    except FileNotFoundError:
+        raise UserError("git must be installed and on the PATH to read commits, found none") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"git must answer within {seconds} s, and does not: {' '.join(words)}") from None

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import UserError
 from kernels import metrics as kernels
 
 Array = NDArray[Any]
@@ -324,8 +325,11 @@ for _metric in TABLE:
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of a name, of any task: label and direction are the same in all."""
-    return next(found[name] for found in METRICS.values() if name in found)
+    """The metric of a name, of any task: label and direction are the same in all. Raises UserError for another name."""
+    known = {name: metric for found in METRICS.values() for name, metric in found.items()}
+    if name not in known:
+        raise UserError(f"a metric must be one of {', '.join(known)}, found {name[:80]!r}")
+    return known[name]
 
 
 def decimals(value: float, sign: str = "") -> str:

@@ -210,6 +210,15 @@ def test_a_file_that_is_one_json_list_is_refused_with_what_to_do_and_is_not_unpa
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("first", [b'{"id": 1, ', b'{"id": 1, "id2": "\\ud83d", '])  # for either reader
+def test_a_line_of_very_many_values_is_set_aside_alone(tmp_path: Path, first: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(first + b'"x": [' + b"{}, " * 5_000_000 + b'{}]}\n{"id": 2}\n')
+    table, staged = read(tmp_path / "a.jsonl", {"id": "int64"})
+    assert table["id"].to_pylist() == [2]
+    (record,) = staged.tally.table().to_pylist()
+    assert record["row"] == 1 and "it must hold at most 4,194,304 values" in record["reason"]
+
+
 def test_a_compressed_file_that_must_be_unpacked_whole_is_refused_beyond_memory(tmp_path: Path) -> None:
     pq.write_table(
         columns(40, pa.array([MEGABYTE[:-2] + f"{at:02d}" for at in range(40)])),

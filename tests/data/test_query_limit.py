@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
+import pyarrow as pa
 import pytest
 
 from engine.data import query
@@ -39,7 +41,17 @@ def test_ctrl_c_is_heard_while_a_query_runs() -> None:
 
 
 def test_the_time_that_the_reader_of_the_rows_takes_is_not_the_querys() -> None:
+    batch = pa.record_batch({"n": list(range(2048))})
+
+    def slow() -> Iterator[pa.RecordBatch]:
+        for _ in range(4):
+            time.sleep(0.7)  # longer than between two looks at the clock
+            yield batch
+
     with query.connect() as connection:
-        for batch in query.run(connection, "SELECT range AS n FROM range(3000)", "data.query", 1000, limit=4):
-            assert batch.num_rows
+        query.register(connection, {"t": pa.RecordBatchReader.from_batches(batch.schema, slow())})
+        rows = 0
+        for found in query.run(connection, "SELECT n FROM t", "data.query", 2048, limit=3):
+            rows += found.num_rows
             time.sleep(1.5)
+        assert rows == 4 * 2048

@@ -124,3 +124,18 @@ def test_a_patch_that_climbs_out_or_does_not_fit_says_so(tmp_path) -> None:
         (tmp_path / "p.patch").write_text(text)
         assert git.apply_patch(tmp_path / "p.patch", tree)
     assert not list(tmp_path.glob("**/out.py"))
+
+
+@pytest.mark.parametrize(
+    ("program", "said"), [(None, "git must be installed"), ("sleep 30", "git must answer within 1 s")]
+)
+def test_a_git_that_is_not_there_or_does_not_answer_is_a_sentence(tmp_path, monkeypatch, program, said) -> None:
+    root, _, _ = repository(tmp_path / "foreign")
+    if program:
+        (tmp_path / "git").write_text(f"#!/bin/sh\nexec {program}\n")
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setattr(git, "QUERY_SECONDS", 1)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if program else str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=said):
+        git.Objects([root], tmp_path)
+    assert git.query(root, "rev-parse", "HEAD") is None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from engine import api
-from engine.config.sections.lifecycle import GateConfig
+from engine.config.sections.lifecycle import GateConfig, RetrainConfig
 from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
+from engine.lifecycle import backtest, backtest_report
 from engine.lifecycle.challenger_gate import Judged, evidence, verdict
 from engine.lifecycle.compare import compare_runs, read_side
+from engine.lifecycle.retrain_rules import Champion, Facts, Observation, trigger
 from engine.monitoring.performance import Judge, Outcomes, measure
 from engine.training.metrics import METRICS, Metric, Rows, find_metric, mean_of
 from tests.tiny import overrides, write_tiny
@@ -76,6 +80,36 @@ def test_monitoring_measures_it_against_a_band_and_retraining_by_its_direction(t
     item = measure(outcomes(3000, 1), outcomes(700, 2, skill=0.0), judge)["metrics"]["hit_rate"]
     assert item["interval"][0] < item["value"] < item["interval"][1]
     assert item["beyond"] and item["worse_by"] > 0.2 and item["band"][0] < item["reference"] < item["band"][1]
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_backtests_and_the_rule_of_retraining_take_its_direction_and_label(
+    toy: Metric, monkeypatch: pytest.MonkeyPatch, higher: bool
+) -> None:
+    metric = dataclasses.replace(toy, higher_is_better=higher)
+    monkeypatch.setitem(METRICS["binary"], toy.name, metric)
+    lost, sign = (0.6, 1) if higher else (0.8, -1)
+    seen = Observation(0, 1, "m", metric=lost, metric_name=toy.name)
+    policy = RetrainConfig(triggers=("performance",), performance_drop=0.05)
+    facts = Facts(2, Champion("m", 0, 0.7), (seen,), (), 500)
+    assert trigger(facts, policy).fired == ("performance",)
+    better = dataclasses.replace(seen, metric=1.4 - lost)
+    assert not trigger(dataclasses.replace(facts, observations=(better,)), policy).fired
+    with pytest.raises(UserError, match=r"a metric must be one of roc_auc, .*, found 'luck'"):
+        trigger(dataclasses.replace(facts, observations=(dataclasses.replace(seen, metric_name="luck"),)), policy)
+    known: dict[str, Any] = {"retrains": 0, "promotions": 0, "seconds": 1.0, "triggers": [], "window": "expanding"}
+    policies = [{"name": name, **known, "periods": [period(value)]} for name, value in (("never", 0.6), ("every", 0.7))]
+    backtest.compare(policies, toy.name)
+    assert policies[1]["gain_over_never"] == pytest.approx(sign * 0.1)
+    record = {"metric": toy.name, "policies": policies, "period": "month", "seconds": 1.0}
+    assert backtest_report._name(record) == "Right at one half"
+    policies[0]["periods"][0] |= {"verdict": "kept", "refused_metric": 0.9, "judged": None, "reason": "x"}
+    ((*_, would, _),) = backtest_report._refused(record)
+    assert would == ("helped by 0.3000" if higher else "hurt by 0.3000")
+
+
+def period(metric: float) -> dict[str, Any]:
+    return {"period": "2020-01", "metric": metric, "low": None, "high": None}
 
 
 def test_names_labels_and_directions_are_one_to_a_name() -> None:

@@ -22,6 +22,7 @@ from engine.data.readers.split_text import pieces
 from engine.errors import UserError
 from engine.runtime import records as json_records
 
+LONG_LINE = 1 << 24  # bytes of a line beyond which its values are counted
 KEYS = 500  # undeclared keys up to which the fast reader is
 _KEY = re.compile(rb'"([^"\\]{1,200})"\s*:')
 _ABSENT = object()
@@ -91,7 +92,7 @@ def _fast(
 ) -> tuple[Chunk, int] | None:
     """Arrow's own reader, which refuses what it cannot keep; None where the piece has to be looked at line by line."""
     schema = _fast_schema(source)
-    if schema is None or _keys(piece) > len(schema) + KEYS:
+    if schema is None or _keys(piece) > len(schema) + KEYS or _has_long_line(piece):
         return None
     try:
         table = pyarrow.json.read_json(
@@ -124,6 +125,12 @@ def _fast(
     seen |= present
     evidence = functools.partial(_as_written, piece, numbers.copy(), _paths(source))
     return Chunk(numbers, values, findings, evidence=evidence), table.num_rows
+
+
+def _has_long_line(piece: bytes) -> bool:
+    """Whether a line may be longer than LONG_LINE: each such line has half of that between two places that are looked at."""
+    half = LONG_LINE // 2
+    return any(piece.find(b"\n", at, at + half) < 0 for at in range(0, len(piece) - LONG_LINE, half))
 
 
 def _keys(piece: bytes) -> int:
@@ -243,7 +250,8 @@ def _objects(piece: bytes) -> tuple[list[dict[str, Any]], np.ndarray, list[Lost]
         try:
             if line.lstrip().startswith(b"["):  # perhaps a whole file as one list: it would take many times its bytes
                 raise ValueError("it is a list")
-            json_records.check_values(line)
+            if len(line) > LONG_LINE:
+                json_records.check_values(line.decode("latin-1"))
             record = json.loads(
                 line, parse_int=_Number, parse_float=_Number, parse_constant=_Number, object_pairs_hook=_once
             )
