@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,6 @@ import pytest
 import engine
 from engine.config import schema, units
 from engine.config.compose import compose
-from engine.config.sections.lifecycle import BacktestConfig
 from engine.config.tree import Config
 from engine.data.make_dataset import ensure_dataset
 from engine.features import encode
@@ -116,13 +116,13 @@ def test_windows_of_a_sample_lie_where_its_rows_are() -> None:
 def test_a_backtest_has_the_periods_that_hold_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     event = np.sort(np.append(instants("2013-01-05", "2013-01-20", "2013-03-31T23:00"), instants("9999-12-31")))
 
-    class Past:
-        config = schema.build(Config, {"name": "t", "backtest": {"start": "2013-01-01"}})
+    def periods(length: str) -> list[backtest.Period]:
+        config = schema.build(Config, {"name": "t", "backtest": {"start": "2013-01-01", "period": length}})
+        return backtest.make_periods(SimpleNamespace(config=config, event=event))  # type: ignore[arg-type]
 
-    Past.event = event  # type: ignore[attr-defined]
-    names = [period.name for period in backtest.make_periods(BacktestConfig(start="2013-01-01"), Past)]  # type: ignore[arg-type]
+    names = [period.name for period in periods("month")]
     assert names == ["2013-01", "2013-03", "9999-12"]
-    weekly = backtest.make_periods(BacktestConfig(start="2013-01-01", period="7d"), Past)  # type: ignore[arg-type]
+    weekly = periods("7d")
     assert len(weekly) == 4
     for period, first in zip(weekly, event, strict=True):
         assert (period.start - units.instant("2013-01-01", "UTC")) % (7 * DAY) == 0

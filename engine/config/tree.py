@@ -5,9 +5,12 @@ Defaults are defined here and in `sections` only; `conf/` has choices and experi
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from engine.config import units
 from engine.config.references import check_features
@@ -21,6 +24,8 @@ from engine.config.sections.scoring import ScoreConfig
 from engine.config.sections.training import EvaluateConfig, ModelConfig, SplitConfig, TrainConfig
 from engine.errors import UserError, nearest
 
+SPLITS = ("train", "valid", "test")
+Parsed = TypeVar("Parsed")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -53,39 +58,48 @@ class Config:
             raise UserError(f"name must be letters, digits, dot, dash or underscore, found {self.name!r}")
         if self.data.columns:
             check_features(self.data, self.features)
-            for period in ("train", "valid", "test"):
-                bounds = getattr(self.split, period)
-                if bounds:
-                    _located(f"split.{period}", units.between, bounds, self.data.time_zone)
-            _check_split(self.split, self.data.time_zone)
             partition = [self.score.partition] if self.score.partition else []
             for column in (*self.evaluate.slices, *self.score.columns, *partition):
                 if column not in self.data.columns:
                     raise UserError(f"{column!r} is not in data.columns.{nearest(column, self.data.columns)}")
-        for where, text in (("split.known_by", self.split.known_by), ("retrain.now", self.retrain.now)):
-            if text is not None:
-                _located(where, units.instant, text, self.data.time_zone)
-        if self.score.between:
-            _located("score.between", units.between, self.score.between, self.data.time_zone)
-        if self.monitor.window:
-            _located("monitor.window", units.window, self.monitor.window, self.data.time_zone)
+        self._check_times()
 
+    @functools.cached_property
+    def periods(self) -> dict[str, tuple[int, int]]:
+        """Every period that is set, by its key: from included, to excluded, in microseconds UTC."""
+        written = {f"split.{name}": getattr(self.split, name) for name in SPLITS}
+        written |= {"score.between": self.score.between, "monitor.window": self.monitor.window}
+        return self._parsed(units.window, {where: text or None for where, text in written.items()})
 
-def _located(where: str, check: object, *arguments: object) -> None:
-    try:
-        check(*arguments)  # type: ignore[operator]
-    except (UserError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from None
+    @functools.cached_property
+    def instants(self) -> dict[str, int]:
+        """Every instant that is set, by its key, in microseconds UTC."""
+        written = {"split.known_by": self.split.known_by, "retrain.now": self.retrain.now}
+        written |= {"backtest.start": self.backtest.start, "backtest.stop": self.backtest.stop}
+        return self._parsed(units.instant, written)
 
+    def _parsed(self, parse: Callable[[Any, str], Parsed], written: dict[str, Any]) -> dict[str, Parsed]:
+        found = {}
+        for where, text in written.items():
+            try:
+                if text is not None:
+                    found[where] = parse(text, self.data.time_zone)
+            except (UserError, ValueError) as error:
+                raise UserError(f"{where}: {error}") from None
+        return found
 
-def _check_split(split: SplitConfig, zone: str) -> None:
-    names = [name for name in ("train", "valid", "test") if getattr(split, name)]
-    for earlier, later in itertools.pairwise(names):
-        stop, start = units.between(getattr(split, earlier), zone)[1], units.between(getattr(split, later), zone)[0]
-        if start < stop:
+    def _check_times(self) -> None:
+        names = [name for name in SPLITS if f"split.{name}" in self.periods]
+        for earlier, later in itertools.pairwise(names):
+            if self.periods[f"split.{later}"][0] < self.periods[f"split.{earlier}"][1]:
+                raise UserError(
+                    f"split.{later} must start after the end of split.{earlier} ({getattr(self.split, earlier)[1]}), "
+                    f"found {getattr(self.split, later)[0]}"
+                )
+        start, stop = (self.instants.get(f"backtest.{name}") for name in ("start", "stop"))
+        if start is not None and stop is not None and stop <= start:
             raise UserError(
-                f"split.{later} must start after the end of split.{earlier} ({getattr(split, earlier)[1]}), "
-                f"found {getattr(split, later)[0]}"
+                f"backtest.stop must be after backtest.start ({self.backtest.start}), found {self.backtest.stop}"
             )
 
 

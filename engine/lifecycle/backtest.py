@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config import schema, units
-from engine.config.sections.lifecycle import BacktestConfig, PolicyConfig, RetrainConfig
+from engine.config.sections.lifecycle import PolicyConfig, RetrainConfig
 from engine.config.sections.runtime import ClusterConfig
 from engine.config.tree import Config
 from engine.data.calendar import day_start, local_days
@@ -145,7 +145,7 @@ def prepare(config: Config, run: Run, history: History) -> Bench:
     shared = dataclasses.replace(config.paths, runs=str(Path(config.paths.store) / "backtest"))
     config = dataclasses.replace(config, paths=shared)
     history = dataclasses.replace(history, config=config)
-    periods = make_periods(config.backtest, history)
+    periods = make_periods(history)
     workshop = Workshop(history, run, Path(shared.store) / "backtest" / "scores")
     if config.cluster.kind == "ray":
         train_ahead(config, run, history, periods)
@@ -160,7 +160,7 @@ def prepare(config: Config, run: Run, history: History) -> Bench:
 
 def start_of(config: Config) -> int:
     """When the first period begins."""
-    return units.instant(config.backtest.start or config.split.valid[0], config.data.time_zone)
+    return config.instants["backtest.start"] if config.backtest.start else config.periods["split.valid"][0]
 
 
 def first_config(config: Config, history: History) -> Config:
@@ -170,11 +170,11 @@ def first_config(config: Config, history: History) -> Config:
     return challenger_config(config, periods_of(config.retrain, int(history.event[0]), now, horizon, None))
 
 
-def make_periods(config: BacktestConfig, history: History) -> list[Period]:
+def make_periods(history: History) -> list[Period]:
     """Periods with rows from backtest.start to its stop; the last may be shorter. Raises UserError when there is none."""
-    zone = history.config.data.time_zone
+    length, zone = history.config.backtest.period, history.config.data.time_zone
     start = start_of(history.config)
-    stop = units.instant(config.stop, zone) if config.stop is not None else int(history.event[-1]) + 1
+    stop = history.config.instants.get("backtest.stop", int(history.event[-1]) + 1)
     found: list[Period] = []
     at = start
     # Steps from event to event, so that empty periods, even a century of them, cost nothing: they cannot be measured.
@@ -182,10 +182,10 @@ def make_periods(config: BacktestConfig, history: History) -> list[Period]:
         event = int(history.event[place])
         if event >= stop:
             break
-        at = period_start(event, at, config.period, zone)
-        end = next_month(at, zone) if config.period == "month" else at + units.Span(config.period).microseconds
+        at = period_start(event, at, length, zone)
+        end = next_month(at, zone) if length == "month" else at + units.Span(length).microseconds
         text = units.format_instant(at, zone)
-        found.append(Period(text[:7] if config.period == "month" else text[:10], at, min(end, stop)))
+        found.append(Period(text[:7] if length == "month" else text[:10], at, min(end, stop)))
         at = end
     if not found:
         raise UserError(
@@ -218,7 +218,7 @@ def next_month(instant: int, zone: str) -> int:
 def train_ahead(config: Config, run: Run, history: History, periods: list[Period]) -> None:
     """Train in parallel on Ray what unconditional policies will need; most of it serves the other policies too."""
     plans = [first_config(config, history)]
-    seen = units.between(plans[0].split.train, config.data.time_zone)[1]
+    seen = plans[0].periods["split.train"][1]
     for policy in (policy_config(config.retrain, item) for item in config.backtest.policies.values()):
         if "always" not in policy.triggers:
             continue

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import units
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import decide
@@ -58,8 +57,8 @@ def retrain(config: Config, run: Run) -> dict[str, float]:
 
 
 def _now(config: Config, observations: tuple[Observation, ...]) -> int:
-    if config.retrain.now is not None:
-        return units.instant(config.retrain.now, config.data.time_zone)
+    if "retrain.now" in config.instants:
+        return config.instants["retrain.now"]
     if not observations:
         raise UserError(
             f"retrain decides at the end of the newest monitored window, found no monitoring run of {config.name!r} in "

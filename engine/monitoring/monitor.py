@@ -121,7 +121,7 @@ def _multiclass(bundle: Bundle) -> bool:
 
 def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
     """A slice of the dataset, featurised and scored as `score` does it."""
-    start, stop = units.window(config.monitor.window, config.data.time_zone)
+    start, stop = config.periods["monitor.window"]
     predictor = load(config.monitor.model, config.paths.runs, config.resources.threads or 1)
     dataset = required_columns.ensure(config, run, empty=False)
     table = ensure_table(config, run, dataset)

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from engine.config import units as spans
 from engine.config.feature_names import RENAME
 from engine.config.names import check_distinct
 from engine.config.tree import Config
@@ -51,10 +50,10 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
     dataset = inputs.dataset
     stored = config.score.features == "store" and dataset.rows and config.score.input is None
     views = ensure_table(config, run, dataset).views if stored else {}
-    bounds = config.score.between
-    start, stop = dataset.row_range(*spans.between(bounds, config.data.time_zone)) if bounds else (0, dataset.rows)
+    asked = config.periods.get("score.between")
+    start, stop = dataset.row_range(*asked) if asked else (0, dataset.rows)
     if start == stop:
-        where = f"in score.between {list(bounds)}" if bounds else f"in dataset {dataset.name}"
+        where = f"in score.between {list(config.score.between)}" if asked else f"in dataset {dataset.name}"
         run.warn(f"no row is {where}: nothing to score")
     context = units.check_context(run.directory, context_of(config, predictor, dataset, (start, stop), inputs.history))
     parts = run.path("parts")

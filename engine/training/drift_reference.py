@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config import units
 from engine.config.names import free
 from engine.config.tree import Config
 from engine.data.calendar import local_days
@@ -111,10 +110,9 @@ def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int
     Rows within the longest trailing window of the first event have windows that no later row will have: they are left
     out, unless that would take more than half of the period, or all of its rows.
     """
-    bounds = getattr(config.split, period)
-    if not bounds:
+    if f"split.{period}" not in config.periods:
         return 0, 0
-    start, stop = units.between(bounds, config.data.time_zone)
+    start, stop = config.periods[f"split.{period}"]
     first = dataset.read([config.data.event_time], rows=(0, min(dataset.rows, 1)))[config.data.event_time]
     warm = int(instants(first)[0]) + memory_of(config) if len(first) else start
     low, high = dataset.row_range(start, stop)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config import schema, units
+from engine.config import schema
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.tree import Config
@@ -188,16 +188,15 @@ def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run:
 
 def split_rows(config: Config, dataset: Dataset, period: str) -> Split:
     """Rows of the period whose target is known; the rest are counted, not used."""
-    bounds = getattr(config.split, period)
-    start, stop = dataset.row_range(*units.between(bounds, config.data.time_zone))
+    start, stop = dataset.row_range(*config.periods[f"split.{period}"])
     target = dataset.read([config.data.target or ""], rows=(start, stop))[0]
     valid = np.asarray(pc.is_valid(target.combine_chunks() if isinstance(target, pa.ChunkedArray) else target))
-    if period != "test" and config.split.known_by is not None:
-        valid &= known_by(config, dataset, (start, stop), units.instant(config.split.known_by, config.data.time_zone))
+    if period != "test" and "split.known_by" in config.instants:
+        valid &= known_by(config, dataset, (start, stop), config.instants["split.known_by"])
     rows = start + np.flatnonzero(valid)
     if period == "train" and not len(rows):
         raise UserError(
-            f"split.train {list(bounds)} must hold labelled rows, found {stop - start} rows, none with a label"
+            f"split.train {list(config.split.train)} must hold labelled rows, found {stop - start} rows, none with a label"
         )
     return Split(period, rows, (stop - start) - len(rows))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import zoneinfo
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import units
+from engine.config import schema, units
+from engine.config.tree import Config
 from engine.errors import UserError
 
 HOUR = 3_600_000_000
@@ -90,3 +92,37 @@ def test_an_unknown_zone_is_named() -> None:
     for wrong in ("America/New_Yrk", "", "../etc/passwd"):
         with pytest.raises(UserError, match="a time zone must be"):
             units.zone(wrong)
+
+
+def test_the_times_of_a_config_are_parsed_in_its_zone() -> None:
+    split = {"train": ["2013-06-01", "2013-07-01"], "known_by": "2013-08"}
+    values = {"data": {"time_zone": NEW_YORK}, "split": split, "monitor": {"window": "2013-06"}}
+    config = schema.build(Config, values)
+    start, stop = units.window("2013-06", NEW_YORK)
+    assert config.periods == {"split.train": (start, stop), "monitor.window": (start, stop)}
+    assert config.instants == {"split.known_by": units.instant("2013-08-01", NEW_YORK)}
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, time_zone="UTC"))
+    assert moved.periods["split.train"] == (start - 4 * HOUR, stop - 4 * HOUR)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"split": {"train": ["2013", "2014-01"]}}, "split.train: an instant must be .*, found '2013'"),
+        ({"split": {"known_by": ""}}, "split.known_by: an instant must be .*, found ''"),
+        ({"retrain": {"now": "soon"}}, "retrain.now: an instant must be .*, found 'soon'"),
+        ({"score": {"between": ["2013-02", "2013-01"]}}, "score.between: a period must end after it starts"),
+        ({"monitor": {"window": "June"}}, "monitor.window: a window must be a month .*, found 'June'"),
+        (
+            {"split": {"train": ["2013-01", "2013-03"], "test": ["2013-02", "2013-04"]}},
+            r"split.test must start after the end of split.train \(2013-03\), found 2013-02",
+        ),
+        (
+            {"backtest": {"start": "2013-02", "stop": "2013-02-01"}},
+            r"backtest.stop must be after backtest.start \(2013-02\), found 2013-02-01",
+        ),
+    ],
+)
+def test_a_wrong_time_of_a_config_is_refused_by_its_key(values: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        schema.build(Config, values)

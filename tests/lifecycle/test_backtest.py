@@ -158,7 +158,9 @@ def test_months_follow_the_local_calendar() -> None:
     ("more", "message"),
     [
         (("backtest.start=2021-01-01", "backtest.stop=null"), "must be before the end of the data"),
-        (("backtest.start=null",), "backtest.start must say"),
+        (("backtest.start=null",), "backtest.start must be the start"),
+        (("backtest.start=soon",), "backtest.start: an instant must be .*, found 'soon'"),
+        (("backtest.start=2020-01-31T05:00",), "backtest.stop must be after backtest.start"),
         (("backtest.period=moon",), "a span must be a number"),
     ],
 )
