@@ -72,7 +72,7 @@ def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
     hidden = {name for name, column in data.columns.items() if column.sensitive}
     found = [name for name in features.direct_columns if name in hidden]
     for name, calendar in features.calendar.items():
-        if calendar.column in hidden:
+        if calendar.column in hidden - {data.event_time}:  # event times are shown
             found += [item.name for item in calendar_columns(name, calendar)]
     for name, view in features.active_views.items():
         columns = view_columns(name, view, data)

@@ -163,6 +163,7 @@ class Endless(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         self.taken += size
+        assert self.taken < 1 << 26, "it is read on and on"
         return self.block[:size]
 
 

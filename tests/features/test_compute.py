@@ -16,6 +16,7 @@ from engine.config.sections.features import FeaturesConfig
 from engine.errors import UserError
 from engine.features import compute
 from engine.features.compute import entity_codes, raw_features
+from engine.features.spec import sensitive_features
 
 H = 3_600_000_000
 DATA = {
@@ -214,6 +215,15 @@ def test_features_do_not_depend_on_the_order_of_history() -> None:
     events = some_events(150, 11)
     shuffled = events.take(pa.array(np.random.default_rng(0).permutation(150)))
     assert raw_features(data, features, events, shuffled, {}).equals(raw_features(data, features, events, events, {}))
+
+
+def test_what_the_calendar_says_of_a_sensitive_column_is_sensitive() -> None:
+    columns = {**DATA["columns"], "born": {"type": "timestamp", "role": "time", "known_at": "prior", "sensitive": True}}
+    calendar = {name: {"column": name, "parts": ["month"]} for name in ("at", "born")}
+    data = schema.build(DataConfig, {**DATA, "columns": columns})
+    _, features = configs(calendar=calendar)
+    found = sensitive_features(data, features)
+    assert found and {name.split("_")[0] for name in found} == {"born"}
 
 
 def test_calendar_parts_are_local() -> None:
