@@ -230,21 +230,12 @@ class Place:
         with self._errors(), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(f"{self.root}/{STAGED}")
 
-    def _errors(self) -> _StoreErrors:
-        return _StoreErrors(self.root)
-
-
-class _StoreErrors:
-    """Turns an error of the object store into a UserError with its address."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """An error of the object store as one that names the place."""
+        try:
+            yield
+        except OSError as error:
             raise UserError(f"s3://{self.root} cannot be written or read: {str(error).splitlines()[0]}") from error
 
 

@@ -239,25 +239,9 @@ def _data(summary: Mapping[str, Any], quarantine: Mapping[str, Any]) -> Markup:
         cards.append(html.card("Periods", html.table(columns, rows), note=note))
     if summary.get("features"):
         cards.append(html.card("Features", html.facts(summary["features"])))
-    cards.append(html.card("Quarantine", _quarantine(quarantine)))
+    table = html.table(["What", "Rows"], list(quarantine.items()), empty="No row was quarantined.")
+    cards.append(html.card("Quarantine", table))
     return html.section("Data", html.row(*cards))
-
-
-def _quarantine(quarantine: Mapping[str, Any]) -> Markup:
-    rows = [[name, value] for name, value in _flat(quarantine)]
-    return html.table(["What", "Rows"], rows, empty="No row was quarantined.")
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Dotted names and values of nested mappings; a list counts its entries."""
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        where = f"{path}{name}"
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{where}: ")
-        else:
-            found.append((where, len(value) if isinstance(value, (list, tuple)) else value))
-    return found
 
 
 def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:

@@ -23,7 +23,7 @@ def report(run, config, target, scores, loss="binary", history=()):
             "rows": 7,
             "splits": {"train": {"period": ["a", "b"], "labelled": 3, "unlabelled": 1}},
         },
-        quarantine={"files": {"a.csv": 12}},
+        quarantine={"a.csv: delay is null (quarantine)": 12},
         config=config,
         metrics={f"test/{name}": value for name, value in flat.items()},
     )

@@ -399,8 +399,7 @@ def _check_nodes(ray: Any, opened: Session) -> None:
     place["cluster"] = found
     if run is not None:
         run.save()
-    warn = run.warn if run is not None else lambda text: terminal.err(f"warning: {text}\n")
-    check_versions(found["differences"], warn)
+    check_versions(found["differences"], _say)
 
 
 def _ask_nodes(ray: Any, opened: Session) -> dict[str, dict[str, Any]]:
