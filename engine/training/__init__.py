@@ -1,1 +1,1 @@
-"""Models, row order, loop, checkpoints, evaluation."""
+"""Training: models, losses, metrics, row order, training loop, checkpoints, evaluation, bundles."""

@@ -1,4 +1,4 @@
-"""What a model must beat: a constant, and a linear model of the same encoded block.
+"""Baselines that a model must beat: the best constant, and a linear model of the same encoded rows.
 
 The linear model is ridge regression for numbers and softmax regression for classes, on at most ROWS evenly spaced training
 rows: the encoded numbers, and one 0/1 column for each of the most frequent codes of every category. Softmax by the fixed
@@ -20,10 +20,10 @@ from engine.training.losses import LOSSES
 
 Array = NDArray[Any]
 ROWS = 20_000
-WORK = 2_000_000_000  # multiplications that a fit may take for its matrix
+WORK = 2_000_000_000  # most multiplications for the matrix of a fit
 CODES = 200  # 0/1 columns of all categories together
 RIDGE = 1.0  # in rows
-STEPS, CLOSE = 200, 1e-5  # of softmax; mean size of a gradient at which it stops
+STEPS, CLOSE = 200, 1e-5  # of softmax; it stops at this mean absolute gradient
 
 
 def baselines(
@@ -59,13 +59,13 @@ def baselines(
 
 
 def _as_scores(values: Array, loss: str) -> Array:
-    """Scores as the model gives them, of [n, outputs]: [n] of class 1 or of the value, [n, classes]."""
+    """Scores in the shape of the model's, from [n, outputs]: [n] of class 1 or of the value, or [n, classes]."""
     task = LOSSES[loss].task
     return values if task == "multiclass" else values[:, -1]
 
 
 def _limits(train: Examples) -> list[int]:
-    """Codes of each category that get a column of their own."""
+    """Codes of each category that get a column."""
     columns = train.codes.shape[1]
     each = CODES // max(columns, 1)
     return [min(each, int(train.codes[:, index].max(initial=0)) + 1) for index in range(columns)]
@@ -85,12 +85,12 @@ def _block(part: Examples, limits: list[int]) -> Array:
 
 def _normal(block: Array, weight: Array) -> Array:
     ridge = np.full(block.shape[1], RIDGE)
-    ridge[-1] = 1e-6  # the constant is free
+    ridge[-1] = 1e-6  # the constant is not penalised
     return np.asarray((block * weight[:, None]).T @ block + np.diag(ridge))
 
 
 def _ridge(block: Array, target: Array, weight: Array) -> Array:
-    center = target.mean()  # apart: beside it, what a target like seconds since 1970 varies by would be lost
+    center = target.mean()  # subtracted: the variation of a target such as seconds since 1970 would be lost beside it
     found = np.linalg.solve(_normal(block, weight), (block * weight[:, None]).T @ (target - center))
     found[-1] += center
     return np.asarray(found[:, None])
@@ -138,7 +138,7 @@ def flat(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, fl
 
 
 def words(split: str, metric: str, model: float, found: Mapping[str, Mapping[str, float]]) -> str:
-    """`test roc_auc: model 0.7742, linear 0.7312, constant 0.5`; what has no answer is `not computable`."""
+    """`test roc_auc: model 0.7742, linear 0.7312, constant 0.5`; an undefined metric is `not computable`."""
     reached = {"model": model, **{kind: values[metric] for kind, values in found.items()}}
     texts = {kind: f"{value:.4g}" if np.isfinite(value) else "not computable" for kind, value in reached.items()}
     if set(texts.values()) == {"not computable"}:

@@ -1,8 +1,8 @@
-"""The bundle: all that scoring needs of a trained model, in one folder of JSON, Parquet and safetensors.
+"""Model bundles: a folder of JSON, Parquet and safetensors with everything that scoring needs of a trained model.
 
 `model/` of a training run holds: `model.safetensors`, `model.json` (architecture, loss, precision, tile), `spec.json` (data and
 feature specification as resolved), `features.json` (fitted encoder), `schema.json` (raw features, their types, and
-what a score is for), and
+the meaning of a score), and
 `gate/` (rows with the history they need, and the features and scores that training saw for them). `bundle.json` is written
 last: sizes and digests of the rest, checked before anything is parsed.
 """
@@ -52,7 +52,7 @@ class SpecRecord(TypedDict):
 
 
 class ModelRecord(TypedDict):
-    """model.json: what scoring needs beside weights. `quantile` is the level of a quantile model."""
+    """model.json: what scoring needs in addition to weights. `quantile` is the level of a quantile model."""
 
     format: NotRequired[Annotated[int, Format(FORMAT)]]
     architecture: ArchitectureRecord
@@ -140,7 +140,7 @@ def _digest_of(directory: Path, files: Mapping[str, FileRecord]) -> str:
     """Content digest of the model in a folder: weights, architecture, specification and fitted state."""
     judged = {name: files[name]["sha256"] for name in JUDGED}
     spec = records.read(directory / "spec.json", SpecRecord)
-    # Where the raw files lie is no part of the model, and model.json holds which class its score is for.
+    # The path of the raw files is not part of the model, and the class of its score is in model.json.
     for name in ("path", "positive"):
         spec["data"].pop(name, None)
     return digest.of_json([judged, spec])
@@ -153,7 +153,9 @@ def read_manifest(directory: Path) -> ManifestRecord:
     """
     path = directory / MANIFEST
     if not path.exists():
-        raise UserError(f"{directory} must hold a model bundle ({MANIFEST}), found none: name a finished training run")
+        raise UserError(
+            f"{directory} must hold a model bundle ({MANIFEST}), which is missing: name a finished training run"
+        )
     manifest = folder_seal.read_checked(path, ManifestRecord, CHECKED)
     sealed = Seal(manifest["files"])
     for name in manifest["files"]:
@@ -166,7 +168,7 @@ def read_manifest(directory: Path) -> ManifestRecord:
 def read_bundle(directory: Path) -> Bundle:
     """Open and verify a bundle.
 
-    Raises UserError when it is not there, is of a newer format, or a file is not the one that was sealed.
+    Raises UserError when it does not exist, is of a newer format, or a file is not the one that was sealed.
     """
     manifest = read_manifest(directory)
     spec = records.read(directory / "spec.json", SpecRecord)
@@ -279,7 +281,7 @@ def find_model(reference: str, runs: Path, where: str = "score.model") -> Path:
     Raises UserError.
     """
     if not reference:
-        raise UserError(f"{where} must name a training run (its directory) or NAME@champion, found nothing")
+        raise UserError(f"{where} must name a training run (its directory) or NAME@champion")
     registered = None if Path(reference).exists() else registry.resolve(reference, runs)
     if registered is not None:
         return registered
@@ -288,7 +290,9 @@ def find_model(reference: str, runs: Path, where: str = "score.model") -> Path:
         if (candidate / MANIFEST).exists():
             return candidate
     if path.is_dir():
-        raise UserError(f"{reference} holds no finished model: name the directory of a training run that is DONE")
+        raise UserError(
+            f"{reference} holds no finished model: name the directory of a finished training run (with DONE)"
+        )
     known = sorted(str(found.parent.parent) for found in runs.glob(f"train/*/*/model/{MANIFEST}"))[-3:]
     hint = f"Newest here: {', '.join(known)}" if known else f"There is none in {runs} yet: run `train` first"
     raise UserError(

@@ -1,4 +1,4 @@
-"""The data and feature specification of a bundle, taken over into the config of what uses the model."""
+"""Copies the data and feature specification of a bundle into the config of a command that uses the model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from engine.runtime import remote, storage
 from engine.training.bundle import Bundle, spec_of
 from engine.training.classes import check_positive
 
-# Where and how files are written, and what one ingest may lose, are no part of the model: what is scored often differs.
+# Paths and file formats, and limits of ingest, are not part of the model: the scored files often differ.
 PLACES = ("path", "endpoint", "region", "snapshot", "format", "csv", "refused", "unexpected")
 LIMITS = ("max_quarantine", "min_rows", "max_rows", "max_row_change", "freshness")
 
 
 def with_spec_of(config: Config, bundle: Bundle) -> Config:
-    """The config with the bundle's data and feature specification; one that was asked for and differs is an error."""
+    """The config with the bundle's data and feature specification; a different one in the config is an error."""
     data, features = spec_of(bundle, config)
     storage.keep_from_others(config.paths.mode, data.sensitive)
     check_positive(config, data, bundle.model)
@@ -32,7 +32,7 @@ def with_spec_of(config: Config, bundle: Bundle) -> Config:
         moved = {name: dataclasses.replace(item, **places.get(name, {})) for name, item in data.sources.items()}
         data = dataclasses.replace(data, sources=moved)
         bundle_plain, asked = dataclasses.asdict(data), dataclasses.asdict(config.data)
-        bundle_plain["positive"] = asked["positive"]  # judged by what it means, not by how it was said
+        bundle_plain["positive"] = asked["positive"]  # compared by meaning, not by notation
         _refuse_difference("data", asked, bundle_plain)
         _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(features))
     _check_places(config, data, bundle)
@@ -40,18 +40,18 @@ def with_spec_of(config: Config, bundle: Bundle) -> Config:
 
 
 def _check_places(config: Config, data: DataConfig, bundle: Bundle) -> None:
-    """Refuse remote places of a bundle that neither the config says nor this machine's store has reached before."""
+    """Refuse remote addresses of a bundle that neither the config names nor this machine's store has used before."""
     plain, said = schema.plain(data), schema.plain(config.data)
     mine = remote.own(plain, said)
     brought = {name: item for name, item in remote.of_data(plain).items() if item not in mine}
     if brought:
-        remedy = "Add the experiment or the data that it was trained with (+experiment=NAME), which says where the files lie. "
+        remedy = "Add the experiment or the data that it was trained with (+experiment=NAME), which has the paths of the files. "
         remote.check(Path(config.paths.store), brought, config.trust, f"the model {bundle.directory}", remedy)
 
 
 def _refuse_difference(section: str, asked: Any, bundled: Any) -> None:
     for path, here, there in nested.differences(asked, bundled, section):
         raise UserError(
-            f"{path} is {here!r} here but the model was trained with {there!r}: scoring takes the model's own "
+            f"{path} is {here!r} here but the model was trained with {there!r}: scoring uses the model's "
             "specification. Drop the override, or train a model with it"
         )

@@ -1,8 +1,8 @@
-"""Checkpoints: tensors as safetensors, everything else as a JSON manifest that is written last and names sizes and
+"""Checkpoints: tensors in safetensors, the rest in a JSON manifest that is written last and records sizes and
 digests.
 
-A folder without a manifest, or whose files do not match it, does not count: resume takes the newest whole one and says
-which it passed over. Nothing here unpickles: torch.load is never called.
+A folder without a manifest, or whose files do not match it, does not count: resume uses the newest whole one and
+names those that it skipped. Nothing here unpickles: torch.load is never called.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 
 class ManifestRecord(TypedDict):
-    """manifest.json: what a run must share with the checkpoint that it continues, and where it was."""
+    """manifest.json: the identity that a resumed run must share, and the state of the loop."""
 
     format: Annotated[int, records.Format(FORMAT)]
     step: records.Count
@@ -62,7 +62,7 @@ class Checkpoint:
 def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int) -> Path:
     """Write `root/step-<step>/` and remove all but the newest `keep`; a broken folder in the way is replaced.
 
-    Folders of later steps are leftovers that a resume has passed over: they go first.
+    Folders of later steps are damaged leftovers that a resume skipped: they are removed first.
     """
     folder = storage.inside(root.parent, root.name) / f"step-{step:010d}"
     if (folder / MANIFEST).exists():
@@ -88,7 +88,7 @@ def candidates(root: Path) -> list[Path]:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read one checkpoint; sizes and digests are checked before a byte is interpreted.
 
-    Raises UserError saying what is wrong with it.
+    Raises UserError with the reason for a damaged one.
     """
     manifest = seal.read_checked(folder / MANIFEST, ManifestRecord, CHECKED)
     expected = manifest["files"].get(TENSORS)
@@ -106,7 +106,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
-    """The tensors of safetensors bytes; anything else, a pickle above all, is refused and never run."""
+    """The tensors of safetensors bytes; any other format, such as a pickle, is refused and never executed."""
     if len(payload) < 8 or struct.unpack("<Q", payload[:8])[0] > len(payload) - 8 or payload[8:9] != b"{":
         raise UserError(
             f"{path} must be safetensors; pickled checkpoints are refused because loading one runs its code"
@@ -118,7 +118,7 @@ def read_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def newest_whole(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """(newest checkpoint that verifies, or None; why each newer one was passed over)."""
+    """(newest checkpoint that verifies, or None; the reason why each newer one was skipped)."""
     passed_over: list[str] = []
     for folder in candidates(root):
         try:

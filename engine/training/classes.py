@@ -1,4 +1,4 @@
-"""What a target's values are to a loss: its classes, which of them a score is for, and rows that are of none of them."""
+"""The classes of a target: which values are classes, which class a score is for, and rows of unknown classes."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from engine.features.compute import as_floats
 from engine.features.encode import as_texts
 
 SHOWN = 5  # classes that a message names
-KEPT = 20  # classes that training never saw, in evaluation.json
+KEPT = 20  # most classes unseen in training that evaluation.json lists
 NUMBERS = "train.loss=squared, huber or quantile"
 
 
 def check_target(config: Config) -> None:
-    """Raise UserError where the loss learns a number and the target is none."""
+    """Raise UserError where the loss needs a numeric target and the target is not numeric."""
     name = config.data.target or ""
     kind, loss = config.data.columns[name].type, config.train.loss
     if TASKS[loss] == "regression" and not kind.startswith(COUNTABLE):
         raise UserError(
-            f"train.loss={loss} learns a number, found the target data.columns.{name} of type {kind}: take train.loss=binary "
-            "or multiclass for classes, or declare it as the number that it is"
+            f"train.loss={loss} learns a number, found the target data.columns.{name} of type {kind}: use train.loss=binary "
+            "or multiclass for classes, or declare the target with a numeric type"
         )
 
 
 def class_names(config: Config, dataset: Dataset, rows: np.ndarray) -> tuple[str, ...]:
-    """The classes among the training rows (int64, ascending), by text in order; of two the last is the one that the score is
-    for, which data.positive may say. Empty for a loss that learns a number.
+    """The classes among the training rows (int64, ascending), by text in order; of two the last is the positive one
+    unless data.positive names it. Empty for a loss of a numeric target.
 
-    Raises UserError where the loss and the values do not go together.
+    Raises UserError where the loss and the values do not fit.
     """
     target, loss = config.data.target or "", config.train.loss
     if TASKS[loss] == "regression":
@@ -107,7 +107,7 @@ def _positive_last(config: Config, where: str, found: tuple[str, ...]) -> tuple[
 
 
 def positive_text(positive: str, kind: str) -> str:
-    """The text that a class of a target of this type has, from what a person writes (`1.0` of an int64 is `1`, `on` is true)."""
+    """The text of a class in the target's type, from a value in a config (`1.0` of an int64 is `1`, `on` is true)."""
     if kind == "bool":
         return {"on": "true", "yes": "true", "1": "true", "off": "false", "no": "false", "0": "false"}.get(
             positive.lower(), positive.lower()
@@ -145,14 +145,14 @@ def check_positive(config: Config, data: DataConfig, model: Mapping[str, Any]) -
 
 
 def score_meaning(target: str, classes: Sequence[str], loss: str) -> dict[str, Any]:
-    """What a score says, as data: the target, and its class (binary) or classes (one score each), in order."""
+    """The meaning of a score, as data: the target, and its class (binary) or classes (one score each), in order."""
     if TASKS[loss] == "binary":
         return {"target": target, "positive": classes[-1], "negative": classes[0]}
     return {"target": target, "classes": list(classes)} if classes else {"target": target}
 
 
 def describe_score(target: str, classes: Sequence[str], loss: str) -> str:
-    """The same in words."""
+    """The meaning of a score, in words."""
     if TASKS[loss] == "binary":
         return f"probability that {target} is {classes[-1]!r} (and not {classes[0]!r})"
     if classes:
@@ -161,7 +161,7 @@ def describe_score(target: str, classes: Sequence[str], loss: str) -> str:
 
 
 def is_a_guess(config: Config, classes: Sequence[str], loss: str) -> bool:
-    """Whether the class that a score is for was only the last by sorting, where the values do not speak for themselves."""
+    """Whether the positive class was chosen by sort order alone, because the values do not suggest one."""
     return (
         TASKS[loss] == "binary"
         and config.data.positive is None
@@ -175,7 +175,7 @@ def is_a_guess(config: Config, classes: Sequence[str], loss: str) -> bool:
 def unknown_targets(
     dataset: Dataset, target: str, rows: np.ndarray, values: np.ndarray, hidden: bool
 ) -> dict[str, int]:
-    """Rows by the text of a target that is there and means nothing to the model: a class that training never saw, or no
+    """Rows by the text of a target that the model does not know: a class unseen in training, or not a
     finite number. `rows` int64 ascending, `values` their targets as numbers; `hidden`: the texts are not to be shown.
     """
     lost = rows[~np.isfinite(values)]
@@ -190,7 +190,7 @@ def unknown_targets(
 
 
 def describe_unknown(split: str, target: str, unknown: dict[str, int], rows: int, classes: Sequence[str]) -> str:
-    """One sentence about the rows of `unknown_targets`, of `rows` in all."""
+    """A sentence about the rows of `unknown_targets`; `rows` is the number of all labelled rows."""
     lost = sum(unknown.values())
     named = ", ".join(f"{text!r}: {count:,}" for text, count in list(unknown.items())[:SHOWN])
     more = f", and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
@@ -199,7 +199,7 @@ def describe_unknown(split: str, target: str, unknown: dict[str, int], rows: int
 
 
 def target_values(column: pa.ChunkedArray, classes: Sequence[str]) -> np.ndarray:
-    """float64[n]: the number, or the index of the class; NaN where it is missing or no class of training."""
+    """float64[n]: the number, or the index of the class; NaN where it is missing or not a class of training."""
     if not classes:
         return as_floats(column)
     index = pc.index_in(as_texts(column), value_set=pa.array(list(classes), pa.large_string()))

@@ -1,4 +1,4 @@
-"""The CPU step: shards of a batch on the threads of every worker, gradients added in one fixed tree, AdamW on one thread."""
+"""The CPU stepper: shards of a batch run on the threads of every worker, gradients are added in a fixed tree, AdamW updates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REDUCTIONS = {"exact": add_up, "ddp": all_reduce}
 
 
 class CpuStepper:
-    """One step a call. Raises UserError for a job that asks for a GPU, or for more memory than there is."""
+    """Takes one step per call. Raises UserError for a job that needs a GPU or more memory than the machine has."""
 
     def __init__(self, job: TrainingJob) -> None:
         settings, exchange = job.config.train, job.exchange
@@ -89,7 +89,7 @@ class CpuStepper:
         return predict_logits(self._job.model, numeric, codes, self._job.precision, team=self._job.team)
 
     def finish(self) -> dict[str, float]:
-        """The weights lie in host memory."""
+        """Nothing to do: the weights are in host memory."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Where a model runs: resolved once, before anything is recorded, and taken from the record on resume."""
+"""The training device: resolved once, before anything is recorded, and read from the record on resume."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def has_gpu() -> bool:
 
 
 def why_no_gpu() -> str:
-    """What torch says where `has_gpu` is false."""
+    """The reason where `has_gpu` is false."""
     return f"torch {torch.__version__} " + ("has no CUDA" if torch.version.cuda is None else "sees no device")
 
 
 def resolve_device(config: Config, recorded: str | None = None) -> str:
-    """`cpu` or `cuda` for `train.device`; what an earlier start of the run recorded stands.
+    """`cpu` or `cuda` for `train.device`; the device recorded by an earlier start of the run has priority.
 
-    `auto` takes a GPU where torch finds one in this process, and on a cluster where workers are given any. Raises UserError
-    where a GPU is asked for, or was used before, and there is none.
+    `auto` uses a GPU where torch finds one in this process, and on a cluster where workers have any. Raises UserError
+    where a GPU is required, or was used before, and there is none.
     """
     wanted = recorded or config.train.device
     if wanted not in ("auto", "cpu", "cuda"):
@@ -58,7 +58,7 @@ def is_resident(nbytes: int, free: int) -> bool:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the packed rows lie, and the figures of the decision."""
+    """Where the packed rows are stored, and the figures of the decision."""
 
     resident: bool
     nbytes: int

@@ -1,4 +1,4 @@
-"""The same loop on the workers of a cluster: each opens the files, owns its shards, and leaves a small record."""
+"""Distributed training: runs the training loop on the workers of a Ray cluster; each opens the files and owns its shards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kernels import compiling
 
 ATTEMPTS = "attempts.jsonl"  # a line of each worker that enters an attempt
 BEATS = "beats"  # signs of life of each worker
-PROGRESS = "progress.json"  # how far rank 0 is, for the driver to show
+PROGRESS = "progress.json"  # progress of rank 0, for the driver to show
 SECTIONS = ("name", "paths", "train", "model", "evaluate", "cluster", "resources")  # what workers read of the config
 
 
@@ -52,7 +52,7 @@ def fit_on_cluster(
 ) -> FitResult:
     """`fit` on `cluster.workers` Ray workers, from folders that `Examples.save` wrote; the weights are those of `fit`.
 
-    A failed attempt is begun again from the newest whole checkpoint, `cluster.retries` times. Raises UserError as `fit`
+    A failed attempt is repeated from the newest whole checkpoint, `cluster.retries` times. Raises UserError as `fit`
     does and when the workers keep failing, KeyboardInterrupt after a stop that left a checkpoint.
     """
     began = time.time()
@@ -63,7 +63,7 @@ def fit_on_cluster(
     rows = len(Examples.open(train_dir))
     _check_workers(rows, config, run)
     payload = {
-        # Sections that workers do not read stay here: passwords of sources and alerts need not travel.
+        # Sections that workers do not read are not sent: passwords of sources and alerts stay here.
         "config": {name: value for name, value in schema.plain(config).items() if name in SECTIONS},
         "directory": str(directory),
         "record": {name: run.record[name] for name in ("command", "name", "plan", "device") if name in run.record},
@@ -84,7 +84,7 @@ def fit_on_cluster(
             stop,
             rows * sizes_of(config.train, rows).epochs,
             cluster.start_seconds(config),
-            cluster.watch(cluster.stall_seconds(config), directory / BEATS, math.inf),  # Ray Train ends who is silent
+            cluster.watch(cluster.stall_seconds(config), directory / BEATS, math.inf),  # Ray Train ends silent workers
         )
         try:
             cluster.run_training(config, directory, train_worker, payload, watch.look)
@@ -100,7 +100,7 @@ def fit_on_cluster(
                 storage.remove(directory / BEATS, directory)  # at once: workers may still write there
         outcome = cluster.read_outcome(directory)
         if outcome is None:
-            raise UserError("the workers ended without a record; look at run.log")
+            raise UserError("the workers ended without a record; see run.log")
         if outcome["status"] == "stopped":
             raise KeyboardInterrupt(outcome["message"])
     return _result(run, outcome, precision, _startup(directory, began, connected, opened.seconds))
@@ -116,7 +116,7 @@ def _check_workers(rows: int, config: Config, run: Run) -> None:
 
 
 class Watch:
-    """What the driver does while the workers train: mirror progress and failures, pass a stop on to the workers."""
+    """The driver's work while the workers train: shows progress and failures, and passes a stop on to the workers."""
 
     def __init__(
         self, run: Run, stop: interrupt.StopFlag, total: int, patience: float, bound: stall.Watch | None = None
@@ -130,7 +130,7 @@ class Watch:
         (run.directory / PROGRESS).unlink(missing_ok=True)  # of an attempt whose driver was killed
 
     def look(self) -> None:
-        """Called some times a second."""
+        """Called a few times a second."""
         if self._stop.requested() and not self._asked:
             self._asked = True
             self._run.log("stopping: the workers write a checkpoint first")
@@ -147,7 +147,7 @@ class Watch:
             self._bound.look()
 
     def _tell_of_waiting(self) -> None:
-        """With `cluster.min_workers` Ray waits for room for as long as it takes, and says nothing."""
+        """Warns while Ray waits silently for room, which it does without limit with `cluster.min_workers`."""
         entered = len(cluster.read_lines(self._run.directory / ATTEMPTS))
         if entered > self._entered:
             self._entered, self._idle_since = entered, None
@@ -212,7 +212,7 @@ def _startup(directory: Path, began: float, connected: float, parts: Mapping[str
 
 
 class WorkerRun(Run):
-    """The run as a worker sees it: links are kept for the driver, and only rank 0 writes."""
+    """The run in a worker: links are kept for the driver, and only rank 0 writes."""
 
     def __init__(self, directory: Path, record: dict[str, Any], rank: int) -> None:
         super().__init__(directory, {**record, "chain": {}})
@@ -220,7 +220,7 @@ class WorkerRun(Run):
         self._metrics = cluster.WorkerMetrics(f"{record['name']}/{directory.name}") if rank == 0 else None
 
     def save(self) -> None:
-        """The record belongs to the driver."""
+        """Nothing: only the driver writes the record."""
 
     def log(self, message: str) -> None:
         """One line, of rank 0."""
@@ -267,7 +267,7 @@ class FileProgress(Progress):
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """What every worker runs. What it raises ends the attempt on all workers, whose collectives would wait for it."""
+    """The function of every worker. An error ends the attempt on all workers, whose collectives would wait for this one."""
     entered = time.time()
     place = cluster.worker_place()
     directory = Path(payload["directory"])
@@ -305,7 +305,7 @@ def train_worker(payload: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def process_group(place: cluster.WorkerPlace, timeout: float, backend: str = "gloo") -> Iterator[Exchange]:
-    """The workers' group: gloo, and NCCL beside it for what lies on GPUs.
+    """The workers' process group: gloo, and also NCCL for tensors on GPUs.
 
     Its store listens on the node's own address, which is loopback on a local cluster.
 
@@ -323,6 +323,6 @@ def process_group(place: cluster.WorkerPlace, timeout: float, backend: str = "gl
     )
     distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=limit)
     yield Group()
-    # Not in a finally: after a failure Ray ends the processes, and leaving in good order would wait for the dead.
+    # Not in a finally: after a failure Ray ends the processes, and an orderly exit would wait for dead workers.
     distributed.barrier()
     distributed.destroy_process_group()

@@ -1,9 +1,9 @@
-"""The reference of a model: what monitoring compares later data with, so that no raw training row is needed again.
+"""Writes the drift reference of a model, with which monitoring compares later data without the raw training rows.
 
-Written into the bundle, over the training and validation periods (labelled or not: that is what scoring will see; without
-the first days, whose trailing windows reach back to before the data begin):
+It is part of the bundle and covers the training and validation periods (labelled or not, like the rows that are scored; without
+the first days, whose trailing windows reach back to before the data):
 `profile_spec.json`; `reference.parquet` (rows per local day x column x bin, of inputs and of predictions);
-`reference.json` (the profile of the whole period, when predictions were made, how much each feature matters);
+`reference.json` (the profile of the whole period, the days with predictions, the importance of each feature);
 `reference_sample.parquet` (about 20,000 encoded rows, chosen by hash of their id); `reference_outcomes.parquet`
 (day, score and target of up to 50,000 labelled validation rows, chosen likewise).
 """
@@ -44,7 +44,7 @@ Days = Annotated[int, records.Within(0, 10**6)]
 
 
 class ReferenceRecord(TypedDict):
-    """reference.json: the profile of the whole period, how much each feature matters, and days of history."""
+    """reference.json: the profile of the whole period, the importance of each feature, and days of history."""
 
     format: Annotated[int, records.Format(FORMAT)]
     memory_days: NotRequired[Days]
@@ -105,7 +105,7 @@ def write_reference(
 
 
 def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int]:
-    """Dataset rows [start, stop) of a split that the reference is made of; empty where the config has none.
+    """Dataset rows [start, stop) of a split that the reference covers; empty where the config has none.
 
     Rows within the longest trailing window of the first event have windows that no later row will have: they are left
     out, unless that would take more than half of the period, or all of its rows.
@@ -255,8 +255,8 @@ def permutation_importance(
 ) -> dict[str, float]:
     """Mean absolute change of the score when one raw feature is shuffled among the sample's rows, by feature.
 
-    Without labels: how much the model listens, not how right it is (Breiman, Random Forests, 2001, for predictions).
-    Of many features fewer rows are taken, so that the work does not grow with the square of their number.
+    It needs no labels: it measures influence on the score, not accuracy (Breiman, Random Forests, 2001, for predictions).
+    With many features fewer rows are used, so that the work does not grow with the square of their number.
     """
     wanted = max(FEWEST_ROWS, IMPORTANCE_CELLS // max(numeric.shape[1] + codes.shape[1], 1) ** 2)
     rows = np.linspace(0, len(numeric) - 1, min(IMPORTANCE_ROWS, wanted, len(numeric)), dtype=np.int64)
@@ -290,7 +290,7 @@ def encoded_columns(encoder: Encoder) -> Iterator[tuple[str, slice, bool]]:
 
 
 def _reader(table: FeatureTable, rows: np.ndarray) -> tuple[Callable[[Sequence[str]], pa.Table], int]:
-    """Raw features of (at most FIT_ROWS, evenly spaced) training rows by name, and how many columns to read together."""
+    """Raw features of (at most FIT_ROWS, evenly spaced) training rows by name, and the number of columns to read together."""
     rows = rows[:: -(-len(rows) // FIT_ROWS)]
     start, stop = int(rows[0]), int(rows[-1]) + 1
     take = pa.array(rows - start)

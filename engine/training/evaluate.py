@@ -1,7 +1,7 @@
-"""What is measured on rows with labels: metrics, intervals, and how they differ by month and by slice.
+"""Evaluation on labelled rows: metrics and their intervals, over all rows, by month and by slice.
 
-Intervals are percentiles of a bootstrap over rows that repeats exactly. A metric that cannot be computed says why and
-never raises.
+Intervals are percentiles of a reproducible bootstrap over rows. A metric that cannot be computed has a reason and never
+raises.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kernels import metrics as kernels
 
 Array = NDArray[Any]
 CURVE_POINTS = 200
-LARGEST_BOOTSTRAP = 2_000_000  # rows; beyond, an interval is narrower than anything one would act on
+LARGEST_BOOTSTRAP = 2_000_000  # rows; with more rows an interval is too narrow to matter
 CLASS_FIGURES = ("rows", "precision", "recall", "f1")
 SLICE_VALUES = 50  # most frequent values of a slice that are listed
 
 
 def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -> str:
-    """The metric of a loss, or the one that the config key `where` wants; raises UserError when its task does not have it."""
+    """The metric of a loss, or the one in the config key `where`; raises UserError when its task does not have it."""
     known = METRICS[LOSSES[loss].task]
     name = wanted or LOSSES[loss].metric
     if name not in known:
@@ -55,7 +55,7 @@ def point_metrics(
 
 
 def why_undefined(metric: Metric, target: Array, scores: Array) -> str:
-    """Why a metric of these rows (all with a target) cannot be computed."""
+    """The reason why a metric of these rows (all with a target) cannot be computed."""
     if not len(target):
         return "there are no rows"
     broken = int((~np.isfinite(scores)).sum())
@@ -113,7 +113,7 @@ def evaluate_scores(
     slices name -> [n] values, classes: their names. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`,
     `positive_rate`; of a number `r2` and `mape`; of several classes `class/<name>/precision` and the like. Details are JSON.
     """
-    known = np.isfinite(target)  # a class that training never saw has no index
+    known = np.isfinite(target)  # a class unseen in training has no index
     details: dict[str, Any] = {"loss": loss, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
     target, scores, time_us = target[known], scores[known], time_us[known]
     slices = {name: values[known] for name, values in slices.items()}
@@ -175,7 +175,7 @@ def _relative(target: Array, scores: Array, reasons: dict[str, str]) -> dict[str
 def class_table(target: Array, scores: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
     """One entry a class, in order: rows, predicted (rows in which its score is the highest), precision, recall, f1.
 
-    None where there is nothing to divide by: no row of the class (recall), none predicted (precision).
+    None where the denominator is 0: no row of the class (recall), none predicted (precision).
     """
     chosen, count = scores.argmax(axis=1), scores.shape[1]
     rows, predicted = np.bincount(target, minlength=count), np.bincount(chosen, minlength=count)

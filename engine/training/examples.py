@@ -1,6 +1,6 @@
-"""Encoded rows as the training loop reads them: packed row-major blocks, in memory or mapped from files.
+"""Training examples: encoded rows in packed row-major blocks, in memory or mapped from files.
 
-A batch is a gather of rows from these blocks. Workers of a cluster open the same files; no row travels between
+A batch is a gather of rows from these blocks. Workers of a cluster open the same files; no row is sent between
 processes.
 """
 
@@ -22,9 +22,9 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An uninitialised C-contiguous array whose first byte lies on a multiple of 64.
+    """An uninitialised C-contiguous array that is aligned to 64 bytes.
 
-    Kernels of torch may pick another code path, and so other bits, for another alignment.
+    Kernels of torch may use another code path, with other bits, for another alignment.
     """
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize

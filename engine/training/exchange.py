@@ -1,8 +1,8 @@
-"""Gradients of the logical shards added up in one fixed tree, inside a process or between workers.
+"""Gradient exchange: adds the gradients of the logical shards in one fixed tree, within a process or between workers.
 
 The tree folds i + (i + ceil(n / 2)) until one row is left. With strided shards (worker w owns w, w + W, w + 2W, ...)
-and V = W * 2^k shards the first k levels stay inside a worker, so one row a worker travels; otherwise every shard's row
-does. Either way each addition has the same two operands, so the sum has the same bits for any number of workers.
+and V = W * 2^k shards the first k levels stay inside a worker, so each worker sends one row; otherwise it sends one
+per shard. Either way each addition has the same two operands, so the sum has the same bits for any number of workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STATS_FLOATS = 2 * STATS
 
 
 class Exchange(Protocol):
-    """What the loop asks of the workers' network. Every call is collective."""
+    """The network operations of the loop. Every call is collective."""
 
     rank: int
     world: int
@@ -32,14 +32,14 @@ class Exchange(Protocol):
         """[m, w] of every worker, as [world, m, w] in rank order."""
 
     def sum(self, block: Tensor) -> Tensor:
-        """Sum over workers in whatever order the network likes."""
+        """Sum over workers, in any order."""
 
     def first(self, values: Sequence[float]) -> list[float]:
         """The values of rank 0."""
 
 
 class Alone:
-    """One worker: nothing travels."""
+    """The exchange of one worker: nothing is sent."""
 
     rank, world = 0, 1
 
@@ -71,7 +71,7 @@ class Group:
         return out.view(self.world, *block.shape)
 
     def sum(self, block: Tensor) -> Tensor:
-        """Sum over workers in whatever order the network likes."""
+        """Sum over workers, in any order."""
         distributed.all_reduce(block)
         return block
 
@@ -88,7 +88,7 @@ def owned(shards: int, rank: int, world: int) -> list[int]:
 
 
 def slots(shards: int, world: int) -> int:
-    """Rows that a worker sets aside: the same on every worker."""
+    """Number of rows that a worker allocates: the same on every worker."""
     return -(-shards // world)
 
 
@@ -119,10 +119,10 @@ def add_up(rows: Tensor, shards: int, exchange: Exchange, team: Team) -> tuple[T
 
 
 def all_reduce(rows: Tensor, shards: int, exchange: Exchange, team: Team) -> tuple[Tensor, NDArray[np.float64]]:
-    """`add_up` by a plain all-reduce: one row travels whatever the count, and bits depend on the number of workers."""
+    """`add_up` by a plain all-reduce: one row is sent for any number of shards, and bits depend on the number of workers."""
     mine = len(owned(shards, exchange.rank, exchange.world))
     if mine == 0:
-        rows[0, :-STATS_FLOATS].zero_()  # no shard writes it, and the sum of the last step lies there
+        rows[0, :-STATS_FLOATS].zero_()  # no shard writes it, and it holds the sum of the last step
     own = _fold(list(rows[: max(mine, 1)]), team)
     statistics = exchange.gather(own[None, -STATS_FLOATS:].clone())[:, 0]
     gradient = exchange.sum(own[:-STATS_FLOATS].contiguous())

@@ -1,4 +1,4 @@
-"""All weights in one flat buffer: one gradient to exchange, one norm, one optimizer call."""
+"""Flat weights: all parameters in one buffer, so that a step has one gradient to exchange, one norm, one optimizer call."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class FlatWeights:
-    """The parameters of a model as views of one float32 buffer, with a bf16 copy of those that the precision holds
-    so.
+    """The parameters of a model as views of one float32 buffer, with a bf16 copy of those that the precision keeps in
+    bf16.
     """
 
     def __init__(self, model: Network, precision: str) -> None:
@@ -42,12 +42,12 @@ class FlatWeights:
         ]
 
     def load(self, values: Tensor) -> None:
-        """Take the values of another flat buffer of the same layout."""
+        """Copy the values of another flat buffer of the same layout."""
         self.values.copy_(values)
         self.refresh()
 
     def refresh(self) -> None:
-        """Bring the bf16 copy up to date."""
+        """Update the bf16 copy."""
         for low, source, target in zip(self.low, self.views(self.values), self._low_views(), strict=True):
             if low:
                 target.copy_(source)
@@ -61,7 +61,7 @@ class FlatWeights:
         return [(lower if low else full).detach() for low, full, lower in pairs]
 
     def leaves(self) -> list[Tensor]:
-        """`tensors` that ask for gradients: one set a shard, so that threads share no autograd node."""
+        """`tensors` that require gradients: one set per shard, so that threads share no autograd node."""
         return [tensor.requires_grad_() for tensor in self.tensors()]
 
 
@@ -77,11 +77,11 @@ class AdamW:
         self.count = torch.zeros(())
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: moments [size] and the number of updates."""
+        """The state for a checkpoint: moments [size] and the number of updates."""
         return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "count": self.count}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take the values of a `state`, into the memory of this one."""
+        """Copy the values of a `state` into this one's memory."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
@@ -107,7 +107,7 @@ class AdamW:
 
 
 def scale_and_clip(gradient: Tensor, scale: float, limit: float) -> float:
-    """Multiply by `scale`, then cut the norm to `limit` (0 = as it is), in place and in one pass; returns the norm
+    """Multiply by `scale`, then clip the norm to `limit` (0 = no clipping), in place and in one pass; returns the norm
     before.
     """
     norm = scale * float(torch.linalg.vector_norm(gradient))

@@ -1,12 +1,12 @@
-"""The gate: training rows with all the history they need, and the features and scores that training saw for them.
+"""The scoring gate: training rows with their history, and the features and scores that training computed for them.
 
 Written into the bundle at training; before scoring, `check_gate` sends the rows through the scoring path from raw
-columns and stops at the first column that differs: raw feature, encoded feature, score. It always computes; it never
-reads the store. What no row of the sample touches (a rare category, a bound, an age limit) is compared as it was fitted
-and specified, so an altered bundle is stopped even when it was sealed again.
+columns and stops at the first column that differs: raw feature, encoded feature, score. It always computes and never
+reads the store. Parts that no sampled row uses (a rare category, a bound, an age limit) are compared in the fitted state and
+the specification, so an altered bundle is stopped even when it was sealed again.
 
-Values of sensitive columns are not written: once the rows have given the features that training saw, others take their place
-(`surrogates`), with the features and scores of those.
+Values of sensitive columns are not written: once the rows have given the features of training, they are replaced by surrogates
+(`surrogates`), with the surrogates' features and scores.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from kernels.hashing import hash_bytes
 
 ROWS = 256
 STATE = "state.json"
-# On other hardware scores of 256-wide layers were seen to differ by some rounding steps of the arithmetic.
+# On other hardware, scores of 256-wide layers differed by a few rounding steps of the arithmetic.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 RESTORE = (
     "The bundle, its specification or the feature code is not what trained the model: restore the bundle, or retrain"
@@ -51,7 +51,7 @@ LogitsOf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class StateRecord(TypedDict):
-    """gate/state.json: digest of each fitted column's state, the specification, and what decides the bits of a score.
+    """gate/state.json: digest of each fitted column's state, the specification, and the facts that the bits of a score depend on.
 
     `columns` is absent in bundles whose `fitted` holds both.
     """
@@ -72,7 +72,7 @@ def write_gate(
     facts: ModelRecord,
     rows: np.ndarray,
 ) -> None:
-    """Keep up to 256 of the training `rows` (int64, ascending), chosen by hash of their id, with what they need."""
+    """Store up to 256 of the training `rows` (int64, ascending), chosen by hash of their id, with their history."""
     data, features = config.data, config.features
     chosen = choose_rows(table.dataset, data, rows)
     columns = list(dict.fromkeys([*data.ids, data.event_time, *event_inputs(data, features)]))
@@ -100,7 +100,7 @@ def write_gate(
 
 
 def choose_rows(dataset: Dataset, data: DataConfig, rows: np.ndarray) -> np.ndarray:
-    """int64, ascending: the rows whose ids have the smallest hashes, so that the choice depends on nothing else."""
+    """int64, ascending: the rows whose ids have the smallest hashes, so that the choice depends on the ids only."""
     span = (int(rows[0]), int(rows[-1]) + 1)
     ids = row_ids(dataset.read(data.ids, rows=span), data.ids).take(pa.array(rows - span[0])).cast(pa.large_string())
     offsets = np.frombuffer(ids.buffers()[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
@@ -111,7 +111,7 @@ def choose_rows(dataset: Dataset, data: DataConfig, rows: np.ndarray) -> np.ndar
 def needed_history(
     dataset: Dataset, data: DataConfig, features: FeaturesConfig, probes: pa.Table, columns: list[str]
 ) -> pa.Table:
-    """Rows of the event table that any window of any probe may look at: same entity, not older than the window."""
+    """Rows of the event table that any window of any probe may read: same entity, not older than the window."""
     views = [view for view in features.active_views.values() if view.kind == "windows"]
     decisions = instants.moment_times(probes, features.decision)
     decisions = decisions[decisions != instants.NEVER]
@@ -153,7 +153,7 @@ def needed_tables(dataset: Dataset, features: FeaturesConfig, probes: pa.Table) 
             continue
         side = dataset.table(view.table)
         probe_codes, codes = entity_codes(probes, view.entity, side, view.on or view.entity)
-        # Two views may look into one table by different keys: keep what either needs.
+        # Two views may read one table by different keys: keep the rows of both.
         needed = np.isin(codes, probe_codes[probe_codes >= 0])
         kept[view.table] = kept.get(view.table, False) | needed
     return {name: dataset.table(name).filter(pa.array(mask)) for name, mask in kept.items()}
@@ -167,21 +167,21 @@ def scores_table(scores: np.ndarray) -> pa.Table:
 
 
 def encoded_table(encoder: Encoder, numeric: np.ndarray, codes: np.ndarray) -> pa.Table:
-    """What the model reads, by the name of the raw feature: encoded numbers and codes."""
+    """The inputs of the model, by the name of the raw feature: encoded numbers and codes."""
     columns = {name: np.ascontiguousarray(numeric[:, at]) for at, name in enumerate(encoder.numeric_names)}
     columns |= {item.name: np.ascontiguousarray(codes[:, at]) for at, item in enumerate(encoder.categorical_)}
     return pa.table(columns)
 
 
 def _merged(encoder: Encoder, encoded: pa.Table) -> pa.Table:
-    """An encoded table as older bundles hold it: of an indicator and a feature of one name only the later column."""
+    """An encoded table in the form of older bundles: of an indicator and a feature of one name only the later column."""
     plain = [name for column in encoder.numeric_ for name in column.outputs()]
     plain += [item.name for item in encoder.categorical_]
     return pa.table(dict(zip(plain, encoded.columns, strict=True)))
 
 
 def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> StateRecord:
-    """Digest of each fitted column's state, and the specification that decides features."""
+    """Digest of each fitted column's state, and the specification of the features."""
     fitted = encoder.to_json()
     columns = {item["name"]: digest.of_json(item) for item in [*fitted["numeric"], *fitted["categorical"]]}
     plain = schema.plain(data)
@@ -194,7 +194,7 @@ def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> St
 
 
 def hardware() -> dict[str, Any]:
-    """What decides the bits of a score: instruction sets and the version of torch."""
+    """Facts that the bits of a score depend on: instruction sets and the version of torch."""
     flags = sorted(flag for flag in environment.cpu_flags() if flag.startswith(("avx", "amx", "fma")))
     return {"machine": platform.machine(), "flags": flags, "torch": torch.__version__}
 
@@ -202,9 +202,9 @@ def hardware() -> dict[str, Any]:
 def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf | None = None) -> int:
     """Recompute the gate's features and scores from raw columns; returns how many rows agreed.
 
-    `logits_of(numeric, codes)` stands for the model where it runs elsewhere than on this CPU. Features must agree to
-    the bit; scores too on the hardware that trained the model, elsewhere to TOLERANCE (absolute and relative).
-    Raises UserError naming the first column that differs, the row, what training saw and what scoring gives.
+    `logits_of(numeric, codes)` replaces the model where it does not run on this CPU. Features must be equal bit by bit;
+    so must scores on the hardware that trained the model, elsewhere within TOLERANCE (absolute and relative).
+    Raises UserError with the first column that differs, the row, the value of training and the value of scoring.
     """
     directory, facts = bundle.directory / "gate", bundle.model
     probes = storage.read_parquet(directory / "rows.parquet")
@@ -238,7 +238,7 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
 
 
 def _filled(state: StateRecord, data: DataConfig, now: StateRecord) -> StateRecord:
-    """The recorded state with the defaults of keys that it is older than, and columns apart from the encoder's own words."""
+    """The recorded state with the defaults of newer keys, and columns separate from the encoder's other settings."""
     known = {name: value for name, value in state["data"].items() if name in now["data"]}
     then = schema.plain(schema.build(DataConfig, {**schema.plain(data), **known}, "data"))
     features = schema.plain(schema.build(FeaturesConfig, state["features"], "features"))
@@ -256,7 +256,7 @@ def _filled(state: StateRecord, data: DataConfig, now: StateRecord) -> StateReco
 
 
 def _compare_state(then: Any, now: Any, path: str = "") -> None:
-    """Raise at the first entry of the fitted state or the specification that is not what training recorded."""
+    """Raise at the first entry of the fitted state or the specification that differs from the record of training."""
     for name in then:
         where = f"{path}.{name}" if path else name
         if where == "hardware" or (now or {}).get(name) == then[name]:
@@ -293,7 +293,10 @@ def _compare(
             values = f"training saw {there[row].as_py()!r}, scoring gives {here[row].as_py()!r}"
             key = row_ids(probes.select(data.ids).slice(row, 1), data.ids)[0].as_py()
             if data.sensitive:
-                key, values = f"{row} of the gate", "the values are not shown, for columns of the data are sensitive"
+                key, values = (
+                    f"{row} of the gate",
+                    "the values are not shown, because columns of the data are sensitive",
+                )
             raise UserError(
                 f"the gate stopped scoring: {what} column {name!r} differs for row {key}: {values}. {RESTORE}"
             )

@@ -1,7 +1,7 @@
-"""A request to stop at the next step: SIGTERM (spot instances), the first Ctrl-C, or a file named `stop` in the run
-directory.
+"""Stop requests: SIGTERM (spot instances), the first Ctrl-C, or a file named `stop` in the run directory stops training at
+the next step.
 
-The loop then writes a checkpoint and leaves. A second Ctrl-C stops at once.
+The loop then writes a checkpoint and ends. A second Ctrl-C stops at once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LOOK_SECONDS = 0.5
 
 
 class StopFlag:
-    """`with StopFlag(directory) as stop: ... stop.requested()`; handlers are set in the main thread only, and put
-    back.
+    """`with StopFlag(directory) as stop: ... stop.requested()`; handlers are set in the main thread only, and
+    restored.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -39,9 +39,9 @@ class StopFlag:
     ) -> None:
         for number, handler in self._outer.items():
             signal.signal(number, handler)
-        if self._set and kind is None:  # asked after the last step had looked: the request is not lost
+        if self._set and kind is None:  # requested after the last check of a step: the request is not lost
             self.clear()
-            raise KeyboardInterrupt("stopped after the last step; resume to go on")
+            raise KeyboardInterrupt("stopped after the last step; resume to continue")
 
     def _catch(self, _number: int, _frame: FrameType | None) -> None:
         if self._set:
@@ -49,7 +49,7 @@ class StopFlag:
         self._set = True
 
     def requested(self) -> bool:
-        """Whether to stop; the file is looked for twice a second."""
+        """Whether to stop; checks for the file twice a second."""
         now = time.monotonic()
         if not self._set and now - self._looked > LOOK_SECONDS:
             self._looked = now
@@ -57,5 +57,5 @@ class StopFlag:
         return self._set
 
     def clear(self) -> None:
-        """Remove the file: the request is honoured, and a resumed run goes on."""
+        """Remove the file, so that a resumed run continues."""
         self._file.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ STREAM_FACTOR = 0x9E3779B97F4A7C15
 
 @dataclass
 class FitResult:
-    """A trained model with its best weights, and what was measured on the way."""
+    """A trained model with its best weights, and the figures of its training."""
 
     model: Network
     metrics: dict[str, float]
@@ -55,12 +55,12 @@ class FitResult:
     steps: int
     history: list[dict[str, Any]]
     precision: str
-    first_step: float = 0.0  # when the first step was done, seconds since 1970
+    first_step: float = 0.0  # end of the first step, seconds since 1970
 
 
 @dataclass
 class State:
-    """What a resumed run must know beside tensors; all of it JSON."""
+    """The state of a run that a checkpoint stores in addition to tensors, as JSON."""
 
     step: int = 0
     loss_sum: float = 0.0
@@ -137,14 +137,14 @@ def fit(  # noqa: PLR0913
 
 
 def _threads(config: Config, local_workers: int) -> int:
-    """Workers of one machine share its cores, unless the config says how many threads each has."""
+    """Threads of a worker: workers of one machine share its cores, unless the config sets the number."""
     if local_workers == 1 or config.cluster.threads or config.resources.threads:
         return compute_threads(config)
     return max(1, environment.cores() // local_workers)
 
 
 class Trainer:
-    """One fit in one worker: accounts for the steps that a stepper takes, judges epochs, saves and resumes."""
+    """Trains in one worker: accounts for the steps of a stepper, judges epochs, saves and resumes."""
 
     def __init__(self, job: TrainingJob, stepper: Stepper, valid: Examples | None) -> None:
         self.job, self.stepper, self.valid = job, stepper, valid
@@ -153,14 +153,14 @@ class Trainer:
         self.metrics = METRICS[LOSSES[job.config.train.loss].task]
         self.state, self.clock = State(), Clock()
         self.best_weights: Tensor | None = None
-        self.earlier: dict[str, float] = {}  # what the attempts before this one spent, up to the checkpoint
+        self.earlier: dict[str, float] = {}  # seconds of earlier attempts, up to the checkpoint
         self.began = time.perf_counter()
         self.checkpoints = job.run.directory / "checkpoints"
         self.resumed_from: int | None = None
         self.saved_step = -1
 
     def fit(self) -> FitResult:
-        """Resume, and take all steps that are left."""
+        """Resume, and take all remaining steps."""
         self._resume()
         self._link("order", self.job.order.digest(self.job.train.rows, self.config.train.seed))
         self.began = time.perf_counter()
@@ -176,7 +176,9 @@ class Trainer:
                 if taken.stop:
                     self._save()
                     self.job.stop.clear()
-                    raise KeyboardInterrupt(f"stopped at step {state.step} of {self.schedule.steps}; resume to go on")
+                    raise KeyboardInterrupt(
+                        f"stopped at step {state.step} of {self.schedule.steps}; resume to continue"
+                    )
         return self._result(time.perf_counter() - self.began)
 
     def _resume(self) -> None:
@@ -197,7 +199,7 @@ class Trainer:
         self.job.run.log(f"resumed from step {self.state.step} of {self.schedule.steps}")
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that continues it."""
+        """The identity that a checkpoint must share with the run that continues it."""
         return {
             "plan": self.job.run.record["plan"],
             "dataset": self.job.dataset_digest,
@@ -210,7 +212,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- steps
 
     def _account(self, taken: StepsTaken, progress: Progress) -> None:
-        """Put the figures of some steps into the state, the clock, the log and the display."""
+        """Add the figures of steps to the state, the clock, the log and the display."""
         state, clock, rows = self.state, self.clock, 0
         for figures in taken.figures:
             self._count(figures)
@@ -253,7 +255,7 @@ class Trainer:
         self.job.run.link(name, value)
 
     def _bad_step(self, figures: StepFigures) -> None:
-        """Every worker comes here together: all skip or all stop."""
+        """Handle a loss that is not finite; collective: all workers skip or all stop."""
         mine = figures.bad_rows[:NAMED_ROWS]
         padded = torch.tensor([mine + [-1] * (NAMED_ROWS - len(mine))])
         by_rank = self.exchange.gather(padded)[:, 0].tolist()
@@ -265,7 +267,7 @@ class Trainer:
         message = f"the loss at step {self.state.step} is not finite ({where or 'its gradient overflows'})"
         if self.config.train.on_bad_loss == "stop":
             raise UserError(
-                f"{message}. Look at these rows, lower train.lr, or set train.on_bad_loss=skip to go on "
+                f"{message}. Look at these rows, lower train.lr, or set train.on_bad_loss=skip to continue "
                 "without the batch"
             )
         self.state.skipped += 1
@@ -303,7 +305,7 @@ class Trainer:
             "train/epoch_loss": entry["train_loss"],
             **{f"valid/{name}": value for name, value in measured.items()},
         }
-        # Before the checkpoint: after a kill between the two the line is written again, not lost.
+        # Before the checkpoint, so that after a kill between the two the line is repeated, not lost.
         self.job.run.log_metrics(state.step, logged)
         self._save()
         progress.advance(0, f"epoch {epoch + 1} of {self.schedule.epochs}, " + _described(entry))
@@ -320,7 +322,7 @@ class Trainer:
         return dict(zip(measured, self.exchange.first(list(measured.values())), strict=True))
 
     def _scores(self, data: Examples) -> np.ndarray:
-        """Every worker scores whole tiles, as many as the others."""
+        """Validation rows of this worker: whole tiles, the same number for every worker."""
         world = self.exchange.world
         tiles = -(-len(data) // TILE_ROWS)
         each = -(-tiles // world) * TILE_ROWS
@@ -332,7 +334,7 @@ class Trainer:
         return to_scores(self.config.train.loss, gathered.numpy(), self.job.model.target)
 
     def _judge(self, epoch: int, measured: dict[str, float]) -> None:
-        """Keep the best weights: without validation rows those of the last epoch; an epoch without a figure is not better."""
+        """Keep the best weights: without validation rows those of the last epoch; an undefined metric is not better."""
         state, metric = self.state, self.metrics[self.metric]
         value = self._watched(measured)
         gain = None if value is None or state.best_metric is None else metric.sign * (value - state.best_metric)
@@ -343,7 +345,7 @@ class Trainer:
             state.stale_epochs += 1
 
     def _watched(self, measured: dict[str, float]) -> float | None:
-        """The watched metric, or what stands in for it where it cannot be computed, in its direction; None without either."""
+        """The watched metric, or its replacement where it cannot be computed, so that higher is better; None without both."""
         names = [self.metric, *(name for name, metric in self.metrics.items() if metric.stand_in)]
         usable = next((name for name in names if math.isfinite(measured.get(name, math.nan))), None)
         if measured and usable != self.metric and self.state.best_epoch < 0:
@@ -378,15 +380,15 @@ class Trainer:
         self.clock.checkpoint += time.perf_counter() - began
 
     def _spent(self, seconds: float) -> dict[str, float]:
-        """The clock of all attempts together; `seconds` is the time since this one began.
+        """The clock of all attempts; `seconds` is the time since this one began.
 
-        Steps that a kill made undone, and the checkpoint that is being written, are left out.
+        Steps lost to a kill, and the checkpoint that is being written, do not count.
         """
         spent = asdict(self.clock) | {"total": seconds}
         return {name: self.earlier.get(name, 0) + value for name, value in spent.items() if name != "first_step"}
 
     def _peak_memory(self) -> float:
-        """Bytes of the largest worker so far; mapped files that were touched count."""
+        """Peak bytes of the largest worker so far, with the pages of mapped files that were read."""
         mine = torch.tensor([[resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0]], dtype=torch.float64)
         return float(self.exchange.gather(mine).max())
 

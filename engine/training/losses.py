@@ -1,4 +1,4 @@
-"""Losses, what they watch, and how raw outputs become scores."""
+"""Losses: their formulas, default metrics, target checks, class weights, and the conversion of outputs to scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.training.target import PLAIN, TargetScale, Values
 
 RowLoss = Callable[[Tensor, Tensor, TrainConfig], Tensor]
-PAD = 64  # rows; a vectorised tail may round otherwise than the body, so the body has no tail
+PAD = 64  # rows; a vectorised tail may round differently from the body, so there is no tail
 
 
 def _binary(logits: Tensor, target: Tensor, _config: TrainConfig) -> Tensor:
@@ -43,8 +43,8 @@ def _quantile(logits: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss: loss of each row float32[n] from logits [n, outputs] and targets [n], the metric watched by default, and what
-    the loss is for.
+    """One loss: loss of each row float32[n] from logits [n, outputs] and targets [n], the metric watched by default, and the
+    task.
     """
 
     row_losses: RowLoss
@@ -63,9 +63,9 @@ LOSSES = {name: Loss(*_WATCHED[name], task) for name, task in TASKS.items()}
 
 
 def check_targets(target: Values, rows: NDArray[np.int64], loss: str, outputs: int) -> None:
-    """Raise UserError naming the first row whose target the loss cannot take."""
+    """Raise UserError with the first row whose target is invalid for the loss."""
     if not len(target):
-        raise UserError("there must be at least one row with a target to train on, found none: look at split.train")
+        raise UserError("there must be at least one row with a target to train on, found none: check split.train")
     task = LOSSES[loss].task
     with np.errstate(over="ignore"):
         good = np.isfinite(target.astype(np.float32, copy=False))
@@ -96,7 +96,7 @@ def class_weights(target: Values, config: TrainConfig, outputs: int) -> NDArray[
 
 
 def target_scale(target: Values, loss: str) -> TargetScale:
-    """How the target of the training rows is standardised: not at all for classes."""
+    """The scale that standardises the target of the training rows; none for classes."""
     return TargetScale.of(target) if LOSSES[loss].task == "regression" else PLAIN
 
 
@@ -104,7 +104,7 @@ def to_scores(loss: str, logits: NDArray[np.float32], target: TargetScale) -> Va
     """Scores from raw outputs float32[n, outputs]: float32 [n] probability of class 1 or [n, classes], or [n] values in the
     target's unit and type.
 
-    Every row has the bits that it has alone: arithmetic is in float64, on rows padded to a multiple of the vector
+    A row's bits do not depend on the others: arithmetic is in float64, on rows padded to a multiple of the vector
     width.
     """
     task = LOSSES[loss].task

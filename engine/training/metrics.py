@@ -1,7 +1,7 @@
-"""Every metric, once: what it is called, for which task, which way is better, its value and its bootstrap.
+"""The table of metrics: name, task, direction, value and bootstrap of each.
 
 Training, evaluation, the gate between models, monitoring, backtests, reports and the checks of `train.metric` and
-`retrain.gate.metric` read METRICS: a row added there is measured, drawn and judged everywhere.
+`retrain.gate.metric` read METRICS: a metric added there is computed, drawn and judged everywhere.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from engine.errors import UserError
 from kernels import metrics as kernels
 
 Array = NDArray[Any]
-TINY = float(np.finfo(float).eps)  # a probability is held above it
-BOOTSTRAP_CELLS = 1 << 17  # resamples x rows held at once: they stay in a core's cache
+TINY = float(np.finfo(float).eps)  # lower bound of a probability
+BOOTSTRAP_CELLS = 1 << 17  # resamples x rows in memory at once: they fit in a core's cache
 
 # Poisson(1) counts by a 16-bit uniform number: ten times faster than numpy's, probabilities rounded to 2**-16.
 _CUMULATED = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)])
@@ -29,7 +29,7 @@ _POISSON = np.searchsorted(_CUMULATED, (np.arange(1 << 16) + 0.5) / (1 << 16)).a
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that are measured together: target float64[n] (0 or 1, class index, or value; finite), scores float64[n] or
+    """Rows of one metric value: target float64[n] (0 or 1, class index, or value; finite), scores float64[n] or
     [n, classes].
     """
 
@@ -45,7 +45,7 @@ class Rows:
 
     @cached_property
     def taken(self) -> Array:
-        """float64[n]: the probability given to the class that happened."""
+        """float64[n]: the predicted probability of the true class."""
         if self.scores.ndim == 1:
             return np.where(self.target == 1, self.scores, 1.0 - self.scores)
         return np.asarray(self.scores[np.arange(len(self.target)), self.target.astype(np.int64)])
@@ -56,7 +56,7 @@ class Rows:
         return _Ranking.of(self.target, self.scores)
 
     def of_class(self, index: int) -> Rows:
-        """One class against the rest."""
+        """The rows with one class against the rest."""
         return Rows((self.target == index).astype(np.float64), self.scores[:, index])
 
 
@@ -97,7 +97,7 @@ class Draws:
         return true, np.cumsum(ranked, axis=1)[:, ranking.last] - true
 
 
-Resampled = Callable[[Rows], Callable[[Draws], Array]]  # what is the same for all draws is computed in the first call
+Resampled = Callable[[Rows], Callable[[Draws], Array]]  # the first call computes what all draws share
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Metric:
     """One metric of one task.
 
     `point` gives its value of rows, NaN where it has none (`undefined` says why, of `n` rows); `resampled` its values
-    [resamples] of draws. `quick`: all resamples in one pass, so that every month and slice has an interval; the gate takes
-    its time. `chance`: what a model that knows nothing gets. `stand_in`: judged where a ranking metric has no value.
+    [resamples] of draws. `quick`: all resamples in one pass, so that every month and slice has an interval; the gate
+    may be slower. `chance`: the value of a model without information. `stand_in`: judged where a ranking metric has no value.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Metric:
 
     @property
     def sign(self) -> float:
-        """1, or -1 where lower is better: differences times it are gains."""
+        """1, or -1 where lower is better: a difference times it is a gain."""
         return 1.0 if self.higher_is_better else -1.0
 
 
@@ -191,7 +191,7 @@ def _precisions(draws: Draws) -> Array:
 
 
 def _class_rows(rows: Rows) -> list[Rows]:
-    """One against the rest, of each class that occurs and is not alone."""
+    """One class against the rest, for each class that occurs beside others."""
     found = [rows.of_class(index) for index in range(rows.scores.shape[1])]
     return [part for part in found if part.target.any() and not part.target.all()]
 
@@ -333,5 +333,5 @@ def find_metric(name: str) -> Metric:
 
 
 def decimals(value: float, sign: str = "") -> str:
-    """A metric in words: four decimals, or four digits where these would show nothing; `sign` may be `+`."""
+    """A metric as text: four decimals, or four digits where these would be zeros; `sign` may be `+`."""
     return f"{value:{sign}.4g}" if 0 < abs(value) < 5e-5 else f"{value:{sign}.4f}"

@@ -1,4 +1,4 @@
-"""Models: a pure function of (weights, numeric, codes, dropout masks), wrapped as a module for whoever wants one.
+"""Models: pure functions of (weights, numeric, codes, dropout masks), wrapped as torch modules.
 
 The training loop calls `apply` with its own leaf tensors, so that shards on several threads share the memory of the
 weights but no autograd node. The arithmetic follows the weights' type: hidden weights in bf16 give bf16 products. No
@@ -29,7 +29,7 @@ Width = Annotated[int, Within(1, WIDEST)]
 
 
 class MlpSettings(TypedDict):
-    """What an Mlp takes beside widths."""
+    """The settings of an Mlp besides widths."""
 
     hidden: list[Width]
     dropout: Annotated[float, Within(0, 1)]
@@ -37,11 +37,11 @@ class MlpSettings(TypedDict):
 
 
 class LinearSettings(TypedDict):
-    """A linear model has none."""
+    """The settings of a linear model: none."""
 
 
 class ArchitectureRecord(TypedDict):
-    """What a model is made of, weights left out; `settings` are of the kind's shape."""
+    """The architecture of a model, without weights; `settings` are those of its kind."""
 
     format: Annotated[int, records.Format(FORMAT)]
     kind: str
@@ -55,7 +55,7 @@ class ArchitectureRecord(TypedDict):
 
 
 class Network(nn.Module):
-    """What both models share: an embedding per code column, and the scale of a regression target."""
+    """Base of the models: an embedding per code column, and the scale of a regression target."""
 
     kind = ""
     shape: type[Any] = LinearSettings  # of `settings` in a record
@@ -89,8 +89,8 @@ class Network(nn.Module):
 
     @property
     def low_precision(self) -> list[bool]:
-        """Per parameter, whether the bf16 mode holds it in bf16. Embeddings and the output layer stay in float32: many
-        rows add into one embedding, and scores rounded to 8 bits would tie.
+        """Per parameter, whether the bf16 mode keeps it in bf16. Embeddings and the output layer stay in float32: many
+        rows add to one embedding, and scores rounded to 8 bits would tie.
         """
         return [False for _ in self.parameters()]
 
@@ -100,7 +100,7 @@ class Network(nn.Module):
 
 
 class Mlp(Network):
-    """Embeddings and numbers side by side, hidden layers of linear, ReLU and dropout, and a linear output."""
+    """A multilayer perceptron: embeddings and numbers, hidden layers of linear, ReLU and dropout, a linear output."""
 
     kind = "mlp"
     shape = MlpSettings
@@ -164,7 +164,7 @@ class Mlp(Network):
 
 
 class Linear(Network):
-    """One weight a number and one a category: logistic, softmax or linear regression."""
+    """A weight per number and per category: logistic, softmax or linear regression."""
 
     kind = "linear"
 
@@ -201,10 +201,10 @@ def build_model(
 ) -> Network:
     """A new model; equal arguments give equal weights. No global random state is read or changed.
 
-    Raises UserError when there is no feature at all.
+    Raises UserError when there is no feature.
     """
     if numeric_width == 0 and not cardinalities:
-        raise UserError("a model must have at least one feature, found none: name some in features")
+        raise UserError("a model must have at least one feature, found none: set features")
     settings = {"hidden": config.hidden, "dropout": config.dropout, "embedding_max": config.embedding_max}
     model = _construct(config.kind, numeric_width, cardinalities, outputs, settings if config.kind == "mlp" else {})
     _initialise(model, seed)
@@ -232,7 +232,7 @@ def _initialise(model: Network, seed: int) -> None:
 
 
 def architecture(model: Network) -> ArchitectureRecord:
-    """JSON from which `from_architecture` builds the same model, weights left out."""
+    """JSON from which `from_architecture` builds the same model, without weights."""
     found: ArchitectureRecord = {
         "format": FORMAT,
         "kind": model.kind,

@@ -1,9 +1,9 @@
-"""Which rows a step sees: a function of (dataset digest, seed, epoch, position), whoever asks and in whatever pieces.
+"""Row order of training: the rows of a step, as a function of (dataset digest, seed, epoch, position) alone.
 
 full      one keyed permutation of all rows.
 windowed  windows of consecutive rows in keyed order, each with its own keyed permutation: a block larger than memory is
           then read window by window. Mixing is weaker: rows of one window stay neighbours in time.
-balanced  each position draws a class, all with the same chance, and then one of its rows, by a keyed hash. Rows come
+balanced  each position draws a class, all with the same chance, and then one of its rows, by a keyed hash. Rows are drawn
           with replacement: those of a rare class often, some of a frequent one not at all in an epoch. Dropout masks
           are keyed by row, so a row that comes twice in one step has one mask there.
 """
@@ -43,7 +43,7 @@ class RowOrder:
 
     @classmethod
     def of(cls, target: Values, config: TrainConfig, dataset_digest: str) -> RowOrder:
-        """The order that the config asks for; `target` [n] holds classes where they are balanced."""
+        """The order from the config; `target` [n] holds classes where they are balanced."""
         balanced = config.sampling == "balanced"
         return cls(
             len(target),

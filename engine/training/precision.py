@@ -1,4 +1,4 @@
-"""Arithmetic of the forward pass, by a fixed rule that is resolved once and recorded."""
+"""Precision of the forward pass (fp32 or bf16), resolved once by a fixed rule and recorded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from engine.config.sections.training import ModelConfig
 from engine.errors import UserError
 from engine.runtime import environment
 
-NARROWEST = 64  # below this width of the widest hidden layer the casts cost more than bf16 products save
+NARROWEST = 64  # with narrower hidden layers, casts cost more than bf16 products save
 
 
 def resolve_precision(wanted: str, model: ModelConfig, device: str = "cpu") -> str:
-    """`fp32` or `bf16`. `auto` takes bf16 where it pays (`fast_bf16`) and the model has a hidden layer of at least 64.
+    """`fp32` or `bf16`. `auto` uses bf16 where it is faster (`fast_bf16`) and the model has a hidden layer of at least 64.
 
     Resume and reproduce pass the recorded value, so other hardware never changes the arithmetic silently.
     """
@@ -28,5 +28,5 @@ def has_bf16() -> bool:
 
 
 def fast_bf16() -> bool:
-    """Whether bf16 is faster than fp32: with AMX, or AVX-512 of another maker than Intel, whose own takes as long for it."""
+    """Whether bf16 is faster than fp32: with AMX, or with AVX-512 of a maker other than Intel, whose own gains nothing."""
     return has_bf16() and ("amx_bf16" in environment.cpu_flags() or environment.cpu_vendor() != "GenuineIntel")

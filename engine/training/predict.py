@@ -1,7 +1,7 @@
-"""Raw outputs of a model for any number of rows, in tiles of one shape.
+"""Prediction: raw outputs of a model for any number of rows, in tiles of one shape.
 
-Matrix kernels choose their path by shape, and another path rounds otherwise: every tile is padded to `tile_rows`, lies
-in an aligned buffer and runs on one thread. So a row's bits do not depend on its neighbours, the number of rows or of
+Matrix kernels choose their path by shape, and paths round differently. So every tile is padded to `tile_rows`, is in
+an aligned buffer and runs on one thread. So a row's bits do not depend on its neighbours, the number of rows or of
 threads.
 """
 
@@ -18,8 +18,8 @@ from engine.training.examples import aligned_empty
 from engine.training.model import Network
 from engine.training.threads import Team
 
-TILE_ROWS = 1024  # activations of a 256-wide layer stay in a core's cache
-DEVICE_TILE_ROWS = 32_768  # of a tile on a GPU, which small ones leave idle
+TILE_ROWS = 1024  # activations of a 256-wide layer fit in a core's cache
+DEVICE_TILE_ROWS = 32_768  # of a tile on a GPU, which small tiles leave idle
 
 
 def inference_weights(model: Network, precision: str) -> list[Tensor]:
@@ -51,7 +51,7 @@ def predict_logits(
 ) -> NDArray[np.float32]:
     """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K]: logits, or values in the target's unit.
 
-    `team` lends threads that already run.
+    `team`: a running thread team to use.
     """
     if team is None:
         with Team(threads) as own:

@@ -1,4 +1,4 @@
-"""`report.html` of a training or evaluation run: the verdict first, then what it rests on."""
+"""Writes `report.html` of a training or evaluation run: headline figures, then learning, quality, data and run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.runtime.tracking import read_rows
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Metric
 
-EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they are there
+EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they exist
 CURVE_POINTS = 400
 SHOWN = 5  # classes named in a tile
 
@@ -80,7 +80,7 @@ def _verdict(figures: Mapping[str, float], split: str, loss: str, details: Mappi
         )
     skipped = figures.get("train/steps_skipped", 0)
     if skipped:
-        tiles.append(html.Tile("Steps skipped", html.format_number(skipped), "their loss was not finite", "warn"))
+        tiles.append(html.Tile("Steps skipped", html.format_number(skipped), "the loss was not finite", "warn"))
     return tiles
 
 
@@ -115,7 +115,7 @@ def _learning(run: Run, history: Sequence[Mapping[str, Any]], config: Config, lo
 
 
 def _logged(path: Path, name: str) -> list[tuple[float, float]]:
-    """(step, value) of one name in metrics.jsonl, thinned; a step that was replayed counts once, as last written."""
+    """(step, value) of one name in metrics.jsonl, thinned; a repeated step counts once, with its last value."""
     found: dict[float, float] = {}
     for row in read_rows(path.parent):
         if not math.isnan(value := row.values.get(name, math.nan)):
@@ -156,7 +156,7 @@ def _quality(split: str, details: Mapping[str, Any], figures: Mapping[str, float
 
 
 def _compared(split: str, details: Mapping[str, Any], figures: Mapping[str, float], loss: str) -> list[Markup]:
-    """The model beside its baselines, and a table of its classes."""
+    """A table of the model and its baselines, and a table of its classes."""
     cards, names = [], METRICS[LOSSES[loss].task]
     if details.get("baselines"):
         rows = [["model", *(figures.get(f"{split}/{name}") for name in names)]]
@@ -177,7 +177,7 @@ def _compared(split: str, details: Mapping[str, Any], figures: Mapping[str, floa
 
 
 def _meaning(details: Mapping[str, Any]) -> str:
-    """What a score is for."""
+    """The meaning of a score, as a sentence."""
     said = details.get("score", {})
     return f"The score is the probability that {said['target']} is {said['positive']!r}." if "positive" in said else ""
 
@@ -195,7 +195,7 @@ def _breakdowns(split: str, details: Mapping[str, Any], figures: Mapping[str, fl
         cards.append(html.card(f"{metric.label} by month", _by_month(months, metric)))
     for column, parts in details.get("slices", {}).items():
         better = "higher" if metric.higher_is_better else "lower"
-        note = f"The {len(parts)} most frequent values; {better} is better; the dashed line is the whole."
+        note = f"The {len(parts)} most frequent values; {better} is better; the dashed line is the value of all rows."
         cards.append(html.card(f"{metric.label} by {column}", _by_value(parts, metric, whole), note=note))
     rows = [[part["value"], part["rows"], *(part.get(key) for key in names)] for part in months]
     columns = ["Month", "Rows", *(item.label for item in names.values())]
@@ -234,7 +234,7 @@ def _data(summary: Mapping[str, Any], quarantine: Mapping[str, Any]) -> Markup:
             [name, " to ".join(part.get("period", [])), part.get("labelled"), part.get("unlabelled")]
             for name, part in splits.items()
         ]
-        note = "Rows without a label are scored, never trained on."
+        note = "Rows without a label are not used in training."
         columns = ["Split", "From, to", "Labelled", "Without a label"]
         cards.append(html.card("Periods", html.table(columns, rows), note=note))
     if summary.get("features"):
@@ -259,5 +259,5 @@ def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:
         "engine": run.record.get("code", {}).get("engine_version", "–"),
         "plan": run.record.get("plan", "–"),
     }
-    where = html.card("Where the time went", html.table(["Part", "Seconds"], rows))
+    where = html.card("Time by part", html.table(["Part", "Seconds"], rows))
     return html.section("Run", html.row(html.card("Model and run", html.facts(about)), where))

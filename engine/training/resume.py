@@ -1,4 +1,4 @@
-"""Where a run resumes: the newest whole checkpoint of its own, the same one on every worker."""
+"""Resume: finds the newest whole checkpoint of a run, the same one on every worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.training.exchange import Exchange
 def newest_checkpoint(root: Path, run: Run, exchange: Exchange) -> Checkpoint | None:
     """The newest whole checkpoint in a folder, as rank 0 finds it; None where training starts at step 0.
 
-    Those that are passed over are named in run.log.
+    Damaged ones that are skipped are named in run.log.
     """
     found, passed_over = newest_whole(root) if exchange.rank == 0 else (None, [])
     for reason in passed_over:
@@ -33,6 +33,6 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
     for name, value in identity.items():
         if checkpoint.manifest.get(name) != value:
             raise UserError(
-                f"a run must continue a checkpoint of its own: {checkpoint.folder} has another {name} "
-                f"({checkpoint.manifest.get(name)} instead of {value}). Start anew with train.resume=never"
+                f"a run must continue from its own checkpoint: {checkpoint.folder} has another {name} "
+                f"({checkpoint.manifest.get(name)} instead of {value}). Start a new run with train.resume=never"
             )

@@ -1,4 +1,4 @@
-"""The steps of a run: their rows, their learning rates, and after which of them the trainer looks at the weights."""
+"""The schedule of a run: rows and learning rate of each step, and the steps after which the trainer logs, saves or judges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.training.sizes import sizes_of
 
 @dataclass(frozen=True)
 class Schedule:
-    """How training rows are cut into epochs, steps and shards: never a function of the workers. Steps count from 0 over all
+    """The split of training rows into epochs, steps and shards, which never depends on the workers. Steps count from 0 over all
     epochs; an epoch is a range of positions in its row order, and the last step of one may be short.
     """
 
@@ -48,7 +48,7 @@ class Schedule:
         return start, min(start + self.batch, self.rows)
 
     def shard_positions(self, step: int, shard: int) -> tuple[int, int]:
-        """Those of one shard of a step; empty when there are none left."""
+        """Positions of one shard of a step; empty when none are left."""
         first, last = self.positions(step)
         start = min(first + shard * self.shard_rows, last)
         return start, min(start + self.shard_rows, last)

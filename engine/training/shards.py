@@ -1,4 +1,4 @@
-"""One logical shard: gather its rows, run the model forward and backward on one thread, leave the gradient in its row.
+"""Logical shards of a batch: gathers a shard's rows, runs the model forward and backward on one thread, stores the gradient.
 
 Every shard of a run has one shape; a short last batch is filled up with rows of weight zero.
 """
@@ -45,7 +45,7 @@ class ShardWorkspace:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What all shards of a run share."""
+    """State shared by all shards of a run."""
 
     model: Network
     data: Examples
@@ -68,7 +68,7 @@ class ShardTask:
         space.input_seconds = time.perf_counter() - began
         self._differentiate(space, ids, stop - start)
         space.statistics[ROWS] = stop - start
-        # A sum of hashes of (row, position): equal for the same rows at the same places, whoever computed which part.
+        # A sum of hashes of (row, position): equal for the same rows at the same places, whichever worker computed which part.
         keys = ids[: stop - start] ^ (np.arange(start, stop) << 24)
         space.statistics[STREAM : STREAM + 1].view(np.uint64)[:] = hash_u64(keys).sum()
 

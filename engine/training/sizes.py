@@ -1,4 +1,4 @@
-"""How many rows a step takes, how many epochs there are and how long a better one is waited for, by the number of rows.
+"""Batch size, number of epochs and patience, by the number of training rows.
 
 The rule of `auto`: 200 steps an epoch, or as many as batches of LEAST_BATCH give; ten epochs, or as many as make STEPS steps.
 Few rows in large batches are a few dozen steps, which leave a network near where it began. The rule was chosen on six data
@@ -35,7 +35,7 @@ class Sizes:
 
 
 def sizes_of(config: TrainConfig, rows: int) -> Sizes:
-    """The sizes for a number of training rows: as the config says, by the rule where it says `auto`."""
+    """The sizes for a number of training rows: from the config, or by the rule where it is `auto`."""
     batch = _batch(rows, config.shards) if config.batch_size == AUTO else int(config.batch_size)
     steps = -(-rows // max(1, min(batch, rows)))
     if config.epochs == AUTO:
@@ -55,7 +55,7 @@ def _batch(rows: int, shards: int) -> int:
 
 
 def settle(config: Config, run: Run, rows: int) -> Config:
-    """The config with its sizes as numbers, recorded in run.json: what a run began with it goes on with, and repeats."""
+    """The config with its sizes as numbers, which run.json records for resume and reproduction."""
     asked: dict[str, Any] = {name: getattr(config.train, name) for name in ("batch_size", "epochs", "patience")}
     found = run.record.get("sizes") or asdict(sizes_of(config.train, rows))
     run.note(sizes=found)

@@ -1,4 +1,4 @@
-"""What takes training steps, on whatever hardware: the trainer asks a stepper for steps and accounts for what they did."""
+"""The stepper interface: a stepper takes training steps on a CPU or GPU, and the trainer accounts for their figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.training.threads import Team
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained, on which rows in which order, and who takes part."""
+    """A training job: model, rows and their order, config, and the workers that take part."""
 
     config: Config
     run: Run
@@ -40,7 +40,7 @@ class TrainingJob:
 
 
 class StepFigures(NamedTuple):
-    """What one step did, added up over all workers. A step with bad rows or an infinite norm has changed no weight."""
+    """Figures of one step, summed over all workers. A step with bad rows or an infinite norm has changed no weight."""
 
     loss: float  # sum of weight * loss
     weight: float  # sum of weights
@@ -52,12 +52,12 @@ class StepFigures(NamedTuple):
 
     @property
     def mean_loss(self) -> float:
-        """Loss a row; 0 where all weights are."""
+        """Mean loss of a row; 0 where all weights are 0."""
         return self.loss / self.weight if self.weight > 0 else 0.0
 
 
 class StepsTaken(NamedTuple):
-    """Some steps in a row: their figures, and the seconds that they took by what these were spent on."""
+    """Consecutive steps: their figures, and their seconds by part."""
 
     figures: list[StepFigures]
     input: float
@@ -74,7 +74,7 @@ class Stepper(Protocol):
     identity: dict[str, str]  # what a checkpoint must share with the stepper that continues from it
 
     def run(self, step: int) -> StepsTaken:
-        """Take step `step` and perhaps those behind it, up to the schedule's next pause."""
+        """Take step `step`, and perhaps later ones up to the schedule's next pause."""
 
     def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
         """Raw outputs float32[n, outputs] by the present weights, of numeric float32[n, F] and codes int32[n, K]."""

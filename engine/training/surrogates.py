@@ -1,4 +1,4 @@
-"""Rows in the place of those of sensitive columns: equal values stay equal and nulls null, and nothing else is left of them.
+"""Surrogates: replaces values of sensitive columns. Equal values stay equal and nulls null; nothing else remains of them.
 
 Texts become HMACs, under the vocabularies' salt where there is one: they have the codes of the texts (`encode.concealed`).
 Numbers become others of about the same mean and deviation; instants, lists and the like become null.
@@ -33,11 +33,11 @@ def hidden(data: DataConfig, columns: list[str], tables: Mapping[str, pa.Table])
 def stand_in(
     data: DataConfig, features: FeaturesConfig, probes: pa.Table, history: pa.Table, tables: Tables, salt: str
 ) -> tuple[pa.Table, pa.Table, Tables, pa.Table]:
-    """(probes, history, side tables, raw features of the probes) with other values in the place of sensitive ones.
+    """(probes, history, side tables, raw features of the probes) with surrogates for sensitive values.
 
-    An expression or function that fails on those is given nulls. Raises UserError where it fails on nulls too.
+    An expression or function that fails on them gets nulls. Raises UserError where it fails on nulls too.
     """
-    key = salt or digest.of_table(probes)  # that is written nowhere
+    key = salt or digest.of_table(probes)  # which is never written
 
     def replaced(table: pa.Table, columns: Mapping[str, Column], nulls: bool) -> pa.Table:
         for at, name in enumerate(table.column_names):
@@ -82,7 +82,7 @@ def _draw(key: str, value: Any) -> int:
 
 
 def _numbers(drawn: np.ndarray, array: pa.Array, column: Column) -> Any:
-    """Numbers of the array's type of uint64[n] drawn evenly: of a key as they are, else of about its mean and deviation."""
+    """Numbers of the array's type of uint64[n] drawn evenly: unscaled for a key, else with about its mean and deviation."""
     kind = array.type
     if pa.types.is_boolean(kind):
         return drawn % 2 == 1

@@ -1,7 +1,7 @@
-"""How a regression target is standardised for training, and how raw outputs become values in its unit again.
+"""Scaling of a regression target: standardised for training, and undone for raw outputs.
 
-A target keeps its float32 bytes where these hold it: where rounding moves it by at most ROUNDING of its standard deviation.
-Where they do not (seconds since 1970 that differ by some seconds, 1e-40), target and scores are float64.
+A target is float32 where rounding changes it by at most ROUNDING of its standard deviation. Else (seconds since 1970 that
+differ by a few seconds, 1e-40) target and scores are float64.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.errors import UserError
 
 ROUNDING = 1e-4  # of the standard deviation: how far a type may move a target
 NARROW = 1e-5  # standard deviation / |mean| below which a target is warned about
-WHOLE = 2.0**53  # beyond, float64 holds not every whole number
+WHOLE = 2.0**53  # beyond, float64 does not hold every whole number
 
 Values = NDArray[np.float32] | NDArray[np.float64]
 
@@ -70,14 +70,14 @@ PLAIN = TargetScale()
 def check_spread(target: Values, name: str) -> str | None:
     """A warning about a training target that varies little beside its size, or None.
 
-    Raises UserError where even float64 loses what it varies by.
+    Raises UserError where even float64 loses its variation.
     """
     found = TargetScale.of(target.astype(np.float64))
     constant = bool(len(target)) and bool((target == target[0]).all())
     what = f"a standard deviation of {found.scale:.3g} around {found.center:.12g} in split.train"
     remedy = f"Take its difference from a fixed value in data.query, as in {name} - {found.center:.12g}"
     lost = abs(found.center) >= WHOLE if constant else not found.fits("float64")
-    if lost and np.isfinite(found.scale):  # what is beyond a number's range is refused by value
+    if lost and np.isfinite(found.scale):  # values beyond the range are refused elsewhere
         raise UserError(
             f"the target {name!r} must vary by far more than the steps of float64, found {'one value' if constant else what}, "
             f"where these are {np.spacing(abs(found.center)):.3g}. {remedy}"

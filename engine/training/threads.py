@@ -1,6 +1,6 @@
-"""A small team of threads for independent pieces of work, each on one core: torch's own threads stay at one.
+"""Thread teams for independent pieces of work, each on one core, with torch limited to one thread.
 
-Which thread takes which piece is left to chance; a piece owns what it writes, so the result is not.
+Threads take pieces in any order; a piece writes only its own memory, so the result is deterministic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A warm start: training that goes on from an earlier model's encoding and weights."""
+"""Warm start: training that continues from an earlier model's encoding and weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def start_bundle(config: Config) -> Bundle | None:
 
 
 def start_encoder(config: Config, classes: tuple[str, ...]) -> Encoder | None:
-    """The encoder of the model that training goes on from: its weights mean nothing under another one.
+    """The encoder of the model that training continues from, without which its weights have no meaning.
 
-    Raises UserError where that model has other features or classes than the config asks for.
+    Raises UserError where that model has other features or classes than the config.
     """
     bundle = start_bundle(config)
     if bundle is None:

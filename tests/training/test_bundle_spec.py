@@ -61,5 +61,5 @@ def test_how_files_are_written_may_differ_at_scoring(source: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("change", [{"time_zone": "Asia/Tokyo"}, {"duplicates": "first"}])
 def test_what_a_row_means_may_not(change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="scoring takes the model's own specification"):
+    with pytest.raises(UserError, match="scoring uses the model's specification"):
         with_spec_of(config(**{**DATA, **change}), bundle())

@@ -1,5 +1,5 @@
-"""How a GPU step is launched: one by one (`eager`), from a CUDA graph of each input slot (`graph`), or from such a graph
-of a forward and backward pass that torch.compile made (`compile`). All three run the same function.
+"""Launches GPU steps: one by one (`eager`), from a CUDA graph per input slot (`graph`), or from such a graph of a forward and
+backward pass compiled by torch.compile (`compile`). All three run the same function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WARM_UP = 3  # steps that run before a capture, so that libraries allocate what 
 
 
 class CudaGraphs:
-    """What `Graphed` asks of a device; a test has one of its own."""
+    """The device operations of `Graphed`; tests replace them."""
 
     def warm_up(self, call: Callable[[], None], stream: Any = None) -> None:
         """Run on a side stream, as a capture needs it."""
@@ -39,7 +39,7 @@ class CudaGraphs:
         pool = earlier.pool() if earlier is not None else torch.cuda.graph_pool_handle()
         cause: Exception | None = None
         try:
-            # thread_local: NCCL's watchdog and other threads may go on with their own work meanwhile.
+            # thread_local: NCCL's watchdog and other threads may continue their own work meanwhile.
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 try:
                     call()
@@ -47,8 +47,8 @@ class CudaGraphs:
                     cause = error
                     raise
         except Exception as error:
-            # A capture that broke cannot be ended: torch says so in place of the cause, leaves the capture's stream current,
-            # and its allocator, which believes that a capture goes on, keeps memory that streams have shared for ever.
+            # A failed capture cannot be ended: torch reports that instead of the cause and leaves the capture's stream current;
+            # its allocator, which assumes that the capture continues, keeps memory shared by streams for ever.
             torch.cuda.set_stream(before)
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
@@ -85,24 +85,24 @@ class Graphed:
 
 
 def make_runner(step: GpuStep, wanted: str) -> tuple[Runner, str, str]:
-    """(runner, its name, why it is not the one that was wanted, or nothing). A capture that fails leaves the eager step."""
+    """(runner, its name, why it is not the requested one, or ""). A capture that fails leaves the eager step."""
     if step.device.type != "cuda" or wanted == "eager":
         return step.run, "eager", ""
     try:
         with warnings.catch_warnings():
             if wanted == "compile":
-                # Its own modules use what torch deprecates, and it would rather have TF32, which is off on purpose.
+                # torch.compile's own modules use deprecated functions, and it recommends TF32, which is off on purpose.
                 warnings.simplefilter("ignore")
                 step.compile()
             return Graphed(step), "graph", ""
     except Exception as error:
-        # Whatever the driver or a library says, the same step runs without a graph.
+        # If the driver or a library fails, the same step runs without a graph.
         step.reset()
         return step.run, "eager", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def run_chunk(step: GpuStep, runner: Runner, chunk: Chunk) -> None:
-    """Launch all steps of a chunk; nothing is waited for."""
+    """Launch all steps of a chunk without waiting."""
     step.load(chunk)
     for place in range(chunk.steps):
         slot = step.source.before(place)

@@ -1,6 +1,6 @@
-"""What steps on a GPU take: rows on the device or streamed to it, and tables of whatever differs between steps.
+"""Inputs of GPU steps: rows on the device or streamed to it, and tables of everything that differs between steps.
 
-Rows, mask keys, learning rates and rows that count are prepared for a chunk of steps at a time, beside the steps in flight.
+Rows, mask keys, learning rates and rows that count are prepared for a chunk of steps at a time, while earlier steps run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ THREAD_BYTES = 1 << 20  # of rows gathered by one more thread
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows on the host with targets and weights as the loss takes them.
+    """Packed rows on the host, with targets and weights in the form that the loss needs.
 
     numeric float32[n, F], codes int32[n, K], target float32[n] (standardised for regression), weight float32[n] (class weights
     multiplied in), ids int64[n].
@@ -62,7 +62,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What some steps in a row need, before it is put into the tables."""
+    """The inputs of consecutive steps, before they are written to the tables."""
 
     steps: int
     positions: Tensor  # int64[steps, local]: on the device, or on the host for streamed rows
@@ -100,7 +100,7 @@ class StepPlan:
 
 
 def prepare_chunk(plan: StepPlan, order: RowOrder, step: int, steps: int, layers: int, device: torch.device) -> Chunk:
-    """The chunk of global steps [step, step + steps), which lie in one epoch; positions of `full` are computed on `device`."""
+    """The chunk of global steps [step, step + steps), which are in one epoch; positions of `full` are computed on `device`."""
     schedule = plan.schedule
     epoch, inner = divmod(step, schedule.epoch_steps)
     begin, end = schedule.positions(step)[0], schedule.positions(step + steps - 1)[1]
@@ -133,7 +133,7 @@ def prepare_chunk(plan: StepPlan, order: RowOrder, step: int, steps: int, layers
 
 
 class SideLane:
-    """`with lane:` work that need not wait for the steps in flight; on a CPU it is no lane at all."""
+    """`with lane:` work that need not wait for the running steps; on a CPU it has no effect."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -177,7 +177,7 @@ class Source(Protocol):
         """Take the rows of the next steps."""
 
     def before(self, place: int) -> int:
-        """Have the rows of the chunk's step `place` under way; returns the slot that holds them."""
+        """Start the transfer of the rows of the chunk's step `place`; returns their slot."""
 
     def tensors(self, cursor: Tensor, slot: int) -> tuple[Tensor, ...]:
         """(numeric, codes, target, weight, ids) of the step at the cursor; part of the step."""
@@ -187,7 +187,7 @@ class Source(Protocol):
 
 
 class Resident:
-    """Rows that lie on the device: a step gathers its own."""
+    """Rows on the device: a step gathers its rows itself."""
 
     slots = 1
 
@@ -216,7 +216,7 @@ class Resident:
 
 
 class Streamed:
-    """Rows in host memory, gathered by the CPU into page-locked buffers (allocated once) and copied by a stream of their own."""
+    """Rows in host memory, gathered by the CPU into page-locked buffers (allocated once) and copied on a separate stream."""
 
     slots = SLOTS
 
@@ -238,7 +238,7 @@ class Streamed:
             self._used = [torch.cuda.Event() for _ in range(SLOTS)]
 
     def load(self, chunk: Chunk) -> None:
-        """Take the positions of the next steps, and have the first rows under way."""
+        """Take the positions of the next steps, and start the transfer of the first rows."""
         self._index, self._steps = chunk.positions.cpu().numpy(), chunk.steps
         self._ready = 0
         self._send(0)
@@ -251,7 +251,7 @@ class Streamed:
         return place % SLOTS
 
     def tensors(self, cursor: Tensor, slot: int) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """What was copied into the slot."""
+        """The slot's rows."""
         numeric, *rest = self._device[slot]
         return (numeric.to(self._numeric), *rest)
 

@@ -1,7 +1,7 @@
-"""The GPU step as fixed work on fixed memory: gather, forward, backward, clip, AdamW, sums of metrics.
+"""The GPU step, fixed work on fixed memory: gather, forward, backward, clip, AdamW, sums of metrics.
 
-Whatever differs between steps (rows, mask keys, learning rate, rows that count) lies in tables on the device, and a cursor on the
-device says which line is next. So a step is the same launches on the same addresses, without a value coming back: a CUDA
+Whatever differs between steps (rows, mask keys, learning rate, rows that count) is in tables on the device, and a cursor on the
+device points to the next line. So a step is the same launches on the same addresses, without a value coming back: a CUDA
 graph can hold all of it. Tables are filled for a chunk of steps at a time, and losses are read once a chunk.
 """
 
@@ -19,7 +19,7 @@ from engine.training.losses import LOSSES
 from engine.training.model import Network
 from kernels import cuda as twins
 
-TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they travel in the same collective
+TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they are reduced in the same collective
 LOSS, WEIGHT, BAD, NORM, NAMED, SKIPPED = range(6)  # columns of the records
 
 
@@ -72,7 +72,7 @@ class GpuStep:
         self._objective = torch.compile(self._weighted_loss, dynamic=False)
 
     def reset(self) -> None:
-        """Undo what a capture or a compilation that failed has left: the plain step, at the first line of the tables."""
+        """Reset after a failed capture or compilation: the plain step, at the first line of the tables."""
         self.halt.zero_()
         self.cursor.zero_()
         self.fused_masks = False
@@ -124,7 +124,7 @@ class GpuStep:
         return (losses * weight).sum(), losses
 
     def _fused(self, ids: Tensor) -> list[Tensor]:
-        """The masks by one kernel a layer, into buffers of their own."""
+        """The masks, by one kernel per layer, in separate buffers."""
         words = torch.int16 if self.kind == torch.bfloat16 else torch.int32
         kept = torch.tensor(1.0 / (1.0 - self.model.dropout), dtype=torch.float32).to(self.kind).view(words).item()
         stream = numba_stream() if self.device.type == "cuda" else 0

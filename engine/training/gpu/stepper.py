@@ -1,10 +1,10 @@
-"""Training on a GPU: the order, masks, checkpoints, epochs and early stopping of the CPU, other arithmetic.
+"""The GPU stepper: the order, masks, checkpoints, epochs and early stopping of the CPU, with other arithmetic.
 
 Steps are launched in chunks without waiting (`step`); the figures of each are read once a chunk. Promised: the same rows at
 the same steps as on the CPU (`row_stream` of an epoch is equal), the same masks, a resumed run that takes the same steps, and
 losses equal within rounding. Not promised: the CPU's bits, or the same bits for another number of GPUs.
 
-`device="cpu"` runs the same step eagerly: that is how the suite tests it.
+`device="cpu"` runs the same step eagerly, for tests.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GpuStepper:
         exchange = job.exchange
         self._job, self._device = job, torch.device(device)
         self.identity = {"device": self._device.type}
-        with self._device:  # what is made here lies there
+        with self._device:  # tensors are created on it
             self.weights = FlatWeights(job.model, job.precision)
             self.optimizer = AdamW(self.weights.size, job.config.train.weight_decay)
         self._staged: tuple[int, Chunk] | None = None  # the next chunk, and its first step
@@ -142,7 +142,7 @@ class GpuStepper:
         return device_logits(self._job.model, self.weights.tensors(), numeric, codes, self._device)
 
     def finish(self) -> dict[str, float]:
-        """Bring the weights to host memory; returns the peak of device memory."""
+        """Copy the weights to host memory; returns the peak of device memory."""
         for parameter in self._job.model.parameters():
             parameter.data = parameter.detach().cpu().clone()
         if self._device.type != "cuda":
@@ -158,7 +158,7 @@ def device_logits(
     device: torch.device,
     tile_rows: int = DEVICE_TILE_ROWS,
 ) -> NDArray[np.float32]:
-    """`predict_logits` with weights that lie on a device: tiles of one shape, one copy back at the end."""
+    """`predict_logits` with weights on a device: tiles of one shape, one copy back at the end."""
     tile_rows = min(tile_rows, max(len(numeric), 1))
     out = torch.empty((-(-len(numeric) // tile_rows) * tile_rows, model.outputs), device=device)
     block = torch.zeros((tile_rows, numeric.shape[1]), device=device)
