@@ -103,7 +103,7 @@ def test_a_truth_value_needs_no_word_and_gives_the_same_weights_with_one(tmp_pat
     (["data.positive=froud"], "must be one of the values of the target 'bought' in split.train, 'fraud', 'legit', found 'froud'"
      r"\. Did you mean 'fraud'\?"),
     (["data.positive=fraud", "train.loss=multiclass"], r"has no such class: leave it out \(data\.positive=null\)"),
-    (["train.loss=squared"], "train.loss=squared learns a number, found the target data.columns.bought of type string: take "
+    (["train.loss=squared"], "train.loss=squared learns a number, found the target data.columns.bought of type string: use "
      "train.loss=binary or multiclass"),
 ])  # fmt: skip
 def test_a_class_that_is_not_there_is_refused(tmp_path: Path, words_: list[str], message: str) -> None:
