@@ -17,7 +17,7 @@ from engine.data.dataset import MANIFEST, DatasetRecord
 from engine.errors import UserError, nearest
 from engine.features.encode import EncoderRecord
 from engine.features.store import ViewRecord
-from engine.monitoring.monitor import ColumnRecord, DriftRecord
+from engine.monitoring.drift_record import ColumnRecord, DriftRecord
 from engine.runtime import recorded_paths, records
 from engine.runtime.run import LINKS, as_written, link_order, load_metrics, load_record
 from engine.runtime.tracking import read_points

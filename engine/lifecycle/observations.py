@@ -9,7 +9,7 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.challenger_gate import judged_metric
 from engine.lifecycle.retrain_rules import Observation
-from engine.monitoring.monitor import ColumnRecord, DriftRecord
+from engine.monitoring.drift_record import ColumnRecord, DriftRecord
 from engine.monitoring.performance import ALARM, QUIET, UNJUDGED
 from engine.runtime import records as reader
 from engine.runtime.run import as_written

@@ -12,7 +12,8 @@ from engine.errors import UserError
 from engine.lifecycle.challenger import Workshop, spec_config
 from engine.lifecycle.observations import observation
 from engine.lifecycle.retrain_rules import Observation
-from engine.monitoring.monitor import DriftRecord, monitor
+from engine.monitoring.drift_record import DriftRecord
+from engine.monitoring.monitor import monitor
 from engine.runtime import digest, records, seal, storage
 from engine.runtime.run import Run
 from engine.scoring.predictor import Predictor

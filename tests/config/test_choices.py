@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from engine.config.sections import data, features
+from engine.config.sections import data
 from engine.config.sections.training import ModelConfig
 from engine.data import files
 from engine.data.readers.formats import READERS, TITLES
 from engine.training.model import MODELS
-from kernels import windows
 
 
 def choices(section: Any, name: str) -> list[str]:
@@ -21,10 +20,6 @@ def choices(section: Any, name: str) -> list[str]:
 def test_every_format_of_a_source_has_a_reader_and_a_title() -> None:
     assert sorted(data.FORMATS) == sorted(["auto", *READERS])
     assert READERS.keys() == TITLES.keys() >= set(files.SUFFIXES.values())
-
-
-def test_every_aggregate_is_one_that_the_kernel_computes() -> None:
-    assert features.AGGREGATES == tuple(windows.AGGREGATES)
 
 
 def test_every_model_is_one_that_is_built() -> None:

@@ -31,7 +31,7 @@ from engine.lifecycle import registry as registry_words
 from engine.lifecycle.observations import observation
 from engine.lifecycle.retrain_rules import Facts
 from engine.monitoring import alerts, history
-from engine.monitoring.monitor import DriftRecord
+from engine.monitoring.drift_record import DriftRecord
 from engine.monitoring.reference import read_reference
 from engine.runtime import records, tracking, tracking_wandb
 from engine.runtime import seal as seals

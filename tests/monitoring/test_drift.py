@@ -11,7 +11,7 @@ import pytest
 from engine.errors import UserError
 from engine.monitoring.alarm_lines import NAMES
 from engine.monitoring.drift import Current, benjamini_hochberg
-from engine.monitoring.monitor import DIGITS, conclude
+from engine.monitoring.drift_record import DIGITS, conclude
 from engine.monitoring.statistics import HAS
 from engine.runtime import storage
 from tests.monitoring.synthetic import make_reference, make_window, record, run_drift, status

@@ -13,7 +13,7 @@ import pytest
 
 from engine import __main__ as shell
 from engine import api
-from engine.monitoring import monitor as monitor_module
+from engine.monitoring import window as monitored
 from engine.monitoring.history import SCHEMA
 from tests import tiny
 
@@ -142,14 +142,14 @@ def test_labels_of_other_rows_than_the_run_scored_are_not_taken_for_its_own(
     folder, model = trained
     assert command(folder, "score", f"score.model={model}", "score.between=[2020-01-26,2020-01-30]") == 0
     scored = capfd.readouterr().out.splitlines()[-1]
-    original = monitor_module.predictions
+    original = monitored.predictions
 
     def of_others(directory: Path, **options: object) -> pa.Table:
         table = original(directory, **options)
         ids = pa.array([f"{text}0" for text in table["row_id"].to_pylist()])
         return table.set_column(table.column_names.index("row_id"), "row_id", ids)
 
-    monkeypatch.setattr(monitor_module, "predictions", of_others)
+    monkeypatch.setattr(monitored, "predictions", of_others)
     _, run = monitor(f"monitor.run={scored}")
     assert "the run scored other rows than the dataset now has" in json.dumps(record(run)["performance"])
 

@@ -1,0 +1,278 @@
+"""drift.json: what was compared, found and concluded, and which of it is an alarm."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import numpy as np
+
+from engine.config import units
+from engine.config.tree import Config
+from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, CalibrationPlan, windows_needed
+from engine.monitoring.drift import FLOORS, Drift
+from engine.monitoring.multivariate import compare_samples
+from engine.monitoring.performance import UNJUDGED, Judge, Outcomes, business, estimate, measure
+from engine.monitoring.reference import Reference
+from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
+from engine.monitoring.window import Window, asked, plan_of
+from engine.runtime import records, storage
+from engine.training.bundle import Bundle
+
+FORMAT = 2  # 1: without `unjudged`, and without `status` of performance
+DIGITS = 9  # significant digits of drift.json: the last bits of a sum may differ between processors
+SAID = 5  # causes named in words
+
+
+class Told(TypedDict):
+    """An alarm, or what was noted or could not be judged."""
+
+    kind: str
+    text: str
+
+
+class DriftRecord(TypedDict):
+    """drift.json. What is inside of columns and measurements is for people; monitoring and retraining read what is named here."""
+
+    format: Annotated[int, records.Format(FORMAT)]
+    verdict: str
+    headline: str
+    alarm: bool
+    alarms: list[Told]
+    unjudged: NotRequired[list[Told]]
+    noted: list[Told]
+    causes: list[str]
+    window: tuple[str, str]
+    rows: records.Count
+    model: str
+    profile: str
+    calibration: dict[str, Any]
+    attribution: list[dict[str, Any]]
+    columns: list[ColumnRecord]
+    discoveries: dict[str, Any]
+    multivariate: dict[str, Any]
+    performance: PerformanceRecord
+    estimated: dict[str, Any]
+    business: dict[str, Any]
+    operational: dict[str, Any]
+    meaning: dict[str, str]
+
+
+class ColumnRecord(TypedDict):
+    """One column of drift.json."""
+
+    name: str
+    kind: str
+    status: str
+
+
+class MetricRecord(TypedDict):
+    """A measured metric."""
+
+    value: float | None
+
+
+class PerformanceRecord(TypedDict, total=False):
+    """What labelled rows say; empty where nothing was asked."""
+
+    status: str
+    reason: str
+    metrics: dict[str, MetricRecord]
+
+
+def build_record(
+    config: Config,
+    bundle: Bundle,
+    reference: Reference,
+    window: Window,
+    drift: Drift,
+    judge: Judge,
+    past: Outcomes | None,
+) -> dict[str, Any]:
+    """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
+    settings, zone = config.monitor, config.data.time_zone
+    measured = measured_performance(config, window, past, judge)
+    expected = expected_performance(reference, window, past, judge)
+    for name, item in expected.get("metrics", {}).items():
+        real = measured.get("metrics", {}).get(name, {}).get("value")
+        item["error"] = item["value"] - real if real is not None else None
+    custom = business(settings.business, past, window.outcomes, judge)
+    sample = storage.read_parquet(bundle.directory / "reference_sample.parquet")
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "verdict": "",
+        "headline": "",
+        "alarm": False,
+        "alarms": [],
+        "causes": [cause["text"] for cause in drift.causes if cause["notable"]][:SAID],
+        "window": [units.format_instant(window.start, zone), units.format_instant(window.stop, zone)],
+        "rows": window.profile.rows,
+        "model": bundle.digest,
+        "profile": window.profile.digest,
+        "calibration": calibration_record(drift, plan_of(config, window), reference, {**FLOORS, **settings.floors}),
+        "attribution": drift.causes,
+        "columns": drift.columns,
+        "discoveries": {
+            "method": f"Benjamini-Hochberg at {settings.alpha}",
+            "reliable": drift.line.separate >= FEW,  # p-values from fewer windows flatter
+            "columns": drift.discoveries,
+            "p_values": drift.p_values,
+        },
+        "multivariate": compare_samples(sample, window.sample, plan_of(config, window).length)
+        if settings.multivariate
+        else {},
+        "performance": measured,
+        "estimated": expected,
+        "business": custom,
+        "operational": window.operational,
+        "meaning": MEANING,
+    }
+    conclude(record, drift, settings.alarm_on)
+    return dict(storage.finite(record, DIGITS))
+
+
+def measured_performance(config: Config, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
+    """Metrics on labelled rows, or the reason why there are none."""
+    if window.outcomes is None or not config.monitor.labels:
+        status, reason = (window.quality, window.reason) if config.monitor.labels else asked(config)
+        return {"alarm": False, "status": status, "reason": f"not computable, because {reason}"}
+    return measure(past, window.outcomes, judge)
+
+
+def expected_performance(reference: Reference, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
+    """Metrics expected from the scores alone."""
+    column = next(item for item in reference.columns if item.kind == PREDICTION)
+    return estimate(past, column, profile_counts(window.profile)[column.name].values[0], judge.loss)
+
+
+def calibration_record(
+    drift: Drift, plan: CalibrationPlan, reference: Reference, floors: Mapping[str, float]
+) -> dict[str, Any]:
+    """The line and what it may promise: target rate, rate on held-out windows, whether windows are enough."""
+    line, out = drift.line, drift.held_out
+    needed = windows_needed(plan.alpha)
+    realised = out.alarms / out.windows if out.windows else None
+    enough = line.separate >= needed
+    words = (
+        f"target {plan.alpha:.1%} a window; "
+        + (
+            f"realised {out.alarms} of {out.windows} held-out windows ({realised:.1%}), "
+            f"{out.over_line} over the line alone; "
+            if realised is not None
+            else "not realised on held-out windows, because the reference has fewer than two; "
+        )
+        + f"{line.separate} separate windows of {plan.length} days"
+        + (f" (features look back {reference.memory} days), " if reference.memory else ", ")
+        + (
+            f"enough for {plan.alpha:.1%}"
+            if enough
+            else f"fewer than {needed}: {plan.alpha:.1%} cannot be promised, windows were put together from blocks of days"
+        )
+    )
+    finite = line.scores[np.isfinite(line.scores)]
+    return {
+        "lines": {family: float(line.heights[NAMES.index(names[0])]) for family, names in FAMILIES.items()},
+        "alpha": plan.alpha,
+        "window_days": plan.length,
+        "reference_days": int(reference.covered.sum()),
+        "separate_windows": line.separate,
+        "windows_needed": needed,
+        "enough": enough,
+        "resampled_windows": int((~line.real).sum()),
+        "held_out": dataclasses.asdict(out),
+        "realised": realised,
+        "realised_interval": list(wilson(out.alarms, out.windows)) if out.windows else None,
+        "season": plan.season,
+        "floors": dict(floors),
+        "smallest_scales": MIN_SCALE,
+        "psi_floor": plan.psi_floor,
+        "predictions_in_sample": reference.predictions_in_sample,
+        "window_scores": np.sort(finite)[:: max(1, len(finite) // 200)].tolist(),
+        "words": words,
+    }
+
+
+def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a rate (Wilson, JASA 22, 1927)."""
+    p = hits / trials
+    middle = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def conclude(record: dict[str, Any], drift: Drift, alarm_on: tuple[str, ...]) -> None:
+    """Set verdict, headline, alarm, alarms, and what could not be judged, of a record."""
+    loud, unjudged = alarming(record, drift), not_judged(record, drift)
+
+    def texts(found: Mapping[str, str], wanted: bool) -> list[dict[str, str]]:
+        return [{"kind": kind, "text": text} for kind, text in found.items() if (kind in alarm_on) == wanted]
+
+    record["alarms"], record["unjudged"] = texts(loud, True), texts(unjudged, True)
+    record["noted"] = texts(loud, False)
+    record["alarm"] = bool(record["alarms"])
+    blind = drift.not_computable
+    calm = "quiet in part" if blind else "quiet"  # what was not seen is not quiet
+    record["verdict"] = "alarm" if record["alarm"] else UNJUDGED if record["unjudged"] else calm
+    parts = [item["text"] for item in (*record["alarms"], *record["unjudged"])]
+    seen = len(drift.columns) - len(blind) - len(drift.left_out)
+    if "drift" not in {**loud, **unjudged}:
+        parts.append(f"{seen} columns within their lines")
+    if blind:
+        parts.append(f"not computable: {named(blind)}")
+    if drift.left_out:
+        parts.append(f"left out, for they follow the time: {named(drift.left_out)}")
+    record["headline"] = "; ".join(parts)
+
+
+def named(columns: list[str]) -> str:
+    """The first SAID of some names."""
+    return ", ".join(columns[:SAID]) + (", ..." if len(columns) > SAID else "")
+
+
+def alarming(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
+    """Kind -> words for what is beyond its lines and floors."""
+    found: dict[str, str] = {}
+    if drift.alarms:
+        words = f", likely cause {record['causes'][0]}" if record["causes"] else f": {named(drift.alarms)}"
+        found["drift"] = f"drift in {len(drift.alarms)} of {len(drift.columns)} columns{words}"
+    performance = record["performance"]
+    if performance.get("alarm"):
+        found["performance"] = "; ".join(
+            f"{name} is {item['value']:.4g}, the reference's band is {item['band'][0]:.4g} to {item['band'][1]:.4g} "
+            f"({worse_text(item['worse_by'])})"
+            for name, item in ((name, performance["metrics"][name]) for name in performance["alarming"])
+        )
+        if "reason" in performance:
+            found["performance"] += f" ({performance['reason']})"
+    worse = {name: item for name, item in record["business"].items() if item.get("alarm")}
+    if worse:
+        parts = [f"{name} {item['value']:.4g} against {item['reference']:.4g}" for name, item in worse.items()]
+        found["business"] = ", ".join(parts)
+    moved = [(name, performance["labels"][name]) for name in performance.get("labels_moved", ())]
+    if moved:
+        parts = [f"{name} {item['value']:.4g} against {item['reference']:.4g}" for name, item in moved]
+        found["labels"] = f"labels moved: {', '.join(parts)}"
+    return found
+
+
+def worse_text(loss: float) -> str:
+    """A relative loss in words."""
+    return f"{loss:.1%} worse" if math.isfinite(loss) else "worse, and the reference leaves no share to tell it in"
+
+
+def not_judged(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
+    """Kind -> words for what was asked and has no answer, though its rows and labels are there."""
+    found: dict[str, str] = {}
+    if len(drift.not_computable) == len(drift.columns):
+        found["drift"] = "nothing could be compared"
+    performance = record["performance"]
+    if performance.get("status") == UNJUDGED:
+        found["performance"] = f"quality cannot be judged: {performance['reason']}"
+    names = [name for name, item in record["business"].items() if item.get("status") == UNJUDGED]
+    if names:
+        found["business"] = "; ".join(
+            f"{name} cannot be judged: {record['business'][name]['reason']}" for name in names
+        )
+    return found

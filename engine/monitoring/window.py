@@ -1,0 +1,207 @@
+"""The window that is monitored: scored from the dataset, or read from a scoring run; its profile, sample and outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config import units
+from engine.config.sections.training import TASKS
+from engine.config.tree import Config
+from engine.data.calendar import local_days
+from engine.data.dataset import Dataset, row_ids
+from engine.errors import UserError
+from engine.features import required_columns
+from engine.features.encode import as_texts
+from engine.features.profile import Profile, ProfileRecord
+from engine.features.table import FeatureTable, ensure_table
+from engine.monitoring.alarm_lines import CalibrationPlan
+from engine.monitoring.drift import Current
+from engine.monitoring.performance import UNASKED, UNJUDGED, WAITING, Outcomes
+from engine.monitoring.reference import Reference
+from engine.runtime import records
+from engine.runtime.run import Run, as_written, load_metrics, load_record
+from engine.scoring.predictor import load, score_names
+from engine.scoring.read import predictions
+from engine.training.bundle import Bundle
+from engine.training.classes import target_values
+from engine.training.row_sample import chunks, encode_sample, sample_table
+
+DAY = 86_400_000_000
+LONGEST_WINDOW = 3_660
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is monitored: bounds in microseconds UTC, its profile, and the rows where they are at hand."""
+
+    start: int
+    stop: int
+    profile: Profile
+    outcomes: Outcomes | None
+    sample: pa.Table | None
+    operational: dict[str, Any]
+    quality: str = WAITING  # what is said of quality where there are no outcomes, or labels were not asked for
+    reason: str = "the window holds no rows"
+
+
+def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
+    """A slice of the dataset, featurised and scored as `score` does it."""
+    start, stop = config.periods["monitor.window"]
+    predictor = load(config.monitor.model, config.paths.runs, config.resources.threads or 1)
+    dataset = required_columns.ensure(config, run, empty=False)
+    table = ensure_table(config, run, dataset)
+    rows = dataset.row_range(start, stop)
+    profile, parts = Profile.empty(reference.profile.spec), []
+    with run.progress("monitor", rows[1] - rows[0]) as progress:
+        for part in chunks(rows):
+            raw = table.read(part)
+            numeric, codes = bundle.encoder.transform(raw)
+            scores = predictor.encoded_scores(numeric, codes)
+            profile = profile.merge(Profile.count(profile.spec, raw, scores, codes))
+            if config.monitor.labels or config.monitor.business:
+                parts.append(outcomes_of(config, bundle, dataset, part, scores, needed))
+            progress.advance(part[1] - part[0])
+    sample = sample_of(config, bundle, table, rows) if config.monitor.multivariate else None
+    operational = {"quarantine_rate": quarantine_rate(dataset)}
+    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, *asked(config))
+
+
+def asked(config: Config) -> tuple[str, str]:
+    """(status, reason) of the quality of a window without labelled rows."""
+    if config.monitor.labels:
+        return WAITING, "the window holds no rows"
+    return UNASKED, "labels were not asked for (monitor.labels=false)"
+
+
+def sample_of(config: Config, bundle: Bundle, table: FeatureTable, rows: tuple[int, int]) -> pa.Table:
+    """About SAMPLE_ROWS encoded rows of the window, chosen by hash of their id as the reference's are."""
+    blocks = encode_sample(config, table, bundle.encoder, list(chunks(rows)), max(rows[1] - rows[0], 1))
+    return sample_table(config, bundle.encoder, *blocks)
+
+
+def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
+    """A scoring run's profile; its rows are read only for labels."""
+    directory = Path(config.monitor.run)
+    state = records.read(as_written(directory, "profile.json", refuse=True), ProfileRecord)
+    profile = Profile.from_json(state, reference.profile.spec)
+    record = load_record(directory, refuse=True)
+    if not (directory / "DONE").exists():
+        raise UserError(f"{directory} is not finished (no DONE): monitor a scoring run that is")
+    for name, value in record["outputs"].items():
+        run.add_used(f"scoring {name}", value)
+    start, stop = scored_period(config, directory, record)
+    figures = {name.removeprefix("score/"): value for name, value in load_metrics(directory, refuse=True).items()}
+    outcomes, (quality, reason) = None, asked(config)
+    if config.monitor.labels or config.monitor.business:
+        try:
+            outcomes = stored_outcomes(config, run, bundle, directory, (start, stop), needed)
+        except UserError as error:
+            quality, reason = UNJUDGED, f"the rows of the scoring run cannot be matched with the dataset: {error}"
+    return Window(start, stop, profile, outcomes, None, figures, quality, reason)
+
+
+def scored_period(config: Config, directory: Path, record: Mapping[str, Any]) -> tuple[int, int]:
+    """[from, to) of the events that a scoring run scored: as asked, or from its first to its last event."""
+    bounds = record["config"].get("score", {}).get("between") or ()
+    if bounds:
+        return units.between(tuple(bounds), config.data.time_zone)
+    table = predictions(directory, store=config.paths.store, trust=config.trust)
+    times = table[config.data.event_time].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    if not len(times):
+        raise UserError(f"{directory} has scored no row: there is nothing to monitor")
+    values = np.asarray(times)
+    return int(values.min()), int(values.max()) + 1
+
+
+def scored_classes(bundle: Bundle) -> tuple[str, ...]:
+    """The classes that have a score each; none where a row has one score."""
+    return tuple(bundle.model["classes"]) if TASKS[bundle.model["loss"]] == "multiclass" else ()
+
+
+def stored_outcomes(
+    config: Config, run: Run, bundle: Bundle, directory: Path, period: tuple[int, int], needed: list[str]
+) -> Outcomes:
+    """Scores of a scoring run beside the labels that the dataset has by now."""
+    dataset = required_columns.ensure(config, run, empty=False)
+    rows = dataset.row_range(*period)
+    table = predictions(directory, store=config.paths.store, trust=config.trust)
+    if table.num_rows != rows[1] - rows[0]:
+        raise UserError(f"the run scored {table.num_rows} rows, the dataset now has {rows[1] - rows[0]} in its period")
+    there = row_ids(dataset.read(config.data.ids, rows=rows), config.data.ids)
+    if not pc.all(pc.equal(table["row_id"], there)).as_py() and table.num_rows:
+        raise UserError("the run scored other rows than the dataset now has in its period, by their ids")
+    names = score_names(scored_classes(bundle))
+    scores = np.stack([np.asarray(table[name]) for name in names], axis=1)
+    return outcomes_of(config, bundle, dataset, rows, scores[:, 0] if names == ["score"] else scores, needed)
+
+
+def outcomes_of(
+    config: Config, bundle: Bundle, dataset: Dataset, rows: tuple[int, int], scores: np.ndarray, needed: list[str]
+) -> Outcomes:
+    """Days, targets (NaN where not known or not asked for), scores, and the columns that business metrics read."""
+    target = config.data.target if config.monitor.labels else None
+    names = list(dict.fromkeys([config.data.event_time, *([target] if target else []), *needed]))
+    facts = dataset.read(names, rows=rows)
+    labels = target_values(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
+    days = local_days(facts[config.data.event_time], config.data.time_zone)
+    unknown = int((facts[target].is_valid().to_numpy() & ~np.isfinite(labels)).sum()) if target else 0
+    return Outcomes(days, labels, scores, {name: column_values(facts[name]) for name in needed}, unknown)
+
+
+def column_values(column: pa.ChunkedArray) -> np.ndarray:
+    """float64[n] of numbers and truth values (null: NaN), texts of anything else (null: empty)."""
+    if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return np.asarray(column.cast(pa.float64(), safe=False).combine_chunks().to_numpy(zero_copy_only=False))
+    if pa.types.is_decimal(column.type):
+        return np.asarray(column.cast(pa.float64()).combine_chunks().to_numpy(zero_copy_only=False))
+    return np.array([text or "" for text in as_texts(column).to_pylist()], object)
+
+
+def merge_outcomes(parts: list[Outcomes]) -> Outcomes | None:
+    """The parts one after the other; None without any."""
+    if not parts:
+        return None
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+    days, target, scores = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("days", "target", "scores")
+    )
+    return Outcomes(days, target, scores, columns, sum(part.unknown for part in parts))
+
+
+def quarantine_rate(dataset: Dataset) -> float | None:
+    """Share of the source rows that ingest set aside."""
+    totals = dataset.manifest["accounting"]
+    return totals["quarantined"] / totals["rows_in"] if totals["rows_in"] else None
+
+
+def plan_of(config: Config, window: Window) -> CalibrationPlan:
+    """How the line is calibrated for a window of this length."""
+    settings = config.monitor
+    return CalibrationPlan(
+        length=days_of(window),
+        alpha=settings.alpha,
+        psi_floor=settings.psi_floor,
+        season=settings.season,
+        resamples=settings.resamples,
+        block=settings.block,
+        seed=settings.seed,
+    )
+
+
+def days_of(window: Window) -> int:
+    """Days of the window; one that a row of another century stretches is calibrated like LONGEST_WINDOW days."""
+    return min(max(1, round((window.stop - window.start) / DAY)), LONGEST_WINDOW)
+
+
+def current_of(config: Config, window: Window) -> Current:
+    """The profile with the local days of its bounds."""
+    edges = pa.array([window.start, window.stop - 1], pa.timestamp("us", tz="UTC"))
+    first, last = local_days(edges, config.data.time_zone)
+    return Current(window.profile, np.arange(first, last + 1), (window.stop - window.start) / DAY)
