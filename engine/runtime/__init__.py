@@ -1,1 +1,1 @@
-"""Where and how a run happens: directory and record, storage, tracking, cluster."""
+"""Runs and their surroundings: directory and record, storage, tracking, cluster."""

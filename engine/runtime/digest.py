@@ -1,6 +1,6 @@
 """Digests: SHA-256 of JSON, of files, of array bytes and of table values (not of their layout).
 
-Recipe digest = what was asked. Content digest = what came out. The chain of a run is made of content digests.
+A recipe digest identifies a request, a content digest its result. The chain of a run consists of content digests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from engine.errors import UserError
 
 CHUNK = 1 << 22
-TICK = 20_000_000  # ns; file systems stamp changes by the kernel's tick (1 to 10 ms), two of which can look alike
+TICK = 20_000_000  # ns; time stamps of files have the resolution of the kernel's tick (1 to 10 ms)
 
 
 @contextlib.contextmanager
@@ -33,11 +33,11 @@ def _timed() -> Iterator[None]:
         spent[0] += time.perf_counter() - began
 
 
-spent = [0.0]  # seconds that this process has hashed for; threads add up
+spent = [0.0]  # seconds that this process has spent on hashing, summed over threads
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
+    """JSON with sorted keys and no spaces: equal values give equal text. Raises ValueError for NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_scalar
     )
@@ -57,7 +57,7 @@ def of_json(value: Any) -> str:
 
 
 def of_bytes(*parts: Any) -> str:
-    """Hex SHA-256 of the parts, each preceded by its length, so that a boundary cannot move."""
+    """Hex SHA-256 of the parts, each preceded by its length, so that other boundaries give another digest."""
     hasher = hashlib.sha256()
     for part in parts:
         view = memoryview(part).cast("B")
@@ -69,8 +69,8 @@ def of_bytes(*parts: Any) -> str:
 def of_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes, memoised while path, inode, size and times stay the same.
 
-    ctime is among them: the system sets it at every change, and no program can set it back. A file that has only just changed
-    is not memoised: its next change might fall into the same tick of the file system's clock.
+    ctime is included: the system sets it at every change, and no program can set it back. A file that has just changed is
+    not memoised, because its next change may get the same time stamp.
     """
     status = os.stat(path)
     key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -90,15 +90,13 @@ _memo: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def check_unchanged(path: Path | str, digest: str) -> None:
-    """Raise UserError when a file's bytes are no longer those that were hashed before it was read."""
+    """Raise UserError if a file has changed since it was hashed, before it was read."""
     if of_file(path) != digest:
-        raise UserError(
-            f"{path} changed while it was read: its bytes must stay the same for a run. Run the command again"
-        )
+        raise UserError(f"{path} changed while it was read: inputs must not change during a run. Run the command again")
 
 
 class TableDigest:
-    """Content digest of a table fed in pieces; any cutting of the same rows gives the same digest.
+    """Content digest of a table given in pieces; it does not depend on how the rows are divided into pieces.
 
     Per column two streams are hashed: validity (one byte a row) and values (little-endian fixed width with zeros under
     null; for text the int32 byte lengths and, in a third stream, the bytes). Dictionary columns count as their values.
@@ -168,12 +166,12 @@ def _hash_column(chunk: pa.Array, streams: list[Any]) -> None:
 
 
 def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """The values as Python objects; one with instants, dates or spans that Python does not reach has their numbers."""
+    """The values as Python objects; those with times outside Python's range have the stored numbers instead."""
     try:
         return list(column.to_pylist())
     except (OverflowError, ValueError):
         pass
-    found = []  # one by one: what a value becomes must not depend on those beside it
+    found = []  # one by one: the result for a value must not depend on other values
     for place in range(len(column)):
         try:
             found.append(column[place].as_py())
@@ -184,12 +182,12 @@ def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 
 def _numbers(array: pa.Array) -> pa.Array:
-    """The array with numbers in the place of times, at any depth of lists and maps."""
+    """The array with numbers instead of times, at any depth of lists and maps."""
     kind = array.type
     if pa.types.is_temporal(kind):
         return array.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
     if pa.types.is_map(kind):
-        array = array.take(pa.array(np.arange(len(array))))  # from_arrays takes no mask with an offset
+        array = array.take(pa.array(np.arange(len(array))))  # from_arrays does not support a mask with an offset
         return pa.MapArray.from_arrays(array.offsets, _numbers(array.keys), _numbers(array.items), mask=array.is_null())
     if pa.types.is_list(kind):
         array = array.take(pa.array(np.arange(len(array))))
@@ -208,7 +206,7 @@ def _hash_text(chunk: pa.Array, streams: list[Any]) -> None:
 
 
 def _fixed_width(chunk: pa.Array, valid: np.ndarray) -> np.ndarray:
-    """The values as they lie in memory, zeros under null."""
+    """The values as stored in memory, with zeros under null."""
     width = chunk.type.bit_width // 8
     numeric = width in (1, 2, 4, 8)
     data = np.frombuffer(chunk.buffers()[1], f"<u{width}" if numeric else f"V{width}")
@@ -221,7 +219,7 @@ def _fixed_width(chunk: pa.Array, valid: np.ndarray) -> np.ndarray:
 
 
 def _one_nan(data: np.ndarray, width: int) -> np.ndarray:
-    # NaN has many bit patterns, and -0.0 equals 0.0 but is kept apart: it is another value to a reader.
+    # All bit patterns of NaN become one. -0.0 stays distinct from 0.0, because readers can distinguish them.
     floats = data.view(f"<f{width}")
     missing = np.isnan(floats)
     if missing.any():

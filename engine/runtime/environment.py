@@ -1,4 +1,4 @@
-"""What a run ran on: code, packages, hardware. Recorded in run.json, compared by `reproduce`."""
+"""The code, packages and hardware of a run: recorded in run.json, compared by `reproduce`."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ OWNER = 'OWNER = "tabular-engine"'  # a line of kernels/__init__.py
 
 
 def engine_root() -> Path:
-    """The folder that holds engine/ and kernels/, and in a repository conf/."""
+    """The folder that contains engine/ and kernels/, and in a repository conf/."""
     return Path(engine.__file__).resolve().parent.parent
 
 
 def check_names() -> None:
-    """Raises UserError where `engine` or `kernels` is another folder, module or package that Python found before ours."""
+    """Raises UserError if `engine` or `kernels` is imported from another folder, module or package than ours."""
     ours = Path(__file__).resolve().parents[2]
     for name in ("engine", "kernels"):
         found = _place(name)
         if found != ours / name:
             raise UserError(
-                f"the package {name!r} must be {ours / name}, found {found or 'none'}, which Python takes in its place. "
-                "Start the command as `engine ...` or `python -P -m engine ...`, in another folder, or in an environment of "
-                "its own"
+                f"the package {name!r} must be {ours / name}, found {found or 'none'}, which Python imports instead. "
+                "Start the command as `engine ...` or `python -P -m engine ...`, in another folder, or in a separate "
+                "environment"
             )
     if OWNER not in (ours / "kernels" / "__init__.py").read_text(encoding="utf-8"):
         raise UserError(
-            f"{ours / 'kernels'} must be the engine's, found that of another package, installed over it. Install the engine "
-            "in an environment of its own"
+            f"{ours / 'kernels'} must be the engine's, found another package that was installed over it. Install the engine "
+            "in a separate environment"
         )
 
 
@@ -65,7 +65,7 @@ def _place(name: str) -> Path | None:
 
 
 def hidden_from_workers(folder: Path) -> Path | None:
-    """What lies in a folder and would be imported there in place of the engine or its kernels; a plain folder is not."""
+    """A file in the folder that would be imported there instead of the engine or its kernels, if any."""
     ours = engine_root()
     for name in ("engine", "kernels"):
         for path in (folder / f"{name}.py", folder / name / "__init__.py"):
@@ -99,7 +99,7 @@ def code() -> dict[str, Any]:
 
 @functools.cache
 def _files_digest(root: Path) -> str:
-    # Once a process: what counts is the code that was loaded, not a later edit.
+    # Once per process: the digest is of the loaded code, not of a later edit.
     return versions.digest_of(versions.parts_below(root))
 
 
@@ -109,16 +109,19 @@ def engine_files(root: Path) -> Iterator[Path]:
 
 
 def doubts(code: Mapping[str, Any]) -> Iterator[str]:
-    """Why commit and patch of a record (see `code`) do not hold the code that ran."""
+    """Reasons why the commit and patch of a record (see `code`) do not contain all the code that ran."""
     state = code.get("engine_git") or {}
     needed = [name for name in state.get("untracked", ()) if _is_engine_file(name)]
     if needed:
         yield (
-            f"untracked files were in use and no patch holds them: {', '.join(needed[:5])}"
-            f"{' ...' if len(needed) > 5 else ''}; the run cannot be promised from its record"
+            f"untracked files were in use, which no patch contains: {', '.join(needed[:5])}"
+            f"{' ...' if len(needed) > 5 else ''}; it is not certain that the run can be reproduced from its record"
         )
     for name in state.get("dirty_submodules", ()):
-        yield f"submodule {name} had changes that no patch holds; the run cannot be promised from its record"
+        yield (
+            f"submodule {name} had changes, which no patch contains; it is not certain that the run can be reproduced from "
+            "its record"
+        )
 
 
 def _is_engine_file(name: str) -> bool:
@@ -144,7 +147,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         "root": str(root),
         "commit": commit.strip() if commit else None,
         "dirty": dirty,
-        # What the engine may have loaded comes first: a folder of results must not crowd it out.
+        # Files that the engine may have loaded come first, so that the limit cuts off other files.
         "untracked": sorted(untracked, key=lambda name: not _is_engine_file(name))[:200],
         "dirty_submodules": _dirty_submodules(root),
     }
@@ -162,7 +165,7 @@ def _dirty_submodules(root: Path) -> list[str]:
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Installed versions of the packages that decide results."""
+    """Installed versions of the packages that affect results."""
     found = {}
     for name in PACKAGES:
         try:
@@ -179,12 +182,12 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_vendor() -> str:
-    """`GenuineIntel`, `AuthenticAMD`, ... on Linux; empty where it is not told."""
+    """`GenuineIntel`, `AuthenticAMD`, ... on Linux; empty if unknown."""
     return _cpu_line("vendor_id")
 
 
 def _cpu_line(name: str) -> str:
-    """What /proc/cpuinfo says first under a name."""
+    """The first value of a name in /proc/cpuinfo."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.partition(":")[0].strip() == name:

@@ -1,7 +1,7 @@
-"""The one door to git.
+"""All calls of git.
 
-`query` asks the tree of the user or of the engine. A repository that only a record names is never asked: its configuration
-could name programs. Its objects alone are read, through an empty repository that borrows them (`Objects`).
+`query` runs git in the user's or the engine's work tree. Git never runs in a repository that is only named in a record,
+because its configuration could name programs to run: its objects are read through an empty repository (`Objects`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from engine.errors import UserError
 
 QUERY_SECONDS, READ_SECONDS = 20, 120
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Nothing that a repository, its attributes or its configuration names may run while it is read.
+# No program named by a repository's attributes or configuration may run while it is read.
 _QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 _PLAIN_DIFF = ("--no-ext-diff", "--no-textconv")
 
 
 def commit_id(text: Any) -> str:
-    """The text, which must be 40 hex digits. Raises UserError: a commit of a record goes to git as a word."""
+    """The text, which must be 40 hex digits because it becomes an argument of git. Raises UserError."""
     if not isinstance(text, str) or not _COMMIT.fullmatch(text):
         raise UserError(f"a recorded commit must be 40 hex digits, found {str(text)[:80]!r}")
     return text
 
 
 def query(folder: Path, *words: str) -> str | None:
-    """What git says of the tree at `folder`, which the user or the engine chose; None where it fails or is not there."""
+    """Output of a git command in `folder`, a work tree of the user or the engine; None if it fails or git is missing."""
     try:
         done = _run([*_QUIET, "-C", str(folder), *words], QUERY_SECONDS, {"GIT_OPTIONAL_LOCKS": "0"})
     except (OSError, UserError):
@@ -46,8 +46,8 @@ def patch(folder: Path) -> str:
 
 
 def apply_patch(patch: Path, tree: Path) -> str | None:
-    """Apply a patch to a plain folder; returns why it does not apply, None when it did."""
-    # The ceiling keeps git from taking a repository further up for the patch's own.
+    """Apply a patch to a plain folder; returns the error, None on success."""
+    # The ceiling keeps git from using a repository in a folder above.
     foreign = {**_NO_CONFIG, "GIT_CEILING_DIRECTORIES": str(tree.resolve().parent)}
     words = [*_QUIET, "-C", str(tree), "apply", "--whitespace=nowarn", "--", str(patch.resolve())]
     done = _run(words, READ_SECONDS, foreign)
@@ -59,20 +59,20 @@ def apply_patch(patch: Path, tree: Path) -> str | None:
 
 
 class Objects:
-    """Commits and trees of repositories at hand, read without their configuration, hooks or attributes' programs."""
+    """Commits and trees of local repositories, read without their configuration, hooks or attributes' programs."""
 
     def __init__(self, roots: Iterable[Path], scratch: Path) -> None:
         self.roots = [root for root in dict.fromkeys(roots) if objects_folder(root) is not None]
         self._repository = scratch / "objects.git"
         words = ["init", "--quiet", "--bare", "--template=", str(self._repository)]
         _run(words, QUERY_SECONDS, _NO_CONFIG, check=True)
-        # A list in a file of our own, one folder a line: a path may hold the colon that a variable would split at.
+        # A file with one folder per line, not an environment variable, which would be split at colons in paths.
         folders = [str(objects_folder(root)) for root in self.roots]
         (self._repository / "objects" / "info").mkdir(exist_ok=True)
         (self._repository / "objects" / "info" / "alternates").write_text("".join(f"{name}\n" for name in folders))
 
     def has(self, commit: str) -> bool:
-        """Whether a repository at hand holds the commit."""
+        """Whether one of the repositories has the commit."""
         return self._read("cat-file", "-e", f"{commit_id(commit)}^{{commit}}").returncode == 0
 
     def extract(self, commit: str, folder: Path) -> None:
@@ -86,7 +86,7 @@ class Objects:
             tar.extractall(folder, filter="data")
 
     def diff(self, first: str, other: str, paths: Sequence[str]) -> list[str] | None:
-        """Lines of the diff of two commits below `paths`; None where one of them is not at hand."""
+        """Lines of the diff of two commits below `paths`; None if one of them was not found."""
         words = ["diff", *_PLAIN_DIFF, "--stat", "--patch", commit_id(first), commit_id(other), "--", *paths]
         done = self._read(*words)
         return done.stdout.decode("utf-8", "replace").splitlines() if done.returncode == 0 else None
@@ -95,7 +95,7 @@ class Objects:
         return _run([*_QUIET, f"--git-dir={self._repository}", *words], READ_SECONDS, _NO_CONFIG)
 
 
-# Of a foreign repository and its user nothing is read but objects.
+# Ignore the configuration of the system and of the user.
 _NO_CONFIG = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -122,7 +122,7 @@ def objects_folder(root: Path) -> Path | None:
 def _run(
     words: list[str], seconds: int, variables: dict[str, str], check: bool = False
 ) -> subprocess.CompletedProcess[bytes]:
-    # Variables of a hook that called us (GIT_DIR, GIT_INDEX_FILE) would turn git to another repository.
+    # Variables of a hook that started us (GIT_DIR, GIT_INDEX_FILE) would select another repository.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         return subprocess.run(

@@ -1,6 +1,6 @@
-"""Marks: what this machine's store has seen before and so may be used again, one small file a digest.
+"""Marks: digests of code and remote places that were used with this store before, and so may be used again.
 
-`<store>/<folder>/<digest>.json` checks itself; a damaged one counts as none, and is written again by the next run.
+A mark is a file `<store>/<folder>/<digest>.json` with its own checksum; a damaged one is ignored, and rewritten by the next run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.runtime import records, seal, storage
 
 FORMAT = 2
-CHECKED = 2  # a mark checks itself and holds its digest from this format on
+CHECKED = 2  # from this format on a mark has a checksum and its digest
 
 
 class MarkRecord(TypedDict):
@@ -23,7 +23,7 @@ class MarkRecord(TypedDict):
 
 
 def put(store: Path, folder: str, digest: str, **facts: Any) -> None:
-    """Mark a digest (hex SHA-256), with facts for those who read the file."""
+    """Mark a digest (hex SHA-256), with facts for readers of the file."""
     if not has(store, folder, digest):
         storage.write_json(_path(store, folder, digest), seal.checked({"format": FORMAT, "digest": digest, **facts}))
 
@@ -39,7 +39,7 @@ def has(store: Path, folder: str, digest: str) -> bool:
 
 
 def check(path: Path) -> None:
-    """Raise UserError unless a file is a mark as it was written, under its own name."""
+    """Raise UserError unless a file is an undamaged mark under its own name."""
     found = seal.read_checked(path, MarkRecord, CHECKED)
     if found.get("digest", path.stem) != path.stem:
         raise records.Damaged(f"{path} is damaged: it is the mark of {found['digest']}")

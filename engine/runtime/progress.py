@@ -51,7 +51,7 @@ class Laps:
 class Progress:
     """`with Progress("ingest", total=n) as progress: progress.advance(1000)`; safe to call from threads.
 
-    Rates and what is left go by the time that was worked: kernels are compiled once, so that this says nothing of the rest.
+    Rates and remaining time leave out the compilation of kernels, which happens only once.
     """
 
     def __init__(self, label: str, total: int | None = None, unit: str = "rows", start: int = 0) -> None:
@@ -70,14 +70,14 @@ class Progress:
         return self
 
     def _compiles(self) -> None:
-        """A kernel is about to be compiled: nothing else will be shown for seconds, so that the first time it is said at once."""
+        """Show at once, the first time, that a kernel is being compiled, since nothing else is shown meanwhile."""
         with self._lock:
             if not self._told:
                 self._told, self._shown = True, time.monotonic()
                 self._show(self._shown)
 
     def advance(self, count: int, note: str = "") -> None:
-        """Add work done; `note` stands behind the figures (a loss, a retry count)."""
+        """Add work done; `note` is shown after the figures (a loss, a retry count)."""
         with self._lock:
             self.done += count
             self._note = note or self._note
@@ -88,7 +88,7 @@ class Progress:
                 self._show(now)
 
     def follow(self, start: int, done: int, seconds: float, note: str) -> None:
-        """Show the work of another process: it began at `start`, has done so much by now, and that took so long."""
+        """Show the work of another process: `done` so far, from `start` on, in `seconds`."""
         self._start, self._began = start, time.monotonic() - seconds
         changed, self._note = (done, note) != (self.done, self._note), note
         if changed:
@@ -106,7 +106,7 @@ class Progress:
         return (self.done - self._start) / self._worked(time.monotonic())
 
     def _worked(self, now: float) -> float:
-        """Seconds since it began, without those in which kernels were compiled."""
+        """Seconds since the start, without those of compiling kernels."""
         return max(now - self._began - (compiling.seconds() - self._compiled), 1e-9)
 
     def _show(self, now: float, last: bool = False, failed: bool = False) -> None:
@@ -133,11 +133,11 @@ class Progress:
             if self.total:
                 filled = int(24 * min(self.done / self.total, 1))
                 bar = f"[{'█' * filled}{'·' * (24 - filled)}] "
-            # A line that wraps could not be drawn over.
+            # A wrapped line cannot be overwritten.
             line = f"{bar}{text}"[: shutil.get_terminal_size().columns - 1]
             text = f"\r\x1b[2K{line}" + ("\n" if last else "")
         else:
             text += "\n"
-        with contextlib.suppress(OSError, ValueError):  # the screen may be gone; the work goes on
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone; the work continues
             sys.stderr.write(text)
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Where a recorded run's things lie: paths in a record are relative to the folder that its command was started in."""
+"""Paths of a recorded run: its store and dataset. Paths in a record are relative to the folder of its command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def store_of(record: Mapping[str, Any]) -> Path:
 
 
 def dataset_folder(record: Mapping[str, Any]) -> Path | None:
-    """The run's dataset in its store, found by content digest; None where it is gone."""
+    """The run's dataset in its store, found by content digest; None if it was removed."""
     config = record.get("config") or {}
     name = config.get("data", {}).get("name") or config.get("name")
     wanted = (record.get("chain") or {}).get("dataset")

@@ -1,8 +1,8 @@
-"""The one reader of records: JSON files of runs, bundles, registries and the store, which can come from anywhere.
+"""Reading of records: JSON files of runs, bundles, registries and the store, which may come from untrusted sources.
 
-The room that writes a record describes it as a TypedDict or a dataclass. `read` checks size, depth and shape before anyone
-uses a value, so that a damaged or hostile file is a sentence and never a traceback. Unknown keys stay: a newer engine may
-have written them.
+The room that writes a record describes it as a TypedDict or a dataclass. `read` checks size, depth and shape before a value
+is used, so that a damaged or hostile file gives an error message and never a traceback. Unknown keys are kept: a newer
+engine may have written them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SIGN = re.compile(r'"(?:[^"\\]|\\.)*"|[{\[,]', re.DOTALL)  # a text, or what st
 
 @dataclass(frozen=True)
 class Matching:
-    """A text that a pattern matches whole; `meaning` says so in words."""
+    """A text that must match a pattern as a whole; `meaning` describes it for messages."""
 
     pattern: str
     meaning: str
@@ -50,11 +50,11 @@ class Within:
 
 @dataclass(frozen=True)
 class Format:
-    """The number of a record's format. It is the first key of its shape: what is of another format is of another shape."""
+    """The number of a record's format. It is the first key of a shape, so that it is checked before the other keys."""
 
     newest: int
     oldest: int = 1
-    remedy: str = "make it again"  # what helps where it is older than this engine reads
+    remedy: str = "make it again"  # for a format that is too old for this engine
 
 
 Digest = Annotated[str, Matching(r"[0-9a-f]{64}", "64 hex digits")]
@@ -63,13 +63,13 @@ Instant = Annotated[int, Within(-LARGEST, LARGEST - 1)]  # microseconds since 19
 
 
 class Damaged(UserError):
-    """A record that is not what it must be."""
+    """A record with a wrong content."""
 
 
 def read(path: Path, shape: type[T], most: int = MOST_BYTES) -> T:
     """The record in `path`, checked against `shape` (a TypedDict, or another type hint).
 
-    Raises Damaged, naming the file and the key; UserError where the file is not there.
+    Raises Damaged, naming the file and the key; UserError if the file does not exist.
     """
     try:
         size = path.stat().st_size
@@ -86,12 +86,12 @@ def read(path: Path, shape: type[T], most: int = MOST_BYTES) -> T:
 
 
 def parse(text: str, shape: type[T], where: str) -> T:
-    """The JSON value of a text, checked likewise; `where` names it in messages."""
+    """The JSON value of a text, checked in the same way; `where` names it in messages."""
     try:
         check_values(text)
         value = json.loads(text, parse_constant=_refuse)
         if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
+            json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except RecursionError:
         raise Damaged(f"{where} must be nested at most {DEEPEST} deep, found more") from None
     except ValueError as error:  # also a whole number of thousands of digits
@@ -110,9 +110,9 @@ def check_values(text: str) -> None:
 
 
 def filled(kind: type[T], items: Sequence[Mapping[str, Any]], where: str) -> tuple[T, ...]:
-    """Dataclasses of the keys of each item that they know; lists become tuples, whole numbers floats, where they have such.
+    """A dataclass from the known keys of each item; lists become tuples and whole numbers floats where it has those types.
 
-    Raises Damaged where an item is not of the dataclass's shape.
+    Raises Damaged if an item does not have the dataclass's shape.
     """
     hints = typing.get_type_hints(kind)
     make = {name: {float: float, tuple: tuple}.get(typing.get_origin(hint) or hint) for name, hint in hints.items()}
@@ -125,7 +125,7 @@ def filled(kind: type[T], items: Sequence[Mapping[str, Any]], where: str) -> tup
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _check_depth(value: Any, where: str) -> None:
@@ -145,10 +145,10 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def conform(value: Any, shape: Any, where: str) -> None:
-    """Raise Damaged unless a JSON value is of the shape.
+    """Raise Damaged unless a JSON value has the shape.
 
-    Known are Any, None, bool, int, float, str, list, tuple (a list in JSON), dict with text keys, unions, Literal, TypedDict,
-    dataclass, and Annotated with Matching, Within or Format. A number is finite, and a whole one of 64 bits.
+    A shape is Any, None, bool, int, float, str, list, tuple (a list in JSON), dict with text keys, a union, Literal, TypedDict,
+    dataclass, or Annotated with Matching, Within or Format. Numbers must be finite, whole numbers must fit 64 bits.
     """
     if shape in (Any, object):
         return
@@ -175,7 +175,7 @@ def conform(value: Any, shape: Any, where: str) -> None:
 
 
 def _check_items(value: Any, each: bool, hints: tuple[Any, ...], where: str) -> None:
-    """`each`: the list has one item for each hint; otherwise all are of the first."""
+    """`each`: the list has one item for each hint; otherwise all items have the first."""
     wanted = f"a list of {len(hints)}" if each else "a list"
     _require(isinstance(value, list) and (not each or len(value) == len(hints)), where, wanted, value)
     for index, item in enumerate(value if hints else ()):
@@ -193,7 +193,7 @@ def _check_record(value: Any, shape: Any, where: str) -> None:
 
 @functools.cache
 def _fields(shape: Any) -> Sequence[tuple[str, Any, bool]]:
-    """(name, hint, whether it must be there) of each key."""
+    """(name, hint, whether it is required) of each key."""
     hints = typing.get_type_hints(shape, include_extras=True)
     if typing.is_typeddict(shape):
         needed = {name for name in shape.__required_keys__ if typing.get_origin(hints[name]) is not typing.NotRequired}
@@ -206,7 +206,7 @@ def _fields(shape: Any) -> Sequence[tuple[str, Any, bool]]:
 
 
 def _check_union(value: Any, options: tuple[Any, ...], where: str) -> None:
-    # What is no null was meant to be one of the others: their message is the one that helps.
+    # A value other than null is checked against the other options, whose message is the helpful one.
     wanted = [option for option in options if (option is type(None)) == (value is None)] or list(options)
     for option in wanted[:-1]:
         try:

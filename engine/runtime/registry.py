@@ -1,9 +1,9 @@
-"""The registry of a model: its versions by content digest, its aliases, and every move that was ever made.
+"""The registry of a model: its versions by content digest, its aliases, and the history of moves.
 
-`<paths.runs>/registry/<name>/versions/<digest>/` holds a whole copy of the bundle, so that what was judged is what serves,
-whatever happens to the training run. `moves/000001.json`, `moves/000002.json`, ... are the only state: champion and challenger
-are what the moves add up to. A move is one file, created exclusively under a lock and only if the champion is still the one
-that the mover saw (compare-and-swap), so that a kill at any point leaves exactly one champion.
+`<paths.runs>/registry/<name>/versions/<digest>/` has a full copy of the bundle, so that the judged model is the one that
+serves, even if the training run is lost. `moves/000001.json`, `moves/000002.json`, ... are the only state: champion and
+challenger result from replaying the moves. A move is one file, created exclusively under a lock and only if the champion is
+still the one that the mover saw (compare-and-swap), so that a kill at any point leaves exactly one champion.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from engine.runtime import seal as seals
 from engine.runtime.seal import FileRecord, Seal
 
 FORMAT = 1  # of a move
-CHECKED = 2  # of version.json, which checks itself from this format on
+CHECKED = 2  # of version.json, which has a checksum from this format on
 MANIFEST = "bundle.json"
 ALIASES = ("champion", "challenger")
 SHORTEST_PREFIX = 6
 
 
 class NoAlias(UserError):
-    """An alias stands for no version yet, or no longer."""
+    """An alias has no version yet, or no longer."""
 
 
 class Moved(UserError):
@@ -59,10 +59,10 @@ class Version:
 
 @dataclass(frozen=True)
 class State:
-    """What the moves add up to."""
+    """The result of replaying the moves."""
 
     moves: list[MoveRecord] = field(default_factory=list)
-    champions: tuple[str, ...] = ()  # every promotion that was not rolled back, the present champion last
+    champions: tuple[str, ...] = ()  # every promotion that was not rolled back, the current champion last
     challenger: str | None = None
 
     @property
@@ -71,12 +71,12 @@ class State:
         return self.champions[-1] if self.champions else None
 
     def alias(self, name: str) -> str | None:
-        """Digest behind an alias."""
+        """Digest of the version with an alias."""
         return {"champion": self.champion, "challenger": self.challenger}[name]
 
 
 class Files(TypedDict):
-    """What the registry reads of a bundle's manifest."""
+    """The keys of a bundle's manifest that the registry reads."""
 
     digest: records.Digest
     files: dict[str, FileRecord]
@@ -90,7 +90,7 @@ class Figure(TypedDict):
 
 
 class VersionRecord(TypedDict):
-    """version.json: the exact artefact, and what the registry keeps of its training run."""
+    """version.json: the exact artefact, and facts of its training run."""
 
     format: Annotated[int, records.Format(CHECKED)]
     digest: records.Digest
@@ -107,7 +107,7 @@ class VersionRecord(TypedDict):
 
 
 class DecisionPart(TypedDict, total=False):
-    """What a move keeps of the decision behind it: that it began (`at`), or how it ended."""
+    """The part of a decision that its move keeps: that it began (`at`), or its result."""
 
     kind: str
     id: str
@@ -137,7 +137,7 @@ MoveRecord = TypedDict(
 
 
 class Registry:
-    """Versions and moves of one model name below `root`; a folder that is not there is an empty registry."""
+    """Versions and moves of one model name below `root`; if its folder does not exist, the registry is empty."""
 
     def __init__(self, root: Path, name: str) -> None:
         if not NAME.fullmatch(name):
@@ -148,7 +148,7 @@ class Registry:
     # ---------------------------------------------------------------------------------------------- reading
 
     def state(self) -> State:
-        """Fold all moves. Raises UserError when one is missing in between or is not what was written."""
+        """Replay all moves. Raises UserError if one is missing or was changed."""
         champions: list[str] = []
         challenger: str | None = None
         paths = self._move_files()
@@ -182,9 +182,9 @@ class Registry:
         return Version(record["digest"], record["seal"], directory, record)
 
     def find(self, reference: str) -> Version:
-        """The version behind an alias or a digest (its first 6 characters are enough where they are unique).
+        """The version of an alias or a digest (its first 6 characters are enough if they are unique).
 
-        Raises UserError, NoAlias where an alias stands for none.
+        Raises UserError, NoAlias for an alias without a version.
         """
         if reference in ALIASES:
             found = self.state().alias(reference)
@@ -203,7 +203,7 @@ class Registry:
         return matches[0]
 
     def verify(self, version: Version) -> Path:
-        """The bundle folder of a version whose files are those that were registered. Raises UserError."""
+        """The bundle folder of a version, after a check that its files are the registered ones. Raises UserError."""
         check_seal(version.model, version.seal)
         return version.model
 
@@ -211,7 +211,7 @@ class Registry:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """One writer at a time; the lock goes with the process."""
+        """One writer at a time; the lock ends with the process."""
         storage.make_folder(self.directory)
         with storage.disk_errors(self.directory), open(self.directory / ".lock", "a") as file:
             storage.lock(file, self.directory)
@@ -220,7 +220,7 @@ class Registry:
     def register(self, bundle: Path, seal: str, **facts: Any) -> Version:
         """Copy a bundle into the registry; the same content is registered once.
 
-        `seal` is the SHA-256 of the manifest that the caller judged: other files are refused with a UserError.
+        `seal` is the SHA-256 of the manifest that the caller judged: UserError for other files.
         """
         check_seal(bundle, seal)
         content = str(records.read(bundle / MANIFEST, Files)["digest"])
@@ -251,8 +251,8 @@ class Registry:
     ) -> MoveRecord:
         """Write one move, if the champion is still `expected`; `action` is promote, rollback, challenge or note.
 
-        With `after`, only if that many moves have been made, as the mover saw.
-        The version that becomes champion is verified under the lock. Raises Moved when another was quicker, UserError when
+        With `after`, only if there are still that many moves.
+        The version that becomes champion is verified under the lock. Raises Moved if another process was faster, UserError if
         the artefact is not the one that was registered.
         """
         with self.lock():
@@ -288,7 +288,7 @@ class Registry:
         return record
 
     def _create(self, path: Path, record: MoveRecord) -> None:
-        """Create a file whole and only if it is not there: a hard link fails where a rename would replace."""
+        """Create a complete file, only if it does not exist: a hard link fails where a rename would replace the file."""
         storage.make_folder(path.parent)
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
@@ -299,7 +299,7 @@ class Registry:
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                raise Moved(f"{path} was written by another mover at the same moment") from None
+                raise Moved(f"{path} was written by another process at the same time") from None
             storage.sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -312,23 +312,21 @@ def root_of(runs: str | Path) -> Path:
 
 
 def names(root: Path) -> list[str]:
-    """Names that have a registry."""
+    """Names of all models with a registry."""
     return sorted(path.name for path in root.glob("*") if path.is_dir() and NAME.fullmatch(path.name))
 
 
 def resolve(reference: str, runs: str | Path) -> Path | None:
-    """The verified bundle folder of `name@alias` or `name@digest`; None when the text is not of that form.
+    """The verified bundle folder of `name@alias` or `name@digest`; None if the text does not have that form.
 
-    Raises UserError when the name, the alias or the artefact is not there.
+    Raises UserError if the name, the alias or the artefact does not exist.
     """
     name, at, version = reference.partition("@")
     if not at or not NAME.fullmatch(name) or not version or "/" in version:
         return None
     root = root_of(runs)
     if name not in names(root):
-        raise UserError(
-            f"{reference!r} names a model that the registry {root} does not have.{nearest(name, names(root))}"
-        )
+        raise UserError(f"{reference!r} names a model that is not in the registry {root}.{nearest(name, names(root))}")
     registry = Registry(root, name)
     return registry.verify(registry.find(version))
 
@@ -336,7 +334,9 @@ def resolve(reference: str, runs: str | Path) -> Path | None:
 def seal_of(bundle: Path) -> str:
     """SHA-256 of a bundle's manifest, which lists the SHA-256 of every file: the identity of the exact artefact."""
     if not (bundle / MANIFEST).is_file():
-        raise UserError(f"{bundle} must hold a model bundle ({MANIFEST}), found none: name a finished training run")
+        raise UserError(
+            f"{bundle} must have a model bundle, but {MANIFEST} was not found: name a finished training run"
+        )
     return digest.of_file(bundle / MANIFEST)
 
 
@@ -344,7 +344,7 @@ def check_seal(bundle: Path, seal: str) -> None:
     """Raise UserError unless manifest and files are those of the seal."""
     if seal_of(bundle) != seal:
         raise UserError(
-            f"{bundle / MANIFEST} is not that of the artefact that was judged ({seal_of(bundle)[:12]}, not {seal[:12]}): "
+            f"{bundle / MANIFEST} is not the manifest of the judged artefact ({seal_of(bundle)[:12]}, not {seal[:12]}): "
             "it was replaced. Restore it, or train again"
         )
     files = records.read(bundle / MANIFEST, Files)["files"]
@@ -358,7 +358,7 @@ def short(value: str | None) -> str:
 
 
 def user() -> str:
-    """Who is at work."""
+    """Name of the user of this process."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):

@@ -1,9 +1,9 @@
-"""Which remote places may be reached: those of the user's config, and those that this machine's store has reached before.
+"""Which remote places may be used: those of the user's config, and those that were used with this store before.
 
-A request to an object store is signed with this machine's credentials, and a session token travels with it. So a place that a
-bundle or a run directory brings (an address, an endpoint, a region) is used when the user's config says the same, when an ingest
-or a scoring run of the user's has left its digest in the store (`store/places/<digest>.json`), or with `trust=<digest>`.
-A path of this machine's file system needs none of that: it is only read.
+A request to an object store is signed with this machine's credentials and may carry a session token. So a place named by a
+bundle or a run directory (an address, an endpoint, a region) is used only if the user's config has it too, if an ingest or
+scoring run of the user has recorded its digest in the store (`store/places/<digest>.json`), or with `trust=<digest>`.
+A path of this machine's file system needs no permission: it is only read.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from engine.errors import UserError
 from engine.runtime import digest, marks
 
 FOLDER = "places"
-Places = Mapping[str, list[str | None]]  # what names a place -> address, endpoint, region
+Places = Mapping[str, list[str | None]]  # config key of a place -> address, endpoint, region
 PACKAGE = "pkg://"
 
 
 def address(path: str, root: str) -> str:
-    """A source's path as text: below `root` where that is an address (`s3://bucket/events`, `pkg://package`) and it is none.
+    """A source's path as text: below `root` if only `root` is an address (`s3://bucket/events`, `pkg://package`).
 
-    A path library would make one slash of the two.
+    Joined as text, because a path library would turn `//` into `/`.
     """
     if "://" in root and "://" not in path and not path.startswith(("/", "~")):
         return f"{root.rstrip('/')}/{path}"
@@ -32,7 +32,7 @@ def address(path: str, root: str) -> str:
 
 
 def place(path: str | None, endpoint: str | None = None, region: str | None = None) -> list[str | None] | None:
-    """What identifies a remote place; None for a path of this machine or of a package."""
+    """A remote place as [address, endpoint, region]; None for a path of this machine or of a package."""
     here = path is None or not is_address(path) or path.startswith(PACKAGE)
     return None if here and not endpoint else [path, endpoint or None, region or None]
 
@@ -58,24 +58,24 @@ def own(data: Mapping[str, Any], said: Mapping[str, Any]) -> list[list[str | Non
 
 
 def record(store: Path, *reached: list[str | None] | None) -> None:
-    """Keep the digests of places that the user's command reaches; None is no remote place."""
+    """Record the digests of places that the user's command uses; None (a local path) is ignored."""
     for item in reached:
         if item is not None:
             marks.put(store, FOLDER, digest.of_json(item))
 
 
 def foreign(store: Path, found: Places) -> dict[str, list[str | None]]:
-    """Those of the places, by what names them, that the store has not reached."""
+    """The places that were not used with the store before, by config key."""
     return {name: item for name, item in found.items() if not marks.has(store, FOLDER, digest.of_json(item))}
 
 
 def trust_digest(found: Places) -> str:
-    """What `trust=` must say for these places (hex SHA-256)."""
+    """The value of `trust=` that permits these places (hex SHA-256)."""
     return digest.of_json(sorted(found.items()))
 
 
 def listed(found: Places) -> str:
-    """The places, one a line."""
+    """The places as text, one per line."""
     lines = []
     for name, (path, endpoint, region) in found.items():
         more = [f"{key} {value}" for key, value in (("endpoint", endpoint), ("region", region)) if value]
@@ -84,11 +84,11 @@ def listed(found: Places) -> str:
 
 
 def check(store: Path, found: Places, trusted: str | None, owner: str, remedy: str = "") -> None:
-    """Refuse places of `owner` that the store has not reached and `trusted` does not name. Raises UserError."""
+    """Raise UserError for places of `owner` that were not used with the store before and are not `trusted`."""
     unknown = foreign(store, found)
     if unknown and trusted != trust_digest(unknown):
         raise UserError(
             f"a remote place must come from your own config, found in {owner}:\n{listed(unknown)}\n"
             "Requests there are signed with the credentials of this machine. "
-            f"{remedy}To go there on the word of {owner}, add trust={trust_digest(unknown)}"
+            f"{remedy}To permit them for {owner}, add trust={trust_digest(unknown)}"
         )

@@ -1,4 +1,4 @@
-"""A run: its exclusive directory, its record, its chain of digests, its metrics and its log."""
+"""A run: its own directory with its record, chain of digests, metrics and log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engine.runtime.progress import Progress
 FORMAT = 1
 LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores", "drift")
 LOCK = ".lock"
-# What changes after the end (the mirror), what seals itself (the bundle) and what is done with (working files).
+# Files that change after the end (the mirror), have their own seal (the bundle) or are temporary (working files).
 UNSEALED = ("run.log", "tracking.json", "tracking.log", "wandb", "model", "checkpoints", "parts")
 
 
@@ -41,7 +41,7 @@ class GitRecord(TypedDict, total=False):
 
 
 class CodeRecord(TypedDict):
-    """What code ran (`environment.code`)."""
+    """The code that ran (`environment.code`)."""
 
     engine_version: str
     engine_digest: records.Digest
@@ -50,7 +50,7 @@ class CodeRecord(TypedDict):
 
 
 class EnvironmentRecord(TypedDict):
-    """What it ran on (`environment.environment`)."""
+    """Python, packages and hardware of the run (`environment.environment`)."""
 
     python: str
     packages: dict[str, str]
@@ -59,14 +59,14 @@ class EnvironmentRecord(TypedDict):
 
 
 class PathsRecord(TypedDict):
-    """Where the run kept its files, relative to its `folder`."""
+    """Paths of the run's files, relative to its `folder`."""
 
     store: str
     runs: str
 
 
 class ConfigRecord(TypedDict):
-    """The resolved config, secrets masked; of other sections only that they are objects is checked here."""
+    """The resolved config, secrets masked; the content of other sections is not checked here."""
 
     paths: PathsRecord
     name: NotRequired[str]
@@ -126,7 +126,7 @@ class RunBusy(UserError):
 
 
 def plan_digest(command: str, config: Config, *, code: Mapping[str, Any] | None = None) -> str:
-    """Digest of what a run is to do: the config without what must not change the result."""
+    """Digest of the plan of a run: the config without keys that do not affect results."""
     return digest.of_json([command, without(schema.plain(config), IMMATERIAL), code or {}])
 
 
@@ -134,7 +134,7 @@ class Run:
     """One run directory, `runs/<command>/<name>/<UTC time>-<id>/`.
 
     Open with `Run.create` or `Run.resume`; the shell calls `finish` (writes DONE last) or `fail`. A run holds a lock on
-    its directory while it is open; the lock goes with the process, however that ends.
+    its directory while it is open; the lock always ends with the process.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Run:
         self.alarms: list[str] = []
         self.unjudged: list[str] = []
         self.hidden = hidden
-        # Closing the descriptor gives the lock back, at the latest when the object goes.
+        # Closing the descriptor releases the lock, at the latest when the object is collected.
         self._release = weakref.finalize(self, os.close, lock) if lock is not None else lambda: None
         self._began = time.monotonic()
         self._logger = self._open_log()
@@ -168,7 +168,7 @@ class Run:
         command_line: list[str] | None = None,
         hidden: tuple[str, ...] = (),
     ) -> Run:
-        """A new exclusive directory; two runs in the same instant get two."""
+        """Open a new run in a new directory, also if another run starts at the same instant."""
         now = _now()
         directory = _new_directory(_runs_folder(config, command), now)
         record: dict[str, Any] = {
@@ -191,7 +191,7 @@ class Run:
         }
         run = None
         try:
-            # The lock comes before run.json: a directory with a record and no lock has no living process.
+            # The lock is taken before run.json is written: a directory with a record but no lock has no living process.
             run = cls(directory, record, hidden, lock=_try_lock(directory))
             for name, root in _dirty_trees(record["code"]):
                 run.write_patch(name, git.patch(root))
@@ -199,7 +199,7 @@ class Run:
             trust.record(Path(config.paths.store), record["code"])
             for doubt in environment.doubts(record["code"]):
                 run._log_file(f"warning: {doubt}")
-        except BaseException:  # a full disk, Ctrl-C: a directory without a record is of no use to anyone
+        except BaseException:  # a full disk, Ctrl-C: a directory without a record is useless
             if run is not None:
                 run._close()
             shutil.rmtree(directory, ignore_errors=True)
@@ -208,9 +208,9 @@ class Run:
 
     @classmethod
     def resume(cls, directory: Path, hidden: tuple[str, ...] = (), *, command_line: list[str] | None = None) -> Run:
-        """The unfinished run in `directory`, opened to go on.
+        """Reopen the unfinished run in `directory` to continue it.
 
-        Raises RunBusy when another process holds it, UserError when it is finished.
+        Raises RunBusy if another process has it open, UserError if it is finished.
         """
         load_record(directory)
         lock = _try_lock(directory)
@@ -264,11 +264,11 @@ class Run:
     # ---------------------------------------------------------------------------------------------- recording
 
     def redact(self, text: str) -> str:
-        """The text without secret values and without what looks like one (`engine.config.secrecy`)."""
+        """The text with secret values, and parts that look like secrets, masked (`engine.config.secrecy`)."""
         return secrecy.redact(text, self.hidden)
 
     def masked(self, value: Any) -> Any:
-        """A JSON value with the same done to its texts."""
+        """A JSON value with secrets in its texts masked."""
         return json.loads(self._text(value))
 
     def _text(self, value: Any, **options: Any) -> str:
@@ -279,21 +279,21 @@ class Run:
         return json.dumps(secrecy.masked(json.loads(text), self.redact), ensure_ascii=False, **options)
 
     def log(self, message: str) -> None:
-        """One line for a person, to run.log and stderr."""
+        """Write one line to run.log and stderr."""
         self._logger.info(self.redact(message))
 
     def warn(self, message: str) -> None:
-        """One line that a person should act on."""
+        """Write a warning to run.log and stderr."""
         self._logger.warning(self.redact(f"warning: {message}"))
 
     def alarm(self, message: str) -> None:
-        """Something that the command watches for has happened: it is logged, recorded, and the exit code becomes 2."""
+        """Log and record an alarm; the exit code becomes 2."""
         self.alarms.append(self.redact(message))
         self.record["alarms"] = self.alarms
         self._logger.warning(f"ALARM: {self.alarms[-1]}")
 
     def cannot_judge(self, message: str) -> None:
-        """What the command was asked to judge has no answer: logged, recorded, and without an alarm the exit code becomes 3."""
+        """Log and record that a check has no result; without an alarm the exit code becomes 3."""
         self.unjudged.append(self.redact(message))
         self.record["unjudged"] = self.unjudged
         self._logger.warning(f"CANNOT BE JUDGED: {self.unjudged[-1]}")
@@ -320,7 +320,7 @@ class Run:
         self.save()
 
     def add_used(self, name: str, value: str) -> None:
-        """Record what this run took from another one, by the digest that the other recorded as its output."""
+        """Record an output of another run that this run used, by the digest recorded there."""
         self.record.setdefault("used", {})[name] = value
         self.save()
 
@@ -348,12 +348,12 @@ class Run:
         return storage.inside(self.directory, *parts)
 
     def write_patch(self, name: str, patch: str) -> None:
-        """Keep uncommitted changes as `<name>.patch`, without secrets; what it lacks is recorded as `not_in_patch` and logged."""
-        kept, lacking = secrecy.masked_patch(patch, self.hidden)
+        """Save uncommitted changes as `<name>.patch`, without secrets; omissions are recorded as `not_in_patch` and logged."""
+        kept, omitted = secrecy.masked_patch(patch, self.hidden)
         storage.write_text(self.directory / f"{name}.patch", kept)
-        if lacking:
-            self.record.setdefault("not_in_patch", {})[name] = lacking
-            self._log_file(f"warning: {name}.patch is without what looks like a secret: {', '.join(lacking)}")
+        if omitted:
+            self.record.setdefault("not_in_patch", {})[name] = omitted
+            self._log_file(f"warning: {name}.patch omits what looks like a secret: {', '.join(omitted)}")
 
     # ---------------------------------------------------------------------------------------------- closing
 
@@ -377,13 +377,13 @@ class Run:
             self._log_file(f"{status}: {error}".removesuffix(": "))
         else:
             self._log_file("".join(traceback.format_exception(error)).rstrip())
-        # On a full disk run.json stays as it was (`running`, unlocked), and `error` is what there is to report.
+        # On a full disk run.json stays unchanged (`running`, unlocked), and `error` is reported.
         with contextlib.suppress(UserError, OSError):
             self._end(status)
         self._close()
 
     def _log_file(self, message: str) -> None:
-        # For run.log alone: the shell says it on the screen in its own words.
+        # For run.log only: the shell prints its own message on the screen.
         for handler in self._logger.handlers:
             if isinstance(handler, _LogFile):
                 handler.handle(self._logger.makeRecord("run", logging.ERROR, "", 0, self.redact(message), (), None))
@@ -398,27 +398,27 @@ class Run:
         for handler in list(self._logger.handlers):
             handler.close()
             self._logger.removeHandler(handler)
-        if (self.directory / "DONE").exists():  # nobody takes up a finished run, so nobody waits on this file
+        if (self.directory / "DONE").exists():  # a finished run is never resumed, so no process waits for this file
             (self.directory / LOCK).unlink(missing_ok=True)
         self._release()
 
 
 class _Printable(logging.Formatter):
-    """Text that cannot steer the terminal on which it, or the file, is shown."""
+    """Log lines without control characters, so that data cannot steer the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line with control characters as codes."""
+        """The line with control characters escaped."""
         return terminal.printable(super().format(record))
 
 
 class _LogFile(logging.FileHandler):
-    """run.log. A line that cannot be written is lost; it does not stop the run."""
+    """run.log. A line that cannot be written is lost, but does not stop the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a full disk is reported by the write that matters."""
+        """Do nothing: a full disk is reported by other writes."""
 
     def close(self) -> None:
-        """Close, although the last lines may not fit on the disk."""
+        """Close, even if the last lines do not fit on the disk."""
         with contextlib.suppress(OSError):
             super().close()
 
@@ -441,7 +441,7 @@ def _new_directory(parent: Path, now: datetime.datetime) -> Path:
 
 
 def _try_lock(directory: Path) -> int | None:
-    """Descriptor of the locked lock file of a run directory, or None when somebody else holds it."""
+    """Descriptor of the locked lock file of a run directory, or None if another process holds the lock."""
     with storage.disk_errors(directory):
         descriptor = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
     mine = False
@@ -454,7 +454,7 @@ def _try_lock(directory: Path) -> int | None:
 
 
 def _dirty_trees(code: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """(name of the patch file, root) of git trees with uncommitted changes; one that is both is kept once."""
+    """(name of the patch file, root) of git trees with uncommitted changes; once if engine and user share a tree."""
     roots = {name: code[f"{name}_git"] for name in ("engine", "user")}
     if roots["engine"] and roots["user"] and roots["engine"]["root"] == roots["user"]["root"]:
         del roots["user"]
@@ -473,7 +473,7 @@ def _runs_folder(config: Config, command: str) -> Path:
 
 
 def unfinished(command: str, config: Config) -> Path | None:
-    """The newest run of the same command, name and plan that has no DONE and that no process works in."""
+    """The newest run of the same command, name and plan without DONE in which no process is working."""
     plan = plan_digest(command, config)
     folder = _runs_folder(config, command)
     for directory in sorted(folder.glob("*-*"), reverse=True) if folder.is_dir() else []:
@@ -486,7 +486,7 @@ def unfinished(command: str, config: Config) -> Path | None:
 
 
 def is_free(directory: Path) -> bool:
-    """Whether no process works in a run directory."""
+    """Whether no process is working in a run directory."""
     lock = _try_lock(directory)
     if lock is not None:
         os.close(lock)
@@ -494,7 +494,7 @@ def is_free(directory: Path) -> bool:
 
 
 def remove(directory: Path, runs: Path) -> bool:
-    """Remove a run directory below `runs`, whole or not at all; False where a process works in it."""
+    """Remove a run directory below `runs` completely or not at all; False if a process is working in it."""
     lock = _try_lock(directory)
     if lock is not None:
         try:
@@ -505,18 +505,18 @@ def remove(directory: Path, runs: Path) -> bool:
 
 
 def load_record(directory: str | Path, refuse: bool = False) -> dict[str, Any]:
-    """run.json of a run directory, `as_written`. Raises records.Damaged, naming the key that is not what it must be."""
+    """run.json of a run directory, `as_written`. Raises records.Damaged, naming the wrong key."""
     return dict(records.read(as_written(Path(directory), "run.json", refuse), RunRecord))
 
 
 def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(directory, run.json) of each; a record that is damaged, or not there any more, is left out with a warning."""
+    """(directory, run.json) of each; a damaged record is skipped with a warning, one that was removed without."""
     for directory in directories:
         try:
             yield directory, load_record(directory)
         except UserError as error:
             if directory.exists():
-                terminal.err(f"warning: left out: {error}\n")
+                terminal.err(f"warning: skipped: {error}\n")
 
 
 def facts_of_runs(config: Config, shape: Any) -> Iterator[tuple[Path, Any]]:
@@ -530,16 +530,16 @@ def facts_of_runs(config: Config, shape: Any) -> Iterator[tuple[Path, Any]]:
 
 
 def load_metrics(directory: Path, refuse: bool = False) -> dict[str, float | None]:
-    """metrics.json of a run, `as_written`; empty where it did not finish."""
+    """metrics.json of a run, `as_written`; empty if the run did not finish."""
     if not (directory / "metrics.json").exists():
         return {}
     return dict(records.read(as_written(directory, "metrics.json", refuse), Metrics))
 
 
 def as_written(directory: Path, name: str, refuse: bool = False) -> Path:
-    """The path of a file of a run; where it is not what the finished run sealed, a warning, or Damaged with `refuse`.
+    """The path of a file of a run. If it differs from the seal of the finished run: a warning, or Damaged with `refuse`.
 
-    Facts that people read are shown with the warning; what decides something is refused. Runs of older engines have no seal.
+    Use `refuse` for files that a decision depends on. Runs of older engines have no seal.
     Raises UserError for a link that leads out of the run.
     """
     path = storage.inside(directory, *Path(name).parts)

@@ -1,7 +1,7 @@
 """A folder's seal: the size and SHA-256 of each of its files, written last and compared before a file is used.
 
-`seal.json` checks itself too: `check` is the digest of the rest, so that no byte of it can change without a word. Hashing a file
-costs about as much as reading it from the page cache, and is done once in a process as long as the file stays as it is.
+`seal.json` has a checksum of its content (`check`), so that a change of any byte is noticed. Hashing a file costs about as
+much as reading it from the page cache, and is done once per process while the file does not change.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class SealRecord(TypedDict):
 
 @dataclass(frozen=True)
 class Seal:
-    """What the files of a folder were when it was finished."""
+    """Sizes and digests of a folder's files when it was finished."""
 
     files: Mapping[str, FileRecord]
 
     def check(self, folder: Path, name: str, remedy: str) -> Path:
-        """The path of a file that is what was sealed. Raises Damaged with the remedy."""
+        """The path of a file, after a check against the seal. Raises Damaged with the remedy."""
         path = storage.inside(folder, *Path(name).parts)
         if not path.is_file():
             raise records.Damaged(f"{path} is damaged (it must exist, found nothing). {remedy}")
@@ -52,12 +52,12 @@ class Seal:
         return path
 
     def holds(self, folder: Path, name: str) -> bool:
-        """Whether a file is there with its sealed size and digest."""
+        """Whether a file exists with its sealed size and digest."""
         entry = self.files.get(name)
         return entry is not None and is_whole(folder / name, entry)
 
     def damaged(self, folder: Path) -> Iterator[str]:
-        """Names of the files that are not what was sealed."""
+        """Names of the files that differ from the seal."""
         return (name for name in self.files if not self.holds(folder, name))
 
 
@@ -80,9 +80,9 @@ def checked(body: T) -> T:
 
 
 def read_checked(path: Path, shape: type[T], since: int = 0) -> T:
-    """A record that was written with `checked`, without its `check`. Raises Damaged where a byte of it has changed.
+    """A record that was written with `checked`, without its `check`. Raises Damaged if a byte of it has changed.
 
-    Of formats before `since`, records without a `check` are older than it, and are taken as they are.
+    Records of formats before `since` have no `check` and are returned without a comparison.
     """
     record = records.read(path, shape)
     if "check" not in record and record.get("format", since) < since:
@@ -99,9 +99,9 @@ def verify(record: T, where: str) -> T:
 
 
 def write(folder: Path, known: Mapping[str, FileRecord] | None = None, leave_out: Sequence[str] = ()) -> Seal:
-    """Seal all files below a folder but hidden ones and those whose first part is in `leave_out`.
+    """Seal all files below a folder except hidden ones and those whose first part is in `leave_out`.
 
-    `known` are files whose record need not be computed again.
+    `known`: files whose record is already computed.
     """
     files: dict[str, FileRecord] = dict(known or {})
     for path in sorted(folder.rglob("*")):
@@ -115,14 +115,14 @@ def write(folder: Path, known: Mapping[str, FileRecord] | None = None, leave_out
 
 
 def read(folder: Path) -> Seal:
-    """The seal of a folder. Raises UserError where there is none, Damaged where it was changed."""
+    """The seal of a folder. Raises UserError if there is none, Damaged if it was changed."""
     if not (folder / NAME).exists():
-        raise UserError(f"{folder} has no {NAME}: it was written by an older engine, or its writing was cut off")
+        raise UserError(f"{folder} has no {NAME}: it was written by an older engine, or writing was interrupted")
     return Seal(read_checked(folder / NAME, SealRecord)["files"])
 
 
 def sealed(folder: Path, name: str, remedy: str) -> Path:
-    """The path of a file that is what was sealed, or as it is where the folder is older than seals.
+    """The path of a file, after a check against the folder's seal if it has one.
 
     Raises Damaged with the remedy, UserError for a name or a link that leads out of the folder.
     """

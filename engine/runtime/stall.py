@@ -1,7 +1,7 @@
-"""Waits that end: calls that may never return, heartbeats of workers, and the one bound of all of them, `cluster.stall`.
+"""Timeouts: calls that may never return, heartbeats of workers, and the limit of all waits, `cluster.stall`.
 
-Progress is a result that came back, or CPU time that a worker with something to do has used. Whoever shows no sign of life
-for `cluster.timeout` is ended and its work given to others; without any progress for `cluster.stall` the command ends.
+Progress is a returned result, or CPU time used by a worker that has work. A worker without a sign of life for
+`cluster.timeout` is killed and its work given to others; without any progress for `cluster.stall` the command ends.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ END_SECONDS = 5.0
 
 
 class Stalled(UserError):
-    """Nothing has moved for the whole of `cluster.stall`."""
+    """There was no progress for `cluster.stall`."""
 
 
 class NoAnswer(Exception):
-    """A call that has not come back in its time."""
+    """A call did not return in time."""
 
 
 def bounded(
@@ -42,10 +42,10 @@ def bounded(
     look: Callable[[], None] = lambda: None,
     until: threading.Event | None = None,
 ) -> T:
-    """What `call()` returns or raises, in a thread of its own; NoAnswer after `seconds`, and the thread is left alone.
+    """The result or error of `call()`, which runs in a new thread; NoAnswer after `seconds`, while the thread still runs.
 
-    No thread can be ended from outside, but this one does not keep the process from ending. `look` is called meanwhile, and
-    may raise. With `until` the thread lives on to that event.
+    A thread cannot be ended from outside, but a daemon thread does not keep the process alive. `look` is called meanwhile and
+    may raise. With `until` the thread lives until that event.
     """
     found: list[T] = []
     raised: list[BaseException] = []
@@ -74,17 +74,17 @@ def bounded(
 # --------------------------------------------------------------------------------------- heartbeats of workers
 
 
-BUSY = 0.02  # CPU seconds a second from which on a process is at work; one of Ray that waits takes about a tenth of it
+BUSY = 0.02  # CPU seconds per second above which a process is working; an idle Ray process uses about a tenth of it
 
 
 class Idle:
-    """How long this process has done no work, whatever its threads wait for."""
+    """How long this process has used no CPU time."""
 
     def __init__(self) -> None:
         self._used, self._since = time.process_time(), time.monotonic()
 
     def seconds(self) -> float:
-        """Seconds since it last used CPU time worth mention."""
+        """Seconds since it last used a noticeable amount of CPU time."""
         used, now = time.process_time(), time.monotonic()
         if used - self._used > BUSY / 2 * (now - self._since) + 0.05:
             self._used, self._since = used, now
@@ -92,10 +92,10 @@ class Idle:
 
 
 class Beats:
-    """What a worker process shows of itself, in a file of `folder`, twice a second: that it is alive, and how much it worked.
+    """A worker's heartbeat: a file in `folder`, written twice a second, with counts of beats and of beats with work.
 
-    A process that is stopped, or stuck in the kernel, no longer changes its file; one that waits for ever is alive and does
-    no work. `at` says what it is at, None = nothing is asked of it.
+    A process that is stopped, or stuck in the kernel, no longer changes its file; one that waits for ever beats without
+    work. `at` describes its current work, None = idle.
     """
 
     def __init__(self, folder: Path, node: str) -> None:
@@ -121,19 +121,19 @@ class Beats:
     def _write(self) -> None:
         seen = {**self._place, "at": self.at, "alive": self._alive, "worked": self._worked}
         temporary = self._path.with_name(f".{self._path.name}.tmp")
-        with contextlib.suppress(OSError):  # seen or not, it does not stop the work
+        with contextlib.suppress(OSError):  # a missing beat does not stop the work
             temporary.write_text(json.dumps(seen), encoding="utf-8")
             os.replace(temporary, self._path)
 
     def end(self) -> None:
-        """The work is done: silence means nothing from now on."""
+        """Stop the heartbeat, because the work is done."""
         self._ended.set()
         self._thread.join(END_SECONDS)  # or it would write its file once more
         self._path.unlink(missing_ok=True)
 
 
 def began(pid: int) -> str:
-    """When a process began, in ticks of its machine; two processes with one number differ in it. Empty without /proc."""
+    """Start time of a process in ticks of its machine, which distinguishes processes with the same id. Empty without /proc."""
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return ""
@@ -141,7 +141,7 @@ def began(pid: int) -> str:
 
 @dataclass
 class Seen:
-    """A worker as its file shows it; `since`: when (here, monotonic seconds) the file last changed."""
+    """A worker as read from its file; `since`: time of the last change (monotonic seconds of this process)."""
 
     facts: dict[str, Any]
     since: float
@@ -152,12 +152,12 @@ class Seen:
 
 
 class Watch:
-    """The driver's side of every wait: `look()` now and then, `progress()` when something came back.
+    """The driver's side of a wait: call `look()` regularly and `progress()` when a result has arrived.
 
     span: seconds without any progress (a result, or work by a worker) after which `look` raises Stalled. patience: seconds
-    after which a worker whose file does not change is handed to `give_up`, once. folder: where the workers' files lie. start:
-    seconds that the first of them, or one in the place of another, may take to come.
-    detail: what else is known when it comes to that.
+    after which a worker whose file does not change is passed to `give_up`, once. folder: folder of the workers' files. start:
+    seconds that the first worker, or a replacement, may take to start.
+    detail: further facts for the message of Stalled.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Watch:
         self._looked = -math.inf
 
     def progress(self) -> None:
-        """Something came back."""
+        """A result has arrived."""
         self._last = time.monotonic()
 
     def look(self) -> None:
@@ -199,7 +199,7 @@ class Watch:
             if now - seen.since > self._patience:
                 self._given.add(name)
                 self._give_up(seen)
-        # A worker that is yet to come is waited for as long as a busy machine takes to start one.
+        # Without a worker, wait at least as long as a busy machine takes to start one.
         if now - self._last > (self._span if self._seen.keys() - self._given else max(self._span, self._start)):
             raise Stalled(self._said(now))
 
@@ -215,18 +215,18 @@ class Watch:
         idle = [seen for seen in self._seen.values() if seen not in silent and seen.facts["at"]]
         parts = [
             *(f"{seen} has not answered for {now - seen.since:.0f} s" for seen in silent),
-            *(f"{seen} only waits" for seen in idle),
+            *(f"{seen} does nothing but wait" for seen in idle),
             *self._detail(),
         ]
         return (
-            f"nothing came back and no worker worked for {now - self._last:.0f} s (cluster.stall): "
-            f"{'; '.join(parts) or 'no worker is there, and the cluster gives none'}. Run the command again: it goes on from "
-            "what is done"
+            f"there was no result and no work by any worker for {now - self._last:.0f} s (cluster.stall): "
+            f"{'; '.join(parts) or 'there is no worker, and the cluster starts none'}. Run the command again: it continues "
+            "from finished work"
         )
 
 
 def end_process(pid: int, start: str) -> bool:
-    """End a process of this machine at once, if it is still the one that began at `start`."""
+    """Kill a process of this machine if it is still the one that began at `start`."""
     if not start or began(pid) != start:
         return False
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -236,7 +236,7 @@ def end_process(pid: int, start: str) -> bool:
 
 
 def stopped(roots: Sequence[int]) -> list[str]:
-    """Processes below `roots` (those included) that are stopped or gone, as sentences. Linux; else nothing."""
+    """Sentences about stopped processes among `roots` and their descendants. Linux only; else empty."""
     found, waiting, known = [], list(roots), set(roots)
     while waiting:
         pid = waiting.pop()
@@ -255,17 +255,17 @@ def stopped(roots: Sequence[int]) -> list[str]:
     return found
 
 
-# ------------------------------------------------------------------------------------ what is left behind
+# ------------------------------------------------------------------------------------ stuck threads
 
 
 _left: list[Any] = []
 
 
 def leave(what: Any = None) -> None:
-    """A thread is stuck and cannot be ended: keep `what` until the process ends, which must then wait for nobody."""
+    """Note that a thread is stuck and cannot be ended: keep `what` until the process exits, which must not wait for it."""
     _left.append(what)
 
 
 def is_left() -> bool:
-    """Whether threads are stuck in this process."""
+    """Whether this process has stuck threads."""
     return bool(_left)

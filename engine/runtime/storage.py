@@ -1,4 +1,4 @@
-"""Files that are whole or absent, folders likewise, and paths that stay under their root."""
+"""Files and folders: atomic writes and removal, locks, permissions, disk errors, and paths that stay below their root."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def inside(root: Path, *parts: str) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are not there yet. Raises UserError where that is impossible."""
+    """Create a folder and its parents if they do not exist. Raises UserError if that is impossible."""
     if is_address(str(path)):
         raise UserError(
-            f"{path} must be a path of a file system, found an address: of what the engine writes only `score.output` may "
-            "be s3://. Write to a folder and copy from there"
+            f"{path} must be a path of a file system, found an address: only `score.output` may be s3://. Write to a folder "
+            "and copy from there"
         )
     with disk_errors(path):
         try:
@@ -59,17 +59,17 @@ def make_folder(path: Path) -> None:
             if error.errno not in (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL):
                 raise
             raise UserError(
-                f"{path} must be a folder that can be made: {error.strerror} ({error.filename}). "
+                f"{path} must be a folder that can be created: {error.strerror} ({error.filename}). "
                 "Choose another place with paths.runs or paths.store"
             ) from None
 
 
-PRIVATE = 0o077  # what a umask takes from the group and from others
+PRIVATE = 0o077  # umask that removes all permissions of the group and of others
 
 
 @contextlib.contextmanager
 def kept_from_others(mode: str, sensitive: Collection[str]) -> Iterator[None]:
-    """What this process, and those that it starts, make inside is for the user alone where `paths.mode` says so."""
+    """Files created in the block, by this process and its children, are private if `paths.mode` requires it."""
     before = umask()
     try:
         keep_from_others(mode, sensitive)
@@ -79,7 +79,7 @@ def kept_from_others(mode: str, sensitive: Collection[str]) -> Iterator[None]:
 
 
 def keep_from_others(mode: str, sensitive: Collection[str]) -> None:
-    """The same from here on: of a model one learns only when it is read that its columns are sensitive."""
+    """The same from now on, for a process that learns only from a model that columns are sensitive."""
     if mode == "private" or (mode == "auto" and sensitive):
         os.umask(os.umask(PRIVATE) | PRIVATE)
 
@@ -92,26 +92,26 @@ def umask() -> int:
 
 
 def is_private() -> bool:
-    """Whether files that are made now are for the user alone."""
+    """Whether new files are private to the user."""
     return umask() & PRIVATE == PRIVATE
 
 
 def is_closed(directory: Path) -> bool:
-    """Whether a folder is there and the user's alone."""
+    """Whether a folder exists and is private to the user."""
     return directory.is_dir() and not directory.stat().st_mode & PRIVATE
 
 
 def take_from_others(directory: Path) -> None:
-    """Let the user alone read a folder and the files below, some of which were made before that was known."""
+    """Make a folder and all files below it private to the user."""
     for path in (directory, *directory.rglob("*")):
-        with contextlib.suppress(OSError):  # it has gone, or it is somebody else's
+        with contextlib.suppress(OSError):  # it was removed, or it belongs to another user
             if not path.is_symlink() and path.stat().st_mode & PRIVATE:
                 path.chmod(path.stat().st_mode & ~PRIVATE)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path, synced: bool = True) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; on success it is synced where `synced` and renamed, else removed."""
+    """A temporary path beside `path` to write to; on success it is synced (if `synced`) and renamed, else removed."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -128,9 +128,9 @@ def atomic_path(path: Path, synced: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; on success renamed to it. A folder that is already there wins.
+    """A temporary folder beside `path`; on success it is renamed to `path` unless that exists already.
 
-    It is locked while it is written: what a killed process has left goes with the next one beside it.
+    It is locked while it is written: leftovers of killed processes, which are not locked, are removed first.
     """
     make_folder(path.parent)
     for leftover in path.parent.glob(".*.tmp"):
@@ -155,7 +155,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that nobody else has; it says which machine writes there."""
+    """A unique hidden name beside `path` that contains the machine's id."""
     return path.with_name(f".{path.name}.{_machine()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
@@ -171,7 +171,7 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         temporary.mkdir()
         try:
             descriptor = os.open(temporary, os.O_RDONLY)
-        except FileNotFoundError:  # taken for abandoned before it was locked
+        except FileNotFoundError:  # removed as abandoned before it was locked
             continue
         with contextlib.suppress(OSError):  # a file system without locks, or as above
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,14 +181,14 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a folder has a temporary name of this machine and nobody holds its lock: its writer has died."""
+    """Whether a folder has a temporary name of this machine and no process holds its lock, so that its writer has died."""
     with _abandoned(path) as gone:
         return gone
 
 
 @contextlib.contextmanager
 def _abandoned(path: Path) -> Iterator[bool]:
-    """The same, with the lock held meanwhile: nobody writes to what is about to be removed."""
+    """The same, with the lock held during the block, so that no process writes to the folder."""
     descriptor = _lock_left_alone(path)
     try:
         yield descriptor is not None
@@ -216,9 +216,8 @@ REMOVED = ".removed-"
 
 
 def remove(directory: Path, root: Path) -> None:
-    """Remove a folder below `root` so that a kill at any point leaves it whole or gone: it is first moved directly below `root`.
-
-    No reader looks there; what a kill has left there goes with the next `purge(root)`.
+    """Remove a folder below `root` so that a kill at any point leaves it complete or gone: it is first renamed to a hidden
+    folder in `root`, which readers ignore and the next `purge(root)` removes.
     """
     aside = root / f"{REMOVED}{uuid.uuid4().hex[:8]}"
     with disk_errors(directory):
@@ -229,13 +228,13 @@ def remove(directory: Path, root: Path) -> None:
 
 
 def purge(root: Path) -> None:
-    """Remove what a killed `remove` has left."""
+    """Remove leftovers of a killed `remove`."""
     for leftover in root.glob(f"{REMOVED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def bytes_of(directories: Iterable[Path]) -> int:
-    """Bytes on disk of all files below some folders; a file with several names counts once."""
+    """Bytes on disk of all files below some folders; a file with several hard links counts once."""
     files = [path.lstat() for directory in directories for path in directory.rglob("*") if path.is_file()]
     return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
@@ -243,15 +242,15 @@ def bytes_of(directories: Iterable[Path]) -> int:
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 BROKEN = (errno.EIO, errno.ENXIO, errno.ESTALE, errno.EFBIG, errno.ENOTSUP)
-UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)  # what a file system says that has no such call
-_unsynced: set[int] = set()  # devices that have been warned of
-_ARROW = re.compile(r"\[[Ee]rrno (\d+)\]")  # some of Arrow's errors have their number in the text only
+UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)  # errors of a file system without such a call
+_unsynced: set[int] = set()  # devices with a warning so far
+_ARROW = re.compile(r"\[[Ee]rrno (\d+)\]")  # some Arrow errors have their number in the text only
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk or its file system refuses (full, denied, broken, too large) into a UserError that names the place:
-    the file that the error names, or `path`.
+    """Turn errors of a disk or file system (full, denied, broken, too large) into a UserError that names the file of the
+    error, or `path`.
     """
     try:
         yield
@@ -268,14 +267,14 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise UserError(f"{place} cannot be written: {os.strerror(number)}") from error
         if number in BROKEN:
             raise UserError(
-                f"{place} cannot be read or written: {os.strerror(number)} ({errno.errorcode[number]}). Look at the disk and "
+                f"{place} cannot be read or written: {os.strerror(number)} ({errno.errorcode[number]}). Check the disk and "
                 "its file system, or choose another place, and run the command again"
             ) from error
         raise
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what a file or folder says. Some file systems know no sync of a folder: that is a warning."""
+    """Flush a file or folder to disk. On a file system that cannot sync a folder there is a warning."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -293,9 +292,9 @@ def sync(path: Path) -> None:
 
 
 def lock(file: IO[str] | int, path: Path, wait: bool = True) -> bool:
-    """Lock an open file or folder until it is closed; False where another process holds it and `wait` is false.
+    """Lock an open file or folder until it is closed; False if another process holds the lock and `wait` is false.
 
-    Raises UserError where the file system of `path` knows no locks.
+    Raises UserError if the file system of `path` has no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -305,24 +304,24 @@ def lock(file: IO[str] | int, path: Path, wait: bool = True) -> bool:
         if error.errno not in UNKNOWN:
             raise
         raise UserError(
-            f"{path} must lie on a file system with locks (flock), so that two processes never write at once, but it says: "
-            f"{os.strerror(error.errno)}. Mount it with locks, or choose another place with paths.runs or paths.store"
+            f"{path} must be on a file system with locks (flock), so that two processes never write at once, but locking "
+            f"failed: {os.strerror(error.errno)}. Mount it with locks, or choose another place with paths.runs or paths.store"
         ) from error
     return True
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two folders change places in one step; False where the system cannot. An empty `second` is only replaced."""
+    """Exchange two folders atomically; False if the system cannot. An empty `second` is only replaced."""
     if not any(second.iterdir()):
         os.replace(first, second)
         return True
-    call = getattr(ctypes.CDLL(None), "renameat2", None)  # of Linux
+    call = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux only
     here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return call is not None and call(here, os.fsencode(first), here, os.fsencode(second), swap) == 0
 
 
 def link(source: Path, path: Path) -> None:
-    """Make `path` a second name of the file `source`, or a copy where the disk cannot, atomically; replaces `path`."""
+    """Make `path` a hard link to `source`, or a copy if that is impossible; replaces `path` atomically."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -332,7 +331,7 @@ def link(source: Path, path: Path) -> None:
             shutil.copyfile(source, copy)
         return
     if os.path.samefile(source, path) if path.exists() else False:
-        temporary.unlink()  # rename of two names of one file does nothing, and would leave this one
+        temporary.unlink()  # a rename between hard links of the same file does nothing and would leave this name
         return
     os.replace(temporary, path)
     sync(path.parent)
@@ -362,20 +361,20 @@ def finite(value: Any, digits: int | None = None) -> Any:
 
 
 def write_text(path: Path, text: str, synced: bool = True) -> None:
-    """Write a text file atomically; not `synced`, a crash of the machine may lose or tear it."""
+    """Write a text file atomically; if not `synced`, a crash of the machine may lose or truncate it."""
     with atomic_path(path, synced) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, synced: bool = True) -> None:
-    """Write JSON atomically, keys in the given order, NaN refused."""
+    """Write JSON atomically, keys in the given order. Raises ValueError for NaN."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", synced)
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
     """Write one Parquet file atomically (zstd, page checksums)."""
     settings = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, **options}
-    # A file that Arrow opens itself stays open when the disk is full.
+    # Opened here, because a file that Arrow opens itself stays open when the disk is full.
     with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
         pq.write_table(table, file, **settings)
 

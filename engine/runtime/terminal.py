@@ -1,7 +1,7 @@
-"""What is shown on a terminal: text that cannot steer it, and tables.
+"""Output to a terminal: text without control sequences, and tables.
 
-Names of files, columns and categories come from data. An escape sequence among them could move the cursor, change the
-window's title or hide a line, so control characters are shown by their codes.
+Names of files, columns and categories come from data. An escape sequence in them could move the cursor, change the
+window's title or hide a line, so control characters are shown as their codes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
-# Controls and formats (bidirectional overrides, zero width): \n and \t lay out our own text.
+# Control and format characters (bidirectional overrides, zero width), except \n and \t.
 _STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _ALLOWED = "\n\t"
 
@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Likewise, line ends and tabs too: for a name in the middle of a line."""
+    """The same with line ends and tabs escaped too, for a name within a line."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -52,7 +52,7 @@ def err(text: str) -> None:
 
 
 def rows(found: Sequence[Mapping[str, Any]], as_json: bool, nothing: str = "") -> None:
-    """Records on stdout, as JSON or as a table with digests cut short; `nothing` where there are none."""
+    """Write records to stdout as JSON or as a table with short digests; `nothing` if there are none."""
     if as_json:
         out(json.dumps(list(found), indent=1, default=str) + "\n")
     elif found:
@@ -74,7 +74,7 @@ def collected(found: Sequence[Mapping[str, Any]], what: str, delete: bool, as_js
 
 
 def table(columns: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """Aligned text; numbers to the right."""
+    """A table as aligned text, numbers right-aligned."""
     texts = [[one_line(cell(value)) for value in line] for line in lines]
     widths = [
         max(len(name), *(len(text[place]) for text in texts)) if texts else len(name)

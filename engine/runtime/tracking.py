@@ -1,12 +1,12 @@
-"""Mirrors of a run in a tracker. `metrics.jsonl` is the truth; a child process feeds the mirror from it.
+"""Mirrors of a run in a tracker, fed by a child process from `metrics.jsonl`.
 
-The run starts the child and never writes to it: it holds one end of a pipe, whose closing (however the run ends) tells
-the child to send the rest and to stop. So nothing in a tracker can stop, slow or change a run. What a mirror lacks,
-`engine track sync RUN` puts there from the run directory.
+The run starts the child and never writes to it: it holds one end of a pipe, which is closed when the run ends in any way;
+the child then sends the rest and stops. So a tracker cannot stop, slow or change a run. `engine track sync RUN` completes
+a mirror from the run directory.
 
 A back-end is one file with one class (`Mirror`) and one line in `BACKENDS`. A line of `metrics.jsonl` becomes one row of
-the tracker, known by its place in the file: so rows always rise, though steps may come late or again. While a run may
-still be resumed, only lines that a checkpoint covers are sent: a step that will be replayed is not sent twice.
+the tracker, numbered by its place in the file, so that rows always rise even if steps come late or again. While a run may
+still be resumed, only lines that a checkpoint covers are sent, so that a replayed step is not sent twice.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ BACKENDS = {"wandb": "engine.runtime.tracking_wandb:WandbMirror"}
 STATE = "tracking.json"
 LOG = "tracking.log"
 POLL_SECONDS = 1.0
-# How long a command waits at its end. Offline nothing but the disk can be slow; online the child goes on by itself.
+# How long a command waits at its end. Offline only the disk can be slow; online the child continues by itself.
 WAIT_SECONDS = {"offline": 5.0, "online": 1.0}
 SENT, UNSENT = 0, 3
 LAYOUT = 2  # a row of the tracker is a line of metrics.jsonl; before that it was a step
 
 
 class Mirror(Protocol):
-    """One run in one tracker. Every method may block or raise: it runs in a process of its own."""
+    """One run in one tracker. Every method may block or raise, since it runs in a separate process."""
 
     def __init__(self, directory: Path, record: Mapping[str, Any], options: TrackingConfig) -> None:
-        """The run's directory, its run.json, and what `tracking` says."""
+        """The run's directory, its run.json, and the section `tracking` of its config."""
 
     def open(self) -> int:
-        """Begin, or go on with, the run of this id; returns the last row that the tracker has, -1 for none."""
+        """Begin or continue the run of this id; returns the last row that the tracker has, -1 for none."""
 
     def log(self, row: int, step: int, time: float, values: Mapping[str, float]) -> None:
         """One row: its number, which rises from call to call; the step, which may fall; seconds since 1970; values by metric.
@@ -61,7 +61,7 @@ class Mirror(Protocol):
         """Send summary, tables and artifacts and close; returns where the mirror is."""
 
     def upload(self) -> str:
-        """Make the tracker hold exactly what was sent to this mirror, whatever it held; returns where it is."""
+        """Replace the tracker's content of the run by what was sent to this mirror; returns where it is."""
 
 
 # ------------------------------------------------------------------------------------------------- the run's side
@@ -76,12 +76,12 @@ class Tracker:
         self._began, self._starting, self._hashed = time.monotonic(), 0.0, digest.spent[0]
 
     def started(self, child: subprocess.Popen[bytes], wait: float) -> None:
-        """Take over the child process; what it took to start is part of the overhead."""
+        """Keep the child process; the time of its start is part of the overhead."""
         self._child, self._wait = child, wait
         self._starting = time.monotonic() - self._began
 
     def stop(self) -> None:
-        """Tell the child that the run has ended, and wait for it no longer than the bound. Never raises."""
+        """Signal the end of the run to the child and wait for it for a limited time. Never raises."""
         if self._child is None:
             return
         began = time.monotonic()
@@ -101,7 +101,7 @@ class Tracker:
             code = self._child.wait(self._wait)
         except subprocess.TimeoutExpired:
             _say(f"the mirror is still being sent, in the background; see {self._run.directory / LOG}")
-            self._child.returncode = 0  # it is left to itself on purpose: no warning about a child still running
+            self._child.returncode = 0  # it keeps running on purpose: no warning about it
             return
         except (OSError, KeyboardInterrupt):
             return
@@ -113,7 +113,7 @@ class Tracker:
 
 
 def start(config: TrackingConfig, run: Run) -> Tracker:
-    """Start the mirror of a run, if the config wants one. A failure is a warning; the run goes on."""
+    """Start the mirror of a run, if the config has one. A failure is a warning; the run continues."""
     tracker = Tracker(run)
     if config.kind == "off":
         return tracker
@@ -130,12 +130,12 @@ def start(config: TrackingConfig, run: Run) -> Tracker:
     try:
         tracker.started(_spawn(run.directory), WAIT_SECONDS[mode])
     except OSError as error:
-        run.warn(f"the mirror could not be started ({error}); the run goes on without")
+        run.warn(f"the mirror could not be started ({error}); the run continues without it")
     return tracker
 
 
 def resolve_mode(mode: str) -> str:
-    """Online where asked for, or where there is a key and nothing says offline."""
+    """The mode; `auto` is online if there is an API key and WANDB_MODE permits it, else offline."""
     if mode != "auto":
         return mode
     online = os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE", "online") in ("online", "run")
@@ -143,7 +143,7 @@ def resolve_mode(mode: str) -> str:
 
 
 def _spawn(directory: Path) -> subprocess.Popen[bytes]:
-    """A process of its own session: Ctrl-C in a terminal does not reach it, and it may outlive the run."""
+    """Start the child in a new session: Ctrl-C in a terminal does not reach it, and it may outlive the run."""
     path = os.pathsep.join([str(environment.engine_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(directory / LOG, "ab") as log:
         return subprocess.Popen(
@@ -162,7 +162,7 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-# ----------------------------------------------------------------------------------------------- the local truth
+# ----------------------------------------------------------------------------------------------- the local log
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,9 @@ class Row(Point):
 
 
 def read_rows(directory: Path) -> list[Row]:
-    """The lines of metrics.jsonl in the order of the file, by their place in it.
+    """The lines of metrics.jsonl in the order of the file, numbered by their place in it.
 
-    A value that was not finite is NaN. A line torn by a kill is left out.
+    A value that was not finite is NaN. A line that was truncated by a kill is left out.
     """
     rows = []
     for place, line in _lines(as_written(directory, "metrics.jsonl")):
@@ -207,7 +207,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.exists():
         return
     for place, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")):
-        # A line that a kill has cut short has the next attempt's first line glued to it.
+        # A line that was truncated by a kill is followed, without a line end, by the next attempt's first line.
         start = text.rfind('{"step"')
         if start >= 0:
             with contextlib.suppress(records.Damaged):
@@ -215,7 +215,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class Reached(TypedDict):
-    """What is read of a checkpoint's manifest."""
+    """The keys of a checkpoint's manifest that are read here."""
 
     step: records.Count
 
@@ -239,7 +239,7 @@ class Feed:
 
     def __init__(self, directory: Path, mirror: Mirror, last_row: int) -> None:
         self.directory, self.mirror, self.last_row = directory, mirror, last_row
-        # Of what an earlier child has passed the last value was sent: what a checkpoint covers is not logged again.
+        # Of rows that an earlier child has passed the last value was sent, since steps before a checkpoint are not repeated.
         self._sent: dict[tuple[int, str], float] = {}
         for row in read_rows(directory):
             if row.row <= last_row:
@@ -247,7 +247,7 @@ class Feed:
         self._size = -1
 
     def send(self, upto: float) -> None:
-        """Send the new rows before the first one that lies beyond a step, for that and what follows it may be replayed."""
+        """Send the new rows before the first one beyond step `upto`; that row and later ones may be replayed."""
         rows = read_rows(self.directory)
         final = {(row.step, name): row.row for row in rows for name in row.values}
         stop = min((row.row for row in rows if row.step > upto), default=math.inf)
@@ -262,8 +262,8 @@ class Feed:
                 self._sent.update({(row.step, name): value for name, value in values.items()})
                 self.last_row = row.row
 
-    def lacking(self) -> list[str]:
-        """Values of the local log that the mirror does not hold: not sent, or sent with another value before."""
+    def missing(self) -> list[str]:
+        """Values of the local log that the mirror does not have: not sent, or sent with another value before."""
         return [
             f"{name} of step {point.step}"
             for point in read_points(self.directory)
@@ -286,7 +286,7 @@ def _same(one: float | None, other: float) -> bool:
 
 
 def options_of(record: Mapping[str, Any]) -> TrackingConfig:
-    """What `tracking` said when the run was started."""
+    """The section `tracking` of the run's config."""
     known = {field: value for field, value in (record.get("tracking") or {}).items() if field not in ("id", "layout")}
     return schema.build(TrackingConfig, known, "tracking")  # type: ignore[no-any-return]
 
@@ -325,15 +325,15 @@ def _finish(directory: Path, feed: Feed) -> int:
 
 
 def check_whole(feed: Feed, done: bool) -> None:
-    """Raise RuntimeError when the mirror of a finished run lacks a point of the local log."""
-    lacking = feed.lacking() if done else []
-    if lacking:
-        shown = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
-        raise RuntimeError(f"{len(lacking)} values of metrics.jsonl are not what the tracker holds: {shown}")
+    """Raise RuntimeError if a point of the local log is missing in the mirror of a finished run."""
+    missing = feed.missing() if done else []
+    if missing:
+        shown = f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+        raise RuntimeError(f"{len(missing)} values of metrics.jsonl are not what the tracker holds: {shown}")
 
 
 def _wait_for_end(ended: threading.Event, seconds: float, directory: Path) -> None:
-    """Wait for the run's end of the pipe to close, then give the rest of this process a bounded time."""
+    """Wait for the run's end of the pipe to close, then end this process after a limited time."""
     while os.read(0, 4096):
         pass
     ended.set()
@@ -363,9 +363,9 @@ def main(directory: Path) -> int:
 
 
 def sync(directory: Path, config: TrackingConfig) -> str:
-    """Build the mirror of a run anew from its directory alone and, unless offline, make the tracker hold it.
+    """Rebuild the mirror of a run from its directory alone and, unless offline, upload it.
 
-    Doing it again changes nothing. Raises UserError; returns where the mirror is.
+    Idempotent. Raises UserError; returns where the mirror is.
     """
     record = load_record(directory)
     was = record.get("tracking") or {}
@@ -400,9 +400,9 @@ def track_sync(config: Config, words: list[str]) -> int:
         with storage.kept_from_others("private" if storage.is_closed(directory) else "umask", ()):
             try:
                 sys.stdout.write(f"{sync(directory, config.tracking)}\n")
-            except RuntimeError as error:  # of the mirror: what it could not hold, and why
+            except RuntimeError as error:  # of the mirror: values that it does not have, and why
                 raise UserError(f"{word}: {error}") from None
-            if storage.is_private():  # the tracker's own cache is open to all
+            if storage.is_private():  # the tracker's cache is readable by all
                 storage.take_from_others(directory)
     return 0
 

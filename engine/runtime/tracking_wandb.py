@@ -1,11 +1,11 @@
 """The mirror of a run in Weights & Biases.
 
-Offline, a run has one segment below `wandb/`, written whole at the end from the local log and replaced when the run
-goes on: two segments of one id would replace each other on the server (wandb#5865). Online, points are sent as
-checkpoints cover them and a resumed run goes on after the last row that the server has. W&B drops a point whose step lies
-before its last: its step is the row, which always rises, and ours is a column of its own. W&B's own capture (arguments,
-git, console, machine, code) is off: what it gets is what run.json holds, where secrets are masked already. Rows of data
-(a bundle's gate and samples, the parts of a dataset) stay where they are: their artifacts hold a reference with a digest.
+Offline, a run has one segment below `wandb/`, written at the end from the local log and replaced when the run continues:
+two segments of one id would replace each other on the server (wandb#5865). Online, points are sent as checkpoints cover
+them, and a resumed run continues after the last row that the server has. W&B drops a point whose step is before its last:
+W&B's step is the row, which always rises, and the step is a separate column. W&B's own capture (arguments, git, console,
+machine, code) is off: it gets the content of run.json, where secrets are masked. Rows of data (a bundle's gate and samples,
+the parts of a dataset) are not uploaded: their artifacts have a reference with a digest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engine.runtime.tracking import LAYOUT
 
 LARGEST_UPLOAD = 100 * 10**6  # bytes; a larger model goes by reference
 ROWS = ("gate/", "reference_sample.parquet", "reference_outcomes.parquet")  # parts of a bundle that are rows of data
-# Described elsewhere and long: what they decide is in the digests of dataset and features.
+# Long sections that are left out; their effect is in the digests of dataset and features.
 MODELLING = ("name", "data", "split", "features", "model", "train", "evaluate")
 LEFT_OUT = ("data.sources", "data.columns", "data.tables", "data.rules", "data.query", "features.views", "paths")
 
@@ -45,27 +45,29 @@ class WandbMirror:
         self._unreached = ""
 
     def open(self) -> int:
-        """Online goes on after the server's last row; offline the segment is written anew from the first."""
+        """Online continues after the server's last row; offline the segment is written again from the first row."""
         if self.options.mode == "online":
             try:
                 self._init("online")
-                self._last = self._taken_up()
+                self._last = self._last_on_server()
                 return self._last
             except Exception as error:
                 self._unreached = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                sys.stderr.write(f"W&B cannot go on with the run ({self._unreached}): the mirror is kept offline\n")
-                _import_wandb(self.folder).teardown(exit_code=1)  # it holds the id of the run that could not begin
+                sys.stderr.write(f"W&B cannot continue the run ({self._unreached}): the mirror is kept offline\n")
+                _import_wandb(self.folder).teardown(exit_code=1)  # it has the id of the run that could not begin
         for segment in self.folder.glob("offline-run-*"):
             shutil.rmtree(segment)
         self._init("offline")
         return -1
 
-    def _taken_up(self) -> int:
-        """The last row that the server has. Raises RuntimeError when it counts steps, as it did before rows."""
+    def _last_on_server(self) -> int:
+        """The last row that the server has. Raises RuntimeError for a run of an older engine, which counted steps."""
         last = int(self._run.starting_step) - 1
         if last >= 0 and self.record["tracking"].get("layout") != LAYOUT:
             self._run.finish(exit_code=1)
-            raise RuntimeError("an engine that counted steps began this run there; `engine track sync` sends it anew")
+            raise RuntimeError(
+                "an older engine, which counted steps, began this run there; `engine track sync` sends it again"
+            )
         return last
 
     def _init(self, mode: str) -> None:
@@ -114,12 +116,12 @@ class WandbMirror:
         self._run.log({**named, "step": step, "_timestamp": time}, step=row, commit=True)
 
     def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
-        """Summary, tables, report and artifacts of a finished run; an unfinished one is left open to go on."""
+        """Summary, tables, report and artifacts of a finished run; an unfinished run stays open."""
         run, failed = self._run, []
         if done:
             run.summary.update({escaped(name): value for name, value in metrics.items() if value is not None})
             run.summary.update({f"chain/{link}": value for link, value in record["chain"].items()})
-            # What is beside the points may fail without them: it is told, and the run is closed as what it is.
+            # Tables and artifacts may fail when points do not: the failure is reported, and the run is closed.
             for part in (self._log_shown, self._log_artifacts):
                 try:
                     part(record)
@@ -132,7 +134,7 @@ class WandbMirror:
                 f"W&B could not be reached ({self._unreached}); the points are in {Path(run.dir).parent}"
             )
         if failed:
-            raise RuntimeError(f"the points are sent, but not all that goes with them: {'; '.join(failed)}")
+            raise RuntimeError(f"the points were sent, but some tables or artifacts were not: {'; '.join(failed)}")
         return where
 
     def _log_shown(self, _: Mapping[str, Any]) -> None:
@@ -145,10 +147,10 @@ class WandbMirror:
             self._run.log_artifact(artifact)
 
     def upload(self) -> str:
-        """Send the offline segment. The server's history of this id is written over from its first line."""
+        """Send the offline segment, which overwrites the server's history of this id from its first line."""
         segments = sorted(self.folder.glob("offline-run-*"))
         if not segments:
-            raise UserError(f"{self.folder} must hold an offline run to send, found none")
+            raise UserError(f"{self.folder} must have an offline run to send, but none was found")
         seconds = self.options.timeout.seconds
         command = [sys.executable, "-P", "-m", "wandb", "sync", "--yes", "--include-synced", str(segments[-1])]
         try:
@@ -157,21 +159,21 @@ class WandbMirror:
             )
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"W&B did not take the run within {seconds:g} s (tracking.timeout); try again later"
+                f"W&B did not accept the run within {seconds:g} s (tracking.timeout); try again later"
             ) from None
         if done.returncode or not list(segments[-1].glob("*.synced")):
             said = (done.stderr or done.stdout).strip().splitlines()
-            raise UserError(f"W&B did not take the run: {said[-1] if said else 'no reason given'}")
+            raise UserError(f"W&B did not accept the run: {said[-1] if said else 'no reason given'}")
         return str(segments[-1])
 
 
 def escaped(name: str) -> str:
-    """A metric's name in W&B, which keeps names with a leading `_` and the axis `step` for itself."""
+    """A metric's name in W&B, which reserves names with a leading `_` and the axis `step`."""
     return f"metric/{name}" if name.startswith("_") or name == "step" else name
 
 
 def _import_wandb(folder: Path) -> Any:
-    """The library, told to keep its caches with the run instead of in the home folder."""
+    """The library, set to keep its caches with the run instead of in the home folder."""
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ.setdefault(name, str(folder / "cache"))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -181,7 +183,7 @@ def _import_wandb(folder: Path) -> Any:
 
 
 def flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved config with dotted names, as sweeps name them, and what identifies code and plan."""
+    """The resolved config with dotted names, as in sweeps, and the identity of code and plan."""
     code = record.get("code") or {}
     facts = {
         "command": record["command"],
@@ -198,7 +200,7 @@ def flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _concerns(name: str, value: Any, command: str) -> bool:
-    """Whether a key says something of this command: sections of other commands count where they were changed."""
+    """Whether a key is relevant for this command: in sections of other commands only keys that were changed."""
     section = name.partition(".")[0]
     return section in MODELLING or section == command or value != DEFAULTS.get(name, value)
 
@@ -230,7 +232,7 @@ def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) ->
         else:
             for path in files:
                 part = path.relative_to(bundle).as_posix()
-                storage.inside(bundle, part)  # no link leads out
+                storage.inside(bundle, part)  # raises for a link that leads out
                 if part.startswith(ROWS) and not rows:
                     artifact.add_reference(path.resolve().as_uri(), part)
                 else:
@@ -241,7 +243,7 @@ def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) ->
         facts = {"digest": record["chain"].get("dataset"), "inputs": record["chain"].get("inputs")}
         artifact = wandb.Artifact(f"dataset-{folder.parent.name}", "dataset", metadata=facts)
         manifest = records.read(folder / "manifest.json", dict)
-        manifest.pop("spec", None)  # as it was composed: it may hold what the config only refers to
+        manifest.pop("spec", None)  # it may contain secrets that the config only refers to
         with artifact.new_file("manifest.json") as file:
             json.dump(manifest, file, indent=1)
         artifact.add_reference(folder.resolve().as_uri(), name="parts", checksum=False)
@@ -249,14 +251,14 @@ def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) ->
 
 
 class Sliced(TypedDict, total=False):
-    """What W&B shows of a split in evaluation.json."""
+    """The keys of a split in evaluation.json that W&B shows."""
 
     by_month: list[dict[str, Any]]
     slices: dict[str, list[dict[str, Any]]]
 
 
 class Drifted(TypedDict):
-    """What W&B shows of drift.json."""
+    """The keys of drift.json that W&B shows."""
 
     columns: list[dict[str, Any]]
 

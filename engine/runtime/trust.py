@@ -1,8 +1,8 @@
 """Which code of a recorded run may run again here.
 
-A run directory can come from anywhere, and to run its code again is to run what it brings. So each run leaves the digest of
-its engine in the store (`store/code/<digest>.json`): code that this store has recorded runs again without a word. Other
-code needs `trust=<digest>`, and so do remote places that the record names (`engine.runtime.remote`).
+A run directory may come from an untrusted source, and to reproduce it is to run its code. So each run records the digest of
+its engine in the store (`store/code/<digest>.json`): code that is recorded there may run again without a question. Other
+code needs `trust=<digest>`, and so do remote places in the record (`engine.runtime.remote`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDER = "code"
 
 
 def record(store: Path, code: Mapping[str, Any]) -> None:
-    """Keep the digest of the engine that runs now (`environment.code()`) in the store."""
+    """Record the digest of the running engine (`environment.code()`) in the store."""
     facts = {name: code[name] for name in ("engine_version", "engine_git")}
     marks.put(store, FOLDER, code["engine_digest"], **facts)
 
@@ -30,10 +30,9 @@ def is_recorded(store: Path, digest: str) -> bool:
 
 
 def check(store: Path, digest: str | None, places: remote.Places, trusted: str | None, what: str) -> None:
-    """Refuse code (its digest; None: the installed one) that this store has not recorded, and places that it has not reached.
+    """Raise UserError for code (its digest; None: the installed one) not recorded in this store, or places not used with it.
 
-    `trusted` names what may be used all the same: the digest of that code, of those places, or of both. `what` describes
-    the code. Raises UserError.
+    `trusted` permits them all the same: the digest of that code, of those places, or of both. `what` describes the code.
     """
     code = digest if digest and not is_recorded(store, digest) else None
     unknown = remote.foreign(store, places)
@@ -44,12 +43,12 @@ def check(store: Path, digest: str | None, places: remote.Places, trusted: str |
     parts = []
     if code:
         parts.append(
-            f"code must have run with the store {store} before it runs again, found code that it does not know:\n{what}\n"
+            f"code must have run with the store {store} before it runs again, found code without a record there:\n{what}\n"
             "Read that code."
         )
     if unknown:
         parts.append(
-            f"the rerun must read from places that the store {store} has reached before, found others:\n"
+            f"the rerun must read from places that were used with the store {store} before, found others:\n"
             f"{remote.listed(unknown)}\nRequests there are signed with the credentials of this machine."
         )
-    raise UserError("\n".join(parts) + f" To go on, add trust={wanted}")
+    raise UserError("\n".join(parts) + f" To continue, add trust={wanted}")

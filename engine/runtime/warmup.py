@@ -1,4 +1,4 @@
-"""The `warmup` command: compile every kernel into the cache, with the seconds of each family."""
+"""The `warmup` command: compile every kernel into the cache and show the seconds of each family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kernels import warmup as kernels_warmup
 
 
 def warmup(_config: Config, _words: Sequence[str]) -> int:
-    """Compile all kernels and say how long each family took; from the cache it is seconds."""
+    """Compile all kernels, or load them from the cache, and print how long each family took."""
     for name, seconds in kernels_warmup.warmup().items():
         sys.stdout.write(f"{name:<12}  {seconds:6.2f} s\n")
     return 0

@@ -66,7 +66,7 @@ def test_a_foreign_or_torn_record_stops_nobody_elses_command(cli, step, workplac
     (workplace / "runs/train/unnamed/29990101T000000-zzzzzz/run.json").write_text(text)
     listed = cli("runs")
     assert listed.code == 0 and whole.name in listed.out and torn.name not in listed.out
-    assert f"left out: {torn.relative_to(workplace)}" in listed.err or str(torn) in listed.err
+    assert f"skipped: {torn.relative_to(workplace)}" in listed.err or str(torn) in listed.err
     step(lambda config, run: {"test/roc_auc": 0.5})
     assert cli("train").code == 0
     named = cli("lineage", str(torn))

@@ -134,7 +134,7 @@ def test_the_exclusive_file_alone_stops_a_second_mover(
     stale = registry.state()
     registry.move("promote", three[1], expected=three[0], why="quick")
     monkeypatch.setattr(Registry, "state", lambda self: stale)
-    with pytest.raises(Moved, match="same moment"):
+    with pytest.raises(Moved, match="at the same time"):
         registry.move("promote", three[2], expected=three[0], why="slow")
 
 
@@ -211,7 +211,7 @@ def test_an_artefact_that_was_replaced_after_it_was_judged_is_refused(
     with pytest.raises(UserError, match="was replaced"):
         registry.register(forged, seal_of(forged), metric={"name": "roc_auc", "value": None}, train_rows=1, source="x")
     whole = bundle(tmp_path / "other", "other")
-    with pytest.raises(UserError, match="not that of the artefact that was judged"):
+    with pytest.raises(UserError, match="not the manifest of the judged artefact"):
         registry.register(whole, seal, metric={"name": "roc_auc", "value": None}, train_rows=1, source="x")
     shutil.rmtree(registry.find(b).model)
     shutil.copytree(whole, registry.directory / "versions" / b / "model")

@@ -390,7 +390,7 @@ def test_an_untracked_file_that_was_in_use_cannot_be_promised(tmp_path) -> None:
     record = code_of(root, tmp_path)
     (root / "engine" / "extra.py").unlink()
     code = restore.recorded_code(record, tmp_path, tmp_path / "scratch")
-    assert any("engine/extra.py" in doubt and "cannot be promised" in doubt for doubt in code.doubts)
+    assert any("engine/extra.py" in doubt and "it is not certain" in doubt for doubt in code.doubts)
     assert any("digest differs" in doubt for doubt in code.doubts)
     assert not any("notes.txt" in doubt for doubt in code.doubts)
 
@@ -411,7 +411,7 @@ def test_a_run_that_another_engine_went_on_with_cannot_be_promised(tmp_path) -> 
     assert not restore.recorded_code(record, tmp_path, tmp_path / "one").doubts
     record["resumes"].append({"engine_digest": "ab" * 32})
     doubts = restore.recorded_code(record, tmp_path, tmp_path / "two").doubts
-    assert len(doubts) == 1 and "abababababab" in doubts[0] and "cannot be promised" in doubts[0]
+    assert len(doubts) == 1 and "abababababab" in doubts[0] and "it is not certain" in doubts[0]
 
 
 def test_a_dirty_submodule_cannot_be_promised(tmp_path) -> None:
@@ -421,7 +421,7 @@ def test_a_dirty_submodule_cannot_be_promised(tmp_path) -> None:
     assert not list(environment.doubts(code_of(root, tmp_path)["code"]))
     (root / "plugin" / "engine" / "__init__.py").write_text("VALUE = 3\n")
     doubts = list(environment.doubts(code_of(root, tmp_path)["code"]))
-    assert len(doubts) == 1 and "submodule plugin" in doubts[0] and "cannot be promised" in doubts[0]
+    assert len(doubts) == 1 and "submodule plugin" in doubts[0] and "it is not certain" in doubts[0]
 
 
 def test_a_commit_that_is_nowhere_and_an_engine_outside_of_git_are_named(tmp_path) -> None:

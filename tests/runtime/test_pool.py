@@ -94,7 +94,7 @@ def test_threads_that_only_wait_end_the_work_with_what_they_are_at(monkeypatch: 
 
     replies = []
     began = time.monotonic()
-    with pytest.raises(stall.Stalled, match=r"1 threads have only waited for \d+ s \(cluster.stall\), at {'n': 2}"):
+    with pytest.raises(stall.Stalled, match=r"1 threads did nothing but wait for \d+ s \(cluster.stall\), at {'n': 2}"):
         for outcome in run_threads(work, [{"n": n} for n in range(5)], 2, 1, stalled=1.0):
             replies.append(outcome.item["n"])
     assert sorted(replies) == [0, 1, 3, 4] and time.monotonic() - began < 30

@@ -76,7 +76,7 @@ def test_work_is_progress_and_a_wait_is_none(tmp_path: Path, worker: Any) -> Non
     for path in tmp_path.glob("beat.*"):
         path.unlink()
     waits = worker("wait")
-    with pytest.raises(stall.Stalled, match=rf"worker process {waits.pid} on .*, at unit 7, only waits"):
+    with pytest.raises(stall.Stalled, match=rf"worker process {waits.pid} on .*, at unit 7, does nothing but wait"):
         looks(Watch(2, tmp_path / "gone"), 0) if waits.poll() is not None else looks(watch_of(tmp_path, waits), 6)
 
 
@@ -90,7 +90,7 @@ def watch_of(folder: Path, process: subprocess.Popen[bytes]) -> Watch:
 
 
 def test_without_any_worker_the_bound_says_so(tmp_path: Path) -> None:
-    with pytest.raises(stall.Stalled, match="no worker is there, and the cluster gives none"):
+    with pytest.raises(stall.Stalled, match="there is no worker, and the cluster starts none"):
         looks(Watch(0.5, tmp_path), 3)
 
 

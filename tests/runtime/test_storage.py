@@ -208,9 +208,9 @@ def test_a_file_system_without_locks_is_a_message_that_names_the_place(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match=f"{tmp_path}.* must lie on a file system with locks.*{os.strerror(number)}"):
+    with pytest.raises(UserError, match=f"{tmp_path}.* must be on a file system with locks.*{os.strerror(number)}"):
         Run.create("train", Config(paths=PathsConfig(runs=str(tmp_path / "runs"))), {})
-    with pytest.raises(UserError, match="must lie on a file system with locks"), Registry(tmp_path, "a").lock():
+    with pytest.raises(UserError, match="must be on a file system with locks"), Registry(tmp_path, "a").lock():
         pass
 
 

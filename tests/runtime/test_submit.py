@@ -236,7 +236,7 @@ def test_shell_api_and_job_agree_on_where_runs_lie(cli, step, workplace, tmp_pat
 
 def test_a_config_folder_that_is_not_uploaded_is_refused(tmp_path):
     words = ["train", "--config-dir", "/somewhere/mine"]
-    with pytest.raises(UserError, match=r"--config-dir must lie in the working folder .*, found /somewhere/mine"):
+    with pytest.raises(UserError, match=r"--config-dir must be in the working folder .*, found /somewhere/mine"):
         submit.with_config(words, tmp_path, "http://cluster:8265")
     assert submit.with_config(words, tmp_path, "http://localhost:8265") == words
     inside = ["train", "--config-dir", f"{tmp_path}/mine"]

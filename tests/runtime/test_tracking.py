@@ -138,7 +138,7 @@ def test_a_point_whose_step_comes_late_is_sent_too(tmp_path) -> None:
     (tmp_path / "DONE").touch()
     feed.send_covered()
     assert [(step, name) for step, name, _ in mirror.sent] == [(1, "a"), (9, "a"), (4, "a"), (9, "b"), (2, "a")]
-    assert feed.lacking() == []
+    assert feed.missing() == []
 
 
 def test_a_late_point_reaches_a_tracker_that_went_on_after_its_step(tmp_path) -> None:
@@ -146,7 +146,7 @@ def test_a_late_point_reaches_a_tracker_that_went_on_after_its_step(tmp_path) ->
     mirror = Kept()
     feed = tracking.Feed(tmp_path, mirror, 1)  # the child was killed between the two lines of step 9
     feed.send(math.inf)
-    assert mirror.sent == [(9, "valid/b", 0.5)] and feed.lacking() == []
+    assert mirror.sent == [(9, "valid/b", 0.5)] and feed.missing() == []
 
 
 def test_a_value_that_was_sent_and_then_changed_is_not_called_complete(tmp_path) -> None:
@@ -156,7 +156,7 @@ def test_a_value_that_was_sent_and_then_changed_is_not_called_complete(tmp_path)
     feed.send(2)
     lines(tmp_path, {"step": 2, "a": 2.5})
     feed.send(math.inf)
-    assert [value for _, _, value in mirror.sent] == [1.0, 2.0] and feed.lacking() == ["a of step 2"]
+    assert [value for _, _, value in mirror.sent] == [1.0, 2.0] and feed.missing() == ["a of step 2"]
     with pytest.raises(RuntimeError, match=r"1 values of metrics.jsonl are not what the tracker holds: a of step 2"):
         tracking.check_whole(feed, done=True)
     tracking.check_whole(feed, done=False)
@@ -187,7 +187,7 @@ def test_every_point_is_sent_once_with_its_last_value_in_any_order_of_steps_and_
         feed.send(math.inf)
         truth = {(p.step, k): v for p in tracking.read_points(directory) for k, v in p.values.items()}
         assert sorted(map(repr, mirror.sent)) == sorted(repr((*key, value)) for key, value in truth.items())
-        assert feed.lacking() == []
+        assert feed.missing() == []
 
 
 def test_auto_goes_online_only_with_a_key(monkeypatch) -> None:
@@ -487,7 +487,7 @@ def test_late_points_of_a_live_run_reach_the_server(tmp_path, monkeypatch) -> No
         lines(directory, {"step": 4, "valid/roc_auc": 0.75}, {"step": 9, "valid/roc_auc": 0.8})
         feed.send(math.inf)
         mirror.finish(record, {}, True)
-        assert feed.lacking() == []
+        assert feed.missing() == []
         assert set(fake.points(directory.name)) == {
             (1, "train/loss", 0.7), (2, "train/loss", 0.6), (9, "train/loss", 0.5), (4, "valid/roc_auc", 0.75),
             (9, "valid/roc_auc", 0.8),

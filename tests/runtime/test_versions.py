@@ -252,7 +252,7 @@ def test_other_packages_warn_and_reach_the_runs_record(submitting, tmp_path, mon
 def test_nodes_that_do_not_answer_are_a_warning(submitting, capfd) -> None:
     jobs = Jobs({}, said="ModuleNotFoundError: No module named 'ray'\n")
     assert submitting(jobs) == 0
-    assert "did not say them; the last line was: ModuleNotFoundError" in capfd.readouterr().err
+    assert "did not answer; the last line was: ModuleNotFoundError" in capfd.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------- a real cluster

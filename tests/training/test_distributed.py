@@ -399,7 +399,9 @@ def test_an_error_of_one_worker_ends_the_attempt_at_once_and_a_users_mistake_the
     monkeypatch.setattr(distributed, "train_worker", fails_on_rank_one(error))
     run = job.new_run(job.settings(2))
     users = isinstance(error, UserError)
-    first = r"^the disk must not burn \(said by rank 1\)$" if users else "first cause rank 1: RuntimeError: the disk on"
+    first = (
+        r"^the disk must not burn \(reported by rank 1\)$" if users else "first cause rank 1: RuntimeError: the disk on"
+    )
     with pytest.raises(UserError, match=first):
         job.fit(2, run, cluster__address=head, cluster__retries=1, cluster__timeout="10min")
     ended = time.time()
@@ -611,7 +613,7 @@ def test_a_signal_to_stop_leaves_a_checkpoint_and_exit_130_and_the_run_resumes(l
 
 
 def test_no_cluster_at_the_address_is_one_clear_message(job):
-    with pytest.raises(UserError, match=r"cluster.address must lead to a running Ray cluster"):
+    with pytest.raises(UserError, match=r"cluster.address must be that of a running Ray cluster"):
         job.fit(2, cluster__address="127.0.0.1:1")
 
 
@@ -631,7 +633,7 @@ def test_a_users_mistake_on_one_rank_is_no_failure_to_be_retried(tmp_path):
     assert [item["ranks"] for item in cluster.failures(tmp_path)] == [
         {"0": "RuntimeError: broken", "1": "ValueError: x"}
     ]
-    with pytest.raises(UserError, match=r"^the target must be 0 or 1 \(said by rank 1\)$"):
+    with pytest.raises(UserError, match=r"^the target must be 0 or 1 \(reported by rank 1\)$"):
         log.after_exception(None, {0: RuntimeError("gloo"), 1: UserError("the target must be 0 or 1")})
     assert len(cluster.failures(tmp_path)) == 1
 

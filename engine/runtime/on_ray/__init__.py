@@ -1,1 +1,1 @@
-"""Ray: the cluster, work units over its workers, and jobs on a running one. Imports of `ray` are here and nowhere else."""
+"""Ray: the cluster, work units on its workers, and jobs on a running cluster. Only this room imports `ray`."""

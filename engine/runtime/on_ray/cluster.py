@@ -1,7 +1,7 @@
-"""The only door to Ray: joining or starting a cluster, and running one training function on its workers.
+"""Ray clusters: join or start one, and run a training function on its workers.
 
-A local cluster listens on loopback only and is taken down at the end. What travels through Ray is a small description
-of the work and a small record of the result; rows stay in files that every worker opens itself.
+A local cluster listens on loopback only and is shut down at the end. Only small descriptions of work and small records of
+results go through Ray; rows stay in files that every worker opens itself.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def inside_job() -> bool:
 
 
 def shared_path(path: str) -> str:
-    """`path` as it is, or inside a Ray job relative to ENGINE_HOME (default `~/engine`).
+    """`path` unchanged, or inside a Ray job relative to ENGINE_HOME (default `~/engine`).
 
-    The working directory of a job is a node-local copy that goes when the job does.
+    The working directory of a job is a node-local copy that is removed with the job.
     """
     if not inside_job() or Path(path).is_absolute() or "://" in path:
         return path
@@ -72,28 +72,28 @@ def shared_path(path: str) -> str:
 
 
 def timeout_seconds(config: Config) -> float:
-    """cluster.timeout in seconds; every wait of Ray Train and of the collectives follows it."""
+    """cluster.timeout in seconds, which limits the waits of Ray Train and of the collectives."""
     return max(config.cluster.timeout.seconds, 1.0)
 
 
 def stall_seconds(config: Config) -> float:
-    """cluster.stall in seconds; the bound of every wait."""
+    """cluster.stall in seconds, the limit of every wait."""
     return max(config.cluster.stall.seconds, 1.0)
 
 
 def start_seconds(config: Config) -> float:
-    """How long workers are waited for to be placed and to start, in seconds."""
+    """Seconds in which workers must be placed and started."""
     return max(timeout_seconds(config), START_SECONDS)
 
 
 def _variables(config: Config) -> dict[str, str]:
-    """What Ray Train reads here and passes on to its controller and workers; its defaults notice a stall after minutes."""
+    """Environment variables of Ray Train, its controller and workers; its defaults notice a stall only after minutes."""
     seconds = timeout_seconds(config)
     return {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(seconds),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_seconds(config)),
-        # Without its GCS Ray ends the process, and says nothing that a person can act on: cluster.stall comes before.
+        # Without its GCS Ray ends the process with no useful message: cluster.stall must come first.
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(int(stall_seconds(config)) + 120),
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(start_seconds(config)),  # `broadcast` also waits for slow starters
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -104,7 +104,7 @@ def _variables(config: Config) -> dict[str, str]:
 
 
 def _loopback_variables() -> dict[str, str]:
-    """What keeps Ray and gloo from listening beyond this machine, which nobody takes away either."""
+    """Environment variables that keep Ray and gloo on loopback, and switch off the watcher for preempted machines."""
     found = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     return found | {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else found
 
@@ -113,11 +113,11 @@ def _loopback_variables() -> dict[str, str]:
 def session(config: Config) -> Iterator[Session]:
     """Connect by `cluster.address`: null is the job's own cluster inside a Ray job, else a new one on loopback.
 
-    Raises UserError when there is no Ray, no cluster at the address, none that can be started, or too few CPUs on it.
+    Raises UserError if Ray is missing, there is no cluster at the address, none can be started, or it has too few CPUs.
     """
     check_folder()
     if stall.is_left():
-        raise UserError("a part of Ray is stuck in this process: start the command in a new one")
+        raise UserError("a part of Ray is stuck in this process: start the command in a new process")
     began = time.monotonic()
     local = _starts_local(config)
     ray = _import_ray(local)
@@ -132,14 +132,14 @@ def session(config: Config) -> Iterator[Session]:
     stop = signal.getsignal(signal.SIGTERM)
     try:
         watcher = _start_reaper(local)
-        # Linux ends what a thread has started with the thread, where it was asked to, as Ray does.
+        # The thread that starts Ray must live on: Ray asks Linux to end its processes when their parent thread ends.
         patience = max(stall_seconds(config), START_SECONDS)
         opened = answered(lambda: _connect(ray, config), patience, "a start", ended)
         if stop is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, stop)  # Ray's own would leave with 15 in the middle of whatever runs
+            signal.signal(signal.SIGTERM, stop)  # Ray's handler would exit with 15 at any point
         opened.seconds = {"ray_import": imported - began, "ray_init": time.monotonic() - imported}
         answered(lambda: _check_size(ray, config), stall_seconds(config), "the list of its CPUs")
-        if not opened.local:  # what a local one starts is this interpreter
+        if not opened.local:  # a local cluster starts this interpreter
             _check_nodes(ray, opened)
         yield opened
     finally:
@@ -156,8 +156,8 @@ def session(config: Config) -> Iterator[Session]:
 
 
 def _shut_down(ray: Any, watcher: subprocess.Popen[bytes] | None) -> None:
-    """Leave the cluster, and end one of our own. Where Ray does not answer any more, that is left to the end of the process:
-    to end Ray's processes now would have Ray end this one, with nothing said.
+    """Leave the cluster, and shut down a local one. If Ray no longer answers, that is left to the end of the process:
+    ending Ray's processes now would make Ray end this process without a message.
     """
     try:
         with contextlib.suppress(Exception):
@@ -165,7 +165,7 @@ def _shut_down(ray: Any, watcher: subprocess.Popen[bytes] | None) -> None:
                 raise stall.NoAnswer
             stall.bounded(ray.shutdown, SHUTDOWN_SECONDS, "ray-shutdown")
     except stall.NoAnswer:
-        atexit.unregister(ray.shutdown)  # it would wait too
+        atexit.unregister(ray.shutdown)  # it would block too
         stall.leave(watcher)  # its standard input closes with this process
         return
     if watcher is not None and watcher.stdin is not None:
@@ -175,12 +175,12 @@ def _shut_down(ray: Any, watcher: subprocess.Popen[bytes] | None) -> None:
         try:
             watcher.wait(SHUTDOWN_SECONDS)
         except subprocess.TimeoutExpired:
-            watcher.send_signal(signal.SIGCONT)  # it may have been stopped; what it has to do it still does
+            watcher.send_signal(signal.SIGCONT)  # it may have been stopped; then it does its work now
             stall.leave(watcher)
 
 
 def answered(call: Callable[[], T], seconds: float, what: str, until: threading.Event | None = None) -> T:
-    """What a call of Ray returns or raises. Raises Stalled when it does not within `seconds`. `until`: see stall.bounded."""
+    """The result or error of a call of Ray. Raises Stalled without one within `seconds`. `until`: see stall.bounded."""
     try:
         return stall.bounded(
             call, seconds, "ray-call", look=check_alive if until is None else lambda: None, until=until
@@ -189,23 +189,23 @@ def answered(call: Callable[[], T], seconds: float, what: str, until: threading.
         stall.leave()
         said = "; ".join(broken() or unwell()) or "look at its logs"
         raise stall.Stalled(
-            f"Ray has not answered for {seconds:.0f} s (cluster.stall), asked for {what}: {said}.{_logs()}"
+            f"Ray has not answered a request for {what} for {seconds:.0f} s (cluster.stall): {said}.{_logs()}"
         ) from None
 
 
 def broken() -> list[str]:
-    """What has ended of a cluster of our own without which nothing can go on, as sentences."""
+    """Sentences about required processes of a local cluster (GCS, raylet) that have ended."""
     codes = [(kind, process.pid, process.poll()) for kind, process in ray_private.services().items()]
     return [f"Ray's {kind} (process {pid}) has ended with {code}" for kind, pid, code in codes if code is not None]
 
 
 def unwell() -> list[str]:
-    """What is stopped of a cluster of our own, as sentences."""
+    """Sentences about processes of a local cluster that are stopped."""
     return stall.stopped([os.getpid()])
 
 
 def watch(span: float, folder: Path, patience: float) -> stall.Watch:
-    """The watch over workers that beat in `folder`; those that are silent for `patience` seconds are ended."""
+    """A watch over workers with heartbeats in `folder`; those that are silent for `patience` seconds are killed."""
     return stall.Watch(span, folder, patience, give_up=_end_worker, detail=unwell, start=START_SECONDS)
 
 
@@ -216,17 +216,18 @@ def node_here() -> str:
 
 
 def check_alive() -> None:
-    """Raises UserError where a cluster of our own has lost its GCS or raylet: before Ray ends this process for it."""
+    """Raises UserError if a local cluster has lost its GCS or raylet, before Ray ends this process."""
     if said := broken():
         raise UserError(
-            f"{'; '.join(said)}, which nothing can go on without.{_logs()} Run the command again: it goes on from what is done"
+            f"{'; '.join(said)}, without which no work can continue.{_logs()} Run the command again: it continues from "
+            "finished work"
         )
 
 
 def _end_worker(seen: stall.Seen) -> None:
-    """End a worker that does not answer, so that Ray gives its work to another one."""
+    """Kill a worker that does not answer, so that Ray gives its work to another worker."""
     facts = seen.facts
-    _say(f"{seen} does not answer: it is ended, and its work goes to others")
+    _say(f"{seen} does not answer: it is killed, and its work goes to others")
     if facts["host"] == socket.gethostname() and stall.end_process(facts["pid"], facts["began"]):
         return
     import ray
@@ -234,19 +235,19 @@ def _end_worker(seen: stall.Seen) -> None:
 
     place = NodeAffinitySchedulingStrategy(facts["node"], soft=False)
     end = ray.remote(num_cpus=0)(stall.end_process).options(scheduling_strategy=place)
-    with contextlib.suppress(Exception):  # the node may be what does not answer
+    with contextlib.suppress(Exception):  # perhaps the whole node does not answer
         stall.bounded(lambda: end.remote(facts["pid"], facts["began"]), KNOCK_SECONDS, "ray-kill")
 
 
 def _token_variables() -> dict[str, str]:
-    """What makes a cluster that is started here refuse whoever does not know its token: other users of this machine.
+    """Environment variables that protect a local cluster with a token from other users of this machine.
 
-    Its key-value store holds functions that workers unpickle. The token is new in each process and is in the environment of
-    the cluster's processes only, which nobody else can read; Ray's own (~/.ray/auth_token) is a file that others may read.
-    A token or a mode that the user has set is kept.
+    The cluster's key-value store has functions that workers unpickle. The token is new in each process and only in the
+    environment of the cluster's processes, which other users cannot read, unlike Ray's file (~/.ray/auth_token).
+    A token or mode set by the user is kept.
     """
     if not ray_private.has_tokens():
-        _say_once("this Ray cannot ask for a token, so other users of this machine can reach the cluster: update Ray")
+        _say_once("this Ray has no tokens, so other users of this machine can reach the cluster: update Ray")
         return {}
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         _say_once("RAY_AUTH_MODE is not token, so other users of this machine can reach the cluster: unset it")
@@ -274,18 +275,18 @@ def _say(text: str) -> None:
 
 
 def check_folder() -> None:
-    """Raises UserError where workers would import something of the current folder in place of the engine."""
+    """Raises UserError if workers would import a file of the current folder instead of the engine."""
     hidden = environment.hidden_from_workers(Path.cwd())
     if hidden is not None:
         raise UserError(
-            f"Ray lets workers import from the current folder, where they would import {hidden} in place of the engine. Start "
+            f"Ray lets workers import from the current folder, where they would import {hidden} instead of the engine. Start "
             "the command in another folder"
         )
 
 
 def _start_reaper(local: bool) -> subprocess.Popen[bytes] | None:
-    """A small process that outlives this one: it ends a cluster of our own and records the run as failed, if nobody else
-    can. Needs /proc.
+    """Start a small process that outlives this one: if this one is killed, it ends a local cluster and records the run as
+    failed. Needs /proc.
     """
     if not Path("/proc/self/stat").exists():
         return None
@@ -317,7 +318,7 @@ def _connect(ray: Any, config: Config) -> Session:
         address = os.environ.get("RAY_ADDRESS", "auto")
     if address is None:
         try:
-            # Plain ray.init() would attach to whatever cluster was started last on this machine.
+            # Plain ray.init() would attach to the cluster that was started last on this machine.
             context = ray.init(
                 address="local",
                 num_cpus=max(environment.cores(), config.cluster.workers + 1),
@@ -327,7 +328,7 @@ def _connect(ray: Any, config: Config) -> Session:
                 **{ray_private.NODE_ADDRESS: LOOPBACK},
                 **quiet,
             )
-        except Exception as error:  # Ray has no type of its own for it: a start that took too long is a bare Exception
+        except Exception as error:  # Ray raises a bare Exception for a start that took too long
             raise UserError(
                 f"cluster=ray must start a Ray cluster on this machine, but Ray's start failed ({_brief(error)}).{_logs()}"
                 " A machine that is busy or short of memory can be the cause: run the command again, join a running "
@@ -344,7 +345,7 @@ def _connect(ray: Any, config: Config) -> Session:
                     f"Ray and Python must be the same here and on the cluster at {address!r}: {said}"
                 ) from None
             raise UserError(
-                f"cluster.address must lead to a running Ray cluster, found none at {address!r} "
+                f"cluster.address must be that of a running Ray cluster, but none was found at {address!r} "
                 f"({str(error).splitlines()[0]}). Start one with `ray start --head`, or leave it null for a local one"
             ) from None
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
@@ -352,13 +353,13 @@ def _connect(ray: Any, config: Config) -> Session:
 
 
 def _logs() -> str:
-    """Where the newest cluster that this process has begun to start keeps its logs, as a sentence; nothing without one."""
+    """A sentence with the log folder of the newest cluster started by this process; empty without one."""
     sessions = sorted(Path(ray_private.temporary_directory()).glob(f"session_*_{os.getpid()}"))
     return f" Its logs are in {sessions[-1] / 'logs'}." if sessions else ""
 
 
 def _knock(address: str) -> None:
-    """Raise OSError when nobody listens at host:port: Ray itself would try again for a minute and more."""
+    """Raise OSError if nothing listens at host:port: Ray itself would retry for more than a minute."""
     match = re.fullmatch(r"(?:ray://)?\[?([^\]/]+?)\]?:(\d+)", address)
     if match:
         socket.create_connection((match.group(1), int(match.group(2))), timeout=KNOCK_SECONDS).close()
@@ -375,13 +376,13 @@ def _check_size(ray: Any, config: Config) -> None:
             )
 
 
-_answers: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}  # by cluster, once a process: loaded code stays
+_answers: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}  # by cluster, once per process: loaded code stays
 _run: contextvars.ContextVar[Run | None] = contextvars.ContextVar("run", default=None)
 
 
 @contextlib.contextmanager
 def recorded(run: Run) -> Iterator[None]:
-    """Sessions that are opened inside put the versions of their nodes into the record of this run, and warn in its log."""
+    """Sessions opened in the block record the versions of their nodes in this run, and warn in its log."""
     token = _run.set(run)
     try:
         yield
@@ -390,7 +391,7 @@ def recorded(run: Run) -> Iterator[None]:
 
 
 def _check_nodes(ray: Any, opened: Session) -> None:
-    """Ask every node for its versions before anything is started there. Raises UserError where they may not be mixed."""
+    """Query every node's versions before work is started there. Raises UserError if they must not be mixed."""
     run = _run.get()
     place: dict[str, Any] = {} if run is None else run.record["resumes"][-1] if run.resumed else run.record
     found = {"address": opened.address, **versions.record(versions.here(), _ask_nodes(ray, opened))}
@@ -409,29 +410,31 @@ def _ask_nodes(ray: Any, opened: Session) -> dict[str, dict[str, Any]]:
         try:
             _answers[key] = versions.of_nodes(ray, ANSWER_SECONDS)
         except ray.exceptions.RayError as error:
-            raise UserError(f"every node of the cluster must say its versions, but Ray says: {_brief(error)}") from None
+            raise UserError(
+                f"every node of the cluster must report its versions, but Ray failed: {_brief(error)}"
+            ) from None
         finally:
             ray.cloudpickle.unregister_pickle_by_value(versions)
     return _answers[key]
 
 
 def check_versions(differences: Sequence[Mapping[str, str]], warn: Callable[[str], Any]) -> None:
-    """Warn of what nodes have otherwise. Raises UserError with the table where engine or Python's minor version differ."""
+    """Warn of versions that differ on nodes. Raises UserError with the table if engine or Python's minor version differ."""
     if not differences:
         return
     table = versions.table(differences)
     if any(versions.stops(one) for one in differences):
         raise UserError(
             f"engine and Python must be the same here and on every node of the cluster, found:\n{table}\n"
-            "Install on the nodes what runs here, or start the command where they are the same"
+            "Install the same versions on the nodes, or start the command on a machine with theirs"
         )
     warn(f"some packages differ between here and the nodes, so results may differ in their last digits:\n{table}")
 
 
 def check_shared(opened: Session, folders: Sequence[Path]) -> None:
-    """Write a probe into each folder, and have every node read it and answer beside it.
+    """Check that folders are shared: every node must read a probe file in each and write a reply beside it.
 
-    Raises UserError naming the node and the folder that is not shared. One machine needs no probe.
+    Raises UserError naming the node and the folder that is not shared. A single machine is not checked.
     """
     if len(opened.nodes) < 2:
         return
@@ -473,7 +476,7 @@ def _answer_probe(path: str, node: str) -> str | None:
 
 
 class TrainingFailed(Exception):
-    """The workers failed more often than `cluster.retries` allows; says the first cause and its rank."""
+    """The workers failed more often than `cluster.retries` allows; the message has the first cause and its rank."""
 
 
 def run_training(
@@ -486,8 +489,8 @@ def run_training(
     """Call `function(payload)` on every worker, and again on all of them after a failure.
 
     `function` is importable by name on the workers and forms their process group itself. An error of one worker ends
-    the attempt for all; a UserError also ends the training, and is raised here. `poll` is called some times a second in
-    this thread, so that signals and progress are its business. Raises TrainingFailed with the first cause and its rank.
+    the attempt for all; a UserError also ends the training, and is raised here. `poll` is called several times a second in
+    this thread, for signals and progress. Raises TrainingFailed with the first cause and its rank.
     """
     trainer = answered(lambda: _trainer(config, directory, function, payload), stall_seconds(config), "a training")
     outcome: list[BaseException] = []
@@ -513,7 +516,7 @@ def run_training(
 
 
 def _no_room(config: Config, failure: BaseException | None) -> str:
-    """What is to be said when workers could not be placed, else nothing."""
+    """The message if workers could not be placed, else empty."""
     if type(failure).__name__ != ray_private.NO_ROOM:
         return ""
     return (
@@ -549,15 +552,15 @@ def _trainer(
         ),
     )
     # Each helper costs a process and a second of the start. There are no datasets to manage, and a cluster that ends with
-    # this process needs nobody to clean up after it.
+    # this process needs no clean-up.
     idle = {ray_private.IDLE, ray_private.CLEANER} if _starts_local(config) else {ray_private.IDLE}
     ray_private.leave_out_callbacks(trainer, idle)
     return trainer
 
 
 def _no_backend() -> Any:
-    """Ray's own set-up of torch.distributed is left out: its store listens on every interface, and it would import
-    torch in the controller. The workers meet by `broadcast`.
+    """Leave out Ray's set-up of torch.distributed: its store listens on every interface, and it would import torch in the
+    controller. The workers connect with each other by `broadcast`.
     """
     from ray.train.backend import BackendConfig
 
@@ -570,7 +573,7 @@ def _no_backend() -> Any:
 def _failure_log(directory: Path) -> Any:
     """A callback of Ray Train's controller that writes each failure of the workers into `failures.jsonl`.
 
-    A user's mistake would come again: it is raised here, for an error in a callback ends the run without a retry.
+    A user's mistake would occur again: it is raised here, since an error in a callback ends the run without a retry.
     """
     from ray.train import UserCallback
 
@@ -578,14 +581,14 @@ def _failure_log(directory: Path) -> Any:
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
             for rank, error in worker_exceptions.items():
                 if isinstance(error, UserError):
-                    raise UserError(f"{error} (said by rank {rank})")
+                    raise UserError(f"{error} (reported by rank {rank})")
             record_failure(directory, {rank: _brief(error) for rank, error in worker_exceptions.items()})
 
     return FailureLog()
 
 
 def record_failure(directory: Path, by_rank: Mapping[int, str]) -> None:
-    """Append one line: what each rank died of."""
+    """Append one line with the error of each rank."""
     ranks = {str(rank): text for rank, text in by_rank.items()}
     append_line(directory / "failures.jsonl", {"time": round(time.time(), 3), "ranks": ranks})
 
@@ -602,16 +605,16 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, without one that is still being written; none where there is no file."""
+    """The JSON lines of a file, without a line that is still being written; empty if there is no file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = (line for line in text.splitlines(keepends=True) if line.endswith("\n"))
     return [records.parse(line, dict[str, Any], str(path)) for line in lines]
 
 
 def first_cause(found: Sequence[Mapping[str, Any]]) -> str:
-    """Which rank failed first, and of what.
+    """The first rank that failed, and its error.
 
-    When one worker dies its peers see their connection break: those come last.
+    When a worker dies the connections of its peers break: their errors come last.
     """
     if not found:
         return ""
@@ -622,7 +625,7 @@ def first_cause(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """One line of an error that Ray has wrapped: what a person can act on."""
+    """One useful line of an error that Ray has wrapped."""
     cause = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error
     text = str(cause)
     if "actor died" in text or "ActorDied" in type(cause).__name__:
@@ -641,7 +644,7 @@ def _brief(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """Where a worker stands."""
+    """A worker's rank, the numbers of workers, and its address."""
 
     rank: int
     world: int
@@ -660,14 +663,14 @@ def worker_place() -> WorkerPlace:
 
 
 def broadcast(value: Any) -> Any:
-    """The small value of rank 0, on every rank; only inside `run_training`'s function."""
+    """Send a small value of rank 0 to every rank; only inside `run_training`'s function."""
     from ray.train.collective import broadcast_from_rank_zero
 
     return broadcast_from_rank_zero(value)
 
 
 class WorkerMetrics:
-    """The run's own figures as Prometheus gauges of Ray's metrics endpoint. An observer: it never stops the work."""
+    """The run's metrics as Prometheus gauges of Ray's metrics endpoint. Errors are ignored."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -686,11 +689,11 @@ class WorkerMetrics:
 
 
 def write_outcome(directory: Path, outcome: Mapping[str, Any]) -> None:
-    """The small record that a worker leaves for the driver."""
+    """Write a worker's small record for the driver."""
     storage.write_json(directory / "outcome.json", dict(outcome))
 
 
 def read_outcome(directory: Path) -> dict[str, Any] | None:
-    """The record, or None."""
+    """The record of `write_outcome`, or None."""
     path = directory / "outcome.json"
     return records.read(path, dict[str, Any]) if path.exists() else None

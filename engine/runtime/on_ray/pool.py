@@ -1,7 +1,7 @@
-"""Work units over workers: threads of this process, or a Ray Data pool of actors. The second and smaller door to Ray.
+"""Work units on workers: threads of this process, or a Ray Data pool of actors.
 
 A pool calls `work(item)` for every item and yields an Outcome for each, in order of completion. An item that raises or
-kills its worker `tries` times is given up with its cause; the others go on. Items and results are small JSON values.
+kills its worker `tries` times gets an Outcome with the cause; the others continue. Items and results are small JSON values.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an item came to: its result, or after the last try none and the cause."""
+    """The result of an item, or after the last try None and the cause."""
 
     item: Item
     result: dict[str, Any] | None
@@ -53,8 +53,8 @@ def run_threads(
     prepare: Callable[[], None] = lambda: None,
     stalled: float = 600,
 ) -> Iterator[Outcome]:
-    """Items on threads of this process; `prepare` is called once in each. Raises what no retry can mend at once, and Stalled
-    when this process has used no CPU time for `stalled` seconds: all that is left waits for something that does not come.
+    """Run items on threads of this process; `prepare` is called once in each. Raises errors that no retry can fix at once,
+    and Stalled when this process has used no CPU time for `stalled` seconds, so that all threads only wait.
     """
     served = _Threads(work, items, tries, prepare)
     servers = [threading.Thread(target=served.serve, name=f"unit_{place}", daemon=True) for place in range(threads)]
@@ -74,7 +74,7 @@ def run_threads(
 
 
 class _Threads:
-    """Items that threads take one after the other: what they are at, and what came of it."""
+    """A queue of items for threads, the current item of each thread, and the outcomes."""
 
     def __init__(self, work: Work, items: Sequence[Item], tries: int, prepare: Callable[[], None]) -> None:
         self.stop = threading.Event()
@@ -84,7 +84,7 @@ class _Threads:
         self._at: dict[int, Item] = {}
 
     def serve(self) -> None:
-        """Work until nothing is left."""
+        """Work until no item is left."""
         try:
             self._prepare()
             while not self.stop.is_set():
@@ -112,7 +112,7 @@ class _Threads:
         return Outcome(item, None, self._tries, cause)
 
     def outcome(self, stalled: float) -> Outcome:
-        """The next one. Raises what `serve` has raised, and Stalled."""
+        """The next outcome. Raises errors of `serve`, and Stalled."""
         idle = stall.Idle()
         while True:
             try:
@@ -121,9 +121,9 @@ class _Threads:
                 if (seconds := idle.seconds()) > stalled:
                     at = "; ".join(map(str, self._at.values()))[:400]
                     raise stall.Stalled(
-                        f"{len(self._at)} threads have only waited for {seconds:.0f} s (cluster.stall), at {at}. A thread cannot "
-                        "be ended, so the command ends. Look at the disk or the service that they read, and run it again: it "
-                        "goes on from what is done"
+                        f"{len(self._at)} threads did nothing but wait for {seconds:.0f} s (cluster.stall), at {at}. A thread "
+                        "cannot be ended, so the command ends. Check the disk or the service that they read, and run it "
+                        "again: it continues from finished work"
                     ) from None
                 continue
             if isinstance(found, BaseException):
@@ -132,7 +132,7 @@ class _Threads:
 
 
 def is_hopeless(error: BaseException | None) -> bool:
-    """Whether another try cannot help any unit: the disk is full or may not be written."""
+    """Whether retries are useless for all units: the disk is full or not writable."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True
@@ -141,7 +141,7 @@ def is_hopeless(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """One line that says what was raised."""
+    """An error as one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
@@ -153,10 +153,10 @@ def describe(error: BaseException) -> str:
 class Actors:
     """The pool: at most `workers` actors, each with so many CPUs and GPUs of its node.
 
-    `patience`: seconds without a reply after which a lost node is taken for the cause, and without a sign of life after which
-    an actor is ended. `stall`: seconds without any progress after which all of it ends. `ahead`: items that wait at an actor
-    while it works. Ray takes about 0.2 s to hand out the next one, which short items should not wait for; of long
-    ones none should wait for an actor that is busy.
+    `patience`: seconds without a reply after which a lost node is assumed, and seconds without a heartbeat after which an
+    actor is killed. `stall`: seconds without any progress after which the pool ends. `ahead`: items that are queued at an
+    actor while it works. Ray takes about 0.2 s to send the next one: queue short items, but not long ones, which an idle
+    actor could take.
     """
 
     workers: int
@@ -170,7 +170,7 @@ class Actors:
 def actors_for(config: Config, local: bool, gpus: float = 0) -> tuple[Config, Actors]:
     """The config of one worker, with its threads and memory, and the pool of `cluster.workers` of them.
 
-    Cores and memory of this machine are shared out (`local`); of another one nothing is known but what the config says.
+    Cores and memory of this machine are divided among workers (`local`); for other machines the config decides.
     """
     workers = config.cluster.workers
     each = workers if local else 1
@@ -188,10 +188,10 @@ def run_actors(
 ) -> Iterator[Outcome]:
     """Items on an autoscaling pool of Ray Data actors; each calls `make` once.
 
-    Ray must be running (cluster.session). Ray starts an actor that died again and hands it its items again, for ever: so
-    tries are counted in files of `marks`, an empty folder that all nodes reach, and so are deaths at the start, of which
-    every actor may have `tries` in a row. A try begins with the work, so that an item that waits at an actor that dies has
-    lost none. Raises UserError for what no retry can mend, and where actors keep failing to start.
+    Ray must be running (cluster.session). Ray restarts a dead actor and sends it its items again, without a limit: so tries
+    are counted in files of `marks`, an empty folder that all nodes share, and so are deaths at the start, of which every
+    actor may have `tries` in a row. A try begins with the work, so that an item that was only queued at a dead actor has lost
+    none. Raises UserError for errors that no retry can fix, and if actors keep failing to start.
     """
     import ray.data
 
@@ -201,7 +201,7 @@ def run_actors(
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     most = max(1, min(actors.workers, len(items)))
-    context.max_consecutive_actor_init_deaths = most * tries  # those by an exception; Ray's default is none
+    context.max_consecutive_actor_init_deaths = most * tries  # by an exception; Ray's default is no limit
     texts = [{"item": json.dumps(item)} for item in items]
     given = cluster.answered(
         lambda: ray.data.from_items(texts, override_num_blocks=len(items)), actors.stall, "a place for the items"
@@ -225,8 +225,8 @@ def run_actors(
 def _replies(rows: Any, actors: Actors, marks: Path) -> Iterator[dict[str, Any]]:
     """Rows of a Ray Dataset in order of completion.
 
-    Raises UserError when actors raise at every start, when a node went and nothing comes back (Ray waits for ever for a
-    place for the actor that was on it), when a cluster of our own has lost its GCS or raylet, and Stalled.
+    Raises UserError if actors raise at every start, if a node was lost and there is no reply (Ray waits without a limit for
+    room for its actor), if a local cluster has lost its GCS or raylet, and Stalled.
     """
     import ray
 
@@ -241,7 +241,7 @@ def _replies(rows: Any, actors: Actors, marks: Path) -> Iterator[dict[str, Any]]
             found.put(error)
 
     looks = _Looks(actors, marks)
-    executor = rows._create_executor()  # made here, for Ray Data names the one at work only after its first reply
+    executor = rows._create_executor()  # made here, since Ray Data gives access to it only after its first reply
     rows._create_executor = lambda: executor
     thread = threading.Thread(target=pump, name="ray-data", daemon=True)
     thread.start()
@@ -253,7 +253,7 @@ def _replies(rows: Any, actors: Actors, marks: Path) -> Iterator[dict[str, Any]]
                 looks.look()
                 continue
             looks.replied()
-            if isinstance(reply, ray.exceptions.ActorDiedError):  # Ray starts one again that died of anything else
+            if isinstance(reply, ray.exceptions.ActorDiedError):  # raised only for deaths at the start
                 raise UserError(_no_start(str(reply).strip().splitlines()[-1])) from reply
             if isinstance(reply, BaseException):
                 cluster.check_alive()
@@ -262,7 +262,7 @@ def _replies(rows: Any, actors: Actors, marks: Path) -> Iterator[dict[str, Any]]
                 return
             yield reply
     finally:
-        # Ray Data's threads must end before Ray does: one that calls it later has Ray end this process, error unsaid.
+        # Ray Data's threads must end before Ray does: a later call would make Ray end this process without a message.
         with contextlib.suppress(stall.NoAnswer):
             stall.bounded(lambda: executor.shutdown(force=True), cluster.SHUTDOWN_SECONDS, "ray-data-end")
         thread.join(cluster.SHUTDOWN_SECONDS)
@@ -271,7 +271,7 @@ def _replies(rows: Any, actors: Actors, marks: Path) -> Iterator[dict[str, Any]]
 
 
 class _Looks:
-    """What is looked at while no reply comes: the cluster of our own, signs of life of the actors, and the nodes."""
+    """Checks while there is no reply: of the local cluster, the actors' heartbeats, and the number of nodes."""
 
     def __init__(self, actors: Actors, marks: Path) -> None:
         self._patience = actors.patience
@@ -280,7 +280,7 @@ class _Looks:
         self._last = time.monotonic()
 
     def _alive(self) -> int | None:
-        """Nodes that are there; None where nobody says."""
+        """Number of living nodes; None if Ray does not answer."""
         import ray
 
         with contextlib.suppress(stall.NoAnswer):
@@ -288,12 +288,12 @@ class _Looks:
         return None
 
     def replied(self) -> None:
-        """A reply has come."""
+        """A reply has arrived."""
         self._last = time.monotonic()
         self._watch.progress()
 
     def look(self) -> None:
-        """Raises UserError where nothing can come any more."""
+        """Raises UserError if no more replies can arrive."""
         cluster.check_alive()
         self._watch.look()
         if time.monotonic() - self._last < self._patience:
@@ -302,24 +302,24 @@ class _Looks:
         left = self._alive()
         if left is not None and self._nodes is not None and left < self._nodes:
             raise UserError(
-                f"{self._nodes - left} of {self._nodes} nodes of the cluster are gone and no unit came back in "
-                f"{self._patience:g} s. Run the command again: it goes on from here with the nodes that are left, if "
+                f"{self._nodes - left} of {self._nodes} nodes of the cluster are gone and no unit was finished in "
+                f"{self._patience:g} s. Run the command again: it continues from here with the remaining nodes, if "
                 "cluster.workers (or cluster.min_workers) fits them"
             )
 
 
 def _no_start(cause: str) -> str:
-    return f"every worker must start, but starts failed again and again: {cause}. Mend that and run the command again"
+    return f"every worker must start, but starts failed repeatedly: {cause}. Fix that and run the command again"
 
 
 class _Actor:
-    """What runs in a Ray actor: an error becomes a reply; a death leaves the mark of a start or of a try.
+    """The worker in a Ray actor: an error becomes a reply; a death leaves the mark of a start or of a try.
 
-    `starts`: how many marks of starts there may be, those of actors that are still starting included.
+    `starts`: largest number of marks of starts, including those of actors that are still starting.
     """
 
     def __init__(self, make: Callable[[], Work], tries: int, marks: str, starts: int, umask: int) -> None:
-        os.umask(umask)  # a cluster that others have started has one of its own
+        os.umask(umask)  # an existing cluster may have another one
         self.tries, self.marks = tries, Path(marks)
         self.broken = ""
         self.beats = stall.Beats(self.marks, cluster.node_here())
@@ -330,10 +330,10 @@ class _Actor:
         mark.touch()
         try:
             self.work = make()
-        except UserError as error:  # what to mend on this node: Ray would hide it in the death of an actor
+        except UserError as error:  # a reply shows it; Ray would hide it in the death of an actor
             self.broken = str(error)
         else:
-            for other in self.marks.glob("start.*"):  # starts succeed: earlier deaths were no fault of theirs
+            for other in self.marks.glob("start.*"):  # a start has succeeded: earlier deaths no longer count
                 other.unlink(missing_ok=True)
         finally:
             mark.unlink(missing_ok=True)
@@ -360,7 +360,7 @@ class _Actor:
         return _reply(row, self.tries, cause=cause)
 
     def _next_try(self, item: str) -> int:
-        """1, 2, ... at each call for an item, over the deaths of actors."""
+        """1, 2, ... at each call for an item, counted across deaths of actors."""
         stem = hashlib.sha256(item.encode()).hexdigest()[:16]
         for number in range(1, self.tries + 1):
             with contextlib.suppress(FileExistsError), open(self.marks / f"{stem}.{number}", "x"):

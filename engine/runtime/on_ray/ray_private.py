@@ -1,7 +1,7 @@
-"""Every name of Ray that is not part of its public interface, in one file.
+"""All private names of Ray that the engine uses.
 
-setup.py bounds Ray by the newest version that these were tried on; `tests/runtime/test_ray_private.py` fails by the name that
-another version lacks.
+setup.py limits Ray to the newest version with which they were tested; `tests/runtime/test_ray_private.py` fails with the name
+that is missing in another version.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def has_tokens() -> bool:
 
 
 def read_token_again() -> None:
-    """Have Ray read mode and token again: it does so once in a process, and a process may join one cluster after another."""
+    """Make Ray read mode and token again: it reads them once, but a process may join one cluster after another."""
     if has_tokens():
         raylet = _module("ray._raylet")
         raylet.Config.initialize("")
@@ -51,14 +51,14 @@ def read_token_again() -> None:
 
 
 def send_kept_token() -> None:
-    """Have Ray's clients send the token that Ray keeps for this user. Raises ImportError or AttributeError on an older Ray."""
+    """Make Ray's clients send this user's stored token. Raises ImportError or AttributeError on an older Ray."""
     setup = _module("ray._private.authentication.authentication_token_setup")
     setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def may_form_clusters(value: bool) -> None:
-    """Ray turns a loopback address into the machine's public one unless it may not form clusters. It reads the variable
-    when it is imported, which somebody else may have done, so the constant is set too.
+    """Permit or forbid Ray to form clusters: if permitted, it replaces a loopback address by the machine's public one. Ray
+    reads the variable on import, which may have happened before, so the constant is set.
     """
     _module("ray._private.ray_constants").ENABLE_RAY_CLUSTER = value
 
@@ -71,17 +71,17 @@ def services() -> dict[str, Any]:
 
 
 def temporary_directory() -> str:
-    """Folder that holds the folders of all sessions on this machine."""
+    """The folder with the folders of all sessions on this machine."""
     return str(_module("ray._common.utils").get_default_ray_temp_dir())
 
 
 def leave_out_callbacks(trainer: Any, names: set[str]) -> None:
-    """Do without Ray Train's own callbacks of these names. Another version may name them otherwise; then they start."""
+    """Leave out Ray Train's callbacks of these names. In a version with other names they start."""
     make: Callable[[], list[Any]] | None = getattr(trainer, CALLBACKS, None)
     if make is not None:
         setattr(trainer, CALLBACKS, lambda: [item for item in make() if type(item).__name__ not in names])
 
 
 def api(client: Any, path: str) -> Any:
-    """JSON that the dashboard of a job client's cluster answers with at `path`."""
+    """The JSON reply of the dashboard of a job client's cluster at `path`."""
     return getattr(client, REQUEST)("GET", path).json()

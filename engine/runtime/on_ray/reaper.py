@@ -1,10 +1,10 @@
 """Ends the processes of a local Ray cluster when the process that started it is gone, and records its run as failed.
 
-Run as a program of its own (it imports nothing of the engine): `python reaper.py OWNER LOCAL RUN`, with a pipe as standard
-input that closes when the owner (a process id) dies; before it leaves in good order it writes a word there. Ray's own agents
-outlive a driver that was killed by some minutes, and Ray ends a driver that has lost its GCS or raylet, with nothing
-recorded. Only processes are touched that name the owner's session directory (Ray has the owner's id in it), and their
-children, and only those that are still the same (start time) when it comes to it.
+Run as a separate program (it imports nothing of the engine): `python reaper.py OWNER LOCAL RUN`, with a pipe as standard
+input that closes when the owner (a process id) dies; before a normal exit the owner writes a word there. Ray's agents
+outlive a killed driver by some minutes, and Ray ends a driver that has lost its GCS or raylet without a record. Only
+processes whose command line has the owner's session directory (which contains the owner's id) are killed, with their
+children, and only if they are still the same processes (start time).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def processes() -> dict[int, tuple[int, str]]:
 
 
 def members(owner: int, known: Known) -> Known:
-    """The cluster's processes: those that name its session directory, those known before, and their children."""
+    """The cluster's processes: those with its session directory in the command line, known ones, and their children."""
     session = re.compile(rb"/session_[0-9_-]+_%d(?![0-9_-])" % owner)
     alive = processes()
     found = {pid: start for pid, start in known.items() if alive.get(pid, (0, ""))[1] == start}
@@ -57,8 +57,8 @@ def members(owner: int, known: Known) -> Known:
 
 
 def record(directory: Path, owner: int) -> None:
-    """Have run.json of a run whose process is gone say `failed`, unless it says how it ended or another process has taken it
-    up; and say so.
+    """Set the status of a run whose process is gone to `failed`, with a message, unless run.json records its end or another
+    process has resumed it.
     """
     with open(directory / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,12 +72,12 @@ def record(directory: Path, owner: int) -> None:
         temporary.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, directory / "run.json")
     sys.stderr.write(
-        f"error: {said}. Run the command again: it goes on from what is done. Run directory: {directory}\n"
+        f"error: {said}. Run the command again: it continues from finished work. Run directory: {directory}\n"
     )
 
 
 def main(owner: int, local: bool, directory: str) -> None:
-    """Watch until standard input closes, give the cluster a moment to end by itself, then end it."""
+    """Wait until standard input closes, give the cluster a few seconds to end by itself, then kill it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     known: Known = {}

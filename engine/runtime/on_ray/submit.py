@@ -1,7 +1,7 @@
-"""`engine submit COMMAND ...`: the same command as a job on a running cluster, after a look at what would go wrong.
+"""`engine submit COMMAND ...`: run a command as a job on a running cluster, after checks of versions, size and secrets.
 
-Uploaded is what git tracks or would track in the working folder, without outputs; paths become absolute, because a job
-works in a node-local copy; commit and patch travel as files beside the runs, because `.git` does not. Secrets stay
+Files of the working folder that git tracks or would track are uploaded, without outputs; paths become absolute, because a
+job runs in a node-local copy; commit and patch are files beside the runs, because `.git` is not uploaded. Secrets stay
 references to environment variables of the cluster.
 """
 
@@ -51,8 +51,8 @@ print("{ANSWER}" + json.dumps(of_nodes(ray, {PATIENCE_SECONDS / 2})))
 def submit(config: Config, words: Sequence[str]) -> int:
     """Run `words` (`train +experiment=flights ...`) as a Ray job, follow its log, and return the run's own exit code.
 
-    The address is `cluster.address` where it is a http one, else RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.
-    Raises UserError when the pre-flight finds a reason not to start.
+    The address is `cluster.address` if it begins with http, else RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.
+    Raises UserError if a check fails.
     """
     if not words or "=" in words[0]:
         raise UserError("submit must be followed by a command, as in `engine submit train +experiment=flights`")
@@ -82,32 +82,32 @@ def submit(config: Config, words: Sequence[str]) -> int:
 
 
 def check_secrets(words: Sequence[str]) -> None:
-    """Refuse a secret written out: the command line of a job is shown in the dashboard and kept in logs.
+    """Raise UserError for a literal secret: the command line of a job is shown in the dashboard and kept in logs.
 
-    A secret: a key named like one, the address of an alert, a password or a signature in a URL, the value of a variable whose
-    name says that it is one.
+    Secrets: values of keys named like one, the address of an alert, a password or signature in a URL, the value of an
+    environment variable named like a secret.
     """
     for word in words:
         if secrecy.is_secret_word(word):
             name = word.partition("=")[0]
             raise UserError(
-                f"{name} looks like a secret, and a job's command line is shown to everybody on the cluster. Write "
+                f"{name} looks like a secret, and a job's command line is visible to everybody on the cluster. Write "
                 f"'{name}=${{oc.env:NAME}}' and set NAME in the environment of the cluster"
             )
 
 
 def upload_files(folder: Path) -> dict[str, int]:
-    """Relative path -> bytes of what would be uploaded: files that git tracks or would track, without outputs and secrets."""
+    """Relative path -> bytes of the files to upload: those that git tracks or would track, without outputs and secrets."""
     return {name: (folder / name).stat().st_size for name in _files(folder) if not is_secret(folder, name)}
 
 
 def secret_files(folder: Path) -> list[str]:
-    """Relative paths of files that would be uploaded if their names did not say that they hold secrets."""
+    """Relative paths of files that are not uploaded because files with such names usually contain secrets."""
     return [name for name in _files(folder) if is_secret(folder, name)]
 
 
 def is_secret(folder: Path, name: str) -> bool:
-    """Whether the name of a file or of a folder above it, or what it links to, says that it holds secrets."""
+    """Whether a file or its link target usually contains secrets, by its name or that of a folder above it."""
     target, root = (folder / name).resolve(), folder.resolve()
     linked = target.relative_to(root) if target.is_relative_to(root) else target
     return any(secrecy.holds_file(path) for path in (Path(name), linked))
@@ -133,7 +133,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def largest_entries(files: dict[str, int]) -> list[tuple[str, int]]:
-    """The five largest entries of the working folder, folders counted with all they hold."""
+    """The five largest entries of the working folder, folders with their content."""
     sizes: dict[str, int] = {}
     for name, size in files.items():
         top = Path(name).parts[0]
@@ -142,11 +142,11 @@ def largest_entries(files: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _report_secrets(names: list[str]) -> None:
-    """Say which files stay here because of their names; nobody else would."""
+    """Warn of files that are not uploaded because of their names."""
     if names:
         _warn(
-            f"not uploaded, because files called like this hold secrets: {', '.join(names)}. A job takes secrets from the "
-            "environment of the cluster (${oc.env:NAME}). Rename a file that holds none and that the job needs"
+            f"not uploaded, because files with such names usually contain secrets: {', '.join(names)}. A job takes secrets "
+            "from the environment of the cluster (${oc.env:NAME}). Rename a file that contains none and that the job needs"
         )
 
 
@@ -157,7 +157,7 @@ def _report(files: dict[str, int], config: Config) -> None:
     if total > limit:
         raise UserError(
             f"the working folder to upload must be at most cluster.upload_limit={config.cluster.upload_limit}, found {text}. "
-            "Move data out of it, name it in .gitignore, or raise the limit"
+            "Move data out of it, add it to .gitignore, or raise the limit"
         )
     _say(f"to upload: {text}")
 
@@ -175,15 +175,15 @@ def _connect(config: Config) -> tuple[Any, str]:
         raise UserError("submit needs Ray: pip install 'ray[default]'") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"there must be a Ray cluster with a job server at {address}, found none ({_first_line(error)}). "
+            f"there must be a Ray cluster with a job server at {address}, but none was found ({_first_line(error)}). "
             "Start one with `ray start --head`, or set cluster.address=http://HOST:8265"
         ) from None
 
 
 def _use_token() -> None:
-    """Show the cluster the token that Ray keeps for this user, if there is one; RAY_AUTH_MODE decides where it is set.
+    """Send this user's stored Ray token to the cluster, if there is one; RAY_AUTH_MODE decides if it is set.
 
-    A cluster that is started where a token exists asks for it, but Ray's client sends it only when told to.
+    A cluster started where a token exists requires it, but Ray's client does not send it by default.
     """
     with contextlib.suppress(ImportError, AttributeError):
         ray_private.send_kept_token()
@@ -193,7 +193,7 @@ def _use_token() -> None:
 
 
 def _check_versions(client: Any, address: str) -> None:
-    """Python to the minor version and Ray to the patch: a job on others fails in ways that name neither."""
+    """Raise UserError unless Python (minor version) and Ray (patch version) are the same: other jobs fail obscurely."""
     found = cluster_versions(client)
     ours = {"python": platform.python_version(), "ray": str(environment.packages().get("ray", ""))}
     for name, digits in (("python", 2), ("ray", 3)):
@@ -206,9 +206,9 @@ def _check_versions(client: Any, address: str) -> None:
 
 
 def cluster_versions(client: Any) -> dict[str, str]:
-    """Versions of Python and Ray that the cluster reports; one that it does not tell is left out."""
+    """Versions of Python and Ray that the cluster reports; an unknown one is left out."""
     found: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # `client.get_version()` is that of the protocol
+    with contextlib.suppress(Exception):  # `client.get_version()` is the version of the protocol
         found["ray"] = ray_private.api(client, "/api/version").get("ray_version")
     with contextlib.suppress(Exception):
         answer = ray_private.api(client, "/api/v0/cluster_metadata")["data"]
@@ -217,16 +217,16 @@ def cluster_versions(client: Any) -> dict[str, str]:
 
 
 def check_nodes(client: Any, address: str, uploaded: bool) -> dict[str, Any]:
-    """Versions here and on the nodes, as a small job tells them that uploads nothing.
+    """Versions here and on the nodes, reported by a small job without an upload.
 
-    `uploaded`: the engine travels with the job, so that the one on the nodes does not count. Raises UserError where nodes
-    have another engine or Python; where the nodes cannot be asked there is a warning.
+    `uploaded`: the engine is uploaded with the job, so that the nodes' engine does not matter. Raises UserError if nodes have
+    another engine or Python; if the nodes do not answer there is a warning.
     """
     text = _run_probe(client, interpreter(address))
     line = next((line for line in text.splitlines() if line.startswith(ANSWER)), None)
     if line is None:
         last = (text.strip().splitlines() or ["nothing"])[-1]
-        _say(f"warning: the nodes were asked for their versions and did not say them; the last line was: {last}")
+        _say(f"warning: the nodes were asked for their versions and did not answer; the last line was: {last}")
         return {}
     found = versions.record(versions.here(), json.loads(line.removeprefix(ANSWER)))
     found["engine_uploaded"] = uploaded
@@ -243,7 +243,7 @@ def _warn(text: str) -> None:
 
 
 def _run_probe(client: Any, python: str) -> str:
-    """What the job prints; it needs Ray and nothing of ours."""
+    """The output of the job that reports versions; it needs Ray, but not the engine."""
     program = Path(versions.__file__).read_text(encoding="utf-8") + PROBE
     coded = base64.b64encode(zlib.compress(program.encode(), 9)).decode()
     words = [python, "-c", f"import base64,zlib;exec(zlib.decompress(base64.b64decode('{coded}')))"]
@@ -266,14 +266,14 @@ def is_here(address: str) -> bool:
 
 
 def interpreter(address: str) -> str:
-    """The running Python where the cluster is this machine, else the one that is first on the cluster's PATH."""
+    """The running Python if the cluster is this machine, else the first one on the cluster's PATH."""
     return sys.executable if is_here(address) else "python"
 
 
 def with_config(words: Sequence[str], folder: Path, address: str) -> list[str]:
-    """The words with the folder of --config-dir as the job finds it: in what is uploaded, or on this machine.
+    """The words with the path of --config-dir as the job finds it: among the uploaded files, or on this machine.
 
-    Raises UserError where it is neither.
+    Raises UserError if it is in neither.
     """
     found = list(words)
     if "--config-dir" in found:
@@ -285,8 +285,8 @@ def with_config(words: Sequence[str], folder: Path, address: str) -> list[str]:
             found[place] = str(config_dir)
         else:
             raise UserError(
-                f"--config-dir must lie in the working folder {folder}, which is what a job on another machine gets, "
-                f"found {config_dir}: start the command in the folder that holds it"
+                f"--config-dir must be in the working folder {folder}, which is uploaded for a job on another machine, "
+                f"found {config_dir}: start the command in the folder that contains it"
             )
     return found
 
@@ -306,18 +306,18 @@ def entrypoint(config: Config, words: Sequence[str], python: str = "python") -> 
 
 
 def _quoted(value: str) -> str:
-    """A value that Hydra reads as one string."""
+    """A value, quoted if Hydra would not read it as one string."""
     return value if re.fullmatch(r"[\w./\-:]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
 def record_source(runs: Path, nodes: Mapping[str, Any] | None = None) -> Path:
-    """Commit and patch of the working folder and the versions of the nodes, written where the job can read them.
+    """Write commit and patch of the working folder and the versions of the nodes where the job can read them.
 
-    Returns the file that names them.
+    Returns the path of source.json.
     """
     folder = runs / ".submitted" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{random_names.token_hex(3)}"
     state = environment.git_state(Path.cwd())
-    patch, lacking = secrecy.masked_patch(git.patch(Path(state["root"])) if state and state["dirty"] else "")
+    patch, omitted = secrecy.masked_patch(git.patch(Path(state["root"])) if state and state["dirty"] else "")
     if patch:
         storage.write_text(folder / "source.patch", patch)
     facts = {
@@ -325,7 +325,7 @@ def record_source(runs: Path, nodes: Mapping[str, Any] | None = None) -> Path:
         "folder": str(Path.cwd()),
         "engine": engine.__version__,
         "patch": bool(patch),
-        "not_in_patch": lacking,
+        "not_in_patch": omitted,
         "versions": nodes,
     }
     storage.write_json(folder / "source.json", facts)
@@ -333,7 +333,7 @@ def record_source(runs: Path, nodes: Mapping[str, Any] | None = None) -> Path:
 
 
 def adopt_source(run: Run) -> None:
-    """Inside a submitted job: put the commit and patch of the folder it came from into the run's record."""
+    """Inside a submitted job: add the commit and patch of the submitting folder to the run's record."""
     path = os.environ.get(SOURCE_VARIABLE)
     if not path or not Path(path).exists():
         return
@@ -358,21 +358,21 @@ def _staged(folder: Path, files: dict[str, int]) -> Iterator[Path]:
 
 
 def _send(client: Any, **job: Any) -> str:
-    """Submit; a cluster that has just started refuses jobs for some seconds."""
+    """Submit a job, with retries, since a cluster that has just started rejects jobs for some seconds."""
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > end:
-                raise UserError(f"the cluster must accept the job, but it said: {_first_line(error)}") from error
+                raise UserError(f"the cluster must accept the job, but it replied: {_first_line(error)}") from error
             time.sleep(2 * POLL_SECONDS)
 
 
 def _follow(client: Any, job: str) -> str:
-    """Print the job's log as it grows; the whole text once the job has ended.
+    """Print the job's log as it grows; returns the whole text when the job has ended.
 
-    A job server that is away for a while is waited for; the job does not need it. Raises UserError when it stays away.
+    Waits for a job server that is unreachable for a while, since the job does not need it; then raises UserError.
     """
     shown, answered = 0, time.monotonic()
     while True:
@@ -383,7 +383,7 @@ def _follow(client: Any, job: str) -> str:
             if time.monotonic() - answered > PATIENCE_SECONDS:
                 raise UserError(
                     f"the job server must answer, but was silent for {PATIENCE_SECONDS:g} s ({_first_line(error)}). "
-                    f"The job may well go on: look with `ray job status {job}`"
+                    f"The job may still be running: check with `ray job status {job}`"
                 ) from error
             time.sleep(POLL_SECONDS)
             continue
@@ -397,14 +397,14 @@ def _follow(client: Any, job: str) -> str:
 
 
 class Ended(TypedDict, total=False):
-    """What is read of a job's run.json."""
+    """The keys of a job's run.json that are read here."""
 
     status: str
     alarms: list[str]
 
 
 def exit_code(log: str, job_status: str) -> int:
-    """That of the run's own record, found by the directory on the log's last line; else 0 or 1 by the job's status."""
+    """The exit code from the run's record, found by the directory in the log's last lines; else 0 or 1 by the job's status."""
     for line in reversed(log.splitlines()):
         record = Path(line.strip()) / "run.json"
         if line.strip().startswith("/") and record.exists():

@@ -1,6 +1,6 @@
-"""Shares of a step over the workers of a Ray cluster: JSON values in and out, rows in files where the driver looks.
+"""Shares of a step on the workers of a Ray cluster: JSON values in and out, rows in files that the driver reads.
 
-A share's result must not depend on who makes it, nor on what else they made; no worker waits for another.
+A share's result must not depend on the worker or on its other shares; no worker waits for another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Share = Callable[[Any], Any]  # JSON values in and out
 
 
 class Workers:
-    """`with Workers(config) as workers: workers.run(...)`: the cluster starts with the first shares and ends with the block."""
+    """`with Workers(config) as workers: workers.run(...)`: the cluster starts at the first run and ends with the block."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -40,11 +40,10 @@ class Workers:
     def run(
         self, shares: list[Any], make: Callable[[Config], Share], folder: Path, failure: Callable[[Any], str]
     ) -> Iterator[Any]:
-        """What `make(config)` makes of each share, in order of completion, by `cluster.workers` Ray actors.
+        """The results of `make(config)(share)` for each share, in order of completion, on `cluster.workers` Ray actors.
 
-        shares: JSON values. `make` gets the config of a worker: its threads and its memory. `failure` says what could not
-        be done of a share. Raises UserError where a worker does, where a node does not see `folder`, and where workers
-        keep dying.
+        shares: JSON values. `make` gets the config of a worker: its threads and its memory. `failure` gives the message for a
+        failed share. Raises UserError if a worker does, if a node does not share `folder`, and if workers keep dying.
         """
         if self._session is None:
             self._session = self._open.enter_context(cluster.session(self._config))
@@ -66,7 +65,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class _Start:
-    """What an actor calls once."""
+    """The start of an actor."""
 
     make: Callable[[Config], Share]
     config: Config
@@ -77,7 +76,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class _Answer:
-    """Another try does not mend what a UserError says, so it is a reply like any other."""
+    """The work of an actor. A UserError is a reply like any other, since retries would not help."""
 
     work: Share
 

@@ -1,5 +1,5 @@
-"""Which engine, Python and packages a node has. This code itself is sent to the nodes, where another engine may be installed
-or none: it imports the standard library alone.
+"""Versions of engine, Python and packages on a node, and their comparison. This code is sent to the nodes, which may have
+another engine or none: it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# What decides results; Ray itself refuses another Ray.
+# Packages that affect results; Ray itself rejects another version of Ray.
 PACKAGES = ("torch", "numpy", "numba", "llvmlite", "pyarrow", "duckdb", "scipy", "ray", "safetensors")
 PARTS = ("engine", "kernels", "conf")
 COLUMNS = ("node", "package", "here", "there")
@@ -22,7 +22,7 @@ COLUMNS = ("node", "package", "here", "there")
 def here(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Versions that this process would import: `python`, `engine`, `digest` of the engine's files, and packages by name.
 
-    None for what is not installed.
+    None for packages that are not installed.
     """
     found: dict[str, Any] = {"python": platform.python_version(), "engine": None, "digest": None, "packages": {}}
     folders = part_folders()
@@ -38,7 +38,7 @@ def here(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 
 
 def part_folders() -> dict[str, Path]:
-    """The folders of the engine that would be imported here, by part; empty without one."""
+    """The folders of the engine that this process would import, by part; empty without one."""
     spec = importlib.util.find_spec("engine")
     if spec is None or spec.origin is None:
         return {}
@@ -46,7 +46,7 @@ def part_folders() -> dict[str, Path]:
 
 
 def parts_below(root: Path) -> dict[str, Path]:
-    """The parts of an engine in a folder: `conf` lies beside `engine` in the repository, inside it where it is installed."""
+    """The parts of an engine in a folder: `conf` is beside `engine` in the repository, and inside it if installed."""
     inside = root / "engine" / "conf"
     return {
         "engine": root / "engine",
@@ -67,7 +67,7 @@ def digest_of(folders: Mapping[str, Path]) -> str:
 def files_of(folders: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
     """(name, path) of the Python and YAML files of the parts, in order.
 
-    The names are those of the repository, wherever the files lie.
+    The names are those in the repository, also for an installed engine.
     """
     for part in PARTS:
         for path in sorted(folders[part].rglob("*")):
@@ -77,7 +77,7 @@ def files_of(folders: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
 
 
 def _version(path: Path) -> str | None:
-    """`__version__` of a module, read and not run."""
+    """`__version__` of a module, read without importing it."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("__version__"):
             return line.partition("=")[2].strip().strip("\"'")
@@ -87,7 +87,7 @@ def _version(path: Path) -> str | None:
 def of_nodes(ray: Any, seconds: float) -> dict[str, dict[str, Any]]:
     """`here()` of every living node of the cluster that Ray is connected to, by the node's address and the start of its id.
 
-    Raises what Ray raises where a node does not answer in time.
+    Raises Ray's error if a node does not answer in time.
     """
     affinity = importlib.import_module(f"{ray.__name__}.util.scheduling_strategies").NodeAffinitySchedulingStrategy
     nodes = sorted((node["NodeManagerAddress"], node["NodeID"]) for node in ray.nodes() if node["Alive"])
@@ -101,7 +101,7 @@ def of_nodes(ray: Any, seconds: float) -> dict[str, dict[str, Any]]:
 
 
 def differences(mine: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, str]]:
-    """`node`, `package`, `here` and `there` of each thing that a node has otherwise than here."""
+    """`node`, `package`, `here` and `there` of each version that differs on a node."""
     for node, theirs in nodes.items():
         pairs = {"python": (mine["python"], theirs["python"]), "engine": (_engine(mine), _engine(theirs))}
         pairs |= {name: (version, theirs["packages"].get(name)) for name, version in mine["packages"].items()}
@@ -115,13 +115,13 @@ def _engine(facts: Mapping[str, Any]) -> str | None:
 
 
 def record(mine: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What run.json says of the versions: those here, those of every node, and what differs."""
+    """The record of versions in run.json: those here, those of every node, and the differences."""
     found = {node: dict(facts) for node, facts in nodes.items()}
     return {"here": dict(mine), "nodes": found, "differences": list(differences(mine, nodes))}
 
 
 def stops(difference: Mapping[str, str]) -> bool:
-    """Whether a difference is one of code, so that nothing must be started: of the engine, or of Python's minor version."""
+    """Whether a difference forbids a start: one of the engine, or of Python's minor version."""
     one, other = difference["here"].split("."), difference["there"].split(".")
     return difference["package"] == "engine" or (difference["package"] == "python" and one[:2] != other[:2])
 

@@ -1,6 +1,6 @@
 """Building blocks of self-contained HTML reports: tiles, tables, and charts as inline SVG.
 
-A report is one file: no script, no font and no picture from elsewhere, so it opens offline and prints. Colours follow
+A report is one file without external scripts, fonts or images, so it opens offline and prints. Colours follow
 the reader's light or dark setting. Every text is escaped here; callers pass plain strings.
 
     page("Title", "subtitle", [section("Quality", tiles([...]), row(card("ROC", line_chart([...])), ...))])
@@ -30,7 +30,7 @@ ONE_BAND = 0.02  # half the width of a band of one point, of the axis
 
 
 def format_number(value: Any, digits: int = 4) -> str:
-    """Short text of a number: 0.7482, 28,243, 1.2e-07; a dash for what is missing."""
+    """Short text of a number: 0.7482, 28,243, 1.2e-07; a dash for a missing value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, (bool, str)):
@@ -86,7 +86,7 @@ def tiles(items: Iterable[Tile]) -> Markup:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "nothing to show") -> Markup:
-    """A table; numbers are set right, under a title set right, and shortened. A cell may be Markup, as `bar` gives."""
+    """A table; numbers are shortened and right-aligned, as are their titles. A cell may be Markup, such as `bar`."""
     body = []
     titled = [""] * len(columns)
     for cells in rows:
@@ -119,12 +119,12 @@ def paragraph(text: str, *, quiet: bool = False) -> Markup:
 
 
 def preformatted(text: str) -> Markup:
-    """Text as it is, line by line."""
+    """Preformatted text."""
     return Markup('<pre class="scroll">{}</pre>').format(text)
 
 
 def facts(pairs: Mapping[str, Any]) -> Markup:
-    """Names and values, one a line."""
+    """Names and values, one per line."""
     lines = [
         Markup("<dt>{}</dt><dd>{}</dd>").format(
             name, value if isinstance(value, (str, Markup)) else format_number(value)
@@ -196,7 +196,7 @@ def line_chart(
     x_ticks: Mapping[float, str] | None = None,
     lines: Mapping[str, float] | None = None,
 ) -> Markup:
-    """Lines with bands. `x_ticks` names places of the x axis; `lines` are named horizontal rules (a threshold)."""
+    """Lines with bands. `x_ticks` names positions on the x axis; `lines` are named horizontal rules (a threshold)."""
     xs = [x for item in series for x in item.x]
     ys = [y for item in series for values in (item.y, item.low or (), item.high or ()) for y in values if _known(y)]
     ys += list((lines or {}).values())
@@ -256,7 +256,7 @@ def interval_chart(
     x_label: str = "",
     reference: float | None = None,
 ) -> Markup:
-    """One dot a label with its interval, best read from top to bottom; `reference` is a vertical rule (the whole)."""
+    """One dot per label with its interval, from top to bottom; `reference` is a vertical rule (the value of all rows)."""
     known = [value for group in (values, low or (), high or ()) for value in group if _known(value)]
     if not known:
         return paragraph("nothing that can be computed", quiet=True)
@@ -381,7 +381,7 @@ def _line(frame: _Frame, item: Series, colour: int) -> Markup:
         band = [
             place for place in zip(item.x, item.low, item.high, strict=True) if _known(place[1]) and _known(place[2])
         ]
-        if len({x for x, _, _ in band}) == 1:  # a band of one point has no width of its own
+        if len({x for x, _, _ in band}) == 1:  # a band of one point has no width
             aside = ONE_BAND * (frame.x[1] - frame.x[0])
             band = [(x + side, low, high) for x, low, high in band for side in (-aside, aside)]
         edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
