@@ -22,6 +22,7 @@ import pytest
 import engine
 from engine.config.compose import compose
 from engine.config.tree import Config
+from engine.config.units import Moment
 from engine.errors import UserError
 from engine.features import required_columns
 from engine.runtime import storage
@@ -377,12 +378,12 @@ def config_of(shop: Shop, **changes: Any) -> Config:
 @pytest.mark.parametrize(("column", "changes", "needed"), [
     ("bought", {}, False),
     ("bought", {"nullable": False}, False),
-    ("bought", {"known_at": "prior"}, False),
+    ("bought", {"known_at": Moment("prior")}, False),
     ("amount", {}, False),
-    ("amount", {"known_at": "at"}, False),  # at the event, an hour after the decision
-    ("amount", {"known_at": "at - 2h"}, True),
-    ("amount", {"known_at": "prior"}, True),
-    ("paid_at", {"known_at": "prior"}, True),
+    ("amount", {"known_at": Moment("at")}, False),  # at the event, an hour after the decision
+    ("amount", {"known_at": Moment("at - 2h")}, True),
+    ("amount", {"known_at": Moment("prior")}, True),
+    ("paid_at", {"known_at": Moment("prior")}, True),
     ("shop", {}, True),
     ("visit", {}, True),
     ("at", {}, True),
