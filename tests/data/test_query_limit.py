@@ -41,7 +41,7 @@ def test_ctrl_c_is_heard_while_a_query_runs() -> None:
 
 
 def test_the_time_that_the_reader_of_the_rows_takes_is_not_the_querys() -> None:
-    batch = pa.record_batch({"n": list(range(2048))})
+    batch = pa.record_batch({"n": ["x" * 2000] * 2048})  # more than is read ahead
 
     def slow() -> Iterator[pa.RecordBatch]:
         for _ in range(4):
