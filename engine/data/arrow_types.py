@@ -1,4 +1,4 @@
-"""Type names of the config and the Arrow types they stand for, nothing guessed from data; when two values are the same."""
+"""Type names of the config and their Arrow types, and the comparison of types and values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TYPES: dict[str, pa.DataType] = {
     "duration": pa.duration("us"),
     "timestamp": TIMESTAMP,
 }
-# What other systems call these types, where the nearest spelling would be another type.
+# Names of these types in other systems, for which the nearest spelling would be another type.
 _ELSEWHERE = {
     "int": "int64", "integer": "int64", "long": "int64", "bigint": "int64", "smallint": "int16", "tinyint": "int8",
     "float": "float64", "double": "float64", "real": "float32", "number": "float64", "decimal": "decimal(10,2)",
@@ -47,7 +47,7 @@ _MAP = re.compile(r"^map<([^,]+),(.+)>$")
 def parse_type(text: str) -> pa.DataType:
     """The Arrow type of `int64`, `decimal(10,2)`, `list<string>`, `map<string,int64>`, `timestamp` (us, UTC), ...
 
-    Raises UserError for a name that is not known.
+    Raises UserError for an unknown name.
     """
     name = text.strip()
     if name in _TYPES:
@@ -69,7 +69,7 @@ def parse_type(text: str) -> pa.DataType:
 
 
 def type_name(kind: pa.DataType) -> str:
-    """The config's name of an Arrow type; Arrow's own name where the config has none."""
+    """The config's name of an Arrow type; Arrow's name if the config has none."""
     for name, known in _TYPES.items():
         if kind.equals(known):
             return name
@@ -83,7 +83,7 @@ def type_name(kind: pa.DataType) -> str:
 
 
 def declarable(kind: pa.DataType) -> str | None:
-    """The config's name of the type that keeps every value of an Arrow type; None where there is none."""
+    """The config's name of the type that keeps every value of an Arrow type; None if there is none."""
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return declarable(kind.value_type)
     for holds, name in _KEPT_AS.items():
@@ -103,7 +103,7 @@ def declarable(kind: pa.DataType) -> str | None:
 
 
 def is_uuid(kind: pa.DataType) -> bool:
-    """Whether these are UUIDs, as Parquet and Arrow mark them."""
+    """Whether the type is the UUID extension type of Arrow and Parquet."""
     return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.uuid"
 
 
@@ -135,7 +135,7 @@ def schema_of(types: dict[str, str]) -> pa.Schema:
 def alike(first: pa.DataType, second: pa.DataType) -> bool:
     """Whether keys of two types may be compared: integers with integers, floats with floats, text with text, equal types.
 
-    Of no type (nothing but nulls) there is no key.
+    The null type can be compared with every type, since it has no keys.
     """
     return pa.types.is_null(first) or pa.types.is_null(second) or _family(first) == _family(second)
 
@@ -154,9 +154,9 @@ def _family(kind: pa.DataType) -> object:
 
 
 def as_keys(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Values as keys of a type that is `alike`; one that the type does not hold equals none of its keys and becomes null."""
+    """Values converted to keys of a type that is `alike`; a value outside that type matches no key and becomes null."""
     if values.type.equals(kind):
-        # As SQL has it, -0.0 and 0.0 are one key; their bits are two.
+        # As in SQL, -0.0 and 0.0 are the same key, although their bits differ.
         return pc.add(values, pa.scalar(0.0, kind)) if pa.types.is_floating(kind) else values
     if pa.types.is_dictionary(values.type):
         values = values.dictionary.take(values.indices)
@@ -172,5 +172,5 @@ def as_keys(values: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def same_value(first: pa.Scalar, second: pa.Scalar) -> bool:
-    """Equal values of one type; NaN, which to Arrow differs from NaN, is the same as NaN."""
+    """Whether two values of one type are equal; unlike in Arrow, NaN equals NaN."""
     return bool(first.equals(second)) or str(first) == str(second) == "nan"

@@ -1,6 +1,6 @@
-"""How many bytes of a file may be rows in memory at once: batches are cut by what they hold, not by how many rows it is.
+"""Memory limits of reading: batches are limited by bytes instead of rows.
 
-A value that a file holds once and names a thousand times (a dictionary) counts as often as it is named.
+A dictionary value counts as often as rows refer to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Bounds:
 
     @classmethod
     def of(cls, memory: int, readers: int = 1) -> Bounds:
-        """For `readers` files that are read at the same time within `memory` bytes; a row may take an eighth of it."""
+        """Limits for `readers` files that are read at the same time within `memory` bytes; a row may take an eighth of it."""
         batch = min(max(memory // (32 * readers), SMALLEST_BATCH), LARGEST_BATCH)
         return cls(batch, min(max(memory // 8, SHORTEST_LIMIT), LONGEST_ROW), memory)
 
@@ -39,8 +39,8 @@ class Bounds:
         """The error for a row of `size` bytes."""
         return UserError(
             f"{what} takes {size:,} bytes, more than the {self.row:,} that a row may take under "
-            f"resources.memory={self.memory:,} (an eighth of it, at most {LONGEST_ROW:,}): allow more memory, or declare the "
-            "data without that column"
+            f"resources.memory={self.memory:,} (an eighth of it, at most {LONGEST_ROW:,}): allow more memory, or do not "
+            "declare that column"
         )
 
 
@@ -50,7 +50,7 @@ USUAL = Bounds()
 def cut(batches: Iterator[pa.RecordBatch], bounds: Bounds) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of at most `bounds.batch` bytes once dictionaries are decoded.
 
-    Raises UserError naming row and column where a single row is longer than `bounds.row`.
+    Raises UserError naming row and column if a single row is longer than `bounds.row`.
     """
     first = 1
     for batch in batches:
@@ -100,14 +100,14 @@ def _dictionary_bytes(array: pa.DictionaryArray) -> int:
     if pa.types.is_string(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_string(values.type):
         lengths = pc.fill_null(pc.binary_length(values), 0)
         longest = int(pc.max(lengths).as_py())
-        if longest * len(array) < SMALLEST_BATCH:  # what most are, without looking at every row
+        if longest * len(array) < SMALLEST_BATCH:  # the usual case, without a look at every row
             return (4 + longest) * len(array)
         return 4 * len(array) + int(pc.sum(lengths.cast(pa.int64()).take(array.indices)).as_py() or 0)
     return decoded_bytes(values) * len(array) // len(values)
 
 
 def indexed_bytes(array: Any) -> int:
-    """Bytes of an array whose dictionaries are left out."""
+    """Bytes of an array without its dictionaries."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         return 4 * len(array)
@@ -135,7 +135,7 @@ def longest_value(array: Any) -> int:
 
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}
 PROBE_ROWS = 16
-SKEW = 8  # a batch of long rows may hold so many times the bytes of an average one
+SKEW = 8  # largest assumed ratio of the bytes of a batch to those of an average batch
 
 ReadPlan = tuple[list[int], int, tuple[str, ...]]
 Probe = Callable[[int, list[str]], pa.RecordBatch]
@@ -145,7 +145,7 @@ def plan(parquet: pq.ParquetFile, wanted: list[str], bounds: Bounds, probe: Prob
     """(row groups, rows of a batch, leaves to be read as dictionaries) for stretches of a Parquet file.
 
     `probe(group, leaves)` gives a group's first PROBE_ROWS rows of the leaves, read as dictionaries. The metadata of column
-    chunks would tell more, but asking for those of a damaged file ends the process (pyarrow 26).
+    chunks has more detail, but reading it from a damaged file crashes the process (pyarrow 26).
     """
     leaves = [parquet.schema.column(place) for place in range(len(parquet.schema))]
     leaves = [leaf for leaf in leaves if any(leaf.path == path or leaf.path.startswith(f"{path}.") for path in wanted)]
@@ -160,7 +160,7 @@ def plan(parquet: pq.ParquetFile, wanted: list[str], bounds: Bounds, probe: Prob
         rows = min(about.num_rows, BATCH_ROWS)
         width, repeated = float(fixed), list[str]()
         if rest and rows:
-            # Uncompressed bytes are those of the rows, but for values that repeat.
+            # Uncompressed bytes are those of the rows, except for repeated values.
             stored = about.total_byte_size / about.num_rows
             width += stored * (SKEW if about.total_byte_size > bounds.batch else 1)
             for path, column in zip(rest, probe(group, rest).columns, strict=True):

@@ -40,21 +40,21 @@ class Finding:
 
 @dataclasses.dataclass
 class Lost:
-    """A row that could not be cut into fields."""
+    """A row that could not be split into fields."""
 
     number: int
     text: str
     reason: str
 
 
-# (column, positions of a chunk) -> what stands there in the file; None for a column that the file does not hold.
+# (column, positions of a chunk) -> texts of the values in the file; None for a column that the file does not have.
 Evidence = Callable[[str, np.ndarray], "list[str | None] | None"]
 
 
 @dataclasses.dataclass
 class Chunk:
-    """Rows of one file in file order: 1-based row numbers, typed columns, findings, rows that were lost, and the text of
-    single values as the file holds it.
+    """Rows of one file in file order: 1-based row numbers, typed columns, findings, lost rows, and access to the text of
+    single values in the file.
     """
 
     numbers: np.ndarray
@@ -64,7 +64,7 @@ class Chunk:
     evidence: Evidence | None = None
 
     def shown(self, finding: Finding) -> Finding:
-        """The finding with its values as the file holds them, where it shows any."""
+        """The finding with its values as written in the file, if it shows any."""
         shown = any(value is not None for value in finding.values)
         texts = self.evidence(finding.column, finding.positions) if self.evidence and shown else None
         if texts is None:
@@ -81,14 +81,14 @@ def evidence_of(raw: Mapping[str, Any]) -> Evidence:
 
 @dataclasses.dataclass
 class Matched:
-    """Declared column -> place in the file (None where it has none), and what a person should know about it."""
+    """Declared column -> place in the file (None if it is missing there), and notes for the report."""
 
     places: dict[str, int | None]
     notes: dict[str, Any]
 
 
 class MissingColumnError(UserError):
-    """A file lacks a declared column: what is so (`fact`), and what to do about it where columns may be declared."""
+    """A declared column is missing in a file: the `fact`, and `advice` for a user who may change the declaration."""
 
     def __init__(self, fact: str, advice: str, source: str, column: str, file: str) -> None:
         super().__init__(fact + advice)
@@ -96,9 +96,9 @@ class MissingColumnError(UserError):
 
 
 def match(found: list[str], source: SourceConfig, file: SourceFile, advice: Callable[[], str] = lambda: "") -> Matched:
-    """Find each declared column by name, nested path or alias; `advice` says what a look at the file suggests.
+    """Find each declared column by name, nested path or alias; `advice` gives a hint from the file's content.
 
-    Raises UserError for a missing column, a name that stands twice, and an unexpected column, as the source says.
+    Raises UserError for a missing column, an ambiguous name, and, depending on the source's policy, an unexpected column.
     """
     where = f"data.sources.{file.source}"
     places: dict[str, int | None] = {}
@@ -146,7 +146,7 @@ def _place(
     if found.count(present[0]) > 1:
         order = " Declare every column of the file in its order, with csv.header=false and csv.skip"
         raise UserError(
-            f"{file.shown}: column {name!r} stands more than once in the file ({_some(found)}): it is not clear which is "
+            f"{file.shown}: column {name!r} occurs more than once in the file ({_some(found)}): it is not clear which is "
             f"meant.{advice() or (order if file.format == 'csv' else '')}"
         )
     return found.index(present[0])
@@ -177,7 +177,7 @@ def _other_name(name: str, found: list[str], where: str) -> str:
     said = (
         f"{did_you_mean(close)} If so, set {listed}, else"
         if close
-        else f" Where the file has another name for it, add that to {where}.aliases;"
+        else f" If the file has another name for it, add that to {where}.aliases;"
     )
     return f"{said} set {where}.missing=null if files may lack the column"
 
@@ -196,7 +196,7 @@ def typed(
     zone: str,
     notes: dict[str, Any],
 ) -> tuple[pa.Table, list[Finding]]:
-    """Declared columns, in declared order and of the declared types, from the raw arrays that a file gave.
+    """Declared columns, in declared order and with the declared types, from the raw arrays of a file.
 
     Raises UserError naming the file and column when a column is of an unrelated type.
     """
@@ -230,7 +230,7 @@ def typed(
 
 
 def policy_key(file: SourceFile, column: str) -> str:
-    """The config key that says what happens to a value that is not of its source column's type."""
+    """The config key of the policy for values that are not of the source column's type."""
     return schema.at(f"data.sources.{file.source}.columns", column) + ".on_violation"
 
 
@@ -270,13 +270,13 @@ def item_text(place: int, text: str | None) -> str:
 
 
 def as_text(scalar: Any) -> str | None:
-    """A value as a person may read it, shortened; bytes that are no text are escaped."""
+    """A value as short, readable text; bytes that are not UTF-8 are escaped."""
     if isinstance(scalar, pa.DictionaryScalar):
         scalar = scalar.value
     if not scalar.is_valid:
         return None
     if pa.types.is_time(scalar.type):
-        return f"{scalar.value} {scalar.type.unit}"  # as_py would wrap what lies outside of a day into it
+        return f"{scalar.value} {scalar.type.unit}"  # as_py would wrap values outside of a day
     try:
         value = scalar.as_buffer().to_pybytes() if hasattr(scalar, "as_buffer") else scalar.as_py()
     except (ValueError, OverflowError, pa.ArrowException):

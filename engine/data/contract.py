@@ -1,4 +1,4 @@
-"""What a whole dataset must satisfy: how many rows, how many nulls, how fresh, and how far from the previous one."""
+"""The contract of a dataset: limits on rows, nulls, freshness, and changes from the previous dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check(
     *,
     empty: bool = False,
 ) -> None:
-    """Raises UserError with every clause that is broken; a dataset without rows is one, unless it may be `empty`."""
+    """Raises UserError with all violated clauses; a dataset without rows is a violation unless it may be `empty`."""
     if not empty:
         check_rows(manifest)
     broken = [
@@ -56,7 +56,7 @@ def _rows(data: DataConfig, manifest: DatasetRecord, previous: DatasetRecord | N
 
 
 def _whence(accounting: Accounting) -> str:
-    """What the files held, where no row came out of them."""
+    """Why a dataset has no rows, from the accounting of its files."""
     files = accounting["files"]
     if accounting["rows_in"]:
         return f": of {accounting['rows_in']:,} rows in {len(files)} files {accounting['quarantined']:,} were set aside"

@@ -63,7 +63,7 @@ class TableEntry(TypedDict):
 
 
 class FileReport(TallyRecord):
-    """What became of a source file: its rows, why it was refused, and how its columns differ from the declared ones."""
+    """The report of a source file: its rows, why it was refused, and how its columns differ from the declared ones."""
 
     file: str
     source: str
@@ -77,7 +77,7 @@ class FileReport(TallyRecord):
 
 
 class Accounting(TypedDict):
-    """in = kept + quarantined for every file and step; refused files stand beside them."""
+    """in = kept + quarantined for every file and step; refused files are listed too, without rows."""
 
     rows_in: records.Count
     kept: records.Count
@@ -144,12 +144,12 @@ class Dataset:
 
     @property
     def recipe(self) -> str:
-        """What was asked."""
+        """Digest of the files and settings from which the dataset was made."""
         return str(self.manifest["recipe"])
 
     @property
     def digest(self) -> str:
-        """What came out: digest of the values of the event table and the side tables."""
+        """Digest of the values of the event table and the side tables."""
         return str(self.manifest["digest"])
 
     @functools.cached_property
@@ -177,13 +177,13 @@ class Dataset:
 
     def _column(self, name: str) -> ColumnEntry:
         if name not in self._columns:
-            raise UserError(f"{name!r} is no column of dataset {self.name}.{nearest(name, self._columns)}")
+            raise UserError(f"{name!r} is not a column of dataset {self.name}.{nearest(name, self._columns)}")
         return self._columns[name]
 
     # ---------------------------------------------------------------------------------------------- reading
 
     def path(self, file: str) -> Path:
-        """Where a file of the dataset is, which must be what ingest wrote. Raises records.Damaged."""
+        """The path of a file of the dataset, after a check that it is what ingest wrote. Raises records.Damaged."""
         return self.seal.check(self.directory, file, REMEDY)
 
     def read(self, columns: list[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
@@ -198,7 +198,7 @@ class Dataset:
         schema = self._schema(columns)
         start, stop = rows if rows is not None else (0, self.rows)
         if not 0 <= start <= stop <= self.rows:
-            raise UserError(f"rows must lie within [0, {self.rows}], found [{start}, {stop})")
+            raise UserError(f"rows must be within [0, {self.rows}], found [{start}, {stop})")
         for part in self.parts:
             low, high = max(start, part.start), min(stop, part.start + part.rows)
             if low < high:
@@ -231,7 +231,7 @@ class Dataset:
         yield from table.combine_chunks().to_batches(max_chunksize=batch_rows)
 
     def row_range(self, start_us: int, stop_us: int) -> tuple[int, int]:
-        """Rows whose event time lies in [start_us, stop_us), microseconds UTC: a contiguous range, for rows are in time order."""
+        """Rows with event time in [start_us, stop_us), microseconds UTC: a contiguous range, since rows are in time order."""
         return self._first_at(start_us), self._first_at(stop_us)
 
     def _first_at(self, instant: int) -> int:
@@ -269,12 +269,12 @@ class Dataset:
 
     def _table(self, name: str) -> TableEntry:
         if name not in self.manifest["tables"]:
-            raise UserError(f"{name!r} is no table of dataset {self.name}.{nearest(name, self.manifest['tables'])}")
+            raise UserError(f"{name!r} is not a table of dataset {self.name}.{nearest(name, self.manifest['tables'])}")
         return self.manifest["tables"][name]
 
 
 def open_dataset(directory: Path | str) -> Dataset:
-    """The dataset in a folder of the store. Raises UserError when there is none, or of another format."""
+    """The dataset in a folder of the store. Raises UserError if there is none, or if it has another format."""
     directory = Path(directory)
     found = seal.read(directory)
     manifest = records.read(found.check(directory, MANIFEST, REMEDY), DatasetRecord)
@@ -297,11 +297,11 @@ def find_dataset(folder: Path, wanted: str, where: str) -> Dataset:
     """The one dataset of a folder whose recipe or digest begins with `wanted`. Raises UserError naming the key `where`."""
     found = stored_datasets(folder)
     matching = [item for item in found if item.recipe.startswith(wanted) or item.digest.startswith(wanted)]
-    if len({item.digest for item in matching}) != 1:  # of two recipes with one content either will do
+    if len({item.digest for item in matching}) != 1:  # recipes with the same content are interchangeable
         known = ", ".join(item.digest[:16] for item in found) or "none"
         raise UserError(
             f"{where} must name one dataset in {folder} by recipe or digest, "
-            f"found {len(matching)} for {wanted!r}. There: {known}"
+            f"found {len(matching)} for {wanted!r}. Known: {known}"
         )
     return matching[0]
 

@@ -1,4 +1,4 @@
-"""`engine data gc`: datasets of the store that no run has named, and what keeps the others."""
+"""`engine data gc`: find and remove datasets of the store that no run uses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.errors import UserError
 from engine.runtime import records, storage, terminal
 from engine.runtime.run import facts_of_runs
 
-KEEP_RECENT = 24 * 3600  # seconds: a run that begins may be about to name it
+KEEP_RECENT = 24 * 3600  # seconds: a starting run may be about to use a recent dataset
 INGEST = "an ingest is at work here"
 
 
 class Named(TypedDict):
-    """What is read of a run.json. A damaged one stops a clean-up: it may have named what would go."""
+    """The keys of run.json that are read here. A damaged one stops the clean-up, since its run may use any dataset."""
 
     chain: NotRequired[dict[str, str]]
     outputs: NotRequired[dict[str, str]]
@@ -27,7 +27,7 @@ class Named(TypedDict):
 
 
 class Content(TypedDict):
-    """What is read of a dataset's manifest."""
+    """The keys of a dataset's manifest that are read here."""
 
     digest: NotRequired[str]
 
@@ -39,7 +39,7 @@ class Latest(TypedDict):
 
 
 def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
-    """`data gc [--delete] [--json]`: lists datasets with what keeps them; removes the others. Raises UserError."""
+    """`data gc [--delete] [--json]`: list datasets with the reason to keep each; remove the others. Raises UserError."""
     if words:
         raise UserError(f"data gc takes options only, found {words[0]!r}")
     delete = "--delete" in options

@@ -64,7 +64,7 @@ def _pattern(parts: list[str], place: int) -> str:
     if part[0] != "%" or part == "%%":
         return re.escape(part.replace("%%", "%"))
     field = part[1:]
-    # A number that touches another one has all of its digits: 2022111 is no day.
+    # A number next to another one must have all of its digits: 2022111 is ambiguous.
     before = parts[place - 1] if place else " "
     after = parts[place + 1] if place + 1 < len(parts) else " "
     apart = not (_is_number(before, -1) or _is_number(after, 0))
@@ -76,9 +76,9 @@ def _is_number(part: str, end: int) -> bool:
 
 
 def read(text: pa.Array, form: str) -> pa.Array:
-    """Timestamps (us, in UTC where the format has an offset, else local) of text; null where it has not the form exactly.
+    """Timestamps (us; UTC if the format has an offset, else local) of text; null where the text does not match exactly.
 
-    A month, a day or a time that the format leaves out is the first. Raises UserError for a format that `check` refuses.
+    A month, day or time that is not in the format is the first one. Raises UserError for a format that `check` rejects.
     """
     pattern, names = _compiled(form)
     found = pc.extract_regex(text, pattern)
@@ -100,7 +100,7 @@ def read(text: pa.Array, form: str) -> pa.Array:
 def _days(fields: dict[str, pa.Array]) -> tuple[np.ndarray, np.ndarray]:
     """(days since 1970, whether there is such a day) of every text."""
     year = _number(fields, "Y")
-    if "y" in fields:  # as POSIX has it: 69 to 99 are of the last century
+    if "y" in fields:  # as in POSIX, 69 to 99 are 1969 to 1999
         year = _number(fields, "y")
         year = year + np.where(year < 69, 2000, 1900)
     months = (year - 1970) * 12

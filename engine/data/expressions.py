@@ -1,6 +1,6 @@
-"""SQL expressions over the columns of one row: what they read, and their values. One row in, one value out.
+"""SQL expressions over the columns of one row: the columns that they read, and their values, one per row.
 
-Refused: aggregates, window functions, subqueries and anything whose value may change from call to call (now(), random()).
+Not allowed: aggregates, window functions, subqueries, and functions whose value changes from call to call (now(), random()).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.errors import UserError
 def expression_columns(sql: str, where: str = "expression") -> tuple[str, ...]:
     """Columns that an expression over one row reads, sorted.
 
-    Raises UserError for SQL that is no single expression, reads other rows, or may change from call to call.
+    Raises UserError for SQL that is not a single expression, reads other rows, or may change from call to call.
     """
     tree, reason = repeatable.parse(f"SELECT ({sql}) AS value FROM rows")
     if tree is None or len(tree.get("select_list", ())) != 1:
@@ -54,7 +54,7 @@ def evaluate(
 ) -> pa.Table:
     """One column per expression (name -> (SQL, type)), one value per row in the same order.
 
-    Raises UserError, without values of the rows where columns of them are `sensitive`.
+    Raises UserError, without values of the rows if some of their columns are `sensitive`.
     """
     selected = ", ".join(f'CAST(({sql}) AS {_sql_type(kind)}) AS "{name}"' for name, (sql, kind) in expressions.items())
     schema = pa.schema([(name, parse_type(kind)) for name, (_, kind) in expressions.items()])
@@ -73,7 +73,7 @@ def evaluate(
 def _check_whole(
     connection: Any, expressions: Mapping[str, tuple[str, str]], where: str, sensitive: Collection[str]
 ) -> None:
-    """Raise UserError for a fraction where a whole number is declared: SQL would round it."""
+    """Raise UserError for a fraction where a whole number is declared, because SQL would round it."""
     for name, (sql, kind) in expressions.items():
         if not kind.startswith("int"):
             continue
@@ -88,7 +88,7 @@ def _check_whole(
             None,
         )
         if found is not None:
-            found = "a fraction (not shown: it is made of sensitive values)" if sensitive else found
+            found = "a fraction (not shown: it is computed from sensitive values)" if sensitive else found
             raise UserError(
                 f"{where}: expression {name!r} must give whole numbers ({kind}), found {found}: round() it, or declare float64"
             )

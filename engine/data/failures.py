@@ -1,4 +1,4 @@
-"""The one place where what a library raises at a user's data becomes a sentence: what could not be read, why, what to do."""
+"""Errors that libraries raise for users' data, as messages: what could not be read, why, and what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIBRARIES = {
     "pyarrow", "duckdb", "_duckdb", "deltalake", "_internal", "arro3", "pyiceberg", "pydantic", "pydantic_core", "fsspec",
     "zipfile", "gzip", "bz2", "lzma", "_compression", "encodings", "codecs",
 }  # fmt: skip
-# Whoever raises these: a disk, an archive, bytes that are no text, a number or an allocation beyond what there is.
+# Always errors of the data or machine: of disks, archives, encodings, too large numbers or allocations.
 RAISED = (
     OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, UnicodeError, OverflowError,
     MemoryError, NotImplementedError,
@@ -28,18 +28,18 @@ ADVICE = {  # by the name of DuckDB's exception
     "OutOfRangeException": "cast to a wider type first, such as DOUBLE or HUGEINT",
     "NotImplementedException": "declare another type in the source: float32 for a float16, decimal(38,s) or string for a "
     "wider decimal",
-    "OutOfMemoryException": "allow more with resources.memory, or let the query hold fewer columns",
+    "OutOfMemoryException": "allow more with resources.memory, or let the query select fewer columns",
 }
-# Errors of DuckDB that quote the SQL alone.
+# Errors of DuckDB that quote only the SQL.
 QUOTES_NO_DATA = ("BinderException", "ParserException", "CatalogException", "SyntaxException", "PermissionException")
 
 
 class Unreadable(UserError):
-    """A file or table whose bytes a library cannot make rows of."""
+    """A file or table that a library cannot read."""
 
 
 def from_library(error: BaseException) -> bool:
-    """Whether a library (or the disk) raised it, and not code of the engine's own, whose faults keep their traceback."""
+    """Whether a library or the disk raised the error, and not the engine, whose faults keep their traceback."""
     if isinstance(error, UserError):
         return False
     if isinstance(error, RAISED) or type(error).__module__.split(".")[0] in LIBRARIES:
@@ -47,12 +47,12 @@ def from_library(error: BaseException) -> bool:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    # Compiled code leaves frames of its own (pyarrow/scalar.pxi); plain Python lies in a folder of the library's name.
+    # Compiled code has its own frames (pyarrow/scalar.pxi); Python code is in a folder with the library's name.
     return frame is not None and not LIBRARIES.isdisjoint(PurePath(frame.tb_frame.f_code.co_filename).parts)
 
 
 def reason_of(error: BaseException) -> str:
-    """What the library says, on one line; DuckDB's with the line of SQL that it points at."""
+    """The library's message on one line; DuckDB's with the line of SQL that it points at."""
     if isinstance(error, FileNotFoundError):
         return "it must exist, found nothing"
     if isinstance(error, MemoryError) and "malloc" in str(error):
@@ -63,8 +63,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def reason_without_values(error: BaseException, sensitive: Collection[str]) -> str:
-    """`reason_of` without what it quotes of the data: what stands before the first colon (libraries begin with a phrase of
-    their own), and DuckDB's line of SQL. A message about SQL or the disk alone is told whole.
+    """`reason_of` without quoted data: the text before the first colon (the library's phrase), and DuckDB's line of SQL.
+    A message that is only about SQL or the disk is kept unchanged.
     """
     reason = reason_of(error)
     if (
@@ -81,9 +81,9 @@ def reason_without_values(error: BaseException, sensitive: Collection[str]) -> s
 
 @contextlib.contextmanager
 def explained(subject: str, note: str = "", sensitive: Collection[str] = ()) -> Iterator[None]:
-    """What a library raises inside becomes an Unreadable: `subject: reason; note; what to do`.
+    """Turn a library's error in the block into an Unreadable: `subject: reason; note; what to do`.
 
-    `sensitive`: the columns in reach whose values the reason must not quote.
+    `sensitive`: columns whose values the reason must not quote.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Which files a source names: paths, globs, folders, hive partitions, files of packages, object stores.
+"""The files of a source: paths, globs, folders, hive partitions, files of packages, object stores.
 
-Everything ends as local seekable paths or byte streams; a compressed file is unpacked by stream.
+The result is local paths or byte streams; a compressed file is decompressed as a stream.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from engine.runtime.remote import address
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 HIDDEN = (".", "_")
-# What the libraries raise at a damaged, torn or encrypted archive, or one of a method that they lack.
+# Errors of the libraries for a damaged, truncated or encrypted archive, or an unknown compression method.
 BROKEN = (EOFError, OSError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 COMPRESSIONS = (".gz", ".zst", ".zip", ".bz2", ".xz", ".lz4")
 SUFFIXES = {
@@ -47,7 +47,7 @@ SUFFIXES = {
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """One file of a source: where it is, what a person calls it, its digest and its partition values."""
+    """One file of a source: its path, its name in messages, its digest and its partition values."""
 
     source: str
     path: Path
@@ -59,22 +59,22 @@ class SourceFile:
 
     @property
     def identity(self) -> list[Any]:
-        """What the file contributes to a recipe: its bytes and its partition values, not its name."""
+        """The file's part of a recipe: its content and its partition values, not its name."""
         return [self.digest, sorted(self.partitions.items())]
 
 
 def event_source(data: DataConfig) -> str:
-    """The source that is the event table where there is no query. Raises UserError when that is not clear."""
+    """The source that is the event table if there is no query. Raises UserError if that is ambiguous."""
     if data.name in data.sources:
         return data.name
     rest = [name for name in data.sources if name not in data.tables]
     if len(rest) != 1:
-        raise UserError(f"data.query must say how the events are made of the sources {', '.join(data.sources)}")
+        raise UserError(f"data.query must select the events from the sources {', '.join(data.sources)}")
     return rest[0]
 
 
 def source_files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> list[SourceFile]:
-    """The files of a source in canonical order (by content, then name). Raises UserError when there are none.
+    """The files of a source in canonical order (by content, then name). Raises UserError if there are none.
 
     `cache` is a folder for copies of remote objects.
     """
@@ -158,16 +158,16 @@ def _neighbour(target: Path) -> str:
 
 
 def _cut_pattern(path: str) -> tuple[str, list[str]]:
-    """(folder, parts of the pattern below it) of a path; no parts where it has no glob characters."""
+    """(folder, parts of the pattern below it) of a path; no parts if it has no glob characters."""
     found = re.search(r"[*?[]", path)
     start = path.rfind("/", 0, found.start()) + 1 if found else len(path)
     return path[:start], [part for part in path[start:].split("/") if part]
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str], partly: bool = False) -> bool:
-    """Whether a path matches a glob, part by part (`partly`: or may do so with more parts); `**` is any number of folders.
+    """Whether a path matches a glob, part by part (`partly`: or may match with more parts); `**` is any number of folders.
 
-    What begins with `.` or `_` (unfinished output of Spark, marks such as _SUCCESS) must be named by a part that does too.
+    Names with `.` or `_` in front (unfinished output of Spark, marks such as _SUCCESS) only match a part with it in front.
     """
     if not parts:
         return partly or all(part == "**" for part in pattern)
@@ -181,7 +181,7 @@ def _matches(parts: Sequence[str], pattern: Sequence[str], partly: bool = False)
 
 
 def _below(folder: Path, pattern: list[str]) -> Iterator[Path]:
-    """What is no folder and matches. Links to folders are followed, except in circles. Raises OSError."""
+    """Files that match. Links to folders are followed, except in cycles. Raises OSError."""
 
     def raise_(error: OSError) -> None:
         raise error
@@ -195,7 +195,7 @@ def _below(folder: Path, pattern: list[str]) -> Iterator[Path]:
 
 
 def _is_circle(folder: Path, name: str) -> bool:
-    """Whether a folder is a link to one that it stands in, however that was come to."""
+    """Whether a folder is a link to one of the folders above it."""
     path = folder / name
     return path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents)
 
@@ -220,7 +220,7 @@ def _format(name: str, source: SourceConfig, path: Path) -> str:
     if suffixes and suffixes[-1] in SUFFIXES:
         return SUFFIXES[suffixes[-1]]
     word = f"data.sources.{name}.format={_likely_format(path)}"
-    raise UserError(f"{path}: the format is not told by the name; by its first bytes, set {word}")
+    raise UserError(f"{path}: the format cannot be told from the name; by its first bytes, set {word}")
 
 
 def _likely_format(path: Path) -> str:
@@ -238,7 +238,7 @@ def _fetch(source: SourceConfig, cache: Path) -> list[tuple[Path, str, dict[str,
     """Copies of the objects under an s3:// path, one folder per object version."""
     bucket_key = source.path.removeprefix("s3://").rstrip("/")
     if ".." in PurePosixPath(bucket_key).parts:
-        raise UserError(f"an s3:// path must not climb, found {source.path!r}")
+        raise UserError(f"an s3:// path must not contain .., found {source.path!r}")
     filesystem = storage.object_store(source.endpoint, source.region)
     try:
         infos = _objects(filesystem, bucket_key)
@@ -282,7 +282,7 @@ def _copy(filesystem: Any, info: Any, source: SourceConfig, cache: Path) -> tupl
 def _is_whole(copy: Path) -> bool:
     try:
         return seal.read(copy.parent).holds(copy.parent, copy.name)
-    except UserError:  # none yet, or damaged: it is fetched again
+    except UserError:  # missing or damaged: it is fetched again
         return False
 
 
@@ -290,7 +290,7 @@ def _is_whole(copy: Path) -> bool:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the file's name says that it is compressed."""
+    """Whether a file is compressed, by its name."""
     return path.suffix.lower() in COMPRESSIONS
 
 
@@ -300,7 +300,7 @@ class Torn(UserError):
 
 @contextlib.contextmanager
 def unpacking(shown: str) -> Iterator[None]:
-    """Turn what the libraries raise at a broken archive into a Torn that says so of `shown`."""
+    """Turn errors of the libraries for a broken archive into a Torn with the name `shown`."""
     try:
         yield
     except UserError:
@@ -316,7 +316,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def unpacked(path: Path, memory: int) -> pa.BufferReader:
-    """The whole of a compressed file, in memory. Raises UserError where it does not fit into half of it."""
+    """A compressed file, decompressed in memory. Raises UserError if it does not fit into half of `memory`."""
     with unpacking(str(path)), open_bytes(path) as stream:
         whole = stream.read(memory // 2 + 1)
     if len(whole) > memory // 2:
@@ -349,7 +349,7 @@ def _open(path: Path, suffix: str) -> BinaryIO:
 
 
 def likely_encoding(data: bytes) -> str:
-    """The encoding that the first bytes of a text speak for: by its mark, its zero bytes, or what can be decoded."""
+    """The likely encoding of a text from its first bytes: by its mark, its zero bytes, or a trial of decoding."""
     for mark, name in _MARKS.items():
         if data.startswith(mark):
             return name

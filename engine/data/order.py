@@ -342,9 +342,9 @@ class Spool:
 
 
 def _runs(table: pa.Table, event_time: str) -> Iterator[pa.Table]:
-    """Slices of a table none of whose times lies before one of the slice before: each can be sorted by itself, in cache.
+    """Slices of a table, each with times not before those of the previous one, so that each can be sorted alone, in cache.
 
-    A file in order of days, whatever the order within a day, has such cuts; one in random order is a single run.
+    A file that is ordered by days, in any order within a day, has such cuts; one in random order is a single run.
     """
     start = 0
     for cuts in _cuts(table.column(event_time).cast(pa.int64())) if len(table) > 2 * RUN_ROWS else ():
@@ -359,9 +359,9 @@ def _runs(table: pa.Table, event_time: str) -> Iterator[pa.Table]:
 
 
 def _cuts(times: pa.ChunkedArray) -> Iterator[np.ndarray]:
-    """Rows before which every time is earlier than theirs and all behind them, block by block (one fits in the cache)."""
+    """Rows at which all earlier rows have earlier times than this and all later rows, block by block (cache size)."""
     blocks = [np.asarray(times.slice(at, RUN_ROWS).combine_chunks()) for at in range(0, len(times), RUN_ROWS)]
-    earliest = np.minimum.accumulate([block.min() for block in blocks][::-1])[::-1]  # of a block and those behind it
+    earliest = np.minimum.accumulate([block.min() for block in blocks][::-1])[::-1]  # of a block and all later blocks
     latest = np.iinfo(np.int64).min
     for place, block in enumerate(blocks):
         before = np.maximum.accumulate(np.concatenate([[latest], block]))
@@ -373,14 +373,14 @@ def _cuts(times: pa.ChunkedArray) -> Iterator[np.ndarray]:
 
 
 def _taken(table: pa.Table, places: np.ndarray) -> pa.Table:
-    """Rows of a table at places that are known to exist; column by column, so that memory is used again while it is warm."""
+    """Rows of a table at valid places; column by column, so that memory is reused while it is in cache."""
     indices = pa.array(places)
     columns = [pc.take(_unchunked(column), indices, boundscheck=False) for column in table.columns]
     return pa.Table.from_arrays(columns, names=table.column_names)
 
 
 def _unchunked(column: pa.ChunkedArray) -> pa.Array:
-    """One chunk, which `take` needs to be fast; text beyond 2 GiB gets 64-bit offsets."""
+    """The column as one chunk, for which `take` is fast; text beyond 2 GiB gets 64-bit offsets."""
     if column.type in (pa.string(), pa.binary()) and column.nbytes > 2**31 - 2**20:
         column = column.cast({pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}[column.type])
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -412,7 +412,7 @@ def _write_ipc(path: Path, tables: list[pa.Table], schema: pa.Schema) -> None:
 
 
 def read_ipc(path: Path) -> Iterator[pa.Table]:
-    """The batches of an Arrow file, each read when it is asked for. Compressed: mapping it would only hold its pages."""
+    """The batches of an Arrow file, read one at a time. Not memory-mapped, since the file is compressed."""
     with pa.OSFile(str(path), "rb") as file:
         reader = pa.ipc.open_file(file)
         for place in range(reader.num_record_batches):
@@ -423,10 +423,10 @@ def read_ipc(path: Path) -> Iterator[pa.Table]:
 
 
 def losers(duplicates: pa.Table, ids: list[str], known: str, keep: str) -> tuple[pa.Table, pa.Table]:
-    """Of rows with equal ids all but the one kept, and row by row the one that is kept: the first or last by known time,
-    ties by the digest of the row.
+    """(the dropped rows among rows with equal ids, for each of them the row that is kept): the first or last by known time
+    is kept, ties by the digest of the row.
 
-    A null known time is later than any.
+    A null known time is later than any other.
     """
     by = ids if known in ids else [*ids, known]
     order, tied = _by_values(duplicates, by)

@@ -1,6 +1,6 @@
-"""From what a file holds to the declared type, exactly: a value either keeps its meaning or is named as a violation.
+"""Exact conversion of a file's values to the declared types: a value either keeps its meaning or is a violation.
 
-Text becomes numbers, instants and the like; Arrow values of another type are cast only where nothing is lost.
+Text is parsed into numbers, instants and so on; Arrow values of another type are cast only if nothing is lost.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Parsed:
 
 
 class UnrelatedError(UserError):
-    """Two types that have nothing to do with each other; `found` is the one of the file, text where it is a string."""
+    """The file's type cannot be converted to the declared one; `found` is the type in the file."""
 
     def __init__(self, declared: pa.DataType, found: pa.DataType, shown: str | None = None) -> None:
         super().__init__(f"must be {type_name(declared)}, found {shown or type_name(found)}")
         self.found = found
 
     def advice(self, key: str, path: str | None = None) -> str:
-        """What to declare at the config key of the column instead, as words of a command line; `path` is its place in a
-        file, None for the result of a query.
+        """A hint what to declare at the column's config key instead, as command-line words; `path` is its place in a file,
+        None for the result of a query.
         """
         name = declarable(self.found)
         if name is not None:
@@ -82,7 +82,7 @@ def _fields(kind: pa.DataType) -> list[pa.Field]:
 def to_type(array: pa.Array, kind: pa.DataType, reading: Reading) -> Parsed:
     """`array` as `kind`, null for null, every value that cannot be kept exactly listed in `bad`.
 
-    Raises UserError when the two types have nothing to do with each other (an int64 where text is declared).
+    Raises UserError if the types are unrelated (an int64 where text is declared).
     """
     return _in_calendar(_converted(array, kind, reading), kind)
 
@@ -125,14 +125,14 @@ def _uuid_texts(array: pa.ExtensionArray, kind: pa.DataType) -> pa.Array:
 
 
 _NONE = np.zeros(0, np.int64)
-# Beyond these Arrow's calendar wraps around without a word: the int64 maximum becomes a day in the year 32103. Within
-# them no sum of an instant and a span that anyone writes leaves 64 bits.
+# Beyond these years Arrow's calendar wraps around silently: the int64 maximum becomes a day in the year 32103. Within
+# them the sum of an instant and any realistic duration fits 64 bits.
 FIRST_YEAR, LAST_YEAR = -32_000, 32_000
 
 
 def is_beyond_whole_numbers(values: pa.ChunkedArray) -> bool:
-    """Whether floats that a foreign reader made of text have to be read from the text: infinite ones may have been numbers,
-    and from 2**53 on whole numbers may have been others.
+    """Whether floats that another reader parsed must be parsed again from the text: infinities may be overflows, and from
+    2**53 on whole numbers may have been rounded.
     """
     if not pa.types.is_floating(values.type) or values.null_count == len(values):
         return False
@@ -144,12 +144,12 @@ _TINY = (re.compile(rb"e-0*[1-9][0-9]{2}"), re.compile(rb"E-0*[1-9][0-9]{2}"), r
 
 
 def may_vanish(text: Any) -> bool:
-    """Whether bytes of text may hold a number too small for a float64, of which a foreign reader makes 0."""
+    """Whether bytes of text may have a number too small for a float64, which another reader turns into 0."""
     return any(pattern.search(memoryview(text)) for pattern in _TINY)
 
 
 def _in_calendar(parsed: Parsed, kind: pa.DataType) -> Parsed:
-    """Instants and dates of years that a calendar can tell; others are named as bad."""
+    """Mark instants and dates outside the years of the calendar as bad."""
     if not (kind.equals(TIMESTAMP) or kind == pa.date32()) or parsed.values.null_count == len(parsed.values):
         return parsed
     unit = "us" if kind.equals(TIMESTAMP) else "D"
@@ -194,7 +194,7 @@ def _refuse_unrelated(found: pa.DataType, declared: pa.DataType) -> None:
 
 
 def _clock(kind: pa.DataType) -> str:
-    """What a temporal type tells: a day or an instant, a time of day, a length; empty for others."""
+    """The kind of a temporal type: day (or instant), time (of day), length (duration); empty for others."""
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return "day"
     return "time" if pa.types.is_time(kind) else "length" if pa.types.is_temporal(kind) else ""
@@ -214,7 +214,7 @@ def _without(values: pa.Array, bad: np.ndarray, reason: str) -> Parsed:
 
 
 def _as_floats(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
-    """(values, whether each is what it was). A decimal is kept when the float, rounded to its digits, is that decimal."""
+    """(values, whether each is exact). A decimal is exact if the float, rounded to its digits, is that decimal."""
     if pa.types.is_float16(array.type):  # Arrow does not compare them
         array = array.cast(pa.float32())
     found = array.type
@@ -229,14 +229,14 @@ def _as_floats(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray
     same = pc.equal(back, array)
     if pa.types.is_floating(found):
         same = pc.or_(same, pc.is_nan(array))
-    elif pa.types.is_integer(found):  # the cast back of what lies beyond the largest integer is not defined
+    elif pa.types.is_integer(found):  # the cast back of a value beyond the largest integer is undefined
         bits = found.bit_width - (not pa.types.is_unsigned_integer(found))
         same = pc.and_(same, pc.and_(pc.less(wide, 2.0**bits), pc.is_finite(wide)))
     return values, np.asarray(pc.or_(pc.fill_null(same, False), array.is_null()))
 
 
 def _nested(array: pa.Array, kind: pa.DataType, reading: Reading, reason: str) -> Parsed:
-    """Lists and maps item by item; a list with an item that cannot be kept is bad whole."""
+    """Convert lists and maps item by item; a list with an item that cannot be converted is bad as a whole."""
     if pa.types.is_struct(kind):
         return _piecewise(array, kind, lambda part: _cast(part, kind, reading), reason, _nothing)
     if pa.types.is_fixed_size_list(array.type):
@@ -280,7 +280,7 @@ def _nested(array: pa.Array, kind: pa.DataType, reading: Reading, reason: str) -
 
 
 def _days(array: pa.Array, zone: str) -> pa.Array:
-    """Days of timestamps that are midnights: of an instant in `zone`, of a local time as it is."""
+    """Days of timestamps at midnight: of an instant in `zone`, of a local time directly."""
     unit = array.type.unit
     local = array if array.type.tz is None else pc.local_timestamp(array.cast(pa.timestamp(unit, tz=zone)))
     days = local.cast(pa.date32())
@@ -293,9 +293,9 @@ Convert = Callable[[pa.Array], pa.Array]
 
 
 def _piecewise(array: pa.Array, kind: pa.DataType, convert: Convert, reason: str, screen: Convert) -> Parsed:
-    """Convert at once; where that fails, by halves down to single values, so that the bad ones are found and named.
+    """Convert all values at once; if that fails, by halves down to single values, to find the bad ones.
 
-    `screen` gives the values that surely cannot be converted, at once: a whole column of them would take minutes.
+    `screen` marks values that surely cannot be converted at once, since a whole column of them would take minutes.
     """
     try:
         return Parsed(convert(array), _NONE, reason)
@@ -321,7 +321,7 @@ def _piecewise(array: pa.Array, kind: pa.DataType, convert: Convert, reason: str
 
 
 def _changes(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Which numbers are others after a cast to a number type and back."""
+    """Which numbers change in a cast to a number type and back."""
     if not (_is_number(array.type) and _is_number(kind)):
         return _nothing(array)
     other = pc.not_equal(array.cast(kind, safe=False).cast(array.type, safe=False), array)
@@ -352,7 +352,9 @@ def _cast(array: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Array:
             raise pa.ArrowInvalid("precision would be lost")
         return narrow
     if pa.types.is_integer(found) and pa.types.is_decimal(kind):
-        array = array.cast(pa.decimal256(20 + kind.scale, kind.scale))  # Arrow wants room for any integer of the type
+        array = array.cast(
+            pa.decimal256(20 + kind.scale, kind.scale)
+        )  # Arrow requires room for any integer of the type
     if pa.types.is_floating(found) and pa.types.is_decimal(kind):
         # The shortest text that reads back as the same float: 9.5, not 9.4999999999999996.
         texts = [None if value is None else repr(value) for value in array.to_pylist()]
@@ -368,7 +370,7 @@ def _checkable(kind: pa.DataType) -> bool:
 
 
 def _within(array: pa.Array, kind: pa.DataType) -> Parsed:
-    """A file may hold times of day before midnight and decimals of too many digits: Arrow's type does not rule them out."""
+    """Mark times outside of a day and decimals with too many digits as bad; Arrow's types do not rule them out."""
     if not _checkable(kind):
         return Parsed(array, _NONE)
 
@@ -424,13 +426,13 @@ def _formatted(text: pa.Array, kind: pa.DataType, reading: Reading, form: str) -
     unread = np.flatnonzero(np.asarray(pc.and_(stamps.is_null(), text.is_valid())))
     parsed = to_type(stamps, kind, reading)
     bad = np.union1d(unread, parsed.bad)
-    # Where the text was read, what is wrong is a local time that never was, or a time of day in a date.
+    # If all texts were parsed, the error is a local time that does not exist, or a time of day in a date.
     reason = parsed.reason if len(parsed.bad) and not len(unread) else f"is no {type_name(kind)} of the form {form}"
     return Parsed(parsed.values, bad, reason)
 
 
 def _whole_numbers(text: pa.Array, parsed: Parsed) -> Parsed:
-    """Floats of text; a whole number that the float does not hold is bad (a fraction is the nearest one, as everywhere)."""
+    """Mark whole numbers that the float type cannot represent as bad (a fraction is rounded to the nearest float)."""
     values, kind = parsed.values, parsed.values.type
     limit = {16: 2.0**11, 32: 2.0**24}.get(kind.bit_width, 2.0**53)
     large = pc.greater_equal(pc.abs(values.cast(pa.float64())), limit)
@@ -475,7 +477,7 @@ def _plain_number(text: pa.Array, kind: pa.DataType, reading: Reading) -> pa.Arr
         plain = pc.replace_substring(text, reading.thousands, "")
         text = pc.if_else(pc.match_substring_regex(text, grouped), plain, text)
     if numeric and reading.decimal != ".":
-        # A dot where the comma is the separator is no number: it must not be read as one.
+        # With a comma as separator a text with a dot is not a number.
         text = pc.if_else(pc.match_substring(text, "."), pc.binary_join_element_wise(text, "?", ""), text)
         text = pc.replace_substring(text, reading.decimal, ".")
     return text
@@ -502,7 +504,7 @@ def _text_reader(kind: pa.DataType, reading: Reading) -> Callable[[pa.Array], pa
 
 
 def _unlike(text: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Which texts have not even the form of the type."""
+    """Which texts do not have the form of the type."""
     if pa.types.is_boolean(kind):
         return pc.and_(pc.invert(pc.is_in(text, pa.array([*TRUE, *FALSE]))), pc.is_valid(text))
     if kind.equals(TIMESTAMP) or pa.types.is_date(kind):
@@ -531,13 +533,13 @@ def _floats(text: pa.Array, kind: pa.DataType) -> pa.Array:
     for value in text.to_pylist() if len(text) <= _LEAF else ():
         if value is not None and not _NUMBER.match(value):
             raise pa.ArrowInvalid("no number")
-    # Half floats have no text reader of their own.
+    # Arrow cannot parse half floats.
     plain = pc.replace_substring_regex(text, r"^\+", "")
     values = plain.cast(pa.float32()).cast(kind) if pa.types.is_float16(kind) else plain.cast(kind)
     overflow = pc.and_(pc.is_inf(values), pc.invert(pc.match_substring_regex(text, "(?i)inf")))
     if pc.any(overflow).as_py():
         raise pa.ArrowInvalid("beyond the largest number")
-    # 1e-400 is no zero: a digit other than 0 stands before the exponent.
+    # 1e-400 is not zero: it has a digit other than 0 before the exponent.
     zeros = text.filter(pc.equal(values.cast(pa.float64()), 0.0))
     if pc.any(pc.match_substring_regex(zeros, "^[^eE]*[1-9]")).as_py():
         raise pa.ArrowInvalid("below the smallest number")
@@ -546,7 +548,7 @@ def _floats(text: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _decimals(text: pa.Array, kind: pa.DataType) -> pa.Array:
     done = text.cast(kind)
-    # Arrow lets exponents wrap around: 3e38 becomes another number of 38 digits. Where this begins no text is valid.
+    # Exponents wrap around in Arrow: 3e38 becomes another number of 38 digits. No such text is valid.
     sizes = pc.abs(text.cast(pa.float64()))
     if pc.any(pc.greater(sizes, 1.5 * 10.0 ** (kind.precision - kind.scale))).as_py():
         raise pa.ArrowInvalid("more digits than the type has")

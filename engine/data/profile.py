@@ -1,4 +1,4 @@
-"""What a dataset looks like: exact counts and ranges per column, and a histogram from an evenly spaced sample of rows."""
+"""The profile of a dataset: exact counts and ranges per column, and a histogram from an evenly spaced sample of rows."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ SAMPLE_ROWS = 100_000
 
 
 def counts(table: pa.Table, written: pq.FileMetaData | None = None) -> dict[str, dict[str, Any]]:
-    """Per column: nulls, NaNs, smallest and largest value (as Arrow gives them; merging needs no more).
+    """Per column: nulls, NaNs, smallest and largest value (enough for `merge`).
 
-    `written`: metadata of the Parquet file that holds the table. Comparing texts takes long, and its writer has done so.
+    `written`: metadata of the table's Parquet file, whose writer has already compared texts, which is slow.
     """
     found = {}
     for field in table.schema:
         column = table.column(field.name)
         if pa.types.is_float16(field.type):
-            column = column.cast(pa.float32())  # Arrow orders neither these
+            column = column.cast(pa.float32())  # Arrow cannot order float16 and durations
         elif pa.types.is_duration(field.type):
-            column = column.cast(pa.int64())  # nor those
+            column = column.cast(pa.int64())
         elif pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
             column = column.cast(pa.int32() if field.type.bit_width == 32 else pa.int64())  # Python's end in 9999
         entry: dict[str, Any] = {"nulls": column.null_count, "nan": 0, "min": None, "max": None}
@@ -49,7 +49,7 @@ def _bounds(column: pa.ChunkedArray) -> tuple[Any, Any]:
 
 
 def _text_bounds(written: pq.FileMetaData, name: str) -> tuple[str, str] | None:
-    """Smallest and largest text of a column by its row groups' statistics; None where they do not say (very long text)."""
+    """Smallest and largest text of a column from its row groups' statistics; None without them (very long text)."""
     paths = [written.schema.column(place).path for place in range(len(written.schema))]
     if paths.count(name) != 1:
         return None
@@ -68,7 +68,7 @@ class Histogram(TypedDict):
 
 
 class ColumnProfile(TypedDict):
-    """Figures of one column; without values where it is sensitive."""
+    """Figures of one column; without values if it is sensitive."""
 
     nulls: records.Count
     null_rate: float
@@ -91,7 +91,7 @@ class ProfileRecord(TypedDict):
 
 
 def merge(parts: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Counts of several parts as one."""
+    """The sum of the counts of several parts."""
     merged: dict[str, dict[str, Any]] = {}
     for part in parts:
         for name, entry in part.items():
@@ -155,7 +155,7 @@ def _histogram(column: pa.ChunkedArray) -> dict[str, Any]:
     with np.errstate(over="ignore", invalid="ignore"):
         edges = np.linspace(low / unit, high / unit, BINS + 1) * unit
     if not np.all(np.isfinite(edges)) or np.any(edges[1:] <= edges[:-1]):
-        edges = np.array([low, high])  # all values are one, or so near to each other that a float cannot part them
+        edges = np.array([low, high])  # values are equal, or too close for edges between them
     edges[[0, -1]] = low, high
     heights = np.histogram(scaled, edges / unit)[0] if high > low else [len(values)]
     std = float(scaled.std()) * unit
@@ -167,7 +167,7 @@ def _histogram(column: pa.ChunkedArray) -> dict[str, Any]:
 
 
 def _scaled(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """(values in units of a power of two, that unit): neither their squares nor their sums leave the range of a float."""
+    """(values in units of a power of two, that unit), so that their squares and sums do not overflow."""
     largest = float(np.abs(values).max())
     if largest == 0 or 2.0**-300 < largest < 2.0**300:
         return values, 1.0

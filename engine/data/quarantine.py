@@ -30,7 +30,7 @@ QUARANTINE = pa.schema(
         ("value", pa.string()),
         ("reason", pa.string()),
         ("policy", pa.string()),
-        ("kept_file", pa.string()),  # of a duplicate: where the row of the same id stands that is kept
+        ("kept_file", pa.string()),  # for a duplicate: file and row of the kept row with the same id
         ("kept_row", pa.int64()),
     ]
 )
@@ -45,7 +45,7 @@ RECORDS = 10_000
 
 
 class ViolationRecord(TypedDict):
-    """Rows of one column that broke one rule, and what was done with them."""
+    """The number of rows of one column that violate one rule, and the policy that was applied."""
 
     column: str
     reason: str
@@ -75,13 +75,13 @@ class Tally:
     _recent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def note(self, records: list[dict[str, Any]]) -> None:
-        """Add records (names of QUARANTINE). There may be millions: as Arrow they take a tenth of what objects take."""
+        """Add records (names of QUARANTINE). There may be millions: as Arrow they take a tenth of the memory of objects."""
         self._recent += records
         if len(self._recent) >= RECORDS:
             self.table()
 
     def table(self) -> pa.Table:
-        """The records so far, in the order in which they were noted."""
+        """The records so far, in the order of their addition."""
         if self._recent:
             rows = [{name: item.get(name) for name in QUARANTINE.names} for item in self._recent]
             self.tables.append(pa.Table.from_pylist(rows, QUARANTINE))
@@ -94,7 +94,7 @@ class Tally:
         return self.table().to_pylist()  # type: ignore[no-any-return]
 
     def check(self) -> None:
-        """Every row is accounted for."""
+        """Assert that every row is accounted for."""
         assert self.rows == self.kept + self.quarantined, (self.part, self.rows, self.kept, self.quarantined)
 
     def as_json(self) -> TallyRecord:
@@ -107,7 +107,7 @@ class Tally:
 
 
 def is_duplicate(reason: Any) -> Any:
-    """Whether a reason (or each of an Arrow array) is that of a duplicate that a policy asked to drop."""
+    """Whether a reason (or each of an Arrow array) is that of a duplicate that was dropped by policy."""
     return reason.startswith(DUPLICATE) if isinstance(reason, str) else pc.starts_with(reason, DUPLICATE)
 
 
@@ -115,7 +115,7 @@ Locate = Callable[[np.ndarray], list[dict[str, Any]]]
 
 
 def apply(table: pa.Table, findings: list[Finding], tally: Tally, locate: Locate) -> tuple[pa.Table, np.ndarray | None]:
-    """(table without quarantined rows, mask of the rows kept or None for all). Raises UserError where the policy is fail.
+    """(table without quarantined rows, mask of the rows kept or None for all). Raises UserError if the policy is `fail`.
 
     `locate` gives file and row, or row_id, for positions of the table.
     """
@@ -143,7 +143,7 @@ def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
         raise PolicyError(
             f"{place_of(locate(finding.positions[:1])[0], tally.part)}{where}: {finding.reason}, "
             f"found {finding.values[0]!r} ({len(finding.positions)} such in this batch); "
-            f"mend the data, or set {finding.key}=quarantine"
+            f"fix the data, or set {finding.key}=quarantine"
         )
     tally.counts[finding.column, finding.reason, finding.policy] += len(finding.positions)
     entry = {"part": tally.part, "column": finding.column or None, "reason": finding.reason, "policy": finding.policy}
@@ -154,21 +154,19 @@ def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
 
 
 def place_of(place: dict[str, Any], part: str) -> str:
-    """Where a row stands, in words: file and row, or part and row_id."""
+    """The position of a row as text: file and row, or part and row_id."""
     if place.get("file") is not None:
         return f"{place['file']}, row {place['row']}"
     return f"{part}, row_id {place.get('row_id')!r}"
 
 
 def record_lost_rows(lost: list[Lost], tally: Tally, file: str, policy: str, sensitive: bool, key: str) -> None:
-    """Account for rows that could not be cut into fields; `key` gives the policy about them."""
+    """Account for rows that could not be split into fields; `key` is the config key of their policy."""
     for item in lost:
         value = None if sensitive else item.text[:TEXT_LIMIT]
         if policy == "fail":
             found = "" if value is None else f"; found {value!r}"
-            raise PolicyError(
-                f"{file}, row {item.number}: {item.reason}{found}; mend the data, or set {key}=quarantine"
-            )
+            raise PolicyError(f"{file}, row {item.number}: {item.reason}{found}; fix the data, or set {key}=quarantine")
         tally.rows += 1
         tally.quarantined += 1
         tally.counts["", item.reason, "quarantine"] += 1
@@ -188,7 +186,7 @@ def _set_null(table: pa.Table, finding: Finding) -> pa.Table:
 
 
 def quarantine(tallies: list[Tally]) -> pa.Table:
-    """The records of all parts, in an order that depends on them only."""
+    """The records of all parts, sorted by their values."""
     table = pa.concat_tables([NO_RECORDS, *(found for tally in tallies if (found := tally.table()).num_rows)])
     order = pc.sort_indices(table, [(name, "ascending") for name in QUARANTINE.names])
     return table.take(order)

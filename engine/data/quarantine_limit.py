@@ -1,4 +1,4 @@
-"""How many rows an ingest may set aside, and what is said when it would set aside more."""
+"""The limit on quarantined rows, and the message when an ingest exceeds it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from engine.data.readers import advice
 
 
 def excess(data: DataConfig, tallies: Sequence[Tally], files: Iterable[SourceFile]) -> str | None:
-    """What is wrong where the tallies of one part set aside more rows than allowed: how many, why, the first one, and what
-    to do; None where they do not. A duplicate that a policy asked to drop does not count.
+    """The message if the tallies of one part quarantine more rows than allowed (how many, why, the first one, and what to
+    do), else None. Duplicates that are dropped by policy do not count.
     """
     rows = sum(tally.rows for tally in tallies)
     lost = sum(tally.quarantined for tally in tallies)
@@ -62,6 +62,6 @@ def _other_ways(data: DataConfig, first: dict[str, Any], lost: int, rows: int) -
             word = schema.word(schema.at("data.columns", name) + ".type", columns[name].type)
             return f" The source has another type: set {word}"
     if lost == rows:
-        return " No row is left: mend the source, or its declared types or bounds"
+        return " No row is left: fix the source, or its declared types or bounds"
     percent = math.ceil(100 * lost / rows)
-    return f" Mend the source, its declared types or bounds, or allow more with data.max_quarantine={percent}%"
+    return f" Fix the source, its declared types or bounds, or allow more with data.max_quarantine={percent}%"

@@ -1,4 +1,4 @@
-"""DuckDB: the SQL that shapes events and side tables. It sees the sources and nothing else: no file, no network."""
+"""DuckDB: SQL queries that make events and side tables, with access to the sources only, not to files or the network."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from engine.errors import UserError
 from engine.runtime import stall
 
 UNORDERED = "$unordered"
-LIMIT_SECONDS = 3600.0  # of what is not bounded by resources.query: expressions over a batch of rows
+LIMIT_SECONDS = 3600.0  # for expressions over a batch of rows, which resources.query does not limit
 INTERRUPT_SECONDS = 10.0
 T = TypeVar("T")
-# DuckDB hands these on as something else: the largest integers negative, a time without its offset, bytes of its own.
+# DuckDB converts these to other values: large integers to negative ones, times without their offset, internal bytes.
 _NOT_KEPT = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|BIT|BIGNUM)\b")
 
 
 def _duckdb() -> Any:
-    """DuckDB, loaded by the first SQL: data that none shapes is read where it is not installed. Raises UserError."""
+    """DuckDB, imported at the first query, so that data without SQL does not need it. Raises UserError."""
     try:
         import duckdb
     except ImportError:
@@ -38,9 +38,9 @@ def _duckdb() -> Any:
 
 @contextlib.contextmanager
 def connect(memory: int | None = None, spill: Path | None = None, without: str = "") -> Iterator[Any]:
-    """A connection in memory, one thread (parallel sums of doubles change from run to run), locked down.
+    """A locked-down in-memory connection with one thread (parallel sums of doubles change from run to run).
 
-    `spill` is the only folder that it may write to, `without` names steps of the optimizer to leave out.
+    `spill` is the only folder that it may write to, `without` names steps of the optimizer to disable.
     """
     connection = _duckdb().connect(":memory:", config={"threads": 1, "python_enable_replacements": False})
     try:
@@ -71,8 +71,8 @@ def run(
     sensitive: Collection[str] = (),
     limit: float = LIMIT_SECONDS,
 ) -> Iterator[pa.Table]:
-    """Batches of about `rows` rows of one SELECT. Raises UserError with DuckDB's reason, without values of the data where
-    columns in reach are `sensitive`, and when the next rows take longer than `limit` seconds.
+    """Batches of about `rows` rows of one SELECT. Raises UserError with DuckDB's reason, without values of the data if
+    columns are `sensitive`, and if the next rows take longer than `limit` seconds.
     """
     duckdb = _duckdb()
     with failures.explained(where, sensitive=sensitive):
@@ -83,7 +83,7 @@ def run(
         _refuse_types(relation, where)
         reader = _within(limit, connection, where, lambda: relation.to_arrow_reader(rows))
     while True:
-        # Not around the yield: what goes wrong with the rows elsewhere is not the query's.
+        # Not around the yield: errors of the caller are not the query's.
         with failures.explained(where, sensitive=sensitive):
             batch = _within(limit, connection, where, lambda: next(reader, None))
         if batch is None:
@@ -92,7 +92,7 @@ def run(
 
 
 def _within(limit: float, connection: Any, where: str, call: Callable[[], T]) -> T:
-    """What the call gives, in a thread of its own: Ctrl-C is heard meanwhile, and after `limit` seconds it is interrupted."""
+    """The result of a call in a new thread: it can be interrupted with Ctrl-C, and is after `limit` seconds."""
     late, ended = time.monotonic() + limit, threading.Event()
 
     def work() -> T:
@@ -104,8 +104,8 @@ def _within(limit: float, connection: Any, where: str, call: Callable[[], T]) ->
     def look() -> None:
         if time.monotonic() > late:
             raise UserError(
-                f"{where} must give its next rows within {limit:g} s (resources.query), found none: let the query read or join "
-                "less, or allow it more time"
+                f"{where} must give its next rows within {limit:g} s (resources.query), but gave none: let the query read or "
+                "join less, or allow it more time"
             )
 
     try:
@@ -127,9 +127,9 @@ def _refuse_types(relation: Any, where: str) -> None:
 
 
 def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str] = ()) -> None:
-    """Make tables or datasets visible under their names, those of `ordered` in an order that their values alone decide.
+    """Register tables or datasets under their names; those of `ordered` are sorted by their values.
 
-    Raises UserError for a column of a type that SQL does not know.
+    Raises UserError for a column of a type that is unknown in SQL.
     """
     for name, table in tables.items():
         types = ", ".join(f"{field.name} {field.type}" for field in table.schema)
@@ -145,13 +145,13 @@ def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str
 
 
 def columns_read(sql: str, tables: Mapping[str, pa.Schema], wanted: Collection[str], where: str) -> dict[str, set[str]]:
-    """Columns of each table that the wanted columns of a SELECT, and which rows it gives, depend on: what DuckDB reads of
-    the tables when nothing else is asked for.
+    """Columns of each table on which the rows and the wanted columns of a SELECT depend, from DuckDB's plan for these
+    columns only.
 
     Raises UserError with DuckDB's reason.
     """
     asked = ", ".join(map(_quoted, wanted))
-    # Tables without rows, of which neither this nor a filter may conclude that nothing is read.
+    # The tables have no rows; these optimizers would conclude from that that nothing is read.
     with connect(without="statistics_propagation,filter_pushdown") as connection, failures.explained(where):
         register(connection, {name: schema.empty_table() for name, schema in tables.items()}, tables)
         ((_, plan),) = connection.execute(

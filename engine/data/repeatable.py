@@ -1,8 +1,8 @@
-"""Whether SQL gives the same answer each time, told by DuckDB's own parse tree and catalogue of functions.
+"""Checks that SQL gives the same result each time, from DuckDB's parse tree and catalogue of functions.
 
-Refused is what reads more than the rows (the clock, chance, settings, files) and what takes rows as they come (LIMIT
-without ORDER BY, `first(x)`). What the order of rows decides only by rounding or among ties is allowed: such a query
-runs over sources that are put into an order that their values alone decide.
+Not allowed: access to more than the rows (the clock, random numbers, settings, files), and a choice by the order of rows
+(LIMIT without ORDER BY, `first(x)`). If the order of rows only affects rounding or ties, a query is allowed, and runs on
+sources that are sorted by their values.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Any
 from engine.data import query
 from engine.errors import UserError, nearest
 
-# Marked in the catalogue as changing: what it depends on is the time zone, which is fixed, or it ends the query.
+# Marked in the catalogue as changing, but only with the time zone, which is fixed, or because it ends the query.
 STEADY = ("make_timestamptz", "error")
 # Not marked there: (name, number of arguments).
 UNMARKED = {
-    ("age", 1): "it reads the clock", ("reservoir_quantile", 2): "it draws a sample", ("version", 0): "it tells of DuckDB",
+    ("age", 1): "it reads the clock", ("reservoir_quantile", 2): "it draws a sample",
+    ("version", 0): "it depends on the version of DuckDB",
 }  # fmt: skip
 CHANGES = {
     "VOLATILE": "its value changes from call to call",
     "CONSISTENT_WITHIN_QUERY": "its value changes from run to run",
 }
 CLOCK = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")  # written without ()
-# Aggregates whose value is the same in any order of the rows, to the bit; any other may round or break ties by it.
+# Aggregates with the same bits for any order of the rows; others may round or break ties by the order.
 EXACT = (
     "count", "count_star", "count_if", "countif", "min", "max", "bool_and", "bool_or", "bit_and", "bit_or", "bit_xor",
     "bitstring_agg", "approx_count_distinct", "histogram", "histogram_exact", "median", "quantile", "quantile_cont",
@@ -46,7 +47,7 @@ SYSTEM_SCHEMAS = ("information_schema", "pg_catalog")
 
 @dataclass(frozen=True)
 class Use:
-    """What a piece of SQL holds that is not decided by the rows alone: what it is called, why, and what to do instead."""
+    """A part of a query whose result does not depend on the rows alone: its name, why, and what to write instead."""
 
     found: str
     why: str
@@ -55,7 +56,7 @@ class Use:
 
 @dataclass
 class _Walk:
-    """What a walk over a parse tree has met."""
+    """The state of a walk over a parse tree."""
 
     tables: Mapping[str, Collection[str]]  # columns by source
     own: set[str] = field(default_factory=set)  # names of WITH
@@ -64,7 +65,7 @@ class _Walk:
 
 
 def check(sql: str, tables: Mapping[str, Collection[str]], where: str) -> frozenset[str]:
-    """The sources that must be put into order before the query runs; empty where their order decides nothing.
+    """The sources that must be sorted before the query runs; empty if their order does not matter.
 
     `tables` gives the columns of each source. Raises UserError for a query whose rows may differ from run to run.
     """
@@ -81,7 +82,7 @@ def check(sql: str, tables: Mapping[str, Collection[str]], where: str) -> frozen
 
 @functools.lru_cache(maxsize=256)
 def parse(sql: str) -> tuple[dict[str, Any] | None, str]:
-    """DuckDB's parse tree of one SELECT, or None and the reason where the text is none."""
+    """DuckDB's parse tree of one SELECT, or None and the reason if the text is not one."""
     with query.connect() as connection:
         text = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0]
     parsed = json.loads(text)

@@ -1,4 +1,4 @@
-"""Where the rows of an event table come from, and in what two rows of one id differ: the evidence for duplicates."""
+"""File and row of each row of an event table, and the differences of rows with one id, for reports of duplicates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.data.stage import Staged
 
 
 class Origin:
-    """File and row of kept event rows, from what was set aside on the way; nothing for the rows of a query (no files)."""
+    """File and row of kept event rows, computed from the dropped rows; empty for the rows of a query (no files)."""
 
     def __init__(self, staged: Sequence[Staged]) -> None:
         self._staged = list(staged)
@@ -26,7 +26,7 @@ class Origin:
         self._dropped: list[np.ndarray] = []
 
     def passed(self, rows: int, mask: np.ndarray | None) -> None:
-        """The next `rows` rows came by; `mask` says which were kept, None all."""
+        """Count the next `rows` rows; `mask`: which of them were kept, None = all."""
         if mask is not None:
             self._dropped.append(self._seen + np.flatnonzero(~mask))
         self._seen += rows
@@ -50,7 +50,7 @@ class Origin:
 
 
 def _lost_rows(staged: Staged) -> np.ndarray:
-    """Numbers of the rows of a file that were quarantined, rising."""
+    """Numbers of the quarantined rows of a file, ascending."""
     records = staged.tally.table()
     return np.unique(np.asarray(records.filter(pc.equal(records["policy"], "quarantine"))["row"]))
 
@@ -63,7 +63,7 @@ def nth_absent(present: np.ndarray, places: np.ndarray) -> np.ndarray:
 def compare(
     rows: pa.Table, others: pa.Table, columns: Sequence[str], sensitive: set[str]
 ) -> list[tuple[str, str | None]]:
-    """(reason, what differs) for each row and the other one in its place: `amount 7.0 (kept: 8.0)`."""
+    """(reason, differences) for each row and the corresponding other one: `amount 7.0 (kept: 8.0)`."""
     texts: list[list[str]] = [[] for _ in range(rows.num_rows)]
     for name in columns:
         for place in np.flatnonzero(_differ(rows.column(name), others.column(name))):

@@ -1,4 +1,4 @@
-"""Rules over several columns of a row, as SQL expressions that must not be false. DuckDB's door, with `query`."""
+"""Rules over several columns of a row, as SQL expressions that must not be false."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from engine.data.columns import Finding
 def find(
     table: pa.Table, rules: Mapping[str, RuleConfig], skip: list[Finding], sensitive: Collection[str] = ()
 ) -> list[Finding]:
-    """Rows for which a rule is false (null is not false); rows that are quarantined already are not named again.
+    """Rows for which a rule is false (null is not false), without rows that are already quarantined.
 
-    Raises UserError where a rule cannot be computed, without values of the data where columns are `sensitive`.
+    Raises UserError if a rule cannot be computed, without values of the data if columns are `sensitive`.
     """
     if not rules or not table.num_rows:
         return []

@@ -1,4 +1,4 @@
-"""`engine data show NAME`: a dataset of the store in the terminal."""
+"""`engine data show NAME`: show a dataset of the store in the terminal."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
 
 
 def newest(config: Config, name: str) -> Dataset:
-    """The dataset that was ingested last under a name. Raises UserError naming those that are there."""
+    """The dataset that was ingested last under a name. Raises UserError with the known names."""
     root = storage.inside(Path(config.paths.store), "datasets")
     known = sorted(path.name for path in root.iterdir() if (path / LATEST).exists()) if root.is_dir() else []
     if not name or name not in known:
-        hint = nearest(name, known) if known else f" {root} holds none: run `ingest` first."
+        hint = nearest(name, known) if known else f" {root} is empty: run `ingest` first."
         raise UserError(f"no dataset {name!r} in the store.{hint}")
     found = newest_dataset(storage.inside(root, name))
     assert found is not None
@@ -52,7 +52,7 @@ def page(dataset: Dataset, profile: ProfileRecord) -> str:
         f"  {units.format_instant(first, zone)} to {units.format_instant(last, zone)} ({dataset.event_time}, {zone})",
         f"  content {dataset.digest}",
         f"  recipe  {dataset.recipe}",
-        f"  stands in {dataset.directory}",
+        f"  stored in {dataset.directory}",
         "",
         _columns(manifest, profile),
         *_tables(manifest),

@@ -1,6 +1,6 @@
-"""One source file to checked, typed rows: in memory, or as an Arrow file that a later ingest finds again.
+"""Staging: reads one source file into checked, typed rows, in memory or as an Arrow file that later ingests reuse.
 
-A staged file is committed by its `.json`, written last; a killed ingest goes on with the files that have none.
+A staged file is committed by its `.json`, written last; after a kill an ingest continues with the files without one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FORMAT = 6
 
 @dataclasses.dataclass
 class Staged:
-    """The rows of one file that are kept, what was found in it, and how its rows are accounted for."""
+    """The kept rows of one file, its notes, and the accounting of its rows."""
 
     file: SourceFile
     tally: Tally
@@ -73,10 +73,10 @@ def stage(
     room: int = 0,
     bounds: Bounds = USUAL,
 ) -> Staged:
-    """Read, type and check one file. Raises UserError where a policy says so.
+    """Read, type and check one file. Raises UserError if a policy is `fail`.
 
-    Rows are kept in memory where they take less than `room` bytes or `folder` is None, else in `folder` (`keep` False:
-    nowhere). No more than `bounds` are rows at once. A file that cannot be read is refused as `sources.<name>.refused` says.
+    Rows are kept in memory if they take less than `room` bytes or `folder` is None, else in `folder` (`keep` False:
+    nowhere). `bounds` limits the memory of rows. `sources.<name>.refused` decides about a file that cannot be read.
     """
     source = _way(file.source, data).source
     if folder is not None and (found := load(file, data, folder)) is not None:
@@ -102,7 +102,7 @@ def stage(
                     raise error.__cause__ from None
                 raise UserError(f"{error}{error.ways_on}") from error.__cause__
             return Staged(file, Tally(f"source {file.source}"), {}, refused=str(error))
-        if file.format not in lake_tables.LIBRARIES:  # the files of a snapshot are never rewritten
+        if file.format not in lake_tables.LIBRARIES:  # the files of a snapshot never change
             digest.check_unchanged(file.path, file.digest)
         staged.tally.check()
         staged.tables, staged.path, staged.bytes = held.tables, held.commit(), held.total
@@ -113,7 +113,7 @@ def stage(
 
 
 class Refused(Exception):
-    """A file that cannot be read, why, and what to do where that is not said yet."""
+    """A file cannot be read; `ways_on`: what to do, if the message does not have it."""
 
     ways_on = ""
 
@@ -121,17 +121,17 @@ class Refused(Exception):
 def _chunks(
     file: SourceFile, source: SourceConfig, data: DataConfig, threads: int, notes: dict[str, Any], bounds: Bounds
 ) -> Iterator[Chunk]:
-    """Chunks of a file. Raises Refused where the file cannot be read, be it by the schema or by the library that reads it."""
+    """Chunks of a file. Raises Refused if the file does not have the schema or the library cannot read it."""
     try:
         yield from READERS[file.format](file, source, data.time_zone, threads, notes, bounds)
     except UserError as error:
         if pool.is_hopeless(error):
             raise
-        lacking = error if isinstance(error, MissingColumnError) else None
+        missing = error if isinstance(error, MissingColumnError) else None
         refused = Refused(str(error) if file.shown in str(error) else f"{file.shown}: {error}")
         if isinstance(error, Torn):
             refused.ways_on = f"; replace the file{skip_advice(file)}"
-        raise refused from lacking
+        raise refused from missing
     except Exception as error:
         if not failures.from_library(error) or pool.is_hopeless(error):
             raise
@@ -150,7 +150,7 @@ def _chunks(
 
 
 def _source(name: str, data: DataConfig) -> SourceConfig:
-    """A source in which a column is sensitive also where it is only said of the column that it becomes, by name."""
+    """A source whose columns are also sensitive if a column of the same name in events or side tables is."""
     said = {
         column
         for columns in (data.columns, *(table.columns for table in data.tables.values()))
@@ -166,7 +166,7 @@ def _source(name: str, data: DataConfig) -> SourceConfig:
 
 
 def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) -> pa.Table:
-    """The chunk's rows after the policies of the source and, where no query follows, of the event columns too."""
+    """The chunk's rows after the policies of the source and, if no query follows, of the event columns."""
     shown, tally = staged.file.shown, staged.tally
     sensitive = any(column.sensitive for column in source.columns.values())
     record_lost_rows(
@@ -183,7 +183,7 @@ def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) 
 
 
 def checks_of_events(table: pa.Table, data: DataConfig, source: str, known: list[Finding]) -> list[Finding]:
-    """Row-local rules of the event table on rows of its only source, which tells file and row; none where a query follows."""
+    """Findings of the event table's rules on rows of its only source, where file and row are known; empty if a query follows."""
     if data.query is not None or source != event_source(data):
         return []
     there = set(table.column_names)
@@ -206,7 +206,7 @@ def _name(file: SourceFile, data: DataConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """How the files of a source are staged, and the digest of all that decides it; made once for the thousands of them."""
+    """How the files of a source are staged, and the digest of these settings; computed once for all files."""
 
     data: DataConfig
     source: SourceConfig
@@ -236,7 +236,7 @@ def names(files: list[SourceFile], data: DataConfig) -> set[str]:
 
 
 class Record(TypedDict):
-    """What is kept of a staged file beside its rows."""
+    """The record of a staged file beside its rows."""
 
     rows: records.Count
     kept: records.Count
@@ -259,12 +259,12 @@ def _save(staged: Staged, data: DataConfig, folder: Path) -> None:
         "rows": tally.rows, "kept": tally.kept, "quarantined": tally.quarantined, "counts": counts,
         "notes": staged.notes, "bytes": staged.bytes, "files": {path.name: seal.record_of(path) for path in beside},
     }  # fmt: skip
-    # Not synced: what a crash of the machine takes away or tears does not check, and is staged again.
+    # Not synced: a file that is lost or truncated by a crash of the machine fails its check and is staged again.
     storage.write_json(stem.with_name(f"{stem.name}.json"), seal.checked(record), synced=False)
 
 
 def damaged(record: Path) -> list[Path]:
-    """Of a staged record and the files that it names those that are not what was written."""
+    """The damaged files among a staged record and the files that it names."""
     try:
         return _damaged(record, seal.read_checked(record, Record))
     except UserError:
@@ -277,7 +277,7 @@ def _damaged(record: Path, saved: Mapping[str, Any]) -> list[Path]:
 
 
 def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
-    """What an earlier ingest staged of this file under this schema; None where it did not, or where it is damaged."""
+    """The file as staged by an earlier ingest with the same schema; None if it was not, or if it is damaged."""
     name = _name(file, data)
     record, path = folder / f"{name}.json", folder / f"{name}.arrow"
     evidence = f"{name}.quarantine"
@@ -293,13 +293,13 @@ def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
     if records.num_rows:
         shown = pa.array([file.shown] * records.num_rows, pa.string())  # the same bytes may have had another name
         tally.tables = [records.set_column(records.column_names.index("file"), "file", shown)]
-    # What was staged before bytes were counted is taken to have shrunk on disk to a quarter.
+    # Older records have no bytes: assume a compression to a quarter.
     size = saved.get("bytes", 4 * path.stat().st_size)
     return Staged(file, tally, saved["notes"], path=path, reused=True, bytes=size)
 
 
 class _Held:
-    """The rows of a file: in memory while they take less than `room` bytes or `folder` is None, else in an Arrow file."""
+    """The rows of a file: in memory as long as they take less than `room` bytes or `folder` is None, else in an Arrow file."""
 
     def __init__(self, file: SourceFile, data: DataConfig, folder: Path | None, room: int) -> None:
         self.tables: list[pa.Table] = []

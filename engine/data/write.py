@@ -1,4 +1,4 @@
-"""Parts of a dataset: cut at fixed rows, digested by value, counted and written by a few threads, in dataset order."""
+"""Writes the parts of a dataset: cut at fixed rows, digested by value, counted and written by threads, in dataset order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.runtime import digest
 
 @dataclasses.dataclass
 class Written:
-    """The parts as the manifest names them, digests per column, counts and an even sample of rows."""
+    """The entries of the parts in the manifest, digests per column, counts and an even sample of rows."""
 
     parts: list[PartEntry]
     column_digests: dict[str, str]
@@ -33,10 +33,10 @@ class Written:
 
 SETTINGS: dict[str, Any] = {
     "compression": "zstd", "compression_level": 1, "write_page_checksum": True,
-    "max_rows_per_page": ROW_GROUP,  # one page: no more is read of it
+    "max_rows_per_page": ROW_GROUP,  # one page per group, since a group is always read as a whole
 }  # fmt: skip
-LONG = 1_000  # bytes a value, on average, from which a sample holds the beginnings of texts
-GROUP_BYTES = 1 << 25  # of a row group: what is read or written at once
+LONG = 1_000  # bytes per value, on average, above which a sample has only the beginnings of texts
+GROUP_BYTES = 1 << 25  # of a row group, which is read or written at once
 Done = tuple[PartEntry, dict[str, Any], pa.Table]
 
 
@@ -44,9 +44,9 @@ def write_parts(
     segments: Iterator[tuple[Segment, bool]], rows: int, schema: pa.Schema, event_time: str, folder: Path, threads: int,
     memory: int, advance: Callable[[int], None],
 ) -> Written:  # fmt: skip
-    """Write `part-00000.parquet`, ... and return what stands in them.
+    """Write `part-00000.parquet`, ... and return their entries, digests, counts and a sample.
 
-    Parts are written in threads while a few of them fit into `memory`; one of longer rows is written piece by piece.
+    Parts are written in threads if several fit into `memory`; a part with longer rows is written piece by piece.
     """
     stride = max(1, rows // profile.SAMPLE_ROWS)
     room = max(memory // (4 * (threads + 1)), min(1 << 27, memory // 8))
@@ -88,7 +88,7 @@ def write_parts(
 
 
 class _LongPart:
-    """A part whose rows are too long to be held together, written a row group at a time."""
+    """A part that does not fit into memory, written a row group at a time."""
 
     def __init__(self, place: int, start: int, schema: pa.Schema, event_time: str, folder: Path, stride: int) -> None:
         self._schema, self._event_time, self._start, self._stride = schema, event_time, start, stride
@@ -135,7 +135,7 @@ def _sampled(table: pa.Table, start: int, stride: int) -> pa.Table:
             continue
         if pa.types.is_string(field.type):
             column = pc.utf8_slice_codeunits(column, 0, LONG)
-        elif pa.types.is_binary(field.type) or pa.types.is_nested(field.type):  # of which a profile shows no values
+        elif pa.types.is_binary(field.type) or pa.types.is_nested(field.type):  # a profile does not show their values
             column = pa.nulls(sample.num_rows, field.type)
         sample = sample.set_column(place, field, column)
     return sample
@@ -165,9 +165,9 @@ def _write_part(
 
 
 def canonical(table: pa.Table, first: list[str]) -> pa.Table:
-    """A side table in an order that depends on its values only: by the named columns, then by all others.
+    """A side table sorted by its values: by the named columns, then by all others.
 
-    Plain values come before nested ones, which compare as text. Rows that differ only in the sign of a zero compare by that.
+    Nested columns come last and compare as text. Rows that differ only in the sign of a zero are sorted by the sign.
     """
     nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
     real = [field.name for field in table.schema if pa.types.is_floating(field.type)]

@@ -434,8 +434,8 @@ def test_a_bad_row_is_quarantined_with_its_place(
 
 
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
-    ("csv/auto_duplicate_header_collision.csv", {"a": "int64"}, {}, "'a' stands more than once"),
-    ("csv/auto_duplicate_header_columns.csv", {"a": "string"}, {}, "'a' stands more than once"),
+    ("csv/auto_duplicate_header_collision.csv", {"a": "int64"}, {}, "'a' occurs more than once"),
+    ("csv/auto_duplicate_header_columns.csv", {"a": "string"}, {}, "'a' occurs more than once"),
     ("csv/empty.csv", {"a": "string"}, {}, "is empty"),
     ("csv/encodings_utf16.csv", {"name": "string"}, {}, "is UTF-16 text: set data.sources.s.csv.encoding=utf-16"),
     ("csv/encodings_shift_jis.csv", {"名前": "string"}, {}, "the header must be UTF-8, found byte 0x96 at 0"),
@@ -449,7 +449,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {"unexpected": "ignore"},
         "cannot be read as Parquet",
     ),
-    ("arrow/duplicate_fieldnames.arrow", {"ints": "int32"}, {}, "'ints' stands more than once"),
+    ("arrow/duplicate_fieldnames.arrow", {"ints": "int32"}, {}, "'ints' occurs more than once"),
 ]
 
 

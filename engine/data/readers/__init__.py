@@ -1,1 +1,1 @@
-"""Readers of files and tables: one module a format, and how text is split into rows."""
+"""Readers of files and tables, one module per format, and the splitting of text into rows."""

@@ -1,4 +1,4 @@
-"""A look at a text file that its source does not describe: which csv options would read it, as advice to a person."""
+"""Advice on csv options for a text file that does not match its source's description."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Row:
 
 
 def advice(file: SourceFile, source: SourceConfig, zone: str) -> str:
-    """` It looks as if ...: set KEY=VALUE ...`, empty where no csv option would read more of the file's first lines."""
+    """` It looks as if ...: set KEY=VALUE ...`; empty if no csv option would read more of the file's first lines."""
     if file.format not in ("csv", "jsonl"):
         return ""
     try:
@@ -64,7 +64,7 @@ def _typed(value: Any) -> Any:
 
 
 def _encoded(file: SourceFile, options: CsvOptions) -> tuple[CsvOptions, list[str]]:
-    """Options under which the file's first bytes are text."""
+    """Options with an encoding under which the file's first bytes are text."""
     with open_bytes(file.path) as stream:
         name = likely_encoding(stream.read(HEAD))
     if not _utf8(options) or name == "utf-8":
@@ -96,7 +96,7 @@ def _decoded(data: bytes) -> list[str]:
 
 
 class _Look:
-    """The lines of one file, and what the declared columns make of them."""
+    """The lines of one file, checked against the declared columns."""
 
     def __init__(self, file: SourceFile, source: SourceConfig, zone: str, head: list[str], tail: list[str]) -> None:
         self.source, self.zone, self.head, self.tail = source, zone, head, tail
@@ -107,7 +107,7 @@ class _Look:
         }
 
     def options(self) -> tuple[CsvOptions, list[str]]:
-        """(options that read more of the lines than those given, what speaks for each)."""
+        """(options that read more of the lines than the given ones, the reason for each)."""
         given = self.source.csv
         options, reasons = self._headed(given)
         for step in (self._trailing, self._comments, self._after_header, self._footer):
@@ -175,7 +175,7 @@ class _Look:
         return rows
 
     def _misread(self, options: CsvOptions) -> float:
-        """Share of the lines that cannot be read as rows; 2 where the columns are not found."""
+        """Share of the lines that cannot be read as rows; 2 if the columns are not found."""
         columns = self._columns(options)
         if not self._named(columns) or len(set(columns)) < len(columns):
             return 2.0
@@ -192,7 +192,7 @@ class _Look:
     # -------------------------------------------------------------------------------------------------- steps
 
     def _headed(self, options: CsvOptions) -> tuple[CsvOptions, list[str]]:
-        """Options under which the columns are found."""
+        """Options with which the columns are found."""
         found = self._columns(options)
         if self._named(found) and len(set(found)) == len(found):
             return options, []
@@ -272,7 +272,7 @@ class _Look:
 
 
 def _cut(lines: list[str], start: int, options: CsvOptions, left_out: Any) -> Iterator[_Row]:
-    """Rows from line `start` on; a quoted field may go over some lines."""
+    """Rows from line `start` on; a quoted field may span several lines."""
     while start < len(lines):
         if left_out(lines[start], options):
             start += 1

@@ -1,4 +1,4 @@
-"""Parquet and Arrow IPC: declared columns only, batch by batch, page checksums verified, nested columns by path."""
+"""Readers of Parquet and Arrow IPC: declared columns only, in batches, page checksums verified, nested columns by path."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def read_parquet(
 
 
 def damaged_part(file: SourceFile, source: SourceConfig, bounds: Bounds) -> tuple[str, str]:
-    """(declared column, row group with its rows) of a Parquet file that cannot be read; empty where it is no such part."""
-    with contextlib.suppress(Exception):  # whatever it is, the first failure is told already
+    """(declared column, row group with its rows) of a Parquet file that cannot be read; empty if it is not a single part."""
+    with contextlib.suppress(Exception):  # the first failure is already reported
         origin = unpacked(file.path, bounds.memory) if is_compressed(file.path) else str(file.path)
         with _open_parquet(origin, "us") as parquet:
             names = column_names(parquet.schema_arrow, source)
@@ -66,7 +66,7 @@ def _readable(parquet: pq.ParquetFile, path: str, group: int) -> bool:
 
 
 def _open_parquet(origin: Any, unit: str, metadata: Any = None, repeated: list[str] | None = None) -> pq.ParquetFile:
-    """Pages are read as they are wanted: Arrow's pre-buffering keeps every byte of the file until it is closed."""
+    """Open a file without pre-buffering, with which Arrow would keep every byte of the file until it is closed."""
     return pq.ParquetFile(
         origin, page_checksum_verification=True, coerce_int96_timestamp_unit=unit, pre_buffer=False, buffer_size=1 << 20,
         metadata=metadata, read_dictionary=repeated,
@@ -76,7 +76,7 @@ def _open_parquet(origin: Any, unit: str, metadata: Any = None, repeated: list[s
 def _parquet_batches(
     parquet: pq.ParquetFile, origin: Any, wanted: list[str], threads: int, bounds: Bounds
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of the wanted columns, some as dictionaries where their values may be long and repeat."""
+    """Batches of the wanted columns; those with long repeated values are read as dictionaries."""
     if not wanted:
         yield pa.RecordBatch.from_struct_array(pa.array([{}] * parquet.metadata.num_rows, pa.struct([])))
         return
@@ -107,7 +107,7 @@ def _parquet_batches(
                 rows += batch.num_rows
                 yield batch
     if rows != parquet.metadata.num_rows:
-        raise pa.ArrowInvalid(f"its footer tells of {parquet.metadata.num_rows:,} rows, its pages hold {rows:,}")
+        raise pa.ArrowInvalid(f"its footer has {parquet.metadata.num_rows:,} rows, its pages {rows:,}")
 
 
 def _is_text(parquet: pq.ParquetFile, leaf: str) -> bool:
@@ -153,7 +153,7 @@ def _within_reach(
                     reason, policy = "lies beyond the years that microseconds reach", column.on_violation
                     finding = Finding(name, bad, reason, policy, shown, keys[name])
                     chunk.findings.append(finding)
-                    chunk.evidence = None  # what Arrow made of these is not what the file holds
+                    chunk.evidence = None  # Arrow's values are not those of the file
                     chunk.table = _emptied(chunk.table, name, bad)
             yield chunk
 
@@ -175,7 +175,7 @@ def _emptied(table: pa.Table, name: str, positions: np.ndarray) -> pa.Table:
 def read_arrow(
     file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any], bounds: Bounds
 ) -> Iterator[Chunk]:
-    """Chunks of an Arrow IPC file or stream; every batch is validated whole, for its buffers come from outside."""
+    """Chunks of an Arrow IPC file or stream; every batch is fully validated, since its buffers are untrusted."""
     origin = unpacked(file.path, bounds.memory) if is_compressed(file.path) else pa.memory_map(str(file.path))
     reader = _open_ipc(origin)
     names = column_names(reader.schema, source)

@@ -72,7 +72,7 @@ def _chunks(
 
 
 def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[bytes, list[str]]:
-    """(bytes after the header that were read already, column names)."""
+    """(bytes after the header that are already read, column names)."""
     options = source.csv
     head = at_least(stream, _MARKS).removeprefix(_BOM)
     refuse_utf16(head, file)
@@ -116,7 +116,7 @@ def _empty(file: SourceFile, options: CsvOptions, wanted: str) -> str:
 
 
 def _without_excel_line(head: bytes, file: SourceFile, options: CsvOptions) -> bytes:
-    """Excel tells the delimiter in a line of its own before the header: `sep=;`."""
+    """Handle Excel's line with the delimiter before the header: `sep=;`."""
     found = re.match(rb"sep=([^\r\n])(\r\n|\n|\r)", head)
     if not found:
         return head
@@ -131,7 +131,7 @@ def _without_excel_line(head: bytes, file: SourceFile, options: CsvOptions) -> b
 
 
 class _Parser:
-    """Cuts the stream into pieces at line ends, parses them in threads and hands them on in order."""
+    """Cuts the stream into pieces at line ends, parses them in threads and returns them in order."""
 
     def __init__(
         self, file: SourceFile, source: SourceConfig, zone: str, matched: Matched, width: int, bounds: Bounds
@@ -159,7 +159,7 @@ class _Parser:
                     return
                 if not self.zoned:
                     self._look_at(piece.data)
-                if pool is None:  # a thread takes longer to start than a small file to read
+                if pool is None:  # starting a thread takes longer than reading a small file
                     yield self._plain(piece.data, piece.quoted)
                     continue
                 waiting.append(pool.submit(self._plain, piece.data, piece.quoted))
@@ -184,7 +184,7 @@ class _Parser:
         self.zoned.setdefault("", False)
 
     def _plain(self, piece: bytes, quoted: bool) -> tuple[Chunk, int]:
-        """A well-formed piece: fast, and where that fails careful."""
+        """Parse a well-formed piece by the fast path, and by the careful one if that fails."""
         if (self.integers and _holds_hexadecimal(piece)) or (self.floats and may_vanish(piece)):
             return self._careful(piece)
         try:
@@ -220,7 +220,7 @@ class _Parser:
         return Chunk(numbers, values, [*self._beyond(table), *findings], lost, evidence)
 
     def _beyond(self, table: pa.Table) -> list[Finding]:
-        """Rows that have something behind their last delimiter."""
+        """Rows with text after their last delimiter."""
         if self.extra is None:
             return []
         column = table.column(self.extra)

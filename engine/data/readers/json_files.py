@@ -1,4 +1,4 @@
-"""JSON Lines. Arrow's reader where it keeps every value; otherwise line by line, numbers as written."""
+"""Reader of JSON Lines: by Arrow's reader where it keeps every value, else line by line with numbers as written."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from engine.errors import UserError
 from engine.runtime import records as json_records
 
 LONG_LINE = 1 << 24  # bytes of a line beyond which its values are counted
-KEYS = 500  # undeclared keys up to which the fast reader is
+KEYS = 500  # undeclared keys up to which the fast reader is faster
 _KEY = re.compile(rb'"([^"\\]{1,200})"\s*:')
 _ABSENT = object()
 _MISMATCH: Any = object()
 
 
 class _Number(str):
-    """A number as it is written."""
+    """The text of a number."""
 
 
 _KINDS = {_Number: "a number", str: "a text", bool: "a truth value", type(None): "null"}
@@ -41,7 +41,7 @@ class _Twice(ValueError):
 
 
 class _Stray(str):
-    """What stands on the way to a nested field, where an object must."""
+    """A value on the path to a nested field that is not an object."""
 
 
 def read(
@@ -165,7 +165,7 @@ def _fast_schema(source: SourceConfig) -> pa.Schema | None:
 def _careful(
     piece: bytes, file: SourceFile, source: SourceConfig, zone: str, seen: set[str], notes: dict[str, Any]
 ) -> tuple[Chunk, int]:
-    """Line by line: numbers keep their digits, a value of another kind is a violation, not a guess."""
+    """Parse line by line: numbers keep their digits, and a value of another kind is a violation."""
     records, numbers, lost = _objects(piece)
     raw: dict[str, Any] = {}
     mismatched: list[Finding] = []
@@ -198,7 +198,7 @@ def _careful(
 def _as_written(
     piece: bytes, numbers: np.ndarray, paths: dict[str, list[str]], name: str, positions: np.ndarray
 ) -> list[str | None] | None:
-    """The JSON text of a column at positions of a piece, as the file holds it."""
+    """The JSON text of a column at positions of a piece, as in the file."""
     if name not in paths:
         return None
     lines = _lines(piece)
@@ -224,7 +224,7 @@ _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
 
 
 def _members(text: str) -> dict[str, str]:
-    """Key -> text of its value, of the text of one JSON object."""
+    """Key -> text of its value, from the text of one JSON object."""
     found: dict[str, str] = {}
     place = _SPACE.match(text, text.index("{") + 1).end()  # type: ignore[union-attr]
     while text[place] != "}":
@@ -248,7 +248,9 @@ def _objects(piece: bytes) -> tuple[list[dict[str, Any]], np.ndarray, list[Lost]
     records, numbers, lost = [], [], []
     for number, line in enumerate(_lines(piece), 1):
         try:
-            if line.lstrip().startswith(b"["):  # perhaps a whole file as one list: it would take many times its bytes
+            if line.lstrip().startswith(
+                b"["
+            ):  # perhaps the whole file is one list, which would need many times its bytes
                 raise ValueError("it is a list")
             if len(line) > LONG_LINE:
                 json_records.check_values(line.decode("latin-1"))
@@ -272,7 +274,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _first(record: dict[str, Any], paths: list[str], seen: set[str]) -> Any:
-    """The value at the first path that the record has; None where it has none."""
+    """The value at the first path that the record has; None if it has none."""
     for path in paths:
         if path in record:
             return record[path]

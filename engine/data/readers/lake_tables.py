@@ -81,7 +81,7 @@ def _delta(path: Path, snapshot: str | None) -> Any:
 
 
 def _check_log(path: Path) -> None:
-    """Refuse a log that leads out of the table: by a link, or by the checkpoint parts and deletion vectors that it names."""
+    """Raise UserError for a log that leads out of the table: by a link, or by its checkpoint parts and deletion vectors."""
     for file in sorted((path / "_delta_log").rglob("*")):
         _own(path, str(file.absolute()))
         for action in _actions(file) if file.is_file() else ():
@@ -136,7 +136,7 @@ def _delta_parts(path: Path, table: Any) -> tuple[str, list[Any]]:
 
 
 def _has_features(table: Any) -> bool:
-    """Whether the log changes what the data files hold: deletion vectors, column mapping and the like."""
+    """Whether the log changes the content of data files: deletion vectors, column mapping and the like."""
     return table.protocol().min_reader_version > 1
 
 
@@ -163,12 +163,12 @@ def _iceberg(path: Path, snapshot: str | None) -> tuple[Any, int | None]:
 
 
 def _file_io(root: Path) -> Any:
-    """The only file access that an Iceberg table gets: it opens files inside `root` for reading, whatever the table says."""
+    """The only file access of an Iceberg table: it opens files inside `root` for reading only."""
     library = importlib.import_module("pyiceberg.io")
     arrow = importlib.import_module("pyiceberg.io.pyarrow")
 
     class OwnFiles(library.FileIO):  # type: ignore[misc,name-defined]
-        """Reads what lies inside the table's folder; takes no properties."""
+        """Reads files inside the table's folder; ignores properties."""
 
         def new_input(self, location: str) -> Any:
             return arrow.PyArrowFile(location, str(_own(root, location)), pafs.LocalFileSystem())

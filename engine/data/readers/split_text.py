@@ -1,4 +1,4 @@
-"""Delimited text into pieces that end at row ends, and rows that no reader can be trusted with set apart."""
+"""Splits delimited text into pieces that end at row ends, and separates rows with broken quoting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOOK = 1 << 18
 
 @dataclasses.dataclass
 class Piece:
-    """Whole rows. `messy`: quotes stand where they must not, so rows end where only a strict reader can tell."""
+    """Complete rows. `messy`: quotes are misplaced, so that only a strict reader can find the ends of rows."""
 
     data: Any  # bytes, or an Arrow buffer over a mapped file
     messy: bool = False
@@ -38,7 +38,7 @@ def read_block(stream: BinaryIO, size: int | None = None) -> bytes:
 
 
 def piece_bytes(bounds: Bounds) -> int:
-    """Bytes of text that are parsed at once: they take some times as many as rows."""
+    """Bytes of text that are parsed at once; as rows they take several times as many."""
     return min(PIECE, bounds.batch // 4)
 
 
@@ -58,7 +58,7 @@ def pieces(stream: BinaryIO, head: bytes, options: CsvOptions | None = None, bou
             if len(rest) > bounds.row:
                 raise too_long(bounds)
         elif messy:
-            # The strict reader keeps its own account of where rows end: hand on what there is.
+            # The strict reader finds the ends of rows itself: pass on the bytes.
             if rest:
                 yield Piece(rest, True)
             rest = b""
@@ -163,7 +163,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 def first_line_end(data: bytes, quote: bytes) -> int:
-    """Where the first line ends (a line end outside quotes), -1 where it does not."""
+    """Where the first line ends (a line end outside quotes); -1 if there is no end."""
     raw = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero((raw == 10) | (raw == 13))
     if quote and quote in data:
@@ -172,7 +172,7 @@ def first_line_end(data: bytes, quote: bytes) -> int:
 
 
 def line_stop(data: bytes, start: int) -> int:
-    """Where the line that begins at `start` ends, its line end included; the length of `data` where it has none."""
+    """Where the line that begins at `start` ends, its line end included; the length of `data` if it has none."""
     found = _LINE_END.search(data, start)
     return found.end() if found else len(data)
 
@@ -218,7 +218,7 @@ def well_quoted(data: bytes, quote: bytes, delimiter: bytes) -> bool:
 
 
 def dialect(options: CsvOptions) -> dict[str, Any]:
-    """The options as Python's csv module wants them."""
+    """The options for Python's csv module."""
     return {
         "delimiter": options.delimiter, "quotechar": options.quote or None, "escapechar": options.escape,
         "doublequote": options.escape is None, "quoting": csv.QUOTE_MINIMAL if options.quote else csv.QUOTE_NONE,
@@ -292,6 +292,6 @@ class _Lines:
         return line.decode("latin-1")
 
     def taken(self) -> bytes:
-        """The bytes since the last call."""
+        """The bytes returned since the last call."""
         raw, self._taken = b"".join(self._taken), []
         return raw

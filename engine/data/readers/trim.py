@@ -1,4 +1,4 @@
-"""Lines of a text file that are no part of its table: before the header, right behind it, at the end of the file.
+"""Skips lines of a text file that are not part of its table: before the header, right after it, at the end of the file.
 
 Lines are those of an editor: they end at a line end, whatever quotes stand in them.
 """
@@ -26,7 +26,7 @@ def more(stream: BinaryIO, start: bytes) -> bytes:
 
 
 def at_least(stream: BinaryIO, size: int) -> bytes:
-    """The start of the stream: `size` bytes or more, or all that there is."""
+    """The start of the stream: `size` bytes or more, or the whole stream."""
     head = b""
     while len(head) < size and (block := read_block(stream)):
         head += block
@@ -45,14 +45,14 @@ def _without_line(stream: BinaryIO, head: bytes) -> bytes:
 
 
 def without_lines(stream: BinaryIO, head: bytes, count: int) -> bytes:
-    """`head` without its first `count` lines; more of the stream is read where that is needed."""
+    """`head` without its first `count` lines; more of the stream is read if needed."""
     for _ in range(count):
         head = _without_line(stream, head)
     return head
 
 
 def without_comments(stream: BinaryIO, head: bytes, comment: str | None) -> bytes:
-    """`head` from the first line on that is neither blank nor a comment."""
+    """`head` from the first line that is not blank and not a comment."""
     prefix = (comment or "").encode()
     while True:
         head = head.lstrip(b"\r\n")
@@ -99,7 +99,7 @@ class _Footless(io.RawIOBase):
 
 
 def footer_start(data: bytes, lines: int) -> int:
-    """Where the last `lines` lines of `data` begin; 0 where it has no more than that."""
+    """Where the last `lines` lines of `data` begin; 0 if it has no more lines."""
     size = 1 << 12
     while True:
         tail = data[-size:].splitlines(keepends=True)
