@@ -1,4 +1,4 @@
-"""The `monitor` step: one window against the reference of a model; drift, performance, alarms, report."""
+"""The `monitor` step: compares a window with the reference of a model; drift, performance, alarms, report."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     began = time.monotonic()
     settings = config.monitor
     if bool(settings.window) == bool(settings.run):
-        raise UserError("monitor must be told either monitor.window (as in 2020-04) or monitor.run (a scoring run)")
+        raise UserError("monitor needs either monitor.window (as in 2020-04) or monitor.run (a scoring run)")
     alerts.announce(settings, run)
     bundle = read_bundle(find_model(settings.model, Path(config.paths.runs), "monitor.model"))
     config = with_spec_of(config, bundle)
@@ -64,8 +64,8 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
         reference = dataclasses.replace(reference, rising=rising(config.features, reference))
     if reference.profile.spec.format < BETWEEN_VALUES:
         run.warn(
-            "this model's bins lie on data values, as in earlier versions: a change of a flag, a rating or a count may stay "
-            "unseen. Train the model again"
+            "this model's bin edges are on data values, as in earlier versions: a change of a flag, a rating or a count may not "
+            "be found. Train the model again"
         )
     window = (stored_window if settings.run else sliced_window)(config, run, bundle, reference, needed)
     judge = judge_of(config, bundle, window)
@@ -124,7 +124,7 @@ def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: l
 def finish(
     config: Config, run: Run, reference: Reference, drift: Drift, record: dict[str, Any], plan: CalibrationPlan
 ) -> None:
-    """Write drift.json, history and report; say it; raise the alarm and tell who wants to know."""
+    """Write drift.json, history and report; log the outcome, set the alarm and send alerts."""
     storage.write_json(run.path("drift.json"), record)
     run.link("drift", digest.of_json(record))
     floors = {**FLOORS, **config.monitor.floors}

@@ -151,7 +151,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
 
 
 def check_trainable(config: Config) -> None:
-    """Fail before spending: what training needs of the config."""
+    """Check the config before training starts. Raises UserError."""
     if not config.data.columns:
         raise UserError("no data is configured: add +experiment=NAME or +data=NAME")
     if config.data.target is None:
@@ -165,7 +165,7 @@ def check_trainable(config: Config) -> None:
 
 
 def check_evaluable(config: Config) -> None:
-    """Fail before spending: what evaluation needs of the config."""
+    """Check the config before an evaluation starts. Raises UserError."""
     find_model(config.evaluate.model, Path(config.paths.runs), "evaluate.model")
     if not (config.split.valid or config.split.test):
         raise UserError(
@@ -175,7 +175,7 @@ def check_evaluable(config: Config) -> None:
 
 
 def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run: Run) -> dict[str, Split]:
-    """The configured periods; one without a labelled row is said aloud, for nothing will be measured on it."""
+    """The configured periods; warns of one without labelled rows, on which nothing is measured."""
     found = {name: split_rows(config, dataset, name) for name in periods if getattr(config.split, name)}
     for name, split in found.items():
         if not len(split.rows):
@@ -305,13 +305,13 @@ def fit_model(
 
 
 def say_score(config: Config, run: Run, classes: tuple[str, ...], loss: str) -> None:
-    """Say what a score is for, and how to turn it round where only sorting decided."""
+    """Log the meaning of a score, and how to change the positive class where only sort order chose it."""
     target = config.data.target or ""
     run.log(f"score: {describe_score(target, classes, loss)}")
     if is_a_guess(config, classes, loss):
         run.warn(
-            f"{classes[-1]!r} is the class that a score is for because it sorts last: train with data.positive={classes[0]} to "
-            f"turn it round, or with data.positive={classes[-1]} to say that it is meant"
+            f"{classes[-1]!r} is the positive class because it sorts last: train with data.positive={classes[0]} to "
+            f"turn it round, or with data.positive={classes[-1]} to confirm it"
         )
 
 
@@ -386,7 +386,7 @@ def against_baselines(
 def count_unknown(
     config: Config, run: Run, dataset: Dataset, split: str, part: Examples, details: dict[str, Any]
 ) -> dict[str, float]:
-    """Say how many labelled rows no metric counts because training never saw their class; empty where there are none."""
+    """Log the number of labelled rows without a metric, whose class is unseen in training; empty where there are none."""
     target, classes = (
         config.data.target or "",
         details["score"].get("classes") or details["score"].get("positive") or (),
@@ -471,7 +471,7 @@ def write_outcome(
 
 
 def quarantine_summary(dataset: Dataset) -> dict[str, int]:
-    """What was wrong in how many rows of which file or table; empty when nothing was."""
+    """Findings of ingest with their row counts, by file or table; empty when there are none."""
     accounting = dataset.manifest["accounting"]
     parts = [(Path(entry["file"]).name, entry) for entry in accounting["files"]] + list(accounting["results"].items())
     counts: dict[str, int] = {}
@@ -483,7 +483,7 @@ def quarantine_summary(dataset: Dataset) -> dict[str, int]:
 
 
 def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> dict[str, Any]:
-    """What the report says of the data."""
+    """The data section of the report."""
     return {
         "dataset": dataset.name,
         "digest": dataset.digest,
