@@ -185,7 +185,7 @@ def test_a_run_that_goes_on_keeps_what_each_attempt_ran_on(joined, monkeypatch) 
 
 def test_a_local_cluster_is_not_asked(joined, monkeypatch) -> None:
     config = schema.build(Config, {"cluster": {"kind": "ray", "workers": 2}})
-    monkeypatch.setattr(cluster, "_start_reaper", lambda: None)
+    monkeypatch.setattr(cluster, "_start_reaper", lambda _: None)
     with cluster.session(config):
         assert joined["asked"] == 0
 

@@ -165,7 +165,7 @@ def test_every_reader_of_hive_folders_sees_each_row_with_its_value(reader: str, 
 def test_the_text_that_stands_for_null_in_folders_is_an_error_that_names_the_row(tmp_path: Path) -> None:
     table = rows(3).append_column("key", pa.array(["a", None, output.HIVE_NULL]))
     with pytest.raises(
-        UserError, match=r"score\.partition=key must not hold .*__HIVE_DEFAULT.* in row r2: take another"
+        UserError, match=r"score\.partition=key must not hold .*__HIVE_DEFAULT.* in row r2: use another"
     ):
         write(tmp_path, table, 1, Layout(partition="key"))
     assert not list((tmp_path / "out").rglob("*.parquet")), "nothing is published"
