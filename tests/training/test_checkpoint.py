@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.config.sections.training import ModelConfig
 from engine.errors import UserError
 from engine.runtime import digest, seal
 from engine.training import checkpoint
 from engine.training.checkpoint import load_checkpoint, newest_whole, save_checkpoint
+from engine.training.model import architecture, build_model, from_architecture
 
 
 class Marker:
@@ -121,3 +123,10 @@ def test_torch_load_is_never_called_anywhere():
     for path in root.rglob("*.py"):
         code = path.read_text()
         assert "torch.load(" not in code and "import pickle" not in code, path
+
+
+def test_a_model_of_more_weights_than_a_checkpoint_holds_takes_no_memory():
+    settings = {"hidden": [2**20, 2**20], "dropout": 0.0, "embedding_max": 8}
+    described = architecture(build_model(ModelConfig(), 3, [], 1, 0)) | {"settings": settings}
+    with pytest.raises(UserError, match=r"must describe at most 100 weights, found 1,099,5"):
+        from_architecture(described, 100)
