@@ -150,7 +150,7 @@ MISTAKES = {
     "config-dir that is not there": (["--config-dir", "nowhere"], ["nowhere"]),
     "name that leaves the folder": (["name=../../x"], ["name", "../../x"]),
     "run to resume that is not there": (["train.resume=runs/train/x/y"], ["train.resume", "runs/train/x/y"]),
-    "circle": (["name='${tracking.project}'", "tracking.project='${name}'"], ["circle"]),
+    "circle": (["name='${tracking.project}'", "tracking.project='${name}'"], ["cycle"]),
     "unset variable": (["name='${oc.env:ENGINE_TEST_UNSET}'"], ["name", "ENGINE_TEST_UNSET"]),
 }
 
@@ -509,7 +509,9 @@ def test_installing_brings_the_packages_and_every_config_file(tmp_path: Path) ->
 def test_a_place_where_no_folder_can_be_made_is_one_message(cli, step, place) -> None:
     step(measured)
     outcome = cli("train", f"paths.runs={place}")
-    assert outcome.code == 1 and "must be a folder that can be made" in outcome.err and "Traceback" not in outcome.err
+    assert (
+        outcome.code == 1 and "must be a folder that can be created" in outcome.err and "Traceback" not in outcome.err
+    )
 
 
 def test_multirun_of_a_command_that_is_no_step_is_refused(cli) -> None:

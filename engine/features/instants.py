@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from engine.config.sections.data import Column
 from engine.config.units import Moment
+from engine.errors import UserError
 
 NEVER = np.iinfo(np.int64).min  # NaT: a null instant. Never compare it with `<`.
 ALWAYS = -(2**62)  # before any event
@@ -32,8 +33,14 @@ def moment_times(table: pa.Table, moment: Moment) -> np.ndarray:
 
 
 def known_times(table: pa.Table, column: Column) -> np.ndarray:
-    """int64[n] when each row's value becomes known; NEVER where its time is null."""
-    assert column.known_at is not None
+    """int64[n] when each row's value becomes known; NEVER where its time is null.
+
+    Raises UserError for a column that does not say when, as a specification from elsewhere can have it.
+    """
+    if column.known_at is None:
+        raise UserError(
+            "a column that windows or as-of views read must say when it becomes known (known_at), found none"
+        )
     if column.known_at == "prior":
         return np.full(table.num_rows, ALWAYS)
     return moment_times(table, column.known_at)

@@ -10,13 +10,15 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import engine
-from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import git
 from engine.runtime.on_ray import versions
+
+if TYPE_CHECKING:  # the shell calls `check_names` before anything else: no module of `kernels` may be imported by then
+    from engine.config.tree import Config
 
 PACKAGES = (
     "torch", "numpy", "numba", "llvmlite", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",

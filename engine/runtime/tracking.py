@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -239,17 +239,22 @@ class Feed:
 
     def __init__(self, directory: Path, mirror: Mirror, last_row: int) -> None:
         self.directory, self.mirror, self.last_row = directory, mirror, last_row
-        # Of rows that an earlier child has passed the last value was sent, since steps before a checkpoint are not repeated.
-        self._sent: dict[tuple[int, str], float] = {}
-        for row in read_rows(directory):
-            if row.row <= last_row:
-                self._sent.update({(row.step, name): value for name, value in row.values.items()})
+        # An earlier child has sent the values of the rows up to `last_row`, but not those that a later row repeats: only steps
+        # beyond a checkpoint are repeated, and these wait for the row that a checkpoint covers.
+        rows = read_rows(directory)
+        final = _last_rows(rows)
+        self._sent = {
+            (row.step, name): value
+            for row in rows
+            for name, value in row.values.items()
+            if row.row == final[row.step, name] <= last_row
+        }
         self._size = -1
 
     def send(self, upto: float) -> None:
         """Send the new rows before the first one beyond step `upto`; that row and later ones may be replayed."""
         rows = read_rows(self.directory)
-        final = {(row.step, name): row.row for row in rows for name in row.values}
+        final = _last_rows(rows)
         stop = min((row.row for row in rows if row.step > upto), default=math.inf)
         for row in rows:
             last = {name: final[row.step, name] for name in row.values}
@@ -279,6 +284,11 @@ class Feed:
         if size != self._size:
             self._size = size
             self.send(covered)
+
+
+def _last_rows(rows: Iterable[Row]) -> dict[tuple[int, str], int]:
+    """The last row of each step and metric."""
+    return {(row.step, name): row.row for row in rows for name in row.values}
 
 
 def _same(one: float | None, other: float) -> bool:

@@ -411,7 +411,7 @@ def test_a_run_that_another_engine_went_on_with_cannot_be_promised(tmp_path) -> 
     assert not restore.recorded_code(record, tmp_path, tmp_path / "one").doubts
     record["resumes"].append({"engine_digest": "ab" * 32})
     doubts = restore.recorded_code(record, tmp_path, tmp_path / "two").doubts
-    assert len(doubts) == 1 and "abababababab" in doubts[0] and "it is not certain" in doubts[0]
+    assert len(doubts) == 1 and "abababababab" in doubts[0] and "cannot be promised" in doubts[0]
 
 
 def test_a_dirty_submodule_cannot_be_promised(tmp_path) -> None:
@@ -427,7 +427,7 @@ def test_a_dirty_submodule_cannot_be_promised(tmp_path) -> None:
 def test_a_commit_that_is_nowhere_and_an_engine_outside_of_git_are_named(tmp_path) -> None:
     record = code_of(small_repository(tmp_path / "repository"), tmp_path)
     record["code"]["engine_git"]["commit"] = "0" * 40
-    with pytest.raises(UserError, match=r"commit 000000000000 must be in a git tree"):
+    with pytest.raises(UserError, match=r"commit 000000000000 must be in an available git tree"):
         restore.recorded_code(record, tmp_path, tmp_path / "scratch")
     record["code"]["engine_git"] = None
     with pytest.raises(UserError, match="installed outside of git"):

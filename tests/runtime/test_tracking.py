@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import wandb
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.config.sections.runtime import TrackingConfig
@@ -162,6 +162,10 @@ def test_a_value_that_was_sent_and_then_changed_is_not_called_complete(tmp_path)
     tracking.check_whole(feed, done=False)
 
 
+REPLAYED = [[(2, "a", 0.5), (0, "a", 0.5)], [(1, "a", 0.5)], [(2, "a", 0.5), (3, "a", 0.5), (1, "a", 0.5)], []]
+
+
+@example(attempts=REPLAYED, covered=[0, 0, 2, 2])  # a step that was repeated after the last row that a child had sent
 @settings(max_examples=200, deadline=None)
 @given(
     attempts=st.lists(

@@ -29,7 +29,7 @@ from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.table import ensure_table
 from engine.runtime import environment
-from engine.runtime.on_ray import cluster
+from engine.runtime.on_ray import cluster, ray_private
 from engine.runtime.run import Run
 from engine.training import distributed
 from engine.training import train as steps
@@ -731,7 +731,7 @@ def test_the_start_of_a_run_does_not_count_the_attempt_that_failed(tmp_path):
 
 def test_paths_inside_a_ray_job_are_not_in_its_node_local_copy(monkeypatch, tmp_path):
     assert cluster.shared_path("runs") == "runs"
-    monkeypatch.setenv(cluster.JOB_VARIABLE, "{}")
+    monkeypatch.setenv(ray_private.JOB_VARIABLE, "{}")
     monkeypatch.setenv(cluster.HOME_VARIABLE, str(tmp_path))
     assert cluster.shared_path("runs") == str(tmp_path / "runs")
     assert cluster.shared_path("/data/runs") == "/data/runs" and cluster.shared_path("s3://b/r") == "s3://b/r"

@@ -84,5 +84,5 @@ def test_a_function_that_fails_on_nulls_too_says_so() -> None:
     plan = {**FEATURES, "views": {"made": {"kind": "expression", "expressions": {
         "d": {"sql": "CASE WHEN born IS NULL THEN CAST('x' AS INTEGER) ELSE 1 END", "type": "int64"}}}}}  # fmt: skip
     data, features = schema.build(DataConfig, DATA, "data"), schema.build(FeaturesConfig, plan, "features")
-    with pytest.raises(UserError, match="Could not convert"):
+    with pytest.raises(UserError, match="Conversion Error"):
         stand_in(data, features, rows(), rows(), {}, "")
