@@ -29,7 +29,7 @@ from engine.runtime import seal
 from engine.scoring.read import predictions
 from engine.training import bundle
 from tests.runtime.test_git import repository, trap
-from tests.tiny import visits
+from tests.tiny import alter_delta_log, visits
 from tests.whole import Place, make_place
 
 EXPERIMENT = ("ingest", "validate", "features", "features list", "features show", "features latest", "features audit")
@@ -485,11 +485,7 @@ def delta(cell: Cell, alter: Callable[[dict[str, Any]], Any]) -> Path:
     deltalake = pytest.importorskip("deltalake")
     table = cell.place.folder / "table"
     deltalake.write_deltalake(str(table), visits(600))
-    log = table / "_delta_log" / f"{0:020d}.json"
-    actions = [json.loads(line) for line in log.read_text().splitlines()]
-    for action in actions:
-        alter(action)
-    log.write_text("\n".join(json.dumps(action) for action in actions))
+    alter_delta_log(table, alter)
     source(cell, path="table", format="delta")
     return table
 

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -109,3 +112,12 @@ def overrides(folder: Path, *more: str) -> list[str]:
         "resources.threads=2",
         *more,
     ]
+
+
+def alter_delta_log(table: Path, alter: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the actions of the first entry of a Delta table's log; `alter` changes each in place."""
+    log = table / "_delta_log" / f"{0:020d}.json"
+    actions = [json.loads(line) for line in log.read_text().splitlines()]
+    for action in actions:
+        alter(action)
+    log.write_text("\n".join(json.dumps(action) for action in actions))

@@ -148,7 +148,7 @@ def _beyond_host(value: str) -> set[str]:
 def redact(text: str, hidden: Iterable[str] = ()) -> str:
     """The text with secret values, and parts that look like secrets, masked."""
     for value in hidden:
-        if len(value) < SHORTEST or not value:
+        if len(value) < SHORTEST:
             continue
         forms = {
             value,

@@ -16,6 +16,7 @@ from engine.data.readers import lake_tables
 from engine.errors import UserError
 from tests.data.helpers import build, config, read
 from tests.data.test_remote import SOURCE, data, events
+from tests.tiny import alter_delta_log
 
 OUTSIDE = "must lie inside its folder"
 
@@ -120,11 +121,7 @@ def delta_table(folder: Path, alter: Callable[[dict[str, Any]], Any]) -> Path:
     """A Delta table whose log's actions `alter` has changed."""
     deltalake = pytest.importorskip("deltalake")
     deltalake.write_deltalake(str(folder), events(100))
-    log = folder / "_delta_log" / f"{0:020d}.json"
-    actions = [json.loads(line) for line in log.read_text().splitlines()]
-    for action in actions:
-        alter(action)
-    log.write_text("\n".join(json.dumps(action) for action in actions))
+    alter_delta_log(folder, alter)
     return folder
 
 
