@@ -129,6 +129,8 @@ class WandbMirror:
                     failed.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         where = str(Path(run.dir).parent if self.options.mode == "offline" else run.url or Path(run.dir).parent)
         run.finish(exit_code=0 if done else 1)
+        # W&B links the log of its own process, which may be older than this run and readable by all.
+        (Path(run.dir).parent / "logs" / "debug-core.log").unlink(missing_ok=True)
         if self._unreached:
             raise RuntimeError(
                 f"W&B could not be reached ({self._unreached}); the points are in {Path(run.dir).parent}"

@@ -446,6 +446,10 @@ def test_a_run_that_was_not_tracked_can_be_sent_later(tmp_path) -> None:
     before = (directory / "run.json").read_bytes()
     tracking.sync(directory, TrackingConfig(mode="offline"))
     assert (directory / "run.json").read_bytes() == before
+    other = make_run(tmp_path / "other", "20260101T000000-fedcba")  # the process of W&B has its log with the first run
+    tracking.sync(other, TrackingConfig(mode="offline"))
+    links = [path for path in other.rglob("*") if path.is_symlink()]
+    assert links and all(path.resolve().is_relative_to(other.resolve()) for path in links)
     with serving() as fake:
         synced(directory, fake)
         assert set(fake.points(directory.name)) == {(1, "train/loss", 0.7), (2, "train/loss", 0.6)}
