@@ -21,6 +21,7 @@ import safetensors.torch
 from torch import nn
 
 from engine.config import schema
+from engine.config.references import check_features
 from engine.config.secrecy import MASK
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
@@ -171,12 +172,25 @@ def read_bundle(directory: Path) -> Bundle:
     Raises UserError when it does not exist, is of a newer format, or a file is not the one that was sealed.
     """
     manifest = read_manifest(directory)
-    spec = records.read(directory / "spec.json", SpecRecord)
+    data, features = _read_spec(directory / "spec.json")
     model = records.read(directory / "model.json", ModelRecord)
     encoder = Encoder.read(directory / "features.json")
     _check_model(model, encoder, directory / "model.json")
-    data = schema.build(DataConfig, spec["data"], "data")
-    return Bundle(directory, manifest, model, data, schema.build(FeaturesConfig, spec["features"], "features"), encoder)
+    return Bundle(directory, manifest, model, data, features, encoder)
+
+
+def _read_spec(path: Path) -> tuple[DataConfig, FeaturesConfig]:
+    """The specification, checked as that of an experiment. Raises Damaged."""
+    spec = records.read(path, SpecRecord)
+    try:
+        data = schema.build(DataConfig, spec["data"], "data")
+        features = schema.build(FeaturesConfig, spec["features"], "features")
+        if not data.columns:
+            raise UserError("data.columns must have the columns of the model, found none")
+        check_features(data, features)
+    except UserError as error:
+        raise records.Damaged(f"{path}: {error}") from None
+    return data, features
 
 
 def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:

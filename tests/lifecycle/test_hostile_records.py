@@ -320,7 +320,11 @@ def test_a_record_changed_a_thousand_times_is_read_or_named(world: Path, name: s
 def test_a_model_beyond_its_weights_or_memory_is_refused_before_memory_is_taken(
     world: Path, place: tuple[str, ...], value: Any, said: str
 ) -> None:
-    file = next(iter(sorted(world.glob(f"{BUNDLE}/model.json"))))
+    refused(next(iter(sorted(world.glob(f"{BUNDLE}/model.json")))), place, value, said)
+
+
+def refused(file: Path, place: tuple[str, ...], value: Any, said: str) -> None:
+    """A bundle whose file has another value at one place, sealed again, is refused in these words."""
     kept = file.read_bytes(), (file.parent / bundle.MANIFEST).read_bytes()
     file.write_text(json.dumps(put(json.loads(file.read_text()), place, value)))
     try:
@@ -330,6 +334,22 @@ def test_a_model_beyond_its_weights_or_memory_is_refused_before_memory_is_taken(
     finally:
         file.write_bytes(kept[0])
         (file.parent / bundle.MANIFEST).write_bytes(kept[1])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("data", "columns"), {}, "data.columns must have the columns of the model, found none"),
+        (("data", "columns", "amount", "known_at"), None, "'amount' must say when it becomes known"),
+        (("features", "views", "shop", "entity"), ["till"], "spec.json: features.views.shop.entity names 'till'"),
+        (("features", "views", "shop", "aggregates", "rows"), [], "aggregates.rows must name at least one aggregate"),
+        (("features", "as_of"), "noon - 1h", "spec.json: features.as_of names 'noon'"),
+    ],
+)
+def test_a_specification_that_no_experiment_could_have_is_refused_where_a_bundle_is_opened(
+    world: Path, place: tuple[str, ...], value: Any, said: str
+) -> None:
+    refused(next(iter(sorted(world.glob(f"{BUNDLE}/spec.json")))), place, value, said)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"[]"])

@@ -68,6 +68,8 @@ class ViewConfig:
                 f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(missing)} is empty"
             )
         for column, asked in self.aggregates.items():
+            if not asked:
+                raise UserError(f"aggregates.{column} must name at least one aggregate, found none")
             for name in asked:
                 if name not in AGGREGATES:
                     raise UserError(f"aggregates.{column} names {name!r}.{nearest(name, AGGREGATES)}")
