@@ -80,6 +80,19 @@ def square_root(x: Fraction) -> float:
     return float(Fraction(root) / Fraction(2) ** (shift // 2))
 
 
+def counted(rows: Any, t: int, window: int, by: str = "event") -> list[tuple[int, int, int, float]]:
+    """rows = (event_time, known_at or None, position, value or None): those that count, placed by their event or known time."""
+    found = []
+    for event, known, at, value in rows:
+        if known is None or value is None or value != value:
+            continue
+        known = max(event, known)
+        placed = known if by == "known" else event
+        if known < t and placed >= t - window:
+            found.append((placed, known, at, value))
+    return found
+
+
 def trailing(probes: Any, source: Any, values: Any, windows: Sequence[int], aggregates: Sequence[str]) -> Any:
     """probes = (entity, time), source = (entity, event_time, known_at)."""
     out = np.empty((len(probes[0]), len(windows), len(aggregates)))

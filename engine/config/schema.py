@@ -45,6 +45,13 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def later_key(*given: Any, **named: Any) -> Any:
+    """A key that earlier versions lacked: saved configs and digests hold it only where it is not the default."""
+    field = key(*given, **named)
+    field.metadata = types.MappingProxyType({**field.metadata, "later": True})
+    return field
+
+
 def section(cls: type, help: str = "") -> Any:
     """A field that is itself a group of keys, all of which have defaults."""
     return key(factory=lambda: build(cls, {}), help=help)
@@ -204,12 +211,19 @@ def _within(name: str, value: float, limit: float) -> bool:
 def plain(value: Any) -> Any:
     """The config object as dicts, lists and scalars for JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if _saved(field, value)
+        }
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, str) else value
+
+
+def _saved(field: dataclasses.Field[Any], value: Any) -> bool:
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return not field.metadata.get("later") or getattr(value, field.name) != default
 
 
 _BARE = re.compile(r"[A-Za-z0-9_./%+:-]+")

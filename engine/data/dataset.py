@@ -234,6 +234,22 @@ class Dataset:
         """Rows with event time in [start_us, stop_us), microseconds UTC: a contiguous range, since rows are in time order."""
         return self._first_at(start_us), self._first_at(stop_us)
 
+    def groups_reaching(self, column: str, instant: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Ranges of rows before row `stop` outside which no value of a time column is at or after `instant`: row groups, by
+        their statistics.
+        """
+        for part in self.parts:
+            if part.start >= stop:
+                return
+            with pq.ParquetFile(self.path(part.file)) as file:
+                metadata, at = file.metadata, part.start
+            place = metadata.schema.names.index(column)
+            for group in range(metadata.num_row_groups):
+                low, at = at, at + metadata.row_group(group).num_rows
+                facts = metadata.row_group(group).column(place).statistics
+                if low < stop and not _all_before(facts, instant):
+                    yield low, min(at, stop)
+
     def _first_at(self, instant: int) -> int:
         """Number of rows whose event time is before `instant`."""
         parts = self.manifest["parts"]
@@ -271,6 +287,13 @@ class Dataset:
         if name not in self.manifest["tables"]:
             raise UserError(f"{name!r} is not a table of dataset {self.name}.{nearest(name, self.manifest['tables'])}")
         return self.manifest["tables"][name]
+
+
+def _all_before(facts: Any, instant: int) -> bool:
+    """Whether the statistics of a row group say that each value of a time column is before an instant, or null."""
+    if facts is None or not facts.has_min_max:
+        return bool(facts is not None and facts.has_null_count and facts.num_values == 0)
+    return bool(facts.max_raw < instant)
 
 
 def open_dataset(directory: Path | str) -> Dataset:

@@ -18,8 +18,8 @@ from engine.config.sections.features import FeaturesConfig
 from engine.data.arrow_types import same_value
 from engine.data.dataset import Dataset
 from engine.features import compute, instants
-from engine.features.partitions import view_length
-from engine.features.spec import event_inputs, known_anchor
+from engine.features.past import past_events
+from engine.features.spec import event_inputs, known_anchor, windows_of
 
 TRIALS = ("altered", "deleted", "repeated")
 BEYOND = 2 * units.MICROSECONDS["d"]  # a trial hides events up to this long after the decision
@@ -52,7 +52,7 @@ def audit(
         decision = int(instants.moment_times(probe, features.decision)[0])
         if decision == instants.NEVER:
             continue
-        events = dataset.read(columns, rows=dataset.row_range(decision - _longest(features), decision + BEYOND))
+        events = past_events(dataset, data, windows_of(features), np.array([decision, decision + BEYOND]), columns)
         trial = TRIALS[turn % len(TRIALS)]
         before = describe(data, features, probe, events, tables, threads)
         # The row's own values may be known at the very decision; those of others count only when known before it.
@@ -87,11 +87,6 @@ def describe(
         seen = {view.table: tables[name]} if view.table else {}
         found.update(compute.view_features(name, view, data, features, rows, events, seen, threads))
     return {name: column[0] for name, column in found.items()}
-
-
-def _longest(features: FeaturesConfig) -> int:
-    lengths = [view_length(view) or 0 for view in features.active_views.values() if view.kind == "windows"]
-    return max(lengths, default=0)
 
 
 def change(

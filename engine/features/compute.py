@@ -134,8 +134,9 @@ def _window_features(
             values = as_floats(history[column])
             known = instants.known_times(history, data.columns[column])
         known = instants.known_as_past(history, events, known)
+        placed = known if view.by == "known" else events
         block = trailing(
-            probe_codes, decisions, history_codes, events, known, values, windows, aggregates, threads=inner
+            probe_codes, decisions, history_codes, placed, known, values, windows, aggregates, threads=inner
         )
         return _float_columns(block.reshape(len(block), len(windows) * len(aggregates)), inner)
 

@@ -51,7 +51,7 @@ def month_parts(dataset: Dataset) -> list[Part]:
 
 
 class InputsRecord(TypedDict):
-    """Column -> month -> digest, and as_of -> month -> (earliest, latest) decision time or None."""
+    """Column -> month -> digest, and moment -> month -> (earliest, latest) time, empty where each is null."""
 
     format: Annotated[int, records.Format(FORMAT, FORMAT)]
     columns: dict[str, dict[str, records.Digest]]
@@ -59,7 +59,7 @@ class InputsRecord(TypedDict):
 
 
 class Inputs:
-    """Digests of a dataset's columns by month, and the span of decision times of each month; stored beside the store's views,
+    """Digests of a dataset's columns, and the spans of decision and known times, by month; stored beside the store's views,
     because every append needs them again.
     """
 
@@ -71,20 +71,19 @@ class Inputs:
             saved = seal.read_checked(self._path, InputsRecord)
         self._columns, self._spans = saved["columns"], saved["spans"]
 
-    def prepare(self, columns: Sequence[str], as_of: Moment) -> None:
-        """Digest the columns that have no digest yet, in one pass over the months."""
+    def prepare(self, columns: Sequence[str], moments: Sequence[Moment]) -> None:
+        """Digest the columns, and find the spans of the moments, that are not there yet, in one pass over the months."""
         lacking = [name for name in columns if name not in self._columns]
-        if not lacking and as_of in self._spans:
+        unseen = [moment for moment in moments if moment not in self._spans]
+        if not lacking and not unseen:
             return
-        spans: dict[str, list[int]] = {}
         for part in self.parts:
-            table = self.dataset.read(list(dict.fromkeys([*lacking, as_of.column])), rows=part.rows)
+            times = [moment.column for moment in unseen]
+            table = self.dataset.read(list(dict.fromkeys([*lacking, *times])), rows=part.rows)
             for name in lacking:
                 self._columns.setdefault(name, {})[part.name] = digest.of_table(table.select([name]))
-            times = instants.moment_times(table, as_of)
-            times = times[times != instants.NEVER]
-            spans[part.name] = [int(times.min()), int(times.max())] if len(times) else []
-        self._spans[as_of] = spans
+            for moment in unseen:
+                self._spans.setdefault(moment, {})[part.name] = _span(instants.moment_times(table, moment))
         record: InputsRecord = {"format": FORMAT, "columns": self._columns, "spans": self._spans}
         storage.write_json(self._path, seal.checked(record))
 
@@ -104,9 +103,20 @@ class Inputs:
             return part.start, part.start
         return (instants.ALWAYS if length is None else span[0] - length), span[1]
 
-    def within(self, start: int, stop: int) -> list[Part]:
-        """Months that overlap instants [start, stop)."""
-        return [part for part in self.parts if part.start < stop and start < part.stop]
+    def within(self, start: int, stop: int, known: Sequence[Moment] = ()) -> list[Part]:
+        """Months that overlap instants [start, stop), and earlier ones of which a `known` moment is at or after `start`."""
+
+        def reaches(part: Part) -> bool:
+            return start < part.stop or any(
+                start <= max(self._spans[moment][part.name], default=start - 1) for moment in known
+            )
+
+        return [part for part in self.parts if part.start < stop and reaches(part)]
+
+
+def _span(times: np.ndarray) -> list[int]:
+    times = times[times != instants.NEVER]
+    return [int(times.min()), int(times.max())] if len(times) else []
 
 
 def view_length(view: ViewConfig, window: Span | None = None) -> int | None:

@@ -27,7 +27,7 @@ from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError, nearest
 from engine.features import compute, instants, required_columns
-from engine.features.partitions import view_length
+from engine.features.past import past_events
 from engine.features.spec import view_columns, view_inputs
 from engine.runtime.environment import threads_of
 from engine.runtime.run import Run
@@ -199,9 +199,5 @@ def _needed(
 ) -> tuple[pa.Table, dict[str, pa.Table]]:
     if view.kind != "windows":
         return pa.table({}), {view.table: dataset.table(view.table)} if view.table else {}
-    known = decisions[decisions != instants.NEVER]
     columns = view_inputs(view, config.data, config.data.event_time)
-    if not len(known):
-        return dataset.read(columns, rows=(0, 0)), {}
-    reach = dataset.row_range(int(known.min()) - (view_length(view) or 0), int(known.max()))
-    return dataset.read(columns, rows=reach), {}
+    return past_events(dataset, config.data, [view], decisions, columns), {}

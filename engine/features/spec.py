@@ -8,6 +8,7 @@ from engine.config import feature_names
 from engine.config.leak_guard import check_known_by_decision
 from engine.config.sections.data import Column, DataConfig
 from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
+from engine.config.units import Moment
 from engine.data.expressions import expression_columns
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"
@@ -100,6 +101,14 @@ def view_inputs(view: ViewConfig, data: DataConfig, decided: str) -> list[str]:
         if column != "rows":
             columns += [column, *known_anchor(data.columns[column])]
     return list(dict.fromkeys(columns))
+
+
+def known_moments(view: ViewConfig, data: DataConfig) -> list[Moment]:
+    """The times, other than that of the event, that place an event in the windows of a view; none when `by` is event."""
+    if view.by != "known":
+        return []
+    found = [data.columns[column].known_at for column in view.aggregates if column != "rows"]
+    return sorted({moment for moment in found if moment is not None and moment != "prior"})
 
 
 def known_anchor(column: Column) -> list[str]:

@@ -31,7 +31,8 @@ from engine.errors import UserError
 from engine.features import compute, instants
 from engine.features.functions import function_version
 from engine.features.partitions import Inputs, Part, month_parts, month_span, table_months, view_length
-from engine.features.spec import known_anchor, view_columns, view_inputs
+from engine.features.past import Rows, past_events, row_ranges
+from engine.features.spec import known_anchor, known_moments, view_columns, view_inputs
 from engine.runtime import digest, environment, records, seal, storage
 from engine.runtime.on_ray import tasks
 from engine.runtime.run import Run
@@ -179,7 +180,8 @@ def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = Fal
     as_of = config.features.decision
     inputs = Inputs(Path(config.paths.store), dataset, month_parts(dataset))
     columns = [name for view in views.values() for name in view_inputs(view, config.data, as_of.column)]
-    inputs.prepare(list(dict.fromkeys(columns)), as_of)  # one pass for all views
+    known = [moment for view in views.values() for moment in known_moments(view, config.data)]
+    inputs.prepare(list(dict.fromkeys(columns)), [as_of, *known])  # one pass for all views
     with tasks.Workers(config) as workers:
         return {
             name: _ensure_view(Job(name, view, config, dataset, inputs), run, workers, anew)
@@ -416,20 +418,15 @@ def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[st
         tables = {view.table: dataset.table(view.table)} if view.table else {}
         return compute.view_features(job.name, view, data, features, probes, probes, tables, threads)
     decisions = instants.moment_times(probes, job.as_of)
-    decisions = decisions[decisions != instants.NEVER]
-    if not len(decisions):
-        return compute.view_features(job.name, view, data, features, probes, probes.slice(0, 0), {}, threads)
-    reach = dataset.row_range(int(decisions.min()) - (view_length(view) or 0), int(decisions.max()))
-    passes = -(-(reach[1] - reach[0]) // batch_rows(job))
+    ranges = row_ranges(dataset, data, [view], decisions)
+    passes = -(-sum(stop - start for start, stop in ranges) // batch_rows(job))
     if passes <= 1:
-        history = dataset.read(columns, rows=reach)
+        history = past_events(dataset, data, [view], decisions, columns)
         return compute.view_features(job.name, view, data, features, probes, history, {}, threads)
-    return _in_passes(job, view, probes, reach, passes)
+    return _in_passes(job, view, probes, ranges, passes)
 
 
-def _in_passes(
-    job: Job, view: ViewConfig, probes: pa.Table, reach: tuple[int, int], passes: int
-) -> dict[str, pa.Array]:
+def _in_passes(job: Job, view: ViewConfig, probes: pa.Table, ranges: list[Rows], passes: int) -> dict[str, pa.Array]:
     """Features of history too large for memory: it is read once per group of entities (by hash), keeping only their rows."""
     data, features = job.config.data, job.config.features
     columns = probes.column_names
@@ -438,7 +435,8 @@ def _in_passes(
     for turn in range(passes):
         kept = [
             table.filter(pa.array(compute.entity_hash(table, view.entity) % np.uint64(passes) == turn))
-            for table in map(lambda batch: pa.Table.from_batches([batch]), job.dataset.batches(columns, rows=reach))
+            for rows in ranges
+            for table in map(lambda batch: pa.Table.from_batches([batch]), job.dataset.batches(columns, rows=rows))
         ]
         mine = np.flatnonzero(owner == turn)
         found = compute.view_features(
@@ -505,18 +503,31 @@ def _own(job: Job, part: Part, columns: Sequence[str]) -> list[str]:
 
 def _windows_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
     data, view = job.config.data, job.view
-    keys = [data.event_time, *view.entity]
+    keys, moments = [data.event_time, *view.entity], known_moments(view, data)
     for part in parts:
         own = _own(job, part, [*view.entity, job.as_of.column])
         recipes = {}
         for column, aggregates in view.aggregates.items():
             values = [] if column == "rows" else [column, *known_anchor(data.columns[column])]
+            more = (
+                ["known"] if view.by == "known" else []
+            )  # nothing for what earlier versions had, which keeps its recipe
             known = None if column == "rows" else data.columns[column].known_at
             for window in view.windows:
-                reach = job.inputs.within(*job.inputs.reach(part, job.as_of, view_length(view, window)))
+                reach = job.inputs.within(*job.inputs.reach(part, job.as_of, view_length(view, window)), moments)
                 seen = [[month.name, *_own(job, month, [*keys, *values])] for month in reach]
                 for aggregate in aggregates:
-                    rule = [FORMAT, "windows", job.as_of, list(view.entity), values[:1], known, aggregate, window]
+                    rule = [
+                        FORMAT,
+                        "windows",
+                        job.as_of,
+                        list(view.entity),
+                        values[:1],
+                        known,
+                        aggregate,
+                        window,
+                        *more,
+                    ]
                     recipes[window_name(job.name, column, aggregate, window)] = digest.of_json([rule, own, seen])
         yield recipes
 

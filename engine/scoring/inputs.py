@@ -28,6 +28,7 @@ from engine.data.files import SKIP, event_source
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import instants, required_columns
+from engine.features.past import row_ranges
 from engine.features.spec import history_inputs, windows_of
 from engine.runtime import recorded_paths, records, remote, storage
 from engine.runtime.run import Run, load_record
@@ -180,14 +181,15 @@ def with_past(
     data: DataConfig,
     views: list[ViewConfig],
     probes: pa.Table,
-    span: tuple[int, int],
+    decisions: np.ndarray,
 ) -> pa.Table:
-    """`rows` of the input and rows of `past` from the same span [from, to) of event times, for the entities of the probes,
-    in dataset order. Of a row in both, the one in `past` counts, because it holds the outcome.
+    """`rows` of the input and the rows of `past` that windows of the probes, decided at int64[n] instants, may count, in dataset
+    order. Of a row in both, the one in `past` counts, because it holds the outcome.
     """
     kept = [
         table.filter(_of_entities(table, probes, views))
-        for batch in past.batches(rows.column_names, past.row_range(*span))
+        for range_ in row_ranges(past, data, views, decisions)
+        for batch in past.batches(rows.column_names, range_)
         for table in [pa.Table.from_batches([batch])]
     ]
     known = pa.concat_tables([rows.slice(0, 0), *kept])

@@ -21,6 +21,7 @@ from engine.data.dataset import Dataset, open_dataset, row_ids
 from engine.errors import UserError
 from engine.features import instants, store
 from engine.features.compute import direct_features, raw_features
+from engine.features.past import past_events
 from engine.features.spec import event_inputs, history_inputs, row_inputs, windows_of
 from engine.features.store import StoredView
 from engine.runtime import digest, seal, storage
@@ -174,14 +175,9 @@ class UnitScorer:
         data, features = self.predictor.bundle.data, self.predictor.bundle.features
         views = windows_of(features)
         decisions = instants.moment_times(facts, features.decision)
-        decisions = decisions[decisions != instants.NEVER]
-        history = facts.slice(0, 0)
-        if views and len(decisions):
-            longest = max(window.microseconds for view in views for window in view.windows)
-            span = int(decisions.min()) - longest, int(decisions.max()) + 1
-            history = self.dataset.read(self.past_columns, rows=self.dataset.row_range(*span))
-            if self.past is not None:
-                history = with_past(history, self.past, data, views, facts, span)
+        history = past_events(self.dataset, data, views, decisions, self.past_columns)
+        if self.past is not None:
+            history = with_past(history, self.past, data, views, facts, decisions)
         if self._tables is None:
             names = {view.table for view in features.active_views.values() if view.table}
             self._tables = {name: self.dataset.table(name) for name in sorted(names)}

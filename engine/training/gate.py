@@ -30,7 +30,9 @@ from engine.errors import UserError
 from engine.features import instants
 from engine.features.compute import entity_codes, raw_features
 from engine.features.encode import Encoder
-from engine.features.spec import event_inputs
+from engine.features.partitions import view_length
+from engine.features.past import past_events
+from engine.features.spec import event_inputs, known_moments, windows_of
 from engine.features.table import FeatureTable
 from engine.runtime import digest, environment, records, storage
 from engine.training import surrogates
@@ -112,14 +114,8 @@ def needed_history(
     dataset: Dataset, data: DataConfig, features: FeaturesConfig, probes: pa.Table, columns: list[str]
 ) -> pa.Table:
     """Rows of the event table that any window of any probe may read: same entity, not older than the window."""
-    views = [view for view in features.active_views.values() if view.kind == "windows"]
-    decisions = instants.moment_times(probes, features.decision)
-    decisions = decisions[decisions != instants.NEVER]
-    if not views or not len(decisions):
-        return probes.slice(0, 0).select(columns)
-    longest = max(window.microseconds for view in views for window in view.windows)
-    span = dataset.row_range(int(decisions.min()) - longest, int(decisions.max()) + 1)
-    history = dataset.read(columns, rows=span)
+    views = windows_of(features)
+    history = past_events(dataset, data, views, instants.moment_times(probes, features.decision), columns)
     keep = np.zeros(history.num_rows, bool)
     for view in views:
         keep |= _within_windows(view, data, features, probes, history)
@@ -132,16 +128,16 @@ def _within_windows(
     decisions = instants.moment_times(probes, features.decision)
     events = instants.instants(history[data.event_time])
     probe_codes, codes = entity_codes(probes, view.entity, history, view.entity)
-    order = np.lexsort((events, codes))
-    sorted_codes, sorted_events = codes[order], events[order]
-    longest = max(window.microseconds for window in view.windows)
+    latest = events
+    for moment in known_moments(view, data):
+        latest = np.maximum(latest, instants.moment_times(history, moment))
+    order = np.argsort(codes, kind="stable")
+    starts = np.searchsorted(codes[order], np.arange(codes.max(initial=-1) + 2))
     keep = np.zeros(len(codes), bool)
     for code, decision in zip(probe_codes, decisions, strict=True):
-        if code >= 0 and decision != instants.NEVER:
-            low, high = np.searchsorted(sorted_codes, [code, code + 1])
-            times = sorted_events[low:high]
-            start, stop = np.searchsorted(times, [decision - longest, decision], side="left")
-            keep[order[low + start : low + stop]] = True
+        if 0 <= code < len(starts) - 1 and decision != instants.NEVER:
+            rows = order[starts[code] : starts[code + 1]]
+            keep[rows[(latest[rows] >= decision - (view_length(view) or 0)) & (events[rows] < decision)]] = True
     return keep
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.config import names, units
-from engine.config.schema import key, section
+from engine.config.schema import key, later_key, section
 from engine.config.units import Moment, Span
 from engine.errors import UserError, nearest
 from kernels import AGGREGATES
@@ -46,6 +46,11 @@ class ViewConfig:
     table: str | None = key(None, "table that an as-of view reads; null = the events (windows)")
     on: tuple[str, ...] = key((), "columns of the table that match the entity, in order; empty = the same names")
     windows: tuple[Span, ...] = key((), "lengths of the trailing windows")
+    by: str = later_key(
+        "event",
+        "time that must be within the window: of the event, or when its value became known",
+        choices=("event", "known"),
+    )
     aggregates: dict[str, tuple[str, ...]] = key(factory=dict, help="column -> aggregates; `rows` -> [count, recency]")
     columns: tuple[str, ...] = key((), "columns that an as-of view returns")
     max_age: Span | None = key(None, "largest age of a row that an as-of view accepts; null = any")
