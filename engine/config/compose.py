@@ -105,7 +105,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         _check_top_level(values)
         config = schema.build(Config, values)
         feature_names.check(config)
-    return Composed(config, _masked(values, references), hidden, tuple(secrecy.masked_word(word) for word in overrides))
+    saved = nested.mapped(values, lambda path, value: references.get(path, value))
+    return Composed(config, saved, hidden, tuple(secrecy.masked_word(word) for word in overrides))
 
 
 def default_paths(folder: Path) -> dict[str, str]:
@@ -466,13 +467,3 @@ def _refers_to(path: str, text: str, waiting: Iterable[str]) -> bool:
         if any(other == target or f"{other}.".startswith(f"{target}.") for other in waiting if other != path):
             return True
     return False
-
-
-def _masked(values: Any, replaced: dict[str, str], path: str = "") -> Any:
-    if path in replaced:
-        return replaced[path]
-    if isinstance(values, dict):
-        return {name: _masked(item, replaced, f"{path}.{name}" if path else str(name)) for name, item in values.items()}
-    if isinstance(values, list):
-        return [_masked(item, replaced, f"{path}.{index}") for index, item in enumerate(values)]
-    return values

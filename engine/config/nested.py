@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
@@ -15,6 +15,16 @@ def leaves(value: Any, path: str = "", lists: bool = False) -> Iterator[tuple[st
         yield from leaves(item, f"{path}.{name}" if path else str(name), lists)
     if path and not held:
         yield path, value
+
+
+def mapped(value: Any, change: Callable[[str, Any], Any], key: Callable[[str], str] = str, path: str = "") -> Any:
+    """A copy as dicts and lists, with every other value as `change(dotted path, value)` and every name as `key(name)`."""
+    above = f"{path}." if path else ""
+    if isinstance(value, Mapping):
+        return {key(str(name)): mapped(item, change, key, f"{above}{name}") for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [mapped(item, change, key, f"{above}{index}") for index, item in enumerate(value)]
+    return change(path, value)
 
 
 def differences(first: Any, second: Any, path: str = "", lists: bool = False) -> Iterator[tuple[str, Any, Any]]:

@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from engine.config import nested
 from engine.errors import UserError, nearest
 
 MISSING = dataclasses.MISSING
@@ -210,15 +211,14 @@ def _within(name: str, value: float, limit: float) -> bool:
 
 def plain(value: Any) -> Any:
     """The config object as dicts, lists and scalars for JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if _saved(field, value)
-        }
-    if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value
+
+    def leaf(_: str, item: Any) -> Any:
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            saved = [field.name for field in dataclasses.fields(item) if _saved(field, item)]
+            return plain({name: getattr(item, name) for name in saved})
+        return str(item) if isinstance(item, str) else item
+
+    return nested.mapped(value, leaf)
 
 
 def _saved(field: dataclasses.Field[Any], value: Any) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 
 import markupsafe
 
+from engine.config import nested
+
 MASK = "***"
 SHORTEST = 4  # characters; masking shorter values would mask parts of ordinary words
 FREE_STANDING = 8  # a shorter value is masked only where no letter or digit is beside it
@@ -171,11 +173,7 @@ def redact(text: str, hidden: Iterable[str] = ()) -> str:
 
 def masked(value: Any, mask: Callable[[str], str]) -> Any:
     """A JSON value with its texts and keys masked; numbers stay numbers."""
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, dict):
-        return {mask(str(name)): masked(item, mask) for name, item in value.items()}
-    return [masked(item, mask) for item in value] if isinstance(value, (list, tuple)) else value
+    return nested.mapped(value, lambda _, item: mask(item) if isinstance(item, str) else item, key=mask)
 
 
 def masked_word(word: str) -> str:

@@ -354,7 +354,7 @@ def _build(
         whole = found.files.get((part.name, tuple(wanted.items())))
         if whole is not None:
             stored, entry = whole
-            storage.link_or_copy(stored.directory / file, directory / file)
+            storage.link(stored.directory / file, directory / file, synced=False)
             known = {"file": file, "start": part.rows[0], "stop": part.rows[1], "sealed": stored.seal.files[file]}
             return {**entry, **known}, False
         columns: dict[str, Any] = {

@@ -231,7 +231,7 @@ def _fill_store(record: Mapping[str, Any], store: Path, start: str) -> None:
         if not source.is_dir():
             raise UserError(f"--from {start} takes earlier links from the recorded store, but {source} does not exist")
         hidden = shutil.ignore_patterns(".*")
-        shutil.copytree(source, store / part, ignore=hidden, copy_function=storage.link_or_copy)
+        shutil.copytree(source, store / part, ignore=hidden, copy_function=storage.link)
 
 
 def _take_history(record: Mapping[str, Any], store: Path) -> None:
@@ -244,7 +244,7 @@ def _take_history(record: Mapping[str, Any], store: Path) -> None:
             f"the run's windows looked back on dataset {source}, which does not exist: restore the store that held it"
         )
     target = store / "datasets" / source.parent.name / source.name
-    shutil.copytree(source, target, copy_function=storage.link_or_copy, dirs_exist_ok=True)
+    shutil.copytree(source, target, copy_function=storage.link, dirs_exist_ok=True)
 
 
 def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, judged: Path | None = None) -> None:

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from engine.config import nested
 from engine.config.sections.runtime import is_address
 from engine.errors import UserError
 from engine.runtime import terminal
@@ -320,44 +321,29 @@ def exchange(first: Path, second: Path) -> bool:
     return call is not None and call(here, os.fsencode(first), here, os.fsencode(second), swap) == 0
 
 
-def link(source: Path, path: Path) -> None:
+def link(source: Path | str, path: Path | str, synced: bool = True) -> None:
     """Make `path` a hard link to `source`, or a copy if that is impossible; replaces `path` atomically."""
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        os.link(source, temporary)
-    except OSError:  # another disk, or a file system without hard links
-        with atomic_path(path) as copy:
-            shutil.copyfile(source, copy)
-        return
-    if os.path.samefile(source, path) if path.exists() else False:
-        temporary.unlink()  # a rename between hard links of the same file does nothing and would leave this name
-        return
-    os.replace(temporary, path)
-    sync(path.parent)
-
-
-def link_or_copy(source: Path | str, path: Path | str) -> None:
-    """Make `path`, which is not there yet, a second name of the file `source`, or a copy where the disk cannot."""
-    try:
-        os.link(source, path)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(source, path)
+    with atomic_path(Path(path), synced) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # another disk, or a file system without hard links
+            shutil.copyfile(source, temporary)
 
 
 def finite(value: Any, digits: int | None = None) -> Any:
     """A value ready for JSON: NumPy's as Python's, None for a number that JSON does not have (NaN, infinity), floats to
     `digits` significant digits.
     """
-    if isinstance(value, (np.generic, np.ndarray)):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(name): finite(item, digits) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item, digits) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return float(f"{value:.{digits}g}") if digits and isinstance(value, float) else value
+
+    def leaf(_: str, item: Any) -> Any:
+        if isinstance(item, np.ndarray):
+            return finite(item.tolist(), digits)
+        item = item.item() if isinstance(item, np.generic) else item
+        if not isinstance(item, float):
+            return item
+        return None if not math.isfinite(item) else float(f"{item:.{digits}g}") if digits else item
+
+    return nested.mapped(value, leaf)
 
 
 def write_text(path: Path, text: str, synced: bool = True) -> None:

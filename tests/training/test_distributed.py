@@ -621,10 +621,11 @@ def test_what_a_worker_died_of_is_said_in_one_line():
     long = (
         "Worker( metadata=ActorMetadata( node_ip='10.0.0.2', pid=77, ) ) The actor died unexpectedly before finishing"
     )
-    assert cluster._brief(RuntimeError(long)) == "its process died (pid 77 on 10.0.0.2)"
+    assert cluster.one_line(RuntimeError(long)) == "its process died (pid 77 on 10.0.0.2)"
     silent = RuntimeError("A worker health check has been hanging for 8.18 seconds. Marking the worker as dead.")
-    assert cluster._brief(silent) == "did not answer for 8.18 seconds (cluster.timeout)"
-    assert cluster._brief(ValueError("a\n  b")) == "ValueError: a b"
+    assert cluster.one_line(silent) == "did not answer for 8.18 seconds (cluster.timeout)"
+    assert cluster.one_line(ValueError("a\n  b")) == "ValueError: a b"
+    assert cluster.one_line(UserError("the file\nis " + 500 * "x")) == "the file is " + 500 * "x"
 
 
 def test_a_users_mistake_on_one_rank_is_no_failure_to_be_retried(tmp_path):

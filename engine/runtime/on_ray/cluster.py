@@ -330,7 +330,7 @@ def _connect(ray: Any, config: Config) -> Session:
             )
         except Exception as error:  # Ray raises a bare Exception for a start that took too long
             raise UserError(
-                f"cluster=ray must start a Ray cluster on this machine, but Ray's start failed ({_brief(error)}).{_logs()}"
+                f"cluster=ray must start a Ray cluster on this machine, but Ray's start failed ({one_line(error)}).{_logs()}"
                 " A machine that is busy or short of memory can be the cause: run the command again, join a running "
                 "cluster with cluster.address, or use cluster=local"
             ) from error
@@ -411,7 +411,7 @@ def _ask_nodes(ray: Any, opened: Session) -> dict[str, dict[str, Any]]:
             _answers[key] = versions.of_nodes(ray, ANSWER_SECONDS)
         except ray.exceptions.RayError as error:
             raise UserError(
-                f"every node of the cluster must report its versions, but Ray failed: {_brief(error)}"
+                f"every node of the cluster must report its versions, but Ray failed: {one_line(error)}"
             ) from None
         finally:
             ray.cloudpickle.unregister_pickle_by_value(versions)
@@ -512,7 +512,7 @@ def run_training(
         if isinstance(failure, UserError):
             raise failure
         causes = [first_cause(failures(directory)), _no_room(config, failure)]
-        raise TrainingFailed("; then ".join(filter(None, causes)) or _brief(outcome[0])) from outcome[0]
+        raise TrainingFailed("; then ".join(filter(None, causes)) or one_line(outcome[0])) from outcome[0]
 
 
 def _no_room(config: Config, failure: BaseException | None) -> str:
@@ -582,7 +582,7 @@ def _failure_log(directory: Path) -> Any:
             for rank, error in worker_exceptions.items():
                 if isinstance(error, UserError):
                     raise UserError(f"{error} (reported by rank {rank})")
-            record_failure(directory, {rank: _brief(error) for rank, error in worker_exceptions.items()})
+            record_failure(directory, {rank: one_line(error) for rank, error in worker_exceptions.items()})
 
     return FailureLog()
 
@@ -624,8 +624,8 @@ def first_cause(found: Sequence[Mapping[str, Any]]) -> str:
     return f"rank {order[0]}: {ranks[order[0]]}"
 
 
-def _brief(error: BaseException) -> str:
-    """One useful line of an error that Ray has wrapped."""
+def one_line(error: BaseException) -> str:
+    """The useful line of an error, which Ray may have wrapped; of a UserError, its whole message."""
     cause = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error
     text = str(cause)
     if "actor died" in text or "ActorDied" in type(cause).__name__:
@@ -634,9 +634,11 @@ def _brief(error: BaseException) -> str:
     silent = re.search(r"hanging for ([\d.]+) seconds", text)
     if silent:
         return f"did not answer for {silent.group(1)} seconds (cluster.timeout)"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    shown = lines[-1] if lines and "Traceback" in text else " ".join(lines)
-    return f"{type(cause).__name__}: {shown}"[:400]
+    shown = " ".join(text.split())
+    if isinstance(cause, UserError):
+        return shown
+    last = text.rstrip().rpartition("\n")[2].strip()
+    return f"{type(cause).__name__}: {last if 'Traceback' in text else shown}"[:400]
 
 
 # ----------------------------------------------------------------------------------------------- inside a worker

@@ -108,7 +108,7 @@ class _Threads:
             except Exception as error:
                 if is_hopeless(error):
                     raise
-                cause = describe(error)
+                cause = cluster.one_line(error)
         return Outcome(item, None, self._tries, cause)
 
     def outcome(self, stalled: float) -> Outcome:
@@ -138,12 +138,6 @@ def is_hopeless(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def describe(error: BaseException) -> str:
-    """An error as one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 # -------------------------------------------------------------------------------------------------------------- Ray
@@ -354,7 +348,7 @@ class _Actor:
             try:
                 return _reply(row, number, result=json.dumps(self.work(json.loads(row["item"]))))
             except Exception as error:
-                cause = describe(error)
+                cause = cluster.one_line(error)
                 if is_hopeless(error):
                     return _reply(row, number, cause=cause, hopeless=True)
         return _reply(row, self.tries, cause=cause)
