@@ -6,16 +6,17 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine import commands
 from engine.config import compose, nested, schema, secrecy
 from engine.config.compose import Composed
+from engine.config.nested import Tree
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
 from engine.runtime import storage, tracking
 from engine.runtime.on_ray import cluster, submit
-from engine.runtime.run import Run, RunBusy, plan_digest, records_below, unfinished
+from engine.runtime.run import Run, RunBusy, RunRecord, plan_digest, records_below, unfinished
 
 if TYPE_CHECKING:
     from engine.scoring.predictor import Predictor
@@ -123,14 +124,14 @@ def _tell_of_another_plan(run: Run, composed: Composed) -> None:
             run.log(f"a new run: {directory} is unfinished but has another plan; these keys differ: {changed}")
 
 
-def _changed_keys(record: dict[str, Any], config: Config, saved: dict[str, Any]) -> str:
+def _changed_keys(record: RunRecord, config: Config, saved: Tree) -> str:
     """Keys of the plan whose values differ from those in a run's record."""
     now = {**schema.plain(config), **saved}
-    found = nested.differences(without(record["config"], IMMATERIAL), without(now, IMMATERIAL))
+    found = nested.differences(without({**record["config"]}, IMMATERIAL), without(now, IMMATERIAL))
     return ", ".join(key for key, *_ in found) or "secret values"
 
 
-def _check_same_plan(name: str, config: Config, saved: dict[str, Any], directory: Path, key: str) -> None:
+def _check_same_plan(name: str, config: Config, saved: Tree, directory: Path, key: str) -> None:
     if not (directory / "run.json").is_file():
         raise UserError(
             f"{key} must be auto, never or a run directory, found {str(directory)!r}, which has no run.json"

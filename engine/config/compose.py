@@ -49,7 +49,7 @@ class Composed:
     """A checked config, its plain form with secrets masked, and the secret values that must not be written."""
 
     config: Config
-    saved: dict[str, Any]
+    saved: nested.Tree
     secrets: tuple[str, ...]
     overrides: tuple[str, ...]
 
@@ -66,7 +66,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
     Raises UserError naming the key or value that is wrong and the nearest known one.
     """
     folders = [conf_directory()]
-    start: dict[str, Any] = schema.plain(Config())
+    start: nested.Tree = schema.plain(Config())
     if config_dir is not None:
         folders.append(Path(config_dir).expanduser().resolve())
         if not folders[-1].is_dir():
@@ -151,7 +151,7 @@ def chosen() -> set[str]:
     return {str(name) for entry in root["defaults"] if isinstance(entry, dict) for name in entry}
 
 
-def to_yaml(values: dict[str, Any]) -> str:
+def to_yaml(values: nested.Tree) -> str:
     """YAML text of a plain config."""
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
@@ -252,7 +252,7 @@ def _as_name(text: str, word: words_.Word, value: Any) -> str:
     return f"{text.removesuffix(word.value or '')}'{value[1:]}'" if is_word else text
 
 
-def _filled(start: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
+def _filled(start: nested.Tree, files: nested.Tree) -> nested.Tree:
     """The defaults updated from the files; a map given as a whole replaces its default."""
     plain = merged(start, files)
     for path, default in schema.wholes(Config):
@@ -266,14 +266,14 @@ def _filled(start: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
     return plain  # type: ignore[no-any-return]
 
 
-def _change(plain: dict[str, Any], word: words_.Word, value: Any) -> None:
+def _change(plain: nested.Tree, word: words_.Word, value: Any) -> None:
     try:
         words_.apply(plain, word, value, Config)
     except words_.Unknown:
         raise UserError(_unknown_key(word.key)) from None
 
 
-def _compose_with_hydra(words: list[str], folders: list[Path]) -> dict[str, Any]:
+def _compose_with_hydra(words: list[str], folders: list[Path]) -> nested.Tree:
     """The merged values of the chosen files; words as written, interpolations unresolved."""
     try:
         with _HYDRA:
@@ -402,7 +402,7 @@ def known_keys() -> list[str]:
     )
 
 
-def _check_top_level(values: dict[str, Any]) -> None:
+def _check_top_level(values: nested.Tree) -> None:
     sections = {field.name for field in dataclasses.fields(Config)}
     for name in values:
         if name in groups() and name not in sections:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+Tree = dict[str, Any]  # a config as nested dicts, or a section of one
+
 
 def leaves(value: Any, path: str = "", lists: bool = False) -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of every value; an empty dict is one, and so is a list, unless `lists` are walked too."""

@@ -15,6 +15,7 @@ import typing
 from typing import Any
 
 from engine.config import literals, schema
+from engine.config.nested import Tree
 from engine.errors import UserError, nearest
 
 _NAME = re.compile(r"""\[(?:"([^"]*)"|'([^']*)'|([^\]"'][^\]]*))\]|"([^"]*)"|'([^']*)'|([^.\[\]="'][^.\[=]*)""")
@@ -62,7 +63,7 @@ def dotted(parts: tuple[str, ...]) -> str:
     return key
 
 
-def apply(values: dict[str, Any], word: Word, value: Any, config: type) -> None:
+def apply(values: Tree, word: Word, value: Any, config: type) -> None:
     """Change the plain config in place. Raises UserError for a key that does not exist, or that `+` would add twice."""
     parts, mapped = _parts(word, config)
     sign = "++" if mapped and not word.sign else word.sign
@@ -100,7 +101,7 @@ def apply(values: dict[str, Any], word: Word, value: Any, config: type) -> None:
         _set(node, last, merged(old, value), word)
 
 
-def whole(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def whole(default: Tree, given: Tree) -> Tree:
     """A map given as a whole: only its entries; an entry with the name of a default changes that default."""
     return {name: merged(default.get(name), item) for name, item in given.items()}
 
@@ -147,7 +148,7 @@ def _refuse_unquoted(word: Word, place: int, section: Any) -> None:
     raise UserError(f"{unknown} A name with a dot must be in brackets: {example}")
 
 
-def _opened(child: Any, hint: Any, sign: str, word: Word) -> dict[str, Any]:
+def _opened(child: Any, hint: Any, sign: str, word: Word) -> Tree:
     """A mapping instead of the value that a longer key leads through: `x: int64` becomes {type: int64}."""
     shorthand = getattr(hint, "SHORTHAND", None)
     if child is not ABSENT and child is not None:

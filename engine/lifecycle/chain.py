@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from engine.features.encode import EncoderRecord
 from engine.features.store import ViewRecord
 from engine.monitoring.drift_record import ColumnRecord, DriftRecord
 from engine.runtime import recorded_paths, records
-from engine.runtime.run import LINKS, as_written, link_order, load_metrics, load_record
+from engine.runtime.run import LINKS, RunRecord, as_written, link_order, load_metrics, load_record
 from engine.runtime.tracking import read_points
 
 EQUAL, CLOSE, DIFFERS, MISSING, SKIPPED = "equal", "within tolerance", "differs", "missing", "not compared"
@@ -42,7 +42,17 @@ def check_link(name: str) -> str:
     return name
 
 
-def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) -> list[dict[str, Any]]:
+class Link(TypedDict):
+    """A link of two chains, with its verdict and a description of what differs."""
+
+    link: str
+    recorded: str | None
+    now: str | None
+    detail: str
+    verdict: str
+
+
+def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) -> list[Link]:
     """One entry per link: name, both digests, verdict, and details of a difference.
 
     With `exact` bits must be equal; else a link whose bits differ is judged by the tolerance.
@@ -51,24 +61,23 @@ def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) 
     now = load_record(rerun)["chain"] if rerun is not None else {}
     found = []
     for link in sorted({*was, *now}, key=link_order):
-        entry: dict[str, Any] = {"link": link, "recorded": was.get(link), "now": now.get(link), "detail": ""}
+        digests = was.get(link), now.get(link)
+        entry: Link = {"link": link, "recorded": digests[0], "now": digests[1], "detail": "", "verdict": EQUAL}
         if link_order(link) < link_order(start):
             entry["verdict"] = SKIPPED
-        elif was.get(link) == now.get(link):
-            entry["verdict"] = EQUAL
         elif rerun is None or link not in now or link not in was:
             entry["verdict"] = MISSING
             entry["detail"] = "the rerun did not reach it" if link not in now else "the recorded run does not have it"
-        else:
+        elif digests[0] != digests[1]:
             entry["verdict"] = CLOSE if not exact and within_tolerance(link, recorded, rerun) else DIFFERS
             entry["detail"] = detail(link, recorded, rerun)
         found.append(entry)
     return found
 
 
-def first_difference(links: list[dict[str, Any]]) -> str | None:
+def first_difference(links: list[Link]) -> str | None:
     """The first link that differs or was not reached."""
-    return next((str(entry["link"]) for entry in links if entry["verdict"] in (DIFFERS, MISSING)), None)
+    return next((entry["link"] for entry in links if entry["verdict"] in (DIFFERS, MISSING)), None)
 
 
 # ------------------------------------------------------------------------------------------------ what is known of it
@@ -77,28 +86,27 @@ def first_difference(links: list[dict[str, Any]]) -> str | None:
 def detail(link: str, recorded: Path, rerun: Path) -> str:
     """A description of what differs in a link, from the run directories."""
     if link == "inputs":
-        was, now = load_record(recorded)["inputs"], load_record(rerun)["inputs"]
-        return _list([Path(name).name for name in was if was[name] not in now.values()])
+        there = load_record(rerun)["inputs"].values()
+        return _list([Path(name).name for name, value in load_record(recorded)["inputs"].items() if value not in there])
     if link.startswith("loss@"):
         step = int(link.removeprefix("loss@"))
         pair = [_loss_at(directory, step) for directory in (recorded, rerun)]
-        return f"{pair[0]:.9g} before, {pair[1]:.9g} now" if None not in pair else ""
+        return f"{_text(pair[0])} before, {_text(pair[1])} now" if None not in pair else ""
     if link == "metrics":
         was, now = judged_metrics(recorded), judged_metrics(rerun)
-        names = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
+        names = _differing(was, now)
         return _list([f"{name} {_text(was.get(name))} before, {_text(now.get(name))} now" for name in names])
     if link == "drift":
-        was, now = (_drift_by_column(directory) for directory in (recorded, rerun))
-        return _list([name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)])
+        return _list(_differing(_drift_by_column(recorded), _drift_by_column(rerun)))
     if link == "fitted":
         return _list([name for name, _, _ in _fitted_differences(recorded, rerun)])
     if link in ("dataset", "features"):
-        was, now = (_columns(link, load_record(directory)) for directory in (recorded, rerun))
-        return _list([name for name in was if was[name] != now.get(name)]) if was and now else ""
+        first, other = (_columns(link, load_record(directory)) for directory in (recorded, rerun))
+        return _list([name for name in first if first[name] != other.get(name)]) if first and other else ""
     return ""
 
 
-def _columns(link: str, record: Mapping[str, Any]) -> dict[str, str]:
+def _columns(link: str, record: RunRecord) -> dict[str, str]:
     """Column -> digest of the run's dataset or views that its store still has."""
     if link == "dataset":
         folder = recorded_paths.dataset_folder(record)
@@ -118,6 +126,10 @@ def _drift_by_column(directory: Path) -> dict[str, ColumnRecord]:
     if not (directory / "drift.json").exists():
         return {}
     return {entry["name"]: entry for entry in records.read(as_written(directory, "drift.json"), DriftRecord)["columns"]}
+
+
+def _differing(was: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    return [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
 
 
 def _list(items: list[str], most: int = 3) -> str:

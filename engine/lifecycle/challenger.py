@@ -25,7 +25,7 @@ from engine.lifecycle.challenger_gate import Judged
 from engine.lifecycle.maturity import label_horizon
 from engine.runtime import digest, environment, seal, storage
 from engine.runtime.environment import threads_of
-from engine.runtime.run import Run, load_record, plan_digest, unfinished
+from engine.runtime.run import Run, RunRecord, load_record, plan_digest, unfinished
 from engine.scoring.predictor import Predictor, load
 from engine.training.bundle import Bundle, spec_of
 from engine.training.classes import target_values
@@ -124,7 +124,7 @@ class Training:
     """A finished training run and its record."""
 
     directory: Path
-    record: dict[str, Any]
+    record: RunRecord
 
     @property
     def bundle(self) -> Path:

@@ -9,20 +9,20 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from engine.config import nested
 from engine.config.tree import Config
 from engine.data.dataset import MANIFEST, REMEDY, DatasetRecord
-from engine.data.profile import ProfileRecord
+from engine.data.profile import ColumnProfile, Histogram, ProfileRecord
 from engine.errors import UserError
-from engine.lifecycle.restore import environment_differences
+from engine.lifecycle.restore import Difference, environment_differences
 from engine.lifecycle.runs import find_run, status
 from engine.runtime import environment, git, recorded_paths, records, seal, storage, terminal
 from engine.runtime.reports import html
-from engine.runtime.run import as_written, load_metrics, load_record
+from engine.runtime.run import RunRecord, as_written, load_metrics, load_record
 from engine.runtime.terminal import cell, table
 from engine.runtime.tracking import read_points
 from kernels.statistics import js_of
@@ -40,13 +40,54 @@ class Side:
     """One of the compared runs."""
 
     directory: Path
-    record: dict[str, Any]
+    record: RunRecord
     metrics: dict[str, float | None]
 
     @property
     def label(self) -> str:
         """Its id."""
         return self.directory.name
+
+
+class DataPart(TypedDict, total=False):
+    """How data differs: by name the value of each run; the profile distances of columns from the first run."""
+
+    digests: dict[str, list[Any]]
+    inputs: dict[str, list[Any]]
+    rows: list[int]
+    schema: dict[str, list[Any]]
+    columns: list[str]
+    profile_distance: list[dict[str, float]]
+
+
+class MetricRow(TypedDict):
+    """A metric of each run, and its difference from the first."""
+
+    metric: str
+    values: list[float | None]
+    intervals: list[list[float] | None]
+    difference: list[float | None]
+    intervals_overlap: list[bool | None]
+
+
+class CostRow(TypedDict):
+    """A figure of each run."""
+
+    figure: str
+    values: list[float | None]
+
+
+class Comparison(TypedDict):
+    """Everything that differs; where a value is a list, it has an item for each run."""
+
+    runs: list[dict[str, str]]
+    config: dict[str, list[Any]]
+    code: dict[str, list[Any]]
+    data: DataPart
+    environment: list[list[Difference]]
+    chain: dict[str, list[Any]]
+    metrics: list[MetricRow]
+    cost: list[CostRow]
 
 
 def compare(config: Config, words: list[str], options: Mapping[str, str]) -> int:
@@ -66,7 +107,7 @@ def read_side(directory: Path) -> Side:
     return Side(directory, load_record(directory), load_metrics(directory))
 
 
-def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:
+def compare_runs(sides: Sequence[Side]) -> Comparison:
     """Everything that differs, as JSON. The others are compared with the first run."""
     return {
         "runs": [
@@ -91,7 +132,7 @@ def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:
     }
 
 
-def _differing(maps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _differing(maps: Sequence[Mapping[str, object]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for values in maps for name in values)
     rows = {name: [values.get(name) for values in maps] for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row[1:])}
@@ -111,20 +152,19 @@ def chain_differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
 # ------------------------------------------------------------------------------------------------------------- code
 
 
-def code_differences(sides: Sequence[Side]) -> dict[str, Any]:
+def code_differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
     """Version, commit and a diff; empty where the digests of the engine's files are equal."""
     codes = [side.record["code"] for side in sides]
     if len({code["engine_digest"] for code in codes}) == 1:
         return {}
     commits = [(code.get("engine_git") or {}).get("commit") for code in codes]
-    facts = {
+    facts: dict[str, list[Any]] = {
         "engine_version": [code["engine_version"] for code in codes],
         "engine_digest": [code["engine_digest"][:12] for code in codes],
         "commit": commits,
     }
-    found: dict[str, Any] = {name: row for name, row in facts.items() if any(value != row[0] for value in row[1:])}
-    found["diff"] = [_diff(sides[0], side) for side in sides[1:]]
-    return found
+    found = {name: row for name, row in facts.items() if any(value != row[0] for value in row[1:])}
+    return {**found, "diff": [_diff(sides[0], side) for side in sides[1:]]}
 
 
 def _diff(first: Side, other: Side) -> list[str]:
@@ -157,14 +197,14 @@ def _patch(side: Side) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-def data_differences(sides: Sequence[Side]) -> dict[str, Any]:
+def data_differences(sides: Sequence[Side]) -> DataPart:
     """Inputs, digests, rows, schema and the distance of profiles; empty where the data is the same."""
     links = _differing(
         [{k: v for k, v in (side.record.get("chain") or {}).items() if k in DATA_LINKS} for side in sides]
     )
     if not links:
         return {}
-    found: dict[str, Any] = {"digests": links}
+    found: DataPart = {"digests": links}
     inputs = _differing([{Path(name).name: value for name, value in side.record["inputs"].items()} for side in sides])
     if inputs:
         found["inputs"] = inputs
@@ -202,10 +242,11 @@ def profile_distances(first: Side, other: Side) -> dict[str, float]:
     return dict(sorted(((n, d) for n, d in found.items() if d is not None and d > 0), key=lambda item: -item[1]))
 
 
-def _distance(first: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    if first.get("histogram") and other.get("histogram"):
-        edges = sorted({*first["histogram"]["edges"], *other["histogram"]["edges"]})
-        masses = [_spread_on(entry["histogram"], edges) for entry in (first, other)]
+def _distance(first: ColumnProfile, other: ColumnProfile) -> float | None:
+    histograms = [found for entry in (first, other) if (found := entry.get("histogram"))]
+    if len(histograms) == 2:
+        edges = sorted({edge for histogram in histograms for edge in histogram["edges"]})
+        masses = [_spread_on(histogram, edges) for histogram in histograms]
     elif first.get("top") and other.get("top"):
         values = dict.fromkeys(str(value) for entry in (first, other) for value, _ in entry["top"])
         counts = [{str(value): count for value, count in entry["top"]} for entry in (first, other)]
@@ -219,7 +260,7 @@ def _distance(first: Mapping[str, Any], other: Mapping[str, Any]) -> float | Non
     return float(js_of(*shares))
 
 
-def _spread_on(histogram: Mapping[str, Any], edges: Sequence[float]) -> list[float]:
+def _spread_on(histogram: Histogram, edges: Sequence[float]) -> list[float]:
     """Counts on finer common edges; a bin is assumed to be uniform."""
     own, found = histogram["edges"], []
     for low, high in itertools.pairwise(edges):
@@ -234,9 +275,9 @@ def _spread_on(histogram: Mapping[str, Any], edges: Sequence[float]) -> list[flo
 # ---------------------------------------------------------------------------------------------------------- figures
 
 
-def metric_rows(sides: Sequence[Side]) -> list[dict[str, Any]]:
+def metric_rows(sides: Sequence[Side]) -> list[MetricRow]:
     """Judged metrics of each run with interval and difference; slices only where they differ."""
-    rows = []
+    rows: list[MetricRow] = []
     for name in _names(sides, judged=True):
         values = [side.metrics.get(name) for side in sides]
         if name.count("/") > 1 and all(value == values[0] for value in values[1:]):
@@ -254,12 +295,13 @@ def metric_rows(sides: Sequence[Side]) -> list[dict[str, Any]]:
     return rows
 
 
-def cost_rows(sides: Sequence[Side]) -> list[dict[str, Any]]:
+def cost_rows(sides: Sequence[Side]) -> list[CostRow]:
     """Wall time, and the seconds and rates that the step measured."""
-    rows: list[dict[str, Any]] = [{"figure": "wall seconds", "values": [side.record.get("seconds") for side in sides]}]
-    names = ("train/seconds", "train/rows_per_second", "score/rows_per_second")
-    found = [name for name in names if any(name in side.metrics for side in sides)]
-    return rows + [{"figure": name, "values": [side.metrics.get(name) for side in sides]} for name in found]
+    rows: list[CostRow] = [{"figure": "wall seconds", "values": [side.record.get("seconds") for side in sides]}]
+    for name in ("train/seconds", "train/rows_per_second", "score/rows_per_second"):
+        if any(name in side.metrics for side in sides):
+            rows.append({"figure": name, "values": [side.metrics.get(name) for side in sides]})
+    return rows
 
 
 def _names(sides: Sequence[Side], judged: bool) -> Iterator[str]:
@@ -290,7 +332,7 @@ def _overlap(first: list[float] | None, other: list[float] | None) -> bool | Non
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def _parts(found: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+def _parts(found: Comparison) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Columns and rows of each part, one value per run."""
     labels = [run["id"] for run in found["runs"]]
     return {
@@ -303,7 +345,7 @@ def _parts(found: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any
     }
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def as_text(found: Comparison) -> str:
     """Tables for a terminal; a part without differences is one line."""
     facts = ["id", "command", "name", "status"]
     texts = [table(["run", *facts[1:]], [[run[name] for name in facts] for run in found["runs"]])]
@@ -315,7 +357,7 @@ def as_text(found: Mapping[str, Any]) -> str:
     return "\n".join(texts)
 
 
-def data_lines(data: Mapping[str, Any]) -> Iterator[list[Any]]:
+def data_lines(data: DataPart) -> Iterator[list[Any]]:
     """The data part as rows of a table, one value per run."""
     for name, row in data.get("inputs", {}).items():
         yield [f"input {name}", *(value[:12] if value else None for value in row)]
@@ -330,7 +372,7 @@ def data_lines(data: Mapping[str, Any]) -> Iterator[list[Any]]:
         yield [f"distance of {name}", 0.0, *(item.get(name, 0.0) for item in distances)]
 
 
-def environment_lines(environment: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[list[Any]]:
+def environment_lines(environment: Sequence[Sequence[Difference]]) -> Iterator[list[Any]]:
     """Environment differences from the first run, most important first, one value per run."""
     items = sorted(itertools.chain.from_iterable(environment), key=lambda item: -item["weight"])
     for name, first in {item["name"]: item["recorded"] for item in items}.items():
@@ -338,7 +380,7 @@ def environment_lines(environment: Sequence[Sequence[Mapping[str, Any]]]) -> Ite
         yield [name, first, *(side.get(name, first) for side in others)]
 
 
-def _metric_line(row: Mapping[str, Any]) -> list[Any]:
+def _metric_line(row: MetricRow) -> list[Any]:
     texts = []
     for value, bound in zip(row["values"], row["intervals"], strict=True):
         texts.append(cell(value) + (f" [{bound[0]:.5g}, {bound[1]:.5g}]" if bound else ""))
@@ -347,7 +389,7 @@ def _metric_line(row: Mapping[str, Any]) -> list[Any]:
     return [row["metric"], *texts, ", ".join(signs) + (" (intervals apart)" if apart else "")]
 
 
-def as_html(found: Mapping[str, Any], sides: Sequence[Side]) -> str:
+def as_html(found: Comparison, sides: Sequence[Side]) -> str:
     """A self-contained page: differences, metrics, and the curves of all runs in one chart."""
     labels = [side.label for side in sides]
     charts = []

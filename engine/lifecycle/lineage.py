@@ -17,7 +17,7 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.runs import directories, status
 from engine.runtime import digest, recorded_paths, records, seal, terminal
-from engine.runtime.run import as_written, load_record, records_below
+from engine.runtime.run import RunRecord, as_written, load_record, records_below
 from engine.training.bundle import read_manifest
 
 SHORTEST = 8
@@ -35,7 +35,7 @@ class Node:
     """One run with the digests of its inputs and results: name -> hex SHA-256."""
 
     directory: Path
-    record: dict[str, Any]
+    record: RunRecord
     took: dict[str, str] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +69,7 @@ def _nodes_below(runs: Path) -> Iterator[Node]:
         yield node_of(directory.resolve(), record)
 
 
-def node_of(directory: Path, record: dict[str, Any]) -> Node:
+def node_of(directory: Path, record: RunRecord) -> Node:
     """One run directory as a node."""
     took = {f"input {name}": value for name, value in record.get("inputs", {}).items()}
     took |= {**record.get("used", {}), **dict(_taken(record))}
@@ -77,7 +77,7 @@ def node_of(directory: Path, record: dict[str, Any]) -> Node:
     return Node(directory, record, took, {name: value for name, value in made.items() if isinstance(value, str)})
 
 
-def _taken(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _taken(record: RunRecord) -> Iterator[tuple[str, str]]:
     for key in TAKEN_KEYS:
         value = record.get(key)
         if isinstance(value, str) and _is_digest(value, 64):

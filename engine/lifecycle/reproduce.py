@@ -22,9 +22,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from engine.config import literals, nested
+from engine.config.nested import Tree
 from engine.config.secrecy import MASK
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -32,17 +33,14 @@ from engine.lifecycle import chain, restore
 from engine.lifecycle.restore import Code
 from engine.lifecycle.runs import directories, find_run
 from engine.runtime import digest, recorded_paths, remote, storage, terminal, trust
-from engine.runtime.run import link_order, load_record, records_below
+from engine.runtime.run import RunRecord, link_order, load_record, records_below
 from engine.runtime.terminal import table
 from engine.training.device import has_gpu
 
 EXPERIMENT = "recorded"
 REPRODUCED, DIFFERENT = 0, 2
-# Keys that name a model, and where the record keeps its digest.
-MODELS = (
-    ("score", "model", "model"), ("evaluate", "model", "model"), ("monitor", "model", "model"),
-    ("train", "start_from", "started_from"),
-)  # fmt: skip
+# Keys that name a model.
+MODELS = (("score", "model"), ("evaluate", "model"), ("monitor", "model"), ("train", "start_from"))
 STORED_AT = {
     "dataset": (),
     "features": ("datasets",),
@@ -111,7 +109,7 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
         return found
 
 
-def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, options: Options) -> None:
+def _check_trusted(code: Code, record: RunRecord, directory: Path, options: Options) -> None:
     """Refuse code and remote addresses of the run that this machine's store does not know, and list them."""
     reached = _places(record)
     if code.digest is None:
@@ -119,7 +117,7 @@ def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, optio
         return
     patch = directory / "engine.patch"
     parts = [f"  {code.how}, digest {code.digest}, on behalf of {directory}"]
-    if record["code"]["engine_git"].get("dirty") and patch.is_file():
+    if (record["code"]["engine_git"] or {}).get("dirty") and patch.is_file():
         changed = [line[6:] for line in patch.read_text("utf-8", "replace").splitlines() if line.startswith("+++ b/")]
         parts.append(f"  {patch}: changes {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''}")
     if options.build_env:
@@ -127,9 +125,9 @@ def _check_trusted(code: Code, record: Mapping[str, Any], directory: Path, optio
     trust.check(options.store, code.digest, reached, options.trust, "\n".join(parts))
 
 
-def _places(record: Mapping[str, Any]) -> dict[str, list[str | None]]:
+def _places(record: RunRecord) -> dict[str, list[str | None]]:
     """Remote addresses that the rerun would read, by key; paths whose value a reference may change into one count too."""
-    data, score = (record["config"].get(section) or {} for section in ("data", "score"))
+    data, score = record["config"].get("data") or {}, record["config"].get("score") or {}
     paths = {
         "data.path": data.get("path"),
         "score.input": score.get("input"),
@@ -148,7 +146,7 @@ def _has_reference(path: str | None) -> bool:
     return "${" in (path or "")
 
 
-def _check_finished(directory: Path, record: Mapping[str, Any]) -> None:
+def _check_finished(directory: Path, record: RunRecord) -> None:
     if not (directory / "DONE").exists():
         raise UserError(
             f"{directory} must be a finished run, found status {record.get('status')!r}: other runs cannot be reproduced"
@@ -184,7 +182,7 @@ class Inputs:
     changed: tuple[str, ...]
 
 
-def find_inputs(record: Mapping[str, Any], folder: Path | None) -> Inputs:
+def find_inputs(record: RunRecord, folder: Path | None) -> Inputs:
     """Find every recorded input by its digest: at its old path, below `folder`, or below the working directory."""
     recorded_root = recorded_paths.recorded_path(record, str(record["config"].get("data", {}).get("path", "")))
     wanted = {
@@ -222,7 +220,7 @@ def _is_in_a_package(path: Path, value: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------ rerun
 
 
-def _fill_store(record: Mapping[str, Any], store: Path, start: str) -> None:
+def _fill_store(record: RunRecord, store: Path, start: str) -> None:
     """An empty store; with a later start, earlier links are copied from the recorded store."""
     store.mkdir()
     parts = STORED_AT.get(start, ("datasets", "features")) if start != "inputs" else ()
@@ -234,7 +232,7 @@ def _fill_store(record: Mapping[str, Any], store: Path, start: str) -> None:
         shutil.copytree(source, store / part, ignore=hidden, copy_function=storage.link)
 
 
-def _take_history(record: Mapping[str, Any], store: Path) -> None:
+def _take_history(record: RunRecord, store: Path) -> None:
     """The dataset that was the history of `score.input`; it is copied whichever link the rerun starts at."""
     if not record.get("history"):
         return
@@ -247,12 +245,12 @@ def _take_history(record: Mapping[str, Any], store: Path) -> None:
     shutil.copytree(source, target, copy_function=storage.link, dirs_exist_ok=True)
 
 
-def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, judged: Path | None = None) -> None:
+def _write_experiment(record: RunRecord, scratch: Path, inputs: Inputs, judged: Path | None = None) -> None:
     """The recorded config as an experiment that sets every key, so that present defaults do not apply.
 
     `judged` is the training run whose model is evaluated again, where the rerun starts at its metrics.
     """
-    config = copy.deepcopy(dict(record["config"]))
+    config = cast(Tree, copy.deepcopy(record["config"]))
     config["paths"] = {"store": str(scratch / "store"), "runs": str(scratch / "runs")}
     _reach_nobody(config)
     _read_its_input(config, record)
@@ -267,14 +265,15 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
         if "resume" in config.get(section, {}):
             config[section]["resume"] = "never"
     # The resolved value of `auto` is used. Without a GPU here the rerun uses the CPU, and the tolerance applies.
-    resolved = {**record, "device": "cpu"} if record.get("device") == "cuda" and not has_gpu() else record
-    for name in ("precision", "device"):
-        if resolved.get(name):
-            config["train"][name] = resolved[name]
+    device = "cpu" if record.get("device") == "cuda" and not has_gpu() else record.get("device")
+    for name, value in (("precision", record.get("precision")), ("device", device)):
+        if value:
+            config["train"][name] = value
     config.get("train", {}).update(record.get("sizes", {}))
-    for section, name, digest_key in MODELS:
+    for section, name in MODELS:
         if config.get(section, {}).get(name):
-            model = _model_of(record, config[section][name], record.get(digest_key))
+            used = record.get("started_from") if section == "train" else record.get("model")
+            model = _model_of(record, config[section][name], used)
             config[section][name] = literals.escaped(str(model))
     if judged is not None:
         config["evaluate"]["model"] = literals.escaped(str(judged))
@@ -286,7 +285,7 @@ def _write_experiment(record: Mapping[str, Any], scratch: Path, inputs: Inputs, 
     storage.write_text(scratch / "conf" / "experiment" / f"{EXPERIMENT}.yaml", text)
 
 
-def _reach_nobody(config: dict[str, Any]) -> None:
+def _reach_nobody(config: Tree) -> None:
     """Keys that keep the rerun private: no tracker, no alerts, no output of predictions elsewhere."""
     config["tracking"] = {**config.get("tracking", {}), "kind": "off"}
     if config.get("monitor"):
@@ -296,7 +295,7 @@ def _reach_nobody(config: dict[str, Any]) -> None:
         config["score"][name] = None
 
 
-def _read_its_input(config: dict[str, Any], record: Mapping[str, Any]) -> None:
+def _read_its_input(config: Tree, record: RunRecord) -> None:
     """Keys for the rows of `score.input` from their present path, with their recorded history."""
     score, then = config.get("score", {}), record["config"].get("score", {})
     if then.get("input"):
@@ -307,7 +306,7 @@ def _read_its_input(config: dict[str, Any], record: Mapping[str, Any]) -> None:
         score["history"] = record.get("used", {}).get("history", then["history"])
 
 
-def _model_of(record: Mapping[str, Any], reference: str, wanted: str | None) -> Path:
+def _model_of(record: RunRecord, reference: str, wanted: str | None) -> Path:
     """The model that the run used, by the recorded digest, because an alias may have moved since."""
     runs = recorded_paths.recorded_path(record, record["config"]["paths"]["runs"])
     for folder, other in records_below(directories(runs)) if wanted else ():
@@ -343,7 +342,7 @@ def _run(command: str, code: Code, python: Path, scratch: Path) -> str | None:
 def _report(
     directory: Path,
     rerun: Path | None,
-    record: Mapping[str, Any],
+    record: RunRecord,
     options: Options,
     code: Code,
     inputs: Inputs,

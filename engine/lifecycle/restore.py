@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from engine.config import nested
 from engine.errors import UserError
 from engine.runtime import environment, git
+from engine.runtime.run import RunRecord
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def current_code() -> Code:
     return Code(environment.engine_root(), "the engine that is installed here")
 
 
-def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> Code:
+def recorded_code(record: RunRecord, directory: Path, scratch: Path) -> Code:
     """The engine that made the run: the installed one when its digest is the same, else restored from git commit and patch.
 
     Raises UserError when neither exists.
@@ -75,7 +76,7 @@ def recorded_code(record: Mapping[str, Any], directory: Path, scratch: Path) -> 
     return Code(root, f"commit {commit[:12]}{' and the stored patch' if state.get('dirty') else ''}", doubts, found)
 
 
-def _restore(state: Mapping[str, Any], commit: str, scratch: Path) -> Path:
+def _restore(state: environment.GitRecord, commit: str, scratch: Path) -> Path:
     """Extract the commit below `scratch`, from git objects of the recorded tree, this engine's or the working directory's."""
     ours = [place for folder in (environment.engine_root(), Path.cwd()) for place in (folder, *folder.parents)]
     objects = git.Objects([Path(str(state.get("root") or ".")), *ours], scratch)
@@ -136,14 +137,23 @@ DECIDES = 2
 WORDS = {3: "may change bits", 2: "may change data", 1: "should not matter", 0: "does not matter"}
 
 
+class Difference(TypedDict):
+    """A value of the environment that differs; `weight` of WEIGHTS."""
+
+    name: str
+    recorded: Any
+    now: Any
+    weight: int
+
+
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!_-]*(\+[0-9A-Za-z.]+)?")
 _PYTHON = re.compile(r"[0-9]+\.[0-9]+")
 
 
-def environment_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+def environment_differences(record: Mapping[str, object], now: Mapping[str, object]) -> list[Difference]:
     """Differences between the recorded and the present environment, most important first."""
     was, here = dict(nested.leaves(record)), dict(nested.leaves(now))
-    found = []
+    found: list[Difference] = []
     for name in dict.fromkeys([*was, *here]):
         if was.get(name) != here.get(name) and not name.startswith("threads"):
             weight = WEIGHTS.get(name, 0)
@@ -153,13 +163,11 @@ def environment_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -
     return sorted(found, key=lambda item: (-item["weight"], item["name"]))
 
 
-def run_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+def run_differences(record: RunRecord, now: RunRecord) -> list[Difference]:
     """Environment differences of two runs, with their training devices; a GPU that neither used has no weight."""
     devices = [side.get("device") for side in (record, now)]
-    sides = [dict(side["environment"]) for side in (record, now)]
-    if all(devices):
-        for side, device in zip(sides, devices, strict=True):
-            side["device"] = device
+    known = all(devices)
+    sides = [{**side["environment"], **({"device": side.get("device")} if known else {})} for side in (record, now)]
     found = environment_differences(*sides)
     if devices == ["cpu", "cpu"]:
         found = [{**item, "weight": 0} if item["name"] == "hardware.gpu" else item for item in found]
@@ -170,7 +178,7 @@ def _minor(version: Any) -> str:
     return ".".join(str(version).split(".")[:2])
 
 
-def build_environment(record: Mapping[str, Any], scratch: Path) -> Path:
+def build_environment(record: RunRecord, scratch: Path) -> Path:
     """A virtual environment with the recorded Python and packages; returns its interpreter. Raises UserError."""
     wanted = record["environment"]
     wanted_pins = list(pins(wanted["packages"]))
@@ -194,7 +202,7 @@ def build_environment(record: Mapping[str, Any], scratch: Path) -> Path:
     return interpreter
 
 
-def pins(packages: Mapping[str, Any]) -> Iterator[str]:
+def pins(packages: Mapping[str, str]) -> Iterator[str]:
     """`name==version` of each recorded package; names and versions (PEP 440) are checked."""
     for name, version in packages.items():
         if name not in environment.PACKAGES:

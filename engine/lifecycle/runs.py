@@ -15,7 +15,7 @@ from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.runtime import records, terminal
 from engine.runtime.registry import VersionRecord
-from engine.runtime.run import load_metrics, records_below
+from engine.runtime.run import RunRecord, load_metrics, records_below
 from engine.runtime.terminal import table
 from engine.training.bundle import find_model
 
@@ -69,7 +69,7 @@ def directories(runs: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: path.name)
 
 
-def summary(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def summary(directory: Path, record: RunRecord) -> dict[str, Any]:
     """One flat record of a run: facts, resolved config with dotted names, metrics, and digests as `chain/<link>`."""
     flat: dict[str, Any] = {"id": directory.name, "directory": str(directory)}
     flat.update({name: record.get(name) for name in FACTS})
@@ -82,7 +82,7 @@ def summary(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def status(directory: Path, record: Mapping[str, Any]) -> str:
+def status(directory: Path, record: RunRecord) -> str:
     """The status; `running` only while the recorded process is alive."""
     said = str(record.get("status"))
     if (directory / "DONE").exists() or said != "running":

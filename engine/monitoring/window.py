@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from engine.monitoring.drift import Current
 from engine.monitoring.performance import UNASKED, UNJUDGED, WAITING, Outcomes
 from engine.monitoring.reference import Reference
 from engine.runtime import records
-from engine.runtime.run import Run, as_written, load_metrics, load_record
+from engine.runtime.run import Run, RunRecord, as_written, load_metrics, load_record
 from engine.scoring.predictor import load, score_names
 from engine.scoring.read import predictions
 from engine.training.bundle import Bundle
@@ -107,7 +106,7 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     return Window(start, stop, profile, outcomes, None, figures, quality, reason)
 
 
-def scored_period(config: Config, directory: Path, record: Mapping[str, Any]) -> tuple[int, int]:
+def scored_period(config: Config, directory: Path, record: RunRecord) -> tuple[int, int]:
     """[from, to) of the events that a scoring run scored: as asked, or from its first to its last event."""
     bounds = record["config"].get("score", {}).get("between") or ()
     if bounds:

@@ -8,13 +8,13 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, NotRequired, TypedDict
 
 import engine
 from engine.errors import UserError
-from engine.runtime import git
+from engine.runtime import git, records
 from engine.runtime.on_ray import versions
 
 if TYPE_CHECKING:  # the shell calls `check_names` before anything else: no module of `kernels` may be imported by then
@@ -27,6 +27,36 @@ PACKAGES = (
 
 ENGINE_PACKAGES = versions.PARTS
 OWNER = 'OWNER = "tabular-engine"'  # a line of kernels/__init__.py
+
+
+class GitRecord(TypedDict, total=False):
+    """State of a git tree (`git_state`)."""
+
+    root: str
+    commit: Annotated[str, records.Matching("[0-9a-f]{40}", "40 hex digits")] | None
+    dirty: bool
+    untracked: list[str]
+    dirty_submodules: list[str]
+
+
+class CodeRecord(TypedDict):
+    """The code that ran (`code`)."""
+
+    engine_version: str
+    engine_digest: records.Digest
+    engine_git: GitRecord | None
+    user_git: NotRequired[GitRecord | None]
+
+
+class EnvironmentRecord(TypedDict):
+    """Python, packages and hardware of a run (`environment`)."""
+
+    python: str
+    implementation: NotRequired[str]
+    platform: NotRequired[str]
+    packages: dict[str, str]
+    hardware: dict[str, str | int | list[str] | None]
+    threads: NotRequired[dict[str, str | None]]
 
 
 def engine_root() -> Path:
@@ -89,7 +119,7 @@ def set_threads(threads: int = 0) -> None:
         os.environ.setdefault(name, count)
 
 
-def code() -> dict[str, Any]:
+def code() -> CodeRecord:
     """Engine version, digest of its installed files, and the git state of engine and of the user's folder."""
     return {
         "engine_version": engine.__version__,
@@ -110,7 +140,7 @@ def engine_files(root: Path) -> Iterator[Path]:
     yield from (path for _, path in versions.files_of(versions.parts_below(root)))
 
 
-def doubts(code: Mapping[str, Any]) -> Iterator[str]:
+def doubts(code: CodeRecord) -> Iterator[str]:
     """Reasons why the commit and patch of a record (see `code`) do not contain all the code that ran."""
     state = code.get("engine_git") or {}
     needed = [name for name in state.get("untracked", ()) if _is_engine_file(name)]
@@ -136,7 +166,7 @@ def files_digest(root: Path) -> str:
     return _files_digest(root)
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path) -> GitRecord | None:
     """Root, commit, uncommitted tracked changes and untracked files of the git tree at `folder`; None outside one."""
     top = git.query(folder, "rev-parse", "--show-toplevel")
     if not top:
@@ -228,7 +258,7 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> EnvironmentRecord:
     """Python, packages and hardware."""
     return {
         "python": platform.python_version(),

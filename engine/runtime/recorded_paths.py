@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from engine.errors import UserError
 from engine.runtime import records
+from engine.runtime.run import RunRecord
 
 
-def recorded_path(record: Mapping[str, Any], path: str) -> Path:
+def recorded_path(record: RunRecord, path: str) -> Path:
     """A path of the record, absolute."""
     return Path(str(record.get("folder") or ".")) / Path(path).expanduser()
 
 
-def store_of(record: Mapping[str, Any]) -> Path:
+def store_of(record: RunRecord) -> Path:
     """The store that the run used."""
     return recorded_path(record, str((record.get("config") or {}).get("paths", {}).get("store", "store")))
 
 
-def dataset_folder(record: Mapping[str, Any]) -> Path | None:
+def dataset_folder(record: RunRecord) -> Path | None:
     """The run's dataset in its store, found by content digest; None if it was removed."""
     config = record.get("config") or {}
     name = config.get("data", {}).get("name") or config.get("name")

@@ -15,47 +15,23 @@ import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, Unpack, cast
 
 from engine.config import schema, secrecy
+from engine.config.nested import Tree
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
 from engine.runtime import digest, environment, git, records, seal, storage, terminal, trust
+from engine.runtime.environment import CodeRecord, EnvironmentRecord
+from engine.runtime.on_ray import versions
 from engine.runtime.progress import Progress
 
 FORMAT = 1
+Precision = Literal["fp32", "bf16"]
 LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores", "drift")
 LOCK = ".lock"
 # Files that change after the end (the mirror), have their own seal (the bundle) or are temporary (working files).
 UNSEALED = ("run.log", "tracking.json", "tracking.log", "wandb", "model", "checkpoints", "parts")
-
-
-class GitRecord(TypedDict, total=False):
-    """State of a git tree (`environment.git_state`)."""
-
-    root: str
-    commit: Annotated[str, records.Matching("[0-9a-f]{40}", "40 hex digits")] | None
-    dirty: bool
-    untracked: list[str]
-    dirty_submodules: list[str]
-
-
-class CodeRecord(TypedDict):
-    """The code that ran (`environment.code`)."""
-
-    engine_version: str
-    engine_digest: records.Digest
-    engine_git: GitRecord | None
-    user_git: NotRequired[GitRecord | None]
-
-
-class EnvironmentRecord(TypedDict):
-    """Python, packages and hardware of the run (`environment.environment`)."""
-
-    python: str
-    packages: dict[str, str]
-    hardware: dict[str, Any]
-    threads: NotRequired[dict[str, str | None]]
 
 
 class PathsRecord(TypedDict):
@@ -70,13 +46,15 @@ class ConfigRecord(TypedDict):
 
     paths: PathsRecord
     name: NotRequired[str]
-    data: NotRequired[dict[str, Any]]
-    train: NotRequired[dict[str, Any]]
-    score: NotRequired[dict[str, Any]]
-    evaluate: NotRequired[dict[str, Any]]
-    monitor: NotRequired[dict[str, Any]]
-    cluster: NotRequired[dict[str, Any]]
-    tracking: NotRequired[dict[str, Any]]
+    data: NotRequired[Tree]
+    split: NotRequired[Tree]
+    features: NotRequired[Tree]
+    train: NotRequired[Tree]
+    score: NotRequired[Tree]
+    evaluate: NotRequired[Tree]
+    monitor: NotRequired[Tree]
+    cluster: NotRequired[Tree]
+    tracking: NotRequired[Tree]
 
 
 class AttemptRecord(TypedDict):
@@ -84,11 +62,56 @@ class AttemptRecord(TypedDict):
 
     engine_digest: records.Digest
     started: str
+    command_line: NotRequired[list[str]]
+    environment: NotRequired[EnvironmentRecord]
+    cluster: NotRequired[versions.ClusterRecord]
 
 
-class RunRecord(TypedDict):
-    """run.json."""
+class SourceRecord(TypedDict):
+    """source.json of a submitted job: the working folder from which it was submitted."""
 
+    git: environment.GitRecord | None
+    folder: NotRequired[str]
+    engine: NotRequired[str]
+    patch: bool
+    not_in_patch: NotRequired[list[str]]
+    versions: NotRequired[versions.Comparison | None]
+
+
+class PredictionsRecord(TypedDict):
+    """Where the predictions are if not in the run directory."""
+
+    output: str
+    endpoint: str | None
+    region: str | None
+
+
+class Facts(TypedDict, total=False):
+    """What commands add to run.json (`Run.note`)."""
+
+    parent: str | None
+    model: str
+    shadow: str
+    started_from: str | None
+    precision: Precision
+    device: str
+    device_facts: dict[str, str | int | bool | None]
+    sizes: dict[str, int]
+    tracking: Tree
+    submitted: SourceRecord
+    views: dict[str, str]
+    history: str
+    appended_to: str | None
+    predictions: PredictionsRecord
+    alerts: dict[str, str]
+    replayed: str
+    verdict: str
+    champion: str
+    challenger: str | None
+    challenger_run: str
+
+
+class _Started(TypedDict):
     format: Annotated[int, records.Within(1, FORMAT)]
     command: str
     name: str
@@ -101,21 +124,24 @@ class RunRecord(TypedDict):
     status: str
     started: str
     pid: Annotated[int, records.Within(1, 2**31 - 1)]
-    folder: NotRequired[str]
-    plan: NotRequired[str]
-    seconds: NotRequired[float]
-    ended: NotRequired[str]
-    error: NotRequired[str]
-    parent: NotRequired[str | None]
-    model: NotRequired[str]
-    started_from: NotRequired[str | None]
-    precision: NotRequired[str]
-    device: NotRequired[str]
-    views: NotRequired[dict[str, str]]
-    used: NotRequired[dict[str, str]]
-    alarms: NotRequired[list[str]]
-    not_in_patch: NotRequired[dict[str, list[str]]]
-    resumes: NotRequired[list[AttemptRecord]]
+
+
+class RunRecord(_Started, Facts, total=False):
+    """run.json."""
+
+    command_line: list[str]
+    seeds: dict[str, int]
+    folder: str
+    plan: str
+    seconds: float
+    ended: str
+    error: str
+    used: dict[str, str]
+    cluster: versions.ClusterRecord
+    alarms: list[str]
+    unjudged: list[str]
+    not_in_patch: dict[str, list[str]]
+    resumes: list[AttemptRecord]
 
 
 Metrics = dict[str, float | None]  # metrics.json
@@ -125,7 +151,7 @@ class RunBusy(UserError):
     """Another process works in this run directory."""
 
 
-def plan_digest(command: str, config: Config, *, code: Mapping[str, Any] | None = None) -> str:
+def plan_digest(command: str, config: Config, *, code: Mapping[str, str] | None = None) -> str:
     """Digest of the plan of a run: the config without keys that do not affect results."""
     return digest.of_json([command, without(schema.plain(config), IMMATERIAL), code or {}])
 
@@ -140,7 +166,7 @@ class Run:
     def __init__(
         self,
         directory: Path,
-        record: dict[str, Any],
+        record: RunRecord,
         hidden: tuple[str, ...] = (),
         resumed: bool = False,
         lock: int | None = None,
@@ -163,7 +189,7 @@ class Run:
         cls,
         command: str,
         config: Config,
-        saved_config: dict[str, Any],
+        saved_config: Tree,
         *,
         command_line: list[str] | None = None,
         hidden: tuple[str, ...] = (),
@@ -171,13 +197,13 @@ class Run:
         """Open a new run in a new directory, also if another run starts at the same instant."""
         now = _now()
         directory = _new_directory(_runs_folder(config, command), now)
-        record: dict[str, Any] = {
+        record: RunRecord = {
             "format": FORMAT,
             "command": command,
             "name": config.name,
             "command_line": command_line or [],
             "folder": str(Path.cwd()),
-            "config": saved_config,
+            "config": cast(ConfigRecord, saved_config),
             "plan": plan_digest(command, config),
             "code": environment.code(),
             "environment": environment.environment(),
@@ -221,15 +247,15 @@ class Run:
             os.close(lock)
             raise UserError(f"{directory} is finished: there is nothing to resume. Start anew with resume=never")
         now, code = environment.code(), record["code"]
-        attempt = {
+        attempt: AttemptRecord = {
             "started": _now().isoformat(timespec="microseconds"),
             "command_line": command_line or [],
             "engine_digest": now["engine_digest"],
             "environment": environment.environment(),
         }
-        record.update(resumes=[*record.get("resumes", []), attempt], status="running", pid=os.getpid())
-        for stale in ("error", "ended"):
-            record.pop(stale, None)
+        record |= {"resumes": [*record.get("resumes", []), attempt], "status": "running", "pid": os.getpid()}
+        record.pop("error", None)
+        record.pop("ended", None)
         run = cls(directory, record, hidden, resumed=True, lock=lock)
         run.save()
         if now["engine_digest"] != code["engine_digest"]:
@@ -237,7 +263,7 @@ class Run:
         return run
 
     @staticmethod
-    def read(directory: str | Path) -> dict[str, Any]:
+    def read(directory: str | Path) -> RunRecord:
         """run.json of a run directory."""
         return load_record(directory)
 
@@ -304,7 +330,7 @@ class Run:
             self.directory / "run.json", self._text(self.record, indent=1, allow_nan=False, default=str) + "\n"
         )
 
-    def note(self, **values: Any) -> None:
+    def note(self, **values: Unpack[Facts]) -> None:
         """Add top-level facts to run.json."""
         self.record.update(values)
         self.save()
@@ -453,9 +479,9 @@ def _try_lock(directory: Path) -> int | None:
     return descriptor if mine else None
 
 
-def _dirty_trees(code: Mapping[str, Any]) -> list[tuple[str, Path]]:
+def _dirty_trees(code: CodeRecord) -> list[tuple[str, Path]]:
     """(name of the patch file, root) of git trees with uncommitted changes; once if engine and user share a tree."""
-    roots = {name: code[f"{name}_git"] for name in ("engine", "user")}
+    roots = {"engine": code["engine_git"], "user": code["user_git"]}
     if roots["engine"] and roots["user"] and roots["engine"]["root"] == roots["user"]["root"]:
         del roots["user"]
     return [(name, Path(state["root"])) for name, state in roots.items() if state and state["dirty"]]
@@ -504,12 +530,12 @@ def remove(directory: Path, runs: Path) -> bool:
     return lock is not None
 
 
-def load_record(directory: str | Path, refuse: bool = False) -> dict[str, Any]:
+def load_record(directory: str | Path, refuse: bool = False) -> RunRecord:
     """run.json of a run directory, `as_written`. Raises records.Damaged, naming the wrong key."""
-    return dict(records.read(as_written(Path(directory), "run.json", refuse), RunRecord))
+    return records.read(as_written(Path(directory), "run.json", refuse), RunRecord)
 
 
-def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+def records_below(directories: Iterable[Path]) -> Iterator[tuple[Path, RunRecord]]:
     """(directory, run.json) of each; a damaged record is skipped with a warning, one that was removed without."""
     for directory in directories:
         try:

@@ -23,14 +23,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from engine.config import schema
 from engine.config.sections.runtime import TrackingConfig
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.runtime import digest, environment, records, storage, terminal
-from engine.runtime.run import Run, as_written, load_metrics, load_record
+from engine.runtime.run import Run, RunRecord, as_written, load_metrics, load_record
 
 BACKENDS = {"wandb": "engine.runtime.tracking_wandb:WandbMirror"}
 STATE = "tracking.json"
@@ -45,7 +45,7 @@ LAYOUT = 2  # a row of the tracker is a line of metrics.jsonl; before that it wa
 class Mirror(Protocol):
     """One run in one tracker. Every method may block or raise, since it runs in a separate process."""
 
-    def __init__(self, directory: Path, record: Mapping[str, Any], options: TrackingConfig) -> None:
+    def __init__(self, directory: Path, record: RunRecord, options: TrackingConfig) -> None:
         """The run's directory, its run.json, and the section `tracking` of its config."""
 
     def open(self) -> int:
@@ -57,7 +57,7 @@ class Mirror(Protocol):
         Raises where the tracker would not keep it.
         """
 
-    def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
+    def finish(self, record: RunRecord, metrics: Mapping[str, float | None], done: bool) -> str:
         """Send summary, tables and artifacts and close; returns where the mirror is."""
 
     def upload(self) -> str:
@@ -203,7 +203,7 @@ def read_points(directory: Path) -> list[Point]:
     return [points[step] for step in sorted(points)]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, float | None]]]:
     if not path.exists():
         return
     for place, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")):
@@ -211,7 +211,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         start = text.rfind('{"step"')
         if start >= 0:
             with contextlib.suppress(records.Damaged):
-                yield place, dict(records.parse(text[start:], dict[str, float | None], str(path)))
+                yield place, records.parse(text[start:], dict[str, float | None], str(path))
 
 
 class Reached(TypedDict):
@@ -295,13 +295,13 @@ def _same(one: float | None, other: float) -> bool:
     return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
 
 
-def options_of(record: Mapping[str, Any]) -> TrackingConfig:
+def options_of(record: RunRecord) -> TrackingConfig:
     """The section `tracking` of the run's config."""
     known = {field: value for field, value in (record.get("tracking") or {}).items() if field not in ("id", "layout")}
     return schema.build(TrackingConfig, known, "tracking")  # type: ignore[no-any-return]
 
 
-def mirror_of(directory: Path, record: Mapping[str, Any], options: TrackingConfig) -> Mirror:
+def mirror_of(directory: Path, record: RunRecord, options: TrackingConfig) -> Mirror:
     """The back-end of a run; raises UserError when it was not tracked."""
     if options.kind not in BACKENDS:
         raise UserError(f"tracking must be one of {', '.join(BACKENDS)}, found {options.kind!r}")

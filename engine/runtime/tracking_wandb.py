@@ -24,7 +24,7 @@ from engine.config.sections.runtime import TrackingConfig
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import recorded_paths, records, storage
-from engine.runtime.run import as_written
+from engine.runtime.run import RunRecord, as_written
 from engine.runtime.tracking import LAYOUT
 
 LARGEST_UPLOAD = 100 * 10**6  # bytes; a larger model goes by reference
@@ -37,7 +37,7 @@ LEFT_OUT = ("data.sources", "data.columns", "data.tables", "data.rules", "data.q
 class WandbMirror:
     """See `engine.runtime.tracking.Mirror`."""
 
-    def __init__(self, directory: Path, record: Mapping[str, Any], options: TrackingConfig) -> None:
+    def __init__(self, directory: Path, record: RunRecord, options: TrackingConfig) -> None:
         self.directory, self.record, self.options = directory, record, options
         self.folder = directory / "wandb"
         self._run: Any = None
@@ -115,7 +115,7 @@ class WandbMirror:
         named = {escaped(name): value for name, value in values.items()}
         self._run.log({**named, "step": step, "_timestamp": time}, step=row, commit=True)
 
-    def finish(self, record: Mapping[str, Any], metrics: Mapping[str, float | None], done: bool) -> str:
+    def finish(self, record: RunRecord, metrics: Mapping[str, float | None], done: bool) -> str:
         """Summary, tables, report and artifacts of a finished run; an unfinished run stays open."""
         run, failed = self._run, []
         if done:
@@ -139,12 +139,12 @@ class WandbMirror:
             raise RuntimeError(f"the points were sent, but some tables or artifacts were not: {'; '.join(failed)}")
         return where
 
-    def _log_shown(self, _: Mapping[str, Any]) -> None:
+    def _log_shown(self, _: RunRecord) -> None:
         shown = {**tables(self.directory), **report(self.directory)}
         if shown:
             self._run.log(shown)  # a row after the last
 
-    def _log_artifacts(self, record: Mapping[str, Any]) -> None:
+    def _log_artifacts(self, record: RunRecord) -> None:
         for artifact in artifacts(self.directory, record, self.options.rows):
             self._run.log_artifact(artifact)
 
@@ -184,7 +184,7 @@ def _import_wandb(folder: Path) -> Any:
     return wandb
 
 
-def flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
+def flat_config(record: RunRecord) -> dict[str, Any]:
     """The resolved config with dotted names, as in sweeps, and the identity of code and plan."""
     code = record.get("code") or {}
     facts = {
@@ -216,7 +216,7 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 DEFAULTS = dict(_flat(schema.plain(Config())))
 
 
-def artifacts(directory: Path, record: Mapping[str, Any], rows: bool = False) -> Iterator[Any]:
+def artifacts(directory: Path, record: RunRecord, rows: bool = False) -> Iterator[Any]:
     """The bundle of the run, and the manifest of its dataset with the data itself by reference.
 
     `rows` sends the bundle's rows of data too.

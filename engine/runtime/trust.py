@@ -7,21 +7,21 @@ code needs `trust=<digest>`, and so do remote places in the record (`engine.runt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from engine.errors import UserError
 from engine.runtime import digest as digests
 from engine.runtime import marks, remote
+from engine.runtime.environment import CodeRecord
 
 FOLDER = "code"
 
 
-def record(store: Path, code: Mapping[str, Any]) -> None:
+def record(store: Path, code: CodeRecord) -> None:
     """Record the digest of the running engine (`environment.code()`) in the store."""
-    facts = {name: code[name] for name in ("engine_version", "engine_git")}
-    marks.put(store, FOLDER, code["engine_digest"], **facts)
+    marks.put(
+        store, FOLDER, code["engine_digest"], engine_version=code["engine_version"], engine_git=code["engine_git"]
+    )
 
 
 def is_recorded(store: Path, digest: str) -> bool:

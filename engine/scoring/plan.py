@@ -19,7 +19,7 @@ from engine.errors import UserError
 from engine.features.store import StoredView
 from engine.features.table import ensure_table
 from engine.runtime import records, storage
-from engine.runtime.run import Run, as_written, load_record
+from engine.runtime.run import Run, RunRecord, as_written, load_record
 from engine.runtime.seal import Seal
 from engine.scoring import export, output, units
 from engine.scoring.inputs import read_inputs
@@ -130,7 +130,7 @@ def plan_items(
         yield {"start": start, "stop": stop}
 
 
-def _finished(directory: Path) -> tuple[dict[str, Any], pa.Table, dict[str, Any]]:
+def _finished(directory: Path) -> tuple[dict[str, Any], pa.Table, RunRecord]:
     """Context, units and record of a finished run. Raises UserError where one of them is damaged."""
     ledger = as_written(directory, "ledger.parquet", refuse=True)
     return (

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import safetensors
@@ -31,6 +31,7 @@ from engine.features.encode import Encoder
 from engine.runtime import digest, records, registry, storage
 from engine.runtime import seal as folder_seal
 from engine.runtime.records import Format, Within
+from engine.runtime.run import Precision
 from engine.runtime.seal import FileRecord, Seal
 from engine.training.losses import LOSSES
 from engine.training.model import ArchitectureRecord, Network, declared
@@ -59,7 +60,7 @@ class ModelRecord(TypedDict):
     architecture: ArchitectureRecord
     loss: str
     classes: list[str]
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     quantile: NotRequired[Annotated[float, Within(0, 1)]]
     tile_rows: Annotated[int, Within(1, 2**20)]
 

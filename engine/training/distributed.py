@@ -22,7 +22,7 @@ from engine.errors import UserError
 from engine.runtime import stall, storage
 from engine.runtime.on_ray import cluster
 from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
-from engine.runtime.run import Run
+from engine.runtime.run import Run, RunRecord
 from engine.training import interrupt
 from engine.training.checkpoint import MANIFEST, newest_whole
 from engine.training.examples import Examples
@@ -214,7 +214,7 @@ def _startup(directory: Path, began: float, connected: float, parts: Mapping[str
 class WorkerRun(Run):
     """The run in a worker: links are kept for the driver, and only rank 0 writes."""
 
-    def __init__(self, directory: Path, record: dict[str, Any], rank: int) -> None:
+    def __init__(self, directory: Path, record: RunRecord, rank: int) -> None:
         super().__init__(directory, {**record, "chain": {}})
         self._rank = rank
         self._metrics = cluster.WorkerMetrics(f"{record['name']}/{directory.name}") if rank == 0 else None

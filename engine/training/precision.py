@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from engine.config.sections.training import ModelConfig
 from engine.errors import UserError
 from engine.runtime import environment
+from engine.runtime.run import Precision
 
 NARROWEST = 64  # with narrower hidden layers, casts cost more than bf16 products save
 
 
-def resolve_precision(wanted: str, model: ModelConfig, device: str = "cpu") -> str:
+def resolve_precision(wanted: str, model: ModelConfig, device: str = "cpu") -> Precision:
     """`fp32` or `bf16`. `auto` uses bf16 where it is faster (`fast_bf16`) and the model has a hidden layer of at least 64.
 
     Resume and reproduce pass the recorded value, so other hardware never changes the arithmetic silently.
     """
     if wanted in ("fp32", "bf16"):
-        return wanted
+        return cast(Precision, wanted)
     if wanted != "auto":
         raise UserError(f"train.precision must be auto, fp32 or bf16, found {wanted!r}")
     wide = model.kind == "mlp" and max(model.hidden, default=0) >= NARROWEST

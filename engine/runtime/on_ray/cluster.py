@@ -376,7 +376,7 @@ def _check_size(ray: Any, config: Config) -> None:
             )
 
 
-_answers: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}  # by cluster, once per process: loaded code stays
+_answers: dict[tuple[str, ...], dict[str, versions.Versions]] = {}  # by cluster, once per process: loaded code stays
 _run: contextvars.ContextVar[Run | None] = contextvars.ContextVar("run", default=None)
 
 
@@ -393,17 +393,20 @@ def recorded(run: Run) -> Iterator[None]:
 def _check_nodes(ray: Any, opened: Session) -> None:
     """Query every node's versions before work is started there. Raises UserError if they must not be mixed."""
     run = _run.get()
-    place: dict[str, Any] = {} if run is None else run.record["resumes"][-1] if run.resumed else run.record
-    found = {"address": opened.address, **versions.record(versions.here(), _ask_nodes(ray, opened))}
-    if place.get("cluster") == found:  # a command opens a session for each of its steps
-        return
-    place["cluster"] = found
+    found: versions.ClusterRecord = {
+        "address": opened.address,
+        **versions.record(versions.here(), _ask_nodes(ray, opened)),
+    }
     if run is not None:
+        place = run.record["resumes"][-1] if run.resumed else run.record
+        if place.get("cluster") == found:  # a command opens a session for each of its steps
+            return
+        place["cluster"] = found
         run.save()
     check_versions(found["differences"], _say)
 
 
-def _ask_nodes(ray: Any, opened: Session) -> dict[str, dict[str, Any]]:
+def _ask_nodes(ray: Any, opened: Session) -> dict[str, versions.Versions]:
     key = (opened.address, *sorted(opened.nodes))
     if key not in _answers:
         ray.cloudpickle.register_pickle_by_value(versions)  # a node may have another engine, or none
@@ -418,7 +421,7 @@ def _ask_nodes(ray: Any, opened: Session) -> dict[str, dict[str, Any]]:
     return _answers[key]
 
 
-def check_versions(differences: Sequence[Mapping[str, str]], warn: Callable[[str], Any]) -> None:
+def check_versions(differences: Sequence[versions.Difference], warn: Callable[[str], Any]) -> None:
     """Warn of versions that differ on nodes. Raises UserError with the table if engine or Python's minor version differ."""
     if not differences:
         return

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -31,7 +31,7 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import environment, git, records, storage, terminal
 from engine.runtime.on_ray import cluster, ray_private, versions
-from engine.runtime.run import Run
+from engine.runtime.run import Run, SourceRecord
 
 EXCLUDED = (".git", ".venv", "venv", "store", "runs", "__pycache__", "node_modules", "build", "dist", ".hydra", "wandb")
 LARGEST = 5
@@ -207,7 +207,7 @@ def _check_versions(client: Any, address: str) -> None:
 
 def cluster_versions(client: Any) -> dict[str, str]:
     """Versions of Python and Ray that the cluster reports; an unknown one is left out."""
-    found: dict[str, Any] = {}
+    found: dict[str, str | None] = {}
     with contextlib.suppress(Exception):  # `client.get_version()` is the version of the protocol
         found["ray"] = ray_private.api(client, "/api/version").get("ray_version")
     with contextlib.suppress(Exception):
@@ -216,7 +216,7 @@ def cluster_versions(client: Any) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
-def check_nodes(client: Any, address: str, uploaded: bool) -> dict[str, Any]:
+def check_nodes(client: Any, address: str, uploaded: bool) -> versions.Comparison:
     """Versions here and on the nodes, reported by a small job without an upload.
 
     `uploaded`: the engine is uploaded with the job, so that the nodes' engine does not matter. Raises UserError if nodes have
@@ -310,7 +310,7 @@ def _quoted(value: str) -> str:
     return value if re.fullmatch(r"[\w./\-:]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
-def record_source(runs: Path, nodes: Mapping[str, Any] | None = None) -> Path:
+def record_source(runs: Path, nodes: versions.Comparison | None = None) -> Path:
     """Write commit and patch of the working folder and the versions of the nodes where the job can read them.
 
     Returns the path of source.json.
@@ -320,7 +320,7 @@ def record_source(runs: Path, nodes: Mapping[str, Any] | None = None) -> Path:
     patch, omitted = secrecy.masked_patch(git.patch(Path(state["root"])) if state and state["dirty"] else "")
     if patch:
         storage.write_text(folder / "source.patch", patch)
-    facts = {
+    facts: SourceRecord = {
         "git": state,
         "folder": str(Path.cwd()),
         "engine": engine.__version__,
@@ -337,7 +337,7 @@ def adopt_source(run: Run) -> None:
     path = os.environ.get(SOURCE_VARIABLE)
     if not path or not Path(path).exists():
         return
-    source = records.read(Path(path), dict[str, Any])
+    source = records.read(Path(path), SourceRecord)
     run.note(submitted=source)
     patch = Path(path).with_name("source.patch")
     if source.get("patch") and patch.exists():

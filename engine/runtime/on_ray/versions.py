@@ -11,7 +11,7 @@ import importlib.util
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 # Packages that affect results; Ray itself rejects another version of Ray.
 PACKAGES = ("torch", "numpy", "numba", "llvmlite", "pyarrow", "duckdb", "scipy", "ray", "safetensors")
@@ -19,12 +19,42 @@ PARTS = ("engine", "kernels", "conf")
 COLUMNS = ("node", "package", "here", "there")
 
 
-def here(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Versions that this process would import: `python`, `engine`, `digest` of the engine's files, and packages by name.
+class Versions(TypedDict):
+    """What a process would import; None for what is not installed. `digest` is of the engine's files."""
 
-    None for packages that are not installed.
-    """
-    found: dict[str, Any] = {"python": platform.python_version(), "engine": None, "digest": None, "packages": {}}
+    python: str
+    engine: str | None
+    digest: str | None
+    packages: dict[str, str | None]
+
+
+class Difference(TypedDict):
+    """A version that differs on a node."""
+
+    node: str
+    package: str
+    here: str
+    there: str
+
+
+class Comparison(TypedDict, total=False):
+    """Versions here and on every node, or nothing if they did not answer; `engine_uploaded`: it is uploaded with the job."""
+
+    here: Versions
+    nodes: dict[str, Versions]
+    differences: list[Difference]
+    engine_uploaded: bool
+
+
+class ClusterRecord(Comparison):
+    """`cluster` in run.json."""
+
+    address: str
+
+
+def here(packages: Sequence[str] = PACKAGES) -> Versions:
+    """Versions that this process would import."""
+    found: Versions = {"python": platform.python_version(), "engine": None, "digest": None, "packages": {}}
     folders = part_folders()
     if "engine" in folders:
         found["engine"] = _version(folders["engine"] / "__init__.py")
@@ -84,7 +114,7 @@ def _version(path: Path) -> str | None:
     return None
 
 
-def of_nodes(ray: Any, seconds: float) -> dict[str, dict[str, Any]]:
+def of_nodes(ray: Any, seconds: float) -> dict[str, Versions]:
     """`here()` of every living node of the cluster that Ray is connected to, by the node's address and the start of its id.
 
     Raises Ray's error if a node does not answer in time.
@@ -100,34 +130,34 @@ def of_nodes(ray: Any, seconds: float) -> dict[str, dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------- comparing
 
 
-def differences(mine: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, str]]:
-    """`node`, `package`, `here` and `there` of each version that differs on a node."""
+def differences(mine: Versions, nodes: Mapping[str, Versions]) -> Iterator[Difference]:
+    """Each version that differs on a node."""
     for node, theirs in nodes.items():
         pairs = {"python": (mine["python"], theirs["python"]), "engine": (_engine(mine), _engine(theirs))}
         pairs |= {name: (version, theirs["packages"].get(name)) for name, version in mine["packages"].items()}
         for name, (one, other) in pairs.items():
             if one != other:
-                yield dict(zip(COLUMNS, (node, name, one or "not installed", other or "not installed"), strict=True))
+                lacks = "not installed"
+                yield {"node": node, "package": name, "here": one or lacks, "there": other or lacks}
 
 
-def _engine(facts: Mapping[str, Any]) -> str | None:
+def _engine(facts: Versions) -> str | None:
     return f"{facts['engine']} ({facts['digest'][:12]})" if facts["digest"] else None
 
 
-def record(mine: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def record(mine: Versions, nodes: Mapping[str, Versions]) -> Comparison:
     """The record of versions in run.json: those here, those of every node, and the differences."""
-    found = {node: dict(facts) for node, facts in nodes.items()}
-    return {"here": dict(mine), "nodes": found, "differences": list(differences(mine, nodes))}
+    return {"here": mine, "nodes": dict(nodes), "differences": list(differences(mine, nodes))}
 
 
-def stops(difference: Mapping[str, str]) -> bool:
+def stops(difference: Difference) -> bool:
     """Whether a difference forbids a start: one of the engine, or of Python's minor version."""
     one, other = difference["here"].split("."), difference["there"].split(".")
     return difference["package"] == "engine" or (difference["package"] == "python" and one[:2] != other[:2])
 
 
-def table(differences: Sequence[Mapping[str, str]]) -> str:
+def table(differences: Sequence[Difference]) -> str:
     """The differences as lines of text."""
-    lines = [COLUMNS, *(tuple(one[name] for name in COLUMNS) for one in differences)]
+    lines = [COLUMNS, *((one["node"], one["package"], one["here"], one["there"]) for one in differences)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(COLUMNS))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
