@@ -1,4 +1,4 @@
-"""DuckDB: SQL queries that make events and side tables, with access to the sources only, not to files or the network."""
+"""DuckDB: SQL over tables that are handed to it, with access to nothing else, neither files nor the network."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _NOT_KEPT = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|BIT|BIGNUM)\b")
 
 
 def _duckdb() -> Any:
-    """DuckDB, imported at the first query, so that data without SQL does not need it. Raises UserError."""
+    """DuckDB, imported at the first query, so that what uses no SQL does not need it. Raises UserError."""
     try:
         import duckdb
     except ImportError:
-        raise UserError("SQL in the data's configuration needs DuckDB, found none: pip install duckdb") from None
+        raise UserError("SQL needs DuckDB, which was not found: pip install duckdb") from None
     return duckdb
 
 

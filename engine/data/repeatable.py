@@ -91,6 +91,13 @@ def parse(sql: str) -> tuple[dict[str, Any] | None, str]:
     return dict(parsed["statements"][0]["node"]), ""
 
 
+def text(tree: Mapping[str, Any]) -> str:
+    """The SQL of a parse tree."""
+    with query.connect() as connection:
+        statement = json.dumps({"error": False, "statements": [{"node": tree}]})
+        return str(connection.execute("SELECT json_deserialize_sql(?)", [statement]).fetchone()[0])
+
+
 def nodes(tree: Any) -> Iterator[dict[str, Any]]:
     """Every node of a tree, the outer before the inner."""
     if isinstance(tree, dict):
@@ -129,9 +136,9 @@ def catalogue() -> dict[str, list[Overload]]:
     return found
 
 
-def arguments_of(node: Mapping[str, Any]) -> int:
-    """Number of arguments of a call; DuckDB before 2.0 calls them children."""
-    return len(node.get("arguments") or node.get("children") or ())
+def arguments_of(node: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The arguments of a call, as nodes; DuckDB before 2.0 calls them children."""
+    return [item.get("expression", item) for item in node.get("arguments") or node.get("children") or ()]
 
 
 def overloads(name: str, arguments: int) -> list[Overload]:
@@ -145,7 +152,7 @@ def is_aggregate(name: str, arguments: int) -> bool:
     """Whether a call makes one value of many rows, by itself or inside a macro."""
     return any(
         item.kind == "aggregate"
-        or any(is_aggregate(call["function_name"], arguments_of(call)) for call in _calls(item.definition))
+        or any(is_aggregate(call["function_name"], len(arguments_of(call))) for call in _calls(item.definition))
         for item in overloads(name, arguments)
     )
 
@@ -164,7 +171,9 @@ def changing(name: str, arguments: int) -> str | None:
         for node in nodes(_definition(item.definition)):
             if node.get("class") == "COLUMN_REF" and node["column_names"][-1].lower() in CLOCK:
                 return "it reads the clock"
-            inner = changing(node["function_name"], arguments_of(node)) if node.get("class") == "FUNCTION" else None
+            inner = (
+                changing(node["function_name"], len(arguments_of(node))) if node.get("class") == "FUNCTION" else None
+            )
             if inner:
                 return inner
     return None
@@ -194,7 +203,7 @@ def _uses(tree: Any, walk: _Walk) -> Iterator[Use]:
 
 
 def _function(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
-    name, arguments = node["function_name"].lower(), arguments_of(node)
+    name, arguments = node["function_name"].lower(), len(arguments_of(node))
     why = changing(name, arguments)
     if why:
         yield Use(f"{name}()", why, ADVICE)
@@ -216,7 +225,7 @@ def _window(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
     if not node["orders"] and not node.get("arg_orders") and (name in IN_ORDER or by_rows):
         why = "without ORDER BY it takes rows in the order in which they come"
         yield Use(f"{name}() OVER", why, f"Say it: {name}(...) OVER (... ORDER BY y).")
-    change = changing(name, arguments_of(node))
+    change = changing(name, len(arguments_of(node)))
     if change:
         yield Use(f"{name}()", change, ADVICE)
     walk.by_order = True

@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from engine.config import nested
 from engine.config.tree import Config
+from engine.data import expressions
 from engine.errors import UserError, nearest
 from engine.runtime import records, terminal
 from engine.runtime.registry import VersionRecord
@@ -21,17 +24,8 @@ from engine.training.bundle import find_model
 
 FACTS = ("command", "name", "status", "started", "seconds")
 HEADLINES = ("test/roc_auc", "test/accuracy", "test/rmse", "valid/roc_auc", "valid/accuracy", "valid/rmse")
-COMPARISONS = {
-    ">=": lambda a, b: a >= b,
-    "<=": lambda a, b: a <= b,
-    "!=": lambda a, b: a != b,
-    "==": lambda a, b: a == b,
-    ">": lambda a, b: a > b,
-    "<": lambda a, b: a < b,
-    "=": lambda a, b: a == b,
-    "~": lambda a, b: str(b) in str(a),
-}
-_CONDITION = re.compile(r"^\s*([^\s<>=!~]+)\s*(>=|<=|!=|==|=|>|<|~)\s*(.+?)\s*$")
+# A text or name in quotes, or a word that may be a key without them; not the name of a function.
+_WORD = re.compile(r"""'[^']*'|"[^"]*"|(?<![\w.])[A-Za-z_][\w./@]*(?![\w./@]|\s*\()""")
 
 
 def find_run(reference: str, runs: Path) -> Path:
@@ -96,98 +90,98 @@ def status(directory: Path, record: RunRecord) -> str:
 # ------------------------------------------------------------------------------------------------------- the list
 
 
-def listing(runs: Path, where: str = "", sort: str = "") -> list[dict[str, Any]]:
-    """Summaries of the runs that satisfy `where` (`KEY OP VALUE and ...`), by `sort`.
-
-    `KEY` sorts the largest first, `-KEY` the smallest; without `sort` the newest comes first. Runs that lack the key
-    come last. Raises UserError.
-    """
+def summaries(runs: Path) -> list[dict[str, Any]]:
+    """Summaries of the runs below a folder, without those whose files are damaged."""
     found = []
     for directory, record in records_below(directories(runs)):
         with contextlib.suppress(UserError):  # torn metrics
             found.append(summary(directory, record))
-    names = {name for item in found for name in item}
-    for name, compare, value in conditions(where):
-        if found and name not in names:
-            raise UserError(f"--where names {name!r}, which no run has.{nearest(name, names)}")
-        found = [item for item in found if _holds(item.get(name), compare, value)]
-    return sorted_by(found, sort, names)
+    return found
 
 
-def sorted_by(found: list[dict[str, Any]], sort: str, names: Iterable[str]) -> list[dict[str, Any]]:
-    """The summaries in the order of a key."""
+def sorted_by(found: list[dict[str, Any]], sort: str, names: Collection[str]) -> list[dict[str, Any]]:
+    """The summaries in the order of a key: `KEY` puts the largest first, `-KEY` the smallest, none the newest.
+
+    Runs that lack the key come last. Raises UserError for a key that no run has.
+    """
     key, descending = sort.removeprefix("-") or "started", not sort.startswith("-")
-    known = set(names)
-    if sort and found and key not in known:
-        raise UserError(f"--sort names {key!r}, which no run has.{nearest(key, known)}")
+    if sort:
+        _check_key("--sort", key, names)
     having = [item for item in found if item.get(key) is not None]
     number = all(isinstance(item[key], (int, float)) for item in having)
     having.sort(key=lambda item: item[key] if number else str(item[key]), reverse=descending)
     return having + [item for item in found if item.get(key) is None]
 
 
-def conditions(text: str) -> list[tuple[str, str, Any]]:
-    """(key, operator, value) of each part of `test/roc_auc > 0.74 and command = train`. Raises UserError."""
-    found = []
-    for part in re.split(r"\s+and\s+", text.strip()) if text.strip() else []:
-        match = _CONDITION.match(part)
-        if not match:
-            raise UserError(
-                f"a condition must be KEY OP VALUE, OP one of {' '.join(COMPARISONS)}, joined by `and`, found {part!r}"
-            )
-        found.append((match.group(1), match.group(2), _value(match.group(3))))
-    return found
+def satisfying(
+    found: list[dict[str, Any]], where: str, names: Collection[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(runs for which an SQL condition is true, keys that it reads): `test/roc_auc > 0.74 AND command = 'train'`.
+
+    Raises UserError for a key that no run has, and for anything but a condition over one run.
+    """
+    if not where.strip() or not names:
+        return found, []
+    sql = _with_quotes(where, names)
+    keys = list(expressions.expression_columns(sql, "--where"))
+    for key in keys:
+        _check_key("--where", key, names, f" A text is written in single quotes: '{key}'.")
+    rows = pa.table({key: _column([item.get(key) for item in found]) for key in keys or ["id"]})
+    asked = {"holds": (sql, "bool"), "kind": (f"typeof({sql})", "string")}
+    holds, kind = expressions.evaluate(asked, rows, "--where").columns
+    if kind[0].as_py() != "BOOLEAN":
+        raise UserError(f"--where must be a condition such as train.lr < 0.1, found {kind[0].as_py()} from {where!r}")
+    return [item for item, keep in zip(found, holds.to_pylist(), strict=True) if keep], keys
 
 
-def _value(text: str) -> Any:
-    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
+def _with_quotes(where: str, names: Collection[str]) -> str:
+    """The condition with its keys in double quotes, which SQL needs around a key with a dot or slash."""
+
+    def word(match: re.Match[str]) -> str:
+        text = match[0]
+        if text[0] not in "'\"" and re.search("[./]", text) and re.split("[./]", text)[0] not in names:
+            _check_key("--where", text, names)
+        return f'"{text}"' if text in names else text
+
+    if re.search(r"=\s*null\b", where, re.IGNORECASE):
+        raise UserError(f"--where must ask for a missing value by IS NULL or IS NOT NULL, found {where!r}")
+    return _WORD.sub(word, where)
+
+
+def _check_key(option: str, name: str, names: Collection[str], advice: str = "") -> None:
+    if names and name not in names:
+        raise UserError(f"{option} names {name!r}, which no run has.{nearest(name, names)}{advice}")
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """The values of a key; as texts where runs have different types of them."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _holds(value: Any, compare: str, wanted: Any) -> bool:
-    if value is None:
-        return wanted is None and compare in ("=", "==")
-    numbers = isinstance(value, (int, float)) and isinstance(wanted, (int, float))
-    if not numbers and not isinstance(value, (list, dict)):
-        value, wanted = str(value).lower() if isinstance(value, bool) else str(value), _text(wanted)
-    return bool(COMPARISONS[compare](value, wanted))
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
 
 
 def runs(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     """`engine runs [--where CONDITION] [--sort KEY] [--columns KEYS] [--limit N] [--json]`."""
     if words:
-        raise UserError(f"runs takes options only, found {words[0]!r}: write --where 'KEY OP VALUE'")
+        raise UserError(f"runs takes options only, found {words[0]!r}: write --where 'CONDITION'")
     limit = options.get("--limit", "")
     if limit and not limit.isdigit():
         raise UserError(f"--limit must be a number of runs, found {limit!r}")
-    found = listing(Path(config.paths.runs), options.get("--where", ""), options.get("--sort", ""))
-    found = found[: int(limit)] if limit else found
+    found = summaries(Path(config.paths.runs))
+    names = {name for item in found for name in item}
+    found, keys = satisfying(found, options.get("--where", ""), names)
+    sort = options.get("--sort", "")
+    found = sorted_by(found, sort, names)[: int(limit) if limit else None]
     asked = [name.strip() for name in options.get("--columns", "").split(",") if name.strip()]
-    columns = columns_of(found, asked, options.get("--where", ""), options.get("--sort", ""))
+    for name in asked:
+        _check_key("--columns", name, names)
     if "--json" in options:
         shown = [{name: item.get(name) for name in ("directory", *asked)} if asked else item for item in found]
         terminal.out(json.dumps(shown) + "\n")
-    else:
-        terminal.out(
-            table([*columns, "directory"], [[item.get(name) for name in (*columns, "directory")] for item in found])
-        )
+        return 0
+    headline = [name for name in HEADLINES if any(name in item for item in found)][:1]
+    used = [name for name in (*keys, sort.removeprefix("-"), *asked, *headline) if name]
+    columns = list(dict.fromkeys([*FACTS, *used, "directory"]))
+    terminal.out(table(columns, [[item.get(name) for name in columns] for item in found]))
     return 0
-
-
-def columns_of(found: Sequence[Mapping[str, Any]], asked: list[str], where: str, sort: str) -> list[str]:
-    """The columns of the list: facts, keys of filter and sort, requested keys, and the headline metric."""
-    names = {name for item in found for name in item}
-    for name in asked:
-        if found and name not in names:
-            raise UserError(f"--columns names {name!r}, which no run has.{nearest(name, names)}")
-    used = [name for name, _, _ in conditions(where)] + [sort.removeprefix("-")]
-    headline = [name for name in HEADLINES if name in names][:1]
-    return [name for name in dict.fromkeys([*FACTS, *used, *asked, *headline]) if name]

@@ -12,9 +12,10 @@ import numpy as np
 from engine.config import units
 from engine.config.tree import Config
 from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, CalibrationPlan, windows_needed
+from engine.monitoring.business import business
 from engine.monitoring.drift import FLOORS, Drift
 from engine.monitoring.multivariate import compare_samples
-from engine.monitoring.performance import UNJUDGED, Judge, Outcomes, business, estimate, measure
+from engine.monitoring.performance import UNJUDGED, Judge, Outcomes, estimate, measure
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
 from engine.monitoring.window import Window, asked, plan_of

@@ -13,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.tree import Config
+from engine.data import checks
 from engine.data.calendar import day_start
 from engine.errors import UserError
 from engine.features import required_columns
 from engine.monitoring import alerts, history, report
 from engine.monitoring.alarm_lines import CalibrationPlan
+from engine.monitoring.business import check_expressions
 from engine.monitoring.drift import FLOORS, Drift, compare
 from engine.monitoring.drift_record import DIGITS, build_record
-from engine.monitoring.performance import SHARE, Judge, Outcomes, check_expressions, read_outcomes
+from engine.monitoring.performance import SHARE, Judge, Outcomes, read_outcomes
 from engine.monitoring.reference import Reference, read_reference
 from engine.monitoring.rising_columns import rising
 from engine.monitoring.window import (
@@ -58,7 +60,8 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     bundle = read_bundle(find_model(settings.model, Path(config.paths.runs), "monitor.model"))
     config = with_spec_of(config, bundle)
     run.note(model=bundle.digest)
-    needed = check_expressions(settings.business, config.data.columns, len(scored_classes(bundle)), config.data.target)
+    columns = checks.schema(config.data.columns)
+    needed = check_expressions(settings.business, columns, len(scored_classes(bundle)), config.data.target)
     reference = read_reference(bundle.directory, bundle.encoder)
     if settings.rising == "leave_out":
         reference = dataclasses.replace(reference, rising=rising(config.features, reference))

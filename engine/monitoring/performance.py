@@ -13,11 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.config.feature_names import RENAME
-from engine.config.sections.monitoring import BusinessConfig
 from engine.config.sections.training import EvaluateConfig
-from engine.errors import UserError
-from engine.monitoring import expression
 from engine.monitoring.statistics import ColumnSpec
 from engine.training.evaluate import intervals, point_metrics, why_undefined
 from engine.training.losses import LOSSES
@@ -230,11 +226,12 @@ def worse_by(value: float, reference: float, metric: Metric) -> float:
     the reference has nothing to lose: its loss is 0, or it is not better than chance.
     """
     if metric.higher_is_better:
-        return _relative(reference - value, reference - metric.chance)
-    return _relative(value - reference, reference)
+        return relative(reference - value, reference - metric.chance)
+    return relative(value - reference, reference)
 
 
-def _relative(loss: float, whole: float) -> float:
+def relative(loss: float, whole: float) -> float:
+    """A loss as a share of the whole; infinite where there is nothing to lose."""
     return loss / whole if whole > 0 else float(np.copysign(np.inf, loss)) if loss else 0.0
 
 
@@ -294,95 +291,3 @@ def _by_bins(
         return float((false * (above + true / 2)).sum() / both) if both > 0 else float("nan")
 
     return {"roc_auc": area, "log_loss": expected(-np.log(clipped)), "brier": expected((target - scores) ** 2)}
-
-
-# -------------------------------------------------------------------------------------------------------- business
-
-
-def business(
-    metrics: Mapping[str, BusinessConfig], reference: Outcomes | None, current: Outcomes | None, judge: Judge
-) -> dict[str, dict[str, Any]]:
-    """Each business metric of the window, against the band of the reference where it has the columns."""
-    found = {}
-    for name, config in metrics.items():
-        found[name] = _business(config, reference, current, judge) | {
-            "expression": config.expression,
-            "better": config.better,
-        }
-    return found
-
-
-def _business(
-    config: BusinessConfig, reference: Outcomes | None, current: Outcomes | None, judge: Judge
-) -> dict[str, Any]:
-    if current is None:
-        return _unjudged(None, "not computable, because the rows of the window are not available")
-    names = expression.names_in(config.expression)
-    known = int(current.known.sum()) if "label" in names else len(current.target)
-    if "label" in names and known < judge.min_labelled * len(current.target):
-        value = expression.evaluate(config.expression, _values(current))
-        reason = f"not judged yet, because {known} of {len(current.target)} labels are known"
-        return {"value": value if np.isfinite(value) else None, "status": WAITING, "reason": reason}
-    value = expression.evaluate(config.expression, _values(current))
-    if not np.isfinite(value):
-        return _unjudged(None, "not computable, because its arithmetic has no result on these rows")
-    lacking = names - set(_values(reference)) if reference is not None else set()
-    if reference is None or lacking:
-        why = (
-            f"the reference does not hold {', '.join(sorted(lacking))}" if lacking else "there is no labelled reference"
-        )
-        return _unjudged(value, f"no band, because {why}")
-    whole = expression.evaluate(config.expression, _values(reference))
-    windows = [reference.take(rows) for rows in resampled(reference, judge, known)]
-    draws = np.array([expression.evaluate(config.expression, _values(rows)) for rows in windows])
-    draws = draws[np.isfinite(draws)]
-    if not len(draws) or not np.isfinite(whole):
-        return _unjudged(value, "no band, because its arithmetic has no result on the reference")
-    low, high = float(np.quantile(draws, judge.alpha)), float(np.quantile(draws, 1 - judge.alpha))
-    lower = config.better == "lower"
-    worse = _relative(value - whole if lower else whole - value, abs(whole))
-    beyond = bool(value > high if lower else value < low)
-    alarm = beyond and worse >= judge.floor
-    record = {"value": value, "reference": whole, "band": [low, high], "worse_by": worse, "beyond": beyond}
-    return record | {"alarm": alarm, "status": ALARM if alarm else QUIET}
-
-
-def _unjudged(value: float | None, reason: str) -> dict[str, Any]:
-    return {"value": value, "status": UNJUDGED, "reason": reason}
-
-
-def _values(rows: Outcomes) -> dict[str, np.ndarray]:
-    scores = (
-        {"score": rows.scores}
-        if rows.scores.ndim == 1
-        else {f"score_{index}": rows.scores[:, index] for index in range(rows.scores.shape[1])}
-    )
-    return {
-        **rows.columns,
-        **{name: values.astype(np.float64) for name, values in scores.items()},
-        "label": rows.target,
-    }
-
-
-def check_expressions(
-    metrics: Mapping[str, BusinessConfig], columns: Mapping[str, object], classes: int, target: str | None = None
-) -> list[str]:
-    """Columns of the dataset that the expressions read. Only the target may be called `label`.
-
-    Raises UserError for anything else, before data is read.
-    """
-    own = {"label"} | ({"score"} if not classes else {f"score_{index}" for index in range(classes)})
-    needed: dict[str, None] = {}
-    for name, config in metrics.items():
-        for used in sorted(expression.names_in(config.expression)):
-            if used in own and used in columns and (used, target) != ("label", "label"):
-                raise UserError(
-                    f"monitor.business.{name} reads {used!r}, which is both an output of the model and a column of the data. "
-                    + RENAME.format(used)
-                )
-            if used in columns and used not in own:
-                needed[used] = None
-            elif used not in own:
-                known = ", ".join(sorted({*own, *columns}))
-                raise UserError(f"monitor.business.{name} reads {used!r}, which must be one of {known}")
-    return list(needed)

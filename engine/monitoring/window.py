@@ -21,6 +21,7 @@ from engine.features.encode import as_texts
 from engine.features.profile import Profile, ProfileRecord
 from engine.features.table import FeatureTable, ensure_table
 from engine.monitoring.alarm_lines import CalibrationPlan
+from engine.monitoring.business import value_type
 from engine.monitoring.drift import Current
 from engine.monitoring.performance import UNASKED, UNJUDGED, WAITING, Outcomes
 from engine.monitoring.reference import Reference
@@ -155,12 +156,10 @@ def outcomes_of(
 
 
 def column_values(column: pa.ChunkedArray) -> np.ndarray:
-    """float64[n] of numbers and truth values (null: NaN), texts of anything else (null: empty)."""
-    if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    """float64[n] of numbers and truth values (null: NaN), texts of anything else (null: None)."""
+    if value_type(column.type) == pa.float64():
         return np.asarray(column.cast(pa.float64(), safe=False).combine_chunks().to_numpy(zero_copy_only=False))
-    if pa.types.is_decimal(column.type):
-        return np.asarray(column.cast(pa.float64()).combine_chunks().to_numpy(zero_copy_only=False))
-    return np.array([text or "" for text in as_texts(column).to_pylist()], object)
+    return np.asarray(as_texts(column).to_numpy(zero_copy_only=False), object)
 
 
 def merge_outcomes(parts: list[Outcomes]) -> Outcomes | None:

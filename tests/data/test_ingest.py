@@ -690,7 +690,7 @@ def test_only_sql_needs_duckdb_and_says_so_without_it(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "duckdb", None)  # as where it is not installed
     assert build(config(tmp_path, data(tmp_path)))[0].rows == 5
     for more in ({"query": "SELECT * FROM s"}, {"rules": {"small": "amount < 5"}}):
-        with pytest.raises(UserError, match=r"needs DuckDB, found none: pip install duckdb"):
+        with pytest.raises(UserError, match=r"needs DuckDB, which was not found: pip install duckdb"):
             build(config(tmp_path, data(tmp_path, **more)))
 
 

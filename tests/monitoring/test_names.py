@@ -17,9 +17,9 @@ from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec, category_label
 from engine.monitoring import history
+from engine.monitoring.business import check_expressions
 from engine.monitoring.column_findings import Pair
 from engine.monitoring.drift import manual_lines
-from engine.monitoring.performance import check_expressions
 from engine.monitoring.reference import read_reference
 from engine.monitoring.statistics import column_specs, profile_counts
 from engine.runtime import storage
@@ -105,12 +105,13 @@ def test_a_business_metric_called_like_a_metric_or_a_column_keeps_its_own_row() 
 
 
 def test_a_business_expression_does_not_read_the_model_s_score_for_a_column_of_that_name() -> None:
+    both = pa.schema({"fare": pa.float64(), "label": pa.float64()})
     asked = {"a": BusinessConfig(expression="mean(score * fare)"), "b": BusinessConfig(expression="mean(label)")}
-    assert check_expressions(asked, {"fare": None, "label": None}, 0, "label") == ["fare"]  # the label is the target
+    assert check_expressions(asked, both, 0, "label") == ["fare"]  # the label is the target
     with pytest.raises(UserError, match=r"monitor\.business\.a reads 'score', which is both an output of the model"):
-        check_expressions(asked, {"fare": None, "score": None}, 0, "late")
+        check_expressions(asked, pa.schema({"fare": pa.float64(), "score": pa.float64()}), 0, "late")
     with pytest.raises(UserError, match=r"monitor\.business\.b reads 'label'"):
-        check_expressions(asked, {"fare": None, "label": None}, 0, "late")
+        check_expressions(asked, both, 0, "late")
 
 
 @given(st.lists(st.sampled_from(["(null)", "(unseen)", "(rare)", "'(rare)'", "a"]), min_size=1, max_size=5))

@@ -1,4 +1,4 @@
-"""Quality once labels are known, before they are, and in one's own money; each against what the reference shows."""
+"""Quality once labels are known, and before they are; each against what the reference shows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from engine.config.sections.monitoring import BusinessConfig
 from engine.config.sections.training import EvaluateConfig
-from engine.errors import UserError
 from engine.monitoring.performance import (
     Judge,
     Outcomes,
-    business,
-    check_expressions,
     estimate,
     measure,
     resampled,
@@ -224,49 +220,3 @@ def test_a_loss_from_nothing_is_no_small_loss() -> None:
     assert (
         worse_by(0.3, 0.5, find_metric("roc_auc")) == np.inf and worse_by(0.6, 0.5, find_metric("roc_auc")) == -np.inf
     )
-    free = {"cost": BusinessConfig(expression="mean(fare)")}
-    reference, now = outcomes(30, 200), outcomes(7, 200, seed=1)
-    reference.columns["fare"][:] = 0.0
-    assert business(free, reference, now, judge())["cost"]["alarm"]
-
-
-@pytest.mark.parametrize(
-    ("expression", "known", "status"),
-    [
-        ("mean(fare)", 0.0, "quiet"),
-        ("mean(fare * label)", 1.0, "quiet"),
-        ("mean(fare * label)", 0.3, "waiting"),
-        ("mean(fare * label)", 0.0, "waiting"),
-        ("mean(tip)", 1.0, "cannot be judged"),
-        ("mean(fare) / (count(fare) - count(fare))", 1.0, "cannot be judged"),
-    ],
-)
-def test_a_business_metric_is_quiet_only_where_it_was_judged(expression: str, known: float, status: str) -> None:
-    current = outcomes(7, 200, seed=1, known=known)
-    current = Outcomes(current.days, current.target, current.scores, {**current.columns, "tip": current.scores})
-    found = business({"x": BusinessConfig(expression=expression)}, outcomes(30, 200), current, judge(floor=0.5))["x"]
-    assert found["status"] == status
-    assert status == "quiet" or found["reason"]
-
-
-def test_business_metrics_have_a_value_a_band_and_an_alarm() -> None:
-    metrics = {
-        "cost": BusinessConfig(expression="mean(where((score > 0.5) & (label == 0), fare, 0))"),
-        "odd": BusinessConfig(expression="mean(fare) / 0 - mean(fare) / 0"),
-    }
-    quiet = business(metrics, outcomes(30, 200), outcomes(7, 200, seed=1), judge(floor=0.1))
-    assert not quiet["cost"]["alarm"]
-    assert quiet["odd"]["value"] is None and "arithmetic" in quiet["odd"]["reason"]
-    loud = business(metrics, outcomes(30, 200), outcomes(7, 200, seed=1, skill=0.3), judge(floor=0.1))
-    assert loud["cost"]["alarm"]
-    current = outcomes(7, 200, seed=1)
-    expected = np.where((current.scores > 0.5) & (current.target == 0), current.columns["fare"], 0).mean()
-    assert quiet["cost"]["value"] == pytest.approx(expected)
-    assert "not available" in business(metrics, outcomes(30, 200), None, judge())["cost"]["reason"]
-
-
-def test_expressions_are_checked_before_any_data_is_read() -> None:
-    good = {"a": BusinessConfig(expression="mean(where(label == 1, fare, score))")}
-    assert check_expressions(good, {"fare": None}, 0) == ["fare"]
-    with pytest.raises(UserError, match=r"monitor\.business\.a reads .fare."):
-        check_expressions(good, {}, 0)

@@ -18,7 +18,7 @@ class BusinessConfig:
 
     SHORTHAND = "expression"
     expression: str = key(
-        help="arithmetic over `score`, `label` and columns ending in a mean, sum, min, max or count (docs/monitoring.md)"
+        help="SQL over `score`, `label` and columns that ends in one number: sum(fare * label) / count(*) (docs/monitoring.md)"
     )
     better: str = key("lower", "which direction is better", choices=("lower", "higher"))
 
