@@ -34,15 +34,20 @@ def run(command: str, *overrides: str, config_dir: str | None = None) -> Run:
     return execute(name, compose.compose(overrides, config_dir), ["engine.run", name])
 
 
-def load(run: str | Path | Run, *, config_dir: str | None = None) -> Predictor:
+def load(run: str | Path | Run, *, config_dir: str | None = None, trust: str | None = None) -> Predictor:
     """The predictor of a training run: its directory, the Run, or `NAME@champion` of the registry in `runs/`.
 
-    `config_dir` is that of `engine.run`: the registry is in its folder of runs.
+    `config_dir` is that of `engine.run`: the registry is in its folder of runs. A model that carries code of another store is
+    loaded with `trust`, the digest that the refusal names; a Run is this program's own.
     `load(run).predict(events, history, tables)`: see Predictor.predict.
     """
     directory = run.directory if isinstance(run, Run) else Path(run)
-    runs = compose.compose((), config_dir).config.paths.runs if config_dir is not None else "runs"
-    predictor: Predictor = importlib.import_module("engine.scoring.predictor").load(directory, runs)
+    config = compose.compose((), config_dir).config if config_dir is not None else Config()
+    if isinstance(run, Run):
+        config = dataclasses.replace(config, paths=dataclasses.replace(config.paths, **run.record["config"]["paths"]))
+    predictor: Predictor = importlib.import_module("engine.scoring.predictor").load(directory, config.paths.runs)
+    admit = importlib.import_module("engine.training.bundle_spec").admit
+    admit(predictor.bundle, dataclasses.replace(config, trust=trust))
     return predictor
 
 

@@ -177,8 +177,8 @@ COMMANDS: dict[str, Command] = {
     "registry promote": plain(
         "engine.lifecycle.registry:promote",
         "make a training run or a version the champion, by hand",
-        ("registry",),
-        usage="NAME RUN|challenger|DIGEST [registry.why=TEXT]",
+        ("registry", "trust"),
+        usage="NAME RUN|challenger|DIGEST [registry.why=TEXT] [trust=DIGEST]",
     ),
     "registry rollback": plain(
         "engine.lifecycle.registry:rollback",

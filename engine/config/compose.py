@@ -32,7 +32,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import feature_names, literals, nested, schema, secrecy
+from engine.config import feature_names, literals, nested, plugins, schema, secrecy
 from engine.config import overrides as words_
 from engine.config.overrides import merged
 from engine.config.sections.runtime import PathsConfig
@@ -104,9 +104,22 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         _refuse_targets(values)
         _check_top_level(values)
         config = schema.build(Config, values)
+        if _pin(values, config, folders[-1] if config_dir is not None else Path.cwd()):
+            config = schema.build(Config, values)
         feature_names.check(config)
     saved = nested.mapped(values, lambda path, value: references.get(path, value))
     return Composed(config, saved, hidden, tuple(secrecy.masked_word(word) for word in overrides))
+
+
+def _pin(values: dict[str, Any], config: Config, folder: Path) -> bool:
+    """Read the plug-ins of a config, hold their code, and give the values that name it their digests; whether there are any."""
+    found = [plugins.read(folder, reference) for reference in config.plugins]
+    values["plugins"] = [plugin.reference for plugin in found]
+    for name, view in config.features.views.items():
+        if view.function:
+            values["features"]["views"][name]["function"] = plugins.pinned(view.function, found)
+    plugins.add(found)
+    return bool(found)
 
 
 def default_paths(folder: Path) -> dict[str, str]:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from engine.config import units
+from engine.config import plugins, units
 from engine.config.references import check_features
-from engine.config.schema import key, section
+from engine.config.schema import key, later_key, section
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.sections.lifecycle import BacktestConfig, RegistryConfig, RetrainConfig
@@ -49,6 +49,11 @@ class Config:
     tracking: TrackingConfig = section(TrackingConfig)
     paths: PathsConfig = section(PathsConfig)
     resources: ResourcesConfig = section(ResourcesConfig)
+    plugins: tuple[str, ...] = later_key(
+        (),
+        "Python files with functions of your own, relative to --config-dir; resolved with the SHA-256 of each",
+        parse=plugins.check_file,
+    )
     trust: str | None = key(
         None, "digest of foreign code or remote paths that may be used here (the error message gives it)"
     )

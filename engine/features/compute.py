@@ -19,7 +19,7 @@ from engine.config.sections.features import PARTS, CalendarConfig, FeaturesConfi
 from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate
 from engine.errors import UserError
-from engine.features import functions, instants
+from engine.features import calls, instants
 from engine.features.spec import calendar_columns, view_columns, view_inputs
 from kernels.asof import asof
 from kernels.gather import columns_of
@@ -109,7 +109,7 @@ def _row_features(
         wanted = {key: (item.sql, item.type) for key, item in view.expressions.items()}
         table = evaluate(wanted, rows, where, sensitive)
     else:
-        table = functions.call(view.function, rows, view.outputs, where, sensitive)
+        table = calls.outputs(view, rows, where, sensitive)
     names = [feature.name for feature in view_columns(name, view, data)]
     return dict(zip(names, (_combined(column) for column in table.columns), strict=True))
 

@@ -1,11 +1,14 @@
-"""User functions: features computed by a function of an installed package, found by the entry point group `engine.features`.
+"""User functions: features computed by a function of a plug-in file, or of an installed package that offers it in the entry
+point group `engine.features`.
 
-A function is `f(rows: pyarrow.Table) -> pyarrow.Table`: one row in, one row out, in the same order. It must read nothing but
-its input. The package's version is part of the recipe.
+A function is `f(rows: pyarrow.Table) -> pyarrow.Table`: `rows` has the view's `inputs`, the result its `outputs`, one row for
+each row in the same order. It must read nothing but its input, and give a row the same values whichever rows are beside it. The
+digest of the file, or the package's version, is part of the recipe.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.metadata
 import traceback
@@ -14,10 +17,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.data.arrow_types import parse_type
+from engine.config import plugins
+from engine.data.arrow_types import parse_type, schema_of
 from engine.errors import UserError, nearest
 
 GROUP = "engine.features"
+
+
+class Failed(UserError):
+    """A call of a function ended with an error of its own; another try may succeed."""
 
 
 @functools.cache
@@ -26,28 +34,34 @@ def _found() -> dict[str, Any]:
 
 
 def function_version(name: str) -> str:
-    """`package==version` of an installed function. Raises UserError when there is none."""
+    """`name@digest` of a plug-in's function, `package==version` of an installed one. Raises UserError when there is none."""
+    if plugins.split(name)[1] is not None:
+        return name
     entry = _entry(name)
     return f"{entry.dist.name}=={entry.dist.version}:{entry.value}" if entry.dist else entry.value
 
 
 def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str, sensitive: Collection[str] = ()) -> pa.Table:
-    """The declared outputs of an installed function, with type and row count checked.
+    """The declared outputs of a function, with type and row count checked.
 
-    Raises UserError when the output is not as declared, and when it fails on `sensitive` columns: its own error may quote their
-    values.
+    Raises Failed where the function raises an error, without its text if it may quote values of `sensitive` columns, and
+    UserError when the output is not as declared.
     """
-    function: Callable[[pa.Table], pa.Table] = _entry(name).load()
+    if not rows.num_rows:
+        return schema_of(outputs).empty_table()
+    function = _function(name)
+    name = plugins.split(name)[0]
     try:
         table = function(rows)
     except Exception as error:
-        if not sensitive:
-            raise
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"{where}: function {name!r} raised {type(error).__name__} in {at.filename}, line {at.lineno}. Its message is not "
-            f"shown, because it may quote the sensitive {', '.join(sensitive)}"
-        ) from None
+        frames = traceback.extract_tb(error.__traceback__)
+        own = getattr(getattr(function, "__code__", None), "co_filename", None)
+        at = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
+        text = f"{where}: function {name!r} raised {type(error).__name__} in {at.filename}, line {at.lineno}"
+        if sensitive:
+            because = f"because it may quote the sensitive {', '.join(sensitive)}"
+            raise Failed(f"{text}. Its message is not shown, {because}") from None
+        raise Failed(f"{text}: {error}") from error
     if not isinstance(table, pa.Table) or table.num_rows != rows.num_rows:
         found = f"{table.num_rows} rows" if isinstance(table, pa.Table) else type(table).__name__
         raise UserError(f"{where}: function {name!r} must give a pyarrow.Table of {rows.num_rows} rows, found {found}")
@@ -64,10 +78,28 @@ def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str, sensiti
     return pa.table(columns, names=list(outputs))
 
 
+def signature(name: str, kinds: dict[str, str], outputs: dict[str, str]) -> list[str]:
+    """What a function takes and gives, as lines: `kinds` are the types of its inputs by column."""
+    short, digest = plugins.split(name)
+    columns, values = (", ".join(f"{key}: {kind}" for key, kind in items.items()) for items in (kinds, outputs))
+    lines = [f"{short}(rows: pyarrow.Table[{columns}]) -> pyarrow.Table[{values}]"]
+    if digest is None:
+        return [*lines, f"from {function_version(name)}"]
+    plugin = plugins.of_digest(digest, short)
+    node = plugin.defined[short]
+    told = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+    return [*lines, *(told or "").split("\n\n")[0].splitlines(), f"from {plugin.file}, line {node.lineno}, {digest}"]
+
+
+def _function(name: str) -> Callable[[pa.Table], pa.Table]:
+    found = _entry(name).load() if plugins.split(name)[1] is None else plugins.load(name)
+    return found  # type: ignore[no-any-return]
+
+
 def _entry(name: str) -> Any:
     if name not in _found():
         raise UserError(
-            f"no installed package offers {name!r} in the entry-point group {GROUP}.{nearest(name, _found())} "
-            "A function must come from an installed package"
+            f"no file of `plugins` defines {name!r}, and no installed package offers it in the entry-point group {GROUP}."
+            f"{nearest(name, _found())} Name its file: plugins: [features.py]"
         )
     return _found()[name]

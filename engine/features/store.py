@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, cast
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from engine.config.tree import Config
 from engine.config.units import Moment
 from engine.data.dataset import Dataset, TypeText
 from engine.errors import UserError
-from engine.features import compute, instants
+from engine.features import compute, instants, user_functions
 from engine.features.functions import function_version
 from engine.features.partitions import Inputs, Part, month_parts, month_span, table_months, view_length
 from engine.features.past import Rows, past_events, row_ranges
@@ -85,6 +85,7 @@ class ViewRecord(TypedDict):
     parts: list[MonthEntry]
     parts_computed: records.Count
     parts_linked: records.Count
+    failed_rows: NotRequired[records.Count]  # null because a function failed
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ class Job:
     config: Config
     dataset: Dataset
     inputs: Inputs
+    failed: Path  # folder for the rows of slow functions that failed
 
     @property
     def as_of(self) -> Moment:
@@ -184,7 +186,7 @@ def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = Fal
     inputs.prepare(list(dict.fromkeys(columns)), [as_of, *known])  # one pass for all views
     with tasks.Workers(config) as workers:
         return {
-            name: _ensure_view(Job(name, view, config, dataset, inputs), run, workers, anew)
+            name: _ensure_view(Job(name, view, config, dataset, inputs, run.path("failed")), run, workers, anew)
             for name, view in views.items()
         }
 
@@ -198,9 +200,12 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, anew: bool) -> Stor
     folder = storage.inside(Path(job.config.paths.store), "features", name)
     directory = folder / recipe[:16]
     if not anew and (stored := open_view(name, directory)):
+        user_functions.warn_of_nulls(run, name, stored.manifest.get("failed_rows", 0))
         return stored
     found = Index({}, {}) if anew else _index(folder.absolute())
     batches = list(_batches(job, parts, recipes, found))
+    if job.view.kind == "function" and any(_lacking(job, part, recipes, found) for part in parts):
+        user_functions.prepare(name, job.view, job.config.data, job.dataset, job.failed)
     rows = job.dataset.rows
     with storage.atomic_directory(directory) as temporary, run.progress(f"features {name}", rows) as progress:
         entries, counts = [], {"computed": 0, "linked": 0}
@@ -212,6 +217,8 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, anew: bool) -> Stor
         sealed = {entry["file"]: entry.pop("sealed") for entry in entries}
         manifest = _manifest(job, recipe, entries, counts)
         manifest["spec"] = run.masked(manifest["spec"])  # the composed config may hold values of secrets
+        if failed := user_functions.told(run, name, job.failed):
+            manifest["failed_rows"] = failed
         storage.write_json(temporary / MANIFEST, manifest)
         seal.write(temporary, known=sealed)
         _make_room(name, directory)
@@ -224,9 +231,13 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, anew: bool) -> Stor
 
 
 def _make_room(name: str, directory: Path) -> None:
-    """Remove a stored folder of this recipe if it is damaged; a whole one stays, because readers may use it."""
+    """Remove a stored folder of this recipe if it is damaged, or lacks rows of a function that failed; another one stays,
+    because readers may use it.
+    """
     stored = open_view(name, directory)
-    if directory.exists() and (stored is None or any(stored.seal.damaged(directory))):
+    if directory.exists() and (
+        stored is None or stored.manifest.get("failed_rows") or any(stored.seal.damaged(directory))
+    ):
         aside = storage.temporary_name(directory)
         directory.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
@@ -320,7 +331,7 @@ def _build_all(
 def _absolute(job: Job) -> Job:
     """The job for a worker, which does not share the driver's current folder."""
     dataset = dataclasses.replace(job.dataset, directory=job.dataset.directory.absolute())
-    return dataclasses.replace(job, dataset=dataset)
+    return dataclasses.replace(job, dataset=dataset, failed=job.failed.absolute())
 
 
 def _builder(
@@ -414,6 +425,8 @@ def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[st
     columns = view_inputs(view, data, job.as_of.column)
     probes = dataset.read(columns, rows=rows)
     threads = environment.threads_of(job.config)
+    if view.batch_rows is not None:
+        return user_functions.kept_features(job.name, view, job.config, dataset, rows, job.failed)
     if view.kind != "windows":
         tables = {view.table: dataset.table(view.table)} if view.table else {}
         return compute.view_features(job.name, view, data, features, probes, probes, tables, threads)
@@ -580,6 +593,8 @@ class Index:
 def _index(folder: Path) -> Index:
     index = Index({}, {})
     for stored in stored_views(folder):
+        if stored.manifest.get("failed_rows"):
+            continue
         for entry in stored.manifest["parts"]:
             recipes = tuple((name, item["recipe"]) for name, item in entry["columns"].items())
             index.files.setdefault((entry["name"], recipes), (stored, {**entry, "types": stored.manifest["columns"]}))

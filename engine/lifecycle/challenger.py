@@ -28,6 +28,7 @@ from engine.runtime.environment import threads_of
 from engine.runtime.run import Run, RunRecord, load_record, plan_digest, unfinished
 from engine.scoring.predictor import Predictor, load
 from engine.training.bundle import Bundle, spec_of
+from engine.training.bundle_spec import admit
 from engine.training.classes import target_values
 from engine.training.gate import check_gate, scores_table
 from engine.training.train import train
@@ -197,6 +198,7 @@ class Workshop:
         key = str(bundle.resolve())
         if key not in self._predictors:
             predictor = load(bundle, threads=threads_of(self.history.config))
+            admit(predictor.bundle, self.history.config)
             check_gate(predictor.bundle, predictor.model)
             self._predictors[key] = predictor
         return self._predictors[key]

@@ -14,7 +14,8 @@ from engine.lifecycle.decide import version_facts
 from engine.runtime import records, terminal
 from engine.runtime.registry import DecisionPart, MoveRecord, Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import load
-from engine.training.bundle import ModelRecord, SpecRecord, read_manifest
+from engine.training.bundle import ModelRecord, SpecRecord, read_bundle
+from engine.training.bundle_spec import admit
 from engine.training.gate import check_gate
 
 
@@ -59,11 +60,11 @@ def promote(config: Config, words: Sequence[str]) -> int:
     name, reference = words
     registry = Registry(root_of(config.paths.runs), name)
     state = registry.state()
-    version = _registered(registry, reference)
+    version = _registered(registry, reference, config)
     if version.digest == state.champion:
         terminal.out(f"{name}: {short(version.digest)} is the champion already\n")
         return 0
-    _check_loads(registry, version)
+    _check_loads(registry, version, config)
     registry.move("promote", version.digest, expected=state.champion, who=config.registry.who, why=config.registry.why)
     terminal.out(f"{name}: champion {short(state.champion)} -> {short(version.digest)}\n")
     return 0
@@ -75,7 +76,7 @@ def rollback(config: Config, words: Sequence[str]) -> int:
     registry = _registry(config, name)
     state = registry.state()
     if len(state.champions) > 1:
-        _check_loads(registry, registry.find(state.champions[-2]))
+        _check_loads(registry, registry.find(state.champions[-2]), config)
     move = registry.move("rollback", None, expected=state.champion, who=config.registry.who, why=config.registry.why)
     terminal.out(f"{name}: champion {short(state.champion)} -> {short(move['to'])}\n")
     return 0
@@ -106,19 +107,20 @@ def _registry(config: Config, name: str) -> Registry:
     return Registry(root, name)
 
 
-def _registered(registry: Registry, reference: str) -> Version:
-    """The named version; a training run is registered first."""
+def _registered(registry: Registry, reference: str, config: Config) -> Version:
+    """The named version; a training run is registered first, if the code that it carries may run here."""
     run = Path(reference)
     if not run.is_dir():
         return registry.find(reference)
     if not (run / "DONE").exists():
         raise UserError(f"{run} must be a finished training run, but it has no DONE file")
-    read_manifest(run / "model")
+    admit(read_bundle(run / "model"), config)
     return registry.register(run / "model", seal_of(run / "model"), **version_facts(run))
 
 
-def _check_loads(registry: Registry, version: Version) -> None:
+def _check_loads(registry: Registry, version: Version, config: Config) -> None:
     predictor = load(registry.verify(version))
+    admit(predictor.bundle, config)
     check_gate(predictor.bundle, predictor.model)
 
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from engine.config import literals, nested
+from engine.config import literals, nested, plugins
 from engine.config.nested import Tree
+from engine.config.plugins import Plugin
 from engine.config.secrecy import MASK
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -35,6 +36,7 @@ from engine.lifecycle.runs import directories, find_run
 from engine.runtime import digest, recorded_paths, remote, storage, terminal, trust
 from engine.runtime.run import RunRecord, link_order, load_record, records_below
 from engine.runtime.terminal import table
+from engine.training.bundle import find_model, read_bundle
 from engine.training.device import has_gpu
 
 EXPERIMENT = "recorded"
@@ -93,11 +95,16 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
         scratch = Path(temporary).resolve()
         current = options.code == "current"
         code = restore.current_code() if current else restore.recorded_code(record, directory, scratch)
-        _check_trusted(code, record, directory, options)
+        carried = _carried(record, directory)
+        _check_trusted(code, record, directory, options, carried)
         python = restore.build_environment(record, scratch) if options.build_env else Path(sys.executable)
         inputs = find_inputs(record, options.inputs)
         _fill_store(record, scratch / "store", options.start)
         _take_history(record, scratch / "store")
+        for path, plugin in carried.items():
+            trust.record_plugin(scratch / "store", plugin)
+            if path.is_relative_to(directory / plugins.FOLDER):
+                storage.write_bytes(scratch / "conf" / plugin.file, plugin.code)
         command = "evaluate" if options.start == "metrics" and record["command"] == "train" else record["command"]
         _write_experiment(record, scratch, inputs, directory if command != record["command"] else None)
         terminal.err(f"running {command} again; the recorded run took {record.get('seconds', 0):.0f} s\n")
@@ -109,20 +116,41 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
         return found
 
 
-def _check_trusted(code: Code, record: RunRecord, directory: Path, options: Options) -> None:
+def _carried(record: RunRecord, directory: Path) -> dict[Path, Plugin]:
+    """The plug-ins of the run and of the models that it used, by path. Raises UserError for one that is not the recorded one."""
+    found = {}
+    for reference in record["config"].get("plugins", ()):
+        plugin = plugins.read(directory / plugins.FOLDER, reference)
+        found[directory / plugins.FOLDER / plugin.file] = plugin
+    for section, name, digest_key in MODELS:
+        if used := record["config"].get(section, {}).get(name):
+            model = find_model(str(_model_of(record, used, record.get(digest_key))), Path())
+            found |= {model / plugins.FOLDER / plugin.file: plugin for plugin in read_bundle(model).code}
+    return found
+
+
+def _check_trusted(
+    code: Code, record: RunRecord, directory: Path, options: Options, carried: dict[Path, Plugin]
+) -> None:
     """Refuse code and remote addresses of the run that this machine's store does not know, and list them."""
     reached = _places(record)
+    parts = [
+        f"  {path}, digest {plugin.digest}"
+        for path, plugin in carried.items()
+        if not trust.is_recorded(options.store, plugin.digest)
+    ]
+    digests = list(dict.fromkeys(plugin.digest for plugin in carried.values()))
     if code.digest is None:
-        trust.check(options.store, None, reached, options.trust, "")
+        trust.check(options.store, digests, reached, options.trust, "\n".join(parts))
         return
     patch = directory / "engine.patch"
-    parts = [f"  {code.how}, digest {code.digest}, on behalf of {directory}"]
+    parts.append(f"  {code.how}, digest {code.digest}, on behalf of {directory}")
     if (record["code"]["engine_git"] or {}).get("dirty") and patch.is_file():
         changed = [line[6:] for line in patch.read_text("utf-8", "replace").splitlines() if line.startswith("+++ b/")]
         parts.append(f"  {patch}: changes {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''}")
     if options.build_env:
         parts.append("  with packages from the index: " + " ".join(restore.pins(record["environment"]["packages"])))
-    trust.check(options.store, code.digest, reached, options.trust, "\n".join(parts))
+    trust.check(options.store, [code.digest, *digests], reached, options.trust, "\n".join(parts))
 
 
 def _places(record: RunRecord) -> dict[str, list[str | None]]:

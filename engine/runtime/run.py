@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, Unpack, cast
 
-from engine.config import schema, secrecy
+from engine.config import plugins, schema, secrecy
 from engine.config.nested import Tree
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
@@ -55,6 +55,7 @@ class ConfigRecord(TypedDict):
     monitor: NotRequired[Tree]
     cluster: NotRequired[Tree]
     tracking: NotRequired[Tree]
+    plugins: NotRequired[list[str]]
 
 
 class AttemptRecord(TypedDict):
@@ -223,6 +224,9 @@ class Run:
                 run.write_patch(name, git.patch(root))
             run.save()
             trust.record(Path(config.paths.store), record["code"])
+            for plugin in plugins.named(config.plugins):
+                storage.write_bytes(run.path(plugins.FOLDER, plugin.file), plugin.code)
+                trust.record_plugin(Path(config.paths.store), plugin)
             for doubt in environment.doubts(record["code"]):
                 run._log_file(f"warning: {doubt}")
         except BaseException:  # a full disk, Ctrl-C: a directory without a record is useless

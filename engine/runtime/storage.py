@@ -352,6 +352,12 @@ def write_text(path: Path, text: str, synced: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, value: Any, synced: bool = True) -> None:
     """Write JSON atomically, keys in the given order. Raises ValueError for NaN."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", synced)

@@ -2,7 +2,7 @@
 
 `model/` of a training run holds: `model.safetensors`, `model.json` (architecture, loss, precision, tile), `spec.json` (data and
 feature specification as resolved), `features.json` (fitted encoder), `schema.json` (raw features, their types, and
-the meaning of a score), and
+the meaning of a score), `code/` (the plug-ins, as they were) and
 `gate/` (rows with the history they need, and the features and scores that training saw for them). `bundle.json` is written
 last: sizes and digests of the rest, checked before anything is parsed.
 """
@@ -10,7 +10,7 @@ last: sizes and digests of the rest, checked before anything is parsed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -20,7 +20,8 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from engine.config import schema
+from engine.config import plugins, schema
+from engine.config.plugins import Plugin
 from engine.config.references import check_features
 from engine.config.secrecy import MASK
 from engine.config.sections.data import DataConfig
@@ -84,6 +85,7 @@ class Bundle:
     data: DataConfig
     features: FeaturesConfig
     encoder: Encoder
+    code: tuple[Plugin, ...] = ()  # does not run before `bundle_spec.admit` has held it
 
     @property
     def digest(self) -> str:
@@ -105,12 +107,14 @@ def write_bundle(
     weights: bytes,
     raw_schema: pa.Schema,
     score: dict[str, Any],
+    code: Sequence[Plugin] = (),
 ) -> None:
     """Write everything but the gate and the manifest; `seal` finishes the bundle. `spec` has name, data and features, `score`
     says what a score is for.
     """
-    with storage.atomic_path(directory / "model.safetensors") as temporary:
-        temporary.write_bytes(weights)
+    storage.write_bytes(directory / "model.safetensors", weights)
+    for plugin in code:
+        storage.write_bytes(storage.inside(directory, plugins.FOLDER, plugin.file), plugin.code)
     storage.write_json(directory / "model.json", {"format": FORMAT} | model)
     storage.write_json(directory / "spec.json", {"format": FORMAT} | spec)
     storage.write_json(directory / "features.json", encoder.to_json())
@@ -177,7 +181,7 @@ def read_bundle(directory: Path) -> Bundle:
     model = records.read(directory / "model.json", ModelRecord)
     encoder = Encoder.read(directory / "features.json")
     _check_model(model, encoder, directory / "model.json")
-    return Bundle(directory, manifest, model, data, features, encoder)
+    return Bundle(directory, manifest, model, data, features, encoder, _code_of(directory, manifest))
 
 
 def _read_spec(path: Path) -> tuple[DataConfig, FeaturesConfig]:
@@ -192,6 +196,17 @@ def _read_spec(path: Path) -> tuple[DataConfig, FeaturesConfig]:
     except UserError as error:
         raise records.Damaged(f"{path}: {error}") from None
     return data, features
+
+
+def _code_of(directory: Path, manifest: ManifestRecord) -> tuple[Plugin, ...]:
+    """The plug-ins of a bundle. Raises Damaged where a file has changed since the manifest was compared with it."""
+    prefix = f"{plugins.FOLDER}/"
+    names = [name for name in manifest["files"] if name.startswith(prefix)]
+    found = tuple(Plugin(name.removeprefix(prefix), (directory / name).read_bytes()) for name in names)
+    for name, plugin in zip(names, found, strict=True):
+        if plugin.digest != manifest["files"][name]["sha256"]:
+            raise records.Damaged(f"{directory / name} is not the file that was sealed. Restore it, or train again")
+    return found
 
 
 def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:

@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from engine.config import nested, schema
+from engine.config import nested, plugins, schema
 from engine.config.sections.data import DataConfig
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import remote, storage
+from engine.runtime import registry, remote, storage, trust
 from engine.training.bundle import Bundle, spec_of
 from engine.training.classes import check_positive
 
@@ -35,15 +35,36 @@ def with_spec_of(config: Config, bundle: Bundle) -> Config:
         bundle_plain["positive"] = asked["positive"]  # compared by meaning, not by notation
         _refuse_difference("data", asked, bundle_plain)
         _refuse_difference("features", dataclasses.asdict(config.features), dataclasses.asdict(features))
-    _check_places(config, data, bundle)
-    return dataclasses.replace(config, data=data, features=features)
+    code = tuple(plugin.reference for plugin in bundle.code)
+    if not admit(bundle, config, brought := _places(config, data)):
+        _check_places(config, brought, bundle)
+    return dataclasses.replace(config, data=data, features=features, plugins=code)
 
 
-def _check_places(config: Config, data: DataConfig, bundle: Bundle) -> None:
-    """Refuse remote addresses of a bundle that neither the config names nor this machine's store has used before."""
+def admit(bundle: Bundle, config: Config, places: remote.Places | None = None) -> bool:
+    """Let the code that a bundle carries run in this process; whether it needed the trust of the user, for `places` too.
+
+    Raises UserError where neither the store nor the registry of the config knows the code and `trust` does not name it.
+    """
+    store, unknown = Path(config.paths.store), []
+    if bundle.code and not bundle.directory.resolve().is_relative_to(registry.root_of(config.paths.runs).resolve()):
+        unknown = [plugin for plugin in bundle.code if not trust.is_recorded(store, plugin.digest)]
+    if unknown:
+        lines = [f"  {bundle.directory / plugins.FOLDER / plugin.file}, digest {plugin.digest}" for plugin in unknown]
+        trust.check(store, [plugin.digest for plugin in unknown], places or {}, config.trust, "\n".join(lines))
+    plugins.add(bundle.code)
+    return bool(unknown)
+
+
+def _places(config: Config, data: DataConfig) -> dict[str, list[str | None]]:
+    """Remote addresses of a bundle that the config does not name, by key."""
     plain, said = schema.plain(data), schema.plain(config.data)
     mine = remote.own(plain, said)
-    brought = {name: item for name, item in remote.of_data(plain).items() if item not in mine}
+    return {name: item for name, item in remote.of_data(plain).items() if item not in mine}
+
+
+def _check_places(config: Config, brought: remote.Places, bundle: Bundle) -> None:
+    """Refuse remote addresses of a bundle that this machine's store has not used before."""
     if brought:
         remedy = "Add the experiment or the data that it was trained with (+experiment=NAME), which has the paths of the files. "
         remote.check(Path(config.paths.store), brought, config.trust, f"the model {bundle.directory}", remedy)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config import schema
+from engine.config import plugins, schema
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.tree import Config
@@ -426,7 +426,14 @@ def write_model(
     spec: SpecRecord = {"name": config.name, "data": data, "features": features}
     score_facts = score_meaning(config.data.target or "", classes, config.train.loss)
     write_bundle(
-        directory, spec=spec, encoder=encoder, model=model, weights=weights, raw_schema=raw_schema, score=score_facts
+        directory,
+        spec=spec,
+        encoder=encoder,
+        model=model,
+        weights=weights,
+        raw_schema=raw_schema,
+        score=score_facts,
+        code=plugins.named(config.plugins),
     )
     score = functools.partial(scores_of, result.model, model, threads_of(config))
     write_reference(directory, config, table, encoder, score, classes, split.rows)

@@ -36,7 +36,7 @@ class ExpressionConfig:
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
     """A named unit of the feature store: trailing windows over events, an as-of join with a table, SQL expressions over
-    columns of the row, or a function of an installed package.
+    columns of the row, or a function of a plug-in file or an installed package.
     """
 
     kind: str = key("windows", "what the view computes", choices=("windows", "asof", "expression", "function"))
@@ -56,9 +56,20 @@ class ViewConfig:
     max_age: Span | None = key(None, "largest age of a row that an as-of view accepts; null = any")
     inclusive: bool = key(False, "accept a row known exactly at the decision time")
     expressions: dict[str, ExpressionConfig] = key(factory=dict, help="feature -> SQL expression (kind expression)")
-    function: str = key("", "name in the entry-point group engine.features of an installed package (kind function)")
+    function: str = key(
+        "",
+        "function of a file of `plugins`, or of an installed package's entry-point group engine.features (kind function)",
+    )
     inputs: tuple[str, ...] = key((), "columns of the event table that the function reads")
     outputs: dict[str, str] = key(factory=dict, help="feature -> type of what the function returns")
+    batch_rows: int | None = later_key(
+        None, "rows of one call of a slow function, whose results are kept call by call; null = all rows at once", ge=1
+    )
+    retries: int = later_key(2, "further tries of a call of a slow function that failed", ge=0)
+    retry_pause: Span = later_key(Span("1s"), "pause before the calls that failed are tried again")
+    on_error: str = later_key(
+        "fail", "rows for which a slow function failed in every try: an error, or null", choices=("fail", "null")
+    )
 
     def __post_init__(self) -> None:
         needed = {
@@ -72,6 +83,8 @@ class ViewConfig:
             raise UserError(
                 f"a view of kind {self.kind} must have {' and '.join(needed)}; {' and '.join(missing)} is empty"
             )
+        if self.batch_rows is not None and self.kind != "function":
+            raise UserError(f"batch_rows is for views of kind function, found kind {self.kind}")
         for column, asked in self.aggregates.items():
             if not asked:
                 raise UserError(f"aggregates.{column} must name at least one aggregate, found none")

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config import plugins
+from engine.config.plugins import Plugin
 from engine.config.tree import Config
 from engine.config.units import Size
 from engine.errors import UserError
@@ -202,7 +204,7 @@ def run_actors(
     )
     rows = given.map(
         _Actor,
-        fn_constructor_args=(make, tries, str(marks), most * tries, storage.umask()),
+        fn_constructor_args=(make, plugins.held(), tries, str(marks), most * tries, storage.umask()),
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1 + actors.ahead
         ),
@@ -312,8 +314,11 @@ class _Actor:
     `starts`: largest number of marks of starts, including those of actors that are still starting.
     """
 
-    def __init__(self, make: Callable[[], Work], tries: int, marks: str, starts: int, umask: int) -> None:
+    def __init__(
+        self, make: Callable[[], Work], code: tuple[Plugin, ...], tries: int, marks: str, starts: int, umask: int
+    ) -> None:
         os.umask(umask)  # an existing cluster may have another one
+        plugins.add(code)
         self.tries, self.marks = tries, Path(marks)
         self.broken = ""
         self.beats = stall.Beats(self.marks, cluster.node_here())
