@@ -410,6 +410,9 @@ def part_of_an_experiment(desk: Desk, block: Block) -> None:
     (folder / "experiment").mkdir(parents=True, exist_ok=True)
     text = f"# @package _global_\ndefaults: [/experiment/flights, _self_]\n{block.text}"
     (folder / "experiment" / "own.yaml").write_text(text)
+    for other in blocks():
+        if match := re.match(r"# (\w+\.py)\n", other.text):
+            (folder / match.group(1)).write_text(other.text)
     compose.compose(["+experiment=own"], str(folder))
 
 

@@ -114,7 +114,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
 def _pin(values: dict[str, Any], config: Config, folder: Path) -> bool:
     """Read the plug-ins of a config, hold their code, and give the values that name it their digests; whether there are any."""
     found = [plugins.read(folder, reference) for reference in config.plugins]
-    values["plugins"] = [plugin.reference for plugin in found]
+    if found:
+        values["plugins"] = [plugin.reference for plugin in found]
     for name, view in config.features.views.items():
         if view.function:
             values["features"]["views"][name]["function"] = plugins.pinned(view.function, found)

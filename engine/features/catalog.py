@@ -21,7 +21,7 @@ from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.features import audit as leak_trial
-from engine.features import retrieval, store
+from engine.features import functions, retrieval, store
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import StoredView
 from engine.runtime import environment, records, storage, terminal
@@ -82,6 +82,9 @@ def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
         "models": models,
         "statistics": figures,
     }
+    if view is not None and view.kind == "function":
+        kinds = {name: config.data.columns[name].type for name in view.inputs}
+        facts["function"] = functions.signature(view.function, kinds, view.outputs)
     if "--json" in options:
         terminal.out(json.dumps(facts, indent=1, default=str) + "\n")
         return 0
@@ -91,6 +94,7 @@ def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     )
     if made_of:
         terminal.out(f"made of {', '.join(made_of)}\n")
+    terminal.out("".join(f"{line}\n" for line in facts.get("function", ())))
     terminal.rows(listed, False, "not computed yet")
     terminal.rows(figures, False, "")
     terminal.out(f"used by {len(models)} models\n" + "".join(f"  {item}\n" for item in models))

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -122,10 +122,9 @@ def _carried(record: RunRecord, directory: Path) -> dict[Path, Plugin]:
     for reference in record["config"].get("plugins", ()):
         plugin = plugins.read(directory / plugins.FOLDER, reference)
         found[directory / plugins.FOLDER / plugin.file] = plugin
-    for section, name, digest_key in MODELS:
-        if used := record["config"].get(section, {}).get(name):
-            model = find_model(str(_model_of(record, used, record.get(digest_key))), Path())
-            found |= {model / plugins.FOLDER / plugin.file: plugin for plugin in read_bundle(model).code}
+    for _, _, used in _models(record):
+        model = find_model(str(used), Path())
+        found |= {model / plugins.FOLDER / plugin.file: plugin for plugin in read_bundle(model).code}
     return found
 
 
@@ -298,11 +297,8 @@ def _write_experiment(record: RunRecord, scratch: Path, inputs: Inputs, judged: 
         if value:
             config["train"][name] = value
     config.get("train", {}).update(record.get("sizes", {}))
-    for section, name in MODELS:
-        if config.get(section, {}).get(name):
-            used = record.get("started_from") if section == "train" else record.get("model")
-            model = _model_of(record, config[section][name], used)
-            config[section][name] = literals.escaped(str(model))
+    for section, name, used in _models(record):
+        config[section][name] = literals.escaped(str(used))
     if judged is not None:
         config["evaluate"]["model"] = literals.escaped(str(judged))
     if config.get("monitor", {}).get("run"):
@@ -332,6 +328,14 @@ def _read_its_input(config: Tree, record: RunRecord) -> None:
         else:
             score["input"] = literals.escaped(str(recorded_paths.recorded_path(record, then["input"])))
         score["history"] = record.get("used", {}).get("history", then["history"])
+
+
+def _models(record: RunRecord) -> Iterator[tuple[str, str, Path]]:
+    """(section, key, place) of every model that the run used."""
+    for section, name in MODELS:
+        if reference := cast(Tree, record["config"]).get(section, {}).get(name):
+            used = record.get("started_from") if section == "train" else record.get("model")
+            yield section, name, _model_of(record, reference, used)
 
 
 def _model_of(record: RunRecord, reference: str, wanted: str | None) -> Path:

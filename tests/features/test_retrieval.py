@@ -375,5 +375,5 @@ def test_an_installed_function_is_called_and_held_to_its_word(monkeypatch: pytes
         functions.call("double", rows, {"thrice": "int64"}, "v")
     with pytest.raises(UserError, match=r"v: function 'double' must give 'twice' once, as list<int64>: .*cast"):
         functions.call("double", rows, {"twice": "list<int64>"}, "v")
-    with pytest.raises(UserError, match=r"no installed package offers 'dubble'.*'double'"):
+    with pytest.raises(UserError, match=r"defines 'dubble', and no installed package offers it.*'double'"):
         functions.call("dubble", rows, {}, "v")
