@@ -66,7 +66,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
     Raises UserError naming the key or value that is wrong and the nearest known one.
     """
     folders = [conf_directory()]
-    start: nested.Tree = schema.plain(Config())
+    start: nested.Tree = {**schema.plain(Config()), "plugins": []}
     if config_dir is not None:
         folders.append(Path(config_dir).expanduser().resolve())
         if not folders[-1].is_dir():
@@ -114,8 +114,9 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
 def _pin(values: dict[str, Any], config: Config, folder: Path) -> bool:
     """Read the plug-ins of a config, hold their code, and give the values that name it their digests; whether there are any."""
     found = [plugins.read(folder, reference) for reference in config.plugins]
-    if found:
-        values["plugins"] = [plugin.reference for plugin in found]
+    values["plugins"] = [plugin.reference for plugin in found]
+    if not found:
+        del values["plugins"]  # as in configs that were saved before there was the key
     for name, view in config.features.views.items():
         if view.function:
             values["features"]["views"][name]["function"] = plugins.pinned(view.function, found)
