@@ -144,6 +144,7 @@ def test_the_run_and_the_model_carry_the_file(shop: Shop) -> None:
     assert config["plugins"] == [f"features.py@{digest}"]
     assert read_bundle(shop.trained.directory / "model").features.views["mine"].function == f"double@{digest}"
     assert (shop.folder / "store" / "code" / f"{digest}.json").is_file()
+    assert repr(shop.trained) == f"<Run of train 'tiny', done: {shop.trained.directory}>"
 
 
 def test_features_show_has_the_signature(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from engine.config.names import check_distinct
 from engine.config.references import check_view_names
 from engine.config.sections.features import FeaturesConfig, ViewConfig
 from engine.config.tree import Config
-from engine.data import checks
+from engine.data import checks, frames
 from engine.data.arrow_types import alike, parse_type, type_name
 from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
@@ -57,19 +57,28 @@ def dataset_of(config: Config, *, scoring: bool = False) -> Dataset:
 
 
 def history(
-    entity_table: pa.Table,
+    entity_table: frames.Frame,
     views: str | Sequence[str] | Mapping[str, Any],
     *,
     config: Config,
     dataset: Dataset,
     time: str = "time",
-) -> pa.Table:
+) -> frames.Frame:
     """`entity_table` with one more column per feature, each as of the row's `time`, in the same row order.
 
+    entity_table: a table of pandas, Polars or Arrow; the result is of that kind, and a feature has the name that it has in
+    training (`customer_amount_mean_30d`).
     views: names of views of the config (or one), or name -> view specification. The table must hold the views' entity columns
     and `time` (a timestamp of whole microseconds; without a zone it is UTC, and a null gives the features of an entity
     without history). A row of the dataset counts when it was known before `time`. Raises UserError.
     """
+    given, back = frames.take("entity_table", entity_table)
+    return back(_history(given, views, config, dataset, time))
+
+
+def _history(
+    entity_table: pa.Table, views: str | Sequence[str] | Mapping[str, Any], config: Config, dataset: Dataset, time: str
+) -> pa.Table:
     chosen = _views(views, config)
     named = (
         (feature, f"views.{name}.{key}") for name, view in chosen.items() for feature, key in view_features(name, view)
@@ -88,11 +97,7 @@ def history(
     return pa.table(found)
 
 
-def _check_table(entity_table: Any, time: str) -> None:
-    if not isinstance(entity_table, pa.Table):
-        raise UserError(
-            f"entity_table must be a pyarrow.Table, found {type(entity_table).__name__}: give pyarrow.table(...) of it"
-        )
+def _check_table(entity_table: pa.Table, time: str) -> None:
     names = entity_table.column_names
     for column in names:
         if names.count(column) > 1 or column == PROBE_TIME:
@@ -117,16 +122,25 @@ def _whole_microseconds(times: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 
 def latest(
-    name: str, config: Config, dataset: Dataset, at: int | None = None, entity: Mapping[str, str] | None = None
-) -> pa.Table:
-    """Features of a view for every entity (or one) as of the instant `at`; the default is just after the last event.
+    name: str,
+    config: Config,
+    dataset: Dataset,
+    at: int | None = None,
+    entity: Mapping[str, str] | frames.Frame | None = None,
+) -> frames.Frame:
+    """Features of a view for every entity as of the instant `at`; the default is just after the last event.
 
-    One row per entity, sorted by it; equal in bytes to what a row decided at that instant would see offline.
+    An Arrow table with one row per entity, sorted by it; equal in bytes to what a row decided at that instant would see offline.
+    entity: column -> value of one entity; or a table of pandas, Polars or Arrow with the entities wanted, which is returned
+    in its kind and order with the features. Raises UserError.
     """
     view = _views([name], config)[name]
     if not view.entity:
         raise UserError(f"view {name!r} has no entity: its values belong to a row, not to an entity")
     instant = at if at is not None else _after_last(dataset)
+    if entity is not None and not isinstance(entity, Mapping):
+        given, back = frames.take("entity", entity)
+        return back(_history(_at(given, instant), [name], config, dataset, "as_of"))
     keys = entities(view, dataset, instant)
     for column, value in (entity or {}).items():
         if column not in view.entity:
@@ -135,8 +149,12 @@ def latest(
             "entity", pa.table({column: [value]}), {column: config.data.columns[column]}, config.data.time_zone
         )
         keys = keys.filter(pc.equal(keys[column], wanted[column][0]))
-    times = pa.array(np.full(keys.num_rows, instant), pa.timestamp("us", tz="UTC"))
-    return history(keys.append_column("as_of", times), [name], config=config, dataset=dataset, time="as_of")
+    return _history(_at(keys, instant), [name], config, dataset, "as_of")
+
+
+def _at(keys: pa.Table, instant: int) -> pa.Table:
+    """The table with a column `as_of` that holds the instant."""
+    return keys.append_column("as_of", pa.array(np.full(keys.num_rows, instant), pa.timestamp("us", tz="UTC")))
 
 
 def entities(view: ViewConfig, dataset: Dataset, before: int) -> pa.Table:

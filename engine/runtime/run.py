@@ -183,6 +183,9 @@ class Run:
         self._began = time.monotonic()
         self._logger = self._open_log()
 
+    def __repr__(self) -> str:
+        return f"<Run of {self.record['command']} {self.record['name']!r}, {self.record['status']}: {self.directory}>"
+
     # ---------------------------------------------------------------------------------------------- opening
 
     @classmethod

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from engine.data import frames
 from engine.data.checks import declared
 from engine.data.dataset import row_ids
 from engine.errors import UserError
@@ -64,6 +65,13 @@ class Predictor:
     team: Team | None = None  # a running thread team; without it every call starts one
     shadow: Predictor | None = None  # a second model, whose scores are added
     scorer: DeviceScorer | None = None  # buffers and graphs on the device
+
+    def __repr__(self) -> str:
+        count, bundle = len(self.bundle.encoder.features), self.bundle
+        return (
+            f"<Predictor of {bundle.data.target!r} ({bundle.model['loss']}) from {count} features, model {bundle.digest[:12]} in "
+            f"{bundle.directory}>"
+        )
 
     @property
     def digest(self) -> str:
@@ -130,27 +138,34 @@ class Predictor:
         return predict_logits(self.model, numeric, codes, precision, self.tile_rows, self.threads, self.team)
 
     def predict(
-        self, events: pa.Table, history: pa.Table | None = None, tables: Mapping[str, pa.Table] | None = None
-    ) -> pa.Table:
-        """Scores of events by `row_id`; features are computed as in training.
+        self,
+        events: frames.Frame,
+        history: frames.Frame | None = None,
+        tables: Mapping[str, frames.Frame] | None = None,
+    ) -> frames.Frame:
+        """Scores of events by `row_id`, in the order of the events; features are computed as in training.
 
+        Tables are of pandas, Polars or Arrow; the scores come in the kind of `events` (pandas: with their index).
         `events` holds the event table's columns that describe a row at its decision; `history` past events with their
         outcomes, for windows (default: the events themselves); `tables` the side tables of as-of views.
         Columns of other types than the declared ones are read as ingest reads them: a time without an offset is local to
         `data.time_zone`.
         Raises UserError naming a column or table that is absent, or the first value that its declared type cannot hold.
         """
-        self._check_events(events, history, tables or {})
+        given, back = frames.take("events", events)
+        past = None if history is None else frames.take("history", history)[0]
+        sides = {name: frames.take(f"tables[{name!r}]", side)[0] for name, side in (tables or {}).items()}
+        self._check_events(given, past, sides)
         data, features = self.bundle.data, self.bundle.features
-        events = declared("events", events, data.columns, data.time_zone)
-        history = events if history is None else declared("history", history, data.columns, data.time_zone)
+        given = declared("events", given, data.columns, data.time_zone)
+        past = given if past is None else declared("history", past, data.columns, data.time_zone)
         sides = {
             name: declared(f"tables[{name!r}]", side, data.tables[name].columns, data.time_zone)
-            for name, side in (tables or {}).items()
+            for name, side in sides.items()
             if name in data.tables
         }
-        raw = raw_features(data, features, events, history, sides, self.threads)
-        return pa.table({"row_id": row_ids(events, data.ids), **score_columns(self.scores(raw), self.classes)})
+        raw = raw_features(data, features, given, past, sides, self.threads)
+        return back(pa.table({"row_id": row_ids(given, data.ids), **score_columns(self.scores(raw), self.classes)}))
 
     def _check_events(self, events: pa.Table, history: pa.Table | None, tables: Mapping[str, pa.Table]) -> None:
         data, features = self.bundle.data, self.bundle.features

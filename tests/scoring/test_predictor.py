@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -36,6 +38,23 @@ def test_columns_are_taken_by_name_an_extra_one_is_ignored_a_missing_one_named(
     assert predictor.predict(reordered).equals(expected)
     with pytest.raises(UserError, match="'size'"):
         predictor.predict(events.drop_columns(["size"]))
+
+
+def test_scores_come_in_the_kind_of_table_that_came_in(predictor: Predictor, events: pa.Table) -> None:
+    expected = predictor.predict(events)
+    frame = events.to_pandas().set_axis(np.arange(500) * 2)
+    found = predictor.predict(frame, history=pl.from_arrow(events))
+    pd.testing.assert_frame_equal(found, expected.to_pandas().set_axis(frame.index))
+    assert predictor.predict(pl.from_arrow(events)).equals(pl.from_arrow(expected))
+
+
+def test_a_predictor_and_a_run_are_shown_in_a_line(shop: Shop, predictor: Predictor) -> None:
+    shown = repr(predictor)
+    assert (
+        shown.startswith("<Predictor of 'bought' (binary) from ")
+        and predictor.digest[:12] in shown
+        and len(shown) < 300
+    )
 
 
 def test_scores_come_in_the_order_of_the_rows_with_their_ids(predictor: Predictor, events: pa.Table) -> None:
