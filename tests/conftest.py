@@ -159,7 +159,7 @@ class FakeRay:
         finally:
             self.open -= 1
 
-    def run_actors(self, make: Callable[[], pool.Work], items: list[Any], *_: Any) -> Iterator[pool.Outcome]:
+    def run_actors(self, make: Callable[[], Any], items: list[Any], *_: Any) -> Iterator[pool.Outcome[Any, Any]]:
         work = make()
         for item in reversed(items):
             yield pool.Outcome(item, None, 4, "it died") if self.dead else pool.Outcome(item, work(item), 1)

@@ -109,7 +109,7 @@ def check_values(text: str) -> None:
             raise ValueError(f"it must hold at most {MOST_VALUES:,} values, found more")
 
 
-def filled(kind: type[T], items: Sequence[Mapping[str, Any]], where: str) -> tuple[T, ...]:
+def filled(kind: type[T], items: Sequence[Mapping[str, object]], where: str) -> tuple[T, ...]:
     """A dataclass from the known keys of each item; lists become tuples and whole numbers floats where it has those types.
 
     Raises Damaged if an item does not have the dataclass's shape.

@@ -29,6 +29,8 @@ from engine.config.sections.scoring import ScoreConfig
 from engine.data.arrow_types import parse_type
 from engine.errors import UserError
 from engine.runtime import digest, records, seal, storage
+from engine.scoring.units import SetAside
+from engine.training.classes import ScoreMeaning
 
 FORMAT = 2
 CHECKED = 2  # the manifest checks itself from this format on
@@ -50,6 +52,8 @@ class FileEntry(TypedDict):
     """A file of predictions; `value` is that of its folder."""
 
     name: str
+    rows: NotRequired[records.Count]
+    bytes: NotRequired[records.Count]
     sha256: records.Digest
     value: NotRequired[str | None]
 
@@ -68,8 +72,10 @@ class ManifestRecord(TypedDict):
     complete: bool
     rows: NotRequired[records.Count]
     model: NotRequired[str]
+    score: NotRequired[ScoreMeaning]
+    score_type: NotRequired[str]
     scores: NotRequired[str]
-    set_aside: NotRequired[list[dict[str, Any]]]
+    set_aside: NotRequired[list[SetAside]]
     partition: Partition | None
     files: list[FileEntry]
     check: NotRequired[records.Digest]
@@ -263,7 +269,7 @@ def staged(name: str) -> str:
     return f"{STAGED}/{name}{WAITING}"
 
 
-def publish(place: Place, manifest: dict[str, Any]) -> None:
+def publish(place: Place, manifest: ManifestRecord) -> None:
     """Give the staged files their names and write the manifest, then delete what it does not name of an earlier output.
 
     Files of an incomplete output keep their waiting names: only readers of the manifest find them.
@@ -360,7 +366,7 @@ def layout_of(config: ScoreConfig, rows: int, part_bytes: int) -> Layout:
     return Layout(file_rows, config.partition, config.compression_level)
 
 
-def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch: Path) -> list[dict[str, Any]]:
+def write_files(place: Place, parts: Mapping[Path, str], layout: Layout, scratch: Path) -> list[FileEntry]:
     """Bring the rows of the parts (path -> its SHA-256, just checked), in order, to the output, where they wait for
     `publish`; returns the manifest's entries. Memory stays bounded.
     """
@@ -440,7 +446,7 @@ class _Roller:
     folder: str
     layout: Layout
     scratch: Path
-    _entries: list[dict[str, Any]] = field(default_factory=list)
+    _entries: list[FileEntry] = field(default_factory=list)
     _waiting: list[pa.Table] = field(default_factory=list)
     _writer: pq.ParquetWriter | None = None
     _written: int = 0
@@ -485,7 +491,7 @@ class _Roller:
             self.scratch.unlink()
             self._writer, self._written = None, 0
 
-    def close(self) -> list[dict[str, Any]]:
+    def close(self) -> list[FileEntry]:
         """Write the remaining rows; return the entries of all files."""
         left = sum(piece.num_rows for piece in self._waiting)
         if left:
@@ -494,7 +500,7 @@ class _Roller:
         return self._entries
 
 
-def _put(place: Place, folder: str, index: int, path: Path, rows: int, sha256: str) -> dict[str, Any]:
+def _put(place: Place, folder: str, index: int, path: Path, rows: int, sha256: str) -> FileEntry:
     name = f"part-{index:05d}-{sha256[:8]}.parquet"
     name = f"{folder}/{name}" if folder else name
     place.stage(path, name)

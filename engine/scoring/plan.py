@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 
@@ -24,7 +24,7 @@ from engine.runtime.seal import Seal
 from engine.scoring import export, output, units
 from engine.scoring.inputs import read_inputs
 from engine.scoring.predictor import Predictor, score_names
-from engine.scoring.units import Unit
+from engine.scoring.units import Item, Unit
 from engine.scoring.worker import Job
 
 FORMAT = 1
@@ -41,7 +41,7 @@ class ScoringPlan:
     start: int
     stop: int
     done: list[Unit]
-    items: list[dict[str, Any]]
+    items: list[Item]
 
 
 def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
@@ -67,7 +67,7 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
         rows = sum(unit.rows for unit in done)
         run.log(f"resumed: {len(done)} units with {rows:,} rows are done, {removed} unfinished files removed")
-    earlier = earlier_parts(config, run, predictor) if config.score.mode == "append" else {}
+    earlier, known = earlier_parts(config, run, predictor) if config.score.mode == "append" else (None, {})
     left = list(units.gaps((start, stop), [(unit.start, unit.stop) for unit in done]))
     job = Job(
         bundle=str(predictor.bundle.directory.absolute()),
@@ -79,17 +79,17 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
         profile=config.score.profile and predictor.profile_spec is not None,
         level=config.score.compression_level,
         device=predictor.device,
-        earlier=str(earlier["parts"]) if earlier else None,
+        earlier=str(earlier) if earlier else None,
         shadow=str(predictor.shadow.bundle.directory.absolute()) if predictor.shadow else None,
         history=str(inputs.history.directory.absolute()) if inputs.history else None,
     )
-    items = list(plan_items(left, earlier.get("units", {}), config.score.unit_rows, predictor.tile_rows))
+    items = list(plan_items(left, known, config.score.unit_rows, predictor.tile_rows))
     return ScoringPlan(job, dataset, views, start, stop, done, items)
 
 
 def context_of(
     config: Config, predictor: Predictor, dataset: Dataset, rows: tuple[int, int], history: Dataset | None = None
-) -> dict[str, Any]:
+) -> units.Context:
     """Everything that the bytes of a part depend on, by its name in messages."""
     files = predictor.bundle.manifest["files"]
     return {
@@ -111,7 +111,7 @@ def context_of(
 
 def plan_items(
     left: list[tuple[int, int]], earlier: dict[tuple[int, int], str], unit_rows: int, tile_rows: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Item]:
     """Items for the pool: ranges that an earlier run has completed (with its digest), and the rest as new ranges."""
     edges = {edge for span in left for edge in span}
     known = [
@@ -130,7 +130,7 @@ def plan_items(
         yield {"start": start, "stop": stop}
 
 
-def _finished(directory: Path) -> tuple[dict[str, Any], pa.Table, RunRecord]:
+def _finished(directory: Path) -> tuple[units.Context, pa.Table, RunRecord]:
     """Context, units and record of a finished run. Raises UserError where one of them is damaged."""
     ledger = as_written(directory, "ledger.parquet", refuse=True)
     return (
@@ -140,8 +140,8 @@ def _finished(directory: Path) -> tuple[dict[str, Any], pa.Table, RunRecord]:
     )
 
 
-def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, Any]:
-    """`parts` folder and units {(start, stop): digest} of the newest finished run that this one may append to."""
+def earlier_parts(config: Config, run: Run, predictor: Predictor) -> tuple[Path | None, dict[tuple[int, int], str]]:
+    """`parts` folder and units {(start, stop): digest} of the newest finished run that this one may append to; or neither."""
     differs = ""
     for directory in sorted(run.directory.parent.glob("*-*"), reverse=True):
         path = directory / units.CONTEXT
@@ -160,11 +160,11 @@ def earlier_parts(config: Config, run: Run, predictor: Predictor) -> dict[str, A
         found = {(row["start"], row["stop"]): row["digest"] for row in ledger.to_pylist()}
         run.log(f"appending to {directory}: {len(found)} units")
         run.note(appended_to=record["chain"].get("scores"))
-        return {"parts": (directory / "parts").absolute(), "units": found}
+        return (directory / "parts").absolute(), found
     run.log(
         f"nothing to append to: no finished run of this name has the same model and columns{differs}; scoring all rows"
     )
-    return {}
+    return None, {}
 
 
 def check_columns(config: Config, classes: tuple[str, ...] = ()) -> None:

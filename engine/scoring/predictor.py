@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from engine.features.spec import history_inputs, row_inputs
 from engine.runtime import environment
 from engine.scoring.cuda_tiles import DeviceRows, DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
-from engine.training.classes import score_meaning
+from engine.training.classes import ScoreMeaning, score_meaning
 from engine.training.losses import to_scores
 from engine.training.model import Network
 from engine.training.predict import predict_logits
@@ -84,7 +83,7 @@ class Predictor:
         return tuple(self.bundle.model["classes"]) if self.bundle.model["loss"] == "multiclass" else ()
 
     @property
-    def meaning(self) -> dict[str, Any]:
+    def meaning(self) -> ScoreMeaning:
         """The meaning of a score: the target, and its positive class (of two) or classes (of several)."""
         return score_meaning(self.bundle.data.target or "", self.bundle.model["classes"], self.bundle.model["loss"])
 

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,27 +21,50 @@ from engine.scoring import export, output, units
 from engine.scoring.output import Place
 from engine.scoring.plan import ScoringPlan
 from engine.scoring.predictor import Predictor
-from engine.scoring.units import Unit, UnitRecord
+from engine.scoring.units import SetAside, Unit, UnitRecord
 from engine.scoring.worker import UnitScorer
 
 FORMAT = 1  # of the digest of the scores
-LEDGER = ("start", "stop", "digest", "rows", "quarantined", "input")
+
+
+class LedgerRow(TypedDict):
+    """A unit in ledger.parquet: rows, counts, digests, state and cause. No time, run or path."""
+
+    start: int
+    stop: int
+    digest: str | None
+    rows: int
+    quarantined: int
+    input: str | None
+    state: str
+    cause: str
 
 
 def publish(
-    config: Config, run: Run, predictor: Predictor, plan: ScoringPlan, done: list[Unit], failed: list[dict[str, Any]]
+    config: Config, run: Run, predictor: Predictor, plan: ScoringPlan, done: list[Unit], failed: list[SetAside]
 ) -> dict[str, float]:
     """Publish the units `done` (in dataset order) beside those that were set aside. Returns counts."""
     merged = Merged(predictor)
     parts = run.path("parts")
-    ledger: list[dict[str, Any]] = []
+    ledger: list[LedgerRow] = []
     scored: dict[Path, str] = {}
     for unit in done:
         record = units.read_record(parts, unit)
         if record is None:
             raise UserError(f"{units.part_path(parts, unit)} is missing or damaged: run the command again")
         merged.add(record)
-        ledger.append({name: record[name] for name in LEDGER})  # type: ignore[literal-required]
+        ledger.append(
+            {
+                "start": record["start"],
+                "stop": record["stop"],
+                "digest": record["digest"],
+                "rows": record["rows"],
+                "quarantined": record["quarantined"],
+                "input": record["input"],
+                "state": "done",
+                "cause": "",
+            }
+        )
         scored[units.part_path(parts, unit)] = record["part"]["sha256"]  # read_record has checked it
     check_counts(plan, done, failed, merged)
     write_refused(run, parts, done, plan.dataset)
@@ -54,7 +77,7 @@ def publish(
     scores = merged.hexdigest()
     with place.lock():
         files = output.write_files(place, scored, layout, run.path("parts", "rolled"))
-        manifest = {
+        manifest: output.ManifestRecord = {
             "format": output.FORMAT,
             "complete": not failed,
             "rows": merged.rows,
@@ -104,7 +127,7 @@ def write_file(config: Config, run: Run, parts: Mapping[Path, str]) -> None:
     run.log(f"{rows:,} rows written to {target}, in the order of {config.data.event_time} and then the ids")
 
 
-def partition_of(config: Config) -> dict[str, str] | None:
+def partition_of(config: Config) -> output.Partition | None:
     """The partition column, with its type."""
     name = config.score.partition
     return None if name is None else {"column": name, "type": config.data.columns[name].type}
@@ -150,7 +173,7 @@ class Merged:
         return digest.of_json([FORMAT, self.rows, self._hasher.hexdigest()])
 
 
-def check_counts(plan: ScoringPlan, done: list[Unit], failed: list[dict[str, Any]], merged: Merged) -> None:
+def check_counts(plan: ScoringPlan, done: list[Unit], failed: list[SetAside], merged: Merged) -> None:
     """Assert that rows in = scored + quarantined + set aside, and that no row counts twice."""
     aside = sum(unit["stop"] - unit["start"] for unit in failed)
     covered = list(units.gaps((plan.start, plan.stop), [(unit.start, unit.stop) for unit in done]))
@@ -181,15 +204,16 @@ def quarantined_at_ingest(dataset: Dataset) -> int:
     return int(dataset.manifest["accounting"]["quarantined"])
 
 
-def ledger_table(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> pa.Table:
-    """One row per unit in dataset order: rows, counts, digests, state and cause. No time, run or path."""
-    rows = [{**record, "state": "done", "cause": ""} for record in done]
-    rows += [
+def ledger_table(done: list[LedgerRow], failed: list[SetAside]) -> pa.Table:
+    """One row per unit in dataset order."""
+    rows = done + [
         {
             "start": unit["start"],
             "stop": unit["stop"],
+            "digest": None,
             "rows": 0,
             "quarantined": 0,
+            "input": None,
             "state": "set aside",
             "cause": unit["cause"],
         }

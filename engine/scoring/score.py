@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -26,7 +25,7 @@ from engine.scoring.inputs import forget
 from engine.scoring.plan import ScoringPlan, check_columns, prepare
 from engine.scoring.predictor import Predictor, load, single_threaded
 from engine.scoring.publish import publish
-from engine.scoring.units import Unit
+from engine.scoring.units import Item, Reply, SetAside, Unit
 from engine.scoring.worker import STAGES, Job, UnitScorer, open_scorer, peak_memory
 from engine.training.bundle import find_model
 from engine.training.bundle_spec import with_spec_of
@@ -130,6 +129,9 @@ def device_of(config: Config) -> str:
     return "cuda" if gpus else "cpu"
 
 
+Outcome = pool.Outcome[Item, Reply]
+
+
 @dataclass
 class Tally:
     """The outcomes of this attempt's units."""
@@ -146,24 +148,24 @@ class Tally:
     startup: float = 0.0
     shutdown: float = 0.0
     done: list[Unit] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[SetAside] = field(default_factory=list)
 
-    def add(self, outcome: pool.Outcome, context: str) -> None:
+    def add(self, outcome: Outcome, context: str) -> None:
         """Count one outcome; the record itself stays on disk."""
         unit = units.make_unit(outcome.item["start"], outcome.item["stop"], context)
         self.retried += outcome.tries - 1
-        record = outcome.result
-        if record is None:
+        reply = outcome.result
+        if reply is None:
             self.failed.append({"start": unit.start, "stop": unit.stop, "tries": outcome.tries, "cause": outcome.cause})
             return
         self.done.append(unit)
-        self.scored += not record.get("found") and not record["reused"]
-        self.reused += record["reused"]
-        self.reused_rows += unit.rows if record["reused"] else 0
-        self.skipped += bool(record.get("found"))
-        self.rows += record["rows"]
-        self.memory = max(self.memory, record["peak_memory_bytes"])
-        for stage, seconds in record["seconds"].items():
+        self.scored += not reply["found"] and not reply["reused"]
+        self.reused += reply["reused"]
+        self.reused_rows += unit.rows if reply["reused"] else 0
+        self.skipped += reply["found"]
+        self.rows += reply["rows"]
+        self.memory = max(self.memory, reply["peak_memory_bytes"])
+        for stage, seconds in reply["seconds"].items():
             self.seconds[stage] += seconds
 
     def metrics(self) -> dict[str, float]:
@@ -205,15 +207,15 @@ def score_units(config: Config, run: Run, predictor: Predictor, plan: ScoringPla
     return tally
 
 
-def with_record(job: Job, outcome: pool.Outcome) -> pool.Outcome:
+def with_record(job: Job, outcome: Outcome) -> Outcome:
     """The outcome; a unit whose worker died on its last try but after the commit counts as done."""
     unit = units.make_unit(outcome.item["start"], outcome.item["stop"], job.context)
     if outcome.result is not None or (record := units.read_record(Path(job.parts), unit)) is None:
         return outcome
-    return dataclasses.replace(outcome, result=dict(record), cause="")
+    return dataclasses.replace(outcome, result=units.reply_of(record), cause="")
 
 
-def outcomes(config: Config, predictor: Predictor, plan: ScoringPlan) -> Iterator[pool.Outcome]:
+def outcomes(config: Config, predictor: Predictor, plan: ScoringPlan) -> Iterator[Outcome]:
     """Outcomes of the items left, from threads or from Ray."""
     if not plan.items:
         return
@@ -228,7 +230,7 @@ def outcomes(config: Config, predictor: Predictor, plan: ScoringPlan) -> Iterato
     yield from ray_outcomes(config, plan)
 
 
-def ray_outcomes(config: Config, plan: ScoringPlan) -> Iterator[pool.Outcome]:
+def ray_outcomes(config: Config, plan: ScoringPlan) -> Iterator[Outcome]:
     """Outcomes from a pool of Ray actors."""
     parts = Path(plan.job.parts)
     with cluster.session(config) as session:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from engine.errors import UserError
 from engine.features.profile import ProfileRecord
@@ -89,6 +89,44 @@ class UnitRecord(TypedDict):
     peak_memory_bytes: records.Count
 
 
+class Item(TypedDict):
+    """Rows for a worker; `earlier`: the digest of the unit of these rows in the run that is appended to."""
+
+    start: int
+    stop: int
+    earlier: NotRequired[str]
+
+
+class Reply(TypedDict):
+    """What the driver needs of a unit's record; `found`: the unit was done before."""
+
+    found: bool
+    reused: bool
+    rows: int
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+
+
+class SetAside(TypedDict):
+    """Rows of a unit that failed in every try."""
+
+    start: int
+    stop: int
+    tries: int
+    cause: str
+
+
+def reply_of(record: UnitRecord, found: bool = False) -> Reply:
+    """The reply about a unit; the driver reads the rest from the record's file, one unit at a time."""
+    return {
+        "found": found,
+        "reused": record["reused"],
+        "rows": record["rows"],
+        "seconds": record["seconds"],
+        "peak_memory_bytes": record["peak_memory_bytes"],
+    }
+
+
 def part_path(parts: Path, unit: Unit) -> Path:
     """The unit's scored rows."""
     return parts / f"{unit.name}.part"
@@ -154,7 +192,7 @@ def remove_others(parts: Path, keep: Iterable[Unit]) -> int:
 # ---------------------------------------------------------------------------------------------------------- context
 
 
-Context = dict[str, Any]  # the values behind a unit's digest: flat names and JSON values, compared one by one
+Context = dict[str, object]  # the values behind a unit's digest: flat names and JSON values, compared one by one
 
 
 def check_context(directory: Path, context: Context) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import resource
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from engine.runtime.seal import FileRecord
 from engine.scoring import units
 from engine.scoring.inputs import with_past
 from engine.scoring.predictor import Predictor, Scored, load, score_columns, score_names, single_threaded
-from engine.scoring.units import Unit, UnitRecord
+from engine.scoring.units import Item, Reply, Unit, UnitRecord
 from engine.training.threads import Team
 
 READ_ROWS = 131_072  # rows in memory at once, on absolute multiples: whole row groups of the store
@@ -54,13 +54,9 @@ class Job:
     shadow: str | None = None  # bundle of the second model
     history: str | None = None  # dataset that is history for windows, in addition to that of the rows
 
-    def plain(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
 
 class UnitScorer:
-    """`UnitScorer(job, predictor, dataset, views)(item)` scores the unit of `item` and returns its record."""
+    """`UnitScorer(job, predictor, dataset, views)(item)` scores the unit of `item`; returns what the driver needs."""
 
     def __init__(self, job: Job, predictor: Predictor, dataset: Dataset, views: dict[str, StoredView]) -> None:
         self.job, self.predictor, self.dataset, self.views = job, predictor, dataset, views
@@ -74,19 +70,18 @@ class UnitScorer:
         self.past = open_dataset(job.history) if job.history else None
         self._tables: dict[str, pa.Table] | None = None
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Score one unit: {start, stop, ...} -> its record. A done unit is not scored again."""
+    def __call__(self, item: Item) -> Reply:
+        """Score one unit. A done unit is not scored again."""
         unit = units.make_unit(item["start"], item["stop"], self.job.context)
         record = units.read_record(self.parts, unit)
         found = record is not None
-        if record is None and item.get("earlier"):
-            record = self._reused(unit, item["earlier"])
+        if record is None and (earlier := item.get("earlier")):
+            record = self._reused(unit, earlier)
         if record is None:
             record = self._score(unit)
         if not found:
             storage.write_json(units.record_path(self.parts, unit), seal.checked(record))
-        # The driver reads the rest from the record's file, one unit at a time.
-        return {**{name: value for name, value in record.items() if name not in ("tiles", "profile")}, "found": found}
+        return units.reply_of(record, found)
 
     def empty(self) -> pa.Table:
         """The output without rows."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.sections.training import EvaluateConfig
+from engine.training.bundle import ModelFacts
 from engine.training.evaluate import point_metrics
 from engine.training.examples import Examples
 from engine.training.losses import LOSSES
@@ -27,12 +28,9 @@ STEPS, CLOSE = 200, 1e-5  # of softmax; it stops at this mean absolute gradient
 
 
 def baselines(
-    examples: Mapping[str, Examples], facts: Mapping[str, Any], config: EvaluateConfig
+    examples: Mapping[str, Examples], facts: ModelFacts, config: EvaluateConfig
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """{split: {"linear" or "constant": {metric: value}}} on validation and test rows; fitted on the training rows.
-
-    `facts` are those of model.json: loss, classes, quantile.
-    """
+    """{split: {"linear" or "constant": {metric: value}}} on validation and test rows; fitted on the training rows."""
     loss, quantile = facts["loss"], float(facts["quantile"])
     outputs = max(len(facts["classes"]), 2) if LOSSES[loss].task != "regression" else 1
     train = examples["train"]

@@ -21,6 +21,7 @@ import safetensors.torch
 from torch import nn
 
 from engine.config import plugins, schema
+from engine.config.nested import Tree
 from engine.config.plugins import Plugin
 from engine.config.references import check_features
 from engine.config.secrecy import MASK
@@ -50,8 +51,8 @@ class SpecRecord(TypedDict):
 
     format: NotRequired[Annotated[int, Format(FORMAT)]]
     name: str
-    data: dict[str, Any]
-    features: dict[str, Any]
+    data: Tree
+    features: Tree
 
 
 class ModelRecord(TypedDict):
@@ -64,6 +65,15 @@ class ModelRecord(TypedDict):
     precision: Precision
     quantile: NotRequired[Annotated[float, Within(0, 1)]]
     tile_rows: Annotated[int, Within(1, 2**20)]
+
+
+class ModelFacts(TypedDict):
+    """What evaluation needs of model.json."""
+
+    loss: str
+    classes: Sequence[str]
+    precision: Precision
+    quantile: float
 
 
 class ManifestRecord(TypedDict):
@@ -106,7 +116,7 @@ def write_bundle(
     model: ModelRecord,
     weights: bytes,
     raw_schema: pa.Schema,
-    score: dict[str, Any],
+    score: Mapping[str, object],
     code: Sequence[Plugin] = (),
 ) -> None:
     """Write everything but the gate and the manifest; `seal` finishes the bundle. `spec` has name, data and features, `score`

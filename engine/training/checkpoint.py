@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -40,7 +40,7 @@ class ManifestRecord(TypedDict):
     seeds: NotRequired[dict[str, int]]
     precision: NotRequired[str]
     architecture: NotRequired[ArchitectureRecord]
-    state: NotRequired[dict[str, Any]]  # of the loop
+    state: NotRequired[dict[str, object]]  # of the loop
     spent: NotRequired[dict[str, float]]
     files: dict[str, seal.FileRecord]
 
@@ -59,7 +59,9 @@ class Checkpoint:
         return int(self.manifest["step"])
 
 
-def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, object], keep: int
+) -> Path:
     """Write `root/step-<step>/` and remove all but the newest `keep`; a broken folder in the way is replaced.
 
     Folders of later steps are damaged leftovers that a resume skipped: they are removed first.

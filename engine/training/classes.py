@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
 from engine.features.compute import as_floats
 from engine.features.encode import as_texts
+from engine.training.bundle import ModelRecord
 
 SHOWN = 5  # classes that a message names
 KEPT = 20  # most classes unseen in training that evaluation.json lists
@@ -127,7 +128,7 @@ def _check_positive_is_idle(config: Config) -> None:
         )
 
 
-def check_positive(config: Config, data: DataConfig, model: Mapping[str, Any]) -> None:
+def check_positive(config: Config, data: DataConfig, model: ModelRecord) -> None:
     """Raise UserError where data.positive of the config is not the class that the scores of a trained model are for.
 
     `data` and `model` are the model's own specification and model.json.
@@ -144,8 +145,17 @@ def check_positive(config: Config, data: DataConfig, model: Mapping[str, Any]) -
         )
 
 
-def score_meaning(target: str, classes: Sequence[str], loss: str) -> dict[str, Any]:
-    """The meaning of a score, as data: the target, and its class (binary) or classes (one score each), in order."""
+class ScoreMeaning(TypedDict, total=False):
+    """The target, and its class (binary) or classes (one score each), in order."""
+
+    target: str
+    positive: str
+    negative: str
+    classes: list[str]
+
+
+def score_meaning(target: str, classes: Sequence[str], loss: str) -> ScoreMeaning:
+    """The meaning of a score, as data."""
     if TASKS[loss] == "binary":
         return {"target": target, "positive": classes[-1], "negative": classes[0]}
     return {"target": target, "classes": list(classes)} if classes else {"target": target}

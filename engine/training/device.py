@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -81,7 +80,7 @@ def prepare_backend() -> None:
     torch.set_float32_matmul_precision("high" if TF32 else "highest")
 
 
-def describe_device(device: str, index: int = 0) -> dict[str, Any]:
+def describe_device(device: str, index: int = 0) -> dict[str, str | int | bool | None]:
     """Facts for run.json: card, memory, versions, arithmetic. For `cpu` the processor alone."""
     if device != "cuda":
         return {"kind": "cpu", "name": platform.processor() or platform.machine()}

@@ -12,14 +12,15 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from torch import distributed
 
 from engine.config import schema
+from engine.config.nested import Tree
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import stall, storage
+from engine.runtime import records, stall, storage
 from engine.runtime.on_ray import cluster
 from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
 from engine.runtime.run import Run, RunRecord
@@ -28,15 +29,50 @@ from engine.training.checkpoint import MANIFEST, newest_whole
 from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange, Group
 from engine.training.flat import FlatWeights
-from engine.training.loop import FitResult, fit
+from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.model import from_architecture
 from engine.training.sizes import sizes_of
 from kernels import compiling
 
+OUTCOME = "outcome.json"
+SENT = ("command", "name", "plan", "device")
 ATTEMPTS = "attempts.jsonl"  # a line of each worker that enters an attempt
 BEATS = "beats"  # signs of life of each worker
 PROGRESS = "progress.json"  # progress of rank 0, for the driver to show
 SECTIONS = ("name", "paths", "train", "model", "evaluate", "cluster", "resources")  # what workers read of the config
+
+
+class Payload(TypedDict):
+    """What a worker is sent; `record`: the keys SENT of run.json."""
+
+    config: Tree
+    directory: str
+    record: RunRecord
+    train: str
+    valid: str | None
+    keys: FitKeys
+
+
+class Attempt(TypedDict, total=False):
+    """A line of ATTEMPTS: a worker's entry (seconds since 1970), or the end of the first step."""
+
+    entered: float
+    rank: int
+    world: int
+    pid: int
+    first_step: float
+
+
+class OutcomeRecord(TypedDict, total=False):
+    """outcome.json: the result, or why the workers stopped."""
+
+    status: str
+    message: str
+    metrics: dict[str, float]
+    best_epoch: int
+    steps: int
+    history: list[Epoch]
+    links: dict[str, str]
 
 
 def fit_on_cluster(
@@ -57,16 +93,16 @@ def fit_on_cluster(
     """
     began = time.time()
     directory = run.directory.resolve()
-    for name in ("outcome.json", interrupt.FILE, ATTEMPTS, "failures.jsonl"):
+    for name in (OUTCOME, interrupt.FILE, ATTEMPTS, "failures.jsonl"):
         (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / BEATS, ignore_errors=True)
     rows = len(Examples.open(train_dir))
     _check_workers(rows, config, run)
-    payload = {
+    payload: Payload = {
         # Sections that workers do not read are not sent: passwords of sources and alerts stay here.
         "config": {name: value for name, value in schema.plain(config).items() if name in SECTIONS},
         "directory": str(directory),
-        "record": {name: run.record[name] for name in ("command", "name", "plan", "device") if name in run.record},
+        "record": cast(RunRecord, {name: run.record.get(name) for name in SENT if name in run.record}),
         "train": str(Path(train_dir).resolve()),
         "valid": str(Path(valid_dir).resolve()) if valid_dir else None,
         "keys": {
@@ -98,7 +134,7 @@ def fit_on_cluster(
             watch.close()
             if (directory / BEATS).exists():
                 storage.remove(directory / BEATS, directory)  # at once: workers may still write there
-        outcome = cluster.read_outcome(directory)
+        outcome = read_outcome(directory)
         if outcome is None:
             raise UserError("the workers ended without a record; see run.log")
         if outcome["status"] == "stopped":
@@ -148,7 +184,7 @@ class Watch:
 
     def _tell_of_waiting(self) -> None:
         """Warns while Ray waits silently for room, which it does without limit with `cluster.min_workers`."""
-        entered = len(cluster.read_lines(self._run.directory / ATTEMPTS))
+        entered = len(cluster.read_lines(self._run.directory / ATTEMPTS, Attempt))
         if entered > self._entered:
             self._entered, self._idle_since = entered, None
         elif self._idle_since is not None and time.monotonic() - self._idle_since > self._patience:
@@ -173,7 +209,13 @@ class Watch:
         (self._run.directory / PROGRESS).unlink(missing_ok=True)
 
 
-def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mapping[str, float]) -> FitResult:
+def read_outcome(directory: Path) -> OutcomeRecord | None:
+    """What rank 0 wrote at its end, or None."""
+    path = directory / OUTCOME
+    return records.read(path, OutcomeRecord) if path.exists() else None
+
+
+def _result(run: Run, outcome: OutcomeRecord, precision: str, startup: Mapping[str, float]) -> FitResult:
     for name, value in outcome["links"].items():
         run.link(name, value)
     found, passed_over = newest_whole(run.directory / "checkpoints")
@@ -192,7 +234,7 @@ def _result(run: Run, outcome: Mapping[str, Any], precision: str, startup: Mappi
 
 def _startup(directory: Path, began: float, connected: float, parts: Mapping[str, float]) -> dict[str, float]:
     """Seconds from the call to the first step, by part: workers of the first attempt, first step of the last one."""
-    noted = cluster.read_lines(directory / ATTEMPTS)
+    noted = cluster.read_lines(directory / ATTEMPTS, Attempt)
     entries = [item for item in noted if "entered" in item]
     ready = next((item["first_step"] for item in noted if item.get("first_step")), None)
     found = {f"startup/{name}_seconds": seconds for name, seconds in parts.items()}
@@ -266,7 +308,7 @@ class FileProgress(Progress):
                 os.replace(temporary, self._path)
 
 
-def train_worker(payload: dict[str, Any]) -> None:
+def train_worker(payload: Payload) -> None:
     """The function of every worker. An error ends the attempt on all workers, whose collectives would wait for this one."""
     entered = time.time()
     place = cluster.worker_place()
@@ -278,7 +320,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     cluster.append_line(
         directory / ATTEMPTS, {"entered": entered, "rank": place.rank, "world": place.world, "pid": os.getpid()}
     )
-    outcome: dict[str, Any]
+    outcome: OutcomeRecord
     try:
         train = Examples.open(Path(payload["train"]))
         valid = Examples.open(Path(payload["valid"])) if payload["valid"] else None
@@ -299,7 +341,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     except KeyboardInterrupt as error:
         outcome = {"status": "stopped", "message": str(error)}
     if place.rank == 0:
-        cluster.write_outcome(directory, outcome)
+        storage.write_json(directory / OUTCOME, outcome)
     beats.end()
 
 

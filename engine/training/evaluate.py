@@ -7,7 +7,7 @@ raises.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engine.config.sections.training import EvaluateConfig
 from engine.data.calendar import local_months
 from engine.errors import UserError, nearest
+from engine.training.classes import ScoreMeaning
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Metric, Rows, poisson_weights, resample
 from kernels import metrics as kernels
@@ -95,6 +96,30 @@ def percentiles(values: Array, confidence: float) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------------------- everything
 
 
+Row = dict[str, Any]  # of a table: its label (`value`, `class`), counts, and the figures by their names
+
+
+class SplitDetails(TypedDict, total=False):
+    """A split in evaluation.json; what the task or the rows do not have is absent."""
+
+    loss: str
+    rows: int
+    unknown_target: int
+    confidence: float
+    not_computable: dict[str, str]
+    intervals: dict[str, list[float]]
+    calibration: dict[str, list[float]]
+    histogram: dict[str, list[float]]
+    roc: dict[str, list[float]]
+    pr: dict[str, list[float]]
+    classes: list[Row]
+    by_month: list[Row]
+    slices: dict[str, list[Row]]
+    score: ScoreMeaning
+    baselines: dict[str, dict[str, float]]
+    unknown_targets: dict[str, int]
+
+
 def evaluate_scores(
     target: Array,
     scores: Array,
@@ -106,7 +131,7 @@ def evaluate_scores(
     *,
     quantile: float = 0.5,
     classes: Sequence[str] = (),
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], SplitDetails]:
     """(flat metrics, details for a report) of scored rows.
 
     Shape: target [n], scores [n] or [n, classes], time_us int64[n] (microseconds UTC; months are read in `time_zone`),
@@ -114,7 +139,7 @@ def evaluate_scores(
     `positive_rate`; of a number `r2` and `mape`; of several classes `class/<name>/precision` and the like. Details are JSON.
     """
     known = np.isfinite(target)  # a class unseen in training has no index
-    details: dict[str, Any] = {"loss": loss, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
+    details: SplitDetails = {"loss": loss, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
     target, scores, time_us = target[known], scores[known], time_us[known]
     slices = {name: values[known] for name, values in slices.items()}
     metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
@@ -145,7 +170,7 @@ def evaluate_scores(
             if row[name] is not None
         }
 
-    def part(label: str, mask: Array) -> dict[str, Any]:
+    def part(label: str, mask: Array) -> Row:
         return _part(label, target[mask], scores[mask], loss, config, quantile)
 
     details["by_month"] = [part(month, mask) for month, mask in local_months(time_us, time_zone)]
@@ -172,7 +197,7 @@ def _relative(target: Array, scores: Array, reasons: dict[str, str]) -> dict[str
     return found
 
 
-def class_table(target: Array, scores: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
+def class_table(target: Array, scores: Array, classes: Sequence[str]) -> list[Row]:
     """One entry a class, in order: rows, predicted (rows in which its score is the highest), precision, recall, f1.
 
     None where the denominator is 0: no row of the class (recall), none predicted (precision).
@@ -196,12 +221,10 @@ def class_table(target: Array, scores: Array, classes: Sequence[str]) -> list[di
     ]
 
 
-def _part(
-    label: str, target: Array, scores: Array, loss: str, config: EvaluateConfig, quantile: float
-) -> dict[str, Any]:
+def _part(label: str, target: Array, scores: Array, loss: str, config: EvaluateConfig, quantile: float) -> Row:
     """One row of a breakdown: the metrics of some rows, None where one cannot be computed."""
     metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
-    row: dict[str, Any] = {"value": label, "rows": len(target)}
+    row: Row = {"value": label, "rows": len(target)}
     if LOSSES[loss].task == "binary":
         row["positive_rate"] = float(target.mean())
     row |= {name: value if np.isfinite(value) else None for name, value in metrics.items()}
@@ -218,11 +241,11 @@ def _values(values: Array) -> list[tuple[str, Array]]:
     return [(str(names[k]), inverse == k) for k in order]
 
 
-def _binary_details(target: Array, scores: Array, config: EvaluateConfig) -> dict[str, Any]:
+def _binary_details(target: Array, scores: Array, config: EvaluateConfig) -> SplitDetails:
     table = kernels.reliability(target, scores, bins=config.ece_bins)
     used = table.weight > 0
     edges = np.linspace(0, 1, 41)
-    details: dict[str, Any] = {
+    details: SplitDetails = {
         "calibration": {
             "score": table.score[used].tolist(),
             "positive": table.positive[used].tolist(),
@@ -235,14 +258,13 @@ def _binary_details(target: Array, scores: Array, config: EvaluateConfig) -> dic
         },
     }
     if target.min() < target.max():
-        for name, curve in (("roc", kernels.roc_curve), ("pr", kernels.precision_recall_curve)):
-            x, y = _thin(*curve(target, scores))
-            details[name] = {"x": x, "y": y}
+        details["roc"] = _thin(*kernels.roc_curve(target, scores))
+        details["pr"] = _thin(*kernels.precision_recall_curve(target, scores))
     return details
 
 
-def _thin(x: Array, y: Array) -> tuple[list[float], list[float]]:
+def _thin(x: Array, y: Array) -> dict[str, list[float]]:
     """At most CURVE_POINTS points, spread evenly along x, first and last kept."""
     wanted = np.linspace(x[0], x[-1], CURVE_POINTS)
     places = np.unique(np.concatenate([[0], np.minimum(np.searchsorted(x, wanted), len(x) - 1), [len(x) - 1]]))
-    return x[places].tolist(), y[places].tolist()
+    return {"x": x[places].tolist(), "y": y[places].tolist()}

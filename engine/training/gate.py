@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 
 from engine.config import schema
+from engine.config.nested import Tree
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig, ViewConfig
 from engine.config.tree import Config
@@ -60,9 +61,9 @@ class StateRecord(TypedDict):
 
     columns: NotRequired[dict[str, str]]
     fitted: dict[str, str]
-    data: dict[str, Any]
-    features: dict[str, Any]
-    hardware: NotRequired[dict[str, Any]]
+    data: Tree
+    features: Tree
+    hardware: NotRequired[dict[str, str | list[str]]]
 
 
 def write_gate(
@@ -189,7 +190,7 @@ def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> St
     }
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> dict[str, str | list[str]]:
     """Facts that the bits of a score depend on: instruction sets and the version of torch."""
     flags = sorted(flag for flag in environment.cpu_flags() if flag.startswith(("avx", "amx", "fma")))
     return {"machine": platform.machine(), "flags": flags, "torch": torch.__version__}

@@ -11,7 +11,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -45,6 +45,18 @@ NAMED_ROWS = 20  # rows named when a loss is bad
 STREAM_FACTOR = 0x9E3779B97F4A7C15
 
 
+Epoch = dict[str, Any]  # epoch, step, train_loss, rows, row_stream and valid_<metric>
+
+
+class FitKeys(TypedDict):
+    """Arguments of `fit` that are known where the data is."""
+
+    cardinalities: list[int]
+    outputs: int
+    dataset_digest: str
+    precision: str
+
+
 @dataclass
 class FitResult:
     """A trained model with its best weights, and the figures of its training."""
@@ -53,7 +65,7 @@ class FitResult:
     metrics: dict[str, float]
     best_epoch: int
     steps: int
-    history: list[dict[str, Any]]
+    history: list[Epoch]
     precision: str
     first_step: float = 0.0  # end of the first step, seconds since 1970
 
@@ -72,7 +84,7 @@ class State:
     best_epoch: int = -1
     stale_epochs: int = 0
     finished: bool = False
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Epoch] = field(default_factory=list)
     links: dict[str, str] = field(default_factory=dict)
 
 
@@ -198,7 +210,7 @@ class Trainer:
             self.job.run.link(name, value)
         self.job.run.log(f"resumed from step {self.state.step} of {self.schedule.steps}")
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, object]:
         """The identity that a checkpoint must share with the run that continues it."""
         return {
             "plan": self.job.run.record["plan"],
@@ -284,7 +296,7 @@ class Trainer:
                 "zero. Look at the rows named in run.log, and lower train.lr"
             )
         began = time.perf_counter()
-        entry: dict[str, Any] = {
+        entry: Epoch = {
             "epoch": epoch,
             "step": state.step,
             "train_loss": state.loss_sum / state.weight_sum,
@@ -430,7 +442,7 @@ class Trainer:
         )
 
 
-def _described(entry: dict[str, Any]) -> str:
+def _described(entry: Epoch) -> str:
     known = {name.removeprefix("valid_"): value for name, value in entry.items() if name.startswith("valid_")}
     parts = [f"{name} {decimals(value)}" for name, value in known.items() if value is not None]
     return ", ".join(parts[:2]) or "no validation rows"

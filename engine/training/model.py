@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.config.nested import Tree
 from engine.config.sections.training import ModelConfig
 from engine.errors import UserError, nearest
 from engine.runtime import records
@@ -48,7 +49,7 @@ class ArchitectureRecord(TypedDict):
     numeric_width: Annotated[int, Within(0, WIDEST)]
     cardinalities: list[Annotated[int, Within(1, 2**31)]]
     outputs: Width
-    settings: dict[str, Any]
+    settings: Tree
     target_center: float
     target_scale: float
     target_type: NotRequired[Literal["float32", "float64"]]
@@ -94,7 +95,7 @@ class Network(nn.Module):
         """
         return [False for _ in self.parameters()]
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Tree:
         """What the constructor takes beside widths."""
         return {}
 
@@ -158,7 +159,7 @@ class Mlp(Network):
         hidden = [True] * len(self.hidden) + [False]
         return [False] * len(self.embeddings) + hidden + hidden
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Tree:
         """What the constructor takes beside widths."""
         return {"hidden": self.hidden, "dropout": self._dropout, "embedding_max": self.embedding_max}
 
@@ -211,9 +212,7 @@ def build_model(
     return model
 
 
-def _construct(
-    kind: str, numeric_width: int, cardinalities: Sequence[int], outputs: int, settings: dict[str, Any]
-) -> Network:
+def _construct(kind: str, numeric_width: int, cardinalities: Sequence[int], outputs: int, settings: Tree) -> Network:
     if kind not in MODELS:
         raise UserError(f"model.kind must be a known model, found {kind!r}.{nearest(kind, MODELS)}")
     return MODELS[kind](numeric_width, cardinalities, outputs, **settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from markupsafe import Markup
 
@@ -14,6 +14,8 @@ from engine.runtime import storage
 from engine.runtime.reports import html
 from engine.runtime.run import Run
 from engine.runtime.tracking import read_rows
+from engine.training.evaluate import Row, SplitDetails
+from engine.training.loop import Epoch
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Metric
 
@@ -22,13 +24,31 @@ CURVE_POINTS = 400
 SHOWN = 5  # classes named in a tile
 
 
+class SplitSummary(TypedDict):
+    """A period, and its rows with and without a label."""
+
+    period: list[str]
+    labelled: int
+    unlabelled: int
+
+
+class DataSummary(TypedDict):
+    """The data section of the report; `features`: how many of each kind."""
+
+    dataset: str
+    digest: str
+    rows: int
+    splits: dict[str, SplitSummary]
+    features: dict[str, int]
+
+
 def write_report(
     run: Run,
     *,
-    history: Sequence[Mapping[str, Any]],
-    details_by_split: Mapping[str, Mapping[str, Any]],
-    data_summary: Mapping[str, Any],
-    quarantine: Mapping[str, Any],
+    history: Sequence[Epoch],
+    details_by_split: Mapping[str, SplitDetails],
+    data_summary: DataSummary,
+    quarantine: Mapping[str, int],
     config: Config,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
@@ -54,7 +74,7 @@ def write_report(
 # ------------------------------------------------------------------------------------------------------- verdict
 
 
-def _verdict(figures: Mapping[str, float], split: str, loss: str, details: Mapping[str, Any]) -> list[html.Tile]:
+def _verdict(figures: Mapping[str, float], split: str, loss: str, details: SplitDetails) -> list[html.Tile]:
     tiles = []
     labels = {name: metric.label for name, metric in METRICS[LOSSES[loss].task].items()}
     labels |= {name: label for name, label in EXTRA.items() if f"{split}/{name}" in figures}
@@ -84,7 +104,7 @@ def _verdict(figures: Mapping[str, float], split: str, loss: str, details: Mappi
     return tiles
 
 
-def _interval(details: Mapping[str, Any], name: str) -> str:
+def _interval(details: SplitDetails, name: str) -> str:
     pair = details.get("intervals", {}).get(name)
     if not pair:
         return ""
@@ -94,7 +114,7 @@ def _interval(details: Mapping[str, Any], name: str) -> str:
 # ------------------------------------------------------------------------------------------------------ learning
 
 
-def _learning(run: Run, history: Sequence[Mapping[str, Any]], config: Config, loss: str) -> Markup:
+def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: str) -> Markup:
     name = config.train.metric or LOSSES[loss].metric
     label = METRICS[LOSSES[loss].task][name].label
     steps = [float(entry["step"]) for entry in history]
@@ -127,7 +147,7 @@ def _logged(path: Path, name: str) -> list[tuple[float, float]]:
 # ------------------------------------------------------------------------------------------------------- quality
 
 
-def _quality(split: str, details: Mapping[str, Any], figures: Mapping[str, float], loss: str) -> list[Markup]:
+def _quality(split: str, details: SplitDetails, figures: Mapping[str, float], loss: str) -> list[Markup]:
     cards = []
     if "roc" in details:
         curve = html.Series("model", details["roc"]["x"], details["roc"]["y"])
@@ -155,7 +175,7 @@ def _quality(split: str, details: Mapping[str, Any], figures: Mapping[str, float
     return [*parts, _breakdowns(split, details, figures, loss)]
 
 
-def _compared(split: str, details: Mapping[str, Any], figures: Mapping[str, float], loss: str) -> list[Markup]:
+def _compared(split: str, details: SplitDetails, figures: Mapping[str, float], loss: str) -> list[Markup]:
     """A table of the model and its baselines, and a table of its classes."""
     cards, names = [], METRICS[LOSSES[loss].task]
     if details.get("baselines"):
@@ -176,7 +196,7 @@ def _compared(split: str, details: Mapping[str, Any], figures: Mapping[str, floa
     return cards
 
 
-def _meaning(details: Mapping[str, Any]) -> str:
+def _meaning(details: SplitDetails) -> str:
     """The meaning of a score, as a sentence."""
     said = details.get("score", {})
     return f"The score is the probability that {said['target']} is {said['positive']!r}." if "positive" in said else ""
@@ -185,7 +205,7 @@ def _meaning(details: Mapping[str, Any]) -> str:
 _UNIT: dict[str, Any] = {"x_range": (0.0, 1.0), "y_range": (0.0, 1.0)}
 
 
-def _breakdowns(split: str, details: Mapping[str, Any], figures: Mapping[str, float], loss: str) -> Markup:
+def _breakdowns(split: str, details: SplitDetails, figures: Mapping[str, float], loss: str) -> Markup:
     name, names = LOSSES[loss].metric, METRICS[LOSSES[loss].task]
     metric = names[name]
     whole = figures.get(f"{split}/{name}")
@@ -203,7 +223,7 @@ def _breakdowns(split: str, details: Mapping[str, Any], figures: Mapping[str, fl
     return html.row(*cards)
 
 
-def _by_month(months: Sequence[Mapping[str, Any]], metric: Metric) -> Markup:
+def _by_month(months: Sequence[Row], metric: Metric) -> Markup:
     pairs = [part["intervals"].get(metric.name, (None, None)) for part in months]
     places = [float(k) for k in range(len(months))]
     series = html.Series(
@@ -213,7 +233,7 @@ def _by_month(months: Sequence[Mapping[str, Any]], metric: Metric) -> Markup:
     return html.line_chart([series], y_label=metric.label, x_ticks=named, x_range=(-0.5, len(months) - 0.5))
 
 
-def _by_value(parts: Sequence[Mapping[str, Any]], metric: Metric, whole: float | None) -> Markup:
+def _by_value(parts: Sequence[Row], metric: Metric, whole: float | None) -> Markup:
     labels = [f"{part['value']} ({part['rows']:,})" for part in parts]
     pairs = [part["intervals"].get(metric.name, (None, None)) for part in parts]
     values = [part.get(metric.name) for part in parts]
@@ -225,20 +245,17 @@ def _by_value(parts: Sequence[Mapping[str, Any]], metric: Metric, whole: float |
 # ---------------------------------------------------------------------------------------------------------- data
 
 
-def _data(summary: Mapping[str, Any], quarantine: Mapping[str, Any]) -> Markup:
-    plain = {str(name): value for name, value in summary.items() if isinstance(value, (str, int, float))}
+def _data(summary: DataSummary, quarantine: Mapping[str, int]) -> Markup:
+    plain = {"dataset": summary["dataset"], "digest": summary["digest"], "rows": summary["rows"]}
     cards = [html.card("Data", html.facts(plain))]
-    splits = summary.get("splits", {})
-    if splits:
+    if splits := summary["splits"]:
         rows = [
-            [name, " to ".join(part.get("period", [])), part.get("labelled"), part.get("unlabelled")]
-            for name, part in splits.items()
+            [name, " to ".join(part["period"]), part["labelled"], part["unlabelled"]] for name, part in splits.items()
         ]
         note = "Rows without a label are not used in training."
         columns = ["Split", "From, to", "Labelled", "Without a label"]
         cards.append(html.card("Periods", html.table(columns, rows), note=note))
-    if summary.get("features"):
-        cards.append(html.card("Features", html.facts(summary["features"])))
+    cards.append(html.card("Features", html.facts(summary["features"])))
     table = html.table(["What", "Rows"], list(quarantine.items()), empty="No row was quarantined.")
     cards.append(html.card("Quarantine", table))
     return html.section("Data", html.row(*cards))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from engine.errors import UserError
 from engine.runtime.run import Run
@@ -28,7 +27,7 @@ def newest_checkpoint(root: Path, run: Run, exchange: Exchange) -> Checkpoint | 
     return found or load_checkpoint(root / f"step-{step:010d}")
 
 
-def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
+def check_identity(checkpoint: Checkpoint, identity: Mapping[str, object]) -> None:
     """Raise UserError naming the first entry of `identity` that the checkpoint does not share."""
     for name, value in identity.items():
         if checkpoint.manifest.get(name) != value:

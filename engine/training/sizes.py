@@ -13,7 +13,6 @@ sets (106 to 30,000 training rows) and judged on eight others against 4,096 rows
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from engine.config.sections.training import AUTO, TrainConfig
 from engine.config.tree import Config
@@ -56,7 +55,7 @@ def _batch(rows: int, shards: int) -> int:
 
 def settle(config: Config, run: Run, rows: int) -> Config:
     """The config with its sizes as numbers, which run.json records for resume and reproduction."""
-    asked: dict[str, Any] = {name: getattr(config.train, name) for name in ("batch_size", "epochs", "patience")}
+    asked: dict[str, object] = {name: getattr(config.train, name) for name in ("batch_size", "epochs", "patience")}
     found = run.record.get("sizes") or asdict(sizes_of(config.train, rows))
     run.note(sizes=found)
     if AUTO in asked.values():

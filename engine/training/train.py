@@ -33,6 +33,7 @@ from engine.runtime.run import Run
 from engine.training import baselines, gate, report
 from engine.training.bundle import (
     ManifestRecord,
+    ModelFacts,
     ModelRecord,
     SpecRecord,
     find_model,
@@ -58,9 +59,9 @@ from engine.training.classes import (
 from engine.training.device import resolve_device
 from engine.training.distributed import fit_on_cluster
 from engine.training.drift_reference import write_reference
-from engine.training.evaluate import evaluate_scores, watched_metric
+from engine.training.evaluate import SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
-from engine.training.loop import FitResult, fit
+from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.losses import to_scores
 from engine.training.model import architecture
 from engine.training.precision import resolve_precision
@@ -112,7 +113,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
     run.note(precision=precision, device=device)
     result = fit_model(config, run, encoder, examples, dataset, classes)
     timer.lap("fit")
-    facts = {"precision": precision, "loss": config.train.loss, "classes": classes, "quantile": config.train.quantile}
+    facts: ModelFacts = {
+        "loss": config.train.loss,
+        "classes": classes,
+        "precision": precision,
+        "quantile": config.train.quantile,
+    }
     metrics, details = evaluate_splits(config, run, dataset, result.model, facts, examples)
     metrics |= against_baselines(config, run, examples, facts, metrics, details)
     timer.lap("evaluate")
@@ -144,7 +150,12 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
         for name, split in splits.items()
         if len(split.rows)
     }
-    facts = {**bundle.model, "quantile": quantile_of(bundle)}
+    facts: ModelFacts = {
+        "loss": bundle.model["loss"],
+        "classes": classes,
+        "precision": bundle.model["precision"],
+        "quantile": quantile_of(bundle),
+    }
     metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
     write_outcome(config, run, dataset, splits, bundle.encoder, details, metrics, [])
     return metrics
@@ -285,21 +296,21 @@ def fit_model(
     classes: tuple[str, ...],
 ) -> FitResult:
     """Run the loop where the config says: in this process, or on a cluster."""
-    facts: dict[str, Any] = {
+    keys: FitKeys = {
         "cardinalities": encoder.cardinalities,
         "outputs": len(classes) if config.train.loss == "multiclass" else 1,
         "dataset_digest": dataset.digest,
         "precision": str(run.record["precision"]),
     }
     if config.cluster.kind == "local":
-        return fit(examples["train"], examples.get("valid"), config, run, **facts)
+        return fit(examples["train"], examples.get("valid"), config, run, **keys)
     # Workers map these files; no row goes through the object store.
     packed = run.path("packed")
     try:
         folders = {name: packed / name for name in ("train", "valid") if name in examples}
         for name, folder in folders.items():
             examples[name].save(folder)
-        return fit_on_cluster(folders["train"], folders.get("valid"), config, run, **facts)
+        return fit_on_cluster(folders["train"], folders.get("valid"), config, run, **keys)
     finally:
         shutil.rmtree(packed, ignore_errors=True)
 
@@ -320,15 +331,12 @@ def evaluate_splits(
     run: Run,
     dataset: Dataset,
     model: Any,
-    facts: Mapping[str, Any],
+    facts: ModelFacts,
     examples: dict[str, Examples],
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics named `valid/...` and `test/...`, and the details that the report draws.
-
-    `facts` are those of model.json: precision, loss, classes, quantile.
-    """
+) -> tuple[dict[str, float], dict[str, SplitDetails]]:
+    """Metrics named `valid/...` and `test/...`, and the details that the report draws."""
     metrics: dict[str, float] = {}
-    details: dict[str, Any] = {}
+    details: dict[str, SplitDetails] = {}
     for name in ("valid", "test"):
         part = examples.get(name)
         if part is None or not len(part.rows):
@@ -370,9 +378,9 @@ def against_baselines(
     config: Config,
     run: Run,
     examples: dict[str, Examples],
-    facts: Mapping[str, Any],
+    facts: ModelFacts,
     metrics: Mapping[str, float],
-    details: dict[str, Any],
+    details: dict[str, SplitDetails],
 ) -> dict[str, float]:
     """What a constant and a linear model reach on the same rows: `baseline/<split>/<kind>/<metric>`, and in the details."""
     found = baselines.baselines(examples, facts, config.evaluate)
@@ -384,7 +392,7 @@ def against_baselines(
 
 
 def count_unknown(
-    config: Config, run: Run, dataset: Dataset, split: str, part: Examples, details: dict[str, Any]
+    config: Config, run: Run, dataset: Dataset, split: str, part: Examples, details: SplitDetails
 ) -> dict[str, float]:
     """Log the number of labelled rows without a metric, whose class is unseen in training; empty where there are none."""
     target, classes = (
@@ -460,9 +468,9 @@ def write_outcome(
     dataset: Dataset,
     splits: dict[str, Split],
     encoder: Encoder,
-    details: dict[str, Any],
+    details: dict[str, SplitDetails],
     metrics: dict[str, float],
-    history: list[dict[str, Any]],
+    history: list[Epoch],
 ) -> None:
     """`evaluation.json` (curves, months and slices of every split) and `report.html`."""
     storage.write_json(run.path("evaluation.json"), storage.finite(details))
@@ -489,7 +497,7 @@ def quarantine_summary(dataset: Dataset) -> dict[str, int]:
     return counts
 
 
-def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> dict[str, Any]:
+def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> report.DataSummary:
     """The data section of the report."""
     return {
         "dataset": dataset.name,

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.runtime import stall
-from engine.runtime.on_ray.pool import Actors, Work, _Actor, run_actors, run_threads
+from engine.runtime.on_ray.pool import Actors, _Actor, run_actors, run_threads
 
 ROW = {"item": json.dumps({"n": 1})}
 
@@ -25,7 +26,7 @@ def marks_in(folder: Path) -> list[Path]:
 
 
 def test_an_actor_that_cannot_start_says_what_is_to_be_mended(tmp_path: Path) -> None:
-    def make() -> Work:
+    def make() -> Callable[[Any], Any]:
         raise UserError("the store must be there, found nothing")
 
     reply = _Actor(make, 3, str(tmp_path), 3, 0o022)(ROW)
@@ -36,7 +37,7 @@ def test_an_actor_that_cannot_start_says_what_is_to_be_mended(tmp_path: Path) ->
 def test_a_start_that_raises_is_no_death(tmp_path: Path) -> None:
     """Ray counts those, and tells the error itself."""
 
-    def make() -> Work:
+    def make() -> Callable[[Any], Any]:
         raise ValueError("no such layer")
 
     for _ in range(3):
@@ -49,7 +50,7 @@ def test_starts_that_only_death_can_have_ended_are_finite(tmp_path: Path) -> Non
     """A start leaves its mark until it has come to an end: here the marks seen during starts stay, as after SIGKILL."""
     began: list[str] = []
 
-    def make() -> Work:
+    def make() -> Callable[[Any], Any]:
         began.extend(path.name for path in tmp_path.glob("start.*") if path.name not in began)
         return lambda _: {}
 
@@ -68,7 +69,7 @@ def test_an_item_that_raises_has_all_its_tries_and_one_that_waited_at_a_dead_act
 ) -> None:
     began: list[Any] = []
 
-    def make(error: type[BaseException]) -> Work:
+    def make(error: type[BaseException]) -> Callable[[Any], Any]:
         def work(item: dict[str, Any]) -> dict[str, Any]:
             began.append(item["n"])
             raise error("a\nvalue")
@@ -119,7 +120,7 @@ def test_a_stop_before_the_first_reply_leaves_nothing_behind_that_starts_ray_aga
     began, marks = tmp_path / "began", tmp_path / "marks"
     marks.mkdir()
 
-    def make() -> Work:
+    def make() -> Callable[[Any], Any]:
         def work(_: dict[str, Any]) -> dict[str, Any]:
             began.touch()
             time.sleep(600)

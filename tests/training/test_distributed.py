@@ -304,7 +304,7 @@ def test_one_source_file_trains_the_same_weights_on_many_workers(tmp_path, head,
     alone = train()
     spread = train("cluster=ray", f"cluster.workers={workers}", f"cluster.address={head}")
     assert spread.record["chain"] == alone.record["chain"] and "weights" in alone.record["chain"]
-    noted = cluster.read_lines(spread.directory / distributed.ATTEMPTS)
+    noted = cluster.read_lines(spread.directory / distributed.ATTEMPTS, distributed.Attempt)
     assert len({line["pid"] for line in noted if "entered" in line}) == workers
     if rows < workers:
         assert f"{rows} rows in all" in (spread.directory / "run.log").read_text()
@@ -370,7 +370,7 @@ def fails_on_rank_one(error: Exception) -> Callable[[dict], None]:
 
 def attempts(run: Run) -> list[dict]:
     """What the workers noted."""
-    return cluster.read_lines(run.directory / distributed.ATTEMPTS)
+    return cluster.read_lines(run.directory / distributed.ATTEMPTS, distributed.Attempt)
 
 
 @pytest.mark.slow
@@ -557,7 +557,7 @@ def test_a_killed_driver_leaves_nothing_behind_and_resumes_with_another_worker_c
     again.stdout.close()
     record = json.loads((directory / "run.json").read_text())
     assert record["chain"] == long_job.run.record["chain"]
-    outcome = cluster.read_outcome(directory)
+    outcome = distributed.read_outcome(directory)
     assert outcome["history"] == long_job.expected.history and outcome["metrics"]["resumed_from_step"] >= 180
 
 
@@ -599,12 +599,12 @@ def test_a_signal_to_stop_leaves_a_checkpoint_and_exit_130_and_the_run_resumes(l
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     assert process.wait(200) == 130 and gone(children)
     process.stdout.close()
-    stopped = cluster.read_outcome(directory)
+    stopped = distributed.read_outcome(directory)
     assert stopped["status"] == "stopped"
     again, _ = start_driver(long_job, 3, str(directory))
     assert again.wait(400) == 0
     again.stdout.close()
-    outcome = cluster.read_outcome(directory)
+    outcome = distributed.read_outcome(directory)
     assert outcome["history"] == long_job.expected.history
     assert f"step {int(outcome['metrics']['resumed_from_step'])} " in stopped["message"]
 

@@ -20,8 +20,10 @@ def report(run, config, target, scores, loss="binary", history=()):
         details_by_split={"test": details},
         data_summary={
             "dataset": "d",
+            "digest": "f00d",
             "rows": 7,
             "splits": {"train": {"period": ["a", "b"], "labelled": 3, "unlabelled": 1}},
+            "features": {"numeric": 2, "categorical": 1, "raw": 3},
         },
         quarantine={"a.csv: delay is null (quarantine)": 12},
         config=config,

@@ -24,11 +24,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import environment, records, stall, storage, terminal
+from engine.runtime import environment, records, stall, terminal
 from engine.runtime.on_ray import ray_private, versions
 from engine.runtime.run import Run
 
@@ -485,8 +485,8 @@ class TrainingFailed(Exception):
 def run_training(
     config: Config,
     directory: Path,
-    function: Callable[[dict[str, Any]], None],
-    payload: dict[str, Any],
+    function: Callable[[T], None],
+    payload: T,
     poll: Callable[[], None],
 ) -> None:
     """Call `function(payload)` on every worker, and again on all of them after a failure.
@@ -528,9 +528,7 @@ def _no_room(config: Config, failure: BaseException | None) -> str:
     )
 
 
-def _trainer(
-    config: Config, directory: Path, function: Callable[[dict[str, Any]], None], payload: dict[str, Any]
-) -> Any:
+def _trainer(config: Config, directory: Path, function: Callable[[T], None], payload: T) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -590,31 +588,39 @@ def _failure_log(directory: Path) -> Any:
     return FailureLog()
 
 
+class Failure(TypedDict):
+    """A line of failures.jsonl: the error of each rank."""
+
+    time: float
+    ranks: dict[str, str]
+
+
 def record_failure(directory: Path, by_rank: Mapping[int, str]) -> None:
     """Append one line with the error of each rank."""
     ranks = {str(rank): text for rank, text in by_rank.items()}
-    append_line(directory / "failures.jsonl", {"time": round(time.time(), 3), "ranks": ranks})
+    failure: Failure = {"time": round(time.time(), 3), "ranks": ranks}
+    append_line(directory / "failures.jsonl", failure)
 
 
-def failures(directory: Path) -> list[dict[str, Any]]:
+def failures(directory: Path) -> list[Failure]:
     """Failures so far, oldest first."""
-    return read_lines(directory / "failures.jsonl")
+    return read_lines(directory / "failures.jsonl", Failure)
 
 
-def append_line(path: Path, values: Mapping[str, Any]) -> None:
+def append_line(path: Path, values: Mapping[str, object]) -> None:
     """Append one JSON line to a file that several processes write and read."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, shape: type[T]) -> list[T]:
     """The JSON lines of a file, without a line that is still being written; empty if there is no file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = (line for line in text.splitlines(keepends=True) if line.endswith("\n"))
-    return [records.parse(line, dict[str, Any], str(path)) for line in lines]
+    return [records.parse(line, shape, str(path)) for line in lines]
 
 
-def first_cause(found: Sequence[Mapping[str, Any]]) -> str:
+def first_cause(found: Sequence[Failure]) -> str:
     """The first rank that failed, and its error.
 
     When a worker dies the connections of its peers break: their errors come last.
@@ -691,14 +697,3 @@ class WorkerMetrics:
                     plain = "engine_" + name.replace("/", "_").replace("@", "_")
                     self._gauges[name] = Gauge(plain, description=name, tag_keys=("run",))
                 self._gauges[name].set(float(value), tags={"run": self._run})
-
-
-def write_outcome(directory: Path, outcome: Mapping[str, Any]) -> None:
-    """Write a worker's small record for the driver."""
-    storage.write_json(directory / "outcome.json", dict(outcome))
-
-
-def read_outcome(directory: Path) -> dict[str, Any] | None:
-    """The record of `write_outcome`, or None."""
-    path = directory / "outcome.json"
-    return records.read(path, dict[str, Any]) if path.exists() else None

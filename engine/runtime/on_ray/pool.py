@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypedDict, TypeVar
 
 from engine.config import plugins
 from engine.config.plugins import Plugin
@@ -30,31 +30,31 @@ from engine.errors import UserError
 from engine.runtime import environment, stall, storage
 from engine.runtime.on_ray import cluster
 
-Item = dict[str, Any]
-Work = Callable[[Item], dict[str, Any]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 DEATH = "killed, out of memory, or its node lost"
 POLL_SECONDS = 0.2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[Item, Result]):
     """The result of an item, or after the last try None and the cause."""
 
     item: Item
-    result: dict[str, Any] | None
+    result: Result | None
     tries: int
     cause: str = ""
 
 
 def run_threads(
-    work: Work,
+    work: Callable[[Item], Result],
     items: Sequence[Item],
     threads: int,
     tries: int,
     prepare: Callable[[], None] = lambda: None,
     stalled: float = 600,
-) -> Iterator[Outcome]:
+) -> Iterator[Outcome[Item, Result]]:
     """Run items on threads of this process; `prepare` is called once in each. Raises errors that no retry can fix at once,
     and Stalled when this process has used no CPU time for `stalled` seconds, so that all threads only wait.
     """
@@ -75,14 +75,16 @@ def run_threads(
             server.join()
 
 
-class _Threads:
+class _Threads(Generic[Item, Result]):
     """A queue of items for threads, the current item of each thread, and the outcomes."""
 
-    def __init__(self, work: Work, items: Sequence[Item], tries: int, prepare: Callable[[], None]) -> None:
+    def __init__(
+        self, work: Callable[[Item], Result], items: Sequence[Item], tries: int, prepare: Callable[[], None]
+    ) -> None:
         self.stop = threading.Event()
         self._work, self._tries, self._prepare = work, tries, prepare
         self._waiting, self._lock = iter(items), threading.Lock()
-        self._found: queue.Queue[Outcome | BaseException] = queue.Queue()
+        self._found: queue.Queue[Outcome[Item, Result] | BaseException] = queue.Queue()
         self._at: dict[int, Item] = {}
 
     def serve(self) -> None:
@@ -100,7 +102,7 @@ class _Threads:
         except BaseException as error:  # raised in the caller's thread
             self._found.put(error)
 
-    def _attempt(self, item: Item) -> Outcome:
+    def _attempt(self, item: Item) -> Outcome[Item, Result]:
         cause = ""
         for number in range(1, self._tries + 1):
             if self.stop.is_set():
@@ -113,7 +115,7 @@ class _Threads:
                 cause = cluster.one_line(error)
         return Outcome(item, None, self._tries, cause)
 
-    def outcome(self, stalled: float) -> Outcome:
+    def outcome(self, stalled: float) -> Outcome[Item, Result]:
         """The next outcome. Raises errors of `serve`, and Stalled."""
         idle = stall.Idle()
         while True:
@@ -143,6 +145,21 @@ def is_hopeless(error: BaseException | None) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------------------- Ray
+
+
+class Row(TypedDict):
+    """What an actor is sent: the item as JSON."""
+
+    item: str
+
+
+class Reply(Row):
+    """What it returns: the result as JSON, or the cause; `hopeless`: no retry can fix it."""
+
+    result: str
+    cause: str
+    tries: int
+    hopeless: bool
 
 
 @dataclass(frozen=True)
@@ -180,8 +197,8 @@ def actors_for(config: Config, local: bool, gpus: float = 0) -> tuple[Config, Ac
 
 
 def run_actors(
-    make: Callable[[], Work], items: Sequence[Item], actors: Actors, tries: int, marks: Path
-) -> Iterator[Outcome]:
+    make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], actors: Actors, tries: int, marks: Path
+) -> Iterator[Outcome[Item, Result]]:
     """Items on an autoscaling pool of Ray Data actors; each calls `make` once.
 
     Ray must be running (cluster.session). Ray restarts a dead actor and sends it its items again, without a limit: so tries
@@ -215,10 +232,10 @@ def run_actors(
         if reply["hopeless"]:
             raise UserError(reply["cause"])
         result = json.loads(reply["result"]) if reply["result"] else None
-        yield Outcome(json.loads(reply["item"]), result, int(reply["tries"]), reply["cause"])
+        yield Outcome(json.loads(reply["item"]), result, reply["tries"], reply["cause"])
 
 
-def _replies(rows: Any, actors: Actors, marks: Path) -> Iterator[dict[str, Any]]:
+def _replies(rows: Any, actors: Actors, marks: Path) -> Iterator[Reply]:
     """Rows of a Ray Dataset in order of completion.
 
     Raises UserError if actors raise at every start, if a node was lost and there is no reply (Ray waits without a limit for
@@ -315,7 +332,13 @@ class _Actor:
     """
 
     def __init__(
-        self, make: Callable[[], Work], code: tuple[Plugin, ...], tries: int, marks: str, starts: int, umask: int
+        self,
+        make: Callable[[], Callable[[Any], Any]],
+        code: tuple[Plugin, ...],
+        tries: int,
+        marks: str,
+        starts: int,
+        umask: int,
     ) -> None:
         os.umask(umask)  # an existing cluster may have another one
         plugins.add(code)
@@ -338,14 +361,14 @@ class _Actor:
             mark.unlink(missing_ok=True)
             self.beats.at = None
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Row) -> Reply:
         self.beats.at = row["item"][:200]
         try:
             return self._answer(row)
         finally:
             self.beats.at = None
 
-    def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, row: Row) -> Reply:
         if self.broken:
             return _reply(row, 0, cause=self.broken, hopeless=True)
         cause = f"its worker died: {DEATH}"
@@ -367,7 +390,5 @@ class _Actor:
         return self.tries + 1
 
 
-def _reply(
-    row: dict[str, Any], tries: int, result: str = "", cause: str = "", hopeless: bool = False
-) -> dict[str, Any]:
+def _reply(row: Row, tries: int, result: str = "", cause: str = "", hopeless: bool = False) -> Reply:
     return {"item": row["item"], "result": result, "cause": cause, "tries": tries, "hopeless": hopeless}

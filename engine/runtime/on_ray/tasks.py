@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -70,17 +70,24 @@ class _Start:
     make: Callable[[Config], Share]
     config: Config
 
-    def __call__(self) -> pool.Work:
-        return _Answer(self.make(self.config))
+    def __call__(self) -> Callable[[Any], Answer]:
+        return _Answering(self.make(self.config))
+
+
+class Answer(TypedDict):
+    """The value of a share, or the message of a UserError."""
+
+    value: Any
+    error: str | None
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Answering:
     """The work of an actor. A UserError is a reply like any other, since retries would not help."""
 
     work: Share
 
-    def __call__(self, share: Any) -> dict[str, Any]:
+    def __call__(self, share: Any) -> Answer:
         try:
             return {"value": self.work(share), "error": None}
         except UserError as error:

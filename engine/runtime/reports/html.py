@@ -123,7 +123,7 @@ def preformatted(text: str) -> Markup:
     return Markup('<pre class="scroll">{}</pre>').format(text)
 
 
-def facts(pairs: Mapping[str, Any]) -> Markup:
+def facts(pairs: Mapping[str, object]) -> Markup:
     """Names and values, one per line."""
     lines = [
         Markup("<dt>{}</dt><dd>{}</dd>").format(
