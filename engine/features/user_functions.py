@@ -78,7 +78,7 @@ def kept_features(
 
 def told(run: Run, name: str, failed: Path) -> int:
     """The number of rows that failed in every try while a view was computed; logs the calls that failed."""
-    lines = read_lines(_listed(failed, name))
+    lines = read_lines(_listed(failed, name), dict[str, object])
     if lines:
         run.log(
             f"features {name}: {len(lines)} calls failed and were tried again, or given up: {_listed(failed, name)}"

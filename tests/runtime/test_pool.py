@@ -29,7 +29,7 @@ def test_an_actor_that_cannot_start_says_what_is_to_be_mended(tmp_path: Path) ->
     def make() -> Callable[[Any], Any]:
         raise UserError("the store must be there, found nothing")
 
-    reply = _Actor(make, 3, str(tmp_path), 3, 0o022)(ROW)
+    reply = _Actor(make, (), 3, str(tmp_path), 3, 0o022)(ROW)
     assert reply["hopeless"] and reply["cause"] == "the store must be there, found nothing"
     assert not marks_in(tmp_path), "no item has lost a try"
 
@@ -42,7 +42,7 @@ def test_a_start_that_raises_is_no_death(tmp_path: Path) -> None:
 
     for _ in range(3):
         with pytest.raises(ValueError, match="no such layer"):
-            _Actor(make, 3, str(tmp_path), 2, 0o022)
+            _Actor(make, (), 3, str(tmp_path), 2, 0o022)
     assert not marks_in(tmp_path)
 
 
@@ -55,12 +55,12 @@ def test_starts_that_only_death_can_have_ended_are_finite(tmp_path: Path) -> Non
         return lambda _: {}
 
     for number in (1, 2):
-        actor = _Actor(make, 3, str(tmp_path), 2, 0o022)
+        actor = _Actor(make, (), 3, str(tmp_path), 2, 0o022)
         assert len(began) == number and not actor(ROW)["hopeless"]
         assert not list(tmp_path.glob("start.*")), "a start that succeeds takes away the marks of those that did not"
         for name in began:
             (tmp_path / name).touch()
-    reply = _Actor(make, 3, str(tmp_path), 2, 0o022)(ROW)
+    reply = _Actor(make, (), 3, str(tmp_path), 2, 0o022)(ROW)
     assert len(began) == 2 and reply["hopeless"] and "starts failed" in reply["cause"]
 
 
@@ -77,8 +77,8 @@ def test_an_item_that_raises_has_all_its_tries_and_one_that_waited_at_a_dead_act
         return work
 
     with pytest.raises(SystemExit):  # the actor dies at its first item; another one waits
-        _Actor(lambda: make(SystemExit), 3, str(tmp_path), 3, 0o022)(ROW)
-    second = _Actor(lambda: make(ValueError), 3, str(tmp_path), 3, 0o022)
+        _Actor(lambda: make(SystemExit), (), 3, str(tmp_path), 3, 0o022)(ROW)
+    second = _Actor(lambda: make(ValueError), (), 3, str(tmp_path), 3, 0o022)
     assert second(ROW)["tries"] == 3 and began == [1, 1, 1]
     reply = second({"item": json.dumps({"n": 2})})
     assert began == [1, 1, 1, 2, 2, 2] and reply["cause"] == "ValueError: a value" and not reply["hopeless"]
