@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from engine.config import schema
-from engine.config.sections.data import DataConfig, SourceConfig
+from engine.config.sections.data import FORMATS, DataConfig, SourceConfig
 from engine.errors import UserError, nearest
 from engine.runtime import digest, seal, storage
 from engine.runtime.remote import address
@@ -37,12 +37,7 @@ HIDDEN = (".", "_")
 # Errors of the libraries for a damaged, truncated or encrypted archive, or an unknown compression method.
 BROKEN = (EOFError, OSError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 COMPRESSIONS = (".gz", ".zst", ".zip", ".bz2", ".xz", ".lz4")
-SUFFIXES = {
-    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".dat": "csv",
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet",
-    ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
-}  # fmt: skip
+SUFFIXES = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +123,8 @@ def _local(name: str, source: SourceConfig, data: DataConfig) -> list[Path]:
     if target.is_dir():
         fixed, pattern = source.path, ["**"]
     elif not pattern:
-        raise UserError(f"data.sources.{name}: {target} must exist, found nothing.{_neighbour(target)}{_hint(data)}")
+        hint = "" if data.path else " Relative paths start at data.path, which is not set."
+        raise UserError(f"data.sources.{name}: {target} must exist, found nothing.{_neighbour(target)}{hint}")
     folder = resolve(fixed, data.path)
     try:
         found = _below(folder, pattern) if folder.is_dir() else ()
@@ -143,10 +139,6 @@ def _local(name: str, source: SourceConfig, data: DataConfig) -> list[Path]:
         f"data.sources.{name}: {target} must match files, found none. "
         f"Check data.path and data.sources.{name}.path ({source.path})"
     )
-
-
-def _hint(data: DataConfig) -> str:
-    return "" if data.path else " Relative paths start at data.path, which is not set."
 
 
 def _neighbour(target: Path) -> str:

@@ -11,14 +11,14 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
 from engine.config import schema as config_schema
-from engine.config.sections.data import DataConfig, SourceConfig
+from engine.config.sections.data import FORMATS, DataConfig, SourceConfig
 from engine.data import checks, failures, order, rules
 from engine.data.arrow_types import schema_of
 from engine.data.bounds import USUAL, Bounds
@@ -27,7 +27,7 @@ from engine.data.dataset import FileReport
 from engine.data.files import SourceFile, Torn, event_source, skip_advice
 from engine.data.quarantine import NO_RECORDS, PolicyError, Tally, apply, record_lost_rows
 from engine.data.readers import advice, arrow_files, lake_tables
-from engine.data.readers.formats import READERS, TITLES
+from engine.data.readers.formats import READERS
 from engine.errors import UserError
 from engine.runtime import digest, records, seal, storage
 from engine.runtime.on_ray import pool
@@ -135,15 +135,15 @@ def _chunks(
     except Exception as error:
         if not failures.from_library(error) or pool.is_hopeless(error):
             raise
+        title = FORMATS[file.format].title
         if not file.size and file.format in ("parquet", "arrow"):
-            kind = TITLES[file.format]
-            reason = f"{file.shown} is empty: it must hold the header and the footer of {kind}{skip_advice(file)}"
+            reason = f"{file.shown} is empty: it must hold the header and the footer of {title}{skip_advice(file)}"
             raise Refused(reason) from None
         column, part = arrow_files.damaged_part(file, source, bounds) if file.format == "parquet" else ("", "")
         where = f" in column {column!r}, {part}" if column else ""
         sensitive = [name for name, item in source.columns.items() if item.sensitive]
         reason = failures.reason_without_values(error, sensitive)
-        refused = Refused(f"{file.shown} cannot be read as {TITLES.get(file.format, file.format)}{where}: {reason}")
+        refused = Refused(f"{file.shown} cannot be read as {title}{where}: {reason}")
         without = f"; or declare the data without column {column!r}" if column else ""
         refused.ways_on = f"; replace the file{without}{skip_advice(file)}"
         raise refused from None if sensitive else error
@@ -243,7 +243,7 @@ class Record(TypedDict):
     quarantined: records.Count
     counts: list[list[Any]]
     notes: dict[str, Any]
-    bytes: NotRequired[records.Count]  # of the kept rows in memory
+    bytes: records.Count  # of the kept rows in memory
     files: dict[str, seal.FileRecord]
     check: records.Digest
 
@@ -293,9 +293,7 @@ def load(file: SourceFile, data: DataConfig, folder: Path) -> Staged | None:
     if records.num_rows:
         shown = pa.array([file.shown] * records.num_rows, pa.string())  # the same bytes may have had another name
         tally.tables = [records.set_column(records.column_names.index("file"), "file", shown)]
-    # Older records have no bytes: assume a compression to a quarter.
-    size = saved.get("bytes", 4 * path.stat().st_size)
-    return Staged(file, tally, saved["notes"], path=path, reused=True, bytes=size)
+    return Staged(file, tally, saved["notes"], path=path, reused=True, bytes=saved["bytes"])
 
 
 class _Held:

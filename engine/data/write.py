@@ -84,7 +84,8 @@ def write_parts(
         finish(0)
     parts = [part for part, _, _ in done]
     sample = pa.concat_tables([rows_ for _, _, rows_ in done]) if done else schema.empty_table()
-    return Written(parts, _column_digests(parts, schema), profile.merge([found for _, found, _ in done]), sample, start)
+    digests = {name: digest.of_json([part["columns"][name] for part in parts]) for name in schema.names}
+    return Written(parts, digests, profile.merge([found for _, found, _ in done]), sample, start)
 
 
 class _LongPart:
@@ -139,10 +140,6 @@ def _sampled(table: pa.Table, start: int, stride: int) -> pa.Table:
             column = pa.nulls(sample.num_rows, field.type)
         sample = sample.set_column(place, field, column)
     return sample
-
-
-def _column_digests(parts: list[PartEntry], schema: pa.Schema) -> dict[str, str]:
-    return {name: digest.of_json([part["columns"][name] for part in parts]) for name in schema.names}
 
 
 def _write_part(

@@ -127,13 +127,8 @@ class StoredView:
         ]
         if found:
             return pa.concat_tables(found)
-        kinds = {name: parse_arrow(kind) for name, kind in self.manifest["columns"].items()}
+        kinds = {name: pa.type_for_alias(kind) for name, kind in self.manifest["columns"].items()}
         return pa.schema([(name, kinds[name]) for name in names]).empty_table()
-
-
-def parse_arrow(name: str) -> pa.DataType:
-    """The Arrow type of a name."""
-    return pa.type_for_alias(name)
 
 
 def _remedy(directory: Path) -> str:

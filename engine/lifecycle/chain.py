@@ -9,8 +9,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pd
 
 from engine.config import nested
 from engine.data.dataset import MANIFEST, DatasetRecord
@@ -21,6 +19,7 @@ from engine.monitoring.drift_record import ColumnRecord, DriftRecord
 from engine.runtime import recorded_paths, records
 from engine.runtime.run import LINKS, RunRecord, as_written, link_order, load_metrics, load_record
 from engine.runtime.tracking import read_points
+from engine.scoring.read import predictions
 
 EQUAL, CLOSE, DIFFERS, MISSING, SKIPPED = "equal", "within tolerance", "differs", "missing", "not compared"
 # Tolerances for other hardware or libraries: the last bits of sums may differ, and training amplifies them.
@@ -206,16 +205,12 @@ def _fitted_differences(recorded: Path, rerun: Path) -> Iterator[tuple[str, Any,
 
 
 def _scores_are_close(recorded: Path, rerun: Path) -> bool:
-    was, now = (read_scores(directory) for directory in (recorded, rerun))
+    try:
+        was, now = (predictions(directory, incomplete=True) for directory in (recorded, rerun))
+    except UserError:  # the recorded rows are elsewhere, and have been replaced since or may not be read
+        return False
     if was.num_rows != now.num_rows or was.column_names != now.column_names or not was["row_id"].equals(now["row_id"]):
         return False
     names = [field.name for field in was.schema if pa.types.is_floating(field.type)]
     gaps = [np.abs(np.asarray(was[name], np.float64) - np.asarray(now[name], np.float64)) for name in names]
     return all(float(np.nanmax(gap, initial=0.0)) <= SCORE_TOLERANCE for gap in gaps)
-
-
-def read_scores(directory: Path) -> pa.Table:
-    """Predictions of a scoring run in the order of their row ids."""
-    parts = sorted(path for path in (directory / "predictions").rglob("*.parquet"))
-    table = pd.dataset([str(path) for path in parts]).to_table()
-    return table.take(pc.sort_indices(table["row_id"]))

@@ -158,13 +158,11 @@ def code_differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
     if len({code["engine_digest"] for code in codes}) == 1:
         return {}
     commits = [(code.get("engine_git") or {}).get("commit") for code in codes]
-    facts: dict[str, list[Any]] = {
-        "engine_version": [code["engine_version"] for code in codes],
-        "engine_digest": [code["engine_digest"][:12] for code in codes],
-        "commit": commits,
-    }
-    found = {name: row for name, row in facts.items() if any(value != row[0] for value in row[1:])}
-    return {**found, "diff": [_diff(sides[0], side) for side in sides[1:]]}
+    facts = [
+        {"engine_version": code["engine_version"], "engine_digest": code["engine_digest"][:12], "commit": commit}
+        for code, commit in zip(codes, commits, strict=True)
+    ]
+    return {**_differing(facts), "diff": [_diff(sides[0], side) for side in sides[1:]]}
 
 
 def _diff(first: Side, other: Side) -> list[str]:
@@ -278,7 +276,7 @@ def _spread_on(histogram: Histogram, edges: Sequence[float]) -> list[float]:
 def metric_rows(sides: Sequence[Side]) -> list[MetricRow]:
     """Judged metrics of each run with interval and difference; slices only where they differ."""
     rows: list[MetricRow] = []
-    for name in _names(sides, judged=True):
+    for name in _judged(sides):
         values = [side.metrics.get(name) for side in sides]
         if name.count("/") > 1 and all(value == values[0] for value in values[1:]):
             continue
@@ -304,15 +302,11 @@ def cost_rows(sides: Sequence[Side]) -> list[CostRow]:
     return rows
 
 
-def _names(sides: Sequence[Side], judged: bool) -> Iterator[str]:
+def _judged(sides: Sequence[Side]) -> Iterator[str]:
     names = dict.fromkeys(name for side in sides for name in side.metrics)
     for name in names:
         base = name.removesuffix("_low").removesuffix("_high")
-        if (
-            (base == name or base not in names)
-            and name.startswith(("valid/", "test/")) == judged
-            and not name.endswith(COST)
-        ):
+        if (base == name or base not in names) and name.startswith(("valid/", "test/")) and not name.endswith(COST):
             yield name
 
 

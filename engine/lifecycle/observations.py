@@ -9,7 +9,7 @@ from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.challenger_gate import judged_metric
 from engine.lifecycle.retrain_rules import Observation
-from engine.monitoring.drift_record import ColumnRecord, DriftRecord
+from engine.monitoring.drift_record import DriftRecord
 from engine.monitoring.performance import ALARM, QUIET, UNJUDGED
 from engine.runtime import records as reader
 from engine.runtime.run import as_written
@@ -67,14 +67,10 @@ def observation(record: DriftRecord, metric: str, time_zone: str) -> Observation
         stop=stop,
         model=record["model"],
         # Drift counts whether or not monitor.alarm_on names it.
-        alarm=None if _blind(record["columns"]) else "drift" in kinds,
+        alarm=None if all(item["status"] == "not computable" for item in record["columns"]) else "drift" in kinds,
         causes=tuple(record["causes"]),
         metric=measured[metric]["value"] if metric in measured else None,
         metric_name=metric,
         quality=status if status in JUDGED else "",
         quality_text=performance.get("reason", ""),
     )
-
-
-def _blind(columns: list[ColumnRecord]) -> bool:
-    return all(item["status"] == "not computable" for item in columns)

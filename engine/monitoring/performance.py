@@ -145,7 +145,11 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> dict
     if reason:
         record["reason"] = reason
     if record["enough_labels"] and record["judged"]:
-        record["alarming"] = [name for name in record["judged"] if _loud(record["metrics"][name], judge)]
+        record["alarming"] = [
+            name
+            for name in record["judged"]
+            if (item := record["metrics"][name])["beyond"] and item["worse_by"] >= judge.floor
+        ]
         record["alarm"] = bool(record["alarming"])
         record["status"] = ALARM if record["alarm"] else QUIET
     return record
@@ -192,10 +196,6 @@ def _judged(
 def _moved(item: Mapping[str, Any], judge: Judge) -> bool:
     """Whether labels differ from the reference's by more than its windows do, and by a relevant share."""
     return bool(item.get("beyond") and abs(item["value"] - item["reference"]) >= judge.floor * abs(item["reference"]))
-
-
-def _loud(item: Mapping[str, Any], judge: Judge) -> bool:
-    return bool(item["beyond"] and item["worse_by"] >= judge.floor)
 
 
 def reference_bands(

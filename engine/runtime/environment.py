@@ -229,10 +229,6 @@ def _cpu_line(name: str) -> str:
     return ""
 
 
-def _cpu_model() -> str:
-    return _cpu_line("model name") or platform.processor() or platform.machine()
-
-
 def cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -266,7 +262,7 @@ def environment() -> EnvironmentRecord:
         "platform": platform.platform(),
         "packages": packages(),
         "hardware": {
-            "cpu": _cpu_model(),
+            "cpu": _cpu_line("model name") or platform.processor() or platform.machine(),
             "cores": cores(),
             "memory_bytes": memory_bytes(),
             "vector_flags": sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma"))),

@@ -151,7 +151,7 @@ class Registry:
         """Replay all moves. Raises UserError if one is missing or was changed."""
         champions: list[str] = []
         challenger: str | None = None
-        paths = self._move_files()
+        paths = sorted((self.directory / "moves").glob("[0-9]*.json"))
         moves = [records.read(path, MoveRecord) for path in paths]
         for number, (path, move) in enumerate(zip(paths, moves, strict=True), 1):
             body = {key: value for key, value in move.items() if key != "check"}
@@ -168,9 +168,6 @@ class Registry:
             elif move["action"] == "challenge":
                 challenger = move["to"]
         return State(moves, tuple(champions), challenger)
-
-    def _move_files(self) -> list[Path]:
-        return sorted((self.directory / "moves").glob("[0-9]*.json"))
 
     def versions(self) -> list[Version]:
         """All versions, by time of registration."""

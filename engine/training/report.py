@@ -13,7 +13,7 @@ from engine.config.tree import Config
 from engine.runtime import storage
 from engine.runtime.reports import html
 from engine.runtime.run import Run
-from engine.runtime.tracking import read_rows
+from engine.runtime.tracking import read_points
 from engine.training.evaluate import Row, SplitDetails
 from engine.training.loop import Epoch
 from engine.training.losses import LOSSES
@@ -118,7 +118,7 @@ def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: str) -> 
     name = config.train.metric or LOSSES[loss].metric
     label = METRICS[LOSSES[loss].task][name].label
     steps = [float(entry["step"]) for entry in history]
-    batch = _logged(run.directory / "metrics.jsonl", "train/loss")
+    batch = _batch_losses(run.directory)
     curves = [
         html.Series("batch", [x for x, _ in batch], [y for _, y in batch], colour=5),
         html.Series("train, epoch mean", steps, [entry.get("train_loss") for entry in history], colour=0),
@@ -134,13 +134,10 @@ def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: str) -> 
     return html.section("Learning", html.row(*cards))
 
 
-def _logged(path: Path, name: str) -> list[tuple[float, float]]:
-    """(step, value) of one name in metrics.jsonl, thinned; a repeated step counts once, with its last value."""
-    found: dict[float, float] = {}
-    for row in read_rows(path.parent):
-        if not math.isnan(value := row.values.get(name, math.nan)):
-            found[float(row.step)] = value
-    points = sorted(found.items())
+def _batch_losses(directory: Path) -> list[tuple[float, float]]:
+    """(step, loss) of the run's metrics.jsonl, thinned."""
+    found = [(float(point.step), point.values.get("train/loss", math.nan)) for point in read_points(directory)]
+    points = [(step, loss) for step, loss in found if not math.isnan(loss)]
     return points[:: -(-len(points) // CURVE_POINTS) or 1]
 
 

@@ -95,9 +95,11 @@ def train(config: Config, run: Run) -> dict[str, float]:
     config = settle(config, run, len(splits["train"].rows))
     classes = class_names(config, dataset, splits["train"].rows)
     say_score(config, run, classes, config.train.loss)
-    encoder = start_encoder(config, classes) or fit_encoder(config, table, splits["train"], run)
     start = start_bundle(config)
-    if start is not None:
+    if start is None:
+        encoder = fit_encoder(config, table, splits["train"], run)
+    else:
+        encoder = start_encoder(start, config, classes)
         run.note(started_from=start.digest)
     run.link("fitted", encoder.digest)
     examples: dict[str, Examples] = {}

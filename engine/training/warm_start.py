@@ -20,14 +20,11 @@ def start_bundle(config: Config) -> Bundle | None:
     return read_bundle(find_model(config.train.start_from, Path(config.paths.runs), "train.start_from"))
 
 
-def start_encoder(config: Config, classes: tuple[str, ...]) -> Encoder | None:
+def start_encoder(bundle: Bundle, config: Config, classes: tuple[str, ...]) -> Encoder:
     """The encoder of the model that training continues from, without which its weights have no meaning.
 
     Raises UserError where that model has other features or classes than the config.
     """
-    bundle = start_bundle(config)
-    if bundle is None:
-        return None
     have, want = list(bundle.encoder.features), feature_list(config.data, config.features)
     if [item.name for item in have] != [item.name for item in want]:
         differs = sorted({item.name for item in have} ^ {item.name for item in want}) or ["their order"]

@@ -24,6 +24,7 @@ import engine
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features.profile import Profile
+from engine.lifecycle.chain import within_tolerance
 from engine.runtime import storage
 from engine.runtime.on_ray import pool
 from engine.runtime.run import Run
@@ -632,3 +633,12 @@ def test_an_altered_output_file_is_not_read(score: Score) -> None:
 def test_a_dataset_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         Dataset(tmp_path, {"name": "x", "columns": [], "rows": 0, "parts": [], "tables": {}}, Seal({})).read(["y"])
+
+
+def test_scores_elsewhere_are_compared_where_they_are(unbroken: Run, score: Score, tmp_path: Path) -> None:
+    away = score("score.columns=[shop,size]", f"score.output={tmp_path / 'away'}").directory
+    assert within_tolerance("scores", away, unbroken.directory)
+    fewer = score("score.columns=[shop,size]", "score.between=[2020-01-01,2020-01-10]").directory
+    assert not within_tolerance("scores", fewer, unbroken.directory)
+    (tmp_path / "away" / "_manifest.json").unlink()
+    assert not within_tolerance("scores", away, unbroken.directory)

@@ -10,7 +10,24 @@ from engine.config.units import Moment, Share, Span
 from engine.errors import UserError, nearest
 
 ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
-FORMATS = ("auto", "csv", "jsonl", "parquet", "arrow", "iceberg", "delta")  # data/readers/formats.py
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of sources: its name in messages, and the endings of its files."""
+
+    title: str
+    suffixes: tuple[str, ...] = ()
+
+
+FORMATS = {  # data/readers/formats.py has the readers
+    "csv": Format("CSV", (".csv", ".tsv", ".txt", ".dat")),
+    "jsonl": Format("JSON Lines", (".jsonl", ".ndjson", ".json")),
+    "parquet": Format("Parquet", (".parquet", ".pq")),
+    "arrow": Format("Arrow IPC", (".arrow", ".feather", ".ipc")),
+    "iceberg": Format("iceberg table"),
+    "delta": Format("delta table"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +92,7 @@ class SourceConfig:
     path: str = key(
         help="file, glob, folder, pkg://package/path or s3://bucket/key; relative to data.path; names in _ or . are skipped"
     )
-    format: str = key("auto", "file format; auto = by the file name", choices=FORMATS)
+    format: str = key("auto", "file format; auto = by the file name", choices=("auto", *FORMATS))
     columns: dict[str, SourceColumn] = key(help="declared columns: name -> type or mapping")
     csv: CsvOptions = section(CsvOptions, "text file options")
     unexpected: str = key("warn", "when a file has a column that is not declared", choices=("fail", "warn", "ignore"))

@@ -1,4 +1,4 @@
-"""The formats of sources: the reader of each, and its name in messages. `SUFFIXES` of files.py has the file names."""
+"""The readers of sources by format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,3 @@ READERS: dict[str, Reader] = {
     "delta": lake_tables.read,
     "iceberg": lake_tables.read,
 }
-TITLES = {
-    "csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet", "arrow": "Arrow IPC", "delta": "delta table",
-    "iceberg": "iceberg table",
-}  # fmt: skip
