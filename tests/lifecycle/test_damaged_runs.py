@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import __main__ as shell
+from engine.config import compose
 from engine.runtime.run import RunRecord
 from tests.lifecycle.recorded import make_run, sha
 from tests.runtime.test_records import json_values
@@ -34,9 +35,23 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+@pytest.fixture
+def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands with the same words get the same config: composing it took most of the time of hundreds of commands."""
+    compose_anew, kept = compose.compose, dict[tuple[str, ...], compose.Composed]()
+
+    def composed(words: list[str], config_dir: str | None) -> compose.Composed:
+        assert config_dir is None
+        if tuple(words) not in kept:
+            kept[tuple(words)] = compose_anew(words)
+        return kept[tuple(words)]
+
+    monkeypatch.setattr(compose, "compose", composed)
+
+
 @settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_value_at_any_place_of_a_record_is_survived(workplace, capsys, data) -> None:
+def test_any_value_at_any_place_of_a_record_is_survived(workplace, capsys, composed_once, data) -> None:
     folder = workplace / "again"
     shutil.rmtree(folder, ignore_errors=True)
     chain = {"dataset": sha("a"), "weights": sha("b")}
