@@ -6,6 +6,7 @@ exit code.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 import time
@@ -14,14 +15,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.config import schema, units
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.features import audit as leak_trial
-from engine.features import functions, retrieval, store
+from engine.features import functions, retrieval, store, view_statistics
 from engine.features.spec import view_columns, view_inputs
 from engine.features.store import StoredView
 from engine.runtime import environment, records, storage, terminal
@@ -57,6 +57,7 @@ def list_views(config: Config, _words: list[str], options: Mapping[str, str]) ->
                 "versions": len(stored.get(name, [])),
                 "bytes": storage.bytes_of([item.directory for item in stored.get(name, [])]),
                 "models": len(users.get(name, [])),
+                **view_statistics.summary(newest, _age(config, newest) if newest else None),
             }
         )
     terminal.rows(
@@ -71,15 +72,18 @@ def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     versions = sorted(store.stored_views(_folder(config, name)), key=lambda item: item.directory.stat().st_mtime)
     view = config.features.views.get(name)
     spec = schema.plain(view) if view else versions[-1].manifest["spec"] if versions else {}
-    listed, figures = [_version(item) for item in versions], statistics(versions[-1]) if versions else []
+    listed, newest = [_version(item) for item in versions], versions[-1] if versions else None
+    age = _age(config, newest) if newest else None
+    figures = view_statistics.statistics(newest, age) if newest else []
     models = models_by_view(config).get(name, [])
     made_of = sources_of(view, config) if view else []
-    facts = {
+    facts: dict[str, Any] = {
         "view": name,
         "spec": spec,
         "made_of": made_of,
         "versions": listed,
         "models": models,
+        "freshness": dataclasses.asdict(age) if age else None,
         "statistics": figures,
     }
     if view is not None and view.kind == "function":
@@ -96,6 +100,10 @@ def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
         terminal.out(f"made of {', '.join(made_of)}\n")
     terminal.out("".join(f"{line}\n" for line in facts.get("function", ())))
     terminal.rows(listed, False, "not computed yet")
+    if age:
+        terminal.out(f"newest event {age.newest_event}, computed {age.computed}\n")
+        counts = [f"{stop - start:,} rows" for start, stop in (age.month_rows, age.before_rows)]
+        terminal.out(f"month_nulls: of {age.month} ({counts[0]}); drift: its PSI against {age.before} ({counts[1]})\n")
     terminal.rows(figures, False, "")
     terminal.out(f"used by {len(models)} models\n" + "".join(f"  {item}\n" for item in models))
     return 0
@@ -178,29 +186,6 @@ def audit(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------- facts
-
-
-def statistics(stored: StoredView) -> list[dict[str, Any]]:
-    """Per feature: rows, share of nulls, mean and standard deviation, smallest and largest."""
-    rows = []
-    for name in stored.columns:
-        column = stored.read([name])[name]
-        count = max(len(column), 1)
-        facts: dict[str, Any] = {
-            "feature": name,
-            "type": str(column.type),
-            "nulls": f"{100 * column.null_count / count:.1f}%",
-        }
-        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
-            bounds = pc.min_max(column).as_py()
-            facts |= {
-                "mean": _rounded(pc.mean(column).as_py()),
-                "std": _rounded(pc.stddev(column).as_py()),
-                "min": _rounded(bounds["min"]),
-                "max": _rounded(bounds["max"]),
-            }
-        rows.append(facts)
-    return rows
 
 
 def sources_of(view: ViewConfig, config: Config) -> list[str]:
@@ -342,6 +327,10 @@ def _find_version(config: Config, name: str, version: str) -> StoredView:
     raise UserError(f"view {name!r} has no version {version!r}.{nearest(version, known)}")
 
 
+def _age(config: Config, stored: StoredView) -> view_statistics.Age | None:
+    return view_statistics.age_of(stored, Path(config.paths.store))
+
+
 def _version(stored: StoredView) -> dict[str, Any]:
     return {
         "version": stored.directory.name,
@@ -352,7 +341,3 @@ def _version(stored: StoredView) -> dict[str, Any]:
         "months": len(stored.manifest["parts"]),
         "bytes": storage.bytes_of([stored.directory]),
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
