@@ -5,7 +5,8 @@ history_join   weather as of 5,000 flights' decisions (9 columns, at most 6 h ol
 windows_6x5    the windows of the whole flights specification: 6 entities, 4 windows, 7 aggregates; peers `polars`
                (rolling(group_by)) and `duckdb` (range windows) compute the same numbers of outputs by event time only,
                which is less: they ignore when a value became known
-month          features of an appended December; `share` is what a twelfth of the full build took, rows counted
+append_day     features of the last day appended to the rest of the year; `share` is the day's share of the full build, by
+               rows; the note has a day of March that comes late
 partitioned    one view (4 windows) over 100 M rows, 8 GB of memory allowed: rows/s; the note has peak memory and disk
 """
 
@@ -30,11 +31,12 @@ from benchmarks import peers
 from benchmarks.harness import Row, Settings, clock, compare, show
 from engine.config.compose import compose
 from engine.config.tree import Config
-from engine.data.dataset import Dataset
+from engine.data.dataset import PART_ROWS, ROW_GROUP, Dataset, open_dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.features import retrieval
 from engine.features.instants import moment_times
 from engine.features.table import ensure_table
+from engine.runtime import digest, seal, storage
 from engine.runtime.run import Run
 
 PROBES = 5_000
@@ -75,7 +77,12 @@ def run(settings: Settings, limit: float) -> list[Row]:
     folder = Path(tempfile.mkdtemp(prefix="bench-features-"))
     try:
         place = Place(folder, settings)
-        works = {"history_join": _history, "windows_6x5": _windows, "month": _month, "partitioned": _partitioned}
+        works = {
+            "history_join": _history,
+            "windows_6x5": _windows,
+            "append_day": _append_day,
+            "partitioned": _partitioned,
+        }
         return [row for name, work in works.items() if settings.wanted(name) for row in work(place, settings, limit)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -208,46 +215,69 @@ def _duckdb(events: pa.Table, views: dict[str, Any], threads: int) -> None:
                 )
 
 
-# ----------------------------------------------------------------------------------------------------------- month
+# ------------------------------------------------------------------------------------------------------ append_day
 
 
-def _month(place: Place, settings: Settings, _limit: float) -> list[Row]:
-    """The last month appended to a store that holds the other eleven."""
-    config = _only(place.config(), lambda view: view.kind == "windows")
+def _append_day(place: Place, settings: Settings, _limit: float) -> list[Row]:
+    """The last day appended to a store that holds the others, and a day of March that comes late; views of all kinds."""
+    config = place.config()
     dataset = place.dataset(config)
-    december = round(datetime.datetime(2013, 12, 1, tzinfo=datetime.UTC).timestamp() * 1e6)
-    first = dataset.row_range(0, december)[1]
-    seconds: dict[str, list[float]] = {"full": [], "month": []}
+    last, march = (_rows_of_day(dataset, *day) for day in ((12, 31), (3, 15)))
+    seconds: dict[str, list[float]] = {"full": [], "day": [], "late": []}
+    days = {}
     for turn in range(min(settings.repeats, 3)):
-        for work, rows in (("eleven", first), ("month", dataset.rows), ("full", dataset.rows)):
-            store = place.folder / (f"full-{turn}" if work == "full" else f"incremental-{turn}")
+        for work, gone in (("full", None), ("day", (last[0], dataset.rows)), ("late", march)):
+            store = place.folder / f"{work}-{turn}"
             there = dataclasses.replace(config, paths=dataclasses.replace(config.paths, store=str(store)))
-            part = _first_rows(dataset, rows)
-            start = time.perf_counter()
-            place.with_run(there, lambda opened, c=there, d=part: ensure_table(c, opened, d))
-            if work != "eleven":
-                seconds[work].append(time.perf_counter() - start)
-        shutil.rmtree(place.folder / f"full-{turn}")
-        shutil.rmtree(place.folder / f"incremental-{turn}")
-    month, full = (float(np.median(seconds[work])) for work in ("month", "full"))
-    added = dataset.rows - first
+            if gone is not None:
+                before = _without(dataset, gone, place.folder / "before")
+                place.with_run(there, lambda opened, c=there, d=before: ensure_table(c, opened, d))
+
+            def build(opened: Run, c: Config = there) -> float:
+                start = time.perf_counter()
+                table = ensure_table(c, opened, dataset)
+                days[work] = max(view.manifest["days_computed"] for view in table.views.values())  # noqa: B023
+                return time.perf_counter() - start
+
+            seconds[work].append(place.with_run(there, build))
+            shutil.rmtree(store)
+    full, day, late = (float(np.median(seconds[work])) for work in ("full", "day", "late"))
+    added = dataset.rows - last[0]
     share = full * added / dataset.rows
     row = Row(
-        "features", "month", added, added / month, "share", share / month, None, "rows/s", added / share, 1 / 1.5,
-        note=f"{month:.2f} s for the month, {full:.2f} s for the year",
+        "features", "append_day", added, added / day, "share", share / day, None, "rows/s", added / share,
+        share / (full / 250 + 0.3),
+        note=f"{day:.2f} s for the day ({days['day']} UTC days), {full:.2f} s for the year; "
+        f"a late March 15: {late:.2f} s, {days['late']} of {days['full']} days",
     )  # fmt: skip
     show(row)
     return [row]
 
 
-def _first_rows(dataset: Dataset, rows: int) -> Dataset:
-    """The dataset as it was when it had its first rows only: another digest, so another entry of the store."""
-    if rows == dataset.rows:
-        return dataset
-    parts = [dict(part) for part in dataset.manifest["parts"] if part["start"] < rows]
-    last = dataset.read([dataset.event_time], rows=(rows - 1, rows))[0].cast(pa.int64())[0].as_py()
-    parts[-1] |= {"rows": rows - parts[-1]["start"], "last_time": last}
-    return Dataset(dataset.directory, {**dataset.manifest, "rows": rows, "parts": parts, "digest": f"first-{rows}"})
+def _rows_of_day(dataset: Dataset, month: int, day: int) -> tuple[int, int]:
+    start = round(datetime.datetime(2013, month, day, tzinfo=datetime.UTC).timestamp() * 1e6)
+    return dataset.row_range(start, start + 24 * HOUR)
+
+
+def _without(dataset: Dataset, gone: tuple[int, int], folder: Path) -> Dataset:
+    """The dataset as it was before some of its rows came, in a folder of its own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(dataset.directory, folder)
+    rows = pa.concat_tables([dataset.read(rows=(0, gone[0])), dataset.read(rows=(gone[1], dataset.rows))])
+    parts, start = [], 0
+    for place, at in enumerate(range(0, rows.num_rows, PART_ROWS)):
+        part, file = rows.slice(at, PART_ROWS), f"part-{place:05d}.parquet"
+        pq.write_table(part, folder / file, row_group_size=ROW_GROUP)
+        times = part[dataset.event_time].cast(pa.int64())
+        columns = digest.of_columns(part)
+        bounds = {"first_time": times[0].as_py(), "last_time": times[-1].as_py()}
+        sizes = {"file": file, "start": start, "rows": part.num_rows, "digest": digest.of_json(columns)}
+        parts.append({**sizes, **bounds, "columns": columns})
+        start += part.num_rows
+    manifest = {**dataset.manifest, "rows": start, "parts": parts, "digest": digest.of_json([gone, dataset.digest])}
+    storage.write_json(folder / "manifest.json", manifest)
+    seal.write(folder)
+    return open_dataset(folder)
 
 
 # ----------------------------------------------------------------------------------------------------- partitioned

@@ -110,21 +110,21 @@ def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
 
 
 def diff(config: Config, words: list[str], options: Mapping[str, str]) -> int:
-    """`features diff VIEW VERSION VERSION [--json]`: which months and features of two stored versions differ."""
+    """`features diff VIEW VERSION VERSION [--json]`: which parts and features of two stored versions differ."""
     if len(words) != 3:
         raise UserError("features diff takes a view and two of its versions (see `features show VIEW`)")
     name, *wanted = words
     first, second = (_find_version(config, name, version) for version in wanted)
     rows = []
-    months = [{part["name"]: part for part in item.manifest["parts"]} for item in (first, second)]
-    for month in sorted({*months[0], *months[1]}):
-        parts = [side.get(month) for side in months]
+    sides = [{part["name"]: part for part in item.manifest["parts"]} for item in (first, second)]
+    for place in sorted({*sides[0], *sides[1]}):
+        parts = [side.get(place) for side in sides]
         names = sorted({key for part in parts if part for key in part["columns"]})
         for key in names:
             digests = [part["columns"][key]["digest"] if part and key in part["columns"] else "" for part in parts]
             if digests[0] != digests[1]:
                 what = "values" if all(digests) else "only in the first" if digests[0] else "only in the second"
-                rows.append({"month": month, "feature": key, "differs": what})
+                rows.append({"part": place, "feature": key, "differs": what})
     terminal.rows(rows, "--json" in options, "the two versions hold the same values")
     return 0
 
@@ -338,6 +338,6 @@ def _version(stored: StoredView) -> dict[str, Any]:
         "rows": stored.manifest["rows"],
         "dataset": f"{stored.manifest['dataset']['name']} {stored.manifest['dataset']['digest'][:16]}",
         "as_of": stored.manifest["as_of"],
-        "months": len(stored.manifest["parts"]),
+        "parts": len(stored.manifest["parts"]),
         "bytes": storage.bytes_of([stored.directory]),
     }

@@ -1,18 +1,20 @@
-"""The feature store: one folder per view and recipe, a Parquet file per month, one row per event in dataset order.
+"""The feature store: one folder per view and recipe, a Parquet file per part (`partitions`), one row per event in dataset order.
 
-A recipe covers one column and month: the rule, and the content digests of the data that the rule may read. So experiments
-share a view; one more window computes only that window; an append computes the new months, and a late row those that can see
-it. Parts found in another recipe of the view are linked, not recomputed.
+A recipe covers one column and part: the rule, and the content digests of the data that the rule may read. So experiments share
+a view; one more window computes only that window. Parts found in another recipe of the view are linked; of a part that has
+changed since, only the days are computed that can see the change: an append computes the new days, a late row those from its
+own on, as far as the windows reach.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict, cast
 
@@ -28,9 +30,9 @@ from engine.config.tree import Config
 from engine.config.units import Moment
 from engine.data.dataset import Dataset, TypeText
 from engine.errors import UserError
-from engine.features import compute, instants, user_functions
+from engine.features import compute, instants, partitions, user_functions
 from engine.features.functions import function_version
-from engine.features.partitions import Inputs, Part, month_parts, month_span, table_months, view_length
+from engine.features.partitions import Dependence, Inputs, Part, view_length
 from engine.features.past import Rows, past_events, row_ranges
 from engine.features.spec import known_anchor, known_moments, view_columns, view_inputs
 from engine.runtime import digest, environment, records, seal, storage
@@ -40,20 +42,22 @@ from engine.runtime.seal import Seal
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # raise when the values of a view change for the same recipe
+VERSIONS = 8  # of a view, newest first, in which parts to reuse are looked for
 ROW_GROUP = 131_072
 CELL_BYTES = 24  # of memory per value while a window is computed: input, output, and sorting
 Recipes = dict[str, str]  # column -> recipe
+Earlier = Callable[[str, str], Inputs | None]  # (name, digest) of a dataset that was used before -> its inputs
 
 
 class ViewColumn(TypedDict):
-    """A column of one month: its recipe and the digest of its values."""
+    """A column of one part: its recipe and the digest of its values."""
 
     recipe: records.Digest
     digest: records.Digest
 
 
-class MonthEntry(TypedDict):
-    """A month of a view: dataset rows [start, stop)."""
+class PartEntry(TypedDict):
+    """A part of a view: dataset rows [start, stop)."""
 
     name: str
     file: str
@@ -82,10 +86,11 @@ class ViewRecord(TypedDict):
     spec: dict[str, Any]
     as_of: str | None
     dataset: DatasetName
-    parts: list[MonthEntry]
+    parts: list[PartEntry]
     parts_computed: records.Count
     parts_linked: records.Count
     failed_rows: NotRequired[records.Count]  # null because a function failed
+    days_computed: NotRequired[records.Count]
 
 
 @dataclass(frozen=True)
@@ -175,20 +180,28 @@ def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = Fal
     if not views:
         return {}
     as_of = config.features.decision
-    inputs = Inputs(Path(config.paths.store), dataset, month_parts(dataset))
     columns = [name for view in views.values() for name in view_inputs(view, config.data, as_of.column)]
-    known = [moment for view in views.values() for moment in known_moments(view, config.data)]
-    inputs.prepare(list(dict.fromkeys(columns)), [as_of, *known])  # one pass for all views
+    moments = [as_of, *(moment for view in views.values() for moment in known_moments(view, config.data))]
+    tables = {view.table: _table_time(config.data, view) for view in views.values() if view.table}
+    timed = [(table, time) for table, time in tables.items() if time is not None]
+    store = Path(config.paths.store)
+    inputs = partitions.prepare(store, dataset, columns, moments, timed)  # one pass for all views
+    earlier = functools.cache(functools.partial(partitions.load, store))
     with tasks.Workers(config) as workers:
         return {
-            name: _ensure_view(Job(name, view, config, dataset, inputs, run.path("failed")), run, workers, anew)
+            name: _ensure_view(
+                Job(name, view, config, dataset, inputs, run.path("failed")), run, workers, None if anew else earlier
+            )
             for name, view in views.items()
         }
 
 
-def _ensure_view(job: Job, run: Run, workers: tasks.Workers, anew: bool) -> StoredView:
-    name, parts = job.name, list(job.inputs.parts)
-    recipes = part_recipes(job, parts)
+def _ensure_view(job: Job, run: Run, workers: tasks.Workers, earlier: Earlier | None) -> StoredView:
+    """The view from the store, or built with what earlier versions hold; without `earlier` it is computed anew."""
+    anew = earlier is None
+    name, parts = job.name, job.inputs.parts
+    needs = dependences(job)
+    recipes = {part.name: {column: need.recipe(part) for column, need in needs.items()} for part in parts}
     recipe = digest.of_json(
         [FORMAT, name, [[part.name, part.rows[1] - part.rows[0], recipes[part.name]] for part in parts]]
     )
@@ -197,31 +210,37 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, anew: bool) -> Stor
     if not anew and (stored := open_view(name, directory)):
         user_functions.warn_of_nulls(run, name, stored.manifest.get("failed_rows", 0))
         return stored
-    found = Index({}, {}) if anew else _index(folder.absolute())
-    batches = list(_batches(job, parts, recipes, found))
-    if job.view.kind == "function" and any(_lacking(job, part, recipes, found) for part in parts):
+    works = [Work(part, recipes[part.name], days=part.days[1] - part.days[0]) for part in parts]
+    if earlier is not None:
+        works = _reusing(job, works, needs, folder.absolute(), earlier)
+    if job.view.kind == "function" and any(work.lacking for work in works):
         user_functions.prepare(name, job.view, job.config.data, job.dataset, job.failed)
-    rows = job.dataset.rows
-    with storage.atomic_directory(directory) as temporary, run.progress(f"features {name}", rows) as progress:
-        entries, counts = [], {"computed": 0, "linked": 0}
-        for entry, computed in _build_all(job, batches, recipes, found, temporary, workers):
+    with (
+        storage.atomic_directory(directory) as temporary,
+        run.progress(f"features {name}", job.dataset.rows) as progress,
+    ):
+        entries = []
+        for entry in _build_all(job, works, temporary, workers):
             entries.append(entry)
-            counts["computed" if computed else "linked"] += 1
             progress.advance(entry["stop"] - entry["start"])
         entries.sort(key=lambda entry: entry["start"])  # workers finish in any order
         sealed = {entry["file"]: entry.pop("sealed") for entry in entries}
-        manifest = _manifest(job, recipe, entries, counts)
+        manifest = _manifest(job, recipe, entries, works)
         manifest["spec"] = run.masked(manifest["spec"])  # the composed config may hold values of secrets
         if failed := user_functions.told(run, name, job.failed):
             manifest["failed_rows"] = failed
-        storage.write_json(temporary / MANIFEST, manifest)
-        seal.write(temporary, known=sealed)
-        _make_room(name, directory)
-    if anew:
-        # An equal folder existed before and keeps the name; the values computed now must agree with it.
-        _check_same(open_view(name, directory), entries)
+        storage.write_json(temporary / MANIFEST, manifest, synced=False)
+        written = seal.write(temporary, known=sealed, synced=False)
+        is_new = not directory.exists()
+        if not is_new:
+            _make_room(name, directory)
+    if is_new:
+        return StoredView(name, directory, manifest, written)
     stored = open_view(name, directory)
     assert stored is not None
+    if anew:
+        # An equal folder existed before and keeps the name; the values computed now must agree with it.
+        _check_same(stored, entries)
     return stored
 
 
@@ -230,16 +249,13 @@ def _make_room(name: str, directory: Path) -> None:
     because readers may use it.
     """
     stored = open_view(name, directory)
-    if directory.exists() and (
-        stored is None or stored.manifest.get("failed_rows") or any(stored.seal.damaged(directory))
-    ):
+    if stored is None or stored.manifest.get("failed_rows") or any(stored.seal.damaged(directory)):
         aside = storage.temporary_name(directory)
         directory.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_same(stored: StoredView | None, entries: list[dict[str, Any]]) -> None:
-    assert stored is not None
+def _check_same(stored: StoredView, entries: list[dict[str, Any]]) -> None:
     for there, here in zip(stored.manifest["parts"], entries, strict=True):
         for name, entry in here["columns"].items():
             if there["columns"][name]["digest"] != entry["digest"]:
@@ -251,7 +267,7 @@ def _check_same(stored: StoredView | None, entries: list[dict[str, Any]]) -> Non
                 )
 
 
-def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict[str, int]) -> ViewRecord:
+def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], works: list[Work]) -> ViewRecord:
     kinds = entries[0].pop("types") if entries else {}
     for entry in entries[1:]:
         entry.pop("types")
@@ -266,24 +282,51 @@ def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], counts: dict
         "spec": schema.plain(job.view),
         "as_of": job.as_of,
         "dataset": {"name": job.dataset.name, "recipe": job.dataset.recipe, "digest": job.dataset.digest},
-        "parts": cast(list[MonthEntry], entries),
-        "parts_computed": counts["computed"],
-        "parts_linked": counts["linked"],
+        "parts": cast(list[PartEntry], entries),
+        "parts_computed": sum(work.days > 0 for work in works),
+        "parts_linked": sum(work.days == 0 for work in works),
+        "days_computed": sum(work.days for work in works),
     }
 
 
-def _batches(job: Job, parts: list[Part], recipes: dict[str, Recipes], found: Index) -> Iterator[list[Part]]:
-    """Batches of adjacent months that lack the same columns, computed in one call within the memory limit."""
+@dataclass(frozen=True)
+class Work:
+    """What a part needs. Columns in `stored` are read from that version by that name; of the others, `before` (a version and
+    its rows in the part) holds the first `head` and the last `tail` rows. `linked` holds the whole part under equal recipes.
+    """
+
+    part: Part
+    recipes: Recipes
+    stored: dict[str, tuple[StoredView, str]] = field(default_factory=dict)
+    linked: StoredView | None = None
+    before: tuple[StoredView, int] | None = None
+    head: int = 0
+    tail: int = 0
+    days: int = 0  # that are computed
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The columns to compute."""
+        return tuple(name for name in self.recipes if name not in self.stored)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The dataset rows to compute."""
+        return self.part.rows[0] + self.head, self.part.rows[1] - self.tail
+
+
+def _batches(job: Job, works: list[Work]) -> Iterator[list[Work]]:
+    """Batches of works on adjacent rows that lack the same columns, computed in one call within the memory limit."""
     limit = batch_rows(job)
     if job.config.cluster.kind == "ray":
         limit = min(limit, max(-(-job.dataset.rows // job.config.cluster.workers), 1))
-    batch: list[Part] = []
-    for part in parts:
-        together = batch and _lacking(job, part, recipes, found) == _lacking(job, batch[-1], recipes, found)
-        if batch and not (together and batch[-1].rows[1] == part.rows[0] and part.rows[1] - batch[0].rows[0] <= limit):
+    batch: list[Work] = []
+    for work in works:
+        together = batch and work.lacking == batch[-1].lacking and batch[-1].rows[1] == work.rows[0]
+        if batch and not (together and work.rows[1] - batch[0].rows[0] <= limit):
             yield batch
             batch = []
-        batch.append(part)
+        batch.append(work)
     if batch:
         yield batch
 
@@ -297,29 +340,20 @@ def batch_rows(job: Job) -> int:
     )
 
 
-def _lacking(job: Job, part: Part, recipes: dict[str, Recipes], found: Index) -> tuple[str, ...]:
-    return tuple(name for name in job.names() if (part.name, recipes[part.name][name]) not in found.columns)
-
-
-def _build_all(
-    job: Job,
-    batches: list[list[Part]],
-    recipes: dict[str, Recipes],
-    found: Index,
-    directory: Path,
-    workers: tasks.Workers,
-) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Build every batch; the workers of a cluster compute them where there is work for at least two."""
-    lacking = [batch for batch in batches if _lacking(job, batch[0], recipes, found)]
+def _build_all(job: Job, works: list[Work], directory: Path, workers: tasks.Workers) -> Iterator[dict[str, Any]]:
+    """Build every part; the workers of a cluster compute them where there is work for at least two."""
+    batches = list(_batches(job, works))
+    lacking = [batch for batch in batches if batch[0].lacking]
     away = lacking if job.config.cluster.kind == "ray" and len(lacking) > 1 else []
     for batch in batches:
         if batch not in away:
-            yield from _build(job, batch, recipes, found, directory)
+            yield from _build(job, batch, directory)
     if away:
         version = function_version(job.view.function) if job.view.kind == "function" else None
-        make = functools.partial(_builder, _absolute(job), recipes, found, directory.absolute(), version)
-        items = [[dataclasses.asdict(part) for part in batch] for batch in away]
-        for built in workers.run(items, make, directory, lambda _: f"view {job.name!r} could not be computed"):
+        make = functools.partial(_builder, _absolute(job), away, directory.absolute(), version)
+        for built in workers.run(
+            list(range(len(away))), make, directory, lambda _: f"view {job.name!r} could not be computed"
+        ):
             yield from built
 
 
@@ -329,65 +363,66 @@ def _absolute(job: Job) -> Job:
     return dataclasses.replace(job, dataset=dataset, failed=job.failed.absolute())
 
 
-def _builder(
-    job: Job, recipes: dict[str, Recipes], found: Index, directory: Path, version: str | None, config: Config
-) -> tasks.Share:
-    """The function that computes months of a view in a worker."""
+def _builder(job: Job, batches: list[list[Work]], directory: Path, version: str | None, config: Config) -> tasks.Share:
+    """The function that computes a batch of a view in a worker."""
     mine = dataclasses.replace(job, config=config)
 
-    def build(share: list[dict[str, Any]]) -> list[Any]:
+    def build(place: int) -> list[Any]:
         if version is not None and (here := function_version(job.view.function)) != version:
             raise UserError(
                 f"every node must have the same {job.view.function!r} of features.views.{job.name}, found {version} and {here}"
             )
-        batch = [Part(item["name"], item["start"], item["stop"], tuple(item["rows"])) for item in share]
-        return list(_build(mine, batch, recipes, found, directory))
+        return list(_build(mine, batches[place], directory))
 
     return build
 
 
-def _build(
-    job: Job, batch: list[Part], recipes: dict[str, Recipes], found: Index, directory: Path
-) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Write the months of a batch; yield each month's manifest entry and whether it had to be computed."""
-    lacking = _lacking(job, batch[0], recipes, found)
-    first, last = batch[0].rows[0], batch[-1].rows[1]
-    fresh = compute_rows(job, set(job.names()) - set(lacking), (first, last)) if lacking else {}
+def _build(job: Job, batch: list[Work], directory: Path) -> Iterator[dict[str, Any]]:
+    """Write the parts of a batch; yield their manifest entries."""
+    lacking = batch[0].lacking
+    first = batch[0].rows[0]
+    fresh = compute_rows(job, set(job.names()) - set(lacking), (first, batch[-1].rows[1])) if lacking else {}
 
-    def put(part: Part) -> tuple[dict[str, Any], bool]:
-        file = f"part-{part.name}.parquet"
-        wanted = recipes[part.name]
-        whole = found.files.get((part.name, tuple(wanted.items())))
-        if whole is not None:
-            stored, entry = whole
-            storage.link(stored.directory / file, directory / file, synced=False)
-            known = {"file": file, "start": part.rows[0], "stop": part.rows[1], "sealed": stored.seal.files[file]}
-            return {**entry, **known}, False
-        columns: dict[str, Any] = {
-            name: column.slice(part.rows[0] - first, part.rows[1] - part.rows[0]) for name, column in fresh.items()
-        }
-        for name in wanted:
-            if name not in columns:
-                stored, there = found.columns[part.name, wanted[name]]
-                columns[name] = _read_part(stored.path(file), [there], 0, part.rows[1] - part.rows[0])[there]
-        table = pa.table({name: columns[name] for name in wanted})
+    def put(work: Work) -> dict[str, Any]:
+        part, file = work.part, f"part-{work.part.name}.parquet"
+        count = part.rows[1] - part.rows[0]
+        if work.linked is not None:
+            entry = next(entry for entry in work.linked.manifest["parts"] if entry["name"] == part.name)
+            storage.link(work.linked.directory / file, directory / file, synced=False)
+            known = {"file": file, "start": part.rows[0], "stop": part.rows[1], "sealed": work.linked.seal.files[file]}
+            return {**entry, **known, "types": work.linked.manifest["columns"]}
+        start, stop = work.rows
+        columns: dict[str, Any] = {name: column.slice(start - first, stop - start) for name, column in fresh.items()}
+        if work.before is not None:
+            old = _read_part(work.before[0].path(file), list(work.lacking), 0, work.before[1])
+            columns = {name: _between(columns.get(name), old[name], work.head, work.tail) for name in work.lacking}
+        for name, (stored, there) in work.stored.items():
+            columns[name] = _read_part(stored.path(file), [there], 0, count)[there]
+        table = pa.table({name: columns[name] for name in work.recipes})
         _write(directory / file, table)
-        return {**_entry(part, file, table, wanted), "sealed": seal.record_of(directory / file)}, bool(lacking)
+        return {**_entry(part, file, table, work.recipes), "sealed": seal.record_of(directory / file)}
 
     # Encoding and hashing take as long as the windows, and release the GIL.
-    with ThreadPoolExecutor(environment.threads_of(job.config), thread_name_prefix="months") as pool:
+    with ThreadPoolExecutor(environment.threads_of(job.config), thread_name_prefix="parts") as pool:
         yield from pool.map(put, batch)
 
 
+def _between(new: pa.Array | pa.ChunkedArray | None, old: pa.ChunkedArray, head: int, tail: int) -> pa.Array:
+    """The first `head` old values, the new ones, and the last `tail` old ones."""
+    middle = new.chunks if isinstance(new, pa.ChunkedArray) else [new] if new is not None else []
+    chunks = [*old.slice(0, head).chunks, *middle, *old.slice(len(old) - tail).chunks]
+    return pa.chunked_array(chunks, old.type).combine_chunks()
+
+
 def _entry(part: Part, file: str, table: pa.Table, recipes: Recipes) -> dict[str, Any]:
-    digests = digest.TableDigest(table.schema)
-    digests.update(table)
     return {
         "name": part.name,
         "file": file,
         "start": part.rows[0],
         "stop": part.rows[1],
-        "columns": {name: {"recipe": recipes[name], "digest": value} for name, value in digests.columns().items()},
+        "columns": {
+            name: {"recipe": recipes[name], "digest": value} for name, value in digest.of_columns(table).items()
+        },
         "types": {field.name: str(field.type) for field in table.schema},
     }
 
@@ -395,7 +430,7 @@ def _entry(part: Part, file: str, table: pa.Table, recipes: Recipes) -> dict[str
 def _write(path: Path, table: pa.Table) -> None:
     # Window statistics rarely repeat: plain pages with a fast codec are written three times as fast as dictionaries.
     texts = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
-    storage.write_parquet(path, table, row_group_size=ROW_GROUP, use_dictionary=texts, compression="lz4")
+    storage.write_parquet(path, table, synced=False, row_group_size=ROW_GROUP, use_dictionary=texts, compression="lz4")
 
 
 # ---------------------------------------------------------------------------------------------------- computing
@@ -404,7 +439,7 @@ def _write(path: Path, table: pa.Table) -> None:
 def compute_rows(job: Job, have: set[str], rows: tuple[int, int]) -> dict[str, pa.Array]:
     """The columns that are not in `have`, of dataset rows [start, stop), with the history they need."""
     lacking = lacking_view(job.name, job.view, job.config.data, have)
-    if lacking is None:
+    if lacking is None or rows[0] == rows[1]:
         return {}
     pieces: list[dict[str, pa.Array]] = []
     limit = batch_rows(job)
@@ -496,106 +531,133 @@ def lacking_view(name: str, view: ViewConfig, data: DataConfig, have: set[str]) 
 # ------------------------------------------------------------------------------------------------------- recipes
 
 
-def part_recipes(job: Job, parts: list[Part]) -> dict[str, Recipes]:
-    """Month -> column -> recipe: the rule, and the digests of the data that the rule may read from that month.
-
-    The view's name, owner and description are not part of it.
-    """
-    make = {"windows": _windows_recipes, "asof": _asof_recipes}.get(job.view.kind, _row_recipes)
-    return {part.name: found for part, found in zip(parts, make(job, parts), strict=True)}
+def dependences(job: Job) -> dict[str, Dependence]:
+    """Column -> what its values depend on. The view's name, owner and description are not part of it."""
+    make = {"windows": _windows_dependences, "asof": _asof_dependences}.get(job.view.kind, _row_dependences)
+    return dict(make(job))
 
 
-def _own(job: Job, part: Part, columns: Sequence[str]) -> list[str]:
-    return [job.inputs.column(column, part) for column in columns]
-
-
-def _windows_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
-    data, view = job.config.data, job.view
+def _windows_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
+    data, view, inputs = job.config.data, job.view, job.inputs
     keys, moments = [data.event_time, *view.entity], known_moments(view, data)
-    for part in parts:
-        own = _own(job, part, [*view.entity, job.as_of.column])
-        recipes = {}
-        for column, aggregates in view.aggregates.items():
-            values = [] if column == "rows" else [column, *known_anchor(data.columns[column])]
-            more = (
-                ["known"] if view.by == "known" else []
-            )  # nothing for what earlier versions had, which keeps its recipe
-            known = None if column == "rows" else data.columns[column].known_at
-            for window in view.windows:
-                reach = job.inputs.within(*job.inputs.reach(part, job.as_of, view_length(view, window)), moments)
-                seen = [[month.name, *_own(job, month, [*keys, *values])] for month in reach]
-                for aggregate in aggregates:
-                    rule = [
-                        FORMAT,
-                        "windows",
-                        job.as_of,
-                        list(view.entity),
-                        values[:1],
-                        known,
-                        aggregate,
-                        window,
-                        *more,
-                    ]
-                    recipes[window_name(job.name, column, aggregate, window)] = digest.of_json([rule, own, seen])
-        yield recipes
+    own = inputs.by_day([*view.entity, job.as_of.column])
+    by = ["known"] if view.by == "known" else []  # nothing for what earlier versions had, which keeps its recipe
+    for column, aggregates in view.aggregates.items():
+        values = [] if column == "rows" else [column, *known_anchor(data.columns[column])]
+        known = None if column == "rows" else data.columns[column].known_at
+        seen = inputs.by_day([*keys, *values], moments)
+        for window in view.windows:
+            for aggregate in aggregates:
+                rule = [FORMAT, "windows", job.as_of, list(view.entity), values[:1], known, aggregate, window, *by]
+                name = window_name(job.name, column, aggregate, window)
+                yield name, Dependence(inputs, job.as_of, rule, own, seen, view_length(view, window))
 
 
-def _asof_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
-    data, view = job.config.data, job.view
+def _table_time(data: DataConfig, view: ViewConfig) -> str | None:
+    """The time column of a view's side table; None for a static one."""
     spec = data.tables[view.table or ""]
-    time = None if spec.static else compute.table_event_time(spec, view)
-    months = table_months(job.dataset.table(view.table or ""), time) if time else {}
-    spans = {month: month_span(month) for month in months}
-    for part in parts:
-        own = _own(job, part, [*view.entity, job.as_of.column])
-        start, stop = job.inputs.reach(part, job.as_of, view_length(view))
-        # The last instant counts: an inclusive view sees the row of exactly that time, even the first of its month.
-        seen: Any = [
-            [month, value] for month, value in months.items() if spans[month][0] <= stop and start < spans[month][1]
-        ]
-        if spec.static:
-            seen = job.dataset.table_digest(view.table or "")
-        rule = [FORMAT, "asof", job.as_of, list(view.entity), list(view.on), view.max_age, view.inclusive, time]
-        yield {
-            f"{job.name}_{column}": digest.of_json([rule, column, spec.columns[column].known_at, own, seen])
-            for column in view.columns
-        }
+    return None if spec.static else compute.table_event_time(spec, view)
 
 
-def _row_recipes(job: Job, parts: list[Part]) -> Iterator[Recipes]:
-    view, inputs = job.view, view_inputs(job.view, job.config.data, job.as_of.column)
+def _asof_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
+    data, view, inputs = job.config.data, job.view, job.inputs
+    spec, time = data.tables[view.table or ""], _table_time(data, view)
+    rule = [FORMAT, "asof", job.as_of, list(view.entity), list(view.on), view.max_age, view.inclusive, time]
+    own = inputs.by_day([*view.entity, job.as_of.column])
+    seen = inputs.table_by_day(view.table or "") if time else None
+    whole = None if time else job.dataset.table_digest(view.table or "")
+    for column in view.columns:
+        mine = [rule, column, spec.columns[column].known_at, whole]
+        yield f"{job.name}_{column}", Dependence(inputs, job.as_of, mine, own, seen, view_length(view))
+
+
+def _row_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
+    view, columns = job.view, view_inputs(job.view, job.config.data, job.as_of.column)
     version = function_version(view.function) if view.kind == "function" else None
     rules: dict[str, Any] = {key: [item.sql, item.type] for key, item in view.expressions.items()} or view.outputs
-    for part in parts:
-        own = _own(job, part, inputs)
-        yield {
-            f"{job.name}_{key}": digest.of_json([FORMAT, view.kind, version, rule, inputs, own])
-            for key, rule in rules.items()
-        }
+    own = job.inputs.by_day(columns)
+    for key, rule in rules.items():
+        mine = [FORMAT, view.kind, version, rule, columns]
+        yield f"{job.name}_{key}", Dependence(job.inputs, job.as_of, mine, own)
 
 
 # --------------------------------------------------------------------------------------------------- what is there
 
 
-@dataclass(frozen=True)
-class Index:
-    """Contents of other recipes of a view: whole parts by (month, recipes), and columns by (month, recipe)."""
+def _reusing(job: Job, works: list[Work], now: dict[str, Dependence], folder: Path, earlier: Earlier) -> list[Work]:
+    """The works, with what the newest versions of the view in `folder` hold of them; `now`: what columns depend on."""
+    found = list(works)
+    for stored in itertools.islice(_newest_versions(folder), VERSIONS):
+        entries = {entry["name"]: entry for entry in stored.manifest["parts"]}
+        before = _dependences_of(job, stored, earlier)
+        for place, work in enumerate(found):
+            if work.lacking and (entry := entries.get(work.part.name)) is not None:
+                found[place] = _with_columns(work, stored, entry)
+                if found[place].lacking and work.before is None and before is not None:
+                    found[place] = _amending(found[place], stored, entry, now, before)
+        if all(work.before is not None or not work.lacking for work in found):
+            break
+    return found
 
-    files: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[StoredView, dict[str, Any]]]
-    columns: dict[tuple[str, str], tuple[StoredView, str]]
+
+def _newest_versions(folder: Path) -> Iterator[StoredView]:
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
+        stored = open_view(folder.name, path)
+        if stored is not None and not stored.manifest.get("failed_rows"):
+            yield stored
 
 
-def _index(folder: Path) -> Index:
-    index = Index({}, {})
-    for stored in stored_views(folder):
-        if stored.manifest.get("failed_rows"):
-            continue
-        for entry in stored.manifest["parts"]:
-            recipes = tuple((name, item["recipe"]) for name, item in entry["columns"].items())
-            index.files.setdefault((entry["name"], recipes), (stored, {**entry, "types": stored.manifest["columns"]}))
-            for name, recipe in recipes:
-                index.columns.setdefault((entry["name"], recipe), (stored, name))
-    return index
+def _with_columns(work: Work, stored: StoredView, entry: PartEntry) -> Work:
+    """The work with the columns that a version's part holds under the same recipe."""
+    names = {item["recipe"]: name for name, item in entry["columns"].items()}
+    columns = {
+        name: (stored, names[recipe])
+        for name, recipe in work.recipes.items()
+        if name not in work.stored and recipe in names
+    }
+    same = list(work.recipes.items()) == [(name, item["recipe"]) for name, item in entry["columns"].items()]
+    days = work.days if len(columns) + len(work.stored) < len(work.recipes) else 0
+    return dataclasses.replace(work, stored=work.stored | columns, linked=stored if same else None, days=days)
+
+
+def _dependences_of(job: Job, stored: StoredView, earlier: Earlier) -> dict[str, Dependence] | None:
+    """What the columns of this view would depend on in the dataset of a stored version; None if its inputs are unknown."""
+    dataset = stored.manifest["dataset"]
+    inputs = earlier(dataset["name"], dataset["digest"])
+    if inputs is None:
+        return None
+    columns = {job.dataset.event_time, *view_inputs(job.view, job.config.data, job.as_of.column)}
+    moments = {job.as_of, *known_moments(job.view, job.config.data)}
+    tables = {job.view.table} if job.view.table and _table_time(job.config.data, job.view) else set()
+    if not (columns <= inputs.columns.keys() and moments <= inputs.spans.keys() and tables <= inputs.tables.keys()):
+        return None
+    return dependences(dataclasses.replace(job, inputs=inputs))
+
+
+def _amending(
+    work: Work, stored: StoredView, entry: PartEntry, now: dict[str, Dependence], before: dict[str, Dependence]
+) -> Work:
+    """The work with the first and last days that the version has computed, from the same data, for all lacking columns."""
+    names = work.lacking
+    inputs = before[names[0]].inputs
+    old = next((part for part in inputs.parts if part.name == work.part.name), None)
+    columns = entry["columns"]
+    if old is None or any(name not in columns or columns[name]["recipe"] != before[name].recipe(old) for name in names):
+        return work  # computed by another rule
+    spans = [now[name].unchanged(work.part, before[name], old) for name in names]
+    head, tail = (min(span[end] for span in spans) for end in (0, 1))
+    first, stop = work.part.days
+    if not head + tail:
+        return work
+    mine = now[names[0]].inputs
+    return dataclasses.replace(
+        work,
+        before=(stored, entry["stop"] - entry["start"]),
+        head=mine.rows_of(first, first + head),
+        tail=mine.rows_of(stop - tail, stop),
+        days=stop - first - head - tail,
+    )
 
 
 def stored_views(folder: Path) -> list[StoredView]:

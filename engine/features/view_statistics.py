@@ -21,7 +21,6 @@ from engine.data.dataset import Dataset, open_dataset
 from engine.errors import UserError
 from engine.features.compute import as_floats
 from engine.features.instants import instants
-from engine.features.partitions import month_span
 from engine.features.profile import fit_numeric
 from engine.features.store import StoredView
 from engine.runtime import storage
@@ -69,7 +68,8 @@ def age_of(stored: StoredView, store: Path) -> Age | None:
 
 
 def _rows(dataset: Dataset, month: np.datetime64) -> Rows:
-    return dataset.row_range(*month_span(str(month)))
+    start, stop = (int(edge.astype("datetime64[us]").astype(np.int64)) for edge in (month, month + 1))
+    return dataset.row_range(start, stop)
 
 
 def statistics(stored: StoredView, age: Age | None) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ def _scalar(value: Any) -> Any:
 def of_json(value: Any) -> str:
     """Hex SHA-256 of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def of_texts(texts: Iterable[str]) -> str:
+    """Hex SHA-256 of texts that hold no line breaks, a cheaper `of_json` of a list."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def of_bytes(*parts: Any) -> str:
@@ -136,6 +141,13 @@ def of_table(table: pa.Table) -> str:
     digest = TableDigest(table.schema)
     digest.update(table)
     return digest.hexdigest()
+
+
+def of_columns(table: pa.Table) -> dict[str, str]:
+    """Content digest of each column of a table."""
+    digest = TableDigest(table.schema)
+    digest.update(table)
+    return digest.columns()
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

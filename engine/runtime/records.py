@@ -16,7 +16,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -97,7 +97,9 @@ def parse(text: str, shape: type[T], where: str) -> T:
     except ValueError as error:  # also a whole number of thousands of digits
         raise Damaged(f"{where} must be JSON: {error}") from None
     _check_depth(value, where)
-    conform(value, shape, where)
+    fits: Callable[[Any], bool] = _fits(shape)  # type: ignore[arg-type]
+    if not fits(value):
+        conform(value, shape, where)
     return value  # type: ignore[no-any-return]
 
 
@@ -172,6 +174,43 @@ def conform(value: Any, shape: Any, where: str) -> None:
             conform(item, arguments[1], f"{where}.{_shown(name)}")
     else:
         _check_scalar(value, shape, where)
+
+
+@functools.cache
+def _fits(shape: Any) -> Callable[[Any], bool]:
+    """A quick test that finds most values of a shape right; `conform` decides on the others and says what is wrong."""
+    origin, arguments = typing.get_origin(shape), typing.get_args(shape)
+    if shape in (Any, object):
+        return lambda _: True
+    if shape in (int, float, bool):  # of exactly this type, within bounds that need no thought
+        return lambda value: type(value) is shape and -LARGEST <= value < LARGEST
+    if shape is str:
+        return lambda value: type(value) is str
+    if shape in (None, type(None)):
+        return lambda value: value is None
+    if origin is Annotated and isinstance(arguments[1], Within):
+        plain, least, most = _fits(arguments[0]), arguments[1].low, arguments[1].high
+        return lambda value: plain(value) and least <= value <= most
+    if origin is Annotated and isinstance(arguments[1], Matching):
+        match = re.compile(arguments[1].pattern).fullmatch
+        return lambda value: type(value) is str and match(value) is not None
+    if origin is Annotated and isinstance(arguments[1], Format):
+        return lambda value: type(value) is int and arguments[1].oldest <= value <= arguments[1].newest
+    if origin is typing.NotRequired:
+        return _fits(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        options = [_fits(option) for option in arguments]
+        return lambda value: any(test(value) for test in options)
+    if typing.is_typeddict(shape):
+        fields = [(name, _fits(hint), required) for name, hint, required in _fields(shape)]
+        return lambda value: (
+            type(value) is dict
+            and all(test(value[name]) if name in value else not required for name, test, required in fields)
+        )
+    if origin in (list, dict):
+        item = _fits(arguments[-1])
+        return lambda value: type(value) is origin and all(map(item, value.values() if origin is dict else value))
+    return lambda _: False
 
 
 def _check_items(value: Any, each: bool, hints: tuple[Any, ...], where: str) -> None:

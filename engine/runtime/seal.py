@@ -98,10 +98,12 @@ def verify(record: T, where: str) -> T:
     return body  # type: ignore[return-value]
 
 
-def write(folder: Path, known: Mapping[str, FileRecord] | None = None, leave_out: Sequence[str] = ()) -> Seal:
+def write(
+    folder: Path, known: Mapping[str, FileRecord] | None = None, leave_out: Sequence[str] = (), synced: bool = True
+) -> Seal:
     """Seal all files below a folder except hidden ones and those whose first part is in `leave_out`.
 
-    `known`: files whose record is already computed.
+    `known`: files whose record is already computed. If not `synced`, the caller syncs the folder.
     """
     files: dict[str, FileRecord] = dict(known or {})
     for path in sorted(folder.rglob("*")):
@@ -110,7 +112,7 @@ def write(folder: Path, known: Mapping[str, FileRecord] | None = None, leave_out
         hidden = parts[0] in leave_out or any(part.startswith(".") for part in parts)
         if path.is_file() and not hidden and name != NAME and name not in files:
             files[name] = record_of(path)
-    storage.write_json(folder / NAME, checked({"format": FORMAT, "files": dict(sorted(files.items()))}))
+    storage.write_json(folder / NAME, checked({"format": FORMAT, "files": dict(sorted(files.items()))}), synced)
     return Seal(files)
 
 

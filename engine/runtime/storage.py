@@ -143,7 +143,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         with disk_errors(path):
             yield temporary
             for file in temporary.rglob("*"):
-                sync(file)
+                if file.is_dir() or file.stat().st_nlink == 1:  # a hard link was synced under its first name
+                    sync(file)
             try:
                 os.rename(temporary, path)
             except OSError:
@@ -363,11 +364,11 @@ def write_json(path: Path, value: Any, synced: bool = True) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", synced)
 
 
-def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
-    """Write one Parquet file atomically (zstd, page checksums)."""
+def write_parquet(path: Path, table: pa.Table, synced: bool = True, **options: Any) -> None:
+    """Write one Parquet file atomically (zstd, page checksums); if not `synced`, the caller syncs it."""
     settings = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, **options}
     # Opened here, because a file that Arrow opens itself stays open when the disk is full.
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
+    with atomic_path(path, synced) as temporary, pa.OSFile(str(temporary), "wb") as file:
         pq.write_table(table, file, **settings)
 
 

@@ -23,7 +23,7 @@ from engine.config.tree import Config
 from engine.config.units import Size
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features import compute, store
+from engine.features import compute, partitions, store
 from engine.features.table import FeatureTable, ensure_table
 from engine.runtime import seal
 from engine.runtime.run import Run
@@ -65,6 +65,10 @@ def months_of_visits(rows: int = 900, seed: int = 0) -> pa.Table:
 
 def everything(table: FeatureTable) -> pa.Table:
     return table.read((0, table.dataset.rows)).combine_chunks()
+
+
+def days_of(table: FeatureTable, view: str = "shop") -> int:
+    return table.views[view].manifest["days_computed"]
 
 
 def parts_of(table: FeatureTable, view: str = "shop") -> dict[str, int]:
@@ -173,6 +177,118 @@ def test_a_late_row_at_the_end_of_a_month_is_seen_by_the_next(folder: Path, tmp_
     assert not everything(after).slice(late + 1).equals(everything(before).slice(late))
 
 
+def day_numbers(table: pa.Table) -> np.ndarray:
+    return np.asarray(table["at"].cast(pa.int64())) // partitions.DAY
+
+
+@contextlib.contextmanager
+def rows_computed() -> Iterator[list[tuple[int, int]]]:
+    """Ranges of dataset rows whose features are computed in the block."""
+    found: list[tuple[int, int]] = []
+    plain = store.compute_rows
+
+    def spy(job: Any, have: set[str], rows: tuple[int, int]) -> dict[str, pa.Array]:
+        found.append(rows)
+        return plain(job, have, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "compute_rows", spy)
+        yield found
+
+
+def test_an_append_computes_the_new_day_only(folder: Path, tmp_path: Path) -> None:
+    table = months_of_visits()
+    days = day_numbers(table)
+    last = int(np.searchsorted(days, days[-1]))
+    pq.write_table(table.slice(0, last), folder / "visits-0.parquet")
+    built(config_of(folder))
+    pq.write_table(table.slice(last), folder / "visits-1.parquet")
+    with rows_computed() as computed:
+        after = built(config_of(folder))
+    assert computed == [(last, table.num_rows)]
+    assert (days_of(after), parts_of(after)) == (1, {"computed": 1, "linked": 3})
+    fresh = from_scratch(folder, tmp_path)
+    assert after.digest == fresh.digest
+    same = [view.directory / "part-2020-04.parquet" for view in (after.views["shop"], fresh.views["shop"])]
+    assert same[0].read_bytes() == same[1].read_bytes()
+
+
+def test_a_late_row_computes_the_days_from_its_own_on_as_far_as_windows_reach(folder: Path, tmp_path: Path) -> None:
+    table = months_of_visits()
+    days = day_numbers(table)
+    late = int(np.searchsorted(days, days[0] + 70)) + 1  # in the middle of March
+    pq.write_table(pa.concat_tables([table.slice(0, late), table.slice(late + 1)]), folder / "visits-0.parquet")
+    built(config_of(folder))
+    pq.write_table(table.slice(late, 1), folder / "visits-1.parquet")
+    with rows_computed() as computed:
+        after = built(config_of(folder))
+    (rows,) = computed
+    reached = [int(days[row]) for row in (rows[0], rows[1] - 1)]
+    assert (
+        reached[0] == days[late] and days[late] < reached[1] <= days[late] + 3
+    )  # windows of 2 days, decided an hour before
+    assert (days_of(after), parts_of(after)) == (reached[1] - reached[0] + 1, {"computed": 1, "linked": 3})
+    assert after.digest == from_scratch(folder, tmp_path).digest
+
+
+def test_a_part_ends_with_the_day_that_fills_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "PART_ROWS", 100)
+    table = months_of_visits()
+    pq.write_table(table.slice(0, 850), folder / "visits-0.parquet")
+    before = built(config_of(folder)).views["shop"].manifest["parts"]
+    sizes = [part["stop"] - part["start"] for part in before]
+    assert max(sizes) < 100 + max(np.bincount(day_numbers(table) - day_numbers(table)[0]))
+    assert [part["name"] for part in before if len(part["name"]) == 7] == ["2020-01", "2020-02", "2020-03", "2020-04"]
+    assert len(before) > 8 and {len(part["name"]) for part in before} == {7, 10}
+    pq.write_table(table.slice(850), folder / "visits-1.parquet")
+    after = built(config_of(folder))
+    assert parts_of(after)["linked"] >= len(before) - 1
+    fresh = from_scratch(folder, tmp_path)
+    assert everything(after).equals(everything(fresh)) and after.digest == fresh.digest
+
+
+def test_days_of_unchanged_parts_of_the_dataset_are_not_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.data.make_dataset.PART_ROWS", 200)
+    table = months_of_visits()
+    pq.write_table(table.slice(0, 850), folder / "visits-0.parquet")
+    built(config_of(folder))
+    pq.write_table(table.slice(850), folder / "visits-1.parquet")
+    starts: list[int] = []
+    plain = partitions._tables_by_day
+
+    def spy(dataset: Any, columns: Any, at: int) -> Iterator[Any]:
+        starts.append(at)
+        return plain(dataset, columns, at)
+
+    monkeypatch.setattr(partitions, "_tables_by_day", spy)
+    after = built(config_of(folder))
+    days = day_numbers(table)
+    assert starts == [
+        np.searchsorted(days, days[799])
+    ]  # four parts of 200 rows are as before; the day of the last may go on
+    inputs = partitions.load(folder / "store", after.dataset.name, after.dataset.digest)
+    (path,) = (folder / "store" / "features" / ".inputs").glob(f"*{after.dataset.digest[:16]}.json")
+    path.unlink()
+    for other in path.parent.glob("*.json"):
+        other.unlink()
+    built(config_of(folder))
+    assert inputs == partitions.load(folder / "store", after.dataset.name, after.dataset.digest)
+
+
+def test_a_version_whose_inputs_are_gone_is_used_by_part(folder: Path, tmp_path: Path) -> None:
+    table = months_of_visits()
+    pq.write_table(table.slice(0, 890), folder / "visits-0.parquet")
+    built(config_of(folder))
+    for path in (folder / "store" / "features" / ".inputs").glob("*.json"):
+        path.write_text("{}")
+    pq.write_table(table.slice(890), folder / "visits-1.parquet")
+    after = built(config_of(folder))
+    assert parts_of(after) == {"computed": 1, "linked": 3} and days_of(after) > 15
+    assert after.digest == from_scratch(folder, tmp_path).digest
+
+
 def test_a_label_that_arrives_later_leaves_features_without_it_alone(folder: Path) -> None:
     table = months_of_visits()
     only_counts = ("~features.views.shop.aggregates.bought", "~features.views.shop.aggregates.amount")
@@ -237,9 +353,7 @@ def test_memory_sets_the_rows_of_a_batch(folder: Path) -> None:
     rows = []
     for memory in ("10MB", "100MB"):
         sized = dataclasses.replace(config, resources=dataclasses.replace(config.resources, memory=Size(memory)))
-        job = store.Job(
-            "shop", config.features.views["shop"], sized, dataset, store.Inputs(folder / "store", dataset, [])
-        )
+        job = store.Job("shop", config.features.views["shop"], sized, dataset, store.Inputs(), folder / "failed")
         rows.append(store.batch_rows(job))
     run.finish({})
     assert rows[1] == pytest.approx(10 * rows[0], rel=0.01)

@@ -56,6 +56,37 @@ def test_a_record_of_its_shape_passes_and_unknown_keys_stay(tmp_path) -> None:
     assert records.read(tmp_path / "r.json", Whole) == GOOD
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "0" * 64, "x"]),
+    lambda values: (
+        st.lists(values, max_size=2) | st.dictionaries(st.sampled_from([*GOOD, "name", "note"]), values, max_size=2)
+    ),
+)
+
+
+@given(path=st.sampled_from([*GOOD, "note", "parts.0.rows", "parts.0.name", "by_name.y"]), value=JSON)
+def test_what_the_quick_test_lets_pass_has_the_shape(path: str, value: Any) -> None:
+    made = changed(path, value)
+    assert not records._fits(Open)(made) or conforms(made, Open)
+
+
+class Open(TypedDict):
+    digest: records.Digest
+    parts: list[Part]
+    rate: float | None
+    by_name: dict[str, bool]
+    note: NotRequired[str]
+    unknown: list[Any]
+
+
+def conforms(value: Any, shape: Any) -> bool:
+    try:
+        records.conform(value, shape, "r")
+    except Damaged:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
