@@ -205,7 +205,7 @@ def our_batches(data: Examples, sizes: list[int], config: Config) -> float:
     model = build_model(config.model, data.numeric.shape[1], sizes, 1, 0)
     flat = FlatWeights(model, "fp32")
     schedule = Schedule.of(len(data), settings)
-    order = RowOrder(len(data), order_key("benchmark", 0), settings.order, settings.window_rows)
+    order = RowOrder(len(data), order_key(data, 0), settings.order, settings.window_rows)
     task = ShardTask(model, data, order, schedule, None)
     spaces = [
         ShardWorkspace(model, flat, data, schedule.shard_rows, torch.zeros(flat.size + STATS_FLOATS))

@@ -21,7 +21,7 @@ from engine.config.sections.lifecycle import BacktestConfig, RegistryConfig, Ret
 from engine.config.sections.monitoring import MonitorConfig
 from engine.config.sections.runtime import ClusterConfig, PathsConfig, ResourcesConfig, TrackingConfig
 from engine.config.sections.scoring import ScoreConfig
-from engine.config.sections.training import EvaluateConfig, ModelConfig, SplitConfig, TrainConfig
+from engine.config.sections.training import ANY, AUTO, EvaluateConfig, ModelConfig, SplitConfig, TrainConfig
 from engine.errors import UserError, nearest
 
 SPLITS = ("train", "valid", "test")
@@ -79,7 +79,8 @@ class Config:
     @functools.cached_property
     def instants(self) -> dict[str, int]:
         """Every instant that is set, by its key, in microseconds UTC."""
-        written = {"split.known_by": self.split.known_by, "retrain.now": self.retrain.now}
+        known_by = None if self.split.known_by in (AUTO, ANY) else self.split.known_by
+        written = {"split.known_by": known_by, "retrain.now": self.retrain.now}
         written |= {"backtest.start": self.backtest.start, "backtest.stop": self.backtest.stop}
         return self._parsed(units.instant, written)
 

@@ -18,11 +18,9 @@ from engine.data.dataset import Dataset, row_ids
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.encode import group_labels
-from engine.features.instants import NEVER, instants, known_times
-from engine.features.spec import known_anchor
+from engine.features.instants import NEVER
 from engine.features.table import FeatureTable, ensure_table
 from engine.lifecycle.challenger_gate import Judged
-from engine.lifecycle.maturity import label_horizon
 from engine.runtime import digest, environment, seal, storage
 from engine.runtime.environment import threads_of
 from engine.runtime.run import Run, RunRecord, load_record, plan_digest, unfinished
@@ -31,6 +29,7 @@ from engine.training.bundle import Bundle, spec_of
 from engine.training.bundle_spec import admit
 from engine.training.classes import target_values
 from engine.training.gate import check_gate, scores_table
+from engine.training.ripening import label_horizon, label_times
 from engine.training.train import train
 
 FORMAT = 1
@@ -69,22 +68,6 @@ class History:
         return cls(config, dataset, *label_times(config, dataset))
 
 
-def label_times(config: Config, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """(event, known) int64[n]: when each row happened and when its target becomes known; NEVER for a row without one.
-
-    Raises UserError where the target's known_at is not declared.
-    """
-    target = config.data.target or ""
-    column = config.data.columns[target]
-    if column.known_at is None:
-        raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, but it is not set")
-    facts = dataset.read(list(dict.fromkeys([config.data.event_time, target, *known_anchor(column)])))
-    event = instants(facts[config.data.event_time])
-    known = known_times(facts, column)
-    labelled = np.asarray(facts[target].combine_chunks().is_valid())
-    return event, np.where(labelled, known, NEVER)
-
-
 def horizon_of(policy: RetrainConfig, event: np.ndarray, known: np.ndarray, now: int) -> int:
     """Age in microseconds at which a row's label is expected."""
     return policy.maturity.microseconds if policy.maturity is not None else label_horizon(event, known, now)
@@ -111,6 +94,7 @@ def challenger_config(config: Config, periods: Periods, start_from: Path | None 
         train=bounds(periods.start, periods.valid),
         valid=bounds(periods.valid, periods.judge),
         known_by=units.format_instant(periods.now),
+        ripening="none",  # the periods have waited already
     )
     # Keys that training does not read must not change its plan.
     aside = {

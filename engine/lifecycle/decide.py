@@ -26,11 +26,12 @@ from engine.lifecycle.challenger import (
     score_both,
     write_judged,
 )
-from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, Trigger, days, ripening, trigger
+from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, Trigger, ripening, trigger
 from engine.runtime import records, storage
 from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, seal_of
 from engine.runtime.run import as_written, load_metrics, load_record
 from engine.training.evaluate import watched_metric
+from engine.training.ripening import days
 
 # 2: slices whose metric cannot be computed are checked; 3: reasons give a time, and the number of waiting rows
 FORMAT = 4
@@ -77,7 +78,12 @@ def version_facts(run: Path) -> dict[str, Any]:
     loss = record["config"]["train"]["loss"]
     metric = watched_metric(loss, record["config"]["train"]["metric"])
     metrics = load_metrics(run, refuse=True)
-    ends = [units.between(split[name], zone)[1] for name in ("train", "valid") if split.get(name)]
+    used = record.get("labels") or {}  # older runs read whole periods
+    ends = [
+        units.between(used[name]["used"] if name in used else split[name], zone)[1]
+        for name in ("train", "valid")
+        if split.get(name)
+    ]
     return {
         "source": str(run),
         "seen_until": max(ends),

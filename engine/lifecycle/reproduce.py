@@ -41,6 +41,8 @@ from engine.training.device import has_gpu
 
 EXPERIMENT = "recorded"
 REPRODUCED, DIFFERENT = 0, 2
+# What engines did before a key of `split` existed, where its default is something else.
+OLDER_SPLIT: Tree = {"known_by": None, "ripening": "none"}
 # Keys that name a model.
 MODELS = (("score", "model"), ("evaluate", "model"), ("monitor", "model"), ("train", "start_from"))
 STORED_AT = {
@@ -106,7 +108,8 @@ def reproduce_run(directory: Path, options: Options) -> dict[str, Any]:
             if path.is_relative_to(directory / plugins.FOLDER):
                 storage.write_bytes(scratch / "conf" / plugin.file, plugin.code)
         command = "evaluate" if options.start == "metrics" and record["command"] == "train" else record["command"]
-        _write_experiment(record, scratch, inputs, directory if command != record["command"] else None)
+        again = record if code.digest else _with_older_rules(record)  # restored code has its own
+        _write_experiment(again, scratch, inputs, directory if command != record["command"] else None)
         terminal.err(f"running {command} again; the recorded run took {record.get('seconds', 0):.0f} s\n")
         failure = _run(command, code, python, scratch)
         rerun = next(iter(directories(scratch / "runs")), None)
@@ -307,6 +310,15 @@ def _write_experiment(record: RunRecord, scratch: Path, inputs: Inputs, judged: 
     # JSON is YAML in which no text can be read as a number or a boolean.
     text = f"# @package _global_\n{json.dumps(config, indent=1)}\n"
     storage.write_text(scratch / "conf" / "experiment" / f"{EXPERIMENT}.yaml", text)
+
+
+def _with_older_rules(record: RunRecord) -> RunRecord:
+    """The record with keys that it is older than, by which the present engine does what its engine did."""
+    config = record["config"].copy()
+    config["split"] = {**OLDER_SPLIT, **config.get("split", {})}
+    again = record.copy()
+    again["config"] = config
+    return again
 
 
 def _reach_nobody(config: Tree) -> None:

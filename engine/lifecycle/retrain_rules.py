@@ -10,6 +10,7 @@ from engine.config import units
 from engine.config.sections.lifecycle import RetrainConfig
 from engine.runtime import records
 from engine.training.metrics import decimals, find_metric
+from engine.training.ripening import RIPE, days
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _why_none(facts: Facts, policy: RetrainConfig) -> str:
 
 def ripening(policy: RetrainConfig) -> str:
     """The origin of the age at which a row counts."""
-    return "by when 95 % of labels arrive" if policy.maturity is None else f"retrain.maturity={policy.maturity}"
+    return RIPE if policy.maturity is None else f"retrain.maturity={policy.maturity}"
 
 
 def _own(facts: Facts) -> list[Observation]:
@@ -189,11 +190,6 @@ def _volume(facts: Facts, policy: RetrainConfig) -> tuple[bool, str]:
         unripe = facts.later.labelled - facts.new_rows
         said += f"; {unripe:,} more have a label but are not {days(facts.later.horizon)} old, {ripening(policy)}"
     return facts.new_rows >= policy.min_new_rows, said
-
-
-def days(length: int) -> str:
-    """A length of time in days, as text."""
-    return f"{length / units.MICROSECONDS['d']:.1f} days"
 
 
 RULES: dict[str, Callable[[Facts, RetrainConfig], tuple[bool, str]]] = {

@@ -87,6 +87,20 @@ class PredictionsRecord(TypedDict):
     region: str | None
 
 
+class LabelsRecord(TypedDict):
+    """The rows of a period that were read, and those whose label was not ripe; times are texts, [from, to)."""
+
+    period: list[str]
+    used: list[str]
+    known_by: str | None
+    maturity_days: float | None
+    rows: int
+    not_ripe: int
+    unlabelled: int
+    target_mean: NotRequired[float | None]
+    target_mean_with_not_ripe: NotRequired[float | None]
+
+
 class Facts(TypedDict, total=False):
     """What commands add to run.json (`Run.note`)."""
 
@@ -98,6 +112,7 @@ class Facts(TypedDict, total=False):
     device: str
     device_facts: dict[str, str | int | bool | None]
     sizes: dict[str, int]
+    labels: dict[str, LabelsRecord]
     tracking: Tree
     submitted: SourceRecord
     views: dict[str, str]

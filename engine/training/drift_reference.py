@@ -1,17 +1,17 @@
 """Writes the drift reference of a model, with which monitoring compares later data without the raw training rows.
 
-It is part of the bundle and covers the training and validation periods (labelled or not, like the rows that are scored; without
-the first days, whose trailing windows reach back to before the data):
+It is part of the bundle and covers the time of the training and validation rows (labelled or not, like the rows that are scored;
+without the first days, whose trailing windows reach back to before the data):
 `profile_spec.json`; `reference.parquet` (rows per local day x column x bin, of inputs and of predictions);
 `reference.json` (the profile of the whole period, the days with predictions, the importance of each feature);
 `reference_sample.parquet` (about 20,000 encoded rows, chosen by hash of their id); `reference_outcomes.parquet`
-(day, score and target of up to 50,000 labelled validation rows, chosen likewise).
+(day, score and target of up to 50,000 validation rows, chosen likewise: those that validation read, whose label is ripe).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
 
@@ -31,9 +31,11 @@ from engine.features.table import FeatureTable
 from engine.runtime import records, storage
 from engine.training.classes import target_values
 from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
+from engine.training.splits import Split
 from kernels import profile as kernel
 
 FORMAT = 1
+PERIODS = ("train", "valid")
 DAY = 86_400_000_000
 OUTCOME_ROWS, IMPORTANCE_ROWS = 50_000, 512
 FEWEST_ROWS, IMPORTANCE_CELLS = 64, 1 << 25  # 512 rows of up to 256 encoded columns
@@ -64,36 +66,39 @@ def write_reference(
     encoder: Encoder,
     scorer: Scorer,
     classes: Sequence[str],
-    train_rows: np.ndarray,
+    splits: Mapping[str, Split],
 ) -> None:
     """Write the reference into a bundle's folder.
 
     `scorer` gives scores [n] or [n, classes] of encoded blocks; `classes` names the target's classes (none: a number);
-    `train_rows` int64 are the rows that the encoder was fitted on.
+    `splits` hold the rows that the encoder was fitted on, and those that were watched.
     """
-    scored = period_rows(config, table.dataset, "valid")
-    in_sample = scored[0] == scored[1]
-    scored = period_rows(config, table.dataset, "train") if in_sample else scored
+    periods = {name: period_rows(config, table.dataset, splits[name].used) for name in PERIODS if name in splits}
+    watched = periods.get("valid", (0, 0))
+    in_sample = watched[0] == watched[1]
+    scored = periods["train"] if in_sample else watched
     scores = score_range(table, encoder, scorer, scored)
     multiclass = list(classes) if scores.ndim == 2 else []
     hidden = sensitive_features(config.data, config.features)
-    read, at_once = _reader(table, train_rows)
+    read, at_once = _reader(table, splits["train"].rows)
     spec = ProfileSpec.fit(encoder, read, scores, multiclass, hidden, at_once=at_once)
     storage.write_json(directory / "profile_spec.json", spec.to_json())
-    days = profile_days(config, table, spec, scored, scores)
+    days = profile_days(config, table, spec, periods, scored, scores)
     storage.write_parquet(directory / "reference.parquet", days_table(spec, days))
     whole = Profile.empty(spec)
     for part in days.values():
         whole = whole.merge(part)
-    sample = encoded_sample(config, table, encoder)
+    sample = encoded_sample(config, table, encoder, periods)
     storage.write_parquet(directory / "reference_sample.parquet", sample_table(config, encoder, *sample))
-    outcomes = labelled_outcomes(config, table.dataset, scored, scores, classes)
+    outcomes = outcomes_of(
+        config, table.dataset, splits["train" if in_sample else "valid"].rows, scored, scores, classes
+    )
     if outcomes is not None:
         storage.write_parquet(directory / "reference_outcomes.parquet", outcomes)
     state: ReferenceRecord = {
         "format": FORMAT,
         "memory_days": -(-memory_of(config) // DAY),
-        "history_days": history_days(config, table.dataset),
+        "history_days": history_days(config, table.dataset, periods),
         "predictions_in_sample": in_sample,
         "importance": permutation_importance(encoder, scorer, sample[1], sample[2]),
         "profile": whole.to_json(),
@@ -104,15 +109,15 @@ def write_reference(
 # ---------------------------------------------------------------------------------------------------- rows and days
 
 
-def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int]:
-    """Dataset rows [start, stop) of a split that the reference covers; empty where the config has none.
+def period_rows(config: Config, dataset: Dataset, used: tuple[int, int]) -> tuple[int, int]:
+    """Dataset rows [start, stop) of the time of a split (microseconds UTC) that the reference covers.
 
     Rows within the longest trailing window of the first event have windows that no later row will have: they are left
     out, unless that would take more than half of the period, or all of its rows.
     """
-    if f"split.{period}" not in config.periods:
+    start, stop = used
+    if start >= stop:
         return 0, 0
-    start, stop = config.periods[f"split.{period}"]
     first = dataset.read([config.data.event_time], rows=(0, min(dataset.rows, 1)))[config.data.event_time]
     warm = int(instants(first)[0]) + memory_of(config) if len(first) else start
     low, high = dataset.row_range(start, stop)
@@ -120,10 +125,9 @@ def period_rows(config: Config, dataset: Dataset, period: str) -> tuple[int, int
     return (settled if settled < high else low), high
 
 
-def history_days(config: Config, dataset: Dataset) -> int:
+def history_days(config: Config, dataset: Dataset, periods: Mapping[str, tuple[int, int]]) -> int:
     """Whole days of data before the first row of the reference."""
-    periods = [period_rows(config, dataset, period) for period in ("train", "valid")]
-    first = min((start for start, stop in periods if start < stop), default=0)
+    first = min((start for start, stop in periods.values() if start < stop), default=0)
     times = [
         instants(dataset.read([config.data.event_time], rows=(at, at + 1))[config.data.event_time]) for at in (0, first)
     ]
@@ -142,12 +146,16 @@ def score_range(table: FeatureTable, encoder: Encoder, scorer: Scorer, rows: tup
 
 
 def profile_days(
-    config: Config, table: FeatureTable, spec: ProfileSpec, scored: tuple[int, int], scores: np.ndarray
+    config: Config,
+    table: FeatureTable,
+    spec: ProfileSpec,
+    periods: Mapping[str, tuple[int, int]],
+    scored: tuple[int, int],
+    scores: np.ndarray,
 ) -> dict[int, Profile]:
     """Profile of each local day of the training and validation periods; predictions of `scored` rows only."""
     days: dict[int, Profile] = {}
-    for period in ("train", "valid"):
-        rows = period_rows(config, table.dataset, period)
+    for rows in periods.values():
         for part in chunks(rows):
             known = scores[part[0] - scored[0] : part[1] - scored[0]] if scored[0] <= part[0] < scored[1] else None
             for day, profile in _chunk_days(config, table, spec, part, known):
@@ -217,20 +225,29 @@ def _day_block(spec: ProfileSpec, day: int, profile: Profile) -> tuple[np.ndarra
 # ----------------------------------------------------------------------------------------------- sample and outcomes
 
 
-def encoded_sample(config: Config, table: FeatureTable, encoder: Encoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def encoded_sample(
+    config: Config, table: FeatureTable, encoder: Encoder, periods: Mapping[str, tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(days int32[n], numeric float32[n, F], codes int32[n, K]) of about SAMPLE_ROWS rows of both periods."""
-    periods = [period_rows(config, table.dataset, period) for period in ("train", "valid")]
-    total = sum(stop - start for start, stop in periods)
-    return encode_sample(config, table, encoder, [part for rows in periods for part in chunks(rows)], total)
+    total = sum(stop - start for start, stop in periods.values())
+    return encode_sample(config, table, encoder, [part for rows in periods.values() for part in chunks(rows)], total)
 
 
-def labelled_outcomes(
-    config: Config, dataset: Dataset, rows: tuple[int, int], scores: np.ndarray, classes: Sequence[str]
+def outcomes_of(
+    config: Config,
+    dataset: Dataset,
+    ripe: np.ndarray,
+    rows: tuple[int, int],
+    scores: np.ndarray,
+    classes: Sequence[str],
 ) -> pa.Table | None:
-    """reference_outcomes.parquet: day, target and score(s) of labelled rows; None without any."""
+    """reference_outcomes.parquet: day, target and score(s) of those of the rows [start, stop) that are `ripe` (dataset row
+    numbers); None without any.
+    """
     if not config.data.target:
         return None
     take = chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0])
+    take = take[np.isin(take + rows[0], ripe)]
     facts = dataset.read([config.data.event_time, config.data.target], rows=rows).take(pa.array(take))
     target = target_values(facts[config.data.target], classes)
     found = outcome_table(local_days(facts[config.data.event_time], config.data.time_zone), target, scores[take])

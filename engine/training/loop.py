@@ -135,7 +135,7 @@ def fit(  # noqa: PLR0913
             run=run,
             train=train,
             model=model,
-            order=RowOrder.of(train.target, config.train, dataset_digest),
+            order=RowOrder.of(train, config.train),
             schedule=Schedule.of(len(train), config.train),
             class_weights=class_weights(train.target, config.train, outputs),
             dataset_digest=dataset_digest,

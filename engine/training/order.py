@@ -1,4 +1,5 @@
-"""Row order of training: the rows of a step, as a function of (dataset digest, seed, epoch, position) alone.
+"""Row order of training: the rows of a step, as a function of (training rows and targets, seed, epoch, position) alone: what the
+dataset holds beside the rows that are trained on, such as later ones, does not change it.
 
 full      one keyed permutation of all rows.
 windowed  windows of consecutive rows in keyed order, each with its own keyed permutation: a block larger than memory is
@@ -18,17 +19,20 @@ from numpy.typing import NDArray
 
 from engine.config.sections.training import TrainConfig
 from engine.runtime import digest
-from engine.training.target import Values
+from engine.training.examples import Examples
 from kernels.hashing import hash_u64
 from kernels.order import permutation
 
-FORMAT = 1
+FORMAT = 2
 SAMPLED = 1 << 20  # positions of the first epoch that the order link digests
 
 
-def order_key(dataset_digest: str, seed: int) -> int:
-    """The 63-bit key of a run's row order."""
-    return int.from_bytes(hashlib.sha256(f"order {dataset_digest} {seed}".encode()).digest()[:8], "little") >> 1
+def order_key(train: Examples, seed: int) -> int:
+    """The 63-bit key of a run's row order, from the dataset rows that are trained on and their targets."""
+    hasher = hashlib.sha256(f"order {seed} {len(train)} ".encode())
+    for array in (train.rows, train.target):
+        hasher.update(np.ascontiguousarray(array).data)
+    return int.from_bytes(hasher.digest()[:8], "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,12 @@ class RowOrder:
     classes: tuple[NDArray[np.int64], ...] = ()  # rows of each class, for the rule `balanced`
 
     @classmethod
-    def of(cls, target: Values, config: TrainConfig, dataset_digest: str) -> RowOrder:
-        """The order from the config; `target` [n] holds classes where they are balanced."""
-        balanced = config.sampling == "balanced"
+    def of(cls, train: Examples, config: TrainConfig) -> RowOrder:
+        """The order from the config; the target holds classes where they are balanced."""
+        balanced, target = config.sampling == "balanced", train.target
         return cls(
             len(target),
-            order_key(dataset_digest, config.seed),
+            order_key(train, config.seed),
             "balanced" if balanced else config.order,
             config.window_rows,
             tuple(np.flatnonzero(target == value) for value in np.unique(target)) if balanced else (),

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from engine.config.tree import Config
 from engine.runtime import storage
 from engine.runtime.reports import html
-from engine.runtime.run import Run
+from engine.runtime.run import LabelsRecord, Run
 from engine.runtime.tracking import read_points
 from engine.training.evaluate import Row, SplitDetails
 from engine.training.loop import Epoch
@@ -22,23 +22,25 @@ from engine.training.metrics import METRICS, Metric
 EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they exist
 CURVE_POINTS = 400
 SHOWN = 5  # classes named in a tile
-
-
-class SplitSummary(TypedDict):
-    """A period, and its rows with and without a label."""
-
-    period: list[str]
-    labelled: int
-    unlabelled: int
+PERIOD_COLUMNS = {
+    "period": "Period",
+    "used": "Rows from, to",
+    "known_by": "Label known by",
+    "rows": "Rows used",
+    "not_ripe": "Not ripe",
+    "unlabelled": "Without a label",
+    "target_mean": "Mean of the target (share of positives)",
+    "target_mean_with_not_ripe": "The same with rows not ripe",
+}
 
 
 class DataSummary(TypedDict):
-    """The data section of the report; `features`: how many of each kind."""
+    """The data section of the report: rows of each split, and in `features` how many of each kind."""
 
     dataset: str
     digest: str
     rows: int
-    splits: dict[str, SplitSummary]
+    splits: Mapping[str, LabelsRecord]
     features: dict[str, int]
 
 
@@ -246,16 +248,23 @@ def _data(summary: DataSummary, quarantine: Mapping[str, int]) -> Markup:
     plain = {"dataset": summary["dataset"], "digest": summary["digest"], "rows": summary["rows"]}
     cards = [html.card("Data", html.facts(plain))]
     if splits := summary["splits"]:
-        rows = [
-            [name, " to ".join(part["period"]), part["labelled"], part["unlabelled"]] for name, part in splits.items()
-        ]
-        note = "Rows without a label are not used in training."
-        columns = ["Split", "From, to", "Labelled", "Without a label"]
-        cards.append(html.card("Periods", html.table(columns, rows), note=note))
+        rows = [[name, *(_shown(part.get(key)) for key in PERIOD_COLUMNS)] for name, part in splits.items()]
+        cards.append(html.card("Periods", html.table(["Split", *PERIOD_COLUMNS.values()], rows), note=_labels(splits)))
     cards.append(html.card("Features", html.facts(summary["features"])))
     table = html.table(["What", "Rows"], list(quarantine.items()), empty="No row was quarantined.")
     cards.append(html.card("Quarantine", table))
     return html.section("Data", html.row(*cards))
+
+
+def _shown(value: object) -> html.Cell:
+    return " to ".join(value) if isinstance(value, list) else value
+
+
+def _labels(splits: Mapping[str, LabelsRecord]) -> str:
+    """The rule by which a label counts, as sentences."""
+    if "train" in splits and splits["train"]["known_by"] is None:
+        return "A label counts whenever it became known: labels from the future may be in it."
+    return "A row counts where its label was known then; rows that are not ripe have a label that came later, or were too young."
 
 
 def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:

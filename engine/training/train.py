@@ -6,30 +6,28 @@ import dataclasses
 import functools
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.config import plugins, schema
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
-from engine.config.tree import Config
+from engine.config.tree import SPLITS, Config
 from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.compute import as_floats
 from engine.features.encode import Encoder, group_labels, numbered_labels
-from engine.features.instants import NEVER, instants, moment_times
+from engine.features.instants import instants
 from engine.features.spec import sensitive_features
 from engine.features.table import FeatureTable, ensure_table
 from engine.runtime import digest, storage
 from engine.runtime.environment import threads_of
 from engine.runtime.progress import Laps
-from engine.runtime.run import Run
+from engine.runtime.run import LabelsRecord, Run
 from engine.training import baselines, gate, report
 from engine.training.bundle import (
     ManifestRecord,
@@ -67,20 +65,11 @@ from engine.training.model import architecture
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS, predict_logits
 from engine.training.sizes import settle
+from engine.training.splits import Split, account, find_splits
 from engine.training.target import TargetScale, check_spread
 from engine.training.warm_start import start_bundle, start_encoder
 
-PERIODS = ("train", "valid", "test")
 CHUNK_ROWS = 131_072
-
-
-@dataclass(frozen=True)
-class Split:
-    """Labelled rows of one period."""
-
-    name: str
-    rows: np.ndarray  # int64[n] dataset row numbers, ascending
-    unlabelled: int
 
 
 def train(config: Config, run: Run) -> dict[str, float]:
@@ -91,9 +80,10 @@ def train(config: Config, run: Run) -> dict[str, float]:
     timer.lap("ingest")
     table = ensure_table(config, run, dataset)
     timer.lap("features")
-    splits = find_splits(config, dataset, PERIODS, run)
+    splits = find_splits(config, dataset, SPLITS, run)
     config = settle(config, run, len(splits["train"].rows))
     classes = class_names(config, dataset, splits["train"].rows)
+    labels = say_labels(config, run, dataset, splits, classes)
     say_score(config, run, classes, config.train.loss)
     start = start_bundle(config)
     if start is None:
@@ -124,12 +114,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
     metrics, details = evaluate_splits(config, run, dataset, result.model, facts, examples)
     metrics |= against_baselines(config, run, examples, facts, metrics, details)
     timer.lap("evaluate")
-    manifest = write_model(config, run, table, encoder, result, classes, splits["train"])
+    manifest = write_model(config, run, table, encoder, result, classes, splits)
     timer.lap("bundle")
     seconds = {f"time/{name}_seconds": value for name, value in timer.seconds.items()}
-    metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **seconds}
+    metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **labels, **seconds}
     run.add_output("model", manifest["digest"])
-    write_outcome(config, run, dataset, splits, encoder, details, metrics, result.history)
+    write_outcome(config, run, dataset, encoder, details, metrics, result.history)
     return metrics
 
 
@@ -144,6 +134,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     if not any(len(split.rows) for split in splits.values()):
         raise UserError("split.valid or split.test must hold labelled rows to measure the model on, found none")
     classes = tuple(bundle.model["classes"])
+    labels = say_labels(config, run, dataset, splits, classes)
     say_score(config, run, classes, bundle.model["loss"])
     model = load_model(bundle)
     kind = max(model.target.kind, model.target.fitting)  # an older model's scores may be narrower than its target
@@ -159,7 +150,8 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
         "quantile": quantile_of(bundle),
     }
     metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
-    write_outcome(config, run, dataset, splits, bundle.encoder, details, metrics, [])
+    metrics |= labels
+    write_outcome(config, run, dataset, bundle.encoder, details, metrics, [])
     return metrics
 
 
@@ -187,45 +179,6 @@ def check_evaluable(config: Config) -> None:
         )
 
 
-def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run: Run) -> dict[str, Split]:
-    """The configured periods; warns of one without labelled rows, on which nothing is measured."""
-    found = {name: split_rows(config, dataset, name) for name in periods if getattr(config.split, name)}
-    for name, split in found.items():
-        if not len(split.rows):
-            run.warn(
-                f"split.{name} {list(getattr(config.split, name))} holds no labelled row ({split.unlabelled} rows without "
-                "a label): nothing is measured on it"
-            )
-    return found
-
-
-def split_rows(config: Config, dataset: Dataset, period: str) -> Split:
-    """Rows of the period whose target is known; the rest are counted, not used."""
-    start, stop = dataset.row_range(*config.periods[f"split.{period}"])
-    target = dataset.read([config.data.target or ""], rows=(start, stop))[0]
-    valid = np.asarray(pc.is_valid(target.combine_chunks() if isinstance(target, pa.ChunkedArray) else target))
-    if period != "test" and "split.known_by" in config.instants:
-        valid &= known_by(config, dataset, (start, stop), config.instants["split.known_by"])
-    rows = start + np.flatnonzero(valid)
-    if period == "train" and not len(rows):
-        raise UserError(
-            f"split.train {list(config.split.train)} must hold labelled rows, found {stop - start} rows, none with a label"
-        )
-    return Split(period, rows, (stop - start) - len(rows))
-
-
-def known_by(config: Config, dataset: Dataset, rows: tuple[int, int], instant: int) -> np.ndarray:
-    """bool[n]: whether each row's target is known by an instant. Raises UserError where its known_at is not declared."""
-    target = config.data.target or ""
-    column = config.data.columns[target]
-    if column.known_at is None:
-        raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, found none")
-    if column.known_at == "prior":
-        return np.ones(rows[1] - rows[0], bool)
-    known = moment_times(dataset.read([column.known_at.column], rows=rows), column.known_at)
-    return (known != NEVER) & (known <= instant)
-
-
 def fit_encoder(config: Config, table: FeatureTable, split: Split, run: Run) -> Encoder:
     """The encoder fitted on the training rows."""
     start, stop = int(split.rows[0]), int(split.rows[-1]) + 1
@@ -249,7 +202,8 @@ def pack(
     run: Run,
     kind: str | None,
 ) -> Examples:
-    """The packed blocks of a split: encoded features, target and weight, one row a labelled row.
+    """The packed blocks of a split: encoded features, target and weight (of the data, times that of the split), one row a row
+    that is used.
 
     `kind` is the type of the target; None: float32, or float64 where that is needed to hold this split's.
     """
@@ -272,6 +226,8 @@ def pack(
                 weight[part] = as_floats(values[1])
                 check_weights(weight[part], rows[part], str(weight_column))
             progress.advance(part.stop - low)
+    if split.weight is not None:
+        weight = split.weight if weight is None else weight * split.weight
     kind = kind or ("float32" if classes else TargetScale.of(target).fitting)
     with np.errstate(over="ignore"):  # a number beyond float32 is refused where the target is checked
         packed = target.astype(kind)
@@ -315,6 +271,20 @@ def fit_model(
         return fit_on_cluster(folders["train"], folders.get("valid"), config, run, **keys)
     finally:
         shutil.rmtree(packed, ignore_errors=True)
+
+
+def say_labels(
+    config: Config, run: Run, dataset: Dataset, splits: dict[str, Split], classes: tuple[str, ...]
+) -> dict[str, float]:
+    """Record the rows of each period, used and not ripe, in run.json; the figures among them as `labels/<period>/<name>`."""
+    found = {name: account(config, dataset, split, classes) for name, split in splits.items()}
+    run.note(labels=found)
+    return {
+        f"labels/{period}/{name}": float(value)
+        for period, said in found.items()
+        for name, value in said.items()
+        if isinstance(value, (int, float))
+    }
 
 
 def say_score(config: Config, run: Run, classes: tuple[str, ...], loss: str) -> None:
@@ -416,14 +386,15 @@ def write_model(
     encoder: Encoder,
     result: FitResult,
     classes: tuple[str, ...],
-    split: Split,
+    splits: dict[str, Split],
 ) -> ManifestRecord:
     """The bundle, gate included; sets the chain's `weights` link."""
     directory = run.path("model")
     shutil.rmtree(directory, ignore_errors=True)  # what a killed attempt has left would be sealed in
     weights = weights_bytes(result.model)
     run.link("weights", digest.of_bytes(weights))
-    raw_schema = table.read((int(split.rows[0]), int(split.rows[0]) + 1)).schema
+    rows = splits["train"].rows
+    raw_schema = table.read((int(rows[0]), int(rows[0]) + 1)).schema
     model: ModelRecord = {
         "architecture": architecture(result.model),
         "loss": config.train.loss,
@@ -446,13 +417,13 @@ def write_model(
         code=plugins.named(config.plugins),
     )
     score = functools.partial(scores_of, result.model, model, threads_of(config))
-    write_reference(directory, config, table, encoder, score, classes, split.rows)
+    write_reference(directory, config, table, encoder, score, classes, splits)
     shown = dataclasses.replace(
         config,
         data=schema.build(DataConfig, data, "data"),
         features=schema.build(FeaturesConfig, features, "features"),
     )
-    gate.write_gate(directory / "gate", shown, table, encoder, result.model, model, split.rows)
+    gate.write_gate(directory / "gate", shown, table, encoder, result.model, model, rows)
     return seal(directory)
 
 
@@ -468,7 +439,6 @@ def write_outcome(
     config: Config,
     run: Run,
     dataset: Dataset,
-    splits: dict[str, Split],
     encoder: Encoder,
     details: dict[str, SplitDetails],
     metrics: dict[str, float],
@@ -480,7 +450,7 @@ def write_outcome(
         run,
         history=history,
         details_by_split=details,
-        data_summary=data_summary(config, dataset, splits, encoder),
+        data_summary=data_summary(dataset, run.record["labels"], encoder),
         quarantine=quarantine_summary(dataset),
         config=config,
         metrics=metrics,
@@ -499,19 +469,14 @@ def quarantine_summary(dataset: Dataset) -> dict[str, int]:
     return counts
 
 
-def data_summary(config: Config, dataset: Dataset, splits: dict[str, Split], encoder: Encoder) -> report.DataSummary:
+def data_summary(
+    dataset: Dataset, labels: Mapping[str, LabelsRecord], encoder: Encoder
+) -> report.DataSummary:
     """The data section of the report."""
     return {
         "dataset": dataset.name,
         "digest": dataset.digest,
         "rows": dataset.rows,
-        "splits": {
-            name: {
-                "period": list(getattr(config.split, name)),
-                "labelled": len(split.rows),
-                "unlabelled": split.unlabelled,
-            }
-            for name, split in splits.items()
-        },
+        "splits": labels,
         "features": {"numeric": encoder.width, "categorical": len(encoder.cardinalities), "raw": len(encoder.features)},
     }

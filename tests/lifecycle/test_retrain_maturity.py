@@ -106,8 +106,8 @@ def test_a_training_reads_exactly_the_rows_known_then(hotel: Path) -> None:
         inside = (made["booked"] >= units.instant(start, "UTC")) & (made["booked"] < units.instant(stop, "UTC"))
         counts[part] = int((inside & ~made["never"] & (made["settled"] <= NOW)).sum())
         assert counts[part] < int((inside & ~made["never"]).sum())  # some labels came later
-    known_by = f"split.known_by={units.format_instant(NOW)}"
-    done = run("train", hotel, *split, known_by, "train.resume=never")
+    rule = [f"split.known_by={units.format_instant(NOW)}", "split.ripening=none"]
+    done = run("train", hotel, *split, *rule, "train.resume=never")
     assert done.metrics["train/rows"] == counts["train"]
     assert done.metrics["valid/rows"] == counts["valid"]
 
@@ -117,14 +117,14 @@ def test_a_label_known_at_the_very_instant_counts(hotel: Path) -> None:
     settled = np.sort(made["settled"][~made["never"] & (made["booked"] < units.instant("2015-04-01", "UTC"))])
     instant = int(settled[len(settled) // 2])
     for shift, expected in ((0, len(settled) // 2 + 1), (-1, len(settled) // 2)):
-        known_by = f"split.known_by={units.format_instant(instant + shift)}"
-        done = run("train", hotel, "split.train=[2015-01-01,2015-04-01]", known_by)
+        rule = [f"split.known_by={units.format_instant(instant + shift)}", "split.ripening=none"]
+        done = run("train", hotel, "split.train=[2015-01-01,2015-04-01]", *rule)
         assert done.metrics["train/rows"] == expected
 
 
 def test_retrain_leaves_out_the_time_whose_labels_are_not_ripe(hotel: Path) -> None:
     made = bookings()
-    early = ["split.train=[2015-01-01,2015-02-01]", "split.known_by=2015-05-01"]
+    early = ["split.train=[2015-01-01,2015-02-01]", "split.known_by=2015-05-01", "split.ripening=none"]
     first = run("train", hotel, *early)
     paths = f"paths.runs={hotel / 'runs'}"
     assert shell.main(["registry", "promote", "bookings", str(first.directory), paths]) == 0

@@ -1,4 +1,4 @@
-"""Rules of retraining, label maturity, and the gate between two models, on records made by hand."""
+"""Rules of retraining, and the gate between two models, on records made by hand."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 
 from engine.config import schema, units
 from engine.config.sections.lifecycle import GateConfig, RetrainConfig
-from engine.features.instants import NEVER
 from engine.lifecycle import challenger_gate
 from engine.lifecycle.challenger import periods_of
 from engine.lifecycle.challenger_gate import Judged, evidence, verdict
-from engine.lifecycle.maturity import label_horizon
 from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, trigger
 from engine.training.evaluate import point_metrics
 from engine.training.losses import LOSSES
@@ -183,33 +181,7 @@ def test_facts_survive_json() -> None:
     assert Facts.from_plain(json.loads(json.dumps(given.plain())), "facts.json") == given
 
 
-# ------------------------------------------------------------------------------------------------------ maturity
-
-
-def test_the_horizon_of_complete_labels_is_their_quantile() -> None:
-    event = np.zeros(1000, np.int64)
-    known = np.arange(1, 1001) * D
-    assert label_horizon(event, known, 2000 * D) == pytest.approx(950 * D, rel=0.01)  # the last 1 % is not firm
-
-
-def test_labels_that_have_not_arrived_do_not_make_labels_look_quick() -> None:
-    rng = np.random.default_rng(0)
-    event = np.sort(rng.integers(0, 365, 20_000)) * D
-    delay = rng.integers(20, 121, 20_000) * D
-    now = 365 * D
-    found = label_horizon(event, event + delay, now)
-    arrived = event + delay <= now
-    naive = np.quantile(delay[arrived & (event > now - 150 * D)], 0.95)
-    assert abs(found - np.quantile(delay, 0.95)) < 2 * D
-    assert naive < np.quantile(delay, 0.95) - 5 * D  # the test can tell
-
-
-def test_rows_that_never_get_a_label_do_not_lengthen_the_horizon() -> None:
-    event = np.arange(2000, dtype=np.int64) * D // 10
-    known = event + 3 * D
-    known[::3] = NEVER
-    assert label_horizon(event, known, 200 * D) == 3 * D
-    assert label_horizon(event, np.full(2000, NEVER), 200 * D) == 0
+# ------------------------------------------------------------------------------------------------------ periods
 
 
 @settings(max_examples=40)

@@ -50,11 +50,21 @@ def test_weights_change_with_what_should_change_them(problem, config, fitted, ke
     assert weights_of(fitted(config(), data)[0].model) != weights_of(fitted(config(**key), data)[0].model)
 
 
-def test_weights_change_with_the_dataset_digest(problem, config, fitted):
+def test_the_order_comes_from_the_rows_trained_on_and_not_from_what_else_the_dataset_holds(problem, config, fitted):
     data = problem(300)
     one, _ = fitted(config(), data, dataset_digest="one")
     other, _ = fitted(config(), data, dataset_digest="other")
-    assert weights_of(one.model) != weights_of(other.model)
+    assert weights_of(one.model) == weights_of(other.model)
+    flipped = packed(data.numeric, data.codes, 1 - data.target, data.rows)
+    moved = packed(data.numeric, data.codes, data.target, data.rows + 1)
+    keys = {
+        order_key(data, 0),
+        order_key(data, 1),
+        order_key(flipped, 0),
+        order_key(moved, 0),
+        order_key(problem(299), 0),
+    }
+    assert len(keys) == 5
 
 
 def test_no_global_random_state_is_read_or_changed(problem, config, fitted):
@@ -71,7 +81,7 @@ def test_no_global_random_state_is_read_or_changed(problem, config, fitted):
 
 def test_order_differs_by_epoch_repeats_by_seed_and_takes_each_row_once(problem, config, fitted):
     """Field report C4: 22 rows, three epochs."""
-    order = RowOrder(22, order_key("data", 0))
+    order = RowOrder(22, order_key(problem(22), 0))
     epochs = [order.positions(epoch, 0, 22) for epoch in range(3)]
     assert all(sorted(rows) == list(range(22)) for rows in epochs)
     assert len({tuple(rows) for rows in epochs}) == 3
@@ -100,7 +110,7 @@ def test_the_loop_is_adamw_with_clipping_warmup_and_cosine_as_torch_does_it(prob
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.01)
     step, total = 0, 9
     for epoch in range(3):
-        rows = RowOrder(150, order_key("data", 0)).positions(epoch, 0, 150)
+        rows = RowOrder(150, order_key(data, 0)).positions(epoch, 0, 150)
         for start in range(0, 150, 64):
             index = rows[start : start + 64]
             logits = model(torch.from_numpy(data.numeric[index]), torch.from_numpy(data.codes[index]))[:, 0]
@@ -227,7 +237,8 @@ def test_windowed_order_takes_each_row_once_and_stays_within_windows(problem, co
 def test_a_balanced_draw_is_half_positives_whoever_draws_which_part():
     """Field report C9: 1000 rows, 10 positives, 1000 draws an epoch."""
     target = (np.arange(1000) % 100 == 7).astype(np.float32)
-    order = RowOrder.of(target, TrainConfig(sampling="balanced", seed=3), "data")
+    data = packed(np.zeros((1000, 1)), np.zeros((1000, 0)), target)
+    order = RowOrder.of(data, TrainConfig(sampling="balanced", seed=3))
     epochs = [order.positions(epoch, 0, 1000) for epoch in range(4)]
     low, high = stats.binom(1000, 0.5).interval(0.999)
     for rows in epochs:
@@ -235,7 +246,7 @@ def test_a_balanced_draw_is_half_positives_whoever_draws_which_part():
     assert len({tuple(rows) for rows in epochs}) == 4
     pieces = np.concatenate([order.positions(0, a, min(a + 77, 1000)) for a in range(0, 1000, 77)])
     assert np.array_equal(pieces, epochs[0])
-    again = RowOrder.of(target, TrainConfig(sampling="balanced", seed=4), "data")
+    again = RowOrder.of(data, TrainConfig(sampling="balanced", seed=4))
     assert not np.array_equal(again.positions(0, 0, 1000), epochs[0])
     for value in (0, 1):  # every row of a class has the same chance
         members = np.flatnonzero(target == value)

@@ -22,7 +22,7 @@ def report(run, config, target, scores, loss="binary", history=()):
             "dataset": "d",
             "digest": "f00d",
             "rows": 7,
-            "splits": {"train": {"period": ["a", "b"], "labelled": 3, "unlabelled": 1}},
+            "splits": {"train": {"period": ["a", "b"], "known_by": "c", "rows": 3, "unlabelled": 1}},
             "features": {"numeric": 2, "categorical": 1, "raw": 3},
         },
         quarantine={"a.csv: delay is null (quarantine)": 12},

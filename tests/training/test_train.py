@@ -109,13 +109,16 @@ def test_a_period_without_labels_is_said_aloud(tmp_path: Path) -> None:
     words = overrides(folder, "split.test=[2021-01-01,2021-02-01]", "train.epochs=1")
     run = api.run("train", *words, config_dir=str(folder / "conf"))
     assert "test/roc_auc" not in run.metrics and "valid/roc_auc" in run.metrics
-    assert "split.test ['2021-01-01', '2021-02-01'] holds no labelled row" in (run.directory / "run.log").read_text()
+    assert (
+        "split.test ['2021-01-01', '2021-02-01'] must hold labelled rows, found 0"
+        in (run.directory / "run.log").read_text()
+    )
 
 
 def test_rows_that_all_lie_within_a_window_of_the_first_one_are_the_reference(tmp_path: Path) -> None:
     """Elsewhere rows whose windows reach back before the data are left out of it: here that would leave none."""
     pq.write_table(visits().sort_by("at").slice(0, 9), write_tiny(tmp_path) / "visits.parquet")
-    words = overrides(tmp_path, "split.valid=[]", "split.test=[]", "train.epochs=1")
+    words = overrides(tmp_path, "split.valid=[]", "split.test=[]", "split.ripening=none", "train.epochs=1")
     run = api.run("train", *words, config_dir=str(tmp_path / "conf"))
     state = json.loads((run.directory / "model" / "reference.json").read_text())
     assert state["predictions_in_sample"] and state["profile"]["rows"] == 9

@@ -17,6 +17,15 @@ TASKS = {
     "quantile": "regression",
 }
 AUTO = units.AUTO
+ANY = "any"
+
+
+def _check_known_by(text: str) -> None:
+    if text not in (AUTO, ANY):
+        try:
+            units.instant(text, "UTC")
+        except UserError as error:
+            raise UserError(f"{AUTO}, {ANY}, or {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +36,17 @@ class SplitConfig:
     valid: tuple[str, ...] = key((), "rows for early stopping and calibration")
     test: tuple[str, ...] = key((), "rows for the evaluation only")
     known_by: str | None = key(
-        None, "instant by which a row's target must be known for use in training or validation; null = any time"
+        AUTO,
+        "when a row's target must be known for use in training or validation: auto = when the next period begins, or an "
+        "instant; any (or null) = whenever, so that labels from the future may be in it",
+        parse=_check_known_by,
+    )
+    ripening: str = key(
+        "wait",
+        "what is done about rows too young for their label to be known at that time: wait moves the period back by the age at "
+        "which 95 % of labels have arrived; weight weights rows by the inverse probability that their label was known; none "
+        "keeps the fast labels as they are",
+        choices=("wait", "weight", "none"),
     )
     snapshot: str | None = key(
         None,

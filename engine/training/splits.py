@@ -1,0 +1,216 @@
+"""The rows of each period that training reads: those whose label was known when the next period began.
+
+A label that became known later is from the future: no model that learnt it could have existed. To cut there alone would keep the
+fast labels only, so `split.ripening` says what is done about the young rows: `wait` moves a period back by the age at which
+labels have arrived, `weight` weights rows by the inverse probability that their label was known. Both are estimated from what
+was known at the cut. Test rows take every label of the dataset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config import units
+from engine.config.references import COUNTABLE
+from engine.config.sections.training import ANY, AUTO
+from engine.config.tree import SPLITS, Config
+from engine.data.dataset import Dataset
+from engine.errors import UserError
+from engine.features.compute import as_floats
+from engine.features.encode import as_texts
+from engine.features.instants import NEVER
+from engine.runtime.run import LabelsRecord, Run
+from engine.training.classes import target_values
+from engine.training.ripening import RIPE, days, label_horizon, label_times, ripe_weights
+
+TENTHS = np.arange(1, 10) / 10  # edges of the groups of a numeric target
+FUTURE = "labels from the future may be in it"
+OUT = "split.ripening=weight keeps every row whose label was known, and weights it; none keeps the fast labels as they are"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Until when a period's labels may have become known, in microseconds UTC, and the age that its rows must have by then."""
+
+    instant: int
+    maturity: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one period that are used."""
+
+    name: str
+    rows: np.ndarray  # int64[n] dataset row numbers, ascending
+    unlabelled: int  # rows of the period as configured that have no label at all
+    unripe: np.ndarray = field(
+        default_factory=lambda: np.empty(0, np.int64)
+    )  # rows of it with a label that is not used
+    used: tuple[int, int] = (0, 0)  # [from, to) of the rows that are used, microseconds UTC
+    cut: Cut | None = None  # None: a label counts whenever it became known
+    weight: np.ndarray | None = None  # float32[n], inverse probabilities
+
+
+def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run: Run) -> dict[str, Split]:
+    """The configured ones of `periods`; logs what is used, and warns of labels from the future and of a period without labels.
+
+    Raises UserError where a training period is asked for and holds no row that may be used.
+    """
+    found: dict[str, Split] = {}
+    for name in SPLITS:
+        if getattr(config.split, name):
+            earliest = max((split.used[1] for split in found.values()), default=None)
+            found[name] = find_split(config, dataset, name, earliest)
+    found = {name: split for name, split in found.items() if name in periods}
+    for name, split in found.items():
+        if not len(split.rows):
+            _refuse_or_warn(config, split, run)
+        run.log(f"split.{name}: {in_words(split, config.data.time_zone)}")
+    if "train" in found and found["train"].cut is None:
+        run.warn(
+            f"{_why_any(config)}: {FUTURE}, and the figures then promise more than any model that could have existed"
+        )
+    return found
+
+
+def find_split(config: Config, dataset: Dataset, name: str, earliest: int | None = None) -> Split:
+    """The rows of a configured period; `earliest` is the instant at which the rows of the period before it end."""
+    start, stop = config.periods[f"split.{name}"]
+    period = dataset.row_range(start, stop)
+    labelled = _labelled(config, dataset, period)
+    unlabelled = len(labelled) - int(labelled.sum())
+    if (instant := cut_instant(config, name)) is None:
+        return Split(name, period[0] + np.flatnonzero(labelled), unlabelled, used=(start, stop))
+    event, known = label_times(config, dataset, (0, dataset.row_range(start, max(instant, stop))[1]))
+    instant = min(instant, int(max(event.max(initial=start), known.max(initial=start)))) if instant == END else instant
+    cut = Cut(instant, label_horizon(event, known, instant) if config.split.ripening == "wait" else 0)
+    used = _used(start, stop, cut, None if name == "train" else earliest)
+    low, high = dataset.row_range(*used) if used[0] < used[1] else (period[0], period[0])
+    ripe = (known[low:high] != NEVER) & (known[low:high] <= instant)
+    rows = low + np.flatnonzero(ripe)
+    unripe = np.setdiff1d(period[0] + np.flatnonzero(labelled), rows, assume_unique=True)
+    weight = None
+    if config.split.ripening == "weight":
+        group = label_groups(config, dataset, (event < instant) & (known != NEVER) & (known <= instant))
+        weight = ripe_weights(event, known, group, instant)[rows]
+    return Split(name, rows, unlabelled, unripe, used, cut, weight)
+
+
+END = np.iinfo(np.int64).max  # the cut of the last period is the end of the data
+
+
+def cut_instant(config: Config, name: str) -> int | None:
+    """Instant by which the labels of a period must be known, END for the end of the data; None: a label counts whenever."""
+    known_by = config.split.known_by
+    if name == "test" or known_by in (None, ANY):
+        return None
+    if known_by != AUTO:
+        return config.instants["split.known_by"]
+    if config.data.columns[config.data.target or ""].known_at is None:
+        return None
+    later = (config.periods.get(f"split.{after}") for after in SPLITS[SPLITS.index(name) + 1 :])
+    return next((period[0] for period in later if period), END)
+
+
+def _used(start: int, stop: int, cut: Cut, earliest: int | None) -> tuple[int, int]:
+    """The period, moved back so that its last row has the cut's maturity; training rows keep their beginning, and a later
+    period begins where the one before it ends, at the earliest.
+    """
+    end = min(stop, cut.instant - cut.maturity)
+    if earliest is None:
+        return start, end
+    return max(start - (stop - end), min(earliest, start)), end
+
+
+def _labelled(config: Config, dataset: Dataset, rows: tuple[int, int]) -> np.ndarray:
+    target = dataset.read([config.data.target or ""], rows=rows)[0]
+    return np.asarray(pc.is_valid(target.combine_chunks() if isinstance(target, pa.ChunkedArray) else target))
+
+
+def label_groups(config: Config, dataset: Dataset, known: np.ndarray) -> np.ndarray:
+    """int64[n] of the first n rows: a number for each value of the target; the tenth of the `known` ones (bool[n]) that it is in,
+    where these are numbers of more than ten values.
+    """
+    name = config.data.target or ""
+    target = dataset.read([name], rows=(0, len(known)))[0]
+    if config.data.columns[name].type.startswith(COUNTABLE):
+        values = as_floats(target)
+        if len(np.unique(values[known])) > len(TENTHS) + 1:
+            return np.searchsorted(np.quantile(values[known], TENTHS), values, "right").astype(np.int64)
+    codes = as_texts(target).dictionary_encode().indices
+    return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------------- in words
+
+
+def _refuse_or_warn(config: Config, split: Split, run: Run) -> None:
+    what = f"split.{split.name} {list(getattr(config.split, split.name))}"
+    if len(split.unripe) and split.cut is not None:
+        by = units.format_instant(split.cut.instant, config.data.time_zone)
+        aged = f" and are at least {days(split.cut.maturity)} old, {RIPE}" if split.cut.maturity else ""
+        said = (
+            f"{what} must hold rows whose label is known at {by}{aged}, found none among {len(split.unripe):,} labelled rows. "
+            f"Begin it earlier; or {OUT}; split.known_by={ANY} takes labels from the future"
+        )
+    else:
+        said = f"{what} must hold labelled rows, found {split.unlabelled:,} rows, none with a label"
+    if split.name == "train":
+        raise UserError(said)
+    run.warn(f"{said}: nothing is measured on it")
+
+
+def _why_any(config: Config) -> str:
+    if config.split.known_by in (None, ANY):
+        return f"split.known_by={ANY}"
+    return f"data.columns.{config.data.target}.known_at does not say when a label becomes known"
+
+
+def in_words(split: Split, zone: str) -> str:
+    """What of a period is used, as a clause, times in a zone."""
+    said = f"{len(split.rows):,} rows"
+    if split.cut is None:
+        return said if split.name == "test" else f"{said}, whenever their label became known"
+    said += f", {len(split.unripe):,} not ripe: labels known at {units.format_instant(split.cut.instant, zone)}"
+    if split.cut.maturity:
+        said += f", rows to {units.format_instant(split.used[1], zone)}, for labels take {days(split.cut.maturity)}"
+    if split.weight is not None and len(split.rows):
+        said += f", weights to {split.weight.max():.3g}"
+    return said
+
+
+def account(config: Config, dataset: Dataset, split: Split, classes: tuple[str, ...]) -> LabelsRecord:
+    """What run.json and the report say of a period: times, rows used and not ripe, and the mean of the target (the share of
+    positives) of the rows used and of those with the rows that are not ripe.
+    """
+    zone = config.data.time_zone
+    found: LabelsRecord = {
+        "period": list(getattr(config.split, split.name)),
+        "used": [units.format_instant(instant, zone) for instant in split.used],
+        "known_by": None if split.cut is None else units.format_instant(split.cut.instant, zone),
+        "maturity_days": None if split.cut is None else split.cut.maturity / units.MICROSECONDS["d"],
+        "rows": len(split.rows),
+        "not_ripe": len(split.unripe),
+        "unlabelled": split.unlabelled,
+    }
+    if len(classes) > 2:
+        return found
+    means = [
+        _mean_target(config, dataset, rows, classes) for rows in (split.rows, np.union1d(split.rows, split.unripe))
+    ]
+    return {**found, "target_mean": means[0], "target_mean_with_not_ripe": means[1]}
+
+
+def _mean_target(config: Config, dataset: Dataset, rows: np.ndarray, classes: tuple[str, ...]) -> float | None:
+    if not len(rows):
+        return None
+    span = (int(rows[0]), int(rows[-1]) + 1)
+    column = dataset.read([config.data.target or ""], rows=span)[0].take(pa.array(rows - span[0]))
+    values = target_values(column, classes)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else None
