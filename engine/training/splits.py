@@ -9,7 +9,6 @@ was known at the cut. Test rows take every label of the dataset.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -198,7 +197,7 @@ def account(config: Config, dataset: Dataset, split: Split, classes: tuple[str, 
         "not_ripe": len(split.unripe),
         "unlabelled": split.unlabelled,
     }
-    if len(classes) > 2:
+    if len(classes) > 2 or (not classes and config.data.columns[config.data.target or ""].sensitive):
         return found
     means = [
         _mean_target(config, dataset, rows, classes) for rows in (split.rows, np.union1d(split.rows, split.unripe))
