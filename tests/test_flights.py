@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import io
 import json
 import math
 import random
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from engine import api
 from engine.config.compose import compose
@@ -243,7 +245,7 @@ def test_every_view_has_one_set_of_bits_however_it_is_computed(
     # First without December and without some rows of the middle of March, which April still sees: these come later.
     folder = tmp_path / "raw"
     folder.mkdir()
-    with zipfile.ZipFile(resolve(config.data.sources["flights"].path, tmp_path)) as archive:
+    with zipfile.ZipFile(resolve(config.data.sources["flights"].path, str(tmp_path))) as archive:
         head, *lines = archive.read(archive.namelist()[0]).decode().splitlines(keepends=True)
     late = [
         line.startswith("2013,12,") or (line.startswith("2013,3,1") and number % 97 == 5)
@@ -280,6 +282,68 @@ def test_the_same_command_twice_gives_two_runs_and_one_chain(place: Path, traine
     assert {"inputs", "dataset", "features", "fitted", "order", "loss@1", "weights", "metrics"} <= set(
         again.record["chain"]
     )
+
+
+def texts(path: Path) -> pa.Table:
+    """A CSV file of the package with every value as its text."""
+    with zipfile.ZipFile(path) if path.suffix == ".zip" else path.open("rb") as opened:
+        content = opened.read(opened.namelist()[0]) if isinstance(opened, zipfile.ZipFile) else opened.read()
+    names = content.split(b"\n", 1)[0].decode().split(",")
+    options = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+    return csv.read_csv(io.BytesIO(content), convert_options=options)
+
+
+def known_later(flights: pa.Table, dataset: Dataset, cut: int) -> dict[str, np.ndarray]:
+    """bool[n] by time column: whether a flight of the raw file departs or arrives after the cut."""
+    columns = ["time_hour", "carrier", "flight", "departed", "arrived"]
+    events = dataset.read(columns)
+    hours = pc.strftime(events["time_hour"].cast(pa.timestamp("s", tz="UTC")), format="%Y-%m-%dT%H:%M:%SZ")
+    ids = pc.binary_join_element_wise(hours, events["carrier"], events["flight"].cast(pa.string()), " ")
+    mine = pc.binary_join_element_wise(flights["time_hour"], flights["carrier"], flights["flight"], " ")
+    place = np.asarray(pc.index_in(mine, value_set=ids.combine_chunks()))
+    return {name: instants(events[name])[place] > cut for name in ("departed", "arrived")}
+
+
+@pytest.mark.parametrize("every", [30, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_model_of_flights_needs_nothing_that_came_after_the_test_period_began(
+    tmp_path: Path, config: Config, dataset: Dataset, every: int
+) -> None:
+    """The default against a copy without later flights, weather, departures and arrivals; of every 30th flight, or whole."""
+    cut = config.periods["split.test"][0]
+    sources = {name: texts(resolve(config.data.sources[name].path, str(tmp_path))) for name in ("flights", "weather")}
+    flights, weather = sources["flights"].slice(0, len(sources["flights"])), sources["weather"]
+    chosen = np.asarray(flights["flight"].cast(pa.int64())) % every == 0
+    flights = flights.filter(pa.array(chosen))
+    later = known_later(flights, dataset, cut)
+    past = {name: flights[name] for name in flights.column_names}
+    for known, names in (
+        ("departed", ("dep_time", "dep_delay", "tailnum")),
+        ("arrived", ("arr_time", "arr_delay", "air_time")),
+    ):
+        for name in names:
+            past[name] = pc.if_else(pa.array(later[known]), "NA", flights[name])
+    hours = np.asarray(flights["time_hour"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()))
+    scheduled = hours + np.asarray(flights["minute"].cast(pa.int64())) * 60_000_000
+    observed = np.asarray(weather["time_hour"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()))
+    copies = {
+        "whole": (flights, weather),
+        "past": (pa.table(past).filter(pa.array(scheduled < cut)), weather.filter(pa.array(observed < cut))),
+    }
+    small = [
+        "model.hidden=[16]",
+        *(f"~features.views.{name}" for name in ("airport", "origin", "route", "origin_carrier")),
+    ]
+    more = [] if every == 1 else small
+    links = []
+    for name, (events, side) in copies.items():
+        (tmp_path / name).mkdir()
+        csv.write_csv(events, tmp_path / name / "flights.csv", csv.WriteOptions(quoting_style="none"))
+        csv.write_csv(side, tmp_path / name / "weather.csv", csv.WriteOptions(quoting_style="none"))
+        paths = [f"data.sources.{source}.path={tmp_path / name / source}.csv" for source in ("flights", "weather")]
+        run = api.run("train", *words(tmp_path / name, *paths, "train.epochs=1", "evaluate.bootstrap=0", *more))
+        links.append({link: run.record["chain"][link] for link in ("fitted", "order", "weights")})
+    assert links[0] == links[1]
+    assert later["arrived"][scheduled < cut].sum() > 0  # some labels of April are known in May
 
 
 def test_windows_carry_the_signal(place: Path, trained: Run) -> None:
