@@ -256,7 +256,7 @@ def _data(summary: DataSummary, quarantine: Mapping[str, int]) -> Markup:
     return html.section("Data", html.row(*cards))
 
 
-def _shown(value: object) -> html.Cell:
+def _shown(value: Any) -> Any:
     return " to ".join(value) if isinstance(value, list) else value
 
 

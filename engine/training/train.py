@@ -469,9 +469,7 @@ def quarantine_summary(dataset: Dataset) -> dict[str, int]:
     return counts
 
 
-def data_summary(
-    dataset: Dataset, labels: Mapping[str, LabelsRecord], encoder: Encoder
-) -> report.DataSummary:
+def data_summary(dataset: Dataset, labels: Mapping[str, LabelsRecord], encoder: Encoder) -> report.DataSummary:
     """The data section of the report."""
     return {
         "dataset": dataset.name,
