@@ -7,7 +7,7 @@ import difflib
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -74,9 +74,20 @@ class Chunk:
         return dataclasses.replace(finding, values=texts)
 
 
-def evidence_of(raw: Mapping[str, Any]) -> Evidence:
+def evidence_of(raw: Mapping[str, pa.Array]) -> Evidence:
     """Evidence from raw arrays by declared name."""
     return lambda name, places: [as_text(raw[name][int(place)]) for place in places] if name in raw else None
+
+
+class Notes(TypedDict, total=False):
+    """How the columns of a file differ from the declared ones; `snapshot`: that of a table."""
+
+    missing: list[str]
+    unexpected: list[str]
+    renamed: dict[str, str]
+    reordered: bool
+    converted: dict[str, str]
+    snapshot: str
 
 
 @dataclasses.dataclass
@@ -84,7 +95,7 @@ class Matched:
     """Declared column -> place in the file (None if it is missing there), and notes for the report."""
 
     places: dict[str, int | None]
-    notes: dict[str, Any]
+    notes: Notes
 
 
 class MissingColumnError(UserError):
@@ -102,7 +113,7 @@ def match(found: list[str], source: SourceConfig, file: SourceFile, advice: Call
     """
     where = f"data.sources.{file.source}"
     places: dict[str, int | None] = {}
-    notes: dict[str, Any] = {}
+    notes: Notes = {}
     taken: set[int] = set()
     for name, column in source.columns.items():
         if column.path in (FILE, ROW) or name in file.partitions:
@@ -152,9 +163,7 @@ def _place(
     return found.index(present[0])
 
 
-def _unexpected(
-    found: list[str], taken: set[int], source: SourceConfig, file: SourceFile, notes: dict[str, Any]
-) -> None:
+def _unexpected(found: list[str], taken: set[int], source: SourceConfig, file: SourceFile, notes: Notes) -> None:
     extra = [name for place, name in enumerate(found) if place not in taken]
     if not extra or source.unexpected == "ignore":
         return
@@ -189,12 +198,12 @@ def reading(source: SourceConfig, name: str, zone: str) -> Reading:
 
 
 def typed(
-    raw: Mapping[str, Any],
+    raw: Mapping[str, pa.Array],
     numbers: np.ndarray,
     source: SourceConfig,
     file: SourceFile,
     zone: str,
-    notes: dict[str, Any],
+    notes: Notes,
 ) -> tuple[pa.Table, list[Finding]]:
     """Declared columns, in declared order and with the declared types, from the raw arrays of a file.
 
@@ -235,7 +244,12 @@ def policy_key(file: SourceFile, column: str) -> str:
 
 
 def _raw(
-    name: str, raw: Mapping[str, Any], numbers: np.ndarray, source: SourceConfig, file: SourceFile, kind: pa.DataType
+    name: str,
+    raw: Mapping[str, pa.Array],
+    numbers: np.ndarray,
+    source: SourceConfig,
+    file: SourceFile,
+    kind: pa.DataType,
 ) -> Any:
     path = source.columns[name].path
     if path == FILE:
@@ -248,7 +262,7 @@ def _raw(
     return pa.nulls(len(numbers), kind) if values is None else values
 
 
-def _note_conversion(name: str, found: pa.DataType, kind: pa.DataType, notes: dict[str, Any]) -> None:
+def _note_conversion(name: str, found: pa.DataType, kind: pa.DataType, notes: Notes) -> None:
     if pa.types.is_dictionary(found):
         found = found.value_type
     text = pa.types.is_string(found) or pa.types.is_binary(found)

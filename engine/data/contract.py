@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from engine.config import units
 from engine.config.sections.data import DataConfig
 from engine.data.dataset import Accounting, DatasetRecord
+from engine.data.profile import Counts
 from engine.errors import UserError
 
 
 def check(
     data: DataConfig,
     manifest: DatasetRecord,
-    counts: dict[str, dict[str, Any]],
+    counts: dict[str, Counts],
     previous: DatasetRecord | None,
     *,
     empty: bool = False,
@@ -65,10 +65,10 @@ def _whence(accounting: Accounting) -> str:
     return f", because the files hold no rows ({shown}{refused})"
 
 
-def _nulls(data: DataConfig, rows: int, counts: dict[str, dict[str, Any]], previous: DatasetRecord | None) -> list[str]:
+def _nulls(data: DataConfig, rows: int, counts: dict[str, Counts], previous: DatasetRecord | None) -> list[str]:
     found = []
     for name, column in data.columns.items():
-        rate = counts.get(name, {}).get("nulls", 0) / rows if rows else 0.0
+        rate = counts[name]["nulls"] / rows if rows and name in counts else 0.0
         if column.max_null_rate is not None and rate > column.max_null_rate.fraction:
             found.append(
                 f"column {name!r} may be null in {column.max_null_rate} of the rows (max_null_rate), found {rate:.2%}"

@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
+from engine.config.nested import Tree
 from engine.data.arrow_types import schema_of
+from engine.data.columns import Notes
 from engine.data.quarantine import TallyRecord
 from engine.errors import UserError, nearest
 from engine.runtime import digest, records, seal, storage
@@ -62,18 +64,13 @@ class TableEntry(TypedDict):
     columns: list[ColumnEntry]
 
 
-class FileReport(TallyRecord):
-    """The report of a source file: its rows, why it was refused, and how its columns differ from the declared ones."""
+class FileReport(TallyRecord, Notes):
+    """The report of a source file: its rows, and why it was refused."""
 
     file: str
     source: str
     digest: str
     refused: str | None
-    missing: NotRequired[list[str]]
-    unexpected: NotRequired[list[str]]
-    renamed: NotRequired[dict[str, str]]
-    reordered: NotRequired[bool]
-    converted: NotRequired[dict[str, str]]
 
 
 class Accounting(TypedDict):
@@ -103,7 +100,7 @@ class DatasetRecord(TypedDict):
     tables: dict[str, TableEntry]
     accounting: Accounting
     null_counts: dict[str, records.Count]
-    spec: dict[str, Any]
+    spec: Tree
 
 
 class Latest(TypedDict):

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from engine.config.tree import Config
 from engine.data.dataset import LATEST, MANIFEST
@@ -47,7 +47,7 @@ def gc(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     if delete:
         storage.purge(root)
     used = users(config)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for folder in sorted(path for path in root.glob("*") if path.is_dir() and path.name[0] != "."):
         with _lock(folder) as free:
             for directory in sorted(path for path in folder.iterdir() if path.is_dir() and _may_go(path)):

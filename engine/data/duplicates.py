@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from engine.config.sections.data import DataConfig
 from engine.data import order
-from engine.data.quarantine import EQUAL, Tally, place_of
+from engine.data.quarantine import EQUAL, QuarantineRecord, Tally, place_of
 from engine.data.row_origins import Origin, compare, locate
 from engine.errors import UserError
 
@@ -35,10 +33,11 @@ def drop_duplicates(data: DataConfig, spool: order.Spool, origin: Origin, tally:
         origin.places(numbers), origin.places(np.asarray(kept.column("$number"))),
         locate(lost, data.columns)(np.arange(lost.num_rows)), compared, strict=True,
     )  # fmt: skip
-    records = [
+    named = ", ".join(data.ids)
+    records: list[QuarantineRecord] = [
         {
             **place, **ids, "kept_file": kept_place.get("file"), "kept_row": kept_place.get("row"), "value": differing,
-            "part": tally.part, "column": ", ".join(data.ids), "reason": reason, "policy": "quarantine",
+            "part": tally.part, "column": named, "reason": reason, "policy": "quarantine",
         }
         for place, kept_place, ids, (reason, differing) in places
     ]  # fmt: skip
@@ -46,13 +45,13 @@ def drop_duplicates(data: DataConfig, spool: order.Spool, origin: Origin, tally:
         _refuse_duplicates(data, records, duplicates.num_rows)
     tally.kept -= len(numbers)
     tally.quarantined += len(numbers)
-    tally.counts.update((record["column"], record["reason"], "quarantine") for record in records)
+    tally.counts.update((named, record["reason"], "quarantine") for record in records)
     tally.note(records)
     tally.check()
     return np.sort(numbers)
 
 
-def _refuse_duplicates(data: DataConfig, records: list[dict[str, Any]], rows: int) -> None:
+def _refuse_duplicates(data: DataConfig, records: list[QuarantineRecord], rows: int) -> None:
     """Raises UserError with the first pair of rows of one id, one that differs where there is one."""
     differing = [record for record in records if record["reason"] != EQUAL]
     first = (differing or records)[0]

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from engine.data import failures, query, repeatable
 from engine.data.arrow_types import parse_type
+from engine.data.repeatable import Node
 from engine.errors import UserError, nearest
 
 # Errors of DuckDB while it computes: arithmetic without a result on some row.
@@ -57,12 +58,12 @@ def expression_columns(sql: str, where: str = "expression", aggregate: bool = Fa
     return tuple(sorted(columns))
 
 
-def nodes(sql: str, where: str) -> Iterator[dict[str, Any]]:
+def nodes(sql: str, where: str) -> Iterator[Node]:
     """Every node of an expression's parse tree, the outer before the inner. Raises UserError for other text."""
     return repeatable.nodes(_parsed(sql, where)["select_list"])
 
 
-def _parsed(sql: str, where: str) -> dict[str, Any]:
+def _parsed(sql: str, where: str) -> Node:
     """Parse tree of a SELECT of one expression over `rows`."""
     tree, reason = repeatable.parse(f"SELECT ({sql}) AS value FROM rows")
     if tree is None or len(tree.get("select_list", ())) != 1:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import schema as config_schema
+from engine.config.nested import Tree
 from engine.config.sections.data import Column, DataConfig, SourceConfig
 from engine.config.tree import Config
 from engine.data import checks, repeatable, stage
@@ -74,7 +75,7 @@ def make_plan(config: Config, run: Run) -> IngestPlan:
     return IngestPlan(config, files, recipe, folder, memory, environment.threads_of(config))
 
 
-def contents_of(data: DataConfig) -> dict[str, Any]:
+def contents_of(data: DataConfig) -> Tree:
     """The plain specification without what decides no value of the dataset."""
     plain = config_schema.plain(data)
     return {name: item for name, item in plain.items() if name not in ("path", "positive")}

@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -214,9 +213,9 @@ def _evidence(tallies: list[Tally], run: Run) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------- tables and events
 
 
-def _sources(plan: IngestPlan, staged: list[Staged]) -> dict[str, Any]:
+def _sources(plan: IngestPlan, staged: list[Staged]) -> dict[str, pa.Table | pyarrow.dataset.Dataset]:
     """Each source as DuckDB is to see it: a table in memory, or a dataset over staged files where it would not fit."""
-    found: dict[str, Any] = {}
+    found: dict[str, pa.Table | pyarrow.dataset.Dataset] = {}
     for name, source in plan.data.sources.items():
         mine = [item for item in staged if item.file.source == name and item.refused is None]
         schema = stage.schema_of({column: item.type for column, item in source.columns.items()})

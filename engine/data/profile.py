@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -19,8 +20,17 @@ TOP = 20
 SAMPLE_ROWS = 100_000
 
 
-def counts(table: pa.Table, written: pq.FileMetaData | None = None) -> dict[str, dict[str, Any]]:
-    """Per column: nulls, NaNs, smallest and largest value (enough for `merge`).
+class Counts(TypedDict):
+    """Nulls, NaNs, smallest and largest value of a column."""
+
+    nulls: int
+    nan: int
+    min: Any
+    max: Any
+
+
+def counts(table: pa.Table, written: pq.FileMetaData | None = None) -> dict[str, Counts]:
+    """The counts of each column.
 
     `written`: metadata of the table's Parquet file, whose writer has already compared texts, which is slow.
     """
@@ -33,7 +43,7 @@ def counts(table: pa.Table, written: pq.FileMetaData | None = None) -> dict[str,
             column = column.cast(pa.int64())
         elif pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
             column = column.cast(pa.int32() if field.type.bit_width == 32 else pa.int64())  # Python's end in 9999
-        entry: dict[str, Any] = {"nulls": column.null_count, "nan": 0, "min": None, "max": None}
+        entry: Counts = {"nulls": column.null_count, "nan": 0, "min": None, "max": None}
         if pa.types.is_floating(field.type):
             entry["nan"] = int(pc.sum(pc.is_nan(column)).as_py() or 0)
         if not pa.types.is_nested(field.type) and not pa.types.is_null(field.type) and column.null_count < len(column):
@@ -67,7 +77,17 @@ class Histogram(TypedDict):
     counts: list[records.Count]
 
 
-class ColumnProfile(TypedDict):
+class Spread(TypedDict, total=False):
+    """Figures of the values in a sample of one column: of numbers, or of what can be counted."""
+
+    mean: float | None
+    std: float | None
+    histogram: Histogram | None
+    distinct_in_sample: records.Count
+    top: list[tuple[Any, records.Count]]
+
+
+class ColumnProfile(Spread):
     """Figures of one column; without values if it is sensitive."""
 
     nulls: records.Count
@@ -75,11 +95,6 @@ class ColumnProfile(TypedDict):
     nan: records.Count
     min: NotRequired[Any]
     max: NotRequired[Any]
-    mean: NotRequired[float | None]
-    std: NotRequired[float | None]
-    histogram: NotRequired[Histogram | None]
-    distinct_in_sample: NotRequired[records.Count]
-    top: NotRequired[list[tuple[Any, records.Count]]]
 
 
 class ProfileRecord(TypedDict):
@@ -90,21 +105,25 @@ class ProfileRecord(TypedDict):
     columns: dict[str, ColumnProfile]
 
 
-def merge(parts: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+def merge(parts: list[dict[str, Counts]]) -> dict[str, Counts]:
     """The sum of the counts of several parts."""
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, Counts] = {}
     for part in parts:
         for name, entry in part.items():
             total = merged.setdefault(name, {"nulls": 0, "nan": 0, "min": None, "max": None})
             total["nulls"] += entry["nulls"]
             total["nan"] += entry["nan"]
-            for side, choose in (("min", min), ("max", max)):
-                values = [value for value in (total[side], entry[side]) if value is not None and value == value]
-                total[side] = choose(values) if values else None
+            total["min"] = _chosen(min, total["min"], entry["min"])
+            total["max"] = _chosen(max, total["max"], entry["max"])
     return merged
 
 
-def profile(rows: int, merged: dict[str, dict[str, Any]], sample: pa.Table, sensitive: set[str]) -> ProfileRecord:
+def _chosen(choose: Callable[[list[Any]], Any], *values: Any) -> Any:
+    known = [value for value in values if value is not None and value == value]
+    return choose(known) if known else None
+
+
+def profile(rows: int, merged: dict[str, Counts], sample: pa.Table, sensitive: set[str]) -> ProfileRecord:
     """profile.json: what `engine data show` prints. Values of sensitive columns are left out."""
     columns: dict[str, ColumnProfile] = {}
     for field in sample.schema:
@@ -115,13 +134,14 @@ def profile(rows: int, merged: dict[str, dict[str, Any]], sample: pa.Table, sens
             "nan": entry["nan"],
         }
         if field.name not in sensitive:
-            ends = {side: _plain(_moment(entry[side], field.type)) for side in ("min", "max")}
-            shown = {**shown, **ends, **_spread(sample.column(field.name))}  # type: ignore[typeddict-item]
+            shown["min"] = _plain(_moment(entry["min"], field.type))
+            shown["max"] = _plain(_moment(entry["max"], field.type))
+            shown |= _spread(sample.column(field.name))
         columns[field.name] = shown
     return {"rows": rows, "sample_rows": sample.num_rows, "columns": columns}
 
 
-def _spread(column: pa.ChunkedArray) -> dict[str, Any]:
+def _spread(column: pa.ChunkedArray) -> Spread:
     kind = column.type
     numeric = (
         pa.types.is_integer(kind)
@@ -140,10 +160,10 @@ def _spread(column: pa.ChunkedArray) -> dict[str, Any]:
         ((_plain(_moment(item["values"], kind)), item["counts"]) for item in found.to_pylist()),
         key=lambda pair: (-pair[1], str(pair[0])),
     )
-    return {"distinct_in_sample": len(pairs), "top": [list(pair) for pair in pairs[:TOP]]}
+    return {"distinct_in_sample": len(pairs), "top": pairs[:TOP]}
 
 
-def _histogram(column: pa.ChunkedArray) -> dict[str, Any]:
+def _histogram(column: pa.ChunkedArray) -> Spread:
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
     values = np.asarray(column.drop_null().cast(pa.float64(), safe=False).combine_chunks())

@@ -62,6 +62,26 @@ class TallyRecord(TypedDict):
     violations: list[ViolationRecord]
 
 
+class Place(TypedDict, total=False):
+    """Where a row is: file and row, or row_id."""
+
+    file: str | None
+    row: int | None
+    row_id: str | None
+
+
+class QuarantineRecord(Place, total=False):
+    """A row of QUARANTINE; what it does not have is null there."""
+
+    part: str
+    column: str | None
+    value: str | None
+    reason: str
+    policy: str
+    kept_file: str | None
+    kept_row: int | None
+
+
 @dataclasses.dataclass
 class Tally:
     """Rows in, kept and quarantined of one part of an ingest, violations by (column, reason, policy), and their records."""
@@ -72,9 +92,9 @@ class Tally:
     quarantined: int = 0
     counts: Counter[tuple[str, str, str]] = dataclasses.field(default_factory=Counter)
     tables: list[pa.Table] = dataclasses.field(default_factory=list)
-    _recent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _recent: list[QuarantineRecord] = dataclasses.field(default_factory=list)
 
-    def note(self, records: list[dict[str, Any]]) -> None:
+    def note(self, records: list[QuarantineRecord]) -> None:
         """Add records (names of QUARANTINE). There may be millions: as Arrow they take a tenth of the memory of objects."""
         self._recent += records
         if len(self._recent) >= RECORDS:
@@ -89,7 +109,7 @@ class Tally:
         return pa.concat_tables(self.tables) if self.tables else NO_RECORDS
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[QuarantineRecord]:
         """The records as objects."""
         return self.table().to_pylist()  # type: ignore[no-any-return]
 
@@ -111,7 +131,7 @@ def is_duplicate(reason: Any) -> Any:
     return reason.startswith(DUPLICATE) if isinstance(reason, str) else pc.starts_with(reason, DUPLICATE)
 
 
-Locate = Callable[[np.ndarray], list[dict[str, Any]]]
+Locate = Callable[[np.ndarray], list[Place]]
 
 
 def apply(table: pa.Table, findings: list[Finding], tally: Tally, locate: Locate) -> tuple[pa.Table, np.ndarray | None]:
@@ -146,14 +166,19 @@ def _record(finding: Finding, tally: Tally, locate: Locate) -> None:
             f"fix the data, or set {finding.key}=quarantine"
         )
     tally.counts[finding.column, finding.reason, finding.policy] += len(finding.positions)
-    entry = {"part": tally.part, "column": finding.column or None, "reason": finding.reason, "policy": finding.policy}
+    entry: QuarantineRecord = {
+        "part": tally.part,
+        "column": finding.column or None,
+        "reason": finding.reason,
+        "policy": finding.policy,
+    }
     for start in range(0, len(finding.positions), RECORDS):
         places = locate(finding.positions[start : start + RECORDS])
         values = finding.values[start : start + RECORDS]
         tally.note([{**entry, **place, "value": value} for place, value in zip(places, values, strict=True)])
 
 
-def place_of(place: dict[str, Any], part: str) -> str:
+def place_of(place: Place, part: str) -> str:
     """The position of a row as text: file and row, or part and row_id."""
     if place.get("file") is not None:
         return f"{place['file']}, row {place['row']}"
@@ -170,8 +195,8 @@ def record_lost_rows(lost: list[Lost], tally: Tally, file: str, policy: str, sen
         tally.rows += 1
         tally.quarantined += 1
         tally.counts["", item.reason, "quarantine"] += 1
-        entry = {"row": item.number, "column": None, "value": value, "reason": item.reason, "policy": "quarantine"}
-        tally.note([{"part": tally.part, "file": file, **entry}])
+        entry: QuarantineRecord = {"part": tally.part, "file": file, "row": item.number, "column": None, "value": value}
+        tally.note([{**entry, "reason": item.reason, "policy": "quarantine"}])
 
 
 def _set_null(table: pa.Table, finding: Finding) -> pa.Table:

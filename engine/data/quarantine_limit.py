@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pyarrow.compute as pc
 
 from engine.config import schema
 from engine.config.sections.data import DataConfig
 from engine.data.files import SourceFile, event_source
-from engine.data.quarantine import Tally, is_duplicate, place_of, quarantine
+from engine.data.quarantine import QuarantineRecord, Tally, is_duplicate, place_of, quarantine
 from engine.data.readers import advice
 
 
@@ -42,19 +41,19 @@ def excess(data: DataConfig, tallies: Sequence[Tally], files: Iterable[SourceFil
     )
 
 
-def _first(tallies: Sequence[Tally]) -> dict[str, Any]:
+def _first(tallies: Sequence[Tally]) -> QuarantineRecord:
     records = quarantine(list(tallies))
     counted = pc.and_(pc.equal(records["policy"], "quarantine"), pc.invert(is_duplicate(records["reason"])))
     return records.filter(counted).slice(0, 1).to_pylist()[0]  # type: ignore[no-any-return]
 
 
-def _told(record: dict[str, Any]) -> str:
+def _told(record: QuarantineRecord) -> str:
     column = f", column {record['column']!r}" if record["column"] else ""
     value = f", found {record['value']!r}" if record["value"] is not None else ""
     return f"{place_of(record, record['part'])}{column}: {record['reason']}{value}"
 
 
-def _other_ways(data: DataConfig, first: dict[str, Any], lost: int, rows: int) -> str:
+def _other_ways(data: DataConfig, first: QuarantineRecord, lost: int, rows: int) -> str:
     name = first["column"]
     if data.query is None and name in data.columns and first["part"] == "events":
         columns = data.sources[event_source(data)].columns

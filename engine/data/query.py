@@ -126,7 +126,9 @@ def _refuse_types(relation: Any, where: str) -> None:
             )
 
 
-def register(connection: Any, tables: Mapping[str, Any], ordered: Collection[str] = ()) -> None:
+def register(
+    connection: Any, tables: Mapping[str, pa.Table | pa.dataset.Dataset], ordered: Collection[str] = ()
+) -> None:
     """Register tables or datasets under their names; those of `ordered` are sorted by their values.
 
     Raises UserError for a column of a type that is unknown in SQL.

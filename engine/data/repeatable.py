@@ -16,6 +16,8 @@ from typing import Any
 from engine.data import query
 from engine.errors import UserError, nearest
 
+Node = dict[str, Any]  # of DuckDB's parse tree, which decides its keys
+
 # Marked in the catalogue as changing, but only with the time zone, which is fixed, or because it ends the query.
 STEADY = ("make_timestamptz", "error")
 # Not marked there: (name, number of arguments).
@@ -81,7 +83,7 @@ def check(sql: str, tables: Mapping[str, Collection[str]], where: str) -> frozen
 
 
 @functools.lru_cache(maxsize=256)
-def parse(sql: str) -> tuple[dict[str, Any] | None, str]:
+def parse(sql: str) -> tuple[Node | None, str]:
     """DuckDB's parse tree of one SELECT, or None and the reason if the text is not one."""
     with query.connect() as connection:
         text = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0]
@@ -91,14 +93,14 @@ def parse(sql: str) -> tuple[dict[str, Any] | None, str]:
     return dict(parsed["statements"][0]["node"]), ""
 
 
-def text(tree: Mapping[str, Any]) -> str:
+def text(tree: Node) -> str:
     """The SQL of a parse tree."""
     with query.connect() as connection:
         statement = json.dumps({"error": False, "statements": [{"node": tree}]})
         return str(connection.execute("SELECT json_deserialize_sql(?)", [statement]).fetchone()[0])
 
 
-def nodes(tree: Any) -> Iterator[dict[str, Any]]:
+def nodes(tree: Any) -> Iterator[Node]:
     """Every node of a tree, the outer before the inner."""
     if isinstance(tree, dict):
         yield tree
@@ -136,7 +138,7 @@ def catalogue() -> dict[str, list[Overload]]:
     return found
 
 
-def arguments_of(node: Mapping[str, Any]) -> list[dict[str, Any]]:
+def arguments_of(node: Node) -> list[Node]:
     """The arguments of a call, as nodes; DuckDB before 2.0 calls them children."""
     return [item.get("expression", item) for item in node.get("arguments") or node.get("children") or ()]
 
@@ -179,7 +181,7 @@ def changing(name: str, arguments: int) -> str | None:
     return None
 
 
-def _calls(definition: str | None) -> Iterator[dict[str, Any]]:
+def _calls(definition: str | None) -> Iterator[Node]:
     return (node for node in nodes(_definition(definition)) if node.get("class") == "FUNCTION")
 
 
@@ -202,7 +204,7 @@ def _uses(tree: Any, walk: _Walk) -> Iterator[Use]:
         walk.by_order |= bool(node.get("key_targets"))  # WITH RECURSIVE ... USING KEY keeps the last row of a key
 
 
-def _function(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
+def _function(node: Node, walk: _Walk) -> Iterator[Use]:
     name, arguments = node["function_name"].lower(), len(arguments_of(node))
     why = changing(name, arguments)
     if why:
@@ -219,7 +221,7 @@ def _function(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
     walk.by_order |= name not in EXACT
 
 
-def _window(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
+def _window(node: Node, walk: _Walk) -> Iterator[Use]:
     name = node["function_name"].lower()
     by_rows = any(str(node[end]).endswith("_ROWS") for end in ("start", "end"))
     if not node["orders"] and not node.get("arg_orders") and (name in IN_ORDER or by_rows):
@@ -231,21 +233,21 @@ def _window(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
     walk.by_order = True
 
 
-def _column(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
+def _column(node: Node, walk: _Walk) -> Iterator[Use]:
     names = [name.lower() for name in node["column_names"]]
     declared = {column.lower() for columns in walk.tables.values() for column in columns}
     if len(names) == 1 and names[0] in CLOCK and names[0] not in declared:
         yield Use(names[0], "it reads the clock", ADVICE)
 
 
-def _table(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
+def _table(node: Node, walk: _Walk) -> Iterator[Use]:
     name = node["table_name"]
     walk.read.add(name.lower())
     if node.get("schema_name") in SYSTEM_SCHEMAS or name.lower() not in {*walk.tables, *walk.own}:
         yield Use(repr(name), "it is none of data.sources", ONLY_SOURCES + nearest(name, walk.tables))
 
 
-def _table_function(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
+def _table_function(node: Node, walk: _Walk) -> Iterator[Use]:
     name = node["function"]["function_name"].lower()
     if name not in TABLE_FUNCTIONS:
         yield Use(f"{name}()", "it reads something else than the rows", ONLY_SOURCES + nearest(name, walk.tables))
@@ -255,14 +257,14 @@ def _show(*_: Any) -> Iterator[Use]:
     yield Use("SHOW, DESCRIBE or SUMMARIZE", "it describes tables, partly by samples", "Use SELECT over the sources.")
 
 
-def _join(node: Mapping[str, Any], walk: _Walk) -> Iterator[Use]:
+def _join(node: Node, walk: _Walk) -> Iterator[Use]:
     if node["ref_type"] == "POSITIONAL":
         why = "it pairs rows by the order in which they come"
         yield Use("POSITIONAL JOIN", why, "Join by a column that both sides have.")
     walk.by_order |= node["ref_type"] not in PLAIN_JOINS  # ASOF: one of several rows of an instant
 
 
-def _modifiers(modifiers: list[dict[str, Any]], walk: _Walk) -> Iterator[Use]:
+def _modifiers(modifiers: list[Node], walk: _Walk) -> Iterator[Use]:
     """ORDER BY, LIMIT, OFFSET and DISTINCT of one SELECT."""
     kinds = [item["type"] for item in modifiers]
     ordered = "ORDER_MODIFIER" in kinds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ import pyarrow.dataset
 from engine.config.sections.data import Column
 from engine.data.columns import TEXT_LIMIT, as_text
 from engine.data.dataset import row_ids
-from engine.data.quarantine import CONFLICTING, EQUAL
+from engine.data.quarantine import CONFLICTING, EQUAL, Place
 from engine.data.stage import Staged
 
 
@@ -31,7 +30,7 @@ class Origin:
             self._dropped.append(self._seen + np.flatnonzero(~mask))
         self._seen += rows
 
-    def places(self, numbers: np.ndarray) -> list[dict[str, Any]]:
+    def places(self, numbers: np.ndarray) -> list[Place]:
         """{"file", "row"} of the kept rows of these numbers (from 0, in the order in which they came)."""
         if not self._staged:
             return [{} for _ in numbers]
@@ -88,7 +87,7 @@ def _differ(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
     return ~np.asarray(same.combine_chunks())
 
 
-def locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray], list[dict[str, Any]]]:
+def locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray], list[Place]]:
     """The `row_id` of rows of a table by their positions: their ids, or their first columns; null where all are sensitive."""
     ids = [name for name, column in columns.items() if column.identifies and not column.sensitive]
     ids = (
@@ -100,7 +99,7 @@ def locate(table: pa.Table, columns: dict[str, Column]) -> Callable[[np.ndarray]
         ][:3]
     )
 
-    def locate(positions: np.ndarray) -> list[dict[str, Any]]:
+    def locate(positions: np.ndarray) -> list[Place]:
         if not ids:
             return [{"row_id": None} for _ in positions]
         return [{"row_id": text} for text in row_ids(table.select(ids).take(pa.array(positions)), ids).to_pylist()]

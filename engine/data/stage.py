@@ -9,9 +9,9 @@ import contextlib
 import dataclasses
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,10 @@ from engine.config.sections.data import FORMATS, DataConfig, SourceConfig
 from engine.data import checks, failures, order, rules
 from engine.data.arrow_types import schema_of
 from engine.data.bounds import USUAL, Bounds
-from engine.data.columns import FILE, Chunk, Finding, MissingColumnError
+from engine.data.columns import FILE, Chunk, Finding, MissingColumnError, Notes
 from engine.data.dataset import FileReport
 from engine.data.files import SourceFile, Torn, event_source, skip_advice
-from engine.data.quarantine import NO_RECORDS, PolicyError, Tally, apply, record_lost_rows
+from engine.data.quarantine import NO_RECORDS, Place, PolicyError, Tally, apply, record_lost_rows
 from engine.data.readers import advice, arrow_files, lake_tables
 from engine.data.readers.formats import READERS
 from engine.errors import UserError
@@ -41,7 +41,7 @@ class Staged:
 
     file: SourceFile
     tally: Tally
-    notes: dict[str, Any]
+    notes: Notes
     refused: str | None = None
     tables: list[pa.Table] = dataclasses.field(default_factory=list)
     path: Path | None = None
@@ -59,7 +59,7 @@ class Staged:
         """Plain form for a manifest."""
         return {
             "file": self.file.shown, "source": self.file.source, "digest": self.file.digest, "refused": self.refused,
-            **self.tally.as_json(), **{name: value for name, value in sorted(self.notes.items())},  # type: ignore[typeddict-item]
+            **self.tally.as_json(), **cast(Notes, dict(sorted(self.notes.items()))),
         }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ class Refused(Exception):
 
 
 def _chunks(
-    file: SourceFile, source: SourceConfig, data: DataConfig, threads: int, notes: dict[str, Any], bounds: Bounds
+    file: SourceFile, source: SourceConfig, data: DataConfig, threads: int, notes: Notes, bounds: Bounds
 ) -> Iterator[Chunk]:
     """Chunks of a file. Raises Refused if the file does not have the schema or the library cannot read it."""
     try:
@@ -176,7 +176,7 @@ def _kept(chunk: Chunk, staged: Staged, data: DataConfig, source: SourceConfig) 
     findings += checks_of_events(table, data, staged.file.source, findings)
     findings = [chunk.shown(finding) for finding in findings]
 
-    def locate(positions: np.ndarray) -> list[dict[str, Any]]:
+    def locate(positions: np.ndarray) -> list[Place]:
         return [{"file": shown, "row": int(numbers[place])} for place in positions]
 
     return apply(table, findings, tally, locate)[0]
@@ -242,7 +242,7 @@ class Record(TypedDict):
     kept: records.Count
     quarantined: records.Count
     counts: list[list[Any]]
-    notes: dict[str, Any]
+    notes: Notes
     bytes: records.Count  # of the kept rows in memory
     files: dict[str, seal.FileRecord]
     check: records.Digest
@@ -271,7 +271,7 @@ def damaged(record: Path) -> list[Path]:
         return [record]
 
 
-def _damaged(record: Path, saved: Mapping[str, Any]) -> list[Path]:
+def _damaged(record: Path, saved: Record) -> list[Path]:
     files = saved["files"]
     return [record.parent / name for name, entry in files.items() if not seal.is_whole(record.parent / name, entry)]
 

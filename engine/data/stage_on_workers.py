@@ -9,8 +9,9 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from engine.config.nested import Tree
 from engine.config.sections.data import DataConfig
 from engine.config.tree import Config
 from engine.data import stage
@@ -22,6 +23,22 @@ from engine.data.stage import Staged
 from engine.errors import UserError
 from engine.runtime import digest, storage
 from engine.runtime.on_ray import tasks
+
+
+class Item(TypedDict):
+    """A file for a worker: its place among the files, and a SourceFile as JSON values."""
+
+    place: int
+    file: Tree
+
+
+class Reply(TypedDict, total=False):
+    """What became of it; `missing`: the arguments of a MissingColumnError."""
+
+    missing: list[str]
+    place: int
+    rows: int
+    refused: str | None
 
 
 def stage_files(config: Config, files: list[SourceFile], folder: Path, advance: Callable[[int], None]) -> list[Staged]:
@@ -42,7 +59,7 @@ def stage_files(config: Config, files: list[SourceFile], folder: Path, advance: 
     return [_collect(file, config.data, folder, refused[place]) for place, file in enumerate(files)]
 
 
-def _plain(place: int, file: SourceFile) -> dict[str, Any]:
+def _plain(place: int, file: SourceFile) -> Item:
     """The file as JSON values; workers do not share the driver's current folder."""
     return {"place": place, "file": {**dataclasses.asdict(file), "path": str(file.path.absolute())}}
 
@@ -60,7 +77,7 @@ def _stager(folder: Path, config: Config) -> tasks.Share:
     return functools.partial(_stage, folder, config.data, Bounds.of(config.resources.memory.bytes))
 
 
-def _stage(folder: Path, data: DataConfig, bounds: Bounds, item: dict[str, Any]) -> dict[str, Any]:
+def _stage(folder: Path, data: DataConfig, bounds: Bounds, item: Item) -> Reply:
     file = SourceFile(**{**item["file"], "path": Path(item["file"]["path"])})
     _check_seen(file)
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
 from engine.config.sections.data import CsvOptions, DataConfig
 from engine.config.tree import Config
 from engine.data import quarantine_limit, stage
 from engine.data.bounds import Bounds
+from engine.data.dataset import FileReport
 from engine.data.ingest_plan import make_plan
 from engine.data.quarantine import quarantine
 from engine.data.stage import Staged
@@ -20,6 +20,12 @@ from engine.runtime.run import Run
 REPORT = "validation.json"
 
 
+class Report(FileReport):
+    """The report of a file, with why ingest would stop at it."""
+
+    problems: list[str]
+
+
 def validate(config: Config, run: Run) -> dict[str, float]:
     """Read and check every file of the sources; rows are counted, none is stored.
 
@@ -28,7 +34,7 @@ def validate(config: Config, run: Run) -> dict[str, float]:
     """
     plan = make_plan(config, run)
     lenient = _collecting(config.data)
-    reports: list[dict[str, Any]] = []
+    reports: list[Report] = []
     tallies = []
     with run.progress(f"{config.data.name}: validate") as progress:
         for file in plan.files:
@@ -100,11 +106,11 @@ def _fails(column: str, staged: Staged, data: DataConfig) -> bool:
     return "fail" in policies or (not column and source.csv.ragged == "fail")
 
 
-def table(reports: list[dict[str, Any]]) -> str:
+def table(reports: list[Report]) -> str:
     """The report for a person: one line a file, then what is wrong."""
     rows, problems = [], []
     for report in reports:
-        notes = [f"{kind} {json.dumps(report[kind], ensure_ascii=False)}" for kind in NOTES if report.get(kind)]
+        notes = [f"{kind} {json.dumps(found, ensure_ascii=False)}" for kind in NOTES if (found := report.get(kind))]
         rows.append([report["file"], report["rows"], report["kept"], report["quarantined"], "; ".join(notes)])
         problems += [f"{report['file']}: {problem}\n" for problem in report["problems"]]
     return terminal.table(["file", "rows", "kept", "bad", "notes"], rows) + "".join(problems)

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,18 +25,18 @@ class Written:
 
     parts: list[PartEntry]
     column_digests: dict[str, str]
-    counts: dict[str, dict[str, Any]]
+    counts: dict[str, profile.Counts]
     sample: pa.Table
     rows: int
 
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, object] = {
     "compression": "zstd", "compression_level": 1, "write_page_checksum": True,
     "max_rows_per_page": ROW_GROUP,  # one page per group, since a group is always read as a whole
 }  # fmt: skip
 LONG = 1_000  # bytes per value, on average, above which a sample has only the beginnings of texts
 GROUP_BYTES = 1 << 25  # of a row group, which is read or written at once
-Done = tuple[PartEntry, dict[str, Any], pa.Table]
+Done = tuple[PartEntry, dict[str, profile.Counts], pa.Table]
 
 
 def write_parts(
@@ -96,7 +95,7 @@ class _LongPart:
         self._file, self._rows = f"part-{place:05d}.parquet", 0
         self._digest = digest.TableDigest(schema)
         self._times: list[int] = []
-        self._counts: list[dict[str, dict[str, Any]]] = []
+        self._counts: list[dict[str, profile.Counts]] = []
         self._samples: list[pa.Table] = []
         self._sink = pa.OSFile(str(folder / self._file), "wb")
         self._writer = pq.ParquetWriter(self._sink, schema, **SETTINGS)

@@ -51,7 +51,7 @@ def err(text: str) -> None:
     sys.stderr.flush()
 
 
-def rows(found: Sequence[Mapping[str, Any]], as_json: bool, nothing: str = "") -> None:
+def rows(found: Sequence[Mapping[str, object]], as_json: bool, nothing: str = "") -> None:
     """Write records to stdout as JSON or as a table with short digests; `nothing` if there are none."""
     if as_json:
         out(json.dumps(list(found), indent=1, default=str) + "\n")

@@ -21,6 +21,8 @@ from engine.data.parse import to_type
 from engine.data.readers.split_text import dialect
 from engine.errors import UserError
 
+Change = tuple[dict[str, Any], str]  # options with other values, and what they say of the file
+
 HEAD, TAIL = 1 << 18, 1 << 16
 LONGEST_PREAMBLE, LONGEST_FOOTER, LONGEST_QUOTED = 200, 20, 20
 DELIMITERS = (",", ";", "\t", "|")
@@ -224,7 +226,7 @@ class _Look:
         reasons.append(f"line {place + 1} names the columns")
         return dataclasses.replace(said, skip=place), reasons
 
-    def _trailing(self, options: CsvOptions) -> tuple[dict[str, Any], str]:
+    def _trailing(self, options: CsvOptions) -> Change:
         width = len(self._columns(options))
         rows = self._rows(options)
         longer = sum(len(row.fields) == width + 1 and not row.fields[-1] for row in rows)
@@ -235,7 +237,7 @@ class _Look:
             return {"trailing_delimiter": False}, "its rows end without a delimiter"
         return {}, ""
 
-    def _comments(self, options: CsvOptions) -> tuple[dict[str, Any], str]:
+    def _comments(self, options: CsvOptions) -> Change:
         if options.comment:
             return {}, ""
         rows = self._rows(options)
@@ -247,7 +249,7 @@ class _Look:
             return {}, ""
         return {"comment": mark}, f"lines that begin with {mark!r} are comments"
 
-    def _after_header(self, options: CsvOptions) -> tuple[dict[str, Any], str]:
+    def _after_header(self, options: CsvOptions) -> Change:
         rows = self._rows(options)
         first = next((number for number, row in enumerate(rows) if row.fits), 0)
         if not options.header or not first or not all(row.foreign for row in rows[:first]):
@@ -257,7 +259,7 @@ class _Look:
         shown = f"line {start} is" if start == stop else f"lines {start} to {stop} are"
         return {"skip_after_header": rows[first].start - header - 1}, f"{shown} no row"
 
-    def _footer(self, options: CsvOptions) -> tuple[dict[str, Any], str]:
+    def _footer(self, options: CsvOptions) -> Change:
         if not self.tail:
             return {}, ""
         whole = self.tail is self.head

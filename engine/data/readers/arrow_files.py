@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from engine.config.sections.data import SourceConfig
 from engine.data.bounds import BATCH_ROWS, PROBE_ROWS, Bounds, cut, plan
-from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, evidence_of, match, policy_key, typed
+from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, Notes, evidence_of, match, policy_key, typed
 from engine.data.files import SourceFile, is_compressed, unpacked
 
 
 def read_parquet(
-    file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any], bounds: Bounds
+    file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: Notes, bounds: Bounds
 ) -> Iterator[Chunk]:
     """Chunks of a Parquet file. INT96 is read as microseconds, which reach the year 294246 (nanoseconds end in 2262)."""
     origin = unpacked(file.path, bounds.memory) if is_compressed(file.path) else str(file.path)
@@ -173,7 +173,7 @@ def _emptied(table: pa.Table, name: str, positions: np.ndarray) -> pa.Table:
 
 
 def read_arrow(
-    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any], bounds: Bounds
+    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: Notes, bounds: Bounds
 ) -> Iterator[Chunk]:
     """Chunks of an Arrow IPC file or stream; every batch is fully validated, since its buffers are untrusted."""
     origin = unpacked(file.path, bounds.memory) if is_compressed(file.path) else pa.memory_map(str(file.path))
@@ -240,7 +240,7 @@ def _wanted(matched: Matched, names: list[str]) -> list[str]:
 
 def chunks(
     batches: Iterator[pa.RecordBatch], matched: Matched, names: list[str], file: SourceFile, source: SourceConfig, zone: str,
-    notes: dict[str, Any],
+    notes: Notes,
 ) -> Iterator[Chunk]:  # fmt: skip
     """Typed chunks of record batches: declared columns by name or path, rows numbered from 1."""
     first = 1

@@ -25,7 +25,7 @@ from engine.config import schema
 from engine.config.sections.data import CsvOptions, SourceConfig
 from engine.data.arrow_types import TIMESTAMP, parse_type
 from engine.data.bounds import Bounds
-from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, as_text, evidence_of, match, typed
+from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, Notes, as_text, evidence_of, match, typed
 from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16, skip_advice
 from engine.data.parse import FALSE, TRUE, has_offset, is_beyond_whole_numbers, may_vanish
 from engine.data.readers import advice
@@ -40,7 +40,7 @@ _INSIDE[np.frombuffer((string.ascii_letters + string.digits).encode(), np.uint8)
 
 
 def read(
-    file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any], bounds: Bounds
+    file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: Notes, bounds: Bounds
 ) -> Iterator[Chunk]:
     """Chunks of one file in file order. Raises UserError when the file as a whole cannot be read."""
     stream = open_bytes(file.path)
@@ -51,7 +51,7 @@ def read(
 
 
 def _chunks(
-    stream: BinaryIO, file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: dict[str, Any],
+    stream: BinaryIO, file: SourceFile, source: SourceConfig, zone: str, threads: int, notes: Notes,
     bounds: Bounds,
 ) -> Iterator[Chunk]:  # fmt: skip
     options = source.csv
@@ -208,7 +208,7 @@ class _Parser:
     def _texts(self, piece: bytes, name: str, positions: np.ndarray) -> list[str | None] | None:
         return evidence_of(self._raw(self._read_bytes(piece)[0]))(name, positions)
 
-    def _raw(self, table: pa.Table) -> dict[str, Any]:
+    def _raw(self, table: pa.Table) -> dict[str, pa.Array]:
         return {name: table.column(place) for name, place in self.places.items()}
 
     def _chunk(self, table: pa.Table, numbers: np.ndarray, lost: list[Lost], careful: bool = False) -> Chunk | None:

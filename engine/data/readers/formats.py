@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from engine.config.sections.data import SourceConfig
 from engine.data.bounds import Bounds
-from engine.data.columns import Chunk
+from engine.data.columns import Chunk, Notes
 from engine.data.files import SourceFile
 from engine.data.readers import arrow_files, csv_files, json_files, lake_tables
 
-Reader = Callable[[SourceFile, SourceConfig, str, int, dict[str, Any], Bounds], Iterator[Chunk]]
+Reader = Callable[[SourceFile, SourceConfig, str, int, Notes, Bounds], Iterator[Chunk]]
 READERS: dict[str, Reader] = {
     "csv": csv_files.read,
     "jsonl": json_files.read,

@@ -15,7 +15,7 @@ import pyarrow.json
 from engine.config.sections.data import SourceConfig
 from engine.data.arrow_types import parse_type, type_name
 from engine.data.bounds import Bounds
-from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, item_text, match, policy_key, typed
+from engine.data.columns import TEXT_LIMIT, Chunk, Finding, Lost, Notes, item_text, match, policy_key, typed
 from engine.data.files import SourceFile, open_bytes, recode, refuse_utf16, skip_advice
 from engine.data.parse import is_beyond_whole_numbers, may_vanish
 from engine.data.readers.split_text import pieces
@@ -45,7 +45,7 @@ class _Stray(str):
 
 
 def read(
-    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any], bounds: Bounds
+    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: Notes, bounds: Bounds
 ) -> Iterator[Chunk]:
     """Chunks of one file in file order; a key that no line has is a missing column."""
     opened = stream = open_bytes(file.path)
@@ -88,7 +88,7 @@ def _paths(source: SourceConfig) -> dict[str, list[str]]:
 
 
 def _fast(
-    piece: bytes, file: SourceFile, source: SourceConfig, zone: str, seen: set[str], notes: dict[str, Any]
+    piece: bytes, file: SourceFile, source: SourceConfig, zone: str, seen: set[str], notes: Notes
 ) -> tuple[Chunk, int] | None:
     """Arrow's own reader, which refuses what it cannot keep; None where the piece has to be looked at line by line."""
     schema = _fast_schema(source)
@@ -163,11 +163,11 @@ def _fast_schema(source: SourceConfig) -> pa.Schema | None:
 
 
 def _careful(
-    piece: bytes, file: SourceFile, source: SourceConfig, zone: str, seen: set[str], notes: dict[str, Any]
+    piece: bytes, file: SourceFile, source: SourceConfig, zone: str, seen: set[str], notes: Notes
 ) -> tuple[Chunk, int]:
     """Parse line by line: numbers keep their digits, and a value of another kind is a violation."""
     records, numbers, lost = _objects(piece)
-    raw: dict[str, Any] = {}
+    raw: dict[str, pa.Array] = {}
     mismatched: list[Finding] = []
     for record in records:
         seen.update(map(_printable, record))

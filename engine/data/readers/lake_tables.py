@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from engine.config.sections.data import SourceConfig
 from engine.data import failures
 from engine.data.bounds import Bounds, cut
-from engine.data.columns import Chunk, match
+from engine.data.columns import Chunk, Notes, match
 from engine.data.files import SourceFile
 from engine.data.readers.arrow_files import chunks, column_names
 from engine.errors import UserError
@@ -199,7 +199,7 @@ def _iceberg_parts(table: Any, snapshot: int | None) -> tuple[str, list[Any]]:
 
 
 def read(
-    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: dict[str, Any], bounds: Bounds
+    file: SourceFile, source: SourceConfig, zone: str, _threads: int, notes: Notes, bounds: Bounds
 ) -> Iterator[Chunk]:
     """Chunks of the rows of the snapshot, deletes applied by the library."""
     snapshot = file.shown.rsplit("@", 1)[1]
