@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -122,7 +121,7 @@ def _kept(folder: Path | None, kinds: dict[str, str]) -> pa.Table:
 def check_row_wise(view: ViewConfig, rows: pa.Table, where: str, sensitive: Collection[str]) -> None:
     """Call the function for a few rows together, in reverse order and alone. Raises UserError where a row's values differ."""
 
-    def values(places: list[int]) -> dict[str, Any]:
+    def values(places: list[int]) -> dict[str, pa.ChunkedArray]:
         return dict(
             zip(
                 view.outputs,

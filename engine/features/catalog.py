@@ -331,7 +331,7 @@ def _age(config: Config, stored: StoredView) -> view_statistics.Age | None:
     return view_statistics.age_of(stored, Path(config.paths.store))
 
 
-def _version(stored: StoredView) -> dict[str, Any]:
+def _version(stored: StoredView) -> dict[str, object]:
     return {
         "version": stored.directory.name,
         "digest": stored.digest[:16],

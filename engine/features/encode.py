@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -113,8 +113,8 @@ class EncoderRecord(TypedDict):
     format: Annotated[int, records.Format(FORMAT)]
     clip: Annotated[float, Within(0)]
     features: list[tuple[str, str, str]]
-    numeric: list[dict[str, Any]]
-    categorical: list[dict[str, Any]]
+    numeric: list[dict[str, object]]
+    categorical: list[dict[str, object]]
 
 
 @dataclass(frozen=True)

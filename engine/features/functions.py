@@ -29,7 +29,7 @@ class Failed(UserError):
 
 
 @functools.cache
-def _found() -> dict[str, Any]:
+def _found() -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
 
 

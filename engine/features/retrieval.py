@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from engine.config import schema
 from engine.config.compose import compose
 from engine.config.feature_names import view_features
 from engine.config.names import check_distinct
+from engine.config.nested import Tree
 from engine.config.references import check_view_names
 from engine.config.sections.features import FeaturesConfig, ViewConfig
 from engine.config.tree import Config
@@ -33,6 +33,7 @@ from engine.runtime.environment import threads_of
 from engine.runtime.run import Run
 
 PROBE_TIME = "__decision"
+Views = str | Sequence[str] | Mapping[str, ViewConfig | Tree]  # names, or specifications by name
 
 
 def source(*overrides: str, config_dir: str | None = None) -> tuple[Config, Dataset]:
@@ -58,7 +59,7 @@ def dataset_of(config: Config, *, scoring: bool = False) -> Dataset:
 
 def history(
     entity_table: frames.Frame,
-    views: str | Sequence[str] | Mapping[str, Any],
+    views: Views,
     *,
     config: Config,
     dataset: Dataset,
@@ -76,9 +77,7 @@ def history(
     return back(_history(given, views, config, dataset, time))
 
 
-def _history(
-    entity_table: pa.Table, views: str | Sequence[str] | Mapping[str, Any], config: Config, dataset: Dataset, time: str
-) -> pa.Table:
+def _history(entity_table: pa.Table, views: Views, config: Config, dataset: Dataset, time: str) -> pa.Table:
     chosen = _views(views, config)
     named = (
         (feature, f"views.{name}.{key}") for name, view in chosen.items() for feature, key in view_features(name, view)
@@ -86,7 +85,7 @@ def _history(
     check_distinct(named, "Rename the view, or retrieve the views one by one")
     _check_table(entity_table, time)
     features = schema.build(FeaturesConfig, {"as_of": PROBE_TIME})
-    found: dict[str, Any] = {name: entity_table[name] for name in entity_table.column_names}
+    found: dict[str, pa.ChunkedArray] = {name: entity_table[name] for name in entity_table.column_names}
     probes = entity_table.append_column(PROBE_TIME, _whole_microseconds(entity_table[time], time))
     for name, view in chosen.items():
         needed = _check_probes(name, view, config, entity_table)
@@ -176,7 +175,7 @@ def _after_last(dataset: Dataset) -> int:
     return int(instants.instants(dataset.read([dataset.event_time], rows=(dataset.rows - 1, dataset.rows))[0])[0]) + 1
 
 
-def _views(views: str | Sequence[str] | Mapping[str, Any], config: Config) -> dict[str, ViewConfig]:
+def _views(views: Views, config: Config) -> dict[str, ViewConfig]:
     if isinstance(views, Mapping):
         chosen = {
             name: view if isinstance(view, ViewConfig) else schema.build(ViewConfig, view, f"views.{name}")

@@ -12,11 +12,11 @@ import dataclasses
 import functools
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, cast
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from engine.config import schema
 from engine.config.feature_names import window_name
+from engine.config.nested import Tree
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
@@ -66,6 +67,13 @@ class PartEntry(TypedDict):
     columns: dict[str, ViewColumn]
 
 
+class BuiltPart(PartEntry):
+    """A part while a view is built: Arrow types of its columns, size and digest of its file."""
+
+    types: NotRequired[dict[str, str]]
+    sealed: NotRequired[seal.FileRecord]
+
+
 class DatasetName(TypedDict):
     """The dataset that a view was computed from."""
 
@@ -83,7 +91,7 @@ class ViewRecord(TypedDict):
     digest: records.Digest
     rows: records.Count
     columns: dict[str, TypeText]
-    spec: dict[str, Any]
+    spec: Tree
     as_of: str | None
     dataset: DatasetName
     parts: list[PartEntry]
@@ -219,7 +227,7 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, earlier: Earlier | 
         storage.atomic_directory(directory) as temporary,
         run.progress(f"features {name}", job.dataset.rows) as progress,
     ):
-        entries = []
+        entries: list[BuiltPart] = []
         for entry in _build_all(job, works, temporary, workers):
             entries.append(entry)
             progress.advance(entry["stop"] - entry["start"])
@@ -255,7 +263,7 @@ def _make_room(name: str, directory: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_same(stored: StoredView, entries: list[dict[str, Any]]) -> None:
+def _check_same(stored: StoredView, entries: list[BuiltPart]) -> None:
     for there, here in zip(stored.manifest["parts"], entries, strict=True):
         for name, entry in here["columns"].items():
             if there["columns"][name]["digest"] != entry["digest"]:
@@ -267,7 +275,7 @@ def _check_same(stored: StoredView, entries: list[dict[str, Any]]) -> None:
                 )
 
 
-def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], works: list[Work]) -> ViewRecord:
+def _manifest(job: Job, recipe: str, entries: list[BuiltPart], works: list[Work]) -> ViewRecord:
     kinds = entries[0].pop("types") if entries else {}
     for entry in entries[1:]:
         entry.pop("types")
@@ -282,7 +290,7 @@ def _manifest(job: Job, recipe: str, entries: list[dict[str, Any]], works: list[
         "spec": schema.plain(job.view),
         "as_of": job.as_of,
         "dataset": {"name": job.dataset.name, "recipe": job.dataset.recipe, "digest": job.dataset.digest},
-        "parts": cast(list[PartEntry], entries),
+        "parts": [*entries],
         "parts_computed": sum(work.days > 0 for work in works),
         "parts_linked": sum(work.days == 0 for work in works),
         "days_computed": sum(work.days for work in works),
@@ -340,7 +348,7 @@ def batch_rows(job: Job) -> int:
     )
 
 
-def _build_all(job: Job, works: list[Work], directory: Path, workers: tasks.Workers) -> Iterator[dict[str, Any]]:
+def _build_all(job: Job, works: list[Work], directory: Path, workers: tasks.Workers) -> Iterator[BuiltPart]:
     """Build every part; the workers of a cluster compute them where there is work for at least two."""
     batches = list(_batches(job, works))
     lacking = [batch for batch in batches if batch[0].lacking]
@@ -377,22 +385,24 @@ def _builder(job: Job, batches: list[list[Work]], directory: Path, version: str 
     return build
 
 
-def _build(job: Job, batch: list[Work], directory: Path) -> Iterator[dict[str, Any]]:
+def _build(job: Job, batch: list[Work], directory: Path) -> Iterator[BuiltPart]:
     """Write the parts of a batch; yield their manifest entries."""
     lacking = batch[0].lacking
     first = batch[0].rows[0]
     fresh = compute_rows(job, set(job.names()) - set(lacking), (first, batch[-1].rows[1])) if lacking else {}
 
-    def put(work: Work) -> dict[str, Any]:
+    def put(work: Work) -> BuiltPart:
         part, file = work.part, f"part-{work.part.name}.parquet"
         count = part.rows[1] - part.rows[0]
         if work.linked is not None:
             entry = next(entry for entry in work.linked.manifest["parts"] if entry["name"] == part.name)
             storage.link(work.linked.directory / file, directory / file, synced=False)
-            known = {"file": file, "start": part.rows[0], "stop": part.rows[1], "sealed": work.linked.seal.files[file]}
-            return {**entry, **known, "types": work.linked.manifest["columns"]}
+            entry = {**entry, "file": file, "start": part.rows[0], "stop": part.rows[1]}
+            return {**entry, "sealed": work.linked.seal.files[file], "types": work.linked.manifest["columns"]}
         start, stop = work.rows
-        columns: dict[str, Any] = {name: column.slice(start - first, stop - start) for name, column in fresh.items()}
+        columns: dict[str, pa.ChunkedArray] = {
+            name: column.slice(start - first, stop - start) for name, column in fresh.items()
+        }
         if work.before is not None:
             old = _read_part(work.before[0].path(file), list(work.lacking), 0, work.before[1])
             columns = {name: _between(columns.get(name), old[name], work.head, work.tail) for name in work.lacking}
@@ -414,7 +424,7 @@ def _between(new: pa.Array | pa.ChunkedArray | None, old: pa.ChunkedArray, head:
     return pa.chunked_array(chunks, old.type).combine_chunks()
 
 
-def _entry(part: Part, file: str, table: pa.Table, recipes: Recipes) -> dict[str, Any]:
+def _entry(part: Part, file: str, table: pa.Table, recipes: Recipes) -> BuiltPart:
     return {
         "name": part.name,
         "file": file,
@@ -574,7 +584,7 @@ def _asof_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
 def _row_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
     view, columns = job.view, view_inputs(job.view, job.config.data, job.as_of.column)
     version = function_version(view.function) if view.kind == "function" else None
-    rules: dict[str, Any] = {key: [item.sql, item.type] for key, item in view.expressions.items()} or view.outputs
+    rules: Mapping[str, object] = {key: [item.sql, item.type] for key, item in view.expressions.items()} or view.outputs
     own = job.inputs.by_day(columns)
     for key, rule in rules.items():
         mine = [FORMAT, view.kind, version, rule, columns]

@@ -180,7 +180,7 @@ def _merged(encoder: Encoder, encoded: pa.Table) -> pa.Table:
 def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> StateRecord:
     """Digest of each fitted column's state, and the specification of the features."""
     fitted = encoder.to_json()
-    columns = {item["name"]: digest.of_json(item) for item in [*fitted["numeric"], *fitted["categorical"]]}
+    columns = {str(item["name"]): digest.of_json(item) for item in [*fitted["numeric"], *fitted["categorical"]]}
     plain = schema.plain(data)
     return {
         "columns": columns,
