@@ -153,7 +153,9 @@ def _windows(place: Place, settings: Settings, limit: float) -> list[Row]:
     config = _only(config, lambda view: view.kind == "windows")
     dataset = place.dataset(config)
     views = config.features.views
-    outputs = sum(len(view.windows) * sum(len(items) for items in view.aggregates.values()) for view in views.values())
+    outputs = sum(
+        len(view.windows) * sum(len(asked.aggregates) for asked in view.asked.values()) for view in views.values()
+    )
     events = dataset.read(list(dict.fromkeys(["scheduled", "carrier", "origin", "dest", "flight", *AGGREGATES])))
 
     def ours() -> None:

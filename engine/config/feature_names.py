@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.config.names import check_distinct
+from engine.config.references import past_columns
 from engine.config.sections.data import DataConfig
-from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
+from engine.config.sections.features import ROWS, CalendarConfig, FeaturesConfig, ViewConfig
 from engine.config.tree import Config
 from engine.errors import UserError
 
 OUTPUT = ("row_id", "score", "model")  # columns of every output of `score`
-PRIOR, ROWS, NUMBER = "prior", "rows", "$number"
+PRIOR, NUMBER = "prior", "$number"
 RENAME = (
     "To rename a column, declare it under another name in data.sources.<source>.columns with `aliases: [{0}]` (or rename it with "
     "AS in data.query), and use that name everywhere else"
 )
 
 
-def window_name(view: str, column: str, aggregate: str, window: str) -> str:
+def window_name(view: str, entry: str, aggregate: str, window: str) -> str:
     """Name of a windows feature: `origin_dep_delay_mean_2h`, or `origin_count_2h` for a count of rows."""
-    return f"{view}_{aggregate}_{window}" if column == ROWS else f"{view}_{column}_{aggregate}_{window}"
+    return f"{view}_{aggregate}_{window}" if entry == ROWS else f"{view}_{entry}_{aggregate}_{window}"
 
 
 def calendar_features(name: str, calendar: CalendarConfig) -> Iterator[tuple[str, str]]:
@@ -33,10 +34,10 @@ def calendar_features(name: str, calendar: CalendarConfig) -> Iterator[tuple[str
 def view_features(name: str, view: ViewConfig) -> Iterator[tuple[str, str]]:
     """(feature, the view's key that defines it) in the order of the spec; for windows: column, window, aggregate."""
     if view.kind == "windows":
-        for column, aggregates in view.aggregates.items():
+        for entry, asked in view.asked.items():
             for window in view.windows:
-                for aggregate in aggregates:
-                    yield window_name(name, column, aggregate, window), f"aggregates.{column} ({aggregate} of {window})"
+                for aggregate in asked.aggregates:
+                    yield window_name(name, entry, aggregate, window), f"aggregates.{entry} ({aggregate} of {window})"
         return
     key = {"asof": "columns", "expression": "expressions", "function": "outputs"}[view.kind]
     for column in getattr(view, key):
@@ -82,7 +83,7 @@ def _check_words(data: DataConfig, features: FeaturesConfig) -> None:
             f"the column is meant, and rename the column where `known long before` is. {RENAME.format(PRIOR)}"
         )
     for name, view in features.active_views.items():
-        if ROWS in view.aggregates and ROWS in data.columns:
+        if ROWS in view.aggregates and ROWS in past_columns(view, data):
             raise UserError(
                 f"features.views.{name}.aggregates.rows counts rows, and data.columns.rows is a column: rename the column. "
                 f"{RENAME.format(ROWS)}"
@@ -110,5 +111,6 @@ def _check_sql(data: DataConfig, features: FeaturesConfig) -> None:
         for name, source in data.sources.items():
             where = f"data.sources.{name}.columns"
             check_distinct(((column, f"{where}.{column}") for column in source.columns), RENAME, fold=True)
-    if data.rules or any(view.kind == "expression" for view in features.active_views.values()):
+    views = features.active_views.values()
+    if data.rules or any(view.kind == "expression" or view.conditions for view in views):
         check_distinct(((column, f"data.columns.{column}") for column in data.columns), RENAME, fold=True)

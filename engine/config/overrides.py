@@ -124,7 +124,11 @@ def _parts(word: Word, config: type) -> tuple[tuple[str, ...], bool]:
             rest = word.parts[place:]
             if dataclasses.is_dataclass(below):
                 _refuse_unquoted(word, place, below)
-            elif typing.get_origin(below) is not tuple or not rest[-1].isdecimal():
+            elif len(rest) > 1 and schema.below(below, rest[-1]) is not None and not rest[-1].isdecimal():
+                return (*word.parts[:place], ".".join(rest[:-1]), rest[-1]), True  # an entry may be a list or a section
+            elif (
+                not any(typing.get_origin(kind) is tuple for kind in schema.options(below)) or not rest[-1].isdecimal()
+            ):
                 return (*word.parts[:place], ".".join(rest)), True
         hint = below
     return word.parts, mapped

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from engine.config.leak_guard import check_column, check_known_by_decision
-from engine.config.sections.data import DataConfig
-from engine.config.sections.features import FeaturesConfig, ViewConfig
+from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.features import ROWS, FeaturesConfig, ViewConfig
 from engine.errors import UserError, nearest
 
 
@@ -44,10 +45,13 @@ def check_view_names(data: DataConfig, where: str, view: ViewConfig) -> None:
     """Raise UserError for a name in a view that does not exist, and for a column without known_at."""
     for column in (*view.entity, *view.inputs):
         check_column(data, column, where)
+    if view.table is not None and view.kind not in ("windows", "asof"):
+        raise UserError(f"{where}.table is read by windows and asof views only, found it in one of kind {view.kind}")
+    if view.kind in ("windows", "asof"):
+        _check_past(data, where, view)
+        _check_keys(data, where, view, dict(zip(view.entity, view.keys, strict=True)))
     if view.kind == "windows":
         _check_windows(data, where, view)
-    if view.kind == "asof":
-        _check_asof(data, where, view)
 
 
 def _key_family(kind: str) -> str:
@@ -59,46 +63,67 @@ def _key_family(kind: str) -> str:
 COUNTABLE = ("bool", "int", "uint", "float", "decimal")
 
 
+def past_columns(view: ViewConfig, data: DataConfig) -> dict[str, Column]:
+    """Columns of the rows that the view looks back on: of its table, or of past events."""
+    return data.columns if view.table is None else data.tables[view.table].columns
+
+
 def _check_windows(data: DataConfig, where: str, view: ViewConfig) -> None:
-    for column in view.aggregates:
-        if column == "rows":
+    columns, there = past_columns(view, data), _past_name(view)
+    if view.table is not None and data.tables[view.table].static:
+        raise UserError(f"{where}.table must have times, found {view.table!r}, which is `static: true`: read it as of")
+    for asked in view.asked.values():
+        if asked.of == ROWS:
             continue
-        check_column(data, column, f"{where}.aggregates")
-        if data.columns[column].known_at is None:
+        _check_past_column(view, data, asked.of, f"{where}.aggregates")
+        if columns[asked.of].known_at is None:
             raise UserError(
-                f"{where}: column {column!r} must say when it becomes known (data.columns.{column}.known_at)"
+                f"{where}: column {asked.of!r} must say when it becomes known ({there}.{asked.of}.known_at)"
             )
-        if not data.columns[column].type.startswith(COUNTABLE):
+        if not columns[asked.of].type.startswith(COUNTABLE):
             raise UserError(
-                f"{where}.aggregates: column {column!r} must be a number or a boolean, found type "
-                f"{data.columns[column].type}; `rows: [count]` counts rows"
+                f"{where}.aggregates: column {asked.of!r} must be a number or a boolean, found type "
+                f"{columns[asked.of].type}; `rows: [count]` counts rows"
+            )
+    for column in view.exclude:
+        check_column(data, column, f"{where}.exclude")
+    _check_keys(data, f"{where}.exclude", view, view.exclude)
+
+
+def _past_name(view: ViewConfig) -> str:
+    return "data.columns" if view.table is None else f"data.tables.{view.table}.columns"
+
+
+def _check_past_column(view: ViewConfig, data: DataConfig, column: str, where: str) -> None:
+    columns = past_columns(view, data)
+    if column not in columns:
+        raise UserError(f"{where} names {column!r}, which is not in {_past_name(view)}.{nearest(column, columns)}")
+
+
+def _check_keys(data: DataConfig, where: str, view: ViewConfig, pairs: Mapping[str, str]) -> None:
+    """Raise UserError unless the columns that are matched, of the event -> of past rows, exist and have the same type."""
+    for column, other in pairs.items():
+        _check_past_column(view, data, other, where)
+        kinds = data.columns[column].type, past_columns(view, data)[other].type
+        if _key_family(kinds[0]) != _key_family(kinds[1]):
+            raise UserError(
+                f"{where} matches {column!r} ({kinds[0]}) with {other!r} of {_past_name(view)} ({kinds[1]}): keys must be "
+                "of the same type. Declare both with one type"
             )
 
 
-def _check_asof(data: DataConfig, where: str, view: ViewConfig) -> None:
-    if view.table not in data.tables:
+def _check_past(data: DataConfig, where: str, view: ViewConfig) -> None:
+    if (view.table is not None or view.kind == "asof") and view.table not in data.tables:
         raise UserError(
             f"{where}.table names {view.table!r}, which is not in data.tables.{nearest(str(view.table), data.tables)}"
         )
-    table = data.tables[view.table]
     if len(view.on) not in (0, len(view.entity)):
         raise UserError(f"{where}.on must name as many columns as entity ({len(view.entity)}), found {len(view.on)}")
-    for column in (*view.columns, *(view.on or view.entity)):
-        if column not in table.columns:
-            raise UserError(
-                f"{where} names {column!r}, which is not a column of data.tables.{view.table}."
-                f"{nearest(column, table.columns)}"
-            )
-    for column, other in zip(view.entity, view.on or view.entity, strict=True):
-        kinds = data.columns[column].type, table.columns[other].type
-        if _key_family(kinds[0]) != _key_family(kinds[1]):
-            raise UserError(
-                f"{where} matches {column!r} ({kinds[0]}) with {other!r} of data.tables.{view.table} ({kinds[1]}): keys must be "
-                "of the same type. Declare both with one type"
-            )
     for column in view.columns:
+        _check_past_column(view, data, column, where)
+        table = data.tables[view.table or ""]
         if table.columns[column].known_at is None and not table.static:
             raise UserError(
                 f"{where}: column {column!r} of table {view.table!r} must say when it becomes known "
-                f"(data.tables.{view.table}.columns.{column}.known_at), or the table must be `static: true`"
+                f"({_past_name(view)}.{column}.known_at), or the table must be `static: true`"
             )

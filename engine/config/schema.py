@@ -131,6 +131,9 @@ def _union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
     if value in ("null", "") and type(None) in arguments and not any(map(_is_text, arguments)):
         return None
     options = [argument for argument in arguments if argument is not type(None)]
+    options.sort(
+        key=lambda option: dataclasses.is_dataclass(option) == isinstance(value, Mapping)
+    )  # its error is shown
     for option in options[:-1]:
         try:
             return _value(option, value, path)
@@ -311,7 +314,7 @@ def wholes(cls: type, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 def below(hint: Any, name: str | int) -> Any:
     """The type hint of the item at a name or index in a value of type `hint`; None if it is not declared."""
-    for option in _options(hint):
+    for option in options(hint):
         if dataclasses.is_dataclass(option) and isinstance(option, type) and name in hints(option):
             return hints(option)[str(name)]
         if typing.get_origin(option) is dict:
@@ -324,7 +327,7 @@ def below(hint: Any, name: str | int) -> Any:
 def leaves(hint: Any) -> set[Any]:
     """The scalar types, NoneType included, that a value of type `hint` may have unless it is a list or mapping."""
     found = set()
-    for option in _options(hint):
+    for option in options(hint):
         shorthand = getattr(option, "SHORTHAND", None)
         if shorthand:
             found |= leaves(hints(option)[shorthand])
@@ -333,7 +336,8 @@ def leaves(hint: Any) -> set[Any]:
     return found & {str, bool, int, float, type(None)}
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def options(hint: Any) -> tuple[Any, ...]:
+    """The types of which a value has one."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 

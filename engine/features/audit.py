@@ -19,7 +19,7 @@ from engine.data.arrow_types import same_value
 from engine.data.dataset import Dataset
 from engine.features import compute, instants
 from engine.features.past import past_events
-from engine.features.spec import event_inputs, known_anchor, windows_of
+from engine.features.spec import event_inputs, known_anchor, past_time, windows_of
 
 TRIALS = ("altered", "deleted", "repeated")
 BEYOND = 2 * units.MICROSECONDS["d"]  # a trial hides events up to this long after the decision
@@ -148,5 +148,5 @@ def hide_tables(
             continue
         # A value known exactly at the decision is not the future of an inclusive view; instants are whole microseconds.
         bound = decision + view.inclusive
-        found[name] = change(tables[name], spec.columns, compute.table_event_time(spec, view), bound, trial, draw)
+        found[name] = change(tables[name], spec.columns, past_time(view, data), bound, trial, draw)
     return found

@@ -22,7 +22,7 @@ from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.features import audit as leak_trial
 from engine.features import functions, retrieval, store, view_statistics
-from engine.features.spec import view_columns, view_inputs
+from engine.features.spec import past_inputs, view_columns, view_inputs
 from engine.features.store import StoredView
 from engine.runtime import environment, records, storage, terminal
 from engine.runtime.run import facts_of_runs
@@ -192,7 +192,8 @@ def sources_of(view: ViewConfig, config: Config) -> list[str]:
     """The columns that the view reads: of the events, and `table.column` of a side table."""
     as_of = config.features.as_of
     columns = view_inputs(view, config.data, as_of.column if as_of else config.data.event_time)
-    return [*columns, *(f"{view.table}.{column}" for column in view.columns if view.table)]
+    beside = past_inputs(view, config.data) if view.kind == "windows" else view.columns
+    return [*columns, *(f"{view.table}.{column}" for column in beside if view.table)]
 
 
 class AskedView(TypedDict):

@@ -7,20 +7,21 @@ and side tables; it reads no store and no file.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.config.sections.data import DataConfig, TableConfig
-from engine.config.sections.features import PARTS, CalendarConfig, FeaturesConfig, ViewConfig
+from engine.config.references import past_columns
+from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.features import PARTS, ROWS, AggregateConfig, CalendarConfig, FeaturesConfig, ViewConfig
 from engine.data.arrow_types import alike, as_keys, type_name
-from engine.data.expressions import evaluate
+from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
-from engine.features import calls, instants
-from engine.features.spec import calendar_columns, view_columns, view_inputs
+from engine.features import calls, instants, own_rows
+from engine.features.spec import calendar_columns, knowing, past_time, view_columns, view_inputs
 from kernels.asof import asof
 from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
@@ -96,7 +97,8 @@ def view_features(
     decisions = instants.moment_times(probes, features.decision)
     if view.kind == "asof":
         return _asof_features(name, view, data, decisions, probes, tables[view.table or ""], threads)
-    return _window_features(name, view, data, decisions, probes, history, threads)
+    past = history if view.table is None else tables[view.table]
+    return _window_features(name, view, data, decisions, probes, past, threads)
 
 
 def _row_features(
@@ -120,36 +122,55 @@ def _window_features(
     data: DataConfig,
     decisions: np.ndarray,
     probes: pa.Table,
-    history: pa.Table,
+    past: pa.Table,
     threads: int,
 ) -> dict[str, pa.Array]:
-    probe_codes, history_codes = entity_codes(probes, view.entity, history, view.entity)
-    events = instants.instants(history[data.event_time])
+    probe_codes, past_codes = entity_codes(probes, view.entity, past, view.keys)
+    own = entity_codes(probes, tuple(view.exclude), past, tuple(view.exclude.values())) if view.exclude else None
+    columns = past_columns(view, data)
+    events = instants.instants(past[past_time(view, data)])
     windows = [window.microseconds for window in view.windows]
+    holds = _conditions(name, view, columns, past)
 
-    def of_column(column: str, aggregates: Sequence[str]) -> list[pa.Array]:
-        if column == "rows":
-            values, known = None, events
-        else:
-            values = as_floats(history[column])
-            known = instants.known_times(history, data.columns[column])
-        known = instants.known_as_past(history, events, known)
-        placed = known if view.by == "known" else events
-        block = trailing(
-            probe_codes, decisions, history_codes, placed, known, values, windows, aggregates, threads=inner
-        )
-        return _float_columns(block.reshape(len(block), len(windows) * len(aggregates)), inner)
+    def of_entry(asked: AggregateConfig) -> list[pa.Array]:
+        values = None if asked.of == ROWS else as_floats(past[asked.of])
+        known = events
+        for column in knowing(view, asked):
+            if columns[column].known_at is not None:  # an id without it is known with its row
+                times = instants.known_as_past(past, events, instants.known_times(past, columns[column]))
+                known = np.where(
+                    (known == instants.NEVER) | (times == instants.NEVER), instants.NEVER, np.maximum(known, times)
+                )
+        codes = past_codes if asked.where is None else np.where(holds[asked.where], past_codes, -1)
+        source = codes, known if view.by == "known" else events, known
+        block = trailing(probe_codes, decisions, *source, values, windows, asked.aggregates, threads=inner)
+        if own is not None:
+            own_rows.leave_out(block, (probe_codes, decisions), source, own, values, windows, asked.aggregates, inner)
+        return _float_columns(block.reshape(len(block), len(windows) * len(asked.aggregates)), inner)
 
     # Columns run in parallel: one column's single-threaded work, mostly sorting, overlaps with another column's sweep.
-    outer = min(threads, len(view.aggregates)) if probes.num_rows + history.num_rows > POOL_ROWS else 1
+    outer = min(threads, len(view.aggregates)) if probes.num_rows + past.num_rows > POOL_ROWS else 1
     inner = -(-threads // outer)
     if outer == 1:
-        found = [of_column(*item) for item in view.aggregates.items()]
+        found = [of_entry(asked) for asked in view.asked.values()]
     else:
         with ThreadPoolExecutor(outer, thread_name_prefix="columns") as pool:
-            found = list(pool.map(of_column, view.aggregates.keys(), view.aggregates.values()))
-    columns = itertools.chain.from_iterable(found)
-    return dict(zip((feature.name for feature in view_columns(name, view, data)), columns, strict=True))
+            found = list(pool.map(of_entry, view.asked.values()))
+    features = itertools.chain.from_iterable(found)
+    return dict(zip((feature.name for feature in view_columns(name, view, data)), features, strict=True))
+
+
+def _conditions(name: str, view: ViewConfig, columns: Mapping[str, Column], past: pa.Table) -> dict[str, np.ndarray]:
+    """SQL condition -> bool[n]: past rows where it is true."""
+    if not view.conditions:
+        return {}
+    wanted = {f"{place}": (sql, "bool") for place, sql in enumerate(view.conditions)}
+    read = sorted({column for sql in view.conditions for column in expression_columns(sql)})
+    sensitive = [column for column in read if columns[column].sensitive]
+    rows = past.select(read or past.column_names[:1])  # a table without columns has no rows
+    table = evaluate(wanted, rows, f"features.views.{name}: where", sensitive)
+    holds = [np.asarray(pc.fill_null(column.combine_chunks(), False)) for column in table.columns]
+    return dict(zip(view.conditions, holds, strict=True))
 
 
 def _float_columns(block: np.ndarray, threads: int) -> list[pa.Array]:
@@ -172,13 +193,13 @@ def _asof_features(
     threads: int,
 ) -> dict[str, pa.Array]:
     spec = data.tables[view.table or ""]
-    probe_codes, table_codes = entity_codes(probes, view.entity, table, view.on or view.entity)
+    probe_codes, table_codes = entity_codes(probes, view.entity, table, view.keys)
     if spec.static:
         _check_unique(view, table, table_codes)
         events = np.full(table.num_rows, instants.ALWAYS)
         decisions = np.full(len(decisions), instants.ALWAYS + 1)
     else:
-        events = instants.instants(table[table_event_time(spec, view)])
+        events = instants.instants(table[past_time(view, data)])
     max_age = None if view.max_age is None or spec.static else view.max_age.microseconds
     chosen: dict[str | None, pa.Array] = {}
     columns = []
@@ -196,23 +217,12 @@ def _asof_features(
     return dict(zip((feature.name for feature in view_columns(name, view, data)), columns, strict=True))
 
 
-def table_event_time(spec: TableConfig, view: ViewConfig) -> str:
-    """The time column of a side table."""
-    names = [name for name, column in spec.columns.items() if column.role == "event_time"]
-    if len(names) != 1:
-        raise UserError(
-            f"data.tables.{view.table}.columns must have exactly one with role event_time, or the table be `static: true`; "
-            f"found {names}"
-        )
-    return names[0]
-
-
 def _check_unique(view: ViewConfig, table: pa.Table, codes: np.ndarray) -> None:
     known = codes[codes >= 0]
     values, counts = np.unique(known, return_counts=True)
     if (counts > 1).any():
         row = int(np.flatnonzero(codes == values[counts > 1][0])[1])
-        key = {column: table[column][row].as_py() for column in (view.on or view.entity)}
+        key = {column: table[column][row].as_py() for column in view.keys}
         raise UserError(f"static table {view.table!r} must have one row per key, found {key} again in row {row}")
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -49,12 +49,15 @@ class Span(TypedDict):
 
 
 class TableDays(TypedDict):
-    """The days of a side table by the time column `time`, and the digest of each day's rows; `digest` of the whole."""
+    """The days of a side table by the time column `time`, the digest of each day's rows, and each moment's latest time of the
+    day; `digest` of the whole.
+    """
 
     time: str
     digest: records.Digest
     days: list[Number]
     digests: Digests
+    latest: NotRequired[dict[str, list[Number]]]
 
 
 class InputsRecord(TypedDict):
@@ -143,10 +146,12 @@ class Inputs:
             self._by_day[key] = ByDay(self.days, [rows, *(self.columns[name] for name in columns)], until)
         return self._by_day[key]
 
-    def table_by_day(self, table: str) -> ByDay:
-        """The digests of a side table's rows by day."""
+    def table_by_day(self, table: str, moments: Sequence[Moment] = ()) -> ByDay:
+        """The digests of a side table's rows by day; `moments` place a row in a window beside its event."""
         found = self.tables[table]
-        return ByDay(found["days"], [_split(found["digests"])], _ends(found["days"]))
+        latest = (found["latest"][moment] for moment in moments)
+        until = [max(items) for items in zip(_ends(found["days"]), *latest, strict=True)]
+        return ByDay(found["days"], [_split(found["digests"])], until)
 
     def reach(self, days: tuple[int, int], as_of: Moment, length: int | None) -> tuple[int, int] | None:
         """Instants from and to which a window of `length` (None = all history) may see from the rows of some days; None
@@ -184,17 +189,17 @@ def prepare(
     dataset: Dataset,
     columns: Sequence[str],
     moments: Sequence[Moment],
-    tables: Sequence[tuple[str, str]],
+    tables: Sequence[tuple[str, str, Sequence[Moment]]],
 ) -> Inputs:
-    """The inputs of some columns, of moments, and of side tables by (table, time column).
+    """The inputs of some columns, of moments, and of side tables by (table, time column, moments).
 
     They are stored by the dataset's digest. Days that lie in unchanged parts of the dataset before it are not read again.
     """
     saved = load(store, dataset.name, dataset.digest)
     inputs = saved or _carried(store, dataset)
     grown = _add_days(inputs, dataset, [dataset.event_time, *(moment.column for moment in moments), *columns], moments)
-    for table, time in tables:
-        grown |= _add_table(inputs, dataset, table, time)
+    for table in tables:
+        grown |= _add_table(inputs, dataset, *table)
     if grown or saved is None:
         parts: list[DatasetPart] = [
             {"start": part["start"], "rows": part["rows"], "columns": part["columns"]}
@@ -317,10 +322,14 @@ def _tables_by_day(dataset: Dataset, columns: Sequence[str], at: int) -> Iterato
         at += edges[-1]
 
 
-def _add_table(inputs: Inputs, dataset: Dataset, name: str, time: str) -> bool:
+def _add_table(inputs: Inputs, dataset: Dataset, name: str, time: str, moments: Sequence[Moment]) -> bool:
     whole = dataset.table_digest(name)
     known = inputs.tables.get(name)
-    if known is not None and (known["time"], known["digest"]) == (time, whole):
+    if (
+        known is not None
+        and (known["time"], known["digest"]) == (time, whole)
+        and {*moments} <= {*known.get("latest", ())}
+    ):
         return False
     table = dataset.table(name)
     times = instants.instants(table[time])
@@ -330,7 +339,13 @@ def _add_table(inputs: Inputs, dataset: Dataset, name: str, time: str) -> bool:
     edges = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)] if len(days) else []
     digests = [digest.of_table(table.slice(low, high - low)) for low, high in itertools.pairwise(edges)]
     numbers = [int(days[low]) for low in edges[:-1]]
-    inputs.tables[name] = {"time": time, "digest": whole, "days": numbers, "digests": "".join(digests)}
+    spans = {str(moment): instants.moment_times(table, moment) for moment in moments}
+    latest = {
+        key: [int(span[low:high].max()) for low, high in itertools.pairwise(edges)] for key, span in spans.items()
+    }
+    inputs.tables[name] = {
+        "time": time, "digest": whole, "days": numbers, "digests": "".join(digests), "latest": latest,
+    }  # fmt: skip
     return True
 
 

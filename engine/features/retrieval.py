@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError, nearest
 from engine.features import compute, instants, required_columns
 from engine.features.past import past_events
-from engine.features.spec import view_columns, view_inputs
+from engine.features.spec import check_conditions, view_columns, view_inputs
 from engine.runtime.environment import threads_of
 from engine.runtime.run import Run
 
@@ -88,6 +89,8 @@ def _history(entity_table: pa.Table, views: Views, config: Config, dataset: Data
     found: dict[str, pa.ChunkedArray] = {name: entity_table[name] for name in entity_table.column_names}
     probes = entity_table.append_column(PROBE_TIME, _whole_microseconds(entity_table[time], time))
     for name, view in chosen.items():
+        if view.exclude and not any(column in probes.column_names for column in view.exclude):
+            view = replace(view, exclude={})  # entities, not rows of the dataset: they have no rows of their own
         needed = _check_probes(name, view, config, entity_table)
         columns = {column: config.data.columns[column] for column in needed if column in config.data.columns}
         probes = checks.declared("entity_table", probes, columns, config.data.time_zone)
@@ -183,6 +186,7 @@ def _views(views: Views, config: Config) -> dict[str, ViewConfig]:
         }
         for name, view in chosen.items():
             check_view_names(config.data, f"views.{name}", view)
+            check_conditions(f"views.{name}", view, config.data)
         return chosen
     names = [views] if isinstance(views, str) else views
     for name in names:
@@ -193,14 +197,15 @@ def _views(views: Views, config: Config) -> dict[str, ViewConfig]:
 
 def _check_probes(name: str, view: ViewConfig, config: Config, probes: pa.Table) -> Sequence[str]:
     """The columns of the table that the view reads. Raises UserError where one is missing."""
-    needed = view.entity if view.kind in ("windows", "asof") else view_inputs(view, config.data, PROBE_TIME)
+    keys = [*view.entity, *view.exclude]
+    needed = keys if view.kind in ("windows", "asof") else view_inputs(view, config.data, PROBE_TIME)
     for column in needed:
         if column not in probes.column_names:
             raise UserError(
                 f"entity_table must have column {column!r} of view {name!r}, found {', '.join(probes.column_names)}"
             )
         found, declared = probes.schema.field(column).type, parse_type(config.data.columns[column].type)
-        if column in view.entity and not alike(found, declared):
+        if column in keys and not alike(found, declared):
             raise UserError(
                 f"entity_table's column {column!r} must be {type_name(declared)}, as the keys of view {name!r} are, found "
                 f"{type_name(found)}: give that type"
@@ -214,7 +219,7 @@ def _check_probes(name: str, view: ViewConfig, config: Config, probes: pa.Table)
 def _needed(
     view: ViewConfig, config: Config, dataset: Dataset, decisions: np.ndarray
 ) -> tuple[pa.Table, dict[str, pa.Table]]:
-    if view.kind != "windows":
+    if view.kind != "windows" or view.table:
         return pa.table({}), {view.table: dataset.table(view.table)} if view.table else {}
     columns = view_inputs(view, config.data, config.data.event_time)
     return past_events(dataset, config.data, [view], decisions, columns), {}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.config import feature_names
 from engine.config.leak_guard import check_known_by_decision
+from engine.config.references import past_columns
 from engine.config.sections.data import Column, DataConfig
-from engine.config.sections.features import CalendarConfig, FeaturesConfig, ViewConfig
+from engine.config.sections.features import ROWS, AggregateConfig, CalendarConfig, FeaturesConfig, ViewConfig
 from engine.config.units import Moment
 from engine.data.expressions import expression_columns
+from engine.errors import UserError, nearest
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 # Parts with few values are categories when they are not cyclic: hour 23 is not larger than hour 0.
@@ -82,12 +85,56 @@ def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
             pairs = zip(view.columns, columns, strict=True)
             found += [item.name for column, item in pairs if table.columns[column].sensitive]
         elif view.kind == "windows":
-            each = [(column, len(view.windows) * len(wanted)) for column, wanted in view.aggregates.items()]
-            read = [column for column, times in each for _ in range(times)]
-            found += [item.name for column, item in zip(read, columns, strict=True) if column in hidden]
+            past = past_columns(view, data)
+            each = [(_secret(asked, past), len(view.windows) * len(asked.aggregates)) for asked in view.asked.values()]
+            secret = [item for item, times in each for _ in range(times)]
+            found += [item.name for item, hides in zip(columns, secret, strict=True) if hides]
         elif hidden & set(view_inputs(view, data, features.decision.column)):
             found += [item.name for item in columns]
     return found
+
+
+def _secret(asked: AggregateConfig, past: Mapping[str, Column]) -> bool:
+    """Whether an aggregate is computed from values of a sensitive column."""
+    return any(past[column].sensitive for column in [*value_of(asked), *condition_columns(asked)])
+
+
+def value_of(asked: AggregateConfig) -> list[str]:
+    """The column whose values are aggregated; none where rows are."""
+    return [] if asked.of == ROWS else [asked.of]
+
+
+def condition_columns(asked: AggregateConfig) -> list[str]:
+    """Columns that the condition over past rows reads, sorted."""
+    return [] if asked.where is None else list(expression_columns(asked.where))
+
+
+def past_inputs(view: ViewConfig, data: DataConfig) -> list[str]:
+    """Columns of past rows (of the view's table, or of events) that the windows read."""
+    columns = past_columns(view, data)
+    found = [past_time(view, data), *view.keys]
+    for asked in view.asked.values():
+        for column in knowing(view, asked):
+            found += [column, *known_anchor(columns[column])]
+    return list(dict.fromkeys(found))
+
+
+def knowing(view: ViewConfig, asked: AggregateConfig) -> list[str]:
+    """Columns of a past row that must be known for it to count: its value, those of the condition, and the key of its own row."""
+    return list(dict.fromkeys([*value_of(asked), *condition_columns(asked), *view.exclude.values()]))
+
+
+def past_time(view: ViewConfig, data: DataConfig) -> str:
+    """The event time of the past rows. Raises UserError for a side table without exactly one."""
+    if view.table is None:
+        return data.event_time
+    names = [name for name, column in data.tables[view.table].columns.items() if column.role == "event_time"]
+    if len(names) != 1:
+        raise UserError(
+            f"data.tables.{view.table}.columns must have exactly one with role event_time, or the table be `static: true`; "
+            f"found {names}"
+        )
+    return names[0]
 
 
 def view_inputs(view: ViewConfig, data: DataConfig, decided: str) -> list[str]:
@@ -96,18 +143,18 @@ def view_inputs(view: ViewConfig, data: DataConfig, decided: str) -> list[str]:
         return sorted({column for item in view.expressions.values() for column in expression_columns(item.sql)})
     if view.kind == "function":
         return list(dict.fromkeys(view.inputs))
-    columns = [data.event_time, decided, *view.entity]
-    for column in view.aggregates:
-        if column != "rows":
-            columns += [column, *known_anchor(data.columns[column])]
-    return list(dict.fromkeys(columns))
+    columns = [data.event_time, decided, *view.entity, *view.exclude]
+    return list(
+        dict.fromkeys([*columns, *(past_inputs(view, data) if view.kind == "windows" and not view.table else [])])
+    )
 
 
 def known_moments(view: ViewConfig, data: DataConfig) -> list[Moment]:
-    """The times, other than that of the event, that place an event in the windows of a view; none when `by` is event."""
+    """The times, other than that of the event, that place a past row in the windows of a view; none when `by` is event."""
     if view.by != "known":
         return []
-    found = [data.columns[column].known_at for column in view.aggregates if column != "rows"]
+    columns = past_columns(view, data)
+    found = [columns[column].known_at for asked in view.asked.values() for column in knowing(view, asked)]
     return sorted({moment for moment in found if moment is not None and moment != "prior"})
 
 
@@ -123,11 +170,25 @@ def check_expressions(data: DataConfig, features: FeaturesConfig) -> None:
             where = f"features.views.{name}.expressions.{output}"
             for column in expression_columns(item.sql, where):
                 check_known_by_decision(data, features, column, where)
+        check_conditions(f"features.views.{name}", view, data)
+
+
+def check_conditions(where: str, view: ViewConfig, data: DataConfig) -> None:
+    """Raise UserError unless every column that a condition over past rows reads exists and says when it becomes known."""
+    columns = past_columns(view, data)
+    for sql in view.conditions:
+        for column in expression_columns(sql, f"{where}: where"):
+            if column not in columns:
+                raise UserError(
+                    f"{where}: where names {column!r}, which past rows do not have.{nearest(column, columns)}"
+                )
+            if columns[column].known_at is None:
+                raise UserError(f"{where}: where reads {column!r}, which must say when it becomes known (known_at)")
 
 
 def windows_of(features: FeaturesConfig) -> list[ViewConfig]:
-    """The views in use that look back on past events."""
-    return [view for view in features.active_views.values() if view.kind == "windows"]
+    """The views in use that look back on past events of the event table."""
+    return [view for view in features.active_views.values() if view.kind == "windows" and view.table is None]
 
 
 def row_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
@@ -137,18 +198,13 @@ def row_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
     columns += [calendar.column for calendar in features.calendar.values()]
     for view in features.active_views.values():
         own = view.kind in ("expression", "function")
-        columns += view_inputs(view, data, features.decision.column) if own else view.entity
+        columns += view_inputs(view, data, features.decision.column) if own else [*view.entity, *view.exclude]
     return list(dict.fromkeys(columns))
 
 
 def history_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
     """Columns of past events that windows read; empty without windows."""
-    columns = []
-    for view in windows_of(features):
-        values = [column for column in view.aggregates if column != "rows"]
-        columns += [data.event_time, *view.entity, *values]
-        columns += [anchor for column in values for anchor in known_anchor(data.columns[column])]
-    return list(dict.fromkeys(columns))
+    return list(dict.fromkeys(column for view in windows_of(features) for column in past_inputs(view, data)))
 
 
 def event_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:

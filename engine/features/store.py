@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from engine.config import schema
 from engine.config.feature_names import window_name
 from engine.config.nested import Tree
-from engine.config.sections.data import DataConfig
-from engine.config.sections.features import ViewConfig
+from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.features import AggregateConfig, ViewConfig
 from engine.config.tree import Config
 from engine.config.units import Moment
 from engine.data.dataset import Dataset, TypeText
@@ -35,7 +35,16 @@ from engine.features import compute, instants, partitions, user_functions
 from engine.features.functions import function_version
 from engine.features.partitions import Dependence, Inputs, Part, view_length
 from engine.features.past import Rows, past_events, row_ranges
-from engine.features.spec import known_anchor, known_moments, view_columns, view_inputs
+from engine.features.spec import (
+    knowing,
+    known_anchor,
+    known_moments,
+    past_columns,
+    past_time,
+    value_of,
+    view_columns,
+    view_inputs,
+)
 from engine.runtime import digest, environment, records, seal, storage
 from engine.runtime.on_ray import tasks
 from engine.runtime.run import Run
@@ -189,9 +198,14 @@ def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = Fal
         return {}
     as_of = config.features.decision
     columns = [name for view in views.values() for name in view_inputs(view, config.data, as_of.column)]
-    moments = [as_of, *(moment for view in views.values() for moment in known_moments(view, config.data))]
-    tables = {view.table: _table_time(config.data, view) for view in views.values() if view.table}
-    timed = [(table, time) for table, time in tables.items() if time is not None]
+    known = [(view.table, moment) for view in views.values() for moment in known_moments(view, config.data)]
+    moments = [as_of, *(moment for table, moment in known if table is None)]
+    times = {view.table: _table_time(config.data, view) for view in views.values() if view.table}
+    timed = [
+        (name, time, [moment for table, moment in known if table == name])
+        for name, time in times.items()
+        if time is not None
+    ]
     store = Path(config.paths.store)
     inputs = partitions.prepare(store, dataset, columns, moments, timed)  # one pass for all views
     earlier = functools.cache(functools.partial(partitions.load, store))
@@ -467,7 +481,7 @@ def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[st
     threads = environment.threads_of(job.config)
     if view.batch_rows is not None:
         return user_functions.kept_features(job.name, view, job.config, dataset, rows, job.failed)
-    if view.kind != "windows":
+    if view.kind != "windows" or view.table:
         tables = {view.table: dataset.table(view.table)} if view.table else {}
         return compute.view_features(job.name, view, data, features, probes, probes, tables, threads)
     decisions = instants.moment_times(probes, job.as_of)
@@ -487,7 +501,7 @@ def _in_passes(job: Job, view: ViewConfig, probes: pa.Table, ranges: list[Rows],
     places, results = [], []
     for turn in range(passes):
         kept = [
-            table.filter(pa.array(compute.entity_hash(table, view.entity) % np.uint64(passes) == turn))
+            table.filter(pa.array(compute.entity_hash(table, view.keys) % np.uint64(passes) == turn))
             for rows in ranges
             for table in map(lambda batch: pa.Table.from_batches([batch]), job.dataset.batches(columns, rows=rows))
         ]
@@ -523,18 +537,25 @@ def lacking_view(name: str, view: ViewConfig, data: DataConfig, have: set[str]) 
         window
         for window in view.windows
         if any(
-            window_name(name, column, item, window) not in have
-            for column, items in view.aggregates.items()
-            for item in items
+            window_name(name, entry, item, window) not in have
+            for entry, asked in view.asked.items()
+            for item in asked.aggregates
         )
     ]
-    aggregates = {
-        column: [
-            item for item in items if any(window_name(name, column, item, window) not in have for window in windows)
+    asked = {
+        entry: [
+            item
+            for item in asked.aggregates
+            if any(window_name(name, entry, item, window) not in have for window in windows)
         ]
-        for column, items in view.aggregates.items()
+        for entry, asked in view.asked.items()
     }
-    values = {**schema.plain(view), "windows": windows, "aggregates": {k: v for k, v in aggregates.items() if v}}
+    aggregates = {
+        entry: {**schema.plain(item), "aggregates": asked[entry]} if isinstance(item, AggregateConfig) else asked[entry]
+        for entry, item in view.aggregates.items()
+        if asked[entry]
+    }
+    values = {**schema.plain(view), "windows": windows, "aggregates": aggregates}
     return schema.build(ViewConfig, values)  # type: ignore[no-any-return]
 
 
@@ -549,24 +570,37 @@ def dependences(job: Job) -> dict[str, Dependence]:
 
 def _windows_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
     data, view, inputs = job.config.data, job.view, job.inputs
-    keys, moments = [data.event_time, *view.entity], known_moments(view, data)
-    own = inputs.by_day([*view.entity, job.as_of.column])
-    by = ["known"] if view.by == "known" else []  # nothing for what earlier versions had, which keeps its recipe
-    for column, aggregates in view.aggregates.items():
-        values = [] if column == "rows" else [column, *known_anchor(data.columns[column])]
-        known = None if column == "rows" else data.columns[column].known_at
-        seen = inputs.by_day([*keys, *values], moments)
+    columns, moments = past_columns(view, data), known_moments(view, data)
+    keys = [past_time(view, data), *view.keys]
+    own = inputs.by_day([*view.entity, job.as_of.column, *view.exclude])
+    for entry, asked in view.asked.items():
+        value, needed = value_of(asked), knowing(view, asked)
+        read = list(dict.fromkeys([*needed, *(anchor for name in needed for anchor in known_anchor(columns[name]))]))
+        known = columns[asked.of].known_at if value else None
+        newer = _newer_rules(view, asked, keys, columns)
+        seen = inputs.table_by_day(view.table, moments) if view.table else inputs.by_day([*keys, *read], moments)
         for window in view.windows:
-            for aggregate in aggregates:
-                rule = [FORMAT, "windows", job.as_of, list(view.entity), values[:1], known, aggregate, window, *by]
-                name = window_name(job.name, column, aggregate, window)
+            for aggregate in asked.aggregates:
+                rule = [FORMAT, "windows", job.as_of, list(view.entity), value, known, aggregate, window, *newer]
+                name = window_name(job.name, entry, aggregate, window)
                 yield name, Dependence(inputs, job.as_of, rule, own, seen, view_length(view, window))
+
+
+def _newer_rules(view: ViewConfig, asked: AggregateConfig, keys: list[str], columns: Mapping[str, Column]) -> list[Any]:
+    """What a windows rule has beyond those of earlier versions; empty without any, which keeps their recipes."""
+    found = {
+        "by": view.by if view.by != "event" else None,
+        "keys": keys if view.table or view.on else None,
+        "where": asked.where,
+        "exclude": view.exclude,
+    }
+    rules = {name: rule for name, rule in found.items() if rule}
+    return [rules, {column: columns[column].known_at for column in knowing(view, asked)}] if rules else []
 
 
 def _table_time(data: DataConfig, view: ViewConfig) -> str | None:
     """The time column of a view's side table; None for a static one."""
-    spec = data.tables[view.table or ""]
-    return None if spec.static else compute.table_event_time(spec, view)
+    return None if data.tables[view.table or ""].static else past_time(view, data)
 
 
 def _asof_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
@@ -638,9 +672,13 @@ def _dependences_of(job: Job, stored: StoredView, earlier: Earlier) -> dict[str,
     if inputs is None:
         return None
     columns = {job.dataset.event_time, *view_inputs(job.view, job.config.data, job.as_of.column)}
-    moments = {job.as_of, *known_moments(job.view, job.config.data)}
-    tables = {job.view.table} if job.view.table and _table_time(job.config.data, job.view) else set()
-    if not (columns <= inputs.columns.keys() and moments <= inputs.spans.keys() and tables <= inputs.tables.keys()):
+    known, table = set(known_moments(job.view, job.config.data)), job.view.table
+    moments = {job.as_of} if table else {job.as_of, *known}
+    if table and _table_time(job.config.data, job.view):
+        there = inputs.tables.get(table)
+        if there is None or not known <= there.get("latest", {}).keys():
+            return None
+    if not (columns <= inputs.columns.keys() and moments <= inputs.spans.keys()):
         return None
     return dependences(dataclasses.replace(job, inputs=inputs))
 

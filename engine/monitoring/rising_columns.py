@@ -53,12 +53,12 @@ def _filling(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[s
     for name, view in features.active_views.items():
         if view.kind != "windows" or known is None:
             continue
-        for column, aggregates in view.aggregates.items():
+        for entry, asked in view.asked.items():
             for window in view.windows:
-                for aggregate in aggregates:
+                for aggregate in asked.aggregates:
                     if aggregate in GROWING and window.microseconds > (known + room) * DAY:
                         yield (
-                            feature_names.window_name(name, column, aggregate, window),
+                            feature_names.window_name(name, entry, aggregate, window),
                             f"its window of {window} reaches back beyond the first event, {known} days before the reference: "
                             "it grows with the age of the data",
                         )

@@ -204,7 +204,7 @@ def _of_entities(table: pa.Table, probes: pa.Table, views: list[ViewConfig]) -> 
     found = np.zeros(table.num_rows, bool)
     for view in views:
         mine = np.ones(table.num_rows, bool)
-        for column in view.entity:
-            mine &= np.asarray(pc.is_in(table[column], pc.unique(probes[column])))
+        for column, own in zip(view.keys, view.entity, strict=True):
+            mine &= np.asarray(pc.is_in(table[column], pc.unique(probes[own])))
         found |= mine
     return pa.array(found)

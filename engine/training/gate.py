@@ -33,7 +33,7 @@ from engine.features.compute import entity_codes, raw_features
 from engine.features.encode import Encoder
 from engine.features.partitions import view_length
 from engine.features.past import past_events
-from engine.features.spec import event_inputs, known_moments, windows_of
+from engine.features.spec import event_inputs, known_moments, past_time, windows_of
 from engine.features.table import FeatureTable
 from engine.runtime import digest, environment, records, storage
 from engine.training import surrogates
@@ -84,7 +84,7 @@ def write_gate(
     probes = table.dataset.read(columns, rows=span).take(take)
     expected = table.read(span).take(take)
     history = needed_history(table.dataset, data, features, probes, columns)
-    tables = needed_tables(table.dataset, features, probes)
+    tables = needed_tables(table.dataset, data, features, probes)
     if surrogates.hidden(data, columns, tables):
         _compare("feature", raw_features(data, features, probes, history, tables), expected, probes, data)
         probes, history, tables, expected = surrogates.stand_in(data, features, probes, history, tables, encoder.salt)
@@ -124,14 +124,15 @@ def needed_history(
 
 
 def _within_windows(
-    view: ViewConfig, data: DataConfig, features: FeaturesConfig, probes: pa.Table, history: pa.Table
+    view: ViewConfig, data: DataConfig, features: FeaturesConfig, probes: pa.Table, past: pa.Table
 ) -> np.ndarray:
+    """bool[n]: past rows that a window of some probe may count."""
     decisions = instants.moment_times(probes, features.decision)
-    events = instants.instants(history[data.event_time])
-    probe_codes, codes = entity_codes(probes, view.entity, history, view.entity)
+    events = instants.instants(past[past_time(view, data)])
+    probe_codes, codes = entity_codes(probes, view.entity, past, view.keys)
     latest = events
     for moment in known_moments(view, data):
-        latest = np.maximum(latest, instants.moment_times(history, moment))
+        latest = np.maximum(latest, instants.moment_times(past, moment))
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(codes.max(initial=-1) + 2))
     keep = np.zeros(len(codes), bool)
@@ -142,16 +143,21 @@ def _within_windows(
     return keep
 
 
-def needed_tables(dataset: Dataset, features: FeaturesConfig, probes: pa.Table) -> dict[str, pa.Table]:
-    """Rows of the side tables with the probes' keys."""
+def needed_tables(
+    dataset: Dataset, data: DataConfig, features: FeaturesConfig, probes: pa.Table
+) -> dict[str, pa.Table]:
+    """Rows of the side tables with the probes' keys, and for windows no older than they reach."""
     kept: dict[str, np.ndarray] = {}
     for view in features.active_views.values():
-        if view.kind != "asof" or not view.table:
+        if not view.table:
             continue
         side = dataset.table(view.table)
-        probe_codes, codes = entity_codes(probes, view.entity, side, view.on or view.entity)
+        if view.kind == "windows":
+            needed = _within_windows(view, data, features, probes, side)
+        else:
+            probe_codes, codes = entity_codes(probes, view.entity, side, view.keys)
+            needed = np.isin(codes, probe_codes[probe_codes >= 0])
         # Two views may read one table by different keys: keep the rows of both.
-        needed = np.isin(codes, probe_codes[probe_codes >= 0])
         kept[view.table] = kept.get(view.table, False) | needed
     return {name: dataset.table(name).filter(pa.array(mask)) for name, mask in kept.items()}
 

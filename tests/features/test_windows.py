@@ -1,4 +1,4 @@
-"""Windows views against a twin that reads their rules aloud: by known time."""
+"""Windows views against a twin that reads their rules aloud: by known time, over side tables, under conditions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import engine.features
 from engine.config import schema
-from engine.config.sections.features import ViewConfig
+from engine.config.sections.data import DataConfig
+from engine.config.sections.features import FeaturesConfig, ViewConfig
+from engine.errors import UserError
+from engine.features import compute, own_rows
 from engine.features.compute import raw_features
 from engine.features.past import past_events
 from tests import naive
-from tests.features.test_compute import H, configs, instant_column, micros
-from tests.features.test_kinds import dataset_of, leaking
+from tests.features.test_compute import DATA, H, configs, instant_column, micros
+from tests.features.test_kinds import TABLE, dataset_of, leaking, weather
 from tests.features.test_store import built, config_of, everything, from_scratch, months_of_visits
 from tests.tiny import write_tiny
 
@@ -189,3 +194,235 @@ def test_a_view_of_earlier_versions_keeps_its_plan_and_its_recipe() -> None:
     saved = schema.plain(schema.build(ViewConfig, view))
     assert "by" not in saved and schema.build(ViewConfig, saved).by == "event"
     assert schema.plain(schema.build(ViewConfig, {**view, "by": "known"}))["by"] == "known"
+
+
+# --------------------------------------------------------------------------------- side tables, own rows, conditions
+
+TABLE_ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", None]),
+        st.integers(0, 60),
+        st.one_of(st.none(), st.integers(-6, 60)),
+        st.sampled_from([None, 0.0, -1.5, 4.0, math.inf, math.nan]),
+        st.integers(0, 4),  # the event that it belongs to
+        st.sampled_from([None, True, False]),
+    ),
+    max_size=25,
+)
+PAYMENTS = {
+    "columns": {
+        "payer": {"type": "string", "role": "entity", "known_at": "prior"},
+        "paid": {"type": "timestamp", "role": "event_time", "known_at": "paid"},
+        "booked": {"type": "timestamp", "role": "time"},
+        "sum": {"type": "float64", "role": "numeric", "known_at": "booked"},
+        "of": {"type": "int64", "role": "ignore", "known_at": "prior"},
+        "card": {"type": "bool", "role": "ignore", "known_at": "booked + 1h"},
+    }
+}
+
+
+def payments_of(rows: list[Any]) -> pa.Table:
+    paid = [row[1] * H // 2 for row in rows]
+    booked = [None if row[2] is None else t + row[2] * H // 2 for t, row in zip(paid, rows, strict=True)]
+    return pa.table(
+        {
+            "payer": pa.array([row[0] for row in rows], pa.string()),
+            "paid": instant_column(paid),
+            "booked": instant_column(booked),
+            "sum": pa.array([row[3] for row in rows], pa.float64()),
+            "of": pa.array([row[4] for row in rows], pa.int64()),
+            "card": pa.array([row[5] for row in rows], pa.bool_()),
+        }
+    )
+
+
+@settings(max_examples=60)
+@given(EVENTS, TABLE_ROWS, st.sampled_from(["event", "known"]), st.booleans(), st.sampled_from([1, 4_000_000]))
+def test_windows_over_a_side_table_equal_the_slow_twin(
+    rows: list[Any], side: list[Any], by: str, exclude: bool, copies: int
+) -> None:
+    events, table = events_of(rows), payments_of(side)
+    data = {**DATA, "tables": {"payments": PAYMENTS}}
+    view = {
+        "entity": ["who"],
+        "table": "payments",
+        "on": ["payer"],
+        "by": by,
+        "windows": list(WIDTHS),
+        "exclude": {"id": "of"} if exclude else {},
+        "aggregates": {"sum": NAMES, "carded": {"of": "sum", "where": "card", "aggregates": NAMES}, "rows": ["count"]},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_rows, "COPIES", copies)
+        found = raw_features(*configs_of(data, view), events, events, {"payments": table}, threads=2).to_pylist()
+    past = plain(table)
+    for row, here in zip(plain(events), found, strict=True):
+        decision = row["at"] - LEAD
+        mine = [
+            (p, k)
+            for k, p in enumerate(past)
+            if p["payer"] == row["who"] is not None and not (exclude and p["of"] == row["id"])
+        ]
+        of_sum = [(p["paid"], p["booked"], k, p["sum"]) for p, k in mine]
+        carded = [(p["paid"], p["booked"] and p["booked"] + H, k, p["sum"]) for p, k in mine if p["card"]]
+        whole = [(p["paid"], p["paid"], k, 0.0) for p, k in mine]
+        for window, width in WIDTHS.items():
+            for prefix, lines, names in (("sum_", of_sum, NAMES), ("carded_", carded, NAMES), ("", whole, ["count"])):
+                counted = naive.counted(lines, decision, width, by)
+                for name in names:
+                    value = here[f"v_{prefix}{name}_{window}"]
+                    assert same(value, naive.aggregate(name, counted, decision, width)), (prefix, name, window, row)
+
+
+def configs_of(data: dict[str, Any], view: dict[str, Any]) -> tuple[DataConfig, FeaturesConfig]:
+    features = {"as_of": "at - 1h", "views": {"v": view}}
+    return schema.build(DataConfig, data), schema.build(FeaturesConfig, features)
+
+
+REPORTS = (
+    *TABLE,
+    "features.views.reports={entity: [shop], table: weather, windows: [1d, 20d], by: known, where: 'temp > 5', "
+    "aggregates: {temp: [mean, max], warm: {of: rows, where: 'temp > 10', aggregates: [count]}}}",
+    "features.views.big={entity: [shop], windows: [2d], exclude: {visit: visit}, "
+    "aggregates: {amount: [sum], sold: {of: amount, where: 'bought AND size > 0', aggregates: [sum, count]}}}",
+)
+
+
+def test_windows_over_a_side_table_equal_polars_the_whole_way(folder: Path) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    pq.write_table(weather(900), folder / "weather.parquet")
+    found = everything(built(config_of(folder, *REPORTS)))
+    rows = pl.from_arrow(months_of_visits()).sort("at", "visit").with_row_index("row")
+    rows = rows.with_columns(t=pl.col("at") - pl.duration(hours=1))
+    side = pl.from_arrow(weather(900)).drop_nulls("temp").filter(pl.col("temp") > 5)
+    side = side.select(
+        "shop", "temp", known_at=pl.max_horizontal("seen", "published"), published="published"
+    ).drop_nulls()
+    pairs = rows.select("row", "shop", "t").join(side, on="shop").filter(
+        pl.col("known_at").is_between(pl.col("t") - pl.duration(days=20), pl.col("t"), closed="left")
+    )  # fmt: skip
+    wanted = pairs.group_by("row").agg(mean=pl.col("temp").mean(), warm=(pl.col("temp") > 10).sum())
+    wanted = rows.select("row").join(wanted, on="row", how="left").sort("row")
+    assert wanted["mean"].is_not_null().sum() > 50
+    floats = {name: found[name].to_numpy(zero_copy_only=False) for name in found.column_names if name.startswith("rep")}
+    np.testing.assert_allclose(floats["reports_temp_mean_20d"], wanted["mean"].to_numpy(), rtol=1e-12)
+    np.testing.assert_array_equal(floats["reports_warm_count_20d"], wanted["warm"].fill_null(0).to_numpy())
+    known = rows.filter(pl.col("amount").is_not_null() & pl.col("bought") & (pl.col("size") > 0))
+    known = known.select("shop", "amount", "at", known_at=pl.max_horizontal("at", "paid_at"))
+    pairs = rows.select("row", "shop", "t").join(known, on="shop").filter(
+        (pl.col("known_at") < pl.col("t")) & (pl.col("at") >= pl.col("t") - pl.duration(days=2))
+    )  # fmt: skip
+    sums = rows.select("row").join(pairs.group_by("row").agg(pl.col("amount").sum()), on="row", how="left").sort("row")
+    np.testing.assert_allclose(
+        found["big_sold_sum_2d"].to_numpy(zero_copy_only=False), sums["amount"].to_numpy(), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("rows", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_window_over_a_side_table_or_under_a_condition_sees_its_future(folder: Path, rows: int) -> None:
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    pq.write_table(weather(900), folder / "weather.parquet")
+    assert leaking(config_of(folder, *REPORTS), rows) == set()
+
+
+def test_the_trial_finds_a_condition_that_is_believed_to_be_known_with_the_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(visits_known_late(), folder / "visits-0.parquet")
+    pq.write_table(weather(900), folder / "weather.parquet")
+    words = (
+        *REPORTS,
+        "features.views.big.aggregates={rows: [count], sold: {of: rows, where: bought, aggregates: [count]}}",
+    )
+    monkeypatch.setattr(compute, "knowing", lambda view, asked: [])
+    assert "big_sold_count_2d" in leaking(config_of(folder, *words), 20)
+
+
+def test_rows_added_late_to_events_and_to_the_table_end_at_the_full_build(folder: Path, tmp_path: Path) -> None:
+    """Some reports are published two months later."""
+    table, side = months_of_visits(), weather(900).sort_by("seen")
+    months = pa.array(np.where(np.arange(900) % 9 == 0, 60 * 24 * H, 0), pa.duration("us"))
+    place = side.schema.get_field_index("published")
+    side = side.set_column(place, "published", pc.add(side["published"], months))
+    late = pa.array(np.arange(900) % 10 == 3)
+    early = pc.invert(late)
+    pq.write_table(table.filter(early), folder / "visits-0.parquet")
+    pq.write_table(side.filter(early), folder / "weather-0.parquet")
+    built(config_of(folder, *REPORTS))
+    pq.write_table(table.filter(late), folder / "visits-1.parquet")
+    built(config_of(folder, *REPORTS))
+    pq.write_table(side.filter(late), folder / "weather-1.parquet")
+    found, fresh = built(config_of(folder, *REPORTS)), from_scratch(folder, tmp_path, *REPORTS)
+    assert everything(found).equals(everything(fresh)) and found.digest == fresh.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "features.views.reports.by=event",
+        "features.views.reports.where='temp > 6'",
+        "features.views.reports.aggregates.warm.where='temp > 14'",
+        "~features.views.big.exclude",
+        "data.tables.weather.columns.temp.known_at='published + 3h'",
+        "features.as_of='at + 1h'",
+    ],
+)
+def test_another_rule_over_past_rows_is_another_view(folder: Path, tmp_path: Path, change: str) -> None:
+    """With a decision after the event, a row would count itself but for `exclude`."""
+    pq.write_table(months_of_visits(300), folder / "visits-0.parquet")
+    pq.write_table(weather(300), folder / "weather.parquet")
+    words = (*REPORTS, "features.as_of='at + 2d'")
+    before, after = built(config_of(folder, *words)), built(config_of(folder, *words, change))
+    fresh = from_scratch(folder, tmp_path, *words, change)
+    assert everything(after).equals(everything(fresh)) and not everything(after).equals(everything(before))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("features.views.reports.table=wether", r"reports.table names 'wether'.*weather"),
+        (
+            "features.views.reports.aggregates={tmp: [mean]}",
+            r"'tmp', which is not in data.tables.weather.columns.*temp",
+        ),
+        ("features.views.reports.on=[temp]", r"matches 'shop' \(string\) with 'temp' of data.tables.weather.columns"),
+        ("features.views.reports.where='tmp > 1'", r"reports: where names 'tmp'.*temp"),
+        ("features.views.reports.where='avg(temp) > 1'", r"one row at a time, found the aggregate 'avg'"),
+        ("features.views.reports.where='published > seen'", r"'published', which must say when"),
+        ("features.views.big.exclude={visit: shop}", r"big.exclude matches 'visit' \(int64\) with 'shop'"),
+        (
+            "features.views.big.aggregates.sold={of: amount, were: bought, aggregates: [sum]}",
+            r"unknown.*sold.were.*where",
+        ),
+        ("features.views.big.kind=expression", r"expression"),
+        ("data.tables.weather.static=true", r"static: true"),
+    ],
+)
+def test_a_view_over_past_rows_that_cannot_be_is_refused(folder: Path, change: str, message: str) -> None:
+    pq.write_table(months_of_visits(20), folder / "visits-0.parquet")
+    pq.write_table(weather(20), folder / "weather.parquet")
+    with pytest.raises(UserError, match=message):
+        built(config_of(folder, *REPORTS, "features.views.weather.max_age=null", change))
+
+
+def test_history_and_latest_give_the_stored_values(folder: Path) -> None:
+    """History of the dataset's own rows leaves out their own rows by key; entities without rows have none to leave out."""
+    pq.write_table(months_of_visits(), folder / "visits-0.parquet")
+    pq.write_table(weather(900), folder / "weather.parquet")
+    config = config_of(folder, *REPORTS, "features.as_of='at + 1d'")
+    table = built(config)
+    rows = table.dataset.read(["visit", "shop", "at"])
+    asked = rows.append_column("time", pc.add(rows["at"], pa.scalar(24 * H, pa.duration("us"))))
+    views = ["reports", "big"]
+    found = engine.features.history(asked, views, config=config, dataset=table.dataset)
+    stored = everything(table)
+    names = [name for view in views for name in table.views[view].columns]
+    assert found.select(names).combine_chunks().equals(stored.select(names))
+    without = engine.features.history(asked.drop_columns("visit"), views, config=config, dataset=table.dataset)
+    assert not without.select(names).equals(found.select(names))
+    at = micros(asked["time"][800].as_py())
+    newest = engine.features.latest("big", config, table.dataset, at, {"shop": "shop-1"})
+    probe = pa.table({"shop": ["shop-1"], "time": pa.array([at], pa.timestamp("us", "UTC"))})
+    alone = engine.features.history(probe, "big", config=config, dataset=table.dataset)
+    big = table.views["big"].columns
+    assert newest.select(big).to_pylist() == alone.select(big).to_pylist() != [dict.fromkeys(big)]

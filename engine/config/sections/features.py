@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import names, units
 from engine.config.schema import key, later_key, section
@@ -10,6 +10,7 @@ from engine.config.units import Moment, Span
 from engine.errors import UserError, nearest
 from kernels import AGGREGATES
 
+ROWS = "rows"  # in place of a column: the rows themselves
 # Parts of a time column, with the number of their values.
 PARTS = {"hour": 24, "minute_of_day": 1440, "weekday": 7, "day": 31, "day_of_year": 366, "week": 53, "month": 12}
 
@@ -34,6 +35,17 @@ class ExpressionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AggregateConfig:
+    """Aggregates of the past rows that a condition selects."""
+
+    of: str = key("", "column of the past rows, or `rows` to count rows; empty = the name of the entry")
+    where: str | None = key(
+        None, "SQL condition over a past row (DuckDB); a row where it is false or null does not count"
+    )
+    aggregates: tuple[str, ...] = key(help="aggregates of the column")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViewConfig:
     """A named unit of the feature store: trailing windows over events, an as-of join with a table, SQL expressions over
     columns of the row, or a function of a plug-in file or an installed package.
@@ -43,15 +55,26 @@ class ViewConfig:
     description: str = key("", "what the view describes")
     owner: str = key("", "who is responsible for it")
     entity: tuple[str, ...] = key((), "key columns of the event table: whose history, or which row of the table")
-    table: str | None = key(None, "table that an as-of view reads; null = the events (windows)")
-    on: tuple[str, ...] = key((), "columns of the table that match the entity, in order; empty = the same names")
+    table: str | None = key(None, "side table that an as-of or a windows view reads; null = the events (windows)")
+    on: tuple[str, ...] = key(
+        (), "columns of the table (or of past events) that match the entity, in order; empty = the same names"
+    )
     windows: tuple[Span, ...] = key((), "lengths of the trailing windows")
     by: str = later_key(
         "event",
         "time that must be within the window: of the event, or when its value became known",
         choices=("event", "known"),
     )
-    aggregates: dict[str, tuple[str, ...]] = key(factory=dict, help="column -> aggregates; `rows` -> [count, recency]")
+    where: str | None = later_key(
+        None, "SQL condition over a past row (DuckDB): windows count only rows where it is true"
+    )
+    exclude: dict[str, str] = later_key(
+        factory=dict,
+        help="column of the event -> column of past rows: those with an equal value are the row's own, not counted",
+    )
+    aggregates: dict[str, tuple[str, ...] | AggregateConfig] = key(
+        factory=dict, help="column -> aggregates, or name -> {of, where, aggregates}; `rows` -> [count, recency]"
+    )
     columns: tuple[str, ...] = key((), "columns that an as-of view returns")
     max_age: Span | None = key(None, "largest age of a row that an as-of view accepts; null = any")
     inclusive: bool = key(False, "accept a row known exactly at the decision time")
@@ -85,14 +108,34 @@ class ViewConfig:
             )
         if self.batch_rows is not None and self.kind != "function":
             raise UserError(f"batch_rows is for views of kind function, found kind {self.kind}")
-        for column, asked in self.aggregates.items():
-            if not asked:
-                raise UserError(f"aggregates.{column} must name at least one aggregate, found none")
-            for name in asked:
+        for entry, asked in self.asked.items():
+            if not asked.aggregates:
+                raise UserError(f"aggregates.{entry} must name at least one aggregate, found none")
+            for name in asked.aggregates:
                 if name not in AGGREGATES:
-                    raise UserError(f"aggregates.{column} names {name!r}.{nearest(name, AGGREGATES)}")
-                if column == "rows" and name not in ("count", "recency"):
-                    raise UserError(f"aggregates.rows must be count or recency, found {name!r}")
+                    raise UserError(f"aggregates.{entry} names {name!r}.{nearest(name, AGGREGATES)}")
+                if asked.of == ROWS and name not in ("count", "recency"):
+                    raise UserError(f"aggregates.{entry} must be count or recency, found {name!r}")
+
+    @property
+    def asked(self) -> dict[str, AggregateConfig]:
+        """The aggregates of a windows view: entry -> column, whole condition and aggregates."""
+        found = {}
+        for entry, item in self.aggregates.items():
+            named = AggregateConfig(aggregates=item) if isinstance(item, tuple) else item
+            conditions = [f"({sql})" for sql in (self.where, named.where) if sql is not None]
+            found[entry] = replace(named, of=named.of or entry, where=" AND ".join(conditions) or None)
+        return found
+
+    @property
+    def conditions(self) -> list[str]:
+        """The conditions over past rows."""
+        return list(dict.fromkeys(asked.where for asked in self.asked.values() if asked.where is not None))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Columns of the table, or of past events, that match the entity."""
+        return self.on or self.entity
 
 
 @dataclass(frozen=True, kw_only=True)
