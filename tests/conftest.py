@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -20,6 +22,7 @@ import pytest
 
 from engine import __main__ as shell
 from engine import commands
+from engine.config import compose
 from engine.config.tree import Config
 from engine.runtime.on_ray import cluster, pool
 
@@ -33,6 +36,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same examples every time: a red test stays red until its cause is mended.
 hypothesis.settings.register_profile("engine", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("engine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Hydra composes the same choices of the same files once in a process: it took a third of the time of tests that run
+    commands. Overrides, resolution and checks are done each time. In `tests/config` Hydra composes each time too.
+    """
+    anew, kept = compose._compose_with_hydra, dict[str, Any]()
+
+    @functools.wraps(anew)
+    def composed(words: list[str], folders: list[Path]) -> Any:
+        files = [(str(path), path.read_bytes()) for folder in folders[1:] for path in sorted(folder.rglob("*.yaml"))]
+        key = repr((words, folders, files))
+        if key not in kept:
+            kept[key] = anew(words, folders)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "_compose_with_hydra", composed)
+        yield
 
 
 @pytest.fixture
