@@ -161,7 +161,13 @@ def test_every_link_is_equal_when_nothing_changed_and_a_changed_version_is_judge
     assert text.index("packages.numpy") < text.index("inputs") and "moved no link" in text
 
 
-@pytest.mark.parametrize("name", FAULTS)
+# By default the first link that rows make, one of training, and the last; `slow` has the others.
+USUAL = ("an ingest rule", "a loss term", "a metric")
+
+
+@pytest.mark.parametrize(
+    "name", [*USUAL, *(pytest.param(name, marks=pytest.mark.slow) for name in FAULTS if name not in USUAL)]
+)
 def test_a_seeded_fault_is_named_by_its_link(name, recorded, engine_copy, with_engine, tmp_path) -> None:
     root = copy_engine(engine_copy, tmp_path / "engine")
     patch(root, FAULTS[name])
