@@ -12,7 +12,7 @@ from engine.errors import UserError
 
 
 class RepeatedIdsError(UserError):
-    """Rows that share their ids: what is so (`fact`), and what to do about it where `data.duplicates` may be set."""
+    """Rows share their ids. `fact`: the message without its advice, which names `data.duplicates`."""
 
     def __init__(self, fact: str, advice: str) -> None:
         super().__init__(fact + advice)

@@ -1,4 +1,4 @@
-"""What an ingest is to make: the schema is checked, the files are found and hashed, the recipe is derived from both."""
+"""The plan of an ingest: the schema is checked, the files are found and hashed, the recipe is derived from both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECIPE_FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class IngestPlan:
-    """What is to be made: the files of every source, the recipe, and where things go."""
+    """The files of every source, the recipe, and the folders of the dataset and of staged files."""
 
     config: Config
     files: list[SourceFile]
@@ -76,7 +76,7 @@ def make_plan(config: Config, run: Run) -> IngestPlan:
 
 
 def contents_of(data: DataConfig) -> Tree:
-    """The plain specification without what decides no value of the dataset."""
+    """The plain specification without keys that affect no value of the dataset."""
     plain = config_schema.plain(data)
     return {name: item for name, item in plain.items() if name not in ("path", "positive")}
 
@@ -88,7 +88,7 @@ def _files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> li
 
 
 def _named(files: list[SourceFile], data: DataConfig) -> list[list[str]]:
-    """Names of files count where a source makes a column of them."""
+    """(source, name) of files whose name becomes a column; such names are part of the recipe."""
     named = {
         name
         for name, source in data.sources.items()
@@ -98,7 +98,7 @@ def _named(files: list[SourceFile], data: DataConfig) -> list[list[str]]:
 
 
 def check_schema(data: DataConfig) -> None:
-    """Every type, bound and reference of the schema means something. Raises UserError."""
+    """Check every type, bound and reference of the schema. Raises UserError."""
     for name, source in data.sources.items():
         _check_source(name, source)
     for columns in (data.columns, *(table.columns for table in data.tables.values())):
@@ -127,7 +127,7 @@ def queries(data: DataConfig) -> Iterator[tuple[str, str]]:
 
 
 def ordered(data: DataConfig, sql: str, where: str) -> frozenset[str]:
-    """Sources that a query must see in order. Raises UserError where its rows may differ from run to run."""
+    """Sources that must be sorted before a query. Raises UserError if its rows may differ from run to run."""
     return repeatable.check(sql, {name: tuple(source.columns) for name, source in data.sources.items()}, where)
 
 

@@ -49,9 +49,10 @@ from engine.runtime.run import Run
 
 
 def ensure_dataset(config: Config, run: Run, *, empty: bool = False) -> Dataset:
-    """The dataset of `config.data`: from the store where its recipe is there, else ingested now; or the snapshot named.
+    """The dataset of `config.data`: from the store if its recipe is there, else ingested now; or the dataset of
+    split.snapshot.
 
-    Raises UserError for one without rows, unless it may be `empty`, as what is scored may.
+    Raises UserError for a dataset without rows unless it may be `empty`, as rows to score may.
     """
     if config.split.snapshot:
         return _snapshot(config, run)
@@ -68,7 +69,7 @@ def ensure_dataset(config: Config, run: Run, *, empty: bool = False) -> Dataset:
 
 
 def make_anew(plan: IngestPlan, run: Run) -> tuple[Dataset, list[Staged]]:
-    """The dataset of a plan, made whether or not the store has it, and the staged files that it was made from."""
+    """The dataset of a plan, made even if the store has it, and the staged files that it was made from."""
     with _alone(plan, run), _plain_allocator():
         staged = _build(plan, run)
     dataset = open_dataset(plan.entry)
@@ -77,7 +78,7 @@ def make_anew(plan: IngestPlan, run: Run) -> tuple[Dataset, list[Staged]]:
 
 
 def _is_stored(plan: IngestPlan, run: Run) -> bool:
-    """Whether the store has an entry of the recipe that can be opened; of one that is damaged the run says so."""
+    """Whether the store has an entry of the recipe that can be opened; warns of a damaged one."""
     if not plan.entry.exists():
         return False
     try:
@@ -89,7 +90,7 @@ def _is_stored(plan: IngestPlan, run: Run) -> bool:
 
 
 def _snapshot(config: Config, run: Run) -> Dataset:
-    """The stored dataset of split.snapshot, whatever the sources hold by now. Raises UserError when there is none."""
+    """The stored dataset of split.snapshot, even if the sources have changed since. Raises UserError if there is none."""
     folder = storage.inside(Path(config.paths.store), "datasets", config.data.name or config.name)
     found = find_dataset(folder, config.split.snapshot or "", "split.snapshot")
     run.link("inputs", found.recipe)
@@ -120,7 +121,7 @@ def _plain_allocator() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(plan: IngestPlan, run: Run) -> Iterator[None]:
-    """One ingest of a dataset at a time; what a killed one left half-written is removed."""
+    """One ingest of a dataset at a time; half-written files of a killed one are removed."""
     with storage.disk_errors(plan.folder):
         storage.make_folder(plan.folder)
         lock = open(plan.folder / ".lock", "w", encoding="utf-8")
@@ -164,7 +165,7 @@ def _build(plan: IngestPlan, run: Run, *, empty: bool = False) -> list[Staged]:
 def _write(
     plan: IngestPlan, spool: order.Spool, origin: Origin, tallies: list[Tally], folder: Path, run: Run
 ) -> Written:
-    """The events in order. Ids that hold the event time are seen to be unique while they are ordered, others before."""
+    """Write the events in order. Ids that include the event time are checked for uniqueness in that pass, others before it."""
     data = plan.data
     early = data.duplicates != "fail" or data.event_time not in data.ids
     drop = drop_duplicates(data, spool, origin, tallies[-1]) if early else np.zeros(0, np.int64)
@@ -198,7 +199,7 @@ def _check_budget(plan: IngestPlan, tallies: list[Tally]) -> None:
 
 @contextlib.contextmanager
 def _evidence(tallies: list[Tally], run: Run) -> Iterator[None]:
-    """An ingest that stops leaves the rows that it had set aside in the run directory, and says where."""
+    """If the ingest fails, keep the records of rows set aside so far in the run directory, and name the file in the error."""
     try:
         yield
     except UserError as error:
@@ -206,7 +207,7 @@ def _evidence(tallies: list[Tally], run: Run) -> Iterator[None]:
         if records.num_rows:
             path = run.path("quarantine.parquet")
             storage.write_parquet(path, records)
-            error.args = (f"{error}. The {records.num_rows:,} records of what is wrong stand in {path}",)
+            error.args = (f"{error}. The {records.num_rows:,} records of violations are stored in {path}",)
         raise
 
 
@@ -214,7 +215,7 @@ def _evidence(tallies: list[Tally], run: Run) -> Iterator[None]:
 
 
 def _sources(plan: IngestPlan, staged: list[Staged]) -> dict[str, pa.Table | pyarrow.dataset.Dataset]:
-    """Each source as DuckDB is to see it: a table in memory, or a dataset over staged files where it would not fit."""
+    """Each source for DuckDB: a table in memory, or a dataset over staged files if it would not fit."""
     found: dict[str, pa.Table | pyarrow.dataset.Dataset] = {}
     for name, source in plan.data.sources.items():
         mine = [item for item in staged if item.file.source == name and item.refused is None]
@@ -230,7 +231,7 @@ def _sources(plan: IngestPlan, staged: list[Staged]) -> dict[str, pa.Table | pya
 
 
 def _side_tables(plan: IngestPlan, staged: list[Staged], folder: Path, tallies: list[Tally]) -> dict[str, pa.Table]:
-    """Side tables by name, checked and in canonical order; how their rows are accounted for is added to `tallies`."""
+    """Side tables by name, checked and in canonical order; their tallies are added to `tallies`."""
     tables = {}
     for name, table in plan.data.tables.items():
         where = f"data.tables.{name}"
@@ -249,7 +250,7 @@ def _side_tables(plan: IngestPlan, staged: list[Staged], folder: Path, tallies: 
 
 
 def _batch_rows(plan: IngestPlan, staged: list[Staged]) -> int:
-    """Rows of a query's result that are taken at once: those of the longest source fill a batch."""
+    """Rows per batch of a query's result: as many as fill a batch if they are as long as those of the longest source."""
     longest = max((item.bytes / item.tally.kept for item in staged if item.tally.kept), default=0.0)
     return max(int(min(Bounds.of(plan.memory).batch / max(longest, 1.0), BATCH_ROWS)), 1)
 
@@ -270,7 +271,7 @@ def _rows(
 
 
 def _together(staged: list[Staged], plan: IngestPlan) -> Iterator[pa.Table]:
-    """The kept rows of files in order; those of small files in one table, for a table costs more than its rows do."""
+    """The kept rows of files in order; small files share a table, because a table costs more than a few rows."""
     held: list[pa.Table] = []
     size, enough = 0, min(SMALLEST_BATCH, plan.memory // 32)
     for item in staged:
@@ -287,9 +288,7 @@ def _together(staged: list[Staged], plan: IngestPlan) -> Iterator[pa.Table]:
 def _events(
     plan: IngestPlan, staged: list[Staged], tables: dict[str, pa.Table], folder: Path, tallies: list[Tally]
 ) -> tuple[order.Spool, Origin]:
-    """The event table, typed and checked, on its way into order, and where its rows come from; its tally is added to
-    `tallies`.
-    """
+    """The spool of the typed and checked event table, and the origin of its rows; the tally is added to `tallies`."""
     data = plan.data
     tally = Tally("events")
     tallies.append(tally)
@@ -369,7 +368,7 @@ def _accounting(staged: list[Staged], tallies: list[Tally]) -> Accounting:
 
 
 def _previous(plan: IngestPlan) -> DatasetRecord | None:
-    """Manifest of the dataset that was ingested last under this name, unless it is this very recipe."""
+    """Manifest of the dataset that was ingested last under this name, unless it has this recipe."""
     with contextlib.suppress(UserError):
         latest = seal.read_checked(plan.folder / LATEST, Latest)
         if latest["recipe"] != plan.recipe:
@@ -398,7 +397,7 @@ def _write_beside(
 
 
 def _make_room(plan: IngestPlan, manifest: DatasetRecord) -> None:
-    """An entry of this recipe that is whole stays (readers may hold it); one that is damaged goes."""
+    """Remove a stored entry of this recipe if it is damaged; a whole one stays, because readers may use it."""
     if not plan.entry.exists():
         return
     with contextlib.suppress(UserError):
@@ -411,7 +410,7 @@ def _make_room(plan: IngestPlan, manifest: DatasetRecord) -> None:
 
 
 def _forget_stale(plan: IngestPlan) -> None:
-    """Staged files that the newest ingest did not use."""
+    """Delete staged files that the newest ingest did not use."""
     wanted = stage.names(plan.files, plan.data)
     for path in plan.staged.glob("*") if plan.staged.is_dir() else ():
         if path.name.split(".")[0] not in wanted:

@@ -24,7 +24,7 @@ def key_columns(columns: dict[str, Column]) -> list[str]:
 
 
 def check_unique(name: str, table: TableConfig, rows: pa.Table) -> None:
-    """The ids of a side table occur once each. `rows` are in order of them."""
+    """Raise UserError unless the ids of a side table are unique. `rows` are sorted by them."""
     ids = key_columns(table.columns)
     # An event time alone is no key: without declared ids a table may hold many rows of one instant.
     if not any(column.identifies for column in table.columns.values()):
@@ -52,7 +52,7 @@ def check_unique(name: str, table: TableConfig, rows: pa.Table) -> None:
 
 
 def table_entry(name: str, table: pa.Table, config: TableConfig) -> TableEntry:
-    """What the manifest says of a side table."""
+    """The entry of a side table in the manifest."""
     values = digest.TableDigest(table.schema)
     values.update(table)
     columns: list[ColumnEntry] = [

@@ -1,4 +1,4 @@
-"""Every source file in its staged form: found in the store, read by threads of this process, or by workers of the cluster."""
+"""Stages every source file: found in the store, read by threads of this process, or by workers of the cluster."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def stage_files(plan: IngestPlan, run: Run) -> list[Staged]:
 
 
 def _spread(plan: IngestPlan, advance: Callable[[int], None]) -> dict[int, Staged]:
-    """Place of a file -> its staged form, found in the store or made by the workers of the cluster; empty without a
-    cluster. A single file that is not there yet is left to this process.
+    """Position of a file -> its staged form, found in the store or made by workers of the cluster; empty without a
+    cluster. A single missing file is left to this process.
     """
     if plan.config.cluster.kind != "ray":
         return {}

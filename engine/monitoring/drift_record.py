@@ -27,7 +27,7 @@ DIGITS = 9  # significant digits of drift.json: the last bits of a sum may diffe
 SAID = 5  # causes named in words
 
 
-class Told(TypedDict):
+class Notice(TypedDict):
     """An alarm, or what was noted or could not be judged."""
 
     kind: str
@@ -35,15 +35,15 @@ class Told(TypedDict):
 
 
 class DriftRecord(TypedDict):
-    """drift.json. What is inside of columns and measurements is for people; monitoring and retraining read what is named here."""
+    """drift.json. Monitoring and retraining read the keys named here; the rest of columns and measurements is for people."""
 
     format: Annotated[int, records.Format(FORMAT)]
     verdict: str
     headline: str
     alarm: bool
-    alarms: list[Told]
-    unjudged: NotRequired[list[Told]]
-    noted: list[Told]
+    alarms: list[Notice]
+    unjudged: NotRequired[list[Notice]]
+    noted: list[Notice]
     causes: list[str]
     window: tuple[str, str]
     rows: records.Count
@@ -76,7 +76,7 @@ class MetricRecord(TypedDict):
 
 
 class PerformanceRecord(TypedDict, total=False):
-    """What labelled rows say; empty where nothing was asked."""
+    """Quality measured on labelled rows; empty if it was not asked for."""
 
     status: str
     reason: str
@@ -151,7 +151,7 @@ def expected_performance(reference: Reference, window: Window, past: Outcomes | 
 def calibration_record(
     drift: Drift, plan: CalibrationPlan, reference: Reference, floors: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The line and what it may promise: target rate, rate on held-out windows, whether windows are enough."""
+    """The alarm line: target rate, rate on held-out windows, and whether there are enough windows to promise it."""
     line, out = drift.line, drift.held_out
     needed = windows_needed(plan.alpha)
     realised = out.alarms / out.windows if out.windows else None
@@ -214,7 +214,7 @@ def conclude(record: dict[str, Any], drift: Drift, alarm_on: tuple[str, ...]) ->
     record["noted"] = texts(loud, False)
     record["alarm"] = bool(record["alarms"])
     blind = drift.not_computable
-    calm = "quiet in part" if blind else "quiet"  # what was not seen is not quiet
+    calm = "quiet in part" if blind else "quiet"  # a column that could not be computed is not quiet
     record["verdict"] = "alarm" if record["alarm"] else UNJUDGED if record["unjudged"] else calm
     parts = [item["text"] for item in (*record["alarms"], *record["unjudged"])]
     seen = len(drift.columns) - len(blind) - len(drift.left_out)
@@ -233,7 +233,7 @@ def named(columns: list[str]) -> str:
 
 
 def alarming(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
-    """Kind -> words for what is beyond its lines and floors."""
+    """Kind -> text of what is beyond its lines and floors."""
     found: dict[str, str] = {}
     if drift.alarms:
         words = f", likely cause {record['causes'][0]}" if record["causes"] else f": {named(drift.alarms)}"
@@ -264,7 +264,7 @@ def worse_text(loss: float) -> str:
 
 
 def not_judged(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
-    """Kind -> words for what was asked and has no answer, though its rows and labels are there."""
+    """Kind -> text of what was asked for and cannot be judged, though rows and labels are there."""
     found: dict[str, str] = {}
     if len(drift.not_computable) == len(drift.columns):
         found["drift"] = "nothing could be compared"

@@ -39,7 +39,7 @@ LONGEST_WINDOW = 3_660
 
 @dataclass(frozen=True)
 class Window:
-    """What is monitored: bounds in microseconds UTC, its profile, and the rows where they are at hand."""
+    """What is monitored: bounds in microseconds UTC, its profile, and its rows if they are available."""
 
     start: int
     stop: int
@@ -47,7 +47,7 @@ class Window:
     outcomes: Outcomes | None
     sample: pa.Table | None
     operational: dict[str, Any]
-    quality: str = WAITING  # what is said of quality where there are no outcomes, or labels were not asked for
+    quality: str = WAITING  # the status of quality if there are no outcomes, or labels were not asked for
     reason: str = "the window holds no rows"
 
 

@@ -253,7 +253,7 @@ def fit_model(
     dataset: Dataset,
     classes: tuple[str, ...],
 ) -> FitResult:
-    """Run the loop where the config says: in this process, or on a cluster."""
+    """Fit in this process or on a cluster, as the config says."""
     keys: FitKeys = {
         "cardinalities": encoder.cardinalities,
         "outputs": len(classes) if config.train.loss == "multiclass" else 1,
@@ -354,7 +354,7 @@ def against_baselines(
     metrics: Mapping[str, float],
     details: dict[str, SplitDetails],
 ) -> dict[str, float]:
-    """What a constant and a linear model reach on the same rows: `baseline/<split>/<kind>/<metric>`, and in the details."""
+    """Metrics of a constant and of a linear model on the same rows: `baseline/<split>/<kind>/<metric>`, also in the details."""
     found = baselines.baselines(examples, facts, config.evaluate)
     metric = watched_metric(facts["loss"], config.train.metric)
     for split, kinds in found.items():
@@ -366,7 +366,7 @@ def against_baselines(
 def count_unknown(
     config: Config, run: Run, dataset: Dataset, split: str, part: Examples, details: SplitDetails
 ) -> dict[str, float]:
-    """Log the number of labelled rows without a metric, whose class is unseen in training; empty where there are none."""
+    """Count and warn of labelled rows whose class is unseen in training, which no metric covers; empty without any."""
     target, classes = (
         config.data.target or "",
         details["score"].get("classes") or details["score"].get("positive") or (),
@@ -390,7 +390,7 @@ def write_model(
 ) -> ManifestRecord:
     """The bundle, gate included; sets the chain's `weights` link."""
     directory = run.path("model")
-    shutil.rmtree(directory, ignore_errors=True)  # what a killed attempt has left would be sealed in
+    shutil.rmtree(directory, ignore_errors=True)  # files of a killed attempt would be sealed in
     weights = weights_bytes(result.model)
     run.link("weights", digest.of_bytes(weights))
     rows = splits["train"].rows
@@ -428,7 +428,7 @@ def write_model(
 
 
 def scores_of(model: Any, facts: ModelRecord, threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Scores of encoded rows by a model and what model.json says of it."""
+    """Scores of encoded rows by a model and its facts in model.json."""
     logits = predict_logits(
         model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
     )

@@ -183,7 +183,7 @@ def test_a_source_of_which_no_row_is_kept_leaves_its_quarantine(tmp_path: Path, 
     data = {"path": str(tmp_path), "columns": COLUMNS, "sources": {"s": {"path": path.name, "columns": SOURCE}}}
     given = config(tmp_path, {**data, "max_quarantine": allowed})
     run = run_of(given)
-    with pytest.raises(UserError, match=r"records of what is wrong stand in .*quarantine\.parquet") as caught:
+    with pytest.raises(UserError, match=r"records of violations are stored in .*quarantine\.parquet") as caught:
         ingest(given, run)
     records = storage.read_parquet(run.path("quarantine.parquet")).to_pylist()
     assert [(Path(r["file"]).name, r["row"], r["column"]) for r in records] == [
