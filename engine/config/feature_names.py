@@ -38,6 +38,7 @@ def view_features(name: str, view: ViewConfig) -> Iterator[tuple[str, str]]:
             for window in view.windows:
                 for aggregate in asked.aggregates:
                     yield window_name(name, entry, aggregate, window), f"aggregates.{entry} ({aggregate} of {window})"
+        yield from ((f"{name}_{feature}", f"derive.{feature}") for feature in view.derive)
         return
     key = {"asof": "columns", "expression": "expressions", "function": "outputs"}[view.kind]
     for column in getattr(view, key):

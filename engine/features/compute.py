@@ -21,7 +21,7 @@ from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
 from engine.features import calls, instants, own_rows
-from engine.features.spec import calendar_columns, knowing, past_time, view_columns, view_inputs
+from engine.features.spec import calendar_columns, knowing, past_inputs, past_time, view_columns, view_inputs
 from kernels.asof import asof
 from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
@@ -156,8 +156,29 @@ def _window_features(
     else:
         with ThreadPoolExecutor(outer, thread_name_prefix="columns") as pool:
             found = list(pool.map(of_entry, view.asked.values()))
-    features = itertools.chain.from_iterable(found)
-    return dict(zip((feature.name for feature in view_columns(name, view, data)), features, strict=True))
+    called = (feature.name for feature in view_columns(name, view, data))
+    features = dict(zip(called, itertools.chain.from_iterable(found), strict=False))
+    secret = [column for column in past_inputs(view, data) if columns[column].sensitive]
+    return features | _derived(name, view, features, secret)
+
+
+def _derived(
+    name: str, view: ViewConfig, features: Mapping[str, pa.Array], sensitive: list[str]
+) -> dict[str, pa.Array]:
+    """The features that are computed from aggregates; one that is no finite number is null."""
+    if not view.derive:
+        return {}
+    rows = pa.table({feature.removeprefix(f"{name}_"): column for feature, column in features.items()})
+    wanted = {key: (item.sql, item.type) for key, item in view.derive.items()}
+    found = {}
+    for key, column in zip(
+        wanted, evaluate(wanted, rows, f"features.views.{name}.derive", sensitive).columns, strict=True
+    ):
+        values = _combined(column)
+        if pa.types.is_floating(values.type):
+            values = pc.if_else(pc.is_finite(values), values, None)
+        found[f"{name}_{key}"] = values
+    return found
 
 
 def _conditions(name: str, view: ViewConfig, columns: Mapping[str, Column], past: pa.Table) -> dict[str, np.ndarray]:

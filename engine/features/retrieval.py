@@ -29,7 +29,7 @@ from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError, nearest
 from engine.features import compute, instants, required_columns
 from engine.features.past import past_events
-from engine.features.spec import check_conditions, view_columns, view_inputs
+from engine.features.spec import check_past_sql, view_columns, view_inputs
 from engine.runtime.environment import threads_of
 from engine.runtime.run import Run
 
@@ -186,7 +186,7 @@ def _views(views: Views, config: Config) -> dict[str, ViewConfig]:
         }
         for name, view in chosen.items():
             check_view_names(config.data, f"views.{name}", view)
-            check_conditions(f"views.{name}", view, config.data)
+            check_past_sql(f"views.{name}", view, config.data)
         return chosen
     names = [views] if isinstance(views, str) else views
     for name in names:

@@ -42,7 +42,8 @@ def view_columns(name: str, view: ViewConfig, data: DataConfig) -> list[Feature]
     """The features of one view, in the order of its spec; of windows: column, then window, then aggregate."""
     called = [feature for feature, _ in feature_names.view_features(name, view)]
     if view.kind == "windows":
-        kinds = [NUMERIC] * len(called)
+        derived = [type_kind(item.type) for item in view.derive.values()]
+        kinds = [NUMERIC] * (len(called) - len(derived)) + derived
     elif view.kind == "asof":
         table = data.tables[view.table or ""]
         kinds = [column_kind(table.columns[column]) for column in view.columns]
@@ -88,6 +89,7 @@ def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
             past = past_columns(view, data)
             each = [(_secret(asked, past), len(view.windows) * len(asked.aggregates)) for asked in view.asked.values()]
             secret = [item for item, times in each for _ in range(times)]
+            secret += [any(secret)] * len(view.derive)
             found += [item.name for item, hides in zip(columns, secret, strict=True) if hides]
         elif hidden & set(view_inputs(view, data, features.decision.column)):
             found += [item.name for item in columns]
@@ -107,6 +109,11 @@ def value_of(asked: AggregateConfig) -> list[str]:
 def condition_columns(asked: AggregateConfig) -> list[str]:
     """Columns that the condition over past rows reads, sorted."""
     return [] if asked.where is None else list(expression_columns(asked.where))
+
+
+def derived_from(view: ViewConfig, feature: str) -> list[str]:
+    """The aggregates, by name without the view, that a derived feature reads."""
+    return list(expression_columns(view.derive[feature].sql))
 
 
 def past_inputs(view: ViewConfig, data: DataConfig) -> list[str]:
@@ -170,11 +177,21 @@ def check_expressions(data: DataConfig, features: FeaturesConfig) -> None:
             where = f"features.views.{name}.expressions.{output}"
             for column in expression_columns(item.sql, where):
                 check_known_by_decision(data, features, column, where)
-        check_conditions(f"features.views.{name}", view, data)
+        check_past_sql(f"features.views.{name}", view, data)
 
 
-def check_conditions(where: str, view: ViewConfig, data: DataConfig) -> None:
-    """Raise UserError unless every column that a condition over past rows reads exists and says when it becomes known."""
+def check_past_sql(where: str, view: ViewConfig, data: DataConfig) -> None:
+    """Raise UserError unless every column that a condition over past rows reads exists and says when it becomes known, and
+    every aggregate that a derived feature reads exists.
+    """
+    aggregates = [name.removeprefix("_") for name, _ in feature_names.view_features("", view)]
+    for feature, item in view.derive.items():
+        key = f"{where}.derive.{feature}"
+        unknown = [name for name in expression_columns(item.sql, key) if name not in aggregates[: -len(view.derive)]]
+        if unknown or not derived_from(view, feature):
+            found = repr(unknown[0]) if unknown else "none"
+            hint = nearest(unknown[0] if unknown else "", aggregates[: -len(view.derive)])
+            raise UserError(f"{key} must be computed from aggregates of the view, found {found}.{hint}")
     columns = past_columns(view, data)
     for sql in view.conditions:
         for column in expression_columns(sql, f"{where}: where"):

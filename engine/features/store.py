@@ -36,6 +36,7 @@ from engine.features.functions import function_version
 from engine.features.partitions import Dependence, Inputs, Part, view_length
 from engine.features.past import Rows, past_events, row_ranges
 from engine.features.spec import (
+    derived_from,
     knowing,
     known_anchor,
     known_moments,
@@ -533,6 +534,8 @@ def lacking_view(name: str, view: ViewConfig, data: DataConfig, have: set[str]) 
     if view.kind == "expression":
         rest = {key: item for key, item in view.expressions.items() if f"{name}_{key}" not in have}
         return schema.build(ViewConfig, {**schema.plain(view), "expressions": schema.plain(rest)})  # type: ignore[no-any-return]
+    derive = {key: item for key, item in view.derive.items() if f"{name}_{key}" not in have}
+    have = have - {f"{name}_{item}" for key in derive for item in derived_from(view, key)}  # computed again
     windows = [
         window
         for window in view.windows
@@ -555,7 +558,7 @@ def lacking_view(name: str, view: ViewConfig, data: DataConfig, have: set[str]) 
         for entry, item in view.aggregates.items()
         if asked[entry]
     }
-    values = {**schema.plain(view), "windows": windows, "aggregates": aggregates}
+    values = {**schema.plain(view), "windows": windows, "aggregates": aggregates, "derive": schema.plain(derive)}
     return schema.build(ViewConfig, values)  # type: ignore[no-any-return]
 
 
@@ -573,6 +576,7 @@ def _windows_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
     columns, moments = past_columns(view, data), known_moments(view, data)
     keys = [past_time(view, data), *view.keys]
     own = inputs.by_day([*view.entity, job.as_of.column, *view.exclude])
+    rules: dict[str, tuple[Any, list[str], int]] = {}
     for entry, asked in view.asked.items():
         value, needed = value_of(asked), knowing(view, asked)
         read = list(dict.fromkeys([*needed, *(anchor for name in needed for anchor in known_anchor(columns[name]))]))
@@ -583,7 +587,14 @@ def _windows_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
             for aggregate in asked.aggregates:
                 rule = [FORMAT, "windows", job.as_of, list(view.entity), value, known, aggregate, window, *newer]
                 name = window_name(job.name, entry, aggregate, window)
+                rules[name.removeprefix(f"{job.name}_")] = rule, read, view_length(view, window) or 0
                 yield name, Dependence(inputs, job.as_of, rule, own, seen, view_length(view, window))
+    for feature, item in view.derive.items():
+        made_of, reads, lengths = zip(*(rules[name] for name in derived_from(view, feature)), strict=True)
+        read = list(dict.fromkeys(itertools.chain(*reads)))
+        seen = inputs.table_by_day(view.table, moments) if view.table else inputs.by_day([*keys, *read], moments)
+        rule = [FORMAT, "derive", item.sql, item.type, made_of]
+        yield f"{job.name}_{feature}", Dependence(inputs, job.as_of, rule, own, seen, max(lengths))
 
 
 def _newer_rules(view: ViewConfig, asked: AggregateConfig, keys: list[str], columns: Mapping[str, Column]) -> list[Any]:

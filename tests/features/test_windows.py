@@ -27,7 +27,14 @@ from engine.features.past import past_events
 from tests import naive
 from tests.features.test_compute import DATA, H, configs, instant_column, micros
 from tests.features.test_kinds import TABLE, dataset_of, leaking, weather
-from tests.features.test_store import built, config_of, everything, from_scratch, months_of_visits
+from tests.features.test_store import (
+    built,
+    config_of,
+    everything,
+    features_computed,
+    from_scratch,
+    months_of_visits,
+)
 from tests.tiny import write_tiny
 
 LEAD = H
@@ -426,3 +433,60 @@ def test_history_and_latest_give_the_stored_values(folder: Path) -> None:
     alone = engine.features.history(probe, "big", config=config, dataset=table.dataset)
     big = table.views["big"].columns
     assert newest.select(big).to_pylist() == alone.select(big).to_pylist() != [dict.fromkeys(big)]
+
+
+# --------------------------------------------------------------------------------------------------------- derived
+
+DERIVE = "features.views.big.derive={share: sold_sum_2d / amount_sum_2d, sales: {sql: sold_count_2d + 0, type: int64}}"
+
+
+@settings(max_examples=20)
+@given(EVENTS)
+def test_a_derived_feature_equals_the_slow_twin(rows: list[Any]) -> None:
+    events = events_of(rows)
+    past = plain(events)
+
+    def expected(row: dict[str, Any], decision: int) -> dict[str, float]:
+        mine = [(e["at"], e["known"], k, e["value"]) for k, e in enumerate(past) if e["who"] == row["who"] is not None]
+        sums = [naive.aggregate("sum", naive.counted(mine, decision, WIDTHS[w]), decision, WIDTHS[w]) for w in WIDTHS]
+        known = not any(math.isnan(x) or math.isinf(x) for x in sums)
+        ratio = sums[0] / sums[1] if known and sums[1] else math.nan
+        return {
+            "ratio": ratio if math.isfinite(ratio) else math.nan,
+            "change": sums[0] - sums[1] if known else math.nan,
+        }
+
+    view = {"entity": ["who"], "windows": list(WIDTHS), "aggregates": {"value": ["sum"]}}
+    check(
+        events,
+        {**view, "derive": {"ratio": "value_sum_2h / value_sum_1d", "change": "value_sum_2h - value_sum_1d"}},
+        expected,
+    )
+
+
+def test_a_derived_feature_is_computed_with_what_it_needs_and_appended_as_a_full_build(
+    folder: Path, tmp_path: Path
+) -> None:
+    table = months_of_visits()
+    pq.write_table(weather(900), folder / "weather.parquet")
+    pq.write_table(table.slice(0, 700), folder / "visits-0.parquet")
+    built(config_of(folder, *REPORTS))
+    with features_computed() as asked:
+        found = everything(built(config_of(folder, *REPORTS, DERIVE)))
+    assert asked == {"big_amount_sum_2d", "big_sold_sum_2d", "big_sold_count_2d", "big_share", "big_sales"}
+    share = pc.divide(found["big_sold_sum_2d"], found["big_amount_sum_2d"])
+    assert found["big_share"].equals(pc.if_else(pc.is_finite(share), share, None)) and share.null_count < 600
+    assert found["big_sales"].type == pa.int64()
+    pq.write_table(table.slice(700), folder / "visits-1.parquet")
+    grown, fresh = built(config_of(folder, *REPORTS, DERIVE)), from_scratch(folder, tmp_path, *REPORTS, DERIVE)
+    assert everything(grown).equals(everything(fresh)) and grown.digest == fresh.digest
+    other = DERIVE.replace("sold_sum_2d /", "sold_count_2d /")
+    assert not everything(built(config_of(folder, *REPORTS, other))).equals(everything(grown))
+
+
+@pytest.mark.parametrize("sql", ["sold_sum_3d / amount_sum_2d", "1", "sum(sold_sum_2d)", "big_sold_sum_2d"])
+def test_a_derived_feature_of_what_is_not_there_is_refused(folder: Path, sql: str) -> None:
+    pq.write_table(months_of_visits(20), folder / "visits-0.parquet")
+    pq.write_table(weather(20), folder / "weather.parquet")
+    with pytest.raises(UserError, match=r"big\.derive\.share must"):
+        built(config_of(folder, *REPORTS, f"features.views.big.derive={{share: '{sql}'}}"))

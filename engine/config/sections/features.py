@@ -75,6 +75,10 @@ class ViewConfig:
     aggregates: dict[str, tuple[str, ...] | AggregateConfig] = key(
         factory=dict, help="column -> aggregates, or name -> {of, where, aggregates}; `rows` -> [count, recency]"
     )
+    derive: dict[str, ExpressionConfig] = later_key(
+        factory=dict,
+        help="feature -> SQL over the windows' aggregates, named without the view (amount_mean_1d / amount_mean_30d)",
+    )
     columns: tuple[str, ...] = key((), "columns that an as-of view returns")
     max_age: Span | None = key(None, "largest age of a row that an as-of view accepts; null = any")
     inclusive: bool = key(False, "accept a row known exactly at the decision time")
