@@ -180,6 +180,23 @@ def test_another_version_of_the_code_is_not_taken_for_the_models(shop: Shop, tmp
         )
 
 
+def test_a_champion_and_a_challenger_have_their_own_code(shop: Shop, tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, 600)
+    (folder / "conf" / "features.py").write_text(DOUBLE)
+    here = Shop(folder, shop.trained)
+    periods = ('split.train=["2020-01-01","2020-01-12"]', 'split.valid=["2020-01-12","2020-01-15"]', "split.test=[]")
+    champion = here.run("train", *periods)
+    assert shell.main(["registry", "promote", "tiny", str(champion.directory), *overrides(folder)[2:4]]) == 0
+    here.run("monitor", "monitor.model=tiny@champion", 'monitor.window=["2020-01-20","2020-01-25"]')
+    (folder / "conf" / "features.py").write_text(DOUBLE.replace("2)", "3)"))
+    policy = "{triggers: [age], max_age: 1d, valid_length: 3d, judge_length: 6d, maturity: 1d, gate: {min_rows: 20}}"
+    run = here.run("retrain", f"retrain={policy}")
+    challenger = Run.read(run.record["challenger_run"])
+    codes = [item["config"]["features"]["views"]["mine"]["function"] for item in (champion.record, challenger)]
+    assert codes[0] != codes[1] and run.metrics["retrain/started"] == 1
+    assert {"retrain/roc_auc_champion", "retrain/roc_auc_challenger"} <= run.metrics.keys()
+
+
 # ------------------------------------------------------------------------------------------------------------ trust
 
 

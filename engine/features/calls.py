@@ -44,11 +44,11 @@ def kept_folder(store: Path, name: str, view: ViewConfig, kinds: Sequence[str]) 
 
 
 def outputs(view: ViewConfig, rows: pa.Table, where: str, sensitive: Collection[str]) -> pa.Table:
-    """What the view's function gives for rows, without a store. Raises UserError where it fails, unless `on_error` is null."""
+    """What the view's function gives for rows, without a store. Raises UserError where it fails, whatever `on_error` says."""
     if view.batch_rows is None:
         return functions.call(view.function, rows, view.outputs, where, sensitive)
     table, failures = in_batches(view, rows, where, sensitive)
-    if failures and view.on_error == "fail":
+    if failures:
         raise UserError(f"{failures[-1].error} ({view.retries + 1} tries)")
     return table
 

@@ -22,6 +22,7 @@ from engine.config.tree import Config
 from engine.errors import UserError, nearest
 from engine.features import audit as leak_trial
 from engine.features import functions, retrieval, store, view_statistics
+from engine.features.calls import FOLDER as KEPT
 from engine.features.spec import past_inputs, view_columns, view_inputs
 from engine.features.store import StoredView
 from engine.runtime import environment, records, storage, terminal
@@ -130,8 +131,8 @@ def diff(config: Config, words: list[str], options: Mapping[str, str]) -> int:
 
 
 def gc(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
-    """`features gc [--delete] [--json]`: lists or deletes versions that no run names and that are older than a day, and
-    leftovers of killed commands.
+    """`features gc [--delete] [--json]`: lists or deletes versions that no run names and that are older than a day, kept results
+    of earlier versions of slow functions, and leftovers of killed commands.
     """
     used = used_directories(config)
     rows = []
@@ -145,6 +146,16 @@ def gc(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
                 rows.append({"view": name, "version": directory.name, "bytes": storage.bytes_of([directory])})
                 if "--delete" in options:
                     storage.remove(directory, directory.parents[1])
+    for directory in superseded(Path(config.paths.store) / "features"):
+        rows.append(
+            {
+                "view": directory.parent.name,
+                "version": f"{KEPT}/{directory.name}",
+                "bytes": storage.bytes_of([directory]),
+            }
+        )
+        if "--delete" in options:
+            storage.remove(directory, directory.parents[2])
     terminal.rows(rows, "--json" in options, "nothing to collect: every version is used or recent")
     if rows and not options:
         terminal.out("add --delete to remove them\n")
@@ -186,6 +197,15 @@ def audit(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------- facts
+
+
+def superseded(root: Path) -> list[Path]:
+    """Folders of kept results that are older than a day, and older than those of another version of the view's function."""
+    found = []
+    for view in sorted((root / KEPT).glob("*")):
+        by_age = sorted(view.iterdir(), key=lambda path: path.stat().st_mtime)
+        found += [path for path in by_age[:-1] if time.time() - path.stat().st_mtime > KEEP_RECENT]
+    return found
 
 
 def sources_of(view: ViewConfig, config: Config) -> list[str]:

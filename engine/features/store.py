@@ -52,6 +52,7 @@ from engine.runtime.run import Run
 from engine.runtime.seal import Seal
 
 MANIFEST = "manifest.json"
+FAILED = "failed.parquet"
 FORMAT = 2  # raise when the values of a view change for the same recipe
 VERSIONS = 8  # of a view, newest first, in which parts to reuse are looked for
 ROW_GROUP = 131_072
@@ -124,6 +125,13 @@ class StoredView:
     def digest(self) -> str:
         """Content digest of all columns."""
         return str(self.manifest["digest"])
+
+    @property
+    def failed(self) -> np.ndarray:
+        """int64: the dataset rows that are null because a function failed."""
+        if not self.manifest.get("failed_rows"):
+            return np.empty(0, np.int64)
+        return np.asarray(storage.read_parquet(self.path(FAILED))["row"])
 
     @property
     def columns(self) -> list[str]:
@@ -250,8 +258,9 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, earlier: Earlier | 
         sealed = {entry["file"]: entry.pop("sealed") for entry in entries}
         manifest = _manifest(job, recipe, entries, works)
         manifest["spec"] = run.masked(manifest["spec"])  # the composed config may hold values of secrets
-        if failed := user_functions.told(run, name, job.failed):
-            manifest["failed_rows"] = failed
+        if len(failed := user_functions.told(run, name, job.failed)):
+            manifest["failed_rows"] = len(failed)
+            storage.write_parquet(temporary / FAILED, pa.table({"row": failed}))
         storage.write_json(temporary / MANIFEST, manifest, synced=False)
         written = seal.write(temporary, known=sealed, synced=False)
         is_new = not directory.exists()

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from engine.config import schema
@@ -45,6 +46,11 @@ class FeatureTable:
         return digest.of_json(
             [self.dataset.rows, direct, calendar, {name: view.digest for name, view in self.views.items()}]
         )
+
+    @property
+    def failed(self) -> np.ndarray:
+        """int64: the dataset rows of which a feature is null because a function failed."""
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(view.failed for view in self.views.values())]))
 
     def read(self, rows: tuple[int, int], columns: Sequence[str] | None = None) -> pa.Table:
         """Raw features of a range of rows; numbers are float64 with null for missing."""

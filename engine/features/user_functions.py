@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from engine.config import secrecy
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
@@ -53,7 +53,7 @@ def kept_features(
     storage.make_folder(failed)
 
     def report(turn: int, count: int, error: str) -> None:
-        append_line(_listed(failed, name), {"try": turn, "rows": count, "error": error})
+        append_line(_listed(failed, name), {"try": turn, "rows": count, "error": secrecy.redact(error)})
 
     folder = calls.kept_folder(Path(config.paths.store), name, view, [str(field.type) for field in inputs.schema])
     table, failures = calls.in_batches(view, inputs, where, sensitive, folder, report)
@@ -65,7 +65,7 @@ def kept_features(
         if not _sensitive(data, data.ids):
             shown["row_id"] = row_ids(facts, data.ids)
         shown |= {f"inputs.{column}": facts[column] for column in inputs.column_names if column not in sensitive}
-        errors = [failure.error for failure in failures for _ in failure.rows]
+        errors = [secrecy.redact(failure.error) for failure in failures for _ in failure.rows]
         storage.write_parquet(path, pa.table({**shown, "error": errors}))
         if view.on_error == "fail":
             raise UserError(
@@ -76,15 +76,16 @@ def kept_features(
     return dict(zip((item.name for item in view_columns(name, view, data)), columns, strict=True))
 
 
-def told(run: Run, name: str, failed: Path) -> int:
-    """The number of rows that failed in every try while a view was computed; logs the calls that failed."""
+def told(run: Run, name: str, failed: Path) -> np.ndarray:
+    """int64: the dataset rows that failed in every try while a view was computed; logs the calls that failed."""
     lines = read_lines(_listed(failed, name), dict[str, object])
     if lines:
         run.log(
             f"features {name}: {len(lines)} calls failed and were tried again, or given up: {_listed(failed, name)}"
         )
-    rows = sum(pq.read_metadata(path).num_rows for path in _files(failed, name))
-    warn_of_nulls(run, name, rows)
+    found = [np.asarray(storage.read_parquet(path, ["row"])["row"]) for path in _files(failed, name)]
+    rows = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+    warn_of_nulls(run, name, len(rows))
     return rows
 
 

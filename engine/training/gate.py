@@ -75,8 +75,14 @@ def write_gate(
     facts: ModelRecord,
     rows: np.ndarray,
 ) -> None:
-    """Store up to 256 of the training `rows` (int64, ascending), chosen by hash of their id, with their history."""
+    """Store up to 256 of the training `rows` (int64, ascending), chosen by hash of their id, with their history.
+
+    Rows for which a function failed are left out: another call may give a value.
+    """
     data, features = config.data, config.features
+    rows = np.setdiff1d(rows, table.failed)
+    if not len(rows):
+        raise UserError("a user function must give values for a row that is trained on, but failed for each of them")
     chosen = choose_rows(table.dataset, data, rows)
     columns = list(dict.fromkeys([*data.ids, data.event_time, *event_inputs(data, features)]))
     span = (int(chosen[0]), int(chosen[-1]) + 1)

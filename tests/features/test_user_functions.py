@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import engine
 from engine.config import schema
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
@@ -23,7 +28,7 @@ from engine.features import calls, functions
 from engine.features.table import FeatureTable, ensure_table
 from engine.runtime.run import Run
 from tests.features.test_store import built, config_of, everything
-from tests.tiny import visits, write_tiny
+from tests.tiny import overrides, visits, write_tiny
 
 VIEW = "features.views.mine={kind: function, function: double, inputs: [size], outputs: {twice: float64}}"
 SLOW = ("features.views.mine.batch_rows=64", "features.views.mine.retry_pause=1ms")
@@ -181,6 +186,47 @@ def test_rows_that_failed_are_null_where_told_and_computed_by_the_next_features(
     whole = ensure_table(config, run, ensure_dataset(config, run), anew=True)
     run.finish({})
     assert is_double(whole) and "failed_rows" not in whole.views["mine"].manifest
+
+
+def test_a_model_trained_with_rows_that_failed_passes_its_gate(counted: Path) -> None:
+    early = visits(400).sort_by("at").slice(0, 64)["size"]  # the first batch, which is trained on
+    limit(counted, pc.max(early).as_py() - 1e-9)
+    words = overrides(counted, "plugins=[features.py]", VIEW, *SLOW, "train.epochs=1", "evaluate.bootstrap=0")
+    conf = str(counted / "conf")
+    trained = engine.run("train", *words, "features.views.mine.on_error=null", config_dir=conf)
+    limit(counted, 1e300)
+    failed = pq.read_table(next((trained.directory / "failed").glob("mine-*.parquet")))["row_id"].to_pylist()
+    gate = [
+        str(visit)
+        for visit in pq.read_table(trained.directory / "model" / "gate" / "rows.parquet")["visit"].to_pylist()
+    ]
+    assert len(failed) >= 64 and len(gate) > 50 and not set(failed) & set(gate)
+    period = "score.between=[2020-01-26,2020-01-31]"
+    assert engine.run("score", f"score.model={trained.directory}", period, *words[1:4]).metrics[
+        "score/gate_rows"
+    ] == len(gate)
+
+
+def test_a_kept_file_that_is_damaged_is_as_good_as_none_and_gc_removes_earlier_versions(
+    counted: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = built(mine(counted, *SLOW))
+    rows_called(counted)
+    kept = sorted((counted / "store" / "features" / ".kept" / "mine").glob("*/*.parquet"))
+    damaged = bytearray(kept[0].read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    kept[0].write_bytes(damaged)
+    kept[1].write_bytes(b"PAR1")
+    shutil.rmtree(first.views["mine"].directory)
+    again = built(mine(counted, *SLOW))
+    assert again.views["mine"].digest == first.views["mine"].digest and rows_called(counted) == 2 * 64
+    (counted / "conf" / "features.py").write_text(COUNTED.format(folder=str(counted)) + "\n# edited\n")
+    built(mine(counted, *SLOW))
+    monkeypatch.setattr("engine.features.catalog.KEEP_RECENT", -1)
+    words = [*overrides(counted)[2:4], "--json"]
+    found = [row["version"] for row in json.loads(cli("features", "gc", *words).out) if row["view"] == "mine"]
+    assert f".kept/{kept[0].parent.name}" in found and sum(name.startswith(".kept") for name in found) == 1
+    assert cli("features", "gc", "--delete", *words).code == 0 and not kept[0].parent.exists()
 
 
 def test_a_killed_run_goes_on_where_it_was_with_the_bytes_of_a_whole_one(counted: Path) -> None:
