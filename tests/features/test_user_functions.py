@@ -238,6 +238,7 @@ def test_a_killed_run_goes_on_where_it_was_with_the_bytes_of_a_whole_one(counted
     (counted / "kill").write_text("8")  # in the fourth batch
     done = subprocess.run([sys.executable, "-m", "engine", *words], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
+    (counted / "kill").unlink()
     assert rows_called(counted) == 4 * 64
     table = built(mine(counted, *SLOW))
     distinct = len(set(everything(table)["size"].to_pylist()))
