@@ -64,7 +64,8 @@ class Config:
         if self.data.columns:
             check_features(self.data, self.features)
             partition = [self.score.partition] if self.score.partition else []
-            for column in (*self.evaluate.slices, *self.score.columns, *partition):
+            block = [self.evaluate.block_column] if self.evaluate.block_column else []
+            for column in (*self.evaluate.slices, *block, *self.score.columns, *partition):
                 if column not in self.data.columns:
                     raise UserError(f"{column!r} is not in data.columns.{nearest(column, self.data.columns)}")
         self._check_times()

@@ -23,8 +23,7 @@ def day_start(day: int, time_zone: str) -> int:
     return int(found.cast(pa.int64())[0].as_py())
 
 
-def local_months(time_us: np.ndarray, time_zone: str) -> list[tuple[str, np.ndarray]]:
-    """(YYYY-MM in local time, bool[n] which of the instants lie in it) of each month that has some, in order of time."""
-    days = local_days(pa.array(time_us, pa.int64()), time_zone)
+def months_of(days: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """(YYYY-MM, bool[n] which of the local days lie in it) of each month that has some, in order of time."""
     months, inverse = np.unique(days.astype("datetime64[D]").astype("datetime64[M]"), return_inverse=True)
     return [(str(month), inverse == place) for place, month in enumerate(months)]

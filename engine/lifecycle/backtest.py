@@ -44,7 +44,7 @@ from engine.runtime import digest, storage
 from engine.runtime.on_ray import cluster, pool
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, plan_digest
-from engine.training.evaluate import intervals, point_metrics
+from engine.training.evaluate import Scored, intervals, point_metrics
 from engine.training.metrics import decimals, find_metric
 from engine.training.train import check_trainable
 
@@ -372,18 +372,18 @@ def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, 
     classes = tuple(predictor.bundle.model["classes"])
     loss, quantile = bench.config.train.loss, bench.config.train.quantile
 
-    def figure(now: int | None) -> tuple[float | None, np.ndarray, np.ndarray]:
+    def figures(now: int | None) -> tuple[Scored, dict[str, float]]:
         span = Periods(period.start, period.start, period.start, period.stop, LATEST if now is None else now)
         kind, run = predictor.model.target.kind, bench.workshop.run if now is None else None
-        take, target, _ = labelled(bench.history, span, classes, kind, run)
-        value = point_metrics(target, scores[take], loss, quantile=quantile)[bench.metric]
-        return (float(value) if np.isfinite(value) else None), target, scores[take]
+        known = labelled(bench.history, span, classes, kind, run).scored(scores)
+        return known, point_metrics(known.target, known.scores, loss, quantile=quantile, weight=known.weight)
 
-    value, target, final = figure(None)
-    known, ripe, _ = figure(period.stop)
+    final, values = figures(None)
+    ripe, early = figures(period.stop)
     settings = dataclasses.replace(bench.config.evaluate, confidence=bench.config.backtest.confidence)
-    low, high = intervals(target, final, loss, settings, quantile=quantile).get(bench.metric, (None, None))
-    return {"metric": value, "low": low, "high": high, "rows": len(target)}, known, len(ripe)
+    low, high = intervals(final, values, loss, settings, quantile=quantile).get(bench.metric, (None, None))
+    value, known = (storage.finite(found[bench.metric]) for found in (values, early))
+    return {"metric": value, "low": low, "high": high, "rows": len(final.target)}, known, len(ripe.target)
 
 
 # --------------------------------------------------------------------------------------------------- comparison

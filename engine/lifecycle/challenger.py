@@ -14,6 +14,7 @@ from engine.config import schema, units
 from engine.config.sections.lifecycle import RetrainConfig
 from engine.config.sections.training import SplitConfig
 from engine.config.tree import Config
+from engine.data.calendar import local_days
 from engine.data.dataset import Dataset, row_ids
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
@@ -25,12 +26,15 @@ from engine.runtime import digest, environment, seal, storage
 from engine.runtime.environment import threads_of
 from engine.runtime.run import Run, RunRecord, load_record, plan_digest, unfinished
 from engine.scoring.predictor import Predictor, load
+from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import Bundle, spec_of
 from engine.training.bundle_spec import admit
 from engine.training.classes import target_values
+from engine.training.evaluate import Scored
 from engine.training.gate import check_gate, scores_table
 from engine.training.ripening import label_horizon, label_times
 from engine.training.train import train
+from engine.training.weights import row_weights, weight_column
 
 FORMAT = 1
 CHUNK_ROWS = 131_072
@@ -243,32 +247,56 @@ def score_both(workshop: Workshop, champion: Predictor, challenger: Predictor, p
         )
     classes = tuple(challenger.bundle.model["classes"])
     kind = max(predictor.model.target.kind for predictor in (champion, challenger))  # float64 where either needs it
-    take, target, slices = labelled(history, periods, classes, kind, workshop.run)
-    old, new = (workshop.scores(predictor, rows)[take] for predictor in (champion, challenger))
-    return Judged(target, old, new, slices)
+    known = labelled(history, periods, classes, kind, workshop.run)
+    old, new = (workshop.scores(predictor, rows)[known.places] for predictor in (champion, challenger))
+    return Judged(known.target, old, new, known.slices, known.days, known.blocks, known.weight)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows of a period that have a label: places int64[n] from the period's first row, target float64[n], days, blocks and
+    weight [n] as in Scored, slices name -> text [n].
+    """
+
+    places: np.ndarray
+    target: np.ndarray
+    days: np.ndarray
+    blocks: np.ndarray
+    weight: np.ndarray | None
+    slices: dict[str, np.ndarray]
+
+    def scored(self, scores: np.ndarray) -> Scored:
+        """With the scores [m] or [m, classes] of all rows of the period."""
+        return Scored(self.target, scores[self.places], self.days, self.blocks, self.weight)
 
 
 def labelled(
     history: History, periods: Periods, classes: tuple[str, ...], kind: str, run: Run | None = None
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """(places, target float64, slices) of the judged rows with a label; places count from the period's first row. Rows of a
-    class that training never saw are left out, and `run`, where there is one, says how many. Targets are rounded to `kind`, as
-    in training.
+) -> Labelled:
+    """The judged rows with a label. Rows of a class that training never saw are left out, and `run`, where there is one, says
+    how many. Targets are rounded to `kind`, as in training.
     """
     config = history.config
     low, high = history.dataset.row_range(periods.judge, periods.stop)
-    take = labelled_rows(history, periods.judge, periods.stop, periods.now) - low
+    rows = labelled_rows(history, periods.judge, periods.stop, periods.now)
     names = [name for name in config.evaluate.slices if not config.data.columns[name].sensitive]
-    facts = history.dataset.read([config.data.target or "", *names], rows=(low, high)).take(pa.array(take))
+    label, time, weight = config.data.target or "", config.data.event_time, weight_column(config)
+    columns = [label, time, *names, *block_columns(config.evaluate), *([weight] if weight else [])]
+    facts = history.dataset.read(list(dict.fromkeys(columns)), rows=(low, high)).take(pa.array(rows - low))
     with np.errstate(over="ignore"):
-        target = target_values(facts[config.data.target or ""], classes).astype(kind).astype(np.float64)
+        target = target_values(facts[label], classes).astype(kind).astype(np.float64)
     seen = np.isfinite(target)  # a class that training never saw has no index
     if run is not None and not seen.all():
-        run.warn(
-            f"{int((~seen).sum()):,} judged rows have a {config.data.target} that training never saw: they are left out"
-        )
-    slices = {name: group_labels(facts[name])[seen] for name in names}
-    return take[seen], target[seen], slices
+        run.warn(f"{int((~seen).sum()):,} judged rows have a {label} that training never saw: they are left out")
+    days = local_days(facts[time], config.data.time_zone)
+    return Labelled(
+        places=(rows - low)[seen],
+        target=target[seen],
+        days=days[seen],
+        blocks=blocks_of(config.evaluate, days, rows, facts)[seen],
+        weight=row_weights(facts[weight], rows, weight)[seen] if weight else None,
+        slices={name: group_labels(facts[name])[seen] for name in names},
+    )
 
 
 def _check_same_rows(history: History, table: FeatureTable, predictor: Predictor, rows: tuple[int, int]) -> None:
@@ -293,8 +321,12 @@ def write_judged(path: Path, judged: Judged) -> str:
 
 
 def judged_table(judged: Judged) -> pa.Table:
-    """`target`, `champion`, `challenger` (one column a class where there are several) and `slice_<name>`."""
-    columns: dict[str, Any] = {"target": judged.target}
+    """`target`, `day`, `block`, perhaps `weight`, `champion`, `challenger` (one column a class where there are several) and
+    `slice_<name>`.
+    """
+    columns: dict[str, Any] = {"target": judged.target, "day": judged.days, "block": judged.blocks}
+    if judged.weight is not None:
+        columns["weight"] = judged.weight
     for side, scores in (("champion", judged.champion), ("challenger", judged.challenger)):
         if scores.ndim == 1:
             columns[side] = scores
@@ -328,4 +360,12 @@ def read_judged(path: Path, expected: str) -> Judged:
         for name in table.column_names
         if name.startswith("slice_")
     }
-    return Judged(np.asarray(table["target"]), side("champion"), side("challenger"), slices)
+
+    def column(name: str) -> np.ndarray | None:
+        return np.asarray(table[name]) if name in table.column_names else None
+
+    days, blocks = column("day"), column("block")
+    if days is None or blocks is None:  # before format 5 of a decision: as if all were of one day
+        days = blocks = np.zeros(len(table), np.int64)
+    target, sides = np.asarray(table["target"]), (side("champion"), side("challenger"))
+    return Judged(target, *sides, slices, days, blocks, column("weight"))

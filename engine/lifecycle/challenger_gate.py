@@ -1,25 +1,35 @@
 """The challenger's gate: compares challenger and champion on the same rows and decides between them.
 
-`evidence` compares a challenger with the champion by a paired Poisson bootstrap: one set of row weights for both models, so
-that the noise of the rows cancels in the difference (Efron & Tibshirani, An introduction to the bootstrap, 1993,
-ch. 16). `verdict` reads figures only, so a saved decision gives the same verdict again.
+`evidence` compares a challenger with the champion by a paired bootstrap over blocks of rows (days, unless `evaluate.block` says
+otherwise): one set of counts for both models, so that the noise of the days cancels in the difference (Efron & Tibshirani, An
+introduction to the bootstrap, 1993, ch. 16). `verdict` reads figures only, so a saved decision gives the same verdict again.
 Figures are JSON: one that cannot be computed is None with a reason, and never wins.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.sections.lifecycle import GateConfig
-from engine.training.evaluate import percentiles, point_metrics, watched_metric
+from engine.lifecycle.looks import Looks, fewest_days
+from engine.training.evaluate import counted, counts, mean, point_metrics, watched_metric
 from engine.training.losses import LOSSES
-from engine.training.metrics import METRICS, Rows, decimals, poisson_weights, resample
+from engine.training.metrics import (
+    FEWEST_BLOCKS,
+    METRICS,
+    BlockSums,
+    Spread,
+    add_up,
+    decimals,
+    numbered_blocks,
+    poisson_counts,
+)
 
 Array = NDArray[Any]
 PROMOTE, KEEP = "promote", "keep"
@@ -33,18 +43,28 @@ class Judged:
     """Rows that both models scored.
 
     Shape: target [n] (0 or 1, class index, or value; finite), champion and challenger [n] or [n, classes], slices
-    name -> text [n].
+    name -> text [n], days int[n] (local, since 1970-01-01), blocks [n] (labels; see engine.training.blocks), weight float[n]
+    (None: 1 each).
     """
 
     target: Array
     champion: Array
     challenger: Array
     slices: Mapping[str, Array]
+    days: Array
+    blocks: Array
+    weight: Array | None = None
 
     @property
     def rows(self) -> int:
         """How many."""
         return len(self.target)
+
+    def take(self, rows: Array) -> Judged:
+        """The chosen rows, without slices."""
+        weight = None if self.weight is None else self.weight[rows]
+        sides = self.champion[rows], self.challenger[rows]
+        return Judged(self.target[rows], *sides, {}, self.days[rows], self.blocks[rows], weight)
 
 
 def judged_metric(loss: str, gate: GateConfig) -> str:
@@ -53,41 +73,74 @@ def judged_metric(loss: str, gate: GateConfig) -> str:
 
 
 def evidence(
-    judged: Judged, loss: str, gate: GateConfig, *, quantile: float = 0.5, seed: int = 0, stand_ins: bool = True
+    judged: Judged,
+    loss: str,
+    gate: GateConfig,
+    *,
+    quantile: float = 0.5,
+    seed: int = 0,
+    stand_ins: bool = True,
+    looks: Looks | None = None,
 ) -> dict[str, Any]:
-    """All figures for the verdict: metric, business cost, slices, calibration.
+    """All figures for the verdict: metric, business cost, slices, calibration, and what this and the earlier looks at
+    challengers of this champion have shown together.
 
     With `stand_ins` a slice whose metric cannot be computed is checked by its log loss.
     """
     metric = judged_metric(loss, gate)
     known = METRICS[LOSSES[loss].task]
     stand_in = next((name for name, item in known.items() if stand_ins and item.stand_in and name != metric), None)
+    judged = _counted(judged)
+
+    def compared(rows: Judged, name: str) -> dict[str, Any]:
+        return _compare(rows, name, loss, gate, seed, quantile)
+
     found: dict[str, Any] = {
         "rows": judged.rows,
-        "metric": {"name": metric, **_compare(judged, metric, loss, gate, seed, quantile)},
+        "days": len(np.unique(judged.days)),
+        "metric": {"name": metric, **compared(judged, metric)},
         "slices": [],
     }
+    if found["metric"]["low"] is not None:
+        days, gains = _daily_gains(judged, metric, loss, quantile)
+        found["looks"] = (looks or Looks()).after(days, gains - gate.min_gain).plain()
+        found["metric"]["day_deviation"] = float(gains.std(ddof=1))
     if LOSSES[loss].task == "binary":
         found[BUSINESS] = _costs(judged, gate, seed)
-        found["calibration"] = {
-            side: _finite(point_metrics(judged.target, scores, loss, ece_bins=ECE_BINS)["ece"])
-            for side, scores in (("champion", judged.champion), ("challenger", judged.challenger))
-        }
+        found["calibration"] = compared(judged, "ece")
     for name, values in judged.slices.items():
         for value, mask in _values(values, gate.min_slice_rows):
-            rows = Judged(judged.target[mask], judged.champion[mask], judged.challenger[mask], {})
-            part = _compare(rows, metric, loss, gate, seed, quantile)
+            rows = judged.take(mask)
+            part = compared(rows, metric)
             if stand_in and part["high"] is None:  # a slice of one class still has a log loss
-                instead = _compare(rows, stand_in, loss, gate, seed, quantile)
-                part = {**instead, "metric": stand_in}
+                part = {**compared(rows, stand_in), "metric": stand_in}
             found["slices"].append({"slice": name, "value": value, "rows": rows.rows, **part})
+    _adjust([part for part in found["slices"] if part.get("chance") is not None])
     return found
+
+
+def _counted(judged: Judged) -> Judged:
+    """Without rows of weight 0."""
+    used = counts(judged.target, judged.weight)
+    if used.all():
+        return judged
+    slices = {name: values[used] for name, values in judged.slices.items()}
+    return replace(judged.take(used), slices=slices)
+
+
+def _adjust(parts: Sequence[dict[str, Any]]) -> None:
+    """Set `adjusted`, the probability that chance alone makes one of all slices look as bad (Holm, Scandinavian Journal of
+    Statistics, 1979).
+    """
+    worst = 0.0
+    for place, part in enumerate(sorted(parts, key=lambda part: part["chance"])):
+        worst = part["adjusted"] = max(worst, min(1.0, (len(parts) - place) * part["chance"]))
 
 
 def verdict(found: Mapping[str, Any], gate: GateConfig) -> tuple[str, list[str]]:
     """(`promote` or `keep`, reasons) from the evidence alone; all reasons to keep are listed."""
-    against = [*_against_metric(found, gate), *_against_cost(found, gate), *_against_slices(found, gate)]
-    against += _against_calibration(found, gate)
+    against = [*_against_metric(found, gate), *_against_looks(found, gate), *_against_cost(found, gate)]
+    against += [*_against_slices(found, gate), *_against_calibration(found, gate)]
     if against:
         return KEEP, against
     metric = found["metric"]
@@ -112,8 +165,40 @@ def _against_metric(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
         return [f"the gain in {name} has no interval ({metric['reason']}): nothing can be shown to be better"]
     if not metric["low"] > gate.min_gain:
         worse = "worse" if metric["high"] < 0 else "not shown to be better"
-        return [f"{name} {_moved(metric)}: the challenger is {worse}, the gain must be above {gate.min_gain:g}"]
+        text = f"{name} {_moved(metric)}: the challenger is {worse}, the gain must be above {gate.min_gain:g}"
+        return [text + _days_needed(metric, found, gate)]
     return []
+
+
+def _against_looks(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
+    """Each look at a challenger is another chance to be wrong: the bets on the days of all of them must have paid."""
+    if "looks" not in found or not found["metric"]["low"] > gate.min_gain:
+        return []
+    wealth, wanted = found["looks"]["wealth"], 1 / chance_of(gate)
+    if wealth >= wanted:
+        return []
+    return [
+        f"judgement {found['looks']['number']} against this champion: bets on the days of all of them have paid {wealth:.3g} "
+        f"times the stake, and must pay {wanted:.3g} times, so that chance promotes a challenger that is not better at most once "
+        f"in {wanted:.3g} champions{_days_needed(found['metric'], found, gate)}"
+    ]
+
+
+def chance_of(gate: GateConfig) -> float:
+    """How often a challenger that is not better may be promoted: a one-sided test of the interval's confidence."""
+    return (1 - gate.confidence) / 2
+
+
+def _days_needed(metric: Mapping[str, Any], found: Mapping[str, Any], gate: GateConfig) -> str:
+    """How long a judgement would show this gain: bets on a mean m of days of deviation s grow by m^2 / (2 s^2) a day."""
+    gain, deviation = metric["gain"] - gate.min_gain, metric.get("day_deviation")
+    if deviation is None or gain <= 0:
+        return ""
+    days = math.ceil(2 * math.log(1 / chance_of(gate)) * (deviation / gain) ** 2)
+    days = max(days, fewest_days(1 / chance_of(gate)))
+    if days <= found["days"]:
+        return ""
+    return f"; {found['days']} days were judged, and a gain of this size shows in about {days:,} (retrain.judge_length)"
 
 
 def _against_cost(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
@@ -137,8 +222,13 @@ def _against_slices(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
         f"{part.get('metric', found['metric']['name'])} "
         f"[{decimals(part['low'], '+')}, {decimals(part['high'], '+')}], more than {gate.max_slice_loss:g} and beyond chance"
         for part in found["slices"]
-        if part["high"] is not None and part["gain"] < -gate.max_slice_loss and part["high"] < 0
+        if part["high"] is not None and part["gain"] < -gate.max_slice_loss and _beyond_chance(part, gate)
     ]
+
+
+def _beyond_chance(part: Mapping[str, Any], gate: GateConfig) -> bool:
+    """Whether a slice loses more than chance gives one of all slices; decisions of before format 5 took each by itself."""
+    return bool(part["adjusted"] < chance_of(gate) if "adjusted" in part else part["high"] < 0)
 
 
 def _against_calibration(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
@@ -147,7 +237,10 @@ def _against_calibration(found: Mapping[str, Any], gate: GateConfig) -> list[str
         return []
     if errors["champion"] is None or errors["challenger"] is None:
         return ["the calibration error cannot be computed"]
-    if errors["challenger"] - errors["champion"] > gate.max_ece_rise:
+    rise = errors["challenger"] - errors["champion"]
+    if (
+        rise > gate.max_ece_rise and not (errors.get("high") or -1.0) > 0
+    ):  # `high` of the gain: chance could be all of it
         return [
             f"calibration error {errors['champion']:.4f} -> {errors['challenger']:.4f} rises by more than {gate.max_ece_rise:g}"
         ]
@@ -158,27 +251,61 @@ def _against_calibration(found: Mapping[str, Any], gate: GateConfig) -> list[str
 
 
 def _compare(judged: Judged, name: str, loss: str, gate: GateConfig, seed: int, quantile: float) -> dict[str, Any]:
-    """Both models' metric and the gain (positive is better) with its interval."""
+    """Both models' metric and the gain (positive is better) with its interval, and the `chance` of a gain as low if there
+    were none.
+    """
     metric = METRICS[LOSSES[loss].task][name]
     sides = (judged.champion, judged.challenger)
-    points = [_finite(point_metrics(judged.target, scores, loss, quantile=quantile)[name]) for scores in sides]
+    points = [
+        _finite(point_metrics(judged.target, scores, loss, quantile=quantile, weight=judged.weight)[name])
+        for scores in sides
+    ]
     row: dict[str, Any] = {"champion": points[0], "challenger": points[1], "gain": None, "low": None, "high": None}
     if points[0] is None or points[1] is None:
         return {**row, "reason": _reason(judged)}
-    old, new = (
-        resample(
-            Rows(judged.target.astype(np.float64), scores.astype(np.float64), quantile, ECE_BINS),
-            [metric],
-            poisson_weights(judged.rows, gate.bootstrap, seed),
-        )[name]
-        for scores in sides
-    )
-    gains = metric.sign * (new - old)
     row["gain"] = metric.sign * (points[1] - points[0])
-    if np.isfinite(gains).sum() < gate.bootstrap / 2:
-        return {**row, "reason": "most resamples lack a class"}
-    row["low"], row["high"] = percentiles(gains, gate.confidence)
-    return row
+    place, blocks = numbered_blocks(judged.blocks)
+    if blocks < FEWEST_BLOCKS:
+        return {**row, "reason": _too_short(judged, blocks)}
+    old, new = _in_blocks(judged, name, loss, quantile, place, blocks)
+    times = poisson_counts(blocks, gate.bootstrap, seed)
+    drawn, each = new.drawn(times) - old.drawn(times), new.without_each() - old.without_each()
+    spread = Spread.of(metric.sign * drawn, metric.sign * each, gate.confidence)
+    if spread is None:
+        return {**row, "reason": "many resamples lack a class"}
+    row |= {"low": row["gain"] - spread.below, "high": row["gain"] + spread.above}
+    return {**row, "chance": spread.chance_below(row["gain"])}
+
+
+def _too_short(judged: Judged, blocks: int) -> str:
+    return (
+        f"the judged rows lie in {len(np.unique(judged.days))} days, {blocks} blocks of evaluate.block, and an interval needs at "
+        f"least {FEWEST_BLOCKS}: raise retrain.judge_length"
+    )
+
+
+def _in_blocks(
+    judged: Judged, name: str, loss: str, quantile: float, place: Array, blocks: int
+) -> tuple[BlockSums, BlockSums]:
+    """The metric's sums of each block, of champion and challenger."""
+    metric = METRICS[LOSSES[loss].task][name]
+    rows = [
+        counted(judged.target, scores, judged.weight, quantile, ECE_BINS)
+        for scores in (judged.champion, judged.challenger)
+    ]
+    return metric.in_blocks(rows[0], place, blocks), metric.in_blocks(rows[1], place, blocks)
+
+
+def _daily_gains(judged: Judged, name: str, loss: str, quantile: float) -> tuple[Array, Array]:
+    """(days ascending, gain of each): the jackknife's pseudo-values, n * all - (n - 1) * all but the day (Efron & Tibshirani, ch.
+    11). Their mean is the gain of all rows, also for a metric that is no mean of days.
+    """
+    days, place = np.unique(judged.days, return_inverse=True)
+    old, new = _in_blocks(judged, name, loss, quantile, place, len(days))
+    sign, n = METRICS[LOSSES[loss].task][name].sign, len(days)
+    gains = sign * (n * (new.whole() - old.whole()) - (n - 1) * (new.without_each() - old.without_each()))
+    good = np.isfinite(gains)
+    return days[good], gains[good]
 
 
 def _costs(judged: Judged, gate: GateConfig, seed: int) -> dict[str, Any]:
@@ -196,11 +323,15 @@ def _costs(judged: Judged, gate: GateConfig, seed: int) -> dict[str, Any]:
     if not judged.rows or not (np.isfinite(judged.champion).all() and np.isfinite(judged.challenger).all()):
         return {**row, "reason": _reason(judged)}
     old, new = (row_costs(judged.target, scores, threshold, gate) for scores in (judged.champion, judged.challenger))
-    weights = poisson_weights(judged.rows, gate.bootstrap, seed)
-    rises = np.concatenate([(block * (new - old)).sum(axis=1) / block.sum(axis=1) for block in weights])
-    low, high = percentiles(rises, gate.confidence)
-    row |= {"champion": float(old.mean()), "challenger": float(new.mean()), "rise": float((new - old).mean())}
-    return {**row, "low": low, "high": high}
+    sides = {"champion": mean(old, judged.weight), "challenger": mean(new, judged.weight)}
+    row |= {**sides, "rise": mean(new - old, judged.weight)}
+    place, blocks = numbered_blocks(judged.blocks)
+    weight = np.ones(judged.rows) if judged.weight is None else judged.weight
+    sums = BlockSums(add_up(place, blocks, ((new - old) * weight, weight)), lambda added: added[:, 0] / added[:, 1])
+    spread = Spread.of(sums.drawn(poisson_counts(blocks, gate.bootstrap, seed)), sums.without_each(), gate.confidence)
+    if spread is None:
+        return {**row, "reason": _too_short(judged, blocks)}
+    return {**row, "low": row["rise"] - spread.below, "high": row["rise"] + spread.above}
 
 
 def row_costs(target: Array, scores: Array, threshold: float, gate: GateConfig) -> Array:

@@ -26,6 +26,7 @@ from engine.lifecycle.challenger import (
     score_both,
     write_judged,
 )
+from engine.lifecycle.looks import Looks
 from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, Trigger, ripening, trigger
 from engine.runtime import records, storage
 from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, seal_of
@@ -33,8 +34,9 @@ from engine.runtime.run import as_written, load_metrics, load_record
 from engine.training.evaluate import watched_metric
 from engine.training.ripening import days
 
-# 2: slices whose metric cannot be computed are checked; 3: reasons give a time, and the number of waiting rows
-FORMAT = 4
+# 2: slices whose metric cannot be computed are checked; 3: reasons give a time, and the number of waiting rows; 5: intervals come
+# from days, and looks are paid for
+FORMAT = 5
 DRAWN = ("low", "high", "reason")  # figures of a comparison that come from the bootstrap
 QUIET, HELD, KEPT, PROMOTED = "quiet", "held", "kept", "promoted"
 ATTEMPTS = 5
@@ -128,6 +130,18 @@ def starts_of(state: State, but: str) -> tuple[int, ...]:
     """Start times of retrains, from the registry's history, without that of the decision `but`."""
     parts = [move["decision"] for move in state.moves if move["decision"]]
     return tuple(part["at"] for part in parts if part.get("kind") == "begin" and part.get("id") != but and "at" in part)
+
+
+def looks_of(state: State, champion: str, but: str) -> Looks:
+    """What the earlier judgements against a champion have shown, from the registry's history, without the decision `but`."""
+    for move in reversed(state.moves):
+        ended = move["decision"] or {}
+        if move["action"] == "promote" and move["to"] == champion:
+            break
+        found = (ended.get("record") or {}).get("evidence") or {}
+        if ended.get("kind") == "end" and ended.get("id") != but and "looks" in found:
+            return Looks.of(found["looks"])
+    return Looks()
 
 
 def gather(setting: Setting, observations: tuple[Observation, ...], now: int, state: State) -> Facts:
@@ -265,7 +279,11 @@ def _contest(setting: Setting, decision: dict[str, Any], version: Version, perio
             return done
         champion, facts = champion_of(setting.registry, state, setting.metric)
         found = judge_pair(
-            setting, champion, version, dataclasses.replace(periods, judge=max(periods.judge, facts.seen_until))
+            setting,
+            champion,
+            version,
+            dataclasses.replace(periods, judge=max(periods.judge, facts.seen_until)),
+            looks_of(state, champion.digest, setting.identity),
         )
         decision = {**decision, "champion": champion.digest, **found}
         if state.challenger != version.digest:
@@ -291,7 +309,9 @@ def _finished(state: State, decision: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def judge_pair(setting: Setting, champion: Version, challenger: Version, periods: Periods) -> dict[str, Any]:
+def judge_pair(
+    setting: Setting, champion: Version, challenger: Version, periods: Periods, looks: Looks
+) -> dict[str, Any]:
     """Evidence, verdict and the file of judged rows, for the registry's copies of both models."""
     workshop, gate = setting.workshop, setting.policy.gate
     old, new = (workshop.predictor(setting.registry.verify(version)) for version in (champion, challenger))
@@ -306,12 +326,15 @@ def judge_pair(setting: Setting, champion: Version, challenger: Version, periods
     judged = score_both(workshop, old, new, periods)
     path = setting.directory / JUDGED
     content = write_judged(path, judged)
-    evidence = challenger_gate.evidence(judged, setting.config.train.loss, gate, quantile=setting.config.train.quantile)
+    evidence = challenger_gate.evidence(
+        judged, setting.config.train.loss, gate, quantile=setting.config.train.quantile, looks=looks
+    )
     answer, reasons = challenger_gate.verdict(evidence, gate)
     return {
         "verdict": PROMOTED if answer == challenger_gate.PROMOTE else KEPT,
         "reasons": reasons,
         "evidence": evidence,
+        "looks": looks.plain(),
         "judged": {"file": JUDGED, "digest": content, "from": periods.judge, "to": periods.stop, "rows": judged.rows},
         "seals": {"champion": champion.seal, "challenger": challenger.seal},
     }
@@ -372,6 +395,7 @@ class DecisionRecord(TypedDict):
     loss: str
     quantile: NotRequired[Annotated[float, records.Within(0, 1)]]
     evidence: dict[str, Any] | None
+    looks: NotRequired[dict[str, Any]]
     judged: NotRequired[JudgedFile | None]
     verdict: str
     reasons: list[str]
@@ -401,10 +425,15 @@ def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
         judged = read_judged(storage.inside(path.parent, rows["file"]), rows["digest"])
         stand_ins = saved["format"] > 1
         evidence = challenger_gate.evidence(
-            judged, saved["loss"], policy.gate, quantile=saved.get("quantile", 0.5), stand_ins=stand_ins
+            judged,
+            saved["loss"],
+            policy.gate,
+            quantile=saved.get("quantile", 0.5),
+            stand_ins=stand_ins,
+            looks=Looks.of(saved.get("looks")),
         )
-        if saved["format"] < 4:  # its intervals came from other draws: they are kept, and only the figures are compared
-            same("evidence", _undrawn(saved["evidence"]), _undrawn(evidence))
+        if saved["format"] < FORMAT:  # its intervals came from rows: they are kept, and only the figures are compared
+            same("evidence", *_undrawn(saved["evidence"], evidence))
             evidence = saved["evidence"]
         same("evidence", saved["evidence"], evidence)
         verdict, reasons = challenger_gate.verdict(evidence, policy.gate)
@@ -416,10 +445,12 @@ def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
     return saved, differences
 
 
-def _undrawn(found: Any) -> Any:
-    """Evidence without the figures of the bootstrap."""
-    if isinstance(found, list):
-        return [_undrawn(item) for item in found]
-    if isinstance(found, dict):
-        return {name: _undrawn(item) for name, item in found.items() if name not in DRAWN}
-    return found
+def _undrawn(saved: Any, now: Any) -> tuple[Any, Any]:
+    """Saved and present evidence without the figures of the bootstrap, and without what was not saved then."""
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        pairs = [_undrawn(*pair) for pair in zip(saved, now, strict=True)]
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if isinstance(saved, dict) and isinstance(now, dict):
+        found = {name: _undrawn(saved[name], now.get(name)) for name in saved if name not in DRAWN}
+        return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
+    return saved, now

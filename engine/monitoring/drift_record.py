@@ -15,7 +15,7 @@ from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, Calib
 from engine.monitoring.business import business
 from engine.monitoring.drift import FLOORS, Drift
 from engine.monitoring.multivariate import compare_samples
-from engine.monitoring.performance import UNJUDGED, Judge, Outcomes, estimate, measure
+from engine.monitoring.performance import UNJUDGED, Judge, Outcomes, estimate, measure, score_counts
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
 from engine.monitoring.window import Window, asked, plan_of
@@ -145,6 +145,9 @@ def measured_performance(config: Config, window: Window, past: Outcomes | None, 
 def expected_performance(reference: Reference, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
     """Metrics expected from the scores alone."""
     column = next(item for item in reference.columns if item.kind == PREDICTION)
+    rows = window.outcomes
+    if past is not None and past.weight is not None and rows is not None and rows.weight is not None:
+        return estimate(past, column, score_counts(column, rows), judge.loss)
     return estimate(past, column, profile_counts(window.profile)[column.name].values[0], judge.loss)
 
 

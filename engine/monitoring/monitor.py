@@ -72,7 +72,7 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
         )
     window = (stored_window if settings.run else sliced_window)(config, run, bundle, reference, needed)
     judge = judge_of(config, bundle, window)
-    past = reference_outcomes(config, bundle, window, needed, run)
+    past, window = alike(config, reference_outcomes(config, bundle, window, needed, run), window, run)
     drift = compare(
         reference, current_of(config, window), plan_of(config, window), settings.floors, settings.thresholds
     )
@@ -119,6 +119,20 @@ def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: l
         return outcomes
     columns = {name: column_values(facts[name])[known] for name in needed}
     return dataclasses.replace(outcomes, columns=columns)
+
+
+def alike(config: Config, past: Outcomes | None, window: Window, run: Run) -> tuple[Outcomes | None, Window]:
+    """Reference and window, both with weights or both without: a model of an earlier version keeps none."""
+    current = window.outcomes
+    if past is None or current is None or (past.weight is None) == (current.weight is None):
+        return past, window
+    if past.weight is None:
+        run.warn(
+            f"the labelled rows kept with this model have no weights: quality is measured without {config.data.weight}. Train "
+            "the model again"
+        )
+    plain = dataclasses.replace(current, weight=None)
+    return dataclasses.replace(past, weight=None), dataclasses.replace(window, outcomes=plain)
 
 
 # ----------------------------------------------------------------------------------------------------------- output

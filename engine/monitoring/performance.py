@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from engine.config.sections.training import EvaluateConfig
 from engine.monitoring.statistics import ColumnSpec
-from engine.training.evaluate import intervals, point_metrics, why_undefined
+from engine.training.evaluate import Scored, intervals, mean, point_metrics, why_undefined
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Metric
 
@@ -30,7 +30,8 @@ FEWEST_LABELS = 30
 class Outcomes:
     """Scored rows: local day int[n], target float64[n] (NaN: not known yet), scores [n] or [n, classes], columns.
 
-    `unknown` rows have a label unseen in training: they count as rows without a label.
+    `unknown` rows have a label unseen in training: they count as rows without a label. `weight` float[n]: how much each
+    counts (None: 1). `blocks` [n]: what intervals draw whole (None: the days).
     """
 
     days: np.ndarray
@@ -38,6 +39,8 @@ class Outcomes:
     scores: np.ndarray
     columns: Mapping[str, np.ndarray]
     unknown: int = 0
+    weight: np.ndarray | None = None
+    blocks: np.ndarray | None = None
 
     @property
     def known(self) -> np.ndarray:
@@ -47,7 +50,8 @@ class Outcomes:
     def take(self, rows: np.ndarray) -> Outcomes:
         """The chosen rows."""
         columns = {name: values[rows] for name, values in self.columns.items()}
-        return Outcomes(self.days[rows], self.target[rows], self.scores[rows], columns)
+        weight, blocks = (None if values is None else values[rows] for values in (self.weight, self.blocks))
+        return Outcomes(self.days[rows], self.target[rows], self.scores[rows], columns, weight=weight, blocks=blocks)
 
 
 def read_outcomes(table: pa.Table) -> Outcomes:
@@ -56,7 +60,9 @@ def read_outcomes(table: pa.Table) -> Outcomes:
     scores = np.stack([np.asarray(table[name]) for name in names], axis=1)
     target = table["target"].combine_chunks().to_numpy(zero_copy_only=False)
     days = np.asarray(table["day"].cast(pa.int32()))
-    return Outcomes(days, target.astype(np.float64), scores[:, 0] if names == ["score"] else scores, {})
+    weight = np.asarray(table["weight"]) if "weight" in table.column_names else None
+    scores = scores[:, 0] if names == ["score"] else scores
+    return Outcomes(days, target.astype(np.float64), scores, {}, weight=weight)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,12 @@ class Judge:
     def metrics(self, rows: Outcomes) -> dict[str, float]:
         """All metrics of labelled rows."""
         return point_metrics(
-            rows.target, rows.scores, self.loss, ece_bins=self.evaluate.ece_bins, quantile=self.quantile
+            rows.target,
+            rows.scores,
+            self.loss,
+            ece_bins=self.evaluate.ece_bins,
+            quantile=self.quantile,
+            weight=rows.weight,
         )
 
     @property
@@ -94,8 +105,8 @@ class Judge:
         """Facts of the labels alone: share of positives, of each class, or the mean target."""
         task, target = LOSSES[self.loss].task, rows.target
         if task == "multiclass":
-            return {f"{SHARE}{name}": float(np.mean(target == k)) for k, name in enumerate(self.classes)}
-        return {"positive_rate" if task == "binary" else "target_mean": float(target.mean())}
+            return {f"{SHARE}{name}": mean(target == k, rows.weight) for k, name in enumerate(self.classes)}
+        return {"positive_rate" if task == "binary" else "target_mean": mean(target, rows.weight)}
 
 
 def resampled(reference: Outcomes, judge: Judge, rows: int) -> list[np.ndarray]:
@@ -157,8 +168,11 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> dict
 
 def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[str, dict[str, Any]]:
     """Each metric and each fact of the labels: value or reason, interval, reference, band, and whether it is beyond."""
-    values = {**judge.metrics(known), **judge.labels(known)}
-    bounds = intervals(known.target, known.scores, judge.loss, judge.evaluate, quantile=judge.quantile)
+    metrics = judge.metrics(known)
+    values = {**metrics, **judge.labels(known)}
+    blocks = known.days if known.blocks is None else known.blocks
+    scored = Scored(known.target, known.scores, known.days, blocks, known.weight)
+    bounds = intervals(scored, metrics, judge.loss, judge.evaluate, quantile=judge.quantile)
     base, bands = reference_bands(reference, judge, len(known.target))
     found: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -251,13 +265,11 @@ def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray,
     if reference is None or not counts.sum() or column.edges is None:
         return {"reason": "not computable, because there are no labelled reference rows or no predictions"}
     scores, target = reference.scores.astype(np.float64), reference.target
-    bins = np.searchsorted(column.edges, scores, side="right")
-    bins = np.where(scores == column.edges[-1], len(column.edges) - 1, bins)
-    rows = np.bincount(bins, minlength=column.width).astype(np.float64)
+    bins, rows = bins_of(column, scores), score_counts(column, reference)
     metrics = {}
-    for name, of in _by_bins(task, scores, target, bins, rows).items():
+    for name, of in _by_bins(task, reference, bins, rows).items():
         metrics[name] = {"value": of(counts), "reference": of(rows)}
-    whole = point_metrics(target, scores, loss)
+    whole = point_metrics(target, scores, loss, weight=reference.weight)
     for name, item in metrics.items():
         # The error of binning is the same on both sides, so only the change is taken from bins.
         item["value"] = whole[name] + item["value"] - item["reference"]
@@ -265,14 +277,27 @@ def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray,
     return {"metrics": metrics, "method": "by bins of the score"}
 
 
+def bins_of(column: ColumnSpec, scores: np.ndarray) -> np.ndarray:
+    """int[n]: the bin of each score (0 below, then those between edges, the last above)."""
+    assert column.edges is not None
+    bins = np.searchsorted(column.edges, scores, side="right")
+    return np.where(scores == column.edges[-1], len(column.edges) - 1, bins)
+
+
+def score_counts(column: ColumnSpec, rows: Outcomes) -> np.ndarray:
+    """float64[bins]: rows (or their weights) by bin of the score."""
+    return np.bincount(bins_of(column, rows.scores.astype(np.float64)), rows.weight, column.width).astype(np.float64)
+
+
 def _by_bins(
-    task: str, scores: np.ndarray, target: np.ndarray, bins: np.ndarray, rows: np.ndarray
+    task: str, reference: Outcomes, bins: np.ndarray, rows: np.ndarray
 ) -> dict[str, Callable[[np.ndarray], float]]:
     """Metric -> function of rows per bin."""
+    scores, target, weight = reference.scores.astype(np.float64), reference.target, reference.weight
 
     def mean_of(values: np.ndarray) -> np.ndarray:
-        total = np.bincount(bins, values, minlength=len(rows))
-        return np.divide(total, rows, out=np.full(len(rows), values.mean()), where=rows > 0)
+        total = np.bincount(bins, values if weight is None else values * weight, minlength=len(rows))
+        return np.divide(total, rows, out=np.full(len(rows), mean(values, weight)), where=rows > 0)
 
     def expected(values: np.ndarray) -> Callable[[np.ndarray], float]:
         by_bin = mean_of(values)

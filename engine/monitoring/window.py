@@ -29,9 +29,11 @@ from engine.runtime import records
 from engine.runtime.run import Run, RunRecord, as_written, load_metrics, load_record
 from engine.scoring.predictor import load, score_names
 from engine.scoring.read import predictions
+from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import Bundle
 from engine.training.classes import target_values
 from engine.training.row_sample import chunks, encode_sample, sample_table
+from engine.training.weights import row_weights, weight_column
 
 DAY = 86_400_000_000
 LONGEST_WINDOW = 3_660
@@ -147,12 +149,23 @@ def outcomes_of(
 ) -> Outcomes:
     """Days, targets (NaN where not known or not asked for), scores, and the columns that business metrics read."""
     target = config.data.target if config.monitor.labels else None
-    names = list(dict.fromkeys([config.data.event_time, *([target] if target else []), *needed]))
-    facts = dataset.read(names, rows=rows)
+    weight = weight_column(config)
+    names = [config.data.event_time, *block_columns(config.evaluate), *needed]
+    names += [name for name in (target, weight) if name]
+    facts = dataset.read(list(dict.fromkeys(names)), rows=rows)
     labels = target_values(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
     days = local_days(facts[config.data.event_time], config.data.time_zone)
     unknown = int((facts[target].is_valid().to_numpy() & ~np.isfinite(labels)).sum()) if target else 0
-    return Outcomes(days, labels, scores, {name: column_values(facts[name]) for name in needed}, unknown)
+    numbers = np.arange(*rows)
+    return Outcomes(
+        days,
+        labels,
+        scores,
+        {name: column_values(facts[name]) for name in needed},
+        unknown,
+        row_weights(facts[weight], numbers, weight, np.isfinite(labels)) if weight else None,
+        blocks_of(config.evaluate, days, numbers, facts),
+    )
 
 
 def column_values(column: pa.ChunkedArray) -> np.ndarray:
@@ -167,10 +180,12 @@ def merge_outcomes(parts: list[Outcomes]) -> Outcomes | None:
     if not parts:
         return None
     columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-    days, target, scores = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("days", "target", "scores")
+    days, target, scores, blocks = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("days", "target", "scores", "blocks")
     )
-    return Outcomes(days, target, scores, columns, sum(part.unknown for part in parts))
+    weights = [part.weight for part in parts if part.weight is not None]
+    weight = np.concatenate(weights) if weights else None
+    return Outcomes(days, target, scores, columns, sum(part.unknown for part in parts), weight, blocks)
 
 
 def quarantine_rate(dataset: Dataset) -> float | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engine.config.sections.training import EvaluateConfig
 from engine.training.bundle import ModelFacts
-from engine.training.evaluate import point_metrics
+from engine.training.evaluate import mean, point_metrics
 from engine.training.examples import Examples
 from engine.training.losses import LOSSES
 
@@ -49,7 +49,12 @@ def baselines(
         scores = {"linear": linear if outputs == 1 else _shares(linear), "constant": np.tile(constant, (len(part), 1))}
         found[name] = {
             kind: point_metrics(
-                part.target, _as_scores(values, loss), loss, ece_bins=config.ece_bins, quantile=quantile
+                part.target,
+                _as_scores(values, loss),
+                loss,
+                ece_bins=config.ece_bins,
+                quantile=quantile,
+                weight=part.weight if config.weighted else None,
             )
             for kind, values in scores.items()
         }
@@ -117,12 +122,21 @@ def _shares(logits: Array) -> Array:
 
 def _constant(train: Examples, loss: str, quantile: float, outputs: int) -> Array:
     """The best constant of the loss: shares of the classes, mean, median or quantile."""
-    target = train.target.astype(np.float64)
+    target, weight = train.target.astype(np.float64), train.weight
     if outputs > 1:
-        return np.bincount(target.astype(np.int64), minlength=outputs) / len(target)
+        shares = np.bincount(target.astype(np.int64), weight, outputs)
+        return shares / shares.sum()
     if loss == "squared":
-        return np.array([target.mean()])
-    return np.array([np.quantile(target, quantile if loss == "quantile" else 0.5)])
+        return np.array([mean(target, weight)])
+    level = quantile if loss == "quantile" else 0.5
+    return np.array([np.quantile(target, level) if weight is None else _weighted_quantile(target, weight, level)])
+
+
+def _weighted_quantile(values: Array, weight: Array, level: float) -> float:
+    """The smallest value at which the weights of the values up to it are at least `level` of all."""
+    order = np.argsort(values, kind="stable")
+    total = np.cumsum(weight[order], dtype=np.float64)
+    return float(values[order][np.searchsorted(total, level * total[-1])])
 
 
 def flat(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ without the first days, whose trailing windows reach back to before the data):
 `profile_spec.json`; `reference.parquet` (rows per local day x column x bin, of inputs and of predictions);
 `reference.json` (the profile of the whole period, the days with predictions, the importance of each feature);
 `reference_sample.parquet` (about 20,000 encoded rows, chosen by hash of their id); `reference_outcomes.parquet`
-(day, score and target of up to 50,000 validation rows, chosen likewise: those that validation read, whose label is ripe).
+(day, score, target and weight of up to 50,000 validation rows, chosen likewise: those that validation read, whose label is ripe).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from engine.runtime import records, storage
 from engine.training.classes import target_values
 from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
 from engine.training.splits import Split
+from engine.training.weights import row_weights
 from kernels import profile as kernel
 
 FORMAT = 1
@@ -248,19 +249,26 @@ def outcomes_of(
         return None
     take = chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0])
     take = take[np.isin(take + rows[0], ripe)]
-    facts = dataset.read([config.data.event_time, config.data.target], rows=rows).take(pa.array(take))
+    names, column = [config.data.event_time, config.data.target], config.data.weight
+    facts = dataset.read([*names, *([column] if column else [])], rows=rows).take(pa.array(take))
     target = target_values(facts[config.data.target], classes)
-    found = outcome_table(local_days(facts[config.data.event_time], config.data.time_zone), target, scores[take])
+    weight = row_weights(facts[column], rows[0] + take, column, np.isfinite(target)) if column else None
+    days = local_days(facts[config.data.event_time], config.data.time_zone)
+    found = outcome_table(days, target, scores[take], weight)
     found = found.filter(pc.is_valid(found["target"]))
     return found if found.num_rows else None
 
 
-def outcome_table(days: np.ndarray, target: np.ndarray, scores: np.ndarray) -> pa.Table:
-    """day, target (null: not known yet), and `score` or `score_<index>`."""
+def outcome_table(
+    days: np.ndarray, target: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None
+) -> pa.Table:
+    """day, target (null: not known yet), `score` or `score_<index>`, and `weight` where rows have one."""
     columns = scores.reshape(len(scores), -1)
     names = ["score"] if scores.ndim == 1 else [f"score_{index}" for index in range(columns.shape[1])]
     named = {name: pa.array(np.ascontiguousarray(columns[:, index])) for index, name in enumerate(names)}
     day = pa.array(days, pa.int32()).cast(pa.date32())
+    if weight is not None:
+        named["weight"] = pa.array(weight)
     return pa.table({"day": day, "target": pa.array(target, from_pandas=True), **named})
 
 

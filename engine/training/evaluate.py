@@ -1,30 +1,48 @@
 """Evaluation on labelled rows: metrics and their intervals, over all rows, by month and by slice.
 
-Intervals are percentiles of a reproducible bootstrap over rows. A metric that cannot be computed has a reason and never
-raises.
+Intervals come from a reproducible bootstrap over blocks of rows: local days, unless `evaluate.block` says otherwise. A metric
+that cannot be computed has a reason and never raises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.sections.training import EvaluateConfig
-from engine.data.calendar import local_months
+from engine.data.calendar import months_of
 from engine.errors import UserError, nearest
 from engine.training.classes import ScoreMeaning
 from engine.training.losses import LOSSES
-from engine.training.metrics import METRICS, Metric, Rows, poisson_weights, resample
+from engine.training.metrics import FEWEST_BLOCKS, METRICS, Metric, Rows, Spread, numbered_blocks, poisson_counts
 from kernels import metrics as kernels
 
 Array = NDArray[Any]
 CURVE_POINTS = 200
-LARGEST_BOOTSTRAP = 2_000_000  # rows; with more rows an interval is too narrow to matter
 CLASS_FIGURES = ("rows", "precision", "recall", "f1")
 SLICE_VALUES = 50  # most frequent values of a slice that are listed
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Labelled rows: target [n] (0 or 1, class index, or value), scores [n] or [n, classes], days int[n] (local, since
+    1970-01-01), blocks [n] (labels that rise with time; see engine.training.blocks), weight float[n] (None: 1 each).
+    """
+
+    target: Array
+    scores: Array
+    days: Array
+    blocks: Array
+    weight: Array | None = None
+
+    def take(self, rows: Array) -> Scored:
+        """The chosen rows."""
+        weight = None if self.weight is None else self.weight[rows]
+        return Scored(self.target[rows], self.scores[rows], self.days[rows], self.blocks[rows], weight)
 
 
 def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -> str:
@@ -40,19 +58,42 @@ def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -
 
 
 def point_metrics(
-    target: Array, scores: Array, loss: str, *, ece_bins: int = 15, quantile: float = 0.5
+    target: Array,
+    scores: Array,
+    loss: str,
+    *,
+    ece_bins: int = 15,
+    quantile: float = 0.5,
+    weight: Array | None = None,
 ) -> dict[str, float]:
     """Metrics of all rows with a finite target together; NaN where one cannot be computed.
 
-    Shape: target [n] (0 or 1, class index, or value), scores [n] or [n, classes].
+    Shape: target [n] (0 or 1, class index, or value), scores [n] or [n, classes], weight [n] (None: 1 each). A row of weight 0
+    counts as one that is not there.
     """
-    known = np.isfinite(target)
-    target, scores = target[known].astype(np.float64), scores[known].astype(np.float64)
+    rows = counted(target, scores, weight, quantile, ece_bins)
     known_metrics = METRICS[LOSSES[loss].task]
-    if not len(target) or not np.isfinite(scores).all():
+    if not len(rows.target) or not np.isfinite(rows.scores).all():
         return dict.fromkeys(known_metrics, float("nan"))
-    rows = Rows(target, scores, quantile, ece_bins)
     return {name: metric.point(rows) for name, metric in known_metrics.items()}
+
+
+def counted(target: Array, scores: Array, weight: Array | None, quantile: float = 0.5, ece_bins: int = 15) -> Rows:
+    """The rows that a metric counts: those with a finite target and a weight above 0, in float64."""
+    used = counts(target, weight)
+    return Rows(
+        target[used].astype(np.float64),
+        scores[used].astype(np.float64),
+        quantile,
+        ece_bins,
+        None if weight is None else weight[used].astype(np.float64),
+    )
+
+
+def counts(target: Array, weight: Array | None) -> Array:
+    """bool[n]: whether a metric counts the row."""
+    known = np.isfinite(target)
+    return known if weight is None else known & (weight > 0)
 
 
 def why_undefined(metric: Metric, target: Array, scores: Array) -> str:
@@ -67,36 +108,44 @@ def why_undefined(metric: Metric, target: Array, scores: Array) -> str:
 
 
 def intervals(
-    target: Array, scores: Array, loss: str, config: EvaluateConfig, *, quantile: float = 0.5, seed: int = 0
+    rows: Scored,
+    values: Mapping[str, float],
+    loss: str,
+    config: EvaluateConfig,
+    *,
+    quantile: float = 0.5,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap interval (low, high) per metric; empty without resamples, rows, or both classes."""
-    n = len(target)
-    if not config.bootstrap or n < 2 or n > LARGEST_BOOTSTRAP or not np.isfinite(scores).all():
+    """Interval (low, high) of each metric in `values` that has one; empty without resamples, or with too few blocks."""
+    used = counts(rows.target, rows.weight)
+    place, blocks = numbered_blocks(rows.blocks[used])
+    if not config.bootstrap or blocks < FEWEST_BLOCKS:
         return {}
-    target, scores = target.astype(np.float64), scores.astype(np.float64)
-    task = LOSSES[loss].task
-    if task == "binary" and target.min() == target.max():
-        return {}
-    quick = [metric for metric in METRICS[task].values() if metric.quick]
-    rows = Rows(target, scores, quantile, config.ece_bins)
-    found = resample(rows, quick, poisson_weights(n, config.bootstrap, seed))
-    return {name: percentiles(values, config.confidence) for name, values in found.items()}
-
-
-def percentiles(values: Array, confidence: float) -> tuple[float, float]:
-    """The interval (low, high) that holds a share of the finite values; NaN without any."""
-    good = values[np.isfinite(values)]
-    if not len(good):
-        return float("nan"), float("nan")
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(good, [tail, 100 - tail])
-    return float(low), float(high)
+    known = counted(rows.target, rows.scores, rows.weight, quantile, config.ece_bins)
+    times = poisson_counts(blocks, config.bootstrap, seed)
+    found = {}
+    for name, metric in METRICS[LOSSES[loss].task].items():
+        if not np.isfinite(values[name]):
+            continue
+        sums = metric.in_blocks(known, place, blocks)
+        spread = Spread.of(sums.drawn(times), sums.without_each(), config.confidence)
+        if spread is not None:
+            low, high = max(values[name] - spread.below, 0.0), values[name] + spread.above
+            found[name] = low, min(high, 1.0) if metric.higher_is_better else high
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- everything
 
 
 Row = dict[str, Any]  # of a table: its label (`value`, `class`), counts, and the figures by their names
+
+
+class Blocks(TypedDict):
+    """What the intervals draw whole (`evaluate.block`), and how many there are."""
+
+    of: str
+    number: int
 
 
 class SplitDetails(TypedDict, total=False):
@@ -108,6 +157,7 @@ class SplitDetails(TypedDict, total=False):
     confidence: float
     not_computable: dict[str, str]
     intervals: dict[str, list[float]]
+    blocks: Blocks
     calibration: dict[str, list[float]]
     histogram: dict[str, list[float]]
     roc: dict[str, list[float]]
@@ -121,48 +171,47 @@ class SplitDetails(TypedDict, total=False):
 
 
 def evaluate_scores(
-    target: Array,
-    scores: Array,
+    rows: Scored,
     loss: str,
     config: EvaluateConfig,
-    time_us: Array,
-    time_zone: str,
     slices: Mapping[str, Array],
     *,
     quantile: float = 0.5,
     classes: Sequence[str] = (),
 ) -> tuple[dict[str, float], SplitDetails]:
-    """(flat metrics, details for a report) of scored rows.
+    """(flat metrics, details for a report) of scored rows; a target that is not finite counts as unknown.
 
-    Shape: target [n], scores [n] or [n, classes], time_us int64[n] (microseconds UTC; months are read in `time_zone`),
-    slices name -> [n] values, classes: their names. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`,
+    Shape: slices name -> [n] values, classes: their names. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`,
     `positive_rate`; of a number `r2` and `mape`; of several classes `class/<name>/precision` and the like. Details are JSON.
     """
-    known = np.isfinite(target)  # a class unseen in training has no index
+    known = np.isfinite(rows.target)  # a class unseen in training has no index
     details: SplitDetails = {"loss": loss, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
-    target, scores, time_us = target[known], scores[known], time_us[known]
+    known = counts(rows.target, rows.weight)
+    rows = rows.take(known)
     slices = {name: values[known] for name, values in slices.items()}
-    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
+    target, scores = rows.target.astype(np.float64), rows.scores.astype(np.float64)
+    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile, weight=rows.weight)
     details["confidence"] = config.confidence
     details["not_computable"] = {
         name: why_undefined(METRICS[LOSSES[loss].task][name], target, scores)
         for name, value in metrics.items()
         if not np.isfinite(value)
     }
-    bounds = intervals(target, scores, loss, config, quantile=quantile)
+    bounds = intervals(rows, metrics, loss, config, quantile=quantile)
     details["intervals"] = {name: list(pair) for name, pair in bounds.items()}
+    details["blocks"] = {"of": config.block, "number": len(np.unique(rows.blocks))}
     flat = dict(metrics)
     for name, (low, high) in bounds.items():
         flat |= {f"{name}_low": low, f"{name}_high": high}
-    flat["rows"] = float(len(target))
+    flat["rows"] = float(details["rows"])
     if LOSSES[loss].task == "binary" and len(target):
-        flat["positive_rate"] = float(target.mean(dtype=np.float64))
+        flat["positive_rate"] = mean(target, rows.weight)
     if LOSSES[loss].task == "binary" and len(target) and np.isfinite(scores).all():
-        details |= _binary_details(target.astype(np.float64), scores.astype(np.float64), config)
+        details |= _binary_details(target, scores, rows.weight, config)
     if LOSSES[loss].task == "regression":
-        flat |= _relative(target.astype(np.float64), scores.astype(np.float64), details["not_computable"])
+        flat |= _relative(target, scores, rows.weight, details["not_computable"])
     if LOSSES[loss].task == "multiclass" and len(target):
-        details["classes"] = class_table(target.astype(np.int64), scores, classes)
+        details["classes"] = class_table(target.astype(np.int64), scores, classes, rows.weight)
         flat |= {
             f"class/{row['class']}/{name}": float(row[name])
             for row in details["classes"]
@@ -171,49 +220,59 @@ def evaluate_scores(
         }
 
     def part(label: str, mask: Array) -> Row:
-        return _part(label, target[mask], scores[mask], loss, config, quantile)
+        return _part(label, rows.take(mask), loss, config, quantile)
 
-    details["by_month"] = [part(month, mask) for month, mask in local_months(time_us, time_zone)]
+    details["by_month"] = [part(month, mask) for month, mask in months_of(rows.days)]
     details["slices"] = {
         name: [part(value, mask) for value, mask in _values(values)] for name, values in slices.items()
     }
     return flat, details
 
 
-def _relative(target: Array, scores: Array, reasons: dict[str, str]) -> dict[str, float]:
+def mean(values: Array, weight: Array | None) -> float:
+    """The mean of [n], in float64."""
+    if weight is None:
+        return float(values.mean(dtype=np.float64))
+    return float((values * weight).sum(dtype=np.float64) / weight.sum(dtype=np.float64))
+
+
+def _relative(target: Array, scores: Array, weight: Array | None, reasons: dict[str, str]) -> dict[str, float]:
     """R2 (share of the variance explained) and MAPE (mean of |error| / |target|); NaN, with a reason, where there is none."""
     found = {"r2": float("nan"), "mape": float("nan")}
+    weights = np.ones(len(target)) if weight is None else weight.astype(np.float64)
     error = target - scores
-    spread = float(np.square(target - target.mean()).sum()) if len(target) else 0.0
+    spread = float((weights * np.square(target - mean(target, weight))).sum()) if len(target) else 0.0
     if spread > 0:
-        found["r2"] = 1.0 - float(np.square(error).sum()) / spread
+        found["r2"] = 1.0 - float((weights * np.square(error)).sum()) / spread
     else:
         reasons["r2"] = f"all {len(target)} rows have the same target" if len(target) else "there are no rows"
     zero = int((target == 0).sum())
     if len(target) and not zero:
-        found["mape"] = float(np.abs(error / target).mean())
+        found["mape"] = mean(np.abs(error / target), weight)
     else:
         reasons["mape"] = f"the target is 0 in {zero} rows" if zero else "there are no rows"
     return found
 
 
-def class_table(target: Array, scores: Array, classes: Sequence[str]) -> list[Row]:
-    """One entry a class, in order: rows, predicted (rows in which its score is the highest), precision, recall, f1.
+def class_table(target: Array, scores: Array, classes: Sequence[str], weight: Array | None = None) -> list[Row]:
+    """One entry a class, in order: rows, predicted (rows in which its score is the highest), precision, recall, f1 (of weights).
 
     None where the denominator is 0: no row of the class (recall), none predicted (precision).
     """
     chosen, count = scores.argmax(axis=1), scores.shape[1]
     rows, predicted = np.bincount(target, minlength=count), np.bincount(chosen, minlength=count)
-    right = np.bincount(target[chosen == target], minlength=count)
+    weights = np.ones(len(target)) if weight is None else weight.astype(np.float64)
+    actual, claimed = np.bincount(target, weights, count), np.bincount(chosen, weights, count)
+    right = np.bincount(target, weights * (chosen == target), count)
     names = list(classes) or [str(index) for index in range(count)]
     return [
         {
             "class": names[index],
             "rows": int(rows[index]),
             "predicted": int(predicted[index]),
-            "precision": float(right[index] / predicted[index]) if predicted[index] else None,
-            "recall": float(right[index] / rows[index]) if rows[index] else None,
-            "f1": float(2 * right[index] / (rows[index] + predicted[index]))
+            "precision": float(right[index] / claimed[index]) if predicted[index] else None,
+            "recall": float(right[index] / actual[index]) if rows[index] else None,
+            "f1": float(2 * right[index] / (actual[index] + claimed[index]))
             if rows[index] + predicted[index]
             else None,
         }
@@ -221,15 +280,17 @@ def class_table(target: Array, scores: Array, classes: Sequence[str]) -> list[Ro
     ]
 
 
-def _part(label: str, target: Array, scores: Array, loss: str, config: EvaluateConfig, quantile: float) -> Row:
+def _part(label: str, rows: Scored, loss: str, config: EvaluateConfig, quantile: float) -> Row:
     """One row of a breakdown: the metrics of some rows, None where one cannot be computed."""
-    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile)
-    row: Row = {"value": label, "rows": len(target)}
+    metrics = point_metrics(
+        rows.target, rows.scores, loss, ece_bins=config.ece_bins, quantile=quantile, weight=rows.weight
+    )
+    row: Row = {"value": label, "rows": len(rows.target)}
     if LOSSES[loss].task == "binary":
-        row["positive_rate"] = float(target.mean())
+        row["positive_rate"] = mean(rows.target, rows.weight)
     row |= {name: value if np.isfinite(value) else None for name, value in metrics.items()}
-    bounds = intervals(target, scores, loss, config, quantile=quantile)
-    row["intervals"] = {name: list(pair) for name, pair in bounds.items() if np.isfinite(pair).all()}
+    bounds = intervals(rows, metrics, loss, config, quantile=quantile)
+    row["intervals"] = {name: list(pair) for name, pair in bounds.items()}
     return row
 
 
@@ -241,10 +302,15 @@ def _values(values: Array) -> list[tuple[str, Array]]:
     return [(str(names[k]), inverse == k) for k in order]
 
 
-def _binary_details(target: Array, scores: Array, config: EvaluateConfig) -> SplitDetails:
-    table = kernels.reliability(target, scores, bins=config.ece_bins)
+def _binary_details(target: Array, scores: Array, weight: Array | None, config: EvaluateConfig) -> SplitDetails:
+    table = kernels.reliability(target, scores, weight, bins=config.ece_bins)
     used = table.weight > 0
     edges = np.linspace(0, 1, 41)
+
+    def histogram(rows: Array) -> list[float]:
+        weights = None if weight is None else weight[rows]
+        return list(np.histogram(scores[rows], edges, weights=weights)[0].tolist())
+
     details: SplitDetails = {
         "calibration": {
             "score": table.score[used].tolist(),
@@ -253,13 +319,13 @@ def _binary_details(target: Array, scores: Array, config: EvaluateConfig) -> Spl
         },
         "histogram": {
             "edges": edges.tolist(),
-            "negative": np.histogram(scores[target == 0], edges)[0].tolist(),
-            "positive": np.histogram(scores[target == 1], edges)[0].tolist(),
+            "negative": histogram(target == 0),
+            "positive": histogram(target == 1),
         },
     }
     if target.min() < target.max():
-        details["roc"] = _thin(*kernels.roc_curve(target, scores))
-        details["pr"] = _thin(*kernels.precision_recall_curve(target, scores))
+        details["roc"] = _thin(*kernels.roc_curve(target, scores, weight))
+        details["pr"] = _thin(*kernels.precision_recall_curve(target, scores, weight))
     return details
 
 

@@ -128,7 +128,7 @@ def fit(  # noqa: PLR0913
     check_targets(train.target, train.rows, config.train.loss, outputs)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
         model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed)
-        model.target = target_scale(train.target, config.train.loss)
+        model.target = target_scale(train.target, config.train.loss, train.weight)
         load_start_weights(model, config)
         job = TrainingJob(
             config=config,
@@ -137,7 +137,7 @@ def fit(  # noqa: PLR0913
             model=model,
             order=RowOrder.of(train, config.train),
             schedule=Schedule.of(len(train), config.train),
-            class_weights=class_weights(train.target, config.train, outputs),
+            class_weights=class_weights(train.target, config.train, outputs, train.weight),
             dataset_digest=dataset_digest,
             precision=precision,
             exchange=exchange or Alone(),
@@ -329,7 +329,12 @@ class Trainer:
         scores = self._scores(self.valid)
         settings = self.config.train
         measured = point_metrics(
-            self.valid.target, scores, settings.loss, ece_bins=self.config.evaluate.ece_bins, quantile=settings.quantile
+            self.valid.target,
+            scores,
+            settings.loss,
+            ece_bins=self.config.evaluate.ece_bins,
+            quantile=settings.quantile,
+            weight=self.valid.weight if self.config.evaluate.weighted else None,
         )
         return dict(zip(measured, self.exchange.first(list(measured.values())), strict=True))
 

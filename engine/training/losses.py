@@ -84,20 +84,24 @@ def check_targets(target: Values, rows: NDArray[np.int64], loss: str, outputs: i
         )
 
 
-def class_weights(target: Values, config: TrainConfig, outputs: int) -> NDArray[np.float32] | None:
-    """float32[classes] = n / (classes * count) for `balanced` (1 for a class that does not occur), else None."""
+def class_weights(
+    target: Values, config: TrainConfig, outputs: int, weight: NDArray[np.float32] | None = None
+) -> NDArray[np.float32] | None:
+    """float32[classes] = n / (classes * count) for `balanced` (1 for a class that does not occur), else None; rows of target [n]
+    count by their weight [n].
+    """
     task = LOSSES[config.loss].task
     if config.class_weight == "none" or task == "regression":
         return None
     classes = max(outputs, 2)
-    counts = np.bincount(target.astype(np.int64), minlength=classes)
-    weights = len(target) / (classes * np.maximum(counts, 1))
+    counts = np.bincount(target.astype(np.int64), weight, classes)
+    weights = counts.sum() / (classes * np.where(counts > 0, counts, 1))
     return np.asarray(np.where(counts > 0, weights, 1.0), np.float32)
 
 
-def target_scale(target: Values, loss: str) -> TargetScale:
+def target_scale(target: Values, loss: str, weight: NDArray[np.float32] | None = None) -> TargetScale:
     """The scale that standardises the target of the training rows; none for classes."""
-    return TargetScale.of(target) if LOSSES[loss].task == "regression" else PLAIN
+    return TargetScale.of(target, weight) if LOSSES[loss].task == "regression" else PLAIN
 
 
 def to_scores(loss: str, logits: NDArray[np.float32], target: TargetScale) -> Values:

@@ -17,7 +17,7 @@ from engine.runtime.tracking import read_points
 from engine.training.evaluate import Row, SplitDetails
 from engine.training.loop import Epoch
 from engine.training.losses import LOSSES
-from engine.training.metrics import METRICS, Metric
+from engine.training.metrics import FEWEST_BLOCKS, METRICS, Metric
 
 EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they exist
 CURVE_POINTS = 400
@@ -107,9 +107,11 @@ def _verdict(figures: Mapping[str, float], split: str, loss: str, details: Split
 
 
 def _interval(details: SplitDetails, name: str) -> str:
-    pair = details.get("intervals", {}).get(name)
+    pair, blocks = details.get("intervals", {}).get(name), details.get("blocks")
     if not pair:
-        return ""
+        if not blocks or not 0 < blocks["number"] < FEWEST_BLOCKS:
+            return ""
+        return f"no interval: {blocks['number']} blocks of {blocks['of']}, fewer than {FEWEST_BLOCKS}"
     return f"{100 * details['confidence']:.0f} %: {html.format_number(pair[0])} to {html.format_number(pair[1])}"
 
 

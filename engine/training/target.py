@@ -29,14 +29,18 @@ class TargetScale:
     kind: str = "float32"
 
     @classmethod
-    def of(cls, target: Values) -> TargetScale:
-        """Of the finite values of a target [n]; the scale is 1 where all are the same. The type is that of the array."""
-        wide = target[np.isfinite(target)].astype(np.float64)
+    def of(cls, target: Values, weight: NDArray[np.float32] | None = None) -> TargetScale:
+        """Of the finite values of a target [n], which count by their weight [n]; the scale is 1 where all are the same. The type
+        is that of the array.
+        """
+        used = np.isfinite(target) if weight is None else np.isfinite(target) & (weight > 0)
+        wide = target[used].astype(np.float64)
         if not len(wide):
             return cls(kind=target.dtype.name)
+        weights = np.ones(len(wide)) if weight is None else weight[used].astype(np.float64)
         with np.errstate(over="ignore"):  # numbers near the end of float64
-            center = float(wide.mean())
-            spread = float(np.sqrt(np.square(wide - center).mean()))
+            center = float((weights * wide).sum() / weights.sum())
+            spread = float(np.sqrt((weights * np.square(wide - center)).sum() / weights.sum()))
         return cls(center, spread if spread > 0 else 1.0, target.dtype.name)
 
     def fits(self, kind: str) -> bool:

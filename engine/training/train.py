@@ -16,12 +16,11 @@ from engine.config import plugins, schema
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.tree import SPLITS, Config
+from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features.compute import as_floats
 from engine.features.encode import Encoder, group_labels, numbered_labels
-from engine.features.instants import instants
 from engine.features.spec import sensitive_features
 from engine.features.table import FeatureTable, ensure_table
 from engine.runtime import digest, storage
@@ -29,6 +28,7 @@ from engine.runtime.environment import threads_of
 from engine.runtime.progress import Laps
 from engine.runtime.run import LabelsRecord, Run
 from engine.training import baselines, gate, report
+from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import (
     ManifestRecord,
     ModelFacts,
@@ -57,7 +57,7 @@ from engine.training.classes import (
 from engine.training.device import resolve_device
 from engine.training.distributed import fit_on_cluster
 from engine.training.drift_reference import write_reference
-from engine.training.evaluate import SplitDetails, evaluate_scores, watched_metric
+from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.losses import to_scores
@@ -68,6 +68,7 @@ from engine.training.sizes import settle
 from engine.training.splits import Split, account, find_splits
 from engine.training.target import TargetScale, check_spread
 from engine.training.warm_start import start_bundle, start_encoder
+from engine.training.weights import row_weights
 
 CHUNK_ROWS = 131_072
 
@@ -211,7 +212,7 @@ def pack(
     numeric = aligned_empty((len(rows), encoder.width), np.float32)
     codes = aligned_empty((len(rows), len(encoder.cardinalities)), np.int32)
     target = np.empty(len(rows))
-    weight_column = next(iter(config.data.with_role("weight")), None)
+    weight_column = config.data.weight
     weight = aligned_empty((len(rows),), np.float32) if weight_column else None
     with run.progress(f"encode {split.name}", len(rows)) as progress:
         for low in range(0, len(rows), CHUNK_ROWS):
@@ -223,8 +224,7 @@ def pack(
             values = table.dataset.read(columns, rows=span).take(take)
             target[part] = target_values(values[0], classes)
             if weight is not None:
-                weight[part] = as_floats(values[1])
-                check_weights(weight[part], rows[part], str(weight_column))
+                weight[part] = row_weights(values[1], rows[part], str(weight_column))
             progress.advance(part.stop - low)
     if split.weight is not None:
         weight = split.weight if weight is None else weight * split.weight
@@ -232,17 +232,6 @@ def pack(
     with np.errstate(over="ignore"):  # a number beyond float32 is refused where the target is checked
         packed = target.astype(kind)
     return Examples(numeric=numeric, codes=codes, target=packed, weight=weight, rows=rows)
-
-
-def check_weights(weight: np.ndarray, rows: np.ndarray, column: str) -> None:
-    """Raise UserError naming the first row whose weight is missing, infinite or negative."""
-    good = np.isfinite(weight) & (weight >= 0)
-    if not good.all():
-        at = int(np.argmin(good))
-        raise UserError(
-            f"data.columns.{column} has role weight and must be finite and at least 0 in labelled rows, found "
-            f"{weight[at]:g} in dataset row {rows[at]}"
-        )
 
 
 def fit_model(
@@ -322,20 +311,24 @@ def evaluate_splits(
             threads=threads_of(config),
         )
         span = (int(part.rows[0]), int(part.rows[-1]) + 1)
-        columns = dataset.read([config.data.event_time, *config.evaluate.slices], rows=span).take(
-            pa.array(part.rows - span[0])
-        )
+        names = dict.fromkeys([config.data.event_time, *config.evaluate.slices, *block_columns(config.evaluate)])
+        columns = dataset.read(list(names), rows=span).take(pa.array(part.rows - span[0]))
+        days = local_days(columns[config.data.event_time], config.data.time_zone)
         slices = {
             column: (numbered_labels if config.data.columns[column].sensitive else group_labels)(columns[column])
             for column in config.evaluate.slices
         }
-        found, details[name] = evaluate_scores(
+        scored = Scored(
             part.target,
             to_scores(facts["loss"], logits, model.target),
+            days,
+            blocks_of(config.evaluate, days, part.rows, columns),
+            part.weight if config.evaluate.weighted else None,
+        )
+        found, details[name] = evaluate_scores(
+            scored,
             facts["loss"],
             config.evaluate,
-            instants(columns[config.data.event_time]),
-            config.data.time_zone,
             slices,
             quantile=facts["quantile"],
             classes=facts["classes"],

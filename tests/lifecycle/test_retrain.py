@@ -43,6 +43,7 @@ RETRAIN = (
     "retrain.triggers=[always]",
     "retrain.cool_down=0s",
     "retrain.judge_length=8d",
+    "retrain.gate.confidence=0.6",  # eight days are few
     "retrain.valid_length=2d",
     "retrain.gate.min_rows=200",
     "retrain.gate.min_slice_rows=100",

@@ -18,9 +18,7 @@ from engine.lifecycle import challenger_gate
 from engine.lifecycle.challenger import periods_of
 from engine.lifecycle.challenger_gate import Judged, evidence, verdict
 from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, trigger
-from engine.training.evaluate import point_metrics
-from engine.training.losses import LOSSES
-from engine.training.metrics import METRICS, Rows, poisson_weights, resample
+from engine.training.metrics import poisson_counts
 
 D = units.MICROSECONDS["d"]
 NOW = 400 * D
@@ -217,7 +215,8 @@ def rows(seed: int = 0, n: int = 4000, skill: tuple[float, float] = (1.0, 1.0), 
         noise = (shared * common + np.sqrt(1 - shared**2) * rng.normal(size=n)) / level
         seen = (truth + noise) / (1 + 1 / level**2)  # the mean of the truth given what is seen
         scores.append((1 / (1 + np.exp(0.75 - 1.5 * seen))).astype(np.float32))
-    return Judged(target, scores[0], scores[1], {"side": np.where(rng.random(n) < 0.5, "left", "right")})
+    days = np.arange(n) * 28 // max(n, 1)
+    return Judged(target, scores[0], scores[1], {"side": np.where(rng.random(n) < 0.5, "left", "right")}, days, days)
 
 
 def test_a_better_challenger_wins_and_a_worse_one_does_not() -> None:
@@ -264,7 +263,7 @@ def test_too_few_rows_are_no_judgement() -> None:
     answer, reasons = verdict(evidence(rows(n=99, skill=(0.5, 3.0)), "binary", GATE), GATE)
     assert answer == challenger_gate.KEEP
     assert "only 99 judged rows" in reasons[0]
-    empty = Judged(np.empty(0), np.empty(0, np.float32), np.empty(0, np.float32), {})
+    empty = rows(n=0)
     assert verdict(evidence(empty, "binary", GATE), GATE)[0] == challenger_gate.KEEP
 
 
@@ -320,27 +319,70 @@ def test_costs_by_hand() -> None:
     assert challenger_gate.row_costs(target, scores, 1 / 6, gate).tolist() == [0, 5, 1, 0]
 
 
-def test_weighted_metrics_equal_metrics_of_repeated_rows() -> None:
-    rng = np.random.default_rng(3)
-    weights = rng.poisson(1.0, (5, 400)).astype(np.float64)
-    target = (rng.random(400) < 0.4).astype(float)
-    scores = np.round(rng.random(400), 2)  # ties
-    value, guess = rng.normal(size=400), rng.normal(size=400)
-    kinds = rng.integers(0, 3, 400).astype(float)
-    shares = rng.dirichlet(np.ones(3), 400)
-    for loss, truth, found in (("binary", target, scores), ("squared", value, guess), ("multiclass", kinds, shares)):
-        metrics = METRICS[LOSSES[loss].task]
-        drawn = resample(Rows(truth, found, 0.3), metrics.values(), [weights[:2], weights[2:]])
-        for name, resampled in drawn.items():
-            for place, weight in enumerate(weights.astype(int)):
-                repeated = point_metrics(np.repeat(truth, weight), np.repeat(found, weight, axis=0), loss, quantile=0.3)
-                assert resampled[place] == pytest.approx(repeated[name], rel=1e-5), name
-
-
 def test_the_interval_is_of_the_difference_not_of_two_separate_figures() -> None:
     close = evidence(rows(shared=0.99), "binary", GATE)["metric"]
     apart = evidence(rows(shared=0.0), "binary", GATE)["metric"]
     assert (close["high"] - close["low"]) < (apart["high"] - apart["low"]) / 3
+
+
+def test_days_are_the_sample_not_rows() -> None:
+    """Ten copies of each row are no more evidence than one."""
+    given = rows(skill=(1.0, 1.1))
+    often = np.repeat(np.arange(given.rows), 10)
+    sides = (given.target[often], given.champion[often], given.challenger[often])
+    copied = Judged(*sides, {}, given.days[often], given.blocks[often])
+    one, many = (evidence(judged, "binary", GATE)["metric"] for judged in (given, copied))
+    assert (one["low"], one["high"]) == pytest.approx((many["low"], many["high"]), rel=1e-6)
+
+
+def test_the_interval_of_a_gain_holds_the_true_one_as_often_as_it_says() -> None:
+    """Two models that differ by a mood of the day, which lasts: the true gain in mean absolute error is 0."""
+    gate, held = dataclasses.replace(GATE, metric="mae", bootstrap=200), 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        mood = np.zeros(58)
+        for day in range(1, 58):
+            mood[day] = 0.3 * mood[day - 1] + rng.normal()
+        lift, days = np.repeat(mood[30:], 20), np.repeat(np.arange(28), 20)
+        noise = rng.normal(10, 1, 560)
+        found = evidence(Judged(np.zeros(560), noise, noise + lift, {}, days, days), "squared", gate)["metric"]
+        held += found["low"] <= 0 <= found["high"]
+    assert 0.84 <= held / 200 <= 0.95, held / 200
+
+
+def test_a_judgement_of_few_days_says_so() -> None:
+    given = rows(skill=(1.0, 1.4))
+    few = given.days * 4 // 28
+    answer, reasons = verdict(evidence(dataclasses.replace(given, days=few, blocks=few), "binary", GATE), GATE)
+    assert answer == challenger_gate.KEEP
+    assert "lie in 4 days" in reasons[0] and "at least 5: raise retrain.judge_length" in reasons[0]
+    week = given.days * 7 // 28
+    answer, reasons = verdict(evidence(dataclasses.replace(given, days=week, blocks=week), "binary", GATE), GATE)
+    assert answer == challenger_gate.KEEP
+    assert "7 days were judged, and a gain of this size shows in about 11 (retrain.judge_length)" in reasons[0]
+
+
+def test_each_look_at_a_champion_is_paid_for() -> None:
+    lucky = evidence(rows(seed=3, n=1500, skill=(1.0, 1.08)), "binary", GATE)
+    assert lucky["metric"]["low"] > 0 and lucky["looks"]["wealth"] < 20
+    answer, reasons = verdict(lucky, GATE)
+    assert answer == challenger_gate.KEEP and reasons[0].startswith(
+        "judgement 1 against this champion: bets on the days"
+    )
+
+
+def test_many_slices_do_not_block_by_chance() -> None:
+    given = rows(n=8000, skill=(1.0, 1.4))
+    slices = {"cell": np.random.default_rng(0).integers(0, 50, 8000).astype(str)}
+    gate = dataclasses.replace(GATE, max_slice_loss=0.0, min_slice_rows=20)
+    found = evidence(dataclasses.replace(given, slices=slices), "binary", gate)
+    alone = [part for part in found["slices"] if part["high"] is not None and part["high"] < 0]
+    chances = sorted(part["chance"] for part in found["slices"] if part.get("chance") is not None)
+    expected = max((len(chances) - place) * chance for place, chance in enumerate(chances[:3]))
+    assert max(sorted(part["adjusted"] for part in found["slices"] if "adjusted" in part)[:3]) == pytest.approx(
+        min(expected, 1.0)
+    )
+    assert not any(reason.startswith("slice") for reason in verdict(found, gate)[1]), alone
 
 
 def test_the_same_rows_give_the_same_evidence() -> None:
@@ -348,10 +390,8 @@ def test_the_same_rows_give_the_same_evidence() -> None:
 
 
 def test_the_resamples_are_poisson_counts_that_repeat() -> None:
-    blocks = list(poisson_weights(100_000, 3, seed=3))
-    whole = np.concatenate(blocks)
-    assert len(blocks) == 3 and whole.shape == (3, 100_000), "memory is bounded"
-    assert np.array_equal(np.concatenate(list(poisson_weights(100_000, 3, seed=3))), whole)
-    assert not np.array_equal(np.concatenate(list(poisson_weights(100_000, 3, seed=4))), whole)
-    shares = np.bincount(whole.ravel().astype(int), minlength=8)[:5] / whole.size
+    counts = poisson_counts(365, 400, seed=3)
+    assert np.array_equal(poisson_counts(365, 400, seed=3), counts)
+    assert not np.array_equal(poisson_counts(365, 400, seed=4), counts)
+    shares = np.bincount(counts.ravel().astype(int), minlength=8)[:5] / counts.size
     np.testing.assert_allclose(shares, np.exp(-1) / np.array([1, 1, 2, 6, 24]), atol=3e-3)

@@ -9,21 +9,27 @@ import pytest
 
 from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
-from engine.training.evaluate import evaluate_scores, intervals, point_metrics, watched_metric
-from engine.training.metrics import METRICS, Rows, resample
+from engine.training.evaluate import Scored, evaluate_scores, intervals, point_metrics, watched_metric
+from engine.training.metrics import METRICS, Rows, numbered_blocks
 
 CONFIG = EvaluateConfig(bootstrap=100)
-NO_TIME = np.zeros(0, np.int64)
+MARCH_2013 = 15_765  # days since 1970-01-01
+
+
+def on_days(target, scores, days=None, weight=None) -> Scored:
+    """Scored rows; all of one day unless `days` says otherwise."""
+    days = np.full(len(target), MARCH_2013) if days is None else days
+    return Scored(np.asarray(target), np.asarray(scores), days, days, weight)
 
 
 @pytest.fixture
 def scored():
-    """(target, scores, time, slices) of 3,000 rows over three months."""
+    """(target, scores, days, slices) of 3,000 rows over three months."""
     rng = np.random.default_rng(0)
     target = (rng.random(3000) < 0.3).astype(np.float32)
     scores = np.round(np.clip(0.2 + 0.25 * target + rng.normal(0, 0.2, 3000), 0.001, 0.999), 2)
-    time = rng.integers(1_362_000_000_000_000, 1_369_000_000_000_000, 3000)
-    return target, scores.astype(np.float32), time, {"carrier": rng.choice(["AA", "B6", "UA"], 3000)}
+    days = np.sort(rng.integers(MARCH_2013 - 2, MARCH_2013 + 80, 3000))
+    return target, scores.astype(np.float32), days, {"carrier": rng.choice(["AA", "B6", "UA"], 3000)}
 
 
 def test_binary_metrics_equal_those_of_scikit_learn(scored):
@@ -55,31 +61,98 @@ def test_regression_metrics_by_hand():
     assert ours["pinball"] == pytest.approx((0.1 * 1 + 0.9 * 3) / 3)
 
 
-def test_resampling_without_weights_changed_is_the_metric_itself(scored):
-    """The bootstrap's own formulas, fed weight one, against the exact kernels."""
-    target, scores, *_ = scored
-    point = point_metrics(target, scores, "binary")
+def test_block_sums_added_up_are_the_metric_itself(scored):
+    target, scores, days, _ = scored
+    numbers = np.random.default_rng(2)
+    kinds, shares = numbers.integers(0, 3, 3000), numbers.dirichlet(np.ones(3), 3000).round(2)
+    place, blocks = numbered_blocks(days)
+    for loss, truth, found in (("binary", target, scores), ("multiclass", kinds, shares), ("squared", target, scores)):
+        rows = Rows(truth.astype(float), found.astype(float), weight=numbers.integers(0, 4, 3000) / 2)
+        for metric in METRICS[loss if loss != "squared" else "regression"].values():
+            assert metric.in_blocks(rows, place, blocks).whole() == pytest.approx(metric.point(rows), rel=1e-9), (
+                metric.name
+            )
+
+
+def test_a_metric_under_counts_of_blocks_is_that_of_repeated_blocks(scored):
+    target, scores, days, _ = scored
+    place, blocks = numbered_blocks(days)
+    counts = np.random.default_rng(5).poisson(1.0, (3, blocks))
     rows = Rows(target.astype(float), scores.astype(float))
-    found = resample(rows, METRICS["binary"].values(), [np.ones((1, len(target)))])
-    for name in point:
-        assert found[name][0] == pytest.approx(point[name], rel=1e-9)
+    for metric in METRICS["binary"].values():
+        sums = metric.in_blocks(rows, place, blocks)
+        drawn = sums.drawn(counts.astype(float))
+        for place_of, times in zip(drawn, counts, strict=True):
+            repeated = np.repeat(np.arange(3000), times[place])
+            expected = point_metrics(target[repeated], scores[repeated], "binary")[metric.name]
+            assert place_of == pytest.approx(expected, rel=1e-9), metric.name
+        kept = place != 7
+        expected = point_metrics(target[kept], scores[kept], "binary")[metric.name]
+        assert sums.without_each()[7] == pytest.approx(expected, rel=1e-9), metric.name
 
 
-def test_intervals_repeat_and_cover_the_truth_about_as_often_as_they_say():
-    covered = 0
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        target = (np.arange(400) % 2).astype(np.float64)
-        scores = 1 / (1 + np.exp(-(target + rng.normal(size=400))))  # AUC of two unit normals one apart: Phi(1/sqrt(2))
-        low, high = intervals(target, scores, "binary", CONFIG)["roc_auc"]
-        assert (low, high) == intervals(target, scores, "binary", CONFIG)["roc_auc"]
-        covered += low <= 0.7602499 <= high
-    assert 52 <= covered <= 60
+def test_groups_of_scores_hardly_change_the_spread_of_a_ranking_metric():
+    rng = np.random.default_rng(6)
+    target = (rng.random(20_000) < 0.3).astype(float)
+    rows = Rows(target, rng.normal(size=20_000) + target)  # 20,000 scores in 512 groups
+    place, blocks = numbered_blocks(np.arange(20_000) // 500)
+    for name in ("roc_auc", "average_precision"):
+        metric = METRICS["binary"][name]
+        left = metric.in_blocks(rows, place, blocks).without_each()
+        exact = [metric.point(Rows(rows.target[place != b], rows.scores[place != b])) for b in range(blocks)]
+        assert np.std(left) == pytest.approx(np.std(exact), rel=0.02), name
 
 
-def test_breakdowns_cover_every_row_in_local_months(scored):
-    target, scores, time, slices = scored
-    flat, details = evaluate_scores(target, scores, "binary", CONFIG, time, "America/New_York", slices)
+def days_of_moods(seed: int, days: int, correlation: float, rows: int = 40) -> Scored:
+    """Rows of days whose scores are lifted, or not, by a mood that lasts: an autoregression."""
+    rng = np.random.default_rng(seed)
+    mood = np.zeros(days + 30)
+    for day in range(1, days + 30):
+        mood[day] = correlation * mood[day - 1] + np.sqrt(1 - correlation**2) * rng.normal()
+    error = np.repeat(mood[30:], rows) + rng.normal(size=days * rows)
+    return on_days(np.zeros(days * rows), error, np.repeat(np.arange(days), rows))
+
+
+@pytest.mark.parametrize(("days", "correlation"), [(14, 0.0), (28, 0.3), (60, 0.5), (28, 0.0)])
+def test_intervals_hold_the_truth_as_often_as_they_say_on_days_that_are_alike(days, correlation):
+    """The mean square error of moods of variance 1 and noise of variance 1 is 2; of moods alike for days on end, too."""
+    config, held, by_rows = EvaluateConfig(bootstrap=200, confidence=0.9), 0, 0
+    for seed in range(300):
+        rows = days_of_moods(seed, days, correlation)
+        error = np.abs(rows.scores)
+        truth = np.sqrt(2) * np.sqrt(2 / np.pi)  # the mean of |a normal of variance 2|
+        low, high = intervals(
+            rows, {**dict.fromkeys(METRICS["regression"], np.nan), "mae": error.mean()}, "squared", config
+        )["mae"]
+        held += low <= truth <= high
+        spread = 1.645 * error.std() / np.sqrt(len(error))
+        by_rows += abs(error.mean() - truth) <= spread
+    assert 0.85 <= held / 300 <= 0.96, held / 300
+    assert by_rows / 300 < 0.7, "else rows would have done"
+
+
+def test_intervals_repeat_and_do_not_depend_on_the_order_of_rows(scored):
+    target, scores, days, _ = scored
+    values = point_metrics(target, scores, "binary")
+    order = np.random.default_rng(0).permutation(3000)
+    first = intervals(on_days(target, scores, days), values, "binary", CONFIG)
+    again = intervals(on_days(target[order], scores[order], days[order]), values, "binary", CONFIG)
+    assert set(first) == {"roc_auc", "average_precision", "log_loss", "brier", "ece"}
+    for name, bounds in first.items():
+        assert bounds == pytest.approx(again[name], rel=1e-12) and bounds[0] < values[name] < bounds[1]
+
+
+def test_fewer_than_five_days_give_no_interval_and_rows_by_themselves_do(scored):
+    target, scores, *_ = scored
+    few = on_days(target, scores, np.arange(3000) // 1000)
+    assert not evaluate_scores(few, "binary", CONFIG, {})[1]["intervals"]
+    rows = Scored(target, scores, few.days, np.arange(3000))
+    assert set(evaluate_scores(rows, "binary", CONFIG, {})[1]["intervals"]) == set(METRICS["binary"])
+
+
+def test_breakdowns_cover_every_row_by_month(scored):
+    target, scores, days, slices = scored
+    flat, details = evaluate_scores(on_days(target, scores, days), "binary", CONFIG, slices)
     assert sum(part["rows"] for part in details["by_month"]) == flat["rows"] == 3000
     assert [part["value"] for part in details["by_month"]] == ["2013-02", "2013-03", "2013-04", "2013-05"]
     carriers = details["slices"]["carrier"]
@@ -90,31 +163,19 @@ def test_breakdowns_cover_every_row_in_local_months(scored):
     json.dumps(details, allow_nan=False)
 
 
-def test_a_month_is_read_in_the_zone():
-    # 2013-06-01 02:00 UTC is still May in New York.
-    time = np.array([1_370_052_000_000_000] * 4)
-    target, scores = np.array([0.0, 1.0, 0.0, 1.0]), np.array([0.1, 0.4, 0.5, 0.9])
-    months = [
-        evaluate_scores(target, scores, "binary", CONFIG, time, zone, {})[1]["by_month"][0]["value"]
-        for zone in ("UTC", "America/New_York")
-    ]
-    assert months == ["2013-06", "2013-05"]
-
-
 def test_what_cannot_be_computed_says_why():
-    empty = evaluate_scores(np.zeros(0), np.zeros(0), "binary", CONFIG, NO_TIME, "UTC", {"a": np.zeros(0, object)})
+    empty = evaluate_scores(on_days(np.zeros(0), np.zeros(0)), "binary", CONFIG, {"a": np.zeros(0, object)})
     assert empty[0]["rows"] == 0 and "no rows" in empty[1]["not_computable"]["roc_auc"]
-    time = np.zeros(5, np.int64)
-    flat, details = evaluate_scores(np.ones(5), np.full(5, 0.5), "binary", CONFIG, time, "UTC", {})
+    flat, details = evaluate_scores(on_days(np.ones(5), np.full(5, 0.5)), "binary", CONFIG, {})
     assert np.isnan(flat["roc_auc"]) and "same target" in details["not_computable"]["roc_auc"]
     assert flat["log_loss"] == pytest.approx(np.log(2))
-    flat, details = evaluate_scores(np.array([0.0, 1]), np.array([0.5, np.nan]), "binary", CONFIG, time[:2], "UTC", {})
+    flat, details = evaluate_scores(on_days([0.0, 1], [0.5, np.nan]), "binary", CONFIG, {})
     assert "not finite" in details["not_computable"]["brier"]
 
 
 def test_rows_of_a_class_that_training_never_saw_are_counted_apart():
-    target, scores, time = np.array([0.0, 1, np.nan, 1]), np.array([0.2, 0.7, 0.5, 0.9]), np.zeros(4, np.int64)
-    flat, details = evaluate_scores(target, scores, "binary", CONFIG, time, "UTC", {"s": np.array(list("abca"))})
+    rows = on_days([0.0, 1, np.nan, 1], [0.2, 0.7, 0.5, 0.9])
+    flat, details = evaluate_scores(rows, "binary", CONFIG, {"s": np.array(list("abca"))})
     assert flat["rows"] == 3 and details["unknown_target"] == 1 and flat["roc_auc"] == 1.0
 
 
@@ -124,8 +185,7 @@ def test_a_metric_that_the_loss_does_not_have_is_refused():
 
 
 def flat_of(target, scores, loss, **more):
-    n = len(target)
-    return evaluate_scores(target, scores, loss, CONFIG, np.full(n, 1_362_000_000_000_000), "UTC", {}, **more)
+    return evaluate_scores(on_days(target, scores), loss, CONFIG, {}, **more)
 
 
 def test_r2_and_mape_equal_those_of_scikit_learn():

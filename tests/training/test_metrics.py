@@ -30,9 +30,7 @@ def hits(rows: Rows) -> np.ndarray:
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Metric:
     """The share of right decisions at one half, in the table of binary metrics."""
-    metric = Metric(
-        "hit_rate", "Right at one half", "binary", True, lambda rows: float(hits(rows).mean()), mean_of(hits)
-    )
+    metric = Metric("hit_rate", "Right at one half", "binary", True, *mean_of(hits))
     monkeypatch.setitem(METRICS["binary"], metric.name, metric)
     return metric
 
@@ -67,12 +65,12 @@ def test_training_evaluation_report_and_comparison_have_it(toy: Metric, tmp_path
 def test_the_gate_between_models_judges_it(toy: Metric) -> None:
     rows = outcomes(2000, 0)
     gate = GateConfig(metric=toy.name, bootstrap=50, min_rows=100, max_ece_rise=1.0, max_cost_rise=9.0)
-    found = evidence(Judged(rows.target, 1 - rows.scores, rows.scores, {}), "binary", gate)
+    found = evidence(Judged(rows.target, 1 - rows.scores, rows.scores, {}, rows.days, rows.days), "binary", gate)
     assert found["metric"]["name"] == "hit_rate" and found["metric"]["low"] > 0
     answer, reasons = verdict(found, gate)
     assert answer == "promote" and reasons[0].startswith("hit_rate 0.")
     with pytest.raises(UserError, match=r"retrain.gate.metric must be one .* found 'hit_rate'"):
-        evidence(Judged(rows.target, rows.scores, rows.scores, {}), "squared", gate)
+        evidence(Judged(rows.target, rows.scores, rows.scores, {}, rows.days, rows.days), "squared", gate)
 
 
 def test_monitoring_measures_it_against_a_band_and_retraining_by_its_direction(toy: Metric) -> None:

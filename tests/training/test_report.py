@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from engine.config.sections.training import EvaluateConfig
-from engine.training.evaluate import evaluate_scores
+from engine.training.evaluate import Scored, evaluate_scores
 from engine.training.report import write_report
 
 
 def report(run, config, target, scores, loss="binary", history=()):
     rng = np.random.default_rng(0)
-    time = rng.integers(1_362_000_000_000_000, 1_369_000_000_000_000, len(target))
+    days = np.sort(rng.integers(15_765, 15_845, len(target)))
     slices = {"carrier": rng.choice(["AA", "<b>UA"], len(target))}
-    flat, details = evaluate_scores(target, scores, loss, EvaluateConfig(bootstrap=20), time, "UTC", slices)
+    rows = Scored(target, scores, days, days)
+    flat, details = evaluate_scores(rows, loss, EvaluateConfig(bootstrap=20), slices)
     path = write_report(
         run,
         history=history,

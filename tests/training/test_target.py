@@ -178,7 +178,7 @@ def test_the_gate_between_models_compares_true_errors(trained: Trained) -> None:
     run = trained.step(
         "retrain", "retrain.now=2020-01-29", "retrain.triggers=[always]", "retrain.cool_down=0s", "retrain.judge_length=8d",
         "retrain.valid_length=2d", "retrain.gate.min_rows=100", "retrain.gate.min_slice_rows=100",
-        "retrain.gate.bootstrap=60", "split.train=[]", "split.valid=[]", "split.test=[]",
+        "retrain.gate.bootstrap=60", "retrain.gate.confidence=0.6", "split.train=[]", "split.valid=[]", "split.test=[]",
     )  # fmt: skip
     decision = json.loads((run.directory / "decision.json").read_text())
     metric = decision["evidence"]["metric"]
@@ -190,7 +190,8 @@ def test_the_gate_between_models_sees_a_gain_of_1e_30() -> None:
     rng = np.random.default_rng(0)
     target = rng.normal(size=400) * 1e-30
     better, worse = target + rng.normal(size=400) * 1e-31, rng.normal(size=400) * 1e-30
-    found = evidence(Judged(target, worse, better, {}), "squared", GateConfig(bootstrap=50, min_rows=100))
+    days = np.arange(400) // 20
+    found = evidence(Judged(target, worse, better, {}, days, days), "squared", GateConfig(bootstrap=50, min_rows=100))
     assert found["metric"]["champion"] == pytest.approx(oracle.root_mean_squared_error(target, worse))
     assert found["metric"]["low"] > 0
     verdict_, reasons = verdict(found, GateConfig(min_rows=100))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,7 +21,7 @@ from engine.runtime import digest, storage
 from engine.runtime.run import Run
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS
-from engine.training.train import check_weights
+from engine.training.weights import row_weights
 from tests.tiny import DATA, overrides, visits, write_tiny
 
 
@@ -69,10 +70,11 @@ def test_rows_without_a_label_are_not_trained_on(trained: Run) -> None:
 
 @pytest.mark.parametrize(("weight", "shown"), [(-1.0, "-1"), (math.nan, "nan"), (math.inf, "inf")])
 def test_a_weight_that_is_none_is_refused_by_row(weight: float, shown: str) -> None:
-    weights = np.array([0.0, 2.0, weight], np.float32)
-    with pytest.raises(UserError, match=rf"columns.w has role weight .* found {shown} in dataset row 17$"):
-        check_weights(weights, np.array([3, 5, 17]), "w")
-    check_weights(weights[:2], np.array([3, 5]), "w")
+    weights, rows = pa.chunked_array([[0.0, 2.0, weight]]), np.array([3, 5, 17])
+    with pytest.raises(UserError, match=rf"columns.w has role weight .* found {shown} in dataset row 17\. To set"):
+        row_weights(weights, rows, "w")
+    assert row_weights(weights[:2], rows[:2], "w").tolist() == [0, 2]
+    assert row_weights(weights, rows, "w", used=np.array([True, True, False])).tolist() == [0, 2, 0]
 
 
 def test_numbers_that_json_lacks_become_null() -> None:

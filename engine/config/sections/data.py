@@ -230,6 +230,11 @@ class DataConfig:
         """The target column, if the dataset has one."""
         return next(iter(self.with_role("target")), None)
 
+    @property
+    def weight(self) -> str | None:
+        """The weight column, if the dataset has one."""
+        return next(iter(self.with_role("weight")), None)
+
 
 def _as_sensitive(columns: dict[str, Column], sensitive: set[str]) -> dict[str, Column]:
     """The columns; one whose source column is sensitive becomes sensitive too."""

@@ -22,8 +22,13 @@ class GateConfig:
     """When a challenger may replace the champion, judged on rows that neither was trained on."""
 
     metric: str | None = key(None, "metric to beat; null = the metric that training watches")
-    bootstrap: int = key(400, "paired resamples of the judged rows", ge=20)
-    confidence: float = key(0.9, "two-sided coverage of the intervals of the differences", gt=0.5, lt=1)
+    bootstrap: int = key(400, "paired resamples of the judged blocks (evaluate.block: days)", ge=20)
+    confidence: float = key(
+        0.9,
+        "two-sided coverage of the intervals of the differences",
+        gt=0.5,
+        lt=1,
+    )
     min_gain: float = key(0.0, "the interval of the metric's gain must be above this", ge=0)
     cost_false_negative: float = key(5.0, "business cost of a positive that was not acted on", ge=0)
     cost_false_positive: float = key(1.0, "business cost of acting on a negative", ge=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.config import units
-from engine.config.schema import key
+from engine.config.schema import key, later_key
 from engine.errors import UserError
 
 # The task of each loss. `engine.training.metrics` lists the metrics.
@@ -137,6 +137,41 @@ class EvaluateConfig:
 
     model: str = key("", "run directory or name@alias to evaluate (command `evaluate`)")
     slices: tuple[str, ...] = key((), "columns by which metrics are broken down")
-    bootstrap: int = key(200, "resamples behind the intervals; 0 = none", ge=0)
+    bootstrap: int = key(200, "resamples of blocks behind the intervals; 0 = none", ge=0)
     confidence: float = key(0.95, "coverage of the intervals", gt=0, lt=1)
     ece_bins: int = key(15, "bins of the calibration error", ge=2)
+    block: str = later_key(
+        "1d",
+        "rows drawn together for intervals: whole local days (1d, 7d), a column whose values do not depend on each other "
+        "(patient), days within each of them (patient/7d), or row = every row by itself",
+    )
+    weighted: bool = key(
+        True, "metrics, intervals, early stopping, monitoring and the gate count a row by its weight column"
+    )
+
+    def __post_init__(self) -> None:
+        if self.block_days is not None and self.block_days < 1:
+            raise UserError(f"block must be whole days (1d, 7d), found {self.block!r}")
+
+    @property
+    def block_column(self) -> str | None:
+        """The column in `block`."""
+        name, slash, _ = self.block.rpartition("/")
+        return name if slash else None if self.block == "row" or _is_span(self.block) else self.block
+
+    @property
+    def block_days(self) -> int | None:
+        """The days in `block`: 0 where they are not whole."""
+        text = self.block.rpartition("/")[2]
+        if self.block == "row" or not ("/" in self.block or _is_span(text)):
+            return None
+        days, rest = divmod(units.Span(text).microseconds, units.MICROSECONDS["d"])
+        return 0 if rest else days
+
+
+def _is_span(text: str) -> bool:
+    try:
+        units.Span(text)
+    except UserError:
+        return False
+    return True

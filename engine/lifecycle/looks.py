@@ -1,0 +1,75 @@
+"""What the looks at challengers of one champion have shown together: a bet on each judged day.
+
+Every judgement is another chance to promote by luck. Someone who stakes 1 and bets, day by day, that challengers gain, is not
+expected to gain while they do not, so the stake reaches 20 times its size with a probability of at most 1 in 20, whenever one
+looks (Ville's inequality; Waudby-Smith & Ramdas: Estimating means of bounded random variables by betting, JRSS B 2024). Part of
+the stake, 6 / (pi k)^2, is kept for the k-th look: evidence against one challenger does not use up that of the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STAKES = (0.1, 0.3, 0.6)  # of the wealth for a gain of the root mean square of earlier days; a third of the stake each
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The state of the bets: looks so far, what the parts of the stake in use have become under each of STAKES, days seen with
+    the sum of squares of their gains, and the last of them (local, since 1970-01-01).
+    """
+
+    number: int = 0
+    parts: tuple[float, ...] = (0.0,) * len(STAKES)
+    days: int = 0
+    squares: float = 0.0
+    until: int | None = None
+
+    @property
+    def wealth(self) -> float:
+        """What the whole stake has become, without the part that is kept for later looks."""
+        return math.fsum(self.parts)
+
+    def after(self, days: NDArray[Any], gains: NDArray[Any]) -> Looks:
+        """The state after one more look; days int[n] ascending and the gain of each. A day that an earlier look has bet on is
+        left out.
+        """
+        number = self.number + 1
+        begun = 6 / (math.pi * number) ** 2 / len(STAKES)
+        parts, seen, squares, until = [part + begun for part in self.parts], self.days, self.squares, self.until
+        for day, gain in zip(days.tolist(), gains.tolist(), strict=True):
+            if until is not None and day <= until:
+                continue
+            if squares:  # the size of a bet is known before its day
+                size = gain / math.sqrt(squares / seen)
+                parts = [part * max(1 + stake * size, 0.0) for part, stake in zip(parts, STAKES, strict=True)]
+            seen, squares, until = seen + 1, squares + gain * gain, day
+        return Looks(number, tuple(parts), seen, squares, until)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**dataclasses.asdict(self), "parts": list(self.parts), "wealth": self.wealth}
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any] | None) -> Looks:
+        """From `plain`; the start without it."""
+        if not saved:
+            return cls()
+        return cls(
+            **{**{name: value for name, value in saved.items() if name != "wealth"}, "parts": tuple(saved["parts"])}
+        )
+
+
+def fewest_days(wanted: float) -> int:
+    """Days with the same gain after which the bets of a first look have paid `wanted` times the stake."""
+    days = 1
+    while Looks().after(np.arange(days), np.ones(days)).wealth < wanted:
+        days += 1
+    return days
