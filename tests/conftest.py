@@ -58,6 +58,16 @@ def composed_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unflushed() -> Iterator[None]:
+    """The engine calls fsync, but in this process it does not wait for the disk, which took milliseconds for every file. Tests
+    kill processes, not the machine; that files are flushed, and in which order, they see from the calls.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def caller() -> Iterator[tuple[str, list[Any]]]:
     """(address, who has called it) of a server on this machine."""
