@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -106,9 +107,18 @@ class ByDay:
         runs = [self.between(place, place + 1) for place in earlier]
         return [*runs, self.between(first, bisect.bisect_right(self.days, stop // DAY))]
 
+    @functools.cached_property
     def rows(self) -> list[tuple[Any, ...]]:
         """(day, its digests, until) for each day."""
         return list(zip(self.days, *self.digests, self.until, strict=True))
+
+    @functools.cached_property
+    def _set(self) -> frozenset[tuple[Any, ...]]:
+        return frozenset(self.rows)
+
+    def changed(self, before: ByDay) -> frozenset[tuple[Any, ...]]:
+        """The rows that only one of both has."""
+        return self._set ^ before._set
 
 
 @dataclass
@@ -366,16 +376,20 @@ class Dependence:
     seen: ByDay | None = None
     length: int | None = 0
 
+    @functools.cached_property
+    def _rule(self) -> str:
+        return digest.canonical_json(self.rule)
+
     def recipe(self, part: Part) -> str:
         """Digest of the rule and of the data that it may read for the rows of a part."""
         reach = self.inputs.reach(part.days, self.as_of, self.length)
         seen = self.seen.reached(*reach) if self.seen is not None and reach is not None else []
-        return digest.of_json([self.rule, self.own.between(*part.days), seen])
+        return digest.of_texts([self._rule, self.own.between(*part.days), *seen])
 
     def unchanged(self, part: Part, before: Dependence, old: Part) -> tuple[int, int]:
         """Days at the beginning and at the end of a part whose values are those of `old` under an equal rule."""
-        changed = {*self.seen.rows()} ^ {*before.seen.rows()} if self.seen and before.seen else set()
-        own, own_before = (side.own.rows()[slice(*item.days)] for side, item in ((self, part), (before, old)))
+        changed = self.seen.changed(before.seen) if self.seen and before.seen else frozenset()
+        own, own_before = (side.own.rows[slice(*item.days)] for side, item in ((self, part), (before, old)))
 
         def is_clean(place: int) -> bool:
             reach = self.inputs.reach((place, place + 1), self.as_of, self.length) if changed else None

@@ -38,5 +38,9 @@ def past_events(
     dataset: Dataset, data: DataConfig, views: Sequence[ViewConfig], decisions: np.ndarray, columns: list[str]
 ) -> pa.Table:
     """The columns of the rows in `row_ranges`."""
-    ranges = row_ranges(dataset, data, views, decisions)
-    return pa.concat_tables([dataset.read(columns, rows) for rows in [(0, 0), *ranges]])
+    return read_ranges(dataset, columns, row_ranges(dataset, data, views, decisions))
+
+
+def read_ranges(dataset: Dataset, columns: list[str], ranges: Sequence[Rows]) -> pa.Table:
+    """The columns of some ranges of rows, one after the other."""
+    return pa.concat_tables([dataset.read(columns, rows) for rows in ranges or [(0, 0)]])

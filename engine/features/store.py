@@ -34,7 +34,7 @@ from engine.errors import UserError
 from engine.features import compute, instants, partitions, user_functions
 from engine.features.functions import function_version
 from engine.features.partitions import Dependence, Inputs, Part, view_length
-from engine.features.past import Rows, past_events, row_ranges
+from engine.features.past import Rows, read_ranges, row_ranges
 from engine.features.spec import (
     derived_from,
     knowing,
@@ -487,20 +487,30 @@ def compute_rows(job: Job, have: set[str], rows: tuple[int, int]) -> dict[str, p
 def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[str, pa.Array]:
     data, features, dataset = job.config.data, job.config.features, job.dataset
     columns = view_inputs(view, data, job.as_of.column)
-    probes = dataset.read(columns, rows=rows)
     threads = environment.threads_of(job.config)
     if view.batch_rows is not None:
         return user_functions.kept_features(job.name, view, job.config, dataset, rows, job.failed)
     if view.kind != "windows" or view.table:
+        probes = dataset.read(columns, rows=rows)
         tables = {view.table: dataset.table(view.table)} if view.table else {}
         return compute.view_features(job.name, view, data, features, probes, probes, tables, threads)
-    decisions = instants.moment_times(probes, job.as_of)
+    decisions = instants.moment_times(dataset.read([job.as_of.column], rows=rows), job.as_of)
     ranges = row_ranges(dataset, data, [view], decisions)
     passes = -(-sum(stop - start for start, stop in ranges) // batch_rows(job))
-    if passes <= 1:
-        history = past_events(dataset, data, [view], decisions, columns)
-        return compute.view_features(job.name, view, data, features, probes, history, {}, threads)
-    return _in_passes(job, view, probes, ranges, passes)
+    if passes > 1:
+        return _in_passes(job, view, dataset.read(columns, rows=rows), ranges, passes)
+    if ranges and ranges[-1][0] <= rows[1] and rows[0] <= ranges[-1][1]:  # one read for both: later rows do not count
+        ranges[-1] = min(ranges[-1][0], rows[0]), max(ranges[-1][1], rows[1])
+        history = read_ranges(dataset, columns, ranges)
+        # The same table, where it is, has its entities encoded and sorted once.
+        probes = (
+            history
+            if ranges == [rows]
+            else history.slice(history.num_rows - ranges[-1][1] + rows[0], rows[1] - rows[0])
+        )
+    else:
+        probes, history = dataset.read(columns, rows=rows), read_ranges(dataset, columns, ranges)
+    return compute.view_features(job.name, view, data, features, probes, history, {}, threads)
 
 
 def _in_passes(job: Job, view: ViewConfig, probes: pa.Table, ranges: list[Rows], passes: int) -> dict[str, pa.Array]:
