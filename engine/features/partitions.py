@@ -84,12 +84,13 @@ class Part(NamedTuple):
 @dataclass(frozen=True)
 class ByDay:
     """Values of the days that hold rows: digests[k][d] of day days[d]; until[d]: the latest instant at which a window may
-    begin and still count a row of that day.
+    begin and still count a row of that day, which is not the end of the day where windows go by known time.
     """
 
     days: list[int]
     digests: list[list[str]]
     until: list[int]
+    by_known: bool = False
     _ranges: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def between(self, first: int, stop: int) -> str:
@@ -103,7 +104,7 @@ class ByDay:
     def reached(self, start: int, stop: int) -> list[str]:
         """Digests of the days that a window may count which begins at instant `start` or later and ends by `stop`."""
         first = bisect.bisect_left(self.days, start // DAY)
-        earlier = [place for place in range(first) if self.until[place] >= start]
+        earlier = [place for place in range(first) if self.until[place] >= start] if self.by_known else []
         runs = [self.between(place, place + 1) for place in earlier]
         return [*runs, self.between(first, bisect.bisect_right(self.days, stop // DAY))]
 
@@ -153,7 +154,9 @@ class Inputs:
             rows = [str(self.rows_of(place, place + 1)) for place in range(len(self.days))]
             latest = (self.spans[moment]["latest"] for moment in moments)
             until = [max(items) for items in zip(_ends(self.days), *latest, strict=True)]
-            self._by_day[key] = ByDay(self.days, [rows, *(self.columns[name] for name in columns)], until)
+            self._by_day[key] = ByDay(
+                self.days, [rows, *(self.columns[name] for name in columns)], until, bool(moments)
+            )
         return self._by_day[key]
 
     def table_by_day(self, table: str, moments: Sequence[Moment] = ()) -> ByDay:
@@ -161,7 +164,7 @@ class Inputs:
         found = self.tables[table]
         latest = (found["latest"][moment] for moment in moments)
         until = [max(items) for items in zip(_ends(found["days"]), *latest, strict=True)]
-        return ByDay(found["days"], [_split(found["digests"])], until)
+        return ByDay(found["days"], [_split(found["digests"])], until, bool(moments))
 
     def reach(self, days: tuple[int, int], as_of: Moment, length: int | None) -> tuple[int, int] | None:
         """Instants from and to which a window of `length` (None = all history) may see from the rows of some days; None
@@ -391,9 +394,11 @@ class Dependence:
         changed = self.seen.changed(before.seen) if self.seen and before.seen else frozenset()
         own, own_before = (side.own.rows[slice(*item.days)] for side, item in ((self, part), (before, old)))
 
+        times = sorted((day[0] * DAY, day[-1]) for day in changed)  # first instant, and until
+
         def is_clean(place: int) -> bool:
             reach = self.inputs.reach((place, place + 1), self.as_of, self.length) if changed else None
-            return reach is None or not any(day[0] * DAY <= reach[1] and day[-1] >= reach[0] for day in changed)
+            return reach is None or not any(start <= reach[1] and until >= reach[0] for start, until in times)
 
         first, stop = part.days
         most = min(len(own), len(own_before))

@@ -723,7 +723,8 @@ def _amending(
     columns = entry["columns"]
     if old is None or any(name not in columns or columns[name]["recipe"] != before[name].recipe(old) for name in names):
         return work  # computed by another rule
-    spans = [now[name].unchanged(work.part, before[name], old) for name in names]
+    same = {(id(now[name].seen), now[name].length): name for name in names}  # columns that depend on the same days
+    spans = [now[name].unchanged(work.part, before[name], old) for name in same.values()]
     head, tail = (min(span[end] for span in spans) for end in (0, 1))
     first, stop = work.part.days
     if not head + tail:
