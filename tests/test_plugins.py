@@ -180,6 +180,7 @@ def test_another_version_of_the_code_is_not_taken_for_the_models(shop: Shop, tmp
         )
 
 
+@pytest.mark.slow
 def test_a_champion_and_a_challenger_have_their_own_code(shop: Shop, tmp_path: Path) -> None:
     folder = write_tiny(tmp_path, 600)
     (folder / "conf" / "features.py").write_text(DOUBLE)
@@ -243,13 +244,17 @@ def test_a_model_whose_code_was_changed_is_refused(shop: Shop, tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------------- reproduce
 
 
-def test_a_run_with_code_reproduces_and_one_from_elsewhere_needs_trust(shop: Shop, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_reproduces_with_the_code_that_it_had(shop: Shop) -> None:
     (shop.folder / "conf" / "features.py").write_text("def double(rows): ...\n")  # edited since
     try:
         found = reproduce_run(shop.trained.directory, Options(code="current", store=shop.folder / "store"))
     finally:
         (shop.folder / "conf" / "features.py").write_text(DOUBLE)
     assert found["first_difference"] is None and found["promise"] == "equal bits"
+
+
+def test_a_run_from_elsewhere_needs_trust_and_its_code_must_be_the_recorded_one(shop: Shop, tmp_path: Path) -> None:
     run, _ = elsewhere(shop, tmp_path)
     with pytest.raises(UserError, match=rf"{run}/code/features.py, digest"):
         reproduce_run(run, Options(code="current", store=tmp_path / "store"))
