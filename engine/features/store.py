@@ -239,8 +239,10 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, earlier: Earlier | 
     folder = storage.inside(Path(job.config.paths.store), "features", name)
     directory = folder / recipe[:16]
     if not anew and (stored := open_view(name, directory)):
-        user_functions.warn_of_nulls(run, name, stored.manifest.get("failed_rows", 0))
-        return stored
+        failed_rows = stored.manifest.get("failed_rows", 0)
+        if not failed_rows or job.view.on_error == "null":
+            user_functions.warn_of_nulls(run, name, failed_rows)
+            return stored
     works = [Work(part, recipes[part.name], days=part.days[1] - part.days[0]) for part in parts]
     if earlier is not None:
         works = _reusing(job, works, needs, folder.absolute(), earlier)

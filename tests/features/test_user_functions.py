@@ -177,6 +177,8 @@ def test_rows_that_failed_are_null_where_told_and_computed_by_the_next_features(
     table = built(mine(counted, *SLOW, "features.views.mine.on_error=null"))
     found, size = everything(table)["mine_twice"], everything(table)["size"]
     failed = table.views["mine"].manifest["failed_rows"]
+    with pytest.raises(UserError, match=r"rows failed in 3 tries"):
+        built(mine(counted, *SLOW))  # the nulls are not taken where an error is asked for
     assert 64 <= failed < 80 and size.null_count < found.null_count <= size.null_count + failed
     limit(counted, 1e300)
     same = built(mine(counted, *SLOW, "features.views.mine.on_error=null"))
