@@ -19,12 +19,14 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config import schema, units
+from engine.config.nested import Tree
 from engine.config.sections.lifecycle import PolicyConfig, RetrainConfig
 from engine.config.sections.runtime import ClusterConfig
 from engine.config.tree import Config
 from engine.data.calendar import day_start, local_days
 from engine.errors import UserError
 from engine.lifecycle import backtest_report, decide
+from engine.lifecycle.backtest_report import BacktestRecord, PeriodRow, PolicyResult
 from engine.lifecycle.challenger import (
     History,
     Periods,
@@ -88,12 +90,12 @@ def backtest(config: Config, run: Run) -> dict[str, float]:
         shutil.rmtree(run.path(leftover), ignore_errors=True)
     history = History.read(config, run)
     bench = prepare(config, run, history)
-    results = []
+    results: list[PolicyResult] = []
     for name, policy in config.backtest.policies.items():
         results.append(replay(bench, name, policy_config(config.retrain, policy)))
         run.log(f"policy {name}: {summary(results[-1])}")
     compare(results, bench.metric)
-    record = {
+    record: BacktestRecord = {
         "format": FORMAT,
         "name": config.name,
         "metric": bench.metric,
@@ -252,7 +254,7 @@ class TrainAhead:
     def __init__(self, dataset: str, threads: int, hidden: tuple[str, ...]) -> None:
         self.dataset, self.threads, self.hidden = dataset, threads, hidden
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, item: Tree) -> dict[str, str]:
         """Train; return the run directory."""
         config = schema.build(Config, item)
         config = dataclasses.replace(config, resources=dataclasses.replace(config.resources, threads=self.threads))
@@ -262,18 +264,18 @@ class TrainAhead:
 # ------------------------------------------------------------------------------------------------------ replay
 
 
-def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
+def replay(bench: Bench, name: str, policy: RetrainConfig) -> PolicyResult:
     """One policy from the first period to the last."""
     registry = Registry(bench.run.path("registry"), name)
     bundle = bench.first.bundle
     first = registry.register(bundle, seal_of(bundle), **decide.version_facts(bench.first.directory))
     registry.move("promote", first.digest, expected=None, why="the first model")
     observations: list[Observation] = []
-    rows: list[dict[str, Any]] = []
+    rows: list[PeriodRow] = []
     seconds = bench.first.record["seconds"]
     for place, period in enumerate(bench.periods):
         began, saved = time.monotonic(), 0.0
-        row: dict[str, Any] = {
+        row: PeriodRow = {
             "period": period.name,
             "retrained": False,
             "promoted": False,
@@ -302,7 +304,7 @@ def replay(bench: Bench, name: str, policy: RetrainConfig) -> dict[str, Any]:
 
 def _decide(
     bench: Bench, registry: Registry, name: str, policy: RetrainConfig, seen: tuple[Observation, ...], period: Period
-) -> tuple[dict[str, Any], float]:
+) -> tuple[decide.DecisionRecord, float]:
     """(the policy's decision at the start of a period, carried out in its own registry; seconds saved by reuse).
 
     Every policy that uses a training is charged the seconds that it took when it ran.
@@ -331,30 +333,31 @@ def _decide(
     return decision, saved
 
 
-def _outcome(bench: Bench, registry: Registry, decision: dict[str, Any], period: Period) -> dict[str, Any]:
+def _outcome(bench: Bench, registry: Registry, decision: decide.DecisionRecord, period: Period) -> PeriodRow:
     """The decision in a period's record; a refused challenger is measured on the period that it would have served."""
-    row: dict[str, Any] = {
+    row: PeriodRow = {
         "retrained": decision["challenger"] is not None,
         "promoted": decision["verdict"] == decide.PROMOTED,
         "verdict": decision["verdict"],
         "reason": "; ".join(decision["reasons"]),
     }
-    if not row["retrained"]:
+    challenger = decision["challenger"]
+    if challenger is None:
         return row
-    evidence = decision["evidence"] or {}
+    evidence = decision["evidence"]
     row |= {
-        "challenger": decision["challenger"],
+        "challenger": challenger,
         "train_rows": decision["train_rows"],
-        "judged": evidence.get("metric"),
+        "judged": evidence["metric"] if evidence else None,
     }
     if decision["verdict"] == decide.KEPT:
-        refused = registry.find(decision["challenger"])
+        refused = registry.find(challenger)
         figures, *_ = measured(bench, refused, period)
         row["refused_metric"] = figures["metric"]
     return row
 
 
-def observe(bench: Bench, champion: Version, period: Period) -> tuple[dict[str, Any], Observation]:
+def observe(bench: Bench, champion: Version, period: Period) -> tuple[PeriodRow, Observation]:
     """(final figures of the period, what monitoring knew at its end)."""
     figures, known, labels = measured(bench, champion, period)
     seen = bench.watch.window(bench.workshop.predictor(champion.model), period.start, period.stop)
@@ -364,7 +367,7 @@ def observe(bench: Bench, champion: Version, period: Period) -> tuple[dict[str, 
     )
 
 
-def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, Any], float | None, int]:
+def measured(bench: Bench, version: Version, period: Period) -> tuple[PeriodRow, float | None, int]:
     """(metric with interval on all labels of the period, metric on the labels known at its end, their number)."""
     predictor = bench.workshop.predictor(version.model)
     rows = bench.history.dataset.row_range(period.start, period.stop)
@@ -389,7 +392,7 @@ def measured(bench: Bench, version: Version, period: Period) -> tuple[dict[str, 
 # --------------------------------------------------------------------------------------------------- comparison
 
 
-def compare(results: list[dict[str, Any]], metric: str) -> None:
+def compare(results: list[PolicyResult], metric: str) -> None:
     """Add each policy's gain over `never`, its loss against `every`, and its share of the gain of `every`."""
     sign = find_metric(metric).sign
     means = {item["name"]: mean_metric(item) for item in results}
@@ -403,24 +406,25 @@ def compare(results: list[dict[str, Any]], metric: str) -> None:
         item["share_of_gain"] = gain / whole if gain is not None and whole is not None and whole > 0 else None
 
 
-def mean_metric(result: dict[str, Any]) -> float | None:
+def mean_metric(result: PolicyResult) -> float | None:
     """Mean over the periods; None when one of them cannot be computed."""
     values = [row["metric"] for row in result["periods"]]
-    return None if any(value is None for value in values) else float(np.mean(values))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: PolicyResult) -> str:
     """One line."""
     mean = mean_metric(result)
     text = "not computable" if mean is None else decimals(mean)
     return f"mean {text}, {result['retrains']} retrains, {result['promotions']} promotions, {result['seconds']:.0f} s"
 
 
-def figures(results: list[dict[str, Any]]) -> dict[str, float]:
+def figures(results: list[PolicyResult]) -> dict[str, float]:
     """The metrics of a backtest."""
     found: dict[str, float] = {}
     for item in results:
         for key in ("mean_metric", "retrains", "promotions", "seconds", "regret_to_every", "share_of_gain"):
-            if item[key] is not None:
-                found[f"backtest/{item['name']}_{key}"] = float(item[key])
+            if isinstance(value := item.get(key), (int, float)):
+                found[f"backtest/{item['name']}_{key}"] = float(value)
     return found

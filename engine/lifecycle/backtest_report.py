@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from markupsafe import Markup
 
+from engine.config.nested import Tree
 from engine.runtime import storage, terminal
 from engine.runtime.registry import short
 from engine.runtime.reports import html
@@ -26,7 +27,59 @@ COLUMNS = (
 )
 
 
-def write_report(run: Run, record: dict[str, Any]) -> Path:
+class PeriodRow(TypedDict, total=False):
+    """A period under a policy: what it decided before it, and how its model did in it, with an interval."""
+
+    period: str
+    retrained: bool
+    promoted: bool
+    verdict: str
+    reason: str
+    challenger: str | None
+    train_rows: float | None
+    judged: dict[str, Any] | None
+    refused_metric: float | None
+    model: str
+    metric: float | None
+    low: float | None
+    high: float | None
+    rows: int
+    alarm: bool | None
+    causes: list[str]
+    seconds: float
+
+
+class PolicyResult(TypedDict):
+    """A policy over all periods; the last four compare it with `never` and `every`."""
+
+    name: str
+    triggers: list[str]
+    window: str
+    retrains: int
+    promotions: int
+    seconds: float
+    periods: list[PeriodRow]
+    mean_metric: NotRequired[float | None]
+    gain_over_never: NotRequired[float | None]
+    regret_to_every: NotRequired[float | None]
+    share_of_gain: NotRequired[float | None]
+
+
+class BacktestRecord(TypedDict):
+    """backtest.json; `first_model` has its run and its split."""
+
+    format: int
+    name: str
+    metric: str
+    period: str
+    dataset: str
+    first_model: Tree
+    retrain: Tree
+    seconds: float
+    policies: list[PolicyResult]
+
+
+def write_report(run: Run, record: BacktestRecord) -> Path:
     """Write report.html into the run's directory and return its path."""
     body = [
         html.tiles(_tiles(record)),
@@ -88,7 +141,7 @@ def write_report(run: Run, record: dict[str, Any]) -> Path:
     return path
 
 
-def text_table(record: dict[str, Any]) -> str:
+def text_table(record: BacktestRecord) -> str:
     """The comparison as text."""
     return terminal.table(COLUMNS, [[_text(cell) for cell in _row(item)] for item in record["policies"]])
 
@@ -97,11 +150,11 @@ def _text(cell: Any) -> str:
     return decimals(cell) if isinstance(cell, float) else html.format_number(cell)
 
 
-def _name(record: dict[str, Any]) -> str:
+def _name(record: BacktestRecord) -> str:
     return find_metric(record["metric"]).label
 
 
-def _row(item: dict[str, Any]) -> list[Any]:
+def _row(item: PolicyResult) -> list[Any]:
     return [
         item["name"],
         item["mean_metric"],
@@ -114,7 +167,7 @@ def _row(item: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _tiles(record: dict[str, Any]) -> list[html.Tile]:
+def _tiles(record: BacktestRecord) -> list[html.Tile]:
     found = []
     for item in record["policies"]:
         share = item["share_of_gain"]
@@ -125,16 +178,16 @@ def _tiles(record: dict[str, Any]) -> list[html.Tile]:
     return found
 
 
-def _chart(record: dict[str, Any]) -> Markup:
+def _chart(record: BacktestRecord) -> Markup:
     series = []
     for place, item in enumerate(record["policies"]):
         rows = item["periods"]
-        low, high = ([row[name] for row in rows] if place == 0 else None for name in ("low", "high"))
-        series.append(html.Series(item["name"], _places(rows), [row["metric"] for row in rows], low, high))
+        band = ([row["low"] for row in rows], [row["high"] for row in rows]) if place == 0 else (None, None)
+        series.append(html.Series(item["name"], _places(rows), [row["metric"] for row in rows], *band))
     return html.line_chart(series, y_label=_name(record), x_ticks=_ticks(record))
 
 
-def _gains(record: dict[str, Any]) -> Markup:
+def _gains(record: BacktestRecord) -> Markup:
     base = next((item for item in record["policies"] if item["name"] == "never"), record["policies"][0])
     sign = find_metric(record["metric"]).sign
     series = []
@@ -147,31 +200,35 @@ def _gains(record: dict[str, Any]) -> Markup:
     return html.line_chart(series, y_label="better by", x_ticks=_ticks(record))
 
 
-def _places(rows: list[dict[str, Any]]) -> list[float]:
+def _places(rows: list[PeriodRow]) -> list[float]:
     return [float(place) for place in range(len(rows))]
 
 
-def _ticks(record: dict[str, Any]) -> dict[float, str]:
+def _ticks(record: BacktestRecord) -> dict[float, str]:
     rows = record["policies"][0]["periods"]
     step = max(1, len(rows) // 9)
     return {float(place): row["period"] for place, row in enumerate(rows) if place % step == 0}
 
 
-def _refused(record: dict[str, Any]) -> Iterator[list[Any]]:
+def _refused(record: BacktestRecord) -> Iterator[list[Any]]:
     sign = find_metric(record["metric"]).sign
     for item in record["policies"]:
         for row in item["periods"]:
             if row.get("verdict") != "kept" or "refused_metric" not in row:
                 continue
-            judged, would = row["judged"] or {}, "?"
+            judged, would = row["judged"], "?"
             if row["metric"] is not None and row["refused_metric"] is not None:
                 difference = sign * (row["refused_metric"] - row["metric"])
                 would = f"{'hurt' if difference < 0 else 'helped'} by {decimals(abs(difference))}"
-            figures = [judged.get("champion"), judged.get("challenger"), row["metric"], row["refused_metric"]]
+            figures = [
+                *((judged["champion"], judged["challenger"]) if judged else (None, None)),
+                row["metric"],
+                row["refused_metric"],
+            ]
             yield [item["name"], row["period"], *figures, would, row["reason"]]
 
 
-def _policy(item: dict[str, Any], record: dict[str, Any]) -> Markup:
+def _policy(item: PolicyResult, record: BacktestRecord) -> Markup:
     rows = [
         [
             row["period"],

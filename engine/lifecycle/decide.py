@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 from engine.config import schema, units
+from engine.config.nested import Tree
 from engine.config.sections.lifecycle import RetrainConfig
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -29,7 +30,7 @@ from engine.lifecycle.challenger import (
 from engine.lifecycle.looks import Looks
 from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, Trigger, ripening, trigger
 from engine.runtime import records, storage
-from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, seal_of
+from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, VersionFacts, seal_of
 from engine.runtime.run import as_written, load_metrics, load_record
 from engine.training.evaluate import watched_metric
 from engine.training.ripening import days
@@ -73,7 +74,7 @@ class Setting:
 # -------------------------------------------------------------------------------------------------------- facts
 
 
-def version_facts(run: Path) -> dict[str, Any]:
+def version_facts(run: Path) -> VersionFacts:
     """The registry's record of a training run: directory, periods, metrics."""
     record = load_record(run, refuse=True)
     split, zone = record["config"]["split"], record["config"]["data"]["time_zone"]
@@ -138,7 +139,7 @@ def looks_of(state: State, champion: str, but: str) -> Looks:
         ended = move["decision"] or {}
         if move["action"] == "promote" and move["to"] == champion:
             break
-        found = (ended.get("record") or {}).get("evidence") or {}
+        found = cast(Judgement, ended.get("record") or {}).get("evidence") or {}
         if ended.get("kind") == "end" and ended.get("id") != but and "looks" in found:
             return Looks.of(found["looks"])
     return Looks()
@@ -164,21 +165,21 @@ def later_rows(history: History, since: int, now: int, horizon: int) -> Later:
 # ----------------------------------------------------------------------------------------------------- decision
 
 
-def decide(setting: Setting, observations: tuple[Observation, ...], now: int) -> dict[str, Any]:
+def decide(setting: Setting, observations: tuple[Observation, ...], now: int) -> DecisionRecord:
     """Take and carry out a decision; returns the record for decision.json.
 
     Raises UserError when there is no champion, and when an artefact was replaced after it was judged.
     """
     claim = _claim(setting, observations, now)
     facts, answer, periods = claim.facts, claim.answer, claim.periods
-    decision = {
+    decision: BegunDecision = {
         "format": FORMAT,
         "id": setting.identity,
         "name": setting.registry.name,
         "now": units.format_instant(facts.now, setting.config.data.time_zone),
         "policy": schema.plain(setting.policy),
-        "facts": facts.plain(),
-        "trigger": dataclasses.asdict(answer),
+        "facts": dataclasses.asdict(facts),
+        "trigger": cast(TriggerRecord, dataclasses.asdict(answer)),
         "label_horizon_us": facts.now - periods.stop,
         "periods": dataclasses.asdict(periods),
         "champion": facts.champion.digest,
@@ -225,7 +226,7 @@ def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) ->
                 setting, Facts.from_plain(records.read(saved, dict), str(saved))
             )  # resumed after a kill, on the same facts
         claim = _answer(setting, gather(setting, observations, now, state))
-        storage.write_json(saved, claim.facts.plain())
+        storage.write_json(saved, dataclasses.asdict(claim.facts))
         if not claim.answer.start or claim.lacking:
             return claim
         begin: DecisionPart = {"kind": "begin", "id": setting.identity, "at": now}
@@ -270,7 +271,7 @@ def _lacking(setting: Setting, periods: Periods) -> str | None:
     return None
 
 
-def _contest(setting: Setting, decision: dict[str, Any], version: Version, periods: Periods) -> dict[str, Any]:
+def _contest(setting: Setting, decision: BegunDecision, version: Version, periods: Periods) -> DecisionRecord:
     """Judge against the present champion and promote by compare-and-swap; judge again if another was promoted meanwhile."""
     for _ in range(ATTEMPTS):
         state = setting.registry.state()
@@ -285,14 +286,14 @@ def _contest(setting: Setting, decision: dict[str, Any], version: Version, perio
             dataclasses.replace(periods, judge=max(periods.judge, facts.seen_until)),
             looks_of(state, champion.digest, setting.identity),
         )
-        decision = {**decision, "champion": champion.digest, **found}
+        judged: DecisionRecord = {**decision, "champion": champion.digest, **found}
         if state.challenger != version.digest:
             setting.registry.move(
                 "challenge", version.digest, expected=state.champion, why=decision["trigger"]["reason"]
             )
-        storage.write_json(setting.directory / "evidence.json", decision)
+        storage.write_json(setting.directory / "evidence.json", judged)
         try:
-            return _carry_out(setting, decision, champion, version)
+            return _carry_out(setting, judged, champion, version)
         except Moved:
             continue
     raise UserError(
@@ -300,18 +301,16 @@ def _contest(setting: Setting, decision: dict[str, Any], version: Version, perio
     )
 
 
-def _finished(state: State, decision: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(state: State, decision: BegunDecision) -> DecisionRecord | None:
     """The outcome of a decision that was killed after its last move, which the history holds; else None."""
     for move in reversed(state.moves):
         ended = move["decision"] or {}
         if ended.get("id") == decision["id"] and ended.get("kind") == "end":
-            return {**decision, **ended["record"], "move": move["number"]}
+            return {**decision, **cast(Judgement, ended["record"]), "move": move["number"]}
     return None
 
 
-def judge_pair(
-    setting: Setting, champion: Version, challenger: Version, periods: Periods, looks: Looks
-) -> dict[str, Any]:
+def judge_pair(setting: Setting, champion: Version, challenger: Version, periods: Periods, looks: Looks) -> Judgement:
     """Evidence, verdict and the file of judged rows, for the registry's copies of both models."""
     workshop, gate = setting.workshop, setting.policy.gate
     old, new = (workshop.predictor(setting.registry.verify(version)) for version in (champion, challenger))
@@ -340,18 +339,29 @@ def judge_pair(
     }
 
 
-def _carry_out(setting: Setting, decision: dict[str, Any], champion: Version, challenger: Version) -> dict[str, Any]:
+def _carry_out(setting: Setting, decision: DecisionRecord, champion: Version, challenger: Version) -> DecisionRecord:
     """Write the last move of the decision: a promotion, or that the champion stays. The history records both scores."""
-    metric = (decision["evidence"] or {}).get("metric") or {}
-    record = {name: decision[name] for name in ("champion", "challenger", "verdict", "reasons", "evidence", "judged")}
+    metric = decision["evidence"]["metric"] if decision["evidence"] else None
+    scores = {
+        "champion": metric["champion"] if metric else None,
+        "challenger": metric["challenger"] if metric else None,
+    }
+    record: dict[str, object] = {
+        "champion": decision["champion"],
+        "challenger": decision["challenger"],
+        "verdict": decision["verdict"],
+        "reasons": decision["reasons"],
+        "evidence": decision["evidence"],
+        "judged": decision.get("judged"),
+    }
     promoted = decision["verdict"] == PROMOTED
     ending: DecisionPart = {
         "kind": "end",
         "id": setting.identity,
         "path": str(setting.directory / "decision.json"),
-        "metric_name": metric.get("name"),
-        "metric": metric.get("challenger") if promoted else metric.get("champion"),
-        "scores": {"champion": metric.get("champion"), "challenger": metric.get("challenger")},
+        "metric_name": metric["name"] if metric else None,
+        "metric": scores["challenger" if promoted else "champion"],
+        "scores": scores,
         "record": record,
     }
     move = setting.registry.move(
@@ -367,12 +377,16 @@ def _carry_out(setting: Setting, decision: dict[str, Any], champion: Version, ch
 # ------------------------------------------------------------------------------------------------------- replay
 
 
-class JudgedFile(TypedDict):
-    """The judged rows in decision.json; instants are [from, to)."""
-
-    file: str
-    digest: records.Digest
-    rows: records.Count
+JudgedFile = TypedDict(
+    "JudgedFile",
+    {  # the judged rows in decision.json; instants are [from, to)
+        "file": str,
+        "digest": records.Digest,
+        "from": NotRequired[records.Instant],
+        "to": NotRequired[records.Instant],
+        "rows": records.Count,
+    },
+)
 
 
 class TriggerRecord(TypedDict):
@@ -383,22 +397,48 @@ class TriggerRecord(TypedDict):
     reason: str
 
 
-class DecisionRecord(TypedDict):
-    """The part of decision.json that a replay reads; `policy` is that of the config, `facts` are those of the rules."""
+class BegunDecision(TypedDict):
+    """What is known before the models are judged; `policy` is that of the config, `facts` are those of the rules."""
 
     format: Annotated[int, records.Format(FORMAT)]
-    policy: dict[str, Any]
-    facts: dict[str, Any]
+    id: NotRequired[str]
+    name: NotRequired[str]
+    now: NotRequired[str]
+    policy: Tree
+    facts: Tree
     trigger: TriggerRecord
+    label_horizon_us: NotRequired[int]
+    periods: NotRequired[dict[str, int]]
     champion: str
     challenger: str | None
+    challenger_run: NotRequired[str]
+    train_rows: NotRequired[float | None]
     loss: str
     quantile: NotRequired[Annotated[float, records.Within(0, 1)]]
     evidence: dict[str, Any] | None
     looks: NotRequired[dict[str, Any]]
     judged: NotRequired[JudgedFile | None]
+
+
+class Judgement(TypedDict):
+    """What judging adds; `seals` are those of the judged models."""
+
     verdict: str
     reasons: list[str]
+    evidence: dict[str, Any] | None
+    looks: NotRequired[dict[str, Any]]
+    judged: NotRequired[JudgedFile | None]
+    seals: NotRequired[dict[str, str]]
+
+
+class DecisionRecord(BegunDecision):
+    """decision.json; `move` is its last one in the registry, `monitor` the record that it was taken on."""
+
+    verdict: str
+    reasons: list[str]
+    seals: NotRequired[dict[str, str]]
+    move: NotRequired[int]
+    monitor: NotRequired[str]
 
 
 def replay(path: Path) -> tuple[DecisionRecord, list[str]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -49,8 +47,9 @@ def retrain(config: Config, run: Run) -> dict[str, float]:
         run.add_used("drift", digest.of_json(read_record(Path(decision["monitor"]))))
     storage.write_json(run.path("decision.json"), decision)
     run.add_output("decision", digest.of_json(decision))
-    names = ("verdict", "champion", "challenger", "challenger_run")
-    run.note(**{name: decision[name] for name in names if name in decision})
+    run.note(verdict=decision["verdict"], champion=decision["champion"], challenger=decision["challenger"])
+    if "challenger_run" in decision:
+        run.note(challenger_run=decision["challenger_run"])
     for reason in [decision["verdict"], *decision["reasons"]]:
         run.log(reason)
     return figures(decision)
@@ -76,17 +75,15 @@ def _replay(path: Path, run: Run) -> dict[str, float]:
     return figures(saved)
 
 
-def figures(decision: Mapping[str, Any]) -> dict[str, float]:
+def figures(decision: decide.DecisionRecord) -> dict[str, float]:
     """The metrics of a decision."""
     found = {
         "retrain/started": float(decision["challenger"] is not None),
         "retrain/promoted": float(decision["verdict"] == decide.PROMOTED),
     }
-    evidence = decision["evidence"] or {}
-    for group in ("metric", "cost"):
-        part = evidence.get(group) or {}
-        name = part.get("name", group)
-        for key in ("champion", "challenger", "gain", "rise", "low", "high"):
-            if part.get(key) is not None:
-                found[f"retrain/{name}_{key}"] = float(part[key])
+    if evidence := decision["evidence"]:
+        for name, part in ((evidence["metric"]["name"], evidence["metric"]), ("cost", evidence.get("cost"))):
+            for key in ("champion", "challenger", "gain", "rise", "low", "high"):
+                if part and isinstance(value := part.get(key), (int, float)):
+                    found[f"retrain/{name}_{key}"] = float(value)
     return found

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from engine.config import units
+from engine.config.nested import Tree
 from engine.config.sections.lifecycle import RetrainConfig
 from engine.runtime import records
 from engine.training.metrics import decimals, find_metric
@@ -58,13 +58,9 @@ class Facts:
     new_rows: int  # labelled and mature rows that the champion has not seen
     later: Later | None = None  # the rows that do not count yet; None in records of older engines
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
     @classmethod
-    def from_plain(cls, values: dict[str, Any], where: str) -> Facts:
-        """The inverse of `plain`. Raises Damaged, naming the place `where` of the values."""
+    def from_plain(cls, values: Tree, where: str) -> Facts:
+        """The facts from their JSON form. Raises Damaged, naming the place `where` of the values."""
         records.conform(values, cls, where)
         observations = records.filled(Observation, values["observations"], f"{where}: observations")
         champion = records.filled(Champion, [values["champion"]], f"{where}: champion")[0]

@@ -18,8 +18,9 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict, Unpack
 
+from engine.config.nested import Tree
 from engine.config.sections.runtime import posix_path
 from engine.config.tree import NAME
 from engine.errors import UserError, nearest
@@ -89,20 +90,25 @@ class Figure(TypedDict):
     value: float | None
 
 
-class VersionRecord(TypedDict):
+class VersionFacts(TypedDict, total=False):
+    """Facts of a training run."""
+
+    source: str
+    seen_until: records.Instant
+    split: Tree
+    loss: str
+    metric: Figure
+    metrics: dict[str, float | None]
+    train_rows: float | None
+
+
+class VersionRecord(VersionFacts):
     """version.json: the exact artefact, and facts of its training run."""
 
     format: Annotated[int, records.Format(CHECKED)]
     digest: records.Digest
     seal: records.Digest
     registered: str
-    source: NotRequired[str]
-    seen_until: NotRequired[records.Instant]
-    split: NotRequired[dict[str, Any]]
-    loss: NotRequired[str]
-    metric: NotRequired[Figure]
-    metrics: NotRequired[dict[str, float | None]]
-    train_rows: NotRequired[float | None]
     check: NotRequired[records.Digest]
 
 
@@ -116,7 +122,7 @@ class DecisionPart(TypedDict, total=False):
     metric_name: str | None
     metric: float | None
     scores: dict[str, float | None]
-    record: dict[str, Any]
+    record: dict[str, object]
 
 
 MoveRecord = TypedDict(
@@ -214,7 +220,7 @@ class Registry:
             storage.lock(file, self.directory)
             yield
 
-    def register(self, bundle: Path, seal: str, **facts: Any) -> Version:
+    def register(self, bundle: Path, seal: str, **facts: Unpack[VersionFacts]) -> Version:
         """Copy a bundle into the registry; the same content is registered once.
 
         `seal` is the SHA-256 of the manifest that the caller judged: UserError for other files.

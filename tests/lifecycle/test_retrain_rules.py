@@ -176,7 +176,7 @@ def test_volume_counts_labels_that_are_not_ripe_apart() -> None:
 
 def test_facts_survive_json() -> None:
     given = facts(True, None, 0.7, starts=(1, 2), later=Later(9 * D, 5, 4, 3))
-    assert Facts.from_plain(json.loads(json.dumps(given.plain())), "facts.json") == given
+    assert Facts.from_plain(json.loads(json.dumps(dataclasses.asdict(given))), "facts.json") == given
 
 
 # ------------------------------------------------------------------------------------------------------ periods
