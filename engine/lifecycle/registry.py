@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from engine.config import nested
 from engine.config.tree import Config
@@ -124,7 +123,7 @@ def _check_loads(registry: Registry, version: Version, config: Config) -> None:
     check_gate(predictor.bundle, predictor.model)
 
 
-def _model_row(registry: Registry) -> dict[str, Any]:
+def _model_row(registry: Registry) -> dict[str, object]:
     state = registry.state()
     return {
         "name": registry.name,
@@ -135,7 +134,7 @@ def _model_row(registry: Registry) -> dict[str, Any]:
     }
 
 
-def _version_row(registry: Registry, version: Version) -> dict[str, Any]:
+def _version_row(registry: Registry, version: Version) -> dict[str, object]:
     state = registry.state()
     metric = version.facts["metric"]
     return {
@@ -148,7 +147,7 @@ def _version_row(registry: Registry, version: Version) -> dict[str, Any]:
     }
 
 
-def _move_row(move: MoveRecord) -> dict[str, Any]:
+def _move_row(move: MoveRecord) -> dict[str, object]:
     decision: DecisionPart = move["decision"] or {}
     return {
         "move": move["number"],
@@ -162,7 +161,7 @@ def _move_row(move: MoveRecord) -> dict[str, Any]:
     }
 
 
-def _description(registry: Registry, version: Version) -> dict[str, Any]:
+def _description(registry: Registry, version: Version) -> dict[str, object]:
     """The facts of a version that `diff` compares, by dotted key."""
     model = registry.verify(version)
     facts = {name: version.facts[name] for name in ("digest", "source", "split", "metrics", "train_rows")}

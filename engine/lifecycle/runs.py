@@ -22,6 +22,7 @@ from engine.runtime.run import RunRecord, load_metrics, records_below
 from engine.runtime.terminal import table
 from engine.training.bundle import find_model
 
+Summary = dict[str, Any]  # of a run, flat: facts, keys of the config, metrics, digests
 FACTS = ("command", "name", "status", "started", "seconds")
 HEADLINES = ("test/roc_auc", "test/accuracy", "test/rmse", "valid/roc_auc", "valid/accuracy", "valid/rmse")
 # A text or name in quotes, or a word that may be a key without them; not the name of a function.
@@ -63,9 +64,9 @@ def directories(runs: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: path.name)
 
 
-def summary(directory: Path, record: RunRecord) -> dict[str, Any]:
+def summary(directory: Path, record: RunRecord) -> Summary:
     """One flat record of a run: facts, resolved config with dotted names, metrics, and digests as `chain/<link>`."""
-    flat: dict[str, Any] = {"id": directory.name, "directory": str(directory)}
+    flat: Summary = {"id": directory.name, "directory": str(directory)}
     flat.update({name: record.get(name) for name in FACTS})
     flat["status"] = status(directory, record)
     flat["commit"] = ((record.get("code") or {}).get("engine_git") or {}).get("commit")
@@ -90,7 +91,7 @@ def status(directory: Path, record: RunRecord) -> str:
 # ------------------------------------------------------------------------------------------------------- the list
 
 
-def summaries(runs: Path) -> list[dict[str, Any]]:
+def summaries(runs: Path) -> list[Summary]:
     """Summaries of the runs below a folder, without those whose files are damaged."""
     found = []
     for directory, record in records_below(directories(runs)):
@@ -99,7 +100,7 @@ def summaries(runs: Path) -> list[dict[str, Any]]:
     return found
 
 
-def sorted_by(found: list[dict[str, Any]], sort: str, names: Collection[str]) -> list[dict[str, Any]]:
+def sorted_by(found: list[Summary], sort: str, names: Collection[str]) -> list[Summary]:
     """The summaries in the order of a key: `KEY` puts the largest first, `-KEY` the smallest, none the newest.
 
     Runs that lack the key come last. Raises UserError for a key that no run has.
@@ -113,9 +114,7 @@ def sorted_by(found: list[dict[str, Any]], sort: str, names: Collection[str]) ->
     return having + [item for item in found if item.get(key) is None]
 
 
-def satisfying(
-    found: list[dict[str, Any]], where: str, names: Collection[str]
-) -> tuple[list[dict[str, Any]], list[str]]:
+def satisfying(found: list[Summary], where: str, names: Collection[str]) -> tuple[list[Summary], list[str]]:
     """(runs for which an SQL condition is true, keys that it reads): `test/roc_auc > 0.74 AND command = 'train'`.
 
     Raises UserError for a key that no run has, and for anything but a condition over one run.

@@ -37,7 +37,7 @@ def announce(config: MonitorConfig, run: Run) -> None:
             run.log(f"an alarm starts the command of monitor.alerts.{name} in your config: {sink.to}")
 
 
-def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]) -> dict[str, str]:
+def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, object]) -> dict[str, str]:
     """Send the payload to every sink that has not had this cause within the cool-down; returns the outcome of each."""
     outcome: dict[str, str] = {}
     if not config.alerts:
@@ -66,7 +66,7 @@ def tell(config: MonitorConfig, run: Run, cause: str, payload: Mapping[str, Any]
     return outcome
 
 
-def _try(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> str:
+def _try(sink: AlertConfig, run: Run, payload: Mapping[str, object]) -> str:
     try:
         SINKS[sink.kind](sink, run, payload)
     except Exception as error:
@@ -74,18 +74,18 @@ def _try(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> str:
     return "sent"
 
 
-def _log(_sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
+def _log(_sink: AlertConfig, run: Run, payload: Mapping[str, object]) -> None:
     run.warn(f"alert: {payload['headline']}")
 
 
-def _file(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
+def _file(sink: AlertConfig, _run: Run, payload: Mapping[str, object]) -> None:
     path = Path(sink.to)
     storage.make_folder(path.parent)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(payload, ensure_ascii=False) + "\n")
 
 
-def _command(sink: AlertConfig, run: Run, payload: Mapping[str, Any]) -> None:
+def _command(sink: AlertConfig, run: Run, payload: Mapping[str, object]) -> None:
     words = [*shlex.split(sink.to), str(run.path("drift.json"))]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
@@ -112,7 +112,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def _webhook(sink: AlertConfig, _run: Run, payload: Mapping[str, Any]) -> None:
+def _webhook(sink: AlertConfig, _run: Run, payload: Mapping[str, object]) -> None:
     if urllib.parse.urlsplit(sink.to).scheme not in ("http", "https"):
         raise UserError("a webhook must be an http or https address")
     body = json.dumps(payload, ensure_ascii=False).encode()
@@ -153,7 +153,7 @@ def _longest(sink: AlertConfig) -> float:
     return sink.tries * _limit(sink) + BACKOFF * 2**sink.tries + 1
 
 
-SINKS: dict[str, Callable[[AlertConfig, Run, Mapping[str, Any]], None]] = {
+SINKS: dict[str, Callable[[AlertConfig, Run, Mapping[str, object]], None]] = {
     "log": _log,
     "file": _file,
     "command": _command,

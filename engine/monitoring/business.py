@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,17 @@ from engine.config.names import check_distinct
 from engine.config.sections.monitoring import BusinessConfig
 from engine.data import expressions, repeatable
 from engine.errors import UserError
-from engine.monitoring.performance import ALARM, QUIET, UNJUDGED, WAITING, Judge, Outcomes, relative, resampled
+from engine.monitoring.performance import (
+    ALARM,
+    QUIET,
+    UNJUDGED,
+    WAITING,
+    Judge,
+    MetricRecord,
+    Outcomes,
+    relative,
+    resampled,
+)
 
 LABEL = "label"
 # Forms of earlier versions, by a pattern of the text or of DuckDB's reason: what SQL has instead.
@@ -39,7 +48,7 @@ CONDITIONS = ("COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN")
 
 def business(
     metrics: Mapping[str, BusinessConfig], reference: Outcomes | None, current: Outcomes | None, judge: Judge
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, MetricRecord]:
     """Each business metric of the window, against the band of the reference where it has the columns."""
     return {
         name: _judged(name, config, reference, current, judge)
@@ -50,7 +59,7 @@ def business(
 
 def _judged(
     name: str, config: BusinessConfig, reference: Outcomes | None, current: Outcomes | None, judge: Judge
-) -> dict[str, Any]:
+) -> MetricRecord:
     if current is None:
         return _unjudged(None, "not computable, because the rows of the window are not available")
     where = f"monitor.business.{name}"
@@ -76,11 +85,17 @@ def _judged(
     worse = relative(value - whole if lower else whole - value, abs(whole))
     beyond = bool(value > high if lower else value < low)
     alarm = beyond and worse >= judge.floor
-    record = {"value": value, "reference": whole, "band": [low, high], "worse_by": worse, "beyond": beyond}
+    record: MetricRecord = {
+        "value": value,
+        "reference": whole,
+        "band": [low, high],
+        "worse_by": worse,
+        "beyond": beyond,
+    }
     return record | {"alarm": alarm, "status": ALARM if alarm else QUIET}
 
 
-def _unjudged(value: float | None, reason: str) -> dict[str, Any]:
+def _unjudged(value: float | None, reason: str) -> MetricRecord:
     return {"value": value, "status": UNJUDGED, "reason": reason}
 
 

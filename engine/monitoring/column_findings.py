@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from engine.features.profile import Profile
 from engine.monitoring.alarm_lines import VOLUME
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, psi_bins, ranked
+from engine.runtime.records import Number
 from kernels import statistics as kernels
 
 LISTED = 10  # categories or bins listed as new, vanished or moved
@@ -42,9 +43,81 @@ class Pair:
         return {place: int(rows) for place, rows in enumerate(self.bins(side)) if rows}
 
 
+class StatisticRecord(TypedDict, total=False):
+    """A statistic: value or reason, bounds and p-value; with its line, score and alarm where it is judged."""
+
+    value: Number
+    reason: str
+    p: Number
+    low: Number
+    high: Number
+    approximate: Number
+    dof: Number
+    low_expected: Number
+    typical: Number
+    line: Number
+    score: Number
+    beyond: bool
+    effect: bool
+    alarm: bool
+
+
+class Moved(TypedDict):
+    """A bin or category, and its shares."""
+
+    label: str
+    reference: Number
+    current: Number
+
+
+class New(TypedDict):
+    """Rows of categories that the reference lacks, and the most frequent ones."""
+
+    rows: int
+    named: dict[str, int]
+
+
+class Vanished(TypedDict):
+    """Categories that only the reference has, and the share of it that the most frequent ones had."""
+
+    categories: int
+    share_of_reference: Number
+    named: dict[str, Number]
+
+
+class ColumnRecord(TypedDict):
+    """One column of drift.json."""
+
+    name: str
+    kind: str
+    status: str
+    reason: NotRequired[str]
+    score: NotRequired[Number]
+    rows: NotRequired[dict[str, int]]
+    missing: NotRequired[dict[str, Number]]
+    importance: NotRequired[Number]
+    shift: NotRequired[Number]
+    shift_beyond_typical: NotRequired[Number]
+    statistics: NotRequired[dict[str, StatisticRecord]]
+    moved: NotRequired[list[Moved]]
+    new: NotRequired[New]
+    vanished: NotRequired[Vanished]
+
+
+class Cause(TypedDict):
+    """A column, by how much it may explain."""
+
+    column: str
+    alarm: bool
+    notable: bool
+    weight: Number
+    text: str
+    missing_together_with: NotRequired[list[str]]
+
+
 def describe(
-    pair: Pair, facts: Mapping[str, dict[str, Any]], reference: Reference, current: Profile, floor: float
-) -> dict[str, Any]:
+    pair: Pair, facts: Mapping[str, StatisticRecord], reference: Reference, current: Profile, floor: float
+) -> ColumnRecord:
     """The record of one column. `facts`: line, score and alarm of each computable statistic."""
     column = pair.column
     reported = pair_statistics(pair, floor)
@@ -52,7 +125,7 @@ def describe(
         reported[name] = {**reported.get(name, {}), **item}
     shapes = [name for name in facts if name != "missing"]
     alarmed = any(item["alarm"] for item in facts.values())
-    record: dict[str, Any] = {
+    record: ColumnRecord = {
         "name": column.name,
         "kind": column.kind,
         "status": "alarm" if alarmed else "quiet" if shapes else "not computable",
@@ -70,14 +143,14 @@ def describe(
     elif not shapes:
         record["reason"] = next((item["reason"] for item in reported.values() if "reason" in item), "there are no rows")
     if column.kind == CATEGORICAL:
-        record |= categories(pair, current)
+        record["new"], record["vanished"] = categories(pair, current)
     return record
 
 
-def describe_volume(name: str, facts: Mapping[str, dict[str, Any]], rows: int, dated: bool) -> dict[str, Any]:
+def describe_volume(name: str, facts: Mapping[str, StatisticRecord], rows: int, dated: bool) -> ColumnRecord:
     """The record of the number of rows, called `name`; `dated`: the window's days are known."""
     status = "not computable" if VOLUME not in facts else "alarm" if facts[VOLUME]["alarm"] else "quiet"
-    record: dict[str, Any] = {
+    record: ColumnRecord = {
         "name": name,
         "kind": "volume",
         "status": status,
@@ -86,7 +159,7 @@ def describe_volume(name: str, facts: Mapping[str, dict[str, Any]], rows: int, d
         "importance": None,
         "shift": None,
         "shift_beyond_typical": None,
-        "statistics": {VOLUME: dict(facts[VOLUME])} if facts else {},
+        "statistics": {VOLUME: {**facts[VOLUME]}} if facts else {},
     }
     if not facts:
         known = "the reference has no such days" if dated else "the period of the stored profile is not known"
@@ -97,7 +170,7 @@ def describe_volume(name: str, facts: Mapping[str, dict[str, Any]], rows: int, d
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
-def pair_statistics(pair: Pair, floor: float) -> dict[str, dict[str, Any]]:
+def pair_statistics(pair: Pair, floor: float) -> dict[str, StatisticRecord]:
     """Every statistic by the kernels: value or reason, bounds and p-value."""
     a, b = pair.bins(pair.reference), pair.bins(pair.current)
     found = [
@@ -125,15 +198,11 @@ def _wasserstein(pair: Pair) -> kernels.Statistic:
     return kernels.wasserstein_profiles(sides[0], sides[1], column.edges, column.scale, column.points)
 
 
-def _plain(item: kernels.Statistic) -> dict[str, Any]:
-    record: dict[str, Any] = {"value": item.value}
-    for name in ("reason", "p", "low", "high", "approximate"):
-        if getattr(item, name) is not None:
-            record[name] = getattr(item, name)
-    for name in ("dof", "low_expected"):
-        if name in item.details:
-            record[name] = item.details[name]
-    return record
+def _plain(item: kernels.Statistic) -> StatisticRecord:
+    names = ("reason", "p", "low", "high", "approximate")
+    found = {name: value for name in names if (value := getattr(item, name)) is not None}
+    found |= {name: item.details[name] for name in ("dof", "low_expected") if name in item.details}
+    return {"value": item.value, **cast(StatisticRecord, found)}
 
 
 def missing_share(counts: Counts) -> float | None:
@@ -152,7 +221,7 @@ def shift_of(pair: Pair) -> float | None:
     return float(kernels.js_of(*sides))
 
 
-def _beyond(shift: float | None, facts: Mapping[str, dict[str, Any]]) -> float | None:
+def _beyond(shift: float | None, facts: Mapping[str, StatisticRecord]) -> float | None:
     """The shift beyond sampling noise and ordinary weeks: for small moves PSI is 8 ln 2 times the divergence."""
     if shift is None:
         return None
@@ -160,7 +229,7 @@ def _beyond(shift: float | None, facts: Mapping[str, dict[str, Any]]) -> float |
     return math.sqrt(max(shift * shift - typical / (8 * math.log(2)), 0.0))
 
 
-def moved(pair: Pair) -> list[dict[str, Any]]:
+def moved(pair: Pair) -> list[Moved]:
     """Bins or categories whose share changed most, in falling order of the change."""
     a, b = pair.bins(pair.reference), pair.bins(pair.current)
     if not a.sum() or not b.sum():
@@ -174,27 +243,24 @@ def moved(pair: Pair) -> list[dict[str, Any]]:
     ]
 
 
-def categories(pair: Pair, current: Profile) -> dict[str, Any]:
+def categories(pair: Pair, current: Profile) -> tuple[New, Vanished]:
     """New categories by name with their rows, and vanished ones with their share of the reference."""
     index = [item.name for item in current.spec.categorical].index(pair.column.name)
     unseen = sorted(current.unseen[index].items(), key=lambda item: (-item[1], item[0]))
     a, b = pair.bins(pair.reference), pair.bins(pair.current)
     gone = [int(k) for k in np.flatnonzero((a > 0) & (b == 0)) if k >= FIRST_KNOWN - 1]
     gone.sort(key=lambda k: (-a[k], k))
-    return {
-        "new": {"rows": int(b[0]), "named": dict(unseen[:LISTED])},
-        "vanished": {
-            "categories": len(gone),
-            "share_of_reference": float(a[gone].sum() / max(a.sum(), 1)),
-            "named": {pair.column.labels[k]: float(a[k] / a.sum()) for k in gone[:LISTED]},
-        },
+    return {"rows": int(b[0]), "named": dict(unseen[:LISTED])}, {
+        "categories": len(gone),
+        "share_of_reference": float(a[gone].sum() / max(a.sum(), 1)),
+        "named": {pair.column.labels[k]: float(a[k] / a.sum()) for k in gone[:LISTED]},
     }
 
 
 # ----------------------------------------------------------------------------------------------------------- causes
 
 
-def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def causes_of(columns: Sequence[ColumnRecord]) -> list[Cause]:
     """Columns ranked by their importance to the model times how far they moved beyond what is typical.
 
     First those that alarm, then those whose move is above an effect floor and near their line; the others are not
@@ -204,12 +270,12 @@ def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     inputs = [item for item in columns if item["kind"] != PREDICTION]
     total = sum(item["importance"] or 0.0 for item in inputs)
     feeds = missing_together(columns)
-    ranked: list[dict[str, Any]] = []
+    ranked: list[Cause] = []
     for item in inputs:
         share = max((item["importance"] or 0.0) / total if total else 0.0, IDLE)
         notable = any(_notable(part) for part in item["statistics"].values())
         others = [name for name in feeds.get(item["name"], []) if name != item["name"]]
-        cause = {
+        cause: Cause = {
             "column": item["name"],
             "alarm": item["status"] == "alarm",
             "notable": notable,
@@ -220,11 +286,11 @@ def causes_of(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(ranked, key=lambda item: (not item["alarm"], not item["notable"], -item["weight"], item["column"]))
 
 
-def _notable(part: Mapping[str, Any]) -> bool:
+def _notable(part: StatisticRecord) -> bool:
     return bool(part.get("alarm") or (part.get("effect") and part["value"] >= NEAR * part["line"]))
 
 
-def missing_together(columns: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+def missing_together(columns: Sequence[ColumnRecord]) -> dict[str, list[str]]:
     """For each column that alarms by its missing rate: those missing in exactly as many rows."""
     groups: dict[tuple[int, int], list[str]] = {}
     for item in columns:
@@ -234,7 +300,7 @@ def missing_together(columns: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     return {name: names for names in groups.values() if len(names) > 1 for name in names}
 
 
-def cause_text(item: Mapping[str, Any], together: Sequence[str]) -> str:
+def cause_text(item: ColumnRecord, together: Sequence[str]) -> str:
     """One line for a person: what moved, by which statistic, from where to where."""
     if item["kind"] == "volume":
         rows, value = item["rows"]["current"], item["statistics"].get(VOLUME)

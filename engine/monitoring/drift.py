@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,16 @@ from engine.monitoring.alarm_lines import (
     judged,
     volume,
 )
-from engine.monitoring.column_findings import LEFT_OUT, Pair, causes_of, describe, describe_volume
+from engine.monitoring.column_findings import (
+    LEFT_OUT,
+    Cause,
+    ColumnRecord,
+    Pair,
+    StatisticRecord,
+    causes_of,
+    describe,
+    describe_volume,
+)
 from engine.monitoring.reference import Reference, weekdays
 from engine.monitoring.statistics import HAS, Counts, profile_counts, statistics
 
@@ -57,8 +65,8 @@ class Drift:
     found: np.ndarray
     beyond: np.ndarray
     alarm: np.ndarray
-    columns: list[dict[str, Any]]
-    causes: list[dict[str, Any]]
+    columns: list[ColumnRecord]
+    causes: list[Cause]
     p_values: dict[str, float]
     discoveries: list[str]
     pairs: dict[str, Pair]
@@ -243,7 +251,7 @@ def _facts(
     limits: np.ndarray,
     line: Line,
     floors: Mapping[str, float],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, StatisticRecord]:
     """Line, score and alarm of each computable statistic of one column."""
     scores = line.normalised(found[..., None])[index, :, 0]
     typical = line.typical()[index]

@@ -13,9 +13,19 @@ from engine.config import units
 from engine.config.tree import Config
 from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, CalibrationPlan, windows_needed
 from engine.monitoring.business import business
+from engine.monitoring.column_findings import Cause, ColumnRecord
 from engine.monitoring.drift import FLOORS, Drift
-from engine.monitoring.multivariate import compare_samples
-from engine.monitoring.performance import UNJUDGED, Judge, Outcomes, estimate, measure, score_counts
+from engine.monitoring.multivariate import Together, compare_samples
+from engine.monitoring.performance import (
+    UNJUDGED,
+    Judge,
+    MetricRecord,
+    Outcomes,
+    PerformanceRecord,
+    estimate,
+    measure,
+    score_counts,
+)
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
 from engine.monitoring.window import Window, asked, plan_of
@@ -50,37 +60,15 @@ class DriftRecord(TypedDict):
     model: str
     profile: str
     calibration: dict[str, Any]
-    attribution: list[dict[str, Any]]
+    attribution: list[Cause]
     columns: list[ColumnRecord]
     discoveries: dict[str, Any]
-    multivariate: dict[str, Any]
+    multivariate: dict[str, Together]
     performance: PerformanceRecord
-    estimated: dict[str, Any]
-    business: dict[str, Any]
-    operational: dict[str, Any]
+    estimated: PerformanceRecord
+    business: dict[str, MetricRecord]
+    operational: dict[str, records.Number]
     meaning: dict[str, str]
-
-
-class ColumnRecord(TypedDict):
-    """One column of drift.json."""
-
-    name: str
-    kind: str
-    status: str
-
-
-class MetricRecord(TypedDict):
-    """A measured metric."""
-
-    value: float | None
-
-
-class PerformanceRecord(TypedDict, total=False):
-    """Quality measured on labelled rows; empty if it was not asked for."""
-
-    status: str
-    reason: str
-    metrics: dict[str, MetricRecord]
 
 
 def build_record(
@@ -91,24 +79,24 @@ def build_record(
     drift: Drift,
     judge: Judge,
     past: Outcomes | None,
-) -> dict[str, Any]:
+) -> DriftRecord:
     """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
     settings, zone = config.monitor, config.data.time_zone
     measured = measured_performance(config, window, past, judge)
     expected = expected_performance(reference, window, past, judge)
     for name, item in expected.get("metrics", {}).items():
-        real = measured.get("metrics", {}).get(name, {}).get("value")
-        item["error"] = item["value"] - real if real is not None else None
+        real = measured["metrics"][name]["value"] if name in measured.get("metrics", {}) else None
+        item["error"] = item["value"] - real if real is not None and item["value"] is not None else None
     custom = business(settings.business, past, window.outcomes, judge)
     sample = storage.read_parquet(bundle.directory / "reference_sample.parquet")
-    record: dict[str, Any] = {
+    record: DriftRecord = {
         "format": FORMAT,
         "verdict": "",
         "headline": "",
         "alarm": False,
         "alarms": [],
         "causes": [cause["text"] for cause in drift.causes if cause["notable"]][:SAID],
-        "window": [units.format_instant(window.start, zone), units.format_instant(window.stop, zone)],
+        "window": (units.format_instant(window.start, zone), units.format_instant(window.stop, zone)),
         "rows": window.profile.rows,
         "model": bundle.digest,
         "profile": window.profile.digest,
@@ -129,12 +117,14 @@ def build_record(
         "business": custom,
         "operational": window.operational,
         "meaning": MEANING,
+        "unjudged": [],
+        "noted": [],
     }
     conclude(record, drift, settings.alarm_on)
-    return dict(storage.finite(record, DIGITS))
+    return storage.finite(record, DIGITS)  # type: ignore[no-any-return]
 
 
-def measured_performance(config: Config, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
+def measured_performance(config: Config, window: Window, past: Outcomes | None, judge: Judge) -> PerformanceRecord:
     """Metrics on labelled rows, or the reason why there are none."""
     if window.outcomes is None or not config.monitor.labels:
         status, reason = (window.quality, window.reason) if config.monitor.labels else asked(config)
@@ -142,7 +132,9 @@ def measured_performance(config: Config, window: Window, past: Outcomes | None, 
     return measure(past, window.outcomes, judge)
 
 
-def expected_performance(reference: Reference, window: Window, past: Outcomes | None, judge: Judge) -> dict[str, Any]:
+def expected_performance(
+    reference: Reference, window: Window, past: Outcomes | None, judge: Judge
+) -> PerformanceRecord:
     """Metrics expected from the scores alone."""
     column = next(item for item in reference.columns if item.kind == PREDICTION)
     rows = window.outcomes
@@ -206,11 +198,11 @@ def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def conclude(record: dict[str, Any], drift: Drift, alarm_on: tuple[str, ...]) -> None:
+def conclude(record: DriftRecord, drift: Drift, alarm_on: tuple[str, ...]) -> None:
     """Set verdict, headline, alarm, alarms, and what could not be judged, of a record."""
     loud, unjudged = alarming(record, drift), not_judged(record, drift)
 
-    def texts(found: Mapping[str, str], wanted: bool) -> list[dict[str, str]]:
+    def texts(found: Mapping[str, str], wanted: bool) -> list[Notice]:
         return [{"kind": kind, "text": text} for kind, text in found.items() if (kind in alarm_on) == wanted]
 
     record["alarms"], record["unjudged"] = texts(loud, True), texts(unjudged, True)
@@ -235,7 +227,7 @@ def named(columns: list[str]) -> str:
     return ", ".join(columns[:SAID]) + (", ..." if len(columns) > SAID else "")
 
 
-def alarming(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
+def alarming(record: DriftRecord, drift: Drift) -> dict[str, str]:
     """Kind -> text of what is beyond its lines and floors."""
     found: dict[str, str] = {}
     if drift.alarms:
@@ -266,7 +258,7 @@ def worse_text(loss: float) -> str:
     return f"{loss:.1%} worse" if math.isfinite(loss) else "worse, and the reference leaves no share to tell it in"
 
 
-def not_judged(record: Mapping[str, Any], drift: Drift) -> dict[str, str]:
+def not_judged(record: DriftRecord, drift: Drift) -> dict[str, str]:
     """Kind -> text of what was asked for and cannot be judged, though rows and labels are there."""
     found: dict[str, str] = {}
     if len(drift.not_computable) == len(drift.columns):

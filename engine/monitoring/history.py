@@ -20,6 +20,8 @@ from engine.monitoring.alarm_lines import (
     window_statistics,
 )
 from engine.monitoring.column_findings import LEFT_OUT
+from engine.monitoring.drift_record import DriftRecord
+from engine.monitoring.performance import MetricRecord
 from engine.monitoring.reference import Reference
 from engine.runtime import storage
 from engine.runtime.run import Run, as_written
@@ -27,6 +29,7 @@ from engine.runtime.run import Run, as_written
 FILE = ("monitor", "history.parquet")
 REFERENCE_WINDOWS = 36
 METRIC = "metric"
+Row = dict[str, Any]  # of SCHEMA
 SCHEMA = pa.schema(
     [
         ("source", pa.string()),  # reference or current
@@ -52,7 +55,7 @@ KEY = ("source", "from", "to", "kind", "column")  # a business metric may have t
 
 def reference_rows(
     reference: Reference, line: Line, plan: CalibrationPlan, floors: Mapping[str, float], model: str
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """The newest separate windows of the reference, each against the rest of it."""
     covered = reference.covered
     weights = contiguous(covered, plan.length, plan.length)[-REFERENCE_WINDOWS:]
@@ -73,7 +76,7 @@ def reference_rows(
             computable = np.isfinite(own).any()
             calm = LEFT_OUT if name in reference.rising else "quiet" if computable else "not computable"
             status = "alarm" if alarm[index, :, at].any() else calm
-            row: dict[str, Any] = {"source": "reference", "from": period[0], "to": period[1], "model": model}
+            row: Row = {"source": "reference", "from": period[0], "to": period[1], "model": model}
             row |= {"column": name, "kind": kind, "status": status, "line": LINE}
             row["score"] = float(np.nanmax(own)) if computable else None
             row |= {statistic: storage.finite(found[index, k, at]) for k, statistic in enumerate(NAMES)}
@@ -87,10 +90,10 @@ def reference_rows(
     return rows
 
 
-def current_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def current_rows(record: DriftRecord) -> list[Row]:
     """The rows of the window that a drift record describes."""
     start, stop = record["window"]
-    base = {"source": "current", "from": start, "to": stop, "model": record["model"]}
+    base: Row = {"source": "current", "from": start, "to": stop, "model": record["model"]}
     rows = []
     for item in record["columns"]:
         row = {**base, "column": item["name"], "kind": item["kind"], "status": item["status"], "line": LINE}
@@ -101,21 +104,22 @@ def current_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     estimated = record["estimated"].get("metrics", {})
     measured = record["performance"].get("metrics", {})
     for name in dict.fromkeys([*measured, *estimated]):
-        item = measured.get(name, {})
-        rows.append(base | _metric_row(name, METRIC, item, estimated.get(name, {}).get("value")))
+        expected = estimated[name]["value"] if name in estimated else None
+        rows.append(base | _metric_row(name, METRIC, measured.get(name), expected))
     rows += [base | _metric_row(name, "business", item, None) for name, item in record["business"].items()]
     return rows
 
 
-def _metric_row(name: str, kind: str, item: Mapping[str, Any], estimated: float | None) -> dict[str, Any]:
+def _metric_row(name: str, kind: str, item: MetricRecord | None, estimated: float | None) -> Row:
+    item = item or {"value": None}
     low, high = item.get("band") or (None, None)
     known = "beyond" if item.get("beyond") else "quiet" if item.get("band") else "no band"
-    status = "not computable" if item.get("value") is None else known
-    row = {"column": name, "kind": kind, "status": status, "value": item.get("value"), "estimated": estimated}
+    status = "not computable" if item["value"] is None else known
+    row: Row = {"column": name, "kind": kind, "status": status, "value": item["value"], "estimated": estimated}
     return row | {"band_low": low, "band_high": high}
 
 
-def earlier_rows(run: Run, model: str) -> list[dict[str, Any]]:
+def earlier_rows(run: Run, model: str) -> list[Row]:
     """The monitored windows in the history of the newest finished monitoring run of the same name and model.
 
     A history that cannot be read is left out with a warning.
@@ -126,7 +130,7 @@ def earlier_rows(run: Run, model: str) -> list[dict[str, Any]]:
             continue
         try:
             table = storage.read_parquet(as_written(done.parent, "/".join(FILE), refuse=True))
-            rows: list[dict[str, Any]] = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+            rows: list[Row] = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
         except (UserError, OSError, KeyError, ValueError, pa.ArrowException) as error:
             run.warn(f"left out: {path} is not a monitoring history ({str(error).splitlines()[0]})")
             continue
@@ -135,7 +139,7 @@ def earlier_rows(run: Run, model: str) -> list[dict[str, Any]]:
     return []
 
 
-def history_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def history_table(rows: Iterable[Row]) -> pa.Table:
     """One row per window and column (a later row replaces an earlier one), by time."""
     kept = {tuple(row[name] for name in KEY): row for row in rows}
     ordered = sorted(kept.values(), key=lambda row: (row["source"] != "reference", row["from"], row["to"]))

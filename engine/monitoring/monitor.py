@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from engine.monitoring import alerts, history, report
 from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.business import check_expressions
 from engine.monitoring.drift import FLOORS, Drift, compare
-from engine.monitoring.drift_record import DIGITS, build_record
+from engine.monitoring.drift_record import DIGITS, DriftRecord, build_record
 from engine.monitoring.performance import SHARE, Judge, Outcomes, read_outcomes
 from engine.monitoring.reference import Reference, read_reference
 from engine.monitoring.rising_columns import rising
@@ -139,7 +138,7 @@ def alike(config: Config, past: Outcomes | None, window: Window, run: Run) -> tu
 
 
 def finish(
-    config: Config, run: Run, reference: Reference, drift: Drift, record: dict[str, Any], plan: CalibrationPlan
+    config: Config, run: Run, reference: Reference, drift: Drift, record: DriftRecord, plan: CalibrationPlan
 ) -> None:
     """Write drift.json, history and report; log the outcome, set the alarm and send alerts."""
     storage.write_json(run.path("drift.json"), record)
@@ -166,11 +165,12 @@ def finish(
         first = next((cause["column"] for cause in record["attribution"] if cause["notable"]), "")
         names = sorted(item["kind"] for item in record["alarms"])
         keys = ("verdict", "headline", "causes", "model", "window", "rows", "alarms")
-        payload = {"name": config.name, "run": str(run.directory), **{key: record[key] for key in keys}}
+        shown: Mapping[str, object] = record
+        payload = {"name": config.name, "run": str(run.directory), **{key: shown[key] for key in keys}}
         run.note(alerts=alerts.tell(config.monitor, run, f"{'+'.join(names)}:{first}", payload))
 
 
-def metrics_of(record: Mapping[str, Any], drift: Drift, seconds: float) -> dict[str, float]:
+def metrics_of(record: DriftRecord, drift: Drift, seconds: float) -> dict[str, float]:
     """The flat figures of the run."""
     calibration = record["calibration"]
     found = {

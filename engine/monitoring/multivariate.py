@@ -8,11 +8,12 @@ that it was not fitted on. Reference windows of the same length give the usual r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
+from engine.runtime.records import Number
 from kernels.metrics import roc_auc
 
 KEPT_VARIANCE = 0.9
@@ -111,7 +112,18 @@ def _discriminant(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.solve(covariance + ridge * np.eye(len(covariance)), target))
 
 
-def compare_samples(sample: pa.Table, current: pa.Table | None, length: int) -> dict[str, dict[str, Any]]:
+class Together(TypedDict):
+    """A figure of all columns together, or the reason why there is none, with those of the reference's own windows."""
+
+    value: Number
+    reason: NotRequired[str]
+    windows: NotRequired[list[Number]]
+    usual: NotRequired[list[Number] | None]
+    beyond: NotRequired[bool | None]
+    components: NotRequired[int]
+
+
+def compare_samples(sample: pa.Table, current: pa.Table | None, length: int) -> dict[str, Together]:
     """PCA error and domain AUC of a current sample, with the range of the reference's own windows."""
     reason = _reason(sample, current)
     if reason is not None or current is None:
@@ -119,7 +131,7 @@ def compare_samples(sample: pa.Table, current: pa.Table | None, length: int) -> 
     space = fit_space(sample)
     rows, now = space.standardised(sample), space.standardised(current)
     scale = max(float(space.errors(rows).mean()), 1e-12)
-    found: dict[str, dict[str, Any]] = {
+    found: dict[str, Together] = {
         "pca": {"value": float(space.errors(now).mean()) / scale, "windows": []},
         "domain_auc": {"value": domain_auc(space, rows, now), "windows": []},
     }

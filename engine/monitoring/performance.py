@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
 from engine.config.sections.training import EvaluateConfig
 from engine.monitoring.statistics import ColumnSpec
+from engine.runtime.records import Number
 from engine.training.evaluate import Scored, intervals, mean, point_metrics, why_undefined
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Metric
@@ -132,7 +133,44 @@ def resampled(reference: Outcomes, judge: Judge, rows: int) -> list[np.ndarray]:
 # -------------------------------------------------------------------------------------------------------- measured
 
 
-def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> dict[str, Any]:
+class MetricRecord(TypedDict):
+    """A metric, a fact of the labels, or a business metric: value or reason, and the band of the reference."""
+
+    value: float | None
+    reason: NotRequired[str]
+    status: NotRequired[str]
+    interval: NotRequired[list[Number] | None]
+    reference: NotRequired[Number]
+    band: NotRequired[list[Number]]
+    beyond: NotRequired[bool]
+    worse_by: NotRequired[Number]
+    alarm: NotRequired[bool]
+    error: NotRequired[Number]
+    expression: NotRequired[str]
+    better: NotRequired[str]
+
+
+class PerformanceRecord(TypedDict, total=False):
+    """What labelled rows say, or are expected to say (by the `method`); empty where nothing was asked."""
+
+    status: str
+    reason: str
+    rows: int
+    labelled: int
+    share_labelled: Number
+    watched: str
+    enough_labels: bool
+    judged: list[str]
+    alarm: bool
+    rows_of_unknown_target: int
+    metrics: dict[str, MetricRecord]
+    labels: dict[str, MetricRecord]
+    labels_moved: list[str]
+    alarming: list[str]
+    method: str
+
+
+def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> PerformanceRecord:
     """Metrics of the window's labelled rows with intervals, the reference's band, and what follows from them.
 
     `status`: quiet, alarm, waiting (too few of the labels are known), or cannot be judged, with the `reason`. `judged`: the
@@ -141,7 +179,7 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> dict
     known = current.take(np.flatnonzero(current.known))
     rows, labelled = len(current.target), len(known.target)
     share = labelled / rows if rows else 0.0
-    record: dict[str, Any] = {"rows": rows, "labelled": labelled, "share_labelled": share, "watched": judge.watched}
+    record: PerformanceRecord = {"rows": rows, "labelled": labelled, "share_labelled": share, "watched": judge.watched}
     record["enough_labels"] = bool(rows) and share >= judge.min_labelled
     record |= {"status": UNJUDGED if record["enough_labels"] else WAITING, "judged": [], "alarm": False}
     if current.unknown:
@@ -166,7 +204,7 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> dict
     return record
 
 
-def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[str, dict[str, Any]]:
+def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[str, MetricRecord]:
     """Each metric and each fact of the labels: value or reason, interval, reference, band, and whether it is beyond."""
     metrics = judge.metrics(known)
     values = {**metrics, **judge.labels(known)}
@@ -174,7 +212,7 @@ def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[
     scored = Scored(known.target, known.scores, known.days, blocks, known.weight)
     bounds = intervals(scored, metrics, judge.loss, judge.evaluate, quantile=judge.quantile)
     base, bands = reference_bands(reference, judge, len(known.target))
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, MetricRecord] = {}
     for name, value in values.items():
         if not np.isfinite(value):
             why = why_undefined(judge.metrics_of_task[name], known.target, known.scores)
@@ -194,7 +232,7 @@ def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[
 
 
 def _judged(
-    metrics: Mapping[str, Mapping[str, Any]], reference: Outcomes | None, judge: Judge
+    metrics: Mapping[str, MetricRecord], reference: Outcomes | None, judge: Judge
 ) -> tuple[list[str], str | None]:
     """(metrics that are judged by a band: the watched one or its replacements; the reason for replacements)."""
     usable = [name for name, item in metrics.items() if "band" in item]
@@ -207,7 +245,7 @@ def _judged(
     return found, f"{judge.watched} is {why}" + (f"; {' and '.join(found)} are judged instead" if found else "")
 
 
-def _moved(item: Mapping[str, Any], judge: Judge) -> bool:
+def _moved(item: MetricRecord, judge: Judge) -> bool:
     """Whether labels differ from the reference's by more than its windows do, and by a relevant share."""
     return bool(item.get("beyond") and abs(item["value"] - item["reference"]) >= judge.floor * abs(item["reference"]))
 
@@ -252,7 +290,7 @@ def relative(loss: float, whole: float) -> float:
 # ------------------------------------------------------------------------------------------------------- estimated
 
 
-def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray, loss: str) -> dict[str, Any]:
+def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray, loss: str) -> PerformanceRecord:
     """Metrics expected before labels are known, if the relation of score and label is that of the reference.
 
     By bins of the score (confidence-based, as NannyML's CBPE and DLE): the share of positives, or the loss, of each bin
@@ -266,14 +304,11 @@ def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray,
         return {"reason": "not computable, because there are no labelled reference rows or no predictions"}
     scores, target = reference.scores.astype(np.float64), reference.target
     bins, rows = bins_of(column, scores), score_counts(column, reference)
-    metrics = {}
-    for name, of in _by_bins(task, reference, bins, rows).items():
-        metrics[name] = {"value": of(counts), "reference": of(rows)}
     whole = point_metrics(target, scores, loss, weight=reference.weight)
-    for name, item in metrics.items():
+    metrics: dict[str, MetricRecord] = {}
+    for name, of in _by_bins(task, reference, bins, rows).items():
         # The error of binning is the same on both sides, so only the change is taken from bins.
-        item["value"] = whole[name] + item["value"] - item["reference"]
-        item["reference"] = whole[name]
+        metrics[name] = {"value": whole[name] + of(counts) - of(rows), "reference": whole[name]}
     return {"metrics": metrics, "method": "by bins of the score"}
 
 

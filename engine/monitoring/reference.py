@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,7 +145,7 @@ def day_counts(columns: list[ColumnSpec], table: pa.Table) -> tuple[np.ndarray, 
     places = {name.as_py(): order[bounds[k] : bounds[k + 1]] for k, name in enumerate(names.dictionary)}
     empty = np.empty(0, np.int64)
 
-    def part(name: str) -> dict[str, Any]:
+    def part(name: str) -> dict[str, np.ndarray]:
         at = places.get(name, empty)
         return {"day": np.searchsorted(days, day[at]), **{key: values[at] for key, values in facts.items()}}
 
@@ -164,7 +163,7 @@ def _consecutive(present: np.ndarray) -> np.ndarray:
     return np.concatenate([*parts, present[-1:]]).astype(np.int32)
 
 
-def _column_counts(column: ColumnSpec, days: int, part: dict[str, Any]) -> Counts:
+def _column_counts(column: ColumnSpec, days: int, part: dict[str, np.ndarray]) -> Counts:
     values, missing = np.zeros((days, column.width)), np.zeros(days)
     infinite, far = np.zeros((days, 2)), np.zeros((days, 2))
     bins, day, count = part["bin"], part["day"], part["count"]

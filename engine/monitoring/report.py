@@ -14,10 +14,11 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from engine.monitoring.alarm_lines import LINE, NAMES
-from engine.monitoring.column_findings import Pair
+from engine.monitoring.column_findings import ColumnRecord, Pair
 from engine.monitoring.drift import Drift
-from engine.monitoring.history import METRIC
-from engine.monitoring.performance import UNJUDGED
+from engine.monitoring.drift_record import DriftRecord
+from engine.monitoring.history import METRIC, Row
+from engine.monitoring.performance import UNJUDGED, MetricRecord
 from engine.runtime import storage
 from engine.runtime.reports import html
 
@@ -33,7 +34,7 @@ TOGETHER = {
 }
 
 
-def write_report(path: Path, name: str, record: Mapping[str, Any], history: pa.Table, drift: Drift) -> None:
+def write_report(path: Path, name: str, record: DriftRecord, history: pa.Table, drift: Drift) -> None:
     """Write the report of one record."""
     start, stop = (text[:16].replace("T", " ").removesuffix(" 00:00") for text in record["window"])
     subtitle = f"{start} to {stop}, {record['rows']:,} rows against the reference of model {record['model'][:12]}"
@@ -56,7 +57,7 @@ def write_report(path: Path, name: str, record: Mapping[str, Any], history: pa.T
 # ------------------------------------------------------------------------------------------------- verdict, causes
 
 
-def _verdict(record: Mapping[str, Any]) -> Markup:
+def _verdict(record: DriftRecord) -> Markup:
     tone = {"alarm": "bad", "quiet": "good"}.get(record["verdict"], "warn")
     columns = [item for item in record["columns"] if item["status"] == "alarm"]
     blind = [item for item in record["columns"] if item["status"] == "not computable"]
@@ -74,7 +75,7 @@ def _verdict(record: Mapping[str, Any]) -> Markup:
     return Markup("").join(parts)
 
 
-def _quality_tile(record: Mapping[str, Any]) -> html.Tile:
+def _quality_tile(record: DriftRecord) -> html.Tile:
     performance = record["performance"]
     status = performance.get("status")
     judged = [*performance.get("alarming", ()), *performance.get("judged", ())]
@@ -100,7 +101,7 @@ def _false_alarm_tile(calibration: Mapping[str, Any]) -> html.Tile:
     return html.Tile("False alarms, realised", realised, note, tone)
 
 
-def _causes(record: Mapping[str, Any]) -> Markup:
+def _causes(record: DriftRecord) -> Markup:
     causes = [item for item in record["attribution"] if item["notable"]][:SHOWN_CAUSES]
     if not causes:
         return Markup("")
@@ -123,7 +124,7 @@ def _causes(record: Mapping[str, Any]) -> Markup:
 # ---------------------------------------------------------------------------------------------------- over windows
 
 
-def _heat_map(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _heat_map(record: DriftRecord, rows: Sequence[Row]) -> Markup:
     scored = [row for row in rows if row["kind"] not in (METRIC, "business")]
     every = list(dict.fromkeys((row["source"], row["from"], row["to"]) for row in scored))
     now = [window for window in every if window[0] == "current"][-SHOWN_WINDOWS:]
@@ -159,7 +160,7 @@ def _one(value: float) -> str:
     return f"{value:.1f}"
 
 
-def _distributions(record: Mapping[str, Any], pairs: Mapping[str, Pair]) -> Markup:
+def _distributions(record: DriftRecord, pairs: Mapping[str, Pair]) -> Markup:
     chosen = [item["column"] for item in record["attribution"] if item["notable"]]
     chosen += [
         item["name"] for item in record["columns"] if item["kind"] == "prediction" and item["name"] not in chosen
@@ -186,7 +187,7 @@ def _distribution_function(pair: Pair) -> Markup:
     return html.line_chart(series, x_label=pair.column.name, y_label="share at or below", y_range=(0.0, 1.0))
 
 
-def _levels(item: Mapping[str, Any], pair: Pair) -> Markup:
+def _levels(item: ColumnRecord, pair: Pair) -> Markup:
     moves = item["moved"][:BAR_ROWS]
     most = max((max(part["reference"], part["current"]) for part in moves), default=1.0) or 1.0
     rows = [
@@ -211,7 +212,7 @@ def _levels(item: Mapping[str, Any], pair: Pair) -> Markup:
     return drawn
 
 
-def _missing_note(item: Mapping[str, Any]) -> str:
+def _missing_note(item: ColumnRecord) -> str:
     shares = item["missing"]
     texts = ["–" if shares[side] is None else f"{shares[side]:.1%}" for side in ("reference", "current")]
     return f"Missing: {texts[0]} in the reference, {texts[1]} in the window."
@@ -220,7 +221,7 @@ def _missing_note(item: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------- quality
 
 
-def _quality(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _quality(record: DriftRecord, rows: Sequence[Row]) -> Markup:
     cards = []
     tracked = [row for row in rows if row["kind"] in (METRIC, "business")]
     for kind, name in dict.fromkeys((row["kind"], row["column"]) for row in tracked):
@@ -238,7 +239,7 @@ def _quality(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Ma
     return html.section("Performance", table, html.row(*cards), note=note)
 
 
-def _metric_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _metric_chart(rows: Sequence[Row]) -> Markup:
     places = [float(index) for index in range(len(rows))]
     step = -(-len(rows) // MOST_TICKS)
     ticks = {float(index): row["from"][:10] for index, row in enumerate(rows) if index % step == 0}
@@ -252,13 +253,14 @@ def _metric_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return html.line_chart(series, x_ticks=ticks, x_range=(-0.5, len(rows) - 0.5))
 
 
-def _metric_table(record: Mapping[str, Any]) -> Markup:
+def _metric_table(record: DriftRecord) -> Markup:
     rows = []
     measured, estimated = record["performance"].get("metrics", {}), record["estimated"].get("metrics", {})
+    absent: MetricRecord = {"value": None}
     for name in dict.fromkeys([*measured, *estimated]):
-        item, expected = measured.get(name, {}), estimated.get(name, {})
-        row = (name, item.get("value"), _pair(item.get("interval")), item.get("reference", expected.get("reference")))
-        rows.append((*row, _pair(item.get("band")), expected.get("value"), expected.get("error")))
+        item, expected = measured.get(name, absent), estimated.get(name, absent)
+        row = (name, item["value"], _pair(item.get("interval")), item.get("reference", expected.get("reference")))
+        rows.append((*row, _pair(item.get("band")), expected["value"], expected.get("error")))
     for name, item in record["performance"].get("labels", {}).items():
         rows.append(
             (f"{name} of the labels", item["value"], "", item.get("reference"), _pair(item.get("band")), None, None)
@@ -279,7 +281,7 @@ def _pair(bounds: Sequence[float] | None) -> str:
 # ----------------------------------------------------------------------------------------------------- calibration
 
 
-def _calibration(record: Mapping[str, Any]) -> Markup:
+def _calibration(record: DriftRecord) -> Markup:
     calibration = record["calibration"]
     now = max((item["score"] for item in record["columns"] if item["score"] is not None), default=None)
     scores = np.array(calibration["window_scores"])
@@ -312,8 +314,8 @@ def _calibration(record: Mapping[str, Any]) -> Markup:
     return html.section("Calibration", html.row(*parts), _multivariate(record))
 
 
-def _multivariate(record: Mapping[str, Any]) -> Markup:
-    rows = []
+def _multivariate(record: DriftRecord) -> Markup:
+    rows: list[tuple[object, ...]] = []
     for name, item in record["multivariate"].items():
         if item["value"] is None:
             rows.append((TOGETHER[name], item["reason"], "", ""))
@@ -327,7 +329,7 @@ def _multivariate(record: Mapping[str, Any]) -> Markup:
     return html.table(("Columns together, and figures of the run", "value", "usual in the reference", ""), rows)
 
 
-def _all_columns(record: Mapping[str, Any]) -> Markup:
+def _all_columns(record: DriftRecord) -> Markup:
     rows = []
     for item in sorted(record["columns"], key=lambda item: (-(item["score"] or -1e9), item["name"])):
         values = [item["statistics"].get(name, {}).get("value") for name in NAMES]

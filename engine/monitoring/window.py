@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +47,7 @@ class Window:
     profile: Profile
     outcomes: Outcomes | None
     sample: pa.Table | None
-    operational: dict[str, Any]
+    operational: dict[str, records.Number]
     quality: str = WAITING  # the status of quality if there are no outcomes, or labels were not asked for
     reason: str = "the window holds no rows"
 

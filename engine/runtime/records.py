@@ -59,6 +59,7 @@ class Format:
 
 Digest = Annotated[str, Matching(r"[0-9a-f]{64}", "64 hex digits")]
 Count = Annotated[int, Within(0, LARGEST - 1)]
+Number = Any  # a number, or null where a `reason` is given: its arithmetic is that of the code that writes it
 Instant = Annotated[int, Within(-LARGEST, LARGEST - 1)]  # microseconds since 1970 UTC
 
 

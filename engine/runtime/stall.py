@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from engine.errors import UserError
 
@@ -91,6 +91,23 @@ class Idle:
         return now - self._since
 
 
+class Process(TypedDict):
+    """A worker process: `began` distinguishes processes with the same id."""
+
+    node: str
+    host: str
+    pid: int
+    began: str
+
+
+class Beat(Process):
+    """A worker's file: its current work, and its counts of beats and of beats with work."""
+
+    at: str | None
+    alive: int
+    worked: int
+
+
 class Beats:
     """A worker's heartbeat: a file in `folder`, written twice a second, with counts of beats and of beats with work.
 
@@ -103,7 +120,12 @@ class Beats:
         self._path = folder / f"beat.{uuid.uuid4().hex}"
         self._ended = threading.Event()
         self._alive = self._worked = 0
-        self._place = {"node": node, "host": socket.gethostname(), "pid": os.getpid(), "began": began(os.getpid())}
+        self._place: Process = {
+            "node": node,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "began": began(os.getpid()),
+        }
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
         self._thread = threading.Thread(target=self._beat, name="beat", daemon=True)
@@ -119,7 +141,7 @@ class Beats:
             self._write()
 
     def _write(self) -> None:
-        seen = {**self._place, "at": self.at, "alive": self._alive, "worked": self._worked}
+        seen: Beat = {**self._place, "at": self.at, "alive": self._alive, "worked": self._worked}
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         with contextlib.suppress(OSError):  # a missing beat does not stop the work
             temporary.write_text(json.dumps(seen), encoding="utf-8")
@@ -143,7 +165,7 @@ def began(pid: int) -> str:
 class Seen:
     """A worker as read from its file; `since`: time of the last change (monotonic seconds of this process)."""
 
-    facts: dict[str, Any]
+    facts: Beat
     since: float
 
     def __str__(self) -> str:
@@ -203,7 +225,7 @@ class Watch:
         if now - self._last > (self._span if self._seen.keys() - self._given else max(self._span, self._start)):
             raise Stalled(self._said(now))
 
-    def _note(self, name: str, facts: dict[str, Any], now: float) -> None:
+    def _note(self, name: str, facts: Beat, now: float) -> None:
         before = self._seen.get(name)
         if before is None or facts["worked"] > before.facts["worked"]:
             self._last = now

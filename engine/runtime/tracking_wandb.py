@@ -184,7 +184,7 @@ def _import_wandb(folder: Path) -> Any:
     return wandb
 
 
-def flat_config(record: RunRecord) -> dict[str, Any]:
+def flat_config(record: RunRecord) -> dict[str, object]:
     """The resolved config with dotted names, as in sweeps, and the identity of code and plan."""
     code = record.get("code") or {}
     facts = {
@@ -207,7 +207,7 @@ def _concerns(name: str, value: Any, command: str) -> bool:
     return section in MODELLING or section == command or value != DEFAULTS.get(name, value)
 
 
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, object]) -> Iterator[tuple[str, Any]]:
     for name, value in nested.leaves(values):
         if value != {} and not any(f"{name}.".startswith(f"{section}.") for section in LEFT_OUT):
             yield name, value
@@ -255,26 +255,26 @@ def artifacts(directory: Path, record: RunRecord, rows: bool = False) -> Iterato
 class Sliced(TypedDict, total=False):
     """The keys of a split in evaluation.json that W&B shows."""
 
-    by_month: list[dict[str, Any]]
-    slices: dict[str, list[dict[str, Any]]]
+    by_month: list[dict[str, object]]
+    slices: dict[str, list[dict[str, object]]]
 
 
 class Drifted(TypedDict):
     """The keys of drift.json that W&B shows."""
 
-    columns: list[dict[str, Any]]
+    columns: list[dict[str, object]]
 
 
-def tables(directory: Path) -> dict[str, Any]:
+def tables(directory: Path) -> dict[str, object]:
     """Slices of each evaluated split and the drift of each column, as W&B tables."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    found: dict[str, list[Mapping[str, object]]] = {}
     for name, shape in (("evaluation.json", dict[str, Sliced]), ("drift.json", Drifted)):
         if (directory / name).exists():
             found.update(_rows_of(name.removesuffix(".json"), records.read(as_written(directory, name), shape)))
     return {name: _table(rows) for name, rows in found.items() if rows}
 
 
-def _rows_of(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+def _rows_of(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, object]]]]:
     if kind == "drift":
         yield "drift", [dict(_figures(column)) for column in content.get("columns") or ()]
         return
@@ -284,7 +284,7 @@ def _rows_of(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[str, list[
             yield f"{split}_slices", [{"slice": name, **row} for name, rows in slices.items() for row in rows]
 
 
-def _figures(column: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _figures(column: Mapping[str, object], path: str = "") -> Iterator[tuple[str, Any]]:
     """A column of drift.json in one row: `psi` and `psi line` of `statistics: {psi: {value, line}}`."""
     for name, value in column.items():
         where = path if name in ("value", "statistics") else f"{path} {name}".strip()
@@ -294,7 +294,7 @@ def _figures(column: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, A
             yield where, value
 
 
-def _table(rows: list[Mapping[str, Any]]) -> Any:
+def _table(rows: list[Mapping[str, object]]) -> Any:
     import wandb
 
     names: list[Any] = list(
@@ -303,7 +303,7 @@ def _table(rows: list[Mapping[str, Any]]) -> Any:
     return wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in rows], allow_mixed_types=True)
 
 
-def report(directory: Path) -> dict[str, Any]:
+def report(directory: Path) -> dict[str, object]:
     """`report.html` as the run's page in W&B."""
     import wandb
 
