@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -404,9 +403,7 @@ def _make_room(plan: IngestPlan, manifest: DatasetRecord) -> None:
         standing = open_dataset(plan.entry)
         if standing.digest == manifest["digest"] and not any(standing.seal.damaged(plan.entry)):
             return
-    aside = plan.entry.with_name(f".{plan.entry.name}.{os.getpid()}.tmp")
-    plan.entry.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    storage.remove(plan.entry, plan.folder.parent)
 
 
 def _forget_stale(plan: IngestPlan) -> None:

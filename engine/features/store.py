@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -284,9 +283,7 @@ def _make_room(name: str, directory: Path) -> None:
     """
     stored = open_view(name, directory)
     if stored is None or stored.manifest.get("failed_rows") or any(stored.seal.damaged(directory)):
-        aside = storage.temporary_name(directory)
-        directory.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        storage.remove(directory, directory.parents[1])
 
 
 def _check_same(stored: StoredView, entries: list[BuiltPart]) -> None:

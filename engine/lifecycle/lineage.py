@@ -143,12 +143,6 @@ def _of_path(path: Path, nodes: Sequence[Node]) -> tuple[str, list[str], list[No
     raise UserError(f"{path} must be a file, a run, a model or an entry of the store")
 
 
-def _parent(manifest: Stored) -> str:
-    """Digest of the dataset that a view was computed from."""
-    dataset = manifest.get("dataset")
-    return str(dataset.get("digest", "")) if isinstance(dataset, dict) else ""
-
-
 class Stored(TypedDict, total=False):
     """The part of a manifest.json that lineage reads: of a dataset, a view or a checkpoint."""
 
@@ -160,7 +154,8 @@ class Stored(TypedDict, total=False):
 def _with_parents(manifest: Stored, nodes: Sequence[Node]) -> list[str]:
     """The digest of an entry of the store; runs record a view by its dataset: the chain has one link for all views."""
     known = {value for node in nodes for value in node.made.values()}
-    own, parent = str(manifest["digest"]), _parent(manifest)
+    own, dataset = str(manifest["digest"]), manifest.get("dataset")
+    parent = str(dataset.get("digest", "")) if isinstance(dataset, dict) else ""
     return [value for value in (own, parent) if value and (value == own or own not in known)]
 
 
