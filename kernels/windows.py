@@ -44,8 +44,10 @@ from kernels.sort import ascending, bounds, dense_codes, grouped_columns, radix_
 AGGREGATES = {name: code for code, name in enumerate(kernels.AGGREGATES)}
 _COUNT, _SUM, _MEAN, _STD, _MIN, _MAX, _LAST, _FIRST, _RECENCY, _DISTINCT, _EWM_SUM, _EWM_MEAN = range(12)
 # Places in `_Plan.needs`; the first three are also the rows of the stacks, heads and trees.
-_AT_MIN, _AT_MAX, _AT_FIRST, _AT_LATEST, _AT_DISTINCT, _AT_EWM = range(6)
+_AT_MIN, _AT_MAX, _AT_FIRST, _AT_LATEST, _AT_DISTINCT, _AT_EARLIER = range(6)
 _WITHOUT_VALUES = ("count", "recency")
+WITH_PARAMETER = ("recency", "ewm_sum", "ewm_mean")
+Aggregate = str | tuple[str, int]  # with its parameter
 _NAT = check.NAT
 _TASKS_PER_THREAD = 8
 _PARALLEL_ROWS = 1 << 17
@@ -102,6 +104,20 @@ def _prefix_count(tree: Any, i: Any) -> Any:
 
 
 @njit(allocates=False)
+def _nth(tree: Any, n: Any) -> Any:
+    """The least position up to which a Fenwick tree of counts (1-based) holds `n` or more; len(tree) if it holds fewer."""
+    at, step = np.int64(0), np.int64(1)
+    while step * 2 < len(tree):
+        step *= 2
+    while step > 0:
+        if at + step < len(tree) and tree[at + step] < n:
+            at += step
+            n -= np.int64(tree[at])
+        step >>= 1
+    return at + 1
+
+
+@njit(allocates=False)
 def _mark_last(value: Any, at: Any, base: Any, keys: Any, places: Any, tree: Any) -> None:
     """Move the value's mark in `tree` (a Fenwick tree, 1-based from the end) to position `at` if that is later.
 
@@ -154,19 +170,13 @@ def _decayed(data: Any, rows: Any, when: Any, scratch: Any, stat: Any) -> None:
     stat[_EWM_MEAN] = stat[_EWM_SUM] / total_weight
 
 
-@njit(allocates=False)
-def _empty(stat: Any) -> None:
-    stat[:] = np.nan
-    stat[_COUNT] = 0.0
-
-
 # --------------------------------------------------------------------------- the sweep
 @njit(inline=True, allocates=False)
 def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
     """Aggregates that both sweeps compute in the same way. at = (window, n > 0, its first row, the latest row, t)."""
     event, _, value = data
-    fixed, wide, words, decay = sums
-    w, n, first, latest, t = at
+    fixed, wide, words, _ = sums
+    w, n, _, latest, t = at
     form, needs = plan[2], plan[3]
     stat[_COUNT] = np.float64(n)
     if form[2] == WIDE_FORM:
@@ -178,8 +188,35 @@ def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
         moments_fixed(fixed, w + 1, n, form[1], words, stat, _SUM)
     if needs[_AT_LATEST]:
         stat[_LAST], stat[_RECENCY] = value[latest], _seconds(t, event[latest])
-    if needs[_AT_EWM]:
-        _decayed(data, (first, latest + 1), (t, plan[0][w] / 2e6), decay, stat)
+
+
+@njit(allocates=False)
+def _put(data: Any, sums: Any, at: Any, plan: Any, earlier: Any, stat: Any, out: Any) -> None:
+    """out[c] = aggregate c of a window that is not empty; `at` as in `_common`, earlier[c] = position of a row before the last.
+
+    Exponential aggregates of one half-life that follow each other are computed once.
+    """
+    w, _, first, latest, t = at
+    half_life = 0.0
+    for c in range(len(plan[1])):
+        code, parameter = plan[1][c], plan[4][c]
+        if code >= _EWM_SUM:
+            wanted = parameter / 1e6 if parameter > 0 else plan[0][w] / 2e6
+            if wanted != half_life:
+                half_life = wanted
+                _decayed(data, (first, latest + 1), (t, half_life), sums[3], stat)
+            out[c] = stat[code]
+        elif code == _RECENCY and parameter > 1:
+            out[c] = _seconds(t, data[0][earlier[c]]) if earlier[c] >= first else np.nan
+        else:
+            out[c] = stat[code]
+
+
+@njit(allocates=False)
+def _put_none(columns: Any, out: Any) -> None:
+    """out[c] = aggregate c of a window without rows."""
+    for c in range(len(columns)):
+        out[c] = 0.0 if columns[c] == _COUNT else np.nan
 
 
 @njit(allocates=False)
@@ -193,9 +230,9 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
     """
     event, known, value = data
     times, rows = probes
-    windows, columns, form, needs = plan
+    windows, columns, form, needs, parameters = plan
     fixed, wide, _, _ = sums
-    stat, left, heads, stack_at, stack_value, marks, keys, places = scratch
+    stat, left, earlier, heads, stack_at, stack_value, marks, keys, places = scratch
     right, stop = np.int64(0), len(event)
     high_top, low_top = np.int64(0), np.int64(0)
     left[:], heads[:], marks[:], places[:] = 0, 0, 0.0, -1
@@ -231,31 +268,34 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
             left[w] = d
             heads[_AT_MIN, w], heads[_AT_MAX, w] = min(heads[_AT_MIN, w], low_low), min(heads[_AT_MAX, w], high_low)
             if d == right:
-                _empty(stat)
-            else:
-                _common(data, sums, (w, right - d, d, right - 1, t), plan, stat)
-                if needs[_AT_MAX]:
-                    h = heads[_AT_MAX, w]
-                    while stack_at[_AT_MAX, h] < d:
-                        h += 1
-                    heads[_AT_MAX, w] = h
-                    stat[_MAX] = stack_value[_AT_MAX, h]
-                if needs[_AT_MIN]:
-                    h = heads[_AT_MIN, w]
-                    while stack_at[_AT_MIN, h] < d:
-                        h += 1
-                    heads[_AT_MIN, w] = h
-                    stat[_MIN] = stack_value[_AT_MIN, h]
-                if needs[_AT_FIRST]:
-                    stat[_FIRST] = value[d]
-                if needs[_AT_DISTINCT]:
-                    stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
-            for c in range(len(columns)):
-                out[rows[p], w, c] = stat[columns[c]]
+                _put_none(columns, out[rows[p], w])
+                continue
+            at = (w, right - d, d, right - 1, t)
+            _common(data, sums, at, plan, stat)
+            if needs[_AT_MAX]:
+                h = heads[_AT_MAX, w]
+                while stack_at[_AT_MAX, h] < d:
+                    h += 1
+                heads[_AT_MAX, w] = h
+                stat[_MAX] = stack_value[_AT_MAX, h]
+            if needs[_AT_MIN]:
+                h = heads[_AT_MIN, w]
+                while stack_at[_AT_MIN, h] < d:
+                    h += 1
+                heads[_AT_MIN, w] = h
+                stat[_MIN] = stack_value[_AT_MIN, h]
+            if needs[_AT_FIRST]:
+                stat[_FIRST] = value[d]
+            if needs[_AT_DISTINCT]:
+                stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
+            if needs[_AT_EARLIER]:
+                for c in range(len(columns)):
+                    earlier[c] = right - parameters[c]
+            _put(data, sums, at, plan, earlier, stat, out[rows[p], w])
 
 
 @njit(allocates=False)
-def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901
+def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901, PLR0915
     """One entity in any order of known_at: rows enter in `by_known` order and leave in event_time order.
 
     Accumulator 0 holds the rows known before t. Accumulator w + 1 holds those of them before left[w], the first position within
@@ -266,12 +306,12 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
     """
     event, known, value = data
     times, rows = probes
-    windows, columns, form, needs = plan
+    windows, columns, form, needs, parameters = plan
     fixed, wide, _, _ = sums
-    stat, left, dropped, trees, marks, keys, places = scratch
+    stat, left, earlier, dropped, trees, known_rows, marks, keys, places = scratch
     right, stop = np.int64(0), len(event)
     latest, added = np.int64(-1), np.int64(0)
-    left[:], dropped[:], trees[:], marks[:], places[:] = 0, 0, -np.inf, 0.0, -1
+    left[:], dropped[:], trees[:], known_rows[:], marks[:], places[:] = 0, 0, -np.inf, 0.0, 0.0, -1
     for p in range(len(times)):
         t = times[p]
         while right < len(by_known) and known[by_known[right]] < t:
@@ -290,10 +330,15 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
                 _raise_max(trees, _AT_FIRST, stop - r, -np.float64(r))
             if needs[_AT_DISTINCT]:
                 _mark_last(v, r, stop, keys, places, marks)
+            if needs[_AT_EARLIER]:
+                _count_at(known_rows, stop - r, np.float64(1.0))
             for w in range(len(windows)):
                 if r < left[w]:
                     dropped[w] += 1
                     add(fixed, wide, w + 1, bits, form)
+        if needs[_AT_EARLIER]:
+            for c in range(len(columns)):
+                earlier[c] = stop - _nth(known_rows, parameters[c]) if columns[c] == _RECENCY else -1
         for w in range(len(windows)):
             limit = _minus(t, windows[w])
             d = left[w]
@@ -304,19 +349,19 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
                 d += 1
             left[w] = d
             if added == dropped[w]:
-                _empty(stat)
-            else:
-                _common(data, sums, (w, added - dropped[w], d, latest, t), plan, stat)
-                if needs[_AT_MIN]:
-                    stat[_MIN] = -_prefix_max(trees, _AT_MIN, stop - d)
-                if needs[_AT_MAX]:
-                    stat[_MAX] = _prefix_max(trees, _AT_MAX, stop - d)
-                if needs[_AT_FIRST]:
-                    stat[_FIRST] = value[np.int64(-_prefix_max(trees, _AT_FIRST, stop - d))]
-                if needs[_AT_DISTINCT]:
-                    stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
-            for c in range(len(columns)):
-                out[rows[p], w, c] = stat[columns[c]]
+                _put_none(columns, out[rows[p], w])
+                continue
+            at = (w, added - dropped[w], d, latest, t)
+            _common(data, sums, at, plan, stat)
+            if needs[_AT_MIN]:
+                stat[_MIN] = -_prefix_max(trees, _AT_MIN, stop - d)
+            if needs[_AT_MAX]:
+                stat[_MAX] = _prefix_max(trees, _AT_MAX, stop - d)
+            if needs[_AT_FIRST]:
+                stat[_FIRST] = value[np.int64(-_prefix_max(trees, _AT_FIRST, stop - d))]
+            if needs[_AT_DISTINCT]:
+                stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
+            _put(data, sums, at, plan, earlier, stat, out[rows[p], w])
 
 
 @njit(allocates=False)
@@ -324,8 +369,7 @@ def _blank(rows: Any, columns: Any, out: Any) -> None:
     """Write the results of probes without a source row."""
     for row in rows:
         for w in range(out.shape[1]):
-            for c in range(len(columns)):
-                out[row, w, c] = 0.0 if columns[c] == _COUNT else np.nan
+            _put_none(columns, out[row, w])
 
 
 @njit(allocates=False)
@@ -353,7 +397,7 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
     """Compute the probes at sorted positions span[0]:span[1]; see `_Source`, `_Probes` and `_Plan` for the tuples."""
     starts, event, known, value, by_known = source
     probe_starts, probe_time, probe_order = probes
-    windows, columns, form, needs = plan
+    windows, columns, form, needs, _ = plan
     count = len(windows)
     widest = windows.max()
     sums = (
@@ -362,9 +406,10 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
         np.empty(WORDS, np.uint64),
         (np.empty((4, FIXED), np.uint64), np.empty((2, WIDE), np.int64), np.empty(WORDS, np.uint64)),
     )
-    stat, left, counts, heads = (
+    stat, left, earlier, counts, heads = (
         np.empty(_EWM_SUM + 3),
         np.empty(count, np.int64),
+        np.empty(len(columns), np.int64),
         np.empty(count, np.int64),
         np.empty((2, count), np.int64),
     )
@@ -393,12 +438,13 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
         if len(by_known) == 0:
             stack = n if needs[_AT_MIN] or needs[_AT_MAX] else 0
             stack_at, stack_value = np.empty((2, stack), np.int64), np.empty((2, stack))
-            scratch = (stat, left, heads, stack_at, stack_value, marks, keys, places)
+            scratch = (stat, left, earlier, heads, stack_at, stack_value, marks, keys, places)
             _ordered(data, (times, rows), plan, sums, scratch, out)
         else:
             entering = by_known[starts[g] : starts[g + 1]] - begin
             trees = np.empty((3, n + 1 if needs[_AT_MIN] or needs[_AT_MAX] or needs[_AT_FIRST] else 0))
-            more = (stat, left, counts, trees, marks, keys, places)
+            known_rows = np.empty(n + 1 if needs[_AT_EARLIER] else 0)
+            more = (stat, left, earlier, counts, trees, known_rows, marks, keys, places)
             _general(data, entering[entering >= 0], (times, rows), plan, sums, more, out)
 
 
@@ -427,7 +473,8 @@ class _Plan(NamedTuple):
     windows: NDArray[np.int64]
     columns: NDArray[np.int64]  # aggregate codes
     form: tuple[bool, bool, int]  # any of sum, mean, std; std; how sums are held (`kernels.exact`)
-    needs: tuple[bool, bool, bool, bool, bool, bool]  # min, max, first, last or recency, distinct, ewm
+    needs: tuple[bool, bool, bool, bool, bool, bool]  # min, max, first, last or recency, distinct, rows before the last
+    parameters: NDArray[np.int64]  # of each aggregate: half-life in microseconds, or which row from the last; 0 = none
 
 
 @njit(allocates=False)
@@ -558,10 +605,11 @@ def _prepare(
 
 
 def _check_plan(
-    windows: Sequence[int], aggregates: Sequence[str], with_values: bool
-) -> tuple[NDArray[np.int64], list[str]]:
+    windows: Sequence[int], aggregates: Sequence[Aggregate], with_values: bool
+) -> tuple[NDArray[np.int64], list[str], list[int]]:
     widths = check.integers("windows", list(windows))
-    names = list(aggregates)
+    pairs = [(item, 0) if isinstance(item, str) else item for item in aggregates]
+    names, parameters = [name for name, _ in pairs], [parameter for _, parameter in pairs]
     if len(widths) == 0 or widths.min() < 1:
         raise ValueError(f"windows must be one or more positive numbers of microseconds, found {list(windows)}")
     unknown = [name for name in names if name not in AGGREGATES]
@@ -570,7 +618,10 @@ def _check_plan(
     needing = [name for name in names if name not in _WITHOUT_VALUES]
     if not with_values and needing:
         raise ValueError(f"without values only {', '.join(_WITHOUT_VALUES)} are available, found {needing}")
-    return widths, names
+    wrong = [pair for pair in pairs if pair[1] < 0 or (pair[1] and pair[0] not in WITH_PARAMETER)]
+    if wrong:
+        raise ValueError(f"only {', '.join(WITH_PARAMETER)} take a parameter, 1 or more, found {wrong}")
+    return widths, names, parameters
 
 
 def trailing(
@@ -581,7 +632,7 @@ def trailing(
     known_at: ArrayLike,
     values: ArrayLike | None,
     windows: Sequence[int],
-    aggregates: Sequence[str],
+    aggregates: Sequence[Aggregate],
     threads: int = 1,
 ) -> NDArray[np.float64]:
     """Aggregates, per probe and window, of the source rows in the window.
@@ -598,9 +649,12 @@ def trailing(
     std       ddof = 1; NaN below two rows             distinct  number of distinct values, exact
     min, max  infinities included                      ewm_sum   sum of value * 2 ** (-age / half-life), half-life = w / 2,
                                                        ewm_mean  age = max(T - event_time, 0); the latter / sum of weights
+    ("recency", k)  seconds from the k-th latest row   ("ewm_sum", h), ("ewm_mean", h)  with a half-life of h microseconds
+    by (event_time, known_at, row position) to T
     Without rows count is 0 and the rest NaN. With an infinite value sum and mean are that infinity (NaN with both signs), std
     is NaN.
-    Cost: linear in rows and windows; times log for distinct, and for min, max, first when known_at is not in event order;
+    Cost: linear in rows and windows; times log for distinct, and for min, max, first and a k-th latest row when known_at is not
+    in event order;
     ewm_* take time proportional to the rows in each window.
     distinct is exact for any number of values and needs 40 to 72 bytes per row of the current entity in each thread. A sketch
     would not be cheaper: HyperLogLog keeps maxima, which cannot be undone when rows leave; the sliding variant (Chabchoub and
@@ -617,13 +671,13 @@ def trailing(
         event = times
     known = event if known_at is event_time else check.integers("known_at", known_at, len(entity))
     numbers = None if values is None else check.floats("values", values, len(entity))
-    widths, names = _check_plan(windows, aggregates, numbers is not None)
+    widths, names, parameters = _check_plan(windows, aggregates, numbers is not None)
     check_threads(threads)
     out = np.empty((len(groups), len(widths), len(names)))
     few = (
         1 if len(groups) + len(entity) < _PARALLEL_ROWS else threads
     )  # starting threads costs more than a pass over so few
-    plan = _plan(widths, names, numbers, few)
+    plan = _plan(widths, names, parameters, numbers, few)
     source, probes = _prepare((groups, times), (entity, event, known), np.empty(0) if numbers is None else numbers, few)
 
     def part(a: int, b: int) -> None:
@@ -633,7 +687,13 @@ def trailing(
     return out
 
 
-def _plan(widths: NDArray[np.int64], names: Sequence[str], numbers: NDArray[np.float64] | None, threads: int) -> _Plan:
+def _plan(
+    widths: NDArray[np.int64],
+    names: Sequence[str],
+    parameters: Sequence[int],
+    numbers: NDArray[np.float64] | None,
+    threads: int,
+) -> _Plan:
     asked = set(names)
     sums = bool(asked & {"sum", "mean", "std"})
     return _Plan(
@@ -646,8 +706,9 @@ def _plan(widths: NDArray[np.int64], names: Sequence[str], numbers: NDArray[np.f
             "first" in asked,
             bool(asked & {"last", "recency"}),
             "distinct" in asked,
-            bool(asked & {"ewm_sum", "ewm_mean"}),
+            any(name == "recency" and parameter > 1 for name, parameter in zip(names, parameters, strict=True)),
         ),
+        np.array(parameters, np.int64),
     )
 
 

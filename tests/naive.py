@@ -29,8 +29,9 @@ def asof(probe_entity: Any, probe_time: Any, source: Any, max_age: int | None, i
     return np.array(chosen, np.int64)
 
 
-def aggregate(name: str, rows: list[tuple[int, int, int, float]], t: int, window: int) -> float:
-    """rows = (event_time, known_at, row position, value), those that count."""
+def aggregate(name: str | tuple[str, int], rows: list[tuple[int, int, int, float]], t: int, window: int) -> float:
+    """rows = (event_time, known_at, row position, value), those that count; a name may have a parameter."""
+    name, parameter = name if isinstance(name, tuple) else (name, None)
     if name == "count":
         return float(len(rows))
     if not rows:
@@ -38,14 +39,16 @@ def aggregate(name: str, rows: list[tuple[int, int, int, float]], t: int, window
     rows = sorted(rows)
     x = [v + 0.0 for _, _, _, v in rows]
     if name == "recency":
-        return (t - rows[-1][0]) / 1e6
+        place = parameter or 1
+        return (t - rows[-place][0]) / 1e6 if place <= len(rows) else math.nan
     if name in ("first", "last"):
         return x[0] if name == "first" else x[-1]
     if name in ("min", "max"):
         return min(x) if name == "min" else max(x)
     if name == "distinct":
         return float(len(set(x)))
-    weights = [2.0 ** (-(max(t - e, 0) / 1e6) / (window / 2e6)) for e, _, _, _ in rows]
+    half_life = parameter / 1e6 if parameter else window / 2e6
+    weights = [2.0 ** (-(max(t - e, 0) / 1e6) / half_life) for e, _, _, _ in rows]
     if name in ("ewm_sum", "ewm_mean"):
         total = exact_sum([w * v for w, v in zip(weights, x, strict=True)])
         return total if name == "ewm_sum" else total / exact_sum(weights)

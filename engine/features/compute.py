@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 
 from engine.config.references import past_columns
 from engine.config.sections.data import Column, DataConfig
-from engine.config.sections.features import PARTS, ROWS, AggregateConfig, CalendarConfig, FeaturesConfig, ViewConfig
+from engine.config.sections.features import (
+    PARTS,
+    ROWS,
+    AggregateConfig,
+    CalendarConfig,
+    FeaturesConfig,
+    ViewConfig,
+    aggregate_of,
+)
 from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
@@ -133,6 +141,7 @@ def _window_features(
     holds = _conditions(name, view, columns, past)
 
     def of_entry(asked: AggregateConfig) -> list[pa.Array]:
+        aggregates = [aggregate_of(name) for name in asked.aggregates]
         values = None if asked.of == ROWS else as_floats(past[asked.of])
         known = events
         for column in knowing(view, asked):
@@ -143,9 +152,9 @@ def _window_features(
                 )
         codes = past_codes if asked.where is None else np.where(holds[asked.where], past_codes, -1)
         source = codes, known if view.by == "known" else events, known
-        block = trailing(probe_codes, decisions, *source, values, windows, asked.aggregates, threads=inner)
+        block = trailing(probe_codes, decisions, *source, values, windows, aggregates, threads=inner)
         if own is not None:
-            own_rows.leave_out(block, (probe_codes, decisions), source, own, values, windows, asked.aggregates, inner)
+            own_rows.leave_out(block, (probe_codes, decisions), source, own, values, windows, aggregates, inner)
         return _float_columns(block.reshape(len(block), len(windows) * len(asked.aggregates)), inner)
 
     # Columns run in parallel: one column's single-threaded work, mostly sorting, overlaps with another column's sweep.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.features import instants
-from kernels.windows import trailing
+from kernels.windows import Aggregate, trailing
 
 COPIES = 4_000_000  # past rows in memory at once, of as many probes as have them together
 Arrays = tuple[np.ndarray, ...]
@@ -24,7 +24,7 @@ def leave_out(
     own: Arrays,
     values: np.ndarray | None,
     windows: Sequence[int],
-    aggregates: Sequence[str],
+    aggregates: Sequence[Aggregate],
     threads: int,
 ) -> None:
     """Correct float64[n, windows, aggregates] in place, where it counts rows of the probe's own.

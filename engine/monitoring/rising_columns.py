@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from engine.config import feature_names, units
-from engine.config.sections.features import FeaturesConfig
+from engine.config.sections.features import FeaturesConfig, aggregate_of
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import NUMERIC, Counts
 
@@ -56,7 +56,7 @@ def _filling(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[s
         for entry, asked in view.asked.items():
             for window in view.windows:
                 for aggregate in asked.aggregates:
-                    if aggregate in GROWING and window.microseconds > (known + room) * DAY:
+                    if aggregate_of(aggregate)[0] in GROWING and window.microseconds > (known + room) * DAY:
                         yield (
                             feature_names.window_name(name, entry, aggregate, window),
                             f"its window of {window} reaches back beyond the first event, {known} days before the reference: "

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import engine.features
 from engine.config import schema
 from engine.config.sections.data import DataConfig
-from engine.config.sections.features import FeaturesConfig, ViewConfig
+from engine.config.sections.features import FeaturesConfig, ViewConfig, aggregate_of
 from engine.errors import UserError
 from engine.features import compute, own_rows
 from engine.features.compute import raw_features
@@ -39,7 +39,8 @@ from tests.tiny import write_tiny
 
 LEAD = H
 WIDTHS = {"2h": 2 * H, "1d": 24 * H}
-NAMES = ["count", "sum", "mean", "std", "min", "max", "first", "last", "recency", "distinct"]
+NAMES = ["count", "sum", "mean", "std", "min", "max", "first", "last", "recency", "distinct", "recency_3"]
+NAMES += ["ewm_mean", "ewm_sum_6h", "ewm_mean_6h", "ewm_mean_30min"]
 EVENTS = st.lists(
     st.tuples(
         st.integers(0, 60),  # half hours: ties
@@ -104,7 +105,10 @@ def test_windows_by_known_time_equal_the_slow_twin(rows: list[Any]) -> None:
         mine = [(e["at"], e["known"], k, e["value"]) for k, e in enumerate(past) if e["who"] == row["who"] is not None]
         for window, width in WIDTHS.items():
             counted = naive.counted(mine, decision, width, by="known")
-            found |= {f"value_{name}_{window}": naive.aggregate(name, counted, decision, width) for name in NAMES}
+            found |= {
+                f"value_{name}_{window}": naive.aggregate(aggregate_of(name), counted, decision, width)
+                for name in NAMES
+            }
             whole = naive.counted([(a, a, k, 0.0) for a, _, k, _ in mine], decision, width, by="known")
             found[f"count_{window}"] = float(len(whole))  # a row is known as a row when it happens
         return found
@@ -278,7 +282,12 @@ def test_windows_over_a_side_table_equal_the_slow_twin(
                 counted = naive.counted(lines, decision, width, by)
                 for name in names:
                     value = here[f"v_{prefix}{name}_{window}"]
-                    assert same(value, naive.aggregate(name, counted, decision, width)), (prefix, name, window, row)
+                    assert same(value, naive.aggregate(aggregate_of(name), counted, decision, width)), (
+                        prefix,
+                        name,
+                        window,
+                        row,
+                    )
 
 
 def configs_of(data: dict[str, Any], view: dict[str, Any]) -> tuple[DataConfig, FeaturesConfig]:
@@ -402,6 +411,10 @@ def test_another_rule_over_past_rows_is_another_view(folder: Path, tmp_path: Pat
             r"unknown.*sold.were.*where",
         ),
         ("features.views.big.kind=expression", r"expression"),
+        ("features.views.big.aggregates={amount: [recency_0]}", r"amount: 'recency_0' is no aggregate.*recency_3"),
+        ("features.views.big.aggregates={amount: [ewm_mean_0h]}", r"amount: 'ewm_mean_0h' is no aggregate"),
+        ("features.views.big.aggregates={amount: [max_3]}", r"amount: 'max_3' is no aggregate"),
+        ("features.views.big.aggregates={rows: [ewm_sum_6h]}", r"rows must be count or recency"),
         ("data.tables.weather.static=true", r"static: true"),
     ],
 )

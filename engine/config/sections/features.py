@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from engine.config import names, units
@@ -10,6 +11,8 @@ from engine.config.units import Moment, Span
 from engine.errors import UserError, nearest
 from kernels import AGGREGATES
 
+_WITH_LENGTH = re.compile(r"(ewm_sum|ewm_mean)_(\d.*)")
+_WITH_PLACE = re.compile(r"(recency)_([1-9]\d{0,8})")
 ROWS = "rows"  # in place of a column: the rows themselves
 # Parts of a time column, with the number of their values.
 PARTS = {"hour": 24, "minute_of_day": 1440, "weekday": 7, "day": 31, "day_of_year": 366, "week": 53, "month": 12}
@@ -34,6 +37,23 @@ class ExpressionConfig:
     type: str = key("float64", "type of the value")
 
 
+def aggregate_of(text: str) -> tuple[str, int]:
+    """(name, parameter) of an aggregate: `recency_3` (since the third latest row), `ewm_mean_6h` (half-life of 6 hours, in
+    microseconds); 0 = none. Raises UserError for an unknown one.
+    """
+    if text in AGGREGATES:
+        return text, 0
+    if match := _WITH_PLACE.fullmatch(text):
+        return match[1], int(match[2])
+    if match := _WITH_LENGTH.fullmatch(text):
+        half_life = Span(match[2]).microseconds
+        if half_life:
+            return match[1], half_life
+    raise UserError(
+        f"{text!r} is no aggregate.{nearest(text, [*AGGREGATES, 'recency_3', 'ewm_sum_6h', 'ewm_mean_6h'])}"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AggregateConfig:
     """Aggregates of the past rows that a condition selects."""
@@ -42,7 +62,9 @@ class AggregateConfig:
     where: str | None = key(
         None, "SQL condition over a past row (DuckDB); a row where it is false or null does not count"
     )
-    aggregates: tuple[str, ...] = key(help="aggregates of the column")
+    aggregates: tuple[str, ...] = key(
+        help="aggregates of the column; recency_3 = since the third latest row, ewm_mean_6h = with a half-life of 6 hours"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +138,11 @@ class ViewConfig:
             if not asked.aggregates:
                 raise UserError(f"aggregates.{entry} must name at least one aggregate, found none")
             for name in asked.aggregates:
-                if name not in AGGREGATES:
-                    raise UserError(f"aggregates.{entry} names {name!r}.{nearest(name, AGGREGATES)}")
-                if asked.of == ROWS and name not in ("count", "recency"):
+                try:
+                    base, _ = aggregate_of(name)
+                except UserError as error:
+                    raise UserError(f"aggregates.{entry}: {error}") from None
+                if asked.of == ROWS and base not in ("count", "recency"):
                     raise UserError(f"aggregates.{entry} must be count or recency, found {name!r}")
 
     @property
