@@ -29,6 +29,7 @@ from engine.features import instants
 from engine.runtime import digest, records, seal, storage
 
 FORMAT = 2
+KEPT = 32  # datasets of a name, newest first, whose inputs stay in the store
 DAY = 86_400_000_000  # microseconds
 Number = Annotated[int, records.Within(-(2**31), 2**31)]  # of a day since 1970
 Digests = Annotated[str, records.Matching(r"([0-9a-f]{64})*", "64 hex digits a day")]
@@ -227,7 +228,10 @@ def prepare(
             "spans": inputs.spans,
             "tables": inputs.tables,
         }
-        storage.write_json(_path(store, dataset.name, dataset.digest), seal.checked(record))
+        path = _path(store, dataset.name, dataset.digest)
+        storage.write_json(path, seal.checked(record))
+        for old in _newest_first(path.parent, dataset.name)[KEPT:]:
+            old.unlink(missing_ok=True)
     return inputs
 
 
@@ -239,6 +243,11 @@ def load(store: Path, name: str, dataset_digest: str) -> Inputs | None:
 
 def _path(store: Path, name: str, dataset_digest: str) -> Path:
     return storage.inside(store, "features", ".inputs", f"{name}-{dataset_digest[:16]}.json")
+
+
+def _newest_first(folder: Path, name: str) -> list[Path]:
+    """The records of the datasets of a name."""
+    return storage.newest_first(path for path in folder.glob("*.json") if path.stem[:-17] == name)
 
 
 def _record(path: Path) -> InputsRecord | None:
@@ -263,9 +272,7 @@ def _inputs(record: InputsRecord, days: int) -> Inputs:
 
 def _carried(store: Path, dataset: Dataset) -> Inputs:
     """What the newest inputs of an earlier dataset of the same name say of days that both share."""
-    folder = _path(store, dataset.name, dataset.digest).parent
-    paths = [path for path in folder.glob("*.json") if path.stem[:-17] == dataset.name]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in _newest_first(_path(store, dataset.name, dataset.digest).parent, dataset.name):
         if (record := _record(path)) is not None:
             # The last day in the unchanged rows may have more rows now. Columns that differ are digested anew.
             unchanged = {name: _unchanged_rows(record["parts"], dataset, name) for name in record["columns"]}

@@ -675,7 +675,7 @@ def _reusing(job: Job, works: list[Work], now: dict[str, Dependence], folder: Pa
 
 def _newest_versions(folder: Path) -> Iterator[StoredView]:
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
+    for path in storage.newest_first(paths):
         stored = open_view(folder.name, path)
         if stored is not None and not stored.manifest.get("failed_rows"):
             yield stored

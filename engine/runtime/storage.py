@@ -235,6 +235,15 @@ def purge(root: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Files or folders by the time of their last change; those that another process removes meanwhile are left out."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path.name, path))
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
 def bytes_of(directories: Iterable[Path]) -> int:
     """Bytes on disk of all files below some folders; a file with several hard links counts once."""
     files = [path.lstat() for directory in directories for path in directory.rglob("*") if path.is_file()]

@@ -277,6 +277,16 @@ def test_days_of_unchanged_parts_of_the_dataset_are_not_read_again(
     assert inputs == partitions.load(folder / "store", after.dataset.name, after.dataset.digest)
 
 
+def test_the_store_keeps_the_inputs_of_the_newest_datasets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "KEPT", 2)
+    table = months_of_visits(60)
+    for turn, (start, stop) in enumerate([(0, 20), (20, 40), (40, 60)]):
+        pq.write_table(table.slice(start, stop - start), folder / f"visits-{turn}.parquet")
+        newest = built(config_of(folder)).dataset.digest
+    kept = [path.name for path in (folder / "store" / "features" / ".inputs").glob("*.json")]
+    assert len(kept) == 2 and f"tiny-{newest[:16]}.json" in kept
+
+
 def test_a_version_whose_inputs_are_gone_is_used_by_part(folder: Path, tmp_path: Path) -> None:
     table = months_of_visits()
     pq.write_table(table.slice(0, 890), folder / "visits-0.parquet")
