@@ -248,11 +248,11 @@ def test_a_rerun_asks_before_it_reaches_a_remote_input_that_only_the_record_name
     }
     code = restore.current_code()
     with pytest.raises(UserError, match=r"s3://bucket/new\.csv"):
-        reproduce._check_trusted(code, record, recorded, Options(code="current", store=tmp_path))
+        reproduce._check_trusted(code, record, recorded, Options(code="current", store=tmp_path), {})
     found = written(record, tmp_path)["score"]
     assert (found["input"], found["endpoint"]) == ("s3://bucket/new.csv", "http://127.0.0.1:1")
     record["config"]["score"]["input"] = "new.csv"
-    reproduce._check_trusted(code, record, recorded, Options(code="current", store=tmp_path))
+    reproduce._check_trusted(code, record, recorded, Options(code="current", store=tmp_path), {})
     assert written(record, tmp_path / "local")["score"]["endpoint"] is None
 
 
@@ -266,7 +266,7 @@ def test_a_path_of_a_record_becomes_no_address_by_a_reference_in_it(recorded, tm
         section = section[name]
     section[last] = "${oc.env:A_PART}//evil/x"
     with pytest.raises(UserError, match=rf"{key}: \$\{{oc.env:A_PART\}}//evil/x(?s:.*)add trust="):
-        reproduce._check_trusted(restore.current_code(), record, recorded, Options(code="current", store=tmp_path))
+        reproduce._check_trusted(restore.current_code(), record, recorded, Options(code="current", store=tmp_path), {})
     record = json.loads((recorded / "run.json").read_text()) | {"folder": "${oc.env:A_PART}//evil"}
     record["config"]["score"]["input"] = record["config"]["monitor"]["run"] = "x"
     reproduce._write_experiment(record, tmp_path, reproduce.Inputs(Path(record["folder"]), ()))
