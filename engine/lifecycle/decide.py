@@ -139,8 +139,9 @@ def looks_of(state: State, champion: str, but: str) -> Looks:
         ended = move["decision"] or {}
         if move["action"] == "promote" and move["to"] == champion:
             break
-        found = cast(Judgement, ended.get("record") or {}).get("evidence") or {}
-        if ended.get("kind") == "end" and ended.get("id") != but and "looks" in found:
+        record = cast(Judgement, ended.get("record") or {})
+        found = record.get("evidence") or {}
+        if record.get("champion") == champion and ended.get("id") != but and "looks" in found:
             return Looks.of(found["looks"])
     return Looks()
 

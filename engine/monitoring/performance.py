@@ -16,7 +16,7 @@ import pyarrow as pa
 from engine.config.sections.training import EvaluateConfig
 from engine.monitoring.statistics import ColumnSpec
 from engine.runtime.records import Number
-from engine.training.evaluate import Scored, intervals, mean, point_metrics, why_undefined
+from engine.training.evaluate import Scored, counts, intervals, mean, point_metrics, why_undefined
 from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Metric
 
@@ -47,6 +47,11 @@ class Outcomes:
     def known(self) -> np.ndarray:
         """bool[n]: rows with a label."""
         return np.isfinite(self.target)
+
+    @property
+    def counted(self) -> Outcomes:
+        """The rows with a label and a weight above 0."""
+        return self.take(np.flatnonzero(counts(self.target, self.weight)))
 
     def take(self, rows: np.ndarray) -> Outcomes:
         """The chosen rows."""
@@ -176,16 +181,21 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> Perf
     `status`: quiet, alarm, waiting (too few of the labels are known), or cannot be judged, with the `reason`. `judged`: the
     watched metric, or its replacement where it cannot be computed.
     """
-    known = current.take(np.flatnonzero(current.known))
-    rows, labelled = len(current.target), len(known.target)
+    rows, labelled = len(current.target), int(current.known.sum())
+    known, reference = current.counted, None if reference is None else reference.counted
     share = labelled / rows if rows else 0.0
     record: PerformanceRecord = {"rows": rows, "labelled": labelled, "share_labelled": share, "watched": judge.watched}
     record["enough_labels"] = bool(rows) and share >= judge.min_labelled
     record |= {"status": UNJUDGED if record["enough_labels"] else WAITING, "judged": [], "alarm": False}
     if current.unknown:
         record["rows_of_unknown_target"] = current.unknown
-    if labelled < FEWEST_LABELS:
-        return record | {"reason": f"not computable, because {labelled} labels are known, fewer than {FEWEST_LABELS}"}
+    if len(known.target) < FEWEST_LABELS:
+        which = (
+            f"{labelled} labels are known"
+            if labelled < FEWEST_LABELS
+            else f"{len(known.target)} rows have a weight above 0"
+        )
+        return record | {"reason": f"not computable, because {which}, fewer than {FEWEST_LABELS}"}
     figures = _figures(known, reference, judge)
     record["metrics"] = {name: item for name, item in figures.items() if name in judge.metrics_of_task}
     record["labels"] = {name: item for name, item in figures.items() if name not in judge.metrics_of_task}
@@ -300,7 +310,8 @@ def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray,
     task = LOSSES[loss].task
     if task == "multiclass":
         return {"reason": "not computable, because only binary and regression models have confidence-based estimates"}
-    if reference is None or not counts.sum() or column.edges is None:
+    reference = None if reference is None else reference.counted
+    if reference is None or not len(reference.target) or not counts.sum() or column.edges is None:
         return {"reason": "not computable, because there are no labelled reference rows or no predictions"}
     scores, target = reference.scores.astype(np.float64), reference.target
     bins, rows = bins_of(column, scores), score_counts(column, reference)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
+from engine.lifecycle.decide import looks_of
 from engine.lifecycle.looks import STAKES, Looks, fewest_days
+from engine.runtime.registry import State
 
 PART = 6 / np.pi**2
 
@@ -46,6 +51,27 @@ def test_a_day_is_bet_on_once() -> None:
     once = Looks().after(days, gains)
     again = once.after(days[5:], gains[5:])
     assert again.wealth == pytest.approx(once.wealth + PART / 4) and again.days == 10
+
+
+def test_looks_go_on_from_the_last_one_at_this_champion() -> None:
+    def move(action: str, to: str | None, champion: str = "", number: int = 0) -> dict[str, Any]:
+        record = {"champion": champion, "evidence": {"looks": Looks(number).plain()}}
+        return {
+            "action": action,
+            "to": to,
+            "decision": {"kind": "end", "id": f"{number}", "record": record} if number else None,
+        }
+
+    moves = [
+        move("promote", "a"),
+        move("note", None, "a", 1),
+        move("promote", "b", "a", 2),
+        move("note", None, "b", 3),
+        move("rollback", "a"),
+    ]
+    state = cast(State, SimpleNamespace(moves=moves))
+    assert [looks_of(state, name, but="").number for name in ("a", "b", "c")] == [2, 3, 0]
+    assert looks_of(state, "a", but="2").number == 1
 
 
 def test_the_unit_of_the_metric_does_not_matter() -> None:

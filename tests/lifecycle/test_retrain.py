@@ -140,6 +140,8 @@ def test_a_worse_challenger_is_kept_out_with_both_scores_in_the_history(folder: 
     decision = decision_of(done)
     assert decision["verdict"] == "kept"
     assert "must be above" in decision["reasons"][0]
+    assert (decision["looks"]["number"], decision["evidence"]["looks"]["number"]) == (0, 1), "a new champion"
+    assert decide.looks_of(registry(folder).state(), champion, "next").plain() == decision["evidence"]["looks"]
     assert registry(folder).state().champion == champion
     ending = registry(folder).state().moves[-1]
     assert ending["decision"]["scores"] == {

@@ -190,6 +190,14 @@ def test_a_weighted_reference_gives_the_band_of_its_weights():
     assert item["value"] == item["reference"] == pytest.approx(0.1) and item["band"] == pytest.approx([0.1, 0.1])
 
 
+def test_a_window_whose_weights_are_all_0_has_nothing_to_judge() -> None:
+    judge = Judge("binary", EvaluateConfig(bootstrap=0), 0.5, 0.05, 0.05, 0.5, 7, 7, 0)
+    target, scores, days, _ = drawn("binary")
+    nothing = Outcomes(days, target, scores, {}, weight=np.zeros(N, np.float32))
+    found = measure(nothing, nothing, judge)
+    assert found["status"] == "cannot be judged" and "0 rows have a weight above 0" in found["reason"]
+
+
 def test_scale_class_weights_and_constants_of_training_are_those_of_repeated_rows():
     target, _, _, times = drawn("squared")
     again = np.repeat(target, times).astype(np.float32)
