@@ -11,7 +11,7 @@ from engine.config import schema as config_schema
 from engine.config.nested import Tree
 from engine.config.sections.data import Column, DataConfig, SourceConfig
 from engine.config.tree import Config
-from engine.data import checks, repeatable, stage
+from engine.data import column_checks, repeatable, stage
 from engine.data.dataset import FORMAT
 from engine.data.expressions import expression_columns
 from engine.data.files import SourceFile, event_source, resolve, source_files
@@ -143,8 +143,8 @@ def _check_source(name: str, source: SourceConfig) -> None:
 
 
 def _check_bounds(columns: dict[str, Column], zone: str) -> None:
-    kinds = checks.schema(columns)
+    kinds = column_checks.schema(columns)
     for name, column in columns.items():
         for value in (column.min, column.max):
             if value is not None:
-                checks.bound(value, kinds.field(name).type, zone)
+                column_checks.bound(value, kinds.field(name).type, zone)

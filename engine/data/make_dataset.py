@@ -16,7 +16,7 @@ import pyarrow.dataset
 
 from engine.config.sections.data import DataConfig
 from engine.config.tree import Config
-from engine.data import checks, contract, order, profile, quarantine_limit, query, rules, stage
+from engine.data import column_checks, contract, order, profile, quarantine_limit, query, rules, stage
 from engine.data.bounds import BATCH_ROWS, SMALLEST_BATCH, Bounds
 from engine.data.columns import Finding
 from engine.data.dataset import (
@@ -176,7 +176,7 @@ def _write(
             return write_parts(
                 segments,
                 rows,
-                checks.schema(data.columns),
+                column_checks.schema(data.columns),
                 data.event_time,
                 folder,
                 plan.threads,
@@ -237,10 +237,10 @@ def _side_tables(plan: IngestPlan, staged: list[Staged], folder: Path, tallies: 
         columns = table.columns
         tally = Tally(f"table {name}")
         tallies.append(tally)
-        pieces = [checks.schema(columns).empty_table()]
+        pieces = [column_checks.schema(columns).empty_table()]
         for batch in _rows(plan, staged, folder, table.query, name, where):
-            typed, findings = checks.conform(batch, columns, plan.data.time_zone, where, f"{where}.columns")
-            findings += checks.find(typed, columns, plan.data.time_zone, findings, f"{where}.columns")
+            typed, findings = column_checks.conform(batch, columns, plan.data.time_zone, where, f"{where}.columns")
+            findings += column_checks.find(typed, columns, plan.data.time_zone, findings, f"{where}.columns")
             pieces.append(apply(typed, findings, tally, locate(typed, columns))[0])
         tally.check()
         tables[name] = canonical(pa.concat_tables(pieces), key_columns(columns))
@@ -291,16 +291,16 @@ def _events(
     data = plan.data
     tally = Tally("events")
     tallies.append(tally)
-    spool = order.Spool(checks.schema(data.columns), data.event_time, data.ids, folder, plan.memory // 4)
+    spool = order.Spool(column_checks.schema(data.columns), data.event_time, data.ids, folder, plan.memory // 4)
     source = "" if data.query is not None else event_source(data)
     origin = Origin([item for item in staged if item.file.source == source and item.refused is None])
     for batch in _rows(plan, staged, folder, data.query, source, "data"):
-        typed, findings = checks.conform(
+        typed, findings = column_checks.conform(
             batch, data.columns, data.time_zone, "data.query" if data.query else f"source {source}"
         )
         if data.query is not None:
             findings += _checked(typed, data, findings)
-        findings += checks.find_orphans(typed, data.columns, tables)
+        findings += column_checks.find_orphans(typed, data.columns, tables)
         kept, mask = apply(typed, findings, tally, locate(typed, data.columns))
         origin.passed(typed.num_rows, mask)
         spool.add(kept)
@@ -309,7 +309,7 @@ def _events(
 
 
 def _checked(typed: pa.Table, data: DataConfig, findings: list[Finding]) -> list[Finding]:
-    found = checks.find(typed, data.columns, data.time_zone, findings)
+    found = column_checks.find(typed, data.columns, data.time_zone, findings)
     return found + rules.find(typed, data.rules, [*findings, *found], data.sensitive)
 
 

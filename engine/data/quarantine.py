@@ -1,4 +1,8 @@
-"""What happens to a value or row that breaks the schema: fail, quarantine, null or warn; every one is recorded."""
+"""What happens to a value or row that breaks the schema: fail, quarantine, null or warn; every one is recorded.
+
+The reasons are made where rows are checked: readers/, parse.py, columns.py, column_checks.py, rules.py and duplicates.py; for
+rows that a model cannot score, in engine/scoring/worker.py (`refusals`).
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import pyarrow.ipc
 
 from engine.config import schema as config_schema
 from engine.config.sections.data import FORMATS, DataConfig, SourceConfig
-from engine.data import checks, failures, order, rules
+from engine.data import column_checks, failures, order, rules
 from engine.data.arrow_types import schema_of
 from engine.data.bounds import USUAL, Bounds
 from engine.data.columns import FILE, Chunk, Finding, MissingColumnError, Notes
@@ -188,7 +188,7 @@ def checks_of_events(table: pa.Table, data: DataConfig, source: str, known: list
         return []
     there = set(table.column_names)
     columns = {name: column for name, column in data.columns.items() if name in there}
-    findings = checks.find(table, columns, data.time_zone, known)
+    findings = column_checks.find(table, columns, data.time_zone, known)
     return findings + rules.find(table, data.rules, [*known, *findings], data.sensitive)
 
 

@@ -22,7 +22,7 @@ from engine.config.nested import Tree
 from engine.config.references import check_view_names
 from engine.config.sections.features import FeaturesConfig, ViewConfig
 from engine.config.tree import Config
-from engine.data import checks, frames
+from engine.data import column_checks, frames
 from engine.data.arrow_types import alike, parse_type, type_name
 from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
@@ -93,7 +93,7 @@ def _history(entity_table: pa.Table, views: Views, config: Config, dataset: Data
             view = replace(view, exclude={})  # entities, not rows of the dataset: they have no rows of their own
         needed = _check_probes(name, view, config, entity_table)
         columns = {column: config.data.columns[column] for column in needed if column in config.data.columns}
-        probes = checks.declared("entity_table", probes, columns, config.data.time_zone)
+        probes = column_checks.declared("entity_table", probes, columns, config.data.time_zone)
         events, tables = _needed(view, config, dataset, instants.instants(probes[PROBE_TIME]))
         found |= compute.view_features(name, view, config.data, features, probes, events, tables, threads_of(config))
     return pa.table(found)
@@ -147,7 +147,7 @@ def latest(
     for column, value in (entity or {}).items():
         if column not in view.entity:
             raise UserError(f"view {name!r} has no entity column {column!r}.{nearest(column, view.entity)}")
-        wanted = checks.declared(
+        wanted = column_checks.declared(
             "entity", pa.table({column: [value]}), {column: config.data.columns[column]}, config.data.time_zone
         )
         keys = keys.filter(pc.equal(keys[column], wanted[column][0]))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.tree import Config
-from engine.data import checks
+from engine.data import column_checks
 from engine.data.calendar import day_start
 from engine.errors import UserError
 from engine.features import required_columns
@@ -59,7 +59,7 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     bundle = read_bundle(find_model(settings.model, Path(config.paths.runs), "monitor.model"))
     config = with_spec_of(config, bundle)
     run.note(model=bundle.digest)
-    columns = checks.schema(config.data.columns)
+    columns = column_checks.schema(config.data.columns)
     needed = check_expressions(settings.business, columns, len(scored_classes(bundle)), config.data.target)
     reference = read_reference(bundle.directory, bundle.encoder)
     if settings.rising == "leave_out":

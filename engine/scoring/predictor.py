@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from engine.data import frames
-from engine.data.checks import declared
+from engine.data.column_checks import declared
 from engine.data.dataset import row_ids
 from engine.errors import UserError
 from engine.features.compute import raw_features

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from engine.config import schema
 from engine.config.sections.data import Column
 from engine.config.tree import Config
-from engine.data import checks
+from engine.data import column_checks
 from engine.data.arrow_types import alike, as_keys, parse_type
 from engine.data.parse import FALSE, TRUE, Reading, to_type
 from engine.errors import UserError
@@ -305,14 +305,14 @@ def test_bounds_and_allowed_values_are_compared_exactly(
 ) -> None:
     column = schema.build(Column, {"type": kind, **rule})
     table = pa.table({"x": pa.array(values, parse_type(kind))})
-    bad = {int(place) for finding in checks.find(table, {"x": column}, ZONE) for place in finding.positions}
+    bad = {int(place) for finding in column_checks.find(table, {"x": column}, ZONE) for place in finding.positions}
     assert [value for place, value in enumerate(values) if place not in bad] == kept
 
 
 def test_an_allowed_value_of_another_type_is_refused() -> None:
     column = schema.build(Column, {"type": "int64", "values": ["1", "x"]})
     with pytest.raises(UserError, match="values of a int64 column must be of that type, found 'x'"):
-        checks.find(pa.table({"x": [1]}), {"x": column}, ZONE)
+        column_checks.find(pa.table({"x": [1]}), {"x": column}, ZONE)
 
 
 KEYS = {
@@ -349,10 +349,10 @@ def _fits(number: int, kind: pa.DataType) -> bool:
 def test_a_foreign_key_of_another_type_is_refused() -> None:
     column = schema.build(Column, {"type": "bool", "references": "t.k"})
     with pytest.raises(UserError, match=r"data\.columns\.x must have the type of t\.k, int64, found bool"):
-        checks.find_orphans(pa.table({"x": [True]}), {"x": column}, {"t": pa.table({"k": [1]})})
+        column_checks.find_orphans(pa.table({"x": [True]}), {"x": column}, {"t": pa.table({"k": [1]})})
     column = schema.build(Column, {"type": "int64", "references": "t.k"})
     table = pa.table({"x": pa.array([1, -1, 2**40])})
-    found = checks.find_orphans(table, {"x": column}, {"t": pa.table({"k": pa.array([1, 255], pa.uint8())})})
+    found = column_checks.find_orphans(table, {"x": column}, {"t": pa.table({"k": pa.array([1, 255], pa.uint8())})})
     assert found[0].positions.tolist() == [1, 2]
 
 

@@ -46,7 +46,7 @@ class Fault(NamedTuple):
 
 FAULTS = {
     "an ingest rule": Fault(
-        "engine/data/checks.py", "least = bound(column.min, ", "least = bound(column.min + 1, ", "dataset"
+        "engine/data/column_checks.py", "least = bound(column.min, ", "least = bound(column.min + 1, ", "dataset"
     ),
     "a window kernel": Fault(
         "kernels/windows.py", "limit = _minus(t, windows[w])", "limit = _minus(t, windows[w] - 3600000000)", "features"
