@@ -1,6 +1,6 @@
 """Work units of scoring: ranges of dataset rows on multiples of the tile, and the records that commit them.
 
-A unit is done when its record `parts/<unit>.json` exists. It is written after `parts/<unit>.part`, both by rename,
+A unit is done when its record `parts/<unit>.json` exists. `commit` writes it after `parts/<unit>.part`, both by rename,
 so a kill at any moment leaves a unit done or not done. Names and records hold no run, time of day or path. Parts are
 Parquet, but no `*.parquet` matches their names, because a killed run may leave only some of them.
 """
@@ -140,6 +140,11 @@ def refused_path(parts: Path, unit: Unit) -> Path:
 def record_path(parts: Path, unit: Unit) -> Path:
     """The unit's record; its presence is the commit."""
     return parts / f"{unit.name}.json"
+
+
+def commit(parts: Path, unit: Unit, record: UnitRecord) -> None:
+    """Write the record of a unit, after its other files: from then on the unit is done."""
+    storage.write_json(record_path(parts, unit), seal.checked(record))
 
 
 def read_record(parts: Path, unit: Unit) -> UnitRecord | None:

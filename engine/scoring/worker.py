@@ -80,7 +80,7 @@ class UnitScorer:
         if record is None:
             record = self._score(unit)
         if not found:
-            storage.write_json(units.record_path(self.parts, unit), seal.checked(record))
+            units.commit(self.parts, unit, record)
         return units.reply_of(record, found)
 
     def empty(self) -> pa.Table:
