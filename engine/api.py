@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import commands
-from engine.config import compose, nested, schema, secrecy
+from engine.config import compose, secrecy
 from engine.config.compose import Composed
-from engine.config.nested import Tree
-from engine.config.tree import IMMATERIAL, Config, without
+from engine.config.tree import Config
 from engine.errors import UserError
-from engine.runtime import storage, tracking
+from engine.runtime import resume, storage, tracking
 from engine.runtime.on_ray import cluster, submit
-from engine.runtime.run import Run, RunBusy, RunRecord, plan_digest, records_below, unfinished
+from engine.runtime.run import Run
 
 if TYPE_CHECKING:
     from engine.scoring.predictor import Predictor
@@ -60,7 +59,8 @@ def execute(name: str, composed: Composed, program: Sequence[str]) -> Run:
     composed = _in_job(composed)
     commands.check(name, composed.config)
     with storage.kept_from_others(composed.config.paths.mode, composed.config.data.sensitive):
-        run = _open(name, composed, [*program, *composed.overrides])
+        section = commands.COMMANDS[name].resume
+        run = resume.open_run(name, composed, section, [*program, *composed.overrides])
         try:
             _carry_out(step, composed, run)
         finally:
@@ -97,55 +97,3 @@ def _in_job(composed: Composed) -> Composed:
     paths = dataclasses.replace(paths, store=cluster.shared_path(paths.store), runs=cluster.shared_path(paths.runs))
     config = dataclasses.replace(composed.config, paths=paths)
     return dataclasses.replace(composed, config=config)
-
-
-def _open(name: str, composed: Composed, words: list[str]) -> Run:
-    section = commands.COMMANDS[name].resume
-    choice = getattr(composed.config, section).resume if section else "never"
-    if choice == "auto":
-        directory = unfinished(name, composed.config)
-        if directory is not None:
-            try:
-                return Run.resume(directory, composed.secrets, command_line=words)
-            except RunBusy:
-                pass  # another process resumed it meanwhile: this command starts a new run
-    elif choice != "never":
-        _check_same_plan(name, composed.config, composed.saved, Path(choice), f"{section}.resume")
-        return Run.resume(Path(choice), composed.secrets, command_line=words)
-    run = Run.create(name, composed.config, composed.saved, command_line=words, hidden=composed.secrets)
-    if choice == "auto":
-        _tell_of_another_plan(run, composed)
-    return run
-
-
-def _tell_of_another_plan(run: Run, composed: Composed) -> None:
-    """Log why the newest earlier run, if unfinished, was not resumed: it has another plan."""
-    earlier = sorted(path.parent for path in run.directory.parent.glob("*-*/run.json") if path.parent != run.directory)
-    if not earlier or (earlier[-1] / "DONE").exists():
-        return
-    for directory, record in records_below(earlier[-1:]):
-        if record.get("plan") != run.record["plan"]:
-            changed = _changed_keys(record, composed.config, composed.saved)
-            run.log(f"a new run: {directory} is unfinished but has another plan; these keys differ: {changed}")
-
-
-def _changed_keys(record: RunRecord, config: Config, saved: Tree) -> str:
-    """Keys of the plan whose values differ from those in a run's record."""
-    now = {**schema.plain(config), **saved}
-    found = nested.differences(without({**record["config"]}, IMMATERIAL), without(now, IMMATERIAL))
-    return ", ".join(key for key, *_ in found) or "secret values"
-
-
-def _check_same_plan(name: str, config: Config, saved: Tree, directory: Path, key: str) -> None:
-    if not (directory / "run.json").is_file():
-        raise UserError(
-            f"{key} must be auto, never or a run directory, found {str(directory)!r}, which has no run.json"
-        )
-    record = Run.read(directory)
-    if record["command"] != name:
-        raise UserError(f"{key} must name a run of {name!r}, found a run of {record['command']!r}: {directory}")
-    if record["plan"] != plan_digest(name, config):
-        raise UserError(
-            f"{directory} was started with another plan; these keys differ: {_changed_keys(record, config, saved)}. "
-            f"Use the same overrides, or {key}=never"
-        )

@@ -24,7 +24,8 @@ from engine.features.table import FeatureTable, ensure_table
 from engine.lifecycle.challenger_gate import Judged
 from engine.runtime import digest, environment, seal, storage
 from engine.runtime.environment import threads_of
-from engine.runtime.run import Run, RunRecord, load_record, plan_digest, unfinished
+from engine.runtime.resume import unfinished
+from engine.runtime.run import Run, RunRecord, load_record, plan_digest
 from engine.scoring.predictor import Predictor, load
 from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import Bundle, spec_of

@@ -215,7 +215,7 @@ class Run:
     ) -> Run:
         """Open a new run in a new directory, also if another run starts at the same instant."""
         now = _now()
-        directory = _new_directory(_runs_folder(config, command), now)
+        directory = _new_directory(runs_folder(config, command), now)
         record: RunRecord = {
             "format": FORMAT,
             "command": command,
@@ -516,21 +516,9 @@ def link_order(name: str) -> tuple[int, int]:
     return LINKS.index(name), 0
 
 
-def _runs_folder(config: Config, command: str) -> Path:
+def runs_folder(config: Config, command: str) -> Path:
+    """Where the run directories of a command and a name are."""
     return storage.inside(Path(config.paths.runs), command, config.name)
-
-
-def unfinished(command: str, config: Config) -> Path | None:
-    """The newest run of the same command, name and plan without DONE in which no process is working."""
-    plan = plan_digest(command, config)
-    folder = _runs_folder(config, command)
-    for directory in sorted(folder.glob("*-*"), reverse=True) if folder.is_dir() else []:
-        if (directory / "DONE").exists() or not (directory / "run.json").exists():
-            continue
-        for _, record in records_below([directory]):
-            if record.get("plan") == plan and is_free(directory):
-                return directory
-    return None
 
 
 def is_free(directory: Path) -> bool:

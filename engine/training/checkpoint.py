@@ -1,8 +1,8 @@
 """Checkpoints: tensors in safetensors, the rest in a JSON manifest that is written last and records sizes and
 digests.
 
-A folder without a manifest, or whose files do not match it, does not count: resume uses the newest whole one and
-names those that it skipped. Nothing here unpickles: torch.load is never called.
+A folder without a manifest, or whose files do not match it, does not count: a resumed run uses the newest whole one and
+names those that it skipped. Which run is resumed: engine/runtime/resume.py. Nothing here unpickles: torch.load is never called.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.runtime import digest, records, seal, storage
+from engine.runtime.run import Run
+from engine.training.exchange import Exchange
 from engine.training.model import ArchitectureRecord
 
 FORMAT = 2
@@ -128,3 +130,29 @@ def newest_whole(root: Path) -> tuple[Checkpoint | None, list[str]]:
         except UserError as error:
             passed_over.append(f"checkpoint {folder.name} is not whole and is passed over: {error}")
     return None, passed_over
+
+
+def newest_checkpoint(root: Path, run: Run, exchange: Exchange) -> Checkpoint | None:
+    """The newest whole checkpoint in a folder, as rank 0 finds it; None where training starts at step 0.
+
+    Damaged ones that are skipped are named in run.log.
+    """
+    found, passed_over = newest_whole(root) if exchange.rank == 0 else (None, [])
+    for reason in passed_over:
+        run.warn(reason)
+    step = int(exchange.first([found.step if found else -1])[0])
+    if step < 0:
+        if passed_over:
+            run.warn("no checkpoint is whole: training starts at step 0")
+        return None
+    return found or load_checkpoint(root / f"step-{step:010d}")
+
+
+def check_identity(checkpoint: Checkpoint, identity: Mapping[str, object]) -> None:
+    """Raise UserError naming the first entry of `identity` that the checkpoint does not share."""
+    for name, value in identity.items():
+        if checkpoint.manifest.get(name) != value:
+            raise UserError(
+                f"a run must continue from its own checkpoint: {checkpoint.folder} has another {name} "
+                f"({checkpoint.manifest.get(name)} instead of {value}). Start a new run with train.resume=never"
+            )

@@ -22,7 +22,7 @@ from engine.errors import UserError
 from engine.runtime import digest, environment, records, storage
 from engine.runtime.progress import Progress
 from engine.runtime.run import Run
-from engine.training.checkpoint import save_checkpoint
+from engine.training.checkpoint import check_identity, newest_checkpoint, save_checkpoint
 from engine.training.cpu_stepper import CpuStepper
 from engine.training.evaluate import point_metrics, watched_metric
 from engine.training.examples import Examples
@@ -34,7 +34,6 @@ from engine.training.metrics import METRICS, decimals
 from engine.training.model import Network, architecture, build_model
 from engine.training.order import RowOrder
 from engine.training.predict import TILE_ROWS
-from engine.training.resume import check_identity, newest_checkpoint
 from engine.training.schedule import Schedule
 from engine.training.stepper import MakeStepper, StepFigures, Stepper, StepsTaken, TrainingJob
 from engine.training.threads import Team, compute_threads

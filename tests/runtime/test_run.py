@@ -17,7 +17,8 @@ from engine.errors import UserError
 from engine.runtime import digest, environment
 from engine.runtime import git as git_door
 from engine.runtime import run as runs
-from engine.runtime.run import LINKS, Run, RunBusy, load_record, plan_digest, unfinished
+from engine.runtime.resume import unfinished
+from engine.runtime.run import LINKS, Run, RunBusy, load_record, plan_digest
 
 FROZEN = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, datetime.UTC)
 
