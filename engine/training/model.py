@@ -189,6 +189,7 @@ class Linear(Network):
         return x
 
 
+# MODELS in engine/config/sections/training.py has the same names; `shape` of a class names the keys of ModelConfig that it takes.
 MODELS: dict[str, type[Network]] = {"mlp": Mlp, "linear": Linear}
 
 
@@ -206,16 +207,10 @@ def build_model(
     """
     if numeric_width == 0 and not cardinalities:
         raise UserError("a model must have at least one feature, found none: set features")
-    settings = {"hidden": config.hidden, "dropout": config.dropout, "embedding_max": config.embedding_max}
-    model = _construct(config.kind, numeric_width, cardinalities, outputs, settings if config.kind == "mlp" else {})
+    settings = {name: getattr(config, name) for name in MODELS[config.kind].shape.__annotations__}
+    model = MODELS[config.kind](numeric_width, cardinalities, outputs, **settings)
     _initialise(model, seed)
     return model
-
-
-def _construct(kind: str, numeric_width: int, cardinalities: Sequence[int], outputs: int, settings: Tree) -> Network:
-    if kind not in MODELS:
-        raise UserError(f"model.kind must be a known model, found {kind!r}.{nearest(kind, MODELS)}")
-    return MODELS[kind](numeric_width, cardinalities, outputs, **settings)
 
 
 def _initialise(model: Network, seed: int) -> None:
@@ -254,7 +249,9 @@ def declared(description: ArchitectureRecord, where: str = "architecture") -> Ne
     """
     records.conform(description, ArchitectureRecord, where)
     kind, given = description["kind"], description["settings"]
-    shape = MODELS[kind].shape if kind in MODELS else LinearSettings
+    if kind not in MODELS:
+        raise UserError(f"model.kind must be a known model, found {kind!r}.{nearest(kind, MODELS)}")
+    shape = MODELS[kind].shape
     records.conform(given, shape, f"{where}: settings")
     settings = {name: given[name] for name in shape.__annotations__}
     cardinalities = description["cardinalities"]
@@ -262,7 +259,7 @@ def declared(description: ArchitectureRecord, where: str = "architecture") -> Ne
     if tensors > MOST_TENSORS:
         raise records.Damaged(f"{where} must have at most {MOST_TENSORS:,} tensors, found {tensors:,}")
     with torch.device("meta"):
-        model = _construct(kind, description["numeric_width"], cardinalities, description["outputs"], settings)
+        model = MODELS[kind](description["numeric_width"], cardinalities, description["outputs"], **settings)
     kind_of_target = description.get("target_type", "float32")
     model.target = TargetScale(description["target_center"], description["target_scale"], kind_of_target)
     return model

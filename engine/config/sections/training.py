@@ -16,6 +16,7 @@ TASKS = {
     "huber": "regression",
     "quantile": "regression",
 }
+MODELS = ("mlp", "linear")  # engine/training/model.py has their classes
 AUTO = units.AUTO
 ANY = "any"
 
@@ -58,7 +59,7 @@ class SplitConfig:
 class ModelConfig:
     """The architecture."""
 
-    kind: str = key("mlp", "architecture", choices=("mlp", "linear"))
+    kind: str = key("mlp", "architecture", choices=MODELS)
     hidden: tuple[int, ...] = key((256, 256, 256), "widths of the hidden layers", ge=1)
     dropout: float = key(0.1, "share of activations dropped in training", ge=0, lt=1)
     embedding_max: int = key(32, "widest categorical embedding", ge=1)
