@@ -1,4 +1,8 @@
-"""The leak guard: no feature of a row is known later than the row's decision."""
+"""The leak guard: no column that is a feature is known later than the row's decision.
+
+This checks declarations, before any row is read. kernels/windows.py and kernels/asof.py hold each past row to known_at < T
+(an as-of view with `inclusive`: <= T).
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from engine.data.files import SourceFile
 from engine.data.readers import arrow_files, csv_files, json_files, lake_tables
 
 Reader = Callable[[SourceFile, SourceConfig, str, int, Notes, Bounds], Iterator[Chunk]]
+# FORMATS in engine/config/sections/data.py has the names, titles and file endings of the same formats.
 READERS: dict[str, Reader] = {
     "csv": csv_files.read,
     "jsonl": json_files.read,
