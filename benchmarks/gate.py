@@ -5,7 +5,8 @@ without a reason to replace it. Each pair is judged from May to December by the 
 times eight weeks. `equal_seeds_promoted`: the share of these that end in a promotion. `coverage_90`: how often the interval of
 90 % of a judgement holds the mean gain of the later judgements of the year; `coverage_rows`: how often one over rows would.
 `better_by_01_weeks`: the champion is mixed, in log odds, with a model of two weeks, so that the challenger's area over all months
-is better by .01; weeks until it is promoted, the median of all starts.
+is better by .01; weeks until it is promoted, the median of all starts (10: not
+within eight).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from kernels.metrics import roc_auc
 
 SEEDS = (100, 101, 102, 103, 104)
 SMALL = ("train.epochs=3", "model.hidden=[128,128]", "split.test=[]", "evaluate.bootstrap=0", "tracking=off")
+LATE = 10  # weeks that a challenger counts which is not promoted within eight
 LOOK, TOGETHER = 14, 4  # days of a judgement, and judgements from one champion's start: eight weeks
 GAIN = 0.01
 FROM, TO = "2013-05-01", "2014-01-01"
@@ -48,7 +50,7 @@ def run(_settings: Settings, _bandwidth: float) -> list[Row]:
         worse = mixed(known.target, scores[name], scores["short"])
         better.append(followed(known, worse, scores[name], config.retrain.gate))
     promoted = [weeks is not None for judged in equal for weeks in judged.weeks]
-    waits = [weeks if weeks is not None else np.inf for judged in better for weeks in judged.weeks]
+    waits = [weeks if weeks is not None else LATE for judged in better for weeks in judged.weeks]
     held = [hit for judged in equal for hit in judged.held]
     by_rows = [hit for judged in equal for hit in judged.held_by_rows]
     soon = float(np.mean(np.array(waits) <= LOOK * TOGETHER / 7))
