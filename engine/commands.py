@@ -118,6 +118,12 @@ COMMANDS: dict[str, Command] = {
         "compare a window or a scoring run with the model's reference; exit code 2 is an alarm",
         ("monitor", "evaluate", *DATA),
     ),
+    "monitor --incidents": plain(
+        "engine.monitoring.incidents:incidents",
+        "the incidents of a name, as of its newest monitoring run that looked for sudden changes",
+        ("monitor", *DATA),
+        usage="+experiment=NAME [--json]",
+    ),
     "submit": plain(
         "engine.runtime.on_ray.submit:submit",
         "run a command as a job of a Ray cluster: check the upload, start the job, follow it",
@@ -219,8 +225,11 @@ def find(words: list[str]) -> tuple[str, list[str]]:
     name, first = " ".join(words[:2]), words[0]
     if name in COMMANDS and len(words) > 1:
         return name, words[2:]
+    for place, word in enumerate(words[1:], 1):  # an option that is a command of its own may come later
+        if word.startswith("--") and f"{first} {word}" in COMMANDS:
+            return f"{first} {word}", words[1:place] + words[place + 1 :]
     if first in COMMANDS:
-        longer = [other for other in COMMANDS if other.startswith(f"{first} ")]
+        longer = [other for other in COMMANDS if other.startswith(f"{first} ") and "--" not in other]
         if longer and words[1:] and "=" not in words[1] and words[1][:1] not in "-+~":
             raise UserError(f"unknown command {name!r}.{nearest(name, longer)}")
         return first, words[1:]

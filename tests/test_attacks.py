@@ -56,6 +56,7 @@ READS: dict[str, dict[str, str]] = {
         "run": "monitor.model={run} monitor.run={scored}",
         "data": "monitor.model={run} monitor.window=2020-01",
     },
+    "monitor --incidents": {"run": ""},
     "submit": {},  # uploads the user's own folder: tests/runtime/test_submit.py
     "warmup": {},
     "reproduce": {"run": "{run}", "bundle": "{scored}"},

@@ -67,7 +67,9 @@ def observation(record: DriftRecord, metric: str, time_zone: str) -> Observation
         stop=stop,
         model=record["model"],
         # Drift counts whether or not monitor.alarm_on names it.
-        alarm=None if all(item["status"] == "not computable" for item in record["columns"]) else "drift" in kinds,
+        alarm=None
+        if all(item["status"] == "not computable" for item in record["columns"])
+        else bool(kinds & {"drift", "continued", "distance"}),
         causes=tuple(record["causes"]),
         metric=measured[metric]["value"] if metric in measured else None,
         metric_name=metric,

@@ -60,6 +60,7 @@ class Watch:
             run="",
             labels=False,
             alarm_on=("drift",),
+            rule="distance",  # the rules of retraining ask how far the data have moved, and each window stands alone
             alerts={},
         )
         return dataclasses.replace(base, monitor=settings)

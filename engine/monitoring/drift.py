@@ -70,6 +70,7 @@ class Drift:
     p_values: dict[str, float]
     discoveries: list[str]
     pairs: dict[str, Pair]
+    by_threshold: list[str]  # columns that are beyond a manual threshold
 
     @property
     def alarms(self) -> list[str]:
@@ -136,6 +137,9 @@ def compare(
         p_values,
         benjamini_hochberg(p_values, plan.alpha),
         pairs,
+        sorted(
+            {columns[at]["name"] for at, statistic, _ in manual_lines(reference, thresholds) if alarm[at, statistic]}
+        ),
     )
 
 

@@ -26,13 +26,15 @@ from engine.monitoring.performance import (
     measure,
     score_counts,
 )
+from engine.monitoring.rates import wilson
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
+from engine.monitoring.sudden_record import SUDDEN
 from engine.monitoring.window import Window, asked, plan_of
 from engine.runtime import records, storage
 from engine.training.bundle import Bundle
 
-FORMAT = 2  # 1: without `unjudged`, and without `status` of performance
+FORMAT = 3  # 1: without `unjudged`, and without `status` of performance; 2: without `rule` and `sudden`
 DIGITS = 9  # significant digits of drift.json: the last bits of a sum may differ between processors
 SAID = 5  # causes named in words
 
@@ -59,6 +61,8 @@ class DriftRecord(TypedDict):
     rows: records.Count
     model: str
     profile: str
+    rule: NotRequired[RuleRecord]
+    sudden: NotRequired[dict[str, Any]]
     calibration: dict[str, Any]
     attribution: list[Cause]
     columns: list[ColumnRecord]
@@ -71,6 +75,13 @@ class DriftRecord(TypedDict):
     meaning: dict[str, str]
 
 
+class RuleRecord(TypedDict):
+    """Which rule decided a drift alarm, and why."""
+
+    name: str
+    why: str
+
+
 def build_record(
     config: Config,
     bundle: Bundle,
@@ -79,6 +90,8 @@ def build_record(
     drift: Drift,
     judge: Judge,
     past: Outcomes | None,
+    rule: tuple[str, str],
+    sudden: dict[str, Any],
 ) -> DriftRecord:
     """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
     settings, zone = config.monitor, config.data.time_zone
@@ -95,14 +108,16 @@ def build_record(
         "headline": "",
         "alarm": False,
         "alarms": [],
-        "causes": [cause["text"] for cause in drift.causes if cause["notable"]][:SAID],
+        "causes": causes(drift, rule[0], sudden),
         "window": (units.format_instant(window.start, zone), units.format_instant(window.stop, zone)),
         "rows": window.profile.rows,
         "model": bundle.digest,
         "profile": window.profile.digest,
+        "rule": {"name": rule[0], "why": rule[1]},
+        "sudden": sudden,
         "calibration": calibration_record(drift, plan_of(config, window), reference, {**FLOORS, **settings.floors}),
         "attribution": drift.causes,
-        "columns": drift.columns,
+        "columns": [with_rule(item, drift, rule[0], sudden) for item in drift.columns],
         "discoveries": {
             "method": f"Benjamini-Hochberg at {settings.alpha}",
             "reliable": drift.line.separate >= FEW,  # p-values from fewer windows flatter
@@ -122,6 +137,21 @@ def build_record(
     }
     conclude(record, drift, settings.alarm_on)
     return storage.finite(record, DIGITS)  # type: ignore[no-any-return]
+
+
+def causes(drift: Drift, rule: str, sudden: Mapping[str, Any]) -> list[str]:
+    """The likely causes in words: columns that changed suddenly, or that moved away from the reference."""
+    if rule == SUDDEN:
+        return [f"{name}: unlike the days before" for name in sudden["columns"]][:SAID]
+    return [cause["text"] for cause in drift.causes if cause["notable"]][:SAID]
+
+
+def with_rule(item: ColumnRecord, drift: Drift, rule: str, sudden: Mapping[str, Any]) -> ColumnRecord:
+    """A column's record with the status that the rule gives it."""
+    if rule != SUDDEN or item["status"] not in ("alarm", "quiet"):
+        return item
+    loud = item["name"] in sudden["columns"] or item["name"] in drift.by_threshold
+    return {**item, "status": "alarm" if loud else "moved" if item["status"] == "alarm" else "quiet"}
 
 
 def measured_performance(config: Config, window: Window, past: Outcomes | None, judge: Judge) -> PerformanceRecord:
@@ -190,17 +220,12 @@ def calibration_record(
     }
 
 
-def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson, JASA 22, 1927)."""
-    p = hits / trials
-    middle = (p + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def conclude(record: DriftRecord, drift: Drift, alarm_on: tuple[str, ...]) -> None:
     """Set verdict, headline, alarm, alarms, and what could not be judged, of a record."""
     loud, unjudged = alarming(record, drift), not_judged(record, drift)
+    if {"performance", "drift"} <= set(alarm_on) and {"performance", "distance"} <= set(loud):
+        moved = loud.pop("distance")
+        loud["drift"] = "; ".join(filter(None, (loud.get("drift"), f"{moved}, and quality fell")))
 
     def texts(found: Mapping[str, str], wanted: bool) -> list[Notice]:
         return [{"kind": kind, "text": text} for kind, text in found.items() if (kind in alarm_on) == wanted]
@@ -213,7 +238,9 @@ def conclude(record: DriftRecord, drift: Drift, alarm_on: tuple[str, ...]) -> No
     record["verdict"] = "alarm" if record["alarm"] else UNJUDGED if record["unjudged"] else calm
     parts = [item["text"] for item in (*record["alarms"], *record["unjudged"])]
     seen = len(drift.columns) - len(blind) - len(drift.left_out)
-    if "drift" not in {**loud, **unjudged}:
+    if record["rule"]["name"] == SUDDEN and "drift" not in {**loud, **unjudged}:
+        parts.append("no sudden change")
+    elif "drift" not in {**loud, **unjudged}:
         parts.append(f"{seen} columns within their lines")
     if blind:
         parts.append(f"not computable: {named(blind)}")
@@ -229,10 +256,7 @@ def named(columns: list[str]) -> str:
 
 def alarming(record: DriftRecord, drift: Drift) -> dict[str, str]:
     """Kind -> text of what is beyond its lines and floors."""
-    found: dict[str, str] = {}
-    if drift.alarms:
-        words = f", likely cause {record['causes'][0]}" if record["causes"] else f": {named(drift.alarms)}"
-        found["drift"] = f"drift in {len(drift.alarms)} of {len(drift.columns)} columns{words}"
+    found = drift_texts(record, drift)
     performance = record["performance"]
     if performance.get("alarm"):
         found["performance"] = "; ".join(
@@ -250,6 +274,29 @@ def alarming(record: DriftRecord, drift: Drift) -> dict[str, str]:
     if moved:
         parts = [f"{name} {item['value']:.4g} against {item['reference']:.4g}" for name, item in moved]
         found["labels"] = f"labels moved: {', '.join(parts)}"
+    return found
+
+
+def drift_texts(record: DriftRecord, drift: Drift) -> dict[str, str]:
+    """What is said of drift: `drift` alarms, `continued` and `distance` are noted."""
+    found: dict[str, str] = {}
+    share = f"{len(drift.alarms)} of {len(drift.columns)} columns"
+    if record["rule"]["name"] != SUDDEN:
+        if drift.alarms:
+            words = f", likely cause {record['causes'][0]}" if record["causes"] else f": {named(drift.alarms)}"
+            found["drift"] = f"drift in {share}{words}"
+        return found
+    sudden = record["sudden"]
+    parts = (
+        [f"sudden change on {', '.join(sudden['opened'])} in {named(sudden['columns'])}"] if sudden["opened"] else []
+    )
+    parts += [f"beyond its threshold: {named(drift.by_threshold)}"] if drift.by_threshold else []
+    if parts:
+        found["drift"] = "; ".join(parts)
+    if sudden["continued"]:
+        found["continued"] = f"the incident of {', '.join(sudden['continued'])} continues in {named(sudden['columns'])}"
+    if drift.alarms:
+        found["distance"] = f"moved away from training in {share} ({named(drift.alarms)}); {record['rule']['why']}"
     return found
 
 

@@ -22,7 +22,7 @@ from engine.monitoring.alarm_lines import (
 from engine.monitoring.column_findings import LEFT_OUT
 from engine.monitoring.drift_record import DriftRecord
 from engine.monitoring.performance import MetricRecord
-from engine.monitoring.reference import Reference
+from engine.monitoring.reference import Reference, day_text
 from engine.runtime import storage
 from engine.runtime.run import Run, as_written
 
@@ -120,23 +120,29 @@ def _metric_row(name: str, kind: str, item: MetricRecord | None, estimated: floa
 
 
 def earlier_rows(run: Run, model: str) -> list[Row]:
-    """The monitored windows in the history of the newest finished monitoring run of the same name and model.
+    """The monitored windows in the history of the newest finished monitoring run of the same name and model."""
+    table = newest_file(run, model, FILE, SCHEMA)
+    return [row for row in table.to_pylist() if row["source"] == "current"] if table is not None else []
 
-    A history that cannot be read is left out with a warning.
+
+def newest_file(run: Run, model: str, file: tuple[str, ...], schema: pa.Schema) -> pa.Table | None:
+    """A table, with a column `model`, of the newest finished monitoring run of the same name and model that has it.
+
+    One that cannot be read is left out with a warning.
     """
     for done in sorted(run.directory.parent.glob("*-*/DONE"), reverse=True):
-        path = done.parent.joinpath(*FILE)
+        path = done.parent.joinpath(*file)
         if done.parent == run.directory or not path.exists():
             continue
         try:
-            table = storage.read_parquet(as_written(done.parent, "/".join(FILE), refuse=True))
-            rows: list[Row] = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+            table = storage.read_parquet(as_written(done.parent, "/".join(file), refuse=True))
+            table = table.select(schema.names).cast(schema)
         except (UserError, OSError, KeyError, ValueError, pa.ArrowException) as error:
-            run.warn(f"left out: {path} is not a monitoring history ({str(error).splitlines()[0]})")
+            run.warn(f"left out: {path} is not a table of monitoring ({str(error).splitlines()[0]})")
             continue
-        if rows and rows[0]["model"] == model:
-            return [row for row in rows if row["source"] == "current"]
-    return []
+        if table["model"][:1].to_pylist() == [model]:
+            return table
+    return None
 
 
 def history_table(rows: Iterable[Row]) -> pa.Table:
@@ -144,8 +150,3 @@ def history_table(rows: Iterable[Row]) -> pa.Table:
     kept = {tuple(row[name] for name in KEY): row for row in rows}
     ordered = sorted(kept.values(), key=lambda row: (row["source"] != "reference", row["from"], row["to"]))
     return pa.Table.from_pylist([dict(row) for row in ordered], schema=SCHEMA)
-
-
-def day_text(day: int) -> str:
-    """ISO date of a local day."""
-    return str(np.datetime64("1970-01-01") + np.timedelta64(day, "D"))

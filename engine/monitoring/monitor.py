@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from engine.data import column_checks
 from engine.data.calendar import day_start
 from engine.errors import UserError
 from engine.features import required_columns
-from engine.monitoring import alerts, history, report
+from engine.monitoring import alerts, daily_counts, history, report, sudden_record
 from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.business import check_expressions
 from engine.monitoring.drift import FLOORS, Drift, compare
@@ -75,9 +76,32 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     drift = compare(
         reference, current_of(config, window), plan_of(config, window), settings.floors, settings.thresholds
     )
-    record = build_record(config, bundle, reference, window, drift, judge, past)
+    rule, sudden = look_back(config, run, bundle, reference, window)
+    record = build_record(config, bundle, reference, window, drift, judge, past, rule, sudden)
     finish(config, run, reference, drift, record, plan_of(config, window))
     return metrics_of(record, drift, time.monotonic() - began)
+
+
+def look_back(
+    config: Config, run: Run, bundle: Bundle, reference: Reference, window: Window
+) -> tuple[tuple[str, str], dict[str, Any]]:
+    """((rule, why), record of the rule `sudden`); the counts of the days are kept for later runs."""
+    settings, plan = config.monitor, plan_of(config, window)
+    rule, why = sudden_record.rule_of(settings, reference, plan.alpha)
+    if rule == sudden_record.DISTANCE:
+        return (rule, why), {}
+    if not window.days:
+        why = "the window's days are not known (a stored profile of several days, or no rows)"
+        return (sudden_record.DISTANCE, why), {}
+    later = daily_counts.later_days(config, run, bundle, reference, window)
+    storage.write_parquet(run.path(*daily_counts.FILE), later.table)
+    names = daily_counts.judged_columns(config, bundle.encoder, reference)
+    days = np.arange(min(window.days), max(window.days) + 1)
+    daily = daily_counts.daily_counts(reference, later, int(days[-1]), names)
+    found = sudden_record.look_at(settings, plan, daily, days)
+    if not found["judged"]:
+        return (sudden_record.DISTANCE, "too few days are counted before the window to compare it with them"), found
+    return (rule, why), found
 
 
 def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
@@ -150,7 +174,9 @@ def finish(
     storage.write_parquet(run.path(*history.FILE), table)
     report.write_report(run.path("report.html"), config.name, record, table, drift)
     run.log(f"{record['verdict']}: {record['headline']}")
-    run.log(record["calibration"]["words"])
+    sudden = record["rule"]["name"] == sudden_record.SUDDEN
+    run.log(f"rule {record['rule']['name']}, because {record['rule']['why']}")
+    run.log((record["sudden"] if sudden else record["calibration"])["words"])
     for cause in record["causes"][1:]:
         run.log(f"also {cause}")
     for item in record["noted"]:
@@ -162,7 +188,8 @@ def finish(
     for item in record["alarms"]:
         run.alarm(f"{item['kind']}: {item['text']}")
     if record["alarm"]:
-        first = next((cause["column"] for cause in record["attribution"] if cause["notable"]), "")
+        notable = [cause["column"] for cause in record["attribution"] if cause["notable"]]
+        first = next(iter(record["sudden"]["columns"] if sudden else notable), "")
         names = sorted(item["kind"] for item in record["alarms"])
         keys = ("verdict", "headline", "causes", "model", "window", "rows", "alarms")
         shown: Mapping[str, object] = record
@@ -172,18 +199,19 @@ def finish(
 
 def metrics_of(record: DriftRecord, drift: Drift, seconds: float) -> dict[str, float]:
     """The flat figures of the run."""
-    calibration = record["calibration"]
+    calibration, sudden = record["calibration"], record["rule"]["name"] == sudden_record.SUDDEN
+    rate = record["sudden"]["realised"] if sudden else calibration["realised"]
     found = {
         "monitor/alarm": float(record["alarm"]),
         "monitor/unjudged": float(len(record["unjudged"])),
         "monitor/rows": float(record["rows"]),
         "monitor/columns": float(len(drift.columns)),
-        "monitor/columns_alarming": float(len(drift.alarms)),
+        "monitor/columns_alarming": float(sum(item["status"] == "alarm" for item in record["columns"])),
         "monitor/columns_not_computable": float(len(drift.not_computable)),
         "monitor/score": max((item["score"] for item in drift.columns if item["score"] is not None), default=math.nan),
-        "monitor/target_rate": calibration["alpha"],
-        "monitor/realised_rate": calibration["realised"] if calibration["realised"] is not None else math.nan,
-        "monitor/separate_windows": float(calibration["separate_windows"]),
+        "monitor/target_rate": record["sudden"]["alpha_a_day"] if sudden else calibration["alpha"],
+        "monitor/realised_rate": rate if rate is not None else math.nan,
+        "monitor/separate_windows": float(record["sudden"]["looks"] if sudden else calibration["separate_windows"]),
         "monitor/seconds": seconds,
     }
     performance = record["performance"]

@@ -102,6 +102,11 @@ def weekdays(days: np.ndarray) -> np.ndarray:
     return np.asarray((days + WEEKDAY_OF_DAY_0) % 7)
 
 
+def day_text(day: int) -> str:
+    """ISO date of a local day."""
+    return str(np.datetime64("1970-01-01") + np.timedelta64(day, "D"))
+
+
 def read_reference(directory: Path, encoder: Encoder) -> Reference:
     """The reference of a verified bundle. Raises UserError where the model was trained without one."""
     if not (directory / "reference.json").exists():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from engine.monitoring.drift import Drift
 from engine.monitoring.drift_record import DriftRecord
 from engine.monitoring.history import METRIC, Row
 from engine.monitoring.performance import UNJUDGED, MetricRecord
+from engine.monitoring.sudden_record import SUDDEN
 from engine.runtime import storage
 from engine.runtime.reports import html
 
@@ -26,6 +26,7 @@ SHOWN_CAUSES, SHOWN_COLUMNS, SHOWN_DISTRIBUTIONS = 8, 25, 6
 SHOWN_WINDOWS, SHOWN_REFERENCE = 10, 4
 BAR_ROWS = 10
 MOST_TICKS = 6
+SHOWN_INCIDENTS, SHOWN_DAYS = 20, 31
 NO_BREAK = "\N{NON-BREAKING HYPHEN}"  # so that a heading breaks before `ref`, not within its date
 BEYOND = {True: "beyond", False: "as usual", None: "the reference has too few windows to judge"}
 TOGETHER = {
@@ -42,6 +43,7 @@ def write_report(path: Path, name: str, record: DriftRecord, history: pa.Table, 
     rows = [row for row in history.to_pylist() if row["source"] == "reference" or row["from"] <= record["window"][0]]
     body = [
         _verdict(record),
+        _sudden(record),
         _causes(record),
         _heat_map(record, rows),
         _distributions(record, drift.pairs),
@@ -63,9 +65,9 @@ def _verdict(record: DriftRecord) -> Markup:
     blind = [item for item in record["columns"] if item["status"] == "not computable"]
     tiles = [
         html.Tile("Verdict", record["verdict"], " and ".join(item["kind"] for item in record["alarms"]), tone),
-        html.Tile("Columns beyond line and floor", f"{len(columns)} of {len(record['columns'])}", "", tone),
+        html.Tile("Columns that alarm", f"{len(columns)} of {len(record['columns'])}", "", tone),
         _quality_tile(record),
-        _false_alarm_tile(record["calibration"]),
+        _false_alarm_tile(record),
     ]
     if blind:
         names = ", ".join(item["name"] for item in blind[:3]) + (", ..." if len(blind) > 3 else "")
@@ -93,12 +95,48 @@ def _quality_tile(record: DriftRecord) -> html.Tile:
     return html.Tile("Performance", "–", performance.get("reason", ""))
 
 
-def _false_alarm_tile(calibration: Mapping[str, Any]) -> html.Tile:
-    held = calibration["held_out"]
-    realised = "–" if calibration["realised"] is None else f"{calibration['realised']:.1%}"
-    note = f"target {calibration['alpha']:.1%}; {held['alarms']} of {held['windows']} held-out windows"
-    tone = "plain" if calibration["enough"] else "warn"
-    return html.Tile("False alarms, realised", realised, note, tone)
+def _false_alarm_tile(record: DriftRecord) -> html.Tile:
+    if record["rule"]["name"] == SUDDEN:
+        found, title, what = record["sudden"], "Alarms, realised", "days so far"
+        target, alarms, windows = found["alpha_a_day"], found["alarms"], found["looks"]
+    else:
+        found, title, what = record["calibration"], "False alarms, realised", "held-out windows"
+        target, alarms, windows = found["alpha"], found["held_out"]["alarms"], found["held_out"]["windows"]
+    realised = "–" if found["realised"] is None else f"{found['realised']:.1%}"
+    note = f"target {target:.2%}; {alarms} of {windows} {what}"
+    return html.Tile(title, realised, note, "plain" if found["enough"] else "warn")
+
+
+def _sudden(record: DriftRecord) -> Markup:
+    sudden = record["sudden"]
+    if not sudden:
+        return Markup("")
+    incidents = [
+        (
+            item["opened"],
+            item["closed"] or "",
+            item["end"],
+            item["flagged_days"],
+            ", ".join(item["columns"]) + (f" and {item['more_columns']} more" if item["more_columns"] else ""),
+        )
+        for item in reversed(sudden["incidents"][-SHOWN_INCIDENTS:])
+    ]
+    days = [
+        (item["day"], *(item[of][scale] for scale in ("day", "week") for of in ("scores", "lines")), item["flagged"])
+        for item in sudden["days"][-SHOWN_DAYS:]
+    ]
+    facts = {
+        "Rule that decides": f"{record['rule']['name']}: {record['rule']['why']}",
+        "Target and realised": sudden["words"],
+        "A change is the new usual": f"after {sudden['anchor_days']} flagged days, or from a day in monitor.acknowledge on",
+    }
+    parts = [html.card("How a sudden change is judged", html.facts(facts))]
+    if incidents:
+        columns = ("Opened", "Closed", "State", "Days beyond the line", "Columns")
+        parts.append(html.card("Incidents, newest first", html.table(columns, incidents)))
+    heads = ("Day", "Score of the day", "its line", "Score of the week", "its line", "Beyond")
+    parts.append(html.card("Days of this window", html.table(heads, days)))
+    return html.section("Sudden changes", *parts)
 
 
 def _causes(record: DriftRecord) -> Markup:

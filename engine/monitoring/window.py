@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
 from engine.features import required_columns
 from engine.features.encode import as_texts
-from engine.features.profile import Profile, ProfileRecord
+from engine.features.profile import Profile, ProfileRecord, ProfileSpec
 from engine.features.table import FeatureTable, ensure_table
 from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.business import value_type
@@ -31,6 +32,7 @@ from engine.scoring.read import predictions
 from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import Bundle
 from engine.training.classes import target_values
+from engine.training.drift_reference import profiles_by_day
 from engine.training.row_sample import chunks, encode_sample, sample_table
 from engine.training.weights import row_weights, weight_column
 
@@ -50,6 +52,7 @@ class Window:
     operational: dict[str, records.Number]
     quality: str = WAITING  # the status of quality if there are no outcomes, or labels were not asked for
     reason: str = "the window holds no rows"
+    days: Mapping[int, Profile] = field(default_factory=dict)  # of each local day, where they are known
 
 
 def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
@@ -59,19 +62,35 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     dataset = required_columns.ensure(config, run, empty=False)
     table = ensure_table(config, run, dataset)
     rows = dataset.row_range(start, stop)
-    profile, parts = Profile.empty(reference.profile.spec), []
+    days: dict[int, Profile] = {}
+    parts = []
     with run.progress("monitor", rows[1] - rows[0]) as progress:
         for part in chunks(rows):
             raw = table.read(part)
             numeric, codes = bundle.encoder.transform(raw)
             scores = predictor.encoded_scores(numeric, codes)
-            profile = profile.merge(Profile.count(profile.spec, raw, scores, codes))
+            add_days(days, profiles_by_day(config, dataset, reference.profile.spec, part, raw, scores, codes))
             if config.monitor.labels or config.monitor.business:
                 parts.append(outcomes_of(config, bundle, dataset, part, scores, needed))
             progress.advance(part[1] - part[0])
     sample = sample_of(config, bundle, table, rows) if config.monitor.multivariate else None
     operational = {"quarantine_rate": quarantine_rate(dataset)}
-    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, *asked(config))
+    profile = whole(reference.profile.spec, days)
+    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, *asked(config), days=days)
+
+
+def add_days(days: dict[int, Profile], more: Iterable[tuple[int, Profile]]) -> None:
+    """Add profiles of local days to those that are there."""
+    for day, profile in more:
+        days[day] = days[day].merge(profile) if day in days else profile
+
+
+def whole(spec: ProfileSpec, days: Mapping[int, Profile]) -> Profile:
+    """The profile of all days together."""
+    found = Profile.empty(spec)
+    for profile in days.values():
+        found = found.merge(profile)
+    return found
 
 
 def asked(config: Config) -> tuple[str, str]:
@@ -105,7 +124,9 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
             outcomes = stored_outcomes(config, run, bundle, directory, (start, stop), needed)
         except UserError as error:
             quality, reason = UNJUDGED, f"the rows of the scoring run cannot be matched with the dataset: {error}"
-    return Window(start, stop, profile, outcomes, None, figures, quality, reason)
+    edges = local_days(pa.array([start, stop - 1], pa.timestamp("us", tz="UTC")), config.data.time_zone)
+    days = {int(edges[0]): profile} if edges[0] == edges[1] else {}
+    return Window(start, stop, profile, outcomes, None, figures, quality, reason, days)
 
 
 def scored_period(config: Config, directory: Path, record: RunRecord) -> tuple[int, int]:

@@ -159,21 +159,27 @@ def profile_days(
     for rows in periods.values():
         for part in chunks(rows):
             known = scores[part[0] - scored[0] : part[1] - scored[0]] if scored[0] <= part[0] < scored[1] else None
-            for day, profile in _chunk_days(config, table, spec, part, known):
+            for day, profile in profiles_by_day(config, table.dataset, spec, part, table.read(part), known):
                 days[day] = days[day].merge(profile) if day in days else profile
     return dict(sorted(days.items()))
 
 
-def _chunk_days(
-    config: Config, table: FeatureTable, spec: ProfileSpec, part: tuple[int, int], scores: np.ndarray | None
+def profiles_by_day(
+    config: Config,
+    dataset: Dataset,
+    spec: ProfileSpec,
+    part: tuple[int, int],
+    raw: pa.Table,
+    scores: np.ndarray | None,
+    codes: np.ndarray | None = None,
 ) -> Iterator[tuple[int, Profile]]:
+    """(local day, profile) of the rows [part) of a dataset with their raw features; a day may come twice."""
     event_time = config.data.event_time
-    days = local_days(table.dataset.read([event_time], rows=part)[event_time], config.data.time_zone)
-    raw = table.read(part)
+    days = local_days(dataset.read([event_time], rows=part)[event_time], config.data.time_zone)
     # Rows are in order of event time, so a day is a range; a clock change may split it in two.
     starts = np.flatnonzero(np.diff(days, prepend=days[:1] - 1)).tolist()
     ranges = list(itertools.pairwise([*starts, len(days)])) if len(days) else []
-    for (low, _), profile in zip(ranges, Profile.count_ranges(spec, raw, ranges, scores), strict=True):
+    for (low, _), profile in zip(ranges, Profile.count_ranges(spec, raw, ranges, scores, codes), strict=True):
         yield int(days[low]), profile
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import dataclass
 
-from engine.config.schema import key
+from engine.config.schema import key, later_key
 from engine.config.units import Share, Span
 from engine.errors import UserError, nearest
 
 DRIFT_STATISTICS = ("psi", "ks", "wasserstein", "missing", "outside", "unseen", "volume")
+
+
+def local_day(text: str, where: str) -> int:
+    """Days since 1970-01-01 of an ISO date. Raises UserError."""
+    try:
+        return (datetime.date.fromisoformat(text) - datetime.date(1970, 1, 1)).days
+    except ValueError:
+        raise UserError(f"{where} must hold days like 2024-12-25, found {text!r}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,18 @@ class MonitorConfig:
     alarm_on: tuple[str, ...] = key(
         ("drift", "performance"), "what raises an alarm", choices=("drift", "performance", "business")
     )
+    rule: str = later_key(
+        "auto",
+        "what decides a drift alarm. sudden: each day against the days before it; distance: the window against the reference; "
+        "auto: distance where the reference spans a year and has 2/alpha days, else sudden",
+        choices=("auto", "sudden", "distance"),
+    )
+    holidays: tuple[str, ...] = later_key(
+        (), "local days (2024-12-25) with a course of their own, for the rule `sudden`"
+    )
+    acknowledge: tuple[str, ...] = later_key(
+        (), "local days from which a known change is the usual, so that it alarms no longer, for the rule `sudden`"
+    )
     rising: str = key(
         "leave_out",
         "columns that always change with time (counts that grow with the data's age, a month, a row number)",
@@ -75,6 +96,9 @@ class MonitorConfig:
     cooldown: Span = key(Span("1d"), "time in which the same cause is not sent again")
 
     def __post_init__(self) -> None:
+        for kind, days in (("holidays", self.holidays), ("acknowledge", self.acknowledge)):
+            for day in days:
+                local_day(day, kind)
         for name, value in self.floors.items():
             if name not in DRIFT_STATISTICS:
                 raise UserError(f"floors names {name!r}.{nearest(name, DRIFT_STATISTICS)}")
