@@ -1,8 +1,8 @@
 """The command line: `python -m engine COMMAND [overrides]`. Parses the command, composes the config, runs the step and
 reports the outcome.
 
-Exit codes: 0 done, 1 error, 2 alarm, 3 cannot be judged, 130 interrupted, 141 the reader of its output left (`| head`). The
-last line of a step on stdout is its run directory.
+Exit codes: 0 done, 1 error, 2 alarm, difference, damage or leak, 3 cannot be judged, 130 interrupted, 141 the reader of its
+output left (`| head`). The last line of a step on stdout is its run directory.
 Packages are imported on dispatch, so that `--help` is quick and a command loads only what it uses.
 """
 
@@ -253,7 +253,7 @@ def _overview() -> str:
     lines += ["", *textwrap.wrap(WORDS, _room())]
     lines += ["", "`python -m engine COMMAND --help` shows the config groups and keys of a command."]
     lines += [
-        "Exit codes: 0 done, 1 error, 2 alarm, 3 cannot be judged, 130 interrupted, 141 the reader left (`| head`)."
+        "Exit codes: 0 done, 1 error, 2 alarm, difference, damage or leak, 3 cannot be judged, 130 interrupted, 141 reader left."
     ]
     return "\n".join(lines)
 
