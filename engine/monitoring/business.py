@@ -7,6 +7,7 @@ sum(fare_amount) FILTER (WHERE score > 0.5) / count(*)                     reven
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -47,18 +48,31 @@ CONDITIONS = ("COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN")
 
 
 def business(
-    metrics: Mapping[str, BusinessConfig], reference: Outcomes | None, current: Outcomes | None, judge: Judge
+    metrics: Mapping[str, BusinessConfig],
+    reference: Outcomes | None,
+    current: Outcomes | None,
+    judge: Judge,
+    labels: np.ndarray | None = None,
 ) -> dict[str, MetricRecord]:
-    """Each business metric of the window, against the band of the reference where it has the columns."""
+    """Each business metric of the window, against the band of the reference where it has the columns.
+
+    Before its labels are known it is estimated with `labels`, the expected one of each row: exactly, where the expression is
+    linear in the label.
+    """
     return {
-        name: _judged(name, config, reference, current, judge)
+        name: _judged(name, config, reference, current, judge, labels)
         | {"expression": config.expression, "better": config.better}
         for name, config in metrics.items()
     }
 
 
 def _judged(
-    name: str, config: BusinessConfig, reference: Outcomes | None, current: Outcomes | None, judge: Judge
+    name: str,
+    config: BusinessConfig,
+    reference: Outcomes | None,
+    current: Outcomes | None,
+    judge: Judge,
+    labels: np.ndarray | None,
 ) -> MetricRecord:
     if current is None:
         return _unjudged(None, "not computable, because the rows of the window are not available")
@@ -68,7 +82,12 @@ def _judged(
     known = int(current.known.sum()) if LABEL in names else len(current.target)
     if known < judge.min_labelled * len(current.target):
         reason = f"not judged yet, because {known} of {len(current.target)} labels are known"
-        return {"value": value if np.isfinite(value) else None, "status": WAITING, "reason": reason}
+        found: MetricRecord = {"value": value if np.isfinite(value) else None, "status": WAITING, "reason": reason}
+        if labels is not None:
+            rows = dataclasses.replace(current, target=labels)
+            (expected,) = expressions.aggregate(config.expression, [_table(rows, names)], where)
+            found["estimated"] = expected if np.isfinite(expected) else None
+        return found
     if not np.isfinite(value):
         return _unjudged(None, "not computable, because its arithmetic has no result on these rows")
     if reference is None:

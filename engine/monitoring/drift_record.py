@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
@@ -15,17 +16,10 @@ from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, Calib
 from engine.monitoring.business import business
 from engine.monitoring.column_findings import Cause, ColumnRecord
 from engine.monitoring.drift import FLOORS, Drift
+from engine.monitoring.estimate import Unlabelled, estimate, expected_labels
+from engine.monitoring.history import METRIC
 from engine.monitoring.multivariate import Together, compare_samples
-from engine.monitoring.performance import (
-    UNJUDGED,
-    Judge,
-    MetricRecord,
-    Outcomes,
-    PerformanceRecord,
-    estimate,
-    measure,
-    score_counts,
-)
+from engine.monitoring.performance import UNJUDGED, Judge, MetricRecord, Outcomes, PerformanceRecord, measure
 from engine.monitoring.rates import wilson
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
@@ -90,17 +84,19 @@ def build_record(
     drift: Drift,
     judge: Judge,
     past: Outcomes | None,
+    earlier: Sequence[Mapping[str, Any]],
     rule: tuple[str, str],
     sudden: dict[str, Any],
 ) -> DriftRecord:
     """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
     settings, zone = config.monitor, config.data.time_zone
     measured = measured_performance(config, window, past, judge)
-    expected = expected_performance(reference, window, past, judge)
-    for name, item in expected.get("metrics", {}).items():
-        real = measured["metrics"][name]["value"] if name in measured.get("metrics", {}) else None
-        item["error"] = item["value"] - real if real is not None and item["value"] is not None else None
-    custom = business(settings.business, past, window.outcomes, judge)
+    known = measured.get("metrics", {})
+    expected = estimate(
+        past, window.recent, unlabelled(reference, window, past), judge, known, errors_of(earlier, judge)
+    )
+    labels = expected_labels(past, window.recent, window.outcomes, judge) if settings.business else None
+    custom = business(settings.business, past, window.outcomes, judge, labels)
     sample = storage.read_parquet(bundle.directory / "reference_sample.parquet")
     record: DriftRecord = {
         "format": FORMAT,
@@ -162,15 +158,24 @@ def measured_performance(config: Config, window: Window, past: Outcomes | None, 
     return measure(past, window.outcomes, judge)
 
 
-def expected_performance(
-    reference: Reference, window: Window, past: Outcomes | None, judge: Judge
-) -> PerformanceRecord:
-    """Metrics expected from the scores alone."""
-    column = next(item for item in reference.columns if item.kind == PREDICTION)
-    rows = window.outcomes
-    if past is not None and past.weight is not None and rows is not None and rows.weight is not None:
-        return estimate(past, column, score_counts(column, rows), judge.loss)
-    return estimate(past, column, profile_counts(window.profile)[column.name].values[0], judge.loss)
+def unlabelled(reference: Reference, window: Window, past: Outcomes | None) -> Unlabelled | None:
+    """The scores of the window: of its rows where they are at hand, else by bins of its profile, where one score is all."""
+    if window.outcomes is not None:
+        return Unlabelled(window.outcomes.scores, window.outcomes.weight)
+    columns = [item for item in reference.columns if item.kind == PREDICTION]
+    if past is None or len(columns) != 1 or columns[0].edges is None:
+        return None
+    return Unlabelled.of_counts(columns[0], profile_counts(window.profile)[columns[0].name].values[0], past)
+
+
+def errors_of(earlier: Sequence[Mapping[str, Any]], judge: Judge) -> dict[str, list[float]]:
+    """Expected less measured of each metric in earlier monitored windows of the same length."""
+    found: dict[str, list[float]] = {}
+    for row in earlier:
+        days = (date.fromisoformat(row["to"][:10]) - date.fromisoformat(row["from"][:10])).days
+        if row["kind"] == METRIC and days == judge.length and None not in (row["estimated"], row["value"]):
+            found.setdefault(row["column"], []).append(row["estimated"] - row["value"])
+    return found
 
 
 def calibration_record(
@@ -266,6 +271,13 @@ def alarming(record: DriftRecord, drift: Drift) -> dict[str, str]:
         )
         if "reason" in performance:
             found["performance"] += f" ({performance['reason']})"
+    expected = record["estimated"]
+    if expected.get("alarming"):
+        found["estimated"] = ", ".join(
+            f"{name} is expected to be {item['value']:.4g}, {item['band'][0]:.4g} to {item['band'][1]:.4g} by "
+            f"{item['past_errors']} past errors ({worse_text(item['worse_by'])} at least)"
+            for name, item in ((name, expected["metrics"][name]) for name in expected["alarming"])
+        )
     worse = {name: item for name, item in record["business"].items() if item.get("alarm")}
     if worse:
         parts = [f"{name} {item['value']:.4g} against {item['reference']:.4g}" for name, item in worse.items()]

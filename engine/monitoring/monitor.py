@@ -76,9 +76,10 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     drift = compare(
         reference, current_of(config, window), plan_of(config, window), settings.floors, settings.thresholds
     )
+    earlier = history.earlier_rows(run, bundle.digest)
     rule, sudden = look_back(config, run, bundle, reference, window)
-    record = build_record(config, bundle, reference, window, drift, judge, past, rule, sudden)
-    finish(config, run, reference, drift, record, plan_of(config, window))
+    record = build_record(config, bundle, reference, window, drift, judge, past, earlier, rule, sudden)
+    finish(config, run, reference, drift, record, earlier, plan_of(config, window))
     return metrics_of(record, drift, time.monotonic() - began)
 
 
@@ -118,6 +119,7 @@ def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
         block=settings.block,
         seed=settings.seed,
         classes=scored_classes(bundle),
+        threshold=bundle.model.get("decision", {}).get("threshold"),
     )
 
 
@@ -162,14 +164,20 @@ def alike(config: Config, past: Outcomes | None, window: Window, run: Run) -> tu
 
 
 def finish(
-    config: Config, run: Run, reference: Reference, drift: Drift, record: DriftRecord, plan: CalibrationPlan
+    config: Config,
+    run: Run,
+    reference: Reference,
+    drift: Drift,
+    record: DriftRecord,
+    earlier: list[history.Row],
+    plan: CalibrationPlan,
 ) -> None:
     """Write drift.json, history and report; log the outcome, set the alarm and send alerts."""
     storage.write_json(run.path("drift.json"), record)
     run.link("drift", digest.of_json(record))
     floors = {**FLOORS, **config.monitor.floors}
     rows = history.reference_rows(reference, drift.line, plan, floors, record["model"])
-    rows += history.earlier_rows(run, record["model"]) + history.current_rows(record)
+    rows += [*earlier, *history.current_rows(record)]
     table = history.history_table(storage.finite(row, DIGITS) for row in rows)
     storage.write_parquet(run.path(*history.FILE), table)
     report.write_report(run.path("report.html"), config.name, record, table, drift)

@@ -1,4 +1,4 @@
-"""Model performance against the reference: measured where labels are known, estimated before.
+"""Model performance against the reference, measured where labels are known.
 
 The reference is the validation period's labelled rows kept in the bundle. Bands come from windows resampled
 from blocks of its days, with as many labels as the current window has.
@@ -6,7 +6,7 @@ from blocks of its days, with as many labels as the current window has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.sections.training import EvaluateConfig
-from engine.monitoring.statistics import ColumnSpec
 from engine.runtime.records import Number
 from engine.training.evaluate import Scored, counts, intervals, mean, point_metrics, why_undefined
 from engine.training.losses import LOSSES
-from engine.training.metrics import METRICS, Metric
+from engine.training.metrics import Metric, metrics_of
 
 QUIET, ALARM, WAITING, UNJUDGED, UNASKED = "quiet", "alarm", "waiting", "cannot be judged", "not asked"
 SHARE = "share of "  # before the name of a class
@@ -85,6 +84,7 @@ class Judge:
     block: int
     seed: int
     classes: tuple[str, ...] = ()  # of a multiclass model
+    threshold: float | None = None  # of a binary model that decides
 
     @property
     def watched(self) -> str:
@@ -100,12 +100,13 @@ class Judge:
             ece_bins=self.evaluate.ece_bins,
             quantile=self.quantile,
             weight=rows.weight,
+            threshold=self.threshold,
         )
 
     @property
     def metrics_of_task(self) -> dict[str, Metric]:
         """Those of `metrics`, by name."""
-        return METRICS[LOSSES[self.loss].task]
+        return metrics_of(LOSSES[self.loss].task, self.threshold)
 
     def labels(self, rows: Outcomes) -> dict[str, float]:
         """Facts of the labels alone: share of positives, of each class, or the mean target."""
@@ -150,7 +151,10 @@ class MetricRecord(TypedDict):
     beyond: NotRequired[bool]
     worse_by: NotRequired[Number]
     alarm: NotRequired[bool]
-    error: NotRequired[Number]
+    error: NotRequired[Number | None]
+    estimated: NotRequired[Number | None]
+    past_errors: NotRequired[int]
+    promised: NotRequired[bool]
     expression: NotRequired[str]
     better: NotRequired[str]
 
@@ -220,7 +224,7 @@ def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[
     values = {**metrics, **judge.labels(known)}
     blocks = known.days if known.blocks is None else known.blocks
     scored = Scored(known.target, known.scores, known.days, blocks, known.weight)
-    bounds = intervals(scored, metrics, judge.loss, judge.evaluate, quantile=judge.quantile)
+    bounds = intervals(scored, metrics, judge.loss, judge.evaluate, quantile=judge.quantile, threshold=judge.threshold)
     base, bands = reference_bands(reference, judge, len(known.target))
     found: dict[str, MetricRecord] = {}
     for name, value in values.items():
@@ -263,22 +267,23 @@ def _moved(item: MetricRecord, judge: Judge) -> bool:
 def reference_bands(
     reference: Outcomes | None, judge: Judge, labelled: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """(figures of the whole reference, [low, high] of each over resampled windows with as many labels)."""
+    """(median, [low, high]) of each figure over resampled windows of the reference with as many labels.
+
+    The median of windows of the same length, and not the figure of the whole: rows of one day are more alike than those of a
+    month, and a day's ROC AUC is lower for that alone.
+    """
     if reference is None or not len(reference.target):
         return {}, {}
-
-    def figures(rows: Outcomes) -> dict[str, float]:
-        return {**judge.metrics(rows), **judge.labels(rows)}
-
-    base = figures(reference)
     found: dict[str, list[float]] = {}
     for rows in resampled(reference, judge, labelled):
-        for name, value in figures(reference.take(rows)).items():
+        window = reference.take(rows)
+        for name, value in {**judge.metrics(window), **judge.labels(window)}.items():
             found.setdefault(name, []).append(value)
-    bands = {}
+    base, bands = {}, {}
     for name, values in found.items():
         good = np.array(values)[np.isfinite(values)]
-        if len(good) and np.isfinite(base[name]):
+        if len(good):
+            base[name] = float(np.median(good))
             bands[name] = [float(np.quantile(good, judge.alpha)), float(np.quantile(good, 1 - judge.alpha))]
     return base, bands
 
@@ -295,70 +300,3 @@ def worse_by(value: float, reference: float, metric: Metric) -> float:
 def relative(loss: float, whole: float) -> float:
     """A loss as a share of the whole; infinite where there is nothing to lose."""
     return loss / whole if whole > 0 else float(np.copysign(np.inf, loss)) if loss else 0.0
-
-
-# ------------------------------------------------------------------------------------------------------- estimated
-
-
-def estimate(reference: Outcomes | None, column: ColumnSpec, counts: np.ndarray, loss: str) -> PerformanceRecord:
-    """Metrics expected before labels are known, if the relation of score and label is that of the reference.
-
-    By bins of the score (confidence-based, as NannyML's CBPE and DLE): the share of positives, or the loss, of each bin
-    of the reference, weighted by the window's rows in it. `counts` float64[bins] (below, bins, above). It cannot
-    detect a change of that relation.
-    """
-    task = LOSSES[loss].task
-    if task == "multiclass":
-        return {"reason": "not computable, because only binary and regression models have confidence-based estimates"}
-    reference = None if reference is None else reference.counted
-    if reference is None or not len(reference.target) or not counts.sum() or column.edges is None:
-        return {"reason": "not computable, because there are no labelled reference rows or no predictions"}
-    scores, target = reference.scores.astype(np.float64), reference.target
-    bins, rows = bins_of(column, scores), score_counts(column, reference)
-    whole = point_metrics(target, scores, loss, weight=reference.weight)
-    metrics: dict[str, MetricRecord] = {}
-    for name, of in _by_bins(task, reference, bins, rows).items():
-        # The error of binning is the same on both sides, so only the change is taken from bins.
-        metrics[name] = {"value": whole[name] + of(counts) - of(rows), "reference": whole[name]}
-    return {"metrics": metrics, "method": "by bins of the score"}
-
-
-def bins_of(column: ColumnSpec, scores: np.ndarray) -> np.ndarray:
-    """int[n]: the bin of each score (0 below, then those between edges, the last above)."""
-    assert column.edges is not None
-    bins = np.searchsorted(column.edges, scores, side="right")
-    return np.where(scores == column.edges[-1], len(column.edges) - 1, bins)
-
-
-def score_counts(column: ColumnSpec, rows: Outcomes) -> np.ndarray:
-    """float64[bins]: rows (or their weights) by bin of the score."""
-    return np.bincount(bins_of(column, rows.scores.astype(np.float64)), rows.weight, column.width).astype(np.float64)
-
-
-def _by_bins(
-    task: str, reference: Outcomes, bins: np.ndarray, rows: np.ndarray
-) -> dict[str, Callable[[np.ndarray], float]]:
-    """Metric -> function of rows per bin."""
-    scores, target, weight = reference.scores.astype(np.float64), reference.target, reference.weight
-
-    def mean_of(values: np.ndarray) -> np.ndarray:
-        total = np.bincount(bins, values if weight is None else values * weight, minlength=len(rows))
-        return np.divide(total, rows, out=np.full(len(rows), mean(values, weight)), where=rows > 0)
-
-    def expected(values: np.ndarray) -> Callable[[np.ndarray], float]:
-        by_bin = mean_of(values)
-        return lambda counts: float((by_bin * counts).sum() / counts.sum())
-
-    if task == "regression":
-        square = expected((target - scores) ** 2)
-        return {"mae": expected(np.abs(target - scores)), "rmse": lambda counts: float(np.sqrt(square(counts)))}
-    positive = mean_of(target)
-    clipped = np.clip(np.where(target == 1, scores, 1 - scores), 1e-12, 1.0)
-
-    def area(counts: np.ndarray) -> float:
-        true, false = counts * positive, counts * (1 - positive)
-        above = true.sum() - np.cumsum(true)
-        both = float(true.sum() * false.sum())
-        return float((false * (above + true / 2)).sum() / both) if both > 0 else float("nan")
-
-    return {"roc_auc": area, "log_loss": expected(-np.log(clipped)), "brier": expected((target - scores) ** 2)}

@@ -305,7 +305,8 @@ def _metric_table(record: DriftRecord) -> Markup:
         )
     for name, item in record["business"].items():
         text = item["expression"] if item["value"] is not None else item["reason"]
-        rows.append((f"{name}: {text}", item["value"], "", item.get("reference"), _pair(item.get("band")), None, None))
+        usual = item.get("reference"), _pair(item.get("band"))
+        rows.append((f"{name}: {text}", item["value"], "", *usual, item.get("estimated"), None))
     if not rows:
         return Markup("")
     columns = ("Metric", "window", "interval", "reference", "band", "estimated", "estimate − measured")

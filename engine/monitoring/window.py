@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
 from engine.features import required_columns
 from engine.features.encode import as_texts
+from engine.features.instants import NEVER, known_times
 from engine.features.profile import Profile, ProfileRecord, ProfileSpec
+from engine.features.spec import known_anchor
 from engine.features.table import FeatureTable, ensure_table
 from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.business import value_type
@@ -27,13 +29,13 @@ from engine.monitoring.performance import UNASKED, UNJUDGED, WAITING, Outcomes
 from engine.monitoring.reference import Reference
 from engine.runtime import records
 from engine.runtime.run import Run, RunRecord, as_written, load_metrics, load_record
-from engine.scoring.predictor import load, score_names
+from engine.scoring.predictor import Predictor, load, score_names
 from engine.scoring.read import predictions
 from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import Bundle
 from engine.training.classes import target_values
-from engine.training.drift_reference import profiles_by_day
-from engine.training.row_sample import chunks, encode_sample, sample_table
+from engine.training.drift_reference import OUTCOME_ROWS, profiles_by_day
+from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
 from engine.training.weights import row_weights, weight_column
 
 DAY = 86_400_000_000
@@ -53,6 +55,7 @@ class Window:
     quality: str = WAITING  # the status of quality if there are no outcomes, or labels were not asked for
     reason: str = "the window holds no rows"
     days: Mapping[int, Profile] = field(default_factory=dict)  # of each local day, where they are known
+    recent: Outcomes | None = None  # labelled rows of the days before it
 
 
 def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
@@ -75,8 +78,9 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
             progress.advance(part[1] - part[0])
     sample = sample_of(config, bundle, table, rows) if config.monitor.multivariate else None
     operational = {"quarantine_rate": quarantine_rate(dataset)}
+    recent = recent_outcomes(config, bundle, predictor, table, (start, stop))
     profile = whole(reference.profile.spec, days)
-    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, *asked(config), days=days)
+    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, *asked(config), days, recent)
 
 
 def add_days(days: dict[int, Profile], more: Iterable[tuple[int, Profile]]) -> None:
@@ -91,6 +95,26 @@ def whole(spec: ProfileSpec, days: Mapping[int, Profile]) -> Profile:
     for profile in days.values():
         found = found.merge(profile)
     return found
+
+
+def recent_outcomes(
+    config: Config, bundle: Bundle, predictor: Predictor, table: FeatureTable, window: tuple[int, int]
+) -> Outcomes | None:
+    """A sample of the days before the window (`monitor.recent`), with the labels that are known when it ends."""
+    dataset, target = table.dataset, config.data.target or ""
+    rows = dataset.row_range(window[0] - config.monitor.recent.microseconds, window[0])
+    if not config.monitor.labels or config.data.columns[target].known_at is None:
+        return None
+    parts = []
+    for part in chunks(rows):
+        take = chosen_rows(dataset, config.data.ids, part, OUTCOME_ROWS, rows[1] - rows[0])
+        scores = predictor.encoded_scores(*bundle.encoder.transform(table.read(part).take(pa.array(take))))
+        facts = dataset.read([config.data.event_time, *known_anchor(config.data.columns[target])], rows=part)
+        known = known_times(facts, config.data.columns[target])[take]
+        found = outcomes_of(config, bundle, dataset, part, np.zeros(part[1] - part[0]), []).take(take)
+        labels = np.where((known != NEVER) & (known <= window[1]), found.target, np.nan)
+        parts.append(replace(found, scores=scores, target=labels))
+    return merge_outcomes(parts)
 
 
 def asked(config: Config) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from engine.runtime import environment
 from engine.scoring.cuda_tiles import DeviceRows, DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.classes import ScoreMeaning, score_meaning
+from engine.training.decision import COLUMN, decide
 from engine.training.losses import to_scores
 from engine.training.model import Network
 from engine.training.predict import predict_logits
@@ -88,6 +89,11 @@ class Predictor:
         return score_meaning(self.bundle.data.target or "", self.bundle.model["classes"], self.bundle.model["loss"])
 
     @property
+    def decides(self) -> bool:
+        """Whether the model says which class it decides for."""
+        return "decision" in self.bundle.model
+
+    @property
     def tile_rows(self) -> int:
         """Rows of the fixed shape that the model is called with."""
         return int(self.bundle.model["tile_rows"])
@@ -99,6 +105,16 @@ class Predictor:
         """
         numeric, codes = self.bundle.encoder.transform(raw)
         return self.encoded_scores(numeric, codes)
+
+    def output(self, scores: np.ndarray) -> dict[str, pa.Array]:
+        """Columns of an output from scores [n] or [n, classes]: the scores, and the `decision`, text of a class, if the model
+        decides.
+        """
+        columns = score_columns(scores, self.classes)
+        if self.decides:
+            codes = decide(self.bundle.model["decision"], scores).astype(np.int32)
+            columns[COLUMN] = pa.DictionaryArray.from_arrays(codes, pa.array(self.bundle.model["classes"]))
+        return columns
 
     def scored(self, raw: pa.Table, lap: Callable[[str], None] = lambda _: None) -> Scored:
         """Raw features encoded and scored, on the device where possible; `lap` is called with the name of each stage."""
@@ -164,7 +180,7 @@ class Predictor:
             if name in data.tables
         }
         raw = raw_features(data, features, given, past, sides, self.threads)
-        return back(pa.table({"row_id": row_ids(given, data.ids), **score_columns(self.scores(raw), self.classes)}))
+        return back(pa.table({"row_id": row_ids(given, data.ids), **self.output(self.scores(raw))}))
 
     def _check_events(self, events: pa.Table, history: pa.Table | None, tables: Mapping[str, pa.Table]) -> None:
         data, features = self.bundle.data, self.bundle.features

@@ -53,7 +53,7 @@ def score(config: Config, run: Run) -> dict[str, float]:
     if predictor.scorer is not None and predictor.scorer.on_cpu:
         run.log(f"score: rows are encoded and counted on the CPU ({predictor.scorer.on_cpu})")
     predictor = with_shadow(config, run, predictor)
-    check_columns(config, predictor.classes)
+    check_columns(config, predictor.classes, predictor.decides)
     gate_rows = check_predictor(predictor)
     plan = prepare(config, run, predictor)
     export.check_apart(config.score.output, (file["file"] for file in plan.dataset.manifest["accounting"]["files"]))

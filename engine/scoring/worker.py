@@ -201,7 +201,7 @@ class UnitScorer:
             "row_id": ids,
             event_time: facts[event_time],
             **{name: facts[name] for name in self.job.columns},
-            **score_columns(scores, self.predictor.classes),
+            **self.predictor.output(scores),
             "model": _repeat(self.predictor.digest, len(ids)),
             **beside,
         })  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.sections.training import EvaluateConfig
-from engine.training.bundle import ModelFacts
+from engine.training.bundle import ModelRecord
 from engine.training.evaluate import mean, point_metrics
 from engine.training.examples import Examples
 from engine.training.losses import LOSSES
@@ -28,7 +28,7 @@ STEPS, CLOSE = 200, 1e-5  # of softmax; it stops at this mean absolute gradient
 
 
 def baselines(
-    examples: Mapping[str, Examples], facts: ModelFacts, config: EvaluateConfig
+    examples: Mapping[str, Examples], facts: ModelRecord, config: EvaluateConfig
 ) -> dict[str, dict[str, dict[str, float]]]:
     """{split: {"linear" or "constant": {metric: value}}} on validation and test rows; fitted on the training rows."""
     loss, quantile = facts["loss"], float(facts["quantile"])

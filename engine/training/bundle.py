@@ -35,6 +35,7 @@ from engine.runtime import seal as folder_seal
 from engine.runtime.records import Format, Within
 from engine.runtime.run import Precision
 from engine.runtime.seal import FileRecord, Seal
+from engine.training.decision import Decision
 from engine.training.losses import LOSSES
 from engine.training.model import ArchitectureRecord, Network, declared
 
@@ -64,16 +65,8 @@ class ModelRecord(TypedDict):
     classes: list[str]
     precision: Precision
     quantile: NotRequired[Annotated[float, Within(0, 1)]]
+    decision: NotRequired[Decision]
     tile_rows: Annotated[int, Within(1, 2**20)]
-
-
-class ModelFacts(TypedDict):
-    """What evaluation needs of model.json."""
-
-    loss: str
-    classes: Sequence[str]
-    precision: Precision
-    quantile: float
 
 
 class ManifestRecord(TypedDict):
@@ -234,6 +227,8 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
             raise records.Damaged(f"{path}: architecture: {name} must be that of features.json and the classes")
     if loss == "binary" and len(model["classes"]) != 2:
         raise records.Damaged(f"{path}: classes must be two for loss binary, found {len(model['classes'])}")
+    if "decision" in model and ("threshold" in model["decision"]) != (loss == "binary"):
+        raise records.Damaged(f"{path}: decision must have a threshold for loss binary, and for no other")
     layers = [parameter.shape[-1] for parameter in declared(described, f"{path}: architecture").parameters()]
     if 4 * model["tile_rows"] * max(layers) > TILE_BYTES:
         raise records.Damaged(

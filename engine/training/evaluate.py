@@ -17,12 +17,21 @@ from engine.config.sections.training import EvaluateConfig
 from engine.data.calendar import months_of
 from engine.errors import UserError, nearest
 from engine.training.classes import ScoreMeaning
+from engine.training.curves import Curves, binary_curves, by_prediction
+from engine.training.decision import Decision
 from engine.training.losses import LOSSES
-from engine.training.metrics import FEWEST_BLOCKS, METRICS, Metric, Rows, Spread, numbered_blocks, poisson_counts
-from kernels import metrics as kernels
+from engine.training.metrics import (
+    FEWEST_BLOCKS,
+    METRICS,
+    Metric,
+    Rows,
+    Spread,
+    metrics_of,
+    numbered_blocks,
+    poisson_counts,
+)
 
 Array = NDArray[Any]
-CURVE_POINTS = 200
 CLASS_FIGURES = ("rows", "precision", "recall", "f1")
 SLICE_VALUES = 50  # most frequent values of a slice that are listed
 
@@ -65,20 +74,28 @@ def point_metrics(
     ece_bins: int = 15,
     quantile: float = 0.5,
     weight: Array | None = None,
+    threshold: float | None = None,
 ) -> dict[str, float]:
     """Metrics of all rows with a finite target together; NaN where one cannot be computed.
 
     Shape: target [n] (0 or 1, class index, or value), scores [n] or [n, classes], weight [n] (None: 1 each). A row of weight 0
     counts as one that is not there.
     """
-    rows = counted(target, scores, weight, quantile, ece_bins)
-    known_metrics = METRICS[LOSSES[loss].task]
+    rows = counted(target, scores, weight, quantile, ece_bins, threshold)
+    known_metrics = metrics_of(LOSSES[loss].task, threshold)
     if not len(rows.target) or not np.isfinite(rows.scores).all():
         return dict.fromkeys(known_metrics, float("nan"))
     return {name: metric.point(rows) for name, metric in known_metrics.items()}
 
 
-def counted(target: Array, scores: Array, weight: Array | None, quantile: float = 0.5, ece_bins: int = 15) -> Rows:
+def counted(
+    target: Array,
+    scores: Array,
+    weight: Array | None,
+    quantile: float = 0.5,
+    ece_bins: int = 15,
+    threshold: float | None = None,
+) -> Rows:
     """The rows that a metric counts: those with a finite target and a weight above 0, in float64."""
     used = counts(target, weight)
     return Rows(
@@ -87,6 +104,7 @@ def counted(target: Array, scores: Array, weight: Array | None, quantile: float 
         quantile,
         ece_bins,
         None if weight is None else weight[used].astype(np.float64),
+        threshold,
     )
 
 
@@ -114,6 +132,7 @@ def intervals(
     config: EvaluateConfig,
     *,
     quantile: float = 0.5,
+    threshold: float | None = None,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Interval (low, high) of each metric in `values` that has one; empty without resamples, or with too few blocks."""
@@ -121,17 +140,17 @@ def intervals(
     place, blocks = numbered_blocks(rows.blocks[used])
     if not config.bootstrap or blocks < FEWEST_BLOCKS:
         return {}
-    known = counted(rows.target, rows.scores, rows.weight, quantile, config.ece_bins)
+    known = counted(rows.target, rows.scores, rows.weight, quantile, config.ece_bins, threshold)
     times = poisson_counts(blocks, config.bootstrap, seed)
     found = {}
-    for name, metric in METRICS[LOSSES[loss].task].items():
+    for name, metric in metrics_of(LOSSES[loss].task, threshold).items():
         if not np.isfinite(values[name]):
             continue
         sums = metric.in_blocks(known, place, blocks)
         spread = Spread.of(sums.drawn(times), sums.without_each(), config.confidence)
         if spread is not None:
             low, high = max(values[name] - spread.below, 0.0), values[name] + spread.above
-            found[name] = low, min(high, 1.0) if metric.higher_is_better else high
+            found[name] = low, min(high, metric.most)
     return found
 
 
@@ -148,7 +167,7 @@ class Blocks(TypedDict):
     number: int
 
 
-class SplitDetails(TypedDict, total=False):
+class SplitDetails(Curves, total=False):
     """A split in evaluation.json; what the task or the rows do not have is absent."""
 
     loss: str
@@ -158,10 +177,8 @@ class SplitDetails(TypedDict, total=False):
     not_computable: dict[str, str]
     intervals: dict[str, list[float]]
     blocks: Blocks
-    calibration: dict[str, list[float]]
-    histogram: dict[str, list[float]]
-    roc: dict[str, list[float]]
-    pr: dict[str, list[float]]
+    decision: Decision
+    by_prediction: list[dict[str, float]]
     classes: list[Row]
     by_month: list[Row]
     slices: dict[str, list[Row]]
@@ -178,11 +195,13 @@ def evaluate_scores(
     *,
     quantile: float = 0.5,
     classes: Sequence[str] = (),
+    threshold: float | None = None,
 ) -> tuple[dict[str, float], SplitDetails]:
     """(flat metrics, details for a report) of scored rows; a target that is not finite counts as unknown.
 
     Shape: slices name -> [n] values, classes: their names. Flat: each metric, `<metric>_low` and `<metric>_high`, `rows`,
-    `positive_rate`; of a number `r2` and `mape`; of several classes `class/<name>/precision` and the like. Details are JSON.
+    `positive_rate`, with a threshold `true_positives` and the like; of a number `r2`, `mape` and `decile/<k>/mean_error`; of
+    several classes `class/<name>/precision` and the like. Details are JSON.
     """
     known = np.isfinite(rows.target)  # a class unseen in training has no index
     details: SplitDetails = {"loss": loss, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
@@ -190,14 +209,15 @@ def evaluate_scores(
     rows = rows.take(known)
     slices = {name: values[known] for name, values in slices.items()}
     target, scores = rows.target.astype(np.float64), rows.scores.astype(np.float64)
-    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, quantile=quantile, weight=rows.weight)
+    facts: dict[str, Any] = {"quantile": quantile, "threshold": threshold}
+    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, weight=rows.weight, **facts)
     details["confidence"] = config.confidence
     details["not_computable"] = {
-        name: why_undefined(METRICS[LOSSES[loss].task][name], target, scores)
+        name: why_undefined(metrics_of(LOSSES[loss].task, threshold)[name], target, scores)
         for name, value in metrics.items()
         if not np.isfinite(value)
     }
-    bounds = intervals(rows, metrics, loss, config, quantile=quantile)
+    bounds = intervals(rows, metrics, loss, config, **facts)
     details["intervals"] = {name: list(pair) for name, pair in bounds.items()}
     details["blocks"] = {"of": config.block, "number": len(np.unique(rows.blocks))}
     flat = dict(metrics)
@@ -207,9 +227,13 @@ def evaluate_scores(
     if LOSSES[loss].task == "binary" and len(target):
         flat["positive_rate"] = mean(target, rows.weight)
     if LOSSES[loss].task == "binary" and len(target) and np.isfinite(scores).all():
-        details |= _binary_details(target, scores, rows.weight, config)
+        details |= binary_curves(target, scores, rows.weight, config, threshold)
+        flat |= details.get("confusion", {})
     if LOSSES[loss].task == "regression":
         flat |= _relative(target, scores, rows.weight, details["not_computable"])
+        if len(target) and np.isfinite(scores).all():
+            details["by_prediction"] = by_prediction(target, scores, rows.weight)
+            flat |= {f"decile/{k}/mean_error": row["mean_error"] for k, row in enumerate(details["by_prediction"], 1)}
     if LOSSES[loss].task == "multiclass" and len(target):
         details["classes"] = class_table(target.astype(np.int64), scores, classes, rows.weight)
         flat |= {
@@ -220,7 +244,7 @@ def evaluate_scores(
         }
 
     def part(label: str, mask: Array) -> Row:
-        return _part(label, rows.take(mask), loss, config, quantile)
+        return _part(label, rows.take(mask), loss, config, facts)
 
     details["by_month"] = [part(month, mask) for month, mask in months_of(rows.days)]
     details["slices"] = {
@@ -280,16 +304,14 @@ def class_table(target: Array, scores: Array, classes: Sequence[str], weight: Ar
     ]
 
 
-def _part(label: str, rows: Scored, loss: str, config: EvaluateConfig, quantile: float) -> Row:
+def _part(label: str, rows: Scored, loss: str, config: EvaluateConfig, facts: Mapping[str, Any]) -> Row:
     """One row of a breakdown: the metrics of some rows, None where one cannot be computed."""
-    metrics = point_metrics(
-        rows.target, rows.scores, loss, ece_bins=config.ece_bins, quantile=quantile, weight=rows.weight
-    )
+    metrics = point_metrics(rows.target, rows.scores, loss, ece_bins=config.ece_bins, weight=rows.weight, **facts)
     row: Row = {"value": label, "rows": len(rows.target)}
     if LOSSES[loss].task == "binary":
         row["positive_rate"] = mean(rows.target, rows.weight)
     row |= {name: value if np.isfinite(value) else None for name, value in metrics.items()}
-    bounds = intervals(rows, metrics, loss, config, quantile=quantile)
+    bounds = intervals(rows, metrics, loss, config, **facts)
     row["intervals"] = {name: list(pair) for name, pair in bounds.items()}
     return row
 
@@ -300,37 +322,3 @@ def _values(values: Array) -> list[tuple[str, Array]]:
     names, inverse, counts = np.unique(texts, return_inverse=True, return_counts=True)
     order = np.lexsort((names, -counts))[:SLICE_VALUES]
     return [(str(names[k]), inverse == k) for k in order]
-
-
-def _binary_details(target: Array, scores: Array, weight: Array | None, config: EvaluateConfig) -> SplitDetails:
-    table = kernels.reliability(target, scores, weight, bins=config.ece_bins)
-    used = table.weight > 0
-    edges = np.linspace(0, 1, 41)
-
-    def histogram(rows: Array) -> list[float]:
-        weights = None if weight is None else weight[rows]
-        return list(np.histogram(scores[rows], edges, weights=weights)[0].tolist())
-
-    details: SplitDetails = {
-        "calibration": {
-            "score": table.score[used].tolist(),
-            "positive": table.positive[used].tolist(),
-            "rows": table.weight[used].tolist(),
-        },
-        "histogram": {
-            "edges": edges.tolist(),
-            "negative": histogram(target == 0),
-            "positive": histogram(target == 1),
-        },
-    }
-    if target.min() < target.max():
-        details["roc"] = _thin(*kernels.roc_curve(target, scores, weight))
-        details["pr"] = _thin(*kernels.precision_recall_curve(target, scores, weight))
-    return details
-
-
-def _thin(x: Array, y: Array) -> dict[str, list[float]]:
-    """At most CURVE_POINTS points, spread evenly along x, first and last kept."""
-    wanted = np.linspace(x[0], x[-1], CURVE_POINTS)
-    places = np.unique(np.concatenate([[0], np.minimum(np.searchsorted(x, wanted), len(x) - 1), [len(x) - 1]]))
-    return {"x": x[places].tolist(), "y": y[places].tolist()}

@@ -35,7 +35,7 @@ FEWEST_BLOCKS = 5  # with fewer nothing is known about how they differ
 @dataclass(frozen=True)
 class Rows:
     """Rows of one metric value: target float64[n] (0 or 1, class index, or value; finite), scores float64[n] or
-    [n, classes], weight float64[n] (None: 1 each; not all 0).
+    [n, classes], weight float64[n] (None: 1 each; not all 0), threshold: the score from which a row is taken as positive.
     """
 
     target: Array
@@ -43,6 +43,7 @@ class Rows:
     quantile: float = 0.5
     ece_bins: int = 15
     weight: Array | None = None
+    threshold: float | None = None
 
     @cached_property
     def error(self) -> Array:
@@ -107,7 +108,8 @@ class Metric:
     """One metric of one task.
 
     `point` gives its value of rows, NaN where it has none (`undefined` says why, of `n` rows); `in_blocks` its sums of
-    blocks. `chance`: the value of a model without information. `stand_in`: judged where a ranking metric has no value.
+    blocks. `chance`: the value of a model without information; `most`: the largest value. `stand_in`: judged where a ranking
+    metric has no value.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Metric:
     point: Callable[[Rows], float]
     in_blocks: InBlocks
     chance: float = 0.0
+    most: float = math.inf
     stand_in: bool = False
     undefined: str = "it is not finite"
 
@@ -215,6 +218,18 @@ def mean_of(
     return lambda rows: float(after(np.asarray(rows.mean(values_of(rows))))), in_blocks
 
 
+def ratio_of(
+    columns_of: Callable[[Rows], Iterable[Array]], value: Callable[[Array], Array]
+) -> tuple[Callable[[Rows], float], InBlocks]:
+    """`point` and `in_blocks` of a metric that is `value` [m] of weighted sums [m, k] of k columns [n]."""
+
+    def in_blocks(rows: Rows, place: Array, blocks: int) -> BlockSums:
+        weight = _weights(rows)
+        return BlockSums(add_up(place, blocks, [column * weight for column in columns_of(rows)]), value)
+
+    return lambda rows: in_blocks(rows, np.zeros(len(rows.target), np.int64), 1).whole(), in_blocks
+
+
 def _of_ranks(values: Callable[[Array, Array], Array]) -> InBlocks:
     """From values [m] of (positives, negatives)[m, groups], weights by falling score."""
 
@@ -236,6 +251,54 @@ def _areas(positive: Array, negative: Array) -> Array:
 def _precisions(positive: Array, negative: Array) -> Array:
     true, false = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
     return np.asarray((positive * true / np.maximum(true + false, 1e-300)).sum(axis=1) / true[:, -1])
+
+
+def _lifts(positive: Array, negative: Array) -> Array:
+    """Share of positives among the LIFTED share of rows with the highest scores, over that of all; ties in proportion."""
+    rows, found = np.cumsum(positive + negative, axis=1), np.cumsum(positive, axis=1)
+    rows, found = (np.pad(sums, ((0, 0), (1, 0))) for sums in (rows, found))
+    wanted = LIFTED * rows[:, -1]
+    above = np.array([np.interp(most, *sums) for most, *sums in zip(wanted, rows, found, strict=True)])
+    return np.asarray(above / (LIFTED * found[:, -1]))
+
+
+def _lift(rows: Rows) -> float:
+    levels, place = np.unique(-rows.scores, return_inverse=True)
+    sums = add_up(place, len(levels), [_weights(rows) * (rows.target == label) for label in (1, 0)])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(_lifts(sums[None, :, 0], sums[None, :, 1])[0])
+
+
+# ------------------------------------------------------------------------------------------------------- decisions
+
+
+def _decided(rows: Rows) -> tuple[Array, Array, Array]:
+    """Positive rows taken as positive, rows taken as positive, positive rows: 0 or 1 each."""
+    taken, positive = rows.scores >= rows.threshold, rows.target == 1
+    return taken & positive, taken, positive
+
+
+def _confusion(rows: Rows) -> list[Array]:
+    """Of each class: rows of it that are taken as it, rows taken as it, rows of it."""
+    chosen, classes = rows.scores.argmax(axis=1), range(rows.scores.shape[1])
+    right = chosen == rows.target
+    return [
+        *(right & (chosen == k) for k in classes),
+        *(chosen == k for k in classes),
+        *(rows.target == k for k in classes),
+    ]
+
+
+def _macro(value: Callable[[Array, Array, Array], Array]) -> Callable[[Array], Array]:
+    """The mean over the classes that occur or are taken, 0 for one with no value, as scikit-learn's `macro`."""
+
+    def mean(sums: Array) -> Array:
+        right, taken, there = np.split(sums, 3, axis=1)
+        known = (taken + there) > 0
+        found = np.where(known, np.nan_to_num(value(right, taken, there)), 0.0)
+        return np.asarray(found.sum(axis=1) / known.sum(axis=1))
+
+    return mean
 
 
 def _calibration_in_blocks(rows: Rows, place: Array, blocks: int) -> BlockSums:
@@ -291,6 +354,7 @@ def _pinball_losses(rows: Rows) -> Array:
     return np.maximum(rows.quantile * rows.error, (rows.quantile - 1) * rows.error)
 
 
+LIFTED = 0.1  # share of the rows
 ONE_CLASS = "all {n} rows have the same target"
 TABLE = (
     Metric(
@@ -301,6 +365,7 @@ TABLE = (
         lambda rows: kernels.roc_auc(rows.target, rows.scores, rows.weight),
         _of_ranks(_areas),
         chance=0.5,
+        most=1.0,
         undefined=ONE_CLASS,
     ),
     Metric(
@@ -310,6 +375,7 @@ TABLE = (
         True,
         lambda rows: kernels.average_precision(rows.target, rows.scores, rows.weight),
         _of_ranks(_precisions),
+        most=1.0,
         undefined="there are no positive rows",
     ),
     Metric(
@@ -338,7 +404,17 @@ TABLE = (
         _calibration_in_blocks,
         stand_in=True,
     ),
-    Metric("accuracy", "Accuracy", "multiclass", True, *mean_of(_hits)),
+    Metric(
+        "lift_10",
+        "Lift of the top 10 %",
+        "binary",
+        True,
+        _lift,
+        _of_ranks(_lifts),
+        chance=1.0,
+        undefined="there are no positive rows",
+    ),
+    Metric("accuracy", "Accuracy", "multiclass", True, *mean_of(_hits), most=1.0),
     Metric("log_loss", "Log loss", "multiclass", False, *mean_of(_class_losses), stand_in=True),
     Metric(
         "macro_auc",
@@ -348,7 +424,32 @@ TABLE = (
         _macro_auc,
         _macro_in_blocks,
         chance=0.5,
+        most=1.0,
         undefined=ONE_CLASS,
+    ),
+    Metric(
+        "macro_precision",
+        "Macro precision",
+        "multiclass",
+        True,
+        *ratio_of(_confusion, _macro(lambda right, taken, _: right / taken)),
+        most=1.0,
+    ),
+    Metric(
+        "macro_recall",
+        "Macro recall",
+        "multiclass",
+        True,
+        *ratio_of(_confusion, _macro(lambda right, _, there: right / there)),
+        most=1.0,
+    ),
+    Metric(
+        "macro_f1",
+        "Macro F1",
+        "multiclass",
+        True,
+        *ratio_of(_confusion, _macro(lambda right, taken, there: 2 * right / (taken + there))),
+        most=1.0,
     ),
     Metric("mae", "Mean absolute error", "regression", False, *mean_of(lambda rows: np.abs(rows.error))),
     Metric(
@@ -370,6 +471,44 @@ TABLE = (
 METRICS: dict[str, dict[str, Metric]] = {}  # task -> name -> metric
 for _metric in TABLE:
     METRICS.setdefault(_metric.task, {})[_metric.name] = _metric
+# Of a binary model with a threshold: two models may have different ones, so no metric of these chooses a model.
+DECIDED = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "precision",
+            "Precision",
+            "binary",
+            True,
+            *ratio_of(_decided, lambda sums: sums[:, 0] / sums[:, 1]),
+            most=1.0,
+            undefined="no row is taken as positive",
+        ),
+        Metric(
+            "recall",
+            "Recall",
+            "binary",
+            True,
+            *ratio_of(_decided, lambda sums: sums[:, 0] / sums[:, 2]),
+            most=1.0,
+            undefined="there are no positive rows",
+        ),
+        Metric(
+            "f1",
+            "F1",
+            "binary",
+            True,
+            *ratio_of(_decided, lambda sums: 2 * sums[:, 0] / (sums[:, 1] + sums[:, 2])),
+            most=1.0,
+            undefined="no row is positive or taken as positive",
+        ),
+    )
+}
+
+
+def metrics_of(task: str, threshold: float | None = None) -> dict[str, Metric]:
+    """The metrics of a task by name, with those of decisions where there is a threshold."""
+    return METRICS[task] if threshold is None else {**METRICS[task], **DECIDED}
 
 
 def find_metric(name: str) -> Metric:

@@ -17,7 +17,7 @@ from engine.runtime.tracking import read_points
 from engine.training.evaluate import Row, SplitDetails
 from engine.training.loop import Epoch
 from engine.training.losses import LOSSES
-from engine.training.metrics import FEWEST_BLOCKS, METRICS, Metric
+from engine.training.metrics import DECIDED, FEWEST_BLOCKS, LIFTED, METRICS, Metric
 
 EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they exist
 CURVE_POINTS = 400
@@ -65,7 +65,7 @@ def write_report(
     if history:
         body.append(_learning(run, history, config, loss))
     for name, details in sorted(details_by_split.items(), key=lambda item: item[0] != judged):
-        body += _quality(name, details, figures, loss)
+        body += _quality(name, details, figures, loss, config)
     body += [_data(data_summary, quarantine), _facts(run, config, figures)]
     path = run.directory / "report.html"
     subtitle = f"{run.record.get('command', '')} of {config.name}, started {run.record.get('started', '')[:19]} UTC"
@@ -79,6 +79,7 @@ def write_report(
 def _verdict(figures: Mapping[str, float], split: str, loss: str, details: SplitDetails) -> list[html.Tile]:
     tiles = []
     labels = {name: metric.label for name, metric in METRICS[LOSSES[loss].task].items()}
+    labels |= {name: metric.label for name, metric in DECIDED.items() if f"{split}/{name}" in figures}
     labels |= {name: label for name, label in EXTRA.items() if f"{split}/{name}" in figures}
     for name, label in labels.items():
         value = figures.get(f"{split}/{name}")
@@ -148,7 +149,9 @@ def _batch_losses(directory: Path) -> list[tuple[float, float]]:
 # ------------------------------------------------------------------------------------------------------- quality
 
 
-def _quality(split: str, details: SplitDetails, figures: Mapping[str, float], loss: str) -> list[Markup]:
+def _quality(
+    split: str, details: SplitDetails, figures: Mapping[str, float], loss: str, config: Config
+) -> list[Markup]:
     cards = []
     if "roc" in details:
         curve = html.Series("model", details["roc"]["x"], details["roc"]["y"])
@@ -169,11 +172,44 @@ def _quality(split: str, details: SplitDetails, figures: Mapping[str, float], lo
         bins = details["histogram"]
         counts = {"negative": bins["negative"], "positive": bins["positive"]}
         cards.append(html.card("Scores by class", html.histogram(bins["edges"], counts, x_label="score", share=True)))
+    cards += _decisions(details, config)
     cards += _compared(split, details, figures, loss)
     parts = [
         html.section(f"Quality on {split} rows", html.row(*cards) if cards else Markup(""), note=_meaning(details))
     ]
     return [*parts, _breakdowns(split, details, figures, loss)]
+
+
+def _decisions(details: SplitDetails, config: Config) -> list[Markup]:
+    """What the model decides, what the highest scores find, what errors cost; of a number, how it errs by prediction."""
+    cards = []
+    if "confusion" in details:
+        decision, counts, said = details["decision"], details["confusion"], details["score"]
+        rows = [
+            [f"is {said['positive']!r}", counts["true_positives"], counts["false_negatives"]],
+            [f"is {said['negative']!r}", counts["false_positives"], counts["true_negatives"]],
+        ]
+        rule = {"f1": "the best F1 of validation rows", "cost": "the least cost on validation rows"}
+        note = f"From a score of {decision['threshold']:.4g} up: {rule.get(decision['rule'], 'as chosen')}."
+        heads = ["", f"taken as {said['positive']!r}", f"taken as {said['negative']!r}"]
+        cards.append(html.card("Decisions", html.table(heads, rows), note=note))
+    if "gains" in details:
+        curve = html.Series("model", details["gains"]["x"], details["gains"]["y"])
+        chance = html.Series("chance", [0, 1], [0, 1], style="dashed", colour=5)
+        axes: dict[str, Any] = {"x_label": "share of rows, highest scores first", "y_label": "share of positives found"}
+        note = f"The lift is the curve over the diagonal, at {LIFTED:.0%} of the rows."
+        cards.append(html.card("Gains", html.line_chart([curve, chance], **axes, **_UNIT), note=note))
+        curve = html.Series("cost of a row", details["costs"]["x"], details["costs"]["y"])
+        costs = config.evaluate.false_positive, config.evaluate.false_negative
+        note = f"A negative row taken as positive costs {costs[0]:g}, a positive row taken as negative {costs[1]:g}."
+        chart = html.line_chart([curve], x_label="threshold", y_label="mean cost", x_range=(0.0, 1.0))
+        cards.append(html.card("Cost by threshold", chart, note=note))
+    if details.get("by_prediction"):
+        keys = ("rows", "score", "target", "mean_error", "absolute_error")
+        rows = [[k, *(row[key] for key in keys)] for k, row in enumerate(details["by_prediction"], 1)]
+        heads = ["Decile", "Rows", "Mean prediction", "Mean target", "Mean error", "Mean absolute error"]
+        cards.append(html.card("By prediction", html.table(heads, rows), note="Error: prediction minus target."))
+    return cards
 
 
 def _compared(split: str, details: SplitDetails, figures: Mapping[str, float], loss: str) -> list[Markup]:

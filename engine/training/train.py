@@ -31,7 +31,6 @@ from engine.training import baselines, gate, report
 from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import (
     ManifestRecord,
-    ModelFacts,
     ModelRecord,
     SpecRecord,
     find_model,
@@ -54,6 +53,7 @@ from engine.training.classes import (
     target_values,
     unknown_targets,
 )
+from engine.training.decision import fit_decision
 from engine.training.device import resolve_device
 from engine.training.distributed import fit_on_cluster
 from engine.training.drift_reference import write_reference
@@ -106,16 +106,18 @@ def train(config: Config, run: Run) -> dict[str, float]:
     run.note(precision=precision, device=device)
     result = fit_model(config, run, encoder, examples, dataset, classes)
     timer.lap("fit")
-    facts: ModelFacts = {
+    facts: ModelRecord = {
+        "architecture": architecture(result.model),
         "loss": config.train.loss,
-        "classes": classes,
+        "classes": list(classes),
         "precision": precision,
         "quantile": config.train.quantile,
+        "tile_rows": TILE_ROWS,
     }
     metrics, details = evaluate_splits(config, run, dataset, result.model, facts, examples)
     metrics |= against_baselines(config, run, examples, facts, metrics, details)
     timer.lap("evaluate")
-    manifest = write_model(config, run, table, encoder, result, classes, splits)
+    manifest = write_model(config, run, table, encoder, result.model, facts, splits)
     timer.lap("bundle")
     seconds = {f"time/{name}_seconds": value for name, value in timer.seconds.items()}
     metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **labels, **seconds}
@@ -144,12 +146,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
         for name, split in splits.items()
         if len(split.rows)
     }
-    facts: ModelFacts = {
-        "loss": bundle.model["loss"],
-        "classes": classes,
-        "precision": bundle.model["precision"],
-        "quantile": quantile_of(bundle),
-    }
+    facts: ModelRecord = {**bundle.model, "quantile": quantile_of(bundle)}
     metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
     metrics |= labels
     write_outcome(config, run, dataset, bundle.encoder, details, metrics, [])
@@ -292,24 +289,27 @@ def evaluate_splits(
     run: Run,
     dataset: Dataset,
     model: Any,
-    facts: ModelFacts,
+    facts: ModelRecord,
     examples: dict[str, Examples],
 ) -> tuple[dict[str, float], dict[str, SplitDetails]]:
-    """Metrics named `valid/...` and `test/...`, and the details that the report draws."""
+    """Metrics named `valid/...` and `test/...`, and the details that the report draws.
+
+    A model without a `decision` in its `facts` gets one, fitted on the validation rows.
+    """
     metrics: dict[str, float] = {}
     details: dict[str, SplitDetails] = {}
-    for name in ("valid", "test"):
-        part = examples.get(name)
-        if part is None or not len(part.rows):
-            continue
-        logits = predict_logits(
-            model,
-            part.numeric,
-            part.codes,
-            precision=facts["precision"],
-            tile_rows=TILE_ROWS,
-            threads=threads_of(config),
-        )
+    parts = {name: examples[name] for name in ("valid", "test") if name in examples and len(examples[name].rows)}
+    scores = {
+        name: scores_of(model, facts, threads_of(config), part.numeric, part.codes) for name, part in parts.items()
+    }
+    if "decision" not in facts and "valid" in parts:
+        valid = parts["valid"]
+        weight = valid.weight if config.evaluate.weighted else None
+        decision = fit_decision(config.evaluate, facts["loss"], valid.target, scores["valid"], weight)
+        if decision is not None:
+            facts["decision"] = decision
+    threshold = facts.get("decision", {}).get("threshold")
+    for name, part in parts.items():
         span = (int(part.rows[0]), int(part.rows[-1]) + 1)
         names = dict.fromkeys([config.data.event_time, *config.evaluate.slices, *block_columns(config.evaluate)])
         columns = dataset.read(list(names), rows=span).take(pa.array(part.rows - span[0]))
@@ -320,7 +320,7 @@ def evaluate_splits(
         }
         scored = Scored(
             part.target,
-            to_scores(facts["loss"], logits, model.target),
+            scores[name],
             days,
             blocks_of(config.evaluate, days, part.rows, columns),
             part.weight if config.evaluate.weighted else None,
@@ -332,7 +332,10 @@ def evaluate_splits(
             slices,
             quantile=facts["quantile"],
             classes=facts["classes"],
+            threshold=threshold,
         )
+        if "decision" in facts:
+            details[name]["decision"] = facts["decision"]
         details[name]["score"] = score_meaning(config.data.target or "", facts["classes"], facts["loss"])
         found |= count_unknown(config, run, dataset, name, part, details[name])
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
@@ -343,7 +346,7 @@ def against_baselines(
     config: Config,
     run: Run,
     examples: dict[str, Examples],
-    facts: ModelFacts,
+    facts: ModelRecord,
     metrics: Mapping[str, float],
     details: dict[str, SplitDetails],
 ) -> dict[str, float]:
@@ -377,25 +380,17 @@ def write_model(
     run: Run,
     table: FeatureTable,
     encoder: Encoder,
-    result: FitResult,
-    classes: tuple[str, ...],
+    model: Any,
+    facts: ModelRecord,
     splits: dict[str, Split],
 ) -> ManifestRecord:
     """The bundle, gate included; sets the chain's `weights` link."""
     directory = run.path("model")
     shutil.rmtree(directory, ignore_errors=True)  # files of a killed attempt would be sealed in
-    weights = weights_bytes(result.model)
+    weights = weights_bytes(model)
     run.link("weights", digest.of_bytes(weights))
-    rows = splits["train"].rows
+    rows, classes = splits["train"].rows, tuple(facts["classes"])
     raw_schema = table.read((int(rows[0]), int(rows[0]) + 1)).schema
-    model: ModelRecord = {
-        "architecture": architecture(result.model),
-        "loss": config.train.loss,
-        "classes": list(classes),
-        "precision": run.record["precision"],
-        "quantile": config.train.quantile,
-        "tile_rows": TILE_ROWS,
-    }
     data, features = run.masked(schema.plain(config.data)), run.masked(schema.plain(config.features))
     spec: SpecRecord = {"name": config.name, "data": data, "features": features}
     score_facts = score_meaning(config.data.target or "", classes, config.train.loss)
@@ -403,20 +398,20 @@ def write_model(
         directory,
         spec=spec,
         encoder=encoder,
-        model=model,
+        model=facts,
         weights=weights,
         raw_schema=raw_schema,
         score=score_facts,
         code=plugins.named(config.plugins),
     )
-    score = functools.partial(scores_of, result.model, model, threads_of(config))
+    score = functools.partial(scores_of, model, facts, threads_of(config))
     write_reference(directory, config, table, encoder, score, classes, splits)
     shown = dataclasses.replace(
         config,
         data=schema.build(DataConfig, data, "data"),
         features=schema.build(FeaturesConfig, features, "features"),
     )
-    gate.write_gate(directory / "gate", shown, table, encoder, result.model, model, rows)
+    gate.write_gate(directory / "gate", shown, table, encoder, model, facts, rows)
     return seal(directory)
 
 

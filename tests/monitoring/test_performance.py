@@ -1,4 +1,4 @@
-"""Quality once labels are known, and before they are; each against what the reference shows."""
+"""Quality once labels are known, against what the reference shows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,11 @@ from engine.config.sections.training import EvaluateConfig
 from engine.monitoring.performance import (
     Judge,
     Outcomes,
-    estimate,
     measure,
     resampled,
     worse_by,
 )
-from engine.monitoring.statistics import ColumnSpec
 from engine.training.metrics import find_metric
-
-EDGES = np.linspace(0, 1, 21)
-SCORE = ColumnSpec("prediction", "prediction", EDGES, 0.3, ("below", *map(str, range(20)), "above"))
 
 
 def judge(**options: object) -> Judge:
@@ -170,43 +165,6 @@ def test_resampled_windows_are_blocks_of_days() -> None:
     for rows in resampled(reference, judge(length=5, block=5), 1000):
         assert len(rows) == 50
         assert np.ptp(np.unique(reference.days[rows])) == 4
-
-
-def test_the_estimate_before_labels_is_near_what_labels_say_when_scores_keep_their_meaning() -> None:
-    reference, current = outcomes(30, 1000), outcomes(7, 3000, seed=3, shift=0.8)
-    counts = np.zeros(SCORE.width)
-    counts[1:-1] = np.histogram(current.scores, EDGES)[0]
-    found = estimate(reference, SCORE, counts, "binary")["metrics"]
-    truth = measure(reference, current, judge())["metrics"]
-    for name, tolerance in (("roc_auc", 0.01), ("log_loss", 0.02), ("brier", 0.01)):
-        assert found[name]["value"] == pytest.approx(truth[name]["value"], abs=tolerance), name
-    assert abs(found["log_loss"]["value"] - found["log_loss"]["reference"]) > 0.02  # it did move
-
-
-def test_the_estimate_of_the_reference_itself_is_its_metric() -> None:
-    reference = outcomes(30, 300)
-    counts = np.zeros(SCORE.width)
-    counts[1:-1] = np.histogram(reference.scores, EDGES)[0]
-    found = estimate(reference, SCORE, counts, "binary")["metrics"]["roc_auc"]
-    assert found["value"] == pytest.approx(roc_auc_score(reference.target, reference.scores), abs=1e-9)
-
-
-def test_regression_is_estimated_by_the_error_at_each_score() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.uniform(0, 1, 20_000)
-    target = scores + rng.normal(0, 0.1 + scores)
-    reference = Outcomes(np.repeat(np.arange(20), 1000), target, scores, {})
-    high = scores > 0.5
-    counts = np.zeros(SCORE.width)
-    counts[1:-1] = np.histogram(scores[high], EDGES)[0]
-    found = estimate(reference, SCORE, counts, "squared")["metrics"]["mae"]
-    assert found["value"] == pytest.approx(np.abs(target - scores)[high].mean(), rel=0.01)
-
-
-def test_multiclass_and_missing_reference_say_why_there_is_no_estimate() -> None:
-    assert "multiclass" not in estimate(None, SCORE, np.ones(22), "binary")
-    assert "reason" in estimate(None, SCORE, np.ones(22), "binary")
-    assert "reason" in estimate(outcomes(3, 10), SCORE, np.ones(22), "multiclass")
 
 
 def test_loss_of_a_rank_metric_counts_from_chance() -> None:

@@ -108,7 +108,7 @@ def test_one_csv_without_labels_in_and_one_csv_of_scores_out_by_the_shell(
     said = shell(tmp_path, "score", f"score.model={shop.model}", "score.input=new.csv", "score.output=out.csv")
     assert read_scores(tmp_path / "out.csv") == expected(by_dataset), "the same bits in the order of time and ids"
     lines = csv_rows(tmp_path / "out.csv")
-    assert list(lines[0]) == ["row_id", "visit", "at", "decided_at", "score"]
+    assert list(lines[0]) == ["row_id", "visit", "at", "decided_at", "score", "decision"]
     assert lines[0]["visit"] == lines[0]["row_id"] and lines[0]["at"].endswith("Z")
     assert "windows look back on score.input and on dataset tiny" in said and f"{ROWS:,} rows, the last event" in said
     assert "score.input has no amount, bought, paid_at: not needed to score" in said.replace(
@@ -168,7 +168,7 @@ def test_what_describes_a_row_is_demanded_and_the_message_says_so(score: Score, 
 def test_an_input_without_rows_gives_a_file_with_its_columns_only(score: Score, tmp_path: Path, suffix: str) -> None:
     new = write(tmp_path / f"new.{suffix}", new_visits().slice(0, 0))
     score(f"score.input={new}", f"score.output={tmp_path / 'out.csv'}")
-    assert (tmp_path / "out.csv").read_text() == '"row_id","visit","at","decided_at","score"\n'
+    assert (tmp_path / "out.csv").read_text() == '"row_id","visit","at","decided_at","score","decision"\n'
 
 
 def test_rows_later_than_the_stored_ones_look_back_on_both(shop: Shop, by_dataset: pa.Table, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_dataset_goes_into_one_file_too_and_a_folder_that_ends_in_a_suffix_sta
     score(between, f"score.output={tmp_path / 'out.csv'}", "score.columns=[shop,bought]")
     assert read_scores(tmp_path / "out.csv") == expected(by_dataset)
     assert csv_rows(tmp_path / "out.csv")[0].keys() == {
-        "row_id", "visit", "at", "decided_at", "shop", "bought", "score",
+        "row_id", "visit", "at", "decided_at", "shop", "bought", "score", "decision",
     }  # fmt: skip
     (tmp_path / "out.parquet").mkdir()
     score(between, f"score.output={tmp_path / 'out.parquet'}")

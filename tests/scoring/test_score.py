@@ -333,7 +333,7 @@ def test_append_never_takes_scores_of_another_model(shop: Shop, tmp_path: Path) 
     assert run.metrics["score/units_reused"] == 0
     assert (
         "the newest, " in (log := (run.directory / "run.log").read_text())
-        and "has another weights, another model" in log
+        and "has another weights, another architecture, another model" in log
     )
     assert set(predictions(run.directory)["model"].to_pylist()) == {load(other.model).digest}
 

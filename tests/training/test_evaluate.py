@@ -10,7 +10,7 @@ import pytest
 from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
 from engine.training.evaluate import Scored, evaluate_scores, intervals, point_metrics, watched_metric
-from engine.training.metrics import METRICS, Rows, numbered_blocks
+from engine.training.metrics import METRICS, Rows, metrics_of, numbered_blocks
 
 CONFIG = EvaluateConfig(bootstrap=100)
 MARCH_2013 = 15_765  # days since 1970-01-01
@@ -67,8 +67,10 @@ def test_block_sums_added_up_are_the_metric_itself(scored):
     kinds, shares = numbers.integers(0, 3, 3000), numbers.dirichlet(np.ones(3), 3000).round(2)
     place, blocks = numbered_blocks(days)
     for loss, truth, found in (("binary", target, scores), ("multiclass", kinds, shares), ("squared", target, scores)):
-        rows = Rows(truth.astype(float), found.astype(float), weight=numbers.integers(0, 4, 3000) / 2)
-        for metric in METRICS[loss if loss != "squared" else "regression"].values():
+        weight = numbers.integers(0, 4, 3000) / 2
+        rows = Rows(truth.astype(float), found.astype(float), weight=weight, threshold=0.3)
+        task = "regression" if loss == "squared" else loss
+        for metric in metrics_of(task, 0.3 if task == "binary" else None).values():
             assert metric.in_blocks(rows, place, blocks).whole() == pytest.approx(metric.point(rows), rel=1e-9), (
                 metric.name
             )
@@ -78,16 +80,16 @@ def test_a_metric_under_counts_of_blocks_is_that_of_repeated_blocks(scored):
     target, scores, days, _ = scored
     place, blocks = numbered_blocks(days)
     counts = np.random.default_rng(5).poisson(1.0, (3, blocks))
-    rows = Rows(target.astype(float), scores.astype(float))
-    for metric in METRICS["binary"].values():
+    rows = Rows(target.astype(float), scores.astype(float), threshold=0.3)
+    for metric in metrics_of("binary", 0.3).values():
         sums = metric.in_blocks(rows, place, blocks)
         drawn = sums.drawn(counts.astype(float))
         for place_of, times in zip(drawn, counts, strict=True):
             repeated = np.repeat(np.arange(3000), times[place])
-            expected = point_metrics(target[repeated], scores[repeated], "binary")[metric.name]
+            expected = point_metrics(target[repeated], scores[repeated], "binary", threshold=0.3)[metric.name]
             assert place_of == pytest.approx(expected, rel=1e-9), metric.name
         kept = place != 7
-        expected = point_metrics(target[kept], scores[kept], "binary")[metric.name]
+        expected = point_metrics(target[kept], scores[kept], "binary", threshold=0.3)[metric.name]
         assert sums.without_each()[7] == pytest.approx(expected, rel=1e-9), metric.name
 
 
@@ -137,7 +139,7 @@ def test_intervals_repeat_and_do_not_depend_on_the_order_of_rows(scored):
     order = np.random.default_rng(0).permutation(3000)
     first = intervals(on_days(target, scores, days), values, "binary", CONFIG)
     again = intervals(on_days(target[order], scores[order], days[order]), values, "binary", CONFIG)
-    assert set(first) == {"roc_auc", "average_precision", "log_loss", "brier", "ece"}
+    assert set(first) == set(METRICS["binary"])
     for name, bounds in first.items():
         assert bounds == pytest.approx(again[name], rel=1e-12) and bounds[0] < values[name] < bounds[1]
 

@@ -56,7 +56,7 @@ class MonitorConfig:
     run: str = key("", "scoring run whose stored profile is compared, instead of a window of the dataset")
     alpha: float = key(0.01, "false-alarm rate over all columns together, per window", gt=0, lt=1)
     alarm_on: tuple[str, ...] = key(
-        ("drift", "performance"), "what raises an alarm", choices=("drift", "performance", "business")
+        ("drift", "performance"), "what raises an alarm", choices=("drift", "performance", "business", "estimated")
     )
     rule: str = later_key(
         "auto",
@@ -89,6 +89,10 @@ class MonitorConfig:
     seed: int = key(0, "seed of the resampling", ge=0)
     labels: bool = key(True, "measure performance on rows whose label is known")
     min_labelled: Share = key(Share("50%"), "share of labels that must be known to judge performance")
+    recent: Span = key(
+        Span("28d"),
+        "labelled days before the window that say what a score means, for estimates; 0d = the reference alone",
+    )
     performance_floor: float = key(0.1, "smallest relative loss of quality worth an alarm", ge=0)
     multivariate: bool = key(True, "PCA reconstruction error and domain classifier, where rows are available")
     business: dict[str, BusinessConfig] = key(factory=dict, help="user-defined numbers by name")

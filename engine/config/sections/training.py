@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from engine.config import units
 from engine.config.schema import key, later_key
@@ -132,6 +133,14 @@ class TrainConfig:
                 )
 
 
+THRESHOLDS = ("f1", "cost", "none")
+
+
+def _check_threshold(value: Any) -> None:
+    if value not in THRESHOLDS if isinstance(value, str) else not 0 <= value <= 1:
+        raise UserError(f"must be a number from 0 to 1, or one of {', '.join(THRESHOLDS)}, found {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What is measured on labelled rows."""
@@ -149,6 +158,13 @@ class EvaluateConfig:
     weighted: bool = key(
         True, "metrics, intervals, early stopping, monitoring and the gate count a row by its weight column"
     )
+    threshold: float | str = key(
+        "f1",
+        "score from which a row is positive: a number from 0 to 1, f1 or cost (the best on validation rows), or none",
+        parse=_check_threshold,
+    )
+    false_positive: float = key(1.0, "cost of a negative row taken as positive, for threshold=cost", ge=0)
+    false_negative: float = key(1.0, "cost of a positive row taken as negative, for threshold=cost", ge=0)
 
     def __post_init__(self) -> None:
         if self.block_days is not None and self.block_days < 1:
