@@ -120,7 +120,7 @@ def shifted() -> list[Row]:
     errors = []
     for at in range(after):
         now = week == at
-        found = estimate(past, None, Unlabelled(score[now]), JUDGE, {}, {})["metrics"]["roc_auc"]["value"]
+        found = estimate(past, None, Unlabelled(score[now]), JUDGE, {})["metrics"]["roc_auc"]["value"]
         errors.append(found - roc_auc_score(label[now], score[now]))
     foreign = cbpe(WEEK * week, label, score, after)
     return [

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from datetime import date
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
@@ -17,7 +16,6 @@ from engine.monitoring.business import business
 from engine.monitoring.column_findings import Cause, ColumnRecord
 from engine.monitoring.drift import FLOORS, Drift
 from engine.monitoring.estimate import Unlabelled, estimate, expected_labels
-from engine.monitoring.history import METRIC
 from engine.monitoring.multivariate import Together, compare_samples
 from engine.monitoring.performance import UNJUDGED, Judge, MetricRecord, Outcomes, PerformanceRecord, measure
 from engine.monitoring.rates import wilson
@@ -84,17 +82,13 @@ def build_record(
     drift: Drift,
     judge: Judge,
     past: Outcomes | None,
-    earlier: Sequence[Mapping[str, Any]],
     rule: tuple[str, str],
     sudden: dict[str, Any],
 ) -> DriftRecord:
     """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
     settings, zone = config.monitor, config.data.time_zone
     measured = measured_performance(config, window, past, judge)
-    known = measured.get("metrics", {})
-    expected = estimate(
-        past, window.recent, unlabelled(reference, window, past), judge, known, errors_of(earlier, judge)
-    )
+    expected = estimate(past, window.recent, unlabelled(reference, window, past), judge, measured.get("metrics", {}))
     labels = expected_labels(past, window.recent, window.outcomes, judge) if settings.business else None
     custom = business(settings.business, past, window.outcomes, judge, labels)
     sample = storage.read_parquet(bundle.directory / "reference_sample.parquet")
@@ -166,16 +160,6 @@ def unlabelled(reference: Reference, window: Window, past: Outcomes | None) -> U
     if past is None or len(columns) != 1 or columns[0].edges is None:
         return None
     return Unlabelled.of_counts(columns[0], profile_counts(window.profile)[columns[0].name].values[0], past)
-
-
-def errors_of(earlier: Sequence[Mapping[str, Any]], judge: Judge) -> dict[str, list[float]]:
-    """Expected less measured of each metric in earlier monitored windows of the same length."""
-    found: dict[str, list[float]] = {}
-    for row in earlier:
-        days = (date.fromisoformat(row["to"][:10]) - date.fromisoformat(row["from"][:10])).days
-        if row["kind"] == METRIC and days == judge.length and None not in (row["estimated"], row["value"]):
-            found.setdefault(row["column"], []).append(row["estimated"] - row["value"])
-    return found
 
 
 def calibration_record(

@@ -151,13 +151,12 @@ def estimate(
     rows: Unlabelled | None,
     judge: Judge,
     measured: Mapping[str, MetricRecord],
-    earlier: Mapping[str, Sequence[float]],
 ) -> PerformanceRecord:
     """Each metric of a window expected from its scores, with a band from past errors, or the reason why there is none.
 
     What scores mean is learned from `recent` labelled rows where there are enough, else from `past`, the reference. Past
-    errors are those of separate windows of the reference, each estimated from the days before it, and those of `earlier`
-    windows. `measured`: the metrics of the window as far as labels are known. A metric is `beyond` where even the end of its
+    errors are those of separate windows of the reference, each estimated from the days before it, and those of earlier
+    monitored windows. `measured`: the metrics of the window as far as labels are known. A metric is `beyond` where even the end of its
     band that is in its favour is outside of the reference's band, and alarms where past errors are `promised` to suffice for
     alpha and the loss is not below the floor. `alarming` are those that are watched.
     """
@@ -178,7 +177,7 @@ def estimate(
             item["reference"] = base[name]
         real = measured[name]["value"] if name in measured else None
         item["error"] = None if real is None else value - real
-        known = [*errors.get(name, ()), *earlier.get(name, ())]
+        known = [*errors.get(name, ()), *judge.earlier_errors.get(name, ())]
         if known and name in bands:
             item.update(_against(value, bands[name], base[name], known, judge, judge.metrics_of_task[name]))
     source = f"{int(labelled.known.sum()):,} labels of {'recent days' if labelled is recent else 'the reference'}"
@@ -204,7 +203,7 @@ def _learned_from(past: Outcomes, recent: Outcomes | None) -> Outcomes:
 
 
 def _meaning(rows: Outcomes, judge: Judge) -> Meaning | None:
-    known = rows.take(np.flatnonzero(rows.known))
+    known = rows.counted
     return meaning_of_scores(LOSSES[judge.loss].task, known.target, known.scores.astype(np.float64), known.weight)
 
 
@@ -252,7 +251,7 @@ def past_errors(past: Outcomes, judge: Judge) -> dict[str, list[float]]:
         meaning = _meaning(past.take(before), judge) if len(inside) else None
         if meaning is None:
             continue
-        window = past.take(inside)
+        window = past.take(inside).counted
         real = judge.metrics(window)
         for name, value in _expected(meaning, Unlabelled(window.scores, window.weight), judge).items():
             if math.isfinite(value) and math.isfinite(real[name]):

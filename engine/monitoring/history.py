@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -143,6 +144,16 @@ def newest_file(run: Run, model: str, file: tuple[str, ...], schema: pa.Schema) 
         if table["model"][:1].to_pylist() == [model]:
             return table
     return None
+
+
+def errors_of(earlier: Iterable[Row], length: int) -> dict[str, list[float]]:
+    """Expected less measured of each metric in earlier monitored windows of `length` days."""
+    found: dict[str, list[float]] = {}
+    for row in earlier:
+        days = (datetime.date.fromisoformat(row["to"][:10]) - datetime.date.fromisoformat(row["from"][:10])).days
+        if row["kind"] == METRIC and days == length and None not in (row["estimated"], row["value"]):
+            found.setdefault(row["column"], []).append(row["estimated"] - row["value"])
+    return found
 
 
 def history_table(rows: Iterable[Row]) -> pa.Table:

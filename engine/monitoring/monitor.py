@@ -78,7 +78,8 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     )
     earlier = history.earlier_rows(run, bundle.digest)
     rule, sudden = look_back(config, run, bundle, reference, window)
-    record = build_record(config, bundle, reference, window, drift, judge, past, earlier, rule, sudden)
+    judge = dataclasses.replace(judge, earlier_errors=history.errors_of(earlier, judge.length))
+    record = build_record(config, bundle, reference, window, drift, judge, past, rule, sudden)
     finish(config, run, reference, drift, record, earlier, plan_of(config, window))
     return metrics_of(record, drift, time.monotonic() - began)
 

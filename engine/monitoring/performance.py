@@ -6,8 +6,8 @@ from blocks of its days, with as many labels as the current window has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -85,6 +85,9 @@ class Judge:
     seed: int
     classes: tuple[str, ...] = ()  # of a multiclass model
     threshold: float | None = None  # of a binary model that decides
+    earlier_errors: Mapping[str, Sequence[float]] = field(
+        default_factory=dict
+    )  # of estimates of earlier windows, by metric
 
     @property
     def watched(self) -> str:

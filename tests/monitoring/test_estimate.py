@@ -180,7 +180,7 @@ def of_profile(rows: Outcomes, past: Outcomes) -> Unlabelled:
 def test_a_window_is_estimated_from_its_rows_or_from_its_profile_alone(rows_known: bool) -> None:
     past, current = some_outcomes(30, 1000), some_outcomes(7, 3000, seed=3, shift=0.8)
     rows = Unlabelled(current.scores) if rows_known else of_profile(current, past)
-    found = estimate(past, None, rows, judge(), {}, {})["metrics"]
+    found = estimate(past, None, rows, judge(), {})["metrics"]
     truth = measure(past, current, judge())["metrics"]
     for name, tolerance in (("roc_auc", 0.012), ("log_loss", 0.02), ("brier", 0.01)):
         assert found[name]["value"] == pytest.approx(truth[name]["value"], abs=tolerance), name
@@ -194,15 +194,15 @@ def test_a_number_is_estimated_by_the_error_at_each_score() -> None:
     past = Outcomes(np.repeat(np.arange(20), 1000), target, scores, {})
     high = scores > 0.5
     rows = of_profile(past.take(np.flatnonzero(high)), past)
-    found = estimate(past, None, rows, judge(loss="squared"), {}, {})["metrics"]["mae"]
+    found = estimate(past, None, rows, judge(loss="squared"), {})["metrics"]["mae"]
     assert found["value"] == pytest.approx(np.abs(target - scores)[high].mean(), rel=0.05)
 
 
 def test_what_cannot_be_estimated_says_why() -> None:
     few, rows = some_outcomes(3, 10), Unlabelled(np.full(5, 0.5))
-    assert "no labelled reference" in estimate(None, None, rows, judge(), {}, {})["reason"]
-    assert "no predictions" in estimate(few, None, None, judge(), {}, {})["reason"]
-    assert "fewer than 200 labels" in estimate(few, None, rows, judge(), {}, {})["reason"]
+    assert "no labelled reference" in estimate(None, None, rows, judge(), {})["reason"]
+    assert "no predictions" in estimate(few, None, None, judge(), {})["reason"]
+    assert "fewer than 200 labels" in estimate(few, None, rows, judge(), {})["reason"]
 
 
 def test_recent_labels_say_what_scores_mean_now() -> None:
@@ -210,34 +210,34 @@ def test_recent_labels_say_what_scores_mean_now() -> None:
     current = some_outcomes(7, 2000, seed=5, skill=0.4)
     rows = Unlabelled(current.scores)
     truth = find_metric("roc_auc").point(Rows(current.target, current.scores))
-    known = estimate(past, recent, rows, judge(), {}, {})
+    known = estimate(past, recent, rows, judge(), {})
     assert known["metrics"]["roc_auc"]["value"] == pytest.approx(truth, abs=0.02)
     assert "recent days" in known["method"]
-    assert estimate(past, None, rows, judge(), {}, {})["metrics"]["roc_auc"]["value"] > truth + 0.1
+    assert estimate(past, None, rows, judge(), {})["metrics"]["roc_auc"]["value"] > truth + 0.1
     unripe = dataclasses.replace(recent, target=np.full(len(recent.target), np.nan))
-    assert "reference" in estimate(past, unripe, rows, judge(), {}, {})["method"]
+    assert "reference" in estimate(past, unripe, rows, judge(), {})["method"]
 
 
 def test_a_loss_alarms_only_where_past_errors_are_enough_for_the_rate_and_small() -> None:
     past = some_outcomes(60, 300)
     rng = np.random.default_rng(6)
     unsure = Unlabelled(rng.uniform(0.4, 0.6, 2_000))  # scores that separate nothing
-    few = estimate(past, None, unsure, judge(), {}, {})
+    few = estimate(past, None, unsure, judge(), {})
     item = few["metrics"]["roc_auc"]
     assert item["past_errors"] == len(past_errors(past, judge())["roc_auc"]) == 7
     assert item["beyond"] and not item["promised"] and few["alarming"] == []
-    many = estimate(past, None, unsure, judge(), {}, {"roc_auc": [0.01] * 20})
+    many = estimate(past, None, unsure, judge(earlier_errors={"roc_auc": [0.01] * 20}), {})
     assert many["metrics"]["roc_auc"]["promised"] and many["alarming"] == ["roc_auc"]
-    wide = estimate(past, None, unsure, judge(), {}, {"roc_auc": [0.5] * 20})
+    wide = estimate(past, None, unsure, judge(earlier_errors={"roc_auc": [0.5] * 20}), {})
     assert wide["metrics"]["roc_auc"]["promised"] and wide["alarming"] == []
     calm = Unlabelled(some_outcomes(7, 300, seed=8).scores)
-    assert estimate(past, None, calm, judge(), {}, {"roc_auc": [0.01] * 20})["alarming"] == []
+    assert estimate(past, None, calm, judge(earlier_errors={"roc_auc": [0.01] * 20}), {})["alarming"] == []
 
 
 def test_the_error_of_an_estimate_is_said_once_labels_are_known() -> None:
     past, current = some_outcomes(30, 500), some_outcomes(7, 500, seed=2)
     measured = measure(past, current, judge())["metrics"]
-    item = estimate(past, None, Unlabelled(current.scores), judge(), measured, {})["metrics"]["roc_auc"]
+    item = estimate(past, None, Unlabelled(current.scores), judge(), measured)["metrics"]["roc_auc"]
     assert item["error"] == item["value"] - measured["roc_auc"]["value"]
 
 
