@@ -154,9 +154,9 @@ def estimate(
 ) -> PerformanceRecord:
     """Each metric of a window expected from its scores, with a band from past errors, or the reason why there is none.
 
-    What scores mean is learned from `recent` labelled rows where there are enough, else from `past`, the reference. Past
-    errors are those of separate windows of the reference, each estimated from the days before it, and those of earlier
-    monitored windows. `measured`: the metrics of the window as far as labels are known. A metric is `beyond` where even the end of its
+    What scores mean is learned from `recent` labelled rows where there are enough, else from `past`, the reference. Past errors
+    are those of separate windows of the reference, each estimated from the days before it, and those of earlier monitored
+    windows. `measured`: the metrics of the window as far as labels are known. A metric is `beyond` where even the end of its
     band that is in its favour is outside of the reference's band, and alarms where past errors are `promised` to suffice for
     alpha and the loss is not below the floor. `alarming` are those that are watched.
     """
