@@ -39,6 +39,9 @@ def _check_view(data: DataConfig, features: FeaturesConfig, name: str, view: Vie
         for column in columns:
             check_known_by_decision(data, features, column, f"{where}.{key_}")
     check_view_names(data, where, view)
+    for column in view.exclude:
+        if data.columns[column].known_at is not None:  # an id without it is known with its row
+            check_known_by_decision(data, features, column, f"{where}.exclude")
 
 
 def check_view_names(data: DataConfig, where: str, view: ViewConfig) -> None:
@@ -85,6 +88,9 @@ def _check_windows(data: DataConfig, where: str, view: ViewConfig) -> None:
                 f"{where}.aggregates: column {asked.of!r} must be a number or a boolean, found type "
                 f"{columns[asked.of].type}; `rows: [count]` counts rows"
             )
+    for column in view.on if view.table is None else ():
+        if columns[column].known_at is None:
+            raise UserError(f"{where}.on: column {column!r} must say when it becomes known ({there}.{column}.known_at)")
     for column in view.exclude:
         check_column(data, column, f"{where}.exclude")
     _check_keys(data, f"{where}.exclude", view, view.exclude)

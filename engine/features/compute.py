@@ -144,7 +144,7 @@ def _window_features(
         aggregates = [aggregate_of(name) for name in asked.aggregates]
         values = None if asked.of == ROWS else as_floats(past[asked.of])
         known = events
-        for column in knowing(view, asked):
+        for column in knowing(view, asked, data):
             if columns[column].known_at is not None:  # an id without it is known with its row
                 times = instants.known_as_past(past, events, instants.known_times(past, columns[column]))
                 known = np.where(

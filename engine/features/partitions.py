@@ -59,7 +59,7 @@ class TableDays(TypedDict):
     digest: records.Digest
     days: list[Number]
     digests: Digests
-    latest: NotRequired[dict[str, list[Number]]]
+    latest: NotRequired[dict[str, list[records.Instant]]]
 
 
 class InputsRecord(TypedDict):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.config import feature_names
 from engine.config.leak_guard import check_known_by_decision
+from engine.config.names import check_distinct
 from engine.config.references import past_columns
 from engine.config.sections.data import Column, DataConfig
 from engine.config.sections.features import ROWS, AggregateConfig, CalendarConfig, FeaturesConfig, ViewConfig
@@ -121,14 +122,28 @@ def past_inputs(view: ViewConfig, data: DataConfig) -> list[str]:
     columns = past_columns(view, data)
     found = [past_time(view, data), *view.keys]
     for asked in view.asked.values():
-        for column in knowing(view, asked):
+        for column in knowing(view, asked, data):
             found += [column, *known_anchor(columns[column])]
     return list(dict.fromkeys(found))
 
 
-def knowing(view: ViewConfig, asked: AggregateConfig) -> list[str]:
-    """Columns of a past row that must be known for it to count: its value, those of the condition, and the key of its own row."""
-    return list(dict.fromkeys([*value_of(asked), *condition_columns(asked), *view.exclude.values()]))
+def knowing(view: ViewConfig, asked: AggregateConfig, data: DataConfig) -> list[str]:
+    """Columns of a past row that must be known for it to count: its value, those of the condition, the key of its own row, and
+    the keys that are known later than the row.
+    """
+    read = [*value_of(asked), *condition_columns(asked), *view.exclude.values(), *late_keys(view, data)]
+    return list(dict.fromkeys(read))
+
+
+def late_keys(view: ViewConfig, data: DataConfig) -> list[str]:
+    """The columns of past rows that match the entity and may become known after the event."""
+    columns, event_time = past_columns(view, data), past_time(view, data)
+    moments = [(key, columns[key].known_at) for key in view.keys]
+    return [
+        key
+        for key, moment in moments
+        if not (moment is None or moment == "prior" or (moment.column == event_time and moment.offset <= 0))
+    ]
 
 
 def past_time(view: ViewConfig, data: DataConfig) -> str:
@@ -161,7 +176,7 @@ def known_moments(view: ViewConfig, data: DataConfig) -> list[Moment]:
     if view.by != "known":
         return []
     columns = past_columns(view, data)
-    found = [columns[column].known_at for asked in view.asked.values() for column in knowing(view, asked)]
+    found = [columns[column].known_at for asked in view.asked.values() for column in knowing(view, asked, data)]
     return sorted({moment for moment in found if moment is not None and moment != "prior"})
 
 
@@ -184,7 +199,10 @@ def check_past_sql(where: str, view: ViewConfig, data: DataConfig) -> None:
     """Raise UserError unless every column that a condition over past rows reads exists and says when it becomes known, and
     every aggregate that a derived feature reads exists.
     """
-    aggregates = [name.removeprefix("_") for name, _ in feature_names.view_features("", view)]
+    named = [(name.removeprefix("_"), f"{where}.{key}") for name, key in feature_names.view_features("", view)]
+    if view.derive:
+        check_distinct(named, "SQL does not tell them apart: rename an entry of aggregates", fold=True)
+    aggregates = [name for name, _ in named]
     for feature, item in view.derive.items():
         key = f"{where}.derive.{feature}"
         unknown = [name for name in expression_columns(item.sql, key) if name not in aggregates[: -len(view.derive)]]
@@ -193,6 +211,8 @@ def check_past_sql(where: str, view: ViewConfig, data: DataConfig) -> None:
             hint = nearest(unknown[0] if unknown else "", aggregates[: -len(view.derive)])
             raise UserError(f"{key} must be computed from aggregates of the view, found {found}.{hint}")
     columns = past_columns(view, data)
+    read = {column for sql in view.conditions for column in expression_columns(sql, f"{where}: where")}
+    check_distinct(((name, f"{where}: where") for name in sorted(read)), feature_names.RENAME, fold=True)
     for sql in view.conditions:
         for column in expression_columns(sql, f"{where}: where"):
             if column not in columns:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from engine.config import schema
 from engine.config.feature_names import window_name
 from engine.config.nested import Tree
-from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.data import DataConfig
 from engine.config.sections.features import AggregateConfig, ViewConfig
 from engine.config.tree import Config
 from engine.config.units import Moment
@@ -39,6 +39,7 @@ from engine.features.spec import (
     knowing,
     known_anchor,
     known_moments,
+    late_keys,
     past_columns,
     past_time,
     value_of,
@@ -498,8 +499,8 @@ def _compute_piece(job: Job, view: ViewConfig, rows: tuple[int, int]) -> dict[st
     passes = -(-sum(stop - start for start, stop in ranges) // batch_rows(job))
     if passes > 1:
         return _in_passes(job, view, dataset.read(columns, rows=rows), ranges, passes)
-    if ranges and ranges[-1][0] <= rows[1] and rows[0] <= ranges[-1][1]:  # one read for both: later rows do not count
-        ranges[-1] = min(ranges[-1][0], rows[0]), max(ranges[-1][1], rows[1])
+    if ranges and ranges[-1][0] <= rows[0] <= ranges[-1][1]:  # one read for both: later rows do not count
+        ranges[-1] = ranges[-1][0], max(ranges[-1][1], rows[1])
         history = read_ranges(dataset, columns, ranges)
         # The same table, where it is, has its entities encoded and sorted once.
         probes = (
@@ -596,10 +597,10 @@ def _windows_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
     own = inputs.by_day([*view.entity, job.as_of.column, *view.exclude])
     rules: dict[str, tuple[Any, list[str], int]] = {}
     for entry, asked in view.asked.items():
-        value, needed = value_of(asked), knowing(view, asked)
+        value, needed = value_of(asked), knowing(view, asked, data)
         read = list(dict.fromkeys([*needed, *(anchor for name in needed for anchor in known_anchor(columns[name]))]))
         known = columns[asked.of].known_at if value else None
-        newer = _newer_rules(view, asked, keys, columns)
+        newer = _newer_rules(view, asked, keys, data)
         seen = inputs.table_by_day(view.table, moments) if view.table else inputs.by_day([*keys, *read], moments)
         for window in view.windows:
             for aggregate in asked.aggregates:
@@ -615,16 +616,17 @@ def _windows_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
         yield f"{job.name}_{feature}", Dependence(inputs, job.as_of, rule, own, seen, max(lengths))
 
 
-def _newer_rules(view: ViewConfig, asked: AggregateConfig, keys: list[str], columns: Mapping[str, Column]) -> list[Any]:
+def _newer_rules(view: ViewConfig, asked: AggregateConfig, keys: list[str], data: DataConfig) -> list[Any]:
     """What a windows rule has beyond those of earlier versions; empty without any, which keeps their recipes."""
     found = {
         "by": view.by if view.by != "event" else None,
         "keys": keys if view.table or view.on else None,
         "where": asked.where,
         "exclude": view.exclude,
+        "late": late_keys(view, data),
     }
-    rules = {name: rule for name, rule in found.items() if rule}
-    return [rules, {column: columns[column].known_at for column in knowing(view, asked)}] if rules else []
+    rules, columns = {name: rule for name, rule in found.items() if rule}, past_columns(view, data)
+    return [rules, {column: columns[column].known_at for column in knowing(view, asked, data)}] if rules else []
 
 
 def _table_time(data: DataConfig, view: ViewConfig) -> str | None:

@@ -30,6 +30,7 @@ from tests.features.test_kinds import TABLE, dataset_of, leaking, weather
 from tests.features.test_store import (
     built,
     config_of,
+    days_of,
     everything,
     features_computed,
     from_scratch,
@@ -350,7 +351,7 @@ def test_the_trial_finds_a_condition_that_is_believed_to_be_known_with_the_row(
         *REPORTS,
         "features.views.big.aggregates={rows: [count], sold: {of: rows, where: bought, aggregates: [count]}}",
     )
-    monkeypatch.setattr(compute, "knowing", lambda view, asked: [])
+    monkeypatch.setattr(compute, "knowing", lambda *_: [])
     assert "big_sold_count_2d" in leaking(config_of(folder, *words), 20)
 
 
@@ -416,6 +417,15 @@ def test_another_rule_over_past_rows_is_another_view(folder: Path, tmp_path: Pat
         ("features.views.big.aggregates={amount: [max_3]}", r"amount: 'max_3' is no aggregate"),
         ("features.views.big.aggregates={rows: [ewm_sum_6h]}", r"rows must be count or recency"),
         ("data.tables.weather.static=true", r"static: true"),
+        ("features.views.weather.where='temp > 5'", r"where is for views of kind windows, found kind asof"),
+        ("features.views.weather.exclude={visit: seen}", r"exclude is for views of kind windows"),
+        ("features.views.big.exclude={amount: amount}", r"big.exclude: 'amount' is known at `paid_at`"),
+        ("features.views.big.where='AMOUNT > 1'", r"where names 'AMOUNT'.*amount"),
+        (
+            "features.views.big={entity: [shop], windows: [2d], aggregates: {amount: [sum], Amount: {of: size, "
+            "aggregates: [sum]}}, derive: {twice: 2 * amount_sum_2d}}",
+            r"'amount_sum_2d' and 'Amount_sum_2d', which differ in case only.*rename an entry",
+        ),
     ],
 )
 def test_a_view_over_past_rows_that_cannot_be_is_refused(folder: Path, change: str, message: str) -> None:
@@ -503,3 +513,67 @@ def test_a_derived_feature_of_what_is_not_there_is_refused(folder: Path, sql: st
     pq.write_table(weather(20), folder / "weather.parquet")
     with pytest.raises(UserError, match=r"big\.derive\.share must"):
         built(config_of(folder, *REPORTS, f"features.views.big.derive={{share: '{sql}'}}"))
+
+
+# ------------------------------------------------------------------------------------------- keys, late decisions, reuse
+
+
+@settings(max_examples=20)
+@given(EVENTS)
+def test_a_key_that_is_known_later_than_its_row_counts_from_then_on(rows: list[Any]) -> None:
+    """Who carries a parcel is known when it arrives: until then it counts for nobody."""
+    events = events_of(rows)
+    events = events.append_column("carrier", events["who"])
+    columns = {**DATA["columns"], "carrier": {"type": "string", "role": "ignore", "known_at": "known"}}
+    for by in ("event", "known"):
+        view = {
+            "entity": ["who"],
+            "on": ["carrier"],
+            "by": by,
+            "windows": ["1d"],
+            "aggregates": {"rows": ["count"], "plan": ["sum"]},
+        }
+        found = raw_features(*configs_of({**DATA, "columns": columns}, view), events, events, {}).to_pylist()
+        past = plain(events)
+        for row, here in zip(past, found, strict=True):
+            mine = [(p["at"], p["known"], k, p) for k, p in enumerate(past) if p["who"] == row["who"] is not None]
+            whole = naive.counted([(*line[:3], 0.0) for line in mine], row["at"] - LEAD, 24 * H, by)
+            sums = naive.counted([(*line[:3], line[3]["plan"]) for line in mine], row["at"] - LEAD, 24 * H, by)
+            assert here["v_count_1d"] == len(whole)
+            assert same(here["v_plan_sum_1d"], naive.aggregate("sum", sums, row["at"] - LEAD, 24 * H))
+
+
+def test_a_key_of_past_events_must_say_when_it_becomes_known(folder: Path) -> None:
+    words = ("+data.columns.carrier={type: string, role: ignore}", "features.views.shop.on=[carrier]")
+    with pytest.raises(UserError, match=r"shop.on: column 'carrier' must say when it becomes known"):
+        config_of(folder, *words)
+
+
+def test_a_decision_long_after_the_event_counts_each_row_once(folder: Path) -> None:
+    """Rows that became known within a window are read from row groups before it; the rows to describe lie there too."""
+    pq.write_table(visits_known_late(), folder / "visits-0.parquet")
+    config = config_of(folder, *BY_KNOWN[:1], "features.views.shop.windows=[2d]", "features.as_of='at + 15d'")
+    found, rows = everything(built(config)), plain(dataset_of(config).read(["shop", "at", "paid_at", "amount"]))
+    counts = []
+    for row, mean in zip(rows, found["shop_amount_mean_2d"].to_pylist(), strict=True):
+        decision = row["at"] + 15 * 24 * H
+        lines = [
+            (p["at"], p["paid_at"], k, p["amount"]) for k, p in enumerate(rows) if p["shop"] == row["shop"] is not None
+        ]
+        counted = naive.counted(lines, decision, 2 * 24 * H, "known")
+        assert same(mean, naive.aggregate("mean", counted, decision, 2 * 24 * H))
+        counts.append(len(counted))
+    assert sum(count > 0 for count in counts) > 50
+
+
+def test_an_append_computes_the_new_days_of_windows_over_a_side_table_by_known_time(
+    folder: Path, tmp_path: Path
+) -> None:
+    table = months_of_visits()
+    pq.write_table(weather(900), folder / "weather.parquet")
+    pq.write_table(table.slice(0, 850), folder / "visits-0.parquet")
+    built(config_of(folder, *REPORTS))
+    pq.write_table(table.slice(850), folder / "visits-1.parquet")
+    found, fresh = built(config_of(folder, *REPORTS)), from_scratch(folder, tmp_path, *REPORTS)
+    assert everything(found).equals(everything(fresh))
+    assert 0 < days_of(found, "reports") <= 10 < days_of(fresh, "reports")

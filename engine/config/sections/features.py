@@ -134,6 +134,12 @@ class ViewConfig:
             )
         if self.batch_rows is not None and self.kind != "function":
             raise UserError(f"batch_rows is for views of kind function, found kind {self.kind}")
+        if self.on_error == "null" and self.batch_rows is None:
+            raise UserError("on_error=null is for functions that are called in batches: set batch_rows")
+        past = {"by": self.by != "event", "where": self.where, "exclude": self.exclude, "derive": self.derive}
+        unread = [name for name, value in past.items() if value]
+        if unread and self.kind != "windows":
+            raise UserError(f"{unread[0]} is for views of kind windows, found kind {self.kind}")
         for entry, asked in self.asked.items():
             if not asked.aggregates:
                 raise UserError(f"aggregates.{entry} must name at least one aggregate, found none")
