@@ -42,11 +42,12 @@ from kernels.jit import check_threads, njit, run_ranges, split
 from kernels.sort import ascending, bounds, dense_codes, grouped_columns, radix_order, radix_rows
 
 AGGREGATES = {name: code for code, name in enumerate(kernels.AGGREGATES)}
-_COUNT, _SUM, _MEAN, _STD, _MIN, _MAX, _LAST, _FIRST, _RECENCY, _DISTINCT, _EWM_SUM, _EWM_MEAN = range(12)
+_COUNT, _SUM, _MEAN, _STD, _MIN, _MAX, _LAST, _FIRST, _RECENCY, _DISTINCT, _EWM_SUM, _EWM_MEAN, _QUANTILE = range(13)
+_CODES = {**AGGREGATES, "quantile": _QUANTILE}  # which has no default parameter
 # Places in `_Plan.needs`; the first three are also the rows of the stacks, heads and trees.
-_AT_MIN, _AT_MAX, _AT_FIRST, _AT_LATEST, _AT_DISTINCT, _AT_EARLIER = range(6)
+_AT_MIN, _AT_MAX, _AT_FIRST, _AT_LATEST, _AT_DISTINCT, _AT_EARLIER, _AT_QUANTILE = range(7)
 _WITHOUT_VALUES = ("count", "recency")
-WITH_PARAMETER = ("recency", "ewm_sum", "ewm_mean")
+WITH_PARAMETER = ("recency", "ewm_sum", "ewm_mean", "quantile")
 Aggregate = str | tuple[str, int]  # with its parameter
 _NAT = check.NAT
 _TASKS_PER_THREAD = 8
@@ -115,6 +116,34 @@ def _nth(tree: Any, n: Any) -> Any:
             n -= np.int64(tree[at])
         step >>= 1
     return at + 1
+
+
+@njit
+def _ranks(value: Any) -> Any:
+    """(each row's place among the values in ascending order, from 1; the values in that order)."""
+    order = np.argsort(value)
+    places = np.empty(len(value), np.int64)
+    for k in range(len(order)):
+        places[order[k]] = k + 1
+    return places, value[order]
+
+
+@njit(allocates=False)
+def _quantile(tree: Any, ascending: Any, n: Any, percent: Any) -> Any:
+    """Quantile of the `n` values whose places a Fenwick tree counts, linear between neighbours, as numpy's default.
+
+    Type 7 of Hyndman and Fan (1996). Written so that it neither overflows nor leaves the interval between the neighbours.
+    """
+    through = (n - 1) * percent
+    low = ascending[_nth(tree, through // 100 + 1) - 1]
+    part = np.float64(through % 100) / 100.0
+    if part == 0.0:
+        return low
+    high = ascending[_nth(tree, through // 100 + 2) - 1]
+    between = (1.0 - part) * low + part * high
+    if between < low or low == high:
+        return low
+    return high if between > high else between
 
 
 @njit(allocates=False)
@@ -191,16 +220,20 @@ def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
 
 
 @njit(allocates=False)
-def _put(data: Any, sums: Any, at: Any, plan: Any, earlier: Any, stat: Any, out: Any) -> None:
-    """out[c] = aggregate c of a window that is not empty; `at` as in `_common`, earlier[c] = position of a row before the last.
+def _put(data: Any, sums: Any, at: Any, plan: Any, rest: Any, stat: Any, out: Any) -> None:
+    """out[c] = aggregate c of a window that is not empty; `at` as in `_common`.
 
+    rest = (earlier, where earlier[c] = position of a row before the last; the trees and the values of `_quantile`).
     Exponential aggregates of one half-life that follow each other are computed once.
     """
-    w, _, first, latest, t = at
+    w, n, first, latest, t = at
+    earlier, counts, ascending = rest
     half_life = 0.0
     for c in range(len(plan[1])):
         code, parameter = plan[1][c], plan[4][c]
-        if code >= _EWM_SUM:
+        if code == _QUANTILE:
+            out[c] = _quantile(counts[w], ascending, n, parameter)
+        elif code >= _EWM_SUM:
             wanted = parameter / 1e6 if parameter > 0 else plan[0][w] / 2e6
             if wanted != half_life:
                 half_life = wanted
@@ -232,10 +265,11 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
     times, rows = probes
     windows, columns, form, needs, parameters = plan
     fixed, wide, _, _ = sums
-    stat, left, earlier, heads, stack_at, stack_value, marks, keys, places = scratch
+    stat, left, earlier, heads, stack_at, stack_value, marks, keys, places, ranked = scratch
+    ranks, ascending, counts = ranked
     right, stop = np.int64(0), len(event)
     high_top, low_top = np.int64(0), np.int64(0)
-    left[:], heads[:], marks[:], places[:] = 0, 0, 0.0, -1
+    left[:], heads[:], marks[:], places[:], counts[:] = 0, 0, 0.0, -1, 0.0
     for p in range(len(times)):
         t = times[p]
         # Lowest height of each stack since the last probe. Entries from there on are new, and a head above it was popped. The
@@ -258,12 +292,17 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
                 low_top += 1
             if needs[_AT_DISTINCT]:
                 _mark_last(v, right, stop, keys, places, marks)
+            if needs[_AT_QUANTILE]:
+                for w in range(len(windows)):
+                    _count_at(counts[w], ranks[right], np.float64(1.0))
             right += 1
         for w in range(len(windows)):
             limit = _minus(t, windows[w])
             d = left[w]
             while d < right and event[d] < limit:
                 add(fixed, wide, w + 1, np.float64(value[d]).view(np.int64), form)
+                if needs[_AT_QUANTILE]:
+                    _count_at(counts[w], ranks[d], np.float64(-1.0))
                 d += 1
             left[w] = d
             heads[_AT_MIN, w], heads[_AT_MAX, w] = min(heads[_AT_MIN, w], low_low), min(heads[_AT_MAX, w], high_low)
@@ -291,7 +330,7 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
             if needs[_AT_EARLIER]:
                 for c in range(len(columns)):
                     earlier[c] = right - parameters[c]
-            _put(data, sums, at, plan, earlier, stat, out[rows[p], w])
+            _put(data, sums, at, plan, (earlier, counts, ascending), stat, out[rows[p], w])
 
 
 @njit(allocates=False)
@@ -308,10 +347,11 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
     times, rows = probes
     windows, columns, form, needs, parameters = plan
     fixed, wide, _, _ = sums
-    stat, left, earlier, dropped, trees, known_rows, marks, keys, places = scratch
+    stat, left, earlier, dropped, trees, known_rows, marks, keys, places, ranked = scratch
+    ranks, ascending, counts = ranked
     right, stop = np.int64(0), len(event)
     latest, added = np.int64(-1), np.int64(0)
-    left[:], dropped[:], trees[:], known_rows[:], marks[:], places[:] = 0, 0, -np.inf, 0.0, 0.0, -1
+    left[:], dropped[:], trees[:], known_rows[:], marks[:], places[:], counts[:] = 0, 0, -np.inf, 0.0, 0.0, -1, 0.0
     for p in range(len(times)):
         t = times[p]
         while right < len(by_known) and known[by_known[right]] < t:
@@ -336,6 +376,8 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
                 if r < left[w]:
                     dropped[w] += 1
                     add(fixed, wide, w + 1, bits, form)
+                elif needs[_AT_QUANTILE]:
+                    _count_at(counts[w], ranks[r], np.float64(1.0))
         if needs[_AT_EARLIER]:
             for c in range(len(columns)):
                 earlier[c] = stop - _nth(known_rows, parameters[c]) if columns[c] == _RECENCY else -1
@@ -346,6 +388,8 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
                 if known[d] < t:
                     dropped[w] += 1
                     add(fixed, wide, w + 1, np.float64(value[d]).view(np.int64), form)
+                    if needs[_AT_QUANTILE]:
+                        _count_at(counts[w], ranks[d], np.float64(-1.0))
                 d += 1
             left[w] = d
             if added == dropped[w]:
@@ -361,7 +405,7 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
                 stat[_FIRST] = value[np.int64(-_prefix_max(trees, _AT_FIRST, stop - d))]
             if needs[_AT_DISTINCT]:
                 stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
-            _put(data, sums, at, plan, earlier, stat, out[rows[p], w])
+            _put(data, sums, at, plan, (earlier, counts, ascending), stat, out[rows[p], w])
 
 
 @njit(allocates=False)
@@ -435,16 +479,18 @@ def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
         marks = np.empty(n + 1 if needs[_AT_DISTINCT] else 0)
         keys = np.empty(_power_of_two(2 * n) if needs[_AT_DISTINCT] else 0, np.int64)
         places = np.empty(len(keys), np.int64)
+        ranks, ascending = _ranks(data[2] if needs[_AT_QUANTILE] else value[:0])
+        ranked = (ranks, ascending, np.empty((count, n + 1 if needs[_AT_QUANTILE] else 0)))
         if len(by_known) == 0:
             stack = n if needs[_AT_MIN] or needs[_AT_MAX] else 0
             stack_at, stack_value = np.empty((2, stack), np.int64), np.empty((2, stack))
-            scratch = (stat, left, earlier, heads, stack_at, stack_value, marks, keys, places)
+            scratch = (stat, left, earlier, heads, stack_at, stack_value, marks, keys, places, ranked)
             _ordered(data, (times, rows), plan, sums, scratch, out)
         else:
             entering = by_known[starts[g] : starts[g + 1]] - begin
             trees = np.empty((3, n + 1 if needs[_AT_MIN] or needs[_AT_MAX] or needs[_AT_FIRST] else 0))
             known_rows = np.empty(n + 1 if needs[_AT_EARLIER] else 0)
-            more = (stat, left, earlier, counts, trees, known_rows, marks, keys, places)
+            more = (stat, left, earlier, counts, trees, known_rows, marks, keys, places, ranked)
             _general(data, entering[entering >= 0], (times, rows), plan, sums, more, out)
 
 
@@ -473,8 +519,8 @@ class _Plan(NamedTuple):
     windows: NDArray[np.int64]
     columns: NDArray[np.int64]  # aggregate codes
     form: tuple[bool, bool, int]  # any of sum, mean, std; std; how sums are held (`kernels.exact`)
-    needs: tuple[bool, bool, bool, bool, bool, bool]  # min, max, first, last or recency, distinct, rows before the last
-    parameters: NDArray[np.int64]  # of each aggregate: half-life in microseconds, or which row from the last; 0 = none
+    needs: tuple[bool, ...]  # min, max, first, last or recency, distinct, rows before the last, quantile
+    parameters: NDArray[np.int64]  # of each aggregate: half-life in microseconds, row from the last, per cent; 0 = none
 
 
 @njit(allocates=False)
@@ -612,15 +658,18 @@ def _check_plan(
     names, parameters = [name for name, _ in pairs], [parameter for _, parameter in pairs]
     if len(widths) == 0 or widths.min() < 1:
         raise ValueError(f"windows must be one or more positive numbers of microseconds, found {list(windows)}")
-    unknown = [name for name in names if name not in AGGREGATES]
+    unknown = [name for name in names if name not in _CODES]
     if unknown or not names:
-        raise ValueError(f"aggregates must be among {', '.join(AGGREGATES)}, found {unknown or names}")
+        raise ValueError(f"aggregates must be among {', '.join(_CODES)}, found {unknown or names}")
     needing = [name for name in names if name not in _WITHOUT_VALUES]
     if not with_values and needing:
         raise ValueError(f"without values only {', '.join(_WITHOUT_VALUES)} are available, found {needing}")
     wrong = [pair for pair in pairs if pair[1] < 0 or (pair[1] and pair[0] not in WITH_PARAMETER)]
     if wrong:
         raise ValueError(f"only {', '.join(WITH_PARAMETER)} take a parameter, 1 or more, found {wrong}")
+    wrong = [pair for pair in pairs if pair[0] == "quantile" and not 1 <= pair[1] <= 99]
+    if wrong:
+        raise ValueError(f"a quantile must have 1 to 99 per cent as its parameter, found {wrong}")
     return widths, names, parameters
 
 
@@ -650,12 +699,13 @@ def trailing(
     min, max  infinities included                      ewm_sum   sum of value * 2 ** (-age / half-life), half-life = w / 2,
                                                        ewm_mean  age = max(T - event_time, 0); the latter / sum of weights
     ("recency", k)  seconds from the k-th latest row   ("ewm_sum", h), ("ewm_mean", h)  with a half-life of h microseconds
-    by (event_time, known_at, row position) to T
+    by (event_time, known_at, row position) to T   ("quantile", p)  of p per cent, 1 to 99, linear between the
+                                                   neighbouring values (numpy's default; type 7 of Hyndman and Fan)
     Without rows count is 0 and the rest NaN. With an infinite value sum and mean are that infinity (NaN with both signs), std
-    is NaN.
-    Cost: linear in rows and windows; times log for distinct, and for min, max, first and a k-th latest row when known_at is not
-    in event order;
-    ewm_* take time proportional to the rows in each window.
+    is NaN; a quantile between a number and an infinity is that infinity, between both infinities NaN.
+    Cost: linear in rows and windows; times log for distinct and quantiles, and for min, max, first and a k-th latest row when
+    known_at is not in event order; ewm_* take time proportional to the rows in each window. Quantiles need 8 bytes per row of
+    the current entity and window, and 24 more per row, in each thread.
     distinct is exact for any number of values and needs 40 to 72 bytes per row of the current entity in each thread. A sketch
     would not be cheaper: HyperLogLog keeps maxima, which cannot be undone when rows leave; the sliding variant (Chabchoub and
     Hebrail, 2010) can, but reads a thousand registers per probe and window and is 3 % off; this reads log2(rows) marks.
@@ -698,7 +748,7 @@ def _plan(
     sums = bool(asked & {"sum", "mean", "std"})
     return _Plan(
         widths,
-        np.array([AGGREGATES[name] for name in names], np.int64),
+        np.array([_CODES[name] for name in names], np.int64),
         (sums, "std" in asked, _form(numbers, threads) if sums and numbers is not None else FIXED_FORM),
         (
             "min" in asked,
@@ -707,6 +757,7 @@ def _plan(
             bool(asked & {"last", "recency"}),
             "distinct" in asked,
             any(name == "recency" and parameter > 1 for name, parameter in zip(names, parameters, strict=True)),
+            "quantile" in asked,
         ),
         np.array(parameters, np.int64),
     )

@@ -47,6 +47,8 @@ def aggregate(name: str | tuple[str, int], rows: list[tuple[int, int, int, float
         return min(x) if name == "min" else max(x)
     if name == "distinct":
         return float(len(set(x)))
+    if name == "quantile":
+        return quantile(sorted(x), Fraction(parameter or 0, 100))
     half_life = parameter / 1e6 if parameter else window / 2e6
     weights = [2.0 ** (-(max(t - e, 0) / 1e6) / half_life) for e, _, _, _ in rows]
     if name in ("ewm_sum", "ewm_mean"):
@@ -57,6 +59,16 @@ def aggregate(name: str | tuple[str, int], rows: list[tuple[int, int, int, float
     if name == "mean":
         return exact_sum(x) / len(x)
     return exact_std(x)
+
+
+def quantile(x: Sequence[float], share: Fraction) -> float:
+    """Of ascending numbers, linear between neighbours; next to one infinity it is that infinity."""
+    through = (len(x) - 1) * share
+    part = through - math.floor(through)
+    low, high = x[math.floor(through)], x[math.ceil(through)]
+    if math.isinf(low) or math.isinf(high):
+        return low if low == high else low + high
+    return float((1 - part) * Fraction(low) + part * Fraction(high))
 
 
 def exact_sum(x: Sequence[float]) -> float:

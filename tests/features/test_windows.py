@@ -41,6 +41,7 @@ from tests.tiny import write_tiny
 LEAD = H
 WIDTHS = {"2h": 2 * H, "1d": 24 * H}
 NAMES = ["count", "sum", "mean", "std", "min", "max", "first", "last", "recency", "distinct", "recency_3"]
+NAMES += ["quantile_50", "quantile_95"]
 NAMES += ["ewm_mean", "ewm_sum_6h", "ewm_mean_6h", "ewm_mean_30min"]
 EVENTS = st.lists(
     st.tuples(
@@ -184,10 +185,11 @@ def test_an_append_and_a_late_row_give_the_windows_by_known_time_of_a_full_build
     assert not everything(found).equals(everything(from_scratch(folder, tmp_path, BY_KNOWN[1])))
 
 
-def test_no_window_by_known_time_sees_its_future(folder: Path) -> None:
+@pytest.mark.parametrize("rows", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_window_by_known_time_sees_its_future(folder: Path, rows: int) -> None:
     pq.write_table(visits_known_late(), folder / "visits-0.parquet")
     config = config_of(folder, *BY_KNOWN)
-    assert leaking(config, 200) == set()
+    assert leaking(config, rows) == set()
     dataset, view = dataset_of(config), config.features.views["shop"]
     decision = micros(dataset.read(["at"], (800, 801))["at"][0].as_py())
     read = past_events(dataset, config.data, [view], np.array([decision]), ["at", "paid_at"])
@@ -248,7 +250,7 @@ def payments_of(rows: list[Any]) -> pa.Table:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(EVENTS, TABLE_ROWS, st.sampled_from(["event", "known"]), st.booleans(), st.sampled_from([1, 4_000_000]))
 def test_windows_over_a_side_table_equal_the_slow_twin(
     rows: list[Any], side: list[Any], by: str, exclude: bool, copies: int
@@ -299,10 +301,12 @@ def configs_of(data: dict[str, Any], view: dict[str, Any]) -> tuple[DataConfig, 
 REPORTS = (
     *TABLE,
     "features.views.reports={entity: [shop], table: weather, windows: [1d, 20d], by: known, where: 'temp > 5', "
-    "aggregates: {temp: [mean, max], warm: {of: rows, where: 'temp > 10', aggregates: [count]}}}",
+    "aggregates: {temp: [mean, max, quantile_95, ewm_mean_6h], warm: {of: rows, where: 'temp > 10', aggregates: [count]}}}",
     "features.views.big={entity: [shop], windows: [2d], exclude: {visit: visit}, "
-    "aggregates: {amount: [sum], sold: {of: amount, where: 'bought AND size > 0', aggregates: [sum, count]}}}",
+    "aggregates: {amount: [sum, recency_3, quantile_50], "
+    "sold: {of: amount, where: 'bought AND size > 0', aggregates: [sum, count, ewm_sum_6h]}}}",
 )
+DERIVE = "features.views.big.derive={share: sold_sum_2d / amount_sum_2d, sales: {sql: sold_count_2d + 0, type: int64}}"
 
 
 def test_windows_over_a_side_table_equal_polars_the_whole_way(folder: Path) -> None:
@@ -318,11 +322,14 @@ def test_windows_over_a_side_table_equal_polars_the_whole_way(folder: Path) -> N
     pairs = rows.select("row", "shop", "t").join(side, on="shop").filter(
         pl.col("known_at").is_between(pl.col("t") - pl.duration(days=20), pl.col("t"), closed="left")
     )  # fmt: skip
-    wanted = pairs.group_by("row").agg(mean=pl.col("temp").mean(), warm=(pl.col("temp") > 10).sum())
+    wanted = pairs.group_by("row").agg(
+        mean=pl.col("temp").mean(), high=pl.col("temp").quantile(0.95, "linear"), warm=(pl.col("temp") > 10).sum()
+    )
     wanted = rows.select("row").join(wanted, on="row", how="left").sort("row")
     assert wanted["mean"].is_not_null().sum() > 50
     floats = {name: found[name].to_numpy(zero_copy_only=False) for name in found.column_names if name.startswith("rep")}
     np.testing.assert_allclose(floats["reports_temp_mean_20d"], wanted["mean"].to_numpy(), rtol=1e-12)
+    np.testing.assert_allclose(floats["reports_temp_quantile_95_20d"], wanted["high"].to_numpy(), rtol=1e-12)
     np.testing.assert_array_equal(floats["reports_warm_count_20d"], wanted["warm"].fill_null(0).to_numpy())
     known = rows.filter(pl.col("amount").is_not_null() & pl.col("bought") & (pl.col("size") > 0))
     known = known.select("shop", "amount", "at", known_at=pl.max_horizontal("at", "paid_at"))
@@ -339,20 +346,17 @@ def test_windows_over_a_side_table_equal_polars_the_whole_way(folder: Path) -> N
 def test_no_window_over_a_side_table_or_under_a_condition_sees_its_future(folder: Path, rows: int) -> None:
     pq.write_table(months_of_visits(), folder / "visits-0.parquet")
     pq.write_table(weather(900), folder / "weather.parquet")
-    assert leaking(config_of(folder, *REPORTS), rows) == set()
+    assert leaking(config_of(folder, *REPORTS, DERIVE), rows) == set()
 
 
 def test_the_trial_finds_a_condition_that_is_believed_to_be_known_with_the_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pq.write_table(visits_known_late(), folder / "visits-0.parquet")
-    pq.write_table(weather(900), folder / "weather.parquet")
-    words = (
-        *REPORTS,
-        "features.views.big.aggregates={rows: [count], sold: {of: rows, where: bought, aggregates: [count]}}",
-    )
+    pq.write_table(visits_known_late(300), folder / "visits-0.parquet")
+    sold = "{of: rows, where: bought, aggregates: [count]}"
+    word = f"features.views.big={{entity: [shop], windows: [20d], aggregates: {{sold: {sold}}}}}"
     monkeypatch.setattr(compute, "knowing", lambda *_: [])
-    assert "big_sold_count_2d" in leaking(config_of(folder, *words), 20)
+    assert "big_sold_count_20d" in leaking(config_of(folder, word), 20)
 
 
 def test_rows_added_late_to_events_and_to_the_table_end_at_the_full_build(folder: Path, tmp_path: Path) -> None:
@@ -365,23 +369,29 @@ def test_rows_added_late_to_events_and_to_the_table_end_at_the_full_build(folder
     early = pc.invert(late)
     pq.write_table(table.filter(early), folder / "visits-0.parquet")
     pq.write_table(side.filter(early), folder / "weather-0.parquet")
-    built(config_of(folder, *REPORTS))
+    words = (*REPORTS, DERIVE)
+    built(config_of(folder, *words))
     pq.write_table(table.filter(late), folder / "visits-1.parquet")
-    built(config_of(folder, *REPORTS))
+    built(config_of(folder, *words))
     pq.write_table(side.filter(late), folder / "weather-1.parquet")
-    found, fresh = built(config_of(folder, *REPORTS)), from_scratch(folder, tmp_path, *REPORTS)
+    found, fresh = built(config_of(folder, *words)), from_scratch(folder, tmp_path, *words)
     assert everything(found).equals(everything(fresh)) and found.digest == fresh.digest
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        "features.views.reports.by=event",
-        "features.views.reports.where='temp > 6'",
         "features.views.reports.aggregates.warm.where='temp > 14'",
         "~features.views.big.exclude",
-        "data.tables.weather.columns.temp.known_at='published + 3h'",
-        "features.as_of='at + 1h'",
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in (
+                "features.views.reports.by=event",
+                "features.views.reports.where='temp > 6'",
+                "data.tables.weather.columns.temp.known_at='published + 3h'",
+                "features.as_of='at + 1h'",
+            )
+        ),
     ],
 )
 def test_another_rule_over_past_rows_is_another_view(folder: Path, tmp_path: Path, change: str) -> None:
@@ -413,6 +423,11 @@ def test_another_rule_over_past_rows_is_another_view(folder: Path, tmp_path: Pat
         ),
         ("features.views.big.kind=expression", r"expression"),
         ("features.views.big.aggregates={amount: [recency_0]}", r"amount: 'recency_0' is no aggregate.*recency_3"),
+        (
+            "features.views.big.aggregates={amount: [quantile_100]}",
+            r"amount: 'quantile_100' is no aggregate.*quantile_95",
+        ),
+        ("features.views.big.aggregates={amount: [quantile]}", r"amount: 'quantile' is no aggregate"),
         ("features.views.big.aggregates={amount: [ewm_mean_0h]}", r"amount: 'ewm_mean_0h' is no aggregate"),
         ("features.views.big.aggregates={amount: [max_3]}", r"amount: 'max_3' is no aggregate"),
         ("features.views.big.aggregates={rows: [ewm_sum_6h]}", r"rows must be count or recency"),
@@ -439,7 +454,7 @@ def test_history_and_latest_give_the_stored_values(folder: Path) -> None:
     """History of the dataset's own rows leaves out their own rows by key; entities without rows have none to leave out."""
     pq.write_table(months_of_visits(), folder / "visits-0.parquet")
     pq.write_table(weather(900), folder / "weather.parquet")
-    config = config_of(folder, *REPORTS, "features.as_of='at + 1d'")
+    config = config_of(folder, *REPORTS, DERIVE, "features.as_of='at + 1d'")
     table = built(config)
     rows = table.dataset.read(["visit", "shop", "at"])
     asked = rows.append_column("time", pc.add(rows["at"], pa.scalar(24 * H, pa.duration("us"))))
@@ -459,8 +474,6 @@ def test_history_and_latest_give_the_stored_values(folder: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- derived
-
-DERIVE = "features.views.big.derive={share: sold_sum_2d / amount_sum_2d, sales: {sql: sold_count_2d + 0, type: int64}}"
 
 
 @settings(max_examples=20)

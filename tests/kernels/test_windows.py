@@ -16,8 +16,9 @@ from tests import naive
 from tests.kernels.cases import DAY, HOUR, NAT, NUMBERS, ORDINARY, examples, layouts, over_all_exponents, same_bytes
 
 PARAMETERS = [("recency", 1), ("recency", 3), ("ewm_mean", 2), ("ewm_sum", 7), ("recency", 2), ("ewm_mean", 7)]
+PARAMETERS += [("quantile", 50), ("quantile", 95), ("quantile", 7)]
 NAMES = [*AGGREGATES, *PARAMETERS]
-ROUNDED = ("mean", "std", "ewm_sum", "ewm_mean")  # the twin rounds these elsewhere
+ROUNDED = ("mean", "std", "ewm_sum", "ewm_mean", "quantile")  # the twin rounds these elsewhere
 TIMES = st.one_of(st.integers(0, 30), st.just(NAT))
 
 
@@ -368,7 +369,50 @@ def test_earlier_rows_and_half_lives_equal_polars(lag):
     np.testing.assert_allclose(found, wanted.cast(pl.Float64).fill_null(np.nan).to_numpy(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("lag", [0, 40])
+def test_quantiles_equal_polars_and_numpy(lag):
+    rng = np.random.default_rng(4)
+    n = 80 if jit.DISABLED else 500
+    entity, event, values = rng.integers(0, 4, n), np.sort(rng.integers(0, 100, n)), rng.standard_normal(n).round(1)
+    known = event + rng.integers(0, lag + 1, n)
+    per_cent = [1, 25, 50, 90, 95, 99]
+    found = trailing(entity, event, entity, event, known, values, [15, 50], [("quantile", q) for q in per_cent])
+    rows = pl.DataFrame({"entity": entity, "event": event, "known": known, "value": values}).with_row_index("row")
+    for w, window in enumerate((15, 50)):
+        pairs = rows.select("entity", probe="row", t="event").join(rows, on="entity")
+        pairs = pairs.filter((pl.col("known") < pl.col("t")) & (pl.col("event") >= pl.col("t") - window))
+        asked = [pl.col("value").quantile(q / 100, "linear").alias(str(q)) for q in per_cent]
+        theirs = rows.select(probe="row").join(pairs.group_by("probe").agg(*asked), on="probe", how="left")
+        theirs = theirs.sort("probe").drop("probe").fill_null(np.nan).to_numpy()
+        assert np.isfinite(theirs).all(axis=1).sum() > n / 3
+        np.testing.assert_allclose(found[:, w], theirs, rtol=1e-12, atol=1e-15)
+        inside = (entity == entity[-1]) & (known < event[-1]) & (event >= event[-1] - window)
+        np.testing.assert_allclose(found[-1, w], np.quantile(values[inside], np.array(per_cent) / 100), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([-math.inf, 5.0], [-math.inf] * 2),
+        ([5.0, math.inf], [math.inf] * 2),
+        ([-math.inf, math.inf], [math.nan] * 2),
+        ([math.inf, math.inf], [math.inf] * 2),
+        ([-1.7e308, 1.7e308], [0.0, 1.53e308]),  # whose difference overflows
+        ([0.1, 0.1], [0.1] * 2),
+    ],
+)
+def test_quantiles_next_to_infinities_and_of_equal_values(values, wanted):
+    found = trailing([0], [5], [0, 0], [1, 2], [1, 2], values, [9], [("quantile", 50), ("quantile", 95)])[0, 0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-15)
+
+
+@pytest.mark.parametrize("aggregate", [("quantile", 100), ("quantile", 0), "quantile"])
+def test_a_quantile_has_its_per_cent(aggregate):
+    with pytest.raises(ValueError, match=r"a quantile must have 1 to 99 per cent as its parameter"):
+        trailing([0], [5], [0], [1], [1], [1.0], [9], [aggregate])
+
+
 @pytest.mark.parametrize("aggregate", [("max", 3), ("recency", -1), ("ewm_sum", -5)])
 def test_a_parameter_that_an_aggregate_does_not_take_is_refused(aggregate):
-    with pytest.raises(ValueError, match=r"only recency, ewm_sum, ewm_mean take a parameter, 1 or more"):
+    with pytest.raises(ValueError, match=r"only recency, ewm_sum, ewm_mean, quantile take a parameter, 1 or more"):
         trailing([0], [5], [0], [1], [1], [1.0], [9], [aggregate])

@@ -12,7 +12,8 @@ from engine.errors import UserError, nearest
 from kernels import AGGREGATES
 
 _WITH_LENGTH = re.compile(r"(ewm_sum|ewm_mean)_(\d.*)")
-_WITH_PLACE = re.compile(r"(recency)_([1-9]\d{0,8})")
+_WITH_NUMBER = re.compile(r"(recency)_([1-9]\d{0,8})|(quantile)_([1-9]\d?)")
+_EXAMPLES = ("recency_3", "quantile_95", "ewm_sum_6h", "ewm_mean_6h")
 ROWS = "rows"  # in place of a column: the rows themselves
 # Parts of a time column, with the number of their values.
 PARTS = {"hour": 24, "minute_of_day": 1440, "weekday": 7, "day": 31, "day_of_year": 366, "week": 53, "month": 12}
@@ -38,20 +39,19 @@ class ExpressionConfig:
 
 
 def aggregate_of(text: str) -> tuple[str, int]:
-    """(name, parameter) of an aggregate: `recency_3` (since the third latest row), `ewm_mean_6h` (half-life of 6 hours, in
-    microseconds); 0 = none. Raises UserError for an unknown one.
+    """(name, parameter) of an aggregate: `recency_3` (since the third latest row), `quantile_95` (per cent), `ewm_mean_6h`
+    (half-life of 6 hours, in microseconds); 0 = none. Raises UserError for an unknown one.
     """
     if text in AGGREGATES:
         return text, 0
-    if match := _WITH_PLACE.fullmatch(text):
-        return match[1], int(match[2])
+    if match := _WITH_NUMBER.fullmatch(text):
+        name, number = (part for part in match.groups() if part)
+        return name, int(number)
     if match := _WITH_LENGTH.fullmatch(text):
         half_life = Span(match[2]).microseconds
         if half_life:
             return match[1], half_life
-    raise UserError(
-        f"{text!r} is no aggregate.{nearest(text, [*AGGREGATES, 'recency_3', 'ewm_sum_6h', 'ewm_mean_6h'])}"
-    )
+    raise UserError(f"{text!r} is no aggregate.{nearest(text, [*AGGREGATES, *_EXAMPLES])}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,8 @@ class AggregateConfig:
         None, "SQL condition over a past row (DuckDB); a row where it is false or null does not count"
     )
     aggregates: tuple[str, ...] = key(
-        help="aggregates of the column; recency_3 = since the third latest row, ewm_mean_6h = with a half-life of 6 hours"
+        help="aggregates of the column; recency_3 = since the third latest row, quantile_95 = value that 95 % are below, "
+        "ewm_mean_6h = with a half-life of 6 hours"
     )
 
 
