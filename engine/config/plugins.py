@@ -155,6 +155,8 @@ def load(reference: str) -> Any:
     plugin = of_digest(digest or "", name)
     with _LOADING:
         module = sys.modules.get(_module_name(plugin)) or _run(plugin)
+    if not hasattr(module, name):
+        raise UserError(f"plugins: {plugin.file} must define {name!r} when it has run, but has deleted it")
     return getattr(module, name)
 
 
@@ -172,7 +174,7 @@ def _run(plugin: Plugin) -> types.ModuleType:
         exec(compile(plugin.code, place, "exec"), module.__dict__)
     except BaseException as error:
         del sys.modules[module.__name__]
-        if not isinstance(error, Exception):
+        if not isinstance(error, (Exception, SystemExit)):
             raise
         raise UserError(
             f"plugins: {plugin.file} must run when it is imported: {type(error).__name__}: {error}"

@@ -53,7 +53,7 @@ def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str, sensiti
     name = plugins.split(name)[0]
     try:
         table = function(rows)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = getattr(getattr(function, "__code__", None), "co_filename", None)
         at = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])

@@ -1,8 +1,8 @@
 """Statistics of a stored view for the catalog: nulls, moments, the age of its data, and drift since the month before.
 
 Drift is the population stability index (kernels.statistics.psi) of the newest month of event time (UTC) against the month before:
-over ten bins of equal shares of that month for numbers, over its most frequent values for the rest; nulls are left out, and
-have a column of their own.
+over ten bins of equal shares of that month for numbers (a value with a tenth of the rows has its own), over its most frequent
+values for the rest; nulls are left out, and have a column of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from engine.data.dataset import Dataset, open_dataset
 from engine.errors import UserError
 from engine.features.compute import as_floats
 from engine.features.instants import instants
-from engine.features.profile import fit_numeric
 from engine.features.store import StoredView
 from engine.runtime import storage
 from kernels.statistics import psi
@@ -124,7 +123,11 @@ def drift(before: pa.ChunkedArray, now: pa.ChunkedArray) -> float | None:
     if pa.types.is_floating(before.type) or pa.types.is_integer(before.type) or pa.types.is_decimal(before.type):
         values = [as_floats(side) for side in (before, now)]
         values = [side[~np.isnan(side)] for side in values]
-        inner = np.array(fit_numeric("", values[0], BINS).edges[1:-1])
+        if not len(values[0]):
+            return None
+        inner = np.unique(np.quantile(values[0], np.arange(1, BINS) / BINS, method="lower"))
+        often = [edge for edge in inner if np.mean(values[0] == edge) >= 1 / BINS]
+        inner = np.unique([*inner, *np.nextafter(often, np.inf)])  # a frequent value has a bin of its own
         old, new = (np.bincount(np.searchsorted(inner, side, "right"), minlength=len(inner) + 1) for side in values)
         return psi(old, new).value
     sides = [Counter(side.cast(pa.string()).to_pylist()) for side in (before, now)]

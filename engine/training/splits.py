@@ -152,10 +152,11 @@ def _refuse_or_warn(config: Config, split: Split, run: Run) -> None:
     what = f"split.{split.name} {list(getattr(config.split, split.name))}"
     if len(split.unripe) and split.cut is not None:
         by = units.format_instant(split.cut.instant, config.data.time_zone)
+        ways = f"; or {OUT}" if split.cut.maturity else ""  # where no label is known yet, a weight does not help
         aged = f" and are at least {days(split.cut.maturity)} old, {RIPE}" if split.cut.maturity else ""
         said = (
             f"{what} must hold rows whose label is known at {by}{aged}, found none among {len(split.unripe):,} labelled rows. "
-            f"Begin it earlier; or {OUT}; split.known_by={ANY} takes labels from the future"
+            f"Begin it earlier{ways}; or split.known_by={ANY} takes labels from the future"
         )
     else:
         said = f"{what} must hold labelled rows, found {split.unlabelled:,} rows, none with a label"

@@ -137,6 +137,20 @@ def test_an_error_of_a_function_names_its_line(folder: Path) -> None:
         built(mine(folder))
 
 
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import sys\n\nsys.exit(3)\n" + DOUBLE, r"features\.py must run when it is imported: SystemExit: 3"),
+        (DOUBLE + "\n\ndel double\n", r"features\.py must define 'double' when it has run, but has deleted it"),
+        ("def double(rows):\n    raise SystemExit(3)\n", r"function 'double' raised SystemExit"),
+    ],
+)
+def test_a_file_that_ends_the_process_or_deletes_the_function_is_named(folder: Path, code: str, found: str) -> None:
+    (folder / "conf" / "features.py").write_text(code)
+    with pytest.raises(UserError, match=found):
+        built(mine(folder))
+
+
 # ------------------------------------------------------------------------------------------------------ slow functions
 
 

@@ -97,6 +97,18 @@ def test_equal_months_do_not_drift_and_empty_ones_have_no_figure() -> None:
     assert view_statistics.drift(infinite, infinite) == 0
 
 
+@pytest.mark.parametrize("value", [-1.0, 0.5, 5.0])
+def test_a_frequent_value_that_gives_way_is_drift(value: float) -> None:
+    """A constant, and a count that is mostly 0: quantiles alone have no edge between these and another value."""
+    moved = pa.chunked_array([np.full(1000, value)])
+    constant = pa.chunked_array([np.zeros(1000)])
+    sparse = pa.chunked_array([np.r_[np.zeros(960), np.arange(1.0, 41)]])
+    for before in (constant, sparse):
+        found = view_statistics.drift(before, moved)
+        assert found is not None and found > 1
+        assert view_statistics.drift(before, before) == 0
+
+
 def test_a_sample_of_a_long_month_is_spread_over_it(
     config: Config, table: FeatureTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

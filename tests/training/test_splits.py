@@ -232,6 +232,10 @@ def test_a_period_shorter_than_its_labels_take_is_refused_with_the_ways_out(tmp_
         train(folder, *short)
     weighted = train(folder, *short, "split.ripening=weight")
     assert labels(weighted)["train"]["rows"] > 10
+    with pytest.raises(
+        UserError, match=r"Begin it earlier; or split\.known_by=any"
+    ):  # no rule helps where none is known
+        train(folder, *short, "split.known_by=2019-12-01")
 
 
 def test_the_reference_for_performance_holds_the_rows_that_were_watched(tmp_path: Path) -> None:
