@@ -56,8 +56,7 @@ def business(
 ) -> dict[str, MetricRecord]:
     """Each business metric of the window, against the band of the reference where it has the columns.
 
-    Before its labels are known it is estimated with `labels`, the expected one of each row: exactly, where the expression is
-    linear in the label.
+    Before its labels are known it is estimated: the mean over `labels` [draws, n], each a set of labels that is possible.
     """
     return {
         name: _judged(name, config, reference, current, judge, labels)
@@ -84,8 +83,8 @@ def _judged(
         reason = f"not judged yet, because {known} of {len(current.target)} labels are known"
         found: MetricRecord = {"value": value if np.isfinite(value) else None, "status": WAITING, "reason": reason}
         if labels is not None:
-            rows = dataclasses.replace(current, target=labels)
-            (expected,) = expressions.aggregate(config.expression, [_table(rows, names)], where)
+            drawn = (_table(dataclasses.replace(current, target=draw), names) for draw in labels)
+            expected = float(np.mean(expressions.aggregate(config.expression, drawn, where)))
             found["estimated"] = expected if np.isfinite(expected) else None
         return found
     if not np.isfinite(value):

@@ -20,7 +20,7 @@ from engine.features.profile import Profile
 from engine.features.table import ensure_table
 from engine.monitoring.history import newest_file
 from engine.monitoring.reference import Reference, day_counts
-from engine.monitoring.statistics import Counts
+from engine.monitoring.statistics import ColumnSpec, Counts
 from engine.monitoring.sudden_change import DailyCounts, grouped
 from engine.monitoring.window import Window, add_days
 from engine.runtime.run import Run
@@ -51,6 +51,15 @@ class LaterDays:
     rows: np.ndarray
     counts: dict[str, Counts]
 
+    @classmethod
+    def of(cls, columns: list[ColumnSpec], table: pa.Table) -> LaterDays:
+        """The days that the table has: one without rows is in it, one that nobody counted is not."""
+        if not table.num_rows:
+            return cls(table, np.empty(0, np.int32), np.empty(0), {})
+        days, rows, counts = day_counts(columns, table)
+        there = np.isin(days, np.asarray(table["day"].cast(pa.int32())))
+        return cls(table, days[there], rows[there], {name: item.take(there) for name, item in counts.items()})
+
 
 def later_days(config: Config, run: Run, bundle: Bundle, reference: Reference, window: Window) -> LaterDays:
     """The days kept by earlier runs, those up to the window that nobody has counted, where the dataset is at hand, and the
@@ -69,9 +78,7 @@ def later_days(config: Config, run: Run, bundle: Bundle, reference: Reference, w
     table = pa.concat_tables([old, fresh]).sort_by(
         [("day", "ascending"), ("column", "ascending"), ("bin", "ascending")]
     )
-    if not table.num_rows:
-        return LaterDays(table, np.empty(0, np.int32), np.empty(0), {})
-    return LaterDays(table, *day_counts(reference.columns, table))
+    return LaterDays.of(reference.columns, table)
 
 
 def days_between(

@@ -15,7 +15,7 @@ from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, Calib
 from engine.monitoring.business import business
 from engine.monitoring.column_findings import Cause, ColumnRecord
 from engine.monitoring.drift import FLOORS, Drift
-from engine.monitoring.estimate import Unlabelled, estimate, expected_labels
+from engine.monitoring.estimate import Unlabelled, drawn_labels, estimate
 from engine.monitoring.multivariate import Together, compare_samples
 from engine.monitoring.performance import UNJUDGED, Judge, MetricRecord, Outcomes, PerformanceRecord, measure
 from engine.monitoring.rates import wilson
@@ -89,7 +89,7 @@ def build_record(
     settings, zone = config.monitor, config.data.time_zone
     measured = measured_performance(config, window, past, judge)
     expected = estimate(past, window.recent, unlabelled(reference, window, past), judge, measured.get("metrics", {}))
-    labels = expected_labels(past, window.recent, window.outcomes, judge) if settings.business else None
+    labels = drawn_labels(past, window.recent, window.outcomes, judge) if settings.business else None
     custom = business(settings.business, past, window.outcomes, judge, labels)
     sample = storage.read_parquet(bundle.directory / "reference_sample.parquet")
     record: DriftRecord = {

@@ -32,6 +32,7 @@ from engine.training.metrics import Metric, Rows
 
 Array = NDArray[Any]
 ERROR_GROUPS, ERRORS = 20, 20  # groups of similar scores, and quantiles of the errors of each
+DRAWS = 20  # of the label of a row
 FEWEST = 200  # labelled rows that say what a score means
 
 
@@ -127,10 +128,26 @@ def expected_target(meaning: Meaning, scores: Array) -> Array:
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Scores float64[n] or [n, classes] of rows whose labels are not read, and how much each counts (None: 1)."""
+    """Scores float64[n] or [n, classes] of rows whose labels are not read, how much each counts (None: 1), and how many rows
+    of the window they are (None: n).
+    """
 
     scores: Array
     weight: Array | None = None
+    rows: int | None = None
+
+    @property
+    def number(self) -> int:
+        """How many rows of the window these are."""
+        return len(self.scores) if self.rows is None else self.rows
+
+    @property
+    def counted(self) -> Unlabelled:
+        """The rows with a weight above 0."""
+        if self.weight is None or (self.weight > 0).all():
+            return self
+        used = self.weight > 0
+        return Unlabelled(self.scores[used], self.weight[used], self.rows)
 
     @classmethod
     def of_counts(cls, column: ColumnSpec, counts: Array, past: Outcomes) -> Unlabelled:
@@ -142,7 +159,7 @@ class Unlabelled:
         edges = np.concatenate([column.edges[:1], (column.edges[1:] + column.edges[:-1]) / 2, column.edges[-1:]])
         means = np.where(there > 0, np.bincount(place, scores, len(counts)) / np.maximum(there, 1), edges)
         used = counts > 0
-        return cls(means[used], counts[used])
+        return cls(means[used], counts[used], int(counts.sum()))
 
 
 def estimate(
@@ -160,13 +177,14 @@ def estimate(
     band that is in its favour is outside of the reference's band, and alarms where past errors are `promised` to suffice for
     alpha and the loss is not below the floor. `alarming` are those that are watched.
     """
+    rows = None if rows is None else rows.counted
     if past is None or rows is None or not len(rows.scores):
         return {"reason": "not computable, because there are no labelled reference rows or no predictions"}
     labelled = _learned_from(past, recent)
     meaning = _meaning(labelled, judge)
     if meaning is None:
         return {"reason": f"not computable, because fewer than {FEWEST} labels say what a score means"}
-    base, bands = reference_bands(past, judge, len(rows.scores) if rows.weight is None else int(rows.weight.sum()))
+    base, bands = reference_bands(past.counted, judge, rows.number)
     errors = past_errors(past, judge)
     metrics: dict[str, MetricRecord] = {}
     for name, value in _expected(meaning, rows, judge).items():
@@ -180,7 +198,7 @@ def estimate(
         known = [*errors.get(name, ()), *judge.earlier_errors.get(name, ())]
         if known and name in bands:
             item.update(_against(value, bands[name], base[name], known, judge, judge.metrics_of_task[name]))
-    source = f"{int(labelled.known.sum()):,} labels of {'recent days' if labelled is recent else 'the reference'}"
+    source = f"{len(labelled.counted.target):,} labels of {'recent days' if labelled is recent else 'the reference'}"
     watched = [judge.watched] if judge.watched in metrics else [n for n in metrics if judge.metrics_of_task[n].stand_in]
     alarming = [name for name in watched if metrics[name].get("alarm")]
     method = "errors of similar scores" if LOSSES[judge.loss].task == "regression" else "isotonic regression"
@@ -188,18 +206,26 @@ def estimate(
     return {"metrics": metrics, "alarming": alarming, "method": f"{method} on {source}", "labels": labels}
 
 
-def expected_labels(
-    past: Outcomes | None, recent: Outcomes | None, rows: Outcomes | None, judge: Judge
-) -> Array | None:
-    """float64[n]: the expected target of each row (the probability of the positive class, of two); None without one."""
-    if past is None or rows is None or not len(rows.scores) or LOSSES[judge.loss].task == "multiclass":
+def drawn_labels(past: Outcomes | None, recent: Outcomes | None, rows: Outcomes | None, judge: Judge) -> Array | None:
+    """float64[DRAWS, n]: targets drawn from the possible ones of each row, its draws spread evenly; None without any."""
+    if past is None or rows is None or not len(rows.scores):
         return None
     meaning = _meaning(_learned_from(past, recent), judge)
-    return None if meaning is None else expected_target(meaning, rows.scores.astype(np.float64))
+    if meaning is None:
+        return None
+    possible = meaning(rows.scores.astype(np.float64))
+    first = np.random.Generator(np.random.Philox(judge.seed)).random(len(rows.scores))
+    until = np.cumsum(possible.chance, axis=1)
+    found = np.empty((DRAWS, len(first)))
+    for at in range(DRAWS):
+        level = (first + at / DRAWS) % 1 * until[:, -1]
+        outcome = (level[:, None] >= until[:, :-1]).sum(axis=1)
+        found[at] = possible.target[np.arange(len(first)), outcome]
+    return found
 
 
 def _learned_from(past: Outcomes, recent: Outcomes | None) -> Outcomes:
-    return recent if recent is not None and int(recent.known.sum()) >= FEWEST else past
+    return recent if recent is not None and len(recent.counted.target) >= FEWEST else past
 
 
 def _meaning(rows: Outcomes, judge: Judge) -> Meaning | None:

@@ -22,7 +22,7 @@ from engine.monitoring.alarm_lines import (
 )
 from engine.monitoring.column_findings import LEFT_OUT
 from engine.monitoring.drift_record import DriftRecord
-from engine.monitoring.performance import MetricRecord
+from engine.monitoring.performance import WAITING, MetricRecord
 from engine.monitoring.reference import Reference, day_text
 from engine.runtime import storage
 from engine.runtime.run import Run, as_written
@@ -106,7 +106,8 @@ def current_rows(record: DriftRecord) -> list[Row]:
     measured = record["performance"].get("metrics", {})
     for name in dict.fromkeys([*measured, *estimated]):
         expected = estimated[name]["value"] if name in estimated else None
-        rows.append(base | _metric_row(name, METRIC, measured.get(name), expected))
+        row = base | _metric_row(name, METRIC, measured.get(name), expected)
+        rows.append(row if record["performance"].get("enough_labels", True) else row | {"status": WAITING})
     rows += [base | _metric_row(name, "business", item, None) for name, item in record["business"].items()]
     return rows
 
@@ -146,13 +147,19 @@ def newest_file(run: Run, model: str, file: tuple[str, ...], schema: pa.Schema) 
     return None
 
 
-def errors_of(earlier: Iterable[Row], length: int) -> dict[str, list[float]]:
-    """Expected less measured of each metric in earlier monitored windows of `length` days."""
+def errors_of(earlier: Iterable[Row], length: int, start: str) -> dict[str, list[float]]:
+    """Expected less measured of each metric in separate monitored windows of `length` days that end by `start`, an instant as in
+    `drift.json`, and of whose labels enough were known.
+    """
     found: dict[str, list[float]] = {}
-    for row in earlier:
+    until: dict[str, str] = {}
+    for row in sorted(earlier, key=lambda row: row["from"]):
+        if row["to"] > start or row["status"] == WAITING or row["from"] < until.get(row["column"], ""):
+            continue
         days = (datetime.date.fromisoformat(row["to"][:10]) - datetime.date.fromisoformat(row["from"][:10])).days
         if row["kind"] == METRIC and days == length and None not in (row["estimated"], row["value"]):
             found.setdefault(row["column"], []).append(row["estimated"] - row["value"])
+            until[row["column"]] = row["to"]
     return found
 
 

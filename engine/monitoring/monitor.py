@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.config import units
 from engine.config.tree import Config
 from engine.data import column_checks
 from engine.data.calendar import day_start
@@ -78,7 +79,8 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     )
     earlier = history.earlier_rows(run, bundle.digest)
     rule, sudden = look_back(config, run, bundle, reference, window)
-    judge = dataclasses.replace(judge, earlier_errors=history.errors_of(earlier, judge.length))
+    begin = units.format_instant(window.start, config.data.time_zone)
+    judge = dataclasses.replace(judge, earlier_errors=history.errors_of(earlier, judge.length, begin))
     record = build_record(config, bundle, reference, window, drift, judge, past, rule, sudden)
     finish(config, run, reference, drift, record, earlier, plan_of(config, window))
     return metrics_of(record, drift, time.monotonic() - began)
@@ -93,7 +95,7 @@ def look_back(
     if rule == sudden_record.DISTANCE:
         return (rule, why), {}
     if not window.days:
-        why = "the window's days are not known (a stored profile of several days, or no rows)"
+        why = "the window has no whole day whose rows are known (a stored profile of several days, a part of a day, or no rows)"
         return (sudden_record.DISTANCE, why), {}
     later = daily_counts.later_days(config, run, bundle, reference, window)
     storage.write_parquet(run.path(*daily_counts.FILE), later.table)

@@ -78,6 +78,10 @@ class Counts:
         """float64[W, bins + 5]: values, missing, infinities, far."""
         return np.concatenate([self.values, self.missing[:, None], self.infinite, self.far], axis=1)
 
+    def take(self, windows: np.ndarray) -> Counts:
+        """The chosen windows."""
+        return Counts(self.values[windows], self.missing[windows], self.infinite[windows], self.far[windows])
+
     @classmethod
     def unstacked(cls, block: np.ndarray) -> Counts:
         """The inverse of `stacked`."""

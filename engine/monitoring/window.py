@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from engine.config import units
 from engine.config.sections.training import TASKS
 from engine.config.tree import Config
-from engine.data.calendar import local_days
+from engine.data.calendar import day_start, local_days
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
 from engine.features import required_columns
@@ -54,7 +54,7 @@ class Window:
     operational: dict[str, records.Number]
     quality: str = WAITING  # the status of quality if there are no outcomes, or labels were not asked for
     reason: str = "the window holds no rows"
-    days: Mapping[int, Profile] = field(default_factory=dict)  # of each local day, where they are known
+    days: Mapping[int, Profile] = field(default_factory=dict)  # of each whole local day, where they are known
     recent: Outcomes | None = None  # labelled rows of the days before it
 
 
@@ -80,6 +80,7 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     operational = {"quarantine_rate": quarantine_rate(dataset)}
     recent = recent_outcomes(config, bundle, predictor, table, (start, stop))
     profile = whole(reference.profile.spec, days)
+    days = whole_days(reference.profile.spec, days, (start, stop), config.data.time_zone)
     return Window(start, stop, profile, merge_outcomes(parts), sample, operational, *asked(config), days, recent)
 
 
@@ -87,6 +88,20 @@ def add_days(days: dict[int, Profile], more: Iterable[tuple[int, Profile]]) -> N
     """Add profiles of local days to those that are there."""
     for day, profile in more:
         days[day] = days[day].merge(profile) if day in days else profile
+
+
+def whole_days(
+    spec: ProfileSpec, days: Mapping[int, Profile], period: tuple[int, int], zone: str
+) -> dict[int, Profile]:
+    """Profiles of the local days that lie in a period [from, to) from their first to their last instant, up to the last one with
+    rows. A day without rows before it has an empty profile: it is an outage, or a day on which nothing happens.
+    """
+    first = int(local_days(pa.array([period[0]], pa.timestamp("us", tz="UTC")), zone)[0])
+    return {
+        day: days[day] if day in days else Profile.empty(spec)
+        for day in range(first, max(days, default=first - 1) + 1)
+        if period[0] <= day_start(day, zone) and day_start(day + 1, zone) <= period[1]
+    }
 
 
 def whole(spec: ProfileSpec, days: Mapping[int, Profile]) -> Profile:
@@ -150,6 +165,8 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
             quality, reason = UNJUDGED, f"the rows of the scoring run cannot be matched with the dataset: {error}"
     edges = local_days(pa.array([start, stop - 1], pa.timestamp("us", tz="UTC")), config.data.time_zone)
     days = {int(edges[0]): profile} if edges[0] == edges[1] else {}
+    if record["config"].get("score", {}).get("between"):
+        days = whole_days(reference.profile.spec, days, (start, stop), config.data.time_zone)
     return Window(start, stop, profile, outcomes, None, figures, quality, reason, days)
 
 

@@ -16,16 +16,17 @@ from engine.config.sections.monitoring import BusinessConfig
 from engine.monitoring.business import business
 from engine.monitoring.estimate import (
     Unlabelled,
+    drawn_labels,
     error_bound,
     estimate,
     expected,
-    expected_labels,
     expected_target,
     meaning_of_scores,
     past_errors,
     rolling_origins,
 )
-from engine.monitoring.performance import Outcomes, measure
+from engine.monitoring.history import METRIC, errors_of
+from engine.monitoring.performance import WAITING, Outcomes, PerformanceRecord, measure
 from engine.monitoring.statistics import ColumnSpec
 from engine.training.metrics import METRICS, Rows, find_metric
 from tests.monitoring.test_performance import judge
@@ -243,11 +244,60 @@ def test_the_error_of_an_estimate_is_said_once_labels_are_known() -> None:
 
 def test_a_business_metric_is_estimated_until_its_labels_come() -> None:
     past, current = some_outcomes(30, 500), some_outcomes(7, 2_000, seed=9, known=0.3)
-    labels = expected_labels(past, None, current, judge())
-    config = {"bought": BusinessConfig(expression="sum(fare * label) / count(*)")}
-    found = business(config, past, current, judge(), labels)["bought"]
-    whole = some_outcomes(7, 2_000, seed=9)
-    assert found["status"] == "waiting"
-    assert found["estimated"] == pytest.approx((whole.columns["fare"] * whole.target).mean(), rel=0.03)
-    assert "estimated" not in business(config, past, current, judge())["bought"]
-    assert expected_labels(past, None, current, judge(loss="multiclass", classes=("a", "b"))) is None
+    labels, whole = drawn_labels(past, None, current, judge()), some_outcomes(7, 2_000, seed=9)
+    for expression in (
+        "sum(fare * label) / count(*)",
+        "5 * count_if(score > 0.5 AND label = 0) / count(*)",
+        "sum(score * label) / sum(label)",
+    ):
+        config = {"bought": BusinessConfig(expression=expression)}
+        found = business(config, past, current, judge(), labels)["bought"]
+        assert found["status"] == "waiting"
+        assert found["estimated"] == pytest.approx(business(config, past, whole, judge())["bought"]["value"], rel=0.03)
+        assert "estimated" not in business(config, past, current, judge())["bought"]
+
+
+def test_drawn_labels_are_as_frequent_as_they_are_possible() -> None:
+    past, current = some_outcomes(30, 500), some_outcomes(7, 2_000, seed=9, known=0.0)
+    drawn = drawn_labels(past, None, current, judge())
+    meaning = meaning_of_scores("binary", past.target, past.scores)
+    assert np.abs(drawn.mean(axis=0) - expected_target(meaning, current.scores)).max() <= 1 / len(drawn)
+    assert abs(drawn[0].mean() - drawn[7].mean()) < 0.03, "each draw is a set of labels that is possible"
+
+    def three(rows: Outcomes) -> Outcomes:
+        classes = np.floor(rows.target * 2)  # 0 and 2 of three
+        scores = np.stack([1 - rows.scores, np.zeros(len(classes)), rows.scores], axis=1)
+        return dataclasses.replace(rows, target=classes, scores=scores)
+
+    several = drawn_labels(three(past), None, three(current), judge(loss="multiclass", classes=("a", "b", "c")))
+    assert np.unique(several).tolist() == [0.0, 2.0] and several.mean() == pytest.approx(2 * drawn.mean(), rel=0.02)
+
+
+def test_the_scale_of_weights_changes_no_estimate_and_rows_of_weight_0_are_not_there() -> None:
+    def figures(record: PerformanceRecord) -> list[float]:
+        item = record["metrics"]["roc_auc"]
+        return [item["value"], item["reference"], *item["band"], record["labels"]["positive_rate"]["value"]]
+
+    past, current = some_outcomes(30, 300), some_outcomes(7, 300, seed=2)
+    plain = estimate(past, None, Unlabelled(current.scores), judge(), {})
+    small = estimate(past, None, Unlabelled(current.scores, np.full(len(current.scores), 2.0**-12)), judge(), {})
+    assert figures(small) == pytest.approx(figures(plain))
+    twice = Unlabelled(np.tile(current.scores, 2), np.repeat([1.0, 0.0], len(current.scores)))
+    assert figures(estimate(past, None, twice, judge(), {})) == pytest.approx(figures(plain))
+    nothing = estimate(past, None, Unlabelled(current.scores, np.zeros(len(current.scores))), judge(), {})
+    assert "no predictions" in nothing["reason"]
+    weightless = dataclasses.replace(past, weight=np.where(np.arange(len(past.target)) < 50, 1.0, 0.0))
+    fallen_back = estimate(past, weightless, Unlabelled(current.scores), judge(), {})
+    assert fallen_back["metrics"] == plain["metrics"] and "9,000 labels of the reference" in fallen_back["method"]
+
+
+def test_past_errors_are_of_separate_windows_that_ended_before_with_enough_labels() -> None:
+    def row(first: int, days: int, error: float, status: str = "quiet") -> dict[str, object]:
+        period = {"from": f"2020-01-{first:02}T00:00:00+00:00", "to": f"2020-01-{first + days:02}T00:00:00+00:00"}
+        return {**period, "kind": METRIC, "column": "brier", "status": status, "value": 0.1, "estimated": 0.1 + error}
+
+    rows = [row(15, 7, 0.5), row(8, 7, 0.25), row(1, 7, 0.125), row(4, 7, 8.0), row(1, 3, 9.0)]
+    rows.append({**row(1, 7, 7.0, WAITING), "column": "ece"})
+    start = "2020-01-15T00:00:00+00:00"
+    found = errors_of(rows, 7, start)
+    assert {name: [round(error, 9) for error in errors] for name, errors in found.items()} == {"brier": [0.125, 0.25]}

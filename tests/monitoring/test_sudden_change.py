@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import linalg
 
@@ -16,6 +17,7 @@ from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.daily_counts import LaterDays, daily_counts
 from engine.monitoring.statistics import Counts
 from engine.monitoring.sudden_record import DISTANCE, SUDDEN, look_at, record_of, rule_of
+from engine.monitoring.window import whole_days
 from tests.monitoring.synthetic import FIRST, make_reference
 
 BINS = 8
@@ -217,6 +219,39 @@ def test_daily_counts_join_reference_and_later_days() -> None:
     assert missing[:30, 1].tolist() == [0.0] * 30 and missing[30:, 1].tolist() == [5.0, 0.0, 5.0]
     assert daily.units[-1][[29, 30, 31, 32], 0].tolist() == [50.0, 50.0, 0.0, 10.0]
     assert daily.units[-1][31].sum() == 0, "a day that nobody counted is not a day without rows"
+
+
+def test_a_day_that_no_run_counted_is_not_a_day_without_rows() -> None:
+    def draw(rng: np.random.Generator, _day: int, rows: int) -> dict[str, object]:
+        return {"x": rng.normal(0, 1, rows)}
+
+    reference = make_reference(draw, days=30, rows=50)
+    days = pa.array([FIRST + 30, FIRST + 30, FIRST + 32, FIRST + 33, FIRST + 33], pa.int32()).cast(pa.date32())
+    bins, counts = pa.array([0, 1, 0, 0, 1], pa.int32()), pa.array([9, 9, 0, 8, 8], pa.int64())
+    names = pa.array(["", "x", "", "", "x"])  # "": the number of rows
+    table = pa.table({"day": days, "column": names, "bin": bins, "count": counts, "sum": pa.nulls(5, pa.float64())})
+    later = LaterDays.of(reference.columns, table)
+    assert later.days.tolist() == [FIRST + 30, FIRST + 32, FIRST + 33] and later.rows.tolist() == [9.0, 0.0, 8.0]
+    volume = daily_counts(reference, later, FIRST + 33, ["x"]).units[-1]
+    assert volume[30:, 0].tolist() == [9.0, 0.0, 0.0, 8.0]
+    assert (volume[30:].sum(axis=1) > 0).tolist() == [True, False, True, True]
+
+
+def test_a_part_of_a_day_is_no_day() -> None:
+    hour, day = 3_600_000_000, 86_400_000_000
+    rng = np.random.default_rng(0)
+    full = make_reference(lambda *_: {"x": rng.normal(0, 1, 50)}, days=30, rows=50).profile
+
+    def of(start: int, stop: int, *known: int) -> dict[int, int]:
+        """Rows of the days; those in New York begin at 5:00 UTC."""
+        found = whole_days(full.spec, dict.fromkeys(known, full), (start, stop), "America/New_York")
+        return {at: profile.rows for at, profile in found.items()}
+
+    rows = full.rows
+    assert of(10 * day + 6 * hour, 13 * day + 5 * hour, 10, 11, 12) == {11: rows, 12: rows}
+    assert of(10 * day + 5 * hour, 14 * day + 5 * hour, 10, 11, 12, 13) == dict.fromkeys((10, 11, 12, 13), rows)
+    assert of(11 * day + 5 * hour, 11 * day + 6 * hour, 11) == {} == of(11 * day, 15 * day)
+    assert of(10 * day + 5 * hour, 14 * day + 5 * hour, 12) == {10: 0, 11: 0, 12: rows}, "the data may end on day 12"
 
 
 def test_the_rule_is_the_distance_where_the_reference_is_long() -> None:
