@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -9,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import engine
+from engine.runtime.run import Run
 from engine.scoring.predictor import load
 from engine.training.gate import check_gate
 from tests.features.test_kinds import weather
-from tests.features.test_windows import REPORTS, visits_known_late
+from tests.features.test_windows import DERIVE, REPORTS, visits_known_late
 from tests.scoring.conftest import rows_of
 from tests.tiny import overrides, write_tiny
 
@@ -23,9 +25,13 @@ WORDS = (
     "split.train=['2020-01-01', '2020-03-01']",
     "split.valid=['2020-03-01', '2020-03-10']",
     "split.test=['2020-03-10', '2020-05-01']",
-    "features.views.big.derive={share: sold_sum_2d / amount_sum_2d}",
+    DERIVE,
     "train.epochs=1",
 )
+
+
+def train(folder: Path, *more: str) -> Run:
+    return engine.run("train", *overrides(folder, *WORDS, *more), config_dir=str(folder / "conf"))
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +39,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = write_tiny(tmp_path_factory.mktemp("late"), 10)
     pq.write_table(visits_known_late(), folder / "visits.parquet")
     pq.write_table(weather(900), folder / "weather.parquet")
-    return folder, engine.run("train", *overrides(folder, *WORDS), config_dir=str(folder / "conf")).directory
+    return folder, train(folder).directory
 
 
 def test_the_gate_computes_what_training_saw(trained: tuple[Path, Path]) -> None:
     predictor = load(trained[1])
     assert check_gate(predictor.bundle, predictor.model) > 150
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_ray_workers_compute_and_train_what_one_process_does(trained: tuple[Path, Path]) -> None:
+    folder, model = trained
+    more = ("cluster=ray", "cluster.workers=2", f"paths.store={folder / 'apart'}", "train.resume=never")
+    chain = train(folder, *more).record["chain"]
+    assert chain == json.loads((model / "run.json").read_text())["chain"] and "weights" in chain
+    views = {path.parent.name for path in (folder / "apart" / "features").glob("*/*")}
+    assert {"big", "reports"} <= views  # computed there, not read from the store of the one process
 
 
 def test_rows_of_a_file_look_back_on_the_store_as_those_of_the_dataset(trained: tuple[Path, Path]) -> None:
