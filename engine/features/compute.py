@@ -29,7 +29,7 @@ from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
 from engine.features import calls, instants, own_rows
-from engine.features.spec import calendar_columns, knowing, past_inputs, past_time, view_columns, view_inputs
+from engine.features.spec import calendar_columns, knowing, late_keys, past_inputs, past_time, view_columns, view_inputs
 from kernels.asof import asof
 from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
@@ -143,13 +143,7 @@ def _window_features(
     def of_entry(asked: AggregateConfig) -> list[pa.Array]:
         aggregates = [aggregate_of(name) for name in asked.aggregates]
         values = None if asked.of == ROWS else as_floats(past[asked.of])
-        known = events
-        for column in knowing(view, asked, data):
-            if columns[column].known_at is not None:  # an id without it is known with its row
-                times = instants.known_as_past(past, events, instants.known_times(past, columns[column]))
-                known = np.where(
-                    (known == instants.NEVER) | (times == instants.NEVER), instants.NEVER, np.maximum(known, times)
-                )
+        known = _known_with(past, events, columns, knowing(view, asked, data))
         codes = past_codes if asked.where is None else np.where(holds[asked.where], past_codes, -1)
         source = codes, known if view.by == "known" else events, known
         block = trailing(probe_codes, decisions, *source, values, windows, aggregates, threads=inner)
@@ -169,6 +163,14 @@ def _window_features(
     features = dict(zip(called, itertools.chain.from_iterable(found), strict=False))
     secret = [column for column in past_inputs(view, data) if columns[column].sensitive]
     return features | _derived(name, view, features, secret)
+
+
+def _known_with(past: pa.Table, known: np.ndarray, columns: Mapping[str, Column], names: list[str]) -> np.ndarray:
+    """int64[n]: when each past row counts, from `known` on, once all the named values are known; NEVER where one never is."""
+    for name in names:
+        if columns[name].known_at is not None:  # an id without it is known with its row
+            known = instants.known_as_past(past, known, instants.known_times(past, columns[name]))
+    return known
 
 
 def _derived(
@@ -239,6 +241,7 @@ def _asof_features(
             known = events
             if not spec.static:
                 known = instants.known_as_past(table, events, instants.known_times(table, spec.columns[column]))
+                known = _known_with(table, known, spec.columns, late_keys(view, data))
             rows = asof(
                 probe_codes, decisions, table_codes, events, known, max_age, inclusive=view.inclusive, threads=threads
             )

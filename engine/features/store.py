@@ -638,6 +638,8 @@ def _asof_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
     data, view, inputs = job.config.data, job.view, job.inputs
     spec, time = data.tables[view.table or ""], _table_time(data, view)
     rule = [FORMAT, "asof", job.as_of, list(view.entity), list(view.on), view.max_age, view.inclusive, time]
+    if time and (late := late_keys(view, data)):
+        rule.append({key: spec.columns[key].known_at for key in late})
     own = inputs.by_day([*view.entity, job.as_of.column])
     seen = inputs.table_by_day(view.table or "") if time else None
     whole = None if time else job.dataset.table_digest(view.table or "")

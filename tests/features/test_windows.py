@@ -613,3 +613,26 @@ def test_an_append_computes_the_new_days_of_windows_over_a_side_table_by_known_t
     found, fresh = built(config_of(folder, *REPORTS)), from_scratch(folder, tmp_path, *REPORTS)
     assert everything(found).equals(everything(fresh))
     assert 0 < days_of(found, "reports") <= 10 < days_of(fresh, "reports")
+
+
+def test_a_row_of_a_table_is_looked_up_once_its_key_is_known(folder: Path) -> None:
+    """The place of a report is known two days after it, and another rule for that is another view."""
+    pq.write_table(months_of_visits(400), folder / "visits-0.parquet")
+    pq.write_table(weather(900), folder / "weather.parquet")
+    words = (*TABLE, "features.views.weather.max_age=9d")
+    late = "data.tables.weather.columns.shop={type: string, known_at: 'seen + %s'}"
+    for delay in (2, 4):
+        table = built(config_of(folder, *words, late % f"{delay}d"))
+        found, rows = everything(table)["weather_temp"].to_pylist(), plain(table.dataset.read(["shop", "at"]))
+        reports = plain(table.dataset.table("weather"))
+        values = []
+        for row in rows:
+            decision = row["at"] - LEAD
+            known = [
+                (p["seen"], max(p["published"], p["seen"] + delay * 24 * H), k)
+                for k, p in enumerate(reports)
+                if p["shop"] == row["shop"] is not None and p["published"] is not None
+            ]
+            known = [line for line in known if line[1] < decision and line[0] >= decision - 9 * 24 * H]
+            values.append(reports[max(known)[2]]["temp"] if known else None)
+        assert found == values and sum(value is not None for value in values) > 50
