@@ -369,6 +369,19 @@ def test_earlier_rows_and_half_lives_equal_polars(lag):
     np.testing.assert_allclose(found, wanted.cast(pl.Float64).fill_null(np.nan).to_numpy(), rtol=1e-9)
 
 
+@examples(40)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6), ORDINARY), max_size=14), st.booleans())
+def test_quantiles_of_one_entity_equal_the_slow_twin_at_every_instant(rows, ordered):
+    """Most windows hold some rows and have dropped others."""
+    event, lag, values = (np.array([row[k] for row in rows], (int, int, float)[k]) for k in range(3))
+    known = event if ordered else event + lag
+    probes, source = (np.zeros(20, int), np.arange(20)), (np.zeros(len(rows), int), event, known)
+    names = [("quantile", q) for q in (7, 50, 95)]
+    found = trailing(*probes, *source, values, [2, 5, 9], names)
+    expected = naive.trailing(probes, source, values, [2, 5, 9], names)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("lag", [0, 40])
 def test_quantiles_equal_polars_and_numpy(lag):
     rng = np.random.default_rng(4)
