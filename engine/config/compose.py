@@ -66,7 +66,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
     Raises UserError naming the key or value that is wrong and the nearest known one.
     """
     folders = [conf_directory()]
-    start: nested.Tree = {**schema.plain(Config()), "plugins": []}
+    start: nested.Tree = schema.plain(Config(), whole=True)
     if config_dir is not None:
         folders.append(Path(config_dir).expanduser().resolve())
         if not folders[-1].is_dir():
@@ -107,6 +107,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         if _pin(values, config, folders[-1] if config_dir is not None else Path.cwd()):
             config = schema.build(Config, values)
         feature_names.check(config)
+    _drop_later(values, schema.plain(config))
     saved = nested.mapped(values, lambda path, value: references.get(path, value))
     return Composed(config, saved, hidden, tuple(secrecy.masked_word(word) for word in overrides))
 
@@ -115,13 +116,21 @@ def _pin(values: dict[str, Any], config: Config, folder: Path) -> bool:
     """Read the plug-ins of a config, hold their code, and give the values that name it their digests; whether there are any."""
     found = [plugins.read(folder, reference) for reference in config.plugins]
     values["plugins"] = [plugin.reference for plugin in found]
-    if not found:
-        del values["plugins"]  # as in configs that were saved before there was the key
     for name, view in config.features.views.items():
         if view.function:
             values["features"]["views"][name]["function"] = plugins.pinned(view.function, found)
     plugins.add(found)
     return bool(found)
+
+
+def _drop_later(values: dict[str, Any], saved: nested.Tree) -> None:
+    """Drop keys that are not `saved`: those that earlier versions lacked, where they are the default."""
+    for name, keys in schema.plain(Config(), whole=True).items():
+        if name not in saved:
+            values.pop(name, None)
+        elif isinstance(keys, dict) and values.get(name):
+            for key in keys.keys() - saved[name].keys():
+                values[name].pop(key, None)
 
 
 def default_paths(folder: Path) -> dict[str, str]:

@@ -212,13 +212,13 @@ def _within(name: str, value: float, limit: float) -> bool:
     return {"ge": value >= limit, "gt": value > limit, "le": value <= limit, "lt": value < limit}[name]
 
 
-def plain(value: Any) -> Any:
-    """The config object as dicts, lists and scalars for JSON."""
+def plain(value: Any, whole: bool = False) -> Any:
+    """The config object as dicts, lists and scalars for JSON; `whole`: with every key that earlier versions lacked."""
 
     def leaf(_: str, item: Any) -> Any:
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            saved = [field.name for field in dataclasses.fields(item) if _saved(field, item)]
-            return plain({name: getattr(item, name) for name in saved})
+            saved = [field.name for field in dataclasses.fields(item) if whole or _saved(field, item)]
+            return plain({name: getattr(item, name) for name in saved}, whole)
         return str(item) if isinstance(item, str) else item
 
     return nested.mapped(value, leaf)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from engine.config import compose, literals, schema, secrecy
+from engine.config import compose, literals, nested, schema, secrecy
 from engine.config.tree import Config
 from engine.errors import UserError
 
@@ -492,3 +492,18 @@ def test_a_text_that_is_escaped_is_taken_as_it_is_also_by_what_refers_to_it(text
         (Path(folder) / "experiment" / "x.yaml").write_text(f'# @package _global_\n{{"data": {values}}}\n')
         found = compose.compose(["+experiment=x"], folder).config.data
     assert (found.path, found.description) == (text, f"<{text}>")
+
+
+def test_a_key_that_earlier_versions_lacked_is_set_like_any_other_and_saved_where_it_is_set() -> None:
+    later = {"monitor.rule": "distance", "monitor.acknowledge": ["2024-03-01"], "monitor.holidays": ["2024-12-25"]}
+    later |= {"evaluate.block": "7d"}
+    words = [f"{name}={str(value).replace(chr(39), '')}" for name, value in later.items()]
+    found = compose.compose(["+experiment=flights", *words])
+    assert found.config.monitor.acknowledge == ("2024-03-01",) and found.config.evaluate.block == "7d"
+    assert later.items() <= dict(nested.leaves(found.saved)).items()
+    untouched = dict(nested.leaves(compose.compose(["+experiment=flights"]).saved))
+    assert not {*later, "plugins"} & untouched.keys()
+    assert (
+        compose.compose(["+experiment=flights", "monitor.rule=auto"]).saved
+        == compose.compose(["+experiment=flights"]).saved
+    )
