@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HELPERS = {"__init__", "__main__", "harness", "headline", "peers", "screenshot"}
+HELPERS = {"__init__", "__main__", "harness", "headline", "peers", "screenshot", "shipped_alarm"}
 
 
 def names() -> dict[str, str]:
