@@ -85,7 +85,7 @@ def evaluate(
     schema = pa.schema([(name, parse_type(kind)) for name, (_, kind) in expressions.items()])
     with query.connect() as connection:
         with failures.explained(where, sensitive=sensitive):
-            query.register(connection, {"rows": rows})
+            query.register(connection, {"rows": rows}, where=where)
             _check_whole(connection, expressions, where, sensitive)
         batches = list(query.run(connection, f"SELECT {selected} FROM rows", where, sensitive=sensitive))
     with failures.explained(where, sensitive=sensitive):
@@ -144,7 +144,7 @@ def aggregate(sql: str, tables: Iterable[pa.Table], where: str) -> list[float]:
     found: list[float] = []
     with query.connect() as connection:
         for table in tables:
-            query.register(connection, {"rows": table})
+            query.register(connection, {"rows": table}, where=where)
             if not found:
                 _check_number(connection, sql, where)
             try:

@@ -127,15 +127,18 @@ def _refuse_types(relation: Any, where: str) -> None:
 
 
 def register(
-    connection: Any, tables: Mapping[str, pa.Table | pa.dataset.Dataset], ordered: Collection[str] = ()
+    connection: Any,
+    tables: Mapping[str, pa.Table | pa.dataset.Dataset],
+    ordered: Collection[str] = (),
+    where: str | None = None,
 ) -> None:
     """Register tables or datasets under their names; those of `ordered` are sorted by their values.
 
-    Raises UserError for a column of a type that is unknown in SQL.
+    Raises UserError for a column of a type that is unknown in SQL; it begins with `where`, or names the source.
     """
     for name, table in tables.items():
         types = ", ".join(f"{field.name} {field.type}" for field in table.schema)
-        with failures.explained(f"source {name} cannot be queried", f"its columns are {types}"):
+        with failures.explained(where or f"source {name} cannot be queried", f"its columns are {types}"):
             if name in ordered:
                 connection.register(UNORDERED, table)
                 connection.execute(

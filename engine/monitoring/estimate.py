@@ -55,7 +55,7 @@ def meaning_of_scores(task: str, target: Array, scores: Array, weight: Array | N
     if len(target) < FEWEST:
         return None
     if task == "regression":
-        return _errors(target, scores)
+        return _errors(target, scores, weight)
     columns = scores[:, None] if task == "binary" else scores
     wanted = [1] if task == "binary" else list(range(scores.shape[1]))
     curves = [_isotonic(columns[:, k], target == label, weight) for k, label in enumerate(wanted)]
@@ -83,21 +83,29 @@ def _isotonic(scores: Array, hits: Array, weight: Array | None) -> tuple[Array, 
     return levels[known], np.asarray(isotonic_regression(share[known], weights=times[known]).x)
 
 
-def _errors(target: Array, scores: Array) -> Meaning:
-    edges = np.unique(np.quantile(scores, np.arange(1, ERROR_GROUPS) / ERROR_GROUPS))
-    place = np.searchsorted(edges, scores, side="right")
+def _errors(target: Array, scores: Array, weight: Array | None) -> Meaning:
+    edges = np.unique(_quantiles(scores, np.arange(1, ERROR_GROUPS) / ERROR_GROUPS, weight))
+    edges = edges[edges < scores.max()]
+    place, error = np.searchsorted(edges, scores), target - scores
     middles = (np.arange(ERRORS) + 0.5) / ERRORS
-    error = target - scores
-    whole = np.quantile(error, middles)
+    groups = [
+        np.flatnonzero(place == k) for k in range(len(edges) + 1)
+    ]  # each has its edge, the last the highest score
     quantiles = np.stack(
-        [np.quantile(error[place == k], middles) if (place == k).any() else whole for k in range(len(edges) + 1)]
+        [_quantiles(error[rows], middles, None if weight is None else weight[rows]) for rows in groups]
     )
 
     def numbers(found: Array) -> Possible:
-        rows = quantiles[np.searchsorted(edges, found, side="right")]
+        rows = quantiles[np.searchsorted(edges, found)]
         return Possible(found[:, None] + rows, np.full(rows.shape, 1 / ERRORS))
 
     return numbers
+
+
+def _quantiles(values: Array, levels: Array, weight: Array | None) -> Array:
+    """Values that a share of the weight does not exceed: a row of weight 3 is the row three times."""
+    weight = np.ones(len(values)) if weight is None else weight
+    return np.asarray(np.quantile(values, levels, weights=weight, method="inverted_cdf"))
 
 
 def expected(metrics: Mapping[str, Metric], meaning: Meaning, rows: Rows) -> dict[str, float]:

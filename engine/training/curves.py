@@ -86,7 +86,8 @@ def by_prediction(target: Array, scores: Array, weight: Array | None) -> list[di
     Shape: target float64[n], scores float64[n], weight [n] (None: 1 each). `mean_error` is score - target.
     """
     times = np.ones(len(target)) if weight is None else weight.astype(np.float64)
-    edges = np.unique(np.quantile(scores, np.arange(1, DECILES) / DECILES))
+    cuts = np.arange(1, DECILES) / DECILES
+    edges = np.unique(np.quantile(scores, cuts, weights=times, method="inverted_cdf"))
     place = np.searchsorted(edges, scores, side="right")
     found = []
     for group in np.unique(place):

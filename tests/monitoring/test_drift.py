@@ -144,7 +144,13 @@ def test_a_window_of_which_nothing_can_be_compared_is_not_quiet(reference) -> No
     nothing = make_window(reference, steady, 7, 0)
     drift = run_drift(reference, Current(nothing.profile, None, 7.0))
     assert drift.not_computable == list(status(drift)) == ["x", "flat", "kind", "prediction", "(rows)"]
-    verdict: dict = {"causes": [], "performance": {}, "business": {}, "rule": {"name": "distance", "why": ""}}
+    verdict: dict = {
+        "causes": [],
+        "performance": {},
+        "business": {},
+        "estimated": {},
+        "rule": {"name": "distance", "why": ""},
+    }
     conclude(verdict, drift, ("drift",))
     assert verdict["verdict"] == "cannot be judged" and not verdict["alarm"]
     assert verdict["unjudged"] == [{"kind": "drift", "text": "nothing could be compared"}]
@@ -164,7 +170,13 @@ def test_a_column_that_training_never_saw_a_value_of_is_not_computable_and_stops
     alive = moved(**{})
     woken = run_drift(reference, make_window(reference, lambda *a: {**alive(*a), "dead": np.ones(a[2])}, 7, 100))
     assert status(woken)["dead"] == "alarm"
-    verdict: dict = {"causes": [], "performance": {}, "business": {}, "rule": {"name": "distance", "why": ""}}
+    verdict: dict = {
+        "causes": [],
+        "performance": {},
+        "business": {},
+        "estimated": {},
+        "rule": {"name": "distance", "why": ""},
+    }
     conclude(verdict, drift, ("drift",))
     assert verdict["verdict"] == "quiet in part" and verdict["headline"].endswith("not computable: dead")
 
@@ -302,7 +314,13 @@ def test_what_was_asked_and_cannot_be_judged_is_a_verdict_of_its_own(reference, 
     performance, expected, kinds = QUALITY[name]
     calm = run_drift(reference, make_window(reference, steady, 7, 200))
     loud = run_drift(reference, make_window(reference, moved(x=lambda rng, v: v + 1), 7, 200))
-    verdict: dict = {"causes": [], "performance": performance, "business": {}, "rule": {"name": "distance", "why": ""}}
+    verdict: dict = {
+        "causes": [],
+        "performance": performance,
+        "business": {},
+        "estimated": {},
+        "rule": {"name": "distance", "why": ""},
+    }
     conclude(verdict, calm, ("drift", "performance"))
     assert verdict["verdict"] == expected and [item["kind"] for item in verdict["unjudged"]] == kinds
     assert not kinds or "one class" in verdict["headline"]
@@ -311,7 +329,13 @@ def test_what_was_asked_and_cannot_be_judged_is_a_verdict_of_its_own(reference, 
     conclude(verdict, loud, ("drift", "performance"))
     assert verdict["verdict"] == "alarm" and [item["kind"] for item in verdict["unjudged"]] == kinds
     business = {"cost": {"value": None, "status": "cannot be judged", "reason": "no answer"}}
-    verdict = {"causes": [], "performance": performance, "business": business, "rule": {"name": "distance", "why": ""}}
+    verdict = {
+        "causes": [],
+        "performance": performance,
+        "business": business,
+        "estimated": {},
+        "rule": {"name": "distance", "why": ""},
+    }
     conclude(verdict, calm, ("business",))
     assert verdict["verdict"] == "cannot be judged" and "cost cannot be judged: no answer" in verdict["headline"]
 

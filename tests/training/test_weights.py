@@ -19,8 +19,8 @@ from engine.config.sections.lifecycle import GateConfig
 from engine.config.sections.training import EvaluateConfig, TrainConfig
 from engine.errors import UserError
 from engine.lifecycle.challenger_gate import Judged, evidence
-from engine.monitoring.performance import Judge, Outcomes, estimate, measure
-from engine.monitoring.statistics import ColumnSpec
+from engine.monitoring.estimate import Unlabelled, estimate
+from engine.monitoring.performance import Judge, Outcomes, measure
 from engine.training import baselines
 from engine.training.evaluate import Scored, evaluate_scores, intervals, point_metrics
 from engine.training.losses import class_weights, target_scale
@@ -172,12 +172,11 @@ def test_monitoring_with_weights_is_that_of_repeated_rows(loss):
         assert item["interval"] == pytest.approx(other["metrics"][name]["interval"], rel=1e-9), name
     for name, item in one["labels"].items():
         assert item["value"] == pytest.approx(other["labels"][name]["value"], rel=1e-11)
-    edges = np.linspace(scores.min(), scores.max(), 21)
-    column = ColumnSpec("prediction", "prediction", edges, 0.3, ("below", *map(str, range(20)), "above"))
-    counts = np.bincount(np.searchsorted(edges, past[1]), minlength=22).astype(float)
-    heavy = estimate(now, column, counts, loss)["metrics"]
-    often = estimate(Outcomes(days[again], target[again], scores[again], {}), column, counts, loss)["metrics"]
-    alike(heavy, often)
+    heavy = estimate(now, None, Unlabelled(scores, times.astype(float)), judge, {})["metrics"]
+    repeated = Outcomes(days[again], target[again], scores[again], {})
+    often = estimate(repeated, None, Unlabelled(scores[again]), judge, {})["metrics"]
+    for name, item in heavy.items():
+        assert item["value"] == pytest.approx(often[name]["value"], rel=1e-9), name
 
 
 def test_a_weighted_reference_gives_the_band_of_its_weights():
