@@ -27,7 +27,7 @@ from engine.lifecycle.challenger import (
     score_both,
     write_judged,
 )
-from engine.lifecycle.looks import Looks
+from engine.lifecycle.looks import Looks, LooksRecord
 from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, Trigger, ripening, trigger
 from engine.runtime import records, storage
 from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, VersionFacts, seal_of
@@ -142,6 +142,7 @@ def looks_of(state: State, champion: str, but: str) -> Looks:
         record = cast(Judgement, ended.get("record") or {})
         found = record.get("evidence") or {}
         if record.get("champion") == champion and ended.get("id") != but and "looks" in found:
+            records.conform(found["looks"], LooksRecord, "the registry's history: looks")
             return Looks.of(found["looks"])
     return Looks()
 
@@ -417,7 +418,7 @@ class BegunDecision(TypedDict):
     loss: str
     quantile: NotRequired[Annotated[float, records.Within(0, 1)]]
     evidence: dict[str, Any] | None
-    looks: NotRequired[dict[str, Any]]
+    looks: NotRequired[LooksRecord]
     judged: NotRequired[JudgedFile | None]
 
 
@@ -427,7 +428,7 @@ class Judgement(TypedDict):
     verdict: str
     reasons: list[str]
     evidence: dict[str, Any] | None
-    looks: NotRequired[dict[str, Any]]
+    looks: NotRequired[LooksRecord]
     judged: NotRequired[JudgedFile | None]
     seals: NotRequired[dict[str, str]]
 

@@ -11,16 +11,30 @@ normal gains, 5 % with exponential losses, but 61 % where one day in 20 loses wh
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.runtime.records import Count, Within
+
 STAKES = (0.1, 0.3, 0.6)  # of the wealth for a gain of the root mean square of earlier days; a third of the stake each
+
+
+Part = Annotated[float, Within(0)]
+
+
+class LooksRecord(TypedDict):
+    """`Looks` in decision.json, and in the registry's history."""
+
+    number: Count
+    parts: tuple[Part, Part, Part]
+    days: Count
+    squares: Annotated[float, Within(0)]
+    until: int | None
+    wealth: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -50,24 +64,30 @@ class Looks:
         for day, gain in zip(days.tolist(), gains.tolist(), strict=True):
             if until is not None and day <= until:
                 continue
-            if squares:  # the size of a bet is known before its day
+            if seen and squares:  # the size of a bet is known before its day
                 size = gain / math.sqrt(squares / seen)
                 parts = [part * max(1 + stake * size, 0.0) for part, stake in zip(parts, STAKES, strict=True)]
             seen, squares, until = seen + 1, squares + gain * gain, day
         return Looks(number, tuple(parts), seen, squares, until)
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**dataclasses.asdict(self), "parts": list(self.parts), "wealth": self.wealth}
+    def plain(self) -> LooksRecord:
+        """As in a record."""
+        one, two, three = self.parts
+        return {
+            "number": self.number,
+            "parts": [one, two, three],  # type: ignore[typeddict-item] # as JSON gives it back
+            "days": self.days,
+            "squares": self.squares,
+            "until": self.until,
+            "wealth": self.wealth,
+        }
 
     @classmethod
-    def of(cls, saved: Mapping[str, Any] | None) -> Looks:
+    def of(cls, saved: LooksRecord | None) -> Looks:
         """From `plain`; the start without it."""
         if not saved:
             return cls()
-        return cls(
-            **{**{name: value for name, value in saved.items() if name != "wealth"}, "parts": tuple(saved["parts"])}
-        )
+        return cls(saved["number"], tuple(saved["parts"]), saved["days"], saved["squares"], saved["until"])
 
 
 def fewest_days(wanted: float) -> int:
