@@ -21,7 +21,7 @@ ROWS = (
     ("CSV to a validated dataset", "ingest", "csv_to_parquet", "duckdb"),
     ("one epoch of training, full shuffle, against in order", "train", "epoch", "sequential"),
     ("scoring on two workers, against a Ray Data recipe", "score", "epoch", "ray_recipe"),
-    ("a mean that moved by .1 standard deviations is found, one column alone", "monitor", "power_mean", "nannyml"),
+    ("days found with a mean that moved by .1 deviations, six columns together", "monitor", "power_mean", "nannyml"),
 )
 
 
