@@ -109,7 +109,7 @@ def test_the_times_of_a_config_are_parsed_in_its_zone() -> None:
     "values, message",
     [
         ({"split": {"train": ["2013", "2014-01"]}}, "split.train: an instant must be .*, found '2013'"),
-        ({"split": {"known_by": ""}}, "split.known_by: an instant must be .*, found ''"),
+        ({"split": {"known_by": ""}}, "split.known_by: auto, any, or an instant must be .*, found ''"),
         ({"retrain": {"now": "soon"}}, "retrain.now: an instant must be .*, found 'soon'"),
         ({"score": {"between": ["2013-02", "2013-01"]}}, "score.between: a period must end after it starts"),
         ({"monitor": {"window": "June"}}, "monitor.window: a window must be a month .*, found 'June'"),

@@ -40,7 +40,7 @@ def config(folder: Path, source: dict[str, Any] | None = None, trusted: str | No
 def bundle(folder: Path, source: dict[str, Any], **data: Any) -> Any:
     made = config(folder, source, **data)
     model = {"loss": "squared", "classes": []}
-    return SimpleNamespace(data=made.data, features=made.features, model=model, directory=folder / "model")
+    return SimpleNamespace(data=made.data, features=made.features, model=model, directory=folder / "model", code=())
 
 
 REMOTE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

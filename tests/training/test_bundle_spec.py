@@ -27,7 +27,8 @@ def config(**data: Any) -> Config:
 
 def bundle() -> Any:
     trained = config(**DATA)
-    return SimpleNamespace(data=trained.data, features=trained.features, model={"loss": "squared", "classes": []})
+    model = {"loss": "squared", "classes": []}
+    return SimpleNamespace(data=trained.data, features=trained.features, model=model, code=())
 
 
 @pytest.mark.parametrize(
