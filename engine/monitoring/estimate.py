@@ -88,9 +88,8 @@ def _errors(target: Array, scores: Array, weight: Array | None) -> Meaning:
     edges = edges[edges < scores.max()]
     place, error = np.searchsorted(edges, scores), target - scores
     middles = (np.arange(ERRORS) + 0.5) / ERRORS
-    groups = [
-        np.flatnonzero(place == k) for k in range(len(edges) + 1)
-    ]  # each has its edge, the last the highest score
+    # No group is empty: each has its edge, the last the highest score.
+    groups = [np.flatnonzero(place == k) for k in range(len(edges) + 1)]
     quantiles = np.stack(
         [_quantiles(error[rows], middles, None if weight is None else weight[rows]) for rows in groups]
     )

@@ -4,6 +4,7 @@ cannot compute. Field reports E1-E7 in the whole comparison."""
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,12 @@ def test_an_all_null_column_is_not_computable_and_its_missing_rate_alarms(refere
     assert status(drift)["kind"] == "quiet"
 
 
+def unconcluded(**given: Any) -> dict[str, Any]:
+    """The part of a drift record that `conclude` reads, with nothing found but what is given."""
+    empty: dict[str, Any] = {"causes": [], "performance": {}, "business": {}, "estimated": {}}
+    return {**empty, "rule": {"name": "distance", "why": ""}, **given}
+
+
 def test_an_empty_window_is_an_alarm_by_its_volume_and_nothing_else_is_called_quiet(reference) -> None:
     drift = run_drift(reference, make_window(reference, steady, 7, 0))
     assert status(drift)["(rows)"] == "alarm"
@@ -144,13 +151,7 @@ def test_a_window_of_which_nothing_can_be_compared_is_not_quiet(reference) -> No
     nothing = make_window(reference, steady, 7, 0)
     drift = run_drift(reference, Current(nothing.profile, None, 7.0))
     assert drift.not_computable == list(status(drift)) == ["x", "flat", "kind", "prediction", "(rows)"]
-    verdict: dict = {
-        "causes": [],
-        "performance": {},
-        "business": {},
-        "estimated": {},
-        "rule": {"name": "distance", "why": ""},
-    }
+    verdict = unconcluded()
     conclude(verdict, drift, ("drift",))
     assert verdict["verdict"] == "cannot be judged" and not verdict["alarm"]
     assert verdict["unjudged"] == [{"kind": "drift", "text": "nothing could be compared"}]
@@ -170,13 +171,7 @@ def test_a_column_that_training_never_saw_a_value_of_is_not_computable_and_stops
     alive = moved(**{})
     woken = run_drift(reference, make_window(reference, lambda *a: {**alive(*a), "dead": np.ones(a[2])}, 7, 100))
     assert status(woken)["dead"] == "alarm"
-    verdict: dict = {
-        "causes": [],
-        "performance": {},
-        "business": {},
-        "estimated": {},
-        "rule": {"name": "distance", "why": ""},
-    }
+    verdict = unconcluded()
     conclude(verdict, drift, ("drift",))
     assert verdict["verdict"] == "quiet in part" and verdict["headline"].endswith("not computable: dead")
 
@@ -314,13 +309,7 @@ def test_what_was_asked_and_cannot_be_judged_is_a_verdict_of_its_own(reference, 
     performance, expected, kinds = QUALITY[name]
     calm = run_drift(reference, make_window(reference, steady, 7, 200))
     loud = run_drift(reference, make_window(reference, moved(x=lambda rng, v: v + 1), 7, 200))
-    verdict: dict = {
-        "causes": [],
-        "performance": performance,
-        "business": {},
-        "estimated": {},
-        "rule": {"name": "distance", "why": ""},
-    }
+    verdict = unconcluded(performance=performance)
     conclude(verdict, calm, ("drift", "performance"))
     assert verdict["verdict"] == expected and [item["kind"] for item in verdict["unjudged"]] == kinds
     assert not kinds or "one class" in verdict["headline"]
@@ -329,13 +318,7 @@ def test_what_was_asked_and_cannot_be_judged_is_a_verdict_of_its_own(reference, 
     conclude(verdict, loud, ("drift", "performance"))
     assert verdict["verdict"] == "alarm" and [item["kind"] for item in verdict["unjudged"]] == kinds
     business = {"cost": {"value": None, "status": "cannot be judged", "reason": "no answer"}}
-    verdict = {
-        "causes": [],
-        "performance": performance,
-        "business": business,
-        "estimated": {},
-        "rule": {"name": "distance", "why": ""},
-    }
+    verdict = unconcluded(performance=performance, business=business)
     conclude(verdict, calm, ("business",))
     assert verdict["verdict"] == "cannot be judged" and "cost cannot be judged: no answer" in verdict["headline"]
 
