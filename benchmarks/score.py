@@ -176,7 +176,7 @@ class RecipeActor:
         numeric, codes = bundle.encoder.transform(batch.select([*NUMERIC, *CATEGORICAL]))
         low = self.low and bundle.model["precision"] == "bf16"
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-            logits = self.predictor.model(torch.from_numpy(numeric), torch.from_numpy(codes))
+            logits = self.predictor.model.network(torch.from_numpy(numeric), torch.from_numpy(codes))
             scores = torch.sigmoid(logits[:, 0].float()).numpy()
         digest = hashlib.sha256(memoryview(ids.buffers()[2]))
         digest.update(scores)

@@ -22,9 +22,8 @@ from engine.scoring.cuda_tiles import DeviceRows, DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.classes import ScoreMeaning, score_meaning
 from engine.training.decision import COLUMN, decide
+from engine.training.finished import FinishedNetwork, Model
 from engine.training.losses import to_scores
-from engine.training.model import Network
-from engine.training.predict import predict_logits
 from engine.training.threads import Team
 
 SLAB_ROWS = 16_384  # rows encoded and scored at once: they fit in a core's cache
@@ -58,7 +57,7 @@ class Predictor:
     """A bundle with its model in memory. Threads may share one: it is immutable."""
 
     bundle: Bundle
-    model: Network
+    model: Model
     threads: int = 1
     device: str = "cpu"
     profile_spec: ProfileSpec | None = None
@@ -147,10 +146,9 @@ class Predictor:
 
     def logits(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Raw outputs float32[n, outputs] of encoded blocks."""
-        precision = self.bundle.model["precision"]
         if self.scorer is not None:
             return self.scorer.logits(numeric, codes)
-        return predict_logits(self.model, numeric, codes, precision, self.tile_rows, self.threads, self.team)
+        return self.model.logits(numeric, codes, self.threads, self.team)
 
     def predict(
         self,
@@ -224,7 +222,9 @@ def load(model: Path | str, runs: Path | str = "runs", threads: int = 0, device:
     bundle = read_bundle(find_model(str(model), Path(runs)))
     saved = bundle.directory / "profile_spec.json"
     spec = ProfileSpec.read(saved, bundle.encoder) if saved.exists() else None
-    network = load_model(bundle)
-    plan = bundle.encoder.plan
-    scorer = DeviceScorer(network, bundle.model["precision"], device, plan=plan) if device != "cpu" else None
-    return Predictor(bundle, network, threads or environment.cores(), device, spec, scorer=scorer)
+    loaded, scorer = load_model(bundle), None
+    if not isinstance(loaded, FinishedNetwork):
+        device = "cpu"
+    elif device != "cpu":
+        scorer = DeviceScorer(loaded.network, loaded.precision, device, plan=bundle.encoder.plan)
+    return Predictor(bundle, loaded, threads or environment.cores(), device, spec, scorer=scorer)

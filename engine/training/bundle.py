@@ -18,7 +18,6 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import pyarrow as pa
 import safetensors
 import safetensors.torch
-from torch import nn
 
 from engine.config import plugins, schema
 from engine.config.nested import Tree
@@ -36,8 +35,9 @@ from engine.runtime.records import Format, Within
 from engine.runtime.run import Precision
 from engine.runtime.seal import FileRecord, Seal
 from engine.training.decision import Decision
+from engine.training.finished import FinishedNetwork, Model
 from engine.training.losses import LOSSES
-from engine.training.model import ArchitectureRecord, Network, declared
+from engine.training.model import ArchitectureRecord, declared
 
 FORMAT = 1  # of the files that are part of the model
 MANIFEST_FORMAT = 2
@@ -269,13 +269,7 @@ def _filled(kept: Any, said: Any) -> Any:
     return said if isinstance(kept, str) and MASK in kept and isinstance(said, str) else kept
 
 
-def weights_bytes(model: nn.Module) -> bytes:
-    """The weights as safetensors bytes: equal weights give equal bytes."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    return bytes(safetensors.torch.save(state))
-
-
-def load_model(bundle: Bundle) -> Network:
+def load_model(bundle: Bundle) -> Model:
     """The model of a verified bundle, ready to predict; model.json is compared with the weights before memory is taken.
 
     Raises Damaged.
@@ -293,7 +287,7 @@ def load_model(bundle: Bundle) -> Network:
     model.to_empty(device="cpu")
     model.load_state_dict(safetensors.torch.load_file(bundle.weights))
     model.eval()
-    return model
+    return FinishedNetwork(model, bundle.model["precision"], bundle.model["tile_rows"])
 
 
 def _shapes(weights: Path) -> dict[str, list[int]]:

@@ -38,8 +38,8 @@ from engine.features.table import FeatureTable
 from engine.runtime import digest, environment, records, storage
 from engine.training import surrogates
 from engine.training.bundle import Bundle, ModelRecord
+from engine.training.finished import Model
 from engine.training.losses import to_scores
-from engine.training.predict import predict_logits
 from engine.training.target import PLAIN, TargetScale
 from kernels.hashing import hash_bytes
 
@@ -71,7 +71,7 @@ def write_gate(
     config: Config,
     table: FeatureTable,
     encoder: Encoder,
-    model: Any,
+    model: Model,
     facts: ModelRecord,
     rows: np.ndarray,
 ) -> None:
@@ -95,9 +95,7 @@ def write_gate(
         _compare("feature", raw_features(data, features, probes, history, tables), expected, probes, data)
         probes, history, tables, expected = surrogates.stand_in(data, features, probes, history, tables, encoder.salt)
     numeric, codes = encoder.transform(expected)
-    logits = predict_logits(
-        model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=1
-    )
+    logits = model.logits(numeric, codes)
     storage.write_parquet(directory / "rows.parquet", probes)
     storage.write_parquet(directory / "features.parquet", expected)
     storage.write_parquet(directory / "encoded.parquet", encoded_table(encoder, numeric, codes))
@@ -208,7 +206,7 @@ def hardware() -> dict[str, str | list[str]]:
     return {"machine": platform.machine(), "flags": flags, "torch": torch.__version__}
 
 
-def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf | None = None) -> int:
+def check_gate(bundle: Bundle, model: Model, threads: int = 1, logits_of: LogitsOf | None = None) -> int:
     """Recompute the gate's features and scores from raw columns; returns how many rows agreed.
 
     `logits_of(numeric, codes)` replaces the model where it does not run on this CPU. Features must be equal bit by bit;
@@ -230,12 +228,7 @@ def check_gate(bundle: Bundle, model: Any, threads: int = 1, logits_of: LogitsOf
     if encoded.num_columns > kept.num_columns:
         encoded = _merged(bundle.encoder, encoded)
     _compare("encoded", encoded, kept, probes, bundle.data)
-    if logits_of is None:
-        logits = predict_logits(
-            model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
-        )
-    else:
-        logits = logits_of(numeric, codes)
+    logits = model.logits(numeric, codes, threads) if logits_of is None else logits_of(numeric, codes)
     exact = logits_of is None and state.get("hardware") == hardware()
     scores = scores_table(to_scores(facts["loss"], logits, model.target))
     expected = storage.read_parquet(directory / "scores.parquet")

@@ -7,7 +7,6 @@ import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +37,6 @@ from engine.training.bundle import (
     quantile_of,
     read_bundle,
     seal,
-    weights_bytes,
     write_bundle,
 )
 from engine.training.bundle_spec import with_spec_of
@@ -59,11 +57,11 @@ from engine.training.distributed import fit_on_cluster
 from engine.training.drift_reference import write_reference
 from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
+from engine.training.finished import FinishedNetwork, Model
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.losses import to_scores
-from engine.training.model import architecture
 from engine.training.precision import resolve_precision
-from engine.training.predict import TILE_ROWS, predict_logits
+from engine.training.predict import TILE_ROWS
 from engine.training.sizes import settle
 from engine.training.splits import Split, account, find_splits
 from engine.training.target import TargetScale, check_spread
@@ -105,19 +103,20 @@ def train(config: Config, run: Run) -> dict[str, float]:
     precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, device)
     run.note(precision=precision, device=device)
     result = fit_model(config, run, encoder, examples, dataset, classes)
+    model = FinishedNetwork(result.model, precision)
     timer.lap("fit")
     facts: ModelRecord = {
-        "architecture": architecture(result.model),
+        "architecture": model.describe(),
         "loss": config.train.loss,
         "classes": list(classes),
         "precision": precision,
         "quantile": config.train.quantile,
         "tile_rows": TILE_ROWS,
     }
-    metrics, details = evaluate_splits(config, run, dataset, result.model, facts, examples)
+    metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
     metrics |= against_baselines(config, run, examples, facts, metrics, details)
     timer.lap("evaluate")
-    manifest = write_model(config, run, table, encoder, result.model, facts, splits)
+    manifest = write_model(config, run, table, encoder, model, facts, splits)
     timer.lap("bundle")
     seconds = {f"time/{name}_seconds": value for name, value in timer.seconds.items()}
     metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **labels, **seconds}
@@ -288,7 +287,7 @@ def evaluate_splits(
     config: Config,
     run: Run,
     dataset: Dataset,
-    model: Any,
+    model: Model,
     facts: ModelRecord,
     examples: dict[str, Examples],
 ) -> tuple[dict[str, float], dict[str, SplitDetails]]:
@@ -380,14 +379,14 @@ def write_model(
     run: Run,
     table: FeatureTable,
     encoder: Encoder,
-    model: Any,
+    model: Model,
     facts: ModelRecord,
     splits: dict[str, Split],
 ) -> ManifestRecord:
     """The bundle, gate included; sets the chain's `weights` link."""
     directory = run.path("model")
     shutil.rmtree(directory, ignore_errors=True)  # files of a killed attempt would be sealed in
-    weights = weights_bytes(model)
+    weights = model.weights()
     run.link("weights", digest.of_bytes(weights))
     rows, classes = splits["train"].rows, tuple(facts["classes"])
     raw_schema = table.read((int(rows[0]), int(rows[0]) + 1)).schema
@@ -415,12 +414,9 @@ def write_model(
     return seal(directory)
 
 
-def scores_of(model: Any, facts: ModelRecord, threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def scores_of(model: Model, facts: ModelRecord, threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Scores of encoded rows by a model and its facts in model.json."""
-    logits = predict_logits(
-        model, numeric, codes, precision=facts["precision"], tile_rows=facts["tile_rows"], threads=threads
-    )
-    return to_scores(facts["loss"], logits, model.target)
+    return to_scores(facts["loss"], model.logits(numeric, codes, threads), model.target)
 
 
 def write_outcome(

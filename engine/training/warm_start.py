@@ -10,6 +10,7 @@ from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.features.spec import feature_list
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
+from engine.training.finished import FinishedNetwork
 from engine.training.model import Network
 
 
@@ -45,7 +46,12 @@ def load_start_weights(model: Network, config: Config) -> None:
     if bundle is None:
         return
     start = load_model(bundle)
-    weights = start.state_dict()
+    if not isinstance(start, FinishedNetwork):
+        raise UserError(
+            f"train.start_from needs a model of the same kind: model={model.kind} here, "
+            f"{start.describe()['kind']} there; use its model section, or start from scratch"
+        )
+    weights = start.network.state_dict()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in {**shapes, **weights}:
         found = tuple(weights[name].shape) if name in weights else None

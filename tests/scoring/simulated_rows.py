@@ -32,7 +32,7 @@ def scorer_of(predictor: Predictor, kernels: bool) -> DeviceScorer:
     """The device's code path on the CPU."""
     bundle = predictor.bundle
     return DeviceScorer(
-        predictor.model, bundle.model["precision"], "cpu", TILE, plan=bundle.encoder.plan, kernels=kernels
+        predictor.model.network, bundle.model["precision"], "cpu", TILE, plan=bundle.encoder.plan, kernels=kernels
     )
 
 

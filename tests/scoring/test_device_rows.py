@@ -39,7 +39,7 @@ def test_a_model_whose_encoding_ends_in_a_logarithm_is_encoded_on_the_cpu(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "NumericEncoder", lambda plan: plan)
-    model = load(shop.model).model
+    model = load(shop.model).model.network
     plain, normal = (numeric_plan([NumericColumn(kind, edges=(0.0, 1.0))]) for kind in ("ple", "normal"))
     assert DeviceScorer(model, "fp32", "cpu", plan=plain, kernels=True).encodes
     found = DeviceScorer(model, "fp32", "cpu", plan=normal, kernels=True)
@@ -51,7 +51,7 @@ def test_without_kernels_rows_are_encoded_on_the_cpu_and_the_reason_is_kept(
 ) -> None:
     monkeypatch.setattr(cuda, "fault", lambda: "CudaMissing: none")
     found = load(shop.model, device="cpu")
-    scorer = DeviceScorer(found.model, "fp32", "cpu", plan=found.bundle.encoder.plan)
+    scorer = DeviceScorer(found.model.network, "fp32", "cpu", plan=found.bundle.encoder.plan)
     assert not scorer.encodes and scorer.on_cpu == "CudaMissing: none"
 
 
