@@ -4,7 +4,7 @@ First the checks (order, masks, losses, scores, kernels: device against CPU), th
 NVIDIA GPU, torch and numba-cuda, neither Ray nor W&B nor DuckDB. Takes less than eight minutes; longer work is skipped
 with a note. Prints a table and, at full scale, writes benchmarks/results/gpu.json where --json names no other file.
 
-    train_*     rows/s of the 3x256 MLP with dropout on 103 features: eager, CUDA graph, torch.compile inside a graph; batches of
+    train_*     rows/s of the 3x256 MLP with dropout on 103 features: eager, CUDA graph; batches of
                 1 k to 64 k; rows resident on the card or streamed from pinned buffers; `flights` x 64 as well
     score_*     rows/s from blocks on the card, and from host memory
     kernel_*    encode, profile, order, masks against the bandwidth of a plain copy on the card
@@ -126,7 +126,6 @@ class Bench:
             ("train", self.training),
             ("score", self.scoring),
             ("train_flights", self.flights),
-            ("train_compile", self.compiled),
         ]
         for name, part in parts:
             if not self.settings.wanted(name):
@@ -344,11 +343,6 @@ class Bench:
         for batch in (16_384, 65_536):
             self.measure("train_streamed", data, (), batch, False, "graph")
 
-    def compiled(self) -> None:
-        data = synthetic(self.settings.rows(ROWS // 2), FEATURES, (), self.device)
-        for batch in (16_384, 4096):
-            self.measure("train_compile", data, (), batch, True, "compile")
-
     def flights(self) -> None:
         data, sizes, note = flights(max(1, round(COPIES * self.settings.scale)), self.device)
         for resident in (True, False):
@@ -419,6 +413,7 @@ class Job:
         self.device = device
         settings = TrainConfig(batch_size=max(batch, 8), epochs=1000, lr=0.001, log_every=50)
         self.model = build_model(ModelConfig(hidden=HIDDEN, dropout=0.1), data.numeric.shape[1], sizes, 1, 0)
+        self.model.module.to(device)
         with device:
             flat = FlatWeights(self.model, precision)
             optimizer = AdamW(flat.size, settings.weight_decay)
@@ -428,7 +423,7 @@ class Job:
         source: Source = (
             Resident(rows, self.plan, device, kind) if resident else Streamed(rows, self.plan, device, kind, threads)
         )
-        self.step = GpuStep(self.model, flat, optimizer, source, self.plan)
+        self.step = GpuStep(flat, optimizer, source, self.plan)
         self.runner, self.name, self.reason = make_runner(self.step, runner)
         self.order, self.lane = RowOrder(len(data), 12345), SideLane(device)
 
@@ -443,8 +438,7 @@ class Job:
         left = self.plan.schedule.epoch_steps - step % self.plan.schedule.epoch_steps
         count = min(most, self.plan.chunk, left)
         with self.lane:
-            layers = len(self.model.mask_widths)
-            return prepare_chunk(self.plan, self.order, step, count, layers, self.device)
+            return prepare_chunk(self.plan, self.order, step, count, self.model.mask_calls, self.device)
 
     def chunk(self, step: int, most: int) -> int:
         """Run one chunk and wait for it; returns its steps."""

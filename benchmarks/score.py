@@ -162,6 +162,7 @@ class RecipeActor:
         torch.set_num_threads(1)
         self.low = low
         self.predictor = load(model, threads=1)
+        self.network = self.predictor.model.network.module.eval()
         # Warm as our actors are: kernels and torch load here.
         numbers, texts = pa.nulls(8192, pa.float64()), pa.nulls(8192, pa.string())
         rows = {"row": np.arange(8192), "at": pa.nulls(8192, pa.timestamp("us", tz="UTC"))}
@@ -176,7 +177,7 @@ class RecipeActor:
         numeric, codes = bundle.encoder.transform(batch.select([*NUMERIC, *CATEGORICAL]))
         low = self.low and bundle.model["precision"] == "bf16"
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-            logits = self.predictor.model.network(torch.from_numpy(numeric), torch.from_numpy(codes))
+            logits = self.network(torch.from_numpy(numeric), torch.from_numpy(codes))
             scores = torch.sigmoid(logits[:, 0].float()).numpy()
         digest = hashlib.sha256(memoryview(ids.buffers()[2]))
         digest.update(scores)

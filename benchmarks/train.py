@@ -52,6 +52,7 @@ from engine.training.loop import FitResult, fit
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
 from engine.training.precision import resolve_precision
+from engine.training.randomness import drawn_from
 from engine.training.schedule import Schedule
 from engine.training.shards import ShardTask, ShardWorkspace
 from engine.training.threads import Team
@@ -142,10 +143,20 @@ def without_shuffle() -> Any:
 # --------------------------------------------------------------------------------------------------------- peers
 
 
+class Given:
+    """Dropout masks that were made before, one a call."""
+
+    def __init__(self, masks: list[torch.Tensor]) -> None:
+        self._masks = iter(masks)
+
+    def mask(self, like: torch.Tensor, p: float, kept: float) -> torch.Tensor:  # noqa: ARG002
+        return next(self._masks).to(like.dtype)
+
+
 def plain_step(model: Any, optimizer: Any, batch: tuple, masks: list, precision: str) -> None:
     numeric, codes, target = batch
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(numeric, codes, masks)
+    with drawn_from(Given(masks)), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(numeric, codes)
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0].float(), target)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -155,7 +166,7 @@ def plain_step(model: Any, optimizer: Any, batch: tuple, masks: list, precision:
 
 def plain_model(data: Examples, sizes: list[int]) -> tuple[Any, Any]:
     config = make_config(Path("unused"), 1)
-    model = build_model(config.model, data.numeric.shape[1], sizes, 1, 0)
+    model = build_model(config.model, data.numeric.shape[1], sizes, 1, 0).module
     return model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
 
 
@@ -206,9 +217,9 @@ def our_batches(data: Examples, sizes: list[int], config: Config) -> float:
     flat = FlatWeights(model, "fp32")
     schedule = Schedule.of(len(data), settings)
     order = RowOrder(len(data), order_key(data, 0), settings.order, settings.window_rows)
-    task = ShardTask(model, data, order, schedule, None)
+    task = ShardTask(model.target, data, order, schedule, None)
     spaces = [
-        ShardWorkspace(model, flat, data, schedule.shard_rows, torch.zeros(flat.size + STATS_FLOATS))
+        ShardWorkspace(flat, data, schedule.shard_rows, torch.zeros(flat.size + STATS_FLOATS))
         for _ in range(settings.shards)
     ]
     with Team(config.cluster.threads) as team:
@@ -238,7 +249,7 @@ def recipe_worker(settings: dict[str, Any]) -> None:
 
     sizes, precision = settings["sizes"], settings["precision"]
     config = make_config(Path("unused"), 1)
-    model = build_model(config.model, len(NUMERIC), sizes, 1, 0)
+    model = build_model(config.model, len(NUMERIC), sizes, 1, 0).module
     wrapped = ray.train.torch.prepare_model(model)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-3, weight_decay=0.01)
     shard = ray.train.get_dataset_shard("train")

@@ -54,7 +54,8 @@ def _hashing() -> None:
 
 
 def _dropout() -> None:
-    dropout.dropout_mask(np.array([1]), 4, 0, 0, 0, 0.5, np.empty((1, 4), np.float32))
+    for dtype in (np.float32, np.int16):
+        dropout.dropout_mask(np.array([1]), 4, 0, 0, 0, 0.5, np.empty((1, 4), dtype))
 
 
 def _metrics() -> None:

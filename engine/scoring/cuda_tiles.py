@@ -24,7 +24,7 @@ from engine.training.device import prepare_backend
 from engine.training.gpu.graphs import CudaGraphs
 from engine.training.gpu.inputs import kernels_run, numba_stream
 from engine.training.model import Network
-from engine.training.predict import DEVICE_TILE_ROWS, inference_weights
+from engine.training.predict import DEVICE_TILE_ROWS, Evaluators
 from kernels import cuda as twins
 from kernels.encode import NumericPlan
 from kernels.profile import Profile, ProfilePlan
@@ -36,10 +36,10 @@ class Slot:
     """Buffers, stream and forward pass of one tile in progress."""
 
     def __init__(
-        self, model: Network, weights: list[Tensor], tile_rows: int, device: torch.device, graphs: Any
+        self, model: Network, evaluators: Evaluators, tile_rows: int, device: torch.device, graphs: Any
     ) -> None:
         on_gpu = device.type == "cuda"
-        shapes = ((tile_rows, model.numeric_width), (tile_rows, len(model.cardinalities)))
+        shapes = ((tile_rows, model.shape["numeric"]), (tile_rows, len(model.shape["cardinalities"])))
         kinds = (torch.float32, torch.int32)
         self.host = [torch.zeros(s, dtype=k, pin_memory=on_gpu) for s, k in zip(shapes, kinds, strict=True)]
         self.block = [torch.zeros(s, dtype=k, device=device) for s, k in zip(shapes, kinds, strict=True)]
@@ -50,8 +50,11 @@ class Slot:
         self.done = torch.cuda.Event() if on_gpu else None
         self.graph: Any = None
 
+        module = evaluators.module()
+
         def forward() -> None:
-            self.out.copy_(model.apply_weights(weights, self.block[0], self.block[1], None))
+            with evaluators.arithmetic.applied(device.type):
+                self.out.copy_(module(*self.block))
 
         self.forward: Callable[[], None] = forward
         if self.stream is not None:
@@ -140,7 +143,7 @@ class DeviceScorer:
         """
         prepare_backend()
         self.model, self.tile_rows, self.device = model, tile_rows, torch.device(device)
-        self._weights = [weight.to(self.device) for weight in inference_weights(model, precision)]
+        self._evaluators = Evaluators.of(model, precision, self.device)
         self.lock = threading.Lock()
         self.reason = ""
         if kernels is None:
@@ -163,7 +166,7 @@ class DeviceScorer:
 
     def _make(self, count: int, graphs: Any) -> list[Slot]:
         # Each slot's graph has its own memory, because slots run concurrently.
-        return [Slot(self.model, self._weights, self.tile_rows, self.device, graphs) for _ in range(count)]
+        return [Slot(self.model, self._evaluators, self.tile_rows, self.device, graphs) for _ in range(count)]
 
     def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
         """float32[n, outputs] of encoded blocks float32[n, F] and int32[n, K] in host memory."""
@@ -197,7 +200,7 @@ class DeviceScorer:
         count, tiles = len(values), -(-len(values) // self.tile_rows)
         with self.lock, torch.no_grad():
             raw = torch.from_numpy(values).to(self.device)
-            numeric = torch.zeros((tiles * self.tile_rows, self.model.numeric_width), device=self.device)
+            numeric = torch.zeros((tiles * self.tile_rows, self.model.shape["numeric"]), device=self.device)
             keys = torch.zeros((len(numeric), codes.shape[1]), dtype=torch.int32, device=self.device)
             out = torch.empty((len(numeric), self.model.outputs), device=self.device)
             keys[:count].copy_(torch.from_numpy(codes))

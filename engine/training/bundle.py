@@ -284,9 +284,8 @@ def load_model(bundle: Bundle) -> Model:
                 f"{path} must describe the tensors of {bundle.weights.name}: {name} is {wanted.get(name)} in the one, "
                 f"{found.get(name)} in the other. Restore the bundle, or train again"
             )
-    model.to_empty(device="cpu")
+    model.module.to_empty(device="cpu")
     model.load_state_dict(safetensors.torch.load_file(bundle.weights))
-    model.eval()
     return FinishedNetwork(model, bundle.model["precision"], bundle.model["tile_rows"])
 
 

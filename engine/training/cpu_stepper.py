@@ -26,7 +26,8 @@ from engine.training.exchange import (
     slots,
 )
 from engine.training.flat import AdamW, FlatWeights, scale_and_clip
-from engine.training.predict import predict_logits
+from engine.training.predict import Evaluators
+from engine.training.randomness import moved, state
 from engine.training.shards import ShardTask, ShardWorkspace
 from engine.training.stepper import StepFigures, StepsTaken, TrainingJob
 
@@ -46,23 +47,25 @@ class CpuStepper:
         self.identity: dict[str, str] = {}
         self._job = job
         self.weights = FlatWeights(job.model, job.precision)
+        self._evaluators = Evaluators(job.model, self.weights.tensors(), job.precision)
         self.optimizer = AdamW(self.weights.size, settings.weight_decay)
-        self._task = ShardTask(job.model, job.train, job.order, job.schedule, job.class_weights)
+        self._task = ShardTask(job.model.target, job.train, job.order, job.schedule, job.class_weights)
         self._shards = owned(settings.shards, exchange.rank, exchange.world)
         shape = (slots(settings.shards, exchange.world), self.weights.size + STATS_FLOATS)
         self._rows = torch.from_numpy(
             aligned_empty(shape, np.float32)
         ).zero_()  # a shard's gradient and statistics each
         self._spaces = [
-            ShardWorkspace(job.model, self.weights, job.train, job.schedule.shard_rows, self._rows[place])
+            ShardWorkspace(self.weights, job.train, job.schedule.shard_rows, self._rows[place])
             for place in range(len(self._shards))
         ]
 
     def run(self, step: int) -> StepsTaken:
         """Take one step."""
         job, spaces, settings = self._job, self._spaces, self._job.config.train
-        began = time.perf_counter()
+        began, drawn = time.perf_counter(), state()
         job.team.run(lambda place: self._task.run(spaces[place], step, self._shards[place]), len(spaces))
+        moved(drawn)
         shards_done = time.perf_counter()
         self._rows[0, -STATS_FLOATS:].numpy().view(np.float64)[STOP] = float(job.stop.requested())
         gradient, sums = REDUCTIONS[settings.reduction](self._rows, settings.shards, job.exchange, job.team)
@@ -86,7 +89,7 @@ class CpuStepper:
 
     def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
         """float32[n, outputs], a tile at a time on the team's threads."""
-        return predict_logits(self._job.model, numeric, codes, self._job.precision, team=self._job.team)
+        return self._evaluators.logits(numeric, codes, team=self._job.team)
 
     def finish(self) -> dict[str, float]:
         """Nothing to do: the weights are in host memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import safetensors.torch
 from numpy.typing import NDArray
 
 from engine.training.model import ArchitectureRecord, Network, architecture
-from engine.training.predict import TILE_ROWS, predict_logits
+from engine.training.predict import TILE_ROWS, Evaluators
 from engine.training.target import TargetScale
 from engine.training.threads import Team
 
@@ -51,7 +52,11 @@ class FinishedNetwork:
         self, numeric: NDArray[np.float32], codes: NDArray[np.int32], threads: int = 1, team: Team | None = None
     ) -> NDArray[np.float32]:
         """See Model."""
-        return predict_logits(self.network, numeric, codes, self.precision, self.tile_rows, threads, team)
+        return self._evaluators.logits(numeric, codes, self.tile_rows, threads, team)
+
+    @functools.cached_property
+    def _evaluators(self) -> Evaluators:
+        return Evaluators.of(self.network, self.precision)
 
     def weights(self) -> bytes:
         """See Model."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.training.model import Network
 
@@ -15,21 +15,24 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class FlatWeights:
-    """The parameters of a model as views of one float32 buffer, with a bf16 copy of those that the precision keeps in
-    bf16.
+    """The trained parameters of a network as views of one float32 buffer, with a bf16 copy of those that the precision keeps
+    in bf16. The buffer lies on torch's default device.
     """
 
-    def __init__(self, model: Network, precision: str) -> None:
-        parameters = list(model.parameters())
-        self.shapes = [parameter.shape for parameter in parameters]
-        self.low = [flag and precision == "bf16" for flag in model.low_precision]
+    def __init__(self, network: Network, precision: str) -> None:
+        self.network, self.precision = network, precision
+        self.arithmetic = network.arithmetic(precision)
+        parameters = network.trained
+        self.names = list(parameters)
+        self.shapes = [parameter.shape for parameter in parameters.values()]
+        self.low = [name in self.arithmetic.low for name in self.names]
         self.offsets = [0]
         for shape in self.shapes:
             self.offsets.append(self.offsets[-1] + -(-shape.numel() // LANE) * LANE)
         self.size = self.offsets[-1]
         self.values = torch.zeros(self.size)
         self._low_values = torch.zeros(self.size if any(self.low) else 0, dtype=torch.bfloat16)
-        for parameter, view in zip(parameters, self.views(self.values), strict=True):
+        for parameter, view in zip(parameters.values(), self.views(self.values), strict=True):
             view.copy_(parameter.detach())
             parameter.data = view
         self.refresh()
@@ -60,9 +63,13 @@ class FlatWeights:
         pairs = zip(self.low, self.views(self.values), self._low_views(), strict=True)
         return [(lower if low else full).detach() for low, full, lower in pairs]
 
-    def leaves(self) -> list[Tensor]:
-        """`tensors` that require gradients: one set per shard, so that threads share no autograd node."""
-        return [tensor.requires_grad_() for tensor in self.tensors()]
+    def module(self) -> tuple[nn.Module, list[nn.Parameter]]:
+        """A module in training mode over the shared memory, and its trained parameters: one for each shard, so that threads
+        share no autograd node.
+        """
+        module = self.network.bound(dict(zip(self.names, self.tensors(), strict=True)), self.precision).train()
+        parameters = dict(module.named_parameters())
+        return module, [parameters[name] for name in self.names]
 
 
 class AdamW:

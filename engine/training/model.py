@@ -1,19 +1,19 @@
-"""Models: pure functions of (weights, numeric, codes, dropout masks), wrapped as torch modules.
+"""Networks: a torch module with what builds it again, and its description in JSON.
 
-The training loop calls `apply` with its own leaf tensors, so that shards on several threads share the memory of the
-weights but no autograd node. The arithmetic follows the weights' type: hidden weights in bf16 give bf16 products. No
-BatchNorm: a row's result never depends on its neighbours.
+A module is called as `module(numeric, codes)`. Every thread has a module of its own, built by the same constructor under the
+same seed, whose weights are the memory of the others'; so nothing that a module keeps is shared, and ties, hooks and closures are
+as the constructor made them.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
+import functools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config.nested import Tree
@@ -21,24 +21,14 @@ from engine.config.sections.training import ModelConfig
 from engine.errors import UserError, nearest
 from engine.runtime import records
 from engine.runtime.records import Within
+from engine.training.arithmetic import ROWS, Arithmetic
+from engine.training.networks import WIDEST, Fitted, Linear, LinearSettings, Mlp, MlpSettings, Shape, Width
+from engine.training.randomness import AllKept, drawn_from
 from engine.training.target import PLAIN, TargetScale
 
 FORMAT = 1
-WIDEST = 2**20  # columns, units of a layer, outputs
 MOST_TENSORS = 2**16
-Width = Annotated[int, Within(1, WIDEST)]
-
-
-class MlpSettings(TypedDict):
-    """The settings of an Mlp besides widths."""
-
-    hidden: list[Width]
-    dropout: Annotated[float, Within(0, 1)]
-    embedding_max: Width
-
-
-class LinearSettings(TypedDict):
-    """The settings of a linear model: none."""
+_BUILDING = threading.Lock()  # the generator that constructors draw from is the process's
 
 
 class ArchitectureRecord(TypedDict):
@@ -55,147 +45,99 @@ class ArchitectureRecord(TypedDict):
     target_type: NotRequired[Literal["float32", "float64"]]
 
 
-class Network(nn.Module):
-    """Base of the models: an embedding per code column, and the scale of a regression target."""
+# MODELS in engine/config/sections/training.py has the same names. The settings are the keys of ModelConfig that a class takes.
+MODELS: dict[str, tuple[type[nn.Module], type[Any]]] = {"mlp": (Mlp, MlpSettings), "linear": (Linear, LinearSettings)}
 
-    kind = ""
-    shape: type[Any] = LinearSettings  # of `settings` in a record
 
-    def __init__(self, numeric_width: int, cardinalities: Sequence[int], outputs: int) -> None:
-        super().__init__()
-        self.numeric_width, self.cardinalities, self.outputs = numeric_width, list(cardinalities), outputs
-        self.target = PLAIN
+@dataclass
+class Network:
+    """A module, and what another like it is built from: kind, shape, settings, fitted arrays and seed."""
 
-    def forward(self, numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
-        """Shape: numeric float32[n, F], codes int32[n, K], masks one [n, width] a hidden layer -> float32[n,
-        outputs].
-        """
-        return self.apply_weights(list(self.parameters()), numeric, codes, masks)
+    kind: str
+    shape: Shape
+    settings: Tree
+    module: nn.Module
+    fitted: Fitted = field(default_factory=dict)
+    seed: int = 0
+    target: TargetScale = PLAIN
+    _arithmetic: dict[str, Arithmetic] = field(default_factory=dict)
 
-    def apply_weights(
-        self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None
-    ) -> Tensor:
-        """`forward` with other weights, in the order of `parameters()`."""
-        raise NotImplementedError
+    def __post_init__(self) -> None:
+        self.module.eval()  # it holds the weights, and is trained by way of others
 
     @property
-    def mask_widths(self) -> list[int]:
-        """Widths of the layers that dropout acts on."""
-        return []
+    def outputs(self) -> int:
+        """Raw outputs of a row."""
+        return self.shape["outputs"]
 
     @property
-    def dropout(self) -> float:
-        """Share of activations dropped in training."""
-        return 0.0
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name, tied ones once."""
+        return {name: tensor for name, tensor in self.module.named_parameters() if tensor.requires_grad}
 
-    @property
-    def low_precision(self) -> list[bool]:
-        """Per parameter, whether the bf16 mode keeps it in bf16. Embeddings and the output layer stay in float32: many
-        rows add to one embedding, and scores rounded to 8 bits would tie.
-        """
-        return [False for _ in self.parameters()]
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the module."""
+        return self.module.parameters()
 
-    def settings(self) -> Tree:
-        """What the constructor takes beside widths."""
-        return {}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by name, tied parameters once, also the buffers that the module would not save."""
+        return dict(_state(self.module))
 
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the values of a `state_dict` of the same names and shapes."""
+        with torch.no_grad():
+            for name, tensor in _state(self.module):
+                tensor.copy_(tensors[name])
 
-class Mlp(Network):
-    """A multilayer perceptron: embeddings and numbers, hidden layers of linear, ReLU and dropout, a linear output."""
+    def build(self) -> nn.Module:
+        """A new module, with the network's frozen parameters and buffers, for `bind` to give weights to."""
+        module = construct(self.kind, self.shape, self.settings, self.fitted, self.seed)
+        mine = self.state_dict()
+        with torch.no_grad():
+            for name, tensor in _state(module):
+                if not tensor.requires_grad:
+                    tensor.copy_(mine[name])
+        return module
 
-    kind = "mlp"
-    shape = MlpSettings
+    def bound(self, tensors: Mapping[str, Tensor], precision: str) -> nn.Module:
+        """A new module whose trained parameters are `tensors`, on their device, prepared for the precision."""
+        module = self.arithmetic(precision).prepared(self.build())
+        device = next(iter(tensors.values())).device
+        for name, parameter in module.named_parameters():
+            if name in tensors:
+                parameter.data = tensors[name]
+        return module.to(device)
 
-    def __init__(
-        self,
-        numeric_width: int,
-        cardinalities: Sequence[int],
-        outputs: int,
-        *,
-        hidden: Sequence[int],
-        dropout: float,
-        embedding_max: int,
-    ) -> None:
-        super().__init__(numeric_width, cardinalities, outputs)
-        self.hidden, self.embedding_max, self._dropout = list(hidden), embedding_max, dropout
-        widths = [embedding_width(cardinality, embedding_max) for cardinality in cardinalities]
-        self.embeddings = nn.ParameterList(
-            torch.empty(size, width) for size, width in zip(cardinalities, widths, strict=True)
-        )
-        edges = [numeric_width + sum(widths), *hidden, outputs]
-        self.weights = nn.ParameterList(torch.empty(b, a) for a, b in itertools.pairwise(edges))
-        self.biases = nn.ParameterList(torch.empty(b) for b in edges[1:])
+    @functools.cached_property
+    def mask_calls(self) -> int:
+        """Dropout masks of a forward pass in training, found by trial."""
+        masks, module = AllKept(), self.build().train()
+        numeric = torch.zeros(ROWS, self.shape["numeric"])
+        with drawn_from(masks), torch.no_grad():
+            module(numeric, torch.zeros(ROWS, len(self.shape["cardinalities"]), dtype=torch.int32))
+        return masks.calls
 
-    def apply_weights(
-        self, weights: Sequence[Tensor], numeric: Tensor, codes: Tensor, masks: Sequence[Tensor] | None
-    ) -> Tensor:
-        """`forward` with other weights, in the order of `parameters()`."""
-        tables = len(self.embeddings)
-        layers = len(self.weights)
-        parts = [F.embedding(codes[:, k], weights[k]) for k in range(tables)]
-        x = torch.cat([numeric, *parts], dim=1) if parts else numeric
-        for layer in range(layers):
-            weight, bias = weights[tables + layer], weights[tables + layers + layer]
-            x = F.linear(x.to(weight.dtype), weight, bias)
-            if layer < layers - 1:
-                x = F.relu(x, inplace=True)
-                if masks is not None:
-                    x = x * masks[layer].to(x.dtype)
-        return x
-
-    @property
-    def mask_widths(self) -> list[int]:
-        """Widths of the layers that dropout acts on."""
-        return self.hidden if self._dropout > 0 else []
-
-    @property
-    def dropout(self) -> float:
-        """Share of activations dropped in training."""
-        return self._dropout
-
-    @property
-    def low_precision(self) -> list[bool]:
-        """Hidden weights and biases."""
-        hidden = [True] * len(self.hidden) + [False]
-        return [False] * len(self.embeddings) + hidden + hidden
-
-    def settings(self) -> Tree:
-        """What the constructor takes beside widths."""
-        return {"hidden": self.hidden, "dropout": self._dropout, "embedding_max": self.embedding_max}
+    def arithmetic(self, precision: str) -> Arithmetic:
+        """How its modules are computed."""
+        if precision not in self._arithmetic:
+            shape = self.shape
+            found = Arithmetic.of(precision, self.build, shape["numeric"], len(shape["cardinalities"]))
+            self._arithmetic[precision] = found
+        return self._arithmetic[precision]
 
 
-class Linear(Network):
-    """A weight per number and per category: logistic, softmax or linear regression."""
-
-    kind = "linear"
-
-    def __init__(self, numeric_width: int, cardinalities: Sequence[int], outputs: int) -> None:
-        super().__init__(numeric_width, cardinalities, outputs)
-        self.embeddings = nn.ParameterList(torch.empty(size, outputs) for size in cardinalities)
-        self.weights = nn.ParameterList([torch.empty(outputs, numeric_width)])
-        self.biases = nn.ParameterList([torch.empty(outputs)])
-
-    def apply_weights(
-        self,
-        weights: Sequence[Tensor],
-        numeric: Tensor,
-        codes: Tensor,
-        masks: Sequence[Tensor] | None,  # noqa: ARG002
-    ) -> Tensor:
-        """`forward` with other weights, in the order of `parameters()`."""
-        x = F.linear(numeric, weights[-2], weights[-1])
-        for k in range(len(self.embeddings)):
-            x = x + F.embedding(codes[:, k], weights[k])
-        return x
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
-# MODELS in engine/config/sections/training.py has the same names; `shape` of a class names the keys of ModelConfig that it takes.
-MODELS: dict[str, type[Network]] = {"mlp": Mlp, "linear": Linear}
-
-
-def embedding_width(cardinality: int, widest: int) -> int:
-    """1.6 * cardinality ** 0.56, at most `widest` (rule of the fastai tabular models)."""
-    return int(max(1, min(widest, round(1.6 * cardinality**0.56))))
+def construct(kind: str, shape: Shape, settings: Tree, fitted: Fitted, seed: int) -> nn.Module:
+    """A new module of a kind; equal arguments give equal weights. Torch's generator is as before."""
+    make = MODELS[kind][0]
+    own: Shape = {**shape, "cardinalities": list(shape["cardinalities"])}
+    with _BUILDING, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make(own, fitted, **settings)
 
 
 def build_model(
@@ -207,37 +149,28 @@ def build_model(
     """
     if numeric_width == 0 and not cardinalities:
         raise UserError("a model must have at least one feature, found none: set features")
-    settings = {name: getattr(config, name) for name in MODELS[config.kind].shape.__annotations__}
-    model = MODELS[config.kind](numeric_width, cardinalities, outputs, **settings)
-    _initialise(model, seed)
-    return model
+    shape: Shape = {"numeric": numeric_width, "cardinalities": list(cardinalities), "outputs": outputs}
+    settings = {name: _plain(getattr(config, name)) for name in MODELS[config.kind][1].__annotations__}
+    return Network(config.kind, shape, settings, construct(config.kind, shape, settings, {}, seed), seed=seed)
 
 
-def _initialise(model: Network, seed: int) -> None:
-    """Linear layers U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as torch's own; embeddings N(0, 0.1)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for table in model.embeddings:  # type: ignore[union-attr]
-            table.normal_(0.0, 0.1, generator=generator)
-        for weight, bias in zip(model.weights, model.biases, strict=True):  # type: ignore[arg-type]
-            bound = 1.0 / math.sqrt(max(weight.shape[1], 1))
-            weight.uniform_(-bound, bound, generator=generator)
-            bias.uniform_(-bound, bound, generator=generator)
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def architecture(model: Network) -> ArchitectureRecord:
+def architecture(network: Network) -> ArchitectureRecord:
     """JSON from which `from_architecture` builds the same model, without weights."""
     found: ArchitectureRecord = {
         "format": FORMAT,
-        "kind": model.kind,
-        "numeric_width": model.numeric_width,
-        "cardinalities": model.cardinalities,
-        "outputs": model.outputs,
-        "settings": model.settings(),
-        "target_center": model.target.center,
-        "target_scale": model.target.scale,
+        "kind": network.kind,
+        "numeric_width": network.shape["numeric"],
+        "cardinalities": network.shape["cardinalities"],
+        "outputs": network.shape["outputs"],
+        "settings": network.settings,
+        "target_center": network.target.center,
+        "target_scale": network.target.scale,
     }
-    if model.target.kind == "float64":
+    if network.target.kind == "float64":
         found["target_type"] = "float64"
     return found
 
@@ -251,18 +184,23 @@ def declared(description: ArchitectureRecord, where: str = "architecture") -> Ne
     kind, given = description["kind"], description["settings"]
     if kind not in MODELS:
         raise UserError(f"model.kind must be a known model, found {kind!r}.{nearest(kind, MODELS)}")
-    shape = MODELS[kind].shape
-    records.conform(given, shape, f"{where}: settings")
-    settings = {name: given[name] for name in shape.__annotations__}
+    known = MODELS[kind][1]
+    records.conform(given, known, f"{where}: settings")
+    settings = {name: given[name] for name in known.__annotations__}
     cardinalities = description["cardinalities"]
     tensors = len(cardinalities) + 2 * len(settings.get("hidden", ())) + 2
     if tensors > MOST_TENSORS:
         raise records.Damaged(f"{where} must have at most {MOST_TENSORS:,} tensors, found {tensors:,}")
+    shape: Shape = {
+        "numeric": description["numeric_width"],
+        "cardinalities": cardinalities,
+        "outputs": description["outputs"],
+    }
     with torch.device("meta"):
-        model = MODELS[kind](description["numeric_width"], cardinalities, description["outputs"], **settings)
+        module = construct(kind, shape, settings, {}, 0)
     kind_of_target = description.get("target_type", "float32")
-    model.target = TargetScale(description["target_center"], description["target_scale"], kind_of_target)
-    return model
+    target = TargetScale(description["target_center"], description["target_scale"], kind_of_target)
+    return Network(kind, shape, settings, module, target=target)
 
 
 def from_architecture(description: ArchitectureRecord, most: int = 2**32, where: str = "architecture") -> Network:
@@ -270,12 +208,12 @@ def from_architecture(description: ArchitectureRecord, most: int = 2**32, where:
 
     Raises Damaged for one of more than `most` weights, before any memory is taken.
     """
-    model = declared(description, where)
-    found = sum(parameter.numel() for parameter in model.parameters())
+    network = declared(description, where)
+    found = sum(parameter.numel() for parameter in network.parameters())
     if found > most:
         raise records.Damaged(f"{where} must describe at most {most:,} weights, found {found:,}")
-    model.to_empty(device="cpu")
+    network.module.to_empty(device="cpu")
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in network.parameters():
             parameter.zero_()
-    return model
+    return network

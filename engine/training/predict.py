@@ -8,11 +8,12 @@ threads.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.training.examples import aligned_empty
 from engine.training.model import Network
@@ -20,15 +21,6 @@ from engine.training.threads import Team
 
 TILE_ROWS = 1024  # activations of a 256-wide layer fit in a core's cache
 DEVICE_TILE_ROWS = 32_768  # of a tile on a GPU, which small tiles leave idle
-
-
-def inference_weights(model: Network, precision: str) -> list[Tensor]:
-    """The parameters in the types that the precision computes with, in 64-byte aligned memory."""
-    pairs = zip(model.parameters(), model.low_precision, strict=True)
-    return [
-        parameter.detach().to(torch.bfloat16 if low and precision == "bf16" else torch.float32, copy=True)
-        for parameter, low in pairs
-    ]
 
 
 class _Tile(threading.local):
@@ -40,8 +32,70 @@ class _Tile(threading.local):
         self.tensors = torch.from_numpy(self.numeric), torch.from_numpy(self.codes)
 
 
+class Evaluators:
+    """Modules in evaluation mode over the same weights, one for each thread that computes at the same time."""
+
+    def __init__(self, network: Network, tensors: Sequence[Tensor], precision: str) -> None:
+        """`tensors`: the trained parameters in the types and on the device that the precision computes with."""
+        self.network, self._precision = network, precision
+        self.arithmetic = network.arithmetic(precision)
+        self._tensors = dict(zip(network.trained, tensors, strict=True))
+        self._idle: list[nn.Module] = []
+
+    @classmethod
+    def of(cls, network: Network, precision: str, device: torch.device | str = "cpu") -> Evaluators:
+        """Over a copy of the network's present weights, in 64-byte aligned memory."""
+        low = network.arithmetic(precision).low
+        copies = [
+            tensor.detach().to(device, torch.bfloat16 if name in low else torch.float32, copy=True)
+            for name, tensor in network.trained.items()
+        ]
+        return cls(network, copies, precision)
+
+    def module(self) -> nn.Module:
+        """A module of one's own."""
+        return self.network.bound(self._tensors, self._precision).eval()
+
+    def __call__(self, numeric: Tensor, codes: Tensor) -> Tensor:
+        """Raw outputs float32[n, outputs] of blocks on the device of the weights."""
+        try:
+            module = self._idle.pop()  # one step under the interpreter lock
+        except IndexError:
+            module = self.module()
+        with torch.inference_mode(), self.arithmetic.applied(numeric.device.type):
+            found = module(numeric, codes).float()
+        self._idle.append(module)
+        return found
+
+    def logits(
+        self,
+        numeric: NDArray[np.float32],
+        codes: NDArray[np.int32],
+        tile_rows: int = TILE_ROWS,
+        threads: int = 1,
+        team: Team | None = None,
+    ) -> NDArray[np.float32]:
+        """See `predict_logits`."""
+        if team is None:
+            with Team(threads) as own:
+                return self.logits(numeric, codes, tile_rows, threads, own)
+        out = np.empty((len(numeric), self.network.outputs), np.float32)
+        tile = _Tile(tile_rows, numeric.shape[1], codes.shape[1])
+
+        def run(index: int) -> None:
+            start, stop = index * tile_rows, min((index + 1) * tile_rows, len(numeric))
+            count = stop - start
+            for buffer, source in ((tile.numeric, numeric), (tile.codes, codes)):
+                buffer[:count] = source[start:stop]
+                buffer[count:] = 0
+            out[start:stop] = self(*tile.tensors).numpy()[:count]
+
+        team.run(run, -(-len(numeric) // tile_rows))
+        return out
+
+
 def predict_logits(
-    model: Network,
+    network: Network,
     numeric: NDArray[np.float32],
     codes: NDArray[np.int32],
     precision: str,
@@ -49,26 +103,9 @@ def predict_logits(
     threads: int = 1,
     team: Team | None = None,
 ) -> NDArray[np.float32]:
-    """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K]: logits, or values in the target's unit.
+    """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K], by the network's present weights: logits, or
+    values in the target's unit.
 
     `team`: a running thread team to use.
     """
-    if team is None:
-        with Team(threads) as own:
-            return predict_logits(model, numeric, codes, precision, tile_rows, threads, own)
-    weights = inference_weights(model, precision)
-    out = np.empty((len(numeric), model.outputs), np.float32)
-    tile = _Tile(tile_rows, numeric.shape[1], codes.shape[1])
-
-    def run(index: int) -> None:
-        start, stop = index * tile_rows, min((index + 1) * tile_rows, len(numeric))
-        count = stop - start
-        for buffer, source in ((tile.numeric, numeric), (tile.codes, codes)):
-            buffer[:count] = source[start:stop]
-            buffer[count:] = 0
-        with torch.inference_mode():
-            logits = model.apply_weights(weights, *tile.tensors, None).float().numpy()
-        out[start:stop] = logits[:count]
-
-    team.run(run, -(-len(numeric) // tile_rows))
-    return out
+    return Evaluators.of(network, precision).logits(numeric, codes, tile_rows, threads, team)

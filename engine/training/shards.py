@@ -16,29 +16,28 @@ from engine.training.examples import Examples, aligned_empty
 from engine.training.exchange import BAD, LOSS, ROWS, STATS_FLOATS, STREAM, WEIGHT
 from engine.training.flat import FlatWeights
 from engine.training.losses import LOSSES
-from engine.training.model import Network
 from engine.training.order import RowOrder
+from engine.training.randomness import ShardMasks, backward_begins, drawn_from
 from engine.training.schedule import Schedule
-from kernels.dropout import dropout_mask
+from engine.training.target import TargetScale
 from kernels.gather import gather_rows
 from kernels.hashing import hash_u64
 
 
 class ShardWorkspace:
-    """Buffers of one shard and its leaf tensors over the shared weights."""
+    """Buffers of one shard and its module over the shared weights."""
 
-    def __init__(self, model: Network, flat: FlatWeights, data: Examples, rows: int, gradient: torch.Tensor) -> None:
+    def __init__(self, flat: FlatWeights, data: Examples, rows: int, gradient: torch.Tensor) -> None:
         self.numeric = aligned_empty((rows, data.numeric.shape[1]), np.float32)
         self.codes = aligned_empty((rows, data.codes.shape[1]), np.int32)
         self.target = aligned_empty((rows,), np.float32)
         self.weight = aligned_empty((rows,), np.float32)
-        self.masks = [aligned_empty((rows, width), np.float32) for width in model.mask_widths]
-        self.leaves = flat.leaves()
+        self.module, self.leaves = flat.module()
+        self.arithmetic = flat.arithmetic
         self.gradient = gradient[:-STATS_FLOATS]
         self.gradient_views = flat.views(self.gradient)
         self.statistics = gradient[-STATS_FLOATS:].numpy().view(np.float64)
         self.tensors = tuple(torch.from_numpy(array) for array in (self.numeric, self.codes, self.target, self.weight))
-        self.mask_tensors = [torch.from_numpy(mask) for mask in self.masks] or None
         self.input_seconds = 0.0  # of its last step
         self.bad_rows: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -47,7 +46,7 @@ class ShardWorkspace:
 class ShardTask:
     """State shared by all shards of a run."""
 
-    model: Network
+    target: TargetScale
     data: Examples
     order: RowOrder
     schedule: Schedule
@@ -63,10 +62,9 @@ class ShardTask:
         if start == stop:
             space.gradient.zero_()
             return
-        for layer, mask in enumerate(space.masks):
-            dropout_mask(ids, mask.shape[1], self.schedule.config.seed, step, layer, self.model.dropout, mask)
         space.input_seconds = time.perf_counter() - began
-        self._differentiate(space, ids, stop - start)
+        with drawn_from(ShardMasks(ids, self.schedule.config.seed, step, shard)):
+            self._differentiate(space, ids, stop - start)
         space.statistics[ROWS] = stop - start
         # A sum of hashes of (row, position): equal for the same rows at the same places, whichever worker computed which part.
         keys = ids[: stop - start] ^ (np.arange(start, stop) << 24)
@@ -94,18 +92,20 @@ class ShardTask:
         if self.class_weights is not None:
             space.weight *= self.class_weights[target.astype(np.int64)]
         space.weight[count:] = 0.0
-        space.target[:] = self.model.target.standardised(target)
+        space.target[:] = self.target.standardised(target)
         return self.data.rows[index], start, stop
 
     def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:
         config = self.schedule.config
         numeric, codes, target, weight = space.tensors
-        logits = self.model.apply_weights(space.leaves, numeric, codes, space.mask_tensors)
+        with space.arithmetic.applied("cpu"):
+            logits = space.module(numeric, codes)
         losses = LOSSES[config.loss].row_losses(logits, target, config)
         weighted = losses * weight
-        gradients = torch.autograd.grad(weighted.sum() / self.schedule.batch, space.leaves)
+        backward_begins()
+        gradients = torch.autograd.grad(weighted.sum() / self.schedule.batch, space.leaves, allow_unused=True)
         for view, gradient in zip(space.gradient_views, gradients, strict=True):
-            view.copy_(gradient)
+            view.copy_(gradient) if gradient is not None else view.zero_()
         space.statistics[LOSS] = float(weighted.detach().sum(dtype=torch.float64))
         space.statistics[WEIGHT] = float(weight.sum(dtype=torch.float64))
         if not np.isfinite(space.statistics[LOSS]):

@@ -43,7 +43,7 @@ def content(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, str, tuple[int
 
 def weights_of(model: Network) -> tuple[tuple[str, str, tuple[int, ...], bytes], ...]:
     """All parameters to the bit."""
-    return content({name: value.detach().numpy() for name, value in model.named_parameters()})
+    return content({name: value.detach().numpy() for name, value in model.state_dict().items()})
 
 
 def make_problem(n: int, seed: int = 0, task: str = "binary") -> Examples:

@@ -13,14 +13,13 @@ import torch
 
 from engine.errors import UserError
 from engine.training.checkpoint import candidates
-from engine.training.flat import FlatWeights
 from engine.training.gpu import graphs
 from engine.training.gpu.graphs import CudaGraphs, Graphed, make_runner
 from engine.training.gpu.inputs import StepPlan
 from engine.training.gpu.stepper import GpuStepper, device_logits
 from engine.training.loop import Trainer, fit
 from engine.training.model import build_model
-from engine.training.predict import predict_logits
+from engine.training.predict import Evaluators, predict_logits
 from engine.training.schedule import Schedule
 from tests.training.conftest import packed, weights_of
 from tests.training.tape import Broken, CapturedError, Tape, Taped
@@ -191,19 +190,6 @@ def test_a_capture_that_breaks_tells_its_cause_and_leaves_stream_and_allocator_a
     assert streams == ["before", "the capture's", "before"] and ended == [(0, (0, 7))]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of torch.compile's own
-def test_forward_and_backward_compile_into_one_graph_of_the_same_numbers(problem, config, trained):
-    def compiled(step):
-        step.fused_masks = False
-        step._objective = torch.compile(step._weighted_loss, dynamic=False, fullgraph=True, backend="aot_eager")
-        return step.run
-
-    data = problem(430)
-    runs = [trained(config(), data, runner=runner)[0] for runner in ("eager", compiled)]
-    assert weights_of(runs[0].model) == weights_of(runs[1].model)
-
-
 @pytest.mark.parametrize("order", ["full", "windowed"])
 def test_a_run_resumed_at_any_step_equals_the_unbroken_run(problem, config, trained, new_run, order):
     data, valid = problem(10), problem(30, seed=1)
@@ -309,21 +295,19 @@ def test_workers_cut_a_batch_into_ranges_that_hold_each_row_once(config):
 def test_validation_tiles_on_the_device_give_what_the_cpu_gives(problem, config):
     data = problem(300)
     model = build_model(config().model, 4, CARDINALITIES, 1, 3)
-    weights = FlatWeights(model, "fp32").tensors()
-    found = device_logits(model, weights, data.numeric, data.codes, torch.device("cpu"), tile_rows=128)
+    evaluators = Evaluators.of(model, "fp32")
+    found = device_logits(evaluators, data.numeric, data.codes, torch.device("cpu"), tile_rows=128)
     np.testing.assert_allclose(found, predict_logits(model, data.numeric, data.codes, "fp32"), rtol=1e-5, atol=1e-6)
-    assert device_logits(model, weights, data.numeric[:0], data.codes[:0], torch.device("cpu")).shape == (0, 1)
+    assert device_logits(evaluators, data.numeric[:0], data.codes[:0], torch.device("cpu")).shape == (0, 1)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("runner", ["graph", "compile", "eager"])
+@pytest.mark.parametrize("runner", ["graph", "eager"])
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_card_every_runner_comes_to_the_weights_of_the_cpu(
     problem, config, fitted, trained, runner, resident, precision
 ):
-    if runner == "compile" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        pytest.skip("torch.compile on a GPU needs a C compiler, found none")
     data, valid = problem(5000), problem(500, seed=1)
     settings = config(train__batch_size=512, train__log_every=4)
     keys = {"precision": precision}

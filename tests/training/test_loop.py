@@ -113,7 +113,7 @@ def test_the_loop_is_adamw_with_clipping_warmup_and_cosine_as_torch_does_it(prob
         rows = RowOrder(150, order_key(data, 0)).positions(epoch, 0, 150)
         for start in range(0, 150, 64):
             index = rows[start : start + 64]
-            logits = model(torch.from_numpy(data.numeric[index]), torch.from_numpy(data.codes[index]))[:, 0]
+            logits = model.module(torch.from_numpy(data.numeric[index]), torch.from_numpy(data.codes[index]))[:, 0]
             target, weight = torch.from_numpy(data.target[index]), torch.from_numpy(data.weight[index])
             losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
             loss = (losses * weight).sum() / weight.sum()

@@ -45,7 +45,7 @@ def test_scores_do_not_depend_on_the_split_or_on_threads(model, rows, precision,
 def test_fp32_predictions_are_those_of_the_plain_module(model, rows):
     numeric, codes = rows
     with torch.no_grad():
-        plain = model(torch.from_numpy(numeric), torch.from_numpy(codes)).numpy()
+        plain = model.module(torch.from_numpy(numeric), torch.from_numpy(codes)).numpy()
     np.testing.assert_allclose(predict_logits(model, numeric, codes, "fp32"), plain, rtol=1e-5, atol=1e-6)
 
 

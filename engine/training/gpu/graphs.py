@@ -1,11 +1,8 @@
-"""Launches GPU steps: one by one (`eager`), from a CUDA graph per input slot (`graph`), or from such a graph of a forward and
-backward pass compiled by torch.compile (`compile`). All three run the same function.
-"""
+"""Launches GPU steps: one by one (`eager`), or from a CUDA graph per input slot (`graph`). Both run the same function."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -89,12 +86,7 @@ def make_runner(step: GpuStep, wanted: str) -> tuple[Runner, str, str]:
     if step.device.type != "cuda" or wanted == "eager":
         return step.run, "eager", ""
     try:
-        with warnings.catch_warnings():
-            if wanted == "compile":
-                # torch.compile's own modules use deprecated functions, and it recommends TF32, which is off on purpose.
-                warnings.simplefilter("ignore")
-                step.compile()
-            return Graphed(step), "graph", ""
+        return Graphed(step), "graph", ""
     except Exception as error:
         # If the driver or a library fails, the same step runs without a graph.
         step.reset()

@@ -112,8 +112,9 @@ def dropout_mask(
     p: float,
     kind: torch.dtype = torch.float32,
     steps: Tensor | None = None,
+    kept: float | None = None,
 ) -> Tensor:
-    """[b, width] of 0 (probability p) or 1 / (1 - p) for row ids int64[b] and the layer's key at this step.
+    """[b, width] of 0 (probability p) or `kept` (None: 1 / (1 - p)) for row ids int64[b] and the layer's key at this step.
 
     No value leaves the device, so that a CUDA graph may hold it: `key` may be a tensor that changes between replays.
     `steps` are the `lane_steps` of width, made before. Code under torch.compile must be given them: Inductor folds their
@@ -126,8 +127,8 @@ def dropout_mask(
         steps = lane_steps(width, rows.device)
     # Four lanes of 16 bits a word, lowest first; as signed numbers they compare with their top bit turned over.
     lanes = mix64(row_keys[:, None] + steps).view(torch.int16)[:, :width]
-    kept = torch.full((), 1.0 / (1.0 - p), dtype=torch.float32, device=rows.device).to(kind)
-    return ((lanes ^ -32768) >= limit - 32768) * kept
+    value = 1.0 / (1.0 - p) if kept is None else kept
+    return ((lanes ^ -32768) >= limit - 32768) * torch.full((), value, dtype=torch.float32, device=rows.device).to(kind)
 
 
 def stream_hash(ids: Tensor, start: int | Tensor, counted: Tensor | None = None) -> Tensor:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from engine.training.flat import AdamW, FlatWeights
-from engine.training.gpu.inputs import Chunk, Source, StepPlan, kernels_run, numba_stream
-from engine.training.gpu.order import dropout_mask, lane_steps, stream_hash
+from engine.training.gpu.inputs import Chunk, Source, StepPlan, kernels_run
+from engine.training.gpu.masks import TableMasks
+from engine.training.gpu.order import stream_hash
 from engine.training.losses import LOSSES
-from engine.training.model import Network
-from kernels import cuda as twins
+from engine.training.randomness import backward_begins, drawn_from
 
 TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they are reduced in the same collective
 LOSS, WEIGHT, BAD, NORM, NAMED, SKIPPED = range(6)  # columns of the records
@@ -31,7 +31,6 @@ class GpuStep:
 
     def __init__(
         self,
-        model: Network,
         flat: FlatWeights,
         optimizer: AdamW,
         source: Source,
@@ -40,15 +39,13 @@ class GpuStep:
         reduce: Callable[[Tensor], None] | None = None,
         fused_masks: bool | None = None,
     ) -> None:
-        self.model, self.flat, self.optimizer, self.source, self.plan = model, flat, optimizer, source, plan
+        self.flat, self.optimizer, self.source, self.plan = flat, optimizer, source, plan
         self.device = flat.values.device
         self._reduce = reduce
-        self._leaves = flat.leaves()
+        self.module, self._leaves = flat.module()
         pairs = zip(flat.low, flat.tensors(), flat.views(flat.values), strict=True)
         low = [(copy, full) for is_low, copy, full in pairs if is_low]
         self._low, self._full = [pair[0] for pair in low], [pair[1] for pair in low]
-        self.kind = torch.bfloat16 if low else torch.float32
-        layers = len(model.mask_widths)
         self.cursor = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.halt = torch.zeros((), device=self.device)
         self.records = torch.zeros((plan.chunk, 6), dtype=torch.float64, device=self.device)
@@ -56,27 +53,19 @@ class GpuStep:
         self._counts = torch.zeros(plan.chunk, dtype=torch.int64, device=self.device)
         self._starts = torch.zeros(plan.chunk, dtype=torch.int64, device=self.device)
         self._rates = torch.zeros(plan.chunk, device=self.device)
-        self._keys = torch.zeros((plan.chunk, max(layers, 1)), dtype=torch.int64, device=self.device)
+        self._keys = torch.zeros((plan.chunk, max(flat.network.mask_calls, 1)), dtype=torch.int64, device=self.device)
         self._places = torch.arange(plan.local, device=self.device)
         self._gradient = torch.zeros(flat.size + TAIL, device=self.device)
         self._views = flat.views(self._gradient[: flat.size])
         on_gpu = self.device.type == "cuda"
         self.fused_masks = (on_gpu and kernels_run()) if fused_masks is None else fused_masks
-        self._masks = [torch.zeros((plan.local, w), dtype=self.kind, device=self.device) for w in model.mask_widths]
-        self._steps = [lane_steps(w, self.device) for w in model.mask_widths]
-        self._objective: Callable[..., tuple[Tensor, Tensor]] = self._weighted_loss
-
-    def compile(self) -> None:
-        """Put forward and backward through torch.compile; masks are then part of its fused loops."""
-        self.fused_masks = False
-        self._objective = torch.compile(self._weighted_loss, dynamic=False)
+        self._steps: dict[int, Tensor] = {}  # of the words of a mask, by its width
 
     def reset(self) -> None:
-        """Reset after a failed capture or compilation: the plain step, at the first line of the tables."""
+        """Reset after a failed capture: the plain step, at the first line of the tables."""
         self.halt.zero_()
         self.cursor.zero_()
         self.fused_masks = False
-        self._objective = self._weighted_loss
 
     def load(self, chunk: Chunk) -> None:
         """Fill the tables for the next `chunk.steps` steps."""
@@ -93,50 +82,21 @@ class GpuStep:
         numeric, codes, target, weight, ids = self.source.tensors(self.cursor, slot)
         counted = self._places < self._counts.index_select(0, self.cursor)
         weight = weight * counted
-        keys = self._keys.index_select(0, self.cursor)[0]
-        masks = self._fused(ids) if self.fused_masks and self._masks else None
-        total, losses = self._objective(self._leaves, numeric, codes, target, weight, ids, keys, masks)
-        gradients = torch.autograd.grad(total / self.plan.schedule.batch, self._leaves)
+        masks = TableMasks(ids, self._keys, self.cursor, self._steps, self.plan.rank, self.fused_masks)
+        with drawn_from(masks):
+            with self.flat.arithmetic.applied(self.device.type):
+                logits = self.module(numeric, codes)
+            config = self.plan.schedule.config
+            losses = LOSSES[config.loss].row_losses(logits, target, config)
+            total = (losses * weight).sum()
+            backward_begins()
+            gradients = torch.autograd.grad(total / self.plan.schedule.batch, self._leaves, allow_unused=True)
         with torch.no_grad():
             self._update(gradients, losses.detach(), total.detach(), weight, ids, counted)
 
-    def _weighted_loss(
-        self,
-        leaves: Sequence[Tensor],
-        numeric: Tensor,
-        codes: Tensor,
-        target: Tensor,
-        weight: Tensor,
-        ids: Tensor,
-        keys: Tensor,
-        masks: Sequence[Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """(sum of weight * loss, loss of each row)."""
-        if masks is None and self.model.mask_widths:
-            p = self.model.dropout
-            masks = [
-                dropout_mask(ids, width, keys[layer], p, self.kind, self._steps[layer])
-                for layer, width in enumerate(self.model.mask_widths)
-            ]
-        logits = self.model.apply_weights(leaves, numeric, codes, masks)
-        config = self.plan.schedule.config
-        losses = LOSSES[config.loss].row_losses(logits, target, config)
-        return (losses * weight).sum(), losses
-
-    def _fused(self, ids: Tensor) -> list[Tensor]:
-        """The masks, by one kernel per layer, in separate buffers."""
-        words = torch.int16 if self.kind == torch.bfloat16 else torch.int32
-        kept = torch.tensor(1.0 / (1.0 - self.model.dropout), dtype=torch.float32).to(self.kind).view(words).item()
-        stream = numba_stream() if self.device.type == "cuda" else 0
-        for layer, mask in enumerate(self._masks):
-            twins.dropout_mask(
-                ids, self._keys, self.cursor, layer, self.model.dropout, int(kept), mask.view(words), stream
-            )
-        return self._masks
-
     def _update(
         self,
-        gradients: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
         losses: Tensor,
         total: Tensor,
         weight: Tensor,
@@ -145,7 +105,8 @@ class GpuStep:
     ) -> None:
         size, config = self.flat.size, self.plan.schedule.config
         self._gradient.zero_()  # the gaps between parameters must not keep the NaN of a skipped step
-        torch._foreach_copy_(self._views, list(gradients))
+        pairs = [(view, found) for view, found in zip(self._views, gradients, strict=True) if found is not None]
+        torch._foreach_copy_([view for view, _ in pairs], [found for _, found in pairs])
         wrong = ~torch.isfinite(losses) & counted
         # A row of weight zero with an infinite loss makes the sum NaN although it is not counted as wrong.
         bad = torch.maximum(wrong.sum(), (~torch.isfinite(total)).to(torch.int64))

@@ -10,7 +10,7 @@ losses equal within rounding. Not promised: the CPU's bits, or the same bits for
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from engine.training.flat import AdamW, FlatWeights
 from engine.training.gpu.graphs import Runner, make_runner, run_chunk
 from engine.training.gpu.inputs import Chunk, Resident, Rows, SideLane, Source, StepPlan, Streamed, prepare_chunk
 from engine.training.gpu.step import BAD, LOSS, NAMED, NORM, WEIGHT, GpuStep
-from engine.training.model import Network
-from engine.training.predict import DEVICE_TILE_ROWS
+from engine.training.predict import DEVICE_TILE_ROWS, Evaluators
 from engine.training.stepper import StepFigures, StepsTaken, TrainingJob
 from kernels import cuda as twins
 
@@ -31,7 +30,7 @@ from kernels import cuda as twins
 class GpuStepper:
     """A chunk of steps a call, up to the next pause of the schedule; the next chunk is prepared while one computes.
 
-    `runner` is graph, compile or eager (see `graphs`), or a function that makes one; `resident` overrides the memory rule.
+    `runner` is graph or eager (see `graphs`), or a function that makes one; `resident` overrides the memory rule.
     """
 
     def __init__(
@@ -45,16 +44,19 @@ class GpuStepper:
         exchange = job.exchange
         self._job, self._device = job, torch.device(device)
         self.identity = {"device": self._device.type}
+        job.model.module.to(self._device)
         with self._device:  # tensors are created on it
             self.weights = FlatWeights(job.model, job.precision)
             self.optimizer = AdamW(self.weights.size, job.config.train.weight_decay)
+        self._evaluators = Evaluators(job.model, self.weights.tensors(), job.precision)
         self._staged: tuple[int, Chunk] | None = None  # the next chunk, and its first step
         self._lane = SideLane(self._device)
         self._plan = StepPlan(job.schedule, exchange.rank, exchange.world)
         rows = Rows.of(job.train, job.class_weights, job.model)
         placement = Placement.choose(rows.nbytes, self._device)
         resident = placement.resident if resident is None else resident
-        low = any(self.weights.low) and not job.model.cardinalities
+        # An Mlp without codes reads its numbers in bf16 only.
+        low = any(self.weights.low) and job.model.kind == "mlp" and not job.model.shape["cardinalities"]
         kind = torch.bfloat16 if low else torch.float32
         source: Source = (
             Resident(rows, self._plan, self._device, kind)
@@ -62,7 +64,7 @@ class GpuStepper:
             else Streamed(rows, self._plan, self._device, kind, job.team.threads)
         )
         reduce = self._sum_over_workers if exchange.world > 1 else None
-        self._step = GpuStep(job.model, self.weights, self.optimizer, source, self._plan, reduce=reduce)
+        self._step = GpuStep(self.weights, self.optimizer, source, self._plan, reduce=reduce)
         self._runner, name = self._make_runner(runner)
         if exchange.rank == 0:
             self._note(placement, resident, name)
@@ -127,9 +129,8 @@ class GpuStepper:
         if self._staged is not None and self._staged[0] == step:
             return self._staged[1]
         steps = min(self._plan.chunk, self._job.schedule.next_pause(step) - step)
-        layers = len(self._job.model.mask_widths)
         with self._lane:
-            return prepare_chunk(self._plan, self._job.order, step, steps, layers, self._device)
+            return prepare_chunk(self._plan, self._job.order, step, steps, self._job.model.mask_calls, self._device)
 
     def _seen(self, steps: int) -> list[int]:
         """The stream hash of each step, of all workers together."""
@@ -139,36 +140,33 @@ class GpuStepper:
 
     def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
         """float32[n, outputs], a tile at a time on the device."""
-        return device_logits(self._job.model, self.weights.tensors(), numeric, codes, self._device)
+        return device_logits(self._evaluators, numeric, codes, self._device)
 
     def finish(self) -> dict[str, float]:
         """Copy the weights to host memory; returns the peak of device memory."""
-        for parameter in self._job.model.parameters():
-            parameter.data = parameter.detach().cpu().clone()
+        self._job.model.module.cpu()
         if self._device.type != "cuda":
             return {}
         return {"train/device_memory_bytes": float(torch.cuda.max_memory_allocated(self._device))}
 
 
 def device_logits(
-    model: Network,
-    weights: Sequence[Tensor],
+    evaluators: Evaluators,
     numeric: NDArray[np.float32],
     codes: NDArray[np.int32],
     device: torch.device,
     tile_rows: int = DEVICE_TILE_ROWS,
 ) -> NDArray[np.float32]:
-    """`predict_logits` with weights on a device: tiles of one shape, one copy back at the end."""
+    """`Evaluators.logits` with weights on a device: tiles of one shape, one copy back at the end."""
     tile_rows = min(tile_rows, max(len(numeric), 1))
-    out = torch.empty((-(-len(numeric) // tile_rows) * tile_rows, model.outputs), device=device)
+    out = torch.empty((-(-len(numeric) // tile_rows) * tile_rows, evaluators.network.outputs), device=device)
     block = torch.zeros((tile_rows, numeric.shape[1]), device=device)
     keys = torch.zeros((tile_rows, codes.shape[1]), dtype=torch.int32, device=device)
-    with torch.inference_mode():
-        for start in range(0, len(numeric), tile_rows):
-            count = min(tile_rows, len(numeric) - start)
-            for buffer, source in ((block, numeric), (keys, codes)):
-                buffer[:count].copy_(torch.from_numpy(source[start : start + count]))
-                buffer[count:] = 0
-            out[start : start + tile_rows] = model.apply_weights(weights, block, keys, None).float()
+    for start in range(0, len(numeric), tile_rows):
+        count = min(tile_rows, len(numeric) - start)
+        for buffer, source in ((block, numeric), (keys, codes)):
+            buffer[:count].copy_(torch.from_numpy(source[start : start + count]))
+            buffer[count:] = 0
+        out[start : start + tile_rows] = evaluators(block, keys)
     logits: NDArray[np.float32] = out[: len(numeric)].cpu().numpy()
     return logits
