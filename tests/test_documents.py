@@ -61,6 +61,7 @@ PLACEHOLDERS: dict[str, Callable[[Desk], str]] = {
     "RUN/drift.json": lambda desk: f"{desk.newest('monitor')}/drift.json",
     " RUN": lambda desk: f" {desk.newest('train')}",
     "/srv/engine/bin/python": lambda _: "python",
+    "orders.csv": lambda desk: desk.orders(),
     "/srv/flights": lambda desk: str(desk.folder),
     "/folder/of/the/monthly/files": lambda desk: str(desk.folder),
 }
@@ -206,6 +207,18 @@ class Desk:
                 code = shell.main(list(words))
             self.outcomes[words] = Outcome(code, out.getvalue(), err.getvalue())
         return self.outcomes[words]
+
+    def orders(self) -> str:
+        """A file of the reader's own: orders of forty days, paid or not."""
+        path = self.folder / "orders.csv"
+        if not path.exists():
+            rows = [
+                f"{place},2024-{1 + place // 200:02d}-{1 + place % 200 // 10:02d} 10:00:00,"
+                f"c{place * 7 % 11},{place * 37 % 101},{'yes' if place * 53 % 7 < 3 else 'no'}"
+                for place in range(400)
+            ]
+            path.write_text("\n".join(["order_id,created,customer,amount,paid", *rows]) + "\n")
+        return path.name
 
     def newest(self, command: str) -> str:
         """The newest finished run of a command; the first one is made by the first line of the documents that does."""

@@ -211,11 +211,12 @@ def _format(name: str, source: SourceConfig, path: Path) -> str:
         suffixes.pop()
     if suffixes and suffixes[-1] in SUFFIXES:
         return SUFFIXES[suffixes[-1]]
-    word = f"data.sources.{name}.format={_likely_format(path)}"
+    word = f"data.sources.{name}.format={likely_format(path)}"
     raise UserError(f"{path}: the format cannot be told from the name; by its first bytes, set {word}")
 
 
-def _likely_format(path: Path) -> str:
+def likely_format(path: Path) -> str:
+    """The format of a file by its first bytes."""
     with open_bytes(path) as stream:
         head = stream.read(8)
     if head.startswith((b"PAR1", b"ARROW1")):

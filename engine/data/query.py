@@ -27,7 +27,7 @@ T = TypeVar("T")
 _NOT_KEPT = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|BIT|BIGNUM)\b")
 
 
-def _duckdb() -> Any:
+def library() -> Any:
     """DuckDB, imported at the first query, so that what uses no SQL does not need it. Raises UserError."""
     try:
         import duckdb
@@ -42,7 +42,7 @@ def connect(memory: int | None = None, spill: Path | None = None, without: str =
 
     `spill` is the only folder that it may write to, `without` names steps of the optimizer to disable.
     """
-    connection = _duckdb().connect(":memory:", config={"threads": 1, "python_enable_replacements": False})
+    connection = library().connect(":memory:", config={"threads": 1, "python_enable_replacements": False})
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET preserve_insertion_order = true")
@@ -74,7 +74,7 @@ def run(
     """Batches of about `rows` rows of one SELECT. Raises UserError with DuckDB's reason, without values of the data if
     columns are `sensitive`, and if the next rows take longer than `limit` seconds.
     """
-    duckdb = _duckdb()
+    duckdb = library()
     with failures.explained(where, sensitive=sensitive):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:

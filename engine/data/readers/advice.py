@@ -49,8 +49,7 @@ def advice(file: SourceFile, source: SourceConfig, zone: str) -> str:
         if file.format == "jsonl":  # of the csv options it has this one only
             word = schema.word(f"data.sources.{file.source}.csv.encoding", options.encoding)
             return f" It looks as if {encoded[0]}: set {word}" if encoded else ""
-        head, tail = _lines(file, options)
-        found, reasons = _Look(file, dataclasses.replace(source, csv=options), zone, head, tail).options()
+        found, reasons = better_options(file, dataclasses.replace(source, csv=options), zone)
     except (UserError, OSError, ValueError, pa.ArrowException):  # it has its own message already
         return ""
     words = [
@@ -59,6 +58,12 @@ def advice(file: SourceFile, source: SourceConfig, zone: str) -> str:
         if getattr(found, field.name) != getattr(source.csv, field.name)
     ]
     return f" It looks as if {' and '.join([*encoded, *reasons])}: set {' '.join(words)}" if words else ""
+
+
+def better_options(file: SourceFile, source: SourceConfig, zone: str) -> tuple[CsvOptions, list[str]]:
+    """(csv options that read more of the file's first and last lines as declared, or the source's own; the reason for each)."""
+    head, tail = _lines(file, source.csv)
+    return _Look(file, source, zone, head, tail).options()
 
 
 def _typed(value: Any) -> Any:
