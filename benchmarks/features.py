@@ -163,7 +163,7 @@ def _windows(place: Place, settings: Settings, limit: float) -> list[Row]:
         from engine.features.spec import view_inputs
 
         for name, view in views.items():
-            rows = dataset.read(view_inputs(view, config.data, config.features.as_of or ""))
+            rows = dataset.read(view_inputs(view, config.data, config.features.decision.column))
             view_features(name, view, config.data, config.features, rows, rows, {}, settings.threads)
 
     found = {

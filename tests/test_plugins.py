@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,27 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str | None, f
         (tmp_path / "features.py").write_text(text)
     with pytest.raises(UserError, match=f"plugins: .*{found}"):
         compose(["plugins=[features.py]"], str(tmp_path))
+
+
+@pytest.mark.parametrize("helper", ["helpers.py", "helpers/__init__.py", "helpers/deep.py"])
+def test_a_file_imports_nothing_of_the_current_folder_unless_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: str
+) -> None:
+    conf, here = tmp_path / "conf", tmp_path / "here"
+    (here / helper).parent.mkdir(parents=True)
+    (here / helper).write_text("")
+    conf.mkdir()
+    (conf / "features.py").write_text("import json, engine, helpers.deep\n\ndef double(rows): ...\n")
+    monkeypatch.chdir(here)
+    words = ["plugins=[features.py]"]
+    compose(words, str(conf))  # Python does not look in the current folder here
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(
+        UserError, match=r"plugins: .*must not import helpers: a file in .*here is no part of its digest"
+    ):
+        compose(words, str(conf))
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"helpers": ["helpers"]})
+    compose(words, str(conf))
 
 
 @pytest.mark.parametrize("name", ["/etc/features.py", "../features.py", "features.yaml", "a@b.py"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import linecache
 import re
 import sys
@@ -17,6 +18,7 @@ import threading
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -90,10 +92,11 @@ def read(folder: Path, reference: str) -> Plugin:
             f"plugins: {path} must have the digest {digest}, found {plugin.digest}: another file, or an edited one"
         )
     for module in _imported(tree):
-        if not module or (path.parent / f"{module}.py").is_file() or (path.parent / module / "__init__.py").is_file():
+        there = path.parent if not module or _is_in(path.parent, module) else _place_not_installed(module)
+        if there is not None:
             raise UserError(
-                f"plugins: {path} must not import {module or 'relative to itself'}: a file beside it is no part of its digest. "
-                "Put the code into one file, or into an installed package"
+                f"plugins: {path} must not import {module or 'relative to itself'}: a file in {there} is no part of its "
+                "digest. Put the code into one file, or into an installed package"
             )
     return plugin
 
@@ -105,6 +108,31 @@ def _imported(tree: ast.Module) -> Iterator[str]:
             yield from (item.name.split(".")[0] for item in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield "" if node.level else (node.module or "").split(".")[0]
+
+
+def _is_in(folder: Path, module: str) -> bool:
+    return (folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file()
+
+
+def _place_not_installed(module: str) -> Path | None:
+    """The current folder where a module would be imported from there; None where it is installed or not found.
+
+    Python looks there first in a notebook and with `python -m engine`. The engine itself is in the record of every run.
+    """
+    here = Path.cwd()
+    if module in ("engine", "kernels") or not (_is_in(here, module) or (here / module).is_dir()):
+        return None
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # such as of a module that was put into sys.modules by hand
+        return None
+    places = [] if found is None else [found.origin, *(found.submodule_search_locations or ())]
+    inside = any(
+        Path(place).is_relative_to(here / module) or Path(place) == here / f"{module}.py"
+        for place in places
+        if place is not None
+    )
+    return here if inside and module not in metadata.packages_distributions() else None
 
 
 def pinned(reference: str, plugins: Sequence[Plugin]) -> str:

@@ -65,10 +65,14 @@ def nodes(sql: str, where: str) -> Iterator[Node]:
 
 def _parsed(sql: str, where: str) -> Node:
     """Parse tree of a SELECT of one expression over `rows`."""
-    tree, reason = repeatable.parse(f"SELECT ({sql}) AS value FROM rows")
-    if tree is None or len(tree.get("select_list", ())) != 1:
-        raise UserError(f"{where} must be one SQL expression, found {sql!r}" + (f": {reason}" if reason else ""))
-    return tree
+    # With parentheses nothing can follow it; without them it must hold together: not `a) + (b`, `a, b` or an empty text.
+    trees = []
+    for text in (sql, f"({sql})"):
+        tree, reason = repeatable.parse(f"SELECT {text} AS value FROM rows")
+        if tree is None or len(tree.get("select_list", ())) != 1 or not sql.strip():
+            raise UserError(f"{where} must be one SQL expression, found {sql!r}" + (f": {reason}" if reason else ""))
+        trees.append(tree)
+    return trees[-1]
 
 
 def evaluate(
@@ -98,12 +102,12 @@ def evaluate(
 def _check_whole(
     connection: Any, expressions: Mapping[str, tuple[str, str]], where: str, sensitive: Collection[str]
 ) -> None:
-    """Raise UserError for a fraction where a whole number is declared, because SQL would round it."""
+    """Raise UserError where a whole number is declared: for a fraction, which SQL would round, and what is not finite."""
     for name, (sql, kind) in expressions.items():
         if not kind.startswith("int"):
             continue
         value = f"CAST(({sql}) AS DOUBLE)"
-        lost = f"SELECT {value} AS found FROM rows WHERE {value} <> round({value}) LIMIT 1"
+        lost = f"SELECT {value} AS found FROM rows WHERE {value} <> round({value}) OR NOT isfinite({value}) LIMIT 1"
         found = next(
             (
                 table["found"][0].as_py()
@@ -113,9 +117,11 @@ def _check_whole(
             None,
         )
         if found is not None:
-            found = "a fraction (not shown: it is computed from sensitive values)" if sensitive else found
+            advice = "round() it" if math.isfinite(found) else "divide by nullif(x, 0), which gives null where x is 0"
+            if sensitive and math.isfinite(found):
+                found = "a fraction (not shown: it is computed from sensitive values)"
             raise UserError(
-                f"{where}: expression {name!r} must give whole numbers ({kind}), found {found}: round() it, or declare float64"
+                f"{where}: expression {name!r} must give whole numbers ({kind}), found {found}: {advice}, or declare float64"
             )
 
 

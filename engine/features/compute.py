@@ -180,7 +180,10 @@ def _derived(
     if not view.derive:
         return {}
     rows = pa.table({feature.removeprefix(f"{name}_"): column for feature, column in features.items()})
-    wanted = {key: (item.sql, item.type) for key, item in view.derive.items()}
+    wanted = {
+        key: (_finite(item.sql) if item.type.startswith("int") else item.sql, item.type)
+        for key, item in view.derive.items()
+    }
     found = {}
     for key, column in zip(
         wanted, evaluate(wanted, rows, f"features.views.{name}.derive", sensitive).columns, strict=True
@@ -190,6 +193,11 @@ def _derived(
             values = pc.if_else(pc.is_finite(values), values, None)
         found[f"{name}_{key}"] = values
     return found
+
+
+def _finite(sql: str) -> str:
+    """SQL of an expression that is null where its number is not finite: no whole number can hold that."""
+    return f"CASE WHEN isfinite(CAST(({sql}) AS DOUBLE)) THEN ({sql}) END"
 
 
 def _conditions(name: str, view: ViewConfig, columns: Mapping[str, Column], past: pa.Table) -> dict[str, np.ndarray]:

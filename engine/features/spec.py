@@ -210,17 +210,17 @@ def check_past_sql(where: str, view: ViewConfig, data: DataConfig) -> None:
             found = repr(unknown[0]) if unknown else "none"
             hint = nearest(unknown[0] if unknown else "", aggregates[: -len(view.derive)])
             raise UserError(f"{key} must be computed from aggregates of the view, found {found}.{hint}")
-    columns = past_columns(view, data)
-    read = {column for sql in view.conditions for column in expression_columns(sql, f"{where}: where")}
-    check_distinct(((name, f"{where}: where") for name in sorted(read)), feature_names.RENAME, fold=True)
-    for sql in view.conditions:
-        for column in expression_columns(sql, f"{where}: where"):
+    columns, read = past_columns(view, data), set()
+    for key, sql in view.conditions_by_key.items():
+        for column in expression_columns(sql, f"{where}.{key}"):
+            read.add(column)
             if column not in columns:
                 raise UserError(
-                    f"{where}: where names {column!r}, which past rows do not have.{nearest(column, columns)}"
+                    f"{where}.{key} names {column!r}, which past rows do not have.{nearest(column, columns)}"
                 )
             if columns[column].known_at is None:
-                raise UserError(f"{where}: where reads {column!r}, which must say when it becomes known (known_at)")
+                raise UserError(f"{where}.{key} reads {column!r}, which must say when it becomes known (known_at)")
+    check_distinct(((name, f"{where}.where") for name in sorted(read)), feature_names.RENAME, fold=True)
 
 
 def windows_of(features: FeaturesConfig) -> list[ViewConfig]:

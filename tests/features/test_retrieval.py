@@ -350,6 +350,9 @@ def test_an_expression_view_is_row_local_and_guarded(folder: Path, dataset: Data
         ("now()", "'now' does not"),
         ("x +", "one SQL expression"),
         ("1; DROP TABLE rows", "one SQL expression"),
+        (" ", "one SQL expression, found ' '"),
+        ("a, b", "one SQL expression, found 'a, b'"),
+        ("a > 1) OR (b > 1", "one SQL expression, found"),
     ],
 )
 def test_an_expression_that_is_not_row_local_is_refused(sql: str, message: str) -> None:
@@ -369,6 +372,10 @@ def test_an_expression_of_whole_numbers_is_not_rounded() -> None:
         ):
             evaluate({"x": (sql, "int64")}, rows)
     assert evaluate({"x": ("round(a / 2)", "int64")}, rows)["x"].to_pylist() == [2, 3, None]
+    for sql, found in (("a / 0", "inf"), ("(a - 4) / 0", "(nan|inf)"), ("-a / 0", "-inf")):
+        with pytest.raises(UserError, match=rf"whole numbers \(int64\), found {found}: divide by nullif\(x, 0\)"):
+            evaluate({"x": (sql, "int64")}, rows)
+    assert evaluate({"x": ("a / nullif(0, 0)", "int64")}, rows)["x"].to_pylist() == [None, None, None]
 
 
 def test_an_expression_cannot_read_files() -> None:

@@ -414,7 +414,13 @@ def test_another_rule_over_past_rows_is_another_view(folder: Path, tmp_path: Pat
             r"'tmp', which is not in data.tables.weather.columns.*temp",
         ),
         ("features.views.reports.on=[temp]", r"matches 'shop' \(string\) with 'temp' of data.tables.weather.columns"),
-        ("features.views.reports.where='tmp > 1'", r"reports: where names 'tmp'.*temp"),
+        ("features.views.reports.where='tmp > 1'", r"reports.where names 'tmp'.*temp"),
+        ("features.views.reports.where=''", r"reports.where must be one SQL expression, found ''"),
+        (
+            "features.views.big.aggregates.sold.where=' '",
+            r"big.aggregates.sold.where must be one SQL expression, found ' '",
+        ),
+        ("features.views.reports.where='temp > 5) OR (temp < 0'", r"reports.where must be one SQL expression"),
         ("features.views.reports.where='avg(temp) > 1'", r"one row at a time, found the aggregate 'avg'"),
         ("features.views.reports.where='published > seen'", r"'published', which must say when"),
         ("features.views.big.exclude={visit: shop}", r"big.exclude matches 'visit' \(int64\) with 'shop'"),
@@ -533,6 +539,12 @@ def test_a_derived_feature_is_computed_with_what_it_needs_and_appended_as_a_full
     pq.write_table(table.slice(700), folder / "visits-1.parquet")
     grown, fresh = built(config_of(folder, *REPORTS, DERIVE)), from_scratch(folder, tmp_path, *REPORTS, DERIVE)
     assert everything(grown).equals(everything(fresh)) and grown.digest == fresh.digest
+    whole = "features.views.big.derive={share: {sql: 'round(sold_sum_2d / (sold_count_2d - 1))', type: int64}}"
+    found = everything(built(config_of(folder, *REPORTS, whole)))
+    mean = pc.divide(found["big_sold_sum_2d"], pc.subtract(found["big_sold_count_2d"], 1))
+    finite = pc.fill_null(pc.is_finite(mean), False)
+    assert found["big_share"].type == pa.int64() and found["big_share"].is_valid().equals(finite)
+    assert pc.any(pc.is_inf(mean)).as_py() and pc.any(finite).as_py()
     other = DERIVE.replace("sold_sum_2d /", "sold_count_2d /")
     assert not everything(built(config_of(folder, *REPORTS, other))).equals(everything(grown))
 

@@ -163,6 +163,16 @@ class ViewConfig:
         return found
 
     @property
+    def conditions_by_key(self) -> dict[str, str]:
+        """The conditions as they are written: key of the view -> SQL."""
+        found = {
+            f"aggregates.{entry}.where": item.where
+            for entry, item in self.aggregates.items()
+            if isinstance(item, AggregateConfig)
+        }
+        return {key: sql for key, sql in {"where": self.where, **found}.items() if sql is not None}
+
+    @property
     def conditions(self) -> list[str]:
         """The conditions over past rows."""
         return list(dict.fromkeys(asked.where for asked in self.asked.values() if asked.where is not None))
