@@ -28,6 +28,7 @@ from engine.config.sections.training import EvaluateConfig
 from engine.monitoring.estimate import Unlabelled, estimate
 from engine.monitoring.performance import Judge, Outcomes
 from engine.scoring.read import predictions
+from engine.training.losses import LOSSES
 
 peers.REQUIREMENTS.setdefault("nannyml", ["nannyml>=0.13", "statsmodels"])
 JSON = Path(__file__).parent / "results/estimate.json"
@@ -35,7 +36,7 @@ GOAL = 0.015
 FIRST, LAST = datetime.date(2013, 5, 1), datetime.date(2013, 12, 31)
 WEEK = 7
 JUDGE = Judge(
-    loss="binary", evaluate=EvaluateConfig(bootstrap=0), quantile=0.5, alpha=0.05, floor=0.1, min_labelled=0.5, length=WEEK,
+    loss=LOSSES["binary"], evaluate=EvaluateConfig(bootstrap=0), alpha=0.05, floor=0.1, min_labelled=0.5, length=WEEK,
     block=WEEK, seed=0,
 )  # fmt: skip
 NANNYML = """

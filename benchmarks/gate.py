@@ -28,6 +28,7 @@ from engine.lifecycle.challenger import History, Labelled, Periods, Workshop, la
 from engine.lifecycle.challenger_gate import PROMOTE, Judged, evidence, verdict
 from engine.lifecycle.looks import Looks
 from engine.runtime.run import Run
+from engine.training.losses import LOSSES
 from kernels.metrics import roc_auc
 
 SEEDS = (100, 101, 102, 103, 104)
@@ -130,7 +131,9 @@ def followed(known: Labelled, champion: np.ndarray, challenger: np.ndarray, gate
             looks, since = Looks(), None
         slices = {name: values[part] for name, values in known.slices.items()}
         sides = (known.target[part], champion[part], challenger[part])
-        figures = evidence(Judged(*sides, slices, known.days[part], known.blocks[part]), "binary", gate, looks=looks)
+        figures = evidence(
+            Judged(*sides, slices, known.days[part], known.blocks[part]), LOSSES["binary"], gate, looks=looks
+        )
         looks = Looks.of(figures["looks"])
         if since is None and verdict(figures, gate)[0] == PROMOTE:
             since = LOOK // 7 * (number % TOGETHER + 1)

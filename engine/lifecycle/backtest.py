@@ -47,6 +47,7 @@ from engine.runtime.on_ray import cluster, pool
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, plan_digest
 from engine.training.evaluate import Scored, intervals, point_metrics
+from engine.training.losses import loss_of
 from engine.training.metrics import decimals, find_metric
 from engine.training.train import check_trainable
 
@@ -155,7 +156,7 @@ def prepare(config: Config, run: Run, history: History) -> Bench:
         history = dataclasses.replace(history, config=config)
         workshop = Workshop(history, run, workshop.cache)
     first = trained(first_config(config, history), run, history.dataset.digest)
-    metric = judged_metric(config.train.loss, config.retrain.gate)
+    metric = judged_metric(loss_of(config.train), config.retrain.gate)
     watch = Watch(workshop, metric, Path(shared.store) / "backtest" / "monitor")
     return Bench(config, run, workshop, watch, periods, metric, first)
 
@@ -373,18 +374,18 @@ def measured(bench: Bench, version: Version, period: Period) -> tuple[PeriodRow,
     rows = bench.history.dataset.row_range(period.start, period.stop)
     scores = bench.workshop.scores(predictor, rows)
     classes = tuple(predictor.bundle.model["classes"])
-    loss, quantile = bench.config.train.loss, bench.config.train.quantile
+    loss = loss_of(bench.config.train)
 
     def figures(now: int | None) -> tuple[Scored, dict[str, float]]:
         span = Periods(period.start, period.start, period.start, period.stop, LATEST if now is None else now)
         kind, run = predictor.model.target.kind, bench.workshop.run if now is None else None
         known = labelled(bench.history, span, classes, kind, run).scored(scores)
-        return known, point_metrics(known.target, known.scores, loss, quantile=quantile, weight=known.weight)
+        return known, point_metrics(known.target, known.scores, loss, weight=known.weight)
 
     final, values = figures(None)
     ripe, early = figures(period.stop)
     settings = dataclasses.replace(bench.config.evaluate, confidence=bench.config.backtest.confidence)
-    low, high = intervals(final, values, loss, settings, quantile=quantile).get(bench.metric, (None, None))
+    low, high = intervals(final, values, loss, settings).get(bench.metric, (None, None))
     value, known = (storage.finite(found[bench.metric]) for found in (values, early))
     return {"metric": value, "low": low, "high": high, "rows": len(final.target)}, known, len(ripe.target)
 

@@ -19,17 +19,9 @@ from numpy.typing import NDArray
 from engine.config.sections.lifecycle import GateConfig
 from engine.lifecycle.looks import Looks, fewest_days
 from engine.training.evaluate import counted, counts, mean, point_metrics, watched_metric
-from engine.training.losses import LOSSES
-from engine.training.metrics import (
-    FEWEST_BLOCKS,
-    METRICS,
-    BlockSums,
-    Spread,
-    add_up,
-    decimals,
-    numbered_blocks,
-    poisson_counts,
-)
+from engine.training.loss import Loss
+from engine.training.metrics import decimals
+from engine.training.resampling import FEWEST_BLOCKS, BlockSums, Spread, add_up, numbered_blocks, poisson_counts
 
 Array = NDArray[Any]
 PROMOTE, KEEP = "promote", "keep"
@@ -67,17 +59,16 @@ class Judged:
         return Judged(self.target[rows], *sides, {}, self.days[rows], self.blocks[rows], weight)
 
 
-def judged_metric(loss: str, gate: GateConfig) -> str:
-    """Name of the metric to beat. Raises UserError when the loss's task does not have it."""
+def judged_metric(loss: Loss, gate: GateConfig) -> str:
+    """Name of the metric to beat. Raises UserError when the loss does not have it."""
     return watched_metric(loss, gate.metric, "retrain.gate.metric")
 
 
 def evidence(
     judged: Judged,
-    loss: str,
+    loss: Loss,
     gate: GateConfig,
     *,
-    quantile: float = 0.5,
     seed: int = 0,
     stand_ins: bool = True,
     looks: Looks | None = None,
@@ -88,12 +79,12 @@ def evidence(
     With `stand_ins` a slice whose metric cannot be computed is checked by its log loss.
     """
     metric = judged_metric(loss, gate)
-    known = METRICS[LOSSES[loss].task]
+    known = loss.metrics
     stand_in = next((name for name, item in known.items() if stand_ins and item.stand_in and name != metric), None)
     judged = _counted(judged)
 
     def compared(rows: Judged, name: str) -> dict[str, Any]:
-        return _compare(rows, name, loss, gate, seed, quantile)
+        return _compare(rows, name, loss, gate, seed)
 
     found: dict[str, Any] = {
         "rows": judged.rows,
@@ -102,10 +93,10 @@ def evidence(
         "slices": [],
     }
     if found["metric"]["low"] is not None:
-        days, gains = _daily_gains(judged, metric, loss, quantile)
+        days, gains = _daily_gains(judged, metric, loss)
         found["looks"] = (looks or Looks()).after(days, gains - gate.min_gain).plain()
         found["metric"]["day_deviation"] = float(gains.std(ddof=1))
-    if LOSSES[loss].task == "binary":
+    if loss.task == "binary":
         found[BUSINESS] = _costs(judged, gate, seed)
         found["calibration"] = compared(judged, "ece")
     for name, values in judged.slices.items():
@@ -250,16 +241,13 @@ def _against_calibration(found: Mapping[str, Any], gate: GateConfig) -> list[str
 # ------------------------------------------------------------------------------------------------------ figures
 
 
-def _compare(judged: Judged, name: str, loss: str, gate: GateConfig, seed: int, quantile: float) -> dict[str, Any]:
+def _compare(judged: Judged, name: str, loss: Loss, gate: GateConfig, seed: int) -> dict[str, Any]:
     """Both models' metric and the gain (positive is better) with its interval, and the `chance` of a gain as low if there
     were none.
     """
-    metric = METRICS[LOSSES[loss].task][name]
+    metric = loss.metrics[name]
     sides = (judged.champion, judged.challenger)
-    points = [
-        _finite(point_metrics(judged.target, scores, loss, quantile=quantile, weight=judged.weight)[name])
-        for scores in sides
-    ]
+    points = [_finite(point_metrics(judged.target, scores, loss, weight=judged.weight)[name]) for scores in sides]
     row: dict[str, Any] = {"champion": points[0], "challenger": points[1], "gain": None, "low": None, "high": None}
     if points[0] is None or points[1] is None:
         return {**row, "reason": _reason(judged)}
@@ -267,7 +255,7 @@ def _compare(judged: Judged, name: str, loss: str, gate: GateConfig, seed: int, 
     place, blocks = numbered_blocks(judged.blocks)
     if blocks < FEWEST_BLOCKS:
         return {**row, "reason": _too_short(judged, blocks)}
-    old, new = _in_blocks(judged, name, loss, quantile, place, blocks)
+    old, new = _in_blocks(judged, name, loss, place, blocks)
     times = poisson_counts(blocks, gate.bootstrap, seed)
     drawn, each = new.drawn(times) - old.drawn(times), new.without_each() - old.without_each()
     spread = Spread.of(metric.sign * drawn, metric.sign * each, gate.confidence)
@@ -284,25 +272,22 @@ def _too_short(judged: Judged, blocks: int) -> str:
     )
 
 
-def _in_blocks(
-    judged: Judged, name: str, loss: str, quantile: float, place: Array, blocks: int
-) -> tuple[BlockSums, BlockSums]:
+def _in_blocks(judged: Judged, name: str, loss: Loss, place: Array, blocks: int) -> tuple[BlockSums, BlockSums]:
     """The metric's sums of each block, of champion and challenger."""
-    metric = METRICS[LOSSES[loss].task][name]
+    metric = loss.metrics[name]
     rows = [
-        counted(judged.target, scores, judged.weight, quantile, ECE_BINS)
-        for scores in (judged.champion, judged.challenger)
+        counted(judged.target, scores, judged.weight, loss, ECE_BINS) for scores in (judged.champion, judged.challenger)
     ]
     return metric.in_blocks(rows[0], place, blocks), metric.in_blocks(rows[1], place, blocks)
 
 
-def _daily_gains(judged: Judged, name: str, loss: str, quantile: float) -> tuple[Array, Array]:
+def _daily_gains(judged: Judged, name: str, loss: Loss) -> tuple[Array, Array]:
     """(days ascending, gain of each): the jackknife's pseudo-values, n * all - (n - 1) * all but the day (Efron & Tibshirani, ch.
     11). Their mean is the gain of all rows, also for a metric that is no mean of days.
     """
     days, place = np.unique(judged.days, return_inverse=True)
-    old, new = _in_blocks(judged, name, loss, quantile, place, len(days))
-    sign, n = METRICS[LOSSES[loss].task][name].sign, len(days)
+    old, new = _in_blocks(judged, name, loss, place, len(days))
+    sign, n = loss.metrics[name].sign, len(days)
     gains = sign * (n * (new.whole() - old.whole()) - (n - 1) * (new.without_each() - old.without_each()))
     good = np.isfinite(gains)
     return days[good], gains[good]

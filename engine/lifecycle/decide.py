@@ -33,6 +33,7 @@ from engine.runtime import records, storage
 from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, VersionFacts, seal_of
 from engine.runtime.run import as_written, load_metrics, load_record
 from engine.training.evaluate import watched_metric
+from engine.training.losses import LossRecord, loss_of, loss_record, recorded_loss
 from engine.training.ripening import days
 
 # 2: slices whose metric cannot be computed are checked; 3: reasons give a time, and the number of waiting rows; 5: intervals come
@@ -68,7 +69,7 @@ class Setting:
     @property
     def metric(self) -> str:
         """Name of the watched and judged metric."""
-        return challenger_gate.judged_metric(self.config.train.loss, self.policy.gate)
+        return challenger_gate.judged_metric(loss_of(self.config.train), self.policy.gate)
 
 
 # -------------------------------------------------------------------------------------------------------- facts
@@ -78,7 +79,7 @@ def version_facts(run: Path) -> VersionFacts:
     """The registry's record of a training run: directory, periods, metrics."""
     record = load_record(run, refuse=True)
     split, zone = record["config"]["split"], record["config"]["data"]["time_zone"]
-    loss = record["config"]["train"]["loss"]
+    loss = recorded_loss(record["config"]["train"])
     metric = watched_metric(loss, record["config"]["train"]["metric"])
     metrics = load_metrics(run, refuse=True)
     used = record.get("labels") or {}  # older runs read whole periods
@@ -91,7 +92,7 @@ def version_facts(run: Path) -> VersionFacts:
         "source": str(run),
         "seen_until": max(ends),
         "split": split,
-        "loss": loss,
+        "loss": loss.name,
         "metric": {
             "name": metric,
             "value": next(
@@ -186,8 +187,7 @@ def decide(setting: Setting, observations: tuple[Observation, ...], now: int) ->
         "periods": dataclasses.asdict(periods),
         "champion": facts.champion.digest,
         "challenger": None,
-        "loss": setting.config.train.loss,
-        "quantile": setting.config.train.quantile,
+        **loss_record(setting.config.train),
         "evidence": None,
         "judged": None,
     }
@@ -327,9 +327,7 @@ def judge_pair(setting: Setting, champion: Version, challenger: Version, periods
     judged = score_both(workshop, old, new, periods)
     path = setting.directory / JUDGED
     content = write_judged(path, judged)
-    evidence = challenger_gate.evidence(
-        judged, setting.config.train.loss, gate, quantile=setting.config.train.quantile, looks=looks
-    )
+    evidence = challenger_gate.evidence(judged, loss_of(setting.config.train), gate, looks=looks)
     answer, reasons = challenger_gate.verdict(evidence, gate)
     return {
         "verdict": PROMOTED if answer == challenger_gate.PROMOTE else KEPT,
@@ -399,7 +397,7 @@ class TriggerRecord(TypedDict):
     reason: str
 
 
-class BegunDecision(TypedDict):
+class BegunDecision(LossRecord):
     """What is known before the models are judged; `policy` is that of the config, `facts` are those of the rules."""
 
     format: Annotated[int, records.Format(FORMAT)]
@@ -415,8 +413,6 @@ class BegunDecision(TypedDict):
     challenger: str | None
     challenger_run: NotRequired[str]
     train_rows: NotRequired[float | None]
-    loss: str
-    quantile: NotRequired[Annotated[float, records.Within(0, 1)]]
     evidence: dict[str, Any] | None
     looks: NotRequired[LooksRecord]
     judged: NotRequired[JudgedFile | None]
@@ -468,9 +464,8 @@ def replay(path: Path) -> tuple[DecisionRecord, list[str]]:
         stand_ins = saved["format"] > 1
         evidence = challenger_gate.evidence(
             judged,
-            saved["loss"],
+            recorded_loss(saved),
             policy.gate,
-            quantile=saved.get("quantile", 0.5),
             stand_ins=stand_ins,
             looks=Looks.of(saved.get("looks")),
         )

@@ -13,6 +13,7 @@ from engine.monitoring.drift_record import DriftRecord
 from engine.monitoring.performance import ALARM, QUIET, UNJUDGED
 from engine.runtime import records as reader
 from engine.runtime.run import as_written
+from engine.training.losses import loss_of
 
 JUDGED = (QUIET, ALARM, UNJUDGED)  # statuses of windows whose labels are known
 
@@ -42,7 +43,7 @@ def read_observations(config: Config) -> tuple[Observation, ...]:
     if newest is None:
         return ()
     paths = [path for path in records(config) if path.parent.name <= newest.parent.name]
-    metric = judged_metric(config.train.loss, config.retrain.gate)
+    metric = judged_metric(loss_of(config.train), config.retrain.gate)
     found = {}
     for path in dict.fromkeys([*paths, newest]):
         item = observation(read_record(path), metric, config.data.time_zone)

@@ -14,6 +14,7 @@ from engine.runtime import digest, storage
 from engine.runtime.registry import Registry, root_of
 from engine.runtime.run import Run
 from engine.training.evaluate import watched_metric
+from engine.training.losses import loss_of
 
 
 def retrain(config: Config, run: Run) -> dict[str, float]:
@@ -23,7 +24,7 @@ def retrain(config: Config, run: Run) -> dict[str, float]:
     """
     if config.retrain.replay:
         return _replay(Path(config.retrain.replay), run)
-    watched_metric(config.train.loss, config.train.metric)
+    watched_metric(loss_of(config.train), config.train.metric)
     registry = Registry(root_of(config.paths.runs), config.name)
     if registry.state().champion is None:
         raise UserError(

@@ -27,7 +27,6 @@ from engine.monitoring.performance import (
     worse_by,
 )
 from engine.monitoring.statistics import ColumnSpec
-from engine.training.losses import LOSSES
 from engine.training.metrics import Metric, Rows
 
 Array = NDArray[Any]
@@ -116,10 +115,11 @@ def expected(metrics: Mapping[str, Metric], meaning: Meaning, rows: Rows) -> dic
     unfolded = Rows(
         possible.target.ravel()[used],
         np.repeat(rows.scores, outcomes, axis=0)[used],
-        quantile=rows.quantile,
+        levels=rows.levels,
         ece_bins=rows.ece_bins,
         weight=weight.ravel()[used],
         threshold=rows.threshold,
+        power=rows.power,
     )
     return {name: metric.point(unfolded) for name, metric in metrics.items()}
 
@@ -208,7 +208,7 @@ def estimate(
     source = f"{len(labelled.counted.target):,} labels of {'recent days' if labelled is recent else 'the reference'}"
     watched = [judge.watched] if judge.watched in metrics else [n for n in metrics if judge.metrics_of_task[n].stand_in]
     alarming = [name for name in watched if metrics[name].get("alarm")]
-    method = "errors of similar scores" if LOSSES[judge.loss].task == "regression" else "isotonic regression"
+    method = "errors of similar scores" if judge.loss.number else "isotonic regression"
     labels = _labels(meaning, rows, judge)
     return {"metrics": metrics, "alarming": alarming, "method": f"{method} on {source}", "labels": labels}
 
@@ -236,25 +236,33 @@ def _learned_from(past: Outcomes, recent: Outcomes | None) -> Outcomes:
 
 
 def _meaning(rows: Outcomes, judge: Judge) -> Meaning | None:
-    known = rows.counted
-    return meaning_of_scores(LOSSES[judge.loss].task, known.target, known.scores.astype(np.float64), known.weight)
+    known, loss = rows.counted, judge.loss
+    task = "regression" if loss.number else loss.task
+    meaning = meaning_of_scores(task, known.target, loss.centre(known.scores.astype(np.float64)), known.weight)
+    return None if meaning is None else lambda scores: meaning(loss.centre(scores))
 
 
 def _expected(meaning: Meaning, rows: Unlabelled, judge: Judge) -> dict[str, float]:
     scores = rows.scores.astype(np.float64)
     asked = Rows(
-        np.empty(0), scores, judge.quantile, judge.evaluate.ece_bins, weight=rows.weight, threshold=judge.threshold
+        np.empty(0),
+        scores,
+        judge.loss.levels,
+        judge.evaluate.ece_bins,
+        weight=rows.weight,
+        threshold=judge.threshold,
+        power=judge.loss.power,
     )
     return expected(judge.metrics_of_task, meaning, asked)
 
 
 def _labels(meaning: Meaning, rows: Unlabelled, judge: Judge) -> dict[str, MetricRecord]:
     """The expected share of positives, of each class, or mean target."""
-    if LOSSES[judge.loss].task == "multiclass":
+    if judge.loss.task == "multiclass":
         possible = meaning(rows.scores.astype(np.float64))
         shares = np.average(possible.chance, axis=0, weights=rows.weight)
         return {f"{SHARE}{name}": {"value": float(share)} for name, share in zip(judge.classes, shares, strict=True)}
-    name = "positive_rate" if LOSSES[judge.loss].task == "binary" else "target_mean"
+    name = "positive_rate" if judge.loss.task == "binary" else "target_mean"
     mean = np.average(expected_target(meaning, rows.scores.astype(np.float64)), weights=rows.weight)
     return {name: {"value": float(mean)}}
 

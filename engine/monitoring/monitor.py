@@ -32,13 +32,12 @@ from engine.monitoring.window import (
     current_of,
     days_of,
     plan_of,
-    scored_classes,
     sliced_window,
     stored_window,
 )
 from engine.runtime import digest, storage
 from engine.runtime.run import Run
-from engine.training.bundle import Bundle, find_model, quantile_of, read_bundle
+from engine.training.bundle import Bundle, find_model, read_bundle
 from engine.training.bundle_spec import with_spec_of
 from engine.training.classes import target_values
 from engine.training.drift_reference import OUTCOME_ROWS
@@ -62,7 +61,9 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     config = with_spec_of(config, bundle)
     run.note(model=bundle.digest)
     columns = column_checks.schema(config.data.columns)
-    needed = check_expressions(settings.business, columns, len(scored_classes(bundle)), config.data.target)
+    needed = check_expressions(
+        settings.business, columns, len(bundle.loss.columns(bundle.model["classes"])), config.data.target
+    )
     reference = read_reference(bundle.directory, bundle.encoder)
     if settings.rising == "leave_out":
         reference = dataclasses.replace(reference, rising=rising(config.features, reference))
@@ -112,16 +113,15 @@ def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
     """How a loss of quality is measured."""
     settings = config.monitor
     return Judge(
-        loss=bundle.model["loss"],
+        loss=bundle.loss,
         evaluate=config.evaluate,
-        quantile=quantile_of(bundle),
         alpha=settings.alpha,
         floor=settings.performance_floor,
         min_labelled=settings.min_labelled.fraction,
         length=days_of(window),
         block=settings.block,
         seed=settings.seed,
-        classes=scored_classes(bundle),
+        classes=tuple(bundle.model["classes"]),
         threshold=bundle.model.get("decision", {}).get("threshold"),
     )
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 from engine.config.sections.training import EvaluateConfig
 from engine.runtime.records import Number
 from engine.training.evaluate import Scored, counts, intervals, mean, point_metrics, why_undefined
-from engine.training.losses import LOSSES
-from engine.training.metrics import Metric, metrics_of
+from engine.training.loss import Loss
+from engine.training.metrics import Metric
 
 QUIET, ALARM, WAITING, UNJUDGED, UNASKED = "quiet", "alarm", "waiting", "cannot be judged", "not asked"
 SHARE = "share of "  # before the name of a class
@@ -28,7 +28,8 @@ FEWEST_LABELS = 30
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Scored rows: local day int[n], target float64[n] (NaN: not known yet), scores [n] or [n, classes], columns.
+    """Scored rows: local day int[n], target float64[n] (NaN: not known yet), scores [n] or [n, classes or levels],
+    columns.
 
     `unknown` rows have a label unseen in training: they count as rows without a label. `weight` float[n]: how much each
     counts (None: 1). `blocks` [n]: what intervals draw whole (None: the days).
@@ -74,16 +75,15 @@ def read_outcomes(table: pa.Table) -> Outcomes:
 class Judge:
     """The metrics of a model, and the loss of quality that is an alarm."""
 
-    loss: str
+    loss: Loss
     evaluate: EvaluateConfig
-    quantile: float
     alpha: float
     floor: float
     min_labelled: float
     length: int
     block: int
     seed: int
-    classes: tuple[str, ...] = ()  # of a multiclass model
+    classes: tuple[str, ...] = ()  # of the target
     threshold: float | None = None  # of a binary model that decides
     earlier_errors: Mapping[str, Sequence[float]] = field(
         default_factory=dict
@@ -92,7 +92,7 @@ class Judge:
     @property
     def watched(self) -> str:
         """The metric that alarms."""
-        return LOSSES[self.loss].metric
+        return self.loss.metric
 
     def metrics(self, rows: Outcomes) -> dict[str, float]:
         """All metrics of labelled rows."""
@@ -101,19 +101,18 @@ class Judge:
             rows.scores,
             self.loss,
             ece_bins=self.evaluate.ece_bins,
-            quantile=self.quantile,
             weight=rows.weight,
             threshold=self.threshold,
         )
 
     @property
-    def metrics_of_task(self) -> dict[str, Metric]:
+    def metrics_of_task(self) -> Mapping[str, Metric]:
         """Those of `metrics`, by name."""
-        return metrics_of(LOSSES[self.loss].task, self.threshold)
+        return self.loss.metrics_at(self.threshold)
 
     def labels(self, rows: Outcomes) -> dict[str, float]:
         """Facts of the labels alone: share of positives, of each class, or the mean target."""
-        task, target = LOSSES[self.loss].task, rows.target
+        task, target = self.loss.task, rows.target
         if task == "multiclass":
             return {f"{SHARE}{name}": mean(target == k, rows.weight) for k, name in enumerate(self.classes)}
         return {"positive_rate" if task == "binary" else "target_mean": mean(target, rows.weight)}
@@ -227,7 +226,7 @@ def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[
     values = {**metrics, **judge.labels(known)}
     blocks = known.days if known.blocks is None else known.blocks
     scored = Scored(known.target, known.scores, known.days, blocks, known.weight)
-    bounds = intervals(scored, metrics, judge.loss, judge.evaluate, quantile=judge.quantile, threshold=judge.threshold)
+    bounds = intervals(scored, metrics, judge.loss, judge.evaluate, threshold=judge.threshold)
     base, bands = reference_bands(reference, judge, len(known.target))
     found: dict[str, MetricRecord] = {}
     for name, value in values.items():

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config import units
-from engine.config.sections.training import TASKS
 from engine.config.tree import Config
 from engine.data.calendar import day_start, local_days
 from engine.data.dataset import Dataset, row_ids
@@ -183,11 +182,6 @@ def scored_period(config: Config, directory: Path, record: RunRecord) -> tuple[i
     return int(values.min()), int(values.max()) + 1
 
 
-def scored_classes(bundle: Bundle) -> tuple[str, ...]:
-    """The classes that have a score each; none where a row has one score."""
-    return tuple(bundle.model["classes"]) if TASKS[bundle.model["loss"]] == "multiclass" else ()
-
-
 def stored_outcomes(
     config: Config, run: Run, bundle: Bundle, directory: Path, period: tuple[int, int], needed: list[str]
 ) -> Outcomes:
@@ -200,7 +194,7 @@ def stored_outcomes(
     there = row_ids(dataset.read(config.data.ids, rows=rows), config.data.ids)
     if not pc.all(pc.equal(table["row_id"], there)).as_py() and table.num_rows:
         raise UserError("the run scored other rows than the dataset now has in its period, by their ids")
-    names = score_names(scored_classes(bundle))
+    names = score_names(bundle.loss.columns(bundle.model["classes"]))
     scores = np.stack([np.asarray(table[name]) for name in names], axis=1)
     return outcomes_of(config, bundle, dataset, rows, scores[:, 0] if names == ["score"] else scores, needed)
 

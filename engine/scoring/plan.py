@@ -168,11 +168,11 @@ def earlier_parts(config: Config, run: Run, predictor: Predictor) -> tuple[Path 
     return None, {}
 
 
-def check_columns(config: Config, classes: tuple[str, ...] = (), decides: bool = False) -> None:
+def check_columns(config: Config, several: tuple[str, ...] = (), decides: bool = False) -> None:
     """Passed-through columns must be free names in the output, as the event time must; the partition column is passed
     through too. Raises UserError.
     """
-    event_time, scores = config.data.event_time, score_names(classes)
+    event_time, scores = config.data.event_time, score_names(several)
     own = ["row_id", *scores, *([COLUMN] if decides else []), "model"]
     own += [f"shadow_{name}" for name in (*scores, "model") if config.score.shadow]
     for name in passed_columns(config):

@@ -78,14 +78,14 @@ class Predictor:
         return self.bundle.digest
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names of a multiclass model."""
-        return tuple(self.bundle.model["classes"]) if self.bundle.model["loss"] == "multiclass" else ()
+    def columns(self) -> tuple[str, ...]:
+        """What the scores of a row are for where it has several: names of classes, or levels of quantiles."""
+        return self.bundle.loss.columns(self.bundle.model["classes"])
 
     @property
     def meaning(self) -> ScoreMeaning:
-        """The meaning of a score: the target, and its positive class (of two) or classes (of several)."""
-        return score_meaning(self.bundle.data.target or "", self.bundle.model["classes"], self.bundle.model["loss"])
+        """The meaning of a score: the target, and its positive class (of two), or what its scores are for (several)."""
+        return score_meaning(self.bundle.data.target or "", self.bundle.model["classes"], self.bundle.loss)
 
     @property
     def decides(self) -> bool:
@@ -109,7 +109,7 @@ class Predictor:
         """Columns of an output from scores [n] or [n, classes]: the scores, and the `decision`, text of a class, if the model
         decides.
         """
-        columns = score_columns(scores, self.classes)
+        columns = score_columns(scores, self.columns)
         if self.decides:
             codes = decide(self.bundle.model["decision"], scores).astype(np.int32)
             columns[COLUMN] = pa.DictionaryArray.from_arrays(codes, pa.array(self.bundle.model["classes"]))
@@ -142,7 +142,7 @@ class Predictor:
         return self._scores(self.logits(numeric, codes))
 
     def _scores(self, logits: np.ndarray) -> np.ndarray:
-        return to_scores(self.bundle.model["loss"], logits, self.model.target)
+        return to_scores(self.bundle.loss, logits, self.model.target)
 
     def logits(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Raw outputs float32[n, outputs] of encoded blocks."""
@@ -200,15 +200,15 @@ class Predictor:
                 raise UserError(f"tables must have {view.table!r}, which a view reads; found {sorted(tables)}")
 
 
-def score_names(classes: tuple[str, ...]) -> list[str]:
-    """Columns that hold the scores: `score`, or one `score_<class>` a class."""
-    return [f"score_{name}" for name in classes] or ["score"]
+def score_names(several: tuple[str, ...]) -> list[str]:
+    """Columns that hold the scores: `score`, or one `score_<class>` a class, `score_q10` a quantile."""
+    return [f"score_{name}" for name in several] or ["score"]
 
 
-def score_columns(scores: np.ndarray, classes: tuple[str, ...]) -> dict[str, pa.Array]:
-    """The scores of `score_names`, from [n] or [n, classes]."""
+def score_columns(scores: np.ndarray, several: tuple[str, ...]) -> dict[str, pa.Array]:
+    """The scores of `score_names`, from [n], [n, classes] or [n, levels]."""
     columns = [scores] if scores.ndim == 1 else list(scores.T)
-    named = zip(score_names(classes), columns, strict=True)
+    named = zip(score_names(several), columns, strict=True)
     return {name: pa.array(np.ascontiguousarray(column)) for name, column in named}
 
 

@@ -49,11 +49,11 @@ def score(config: Config, run: Run) -> dict[str, float]:
     run.note(model=predictor.digest)
     config = with_spec_of(config, predictor.bundle)
     model = predictor.bundle.model
-    run.log(f"score: {describe_score(config.data.target or '', model['classes'], model['loss'])}")
+    run.log(f"score: {describe_score(config.data.target or '', model['classes'], predictor.bundle.loss)}")
     if predictor.scorer is not None and predictor.scorer.on_cpu:
         run.log(f"score: rows are encoded and counted on the CPU ({predictor.scorer.on_cpu})")
     predictor = with_shadow(config, run, predictor)
-    check_columns(config, predictor.classes, predictor.decides)
+    check_columns(config, predictor.columns, predictor.decides)
     gate_rows = check_predictor(predictor)
     plan = prepare(config, run, predictor)
     export.check_apart(config.score.output, (file["file"] for file in plan.dataset.manifest["accounting"]["files"]))
@@ -106,10 +106,10 @@ def with_shadow(config: Config, run: Run, predictor: Predictor) -> Predictor:
     shadow = load(bundle, config.paths.runs, predictor.threads, predictor.device)
     run.note(shadow=shadow.digest)
     with_spec_of(config, shadow.bundle)
-    if shadow.classes != predictor.classes:
+    if shadow.columns != predictor.columns:
         raise UserError(
-            f"score.shadow must have the classes of score.model, {list(predictor.classes)}, found "
-            f"{list(shadow.classes)}: score with it in another run"
+            f"score.shadow must have the scores of score.model, {list(predictor.columns)}, found "
+            f"{list(shadow.columns)}: score with it in another run"
         )
     check_predictor(shadow)
     return dataclasses.replace(predictor, shadow=shadow)

@@ -188,7 +188,7 @@ class UnitScorer:
         scored = self.shadow.scored(raw, clock.lap)
         _add_blocks(inputs, scored.numeric, scored.codes)
         columns = {
-            **score_columns(scored.scores, self.shadow.classes),
+            **score_columns(scored.scores, self.shadow.columns),
             "model": _repeat(self.shadow.digest, raw.num_rows),
         }
         return {f"shadow_{name}": column for name, column in columns.items()}
@@ -268,12 +268,12 @@ class UnitScorer:
         if record["refused"] is not None:
             refused = storage.read_parquet(units.refused_path(folder, unit), ["row"])
             good[np.asarray(refused["row"]) - unit.start] = False
-        names = score_names(self.predictor.classes)
+        names = score_names(self.predictor.columns)
         part = storage.read_parquet(units.part_path(folder, unit), names)
         found = np.stack([np.asarray(part[name]) for name in names], axis=1)
         scores = np.full((unit.rows, len(names)), np.nan, found.dtype)
         scores[good] = found
-        return (scores if self.predictor.classes else scores[:, 0]), good
+        return (scores if self.predictor.columns else scores[:, 0]), good
 
 
 class Content:

@@ -17,7 +17,8 @@ from engine.config.sections.training import EvaluateConfig
 from engine.training.bundle import ModelRecord
 from engine.training.evaluate import mean, point_metrics
 from engine.training.examples import Examples
-from engine.training.losses import LOSSES
+from engine.training.loss import Loss
+from engine.training.losses import recorded_loss
 
 Array = NDArray[Any]
 ROWS = 20_000
@@ -31,8 +32,8 @@ def baselines(
     examples: Mapping[str, Examples], facts: ModelRecord, config: EvaluateConfig
 ) -> dict[str, dict[str, dict[str, float]]]:
     """{split: {"linear" or "constant": {metric: value}}} on validation and test rows; fitted on the training rows."""
-    loss, quantile = facts["loss"], float(facts["quantile"])
-    outputs = max(len(facts["classes"]), 2) if LOSSES[loss].task != "regression" else 1
+    loss = recorded_loss(facts)
+    outputs = max(len(facts["classes"]), 2) if not loss.number else 1
     train = examples["train"]
     wanted = {name: part for name, part in examples.items() if name in ("valid", "test")}
     limits = _limits(train)
@@ -42,18 +43,22 @@ def baselines(
     fitted = (
         _ridge(block, target, weight) if outputs == 1 else _softmax(block, target.astype(np.int64), weight, outputs)
     )
-    constant = _constant(train, loss, quantile, outputs)
+    constant = _constant(train, loss, outputs)
+    # Of several quantiles the linear model has those of its errors.
+    apart = _levels(target - (block @ fitted)[:, 0], weight, loss) if loss.task == "quantiles" else np.zeros(1)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, part in wanted.items():
         linear = _block(part, limits) @ fitted
-        scores = {"linear": linear if outputs == 1 else _shares(linear), "constant": np.tile(constant, (len(part), 1))}
+        scores = {
+            "linear": linear + apart if outputs == 1 else _shares(linear),
+            "constant": np.tile(constant, (len(part), 1)),
+        }
         found[name] = {
             kind: point_metrics(
                 part.target,
                 _as_scores(values, loss),
                 loss,
                 ece_bins=config.ece_bins,
-                quantile=quantile,
                 weight=part.weight if config.weighted else None,
             )
             for kind, values in scores.items()
@@ -61,10 +66,9 @@ def baselines(
     return found
 
 
-def _as_scores(values: Array, loss: str) -> Array:
-    """Scores in the shape of the model's, from [n, outputs]: [n] of class 1 or of the value, or [n, classes]."""
-    task = LOSSES[loss].task
-    return values if task == "multiclass" else values[:, -1]
+def _as_scores(values: Array, loss: Loss) -> Array:
+    """Scores in the shape of the model's, from [n, outputs]: [n] of class 1 or of the value, or [n, classes or levels]."""
+    return values if loss.task in ("multiclass", "quantiles") else values[:, -1]
 
 
 def _limits(train: Examples) -> list[int]:
@@ -120,16 +124,25 @@ def _shares(logits: Array) -> Array:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def _constant(train: Examples, loss: str, quantile: float, outputs: int) -> Array:
-    """The best constant of the loss: shares of the classes, mean, median or quantile."""
+def _constant(train: Examples, loss: Loss, outputs: int) -> Array:
+    """The best constant of the loss: shares of the classes, mean, median or quantile(s)."""
     target, weight = train.target.astype(np.float64), train.weight
     if outputs > 1:
         shares = np.bincount(target.astype(np.int64), weight, outputs)
         return shares / shares.sum()
-    if loss == "squared":
+    if loss.task == "quantiles":
+        return _levels(target, weight, loss)
+    if loss.constant is None:
         return np.array([mean(target, weight)])
-    level = quantile if loss == "quantile" else 0.5
-    return np.array([np.quantile(target, level) if weight is None else _weighted_quantile(target, weight, level)])
+    return np.array([_quantile(target, weight, loss.constant)])
+
+
+def _levels(values: Array, weight: Array | None, loss: Loss) -> Array:
+    return np.array([_quantile(values, weight, level) for level in loss.levels])
+
+
+def _quantile(values: Array, weight: Array | None, level: float) -> float:
+    return float(np.quantile(values, level)) if weight is None else _weighted_quantile(values, weight, level)
 
 
 def _weighted_quantile(values: Array, weight: Array, level: float) -> float:

@@ -36,7 +36,8 @@ from engine.runtime.run import Precision
 from engine.runtime.seal import FileRecord, Seal
 from engine.training.decision import Decision
 from engine.training.finished import FinishedNetwork, Model
-from engine.training.losses import LOSSES
+from engine.training.loss import Loss
+from engine.training.losses import LossRecord, recorded_loss
 from engine.training.model import ArchitectureRecord, declared
 
 FORMAT = 1  # of the files that are part of the model
@@ -56,15 +57,13 @@ class SpecRecord(TypedDict):
     features: Tree
 
 
-class ModelRecord(TypedDict):
-    """model.json: what scoring needs in addition to weights. `quantile` is the level of a quantile model."""
+class ModelRecord(LossRecord):
+    """model.json: what scoring needs in addition to weights."""
 
     format: NotRequired[Annotated[int, Format(FORMAT)]]
     architecture: ArchitectureRecord
-    loss: str
     classes: list[str]
     precision: Precision
-    quantile: NotRequired[Annotated[float, Within(0, 1)]]
     decision: NotRequired[Decision]
     tile_rows: Annotated[int, Within(1, 2**20)]
 
@@ -94,6 +93,11 @@ class Bundle:
     def digest(self) -> str:
         """Content digest of the model: weights, architecture, specification and fitted state."""
         return str(self.manifest["digest"])
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of the model, with its settings."""
+        return recorded_loss(self.model)
 
     @property
     def weights(self) -> Path:
@@ -214,10 +218,8 @@ def _code_of(directory: Path, manifest: ManifestRecord) -> tuple[Plugin, ...]:
 
 def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
     """Raise Damaged where model.json fits neither itself nor the encoder, or a tile would not fit in memory."""
-    described, loss = model["architecture"], model["loss"]
-    if loss not in LOSSES:
-        raise records.Damaged(f"{path}: loss must be one of {', '.join(LOSSES)}, found {loss!r}")
-    outputs = len(model["classes"]) if loss == "multiclass" else 1
+    described, loss = model["architecture"], _loss_of(model, path)
+    outputs = loss.outputs(len(model["classes"]))
     for name, wanted in (
         ("numeric_width", encoder.width),
         ("cardinalities", encoder.cardinalities),
@@ -225,16 +227,23 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
     ):
         if described[name] != wanted:  # type: ignore[literal-required]
             raise records.Damaged(f"{path}: architecture: {name} must be that of features.json and the classes")
-    if loss == "binary" and len(model["classes"]) != 2:
-        raise records.Damaged(f"{path}: classes must be two for loss binary, found {len(model['classes'])}")
-    if "decision" in model and ("threshold" in model["decision"]) != (loss == "binary"):
-        raise records.Damaged(f"{path}: decision must have a threshold for loss binary, and for no other")
+    if loss.task == "binary" and len(model["classes"]) != 2:
+        raise records.Damaged(f"{path}: classes must be two for loss {loss.name}, found {len(model['classes'])}")
+    if "decision" in model and ("threshold" in model["decision"]) != (loss.task == "binary"):
+        raise records.Damaged(f"{path}: decision must have a threshold for a loss of two classes, and for no other")
     layers = [parameter.shape[-1] for parameter in declared(described, f"{path}: architecture").parameters()]
     if 4 * model["tile_rows"] * max(layers) > TILE_BYTES:
         raise records.Damaged(
             f"{path}: tile_rows must be at most {TILE_BYTES // 4 // max(layers):,} for layers of up to {max(layers):,} "
             f"columns, found {model['tile_rows']:,}"
         )
+
+
+def _loss_of(model: ModelRecord, path: Path) -> Loss:
+    try:
+        return recorded_loss(model)
+    except UserError as error:
+        raise records.Damaged(f"{path}: {error}") from None
 
 
 def spec_of(bundle: Bundle, config: Config) -> tuple[DataConfig, FeaturesConfig]:
@@ -296,11 +305,6 @@ def _shapes(weights: Path) -> dict[str, list[int]]:
             return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
     except (OSError, safetensors.SafetensorError) as error:
         raise records.Damaged(f"{weights} must be safetensors: {error}") from None
-
-
-def quantile_of(bundle: Bundle) -> float:
-    """The level of a quantile model; bundles older than the key have the median's."""
-    return float(bundle.model.get("quantile", 0.5))
 
 
 def find_model(reference: str, runs: Path, where: str = "score.model") -> Path:

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from engine.config.references import COUNTABLE
 from engine.config.sections.data import DataConfig
-from engine.config.sections.training import TASKS
 from engine.config.tree import Config
 from engine.data.arrow_types import parse_type
 from engine.data.dataset import Dataset
@@ -19,6 +18,8 @@ from engine.errors import UserError, nearest
 from engine.features.compute import as_floats
 from engine.features.encode import as_texts
 from engine.training.bundle import ModelRecord
+from engine.training.loss import Loss
+from engine.training.losses import loss_of, recorded_loss
 
 SHOWN = 5  # classes that a message names
 KEPT = 20  # most classes unseen in training that evaluation.json lists
@@ -28,10 +29,10 @@ NUMBERS = "train.loss=squared, huber or quantile"
 def check_target(config: Config) -> None:
     """Raise UserError where the loss needs a numeric target and the target is not numeric."""
     name = config.data.target or ""
-    kind, loss = config.data.columns[name].type, config.train.loss
-    if TASKS[loss] == "regression" and not kind.startswith(COUNTABLE):
+    kind, loss = config.data.columns[name].type, loss_of(config.train)
+    if loss.number and not kind.startswith(COUNTABLE):
         raise UserError(
-            f"train.loss={loss} learns a number, found the target data.columns.{name} of type {kind}: use train.loss=binary "
+            f"train.loss={loss.name} learns a number, found the target data.columns.{name} of type {kind}: use train.loss=binary "
             "or multiclass for classes, or declare the target with a numeric type"
         )
 
@@ -42,8 +43,8 @@ def class_names(config: Config, dataset: Dataset, rows: np.ndarray) -> tuple[str
 
     Raises UserError where the loss and the values do not fit.
     """
-    target, loss = config.data.target or "", config.train.loss
-    if TASKS[loss] == "regression":
+    target, loss = config.data.target or "", loss_of(config.train)
+    if loss.number:
         _check_positive_is_idle(config)
         return ()
     span = dataset.read([target], rows=(int(rows[0]), int(rows[-1]) + 1))[0]
@@ -56,15 +57,30 @@ def class_names(config: Config, dataset: Dataset, rows: np.ndarray) -> tuple[str
         raise UserError(
             f"{where} must have at least two classes, found {len(found)}: {_some(found)}. Take another period"
         )
-    if loss == "binary" and len(found) > 2:
+    if loss.task == "binary" and len(found) > 2:
         raise UserError(
-            f"train.loss=binary needs two values of {where}, found {len(found):,}: {_some(found)}. {_other_losses(config, found)}"
+            f"train.loss={loss.name} needs two values of {where}, found {len(found):,}: {_some(found)}. "
+            f"{_other_losses(config, found)}"
         )
-    if loss == "multiclass":
+    if loss.task == "multiclass":
         _check_cap(config, where, counts)
         _check_positive_is_idle(config)
-        return found
+        return _in_order(config, where, found) if loss.ordered else found
     return _positive_last(config, where, found)
+
+
+def _in_order(config: Config, where: str, found: tuple[str, ...]) -> tuple[str, ...]:
+    """Classes of a loss that needs their order: numbers by value, texts as `values` of the column lists them."""
+    column = config.data.columns[config.data.target or ""]
+    if column.type.startswith(COUNTABLE) and column.type != "bool":
+        return tuple(sorted(found, key=float))
+    lacking = [text for text in found if text not in column.values]
+    if lacking:
+        raise UserError(
+            f"train.loss={config.train.loss} needs the order of the classes of {where}: list them all, lowest first, in "
+            f"data.columns.{config.data.target}.values, which lacks {_some(lacking)}"
+        )
+    return tuple(sorted(found, key=column.values.index))
 
 
 def _check_cap(config: Config, where: str, counts: dict[str, int]) -> None:
@@ -72,8 +88,8 @@ def _check_cap(config: Config, where: str, counts: dict[str, int]) -> None:
     if len(counts) > most:
         once = sum(count == 1 for count in counts.values())
         raise UserError(
-            f"train.loss=multiclass takes at most train.max_classes={most} classes, found {len(counts):,} of {where}, {once:,} "
-            f"of them once among {sum(counts.values()):,} rows: {_some(sorted(counts))}. {_other_losses(config, counts)}"
+            f"train.loss={config.train.loss} takes at most train.max_classes={most} classes, found {len(counts):,} of {where}, "
+            f"{once:,} of them once among {sum(counts.values()):,} rows: {_some(sorted(counts))}. {_other_losses(config, counts)}"
         )
 
 
@@ -136,7 +152,7 @@ def check_positive(config: Config, data: DataConfig, model: ModelRecord) -> None
     if config.data.positive is None:
         return
     said = f"data.positive={config.data.positive}"
-    if TASKS[model["loss"]] != "binary":
+    if recorded_loss(model).task != "binary":
         raise UserError(f"{said}, but the model has no such class (train.loss={model['loss']}): leave it out")
     target = data.target or ""
     if positive_text(config.data.positive, data.columns[target].type) != model["classes"][-1]:
@@ -146,36 +162,39 @@ def check_positive(config: Config, data: DataConfig, model: ModelRecord) -> None
 
 
 class ScoreMeaning(TypedDict, total=False):
-    """The target, and its class (binary) or classes (one score each), in order."""
+    """The target, and its class (binary), or classes or levels of quantiles (one score each), in order."""
 
     target: str
     positive: str
     negative: str
     classes: list[str]
+    quantiles: list[float]
 
 
-def score_meaning(target: str, classes: Sequence[str], loss: str) -> ScoreMeaning:
+def score_meaning(target: str, classes: Sequence[str], loss: Loss) -> ScoreMeaning:
     """The meaning of a score, as data."""
-    if TASKS[loss] == "binary":
+    if loss.task == "binary":
         return {"target": target, "positive": classes[-1], "negative": classes[0]}
+    if loss.task == "quantiles":
+        return {"target": target, "quantiles": list(loss.levels)}
     return {"target": target, "classes": list(classes)} if classes else {"target": target}
 
 
-def describe_score(target: str, classes: Sequence[str], loss: str) -> str:
+def describe_score(target: str, classes: Sequence[str], loss: Loss) -> str:
     """The meaning of a score, in words."""
-    if TASKS[loss] == "binary":
+    if loss.task == "binary":
         return f"probability that {target} is {classes[-1]!r} (and not {classes[0]!r})"
     if classes:
         return f"probability of each of the {len(classes)} classes of {target}"
+    if loss.task == "quantiles":
+        return f"quantiles of {target} at {', '.join(f'{level:g}' for level in loss.levels)}"
     return f"value of {target}"
 
 
-def is_a_guess(config: Config, classes: Sequence[str], loss: str) -> bool:
+def is_a_guess(config: Config, classes: Sequence[str], loss: Loss) -> bool:
     """Whether the positive class was chosen by sort order alone, because the values do not suggest one."""
     return (
-        TASKS[loss] == "binary"
-        and config.data.positive is None
-        and tuple(classes) not in {("false", "true"), ("0", "1")}
+        loss.task == "binary" and config.data.positive is None and tuple(classes) not in {("false", "true"), ("0", "1")}
     )
 
 

@@ -10,8 +10,9 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.sections.training import TASKS, EvaluateConfig
+from engine.config.sections.training import EvaluateConfig
 from engine.runtime.records import Within
+from engine.training.loss import Loss
 
 COLUMN = "decision"  # of every output of `score`
 
@@ -24,16 +25,16 @@ class Decision(TypedDict):
 
 
 def fit_decision(
-    config: EvaluateConfig, loss: str, target: NDArray, scores: NDArray, weight: NDArray | None
+    config: EvaluateConfig, loss: Loss, target: NDArray, scores: NDArray, weight: NDArray | None
 ) -> Decision | None:
     """The rule of a model from its validation rows: target [n], scores [n] or [n, classes], weight [n] (None: 1 each).
 
     None where there is nothing to decide: for a number, for `evaluate.threshold=none`, and for `f1` or `cost` without rows of
     both classes.
     """
-    if TASKS[loss] == "regression" or config.threshold == "none":
+    if loss.number or config.threshold == "none":
         return None
-    if TASKS[loss] == "multiclass":
+    if loss.task == "multiclass":
         return {"rule": "highest"}
     if not isinstance(config.threshold, str):
         return {"rule": "chosen", "threshold": float(config.threshold)}

@@ -30,6 +30,7 @@ from engine.features.spec import sensitive_features
 from engine.features.table import FeatureTable
 from engine.runtime import records, storage
 from engine.training.classes import target_values
+from engine.training.losses import loss_of
 from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
 from engine.training.splits import Split
 from engine.training.weights import row_weights
@@ -79,10 +80,10 @@ def write_reference(
     in_sample = watched[0] == watched[1]
     scored = periods["train"] if in_sample else watched
     scores = score_range(table, encoder, scorer, scored)
-    multiclass = list(classes) if scores.ndim == 2 else []
+    several = loss_of(config.train).columns(classes)
     hidden = sensitive_features(config.data, config.features)
     read, at_once = _reader(table, splits["train"].rows)
-    spec = ProfileSpec.fit(encoder, read, scores, multiclass, hidden, at_once=at_once)
+    spec = ProfileSpec.fit(encoder, read, scores, several, hidden, at_once=at_once)
     storage.write_json(directory / "profile_spec.json", spec.to_json())
     days = profile_days(config, table, spec, periods, scored, scores)
     storage.write_parquet(directory / "reference.parquet", days_table(spec, days))

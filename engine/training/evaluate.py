@@ -19,17 +19,9 @@ from engine.errors import UserError, nearest
 from engine.training.classes import ScoreMeaning
 from engine.training.curves import Curves, binary_curves, by_prediction
 from engine.training.decision import Decision
-from engine.training.losses import LOSSES
-from engine.training.metrics import (
-    FEWEST_BLOCKS,
-    METRICS,
-    Metric,
-    Rows,
-    Spread,
-    metrics_of,
-    numbered_blocks,
-    poisson_counts,
-)
+from engine.training.loss import Loss
+from engine.training.metrics import Metric, Rows
+from engine.training.resampling import FEWEST_BLOCKS, Spread, numbered_blocks, poisson_counts
 
 Array = NDArray[Any]
 CLASS_FIGURES = ("rows", "precision", "recall", "f1")
@@ -54,12 +46,12 @@ class Scored:
         return Scored(self.target[rows], self.scores[rows], self.days[rows], self.blocks[rows], weight)
 
 
-def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -> str:
-    """The metric of a loss, or the one in the config key `where`; raises UserError when its task does not have it."""
-    known = METRICS[LOSSES[loss].task]
-    name = wanted or LOSSES[loss].metric
+def watched_metric(loss: Loss, wanted: str | None, where: str = "train.metric") -> str:
+    """The metric of a loss, or the one in the config key `where`; raises UserError when the loss does not have it."""
+    known = loss.metrics
+    name = wanted or loss.metric
     if name not in known:
-        raise UserError(f"{where} must be one that train.loss={loss} has, found {name!r}.{nearest(name, known)}")
+        raise UserError(f"{where} must be one that train.loss={loss.name} has, found {name!r}.{nearest(name, known)}")
     return name
 
 
@@ -69,20 +61,19 @@ def watched_metric(loss: str, wanted: str | None, where: str = "train.metric") -
 def point_metrics(
     target: Array,
     scores: Array,
-    loss: str,
+    loss: Loss,
     *,
     ece_bins: int = 15,
-    quantile: float = 0.5,
     weight: Array | None = None,
     threshold: float | None = None,
 ) -> dict[str, float]:
     """Metrics of all rows with a finite target together; NaN where one cannot be computed.
 
-    Shape: target [n] (0 or 1, class index, or value), scores [n] or [n, classes], weight [n] (None: 1 each). A row of weight 0
-    counts as one that is not there.
+    Shape: target [n] (0 or 1, class index, or value), scores [n] or [n, k], weight [n] (None: 1 each). A row
+    of weight 0 counts as one that is not there.
     """
-    rows = counted(target, scores, weight, quantile, ece_bins, threshold)
-    known_metrics = metrics_of(LOSSES[loss].task, threshold)
+    rows = counted(target, scores, weight, loss, ece_bins, threshold)
+    known_metrics = loss.metrics_at(threshold)
     if not len(rows.target) or not np.isfinite(rows.scores).all():
         return dict.fromkeys(known_metrics, float("nan"))
     return {name: metric.point(rows) for name, metric in known_metrics.items()}
@@ -92,7 +83,7 @@ def counted(
     target: Array,
     scores: Array,
     weight: Array | None,
-    quantile: float = 0.5,
+    loss: Loss,
     ece_bins: int = 15,
     threshold: float | None = None,
 ) -> Rows:
@@ -101,10 +92,11 @@ def counted(
     return Rows(
         target[used].astype(np.float64),
         scores[used].astype(np.float64),
-        quantile,
+        loss.levels,
         ece_bins,
         None if weight is None else weight[used].astype(np.float64),
         threshold,
+        loss.power,
     )
 
 
@@ -128,10 +120,9 @@ def why_undefined(metric: Metric, target: Array, scores: Array) -> str:
 def intervals(
     rows: Scored,
     values: Mapping[str, float],
-    loss: str,
+    loss: Loss,
     config: EvaluateConfig,
     *,
-    quantile: float = 0.5,
     threshold: float | None = None,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
@@ -140,10 +131,10 @@ def intervals(
     place, blocks = numbered_blocks(rows.blocks[used])
     if not config.bootstrap or blocks < FEWEST_BLOCKS:
         return {}
-    known = counted(rows.target, rows.scores, rows.weight, quantile, config.ece_bins, threshold)
+    known = counted(rows.target, rows.scores, rows.weight, loss, config.ece_bins, threshold)
     times = poisson_counts(blocks, config.bootstrap, seed)
     found = {}
-    for name, metric in metrics_of(LOSSES[loss].task, threshold).items():
+    for name, metric in loss.metrics_at(threshold).items():
         if not np.isfinite(values[name]):
             continue
         sums = metric.in_blocks(known, place, blocks)
@@ -189,11 +180,10 @@ class SplitDetails(Curves, total=False):
 
 def evaluate_scores(
     rows: Scored,
-    loss: str,
+    loss: Loss,
     config: EvaluateConfig,
     slices: Mapping[str, Array],
     *,
-    quantile: float = 0.5,
     classes: Sequence[str] = (),
     threshold: float | None = None,
 ) -> tuple[dict[str, float], SplitDetails]:
@@ -204,37 +194,37 @@ def evaluate_scores(
     several classes `class/<name>/precision` and the like. Details are JSON.
     """
     known = np.isfinite(rows.target)  # a class unseen in training has no index
-    details: SplitDetails = {"loss": loss, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
+    details: SplitDetails = {"loss": loss.name, "rows": int(known.sum()), "unknown_target": int((~known).sum())}
     known = counts(rows.target, rows.weight)
     rows = rows.take(known)
     slices = {name: values[known] for name, values in slices.items()}
     target, scores = rows.target.astype(np.float64), rows.scores.astype(np.float64)
-    facts: dict[str, Any] = {"quantile": quantile, "threshold": threshold}
-    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, weight=rows.weight, **facts)
+    metrics = point_metrics(target, scores, loss, ece_bins=config.ece_bins, weight=rows.weight, threshold=threshold)
     details["confidence"] = config.confidence
     details["not_computable"] = {
-        name: why_undefined(metrics_of(LOSSES[loss].task, threshold)[name], target, scores)
+        name: why_undefined(loss.metrics_at(threshold)[name], target, scores)
         for name, value in metrics.items()
         if not np.isfinite(value)
     }
-    bounds = intervals(rows, metrics, loss, config, **facts)
+    bounds = intervals(rows, metrics, loss, config, threshold=threshold)
     details["intervals"] = {name: list(pair) for name, pair in bounds.items()}
     details["blocks"] = {"of": config.block, "number": len(np.unique(rows.blocks))}
     flat = dict(metrics)
     for name, (low, high) in bounds.items():
         flat |= {f"{name}_low": low, f"{name}_high": high}
     flat["rows"] = float(details["rows"])
-    if LOSSES[loss].task == "binary" and len(target):
+    if loss.task == "binary" and len(target):
         flat["positive_rate"] = mean(target, rows.weight)
-    if LOSSES[loss].task == "binary" and len(target) and np.isfinite(scores).all():
+    if loss.task == "binary" and len(target) and np.isfinite(scores).all():
         details |= binary_curves(target, scores, rows.weight, config, threshold)
         flat |= details.get("confusion", {})
-    if LOSSES[loss].task == "regression":
-        flat |= _relative(target, scores, rows.weight, details["not_computable"])
-        if len(target) and np.isfinite(scores).all():
-            details["by_prediction"] = by_prediction(target, scores, rows.weight)
+    if loss.number:
+        values = loss.centre(scores)
+        flat |= _relative(target, values, rows.weight, details["not_computable"])
+        if len(target) and np.isfinite(values).all():
+            details["by_prediction"] = by_prediction(target, values, rows.weight)
             flat |= {f"decile/{k}/mean_error": row["mean_error"] for k, row in enumerate(details["by_prediction"], 1)}
-    if LOSSES[loss].task == "multiclass" and len(target):
+    if loss.task == "multiclass" and len(target):
         details["classes"] = class_table(target.astype(np.int64), scores, classes, rows.weight)
         flat |= {
             f"class/{row['class']}/{name}": float(row[name])
@@ -244,7 +234,7 @@ def evaluate_scores(
         }
 
     def part(label: str, mask: Array) -> Row:
-        return _part(label, rows.take(mask), loss, config, facts)
+        return _part(label, rows.take(mask), loss, config, threshold)
 
     details["by_month"] = [part(month, mask) for month, mask in months_of(rows.days)]
     details["slices"] = {
@@ -304,14 +294,16 @@ def class_table(target: Array, scores: Array, classes: Sequence[str], weight: Ar
     ]
 
 
-def _part(label: str, rows: Scored, loss: str, config: EvaluateConfig, facts: Mapping[str, Any]) -> Row:
+def _part(label: str, rows: Scored, loss: Loss, config: EvaluateConfig, threshold: float | None) -> Row:
     """One row of a breakdown: the metrics of some rows, None where one cannot be computed."""
-    metrics = point_metrics(rows.target, rows.scores, loss, ece_bins=config.ece_bins, weight=rows.weight, **facts)
+    metrics = point_metrics(
+        rows.target, rows.scores, loss, ece_bins=config.ece_bins, weight=rows.weight, threshold=threshold
+    )
     row: Row = {"value": label, "rows": len(rows.target)}
-    if LOSSES[loss].task == "binary":
+    if loss.task == "binary":
         row["positive_rate"] = mean(rows.target, rows.weight)
     row |= {name: value if np.isfinite(value) else None for name, value in metrics.items()}
-    bounds = intervals(rows, metrics, loss, config, **facts)
+    bounds = intervals(rows, metrics, loss, config, threshold=threshold)
     row["intervals"] = {name: list(pair) for name, pair in bounds.items()}
     return row
 

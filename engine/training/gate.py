@@ -39,7 +39,7 @@ from engine.runtime import digest, environment, records, storage
 from engine.training import surrogates
 from engine.training.bundle import Bundle, ModelRecord
 from engine.training.finished import Model
-from engine.training.losses import to_scores
+from engine.training.losses import recorded_loss, to_scores
 from engine.training.target import PLAIN, TargetScale
 from kernels.hashing import hash_bytes
 
@@ -99,7 +99,9 @@ def write_gate(
     storage.write_parquet(directory / "rows.parquet", probes)
     storage.write_parquet(directory / "features.parquet", expected)
     storage.write_parquet(directory / "encoded.parquet", encoded_table(encoder, numeric, codes))
-    storage.write_parquet(directory / "scores.parquet", scores_table(to_scores(facts["loss"], logits, model.target)))
+    storage.write_parquet(
+        directory / "scores.parquet", scores_table(to_scores(recorded_loss(facts), logits, model.target))
+    )
     storage.write_json(directory / STATE, {**state_of(encoder, data, features), "hardware": hardware()})
     storage.write_parquet(directory / "history.parquet", history)
     for name, side in tables.items():
@@ -230,7 +232,7 @@ def check_gate(bundle: Bundle, model: Model, threads: int = 1, logits_of: Logits
     _compare("encoded", encoded, kept, probes, bundle.data)
     logits = model.logits(numeric, codes, threads) if logits_of is None else logits_of(numeric, codes)
     exact = logits_of is None and state.get("hardware") == hardware()
-    scores = scores_table(to_scores(facts["loss"], logits, model.target))
+    scores = scores_table(to_scores(recorded_loss(facts), logits, model.target))
     expected = storage.read_parquet(directory / "scores.parquet")
     tolerance = 0.0 if exact else TOLERANCE[facts["precision"]]
     _compare("score", scores, expected, probes, bundle.data, tolerance, model.target)

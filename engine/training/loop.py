@@ -29,8 +29,8 @@ from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange
 from engine.training.gpu.stepper import GpuStepper
 from engine.training.interrupt import StopFlag
-from engine.training.losses import LOSSES, check_targets, class_weights, target_scale, to_scores
-from engine.training.metrics import METRICS, decimals
+from engine.training.losses import check_targets, class_weights, loss_of, target_scale, to_scores
+from engine.training.metrics import decimals
 from engine.training.model import Network, architecture, build_model
 from engine.training.order import RowOrder
 from engine.training.predict import TILE_ROWS
@@ -124,10 +124,11 @@ def fit(  # noqa: PLR0913
     targets that the loss cannot take, for a loss that is not finite under train.on_bad_loss=stop, and for a checkpoint of
     another plan.
     """
-    check_targets(train.target, train.rows, config.train.loss, outputs)
+    loss = loss_of(config.train)
+    check_targets(train.target, train.rows, loss, outputs)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
         model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed)
-        model.target = target_scale(train.target, config.train.loss, train.weight)
+        model.target = target_scale(train.target, loss, train.weight)
         load_start_weights(model, config)
         job = TrainingJob(
             config=config,
@@ -160,8 +161,9 @@ class Trainer:
     def __init__(self, job: TrainingJob, stepper: Stepper, valid: Examples | None) -> None:
         self.job, self.stepper, self.valid = job, stepper, valid
         self.config, self.schedule, self.exchange = job.config, job.schedule, job.exchange
-        self.metric = watched_metric(job.config.train.loss, job.config.train.metric)
-        self.metrics = METRICS[LOSSES[job.config.train.loss].task]
+        self.loss = loss_of(job.config.train)
+        self.metric = watched_metric(self.loss, job.config.train.metric)
+        self.metrics = self.loss.metrics
         self.state, self.clock = State(), Clock()
         self.best_weights: Tensor | None = None
         self.earlier: dict[str, float] = {}  # seconds of earlier attempts, up to the checkpoint
@@ -326,13 +328,11 @@ class Trainer:
         if self.valid is None or not len(self.valid):
             return {}
         scores = self._scores(self.valid)
-        settings = self.config.train
         measured = point_metrics(
             self.valid.target,
             scores,
-            settings.loss,
+            self.loss,
             ece_bins=self.config.evaluate.ece_bins,
-            quantile=settings.quantile,
             weight=self.valid.weight if self.config.evaluate.weighted else None,
         )
         return dict(zip(measured, self.exchange.first(list(measured.values())), strict=True))
@@ -347,7 +347,7 @@ class Trainer:
         part = np.zeros((each, self.job.model.outputs), np.float32)
         part[: stop - start] = self.stepper.logits(data.numeric[start:stop], data.codes[start:stop])
         gathered = self.exchange.gather(torch.from_numpy(part)).reshape(world * each, -1)[: len(data)]
-        return to_scores(self.config.train.loss, gathered.numpy(), self.job.model.target)
+        return to_scores(self.loss, gathered.numpy(), self.job.model.target)
 
     def _judge(self, epoch: int, measured: dict[str, float]) -> None:
         """Keep the best weights: without validation rows those of the last epoch; an undefined metric is not better."""

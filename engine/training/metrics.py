@@ -2,10 +2,6 @@
 
 Training, evaluation, the gate between models, monitoring, backtests, reports and the checks of `train.metric` and
 `retrain.gate.metric` read METRICS: a metric added there is computed, drawn and judged everywhere.
-
-Rows of one day share its weather, its strikes and its faults, so intervals come from blocks of rows (days, unless
-`evaluate.block` says otherwise), never from single rows. A metric gives sums of each block, from which its value under any
-counts of the blocks follows: resamples and leaving one block out cost the same for a thousand rows and for a billion.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
+from engine.training.resampling import BlockSums, add_up
 from kernels import metrics as kernels
 
 Array = NDArray[Any]
@@ -27,28 +24,27 @@ TINY = float(np.finfo(float).eps)  # lower bound of a probability
 RANKS = (
     512  # groups of equal scores in the block sums of a ranking metric; more would not change the spread of its values
 )
-MOST_BLOCKS = 512  # more are joined with their neighbours: the spread of 512 sums is known to 3 %
-LEAST_FREEDOM = 1.5  # of a t interval
-FEWEST_BLOCKS = 5  # with fewer nothing is known about how they differ
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows of one metric value: target float64[n] (0 or 1, class index, or value; finite), scores float64[n] or
-    [n, classes], weight float64[n] (None: 1 each; not all 0), threshold: the score from which a row is taken as positive.
+    [n, classes] or [n, levels], weight float64[n] (None: 1 each; not all 0), threshold: the score from which a row is taken as
+    positive. `levels` of quantiles, rising, and the `power` of a Tweedie distribution: those of the loss.
     """
 
     target: Array
     scores: Array
-    quantile: float = 0.5
+    levels: tuple[float, ...] = (0.5,)
     ece_bins: int = 15
     weight: Array | None = None
     threshold: float | None = None
+    power: float = 1.5
 
     @cached_property
     def error(self) -> Array:
-        """float64[n]: target - score."""
-        return np.asarray(self.target - self.scores)
+        """float64[n]: target - score; of several quantiles the one nearest to the median."""
+        return np.asarray(self.target - centre(self.scores, self.levels))
 
     @cached_property
     def taken(self) -> Array:
@@ -75,29 +71,9 @@ class Rows:
         return replace(self, target=(self.target == index).astype(np.float64), scores=self.scores[:, index])
 
 
-@dataclass(frozen=True)
-class BlockSums:
-    """A metric's sums float64[blocks, k] of each block, and its values [m] of such sums [m, k] added up."""
-
-    sums: Array
-    values: Callable[[Array], Array]
-
-    def drawn(self, counts: Array) -> Array:
-        """float64[m]: the metric when each block occurs as often as in counts float64[m, blocks]."""
-        # Not a matrix product: BLAS adds in an order that depends on its threads.
-        return self._of(np.einsum("mb,bk->mk", counts, self.sums))
-
-    def without_each(self) -> Array:
-        """float64[blocks]: the metric without each block."""
-        return self._of(self.sums.sum(axis=0) - self.sums)
-
-    def whole(self) -> float:
-        """The metric of all blocks."""
-        return float(self._of(self.sums.sum(axis=0, keepdims=True))[0])
-
-    def _of(self, sums: Array) -> Array:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(self.values(sums))
+def centre(scores: Array, levels: tuple[float, ...]) -> Array:
+    """[n]: the score of a number, or of its quantiles [n, levels] the one nearest to the median."""
+    return scores if scores.ndim == 1 else scores[:, int(np.argmin(np.abs(np.asarray(levels) - 0.5)))]
 
 
 InBlocks = Callable[[Rows, Array, int], BlockSums]  # of rows, the block int64[n] of each, and the number of blocks
@@ -127,78 +103,6 @@ class Metric:
     def sign(self) -> float:
         """1, or -1 where lower is better: a difference times it is a gain."""
         return 1.0 if self.higher_is_better else -1.0
-
-
-# ------------------------------------------------------------------------------------------------- blocks of rows
-
-
-def numbered_blocks(labels: Array) -> tuple[Array, int]:
-    """(block int64[n] from 0 of each row, number of blocks) by rising label; neighbours are joined beyond MOST_BLOCKS."""
-    names, block = np.unique(labels, return_inverse=True)
-    count = min(len(names), MOST_BLOCKS)
-    return (block if count == len(names) else block * count // len(names)), count
-
-
-def poisson_counts(blocks: int, resamples: int, seed: int = 0) -> Array:
-    """float64[resamples, blocks] of Poisson(1) counts, a function of the arguments: a bootstrap that needs no list of rows
-    (Chamandy et al.: Estimating uncertainty for massive data streams, 2012).
-    """
-    generator = np.random.Generator(np.random.Philox(key=[seed, blocks]))
-    return generator.poisson(1.0, (resamples, blocks)).astype(np.float64)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How uncertain a value is: how far (below, above) its interval reaches, its standard deviation, and the degrees of freedom
-    of that.
-    """
-
-    below: float
-    above: float
-    deviation: float
-    freedom: float
-
-    @classmethod
-    def of(cls, drawn: Array, each: Array, confidence: float) -> Spread | None:
-        """From a value's resamples [m], and its values without each block [blocks] in order of time; None where they do not tell.
-
-        Percentiles of the resamples around their mean, widened as a t interval of the blocks' mean would be: for their number,
-        and for the correlation r of neighbours by sqrt((1 + r) / (1 - r)), with (blocks - 1) * (1 - r) / (1 + r) degrees of
-        freedom (von Storch & Zwiers: Statistical analysis in climate research, 1999, 6.6). Without the latter, intervals over
-        days correlated by .3 hold the truth 78 times in 100 where they promise 90; with it 86 (14 days) to 90.
-        """
-        from scipy.special import stdtrit  # takes tenths of a second to import
-
-        blocks, good = len(each), drawn[np.isfinite(drawn)]
-        if blocks < FEWEST_BLOCKS or len(good) * 2 < len(drawn) or not len(good) or not np.isfinite(each).all():
-            return None
-        r = neighbour_correlation(each)
-        ratio = (1 + r) / (1 - r)
-        tail = (1 - confidence) / 2
-        freedom = max((blocks - 1) / ratio, LEAST_FREEDOM)
-        wider = math.sqrt(ratio * blocks / (blocks - 1))
-        reach = wider * float(stdtrit(freedom, tail) / stdtrit(np.inf, tail))
-        low, high = np.percentile(good, [100 * tail, 100 - 100 * tail]) - good.mean()
-        return cls(float(-low * reach), float(high * reach), float(good.std() * wider), freedom)
-
-    def chance_below(self, value: float) -> float:
-        """Probability of a value as low as this, if the true one were 0."""
-        from scipy.special import stdtr
-
-        return float(stdtr(self.freedom, value / self.deviation)) if self.deviation > 0 else float(value >= 0)
-
-
-def neighbour_correlation(values: Array) -> float:
-    """Correlation of each value with the next, in [0, .9]; corrected for its bias of -(1 + 3 r) / n (Kendall, 1954)."""
-    gap = values - values.mean()
-    square = float(np.square(gap).sum())
-    r = float((gap[1:] * gap[:-1]).sum()) / square if square > 0 else 0.0
-    return min(max(r + (1 + 3 * r) / len(values), 0.0), 0.9)
-
-
-def add_up(place: Array, blocks: int, columns: Iterable[Array]) -> Array:
-    """float64[blocks, k]: sums of k columns float64[n] over the rows of each block."""
-    return np.stack([np.bincount(place, column, blocks) for column in columns], axis=1)
 
 
 def _weights(rows: Rows) -> Array:
@@ -351,7 +255,48 @@ def _class_losses(rows: Rows) -> Array:
 
 
 def _pinball_losses(rows: Rows) -> Array:
-    return np.maximum(rows.quantile * rows.error, (rows.quantile - 1) * rows.error)
+    level = rows.levels[0]
+    return np.maximum(level * rows.error, (level - 1) * rows.error)
+
+
+def _mean_pinball_losses(rows: Rows) -> Array:
+    """float64[n]: the mean of the levels."""
+    levels, error = np.asarray(rows.levels), rows.target[:, None] - rows.scores
+    return np.asarray(np.maximum(levels * error, (levels - 1) * error).mean(axis=1))
+
+
+def _outside(rows: Rows) -> list[Array]:
+    """Rows between the lowest and the highest quantile, and the share of rows that these levels promise there."""
+    inside = (rows.scores[:, 0] <= rows.target) & (rows.target <= rows.scores[:, -1])
+    return [inside.astype(np.float64), np.full(len(inside), rows.levels[-1] - rows.levels[0]), np.ones(len(inside))]
+
+
+def _deviances(power: float, target: Array, scores: Array) -> Array:
+    """float64[n]: deviance of a Tweedie distribution of variance mean ** power; 1 is Poisson's, 2 Gamma's. NaN where there is
+    none. Jorgensen: Exponential dispersion models, Journal of the Royal Statistical Society B, 1987.
+    """
+    with np.errstate(all="ignore"):
+        if power == 1:
+            found = np.where(target > 0, target * np.log(target / scores), 0.0) - target + scores
+        elif power == 2:
+            found = np.log(scores / target) + target / scores - 1
+        else:
+            a, b = 1 - power, 2 - power
+            found = target**b / (a * b) - target * scores**a / a + scores**b / b
+        return np.where((scores > 0) & (target >= 0), 2 * found, np.nan)
+
+
+def _ordered(rows: Rows) -> list[Array]:
+    """Columns of Cohen's kappa with quadratic weights: of classes in order, c taken and k true, 1, c, k, c^2 + k^2, (c - k)^2."""
+    chosen = rows.scores.argmax(axis=1).astype(np.float64)
+    squares = np.square(chosen) + np.square(rows.target)
+    return [np.ones(len(chosen)), chosen, rows.target, squares, np.square(chosen - rows.target)]
+
+
+def _kappa(sums: Array) -> Array:
+    """1 - disagreement over that of independent classes (Cohen: Weighted kappa, Psychological Bulletin, 1968)."""
+    rows, chosen, there, squares, apart = sums.T
+    return np.asarray(1 - apart / (squares - 2 * chosen * there / rows))
 
 
 LIFTED = 0.1  # share of the rows
@@ -464,13 +409,57 @@ TABLE = (
         "Pinball loss",
         "regression",
         False,
-        lambda rows: kernels.pinball(rows.target, rows.scores, rows.quantile, rows.weight),
+        lambda rows: kernels.pinball(rows.target, rows.scores, rows.levels[0], rows.weight),
         mean_of(_pinball_losses)[1],
+    ),
+    Metric("pinball", "Pinball loss", "quantiles", False, *mean_of(_mean_pinball_losses)),
+    Metric("mae", "Mean absolute error", "quantiles", False, *mean_of(lambda rows: np.abs(rows.error))),
+    Metric(
+        "coverage_error",
+        "Coverage error",
+        "quantiles",
+        False,
+        *ratio_of(_outside, lambda sums: np.abs(sums[:, 0] - sums[:, 1]) / sums[:, 2]),
+        most=1.0,
     ),
 )
 METRICS: dict[str, dict[str, Metric]] = {}  # task -> name -> metric
 for _metric in TABLE:
     METRICS.setdefault(_metric.task, {})[_metric.name] = _metric
+NOT_POSITIVE = "a score is not above 0, or a target is out of range"
+# Of the losses that name them, beside those of the task.
+OF_LOSSES = {
+    metric.name: metric
+    for metric in (
+        *(
+            Metric(
+                f"{name.lower()}_deviance",
+                f"{name} deviance",
+                "regression",
+                False,
+                *mean_of(lambda rows, power=power: _deviances(power or rows.power, rows.target, rows.scores)),  # type: ignore[misc]
+                undefined=NOT_POSITIVE,
+            )
+            for name, power in (("Poisson", 1), ("Gamma", 2), ("Tweedie", 0))
+        ),
+        Metric(
+            "quadratic_kappa",
+            "Quadratic kappa",
+            "multiclass",
+            True,
+            *ratio_of(_ordered, _kappa),
+            most=1.0,
+            undefined="all {n} rows have the same class and are taken as it",
+        ),
+        Metric(
+            "class_distance",
+            "Mean distance of classes",
+            "multiclass",
+            False,
+            *mean_of(lambda rows: np.abs(rows.scores.argmax(axis=1) - rows.target)),
+        ),
+    )
+}
 # Of a binary model with a threshold: two models may have different ones, so no metric of these chooses a model.
 DECIDED = {
     metric.name: metric
@@ -506,14 +495,9 @@ DECIDED = {
 }
 
 
-def metrics_of(task: str, threshold: float | None = None) -> dict[str, Metric]:
-    """The metrics of a task by name, with those of decisions where there is a threshold."""
-    return METRICS[task] if threshold is None else {**METRICS[task], **DECIDED}
-
-
 def find_metric(name: str) -> Metric:
     """The metric of a name, of any task: label and direction are the same in all. Raises UserError for another name."""
-    known = {name: metric for found in METRICS.values() for name, metric in found.items()}
+    known = {name: metric for found in (*METRICS.values(), OF_LOSSES) for name, metric in found.items()}
     if name not in known:
         raise UserError(f"a metric must be one of {', '.join(known)}, found {name[:80]!r}")
     return known[name]

@@ -16,8 +16,9 @@ from engine.runtime.run import LabelsRecord, Run
 from engine.runtime.tracking import read_points
 from engine.training.evaluate import Row, SplitDetails
 from engine.training.loop import Epoch
-from engine.training.losses import LOSSES
-from engine.training.metrics import DECIDED, FEWEST_BLOCKS, LIFTED, METRICS, Metric
+from engine.training.loss import Loss
+from engine.training.metrics import DECIDED, LIFTED, Metric
+from engine.training.resampling import FEWEST_BLOCKS
 
 EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they exist
 CURVE_POINTS = 400
@@ -52,13 +53,13 @@ def write_report(
     data_summary: DataSummary,
     quarantine: Mapping[str, int],
     config: Config,
+    loss: Loss,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
     """Write the report into the run's directory and return its path.
 
     `details_by_split` holds what `evaluate_scores` returned for `valid` and `test`; `metrics` the run's flat figures.
     """
-    loss = next((str(details["loss"]) for details in details_by_split.values()), config.train.loss)
     figures = dict(metrics or {})
     judged = "test" if "test" in details_by_split else next(iter(details_by_split), "")
     body = [html.tiles(_verdict(figures, judged, loss, details_by_split.get(judged, {})))]
@@ -76,9 +77,9 @@ def write_report(
 # ------------------------------------------------------------------------------------------------------- verdict
 
 
-def _verdict(figures: Mapping[str, float], split: str, loss: str, details: SplitDetails) -> list[html.Tile]:
+def _verdict(figures: Mapping[str, float], split: str, loss: Loss, details: SplitDetails) -> list[html.Tile]:
     tiles = []
-    labels = {name: metric.label for name, metric in METRICS[LOSSES[loss].task].items()}
+    labels = {name: metric.label for name, metric in loss.metrics.items()}
     labels |= {name: metric.label for name, metric in DECIDED.items() if f"{split}/{name}" in figures}
     labels |= {name: label for name, label in EXTRA.items() if f"{split}/{name}" in figures}
     for name, label in labels.items():
@@ -119,9 +120,9 @@ def _interval(details: SplitDetails, name: str) -> str:
 # ------------------------------------------------------------------------------------------------------ learning
 
 
-def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: str) -> Markup:
-    name = config.train.metric or LOSSES[loss].metric
-    label = METRICS[LOSSES[loss].task][name].label
+def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: Loss) -> Markup:
+    name = config.train.metric or loss.metric
+    label = loss.metrics[name].label
     steps = [float(entry["step"]) for entry in history]
     batch = _batch_losses(run.directory)
     curves = [
@@ -150,7 +151,7 @@ def _batch_losses(directory: Path) -> list[tuple[float, float]]:
 
 
 def _quality(
-    split: str, details: SplitDetails, figures: Mapping[str, float], loss: str, config: Config
+    split: str, details: SplitDetails, figures: Mapping[str, float], loss: Loss, config: Config
 ) -> list[Markup]:
     cards = []
     if "roc" in details:
@@ -212,9 +213,9 @@ def _decisions(details: SplitDetails, config: Config) -> list[Markup]:
     return cards
 
 
-def _compared(split: str, details: SplitDetails, figures: Mapping[str, float], loss: str) -> list[Markup]:
+def _compared(split: str, details: SplitDetails, figures: Mapping[str, float], loss: Loss) -> list[Markup]:
     """A table of the model and its baselines, and a table of its classes."""
-    cards, names = [], METRICS[LOSSES[loss].task]
+    cards, names = [], loss.metrics
     if details.get("baselines"):
         rows = [["model", *(figures.get(f"{split}/{name}") for name in names)]]
         rows += [[kind, *(values.get(name) for name in names)] for kind, values in details["baselines"].items()]
@@ -242,8 +243,8 @@ def _meaning(details: SplitDetails) -> str:
 _UNIT: dict[str, Any] = {"x_range": (0.0, 1.0), "y_range": (0.0, 1.0)}
 
 
-def _breakdowns(split: str, details: SplitDetails, figures: Mapping[str, float], loss: str) -> Markup:
-    name, names = LOSSES[loss].metric, METRICS[LOSSES[loss].task]
+def _breakdowns(split: str, details: SplitDetails, figures: Mapping[str, float], loss: Loss) -> Markup:
+    name, names = loss.metric, loss.metrics
     metric = names[name]
     whole = figures.get(f"{split}/{name}")
     cards = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engine.training.examples import Examples, aligned_empty
 from engine.training.exchange import BAD, LOSS, ROWS, STATS_FLOATS, STREAM, WEIGHT
 from engine.training.flat import FlatWeights
-from engine.training.losses import LOSSES
+from engine.training.losses import loss_of
 from engine.training.order import RowOrder
 from engine.training.randomness import ShardMasks, backward_begins, drawn_from
 from engine.training.schedule import Schedule
@@ -100,7 +100,7 @@ class ShardTask:
         numeric, codes, target, weight = space.tensors
         with space.arithmetic.applied("cpu"):
             logits = space.module(numeric, codes)
-        losses = LOSSES[config.loss].row_losses(logits, target, config)
+        losses = loss_of(config).row_losses(logits, target)
         weighted = losses * weight
         backward_begins()
         gradients = torch.autograd.grad(weighted.sum() / self.schedule.batch, space.leaves, allow_unused=True)

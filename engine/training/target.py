@@ -22,7 +22,9 @@ Values = NDArray[np.float32] | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TargetScale:
-    """Mean and standard deviation of the training rows' target, and the type (`float32` or `float64`) of target and scores."""
+    """Centre and scale of the training rows' target (for most losses mean and standard deviation), and the type (`float32` or
+    `float64`) of target and scores.
+    """
 
     center: float = 0.0
     scale: float = 1.0
@@ -43,6 +45,12 @@ class TargetScale:
             spread = float(np.sqrt((weights * np.square(wide - center)).sum() / weights.sum()))
         return cls(center, spread if spread > 0 else 1.0, target.dtype.name)
 
+    @classmethod
+    def of_mean(cls, target: Values, weight: NDArray[np.float32] | None = None) -> TargetScale:
+        """Without a centre; the scale is the mean of a target that is not negative, 1 where that is 0."""
+        found = cls.of(target, weight)
+        return cls(0.0, found.center if found.center > 0 else 1.0, found.kind)
+
     def fits(self, kind: str) -> bool:
         """Whether rounding to a type moves values near the centre by at most ROUNDING of the scale."""
         with np.errstate(over="ignore", invalid="ignore"):  # beyond the type: infinite, which does not fit
@@ -61,7 +69,7 @@ class TargetScale:
         return found.astype(np.float32, copy=False)
 
     def in_unit(self, raw: NDArray[np.float32]) -> Values:
-        """center + scale * raw [n] in the target's type; raw outputs [n] of a model of classes are left alone."""
+        """center + scale * raw [n] or [n, k] in the target's type; the scores of a model of classes are left alone."""
         if (self.center, self.scale) == (0.0, 1.0):
             return raw
         kind = np.dtype(self.kind).type

@@ -34,7 +34,6 @@ from engine.training.bundle import (
     SpecRecord,
     find_model,
     load_model,
-    quantile_of,
     read_bundle,
     seal,
     write_bundle,
@@ -59,7 +58,8 @@ from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watc
 from engine.training.examples import Examples, aligned_empty
 from engine.training.finished import FinishedNetwork, Model
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
-from engine.training.losses import to_scores
+from engine.training.loss import Loss
+from engine.training.losses import loss_of, loss_record, recorded_loss, to_scores
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS
 from engine.training.sizes import settle
@@ -83,7 +83,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     config = settle(config, run, len(splits["train"].rows))
     classes = class_names(config, dataset, splits["train"].rows)
     labels = say_labels(config, run, dataset, splits, classes)
-    say_score(config, run, classes, config.train.loss)
+    say_score(config, run, classes, loss_of(config.train))
     start = start_bundle(config)
     if start is None:
         encoder = fit_encoder(config, table, splits["train"], run)
@@ -110,7 +110,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         "loss": config.train.loss,
         "classes": list(classes),
         "precision": precision,
-        "quantile": config.train.quantile,
+        **loss_record(config.train),
         "tile_rows": TILE_ROWS,
     }
     metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
@@ -121,7 +121,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     seconds = {f"time/{name}_seconds": value for name, value in timer.seconds.items()}
     metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **labels, **seconds}
     run.add_output("model", manifest["digest"])
-    write_outcome(config, run, dataset, encoder, details, metrics, result.history)
+    write_outcome(config, run, dataset, encoder, details, metrics, result.history, loss_of(config.train))
     return metrics
 
 
@@ -137,7 +137,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
         raise UserError("split.valid or split.test must hold labelled rows to measure the model on, found none")
     classes = tuple(bundle.model["classes"])
     labels = say_labels(config, run, dataset, splits, classes)
-    say_score(config, run, classes, bundle.model["loss"])
+    say_score(config, run, classes, bundle.loss)
     model = load_model(bundle)
     kind = max(model.target.kind, model.target.fitting)  # an older model's scores may be narrower than its target
     examples = {
@@ -145,10 +145,9 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
         for name, split in splits.items()
         if len(split.rows)
     }
-    facts: ModelRecord = {**bundle.model, "quantile": quantile_of(bundle)}
-    metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
+    metrics, details = evaluate_splits(config, run, dataset, model, {**bundle.model}, examples)
     metrics |= labels
-    write_outcome(config, run, dataset, bundle.encoder, details, metrics, [])
+    write_outcome(config, run, dataset, bundle.encoder, details, metrics, [], bundle.loss)
     return metrics
 
 
@@ -160,7 +159,7 @@ def check_trainable(config: Config) -> None:
         raise UserError("data.columns must have one with role target to train on, found none")
     if not config.split.train:
         raise UserError("split.train must say which period is trained on, as in [2013-01-01, 2013-04-01]")
-    watched_metric(config.train.loss, config.train.metric)
+    watched_metric(loss_of(config.train), config.train.metric)
     check_target(config)
     if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
         raise UserError("features must name at least one feature: direct, calendar or views")
@@ -241,7 +240,7 @@ def fit_model(
     """Fit in this process or on a cluster, as the config says."""
     keys: FitKeys = {
         "cardinalities": encoder.cardinalities,
-        "outputs": len(classes) if config.train.loss == "multiclass" else 1,
+        "outputs": loss_of(config.train).outputs(len(classes)),
         "dataset_digest": dataset.digest,
         "precision": str(run.record["precision"]),
     }
@@ -272,7 +271,7 @@ def say_labels(
     }
 
 
-def say_score(config: Config, run: Run, classes: tuple[str, ...], loss: str) -> None:
+def say_score(config: Config, run: Run, classes: tuple[str, ...], loss: Loss) -> None:
     """Log the meaning of a score, and how to change the positive class where only sort order chose it."""
     target = config.data.target or ""
     run.log(f"score: {describe_score(target, classes, loss)}")
@@ -297,6 +296,7 @@ def evaluate_splits(
     """
     metrics: dict[str, float] = {}
     details: dict[str, SplitDetails] = {}
+    loss = recorded_loss(facts)
     parts = {name: examples[name] for name in ("valid", "test") if name in examples and len(examples[name].rows)}
     scores = {
         name: scores_of(model, facts, threads_of(config), part.numeric, part.codes) for name, part in parts.items()
@@ -304,7 +304,7 @@ def evaluate_splits(
     if "decision" not in facts and "valid" in parts:
         valid = parts["valid"]
         weight = valid.weight if config.evaluate.weighted else None
-        decision = fit_decision(config.evaluate, facts["loss"], valid.target, scores["valid"], weight)
+        decision = fit_decision(config.evaluate, loss, valid.target, scores["valid"], weight)
         if decision is not None:
             facts["decision"] = decision
     threshold = facts.get("decision", {}).get("threshold")
@@ -326,16 +326,15 @@ def evaluate_splits(
         )
         found, details[name] = evaluate_scores(
             scored,
-            facts["loss"],
+            loss,
             config.evaluate,
             slices,
-            quantile=facts["quantile"],
             classes=facts["classes"],
             threshold=threshold,
         )
         if "decision" in facts:
             details[name]["decision"] = facts["decision"]
-        details[name]["score"] = score_meaning(config.data.target or "", facts["classes"], facts["loss"])
+        details[name]["score"] = score_meaning(config.data.target or "", facts["classes"], loss)
         found |= count_unknown(config, run, dataset, name, part, details[name])
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
     return metrics, details
@@ -351,7 +350,7 @@ def against_baselines(
 ) -> dict[str, float]:
     """Metrics of a constant and of a linear model on the same rows: `baseline/<split>/<kind>/<metric>`, also in the details."""
     found = baselines.baselines(examples, facts, config.evaluate)
-    metric = watched_metric(facts["loss"], config.train.metric)
+    metric = watched_metric(recorded_loss(facts), config.train.metric)
     for split, kinds in found.items():
         details[split]["baselines"] = kinds
         run.log(baselines.words(split, metric, metrics[f"{split}/{metric}"], kinds))
@@ -392,7 +391,7 @@ def write_model(
     raw_schema = table.read((int(rows[0]), int(rows[0]) + 1)).schema
     data, features = run.masked(schema.plain(config.data)), run.masked(schema.plain(config.features))
     spec: SpecRecord = {"name": config.name, "data": data, "features": features}
-    score_facts = score_meaning(config.data.target or "", classes, config.train.loss)
+    score_facts = score_meaning(config.data.target or "", classes, recorded_loss(facts))
     write_bundle(
         directory,
         spec=spec,
@@ -416,7 +415,7 @@ def write_model(
 
 def scores_of(model: Model, facts: ModelRecord, threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Scores of encoded rows by a model and its facts in model.json."""
-    return to_scores(facts["loss"], model.logits(numeric, codes, threads), model.target)
+    return to_scores(recorded_loss(facts), model.logits(numeric, codes, threads), model.target)
 
 
 def write_outcome(
@@ -427,6 +426,7 @@ def write_outcome(
     details: dict[str, SplitDetails],
     metrics: dict[str, float],
     history: list[Epoch],
+    loss: Loss,
 ) -> None:
     """`evaluation.json` (curves, months and slices of every split) and `report.html`."""
     storage.write_json(run.path("evaluation.json"), storage.finite(details))
@@ -437,6 +437,7 @@ def write_outcome(
         data_summary=data_summary(dataset, run.record["labels"], encoder),
         quarantine=quarantine_summary(dataset),
         config=config,
+        loss=loss,
         metrics=metrics,
     )
 

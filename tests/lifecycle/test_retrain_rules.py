@@ -18,7 +18,8 @@ from engine.lifecycle import challenger_gate
 from engine.lifecycle.challenger import periods_of
 from engine.lifecycle.challenger_gate import Judged, evidence, verdict
 from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, trigger
-from engine.training.metrics import poisson_counts
+from engine.training.losses import LOSSES
+from engine.training.resampling import poisson_counts
 
 D = units.MICROSECONDS["d"]
 NOW = 400 * D
@@ -220,8 +221,8 @@ def rows(seed: int = 0, n: int = 4000, skill: tuple[float, float] = (1.0, 1.0), 
 
 
 def test_a_better_challenger_wins_and_a_worse_one_does_not() -> None:
-    assert verdict(evidence(rows(skill=(1.0, 1.4)), "binary", GATE), GATE)[0] == challenger_gate.PROMOTE
-    answer, reasons = verdict(evidence(rows(skill=(1.4, 1.0)), "binary", GATE), GATE)
+    assert verdict(evidence(rows(skill=(1.0, 1.4)), LOSSES["binary"], GATE), GATE)[0] == challenger_gate.PROMOTE
+    answer, reasons = verdict(evidence(rows(skill=(1.4, 1.0)), LOSSES["binary"], GATE), GATE)
     assert answer == challenger_gate.KEEP
     assert "the challenger is worse" in reasons[0]
 
@@ -229,10 +230,12 @@ def test_a_better_challenger_wins_and_a_worse_one_does_not() -> None:
 def test_an_equal_challenger_does_not_win() -> None:
     same = rows()
     same = dataclasses.replace(same, challenger=same.champion)
-    found = evidence(same, "binary", GATE)
+    found = evidence(same, LOSSES["binary"], GATE)
     assert (found["metric"]["gain"], found["metric"]["low"], found["metric"]["high"]) == (0, 0, 0)
     assert verdict(found, GATE)[0] == challenger_gate.KEEP
-    wins = sum(verdict(evidence(rows(seed), "binary", GATE), GATE)[0] == challenger_gate.PROMOTE for seed in range(20))
+    wins = sum(
+        verdict(evidence(rows(seed), LOSSES["binary"], GATE), GATE)[0] == challenger_gate.PROMOTE for seed in range(20)
+    )
     assert wins <= 4  # a chance gain passes a one-sided 5 % test in about 1 of 20
 
 
@@ -243,7 +246,7 @@ def test_a_metric_that_is_not_defined_never_wins(side: str, broken: float) -> No
     scores = getattr(given, side).copy()
     scores[7] = broken
     found = json.loads(
-        json.dumps(evidence(dataclasses.replace(given, **{side: scores}), "binary", GATE), allow_nan=False)
+        json.dumps(evidence(dataclasses.replace(given, **{side: scores}), LOSSES["binary"], GATE), allow_nan=False)
     )
     answer, reasons = verdict(found, GATE)
     assert answer == challenger_gate.KEEP
@@ -253,18 +256,18 @@ def test_a_metric_that_is_not_defined_never_wins(side: str, broken: float) -> No
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_one_class_alone_is_no_judgement(value: float) -> None:
     given = rows(skill=(1.0, 1.4))
-    found = evidence(dataclasses.replace(given, target=np.full(given.rows, value)), "binary", GATE)
+    found = evidence(dataclasses.replace(given, target=np.full(given.rows, value)), LOSSES["binary"], GATE)
     answer, reasons = verdict(found, GATE)
     assert answer == challenger_gate.KEEP
     assert "the same target" in reasons[0]
 
 
 def test_too_few_rows_are_no_judgement() -> None:
-    answer, reasons = verdict(evidence(rows(n=99, skill=(0.5, 3.0)), "binary", GATE), GATE)
+    answer, reasons = verdict(evidence(rows(n=99, skill=(0.5, 3.0)), LOSSES["binary"], GATE), GATE)
     assert answer == challenger_gate.KEEP
     assert "only 99 judged rows" in reasons[0]
     empty = rows(n=0)
-    assert verdict(evidence(empty, "binary", GATE), GATE)[0] == challenger_gate.KEEP
+    assert verdict(evidence(empty, LOSSES["binary"], GATE), GATE)[0] == challenger_gate.KEEP
 
 
 def test_a_slice_that_loses_much_stops_a_promotion() -> None:
@@ -273,7 +276,7 @@ def test_a_slice_that_loses_much_stops_a_promotion() -> None:
     left = np.flatnonzero(given.slices["side"] == "left")[:700]
     slices = {"side": np.where(np.isin(np.arange(given.rows), left), "small", "rest")}
     scores[left] = np.random.default_rng(1).permutation(scores[left])
-    found = evidence(dataclasses.replace(given, challenger=scores, slices=slices), "binary", GATE)
+    found = evidence(dataclasses.replace(given, challenger=scores, slices=slices), LOSSES["binary"], GATE)
     answer, reasons = verdict(found, GATE)
     assert answer == challenger_gate.KEEP
     assert any("slice side=small" in reason for reason in reasons)
@@ -286,10 +289,10 @@ def test_a_slice_of_one_class_is_guarded_by_its_log_loss() -> None:
     scores = given.challenger.copy()
     scores[negative] = np.clip(scores[negative] + 0.1, 0, 1)
     judged = dataclasses.replace(given, challenger=scores, slices=slices)
-    found = evidence(judged, "binary", GATE)
+    found = evidence(judged, LOSSES["binary"], GATE)
     assert next(part for part in found["slices"] if part["value"] == "none")["metric"] == "log_loss"
     assert any("side=none" in reason and "of log_loss" in reason for reason in verdict(found, GATE)[1])
-    earlier = evidence(judged, "binary", GATE, stand_ins=False)  # as decisions of format 1 were taken
+    earlier = evidence(judged, LOSSES["binary"], GATE, stand_ins=False)  # as decisions of format 1 were taken
     assert not any("side=none" in reason for reason in verdict(earlier, GATE)[1])
 
 
@@ -297,7 +300,7 @@ def test_lost_calibration_stops_a_promotion() -> None:
     given = rows(skill=(1.0, 1.4))
     sharp = np.where(given.challenger < 0.5, given.challenger / 8, 1 - (1 - given.challenger) / 8).astype(np.float32)
     loose = dataclasses.replace(GATE, max_cost_rise=100.0)
-    answer, reasons = verdict(evidence(dataclasses.replace(given, challenger=sharp), "binary", loose), loose)
+    answer, reasons = verdict(evidence(dataclasses.replace(given, challenger=sharp), LOSSES["binary"], loose), loose)
     assert answer == challenger_gate.KEEP
     assert len(reasons) == 1
     assert "calibration error" in reasons[0]
@@ -307,7 +310,7 @@ def test_a_business_cost_that_rises_beyond_chance_stops_a_promotion() -> None:
     given = rows(skill=(1.0, 1.4))
     shy = (given.challenger * 0.2).astype(np.float32)  # the same ranking, but hardly anyone is above the threshold
     loose = dataclasses.replace(GATE, max_ece_rise=1.0)
-    answer, reasons = verdict(evidence(dataclasses.replace(given, challenger=shy), "binary", loose), loose)
+    answer, reasons = verdict(evidence(dataclasses.replace(given, challenger=shy), LOSSES["binary"], loose), loose)
     assert answer == challenger_gate.KEEP
     assert len(reasons) == 1
     assert "business cost" in reasons[0]
@@ -320,8 +323,8 @@ def test_costs_by_hand() -> None:
 
 
 def test_the_interval_is_of_the_difference_not_of_two_separate_figures() -> None:
-    close = evidence(rows(shared=0.99), "binary", GATE)["metric"]
-    apart = evidence(rows(shared=0.0), "binary", GATE)["metric"]
+    close = evidence(rows(shared=0.99), LOSSES["binary"], GATE)["metric"]
+    apart = evidence(rows(shared=0.0), LOSSES["binary"], GATE)["metric"]
     assert (close["high"] - close["low"]) < (apart["high"] - apart["low"]) / 3
 
 
@@ -331,7 +334,7 @@ def test_days_are_the_sample_not_rows() -> None:
     often = np.repeat(np.arange(given.rows), 10)
     sides = (given.target[often], given.champion[often], given.challenger[often])
     copied = Judged(*sides, {}, given.days[often], given.blocks[often])
-    one, many = (evidence(judged, "binary", GATE)["metric"] for judged in (given, copied))
+    one, many = (evidence(judged, LOSSES["binary"], GATE)["metric"] for judged in (given, copied))
     assert (one["low"], one["high"]) == pytest.approx((many["low"], many["high"]), rel=1e-6)
 
 
@@ -345,7 +348,7 @@ def test_the_interval_of_a_gain_holds_the_true_one_as_often_as_it_says() -> None
             mood[day] = 0.3 * mood[day - 1] + rng.normal()
         lift, days = np.repeat(mood[30:], 20), np.repeat(np.arange(28), 20)
         noise = rng.normal(10, 1, 560)
-        found = evidence(Judged(np.zeros(560), noise, noise + lift, {}, days, days), "squared", gate)["metric"]
+        found = evidence(Judged(np.zeros(560), noise, noise + lift, {}, days, days), LOSSES["squared"], gate)["metric"]
         held += found["low"] <= 0 <= found["high"]
     assert 0.84 <= held / 200 <= 0.95, held / 200
 
@@ -353,17 +356,19 @@ def test_the_interval_of_a_gain_holds_the_true_one_as_often_as_it_says() -> None
 def test_a_judgement_of_few_days_says_so() -> None:
     given = rows(skill=(1.0, 1.4))
     few = given.days * 4 // 28
-    answer, reasons = verdict(evidence(dataclasses.replace(given, days=few, blocks=few), "binary", GATE), GATE)
+    answer, reasons = verdict(evidence(dataclasses.replace(given, days=few, blocks=few), LOSSES["binary"], GATE), GATE)
     assert answer == challenger_gate.KEEP
     assert "lie in 4 days" in reasons[0] and "at least 5: raise retrain.judge_length" in reasons[0]
     week = given.days * 7 // 28
-    answer, reasons = verdict(evidence(dataclasses.replace(given, days=week, blocks=week), "binary", GATE), GATE)
+    answer, reasons = verdict(
+        evidence(dataclasses.replace(given, days=week, blocks=week), LOSSES["binary"], GATE), GATE
+    )
     assert answer == challenger_gate.KEEP
     assert "7 days were judged, and a gain of this size shows in about 11 (retrain.judge_length)" in reasons[0]
 
 
 def test_each_look_at_a_champion_is_paid_for() -> None:
-    lucky = evidence(rows(seed=3, n=1500, skill=(1.0, 1.08)), "binary", GATE)
+    lucky = evidence(rows(seed=3, n=1500, skill=(1.0, 1.08)), LOSSES["binary"], GATE)
     assert lucky["metric"]["low"] > 0 and lucky["looks"]["wealth"] < 20
     answer, reasons = verdict(lucky, GATE)
     assert answer == challenger_gate.KEEP and reasons[0].startswith(
@@ -375,7 +380,7 @@ def test_many_slices_do_not_block_by_chance() -> None:
     given = rows(n=8000, skill=(1.0, 1.4))
     slices = {"cell": np.random.default_rng(0).integers(0, 50, 8000).astype(str)}
     gate = dataclasses.replace(GATE, max_slice_loss=0.0, min_slice_rows=20)
-    found = evidence(dataclasses.replace(given, slices=slices), "binary", gate)
+    found = evidence(dataclasses.replace(given, slices=slices), LOSSES["binary"], gate)
     alone = [part for part in found["slices"] if part["high"] is not None and part["high"] < 0]
     chances = sorted(part["chance"] for part in found["slices"] if part.get("chance") is not None)
     expected = max((len(chances) - place) * chance for place, chance in enumerate(chances[:3]))
@@ -386,7 +391,7 @@ def test_many_slices_do_not_block_by_chance() -> None:
 
 
 def test_the_same_rows_give_the_same_evidence() -> None:
-    assert evidence(rows(), "binary", GATE) == evidence(rows(), "binary", GATE)
+    assert evidence(rows(), LOSSES["binary"], GATE) == evidence(rows(), LOSSES["binary"], GATE)
 
 
 def test_the_resamples_are_poisson_counts_that_repeat() -> None:

@@ -28,6 +28,7 @@ from engine.monitoring.estimate import (
 from engine.monitoring.history import METRIC, errors_of
 from engine.monitoring.performance import WAITING, Outcomes, PerformanceRecord, measure
 from engine.monitoring.statistics import ColumnSpec
+from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Rows, find_metric
 from tests.monitoring.test_performance import judge
 from tests.monitoring.test_performance import outcomes as some_outcomes
@@ -195,7 +196,7 @@ def test_a_number_is_estimated_by_the_error_at_each_score() -> None:
     past = Outcomes(np.repeat(np.arange(20), 1000), target, scores, {})
     high = scores > 0.5
     rows = of_profile(past.take(np.flatnonzero(high)), past)
-    found = estimate(past, None, rows, judge(loss="squared"), {})["metrics"]["mae"]
+    found = estimate(past, None, rows, judge(loss=LOSSES["squared"]), {})["metrics"]["mae"]
     assert found["value"] == pytest.approx(np.abs(target - scores)[high].mean(), rel=0.05)
 
 
@@ -269,7 +270,7 @@ def test_drawn_labels_are_as_frequent_as_they_are_possible() -> None:
         scores = np.stack([1 - rows.scores, np.zeros(len(classes)), rows.scores], axis=1)
         return dataclasses.replace(rows, target=classes, scores=scores)
 
-    several = drawn_labels(three(past), None, three(current), judge(loss="multiclass", classes=("a", "b", "c")))
+    several = drawn_labels(three(past), None, three(current), judge(loss=LOSSES["multiclass"], classes=("a", "b", "c")))
     assert np.unique(several).tolist() == [0.0, 2.0] and several.mean() == pytest.approx(2 * drawn.mean(), rel=0.02)
 
 

@@ -14,11 +14,12 @@ from engine.monitoring.performance import (
     resampled,
     worse_by,
 )
+from engine.training.losses import LOSSES
 from engine.training.metrics import find_metric
 
 
 def judge(**options: object) -> Judge:
-    settings = {"loss": "binary", "evaluate": EvaluateConfig(bootstrap=50), "quantile": 0.5, "alpha": 0.05}
+    settings = {"loss": LOSSES["binary"], "evaluate": EvaluateConfig(bootstrap=50), "alpha": 0.05}
     settings |= {"floor": 0.05, "min_labelled": 0.5, "length": 7, "block": 7, "seed": 0}
     return Judge(**{**settings, **options})  # type: ignore[arg-type]
 
@@ -122,7 +123,7 @@ REFERENCE = outcomes(30, 200)
 )
 @pytest.mark.parametrize("loss", ["binary", "squared"])
 def test_quality_is_quiet_only_where_it_was_judged(reference, current, status, reason, loss) -> None:
-    found = measure(reference, current, judge(loss=loss))
+    found = measure(reference, current, judge(loss=LOSSES[loss]))
     assert found["status"] == status
     assert found["alarm"] == (status == "alarm")
     assert bool(found["judged"]) or status in ("waiting", "cannot be judged")
@@ -145,7 +146,7 @@ def test_classes_that_change_their_shares_are_seen() -> None:
         scores = rng.dirichlet([1, 1, 1], days * 200)
         return Outcomes(np.repeat(np.arange(days), 200), target, scores, {})
 
-    asked = judge(loss="multiclass", classes=("a", "b", "c"))
+    asked = judge(loss=LOSSES["multiclass"], classes=("a", "b", "c"))
     found = measure(drawn(30, [0.5, 0.3, 0.2]), drawn(7, [0.2, 0.3, 0.5]), asked)
     assert found["labels_moved"] == ["share of a", "share of c"]
     assert measure(drawn(30, [0.5, 0.3, 0.2]), drawn(7, [0.5, 0.3, 0.2]), asked)["labels_moved"] == []

@@ -8,6 +8,7 @@ import pytest
 from engine.config.sections.training import EvaluateConfig
 from engine.training import baselines
 from engine.training.examples import Examples
+from engine.training.losses import LOSSES, recorded_loss
 from tests.training.conftest import packed
 
 linear_model = pytest.importorskip("sklearn.linear_model")
@@ -43,7 +44,9 @@ def test_the_linear_model_of_classes_is_scikit_learn_s(weighted: bool) -> None:
         theirs = linear_model.LogisticRegression(C=1.0, max_iter=1000)
         theirs.fit(dense(parts["train"]), parts["train"].target, parts["train"].weight)
         shares = theirs.predict_proba(dense(parts["test"]))
-        expected = baselines.point_metrics(parts["test"].target, shares if loss == "multiclass" else shares[:, 1], loss)
+        expected = baselines.point_metrics(
+            parts["test"].target, shares if loss == "multiclass" else shares[:, 1], LOSSES[loss]
+        )
         mine = found(loss, parts)["test"]["linear"]
         assert mine["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-3)
         watched = "roc_auc" if loss == "binary" else "accuracy"
@@ -78,8 +81,7 @@ def test_no_other_constant_is_better_on_the_training_rows(loss: str, metric: str
         other = baselines.point_metrics(
             train.target,
             scores if loss == "multiclass" else scores[:, -1],
-            loss,
-            quantile=0.9 if loss == "quantile" else 0.5,
+            recorded_loss({"loss": loss, "quantile": 0.9}),
         )
         assert best <= other[metric] + 1e-9
 

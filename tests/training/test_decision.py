@@ -13,7 +13,8 @@ from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
 from engine.training.curves import binary_curves, by_prediction
 from engine.training.decision import best_f1, decide, fit_decision, least_cost
-from engine.training.metrics import METRICS, Rows, metrics_of
+from engine.training.losses import LOSSES
+from engine.training.metrics import METRICS, Rows
 
 rows = st.lists(
     st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), st.sampled_from([0.5, 1.0, 3.0])),
@@ -67,13 +68,19 @@ def test_a_row_of_weight_three_is_the_row_three_times(found) -> None:
 def test_what_there_is_to_decide_depends_on_the_task_and_the_config() -> None:
     target, scores = np.array([0.0, 1, 1, np.nan]), np.array([0.1, 0.4, 0.3, 0.9], np.float32)
     of = EvaluateConfig
-    assert fit_decision(of(), "binary", target, scores, None) == {"rule": "f1", "threshold": float(np.float32(0.3))}
-    assert fit_decision(of(threshold=0.7), "binary", target, scores, None) == {"rule": "chosen", "threshold": 0.7}
-    assert fit_decision(of(threshold="none"), "binary", target, scores, None) is None
-    assert fit_decision(of(), "binary", np.ones(4), scores, None) is None
-    assert fit_decision(of(), "binary", target, scores, np.array([0.0, 1, 1, 1])) is None
-    assert fit_decision(of(), "squared", target, scores, None) is None
-    assert fit_decision(of(), "multiclass", target, np.stack([scores, scores], 1), None) == {"rule": "highest"}
+    assert fit_decision(of(), LOSSES["binary"], target, scores, None) == {
+        "rule": "f1",
+        "threshold": float(np.float32(0.3)),
+    }
+    assert fit_decision(of(threshold=0.7), LOSSES["binary"], target, scores, None) == {
+        "rule": "chosen",
+        "threshold": 0.7,
+    }
+    assert fit_decision(of(threshold="none"), LOSSES["binary"], target, scores, None) is None
+    assert fit_decision(of(), LOSSES["binary"], np.ones(4), scores, None) is None
+    assert fit_decision(of(), LOSSES["binary"], target, scores, np.array([0.0, 1, 1, 1])) is None
+    assert fit_decision(of(), LOSSES["squared"], target, scores, None) is None
+    assert fit_decision(of(), LOSSES["multiclass"], target, np.stack([scores, scores], 1), None) == {"rule": "highest"}
 
 
 def test_a_decision_is_made_in_float64_and_of_equal_scores_takes_the_first_class() -> None:
@@ -98,10 +105,10 @@ def test_metrics_of_decisions_are_scikit_learns_with_weights(found, threshold: f
     target, scores, weight = arrays(found)
     of = Rows(target, scores, weight=weight, threshold=threshold)
     for name, foreign in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
-        ours = metrics_of("binary", threshold)[name].point(of)
+        ours = LOSSES["binary"].metrics_at(threshold)[name].point(of)
         theirs = foreign(target, scores >= threshold, sample_weight=weight, zero_division=np.nan)
         assert ours == pytest.approx(theirs, rel=1e-12, nan_ok=True), name
-    assert "precision" not in metrics_of("binary")
+    assert "precision" not in LOSSES["binary"].metrics
 
 
 @settings(max_examples=100, deadline=None)

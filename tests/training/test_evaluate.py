@@ -10,7 +10,9 @@ import pytest
 from engine.config.sections.training import EvaluateConfig
 from engine.errors import UserError
 from engine.training.evaluate import Scored, evaluate_scores, intervals, point_metrics, watched_metric
-from engine.training.metrics import METRICS, Rows, metrics_of, numbered_blocks
+from engine.training.losses import LOSSES, recorded_loss
+from engine.training.metrics import METRICS, Rows
+from engine.training.resampling import numbered_blocks
 
 CONFIG = EvaluateConfig(bootstrap=100)
 MARCH_2013 = 15_765  # days since 1970-01-01
@@ -35,7 +37,7 @@ def scored():
 def test_binary_metrics_equal_those_of_scikit_learn(scored):
     metrics = pytest.importorskip("sklearn.metrics")
     target, scores, *_ = scored
-    ours = point_metrics(target, scores, "binary")
+    ours = point_metrics(target, scores, LOSSES["binary"])
     wide = scores.astype(np.float64)
     assert ours["roc_auc"] == pytest.approx(metrics.roc_auc_score(target, wide), rel=1e-12)
     assert ours["average_precision"] == pytest.approx(metrics.average_precision_score(target, wide), rel=1e-12)
@@ -48,7 +50,7 @@ def test_multiclass_metrics_equal_those_of_scikit_learn():
     rng = np.random.default_rng(1)
     scores = rng.dirichlet([1, 2, 3], 500).astype(np.float32)
     target = rng.integers(0, 3, 500).astype(np.float32)
-    ours = point_metrics(target, scores, "multiclass")
+    ours = point_metrics(target, scores, LOSSES["multiclass"])
     wide = scores.astype(np.float64) / scores.astype(np.float64).sum(axis=1, keepdims=True)
     assert ours["accuracy"] == metrics.accuracy_score(target, wide.argmax(axis=1))
     assert ours["log_loss"] == pytest.approx(metrics.log_loss(target, wide), rel=1e-6)
@@ -56,7 +58,9 @@ def test_multiclass_metrics_equal_those_of_scikit_learn():
 
 
 def test_regression_metrics_by_hand():
-    ours = point_metrics(np.array([1.0, 2.0, 4.0]), np.array([2.0, 2.0, 1.0]), "quantile", quantile=0.9)
+    ours = point_metrics(
+        np.array([1.0, 2.0, 4.0]), np.array([2.0, 2.0, 1.0]), recorded_loss({"loss": "quantile", "quantile": 0.9})
+    )
     assert ours["mae"] == pytest.approx(4 / 3) and ours["rmse"] == pytest.approx(np.sqrt(10 / 3))
     assert ours["pinball"] == pytest.approx((0.1 * 1 + 0.9 * 3) / 3)
 
@@ -69,8 +73,7 @@ def test_block_sums_added_up_are_the_metric_itself(scored):
     for loss, truth, found in (("binary", target, scores), ("multiclass", kinds, shares), ("squared", target, scores)):
         weight = numbers.integers(0, 4, 3000) / 2
         rows = Rows(truth.astype(float), found.astype(float), weight=weight, threshold=0.3)
-        task = "regression" if loss == "squared" else loss
-        for metric in metrics_of(task, 0.3 if task == "binary" else None).values():
+        for metric in LOSSES[loss].metrics_at(0.3 if loss == "binary" else None).values():
             assert metric.in_blocks(rows, place, blocks).whole() == pytest.approx(metric.point(rows), rel=1e-9), (
                 metric.name
             )
@@ -81,15 +84,15 @@ def test_a_metric_under_counts_of_blocks_is_that_of_repeated_blocks(scored):
     place, blocks = numbered_blocks(days)
     counts = np.random.default_rng(5).poisson(1.0, (3, blocks))
     rows = Rows(target.astype(float), scores.astype(float), threshold=0.3)
-    for metric in metrics_of("binary", 0.3).values():
+    for metric in LOSSES["binary"].metrics_at(0.3).values():
         sums = metric.in_blocks(rows, place, blocks)
         drawn = sums.drawn(counts.astype(float))
         for place_of, times in zip(drawn, counts, strict=True):
             repeated = np.repeat(np.arange(3000), times[place])
-            expected = point_metrics(target[repeated], scores[repeated], "binary", threshold=0.3)[metric.name]
+            expected = point_metrics(target[repeated], scores[repeated], LOSSES["binary"], threshold=0.3)[metric.name]
             assert place_of == pytest.approx(expected, rel=1e-9), metric.name
         kept = place != 7
-        expected = point_metrics(target[kept], scores[kept], "binary", threshold=0.3)[metric.name]
+        expected = point_metrics(target[kept], scores[kept], LOSSES["binary"], threshold=0.3)[metric.name]
         assert sums.without_each()[7] == pytest.approx(expected, rel=1e-9), metric.name
 
 
@@ -124,7 +127,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say_on_days_that_are_alike(da
         error = np.abs(rows.scores)
         truth = np.sqrt(2) * np.sqrt(2 / np.pi)  # the mean of |a normal of variance 2|
         low, high = intervals(
-            rows, {**dict.fromkeys(METRICS["regression"], np.nan), "mae": error.mean()}, "squared", config
+            rows, {**dict.fromkeys(METRICS["regression"], np.nan), "mae": error.mean()}, LOSSES["squared"], config
         )["mae"]
         held += low <= truth <= high
         spread = 1.645 * error.std() / np.sqrt(len(error))
@@ -135,10 +138,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say_on_days_that_are_alike(da
 
 def test_intervals_repeat_and_do_not_depend_on_the_order_of_rows(scored):
     target, scores, days, _ = scored
-    values = point_metrics(target, scores, "binary")
+    values = point_metrics(target, scores, LOSSES["binary"])
     order = np.random.default_rng(0).permutation(3000)
-    first = intervals(on_days(target, scores, days), values, "binary", CONFIG)
-    again = intervals(on_days(target[order], scores[order], days[order]), values, "binary", CONFIG)
+    first = intervals(on_days(target, scores, days), values, LOSSES["binary"], CONFIG)
+    again = intervals(on_days(target[order], scores[order], days[order]), values, LOSSES["binary"], CONFIG)
     assert set(first) == set(METRICS["binary"])
     for name, bounds in first.items():
         assert bounds == pytest.approx(again[name], rel=1e-12) and bounds[0] < values[name] < bounds[1]
@@ -147,47 +150,47 @@ def test_intervals_repeat_and_do_not_depend_on_the_order_of_rows(scored):
 def test_fewer_than_five_days_give_no_interval_and_rows_by_themselves_do(scored):
     target, scores, *_ = scored
     few = on_days(target, scores, np.arange(3000) // 1000)
-    assert not evaluate_scores(few, "binary", CONFIG, {})[1]["intervals"]
+    assert not evaluate_scores(few, LOSSES["binary"], CONFIG, {})[1]["intervals"]
     rows = Scored(target, scores, few.days, np.arange(3000))
-    assert set(evaluate_scores(rows, "binary", CONFIG, {})[1]["intervals"]) == set(METRICS["binary"])
+    assert set(evaluate_scores(rows, LOSSES["binary"], CONFIG, {})[1]["intervals"]) == set(METRICS["binary"])
 
 
 def test_breakdowns_cover_every_row_by_month(scored):
     target, scores, days, slices = scored
-    flat, details = evaluate_scores(on_days(target, scores, days), "binary", CONFIG, slices)
+    flat, details = evaluate_scores(on_days(target, scores, days), LOSSES["binary"], CONFIG, slices)
     assert sum(part["rows"] for part in details["by_month"]) == flat["rows"] == 3000
     assert [part["value"] for part in details["by_month"]] == ["2013-02", "2013-03", "2013-04", "2013-05"]
     carriers = details["slices"]["carrier"]
     assert sum(part["rows"] for part in carriers) == 3000
     some = carriers[0]
     mask = slices["carrier"] == some["value"]
-    assert some["roc_auc"] == point_metrics(target[mask], scores[mask], "binary")["roc_auc"]
+    assert some["roc_auc"] == point_metrics(target[mask], scores[mask], LOSSES["binary"])["roc_auc"]
     json.dumps(details, allow_nan=False)
 
 
 def test_what_cannot_be_computed_says_why():
-    empty = evaluate_scores(on_days(np.zeros(0), np.zeros(0)), "binary", CONFIG, {"a": np.zeros(0, object)})
+    empty = evaluate_scores(on_days(np.zeros(0), np.zeros(0)), LOSSES["binary"], CONFIG, {"a": np.zeros(0, object)})
     assert empty[0]["rows"] == 0 and "no rows" in empty[1]["not_computable"]["roc_auc"]
-    flat, details = evaluate_scores(on_days(np.ones(5), np.full(5, 0.5)), "binary", CONFIG, {})
+    flat, details = evaluate_scores(on_days(np.ones(5), np.full(5, 0.5)), LOSSES["binary"], CONFIG, {})
     assert np.isnan(flat["roc_auc"]) and "same target" in details["not_computable"]["roc_auc"]
     assert flat["log_loss"] == pytest.approx(np.log(2))
-    flat, details = evaluate_scores(on_days([0.0, 1], [0.5, np.nan]), "binary", CONFIG, {})
+    flat, details = evaluate_scores(on_days([0.0, 1], [0.5, np.nan]), LOSSES["binary"], CONFIG, {})
     assert "not finite" in details["not_computable"]["brier"]
 
 
 def test_rows_of_a_class_that_training_never_saw_are_counted_apart():
     rows = on_days([0.0, 1, np.nan, 1], [0.2, 0.7, 0.5, 0.9])
-    flat, details = evaluate_scores(rows, "binary", CONFIG, {"s": np.array(list("abca"))})
+    flat, details = evaluate_scores(rows, LOSSES["binary"], CONFIG, {"s": np.array(list("abca"))})
     assert flat["rows"] == 3 and details["unknown_target"] == 1 and flat["roc_auc"] == 1.0
 
 
 def test_a_metric_that_the_loss_does_not_have_is_refused():
     with pytest.raises(UserError, match=r"found 'roc_acu'.*roc_auc"):
-        watched_metric("binary", "roc_acu")
+        watched_metric(LOSSES["binary"], "roc_acu")
 
 
 def flat_of(target, scores, loss, **more):
-    return evaluate_scores(on_days(target, scores), loss, CONFIG, {}, **more)
+    return evaluate_scores(on_days(target, scores), LOSSES[loss], CONFIG, {}, **more)
 
 
 def test_r2_and_mape_equal_those_of_scikit_learn():

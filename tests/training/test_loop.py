@@ -20,7 +20,7 @@ from engine.errors import UserError
 from engine.runtime import environment
 from engine.training.checkpoint import candidates
 from engine.training.loop import Trainer
-from engine.training.losses import to_scores
+from engine.training.losses import LOSSES, to_scores
 from engine.training.metrics import METRICS
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
@@ -134,7 +134,9 @@ def test_loss_falls_and_the_model_ranks_well_on_a_learnable_problem(problem, con
     result, _ = fitted(config(train__epochs=12, train__batch_size=256), data, valid)
     losses = [entry["train_loss"] for entry in result.history]
     assert losses[-1] < losses[0] - 0.05
-    scores = to_scores("binary", predict_logits(result.model, valid.numeric, valid.codes, "fp32"), result.model.target)
+    scores = to_scores(
+        LOSSES["binary"], predict_logits(result.model, valid.numeric, valid.codes, "fp32"), result.model.target
+    )
     ideal = roc_auc(valid.target, 2 * valid.numeric[:, 0] - valid.numeric[:, 1] + np.sin(valid.codes[:, 0]))
     assert roc_auc(valid.target, scores) > ideal - 0.02
 
@@ -151,7 +153,9 @@ def test_linear_model_learns_too(problem, config, fitted):
 def test_regression_predicts_in_the_unit_of_the_target(problem, config, fitted, loss):
     data, valid = problem(4000, task="regression"), problem(1000, seed=1, task="regression")
     result, _ = fitted(config(train__loss=loss, train__epochs=12, train__batch_size=256), data, valid)
-    values = to_scores(loss, predict_logits(result.model, valid.numeric, valid.codes, "fp32"), result.model.target)
+    values = to_scores(
+        LOSSES[loss], predict_logits(result.model, valid.numeric, valid.codes, "fp32"), result.model.target
+    )
     error = np.abs(valid.target - values).mean()
     assert error < 0.35 * np.abs(valid.target - valid.target.mean()).mean()
     assert result.history[result.best_epoch]["valid_mae"] == pytest.approx(error, rel=1e-6)
@@ -163,7 +167,9 @@ def test_a_quantile_loss_puts_its_share_of_rows_below(problem, config, fitted):
         train__loss="quantile", train__quantile=0.9, train__epochs=20, train__batch_size=512, model__dropout=0.0
     )
     result, _ = fitted(settings, data)
-    values = to_scores("quantile", predict_logits(result.model, data.numeric, data.codes, "fp32"), result.model.target)
+    values = to_scores(
+        LOSSES["quantile"], predict_logits(result.model, data.numeric, data.codes, "fp32"), result.model.target
+    )
     assert 0.85 < (data.target < values).mean() < 0.95
 
 
@@ -191,7 +197,9 @@ def test_balanced_class_weights_centre_the_scores(problem, config, fitted):
     plain, _ = fitted(config(train__epochs=4), data)
     balanced, _ = fitted(config(train__epochs=4, train__class_weight="balanced"), data)
     means = [
-        to_scores("binary", predict_logits(item.model, data.numeric, data.codes, "fp32"), item.model.target).mean()
+        to_scores(
+            LOSSES["binary"], predict_logits(item.model, data.numeric, data.codes, "fp32"), item.model.target
+        ).mean()
         for item in (plain, balanced)
     ]
     assert means[0] == pytest.approx(data.target.mean(), abs=0.03)
@@ -204,7 +212,9 @@ def test_training_stops_early_and_keeps_the_best_weights(problem, config, fitted
     result, _ = fitted(settings, data, valid)
     watched = [entry["valid_roc_auc"] for entry in result.history]
     assert len(watched) < 40 and result.best_epoch == int(np.argmax(watched)) == len(watched) - 3
-    scores = to_scores("binary", predict_logits(result.model, valid.numeric, valid.codes, "fp32"), result.model.target)
+    scores = to_scores(
+        LOSSES["binary"], predict_logits(result.model, valid.numeric, valid.codes, "fp32"), result.model.target
+    )
     assert roc_auc(valid.target, scores) == max(watched)
 
 
@@ -259,7 +269,9 @@ def test_balanced_sampling_centres_the_scores_without_weights(problem, config, f
     data = problem(4000)
     data = data.take(np.flatnonzero((data.target == 0) | (np.arange(4000) % 10 == 0)))
     result, _ = fitted(config(train__epochs=4, train__sampling="balanced"), data)
-    scores = to_scores("binary", predict_logits(result.model, data.numeric, data.codes, "fp32"), result.model.target)
+    scores = to_scores(
+        LOSSES["binary"], predict_logits(result.model, data.numeric, data.codes, "fp32"), result.model.target
+    )
     assert scores.mean() > data.target.mean() + 0.1
     assert [entry["rows"] for entry in result.history] == [len(data)] * 4
 

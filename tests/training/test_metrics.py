@@ -19,6 +19,7 @@ from engine.lifecycle.challenger_gate import Judged, evidence, verdict
 from engine.lifecycle.compare import compare_runs, read_side
 from engine.lifecycle.retrain_rules import Champion, Facts, Observation, trigger
 from engine.monitoring.performance import Judge, Outcomes, measure
+from engine.training.losses import LOSSES
 from engine.training.metrics import METRICS, Metric, Rows, find_metric, mean_of
 from tests.tiny import overrides, write_tiny
 
@@ -65,16 +66,18 @@ def test_training_evaluation_report_and_comparison_have_it(toy: Metric, tmp_path
 def test_the_gate_between_models_judges_it(toy: Metric) -> None:
     rows = outcomes(2000, 0)
     gate = GateConfig(metric=toy.name, bootstrap=50, min_rows=100, max_ece_rise=1.0, max_cost_rise=9.0)
-    found = evidence(Judged(rows.target, 1 - rows.scores, rows.scores, {}, rows.days, rows.days), "binary", gate)
+    found = evidence(
+        Judged(rows.target, 1 - rows.scores, rows.scores, {}, rows.days, rows.days), LOSSES["binary"], gate
+    )
     assert found["metric"]["name"] == "hit_rate" and found["metric"]["low"] > 0
     answer, reasons = verdict(found, gate)
     assert answer == "promote" and reasons[0].startswith("hit_rate 0.")
     with pytest.raises(UserError, match=r"retrain.gate.metric must be one .* found 'hit_rate'"):
-        evidence(Judged(rows.target, rows.scores, rows.scores, {}, rows.days, rows.days), "squared", gate)
+        evidence(Judged(rows.target, rows.scores, rows.scores, {}, rows.days, rows.days), LOSSES["squared"], gate)
 
 
 def test_monitoring_measures_it_against_a_band_and_retraining_by_its_direction(toy: Metric) -> None:
-    judge = Judge("binary", EvaluateConfig(bootstrap=20), 0.5, 0.05, 0.05, 0.5, 7, 7, 0)
+    judge = Judge(LOSSES["binary"], EvaluateConfig(bootstrap=20), 0.05, 0.05, 0.5, 7, 7, 0)
     item = measure(outcomes(3000, 1), outcomes(700, 2, skill=0.0), judge)["metrics"]["hit_rate"]
     assert item["interval"][0] < item["value"] < item["interval"][1]
     assert item["beyond"] and item["worse_by"] > 0.2 and item["band"][0] < item["reference"] < item["band"][1]

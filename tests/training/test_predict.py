@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.config.sections.training import ModelConfig
-from engine.training.losses import to_scores
+from engine.training.losses import LOSSES, to_scores
 from engine.training.model import architecture, build_model, from_architecture
 from engine.training.predict import predict_logits
 from engine.training.target import PLAIN, TargetScale
@@ -39,7 +39,10 @@ def test_scores_do_not_depend_on_the_split_or_on_threads(model, rows, precision,
     ]
     joined = np.concatenate(parts)
     assert joined.tobytes() == whole[: len(joined)].tobytes()
-    assert to_scores("binary", joined[:5], PLAIN).tobytes() == to_scores("binary", whole, PLAIN)[:5].tobytes()
+    assert (
+        to_scores(LOSSES["binary"], joined[:5], PLAIN).tobytes()
+        == to_scores(LOSSES["binary"], whole, PLAIN)[:5].tobytes()
+    )
 
 
 def test_fp32_predictions_are_those_of_the_plain_module(model, rows):
@@ -64,7 +67,7 @@ def test_a_model_is_rebuilt_from_its_description(model, rows):
 @pytest.mark.parametrize("loss", ["binary", "multiclass"])
 def test_scores_are_probabilities_even_far_out(loss):
     logits = np.array([[-1e4, 0.0, 3e4], [0.0, 0.0, 0.0], [88.0, -88.0, 0.0]], np.float32)
-    scores = to_scores(loss, logits[:, :1] if loss == "binary" else logits, PLAIN)
+    scores = to_scores(LOSSES[loss], logits[:, :1] if loss == "binary" else logits, PLAIN)
     assert np.all((scores >= 0) & (scores <= 1))
     if loss == "multiclass":
         np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)

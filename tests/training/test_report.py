@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.config.sections.training import EvaluateConfig
 from engine.training.evaluate import Scored, evaluate_scores
+from engine.training.losses import LOSSES
 from engine.training.report import write_report
 
 
@@ -14,7 +15,7 @@ def report(run, config, target, scores, loss="binary", history=()):
     days = np.sort(rng.integers(15_765, 15_845, len(target)))
     slices = {"carrier": rng.choice(["AA", "<b>UA"], len(target))}
     rows = Scored(target, scores, days, days)
-    flat, details = evaluate_scores(rows, loss, EvaluateConfig(bootstrap=20), slices)
+    flat, details = evaluate_scores(rows, LOSSES[loss], EvaluateConfig(bootstrap=20), slices)
     path = write_report(
         run,
         history=history,
@@ -28,6 +29,7 @@ def report(run, config, target, scores, loss="binary", history=()):
         },
         quarantine={"a.csv: delay is null (quarantine)": 12},
         config=config,
+        loss=LOSSES[loss],
         metrics={f"test/{name}": value for name, value in flat.items()},
     )
     return path.read_text()

@@ -23,6 +23,7 @@ from engine.lifecycle.challenger_gate import Judged, evidence, verdict
 from engine.runtime.run import Run
 from engine.scoring.worker import Content
 from engine.training.gate import check_gate
+from engine.training.losses import LOSSES
 from engine.training.target import PLAIN, TargetScale, check_spread
 from tests import tiny
 
@@ -191,7 +192,9 @@ def test_the_gate_between_models_sees_a_gain_of_1e_30() -> None:
     target = rng.normal(size=400) * 1e-30
     better, worse = target + rng.normal(size=400) * 1e-31, rng.normal(size=400) * 1e-30
     days = np.arange(400) // 20
-    found = evidence(Judged(target, worse, better, {}, days, days), "squared", GateConfig(bootstrap=50, min_rows=100))
+    found = evidence(
+        Judged(target, worse, better, {}, days, days), LOSSES["squared"], GateConfig(bootstrap=50, min_rows=100)
+    )
     assert found["metric"]["champion"] == pytest.approx(oracle.root_mean_squared_error(target, worse))
     assert found["metric"]["low"] > 0
     verdict_, reasons = verdict(found, GateConfig(min_rows=100))

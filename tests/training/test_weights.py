@@ -23,12 +23,18 @@ from engine.monitoring.estimate import Unlabelled, estimate
 from engine.monitoring.performance import Judge, Outcomes, measure
 from engine.training import baselines
 from engine.training.evaluate import Scored, evaluate_scores, intervals, point_metrics
-from engine.training.losses import class_weights, target_scale
+from engine.training.loss import Loss
+from engine.training.losses import class_weights, recorded_loss, target_scale
 from tests.tiny import DATA, overrides, visits, write_tiny
 from tests.training.conftest import make_problem, packed
 
 oracle = pytest.importorskip("sklearn.metrics")
 N, DAYS = 900, 12
+
+
+def of(loss: str) -> Loss:
+    """The loss of a name, at level 0.3 where it has one."""
+    return recorded_loss({"loss": loss, "quantile": 0.3})
 
 
 def drawn(loss: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -45,16 +51,16 @@ def drawn(loss: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     return scores + rng.normal(size=N), scores, days, times
 
 
-LOSSES = ("binary", "multiclass", "squared", "quantile")
+NAMES = ("binary", "multiclass", "squared", "quantile")
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", NAMES)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**16), scale=st.sampled_from([0.1, 1.0, 1e6]))
 def test_metrics_are_those_of_scikit_learn_with_sample_weight(loss, seed, scale):
     target, scores, _, times = drawn(loss, seed)
     weight = times * np.random.default_rng(seed + 1).uniform(0.5, 2, N) * scale
-    ours = point_metrics(target, scores, loss, quantile=0.3, weight=weight)
+    ours = point_metrics(target, scores, of(loss), weight=weight)
     if loss == "binary":
         theirs = {
             "roc_auc": oracle.roc_auc_score(target, scores, sample_weight=weight),
@@ -82,12 +88,12 @@ def test_r2_mape_and_the_figures_of_classes_are_those_of_scikit_learn_too():
     config = EvaluateConfig(bootstrap=0)
     target, scores, days, times = drawn("squared")
     weight = times * 0.7
-    flat, _ = evaluate_scores(Scored(target, scores, days, days, weight), "squared", config, {})
+    flat, _ = evaluate_scores(Scored(target, scores, days, days, weight), of("squared"), config, {})
     assert flat["r2"] == pytest.approx(oracle.r2_score(target, scores, sample_weight=weight), rel=1e-12)
     mape = oracle.mean_absolute_percentage_error(target, scores, sample_weight=weight)
     assert flat["mape"] == pytest.approx(mape, rel=1e-12)
     target, scores, days, times = drawn("multiclass")
-    flat, _ = evaluate_scores(Scored(target, scores, days, days, weight), "multiclass", config, {})
+    flat, _ = evaluate_scores(Scored(target, scores, days, days, weight), of("multiclass"), config, {})
     found = oracle.precision_recall_fscore_support(target, scores.argmax(axis=1), sample_weight=weight)
     for place, figure in enumerate(("precision", "recall", "f1")):
         assert [flat[f"class/{k}/{figure}"] for k in range(3)] == pytest.approx(list(found[place]), rel=1e-12)
@@ -110,21 +116,20 @@ def alike(ours, theirs, path=""):
         assert ours == theirs, path
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", NAMES)
 def test_an_evaluation_with_weights_is_that_of_repeated_rows(loss):
     target, scores, days, times = drawn(loss)
     again = np.repeat(np.arange(N), times)
     side = np.where(np.arange(N) % 3 == 0, "a", "b")
     config = EvaluateConfig(bootstrap=50)
     flat, details = evaluate_scores(
-        Scored(target, scores, days, days, times.astype(np.float32)), loss, config, {"side": side}, quantile=0.3
+        Scored(target, scores, days, days, times.astype(np.float32)), of(loss), config, {"side": side}
     )
     repeated, more = evaluate_scores(
         Scored(target[again], scores[again], days[again], days[again]),
-        loss,
+        of(loss),
         config,
         {"side": side[again]},
-        quantile=0.3,
     )
     assert len(details["intervals"]) >= 3
     rows = {name: flat.pop(name) for name in list(flat) if name.endswith("rows")}
@@ -146,10 +151,10 @@ def test_the_gate_with_weights_is_that_of_repeated_rows(loss):
     )
     gate = GateConfig(bootstrap=50, min_rows=10, min_slice_rows=10)
     slices = {"side": np.where(np.arange(N) % 3 == 0, "a", "b")}
-    ours = evidence(Judged(target, scores, other, slices, days, days, times.astype(float)), loss, gate)
+    ours = evidence(Judged(target, scores, other, slices, days, days, times.astype(float)), of(loss), gate)
     theirs = evidence(
         Judged(target[again], scores[again], other[again], {"side": slices["side"][again]}, days[again], days[again]),
-        loss,
+        of(loss),
         gate,
     )
     for each in (ours, theirs):
@@ -160,7 +165,7 @@ def test_the_gate_with_weights_is_that_of_repeated_rows(loss):
 
 @pytest.mark.parametrize("loss", ["binary", "squared"])
 def test_monitoring_with_weights_is_that_of_repeated_rows(loss):
-    judge = Judge(loss, EvaluateConfig(bootstrap=50), 0.5, 0.05, 0.05, 0.5, 7, 7, 0)
+    judge = Judge(of(loss), EvaluateConfig(bootstrap=50), 0.05, 0.05, 0.5, 7, 7, 0)
     target, scores, days, times = drawn(loss)
     again = np.repeat(np.arange(N), times)
     past, now = drawn(loss, 1), Outcomes(days, target, scores, {}, weight=times.astype(np.float32))
@@ -180,7 +185,7 @@ def test_monitoring_with_weights_is_that_of_repeated_rows(loss):
 
 
 def test_a_weighted_reference_gives_the_band_of_its_weights():
-    judge = Judge("squared", EvaluateConfig(bootstrap=0), 0.5, 0.05, 0.05, 0.5, 7, 7, 0)
+    judge = Judge(of("squared"), EvaluateConfig(bootstrap=0), 0.05, 0.05, 0.5, 7, 7, 0)
     target, scores, days, _ = drawn("squared")
     wrong = np.arange(N) % 2 == 0
     target = scores + np.where(wrong, 5.0, 0.1)
@@ -190,7 +195,7 @@ def test_a_weighted_reference_gives_the_band_of_its_weights():
 
 
 def test_a_window_whose_weights_are_all_0_has_nothing_to_judge() -> None:
-    judge = Judge("binary", EvaluateConfig(bootstrap=0), 0.5, 0.05, 0.05, 0.5, 7, 7, 0)
+    judge = Judge(of("binary"), EvaluateConfig(bootstrap=0), 0.05, 0.05, 0.5, 7, 7, 0)
     target, scores, days, _ = drawn("binary")
     nothing = Outcomes(days, target, scores, {}, weight=np.zeros(N, np.float32))
     found = measure(nothing, nothing, judge)
@@ -201,8 +206,8 @@ def test_scale_class_weights_and_constants_of_training_are_those_of_repeated_row
     target, _, _, times = drawn("squared")
     again = np.repeat(target, times).astype(np.float32)
     ours, theirs = (
-        target_scale(target.astype(np.float32), "squared", times.astype(np.float32)),
-        target_scale(again, "squared"),
+        target_scale(target.astype(np.float32), of("squared"), times.astype(np.float32)),
+        target_scale(again, of("squared")),
     )
     assert (ours.center, ours.scale) == pytest.approx((theirs.center, theirs.scale), rel=1e-12)
     kinds = np.arange(N) % 3
@@ -215,7 +220,7 @@ def test_scale_class_weights_and_constants_of_training_are_those_of_repeated_row
     one = packed(numbers, codes, target, weight=times)
     for loss in ("squared", "huber"):
         many = packed(numbers[: len(again)].repeat(3, 0)[: len(again)], codes.repeat(3, 0)[: len(again)], again)
-        found = [float(baselines._constant(part, loss, 0.5, 1)[0]) for part in (one, many)]
+        found = [float(baselines._constant(part, of(loss), 1)[0]) for part in (one, many)]
         assert found[0] == pytest.approx(found[1], abs=0.02 if loss == "huber" else 1e-6)
 
 
@@ -248,10 +253,10 @@ def test_early_stopping_watches_the_weighted_metric_unless_it_is_told_not_to(con
 def test_a_row_of_weight_0_is_not_there_even_where_its_score_is_not_finite():
     target, scores = np.array([0.0, 1.0, 0.0, 1.0]), np.array([0.2, 0.9, np.nan, 0.4])
     weight = np.array([1.0, 2.0, 0.0, 1.0])
-    assert point_metrics(target, scores, "binary", weight=weight)["roc_auc"] == 1.0
-    assert np.isnan(point_metrics(target, scores, "binary", weight=np.zeros(4))["roc_auc"])
+    assert point_metrics(target, scores, of("binary"), weight=weight)["roc_auc"] == 1.0
+    assert np.isnan(point_metrics(target, scores, of("binary"), weight=np.zeros(4))["roc_auc"])
     nothing = Scored(target, scores, np.arange(4), np.arange(4), np.zeros(4))
-    assert intervals(nothing, {"roc_auc": 1.0}, "binary", EvaluateConfig()) == {}
+    assert intervals(nothing, {"roc_auc": 1.0}, of("binary"), EvaluateConfig()) == {}
 
 
 WEIGHTED = DATA.replace("bought: bool\ncolumns", "bought: bool\n      worth: float64\ncolumns") + (

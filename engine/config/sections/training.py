@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,21 @@ from engine.config import units
 from engine.config.schema import key, later_key
 from engine.errors import UserError
 
-# The task of each loss. `engine.training.metrics` lists the metrics.
+# The task of each loss. `engine.training.loss_table` has the losses, `engine.training.metrics` the metrics.
 TASKS = {
     "binary": "binary",
     "multiclass": "multiclass",
     "squared": "regression",
     "huber": "regression",
     "quantile": "regression",
+    "poisson": "regression",
+    "gamma": "regression",
+    "tweedie": "regression",
+    "focal": "binary",
+    "quantiles": "quantiles",
+    "ordinal": "multiclass",
 }
+SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
 MODELS = ("mlp", "linear")  # engine/training/model.py has their classes
 AUTO = units.AUTO
 ANY = "any"
@@ -73,6 +81,18 @@ class TrainConfig:
     seed: int = key(0, "seed of the row order, initial weights and dropout", ge=0)
     loss: str = key("binary", "what is minimised", choices=tuple(TASKS))
     quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
+    quantiles: tuple[float, ...] = later_key(
+        (0.1, 0.5, 0.9), "rising levels of the quantiles loss; scores are columns score_q10, score_q50, ...", gt=0, lt=1
+    )
+    tweedie_power: float = later_key(
+        1.5, "power p of the tweedie loss: the variance of a target grows as its mean ** p", gt=1, lt=2
+    )
+    focal_gamma: float = later_key(
+        2.0, "how much less the focal loss counts rows that are right already; 0 = the binary loss", ge=0
+    )
+    label_smoothing: float = later_key(
+        0.0, "share of a target spread evenly over all classes, for the losses binary and multiclass", ge=0, lt=1
+    )
     huber_delta: float = key(1.0, "where the Huber loss becomes linear, in standard deviations of the target", gt=0)
     max_classes: int = key(
         100, "most classes of loss=multiclass; a target with more values is usually a number, for another loss", ge=2
@@ -103,7 +123,7 @@ class TrainConfig:
         "epochs without a better validation metric before stopping, 0 = never; auto = a fifth of the epochs, at least 3",
         parse=units.count(0),
     )
-    metric: str | None = key(None, "validation metric to watch; null = roc_auc, accuracy, rmse, mae or pinball by loss")
+    metric: str | None = key(None, "validation metric to watch; null = that of the loss, as roc_auc of binary")
     precision: str = key("auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16"))
     reduction: str = key("exact", "how gradients are summed", choices=("exact", "ddp"))
     order: str = key("full", "shuffle over all rows or within windows of rows", choices=("full", "windowed"))
@@ -121,8 +141,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.batch_size, int) and self.batch_size < self.shards:
             raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
+        if not self.quantiles or any(a >= b for a, b in itertools.pairwise(self.quantiles)):
+            raise UserError(f"quantiles must be rising levels, as in [0.1, 0.5, 0.9], found {list(self.quantiles)}")
+        if self.label_smoothing and self.loss not in SMOOTHED:
+            raise UserError(f"label_smoothing needs loss={' or '.join(SMOOTHED)}, found loss={self.loss}")
         for name, wrong in (
-            ("loss", TASKS[self.loss] == "regression"),
+            ("loss", TASKS[self.loss] not in ("binary", "multiclass")),
             ("class_weight", self.class_weight == "balanced"),
             ("order", self.order == "windowed"),
         ):

@@ -16,7 +16,7 @@ from engine.training.flat import AdamW, FlatWeights
 from engine.training.gpu.inputs import Chunk, Source, StepPlan, kernels_run
 from engine.training.gpu.masks import TableMasks
 from engine.training.gpu.order import stream_hash
-from engine.training.losses import LOSSES
+from engine.training.losses import loss_of
 from engine.training.randomness import backward_begins, drawn_from
 
 TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they are reduced in the same collective
@@ -87,7 +87,7 @@ class GpuStep:
             with self.flat.arithmetic.applied(self.device.type):
                 logits = self.module(numeric, codes)
             config = self.plan.schedule.config
-            losses = LOSSES[config.loss].row_losses(logits, target, config)
+            losses = loss_of(config).row_losses(logits, target)
             total = (losses * weight).sum()
             backward_begins()
             gradients = torch.autograd.grad(total / self.plan.schedule.batch, self._leaves, allow_unused=True)
