@@ -72,7 +72,9 @@ def class_names(config: Config, dataset: Dataset, rows: np.ndarray) -> tuple[str
 def _in_order(config: Config, where: str, found: tuple[str, ...]) -> tuple[str, ...]:
     """Classes of a loss that needs their order: numbers by value, texts as `values` of the column lists them."""
     column = config.data.columns[config.data.target or ""]
-    if column.type.startswith(COUNTABLE) and column.type != "bool":
+    if column.type == "bool":
+        return found
+    if column.type.startswith(COUNTABLE):
         return tuple(sorted(found, key=float))
     lacking = [text for text in found if text not in column.values]
     if lacking:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -182,7 +181,7 @@ def quantiles(settings: LossSettings) -> Loss:
     series forecasting, AISTATS 2022. Outputs of 0 are the quantiles of a normal distribution.
     """
     levels = settings.quantiles
-    places = [NormalDist().inv_cdf(level) for level in levels]
+    places = [float(torch.special.ndtri(torch.tensor(level, dtype=torch.float64))) for level in levels]
 
     def rows(outputs: Tensor, target: Tensor) -> Tensor:
         found = torch.cat([outputs[:, :1] + places[0], _gaps(outputs, places)], dim=1).cumsum(1)
