@@ -156,16 +156,22 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("unit", ["{}", "[]", "0", '"a"'])
-def test_a_record_of_very_many_values_is_refused_before_they_are_made(tmp_path, unit) -> None:
+def test_a_record_of_very_many_values_is_refused_before_they_are_made(tmp_path, monkeypatch, unit) -> None:
+    monkeypatch.setattr(records, "MOST_VALUES", 2**15)
     (tmp_path / "r.json").write_text("[" + f"{unit}," * records.MOST_VALUES + unit + "]")
     tracemalloc.start()
-    with pytest.raises(Damaged, match=r"r\.json must be JSON: it must hold at most 4,194,304 values, found more"):
+    with pytest.raises(Damaged, match=r"r\.json must be JSON: it must hold at most 32,768 values, found more"):
         records.read(tmp_path / "r.json", list)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * (tmp_path / "r.json").stat().st_size
     (tmp_path / "r.json").write_text(json.dumps([unit * records.MOST_VALUES, ',\\"[' * records.MOST_VALUES]))
     assert len(records.read(tmp_path / "r.json", list)) == 2, "signs in texts are no values"
+
+
+def test_four_million_values_are_too_many() -> None:
+    with pytest.raises(Damaged, match="at most 4,194,304 values, found more"):
+        records.parse("[" + "0," * 2**22 + "0]", list, "r.json")
 
 
 json_values = st.recursive(
