@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 
-from kernels import metrics
+from kernels import jit, metrics
 from tests import naive
 from tests.kernels.cases import NUMBERS, examples, layouts, same_bytes
 
@@ -145,14 +145,15 @@ def test_reliability_agrees_with_scikit_learn_and_gives_ece():
 def test_parts_between_pivots_add_up_to_the_whole(scores, monkeypatch):
     """Small enough to see the slow twin, cut up as millions of rows are."""
     rng = np.random.default_rng(5)
-    y = rng.integers(0, 2, 400)
-    score = {"few": rng.integers(0, 3, 400) / 3, "one": np.zeros(400), "many": rng.standard_normal(400)}.get(
-        scores, rng.choice([-np.inf, -1.0, 2.0, np.inf], 400)
+    n = 100 if jit.DISABLED else 400
+    y = rng.integers(0, 2, n)
+    score = {"few": rng.integers(0, 3, n) / 3, "one": np.zeros(n), "many": rng.standard_normal(n)}.get(
+        scores, rng.choice([-np.inf, -1.0, 2.0, np.inf], n)
     )
     whole = metrics.roc_auc(y, score, threads=4)
     monkeypatch.setattr(metrics, "_PARALLEL_ROWS", 0)
     assert all(metrics.roc_auc(y, score, threads=t) == whole for t in (1, 2, 3, 4, 8))
-    np.testing.assert_allclose(whole, naive.roc_auc(y, score, np.ones(400)), atol=1e-14)
+    np.testing.assert_allclose(whole, naive.roc_auc(y, score, np.ones(n)), atol=1e-14)
 
 
 def test_threads_and_layouts_do_not_change_a_bit():

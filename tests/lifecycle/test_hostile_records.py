@@ -75,7 +75,7 @@ class Reader:
     file: str
     read: Callable[[Path], Any]  # of the file
     seal: Callable[[Path], Any] = lambda _: None  # what an attacker would compute again
-    examples: int = 200
+    examples: int = 80
 
 
 def model_of(file: Path) -> Path:
@@ -190,7 +190,7 @@ def reads_checkpoint(file: Path) -> None:
 BUNDLE = "runs/train/tiny/*/model"
 READERS: dict[str, Reader] = {
     **{
-        name: Reader(f"{BUNDLE}/{name}", reads_bundle, reseal, 40)
+        name: Reader(f"{BUNDLE}/{name}", reads_bundle, reseal, 25)
         for name in (
             "model.json",
             "spec.json",
@@ -201,7 +201,7 @@ READERS: dict[str, Reader] = {
             "gate/state.json",
         )
     },
-    "bundle.json": Reader(f"{BUNDLE}/bundle.json", reads_bundle, examples=40),
+    "bundle.json": Reader(f"{BUNDLE}/bundle.json", reads_bundle, examples=25),
 }
 READERS |= {
     "dataset": Reader("store/datasets/tiny/*/manifest.json", reads_dataset, reseal_folder),
@@ -215,7 +215,7 @@ READERS |= {
     "move": Reader("runs/registry/tiny/moves/000002.json", reads_registry, check_again),
     "drift": Reader("runs/monitor/tiny/*/drift.json", reads_drift),
     "evaluation": Reader("runs/train/tiny/*/evaluation.json", reads_evaluation),
-    "decision": Reader("runs/retrain/tiny/*/decision.json", decide.replay, reseal_folder, 50),
+    "decision": Reader("runs/retrain/tiny/*/decision.json", decide.replay, reseal_folder, 25),
     "facts": Reader("runs/retrain/tiny/*/facts.json", lambda file: Facts.from_plain(records.read(file, dict), "facts")),
     "profile of scores": Reader("runs/score/tiny/*/profile.json", reads_scores),
     "unit": Reader("runs/score/tiny/*/parts/*.json", reads_unit, check_again),

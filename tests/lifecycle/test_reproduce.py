@@ -1,11 +1,13 @@
 """A run is proved link by link: equal when nothing changed, and the right link is named for every seeded fault.
 
 The engine's tree is copied once, and every rerun uses a copy of that copy with one line changed. Kernels run as plain Python
-here (NUMBA_DISABLE_JIT=1), so that a changed kernel costs no compilation; the slow tests compile.
+here (NUMBA_DISABLE_JIT=1), so that a changed kernel costs no compilation, and processes are forks of one that has imported the
+libraries; the slow tests compile, in processes of their own.
 """
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import importlib.util
 import json
@@ -13,7 +15,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +31,7 @@ from engine.lifecycle.reproduce import Options, reproduce_run
 from engine.runtime import environment
 from engine.runtime import git as git_door
 from engine.runtime.run import Run, link_order
+from tests.lifecycle import forked
 from tests.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,9 +71,10 @@ FAULTS = {
 
 
 def copy_engine(source: Path, target: Path) -> Path:
-    """A copy of the engine's three packages."""
+    """A copy of the engine's three packages; of those of the repository without what is compiled."""
     for name in PACKAGES:
-        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__") if source == ROOT else None
+        shutil.copytree(source / name, target / name, ignore=ignored)
     return target
 
 
@@ -112,9 +117,21 @@ def make_place(folder: Path) -> Path:
     return place
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forking() -> Iterator[None]:
+    """Whatever starts Python here starts a fork."""
+    with tempfile.TemporaryDirectory() as folder, forked.interpreter(Path(folder)) as python:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", str(python))
+            yield
+
+
 @pytest.fixture(scope="module")
 def engine_copy(tmp_path_factory) -> Path:
-    return copy_engine(ROOT, tmp_path_factory.mktemp("engine"))
+    """With its bytecode, which the copies of it share: Python compiles again what is newer."""
+    copied = copy_engine(ROOT, tmp_path_factory.mktemp("engine"))
+    assert compileall.compile_dir(copied, quiet=1)
+    return copied
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +322,7 @@ def test_a_rerun_takes_what_auto_came_to_and_reaches_nobody(recorded, tmp_path, 
 def test_uncommitted_changes_are_restored_from_another_clone_and_the_rerun_is_equal(tmp_path, engine_copy) -> None:
     first = copy_engine(engine_copy, tmp_path / "first")
     git(first, "init", "-q")
+    (first / ".gitignore").write_text("__pycache__\n")
     git(first, "add", ".")
     git(first, "commit", "-q", "-m", "engine")
     git(tmp_path, "clone", "-q", str(first), "second")

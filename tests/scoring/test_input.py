@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import datetime
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,12 @@ from engine.scoring import export
 from engine.scoring.plan import check_columns
 from engine.scoring.predictor import load
 from engine.scoring.read import predictions
-from tests.conftest import ROOT
+from tests.conftest import Outcome
 from tests.scoring.conftest import ROWS, Shop, rows_of
 from tests.tiny import DATA, overrides, visits
 
 Score = Callable[..., Run]
+Cli = Callable[..., Outcome]
 LATE = ["paid_at", "amount", "bought"]  # known after the decision
 SPAN = ("2020-01-27", "2020-01-29")
 
@@ -74,15 +73,6 @@ def by_dataset(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> pa.Table
     )
 
 
-def shell(folder: Path, *words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "engine", *words], cwd=folder, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
-
-
 def csv_rows(path: Path) -> list[dict[str, Any]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
@@ -102,10 +92,12 @@ def expected(table: pa.Table) -> list[tuple[str, np.float32]]:
 
 
 def test_one_csv_without_labels_in_and_one_csv_of_scores_out_by_the_shell(
-    shop: Shop, by_dataset: pa.Table, tmp_path: Path
+    shop: Shop, by_dataset: pa.Table, tmp_path: Path, cli: Cli
 ) -> None:
     write(tmp_path / "new.csv", new_visits())
-    said = shell(tmp_path, "score", f"score.model={shop.model}", "score.input=new.csv", "score.output=out.csv")
+    done = cli("score", f"score.model={shop.model}", "score.input=new.csv", "score.output=out.csv")
+    assert done.code == 0, done.err
+    said = done.out + done.err
     assert read_scores(tmp_path / "out.csv") == expected(by_dataset), "the same bits in the order of time and ids"
     lines = csv_rows(tmp_path / "out.csv")
     assert list(lines[0]) == ["row_id", "visit", "at", "decided_at", "score", "decision"]
@@ -335,7 +327,7 @@ def test_a_killed_file_is_absent_and_the_same_command_writes_it(
 
 
 def test_a_new_file_of_the_dataset_needs_no_target_while_training_still_does(
-    shop: Shop, by_dataset: pa.Table, tmp_path: Path
+    shop: Shop, by_dataset: pa.Table, tmp_path: Path, cli: Cli
 ) -> None:
     whole, new = visits(ROWS), new_visits()
     pq.write_table(
@@ -348,12 +340,9 @@ def test_a_new_file_of_the_dataset_needs_no_target_while_training_still_does(
     assert "column 'paid_at' is missing in" in (run.directory / "run.log").read_text()
     with pytest.raises(UserError, match="column 'paid_at' is missing"):
         engine.run("train", *words, config_dir=shop.conf)
-    done = subprocess.run(
-        [sys.executable, "-m", "engine", "features", "latest", "shop", *overrides(tmp_path), "--config-dir", shop.conf, "--json"],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)) == 8
+    done = cli("features", "latest", "shop", *overrides(tmp_path), "--config-dir", shop.conf, "--json")
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)) == 8
 
 
 def test_events_without_what_becomes_of_them_are_predicted_with_a_history(shop: Shop, by_dataset: pa.Table) -> None:

@@ -47,12 +47,12 @@ def test_killed_around_writes_and_at_random_moments(shop: Shop) -> None:
     moments = random.Random(7)
     # 6 units have 2 renames each; run.json, context, ledger, profile and manifest make up the rest.
     names = [
-        *(f"time:{moments.randint(10, 80)}" for _ in "ab"),
-        *(f"write:{number}" for number in (4, 9, 12, 15, 22, 25, 28)),
+        f"time:{moments.randint(10, 80)}",
+        *(f"write:{number}" for number in (4, 12, 15, 25)),
     ]
     results = trials(shop, names)
     check(results)
-    assert sum(result["killed"] for result in results) >= 5
+    assert sum(result["killed"] for result in results) >= 4
     assert len({result["done"] for result in results}) >= 3
 
 
