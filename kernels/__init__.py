@@ -7,6 +7,7 @@
     dropout     keyed dropout masks                       metrics     ROC AUC, average precision, ...
     profile     mergeable counts per column               statistics  distances between two profiles
     exact       integer accumulators for exact sums       warmup      compile everything once
+    trees       scores of decision trees
     compiling   seconds spent on compiling so far
 
 Every public function checks its input, documents shapes, types, units and errors, then calls a private compiled loop. A

@@ -239,7 +239,67 @@ def _clz64(_typing: Any, _a: Any) -> Any:  # pragma: no cover - emits code
     return numba.int64(numba.uint64), generate
 
 
+LANES = 64  # rows that one compare takes together: a mask of them is one uint64
+
+
+def _lanes(
+    context: Any, builder: Any, kind: Any, flat: Any, at: Any, element: Any
+) -> Any:  # pragma: no cover - emits code
+    """Pointer to LANES elements of a flat array from `at` on, as one vector."""
+    data = context.make_array(kind)(context, builder, flat).data
+    return builder.bitcast(builder.gep(data, [at]), ir.VectorType(element, LANES).as_pointer())
+
+
+def _splat(builder: Any, value: Any) -> Any:  # pragma: no cover - emits code
+    wide = ir.VectorType(value.type, LANES)
+    one = builder.insert_element(ir.Constant(wide, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def _compare(ordered: bool) -> Any:  # pragma: no cover - emits code
+    def declared(_typing: Any, flat: Any, at: Any, _value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pointer = _lanes(context, builder, signature.args[0], arguments[0], arguments[1], ir.FloatType())
+            found, value = builder.load(pointer, align=4), _splat(builder, arguments[2])
+            compare = builder.fcmp_ordered if ordered else builder.fcmp_unordered
+            return builder.bitcast(compare("<=", found, value), ir.IntType(64))
+
+        return numba.uint64(flat, at, numba.float32), generate
+
+    return intrinsic(declared)
+
+
+_at_most, _not_above = _compare(True), _compare(False)
+
+
+@intrinsic
+def _put_lanes(_typing: Any, flat: Any, mask: Any, _value: Any) -> Any:  # pragma: no cover - emits code
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zero = ir.Constant(ir.IntType(64), 0)
+        pointer = _lanes(context, builder, signature.args[0], arguments[0], zero, ir.IntType(16))
+        chosen = builder.bitcast(arguments[1], ir.VectorType(ir.IntType(1), LANES))
+        kept = builder.load(pointer, align=2)
+        builder.store(builder.select(chosen, _splat(builder, arguments[2]), kept), pointer, align=2)
+        return context.get_dummy_value()
+
+    return numba.void(flat, mask, numba.uint16), generate
+
+
 if DISABLED:
+
+    def at_most(flat: Any, at: Any, value: Any, missing: Any) -> Any:
+        """uint64: bit r says whether flat[at + r] <= value, for LANES float32; NaN is where `missing`."""
+        found = 0
+        for r in range(LANES):
+            x = flat[at + r]
+            found |= int(bool(x <= value) or bool(missing and x != x)) << r
+        return np.uint64(found)
+
+    def put_lanes(flat: Any, mask: Any, value: Any) -> None:
+        """flat[r] = value, uint16, for every bit r of the mask."""
+        for r in range(LANES):
+            if int(mask) >> r & 1:
+                flat[r] = value
 
     def mul128(a: Any, b: Any) -> tuple[Any, Any]:
         """(high, low) 64-bit halves of the product of two uint64."""
@@ -250,6 +310,16 @@ if DISABLED:
         """Number of leading zero bits of a uint64 (64 for zero)."""
         return np.int64(64 - int(a).bit_length())
 else:
+
+    @njit(inline=True)
+    def at_most(flat: Any, at: Any, value: Any, missing: Any) -> Any:
+        """uint64: bit r says whether flat[at + r] <= value, for LANES float32; NaN is where `missing`."""
+        return _not_above(flat, at, value) if missing else _at_most(flat, at, value)
+
+    @njit(inline=True)
+    def put_lanes(flat: Any, mask: Any, value: Any) -> None:
+        """flat[r] = value, uint16, for every bit r of the mask."""
+        _put_lanes(flat, mask, np.uint16(value))
 
     @njit
     def mul128(a: Any, b: Any) -> Any:

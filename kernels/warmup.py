@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels import asof, dropout, encode, gather, hashing, metrics, order, profile, sort, windows
+from kernels import asof, dropout, encode, gather, hashing, metrics, order, profile, sort, trees, windows
 
 
 def _order() -> None:
@@ -73,6 +73,23 @@ def _profile() -> None:
         profile.category_counts(np.zeros((1, 1), code), [1])
 
 
+def _trees() -> None:
+    nothing = np.zeros(1, np.int32) - 1
+    for kind in (np.float32, np.float64):
+        forest = trees.Forest(
+            root=np.array([0, 1]),
+            column=nothing,
+            threshold=np.zeros(1, np.float32),
+            missing_left=np.zeros(1, bool),
+            set_of=nothing,
+            set_at=np.zeros(1, np.int64),
+            words=np.zeros(0, np.uint32),
+            value=np.zeros(1, kind),
+            base=np.zeros(1),
+        )
+        trees.tree_scores(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int32), trees.tree_plan(forest, 1, 1))
+
+
 FAMILIES: dict[str, Callable[[], None]] = {
     "order": _order,
     "gather": _gather,
@@ -84,6 +101,7 @@ FAMILIES: dict[str, Callable[[], None]] = {
     "dropout": _dropout,
     "metrics": _metrics,
     "profile": _profile,
+    "trees": _trees,
 }
 
 

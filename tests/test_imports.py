@@ -34,6 +34,8 @@ DOORS = {
     "numba": {"kernels/"},
     "llvmlite": {"kernels/"},
     "duckdb": {"engine/data/"},
+    "lightgbm": {"engine/training/boosting/on_lightgbm.py"},
+    "xgboost": {"engine/training/boosting/on_xgboost.py"},
 }
 STEPS = {command.target.partition(":")[0] for command in COMMANDS.values() if not command.plain}
 SOURCES = sorted((*ROOT.glob("engine/**/*.py"), *ROOT.glob("kernels/**/*.py")))

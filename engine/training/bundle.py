@@ -39,6 +39,7 @@ from engine.training.finished import FinishedNetwork, Model
 from engine.training.loss import Loss
 from engine.training.losses import LossRecord, recorded_loss
 from engine.training.model import ArchitectureRecord, declared
+from engine.training.trees import check_description, is_trees, read_trees
 
 FORMAT = 1  # of the files that are part of the model
 MANIFEST_FORMAT = 2
@@ -231,6 +232,9 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
         raise records.Damaged(f"{path}: classes must be two for loss {loss.name}, found {len(model['classes'])}")
     if "decision" in model and ("threshold" in model["decision"]) != (loss.task == "binary"):
         raise records.Damaged(f"{path}: decision must have a threshold for a loss of two classes, and for no other")
+    if is_trees(described):
+        check_description(described, f"{path}: architecture")
+        return
     layers = [parameter.shape[-1] for parameter in declared(described, f"{path}: architecture").parameters()]
     if 4 * model["tile_rows"] * max(layers) > TILE_BYTES:
         raise records.Damaged(
@@ -284,6 +288,8 @@ def load_model(bundle: Bundle) -> Model:
     Raises Damaged.
     """
     path = bundle.directory / "model.json"
+    if is_trees(bundle.model["architecture"]):
+        return read_trees(bundle.weights, bundle.model["architecture"], f"{path}: architecture")
     model = declared(bundle.model["architecture"], f"{path}: architecture")
     wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
     found = _shapes(bundle.weights)

@@ -18,6 +18,7 @@ from torch import distributed
 
 from engine.config import schema
 from engine.config.nested import Tree
+from engine.config.sections.training import BOOSTERS
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import records, stall, storage
@@ -25,6 +26,8 @@ from engine.runtime.on_ray import cluster
 from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
 from engine.runtime.run import Run, RunRecord
 from engine.training import interrupt
+from engine.training.boosting.fit import fit_trees
+from engine.training.boosting.on_xgboost import collective
 from engine.training.checkpoint import MANIFEST, newest_whole
 from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange, Group
@@ -32,6 +35,7 @@ from engine.training.flat import FlatWeights
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.model import from_architecture
 from engine.training.sizes import sizes_of
+from engine.training.trees import from_arrays, is_trees
 from kernels import compiling
 
 OUTCOME = "outcome.json"
@@ -51,6 +55,7 @@ class Payload(TypedDict):
     train: str
     valid: str | None
     keys: FitKeys
+    monotone: list[int]
 
 
 class Attempt(TypedDict, total=False):
@@ -85,6 +90,7 @@ def fit_on_cluster(
     outputs: int,
     dataset_digest: str,
     precision: str,
+    monotone: Sequence[int] = (),
 ) -> FitResult:
     """`fit` on `cluster.workers` Ray workers, from folders that `Examples.save` wrote; the weights are those of `fit`.
 
@@ -97,7 +103,9 @@ def fit_on_cluster(
         (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / BEATS, ignore_errors=True)
     rows = len(Examples.open(train_dir))
-    _check_workers(rows, config, run)
+    boosted = config.model.kind in BOOSTERS
+    if not boosted:
+        _check_workers(rows, config, run)
     payload: Payload = {
         # Sections that workers do not read are not sent: passwords of sources and alerts stay here.
         "config": {name: value for name, value in schema.plain(config).items() if name in SECTIONS},
@@ -111,6 +119,7 @@ def fit_on_cluster(
             "dataset_digest": dataset_digest,
             "precision": precision,
         },
+        "monotone": list(monotone),
     }
     with cluster.session(config) as opened, interrupt.StopFlag(directory) as stop:
         connected = time.time()
@@ -118,7 +127,7 @@ def fit_on_cluster(
         watch = Watch(
             run,
             stop,
-            rows * sizes_of(config.train, rows).epochs,
+            config.model.trees.rounds if boosted else rows * sizes_of(config.train, rows).epochs,
             cluster.start_seconds(config),
             cluster.watch(cluster.stall_seconds(config), directory / BEATS, math.inf),  # Ray Train ends silent workers
         )
@@ -225,10 +234,15 @@ def _result(run: Run, outcome: OutcomeRecord, precision: str, startup: Mapping[s
             f"{run.directory / 'checkpoints'} must hold the trained weights, those of step {outcome['steps']}, found {seen}"
             f"{''.join(f'; {reason}' for reason in passed_over)}. Run the command again to resume"
         )
-    most = found.tensors["weights"].numel()
-    model = from_architecture(found.manifest["architecture"], most, f"{found.folder / MANIFEST}: architecture")
-    FlatWeights(model, precision).load(found.tensors.get("best_weights", found.tensors["weights"]))
     metrics = {**outcome["metrics"], **startup}
+    where = f"{found.folder / MANIFEST}: architecture"
+    if is_trees(found.manifest["architecture"]):
+        arrays = {name: tensor.numpy() for name, tensor in found.tensors.items()}
+        grown = from_arrays(arrays, found.manifest["architecture"], where).first(int(metrics["train/trees"]))
+        return FitResult(grown, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)
+    most = found.tensors["weights"].numel()
+    model = from_architecture(found.manifest["architecture"], most, where)
+    FlatWeights(model, precision).load(found.tensors.get("best_weights", found.tensors["weights"]))
     return FitResult(model, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)
 
 
@@ -326,8 +340,7 @@ def train_worker(payload: Payload) -> None:
         valid = Examples.open(Path(payload["valid"])) if payload["valid"] else None
         backend = "cpu:gloo,cuda:nccl" if run.record.get("device") == "cuda" else "gloo"
         with process_group(place, cluster.timeout_seconds(config), backend) as exchange:
-            local = place.local_world
-            result = fit(train, valid, config, run, exchange=exchange, local_workers=local, **payload["keys"])
+            result = _fit(train, valid, config, run, payload, exchange, place)
         outcome = {
             "status": "done",
             "metrics": result.metrics,
@@ -343,6 +356,23 @@ def train_worker(payload: Payload) -> None:
     if place.rank == 0:
         storage.write_json(directory / OUTCOME, outcome)
     beats.end()
+
+
+def _fit(
+    train: Examples,
+    valid: Examples | None,
+    config: Config,
+    run: Run,
+    payload: Payload,
+    exchange: Exchange,
+    place: cluster.WorkerPlace,
+) -> FitResult:
+    keys, local = payload["keys"], place.local_world
+    if config.model.kind not in BOOSTERS:
+        return fit(train, valid, config, run, exchange=exchange, local_workers=local, **keys)
+    with collective(place.rank, place.world, place.address, cluster.broadcast):
+        monotone = payload["monotone"]
+        return fit_trees(train, valid, config, run, exchange=exchange, local_workers=local, monotone=monotone, **keys)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from engine.training.predict import TILE_ROWS
 from engine.training.schedule import Schedule
 from engine.training.stepper import MakeStepper, StepFigures, Stepper, StepsTaken, TrainingJob
 from engine.training.threads import Team, compute_threads
+from engine.training.trees import Trees
 from engine.training.warm_start import load_start_weights
 
 STEPPERS: dict[str, MakeStepper] = {"cpu": CpuStepper, "cuda": GpuStepper}
@@ -60,7 +61,7 @@ class FitKeys(TypedDict):
 class FitResult:
     """A trained model with its best weights, and the figures of its training."""
 
-    model: Network
+    model: Network | Trees
     metrics: dict[str, float]
     best_epoch: int
     steps: int

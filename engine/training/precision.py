@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from engine.config.sections.training import ModelConfig
+from engine.config.sections.training import BOOSTERS, ModelConfig
 from engine.errors import UserError
 from engine.runtime import environment
 from engine.runtime.run import Precision
@@ -17,6 +17,8 @@ def resolve_precision(wanted: str, model: ModelConfig, device: str = "cpu") -> P
 
     Resume and reproduce pass the recorded value, so other hardware never changes the arithmetic silently.
     """
+    if model.kind in BOOSTERS:
+        return "fp32"
     if wanted in ("fp32", "bf16"):
         return cast(Precision, wanted)
     if wanted != "auto":

@@ -14,6 +14,7 @@ import pyarrow as pa
 from engine.config import plugins, schema
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
+from engine.config.sections.training import BOOSTERS
 from engine.config.tree import SPLITS, Config
 from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
@@ -28,6 +29,7 @@ from engine.runtime.progress import Laps
 from engine.runtime.run import LabelsRecord, Run
 from engine.training import baselines, gate, report
 from engine.training.blocks import block_columns, blocks_of
+from engine.training.boosting.fit import fit_trees, monotone_columns
 from engine.training.bundle import (
     ManifestRecord,
     ModelRecord,
@@ -65,6 +67,7 @@ from engine.training.predict import TILE_ROWS
 from engine.training.sizes import settle
 from engine.training.splits import Split, account, find_splits
 from engine.training.target import TargetScale, check_spread
+from engine.training.trees import Trees
 from engine.training.warm_start import start_bundle, start_encoder
 from engine.training.weights import row_weights
 
@@ -80,7 +83,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
     table = ensure_table(config, run, dataset)
     timer.lap("features")
     splits = find_splits(config, dataset, SPLITS, run)
-    config = settle(config, run, len(splits["train"].rows))
+    boosted = config.model.kind in BOOSTERS
+    if not boosted:
+        config = settle(config, run, len(splits["train"].rows))
     classes = class_names(config, dataset, splits["train"].rows)
     labels = say_labels(config, run, dataset, splits, classes)
     say_score(config, run, classes, loss_of(config.train))
@@ -99,11 +104,11 @@ def train(config: Config, run: Run) -> dict[str, float]:
     if not classes and (doubt := check_spread(examples["train"].target, config.data.target or "")):
         run.warn(doubt)
     timer.lap("encode")
-    device = resolve_device(config, run.record.get("device"))
+    device = "cpu" if boosted else resolve_device(config, run.record.get("device"))
     precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, device)
     run.note(precision=precision, device=device)
     result = fit_model(config, run, encoder, examples, dataset, classes)
-    model = FinishedNetwork(result.model, precision)
+    model = result.model if isinstance(result.model, Trees) else FinishedNetwork(result.model, precision)
     timer.lap("fit")
     facts: ModelRecord = {
         "architecture": model.describe(),
@@ -244,7 +249,16 @@ def fit_model(
         "dataset_digest": dataset.digest,
         "precision": str(run.record["precision"]),
     }
-    if config.cluster.kind == "local":
+    monotone = monotone_columns(encoder, config.model.trees.monotone)
+    alone = config.model.kind == "lightgbm" and config.cluster.kind != "local"
+    if alone:
+        run.warn(
+            "model=lightgbm grows its trees in this process, where threads share the work: cluster.workers="
+            f"{config.cluster.workers} wait. model=xgboost divides the rows among workers"
+        )
+    if config.cluster.kind == "local" or alone:
+        if config.model.kind in BOOSTERS:
+            return fit_trees(examples["train"], examples.get("valid"), config, run, monotone=monotone, **keys)
         return fit(examples["train"], examples.get("valid"), config, run, **keys)
     # Workers map these files; no row goes through the object store.
     packed = run.path("packed")
@@ -252,7 +266,7 @@ def fit_model(
         folders = {name: packed / name for name in ("train", "valid") if name in examples}
         for name, folder in folders.items():
             examples[name].save(folder)
-        return fit_on_cluster(folders["train"], folders.get("valid"), config, run, **keys)
+        return fit_on_cluster(folders["train"], folders.get("valid"), config, run, monotone=monotone, **keys)
     finally:
         shutil.rmtree(packed, ignore_errors=True)
 

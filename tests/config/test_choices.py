@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from engine.config.sections import data
-from engine.config.sections.training import ModelConfig
+from engine.config.sections.training import BOOSTERS, ModelConfig
 from engine.data.readers.formats import READERS
 from engine.training.model import MODELS
 
@@ -21,4 +21,4 @@ def test_every_format_of_a_source_has_a_reader() -> None:
 
 
 def test_every_model_is_one_that_is_built() -> None:
-    assert choices(ModelConfig, "kind") == sorted(MODELS)
+    assert choices(ModelConfig, "kind") == sorted([*MODELS, *BOOSTERS])

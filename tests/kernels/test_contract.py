@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import asof, dropout, encode, exact, gather, hashing, metrics, profile, statistics, windows
+from kernels import asof, dropout, encode, exact, gather, hashing, metrics, profile, statistics, trees, windows
 from tests.kernels.cases import layouts
 
 N = 40
@@ -28,6 +28,29 @@ Y, SCORE, WEIGHT = DRAW.integers(0, 2, N), DRAW.random(N).round(1), DRAW.random(
 NUMERIC = encode.numeric_plan([encode.NumericColumn(indicator=True), encode.NumericColumn("ple", edges=EDGES.tolist())])
 PROFILE = profile.profile_plan([EDGES, EDGES])
 RATED = [Y, SCORE, WEIGHT]
+FLAGS = np.array([False, True, True])
+TREES = trees.tree_plan(
+    trees.Forest(
+        root=np.array([0, 3]),
+        column=np.array([1, -1, -1], np.int32),
+        threshold=np.zeros(3, np.float32),
+        missing_left=FLAGS,
+        set_of=np.full(3, -1, np.int32),
+        set_at=np.zeros(1, np.int64),
+        words=np.empty(0, np.uint32),
+        value=np.arange(3.0),
+        base=np.zeros(1),
+    ),
+    2,
+    2,
+)
+NARROW, KEYS = BLOCK.astype(np.float32), CODES.astype(np.int32)
+
+
+def added(numeric: Any, codes: Any, threads: int) -> Any:
+    total = np.zeros((len(numeric), 1))
+    trees.add_trees(numeric, codes, TREES, total, threads)
+    return total
 
 
 def encoded(values: Any, threads: int) -> Any:
@@ -80,6 +103,10 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
         [*COUNTS[:, :6], EDGES],
     ),
     "areas": (statistics.areas, [], [COUNTS[0, : len(EDGES)].astype(float), EDGES, EDGES[1:]]),
+    "add_trees": (added, [NARROW, KEYS], []),
+    "tree_scores": (lambda *rows, threads: trees.tree_scores(*rows, TREES, threads), [NARROW, KEYS], []),
+    "tree_leaves": (lambda *rows: trees.tree_leaves(*rows, TREES), [NARROW, KEYS], []),
+    "children_of": (trees.children_of, [], [np.array([0, 3]), FLAGS]),
     "pinball": (lambda y, score, weight: metrics.pinball(y, score, 0.3, weight), RATED, []),
     "pinball_sum": (lambda y, score, weight: metrics.pinball_sum(y, score, 0.3, weight), RATED, []),
 }
@@ -117,7 +144,7 @@ def plain(result: Any) -> Any:
 def functions() -> dict[str, Any]:
     """Public functions of the kernels that take arrays."""
     found = {}
-    for name in "asof dropout encode exact gather hashing metrics profile sort statistics windows".split():
+    for name in "asof dropout encode exact gather hashing metrics profile sort statistics trees windows".split():
         module = importlib.import_module(f"kernels.{name}")
         for key, function in inspect.getmembers(module, inspect.isfunction):
             own = (

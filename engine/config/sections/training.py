@@ -25,7 +25,8 @@ TASKS = {
     "ordinal": "multiclass",
 }
 SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
-MODELS = ("mlp", "linear")  # engine/training/model.py has their classes
+BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting.py has what grows their trees
+MODELS = ("mlp", "linear", *BOOSTERS)  # engine/training/model.py has the classes of the others
 AUTO = units.AUTO
 ANY = "any"
 
@@ -65,6 +66,37 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TreesConfig:
+    """Boosted trees (model=lightgbm, model=xgboost)."""
+
+    learning_rate: float = key(0.05, "share of a tree's step that is taken", gt=0, le=1)
+    rounds: int = key(1000, "most rounds; a round grows one tree, or one for each class", ge=1, le=100_000)
+    patience: int = key(50, "rounds without a better validation metric before stopping; 0 = never", ge=0)
+    leaves: int = key(31, "most leaves of a tree, grown best first; 0 = as many as depth allows", ge=0, le=32_768)
+    depth: int = key(0, "most levels of splits; 0 = as many as leaves allow", ge=0, le=15)
+    row_fraction: float = key(1.0, "share of the rows of a round, by a hash of row and round", gt=0, le=1)
+    column_fraction: float = key(1.0, "share of the encoded columns that a tree may split on", gt=0, le=1)
+    l1: float = key(0.0, "penalty on the size of leaf values", ge=0)
+    l2: float = key(0.0, "penalty on the square of leaf values", ge=0)
+    min_child: float = key(1e-3, "least sum of the hessian in a leaf (for squared loss: of weights)", ge=0)
+    min_rows: int = key(20, "least rows in a leaf, as LightGBM estimates them; XGBoost has no such limit", ge=0)
+    bins: int = key(255, "most bins of a number", ge=2, le=255)
+    monotone: dict[str, int] = key(
+        factory=dict, help="features with which the score may only rise (1) or only fall (-1): size: 1"
+    )
+    params: dict[str, bool | int | float | str] = key(
+        factory=dict, help="other parameters of the library, under its own names"
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.leaves or self.depth):
+            raise UserError("leaves or depth must be above 0, or trees grow without limit, found 0 for both")
+        for name, sign in self.monotone.items():
+            if sign not in (-1, 1):
+                raise UserError(f"monotone.{name} must be 1 or -1, found {sign}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture."""
 
@@ -72,6 +104,7 @@ class ModelConfig:
     hidden: tuple[int, ...] = key((256, 256, 256), "widths of the hidden layers", ge=1)
     dropout: float = key(0.1, "share of activations dropped in training", ge=0, lt=1)
     embedding_max: int = key(32, "widest categorical embedding", ge=1)
+    trees: TreesConfig = later_key(factory=TreesConfig, help="boosted trees, for kind lightgbm and xgboost")
 
 
 @dataclass(frozen=True, kw_only=True)

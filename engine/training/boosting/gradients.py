@@ -1,0 +1,176 @@
+"""Losses of boosting: where it starts, gradients and hessians of each row, and the loss of each row; all in float64.
+
+Vectors are padded to a multiple of the vector width: a row's bits do not depend on its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config.sections.training import TrainConfig
+from engine.errors import UserError
+from engine.training.losses import PAD
+from kernels.hashing import hash_u64
+
+Array = NDArray[Any]
+LEAST_HESSIAN = 1e-6  # of a row of classes: rows that are certain still weigh something
+BITS = 20  # of the largest gradient: sums of 2**33 rows are exact in float64, and float32 holds each number
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Rows to fit: y float64[n] (0 or 1, class, or standardised value) and weight float64[n], with that of the class."""
+
+    y: Array
+    weight: Array
+    settings: TrainConfig
+    outputs: int
+
+
+def _sigmoid(margin: Array) -> Array:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(margin, -700.0, 700.0))))
+
+
+def _shares(margin: Array) -> Array:
+    powers = np.exp(margin - margin.max(axis=1, keepdims=True))
+    total = powers[:, 0].copy()
+    for column in range(1, powers.shape[1]):
+        total += powers[:, column]
+    return np.asarray(powers / total[:, None])
+
+
+def _binary(margin: Array, labels: Labels) -> tuple[Array, Array]:
+    p = _sigmoid(margin)
+    return p - labels.y[:, None], np.maximum(p * (1.0 - p), LEAST_HESSIAN)
+
+
+def _multiclass(margin: Array, labels: Labels) -> tuple[Array, Array]:
+    """The hessian has Friedman's factor K / (K - 1) (Greedy function approximation, Annals of Statistics 2001)."""
+    p, classes = _shares(margin), labels.outputs
+    hit = labels.y[:, None] == np.arange(classes)
+    return p - hit, np.maximum(p * (1.0 - p), LEAST_HESSIAN) * (classes / (classes - 1))
+
+
+def _squared(margin: Array, labels: Labels) -> tuple[Array, Array]:
+    return margin - labels.y[:, None], np.ones_like(margin)
+
+
+def _huber(margin: Array, labels: Labels) -> tuple[Array, Array]:
+    delta = labels.settings.huber_delta
+    return np.clip(margin - labels.y[:, None], -delta, delta), np.ones_like(margin)
+
+
+def _quantile(margin: Array, labels: Labels) -> tuple[Array, Array]:
+    q = labels.settings.quantile
+    return np.where(margin < labels.y[:, None], -q, 1.0 - q), np.ones_like(margin)
+
+
+GRADIENTS: dict[str, Callable[[Array, Labels], tuple[Array, Array]]] = {
+    "binary": _binary,
+    "multiclass": _multiclass,
+    "squared": _squared,
+    "huber": _huber,
+    "quantile": _quantile,
+}
+
+
+def _padded(margin: Array, labels: Labels) -> tuple[Array, Labels]:
+    n = len(margin)
+    wide = -(-n // PAD) * PAD
+    if wide == n:
+        return margin.astype(np.float64), labels
+    y, weight, m = np.zeros(wide), np.zeros(wide), np.zeros((wide, margin.shape[1]))
+    y[:n], weight[:n], m[:n] = labels.y, labels.weight, margin
+    return m, Labels(y, weight, labels.settings, labels.outputs)
+
+
+def gradients(loss: str, margin: Array, labels: Labels, used: Array | None = None) -> tuple[Array, Array]:
+    """(gradient, hessian) float32[n, outputs] on a grid; margin [n, outputs]; rows that are not `used`, bool[n], have 0.
+
+    Multiples of 2**-BITS of the power of two above the largest: with that many bits their float64 sums are exact in any order.
+    """
+    n = len(margin)
+    m, wide = _padded(margin, labels)
+    weight = wide.weight[:, None]
+    if used is not None:
+        weight = weight * np.concatenate([used, np.zeros(len(m) - n, bool)])[:, None]
+    g, h = GRADIENTS[loss](m, wide)
+    return on_grid((g * weight)[:n]), on_grid((h * weight)[:n], least=1)
+
+
+def on_grid(values: Array, least: int = 0) -> NDArray[np.float32]:
+    """float32 multiples of the grid nearest to the values; those above 0 are at least `least` multiples."""
+    top = float(np.abs(values).max(initial=0.0))
+    if not np.isfinite(top):
+        raise UserError("gradients must be finite: a target or a weight of a row is too large for the loss")
+    if top == 0.0:
+        return np.zeros(values.shape, np.float32)
+    step = 2.0 ** (np.ceil(np.log2(top)) - BITS)
+    counts = np.rint(values / step)
+    if least:
+        counts = np.where(values > 0, np.maximum(counts, least), counts)
+    return np.asarray(counts * step, np.float32)
+
+
+def row_losses(loss: str, margin: Array, labels: Labels) -> Array:
+    """float64[n]: the loss of each row, without its weight."""
+    n = len(margin)
+    m, wide = _padded(margin, labels)
+    y = wide.y
+    if loss == "binary":
+        found = np.logaddexp(0.0, m[:, 0]) - y * m[:, 0]
+    elif loss == "multiclass":
+        shares = np.take_along_axis(_shares(m), y.astype(np.int64)[:, None], axis=1)[:, 0]
+        found = -np.log(np.maximum(shares, 1e-300))
+    else:
+        error = y - m[:, 0]
+        delta, q = labels.settings.huber_delta, labels.settings.quantile
+        if loss == "squared":
+            found = np.square(error)
+        elif loss == "huber":
+            size = np.abs(error)
+            found = np.where(size <= delta, 0.5 * np.square(error), delta * (size - 0.5 * delta))
+        else:
+            found = np.maximum(q * error, (q - 1.0) * error)
+    return np.asarray(found[:n])
+
+
+def start(loss: str, labels: Labels) -> NDArray[np.float64]:
+    """float64[outputs]: the best constant margin."""
+    y, weight = labels.y, labels.weight
+    total = max(float(weight.sum()), np.finfo(np.float64).tiny)
+    if loss == "binary":
+        share = np.clip(float((weight * y).sum()) / total, 1e-12, 1 - 1e-12)
+        return np.array([np.log(share / (1.0 - share))])
+    if loss == "multiclass":
+        shares = np.bincount(y.astype(np.int64), weight, labels.outputs) / total
+        return np.log(np.clip(shares, 1e-12, None))
+    if loss == "squared":
+        return np.array([float((weight * y).sum()) / total])
+    return np.array([weighted_quantile(y, weight, labels.settings.quantile if loss == "quantile" else 0.5)])
+
+
+def weighted_quantile(values: Array, weight: Array, level: float) -> float:
+    """The smallest value up to which the weights are at least `level` of all; 0 without weight."""
+    order = np.argsort(values, kind="stable")
+    total = np.cumsum(weight[order])
+    if not len(total) or total[-1] <= 0:
+        return 0.0
+    return float(values[order][min(np.searchsorted(total, level * total[-1]), len(values) - 1)])
+
+
+def drawn(rows: NDArray[np.int64], fraction: float, seed: int, round_: int) -> Array | None:
+    """bool[n]: the rows of a round's sample, by a hash of the dataset row; None for all."""
+    if fraction >= 1:
+        return None
+    return hash_u64(rows, (seed * 1_000_003 + round_) % 2**64) < np.uint64(int(fraction * 2.0**64))
+
+
+def seed_of(seed: int, round_: int) -> int:
+    """The seed that a library is given for a round: 0 to 2**31 - 1."""
+    return int(hash_u64(np.array([round_]), seed)[0] >> np.uint64(33))

@@ -1,0 +1,151 @@
+"""LightGBM as a grower of trees: binned once, given gradients every round. The only module that imports it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config.sections.training import TreesConfig
+from engine.errors import UserError
+from engine.training.boosting.gradients import seed_of
+from engine.training.boosting.grower import Rows, check_library
+from engine.training.target import PLAIN
+from engine.training.trees import Trees
+from kernels.trees import Forest
+
+# What would make trees depend on threads or on the order of rows, or is the engine's own.
+OWN = (
+    "objective", "boosting", "data_sample_strategy", "use_quantized_grad", "stochastic_rounding", "bagging_fraction",
+    "bagging_freq", "feature_fraction", "feature_fraction_bynode", "extra_trees", "num_threads", "deterministic", "seed",
+    "learning_rate", "num_leaves", "max_depth", "num_iterations", "lambda_l1", "lambda_l2", "min_sum_hessian_in_leaf",
+    "min_data_in_leaf", "max_bin", "monotone_constraints", "tree_learner", "num_machines", "machines", "device_type",
+    "linear_tree", "num_class", "metric", "verbosity", "data_random_seed", "bin_construct_sample_cnt", "input_model",
+)  # fmt: skip
+
+
+class LightgbmGrower:
+    """Grows trees on rows that are binned once."""
+
+    sums = "float64"
+
+    def __init__(self, rows: Rows, settings: TreesConfig, seed: int, threads: int) -> None:
+        self._lightgbm = check_library("lightgbm")
+        self._rows, self._settings, self._seed = rows, settings, seed
+        width, columns = rows.numeric.shape[1], rows.codes.shape[1]
+        self._params = _params(settings, rows, threads)
+        block = np.concatenate([rows.numeric, rows.codes.astype(np.float32)], axis=1)
+        self._data = self._lightgbm.Dataset(
+            block,
+            np.zeros(len(block), np.float32),
+            params=self._params,
+            categorical_feature=list(range(width, width + columns)),
+            feature_name=[f"c{index}" for index in range(width + columns)],
+            free_raw_data=True,
+        ).construct()
+        self._booster: Any = None
+        self._grown = 0
+
+    def grow(self, round_: int, gradient: NDArray[np.float32], hessian: NDArray[np.float32]) -> Trees | None:
+        """One tree an output from [n, outputs]; None where no split is worth it."""
+        if self._booster is None or self._settings.column_fraction < 1:  # a new one has the seed of the round
+            params = self._params | {"seed": seed_of(self._seed, round_)}
+            self._booster, self._grown = self._lightgbm.Booster(params, self._data), 0
+        g, h = gradient, hessian
+        if gradient.shape[1] == 1:
+            g, h = gradient[:, 0], hessian[:, 0]
+        self._booster.update(fobj=lambda _margin, _data: (g, h))
+        if self._booster.num_trees() < (self._grown + 1) * self._rows.outputs:
+            return None
+        text = self._booster.model_to_string(num_iteration=1, start_iteration=self._grown)
+        self._grown += 1
+        return trees_of(text, self._rows)
+
+
+def _params(settings: TreesConfig, rows: Rows, threads: int) -> dict[str, Any]:
+    for name in settings.params:
+        if name in OWN:
+            raise UserError(f"model.trees.params.{name} must be left to the engine: see the other keys of model.trees")
+    found: dict[str, Any] = dict(settings.params)
+    found |= {
+        "objective": "none",
+        "num_class": rows.outputs,
+        "learning_rate": settings.learning_rate,
+        "num_leaves": settings.leaves or 2**settings.depth,
+        "max_depth": settings.depth or -1,
+        "lambda_l1": settings.l1,
+        "lambda_l2": settings.l2,
+        "min_sum_hessian_in_leaf": settings.min_child,
+        "min_data_in_leaf": settings.min_rows,
+        "feature_fraction": settings.column_fraction,
+        "max_bin": settings.bins,
+        "bin_construct_sample_cnt": max(len(rows.numeric), 1),  # bins of all rows: a sample depends on their order
+        "deterministic": True,
+        "force_col_wise": True,
+        "feature_pre_filter": False,
+        "num_threads": threads,
+        "verbosity": -1,
+    }
+    if any(rows.monotone):
+        found["monotone_constraints"] = [*rows.monotone, *[0] * rows.codes.shape[1]]
+    return found
+
+
+def trees_of(text: str, rows: Rows) -> Trees:
+    """The trees of a model's text. Thresholds become the float32 below: x <= t is the same for float32 x."""
+    parts = [_tree(block) for block in re.split(r"\nTree=\d+\n", text[: text.index("end of trees")])[1:]]
+    nodes = [node for part in parts for node in part]
+    sets = [node["set"] for node in nodes if "set" in node]
+    threshold = np.array([node.get("threshold", np.inf) for node in nodes], np.float64)
+    narrow = threshold.astype(np.float32)
+    above = narrow.astype(np.float64) > threshold
+    narrow[above] = np.nextafter(narrow[above], np.float32(-np.inf))
+    is_set = np.array(["set" in node for node in nodes], bool)
+    forest = Forest(
+        root=np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64),
+        column=np.array([node.get("column", -1) for node in nodes], np.int32),
+        threshold=np.where(is_set | np.isinf(threshold), np.float32(0), narrow),
+        missing_left=np.array([node.get("missing", False) for node in nodes], bool),
+        set_of=np.where(is_set, np.cumsum(is_set) - 1, -1).astype(np.int32),
+        set_at=np.concatenate([[0], np.cumsum([len(words) for words in sets])]).astype(np.int64),
+        words=np.concatenate([np.empty(0, np.uint32), *sets]).astype(np.uint32),
+        value=np.array([node.get("value", 0.0) for node in nodes], np.float64),
+        base=np.zeros(rows.outputs),
+    )
+    gain = np.array([node.get("gain", 0.0) for node in nodes], np.float64)
+    return Trees("lightgbm", rows.numeric.shape[1], list(rows.cardinalities), forest, gain, PLAIN)
+
+
+def _tree(block: str) -> list[dict[str, Any]]:
+    """Nodes in level order, the children of a node side by side."""
+    field = dict(line.split("=", 1) for line in block.strip().splitlines() if "=" in line)
+
+    def numbers(name: str, kind: Any) -> NDArray[Any]:
+        return np.array(field.get(name, "").split(), kind)
+
+    leaf, split = numbers("leaf_value", float), numbers("split_feature", int)
+    if not len(split):
+        return [{"value": float(leaf[0])}]
+    left, right, gain = numbers("left_child", int), numbers("right_child", int), numbers("split_gain", float)
+    threshold, kind = numbers("threshold", float), numbers("decision_type", int)
+    edges, bits = numbers("cat_boundaries", int), numbers("cat_threshold", np.uint32)
+    queue, nodes, at = [0], [], 0  # a node's number, or that of a leaf as -1 - number
+    while at < len(queue):
+        node = queue[at]
+        at += 1
+        if node < 0:
+            nodes.append({"value": float(leaf[~node])})
+            continue
+        found: dict[str, Any] = {"column": int(split[node]), "gain": float(gain[node])}
+        if kind[node] & 1:
+            which = int(threshold[node])
+            found["set"] = bits[edges[which] : edges[which + 1]]
+        else:
+            found["threshold"] = float(threshold[node])
+            # where training saw nothing missing, a missing number is read as 0
+            found["missing"] = bool(kind[node] & 2) if (kind[node] >> 2) & 3 == 2 else 0.0 <= threshold[node]
+        nodes.append(found)
+        queue += [int(left[node]), int(right[node])]
+    return nodes

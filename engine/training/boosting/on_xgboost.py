@@ -1,0 +1,201 @@
+"""XGBoost as a grower of trees: cuts from exact quantiles of all rows, a part of the rows for each worker. The only module that
+imports it.
+
+Workers add their histograms through XGBoost's own collective. The cuts are the same everywhere and sums are exact, so the
+trees are those of one worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config.sections.training import TreesConfig
+from engine.errors import UserError
+from engine.training.boosting.gradients import seed_of
+from engine.training.boosting.grower import Rows, check_library
+from engine.training.target import PLAIN
+from engine.training.trees import Trees
+from kernels.trees import Forest
+
+# What would make trees depend on workers or on the order of rows, or is the engine's own.
+OWN = (
+    "objective", "booster", "tree_method", "subsample", "sampling_method", "colsample_bytree", "colsample_bylevel",
+    "colsample_bynode", "eta", "learning_rate", "max_depth", "max_leaves", "grow_policy", "lambda", "reg_lambda", "alpha",
+    "reg_alpha", "min_child_weight", "max_bin", "monotone_constraints", "nthread", "seed", "base_score", "num_class", "device",
+    "updater", "process_type", "multi_strategy", "num_parallel_tree", "eval_metric", "verbosity", "seed_per_iteration",
+)  # fmt: skip
+
+
+class XgboostGrower:
+    """Grows trees on the rows of this worker: every `world`-th, from `rank` on."""
+
+    sums = "float32"
+
+    def __init__(
+        self, rows: Rows, settings: TreesConfig, seed: int, threads: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self._xgboost = check_library("xgboost")
+        self._rows, self._settings, self._seed = rows, settings, seed
+        self._part = slice(rank, None, world)
+        self._params = _params(settings, rows, threads)
+        facts = {
+            "nthread": threads,
+            "feature_types": ["float"] * rows.numeric.shape[1] + ["c"] * rows.codes.shape[1],
+            "enable_categorical": True,
+            "max_bin": self._params["max_bin"],
+        }
+        reference = self._xgboost.QuantileDMatrix(cut_rows(rows, settings.bins), **facts)
+        block = np.concatenate([rows.numeric[self._part], rows.codes[self._part].astype(np.float32)], axis=1)
+        self._data = self._xgboost.QuantileDMatrix(block, np.zeros(len(block), np.float32), ref=reference, **facts)
+        self._booster: Any = None
+        self._grown = 0
+
+    def grow(self, round_: int, gradient: NDArray[np.float32], hessian: NDArray[np.float32]) -> Trees | None:
+        """One tree an output from [n, outputs] of all rows, of which this worker uses its own."""
+        if self._booster is None or self._settings.column_fraction < 1:  # a new one has the seed of the round
+            params = self._params | {"seed": seed_of(self._seed, round_)}
+            self._booster, self._grown = self._xgboost.Booster(params, [self._data]), 0
+        g, h = np.ascontiguousarray(gradient[self._part]), np.ascontiguousarray(hessian[self._part])
+        self._booster.boost(self._data, iteration=self._grown, grad=g, hess=h)
+        text = self._booster[self._grown : self._grown + 1].save_raw("json")
+        self._grown += 1
+        return trees_of(bytes(text), self._rows)
+
+
+def cut_rows(rows: Rows, bins: int) -> NDArray[np.float32]:
+    """float32[m, F + K]: rows whose distinct values are the cuts of each number and all codes of each category.
+
+    Cuts are quantiles of all rows, without interpolation: they do not depend on the order of rows, nor on workers.
+    """
+    most = max([bins, 1, *rows.cardinalities])
+    width = rows.numeric.shape[1]
+    out = np.zeros((most, width + rows.codes.shape[1]), np.float32)
+    for index in range(width):
+        values = np.sort(rows.numeric[:, index])
+        cuts = np.unique(values)
+        if len(cuts) > bins:
+            cuts = np.unique(values[np.linspace(0, len(values) - 1, bins).round().astype(np.int64)])
+        out[: len(cuts), index] = cuts
+        out[len(cuts) :, index] = cuts[-1] if len(cuts) else 0.0
+    for index, cardinality in enumerate(rows.cardinalities):
+        out[:, width + index] = np.minimum(np.arange(most), cardinality - 1)
+    return out
+
+
+def _params(settings: TreesConfig, rows: Rows, threads: int) -> dict[str, Any]:
+    for name in settings.params:
+        if name in OWN:
+            raise UserError(f"model.trees.params.{name} must be left to the engine: see the other keys of model.trees")
+    found: dict[str, Any] = dict(settings.params)
+    found |= {
+        "tree_method": "hist",
+        "objective": "reg:squarederror",  # not used: gradients are given
+        "base_score": 0.0,
+        "eta": settings.learning_rate,
+        "max_depth": settings.depth,
+        "max_leaves": settings.leaves,
+        "grow_policy": "lossguide" if settings.leaves else "depthwise",
+        "lambda": settings.l2,
+        "alpha": settings.l1,
+        "min_child_weight": settings.min_child,
+        "colsample_bytree": settings.column_fraction,
+        "max_bin": max([settings.bins, 2]),
+        "nthread": threads,
+        "verbosity": 0,
+    }
+    if rows.outputs > 1:
+        found |= {"objective": "multi:softprob", "num_class": rows.outputs}
+    if any(rows.monotone):
+        found["monotone_constraints"] = tuple([*rows.monotone, *[0] * rows.codes.shape[1]])
+    return found
+
+
+@contextlib.contextmanager
+def collective(rank: int, world: int, address: str, broadcast: Callable[[Any], Any]) -> Iterator[None]:
+    """The workers' collective of XGBoost, whose tracker listens on `address` of rank 0; nothing for one worker.
+
+    `broadcast` gives every worker the value of rank 0.
+    """
+    if world == 1:
+        yield
+        return
+    check_library("xgboost")
+    communicator, trackers = importlib.import_module("xgboost.collective"), importlib.import_module("xgboost.tracker")
+    tracker = None
+    if rank == 0:
+        tracker = trackers.RabitTracker(n_workers=world, host_ip=address)
+        tracker.start()
+    where = broadcast([address, int(tracker.worker_args()["dmlc_tracker_port"])] if tracker is not None else None)
+    with communicator.CommunicatorContext(
+        dmlc_communicator="rabit",
+        dmlc_tracker_uri=where[0],
+        dmlc_tracker_port=where[1],
+        dmlc_task_id=f"{rank:06d}",
+        dmlc_nworker=world,
+    ):
+        yield
+    if tracker is not None:  # not in a finally: after a failure it would wait for dead workers
+        tracker.wait_for()
+
+
+def trees_of(text: bytes, rows: Rows) -> Trees:
+    """The trees of a model's JSON. A number goes left where x < split, so the threshold is the float32 below."""
+    found = json.loads(text)["learner"]["gradient_booster"]["model"]["trees"]
+    parts = [_tree(tree, rows) for tree in found]
+    nodes = [node for part in parts for node in part]
+    sets = [node["set"] for node in nodes if "set" in node]
+    is_set = np.array(["set" in node for node in nodes], bool)
+    split = np.array([node.get("split", 0.0) for node in nodes], np.float32)
+    leaf = np.array(["value" in node for node in nodes], bool)
+    forest = Forest(
+        root=np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64),
+        column=np.array([node.get("column", -1) for node in nodes], np.int32),
+        threshold=np.where(is_set | leaf, np.float32(0), np.nextafter(split, np.float32(-np.inf))),
+        missing_left=np.array([node.get("missing", False) for node in nodes], bool),
+        set_of=np.where(is_set, np.cumsum(is_set) - 1, -1).astype(np.int32),
+        set_at=np.concatenate([[0], np.cumsum([len(words) for words in sets])]).astype(np.int64),
+        words=np.concatenate([np.empty(0, np.uint32), *sets]).astype(np.uint32),
+        value=np.array([node.get("value", 0.0) for node in nodes], np.float32),
+        base=np.zeros(rows.outputs),
+    )
+    gain = np.array([node.get("gain", 0.0) for node in nodes], np.float64)
+    return Trees("xgboost", rows.numeric.shape[1], list(rows.cardinalities), forest, gain, PLAIN)
+
+
+def _tree(tree: dict[str, Any], rows: Rows) -> list[dict[str, Any]]:
+    """Nodes in level order, the children of a node side by side."""
+    width, queue, nodes, at = rows.numeric.shape[1], [0], [], 0
+    of_sets = dict(zip(tree["categories_nodes"], range(len(tree["categories_nodes"])), strict=True))
+    while at < len(queue):
+        node = queue[at]
+        at += 1
+        left = tree["left_children"][node]
+        if left < 0:
+            nodes.append({"value": tree["split_conditions"][node]})
+            continue
+        column = tree["split_indices"][node]
+        made: dict[str, Any] = {"column": column, "gain": tree["loss_changes"][node]}
+        if node in of_sets:
+            begin = tree["categories_segments"][of_sets[node]]
+            right = tree["categories"][begin : begin + tree["categories_sizes"][of_sets[node]]]
+            made["set"] = _words(set(range(rows.cardinalities[column - width])) - set(right))
+        else:
+            made |= {"split": tree["split_conditions"][node], "missing": bool(tree["default_left"][node])}
+        nodes.append(made)
+        queue += [left, tree["right_children"][node]]
+    return nodes
+
+
+def _words(codes: set[int]) -> NDArray[np.uint32]:
+    """The set of codes as bits."""
+    out = np.zeros(max(codes, default=-1) // 32 + 1, np.uint32)
+    for code in codes:
+        out[code >> 5] |= np.uint32(1) << np.uint32(code & 31)
+    return out

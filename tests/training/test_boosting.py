@@ -1,0 +1,298 @@
+"""Boosted trees: the library's own scores, one model for any threads, order of rows and kills, and losses that are met."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.config import schema
+from engine.config.sections.training import TreesConfig
+from engine.config.tree import Config
+from engine.errors import UserError
+from engine.features.encode import Encoder
+from engine.runtime.run import Run
+from engine.training.boosting import fit as boosting
+from engine.training.boosting import on_lightgbm, on_xgboost
+from engine.training.boosting.fit import fit_trees, monotone_columns
+from engine.training.boosting.gradients import Labels, gradients, row_losses, start
+from engine.training.boosting.grower import Rows, check_library
+from engine.training.evaluate import point_metrics
+from engine.training.examples import Examples
+from engine.training.loop import FitResult
+from engine.training.losses import LOSSES, to_scores
+from tests.training.conftest import CARDINALITIES, make_config, make_problem, open_run
+
+KINDS = ("lightgbm", "xgboost")
+SMALL = {"rounds": 12, "leaves": 7, "min_rows": 5}
+
+
+def settings(folder: Path, kind: str, trees: dict[str, Any] | None = None, **keys: Any) -> Config:
+    found = {**SMALL, **(trees or {})}
+    return make_config(folder, model__kind=kind, model__trees=found, **keys)
+
+
+def grow(
+    config: Config, data: Examples, valid: Examples | None = None, run: Run | None = None, **keys: Any
+) -> tuple[FitResult, Run]:
+    run = run or open_run(config)
+    given: dict[str, Any] = {"cardinalities": CARDINALITIES, "outputs": 1, "dataset_digest": "data", **keys}
+    try:
+        return fit_trees(data, valid, config, run, **given), run
+    finally:
+        run.finish({})
+
+
+def figures(result: FitResult, data: Examples, loss: str, quantile: float = 0.5) -> dict[str, float]:
+    scores = to_scores(loss, result.model.logits(data.numeric, data.codes), result.model.target)  # type: ignore[union-attr]
+    return point_metrics(data.target, scores, loss, quantile=quantile)
+
+
+def weights(result: FitResult) -> bytes:
+    return result.model.weights()  # type: ignore[union-attr,operator]
+
+
+# ----------------------------------------------------------------------------------------- as the library says
+
+
+def awkward(n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with missing and infinite numbers, and codes that were not in training."""
+    rng = np.random.default_rng(seed)
+    numeric = rng.normal(size=(n, 4)).astype(np.float32)
+    numeric[rng.random(numeric.shape) < 0.1] = np.inf
+    numeric[rng.random(numeric.shape) < 0.1] = -np.inf
+    numeric[rng.random(numeric.shape) < 0.1] = np.nan
+    codes = np.stack([rng.integers(0, size + 3, n) for size in CARDINALITIES], axis=1).astype(np.int32)
+    return numeric, codes
+
+
+def booster_of(kind: str, data: Examples, outputs: int) -> tuple[Any, Any]:
+    """The library's own model of 15 rounds, and its trees here; some numbers are missing in training."""
+    numeric = data.numeric.copy()
+    numeric[::7, 2] = np.nan
+    rows = Rows(numeric, data.codes, [size + 3 for size in CARDINALITIES], outputs)
+    made: Any = on_lightgbm.LightgbmGrower if kind == "lightgbm" else on_xgboost.XgboostGrower
+    params: dict[str, Any] = {"min_data_per_group": 5} if kind == "lightgbm" else {"max_cat_to_onehot": 2}
+    trees = schema.build(TreesConfig, {**SMALL, "leaves": 12, "params": params})
+    grower = made(rows, trees, 0, 1)
+    labels = Labels(data.target.astype(float), np.ones(len(data)), schema.build(Config, {}).train, outputs)
+    margin, grown = np.zeros((len(data), outputs)), []
+    for round_ in range(15):
+        grown.append(grower.grow(round_, *gradients("multiclass" if outputs > 1 else "binary", margin, labels)))
+        margin = margin + grown[-1].logits(numeric, data.codes)
+    return grower._booster, boosting.joined(grown[0], grown[1:])
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_the_library_within_an_ulp_of_float32(kind: str, outputs: int) -> None:
+    data = make_problem(1500, task="multiclass" if outputs > 1 else "binary")
+    booster, trees = booster_of(kind, data, outputs)
+    assert (trees.forest.set_of >= 0).any() and (trees.forest.set_of < 0).any()
+    numeric, codes = awkward(20_000)
+    if kind == "xgboost":  # which refuses infinities
+        numeric = np.clip(numeric, -3e38, 3e38)
+    block = np.concatenate([numeric, codes.astype(np.float32)], axis=1)
+    if kind == "lightgbm":
+        want = booster.predict(block, raw_score=True)
+    else:
+        xgboost = importlib.import_module("xgboost")
+        types = ["float"] * 4 + ["c"] * 2
+        want = booster.predict(xgboost.DMatrix(block, feature_types=types, enable_categorical=True), output_margin=True)
+    found, want = trees.logits(numeric, codes), np.asarray(want, np.float64).reshape(len(numeric), outputs)
+    ulp = np.spacing(np.maximum(np.abs(want), 1e-3).astype(np.float32))
+    assert (np.abs(found - want) <= ulp).all()
+    assert len(np.unique(found)) > 50
+
+
+# ------------------------------------------------------------------------------------------------ the same bytes
+
+SAMPLED = {"row_fraction": 0.7, "column_fraction": 0.6}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("loss", "task", "outputs"),
+    [("binary", "binary", 1), ("multiclass", "multiclass", 3), ("quantile", "regression", 1)],
+)
+def test_one_model_for_any_threads_and_order_of_rows(
+    tmp_path: Path, kind: str, loss: str, task: str, outputs: int
+) -> None:
+    data, valid = make_problem(700, 0, task), make_problem(300, 1, task)
+    keys = {"train__loss": loss, "train__quantile": 0.8}
+    expected, _ = grow(settings(tmp_path, kind, SAMPLED, **keys), data, valid, outputs=outputs)
+    two, _ = grow(settings(tmp_path, kind, SAMPLED, cluster__threads=2, **keys), data, valid, outputs=outputs)
+    turned = data.take(np.random.default_rng(3).permutation(len(data)))
+    other, _ = grow(settings(tmp_path, kind, SAMPLED, **keys), turned, valid, outputs=outputs)
+    assert weights(two) == weights(expected)
+    assert weights(other) == weights(expected)
+    more, _ = grow(settings(tmp_path, kind, SAMPLED, train__seed=1, **keys), data, valid, outputs=outputs)
+    assert weights(more) != weights(expected)  # the sample is another
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", ["binary", "quantile"])
+def test_a_run_that_was_stopped_gives_the_bytes_of_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, loss: str
+) -> None:
+    task = "binary" if loss == "binary" else "regression"
+    data, valid = make_problem(500, 0, task), make_problem(200, 1, task)
+    config = settings(tmp_path, kind, SAMPLED, train__loss=loss, train__checkpoint_every=4)
+    expected, whole = grow(config, data, valid)
+    run = open_run(config)
+    asked = iter([False] * 5 + [True])
+    monkeypatch.setattr(boosting.StopFlag, "requested", lambda _self: next(asked, False))
+    with pytest.raises(KeyboardInterrupt, match="stopped at round 6 of 12"):
+        grow(config, data, valid, run)
+    resumed, _ = grow(config, data, valid, run)
+    assert resumed.metrics["resumed_from_step"] == 6.0
+    assert weights(resumed) == weights(expected) and resumed.history == expected.history
+    assert run.record["chain"] == whole.record["chain"]
+
+
+# -------------------------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("loss", "metric", "least"),
+    [
+        ("binary", "roc_auc", 0.85),
+        ("multiclass", "accuracy", 0.72),
+        ("squared", "rmse", -40.0),
+        ("huber", "mae", -32.0),
+    ],
+)
+def test_every_loss_learns(tmp_path: Path, kind: str, loss: str, metric: str, least: float) -> None:
+    task = loss if loss in ("binary", "multiclass") else "regression"
+    data, valid = make_problem(1500, 0, task), make_problem(800, 1, task)
+    config = settings(tmp_path, kind, {"rounds": 60, "learning_rate": 0.15}, train__loss=loss)
+    result, _ = grow(config, data, valid, outputs=3 if task == "multiclass" else 1)
+    value = figures(result, valid, loss)[metric]
+    assert (value if least > 0 else -value) > least
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantile_is_met(tmp_path: Path, kind: str) -> None:
+    data, valid = make_problem(2000, 0, "regression"), make_problem(2000, 1, "regression")
+    config = settings(
+        tmp_path, kind, {"rounds": 60, "learning_rate": 0.15}, train__loss="quantile", train__quantile=0.9
+    )
+    result, _ = grow(config, data, valid)
+    model = result.model
+    scores = to_scores("quantile", model.logits(valid.numeric, valid.codes), model.target)  # type: ignore[union-attr]
+    assert 0.84 < (valid.target <= scores).mean() < 0.94
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_gradient_is_the_slope_of_its_loss(loss: str) -> None:
+    rng = np.random.default_rng(0)
+    outputs = 3 if loss == "multiclass" else 1
+    y = rng.integers(0, max(outputs, 2), 200) if loss in ("binary", "multiclass") else rng.normal(size=200) * 2
+    config = schema.build(Config, {"train": {"loss": loss, "quantile": 0.3, "huber_delta": 0.7}}).train
+    labels = Labels(y.astype(float), np.ones(200), config, outputs)
+    margin = rng.normal(size=(200, outputs))
+    found, hessian = gradients(loss, margin, labels)
+    for k in range(outputs):
+        step = np.zeros(outputs)
+        step[k] = 1e-6
+        slope = (row_losses(loss, margin + step, labels) - row_losses(loss, margin - step, labels)) / 2e-6
+        scale = 2.0 if loss == "squared" else 1.0  # its gradient is that of half the square
+        np.testing.assert_allclose(found[:, k], slope / scale, atol=2e-5)
+    assert (hessian > 0).all()
+    constant = start(loss, labels)
+    around = [row_losses(loss, np.tile(constant + d, (200, 1)), labels).sum() for d in (-1e-2, 0.0, 1e-2)]
+    assert outputs > 1 or loss == "huber" or around[1] <= min(around) + 1e-9
+
+
+def test_sums_of_gradients_are_exact_in_any_order() -> None:
+    rng = np.random.default_rng(1)
+    weight = np.exp(rng.normal(size=5000) * 4)
+    labels = Labels((rng.random(5000) < 0.3).astype(float), weight, schema.build(Config, {}).train, 1)
+    for values in gradients("binary", rng.normal(size=(5000, 1)), labels):
+        sums = {float(values[rng.permutation(5000)].astype(np.float64).cumsum()[-1]) for _ in range(20)}
+        assert len(sums) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+
+def test_early_stopping_keeps_the_best_round(tmp_path: Path) -> None:
+    data, valid = make_problem(300), make_problem(300, 1)
+    config = settings(
+        tmp_path, "lightgbm", {"rounds": 200, "patience": 10, "learning_rate": 0.3}, train__metric="log_loss"
+    )
+    result, _ = grow(config, data, valid)
+    losses = [entry["valid_log_loss"] for entry in result.history]
+    assert len(losses) < 200 and len(losses) == int(np.argmin(losses)) + 11
+    assert result.metrics["train/trees"] == np.argmin(losses) + 1
+    assert figures(result, valid, "binary")["log_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_rises_where_it_must(tmp_path: Path, kind: str) -> None:
+    data = make_problem(600)
+    config = settings(tmp_path, kind, {"rounds": 40})
+    numeric = np.repeat(make_problem(50, 2).numeric, 21, axis=0)
+    numeric[:, 0] = np.tile(np.linspace(-3, 3, 21), 50)
+    codes = np.zeros((len(numeric), 2), np.int32)
+
+    def steps(monotone: list[int]) -> Any:
+        result, _ = grow(config, data, monotone=monotone)
+        return np.diff(result.model.logits(numeric, codes).reshape(50, 21), axis=1)  # type: ignore[union-attr]
+
+    assert (steps([0] * 4) < 0).any() and (steps([1, 0, 0, 0]) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_start_from_keeps_the_first_trees(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_problem(500)
+    first, _ = grow(settings(tmp_path, kind), data)
+    monkeypatch.setattr(boosting, "start_bundle", lambda _config: object())
+    monkeypatch.setattr(boosting, "load_model", lambda _bundle: first.model)
+    longer, _ = grow(settings(tmp_path, kind), data)
+    assert longer.metrics["train/trees"] == 24
+    assert longer.model.first(12).weights() == weights(first)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=f"needs a model of the same kind: model=.* here, {kind} with 1 there"):
+        grow(settings(tmp_path, "xgboost" if kind == "lightgbm" else "lightgbm"), data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("lightgbm", "num_threads"), ("xgboost", "nthread"), ("lightgbm", "seed"), ("xgboost", "objective")],
+)
+def test_a_parameter_that_is_the_engines_is_refused(tmp_path: Path, kind: str, name: str) -> None:
+    module: Any = on_lightgbm if kind == "lightgbm" else on_xgboost
+    with pytest.raises(UserError, match=rf"model.trees.params.{name} must be left to the engine"):
+        grow(settings(tmp_path, kind, {"params": {name: 1}}), make_problem(50))
+
+
+def test_monotone_names_features_of_the_encoder() -> None:
+    class Column:
+        def __init__(self, name: str, outputs: int, missing: bool) -> None:
+            self.name, self.missing_, self._count = name, missing, outputs
+
+        def outputs(self) -> list[str]:
+            return [self.name] * (self._count + self.missing_)
+
+    encoder: Any = type("E", (), {"numeric_": (Column("size", 3, True), Column("age", 1, False))})()
+    assert monotone_columns(encoder, {"size": -1}) == [-1, -1, -1, 0, 0]
+    with pytest.raises(UserError, match=r"numeric features, found 'sise'. Did you mean .*size"):
+        monotone_columns(encoder, {"sise": 1})
+    assert isinstance(Encoder, type)
+
+
+def test_a_library_that_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match=r"model=no_such_library needs the package no_such_library: pip install"):
+        check_library("no_such_library")
+
+
+def test_no_row_of_any_feature_is_refused(tmp_path: Path, problem: Callable[..., Examples]) -> None:
+    data = problem(20)
+    bare = Examples(data.numeric[:, :0], data.codes[:, :0], data.target, data.rows)
+    with pytest.raises(UserError, match="at least one feature"):
+        grow(settings(tmp_path, "lightgbm"), bare, cardinalities=[])
