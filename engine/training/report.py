@@ -9,8 +9,9 @@ from typing import Any, TypedDict
 
 from markupsafe import Markup
 
+from engine.config.sections.training import BOOSTERS
 from engine.config.tree import Config
-from engine.runtime import storage
+from engine.runtime import records, storage
 from engine.runtime.reports import html
 from engine.runtime.run import LabelsRecord, Run
 from engine.runtime.tracking import read_points
@@ -22,6 +23,8 @@ from engine.training.resampling import FEWEST_BLOCKS
 
 EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they exist
 CURVE_POINTS = 400
+IMPORTANCE = "importance.json"  # of boosted trees
+MOST_IMPORTANT = 20  # features that are shown
 SHOWN = 5  # classes named in a tile
 PERIOD_COLUMNS = {
     "period": "Period",
@@ -65,6 +68,8 @@ def write_report(
     body = [html.tiles(_verdict(figures, judged, loss, details_by_split.get(judged, {})))]
     if history:
         body.append(_learning(run, history, config, loss))
+    if (run.directory / IMPORTANCE).exists():
+        body.append(_importance(records.read(run.directory / IMPORTANCE, dict[str, float])))
     for name, details in sorted(details_by_split.items(), key=lambda item: item[0] != judged):
         body += _quality(name, details, figures, loss, config)
     body += [_data(data_summary, quarantine), _facts(run, config, figures)]
@@ -138,6 +143,14 @@ def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: Loss) ->
         title = f"{label} of the validation rows by epoch"
         cards.append(html.card(title, html.line_chart([watched], x_label="epoch", y_label=label)))
     return html.section("Learning", html.row(*cards))
+
+
+def _importance(shares: Mapping[str, float]) -> Markup:
+    first = list(shares.items())[:MOST_IMPORTANT]
+    top = max((share for _, share in first), default=0.0) or 1.0
+    rows = [[name, html.bar(share / top, f"{100 * share:.1f} %")] for name, share in first]
+    note = f"Share of the gain of all splits, of {len(shares)} features; all are in {IMPORTANCE}."
+    return html.section("Features", html.row(html.card("By gain", html.table(["Feature", "Gain"], rows), note=note)))
 
 
 def _batch_losses(directory: Path) -> list[tuple[float, float]]:
@@ -306,12 +319,23 @@ def _labels(splits: Mapping[str, LabelsRecord]) -> str:
     return "A row counts where its label was known then; rows that are not ripe have a label that came later, or were too young."
 
 
+def _model(config: Config) -> str:
+    if config.model.kind in BOOSTERS:
+        trees = config.model.trees
+        size = ", ".join(
+            f"{name} {value}" for name, value in (("leaves", trees.leaves), ("depth", trees.depth)) if value
+        )
+        return f"{config.model.kind}, learning rate {trees.learning_rate:g}, at most {size}"
+    return f"{config.model.kind}, hidden layers {list(config.model.hidden)}, dropout {config.model.dropout}"
+
+
 def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:
     times = [(name, float(value)) for name, value in sorted(figures.items()) if name.endswith("_seconds")]
     total = max((value for _, value in times), default=1.0) or 1.0
     rows = [[name, html.bar(value / total, f"{value:.2f} s")] for name, value in times]
     about = {
-        "model": f"{config.model.kind}, hidden layers {list(config.model.hidden)}, dropout {config.model.dropout}",
+        "model": _model(config),
+        **({"trees": figures["train/trees"]} if "train/trees" in figures else {}),
         "parameters": figures.get("train/parameters"),
         "loss": config.train.loss,
         **run.record.get("sizes", {}),

@@ -122,6 +122,8 @@ def train(config: Config, run: Run) -> dict[str, float]:
     metrics |= against_baselines(config, run, examples, facts, metrics, details)
     timer.lap("evaluate")
     manifest = write_model(config, run, table, encoder, model, facts, splits)
+    if isinstance(model, Trees):
+        storage.write_json(run.path(report.IMPORTANCE), importance(model, encoder))
     timer.lap("bundle")
     seconds = {f"time/{name}_seconds": value for name, value in timer.seconds.items()}
     metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **labels, **seconds}
@@ -466,6 +468,17 @@ def quarantine_summary(dataset: Dataset) -> dict[str, int]:
             text = f"{name}: {found['column'] or 'row'} {found['reason']} ({found['policy']})"
             counts[text] = counts.get(text, 0) + found["count"]
     return counts
+
+
+def importance(model: Trees, encoder: Encoder) -> dict[str, float]:
+    """Share of the gain of all splits that each raw feature has, the largest first."""
+    shares, at, found = model.importance(), 0, {}
+    for column in encoder.numeric_:
+        width = len(column.outputs())
+        found[column.name] = float(shares[at : at + width].sum())
+        at += width
+    found |= {item.name: float(shares[at + index]) for index, item in enumerate(encoder.categorical_)}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def data_summary(dataset: Dataset, labels: Mapping[str, LabelsRecord], encoder: Encoder) -> report.DataSummary:

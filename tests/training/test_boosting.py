@@ -266,7 +266,6 @@ def test_start_from_keeps_the_first_trees(tmp_path: Path, kind: str, monkeypatch
     [("lightgbm", "num_threads"), ("xgboost", "nthread"), ("lightgbm", "seed"), ("xgboost", "objective")],
 )
 def test_a_parameter_that_is_the_engines_is_refused(tmp_path: Path, kind: str, name: str) -> None:
-    module: Any = on_lightgbm if kind == "lightgbm" else on_xgboost
     with pytest.raises(UserError, match=rf"model.trees.params.{name} must be left to the engine"):
         grow(settings(tmp_path, kind, {"params": {name: 1}}), make_problem(50))
 

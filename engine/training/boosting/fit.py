@@ -23,8 +23,8 @@ from engine.features.encode import Encoder
 from engine.runtime import digest, records, storage
 from engine.runtime.run import Run
 from engine.training.boosting.gradients import (
-    GRADIENTS,
     Labels,
+    check_loss,
     drawn,
     gradients,
     row_losses,
@@ -41,8 +41,8 @@ from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange
 from engine.training.interrupt import StopFlag
 from engine.training.loop import Epoch, FitResult
-from engine.training.losses import LOSSES, check_targets, class_weights, target_scale, to_scores
-from engine.training.metrics import METRICS, decimals
+from engine.training.losses import check_targets, class_weights, loss_of, target_scale, to_scores
+from engine.training.metrics import decimals
 from engine.training.threads import compute_threads
 from engine.training.trees import Trees, from_arrays, joined, no_trees
 from engine.training.warm_start import start_bundle
@@ -83,11 +83,9 @@ def fit_trees(  # noqa: PLR0913
     Several workers call it together, each with all rows and its `exchange`, under `on_xgboost.collective`. Raises UserError for
     targets that the loss cannot take, and for a checkpoint of another plan.
     """
-    check_targets(train.target, train.rows, config.train.loss, outputs)
-    if config.train.loss not in GRADIENTS:
-        raise UserError(
-            f"model={config.model.kind} must have a loss of {', '.join(GRADIENTS)}, found train.loss={config.train.loss}"
-        )
+    loss = loss_of(config.train)
+    check_loss(loss, config.model.kind)
+    check_targets(train.target, train.rows, loss, outputs)
     if train.numeric.shape[1] == 0 and not cardinalities:
         raise UserError("a model must have at least one feature, found none: set features")
     exchange = exchange or Alone()
@@ -122,13 +120,13 @@ class Rounds:
         self.train, self.valid = train, valid if valid is not None and len(valid) else None
         self.config, self.run, self.grower, self.rows = config, run, grower, rows
         self.exchange, self.threads, self.stop, self.dataset_digest = exchange, threads, stop, dataset_digest
-        self.settings, self.loss = config.model.trees, config.train.loss
-        self.metric = METRICS[LOSSES[self.loss].task][watched_metric(self.loss, config.train.metric)]
+        self.settings, self.loss = config.model.trees, loss_of(config.train)
+        self.metric = self.loss.metrics[watched_metric(self.loss, config.train.metric)]
         self.trees = self._first()
         self.target = self.trees.target
         self.labels = self._labels()
         if not len(self.trees.forest.root) > 1:
-            base = start(self.loss, self.labels)
+            base = start(self.labels)
             self.trees = replace(self.trees, forest=replace(self.trees.forest, base=base))
         self.before = len(self.trees.forest.root) - 1  # trees of train.start_from
         self.grown: list[Trees] = []
@@ -162,9 +160,9 @@ class Rounds:
         if balance is not None:
             weight = weight * balance.astype(np.float64)[train.target.astype(np.int64)]
         y = train.target
-        if LOSSES[self.loss].task == "regression":
+        if self.loss.number:
             y = self.target.standardised(y)
-        return Labels(y.astype(np.float64), weight, settings, self.rows.outputs)
+        return Labels(y.astype(np.float64), weight, self.loss, settings, self.rows.outputs)
 
     # ------------------------------------------------------------------------------------------------- rounds
 
@@ -207,11 +205,11 @@ class Rounds:
         began = time.perf_counter()
         number, settings = self.before // self.rows.outputs + self.state.round, self.config.train
         used = drawn(self.train.rows, self.settings.row_fraction, settings.seed, number)
-        g, h = gradients(self.loss, self.margin, self.labels, used)
+        g, h = gradients(self.margin, self.labels, used)
         self.spent["gradients"] += time.perf_counter() - began
         began = time.perf_counter()
         grown = self.grower.grow(number, g, h)
-        if grown is not None and self.loss == "quantile":
+        if grown is not None and self.loss.name == "quantile":
             grown = self._renewed(grown, used)
         self.spent["grow"] += time.perf_counter() - began
         return grown
@@ -244,7 +242,7 @@ class Rounds:
     def _judge(self) -> str:
         """Keep the best round; returns a note for the display."""
         began, state = time.perf_counter(), self.state
-        each = row_losses(self.loss, self.margin, self.labels)
+        each = row_losses(self.margin, self.labels)
         loss = float((each * self.labels.weight).sum() / max(float(self.labels.weight.sum()), 1e-300))
         measured = self._measured()
         entry: Epoch = {"epoch": state.round - 1, "step": state.round, "train_loss": storage.finite(loss)}
@@ -274,9 +272,9 @@ class Rounds:
         if self.valid is None or self.valid_margin is None:
             return {}
         scores = to_scores(self.loss, self.valid_margin.astype(np.float32), self.target)
-        weighted, settings = self.config.evaluate.weighted, self.config.train
-        rows = counted(self.valid.target, scores, self.valid.weight if weighted else None, settings.quantile)
-        known = METRICS[LOSSES[self.loss].task]
+        weight = self.valid.weight if self.config.evaluate.weighted else None
+        rows = counted(self.valid.target, scores, weight, self.loss)
+        known = self.loss.metrics
         wanted = dict.fromkeys([self.metric.name, *(name for name in ("log_loss",) if name in known)])
         if not len(rows.target) or not np.isfinite(rows.scores).all():
             return dict.fromkeys(wanted, math.nan)
@@ -325,8 +323,9 @@ class Rounds:
         metrics = {
             "train/loss": history[-1]["train_loss"] if history else math.nan,
             "train/seconds": seconds,
-            "train/rounds": float(self.state.round),
-            "train/best_round": float(best),
+            "train/steps": float(self.state.round),
+            "train/steps_per_second": rounds / seconds if seconds else 0.0,
+            "train/best_epoch": float(best),
             "train/trees": float(len(model.forest.root) - 1),
             "train/parameters": float((model.forest.column < 0).sum()),
             "train/rows_per_second": rounds * len(self.train) / seconds if seconds else 0.0,

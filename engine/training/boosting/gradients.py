@@ -6,14 +6,16 @@ Vectors are padded to a multiple of the vector width: a row's bits do not depend
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engine.config.sections.training import TrainConfig
 from engine.errors import UserError
+from engine.training.loss import Loss
 from engine.training.losses import PAD
 from kernels.hashing import hash_u64
 
@@ -24,10 +26,11 @@ BITS = 20  # of the largest gradient: sums of 2**33 rows are exact in float64, a
 
 @dataclass(frozen=True)
 class Labels:
-    """Rows to fit: y float64[n] (0 or 1, class, or standardised value) and weight float64[n], with that of the class."""
+    """Rows to fit: y float64[n] (0 or 1, class, or value in the loss's unit) and weight float64[n], with that of the class."""
 
     y: Array
     weight: Array
+    loss: Loss
     settings: TrainConfig
     outputs: int
 
@@ -70,7 +73,19 @@ def _quantile(margin: Array, labels: Labels) -> tuple[Array, Array]:
     return np.where(margin < labels.y[:, None], -q, 1.0 - q), np.ones_like(margin)
 
 
-GRADIENTS: dict[str, Callable[[Array, Labels], tuple[Array, Array]]] = {
+def _of_torch(margin: Array, labels: Labels) -> tuple[Array, Array]:
+    """First and second derivative of any loss by autograd; of several outputs the diagonal."""
+    m = torch.from_numpy(margin).requires_grad_()
+    each = labels.loss.row_losses(m, torch.from_numpy(labels.y))
+    (first,) = torch.autograd.grad(each.sum(), m, create_graph=True)
+    second = torch.zeros_like(m)
+    for k in range(margin.shape[1] if first.requires_grad else 0):
+        second[:, k] = torch.autograd.grad(first[:, k].sum(), m, retain_graph=True)[0][:, k]
+    # where a loss is not convex, its slope still leads down
+    return first.detach().numpy(), np.maximum(np.abs(second.detach().numpy()), LEAST_HESSIAN)
+
+
+CLOSED: dict[str, Callable[[Array, Labels], tuple[Array, Array]]] = {
     "binary": _binary,
     "multiclass": _multiclass,
     "squared": _squared,
@@ -79,17 +94,28 @@ GRADIENTS: dict[str, Callable[[Array, Labels], tuple[Array, Array]]] = {
 }
 
 
+def check_loss(loss: Loss, kind: str) -> None:
+    """Raise UserError for a loss whose outputs are not one, or one a class."""
+    if loss.task == "quantiles" or loss.ordered:
+        raise UserError(
+            f"model={kind} must have a loss with one output, or one for each class, found train.loss={loss.name}: use "
+            "train.loss=quantile or multiclass, or a network"
+        )
+
+
 def _padded(margin: Array, labels: Labels) -> tuple[Array, Labels]:
     n = len(margin)
     wide = -(-n // PAD) * PAD
     if wide == n:
         return margin.astype(np.float64), labels
     y, weight, m = np.zeros(wide), np.zeros(wide), np.zeros((wide, margin.shape[1]))
+    # rows that fill up repeat the last one: its target is one that the loss takes
     y[:n], weight[:n], m[:n] = labels.y, labels.weight, margin
-    return m, Labels(y, weight, labels.settings, labels.outputs)
+    y[n:], m[n:] = labels.y[-1:], margin[-1:]
+    return m, replace(labels, y=y, weight=weight)
 
 
-def gradients(loss: str, margin: Array, labels: Labels, used: Array | None = None) -> tuple[Array, Array]:
+def gradients(margin: Array, labels: Labels, used: Array | None = None) -> tuple[Array, Array]:
     """(gradient, hessian) float32[n, outputs] on a grid; margin [n, outputs]; rows that are not `used`, bool[n], have 0.
 
     Multiples of 2**-BITS of the power of two above the largest: with that many bits their float64 sums are exact in any order.
@@ -99,7 +125,8 @@ def gradients(loss: str, margin: Array, labels: Labels, used: Array | None = Non
     weight = wide.weight[:, None]
     if used is not None:
         weight = weight * np.concatenate([used, np.zeros(len(m) - n, bool)])[:, None]
-    g, h = GRADIENTS[loss](m, wide)
+    smoothed = labels.settings.label_smoothing > 0 and not labels.loss.number
+    g, h = (_of_torch if smoothed else CLOSED.get(labels.loss.name, _of_torch))(m, wide)
     return on_grid((g * weight)[:n]), on_grid((h * weight)[:n], least=1)
 
 
@@ -117,42 +144,27 @@ def on_grid(values: Array, least: int = 0) -> NDArray[np.float32]:
     return np.asarray(counts * step, np.float32)
 
 
-def row_losses(loss: str, margin: Array, labels: Labels) -> Array:
+def row_losses(margin: Array, labels: Labels) -> NDArray[np.float64]:
     """float64[n]: the loss of each row, without its weight."""
-    n = len(margin)
     m, wide = _padded(margin, labels)
-    y = wide.y
-    if loss == "binary":
-        found = np.logaddexp(0.0, m[:, 0]) - y * m[:, 0]
-    elif loss == "multiclass":
-        shares = np.take_along_axis(_shares(m), y.astype(np.int64)[:, None], axis=1)[:, 0]
-        found = -np.log(np.maximum(shares, 1e-300))
-    else:
-        error = y - m[:, 0]
-        delta, q = labels.settings.huber_delta, labels.settings.quantile
-        if loss == "squared":
-            found = np.square(error)
-        elif loss == "huber":
-            size = np.abs(error)
-            found = np.where(size <= delta, 0.5 * np.square(error), delta * (size - 0.5 * delta))
-        else:
-            found = np.maximum(q * error, (q - 1.0) * error)
-    return np.asarray(found[:n])
+    found = labels.loss.row_losses(torch.from_numpy(m), torch.from_numpy(wide.y))
+    return np.asarray(found.numpy()[: len(margin)])
 
 
-def start(loss: str, labels: Labels) -> NDArray[np.float64]:
-    """float64[outputs]: the best constant margin."""
-    y, weight = labels.y, labels.weight
+def start(labels: Labels) -> NDArray[np.float64]:
+    """float64[outputs]: the best constant margin; for a loss without a formula, one near it."""
+    y, weight, loss = labels.y, labels.weight, labels.loss
     total = max(float(weight.sum()), np.finfo(np.float64).tiny)
-    if loss == "binary":
+    if loss.task == "binary":
         share = np.clip(float((weight * y).sum()) / total, 1e-12, 1 - 1e-12)
         return np.array([np.log(share / (1.0 - share))])
-    if loss == "multiclass":
+    if loss.task == "multiclass":
         shares = np.bincount(y.astype(np.int64), weight, labels.outputs) / total
         return np.log(np.clip(shares, 1e-12, None))
-    if loss == "squared":
-        return np.array([float((weight * y).sum()) / total])
-    return np.array([weighted_quantile(y, weight, labels.settings.quantile if loss == "quantile" else 0.5)])
+    if loss.constant is not None:
+        return np.array([weighted_quantile(y, weight, loss.constant)])
+    mean = float((weight * y).sum()) / total
+    return np.array([np.log(max(mean, 1e-12)) if loss.unit == "mean" else mean])
 
 
 def weighted_quantile(values: Array, weight: Array, level: float) -> float:
