@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine.config import schema
-from engine.config.sections.training import TreesConfig
+from engine.config.sections.training import SMOOTHED, TreesConfig
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.features.encode import Encoder
@@ -24,7 +24,7 @@ from engine.training.boosting.grower import Rows, check_library
 from engine.training.evaluate import point_metrics
 from engine.training.examples import Examples
 from engine.training.loop import FitResult
-from engine.training.losses import LOSSES, to_scores
+from engine.training.losses import LOSSES, loss_of, to_scores
 from tests.training.conftest import CARDINALITIES, make_config, make_problem, open_run
 
 KINDS = ("lightgbm", "xgboost")
@@ -47,9 +47,9 @@ def grow(
         run.finish({})
 
 
-def figures(result: FitResult, data: Examples, loss: str, quantile: float = 0.5) -> dict[str, float]:
-    scores = to_scores(loss, result.model.logits(data.numeric, data.codes), result.model.target)  # type: ignore[union-attr]
-    return point_metrics(data.target, scores, loss, quantile=quantile)
+def figures(result: FitResult, data: Examples, loss: str) -> dict[str, float]:
+    scores = to_scores(LOSSES[loss], result.model.logits(data.numeric, data.codes), result.model.target)  # type: ignore[union-attr]
+    return point_metrics(data.target, scores, LOSSES[loss])
 
 
 def weights(result: FitResult) -> bytes:
@@ -79,10 +79,11 @@ def booster_of(kind: str, data: Examples, outputs: int) -> tuple[Any, Any]:
     params: dict[str, Any] = {"min_data_per_group": 5} if kind == "lightgbm" else {"max_cat_to_onehot": 2}
     trees = schema.build(TreesConfig, {**SMALL, "leaves": 12, "params": params})
     grower = made(rows, trees, 0, 1)
-    labels = Labels(data.target.astype(float), np.ones(len(data)), schema.build(Config, {}).train, outputs)
+    loss = LOSSES["multiclass" if outputs > 1 else "binary"]
+    labels = Labels(data.target.astype(float), np.ones(len(data)), loss, schema.build(Config, {}).train, outputs)
     margin, grown = np.zeros((len(data), outputs)), []
     for round_ in range(15):
-        grown.append(grower.grow(round_, *gradients("multiclass" if outputs > 1 else "binary", margin, labels)))
+        grown.append(grower.grow(round_, *gradients(margin, labels)))
         margin = margin + grown[-1].logits(numeric, data.codes)
     return grower._booster, boosting.joined(grown[0], grown[1:])
 
@@ -184,36 +185,66 @@ def test_a_quantile_is_met(tmp_path: Path, kind: str) -> None:
     )
     result, _ = grow(config, data, valid)
     model = result.model
-    scores = to_scores("quantile", model.logits(valid.numeric, valid.codes), model.target)  # type: ignore[union-attr]
+    scores = to_scores(LOSSES["quantile"], model.logits(valid.numeric, valid.codes), model.target)  # type: ignore[union-attr]
     assert 0.84 < (valid.target <= scores).mean() < 0.94
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_gradient_is_the_slope_of_its_loss(loss: str) -> None:
+PLAIN = [name for name, loss in LOSSES.items() if loss.task != "quantiles" and not loss.ordered]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_gradient_is_the_slope_of_its_loss(name: str, smoothing: float) -> None:
     rng = np.random.default_rng(0)
-    outputs = 3 if loss == "multiclass" else 1
-    y = rng.integers(0, max(outputs, 2), 200) if loss in ("binary", "multiclass") else rng.normal(size=200) * 2
-    config = schema.build(Config, {"train": {"loss": loss, "quantile": 0.3, "huber_delta": 0.7}}).train
-    labels = Labels(y.astype(float), np.ones(200), config, outputs)
+    config = schema.build(
+        Config,
+        {
+            "train": {"loss": name, "quantile": 0.3, "huber_delta": 0.7}
+            | ({"label_smoothing": smoothing} if smoothing and name in SMOOTHED else {})
+        },
+    ).train
+    loss = loss_of(config)
+    outputs = 3 if name == "multiclass" else 1
+    y = rng.normal(size=200) * 2 if loss.number else rng.integers(0, max(outputs, 2), 200)
+    labels = Labels(np.abs(y) + 0.1 if loss.unit == "mean" else y.astype(float), np.ones(200), loss, config, outputs)
     margin = rng.normal(size=(200, outputs))
-    found, hessian = gradients(loss, margin, labels)
+    found, hessian = gradients(margin, labels)
     for k in range(outputs):
         step = np.zeros(outputs)
         step[k] = 1e-6
-        slope = (row_losses(loss, margin + step, labels) - row_losses(loss, margin - step, labels)) / 2e-6
-        scale = 2.0 if loss == "squared" else 1.0  # its gradient is that of half the square
-        np.testing.assert_allclose(found[:, k], slope / scale, atol=2e-5)
+        slope = (row_losses(margin + step, labels) - row_losses(margin - step, labels)) / 2e-6
+        scale = 2.0 if name == "squared" else 1.0  # its gradient is that of half the square
+        np.testing.assert_allclose(found[:, k], slope / scale, atol=2e-5 * max(1.0, np.abs(slope).max()))
     assert (hessian > 0).all()
-    constant = start(loss, labels)
-    around = [row_losses(loss, np.tile(constant + d, (200, 1)), labels).sum() for d in (-1e-2, 0.0, 1e-2)]
-    assert outputs > 1 or loss == "huber" or around[1] <= min(around) + 1e-9
+    constant = start(labels)
+    around = [row_losses(np.tile(constant + d, (200, 1)), labels).sum() for d in (-1e-2, 0.0, 1e-2)]
+    assert outputs > 1 or name in ("huber", "focal") or smoothing or around[1] <= min(around) + 1e-9
+
+
+@pytest.mark.parametrize("name", ["quantiles", "ordinal"])
+def test_a_loss_with_other_outputs_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"one output, or one for each class, found train.loss={name}"):
+        grow(settings(tmp_path, "lightgbm", train__loss=name), make_problem(30))
+
+
+@pytest.mark.parametrize("name", ["poisson", "gamma", "tweedie"])
+def test_a_number_above_zero_is_fitted_by_its_distribution(tmp_path: Path, name: str) -> None:
+    data = make_problem(1500)
+    mean = np.exp(0.5 + 0.6 * data.numeric[:, 0])
+    target = np.random.default_rng(0).gamma(4.0, mean / 4.0)
+    counted = Examples(data.numeric, data.codes, target.astype(np.float32), data.rows)
+    result, _ = grow(settings(tmp_path, "lightgbm", {"rounds": 80}, train__loss=name), counted)
+    model = result.model
+    scores = to_scores(LOSSES[name], model.logits(data.numeric, data.codes), model.target)  # type: ignore[union-attr]
+    assert (scores > 0).all() and np.corrcoef(np.log(scores), np.log(mean))[0, 1] > 0.9
+    assert scores.mean() == pytest.approx(target.mean(), rel=0.05)
 
 
 def test_sums_of_gradients_are_exact_in_any_order() -> None:
     rng = np.random.default_rng(1)
     weight = np.exp(rng.normal(size=5000) * 4)
-    labels = Labels((rng.random(5000) < 0.3).astype(float), weight, schema.build(Config, {}).train, 1)
-    for values in gradients("binary", rng.normal(size=(5000, 1)), labels):
+    labels = Labels((rng.random(5000) < 0.3).astype(float), weight, LOSSES["binary"], schema.build(Config, {}).train, 1)
+    for values in gradients(rng.normal(size=(5000, 1)), labels):
         sums = {float(values[rng.permutation(5000)].astype(np.float64).cumsum()[-1]) for _ in range(20)}
         assert len(sums) == 1
 
