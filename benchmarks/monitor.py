@@ -35,7 +35,7 @@ from engine.features.spec import Feature
 from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.drift import Current, compare
 from engine.monitoring.reference import Reference, day_counts
-from engine.monitoring.statistics import column_specs
+from engine.monitoring.statistics import column_specs, conditional_specs
 from engine.monitoring.sudden_change import DailyCounts
 from engine.monitoring.window import whole
 from engine.training.drift_reference import days_table
@@ -229,8 +229,9 @@ def our_days(reference: pa.Table, variants: Mapping[str, pa.Table]) -> dict[str,
     features += [Feature(name, "categorical", "direct") for name in CATEGORIES]
     plain = reference.select([item.name for item in features])
     encoder = Encoder.fit(features, plain.select, EncodeConfig())
-    spec = ProfileSpec.fit(encoder, plain.select, np.zeros(1, np.float32))
-    known, names = reference_of(spec, reference), [item.name for item in features]
+    spec = ProfileSpec.fit(encoder, plain.select, np.zeros(1, np.float32), related=NUMERIC)
+    known = reference_of(spec, reference)
+    names = [item.name for item in (*features, *spec.conditional)]
     return {
         variant: shipped_alarm.joined(known, profiles_of(spec, table), names) for variant, table in variants.items()
     }
@@ -248,8 +249,9 @@ def profiles_of(spec: ProfileSpec, table: pa.Table) -> dict[int, Profile]:
 def reference_of(spec: ProfileSpec, table: pa.Table) -> Reference:
     """A reference whose days are the table's days."""
     profiles = profiles_of(spec, table)
-    columns = column_specs(spec)
-    return Reference(columns, *day_counts(columns, days_table(spec, profiles)), whole(spec, profiles), {}, False)
+    columns, related = column_specs(spec), conditional_specs(spec)
+    counted = day_counts([*columns, *related], days_table(spec, profiles))
+    return Reference(columns, *counted, whole(spec, profiles), {}, False, conditional=related)
 
 
 def peer_scores(slug: str, code: str, reference: pa.Table, variants: dict[str, dict[int, pa.Table]]) -> dict[str, Any]:

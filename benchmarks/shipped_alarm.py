@@ -85,7 +85,7 @@ class Stream:
 def joined(known: Reference, profiles: Mapping[int, Profile], names: list[str]) -> DailyCounts:
     """Daily counts of a reference and later days."""
     table = days_table(known.profile.spec, dict(sorted(profiles.items())))
-    return daily_counts(known, LaterDays(table, *day_counts(known.columns, table)), max(profiles), names)
+    return daily_counts(known, LaterDays(table, *day_counts(known.counted, table)), max(profiles), names)
 
 
 def stream(name: str, folder: str) -> Stream:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels import asof, dropout, encode, gather, hashing, metrics, order, profile, sort, trees, windows
+from kernels import asof, conditional, dropout, encode, gather, hashing, metrics, order, profile, sort, trees, windows
 
 
 def _order() -> None:
@@ -90,6 +90,14 @@ def _trees() -> None:
         trees.tree_scores(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int32), trees.tree_plan(forest, 1, 1))
 
 
+def _conditional() -> None:
+    nodes, leaves = conditional.NODES, conditional.LEAVES
+    plan = conditional.ConditionalPlan(
+        np.zeros(1, np.int64), np.zeros((1, nodes), np.int64), np.zeros((1, nodes)), np.zeros((1, leaves, 1))
+    )
+    conditional.conditional_codes(np.zeros((1, 1)), plan)
+
+
 FAMILIES: dict[str, Callable[[], None]] = {
     "order": _order,
     "gather": _gather,
@@ -102,6 +110,7 @@ FAMILIES: dict[str, Callable[[], None]] = {
     "metrics": _metrics,
     "profile": _profile,
     "trees": _trees,
+    "conditional": _conditional,
 }
 
 

@@ -8,7 +8,7 @@ neither time nor place nor run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
@@ -19,17 +19,20 @@ import pyarrow.compute as pc
 
 from engine.config.names import distinct
 from engine.errors import UserError
+from engine.features import conditional
 from engine.features.compute import as_floats
+from engine.features.conditional import Conditional, ConditionalRecord
 from engine.features.encode import FIRST_KNOWN, NO_TEXT, UNSEEN, Encoder, Vocabulary, as_texts, each_column
 from engine.features.spec import NUMERIC
 from engine.runtime import digest, records
 from engine.runtime.records import Count
 from kernels import profile as kernel
+from kernels.conditional import ConditionalPlan, conditional_codes
 from kernels.exact import WIDE_UNIT
 from kernels.hashing import hash_bytes
 from kernels.statistics import scale_of
 
-FORMAT = 2  # 1: edges on data values, and no points
+FORMAT = 3  # 1: edges on data values, and no points; 2: no conditional columns
 BINS = 20
 FIT_ROWS = 65_536  # edges are quantiles: this many rows put each within 0.2 % of its share
 MOST_CELLS = 2**27  # columns times bins or categories of the widest: int64, a gigabyte
@@ -57,6 +60,7 @@ class ProfileSpecRecord(TypedDict):
     categorical: list[str]
     predictions: list[NumericSpecRecord]
     unnamed: list[str]
+    conditional: NotRequired[list[ConditionalRecord]]  # from format 3 on
 
 
 class NumericCounts(TypedDict):
@@ -85,6 +89,7 @@ class ProfileRecord(TypedDict):
     numeric: dict[str, NumericCounts]
     categorical: dict[str, CategoryCounts]
     predictions: dict[str, NumericCounts]
+    conditional: NotRequired[dict[str, list[Count]]]
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class ProfileSpec:
     predictions: tuple[NumericSpec, ...]
     unnamed: frozenset[str] = frozenset()  # categorical columns whose values must not be written down
     format: int = FORMAT  # of the fit: profiles of an older model are counted and named by its format
+    conditional: tuple[Conditional, ...] = ()
     _plans: dict[str, kernel.ProfilePlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -126,18 +132,25 @@ class ProfileSpec:
         sensitive: Sequence[str] = (),
         bins: int = BINS,
         at_once: int = 1,
+        related: Collection[str] = (),
     ) -> ProfileSpec:
         """Edges from training rows (`read(names)` gives those columns, `at_once` of them at a time) and
-        validation scores [n] or [n, classes].
+        validation scores [n] or [n, classes]. `related`: numeric columns of which conditional ones are made.
         """
         names = [feature.name for feature in encoder.features if feature.kind == NUMERIC]
-        numeric = [fit_numeric(name, as_floats(column), bins) for name, column in each_column(names, read, at_once)]
+        numeric, values = [], {}
+        for name, column in each_column(names, read, at_once):
+            found = as_floats(column)
+            numeric.append(fit_numeric(name, found, bins))
+            if name in related and len(values) < conditional.CANDIDATES:
+                values[name] = found[:: max(1, -(-len(found) // conditional.FIT_ROWS))].copy()
         predictions = [
             fit_numeric(name, values, bins)
             for name, values in zip(prediction_names(classes), _score_columns(scores, classes), strict=True)
         ]
         unnamed = frozenset(sensitive) & {vocabulary.name for vocabulary in encoder.categorical_}
-        return cls(tuple(numeric), encoder.categorical_, tuple(predictions), unnamed)
+        spec = cls(tuple(numeric), encoder.categorical_, tuple(predictions), unnamed)
+        return dataclasses.replace(spec, conditional=conditional.fit_conditional(values, spec.columns))
 
     @property
     def inputs(self) -> list[str]:
@@ -148,6 +161,11 @@ class ProfileSpec:
     def columns(self) -> list[str]:
         """Names of every column that is counted: inputs, then predictions (in parentheses where an input has the name)."""
         return distinct([*self.inputs, *(item.name for item in self.predictions)])
+
+    @property
+    def conditional_plan(self) -> tuple[list[str], ConditionalPlan]:
+        """(raw features, the kernel's form) of the conditional columns."""
+        return conditional.plan_of(self.conditional)
 
     @property
     def plan(self) -> kernel.ProfilePlan:
@@ -171,13 +189,14 @@ class ProfileSpec:
 
     def to_json(self) -> ProfileSpecRecord:
         """The specification without the vocabularies, which the encoder stores."""
-        return {
+        state: ProfileSpecRecord = {
             "format": self.format,
             "numeric": [_numeric_json(item, self.format) for item in self.numeric],
             "categorical": [item.name for item in self.categorical],
             "predictions": [_numeric_json(item, self.format) for item in self.predictions],
             "unnamed": sorted(self.unnamed),
         }
+        return {**state, "conditional": [item.to_json() for item in self.conditional]} if self.format > 2 else state
 
     @classmethod
     def read(cls, path: Path, encoder: Encoder) -> ProfileSpec:
@@ -200,6 +219,7 @@ class ProfileSpec:
             tuple(_numeric_spec(item) for item in state["predictions"]),
             frozenset(state["unnamed"]),
             state["format"],
+            tuple(Conditional.of(item, sorted(raw)) for item in state.get("conditional", ())),
         )
         try:
             assert spec.plan and spec.prediction_plan
@@ -207,6 +227,11 @@ class ProfileSpec:
             raise records.Damaged(f"{path}: {error}") from None
         if odd := [item.name for item in spec.numeric + spec.predictions if len(item.points) != item.bins]:
             raise records.Damaged(f"{path}: {odd[0]!r} must have one point for each bin")
+        names = [*spec.columns, *(item.name for item in spec.conditional)]
+        if len(spec.conditional) > conditional.MOST or distinct(names) != names:
+            raise records.Damaged(
+                f"{path} must have at most {conditional.MOST} conditional columns, each with a name of its own"
+            )
         return spec
 
 
@@ -215,7 +240,8 @@ class Profile:
     """Counts of rows on a specification.
 
     numeric, predictions: kernels.profile.Profile; categories int64[columns, widest vocabulary]: rows of each code
-    (0 null, 1 unseen, 2 rare, then known); unseen: per categorical column, text -> rows.
+    (0 null, 1 unseen, 2 rare, then known); unseen: per categorical column, text -> rows; conditional int64[columns, BINS + 1]:
+    rows of each code of kernels.conditional.
     """
 
     spec: ProfileSpec
@@ -224,6 +250,7 @@ class Profile:
     categories: np.ndarray
     predictions: kernel.Profile
     unseen: tuple[dict[str, int], ...]
+    conditional: np.ndarray
 
     @classmethod
     def empty(cls, spec: ProfileSpec) -> Profile:
@@ -236,6 +263,7 @@ class Profile:
             np.zeros((len(spec.categorical), widest), np.int64),
             kernel.empty_profile(spec.prediction_plan),
             tuple({} for _ in spec.categorical),
+            np.zeros((len(spec.conditional), conditional.BINS + 1), np.int64),
         )
 
     @classmethod
@@ -279,6 +307,7 @@ class Profile:
             parts = [item.codes(raw[item.name]) for item in spec.categorical]
             codes = np.stack(parts, axis=1) if parts else np.zeros((raw.num_rows, 0), np.int32)
         sizes = np.array([item.size for item in spec.categorical], np.int64)
+        related, bins = _conditional_codes(raw, spec, threads), np.full(len(spec.conditional), conditional.BINS + 1)
         found = []
         for low, high in ranges:
             part = codes[low:high]
@@ -291,6 +320,7 @@ class Profile:
                     kernel.category_counts(part, sizes, threads) if len(sizes) else blank.categories,
                     blank.predictions if scored is None else _count_scores(spec, scored, threads),
                     tuple(_unseen(item, raw, part[:, k], spec, low) for k, item in enumerate(spec.categorical)),
+                    kernel.category_counts(related[low:high], bins, threads) if len(bins) else blank.conditional,
                 )
             )
         return found
@@ -306,6 +336,7 @@ class Profile:
             self.categories + other.categories,
             kernel.merge(self.predictions, other.predictions),
             tuple(_merge_unseen(a, b) for a, b in zip(self.unseen, other.unseen, strict=True)),
+            self.conditional + other.conditional,
         )
 
     @property
@@ -323,7 +354,7 @@ class Profile:
                 "counts": [(int(code), int(self.categories[index, code])) for code in used],
                 "unseen": dict(sorted(self.unseen[index].items())),
             }
-        return {
+        state: ProfileRecord = {
             "format": spec.format,
             "spec": spec.digest,
             "rows": self.rows,
@@ -331,6 +362,8 @@ class Profile:
             "categorical": categorical,
             "predictions": _kernel_json(self.predictions, spec.prediction_plan, spec.predictions),
         }
+        named = zip(spec.conditional, self.conditional.tolist(), strict=True)
+        return {**state, "conditional": {item.name: counts for item, counts in named}} if spec.format > 2 else state
 
     @classmethod
     def from_json(cls, state: ProfileRecord, spec: ProfileSpec) -> Profile:
@@ -346,6 +379,7 @@ class Profile:
             for code, rows in state["categorical"][item.name]["counts"]:
                 categories[index, code] = rows
         unseen = tuple(dict(state["categorical"][item.name]["unseen"]) for item in spec.categorical)
+        related = [state.get("conditional", {})[item.name] for item in spec.conditional]
         return cls(
             spec,
             state["rows"],
@@ -353,6 +387,7 @@ class Profile:
             categories,
             _kernel_profile(state["predictions"], spec.prediction_plan, spec.predictions),
             unseen,
+            np.array(related, np.int64).reshape(-1, conditional.BINS + 1),
         )
 
 
@@ -401,6 +436,9 @@ def _check_counts(state: ProfileRecord, spec: ProfileSpec) -> None:
                 raise records.Damaged(
                     f"a profile must have {item.bins + 2} counts of {item.name!r}, found {len(counts)}"
                 )
+    for item in spec.conditional:
+        if len(state.get("conditional", {}).get(item.name, ())) != conditional.BINS + 1:
+            raise records.Damaged(f"a profile must have {conditional.BINS + 1} counts of {item.name!r}")
     for vocabulary in spec.categorical:
         counts = state["categorical"].get(vocabulary.name, {"counts": [(vocabulary.size, 0)]})["counts"]
         if any(code >= vocabulary.size for code, _ in counts):
@@ -427,6 +465,14 @@ def _block(raw: pa.Table, spec: ProfileSpec) -> np.ndarray:
     for index, item in enumerate(spec.numeric):
         block[:, index] = as_floats(raw[item.name])
     return block
+
+
+def _conditional_codes(raw: pa.Table, spec: ProfileSpec, threads: int) -> np.ndarray:
+    names, plan = spec.conditional_plan
+    block = np.empty((raw.num_rows, len(names)))
+    for index, name in enumerate(names):
+        block[:, index] = as_floats(raw[name])
+    return conditional_codes(block, plan, threads)
 
 
 def _count_scores(spec: ProfileSpec, scores: np.ndarray, threads: int) -> kernel.Profile:

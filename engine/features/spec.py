@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from engine.config import feature_names
@@ -251,3 +251,9 @@ def event_inputs(data: DataConfig, features: FeaturesConfig) -> list[str]:
     for view in features.active_views.values():
         columns += view_inputs(view, data, features.decision.column)
     return list(dict.fromkeys(columns))
+
+
+def trailing_features(config: FeaturesConfig, features: Iterable[Feature]) -> set[str]:
+    """Names of the features of trailing windows, which smear a day over those after it."""
+    windows = {name for name, view in config.active_views.items() if view.kind == "windows"}
+    return {feature.name for feature in features if feature.origin in windows}

@@ -20,7 +20,7 @@ from engine.config.sections.lifecycle import GateConfig
 from engine.lifecycle.looks import Looks, fewest_days
 from engine.training.evaluate import counted, counts, mean, point_metrics, watched_metric
 from engine.training.loss import Loss
-from engine.training.metrics import decimals
+from engine.training.metrics import Metric, decimals
 from engine.training.resampling import FEWEST_BLOCKS, BlockSums, Spread, add_up, numbered_blocks, poisson_counts
 
 Array = NDArray[Any]
@@ -28,6 +28,7 @@ PROMOTE, KEEP = "promote", "keep"
 SLICE_VALUES = 50  # most frequent values of a slice that are checked
 ECE_BINS = 15
 BUSINESS = "cost"
+SEED_LUCK = 0.01  # of what a model is better than chance: models that differ in their seed alone gain less, for weeks
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ def evidence(
         "slices": [],
     }
     if found["metric"]["low"] is not None:
+        if gate.min_gain is None:
+            found["metric"]["least_gain"] = SEED_LUCK * _above_chance(known[metric], found["metric"]["champion"])
         days, gains = _daily_gains(judged, metric, loss)
-        found["looks"] = (looks or Looks()).after(days, gains - gate.min_gain).plain()
+        found["looks"] = (looks or Looks()).after(days, gains - least_gain(found["metric"], gate)).plain()
         found["metric"]["day_deviation"] = float(gains.std(ddof=1))
     if loss.task == "binary":
         found[BUSINESS] = _costs(judged, gate, seed)
@@ -108,6 +111,16 @@ def evidence(
             found["slices"].append({"slice": name, "value": value, "rows": rows.rows, **part})
     _adjust([part for part in found["slices"] if part.get("chance") is not None])
     return found
+
+
+def _above_chance(metric: Metric, value: float) -> float:
+    """What a model is better than one without information: for a loss, the whole of it."""
+    return max(value - metric.chance if metric.higher_is_better else value, 0.0)
+
+
+def least_gain(found: Mapping[str, Any], gate: GateConfig) -> float:
+    """The gain that a challenger must show, from the figures of the metric; decisions of before had `retrain.gate.min_gain`."""
+    return float(found.get("least_gain", gate.min_gain or 0.0))
 
 
 def _counted(judged: Judged) -> Judged:
@@ -154,16 +167,17 @@ def _against_metric(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
         return [f"{name} of the champion cannot be computed ({metric['reason']}): nothing can be shown to be better"]
     if metric["low"] is None:
         return [f"the gain in {name} has no interval ({metric['reason']}): nothing can be shown to be better"]
-    if not metric["low"] > gate.min_gain:
+    least = least_gain(metric, gate)
+    if not metric["low"] > least:
         worse = "worse" if metric["high"] < 0 else "not shown to be better"
-        text = f"{name} {_moved(metric)}: the challenger is {worse}, the gain must be above {gate.min_gain:g}"
+        text = f"{name} {_moved(metric)}: the challenger is {worse}, the gain must be above {least:.2g}"
         return [text + _days_needed(metric, found, gate)]
     return []
 
 
 def _against_looks(found: Mapping[str, Any], gate: GateConfig) -> list[str]:
     """Each look at a challenger is another chance to be wrong: the bets on the days of all of them must have paid."""
-    if "looks" not in found or not found["metric"]["low"] > gate.min_gain:
+    if "looks" not in found or not found["metric"]["low"] > least_gain(found["metric"], gate):
         return []
     wealth, wanted = found["looks"]["wealth"], 1 / chance_of(gate)
     if wealth >= wanted:
@@ -182,7 +196,7 @@ def chance_of(gate: GateConfig) -> float:
 
 def _days_needed(metric: Mapping[str, Any], found: Mapping[str, Any], gate: GateConfig) -> str:
     """How long a judgement would show this gain: bets on a mean m of days of deviation s grow by m^2 / (2 s^2) a day."""
-    gain, deviation = metric["gain"] - gate.min_gain, metric.get("day_deviation")
+    gain, deviation = metric["gain"] - least_gain(metric, gate), metric.get("day_deviation")
     if deviation is None or gain <= 0:
         return ""
     days = math.ceil(2 * math.log(1 / chance_of(gate)) * (deviation / gain) ** 2)

@@ -17,6 +17,7 @@ from engine.data.calendar import day_start
 from engine.features import required_columns
 from engine.features.encode import Encoder
 from engine.features.profile import Profile
+from engine.features.spec import trailing_features
 from engine.features.table import ensure_table
 from engine.monitoring.history import newest_file
 from engine.monitoring.reference import Reference, day_counts
@@ -78,7 +79,7 @@ def later_days(config: Config, run: Run, bundle: Bundle, reference: Reference, w
     table = pa.concat_tables([old, fresh]).sort_by(
         [("day", "ascending"), ("column", "ascending"), ("bin", "ascending")]
     )
-    return LaterDays.of(reference.columns, table)
+    return LaterDays.of(reference.counted, table)
 
 
 def days_between(
@@ -109,12 +110,13 @@ def days_between(
 
 def judged_columns(config: Config, encoder: Encoder, reference: Reference) -> list[str]:
     """Columns in which a sudden change is looked for: not those that follow the time, nor features of trailing windows, which
-    smear a day over those after it (unless there are no others).
+    smear a day over those after it (unless there are no others). Conditional columns are of others that are judged.
     """
-    windows = {name for name, view in config.features.active_views.items() if view.kind == "windows"}
-    trailing = {feature.name for feature in encoder.features if feature.origin in windows}
+    trailing = trailing_features(config.features, encoder.features)
     names = [column.name for column in reference.columns if column.name not in reference.rising]
-    return [name for name in names if name not in trailing] or names
+    names = [name for name in names if name not in trailing] or names
+    spec = reference.profile.spec.conditional
+    return names + [item.name for item in spec if {item.value, *item.given} <= set(names)]
 
 
 def daily_counts(reference: Reference, later: LaterDays, until: int, columns: list[str]) -> DailyCounts:
@@ -126,7 +128,7 @@ def daily_counts(reference: Reference, later: LaterDays, until: int, columns: li
     start = int(reference.days[stretch[-1] + 1 if len(stretch) else 0])
     days = np.arange(start, max(until, int(reference.days[-1])) + 1)
     names, units = [], []
-    covered = reference.covered
+    covered, related = reference.covered, {item.name for item in reference.conditional}
     for name in columns:
         values, missing = _on(days, reference.days, reference.counts[name], covered)
         if name in later.counts:
@@ -135,8 +137,9 @@ def daily_counts(reference: Reference, later: LaterDays, until: int, columns: li
         if values.shape[1] > 1 and usual.sum():
             names.append(name)
             units.append(grouped(values, usual))
-        names.append(name)
-        units.append(np.stack([values.sum(axis=1), missing], axis=1))
+        if name not in related:  # its missing rows are those of its value
+            names.append(name)
+            units.append(np.stack([values.sum(axis=1), missing], axis=1))
     names.append(reference.rows_column)
     units.append(_volume(days, reference, later))
     keep = days <= until

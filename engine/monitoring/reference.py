@@ -14,7 +14,7 @@ from engine.config.names import free
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.features.profile import Profile, ProfileSpec
-from engine.monitoring.statistics import PREDICTION, ColumnSpec, Counts, column_specs
+from engine.monitoring.statistics import PREDICTION, ColumnSpec, Counts, column_specs, conditional_specs
 from engine.runtime import records, storage
 from engine.training.drift_reference import MISSING_BIN, NEGATIVE_BIN, POSITIVE_BIN, ROWS, ReferenceRecord
 
@@ -38,6 +38,7 @@ class Reference:
     memory: int = 0  # length of the longest trailing window in days
     history: int | None = None  # days of data before the first of these; None: not recorded by an older model
     rising: Mapping[str, str] = field(default_factory=dict)  # columns whose values follow the time, and why
+    conditional: list[ColumnSpec] = field(default_factory=list)  # counted in `counts`, and no part of `columns`
     _stacks: dict[bool, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def windows(self, weights: np.ndarray, scored: np.ndarray) -> dict[str, Counts]:
@@ -56,6 +57,11 @@ class Reference:
                 found[name] = Counts.unstacked(block[:, at : at + width])
                 at += width
         return found
+
+    @property
+    def counted(self) -> list[ColumnSpec]:
+        """Every column that `counts` has."""
+        return [*self.columns, *self.conditional]
 
     @property
     def rows_column(self) -> str:
@@ -116,10 +122,12 @@ def read_reference(directory: Path, encoder: Encoder) -> Reference:
     columns = column_specs(spec)
     table = storage.read_parquet(directory / "reference.parquet")
     _check_names(directory, spec, table)
-    days, rows, counts = day_counts(columns, table)
+    conditional = conditional_specs(spec)
+    days, rows, counts = day_counts([*columns, *conditional], table)
     profile = Profile.from_json(state["profile"], spec)
     facts = (state["importance"], state["predictions_in_sample"], state.get("memory_days", 0))
-    return Reference(columns, days, rows, counts, profile, *facts, history=state.get("history_days"))
+    history = state.get("history_days")
+    return Reference(columns, days, rows, counts, profile, *facts, history=history, conditional=conditional)
 
 
 def _check_names(directory: Path, spec: ProfileSpec, table: pa.Table) -> None:

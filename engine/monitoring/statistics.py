@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine.features.conditional import BINS
 from engine.features.profile import NumericSpec, Profile, ProfileSpec, category_label, outside_sum
 from kernels import profile as kernel
 from kernels import statistics as kernels
 
 NUMERIC, CATEGORICAL, PREDICTION = "numeric", "categorical", "prediction"
+CONDITIONAL = "conditional"  # looked at for sudden changes only
 _NUMBERS = ("psi", "ks", "wasserstein", "missing", "outside")
 HAS = {
     NUMERIC: _NUMBERS,
@@ -110,6 +112,12 @@ def column_specs(spec: ProfileSpec) -> list[ColumnSpec]:
         found.append(ColumnSpec(vocabulary.name, CATEGORICAL, None, 1.0, labels))
     found += [_numeric(item, PREDICTION) for item in spec.predictions]
     return [replace(column, name=name) for column, name in zip(found, spec.columns, strict=True)]
+
+
+def conditional_specs(spec: ProfileSpec) -> list[ColumnSpec]:
+    """The conditional columns: bins are the quantiles of a value among rows that are alike in other columns."""
+    labels = tuple(f"part {number} of {BINS}" for number in range(1, BINS + 1))
+    return [ColumnSpec(item.name, CONDITIONAL, None, 1.0, labels) for item in spec.conditional]
 
 
 def _numeric(item: NumericSpec, kind: str) -> ColumnSpec:

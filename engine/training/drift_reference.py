@@ -26,7 +26,7 @@ from engine.data.dataset import Dataset
 from engine.features.encode import Encoder
 from engine.features.instants import instants
 from engine.features.profile import FIT_ROWS, Profile, ProfileRecord, ProfileSpec, outside_sum
-from engine.features.spec import sensitive_features
+from engine.features.spec import sensitive_features, trailing_features
 from engine.features.table import FeatureTable
 from engine.runtime import records, storage
 from engine.training.classes import target_values
@@ -83,7 +83,9 @@ def write_reference(
     several = loss_of(config.train).columns(classes)
     hidden = sensitive_features(config.data, config.features)
     read, at_once = _reader(table, splits["train"].rows)
-    spec = ProfileSpec.fit(encoder, read, scores, several, hidden, at_once=at_once)
+    trailing = trailing_features(config.features, encoder.features)
+    related = {feature.name for feature in encoder.features} - trailing
+    spec = ProfileSpec.fit(encoder, read, scores, several, hidden, at_once=at_once, related=related)
     storage.write_json(directory / "profile_spec.json", spec.to_json())
     days = profile_days(config, table, spec, periods, scored, scores)
     storage.write_parquet(directory / "reference.parquet", days_table(spec, days))
@@ -187,9 +189,10 @@ def profiles_by_day(
 def days_table(spec: ProfileSpec, days: dict[int, Profile]) -> pa.Table:
     """reference.parquet: day, column, bin, count, and `sum` of the values below and above the edges.
 
-    Bins of a number: 0 below, 1..B, B + 1 above, -3 missing, -2 and -1 infinite; of a category: its code.
+    Bins of a number: 0 below, 1..B, B + 1 above, -3 missing, -2 and -1 infinite; of a category, and of a conditional column: its
+    code.
     """
-    names = [free(ROWS, spec.columns), *spec.columns]
+    names = [free(ROWS, spec.columns), *spec.columns, *(item.name for item in spec.conditional)]
     blocks = [_day_block(spec, day, profile) for day, profile in days.items()]
     day, column, bin_, count, total = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     columns = pa.DictionaryArray.from_arrays(pa.array(column, pa.int32()), pa.array(names, pa.string()))
@@ -212,6 +215,7 @@ def _day_block(spec: ProfileSpec, day: int, profile: Profile) -> tuple[np.ndarra
         (profile.numeric.counts, spec.numeric),
         (profile.categories, ()),
         (profile.predictions.counts, spec.predictions),
+        (profile.conditional, ()),
     ):
         place, bins = np.nonzero(block)
         total = np.full(len(place), np.nan)

@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import asof, dropout, encode, exact, gather, hashing, metrics, profile, statistics, trees, windows
+from kernels import (
+    asof,
+    conditional,
+    dropout,
+    encode,
+    exact,
+    gather,
+    hashing,
+    metrics,
+    profile,
+    statistics,
+    trees,
+    windows,
+)
 from tests.kernels.cases import layouts
 
 N = 40
@@ -27,6 +40,12 @@ EDGES = np.sort(DRAW.standard_normal(5))
 Y, SCORE, WEIGHT = DRAW.integers(0, 2, N), DRAW.random(N).round(1), DRAW.random(N)
 NUMERIC = encode.numeric_plan([encode.NumericColumn(indicator=True), encode.NumericColumn("ple", edges=EDGES.tolist())])
 PROFILE = profile.profile_plan([EDGES, EDGES])
+CONDITIONAL = conditional.ConditionalPlan(
+    np.array([0, 1]),
+    DRAW.integers(-1, 2, (2, 7)),
+    DRAW.standard_normal((2, 7)),
+    np.sort(DRAW.standard_normal((2, 8, 3))),
+)
 RATED = [Y, SCORE, WEIGHT]
 FLAGS = np.array([False, True, True])
 TREES = trees.tree_plan(
@@ -96,6 +115,11 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
     "profile_plan": (lambda edges: profile.profile_plan([edges]), [], [EDGES]),
     "profile": (lambda block, threads: profile.profile(block, PROFILE, threads), [BLOCK], []),
     "category_counts": (profile.category_counts, [CODES], [np.array([3, 3])]),
+    "conditional_codes": (
+        lambda block, threads: conditional.conditional_codes(block, CONDITIONAL, threads),
+        [BLOCK],
+        [],
+    ),
     "ks_profiles": (statistics.ks_profiles, [*COUNTS], []),
     "wasserstein_profiles": (
         lambda a, b, edges: statistics.wasserstein_profiles((a, -9.0, 9.0), (b, -8.0, 9.0), edges),
@@ -144,7 +168,9 @@ def plain(result: Any) -> Any:
 def functions() -> dict[str, Any]:
     """Public functions of the kernels that take arrays."""
     found = {}
-    for name in "asof dropout encode exact gather hashing metrics profile sort statistics trees windows".split():
+    for (
+        name
+    ) in "asof conditional dropout encode exact gather hashing metrics profile sort statistics trees windows".split():
         module = importlib.import_module(f"kernels.{name}")
         for key, function in inspect.getmembers(module, inspect.isfunction):
             own = (

@@ -206,7 +206,7 @@ def test_a_replay_gives_the_same_verdict_and_notices_a_change(folder: Path) -> N
     path.write_text(json.dumps(saved))
     with pytest.raises(UserError, match="verdict was 'promoted', is now 'kept'"):
         decide_again(path, folder)
-    saved["policy"]["gate"]["min_gain"] = 0.0
+    saved["policy"]["gate"]["min_gain"] = None
     saved["format"], metric = 3, saved["evidence"]["metric"]  # whose intervals came from other draws
     metric["low"] *= 1.1
     saved["reasons"] = verdict(saved["evidence"], schema.build(GateConfig, saved["policy"]["gate"]))[1]

@@ -239,6 +239,30 @@ def test_an_equal_challenger_does_not_win() -> None:
     assert wins <= 4  # a chance gain passes a one-sided 5 % test in about 1 of 20
 
 
+@pytest.mark.parametrize("loss", ["binary", "squared"])
+def test_a_gain_that_another_seed_may_give_does_not_win_however_sure_it_is(loss: str) -> None:
+    """By default the gain must be above 1 % of what the champion is better than chance, of a loss 1 % of the loss."""
+    rng = np.random.default_rng(0)
+    error, days = rng.normal(size=20_000), np.arange(20_000) * 28 // 20_000
+    if loss == "binary":
+        target = rng.integers(0, 2, 20_000).astype(float)
+        sides = [(1 / (1 + np.exp(-(target - 0.5) * skill - error))).astype(np.float32) for skill in (1.0, 1.008, 1.05)]
+    else:
+        target = np.zeros(20_000)
+        sides = [error * size for size in (1.0, 0.995, 0.98)]
+    gate = dataclasses.replace(GATE, max_ece_rise=1.0, max_cost_rise=10.0)
+    found = [evidence(Judged(target, sides[0], side, {}, days, days), LOSSES[loss], gate) for side in sides]
+    assert found[1]["metric"]["low"] > 0
+    answers = [verdict(item, gate) for item in found]
+    assert [answer for answer, _ in answers] == [challenger_gate.KEEP, challenger_gate.KEEP, challenger_gate.PROMOTE]
+    assert f"the gain must be above {found[1]['metric']['least_gain']:.2g}" in answers[1][1][0]
+    none = dataclasses.replace(gate, min_gain=0.0)
+    assert (
+        verdict(evidence(Judged(target, sides[0], sides[1], {}, days, days), LOSSES[loss], none), none)[0]
+        == challenger_gate.PROMOTE
+    )
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("side", ["champion", "challenger"])
 def test_a_metric_that_is_not_defined_never_wins(side: str, broken: float) -> None:

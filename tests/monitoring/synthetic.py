@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from engine.features.spec import Feature
 from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.drift import Current, Drift, compare
 from engine.monitoring.reference import Reference, day_counts
-from engine.monitoring.statistics import column_specs
+from engine.monitoring.statistics import column_specs, conditional_specs
 from engine.training.drift_reference import days_table
 
 FIRST = 18_000  # 2019-04-14, a Sunday
@@ -43,26 +43,34 @@ def score_of(table: pa.Table) -> np.ndarray:
 
 
 def make_reference(
-    draw: Draw, days: int, rows: int, seed: int = 0, scored: int | None = None, min_count: int = 1
+    draw: Draw,
+    days: int,
+    rows: int,
+    seed: int = 0,
+    scored: int | None = None,
+    min_count: int = 1,
+    related: Collection[str] = (),
 ) -> Reference:
-    """A reference of `days` days of `rows` rows; the last `scored` days (default: all) have predictions."""
+    """A reference of `days` days of `rows` rows; the last `scored` days (default: all) have predictions. Conditional columns
+    are made of the `related` ones.
+    """
     rng = np.random.default_rng(seed)
     tables = [draw_table(draw, rng, FIRST + day, rows) for day in range(days)]
     whole = pa.concat_tables(tables)
     encoder = Encoder.fit(features_of(whole), whole.select, EncodeConfig(min_count=min_count))
-    spec = ProfileSpec.fit(encoder, whole.select, score_of(whole))
+    spec = ProfileSpec.fit(encoder, whole.select, score_of(whole), related=related)
     scored = days if scored is None else scored
     profiles = {
         FIRST + day: Profile.count(spec, table, score_of(table) if day >= days - scored else None)
         for day, table in enumerate(tables)
     }
-    columns = column_specs(spec)
-    found = day_counts(columns, days_table(spec, profiles))
+    columns, conditional = column_specs(spec), conditional_specs(spec)
+    found = day_counts([*columns, *conditional], days_table(spec, profiles))
     total = Profile.empty(spec)
     for profile in profiles.values():
         total = total.merge(profile)
     importance = {item.name: 1.0 for item in columns if item.kind != "prediction"}
-    return Reference(columns, *found, total, importance, False)
+    return Reference(columns, *found, total, importance, False, conditional=conditional)
 
 
 def make_window(reference: Reference, draw: Draw, days: int, rows: int, seed: int = 1) -> Current:

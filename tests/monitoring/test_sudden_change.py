@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import linalg
 
+from engine.config.sections.features import FeaturesConfig
 from engine.config.sections.monitoring import MonitorConfig
 from engine.errors import UserError
+from engine.features.profile import Profile
 from engine.monitoring import sudden_change as sudden
 from engine.monitoring.alarm_lines import CalibrationPlan
-from engine.monitoring.daily_counts import LaterDays, daily_counts
+from engine.monitoring.daily_counts import LaterDays, daily_counts, judged_columns
 from engine.monitoring.statistics import Counts
 from engine.monitoring.sudden_record import DISTANCE, SUDDEN, look_at, record_of, rule_of
 from engine.monitoring.window import whole_days
-from tests.monitoring.synthetic import FIRST, make_reference
+from engine.training.drift_reference import days_table
+from tests.monitoring.synthetic import FIRST, draw_table, make_reference
 
 BINS = 8
 
@@ -219,6 +224,32 @@ def test_daily_counts_join_reference_and_later_days() -> None:
     assert missing[:30, 1].tolist() == [0.0] * 30 and missing[30:, 1].tolist() == [5.0, 0.0, 5.0]
     assert daily.units[-1][[29, 30, 31, 32], 0].tolist() == [50.0, 50.0, 0.0, 10.0]
     assert daily.units[-1][31].sum() == 0, "a day that nobody counted is not a day without rows"
+
+
+def test_a_column_that_no_longer_follows_the_others_is_an_incident() -> None:
+    def draw(rng: np.random.Generator, day: int, rows: int) -> dict[str, object]:
+        far = rng.exponential(size=rows)
+        long = far + 0.1 * rng.normal(size=rows)
+        return {"far": far, "long": long if day < FIRST + 90 else rng.permutation(long)}
+
+    reference = make_reference(draw, days=60, rows=100, related=("far", "long"))
+    spec, rng = reference.profile.spec, np.random.default_rng(2)
+    days = {FIRST + k: Profile.count(spec, draw_table(draw, rng, FIRST + k, 100)) for k in range(60, 100)}
+    later = LaterDays.of(reference.counted, days_table(spec, days))
+    nothing: Any = SimpleNamespace(features=FeaturesConfig()), SimpleNamespace(features=())  # no trailing windows
+    names = judged_columns(*nothing, reference)
+    daily = daily_counts(reference, later, FIRST + 99, names)
+    (related,) = spec.conditional
+    assert related.name in daily.columns and names[-1] == related.name
+    course = sudden.follow(daily, 0.01)
+    assert np.flatnonzero(course.opened[80:]).tolist() == [10]
+    assert course.incidents[-1].columns == [related.name]
+    without = daily_counts(reference, later, FIRST + 99, names[:-1])
+    assert not sudden.follow(without, 0.01).opened[80:].any(), "each column by itself is as before"
+    rising = dataclasses.replace(reference, rising={"far": "it follows the time"})
+    assert judged_columns(*nothing, rising) == ["long", "prediction"], (
+        "what is compared must not follow the time either"
+    )
 
 
 def test_a_day_that_no_run_counted_is_not_a_day_without_rows() -> None:

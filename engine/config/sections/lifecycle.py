@@ -29,7 +29,12 @@ class GateConfig:
         gt=0.5,
         lt=1,
     )
-    min_gain: float = key(0.0, "the interval of the metric's gain must be above this", ge=0)
+    min_gain: float | None = key(
+        None,
+        "the interval of the metric's gain must be above this; null = 1 % of what the champion is better than chance, "
+        "which another seed alone may gain",
+        ge=0,
+    )
     cost_false_negative: float = key(5.0, "business cost of a positive that was not acted on", ge=0)
     cost_false_positive: float = key(1.0, "business cost of acting on a negative", ge=0)
     max_cost_rise: float = key(0.0, "largest rise of the business cost, as a share of the champion's", ge=0)
