@@ -13,6 +13,7 @@ import pytest
 
 from engine import __main__ as shell
 from engine import api
+from engine.features.profile import FORMAT
 from engine.monitoring import window as monitored
 from engine.monitoring.history import SCHEMA
 from tests import tiny
@@ -75,7 +76,7 @@ def test_a_later_window_of_the_same_process_is_quiet_and_leaves_record_history_r
 
 
 def test_a_model_whose_bins_lie_on_data_values_is_monitored_with_a_warning(monitor, monkeypatch) -> None:
-    monkeypatch.setattr("engine.monitoring.monitor.BETWEEN_VALUES", 3)  # as if a later format had moved the edges
+    monkeypatch.setattr("engine.monitoring.monitor.BETWEEN_VALUES", FORMAT + 1)  # as if a later format had moved the edges
     _, run = monitor("monitor.window=2020-01-27", "monitor.alarm_on=[drift]")
     assert "Train the model again" in (run / "run.log").read_text()
 
