@@ -138,7 +138,8 @@ class ProfileSpec:
         validation scores [n] or [n, classes]. `related`: numeric columns of which conditional ones are made.
         """
         names = [feature.name for feature in encoder.features if feature.kind == NUMERIC]
-        numeric, values = [], {}
+        numeric: list[NumericSpec] = []
+        values: dict[str, np.ndarray] = {}
         for name, column in each_column(names, read, at_once):
             found = as_floats(column)
             numeric.append(fit_numeric(name, found, bins))
@@ -436,9 +437,9 @@ def _check_counts(state: ProfileRecord, spec: ProfileSpec) -> None:
                 raise records.Damaged(
                     f"a profile must have {item.bins + 2} counts of {item.name!r}, found {len(counts)}"
                 )
-    for item in spec.conditional:
-        if len(state.get("conditional", {}).get(item.name, ())) != conditional.BINS + 1:
-            raise records.Damaged(f"a profile must have {conditional.BINS + 1} counts of {item.name!r}")
+    for related in spec.conditional:
+        if len(state.get("conditional", {}).get(related.name, ())) != conditional.BINS + 1:
+            raise records.Damaged(f"a profile must have {conditional.BINS + 1} counts of {related.name!r}")
     for vocabulary in spec.categorical:
         counts = state["categorical"].get(vocabulary.name, {"counts": [(vocabulary.size, 0)]})["counts"]
         if any(code >= vocabulary.size for code, _ in counts):
