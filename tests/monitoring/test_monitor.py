@@ -76,7 +76,8 @@ def test_a_later_window_of_the_same_process_is_quiet_and_leaves_record_history_r
 
 
 def test_a_model_whose_bins_lie_on_data_values_is_monitored_with_a_warning(monitor, monkeypatch) -> None:
-    monkeypatch.setattr("engine.monitoring.monitor.BETWEEN_VALUES", FORMAT + 1)  # as if a later format had moved the edges
+    # As if a later format had moved the edges.
+    monkeypatch.setattr("engine.monitoring.monitor.BETWEEN_VALUES", FORMAT + 1)
     _, run = monitor("monitor.window=2020-01-27", "monitor.alarm_on=[drift]")
     assert "Train the model again" in (run / "run.log").read_text()
 
