@@ -217,7 +217,7 @@ def our_batches(data: Examples, sizes: list[int], config: Config) -> float:
     flat = FlatWeights(model, "fp32")
     schedule = Schedule.of(len(data), settings)
     order = RowOrder(len(data), order_key(data, 0), settings.order, settings.window_rows)
-    task = ShardTask(model.target, data, order, schedule, None)
+    task = ShardTask(model, data, order, schedule, None)
     spaces = [
         ShardWorkspace(flat, data, schedule.shard_rows, torch.zeros(flat.size + STATS_FLOATS))
         for _ in range(settings.shards)

@@ -44,9 +44,10 @@ def load(run: str | Path | Run, *, config_dir: str | None = None, trust: str | N
     config = compose.compose((), config_dir).config if config_dir is not None else Config()
     if isinstance(run, Run):
         config = dataclasses.replace(config, paths=dataclasses.replace(config.paths, **run.record["config"]["paths"]))
-    predictor: Predictor = importlib.import_module("engine.scoring.predictor").load(directory, config.paths.runs)
-    admit = importlib.import_module("engine.training.bundle_spec").admit
-    admit(predictor.bundle, dataclasses.replace(config, trust=trust))
+    bundles = importlib.import_module("engine.training.bundle")
+    bundle = bundles.read_bundle(bundles.find_model(str(directory), Path(config.paths.runs)))
+    importlib.import_module("engine.training.bundle_spec").admit(bundle, dataclasses.replace(config, trust=trust))
+    predictor: Predictor = importlib.import_module("engine.scoring.predictor").predictor_of(bundle)
     return predictor
 
 

@@ -36,6 +36,7 @@ from engine.config import feature_names, literals, nested, plugins, schema, secr
 from engine.config import overrides as words_
 from engine.config.overrides import merged
 from engine.config.sections.runtime import PathsConfig
+from engine.config.sections.training import MODEL_GROUP, MODELS
 from engine.config.tree import Config
 from engine.errors import UserError, did_you_mean, nearest
 
@@ -119,6 +120,15 @@ def _pin(values: dict[str, Any], config: Config, folder: Path) -> bool:
     for name, view in config.features.views.items():
         if view.function:
             values["features"]["views"][name]["function"] = plugins.pinned(view.function, found)
+    kind = config.model.kind
+    if kind not in MODELS:
+        values["model"]["kind"] = named = plugins.pinned(kind, found)
+        others = [*plugins.installed(MODEL_GROUP), *(name for plugin in found for name in plugin.defined)]
+        if plugins.split(named)[1] is None and kind not in others:
+            raise UserError(
+                f"model.kind must be one of {', '.join(MODELS)}, a class of a file of `plugins`, or the name of an installed "
+                f"model (entry point group {MODEL_GROUP}), found {kind!r}.{nearest(kind, [*MODELS, *others], listed=False)}"
+            )
     plugins.add(found)
     return bool(found)
 

@@ -9,7 +9,9 @@ the composer for the files of the user's own config, `engine.runtime.trust` for 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import linecache
 import re
@@ -150,6 +152,12 @@ def pinned(reference: str, plugins: Sequence[Plugin]) -> str:
         there = f"{found[0].file} has the digest {found[0].digest}" if found else "no file of plugins defines it"
         raise UserError(f"{name!r} must be that of the code with digest {digest}, but {there}")
     return f"{name}@{found[0].digest}" if found else name
+
+
+@functools.cache
+def installed(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """What installed packages offer in an entry point group, by name."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
 
 
 def add(plugins: Iterable[Plugin]) -> None:

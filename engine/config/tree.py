@@ -113,7 +113,7 @@ class Config:
 # Keys that do not affect results; the plan digest leaves them out.
 IMMATERIAL = (
     "cluster", "tracking", "paths", "resources", "trust", "train.resume", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "score.resume", "score.unit_rows", "score.tries", "score.features",
+    "train.log_every", "train.audit_every", "score.resume", "score.unit_rows", "score.tries", "score.features",
 )  # fmt: skip
 
 

@@ -26,9 +26,9 @@ from engine.runtime import digest, environment, seal, storage
 from engine.runtime.environment import threads_of
 from engine.runtime.resume import unfinished
 from engine.runtime.run import Run, RunRecord, load_record, plan_digest
-from engine.scoring.predictor import Predictor, load
+from engine.scoring.predictor import Predictor, predictor_of
 from engine.training.blocks import block_columns, blocks_of
-from engine.training.bundle import Bundle, spec_of
+from engine.training.bundle import Bundle, find_model, read_bundle, spec_of
 from engine.training.bundle_spec import admit
 from engine.training.classes import target_values
 from engine.training.evaluate import Scored
@@ -186,8 +186,9 @@ class Workshop:
         """The model of a bundle; files and gate are checked the first time."""
         key = str(bundle.resolve())
         if key not in self._predictors:
-            predictor = load(bundle, threads=threads_of(self.history.config))
-            admit(predictor.bundle, self.history.config)
+            found = read_bundle(find_model(str(bundle), Path()))
+            admit(found, self.history.config)
+            predictor = predictor_of(found, threads_of(self.history.config))
             check_gate(predictor.bundle, predictor.model)
             self._predictors[key] = predictor
         return self._predictors[key]

@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.lifecycle.decide import version_facts
 from engine.runtime import records, terminal
 from engine.runtime.registry import DecisionPart, MoveRecord, Registry, Version, names, root_of, seal_of, short
-from engine.scoring.predictor import load
+from engine.scoring.predictor import predictor_of
 from engine.training.bundle import ModelRecord, SpecRecord, read_bundle
 from engine.training.bundle_spec import admit
 from engine.training.gate import check_gate
@@ -118,8 +118,9 @@ def _registered(registry: Registry, reference: str, config: Config) -> Version:
 
 
 def _check_loads(registry: Registry, version: Version, config: Config) -> None:
-    predictor = load(registry.verify(version))
-    admit(predictor.bundle, config)
+    bundle = read_bundle(registry.verify(version))
+    admit(bundle, config)
+    predictor = predictor_of(bundle)
     check_gate(predictor.bundle, predictor.model)
 
 

@@ -43,8 +43,8 @@ class Slot:
         kinds = (torch.float32, torch.int32)
         self.host = [torch.zeros(s, dtype=k, pin_memory=on_gpu) for s, k in zip(shapes, kinds, strict=True)]
         self.block = [torch.zeros(s, dtype=k, device=device) for s, k in zip(shapes, kinds, strict=True)]
-        self.out = torch.zeros((tile_rows, model.outputs), device=device)
-        self.host_out = torch.zeros((tile_rows, model.outputs), pin_memory=on_gpu)
+        self.out = torch.zeros((tile_rows, *model.output_shape), device=device)
+        self.host_out = torch.zeros((tile_rows, *model.output_shape), pin_memory=on_gpu)
         self.span = (0, 0)  # rows that it holds; empty when it is free
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         self.done = torch.cuda.Event() if on_gpu else None
@@ -170,7 +170,7 @@ class DeviceScorer:
 
     def logits(self, numeric: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
         """float32[n, outputs] of encoded blocks float32[n, F] and int32[n, K] in host memory."""
-        out = np.empty((len(numeric), self.model.outputs), np.float32)
+        out = np.empty((len(numeric), *self.model.output_shape), np.float32)
         with self.lock:
             for index, start in enumerate(range(0, len(numeric), self.tile_rows)):
                 slot = self.slots[index % len(self.slots)]
@@ -202,7 +202,7 @@ class DeviceScorer:
             raw = torch.from_numpy(values).to(self.device)
             numeric = torch.zeros((tiles * self.tile_rows, self.model.shape["numeric"]), device=self.device)
             keys = torch.zeros((len(numeric), codes.shape[1]), dtype=torch.int32, device=self.device)
-            out = torch.empty((len(numeric), self.model.outputs), device=self.device)
+            out = torch.empty((len(numeric), *self.model.output_shape), device=self.device)
             keys[:count].copy_(torch.from_numpy(codes))
             self._encoder.encode(raw, numeric[:count], self.stream())
             self.resident_logits(numeric, keys, out)

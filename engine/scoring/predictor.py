@@ -219,7 +219,11 @@ def single_threaded() -> None:
 
 def load(model: Path | str, runs: Path | str = "runs", threads: int = 0, device: str = "cpu") -> Predictor:
     """The predictor of a training run's directory; digests are checked before anything is parsed. Raises UserError."""
-    bundle = read_bundle(find_model(str(model), Path(runs)))
+    return predictor_of(read_bundle(find_model(str(model), Path(runs))), threads, device)
+
+
+def predictor_of(bundle: Bundle, threads: int = 0, device: str = "cpu") -> Predictor:
+    """The predictor of a bundle. The code of a plug-in's model runs: `bundle_spec.admit` comes first. Raises UserError."""
     saved = bundle.directory / "profile_spec.json"
     spec = ProfileSpec.read(saved, bundle.encoder) if saved.exists() else None
     loaded, scorer = load_model(bundle), None

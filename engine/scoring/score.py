@@ -23,11 +23,11 @@ from engine.runtime.run import Run, load_record
 from engine.scoring import export, output, units
 from engine.scoring.inputs import forget
 from engine.scoring.plan import ScoringPlan, check_columns, prepare
-from engine.scoring.predictor import Predictor, load, single_threaded
+from engine.scoring.predictor import Predictor, predictor_of, single_threaded
 from engine.scoring.publish import publish
 from engine.scoring.units import Item, Reply, SetAside, Unit
 from engine.scoring.worker import STAGES, Job, UnitScorer, open_scorer, peak_memory
-from engine.training.bundle import find_model
+from engine.training.bundle import find_model, read_bundle
 from engine.training.bundle_spec import with_spec_of
 from engine.training.classes import describe_score
 from engine.training.device import has_gpu, why_no_gpu
@@ -45,9 +45,11 @@ def check_scorable(config: Config) -> None:
 def score(config: Config, run: Run) -> dict[str, float]:
     """Check the gate, score the units that are not done, publish. Raises UserError naming units that were set aside."""
     began = time.monotonic()
-    predictor = load(config.score.model, config.paths.runs, compute_threads(config), device_of(config))
-    run.note(model=predictor.digest)
-    config = with_spec_of(config, predictor.bundle)
+    bundle = read_bundle(find_model(config.score.model, Path(config.paths.runs)))
+    threads, device = compute_threads(config), device_of(config)
+    run.note(model=bundle.digest)
+    config = with_spec_of(config, bundle)
+    predictor = predictor_of(bundle, threads, device)
     model = predictor.bundle.model
     run.log(f"score: {describe_score(config.data.target or '', model['classes'], predictor.bundle.loss)}")
     if predictor.scorer is not None and predictor.scorer.on_cpu:
@@ -98,14 +100,15 @@ def with_shadow(config: Config, run: Run, predictor: Predictor) -> Predictor:
 
     Raises UserError where its specification or classes differ from the model's, or its gate fails.
     """
-    bundle = find_shadow(config)
-    if bundle is None:
+    found = find_shadow(config)
+    if found is None:
         if config.score.shadow:
             run.log(f"score.shadow={config.score.shadow} names no model now: there are no shadow scores")
         return predictor
-    shadow = load(bundle, config.paths.runs, predictor.threads, predictor.device)
-    run.note(shadow=shadow.digest)
-    with_spec_of(config, shadow.bundle)
+    bundle = read_bundle(found)
+    run.note(shadow=bundle.digest)
+    with_spec_of(config, bundle)
+    shadow = predictor_of(bundle, predictor.threads, predictor.device)
     if shadow.columns != predictor.columns:
         raise UserError(
             f"score.shadow must have the scores of score.model, {list(predictor.columns)}, found "

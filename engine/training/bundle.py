@@ -34,8 +34,9 @@ from engine.runtime import seal as folder_seal
 from engine.runtime.records import Format, Within
 from engine.runtime.run import Precision
 from engine.runtime.seal import FileRecord, Seal
+from engine.training import kinds
 from engine.training.decision import Decision
-from engine.training.finished import FinishedNetwork, Model
+from engine.training.finished import FITTED, FinishedNetwork, Model
 from engine.training.loss import Loss
 from engine.training.losses import LossRecord, recorded_loss
 from engine.training.model import ArchitectureRecord, declared
@@ -235,6 +236,8 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
     if is_trees(described):
         check_description(described, f"{path}: architecture")
         return
+    if described["kind"] not in kinds.BUILT_IN:
+        return  # its code has not run
     layers = [parameter.shape[-1] for parameter in declared(described, f"{path}: architecture").parameters()]
     if 4 * model["tile_rows"] * max(layers) > TILE_BYTES:
         raise records.Damaged(
@@ -283,15 +286,23 @@ def _filled(kept: Any, said: Any) -> Any:
 
 
 def load_model(bundle: Bundle) -> Model:
-    """The model of a verified bundle, ready to predict; model.json is compared with the weights before memory is taken.
+    """The model of a verified bundle, ready to predict; model.json is compared with the weights before memory is taken. The code
+    of a plug-in's model runs: `bundle_spec.admit` comes first.
 
-    Raises Damaged.
+    Raises Damaged, and UserError for code that may not run here.
     """
-    path = bundle.directory / "model.json"
-    if is_trees(bundle.model["architecture"]):
-        return read_trees(bundle.weights, bundle.model["architecture"], f"{path}: architecture")
-    model = declared(bundle.model["architecture"], f"{path}: architecture")
-    wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
+    path, described = bundle.directory / "model.json", bundle.model["architecture"]
+    if is_trees(described):
+        return read_trees(bundle.weights, described, f"{path}: architecture")
+    fitted: dict[str, Any] = {}
+    if described["kind"] not in kinds.BUILT_IN:
+        tensors = safetensors.torch.load_file(bundle.weights)
+        fitted = {
+            name.removeprefix(FITTED): tensor.numpy() for name, tensor in tensors.items() if name.startswith(FITTED)
+        }
+    network = declared(described, f"{path}: architecture", fitted)
+    wanted = {name: list(value.shape) for name, value in network.state_dict().items()}
+    wanted |= {FITTED + name: list(array.shape) for name, array in fitted.items()}
     found = _shapes(bundle.weights)
     for name in {**wanted, **found}:
         if wanted.get(name) != found.get(name):
@@ -299,9 +310,10 @@ def load_model(bundle: Bundle) -> Model:
                 f"{path} must describe the tensors of {bundle.weights.name}: {name} is {wanted.get(name)} in the one, "
                 f"{found.get(name)} in the other. Restore the bundle, or train again"
             )
-    model.module.to_empty(device="cpu")
-    model.load_state_dict(safetensors.torch.load_file(bundle.weights))
-    return FinishedNetwork(model, bundle.model["precision"], bundle.model["tile_rows"])
+    if described["kind"] in kinds.BUILT_IN:
+        network.module.to_empty(device="cpu")
+    network.load_state_dict(safetensors.torch.load_file(bundle.weights))
+    return FinishedNetwork(network, bundle.model["precision"], bundle.model["tile_rows"])
 
 
 def _shapes(weights: Path) -> dict[str, list[int]]:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from engine.errors import UserError
 from engine.runtime import environment
+from engine.training.audit import Audit
+from engine.training.buffers import Buffers
 from engine.training.examples import aligned_empty
 from engine.training.exchange import (
     BAD,
@@ -49,31 +51,44 @@ class CpuStepper:
         self.weights = FlatWeights(job.model, job.precision)
         self._evaluators = Evaluators(job.model, self.weights.tensors(), job.precision)
         self.optimizer = AdamW(self.weights.size, settings.weight_decay)
-        self._task = ShardTask(job.model.target, job.train, job.order, job.schedule, job.class_weights)
+        schedule = job.schedule
+        self._buffers = Buffers(job.model)
+        self._task = ShardTask(job.model, job.train, job.order, schedule, job.class_weights, self._buffers)
         self._shards = owned(settings.shards, exchange.rank, exchange.world)
-        shape = (slots(settings.shards, exchange.world), self.weights.size + STATS_FLOATS)
+        width = self.weights.size + self._buffers.size + STATS_FLOATS
+        # A shard's gradient, buffers and statistics each.
         self._rows = torch.from_numpy(
-            aligned_empty(shape, np.float32)
-        ).zero_()  # a shard's gradient and statistics each
+            aligned_empty((slots(settings.shards, exchange.world), width), np.float32)
+        ).zero_()
         self._spaces = [
-            ShardWorkspace(self.weights, job.train, job.schedule.shard_rows, self._rows[place])
+            ShardWorkspace(self.weights, job.train, schedule.shard_rows, self._rows[place])
             for place in range(len(self._shards))
         ]
+        self._modules = [space.module for space in self._spaces]
+        self._audit = None
+        if 0 < settings.audit_every <= schedule.steps:
+            self._audit = Audit(job, self.weights, self._task, self._buffers)
 
     def run(self, step: int) -> StepsTaken:
         """Take one step."""
         job, spaces, settings = self._job, self._spaces, self._job.config.train
         began, drawn = time.perf_counter(), state()
+        self._buffers.restore(self._modules)
         job.team.run(lambda place: self._task.run(spaces[place], step, self._shards[place]), len(spaces))
         moved(drawn)
+        if self._audit is not None and (step + 1) % settings.audit_every == 0:
+            self._audit.run(step, self._rows)
         shards_done = time.perf_counter()
         self._rows[0, -STATS_FLOATS:].numpy().view(np.float64)[STOP] = float(job.stop.requested())
-        gradient, sums = REDUCTIONS[settings.reduction](self._rows, settings.shards, job.exchange, job.team)
+        total, sums = REDUCTIONS[settings.reduction](self._rows, settings.shards, job.exchange, job.team)
+        gradient, summed = total[: self.weights.size], total[self.weights.size :]
         added = time.perf_counter()
         norm = scale_and_clip(gradient, job.schedule.batch / sums[WEIGHT] if sums[WEIGHT] > 0 else 0.0, settings.clip)
         if not sums[BAD] and math.isfinite(norm) and sums[WEIGHT] > 0:
             self.optimizer.step(self.weights.values, gradient, job.schedule.rate(step))
             self.weights.refresh()
+            used = sum(self._task.used(step, shard) for shard in range(settings.shards))
+            self._buffers.combine(summed, used, self._modules[0] if job.exchange.rank == 0 else None, job.exchange)
         figures = StepFigures(
             loss=float(sums[LOSS]),
             weight=float(sums[WEIGHT]),
@@ -92,8 +107,8 @@ class CpuStepper:
         return self._evaluators.logits(numeric, codes, team=self._job.team)
 
     def finish(self) -> dict[str, float]:
-        """Nothing to do: the weights are in host memory."""
-        return {}
+        """The number of audits; the weights are in host memory."""
+        return {"train/audits": float(self._audit.done if self._audit is not None else 0)}
 
 
 def _check_memory(job: TrainingJob) -> None:

@@ -12,12 +12,13 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from torch import distributed
 
-from engine.config import schema
+from engine.config import plugins, schema
 from engine.config.nested import Tree
+from engine.config.plugins import Plugin
 from engine.config.sections.training import BOOSTERS
 from engine.config.tree import Config
 from engine.errors import UserError
@@ -34,6 +35,7 @@ from engine.training.exchange import Alone, Exchange, Group
 from engine.training.flat import FlatWeights
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.model import from_architecture
+from engine.training.networks import Fitted
 from engine.training.sizes import sizes_of
 from engine.training.trees import from_arrays, is_trees
 from kernels import compiling
@@ -56,6 +58,8 @@ class Payload(TypedDict):
     valid: str | None
     keys: FitKeys
     monotone: list[int]
+    fitted: dict[str, Any]
+    code: tuple[Plugin, ...]
 
 
 class Attempt(TypedDict, total=False):
@@ -80,7 +84,7 @@ class OutcomeRecord(TypedDict, total=False):
     links: dict[str, str]
 
 
-def fit_on_cluster(
+def fit_on_cluster(  # noqa: PLR0913
     train_dir: Path,
     valid_dir: Path | None,
     config: Config,
@@ -91,6 +95,7 @@ def fit_on_cluster(
     dataset_digest: str,
     precision: str,
     monotone: Sequence[int] = (),
+    fitted: Fitted | None = None,
 ) -> FitResult:
     """`fit` on `cluster.workers` Ray workers, from folders that `Examples.save` wrote; the weights are those of `fit`.
 
@@ -120,6 +125,8 @@ def fit_on_cluster(
             "precision": precision,
         },
         "monotone": list(monotone),
+        "fitted": dict(fitted or {}),
+        "code": plugins.held(),
     }
     with cluster.session(config) as opened, interrupt.StopFlag(directory) as stop:
         connected = time.time()
@@ -148,7 +155,7 @@ def fit_on_cluster(
             raise UserError("the workers ended without a record; see run.log")
         if outcome["status"] == "stopped":
             raise KeyboardInterrupt(outcome["message"])
-    return _result(run, outcome, precision, _startup(directory, began, connected, opened.seconds))
+    return _result(run, outcome, precision, fitted, _startup(directory, began, connected, opened.seconds))
 
 
 def _check_workers(rows: int, config: Config, run: Run) -> None:
@@ -224,7 +231,9 @@ def read_outcome(directory: Path) -> OutcomeRecord | None:
     return records.read(path, OutcomeRecord) if path.exists() else None
 
 
-def _result(run: Run, outcome: OutcomeRecord, precision: str, startup: Mapping[str, float]) -> FitResult:
+def _result(
+    run: Run, outcome: OutcomeRecord, precision: str, fitted: Fitted | None, startup: Mapping[str, float]
+) -> FitResult:
     for name, value in outcome["links"].items():
         run.link(name, value)
     found, passed_over = newest_whole(run.directory / "checkpoints")
@@ -241,8 +250,10 @@ def _result(run: Run, outcome: OutcomeRecord, precision: str, startup: Mapping[s
         grown = from_arrays(arrays, found.manifest["architecture"], where).first(int(metrics["train/trees"]))
         return FitResult(grown, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)
     most = found.tensors["weights"].numel()
-    model = from_architecture(found.manifest["architecture"], most, where)
-    FlatWeights(model, precision).load(found.tensors.get("best_weights", found.tensors["weights"]))
+    model = from_architecture(found.manifest["architecture"], most, where, fitted)
+    weights = FlatWeights(model, precision)
+    weights.load(found.tensors)
+    weights.load(found.tensors, "best_")
     return FitResult(model, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)
 
 
@@ -327,6 +338,7 @@ def train_worker(payload: Payload) -> None:
     entered = time.time()
     place = cluster.worker_place()
     directory = Path(payload["directory"])
+    plugins.add(payload["code"])
     config = schema.build(Config, payload["config"])
     run = WorkerRun(directory, payload["record"], place.rank)
     beats = stall.Beats(directory / BEATS, cluster.node_here())
@@ -369,7 +381,8 @@ def _fit(
 ) -> FitResult:
     keys, local = payload["keys"], place.local_world
     if config.model.kind not in BOOSTERS:
-        return fit(train, valid, config, run, exchange=exchange, local_workers=local, **keys)
+        fitted = payload["fitted"]
+        return fit(train, valid, config, run, exchange=exchange, local_workers=local, fitted=fitted, **keys)
     with collective(place.rank, place.world, place.address, cluster.broadcast):
         monotone = payload["monotone"]
         return fit_trees(train, valid, config, run, exchange=exchange, local_workers=local, monotone=monotone, **keys)

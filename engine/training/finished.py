@@ -8,12 +8,15 @@ from typing import Protocol
 
 import numpy as np
 import safetensors.torch
+import torch
 from numpy.typing import NDArray
 
 from engine.training.model import ArchitectureRecord, Network, architecture
 from engine.training.predict import TILE_ROWS, Evaluators
 from engine.training.target import TargetScale
 from engine.training.threads import Team
+
+FITTED = "fitted:"  # before the names of fitted arrays among the tensors
 
 
 class Model(Protocol):
@@ -61,6 +64,7 @@ class FinishedNetwork:
     def weights(self) -> bytes:
         """See Model."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        state |= {FITTED + name: torch.from_numpy(array) for name, array in self.network.fitted.items()}
         return bytes(safetensors.torch.save(state))
 
     def describe(self) -> ArchitectureRecord:

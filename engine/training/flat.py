@@ -44,9 +44,20 @@ class FlatWeights:
             for start, shape in zip(self.offsets[:-1], self.shapes, strict=True)
         ]
 
-    def load(self, values: Tensor) -> None:
-        """Copy the values of another flat buffer of the same layout."""
-        self.values.copy_(values)
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint: `weights` and `buffer:<name>`, frozen parameters among them."""
+        return {"weights": self.values, **{f"buffer:{name}": item for name, item in self.network.untrained.items()}}
+
+    def best(self) -> dict[str, Tensor]:
+        """A copy of the present weights and of the buffers that training changes, as `best_weights` and `best_buffer:<name>`."""
+        kept = {"weights", *(f"buffer:{name}" for name in self.network.traits.buffers)}
+        return {f"best_{name}": tensor.clone() for name, tensor in self.state().items() if name in kept}
+
+    def load(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Copy the values of a `state`, or of `best` with the prefix `best_`; of the latter it may lack any."""
+        for name, tensor in self.state().items():
+            if not prefix or prefix + name in tensors:
+                tensor.copy_(tensors[prefix + name])
         self.refresh()
 
     def refresh(self) -> None:
@@ -63,11 +74,12 @@ class FlatWeights:
         pairs = zip(self.low, self.views(self.values), self._low_views(), strict=True)
         return [(lower if low else full).detach() for low, full, lower in pairs]
 
-    def module(self) -> tuple[nn.Module, list[nn.Parameter]]:
+    def module(self, own_buffers: bool = True) -> tuple[nn.Module, list[nn.Parameter]]:
         """A module in training mode over the shared memory, and its trained parameters: one for each shard, so that threads
         share no autograd node.
         """
-        module = self.network.bound(dict(zip(self.names, self.tensors(), strict=True)), self.precision).train()
+        tensors = dict(zip(self.names, self.tensors(), strict=True))
+        module = self.network.bound(tensors, self.precision, own_buffers).train()
         parameters = dict(module.named_parameters())
         return module, [parameters[name] for name in self.names]
 

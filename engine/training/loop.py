@@ -29,11 +29,14 @@ from engine.training.examples import Examples
 from engine.training.exchange import Alone, Exchange
 from engine.training.gpu.stepper import GpuStepper
 from engine.training.interrupt import StopFlag
+from engine.training.kinds import BUILT_IN
 from engine.training.losses import check_targets, class_weights, loss_of, target_scale, to_scores
 from engine.training.metrics import decimals
 from engine.training.model import Network, architecture, build_model
+from engine.training.networks import Fitted
 from engine.training.order import RowOrder
 from engine.training.predict import TILE_ROWS
+from engine.training.probe import probe
 from engine.training.schedule import Schedule
 from engine.training.stepper import MakeStepper, StepFigures, Stepper, StepsTaken, TrainingJob
 from engine.training.threads import Team, compute_threads
@@ -112,6 +115,7 @@ def fit(  # noqa: PLR0913
     outputs: int,
     dataset_digest: str,
     precision: str,
+    fitted: Fitted | None = None,
     exchange: Exchange | None = None,
     local_workers: int = 1,
     make_stepper: MakeStepper | None = None,
@@ -120,24 +124,27 @@ def fit(  # noqa: PLR0913
     without `valid`).
 
     Continues from the newest whole checkpoint in the run's directory, if there is one. `outputs` is 1, or the number of
-    classes. Several workers call it together, each with its `exchange`; `local_workers` of them share a machine. Steps
-    are taken by `make_stepper(job)`, else by the stepper of the device that the run has recorded. Raises UserError for
-    targets that the loss cannot take, for a loss that is not finite under train.on_bad_loss=stop, and for a checkpoint of
-    another plan.
+    classes; `fitted` is what `kinds.fit_arrays` has learned. Several workers call it together, each with its `exchange`;
+    `local_workers` of them share a machine. Steps are taken by `make_stepper(job)`, else by the stepper of the device that the
+    run has recorded. Raises UserError for targets that the loss cannot take, for a loss that is not finite under
+    train.on_bad_loss=stop, for a checkpoint of another plan, and for a plug-in's model that the probe refuses.
     """
     loss = loss_of(config.train)
     check_targets(train.target, train.rows, loss, outputs)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
-        model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed)
+        model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed, fitted)
         model.target = target_scale(train.target, loss, train.weight)
         load_start_weights(model, config)
+        schedule = Schedule.of(len(train), config.train)
+        if model.kind not in BUILT_IN:
+            model.traits = probe(model, train, schedule, precision, run.warn)
         job = TrainingJob(
             config=config,
             run=run,
             train=train,
             model=model,
             order=RowOrder.of(train, config.train),
-            schedule=Schedule.of(len(train), config.train),
+            schedule=schedule,
             class_weights=class_weights(train.target, config.train, outputs, train.weight),
             dataset_digest=dataset_digest,
             precision=precision,
@@ -166,7 +173,7 @@ class Trainer:
         self.metric = watched_metric(self.loss, job.config.train.metric)
         self.metrics = self.loss.metrics
         self.state, self.clock = State(), Clock()
-        self.best_weights: Tensor | None = None
+        self.best: dict[str, Tensor] = {}  # of the best epoch; empty before one is judged
         self.earlier: dict[str, float] = {}  # seconds of earlier attempts, up to the checkpoint
         self.began = time.perf_counter()
         self.checkpoints = job.run.directory / "checkpoints"
@@ -201,9 +208,9 @@ class Trainer:
         if checkpoint is None:
             return
         check_identity(checkpoint, identity)
-        self.stepper.weights.load(checkpoint.tensors["weights"])
+        self.stepper.weights.load(checkpoint.tensors)
         self.stepper.optimizer.load(checkpoint.tensors)
-        self.best_weights = checkpoint.tensors.get("best_weights")
+        self.best = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("best_")}
         where = f"{checkpoint.folder}: state"
         self.state = records.filled(State, [checkpoint.manifest.get("state", {})], where)[0]
         self.earlier = checkpoint.manifest.get("spent", {})
@@ -345,9 +352,9 @@ class Trainer:
         each = -(-tiles // world) * TILE_ROWS
         start = min(self.exchange.rank * each, len(data))
         stop = min(start + each, len(data))
-        part = np.zeros((each, self.job.model.outputs), np.float32)
+        part = np.zeros((each, *self.job.model.output_shape), np.float32)
         part[: stop - start] = self.stepper.logits(data.numeric[start:stop], data.codes[start:stop])
-        gathered = self.exchange.gather(torch.from_numpy(part)).reshape(world * each, -1)[: len(data)]
+        gathered = self.exchange.gather(torch.from_numpy(part)).flatten(0, 1)[: len(data)]
         return to_scores(self.loss, gathered.numpy(), self.job.model.target)
 
     def _judge(self, epoch: int, measured: dict[str, float]) -> None:
@@ -357,7 +364,7 @@ class Trainer:
         gain = None if value is None or state.best_metric is None else metric.sign * (value - state.best_metric)
         if not measured or (value is not None and (gain is None or gain > 0)):
             state.best_metric, state.best_epoch, state.stale_epochs = value, epoch, 0
-            self.best_weights = self.stepper.weights.values.clone()
+            self.best = self.stepper.weights.best()
         else:
             state.stale_epochs += 1
 
@@ -378,9 +385,7 @@ class Trainer:
         if self.exchange.rank or self.state.step == self.saved_step:
             return
         began = time.perf_counter()
-        tensors = {"weights": self.stepper.weights.values, **self.stepper.optimizer.state()}
-        if self.best_weights is not None:
-            tensors["best_weights"] = self.best_weights
+        tensors = {**self.stepper.weights.state(), **self.stepper.optimizer.state(), **self.best}
         facts = {
             **self._identity(),
             "state": asdict(self.state),
@@ -411,8 +416,8 @@ class Trainer:
 
     def _result(self, seconds: float) -> FitResult:
         best_epoch = len(self.state.history) - 1  # where no epoch could be judged
-        if self.best_weights is not None:
-            self.stepper.weights.load(self.best_weights)
+        if self.best:
+            self.stepper.weights.load(self.best, "best_")
             best_epoch = self.state.best_epoch
         spent = self._spent(seconds)
         working = spent["input"] + spent["compute"] + spent["communication"]

@@ -116,8 +116,15 @@ def to_scores(loss: Loss, logits: NDArray[np.float32], target: TargetScale) -> V
     [n, levels] in the target's unit and type.
 
     A row's bits do not depend on the others: arithmetic is in float64, on rows padded to a multiple of the vector
-    width.
+    width. Of raw outputs [n, members, outputs] the scores are the mean of the members'.
     """
+    if logits.ndim == 3:
+        each = [to_scores(loss, logits[:, member], target) for member in range(logits.shape[1])]
+        total = each[0].astype(np.float64)
+        for scores in each[1:]:
+            total += scores
+        mean: NDArray[np.float64] = total / len(each)
+        return mean if each[0].dtype == np.float64 else mean.astype(np.float32)
     if loss.link is None:
         return target.in_unit(np.ascontiguousarray(logits[:, 0]))
     n = len(logits)

@@ -11,18 +11,19 @@ import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from engine.config.nested import Tree
 from engine.config.sections.training import ModelConfig
-from engine.errors import UserError, nearest
-from engine.runtime import records
+from engine.errors import UserError
+from engine.runtime import digest, records
 from engine.runtime.records import Within
+from engine.training import kinds
 from engine.training.arithmetic import ROWS, Arithmetic
-from engine.training.networks import WIDEST, Fitted, Linear, LinearSettings, Mlp, MlpSettings, Shape, Width
+from engine.training.networks import WIDEST, Fitted, Shape, Width
 from engine.training.randomness import AllKept, drawn_from
 from engine.training.target import PLAIN, TargetScale
 
@@ -32,7 +33,9 @@ _BUILDING = threading.Lock()  # the generator that constructors draw from is the
 
 
 class ArchitectureRecord(TypedDict):
-    """The architecture of a model, without weights; `settings` are those of its kind."""
+    """The architecture of a model, without weights; `settings` are those of its kind, `fitted` is the digest of its fitted
+    arrays, `package` the installed package (name==version) that its class is from.
+    """
 
     format: Annotated[int, records.Format(FORMAT)]
     kind: str
@@ -43,10 +46,16 @@ class ArchitectureRecord(TypedDict):
     target_center: float
     target_scale: float
     target_type: NotRequired[Literal["float32", "float64"]]
+    fitted: NotRequired[records.Digest]
+    package: NotRequired[str]
 
 
-# MODELS in engine/config/sections/training.py has the same names. The settings are the keys of ModelConfig that a class takes.
-MODELS: dict[str, tuple[type[nn.Module], type[Any]]] = {"mlp": (Mlp, MlpSettings), "linear": (Linear, LinearSettings)}
+@dataclass(frozen=True)
+class Traits:
+    """What a network's modules do in training: whether a row's output depends on other rows, and the buffers that change."""
+
+    couples: bool = False
+    buffers: tuple[str, ...] = ()
 
 
 @dataclass
@@ -60,6 +69,7 @@ class Network:
     fitted: Fitted = field(default_factory=dict)
     seed: int = 0
     target: TargetScale = PLAIN
+    traits: Traits = Traits()
     _arithmetic: dict[str, Arithmetic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,6 +80,19 @@ class Network:
         """Raw outputs of a row."""
         return self.shape["outputs"]
 
+    @functools.cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        """(outputs,), or (members, outputs), of a row, found by trial."""
+        module = self.build().eval()
+        with torch.no_grad():
+            found = module(*self._trial_rows())
+        return tuple(found.shape[1:])
+
+    def _trial_rows(self) -> tuple[Tensor, Tensor]:
+        shape = self.shape
+        columns = torch.zeros(ROWS, len(shape["cardinalities"]), dtype=torch.int32)
+        return torch.zeros(ROWS, shape["numeric"]), columns
+
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name, tied ones once."""
@@ -78,6 +101,11 @@ class Network:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those of the module."""
         return self.module.parameters()
+
+    @property
+    def untrained(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers by name."""
+        return {name: tensor.detach() for name, tensor in _state(self.module) if not tensor.requires_grad}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every parameter and buffer by name, tied parameters once, also the buffers that the module would not save."""
@@ -92,29 +120,39 @@ class Network:
     def build(self) -> nn.Module:
         """A new module, with the network's frozen parameters and buffers, for `bind` to give weights to."""
         module = construct(self.kind, self.shape, self.settings, self.fitted, self.seed)
-        mine = self.state_dict()
+        mine = self.untrained
         with torch.no_grad():
             for name, tensor in _state(module):
-                if not tensor.requires_grad:
+                if isinstance(tensor, nn.Parameter) and name in mine:
+                    tensor.data = mine[name]  # large tables may be frozen: they are not copied
+                elif name in mine:
                     tensor.copy_(mine[name])
         return module
 
-    def bound(self, tensors: Mapping[str, Tensor], precision: str) -> nn.Module:
-        """A new module whose trained parameters are `tensors`, on their device, prepared for the precision."""
+    def bound(self, tensors: Mapping[str, Tensor], precision: str, own_buffers: bool = False) -> nn.Module:
+        """A new module whose trained parameters are `tensors`, on their device, prepared for the precision.
+
+        Its buffers are the network's, where they are on that device, or its own copies.
+        """
         module = self.arithmetic(precision).prepared(self.build())
         device = next(iter(tensors.values())).device
         for name, parameter in module.named_parameters():
             if name in tensors:
                 parameter.data = tensors[name]
-        return module.to(device)
+        module = module.to(device)
+        for name, part in () if own_buffers else module.named_modules():
+            mine = self.module.get_submodule(name)._buffers
+            part._buffers.update(
+                {key: item for key, item in mine.items() if item is not None and item.device == device}
+            )
+        return module
 
     @functools.cached_property
     def mask_calls(self) -> int:
         """Dropout masks of a forward pass in training, found by trial."""
         masks, module = AllKept(), self.build().train()
-        numeric = torch.zeros(ROWS, self.shape["numeric"])
         with drawn_from(masks), torch.no_grad():
-            module(numeric, torch.zeros(ROWS, len(self.shape["cardinalities"]), dtype=torch.int32))
+            module(*self._trial_rows())
         return masks.calls
 
     def arithmetic(self, precision: str) -> Arithmetic:
@@ -133,29 +171,29 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def construct(kind: str, shape: Shape, settings: Tree, fitted: Fitted, seed: int) -> nn.Module:
     """A new module of a kind; equal arguments give equal weights. Torch's generator is as before."""
-    make = MODELS[kind][0]
-    own: Shape = {**shape, "cardinalities": list(shape["cardinalities"])}
     with _BUILDING, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return make(own, fitted, **settings)
+        return kinds.make(kind, shape, fitted, settings)
 
 
 def build_model(
-    config: ModelConfig, numeric_width: int, cardinalities: Sequence[int], outputs: int, seed: int
+    config: ModelConfig,
+    numeric_width: int,
+    cardinalities: Sequence[int],
+    outputs: int,
+    seed: int,
+    fitted: Fitted | None = None,
 ) -> Network:
     """A new model; equal arguments give equal weights. No global random state is read or changed.
 
-    Raises UserError when there is no feature.
+    `fitted`: what `kinds.fit_arrays` has learned. Raises UserError when there is no feature, and for settings that the kind
+    does not take.
     """
     if numeric_width == 0 and not cardinalities:
         raise UserError("a model must have at least one feature, found none: set features")
     shape: Shape = {"numeric": numeric_width, "cardinalities": list(cardinalities), "outputs": outputs}
-    settings = {name: _plain(getattr(config, name)) for name in MODELS[config.kind][1].__annotations__}
-    return Network(config.kind, shape, settings, construct(config.kind, shape, settings, {}, seed), seed=seed)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    settings, arrays = kinds.settings_of(config), dict(fitted or {})
+    return Network(config.kind, shape, settings, construct(config.kind, shape, settings, arrays, seed), arrays, seed)
 
 
 def architecture(network: Network) -> ArchitectureRecord:
@@ -172,43 +210,63 @@ def architecture(network: Network) -> ArchitectureRecord:
     }
     if network.target.kind == "float64":
         found["target_type"] = "float64"
+    if network.fitted:
+        found["fitted"] = fitted_digest(network.fitted)
+    if (package := kinds.package_of(network.kind)) is not None:
+        found["package"] = package
     return found
 
 
-def declared(description: ArchitectureRecord, where: str = "architecture") -> Network:
-    """The model that `architecture` described, on torch's meta device: its tensors have shapes and take no memory.
+def fitted_digest(fitted: Fitted) -> str:
+    """Digest of arrays by name, with their types and shapes."""
+    return digest.of_json(
+        {name: [array.dtype.str, list(array.shape), digest.of_bytes(array.tobytes())] for name, array in fitted.items()}
+    )
 
-    Raises UserError for an unknown kind, Damaged where the description is of another shape or beyond the limits.
+
+def declared(description: ArchitectureRecord, where: str = "architecture", fitted: Fitted | None = None) -> Network:
+    """The model that `architecture` described. A built-in one is on torch's meta device: its tensors have shapes and take no
+    memory. Another one is built, which runs its code, with the arrays `fitted`, and has weights of its constructor.
+
+    Raises UserError for an unknown kind and code that may not run here, Damaged where the description is of another shape or
+    beyond the limits.
     """
     records.conform(description, ArchitectureRecord, where)
-    kind, given = description["kind"], description["settings"]
-    if kind not in MODELS:
-        raise UserError(f"model.kind must be a known model, found {kind!r}.{nearest(kind, MODELS)}")
-    known = MODELS[kind][1]
-    records.conform(given, known, f"{where}: settings")
-    settings = {name: given[name] for name in known.__annotations__}
-    cardinalities = description["cardinalities"]
-    tensors = len(cardinalities) + 2 * len(settings.get("hidden", ())) + 2
-    if tensors > MOST_TENSORS:
-        raise records.Damaged(f"{where} must have at most {MOST_TENSORS:,} tensors, found {tensors:,}")
+    kind, settings = description["kind"], dict(description["settings"])
     shape: Shape = {
         "numeric": description["numeric_width"],
-        "cardinalities": cardinalities,
+        "cardinalities": description["cardinalities"],
         "outputs": description["outputs"],
     }
-    with torch.device("meta"):
-        module = construct(kind, shape, settings, {}, 0)
     kind_of_target = description.get("target_type", "float32")
     target = TargetScale(description["target_center"], description["target_scale"], kind_of_target)
+    if kind not in kinds.BUILT_IN:
+        arrays = dict(fitted or {})
+        if description.get("fitted", "") != (fitted_digest(arrays) if arrays else ""):
+            raise records.Damaged(f"{where}: fitted must be the digest of the arrays that come with it")
+        kinds.check_settings(kind, settings)
+        return Network(kind, shape, settings, construct(kind, shape, settings, arrays, 0), arrays, target=target)
+    known = kinds.BUILT_IN[kind][1]
+    records.conform(settings, known, f"{where}: settings")
+    settings = {name: settings[name] for name in known.__annotations__}
+    tensors = len(shape["cardinalities"]) + 2 * len(settings.get("hidden", ())) + 2
+    if tensors > MOST_TENSORS:
+        raise records.Damaged(f"{where} must have at most {MOST_TENSORS:,} tensors, found {tensors:,}")
+    with torch.device("meta"):
+        module = construct(kind, shape, settings, {}, 0)
     return Network(kind, shape, settings, module, target=target)
 
 
-def from_architecture(description: ArchitectureRecord, most: int = 2**32, where: str = "architecture") -> Network:
-    """The model that `architecture` described, with zero weights until a state is loaded.
+def from_architecture(
+    description: ArchitectureRecord, most: int = 2**32, where: str = "architecture", fitted: Fitted | None = None
+) -> Network:
+    """The model that `architecture` described; a built-in one has zero weights until a state is loaded.
 
     Raises Damaged for one of more than `most` weights, before any memory is taken.
     """
-    network = declared(description, where)
+    network = declared(description, where, fitted)
+    if network.kind not in kinds.BUILT_IN:
+        return network
     found = sum(parameter.numel() for parameter in network.parameters())
     if found > most:
         raise records.Damaged(f"{where} must describe at most {most:,} weights, found {found:,}")

@@ -57,7 +57,7 @@ class Evaluators:
         return self.network.bound(self._tensors, self._precision).eval()
 
     def __call__(self, numeric: Tensor, codes: Tensor) -> Tensor:
-        """Raw outputs float32[n, outputs] of blocks on the device of the weights."""
+        """Raw outputs float32[n, ...] of blocks on the device of the weights."""
         try:
             module = self._idle.pop()  # one step under the interpreter lock
         except IndexError:
@@ -79,7 +79,7 @@ class Evaluators:
         if team is None:
             with Team(threads) as own:
                 return self.logits(numeric, codes, tile_rows, threads, own)
-        out = np.empty((len(numeric), self.network.outputs), np.float32)
+        out = np.empty((len(numeric), *self.network.output_shape), np.float32)
         tile = _Tile(tile_rows, numeric.shape[1], codes.shape[1])
 
         def run(index: int) -> None:
@@ -103,8 +103,8 @@ def predict_logits(
     threads: int = 1,
     team: Team | None = None,
 ) -> NDArray[np.float32]:
-    """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K], by the network's present weights: logits, or
-    values in the target's unit.
+    """float32[n, outputs], or [n, members, outputs], from numeric float32[n, F] and codes int32[n, K], by the network's present
+    weights: logits, or values in the target's unit.
 
     `team`: a running thread team to use.
     """

@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 
 from markupsafe import Markup
 
-from engine.config.sections.training import BOOSTERS
+from engine.config import plugins
+from engine.config.sections.training import BOOSTERS, MODELS
 from engine.config.tree import Config
 from engine.runtime import records, storage
 from engine.runtime.reports import html
@@ -326,7 +327,10 @@ def _model(config: Config) -> str:
             f"{name} {value}" for name, value in (("leaves", trees.leaves), ("depth", trees.depth)) if value
         )
         return f"{config.model.kind}, learning rate {trees.learning_rate:g}, at most {size}"
-    return f"{config.model.kind}, hidden layers {list(config.model.hidden)}, dropout {config.model.dropout}"
+    model = config.model
+    if model.kind in MODELS:
+        return f"{model.kind}, hidden layers {list(model.hidden)}, dropout {model.dropout}"
+    return ", ".join([plugins.split(model.kind)[0], *(f"{name} {value}" for name, value in model.settings.items())])
 
 
 def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:

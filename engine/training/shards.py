@@ -1,6 +1,6 @@
 """Logical shards of a batch: gathers a shard's rows, runs the model forward and backward on one thread, stores the gradient.
 
-Every shard of a run has one shape; a short last batch is filled up with rows of weight zero.
+Every shard of a run has one shape; a short last batch is filled up with rows of weight zero, unless rows depend on each other.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.training.buffers import Buffers
 from engine.training.examples import Examples, aligned_empty
 from engine.training.exchange import BAD, LOSS, ROWS, STATS_FLOATS, STREAM, WEIGHT
 from engine.training.flat import FlatWeights
 from engine.training.losses import loss_of
+from engine.training.members import row_losses
+from engine.training.model import Network
 from engine.training.order import RowOrder
 from engine.training.randomness import ShardMasks, backward_begins, drawn_from
 from engine.training.schedule import Schedule
-from engine.training.target import TargetScale
 from kernels.gather import gather_rows
 from kernels.hashing import hash_u64
 
@@ -34,8 +36,9 @@ class ShardWorkspace:
         self.weight = aligned_empty((rows,), np.float32)
         self.module, self.leaves = flat.module()
         self.arithmetic = flat.arithmetic
-        self.gradient = gradient[:-STATS_FLOATS]
-        self.gradient_views = flat.views(self.gradient)
+        self.gradient = gradient[:-STATS_FLOATS]  # and what is summed of buffers
+        self.gradient_views = flat.views(self.gradient[: flat.size])
+        self.buffers = self.gradient[flat.size :]
         self.statistics = gradient[-STATS_FLOATS:].numpy().view(np.float64)
         self.tensors = tuple(torch.from_numpy(array) for array in (self.numeric, self.codes, self.target, self.weight))
         self.input_seconds = 0.0  # of its last step
@@ -46,11 +49,17 @@ class ShardWorkspace:
 class ShardTask:
     """State shared by all shards of a run."""
 
-    target: TargetScale
+    network: Network
     data: Examples
     order: RowOrder
     schedule: Schedule
     class_weights: NDArray[np.float32] | None
+    buffers: Buffers | None = None
+
+    def used(self, step: int, shard: int) -> bool:
+        """Whether a shard has rows to train on: two, where rows depend on each other."""
+        start, stop = self.schedule.shard_positions(step, shard)
+        return stop - start > int(self.network.traits.couples)
 
     def run(self, space: ShardWorkspace, step: int, shard: int) -> None:
         """Gradient of sum(weight * loss) / batch and its statistics for one shard of global step `step` (from 0)."""
@@ -63,8 +72,14 @@ class ShardTask:
             space.gradient.zero_()
             return
         space.input_seconds = time.perf_counter() - began
-        with drawn_from(ShardMasks(ids, self.schedule.config.seed, step, shard)):
-            self._differentiate(space, ids, stop - start)
+        if self.used(step, shard):
+            shown = ids[: stop - start] if self.network.traits.couples else ids
+            with drawn_from(ShardMasks(shown, self.schedule.config.seed, step, shard)):
+                self._differentiate(space, ids, stop - start)
+            if self.buffers is not None:
+                self.buffers.store(space.module, space.buffers)
+        else:
+            space.gradient.zero_()
         space.statistics[ROWS] = stop - start
         # A sum of hashes of (row, position): equal for the same rows at the same places, whichever worker computed which part.
         keys = ids[: stop - start] ^ (np.arange(start, stop) << 24)
@@ -92,15 +107,18 @@ class ShardTask:
         if self.class_weights is not None:
             space.weight *= self.class_weights[target.astype(np.int64)]
         space.weight[count:] = 0.0
-        space.target[:] = self.target.standardised(target)
+        space.target[:] = self.network.target.standardised(target)
         return self.data.rows[index], start, stop
 
     def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:
         config = self.schedule.config
-        numeric, codes, target, weight = space.tensors
+        # A row that is there twice would count in what rows share.
+        numeric, codes, target, weight = [
+            item[:count] if self.network.traits.couples else item for item in space.tensors
+        ]
         with space.arithmetic.applied("cpu"):
             logits = space.module(numeric, codes)
-        losses = loss_of(config).row_losses(logits, target)
+        losses = row_losses(loss_of(config), logits, target)
         weighted = losses * weight
         backward_begins()
         gradients = torch.autograd.grad(weighted.sum() / self.schedule.batch, space.leaves, allow_unused=True)

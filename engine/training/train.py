@@ -14,7 +14,7 @@ import pyarrow as pa
 from engine.config import plugins, schema
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
-from engine.config.sections.training import BOOSTERS
+from engine.config.sections.training import BOOSTERS, MODELS
 from engine.config.tree import SPLITS, Config
 from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
@@ -27,7 +27,7 @@ from engine.runtime import digest, storage
 from engine.runtime.environment import threads_of
 from engine.runtime.progress import Laps
 from engine.runtime.run import LabelsRecord, Run
-from engine.training import baselines, gate, report
+from engine.training import baselines, gate, kinds, report
 from engine.training.blocks import block_columns, blocks_of
 from engine.training.boosting.fit import fit_trees, monotone_columns
 from engine.training.bundle import (
@@ -62,13 +62,14 @@ from engine.training.finished import FinishedNetwork, Model
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.loss import Loss
 from engine.training.losses import loss_of, loss_record, recorded_loss, to_scores
+from engine.training.networks import Fitted
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS
 from engine.training.sizes import settle
 from engine.training.splits import Split, account, find_splits
 from engine.training.target import TargetScale, check_spread
 from engine.training.trees import Trees
-from engine.training.warm_start import start_bundle, start_encoder
+from engine.training.warm_start import start_arrays, start_bundle, start_encoder
 from engine.training.weights import row_weights
 
 CHUNK_ROWS = 131_072
@@ -252,6 +253,7 @@ def fit_model(
         "precision": str(run.record["precision"]),
     }
     monotone = monotone_columns(encoder, config.model.trees.monotone)
+    fitted = fitted_arrays(config, examples["train"])
     alone = config.model.kind == "lightgbm" and config.cluster.kind != "local"
     if alone:
         run.warn(
@@ -261,16 +263,28 @@ def fit_model(
     if config.cluster.kind == "local" or alone:
         if config.model.kind in BOOSTERS:
             return fit_trees(examples["train"], examples.get("valid"), config, run, monotone=monotone, **keys)
-        return fit(examples["train"], examples.get("valid"), config, run, **keys)
+        return fit(examples["train"], examples.get("valid"), config, run, fitted=fitted, **keys)
     # Workers map these files; no row goes through the object store.
     packed = run.path("packed")
     try:
         folders = {name: packed / name for name in ("train", "valid") if name in examples}
         for name, folder in folders.items():
             examples[name].save(folder)
-        return fit_on_cluster(folders["train"], folders.get("valid"), config, run, monotone=monotone, **keys)
+        train, valid = folders["train"], folders.get("valid")
+        return fit_on_cluster(train, valid, config, run, monotone=monotone, fitted=fitted, **keys)
     finally:
         shutil.rmtree(packed, ignore_errors=True)
+
+
+def fitted_arrays(config: Config, train: Examples) -> Fitted:
+    """What a plug-in's model learns before its weights: of the model that training continues from, else of the training rows."""
+    model = config.model
+    if model.kind in MODELS:
+        return {}
+    start = start_arrays(config)
+    if start is not None:
+        return start
+    return kinds.fit_arrays(model.kind, kinds.settings_of(model), train.numeric, train.codes, train.target)
 
 
 def say_labels(
@@ -367,9 +381,9 @@ def against_baselines(
     """Metrics of a constant and of a linear model on the same rows: `baseline/<split>/<kind>/<metric>`, also in the details."""
     found = baselines.baselines(examples, facts, config.evaluate)
     metric = watched_metric(recorded_loss(facts), config.train.metric)
-    for split, kinds in found.items():
-        details[split]["baselines"] = kinds
-        run.log(baselines.words(split, metric, metrics[f"{split}/{metric}"], kinds))
+    for split, figures in found.items():
+        details[split]["baselines"] = figures
+        run.log(baselines.words(split, metric, metrics[f"{split}/{metric}"], figures))
     return baselines.flat(found)
 
 

@@ -12,6 +12,7 @@ from engine.features.spec import feature_list
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.finished import FinishedNetwork
 from engine.training.model import Network
+from engine.training.networks import Fitted
 
 
 def start_bundle(config: Config) -> Bundle | None:
@@ -38,6 +39,15 @@ def start_encoder(bundle: Bundle, config: Config, classes: tuple[str, ...]) -> E
             f"train.start_from needs a model with classes {list(classes)}, found {bundle.model['classes']}: start from scratch"
         )
     return bundle.encoder
+
+
+def start_arrays(config: Config) -> Fitted | None:
+    """What the model that training continues from has learned before its weights; None when training starts from scratch."""
+    bundle = start_bundle(config)
+    if bundle is None:
+        return None
+    start = load_model(bundle)
+    return start.network.fitted if isinstance(start, FinishedNetwork) else {}
 
 
 def load_start_weights(model: Network, config: Config) -> None:

@@ -292,6 +292,9 @@ def test_a_key_with_a_dot_in_a_file_is_written_as_a_section(user_conf, text: str
 @pytest.mark.parametrize("path", sorted(schema.maps(Config)))
 def test_entries_of_a_map_are_given_on_the_command_line(path: str) -> None:
     """The map is empty so far, and Hydra takes new entries only where it is told so."""
+    if path == "model.settings":  # of any shape: the constructor of the model says what it takes
+        assert compose.compose([f"{path}={{fresh: [[]]}}"]).config.model.settings == {"fresh": [[]]}
+        return
     with pytest.raises(UserError) as caught:  # that an entry is no mapping is said by the schema, after composition
         compose.compose([f"{path}={{fresh: [[]]}}"])
     assert f"{path}.fresh" in str(caught.value)

@@ -26,7 +26,8 @@ TASKS = {
 }
 SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
 BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting.py has what grows their trees
-MODELS = ("mlp", "linear", *BOOSTERS)  # engine/training/model.py has the classes of the others
+MODELS = ("mlp", "linear", *BOOSTERS)  # engine/training/kinds.py has the classes of the others
+MODEL_GROUP = "engine.models"  # entry points of installed packages that offer others
 AUTO = units.AUTO
 ANY = "any"
 
@@ -100,11 +101,16 @@ class TreesConfig:
 class ModelConfig:
     """The architecture."""
 
-    kind: str = key("mlp", "architecture", choices=MODELS)
+    kind: str = key(
+        "mlp",
+        f"architecture: {', '.join(MODELS)}, a class of a file of `plugins`, or a model that an installed package offers in the "
+        f"entry point group {MODEL_GROUP}",
+    )
     hidden: tuple[int, ...] = key((256, 256, 256), "widths of the hidden layers", ge=1)
     dropout: float = key(0.1, "share of activations dropped in training", ge=0, lt=1)
     embedding_max: int = key(32, "widest categorical embedding", ge=1)
     trees: TreesConfig = later_key(factory=TreesConfig, help="boosted trees, for kind lightgbm and xgboost")
+    settings: dict[str, Any] = later_key(factory=dict, help="what the constructor of a plug-in's model takes, by name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +171,12 @@ class TrainConfig:
     checkpoint_every: int = key(0, "steps between checkpoints; 0 = at epoch ends only", ge=0)
     keep_checkpoints: int = key(2, "newest checkpoints kept", ge=1)
     resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
+    audit_every: int = later_key(
+        500,
+        "steps between audits, in which another worker or thread computes one shard of the batch again and must come to the same "
+        "bits; 0 = none",
+        ge=0,
+    )
     log_every: int = key(50, "steps between lines of metrics.jsonl", ge=1)
     device: str = key("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
     start_from: str | None = key(

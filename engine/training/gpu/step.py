@@ -17,6 +17,7 @@ from engine.training.gpu.inputs import Chunk, Source, StepPlan, kernels_run
 from engine.training.gpu.masks import TableMasks
 from engine.training.gpu.order import stream_hash
 from engine.training.losses import loss_of
+from engine.training.members import row_losses
 from engine.training.randomness import backward_begins, drawn_from
 
 TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they are reduced in the same collective
@@ -42,7 +43,10 @@ class GpuStep:
         self.flat, self.optimizer, self.source, self.plan = flat, optimizer, source, plan
         self.device = flat.values.device
         self._reduce = reduce
-        self.module, self._leaves = flat.module()
+        self.module, self._leaves = flat.module(own_buffers=False)
+        held = dict(self.module.named_buffers())
+        self._buffers = [held[name] for name in flat.network.traits.buffers]
+        self._before = [buffer.clone() for buffer in self._buffers]
         pairs = zip(flat.low, flat.tensors(), flat.views(flat.values), strict=True)
         low = [(copy, full) for is_low, copy, full in pairs if is_low]
         self._low, self._full = [pair[0] for pair in low], [pair[1] for pair in low]
@@ -82,12 +86,14 @@ class GpuStep:
         numeric, codes, target, weight, ids = self.source.tensors(self.cursor, slot)
         counted = self._places < self._counts.index_select(0, self.cursor)
         weight = weight * counted
+        for kept, buffer in zip(self._before, self._buffers, strict=True):
+            kept.copy_(buffer)
         masks = TableMasks(ids, self._keys, self.cursor, self._steps, self.plan.rank, self.fused_masks)
         with drawn_from(masks):
             with self.flat.arithmetic.applied(self.device.type):
                 logits = self.module(numeric, codes)
             config = self.plan.schedule.config
-            losses = loss_of(config).row_losses(logits, target)
+            losses = row_losses(loss_of(config), logits, target)
             total = (losses * weight).sum()
             backward_begins()
             gradients = torch.autograd.grad(total / self.plan.schedule.batch, self._leaves, allow_unused=True)
@@ -121,6 +127,8 @@ class GpuStep:
         gradient.mul_(factor)
         broken = ((bad > 0) | ~torch.isfinite(norm)).to(torch.float32)
         skip = torch.maximum(torch.maximum(broken, self.halt), (weights <= 0).to(torch.float32))
+        for kept, buffer in zip(self._before, self._buffers, strict=True):
+            buffer.copy_(torch.where(skip > 0, kept, buffer))
         self.optimizer.step(self.flat.values, gradient, self._rates.index_select(0, self.cursor)[0], skip)
         if self._low:
             torch._foreach_copy_(self._low, self._full)

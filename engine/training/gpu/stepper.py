@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.errors import UserError
 from engine.training.device import Placement, describe_device, prepare_backend
 from engine.training.flat import AdamW, FlatWeights
 from engine.training.gpu.graphs import Runner, make_runner, run_chunk
@@ -42,6 +43,11 @@ class GpuStepper:
     ) -> None:
         prepare_backend()
         exchange = job.exchange
+        if exchange.world > 1 and job.model.traits.buffers:
+            raise UserError(
+                f"model {job.model.kind} changes buffers in training ({', '.join(job.model.traits.buffers[:3])}), which "
+                "several GPUs would change in different ways: train it on one GPU or on CPUs"
+            )
         self._job, self._device = job, torch.device(device)
         self.identity = {"device": self._device.type}
         job.model.module.to(self._device)
@@ -159,7 +165,7 @@ def device_logits(
 ) -> NDArray[np.float32]:
     """`Evaluators.logits` with weights on a device: tiles of one shape, one copy back at the end."""
     tile_rows = min(tile_rows, max(len(numeric), 1))
-    out = torch.empty((-(-len(numeric) // tile_rows) * tile_rows, evaluators.network.outputs), device=device)
+    out = torch.empty((-(-len(numeric) // tile_rows) * tile_rows, *evaluators.network.output_shape), device=device)
     block = torch.zeros((tile_rows, numeric.shape[1]), device=device)
     keys = torch.zeros((tile_rows, codes.shape[1]), dtype=torch.int32, device=device)
     for start in range(0, len(numeric), tile_rows):
