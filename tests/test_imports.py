@@ -168,6 +168,14 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_a_local_run_without_tracking_and_sql_imports_neither_ray_nor_wandb_nor_duckdb() -> None:
     steps = "from engine import commands, api\nfor name in commands.COMMANDS: commands.function(name)"
-    found = loaded_after(steps)
+    model = """
+from engine.config.sections.training import ModelConfig
+from engine.training import model
+for kind in ("mlp", "linear"):
+    made = model.from_architecture(model.architecture(model.build_model(ModelConfig(kind=kind), 2, [3], 1, 0)))
+    assert made.state_dict()
+"""
+    found = loaded_after(f"{steps}\n{model}")
     assert not {"ray", "wandb", "duckdb"} & found
+    assert "torch" in found and "sympy" not in found  # with sympy comes the compiler of torch, a second of every start
     assert "hydra" in found  # the list is read from a process that did load things

@@ -39,7 +39,7 @@ from engine.training.decision import Decision
 from engine.training.finished import FITTED, FinishedNetwork, Model
 from engine.training.loss import Loss
 from engine.training.losses import LossRecord, recorded_loss
-from engine.training.model import ArchitectureRecord, declared
+from engine.training.model import ArchitectureRecord, declared, give_memory
 from engine.training.trees import check_description, is_trees, read_trees
 
 FORMAT = 1  # of the files that are part of the model
@@ -311,7 +311,7 @@ def load_model(bundle: Bundle) -> Model:
                 f"{found.get(name)} in the other. Restore the bundle, or train again"
             )
     if described["kind"] in kinds.BUILT_IN:
-        network.module.to_empty(device="cpu")
+        give_memory(network.module)
     network.load_state_dict(safetensors.torch.load_file(bundle.weights))
     return FinishedNetwork(network, bundle.model["precision"], bundle.model["tile_rows"])
 

@@ -100,10 +100,12 @@ def embedding_width(cardinality: int, widest: int) -> int:
 
 def _table(size: int, width: int) -> Tensor:
     """[size, width] of N(0, 0.1)."""
-    return torch.empty(size, width).normal_(0.0, 0.1)
+    table = torch.empty(size, width)
+    return table if table.is_meta else table.normal_(0.0, 0.1)  # where nothing is to draw, torch imports its compiler
 
 
 def _layer(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     """Weight [outputs, inputs] and bias [outputs] of U(-1/sqrt(inputs), 1/sqrt(inputs)), as torch's own linear layers."""
     bound = 1.0 / math.sqrt(max(inputs, 1))
-    return torch.empty(outputs, inputs).uniform_(-bound, bound), torch.empty(outputs).uniform_(-bound, bound)
+    weight, bias = torch.empty(outputs, inputs), torch.empty(outputs)
+    return (weight, bias) if weight.is_meta else (weight.uniform_(-bound, bound), bias.uniform_(-bound, bound))
