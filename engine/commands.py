@@ -216,6 +216,13 @@ COMMANDS: dict[str, Command] = {
         ("backtest", "retrain", "train", "model", *DATA),
         "backtest",
     ),
+    "sweep": Command(
+        "engine.lifecycle.sweep:sweep",
+        "search for hyper-parameters: trials in rounds, on Ray or one after the other, with the same result each time",
+        ("sweep", "train", "model", "evaluate", *DATA),
+        "sweep",
+        check="engine.lifecycle.sweep:check_sweepable",
+    ),
     "track sync": plain(
         "engine.runtime.tracking:track_sync",
         "send the mirror of runs again from their directories",

@@ -385,7 +385,7 @@ def _unknown_key(name: str) -> str:
             f"config key {name!r} has no value to change or remove: it is not set, or a config file leaves it or a "
             f"section above it empty (`{name.split('.')[0]}:` with nothing below). Write keys below that line, or remove it"
         )
-    return f"unknown config key {name!r}.{_nearest_key(name)}"
+    return f"unknown config key {name!r}.{nearest_key(name)}"
 
 
 _CHOSEN = "config group {0!r} has a choice already: write {0}=CHOICE, without the +".format
@@ -406,7 +406,7 @@ def is_known(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _nearest_key(name: str) -> str:
+def nearest_key(name: str) -> str:
     """The nearest key of the same section if that section exists, else of all keys, by the whole name or its last part."""
     section, _, last = name.rpartition(".")
     keys = known_keys()

@@ -21,6 +21,7 @@ from engine.config.sections.lifecycle import BacktestConfig, RegistryConfig, Ret
 from engine.config.sections.monitoring import MonitorConfig
 from engine.config.sections.runtime import ClusterConfig, PathsConfig, ResourcesConfig, TrackingConfig
 from engine.config.sections.scoring import ScoreConfig
+from engine.config.sections.sweep import SweepConfig
 from engine.config.sections.training import ANY, AUTO, EvaluateConfig, ModelConfig, SplitConfig, TrainConfig
 from engine.errors import UserError, nearest
 
@@ -45,6 +46,7 @@ class Config:
     registry: RegistryConfig = section(RegistryConfig)
     retrain: RetrainConfig = section(RetrainConfig)
     backtest: BacktestConfig = section(BacktestConfig)
+    sweep: SweepConfig = later_key(factory=SweepConfig)
     cluster: ClusterConfig = section(ClusterConfig)
     tracking: TrackingConfig = section(TrackingConfig)
     paths: PathsConfig = section(PathsConfig)
@@ -113,7 +115,8 @@ class Config:
 # Keys that do not affect results; the plan digest leaves them out.
 IMMATERIAL = (
     "cluster", "tracking", "paths", "resources", "trust", "train.resume", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.audit_every", "score.resume", "score.unit_rows", "score.tries", "score.features",
+    "train.log_every", "train.pause_after", "train.audit_every", "sweep.parallel", "score.resume", "score.unit_rows", "score.tries",
+    "score.features",
 )  # fmt: skip
 
 

@@ -19,9 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config import schema, units
-from engine.config.nested import Tree
 from engine.config.sections.lifecycle import PolicyConfig, RetrainConfig
-from engine.config.sections.runtime import ClusterConfig
 from engine.config.tree import Config
 from engine.data.calendar import day_start, local_days
 from engine.errors import UserError
@@ -30,20 +28,18 @@ from engine.lifecycle.backtest_report import BacktestRecord, PeriodRow, PolicyRe
 from engine.lifecycle.challenger import (
     History,
     Periods,
-    Training,
     Workshop,
     challenger_config,
     horizon_of,
     labelled,
     periods_of,
-    trained,
 )
 from engine.lifecycle.challenger_gate import judged_metric
 from engine.lifecycle.past_windows import Watch
 from engine.lifecycle.retrain_rules import Observation
+from engine.lifecycle.trainings import Training, TrainOne, in_process, trained, trained_on_ray
 from engine.monitoring.performance import UNJUDGED
 from engine.runtime import digest, storage
-from engine.runtime.on_ray import cluster, pool
 from engine.runtime.registry import Registry, Version, seal_of
 from engine.runtime.run import Run, plan_digest
 from engine.training.evaluate import Scored, intervals, point_metrics
@@ -52,7 +48,6 @@ from engine.training.metrics import decimals, find_metric
 from engine.training.train import check_trainable
 
 FORMAT = 1
-TRIES = 2
 LATEST = np.iinfo(np.int64).max
 
 
@@ -231,35 +226,12 @@ def train_ahead(config: Config, run: Run, history: History, periods: list[Period
             if not chosen.empty:
                 plans.append(challenger_config(config, chosen))
     items = {plan_digest("train", plan): schema.plain(in_process(plan)) for plan in plans}
-    marks = run.path("tries")
-    shutil.rmtree(marks, ignore_errors=True)
-    marks.mkdir()
-    with cluster.session(config) as session, run.progress("train ahead", len(items), "models") as progress:
-        cluster.check_shared(session, [run.directory, Path(config.paths.store)])
-        mine, actors = pool.actors_for(config, session.local, config.cluster.gpus_per_worker)
-        work = functools.partial(TrainAhead, history.dataset.digest, mine.resources.threads, run.hidden)
-        for outcome in pool.run_actors(work, list(items.values()), actors, TRIES, marks):
+    work = functools.partial(TrainOne, history.dataset.digest, run.hidden)
+    with run.progress("train ahead", len(items), "models") as progress:
+        for outcome in trained_on_ray(config, run, list(items.values()), work):
             progress.advance(1)
             if outcome.result is None:
                 run.warn(f"a training in advance failed; its policy will train again: {outcome.cause}")
-
-
-def in_process(config: Config) -> Config:
-    """The config with one worker in this process: many small trainings run in parallel, each in one process."""
-    return dataclasses.replace(config, cluster=schema.build(ClusterConfig, {}, "cluster"))
-
-
-class TrainAhead:
-    """Trains one plan in a Ray actor; a policy finds the training run by its content."""
-
-    def __init__(self, dataset: str, threads: int, hidden: tuple[str, ...]) -> None:
-        self.dataset, self.threads, self.hidden = dataset, threads, hidden
-
-    def __call__(self, item: Tree) -> dict[str, str]:
-        """Train; return the run directory."""
-        config = schema.build(Config, item)
-        config = dataclasses.replace(config, resources=dataclasses.replace(config.resources, threads=self.threads))
-        return {"run": str(trained(config, None, self.dataset, self.hidden).directory)}
 
 
 # ------------------------------------------------------------------------------------------------------ replay

@@ -24,8 +24,7 @@ from engine.features.table import FeatureTable, ensure_table
 from engine.lifecycle.challenger_gate import Judged
 from engine.runtime import digest, environment, seal, storage
 from engine.runtime.environment import threads_of
-from engine.runtime.resume import unfinished
-from engine.runtime.run import Run, RunRecord, load_record, plan_digest
+from engine.runtime.run import Run
 from engine.scoring.predictor import Predictor, predictor_of
 from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import Bundle, find_model, read_bundle, spec_of
@@ -34,7 +33,6 @@ from engine.training.classes import target_values
 from engine.training.evaluate import Scored
 from engine.training.gate import check_gate, scores_table
 from engine.training.ripening import label_horizon, label_times
-from engine.training.train import train
 from engine.training.weights import row_weights, weight_column
 
 FORMAT = 1
@@ -107,59 +105,6 @@ def challenger_config(config: Config, periods: Periods, start_from: Path | None 
     }
     settings = dataclasses.replace(config.train, start_from=None if start_from is None else str(start_from))
     return dataclasses.replace(config, split=split, train=settings, **aside)
-
-
-@dataclass(frozen=True)
-class Training:
-    """A finished training run and its record."""
-
-    directory: Path
-    record: RunRecord
-
-    @property
-    def bundle(self) -> Path:
-        """The model."""
-        return self.directory / "model"
-
-
-def trained(config: Config, parent: Run | None, dataset: str, hidden: tuple[str, ...] = ()) -> Training:
-    """A finished training run of this config on a dataset (its digest): found by content, resumed, or new.
-
-    The secrets of the parent, or `hidden` where it is in another process, are never written.
-    """
-    found = _finished(config, dataset)
-    if found is not None:
-        _say(parent, f"challenger: {found.directory} was trained on the same rows with the same settings and code")
-        return found
-    begun, secrets = unfinished("train", config), parent.hidden if parent is not None else hidden
-    if begun is not None:
-        run = Run.resume(begun, secrets)
-    else:
-        run = Run.create("train", config, schema.plain(config), hidden=secrets)
-    if parent is not None:
-        run.note(parent=str(parent.directory))
-    try:
-        run.finish(train(config, run))
-    except BaseException as error:
-        run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        raise
-    return Training(run.directory, run.record)
-
-
-def _finished(config: Config, dataset: str) -> Training | None:
-    """The newest finished training run of this plan, dataset and code."""
-    plan, code = plan_digest("train", config), environment.code()["engine_digest"]
-    folder = Path(config.paths.runs) / "train" / config.name
-    for done in sorted(folder.glob("*-*/DONE"), reverse=True):
-        record = load_record(done.parent)
-        if (record["plan"], record["chain"].get("dataset"), record["code"]["engine_digest"]) == (plan, dataset, code):
-            return Training(done.parent, record)
-    return None
-
-
-def _say(run: Run | None, message: str) -> None:
-    if run is not None:
-        run.log(message)
 
 
 def spec_config(config: Config, bundle: Bundle) -> Config:

@@ -17,7 +17,6 @@ from engine.lifecycle import challenger_gate
 from engine.lifecycle.challenger import (
     History,
     Periods,
-    Training,
     Workshop,
     challenger_config,
     horizon_of,
@@ -29,6 +28,7 @@ from engine.lifecycle.challenger import (
 )
 from engine.lifecycle.looks import Looks, LooksRecord
 from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, Trigger, ripening, trigger
+from engine.lifecycle.trainings import Training
 from engine.runtime import records, storage
 from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, VersionFacts, seal_of
 from engine.runtime.run import as_written, load_metrics, load_record

@@ -7,9 +7,10 @@ from pathlib import Path
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import decide
-from engine.lifecycle.challenger import History, Workshop, trained
+from engine.lifecycle.challenger import History, Workshop
 from engine.lifecycle.observations import newest_record, read_observations, read_record
 from engine.lifecycle.retrain_rules import Observation
+from engine.lifecycle.trainings import trained
 from engine.runtime import digest, storage
 from engine.runtime.registry import Registry, root_of
 from engine.runtime.run import Run

@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -71,6 +72,16 @@ class FitResult:
     history: list[Epoch]
     precision: str
     first_step: float = 0.0  # end of the first step, seconds since 1970
+
+
+class Paused(KeyboardInterrupt):
+    """Training has paused after an epoch, at a checkpoint; `measured`: metrics of its validation rows then."""
+
+    def __init__(self, directory: Path, epochs: int, measured: dict[str, float | None]) -> None:
+        super().__init__(
+            f"paused after epoch {epochs} (train.pause_after); the same command with another value continues"
+        )
+        self.directory, self.measured = directory, measured
 
 
 @dataclass
@@ -184,6 +195,8 @@ class Trainer:
         """Resume, and take all remaining steps."""
         self._resume()
         self._link("order", self.job.order.digest(self.job.train.rows, self.config.train.seed))
+        if self.state.history:
+            self._pause()
         self.began = time.perf_counter()
         total, state = self.schedule.rows_before(self.schedule.steps), self.state
         with self.job.run.progress("train", total, "rows", self.schedule.rows_before(state.step)) as progress:
@@ -192,6 +205,7 @@ class Trainer:
                 self._account(taken, progress)
                 if state.step % self.schedule.epoch_steps == 0:
                     self._end_epoch(progress)
+                    self._pause()
                 elif self.config.train.checkpoint_every and state.step % self.config.train.checkpoint_every == 0:
                     self._save()
                 if taken.stop:
@@ -201,6 +215,14 @@ class Trainer:
                         f"stopped at step {state.step} of {self.schedule.steps}; resume to continue"
                     )
         return self._result(time.perf_counter() - self.began)
+
+    def _pause(self) -> None:
+        """Raise Paused where training is to pause after this epoch, or was to after an earlier one."""
+        after = self.config.train.pause_after
+        if after and not self.state.finished and len(self.state.history) >= after:
+            last = self.state.history[-1]
+            measured = {name.removeprefix("valid_"): value for name, value in last.items() if name.startswith("valid_")}
+            raise Paused(self.job.run.directory, after, measured)
 
     def _resume(self) -> None:
         identity = self._identity()

@@ -177,6 +177,9 @@ class TrainConfig:
         "bits; 0 = none",
         ge=0,
     )
+    pause_after: int = later_key(
+        0, "epochs after which training pauses, to be continued by the same command with another value; 0 = never", ge=0
+    )
     log_every: int = key(50, "steps between lines of metrics.jsonl", ge=1)
     device: str = key("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
     start_from: str | None = key(
