@@ -115,8 +115,8 @@ class Config:
 # Keys that do not affect results; the plan digest leaves them out.
 IMMATERIAL = (
     "cluster", "tracking", "paths", "resources", "trust", "train.resume", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.pause_after", "train.audit_every", "sweep.parallel", "score.resume", "score.unit_rows", "score.tries",
-    "score.features",
+    "train.log_every", "train.pause_after", "train.audit_every", "sweep.parallel", "score.resume", "score.unit_rows",
+    "score.tries", "score.features",
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from engine.runtime import digest, storage
 from engine.runtime.run import Run, load_metrics, plan_digest
 from engine.training.evaluate import watched_metric
 from engine.training.loop import Paused
+from engine.training.losses import loss_of
 from engine.training.metrics import decimals, find_metric
 from engine.training.train import check_trainable
 
@@ -106,7 +107,7 @@ def check_sweepable(config: Config) -> None:
     if not config.split.valid:
         raise UserError("split.valid must say on which rows trials are compared, found none")
     check_space(config)
-    watched_metric(config.train.loss, config.sweep.metric, "sweep.metric")
+    watched_metric(loss_of(config.train), config.sweep.metric, "sweep.metric")
     optuna()
 
 
@@ -118,7 +119,7 @@ def sweep(config: Config, run: Run) -> dict[str, float]:
     plan = dataclasses.replace(in_process(config), sweep=SweepConfig())
     dataset = ensure_dataset(plan, run)
     ensure_table(plan, run, dataset)
-    metric = watched_metric(config.train.loss, settings.metric, "sweep.metric")
+    metric = watched_metric(loss_of(config.train), settings.metric, "sweep.metric")
     train = functools.partial(_train, config, run, dataset.digest, metric)
     study, trials = search(plan, settings, find_metric(metric).higher_is_better, train, run)
     seeds = anew(plan, settings, trials, find_metric(metric).sign, train)

@@ -227,7 +227,7 @@ def test_an_unknown_key_in_a_users_file_is_named(user_conf) -> None:
     [
         ("runs=x", "Did you mean 'paths.runs'?"),
         ("rnus=x", "Did you mean 'paths.runs'?"),
-        ("seed=1", "Did you mean 'monitor.seed' or 'train.seed'?"),
+        ("seed=1", "Did you mean 'monitor.seed' or 'sweep.seed' or 'train.seed'?"),
         ("store.runs=x", "Did you mean 'paths.runs'?"),
         ("trian.lr=1", "Did you mean 'train.lr'?"),
         ("train.lrr=1", "Did you mean 'train.lr'?"),
