@@ -142,8 +142,9 @@ def make(kind: str, shape: Shape, fitted: Fitted, settings: Tree) -> nn.Module:
     own: Shape = {**shape, "cardinalities": list(shape["cardinalities"])}
     if kind in BUILT_IN:
         return BUILT_IN[kind][0](own, fitted, **settings)
+    arrays = {name: array.copy() for name, array in fitted.items()}  # torch.from_numpy shares memory: modules must not
     try:
-        return network_class(kind)(shape=own, fitted=fitted, **settings)  # type: ignore[call-arg]
+        return network_class(kind)(shape=own, fitted=arrays, **settings)  # type: ignore[call-arg]
     except UserError:
         raise
     except Exception as error:
