@@ -35,8 +35,9 @@ from omegaconf.errors import OmegaConfBaseException
 from engine.config import feature_names, literals, nested, plugins, schema, secrecy
 from engine.config import overrides as words_
 from engine.config.overrides import merged
+from engine.config.plugins import Plugin
 from engine.config.sections.runtime import PathsConfig
-from engine.config.sections.training import MODEL_GROUP, MODELS
+from engine.config.sections.training import LOSS_GROUP, MODEL_GROUP, MODELS, TASKS
 from engine.config.tree import Config
 from engine.errors import UserError, did_you_mean, nearest
 
@@ -120,17 +121,24 @@ def _pin(values: dict[str, Any], config: Config, folder: Path) -> bool:
     for name, view in config.features.views.items():
         if view.function:
             values["features"]["views"][name]["function"] = plugins.pinned(view.function, found)
-    kind = config.model.kind
-    if kind not in MODELS:
-        values["model"]["kind"] = named = plugins.pinned(kind, found)
-        others = [*plugins.installed(MODEL_GROUP), *(name for plugin in found for name in plugin.defined)]
-        if plugins.split(named)[1] is None and kind not in others:
-            raise UserError(
-                f"model.kind must be one of {', '.join(MODELS)}, a class of a file of `plugins`, or the name of an installed "
-                f"model (entry point group {MODEL_GROUP}), found {kind!r}.{nearest(kind, [*MODELS, *others], listed=False)}"
-            )
+    values["model"]["kind"] = _named("model.kind", config.model.kind, MODELS, MODEL_GROUP, found)
+    values["train"]["loss"] = _named("train.loss", config.train.loss, tuple(TASKS), LOSS_GROUP, found)
+    if config.train.metric is not None:
+        values["train"]["metric"] = plugins.pinned(config.train.metric, found)
     plugins.add(found)
     return bool(found)
+
+
+def _named(where: str, name: str, built_in: tuple[str, ...], group: str, found: Sequence[Plugin]) -> str:
+    """The name of what is built in or installed; with its digest where a plug-in defines it. Raises UserError for another."""
+    others = (*plugins.installed(group), *(item for plugin in found for item in plugin.defined))
+    named = name if name in built_in else plugins.pinned(name, found)
+    if plugins.split(named)[1] is None and name not in (*built_in, *others):
+        raise UserError(
+            f"{where} must be one of {', '.join(built_in)}, a name that a file of `plugins` defines, or one of an installed "
+            f"package (entry point group {group}), found {name!r}.{nearest(name, [*built_in, *others], listed=False)}"
+        )
+    return named
 
 
 def _drop_later(values: dict[str, Any], saved: nested.Tree) -> None:

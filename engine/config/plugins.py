@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import linecache
 import re
@@ -155,9 +154,9 @@ def pinned(reference: str, plugins: Sequence[Plugin]) -> str:
 
 
 @functools.cache
-def installed(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+def installed(group: str) -> dict[str, metadata.EntryPoint]:
     """What installed packages offer in an entry point group, by name."""
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
+    return {entry.name: entry for entry in metadata.entry_points(group=group)}
 
 
 def add(plugins: Iterable[Plugin]) -> None:

@@ -9,7 +9,6 @@ digest of the file, or the package's version, is part of the recipe.
 from __future__ import annotations
 
 import ast
-import functools
 import importlib.metadata
 import traceback
 from collections.abc import Callable, Collection
@@ -28,9 +27,8 @@ class Failed(UserError):
     """A call of a function ended with an error of its own; another try may succeed."""
 
 
-@functools.cache
 def _found() -> dict[str, importlib.metadata.EntryPoint]:
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    return plugins.installed(GROUP)
 
 
 def function_version(name: str) -> str:

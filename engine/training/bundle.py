@@ -26,6 +26,7 @@ from engine.config.references import check_features
 from engine.config.secrecy import MASK
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
+from engine.config.sections.training import LOSS_GROUP
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.features.encode import Encoder
@@ -38,6 +39,7 @@ from engine.training import kinds
 from engine.training.decision import Decision
 from engine.training.finished import FITTED, FinishedNetwork, Model
 from engine.training.loss import Loss
+from engine.training.loss_table import TABLE
 from engine.training.losses import LossRecord, recorded_loss
 from engine.training.model import ArchitectureRecord, declared, give_memory
 from engine.training.trees import check_description, is_trees, read_trees
@@ -98,8 +100,13 @@ class Bundle:
 
     @property
     def loss(self) -> Loss:
-        """The loss of the model, with its settings."""
-        return recorded_loss(self.model)
+        """The loss of the model, with its settings; one of the user's runs code that the bundle carries.
+
+        Raises Damaged where the model has another number of outputs, or of classes.
+        """
+        found = recorded_loss(self.model)
+        _check_loss(self.model, found, self.directory / "model.json")
+        return found
 
     @property
     def weights(self) -> Path:
@@ -220,19 +227,20 @@ def _code_of(directory: Path, manifest: ManifestRecord) -> tuple[Plugin, ...]:
 
 def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
     """Raise Damaged where model.json fits neither itself nor the encoder, or a tile would not fit in memory."""
-    described, loss = model["architecture"], _loss_of(model, path)
-    outputs = loss.outputs(len(model["classes"]))
+    described = model["architecture"]
+    if model["loss"] in TABLE:  # the code of another may not run yet
+        _check_loss(model, recorded_loss(model), path)
+    elif plugins.split(model["loss"])[1] is None and model["loss"] not in plugins.installed(LOSS_GROUP):
+        raise records.Damaged(
+            f"{path}: loss must be one of {', '.join(TABLE)}, or of an installed package (entry point group {LOSS_GROUP}), found "
+            f"{model['loss']!r}"
+        )
     for name, wanted in (
         ("numeric_width", encoder.width),
         ("cardinalities", encoder.cardinalities),
-        ("outputs", outputs),
     ):
         if described[name] != wanted:  # type: ignore[literal-required]
             raise records.Damaged(f"{path}: architecture: {name} must be that of features.json and the classes")
-    if loss.task == "binary" and len(model["classes"]) != 2:
-        raise records.Damaged(f"{path}: classes must be two for loss {loss.name}, found {len(model['classes'])}")
-    if "decision" in model and ("threshold" in model["decision"]) != (loss.task == "binary"):
-        raise records.Damaged(f"{path}: decision must have a threshold for a loss of two classes, and for no other")
     if is_trees(described):
         check_description(described, f"{path}: architecture")
         return
@@ -246,11 +254,17 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
         )
 
 
-def _loss_of(model: ModelRecord, path: Path) -> Loss:
-    try:
-        return recorded_loss(model)
-    except UserError as error:
-        raise records.Damaged(f"{path}: {error}") from None
+def _check_loss(model: ModelRecord, loss: Loss, path: Path) -> None:
+    """Raise Damaged where outputs, classes or decision of a model are not those of its loss."""
+    outputs, found = loss.outputs(len(model["classes"])), model["architecture"]["outputs"]
+    if found != outputs:
+        raise records.Damaged(
+            f"{path}: architecture: outputs must be {outputs} for its loss and classes, found {found}"
+        )
+    if loss.task == "binary" and len(model["classes"]) != 2:
+        raise records.Damaged(f"{path}: classes must be two for loss {loss.name}, found {len(model['classes'])}")
+    if "decision" in model and ("threshold" in model["decision"]) != (loss.task == "binary"):
+        raise records.Damaged(f"{path}: decision must have a threshold for a loss of two classes, and for no other")
 
 
 def spec_of(bundle: Bundle, config: Config) -> tuple[DataConfig, FeaturesConfig]:

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import plugins
 from engine.config.sections.training import EvaluateConfig
 from engine.data.calendar import months_of
 from engine.errors import UserError, nearest
@@ -49,7 +50,7 @@ class Scored:
 def watched_metric(loss: Loss, wanted: str | None, where: str = "train.metric") -> str:
     """The metric of a loss, or the one in the config key `where`; raises UserError when the loss does not have it."""
     known = loss.metrics
-    name = wanted or loss.metric
+    name = plugins.split(wanted)[0] if wanted else loss.metric
     if name not in known:
         raise UserError(f"{where} must be one that train.loss={loss.name} has, found {name!r}.{nearest(name, known)}")
     return name

@@ -31,7 +31,7 @@ from engine.training.exchange import Alone, Exchange
 from engine.training.gpu.stepper import GpuStepper
 from engine.training.interrupt import StopFlag
 from engine.training.kinds import BUILT_IN
-from engine.training.losses import check_targets, class_weights, loss_of, target_scale, to_scores
+from engine.training.losses import check_targets, class_weights, loss_of, loss_record, target_scale, to_scores
 from engine.training.metrics import decimals
 from engine.training.model import Network, architecture, build_model
 from engine.training.networks import Fitted
@@ -249,6 +249,7 @@ class Trainer:
             "seeds": {"train": self.config.train.seed},
             "precision": self.job.precision,
             "architecture": architecture(self.job.model),
+            **({"loss_version": version} if (version := loss_record(self.config.train).get("loss_version")) else {}),
             **self.stepper.identity,
         }
 

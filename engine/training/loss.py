@@ -44,7 +44,8 @@ class Loss:
     gradients. `link`: scores float64 [n] or [n, k] from raw outputs float64[n, outputs], row by row; None: the output
     itself. `metric`: the one watched by default; `more` names metrics beside those of the task. `unit` of a number: outputs are
     in standard deviations around its mean, or in multiples of its mean. `constant`: the level of the quantile that is
-    the best constant; None: the mean. `ordered`: classes have an order. `levels` of quantiles, `power` of a Tweedie
+    the best constant; None: the mean. `ordered`: classes have an order. `raw`: outputs of a row of a
+    regression. `own`: metrics of the user's. `levels` of quantiles, `power` of a Tweedie
     distribution.
     """
 
@@ -58,6 +59,8 @@ class Loss:
     unit: Literal["deviation", "mean"] = "deviation"
     constant: float | None = None
     ordered: bool = False
+    raw: int = 1
+    own: tuple[Metric, ...] = ()
     levels: tuple[float, ...] = (0.5,)
     power: float = 1.5
 
@@ -69,7 +72,11 @@ class Loss:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """The metrics of its scores, by name."""
-        return {**METRICS[self.task], **{name: OF_LOSSES[name] for name in self.more}}
+        return {
+            **METRICS[self.task],
+            **{name: OF_LOSSES[name] for name in self.more},
+            **{item.name: item for item in self.own},
+        }
 
     def metrics_at(self, threshold: float | None) -> Mapping[str, Metric]:
         """`metrics`, with those of decisions where there is a threshold."""
@@ -79,7 +86,7 @@ class Loss:
         """Raw outputs of a row, for a number of classes."""
         if self.task == "quantiles":
             return len(self.levels)
-        return 1 if self.task != "multiclass" else classes - 1 if self.ordered else classes
+        return self.raw if self.task != "multiclass" else classes - 1 if self.ordered else classes
 
     def classes(self, outputs: int) -> int:
         """The number of classes of a model with so many raw outputs."""

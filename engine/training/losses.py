@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from engine.config.sections.training import TrainConfig
-from engine.errors import UserError, nearest
+from engine.config import plugins
+from engine.config.sections.training import LOSS_GROUP, METRIC_GROUP, TrainConfig
+from engine.errors import UserError
 from engine.runtime.records import Within
 from engine.training.loss import Loss, LossSettings
 from engine.training.loss_table import TABLE
 from engine.training.target import PLAIN, TargetScale, Values
+from engine.training.user_losses import user_loss, user_metric, version_of
 
 PAD = 64  # rows; a vectorised tail may round differently from the body, so there is no tail
 LOSSES = {name: make(LossSettings()) for name, make in TABLE.items()}  # with the default settings
@@ -23,22 +26,24 @@ Level = Annotated[float, Within(0, 1)]
 
 
 class LossRecord(TypedDict):
-    """A loss in model.json or a decision: its name, and the settings that scores and metrics need."""
+    """A loss in model.json or a decision: its name, the settings that scores and metrics need, and a metric of the user's."""
 
     loss: str
     quantile: NotRequired[Level]
     quantiles: NotRequired[list[Level]]
     tweedie_power: NotRequired[Annotated[float, Within(1, 2)]]
+    metric: NotRequired[str | None]
+    loss_version: NotRequired[str]
 
 
 @functools.cache
 def loss_of(config: TrainConfig) -> Loss:
     """The loss of a config. Raises UserError where there is none of its name."""
     names = [field.name for field in dataclasses.fields(LossSettings)]
-    return _named(config.loss, LossSettings(**{name: getattr(config, name) for name in names}), "train.loss")
+    return _named(config.loss, LossSettings(**{name: getattr(config, name) for name in names}), config.metric)
 
 
-def recorded_loss(record: Mapping[str, Any], where: str = "loss") -> Loss:
+def recorded_loss(record: Mapping[str, Any]) -> Loss:
     """The loss of a LossRecord; records older than a setting have its default. Raises UserError."""
     defaults = LossSettings()
     settings = LossSettings(
@@ -46,7 +51,7 @@ def recorded_loss(record: Mapping[str, Any], where: str = "loss") -> Loss:
         quantiles=tuple(record.get("quantiles", defaults.quantiles)),
         tweedie_power=float(record.get("tweedie_power", defaults.tweedie_power)),
     )
-    return _named(record["loss"], settings, where)
+    return _named(record["loss"], settings, record.get("metric"))
 
 
 def loss_record(config: TrainConfig) -> LossRecord:
@@ -56,13 +61,17 @@ def loss_record(config: TrainConfig) -> LossRecord:
         found["quantiles"] = list(config.quantiles)
     if config.loss == "tweedie":
         found["tweedie_power"] = config.tweedie_power
+    if any(metric.name == plugins.split(config.metric or "")[0] for metric in loss_of(config).own):
+        found["metric"] = config.metric
+    if config.loss not in TABLE:
+        found["loss_version"] = version_of(config.loss, LOSS_GROUP)
     return found
 
 
-def _named(name: str, settings: LossSettings, where: str) -> Loss:
-    if name not in TABLE:
-        raise UserError(f"{where} must be one of {', '.join(TABLE)}, found {name!r}.{nearest(name, TABLE)}")
-    loss = TABLE[name](settings)
+def _named(name: str, settings: LossSettings, metric: str | None) -> Loss:
+    loss = TABLE[name](settings) if name in TABLE else user_loss(name)
+    if metric is not None and (plugins.split(metric)[1] or metric in plugins.installed(METRIC_GROUP)):
+        loss = dataclasses.replace(loss, own=(*loss.own, user_metric(metric, loss.task)))
     # The pinball metric of every loss of a number is that of the level in the config.
     return dataclasses.replace(loss, levels=(settings.quantile,)) if loss.task == "regression" else loss
 
@@ -109,6 +118,23 @@ def target_scale(target: Values, loss: Loss, weight: NDArray[np.float32] | None 
     if not loss.number:
         return PLAIN
     return TargetScale.of_mean(target, weight) if loss.unit == "mean" else TargetScale.of(target, weight)
+
+
+def derivatives(loss: Loss, outputs: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Gradient and diagonal of the hessian, float64[n, outputs] each, of the loss of every row, by autograd in float64.
+
+    Shape: outputs [n, outputs] raw, target [n] in the unit that the loss trains on (`target_scale`). Without weights.
+    """
+    wide = torch.from_numpy(np.asarray(outputs, np.float64)).requires_grad_()
+    losses = loss.row_losses(wide, torch.from_numpy(np.asarray(target, np.float64)))
+    (first,) = torch.autograd.grad(losses.sum(), wide, create_graph=True)
+    second = torch.zeros_like(wide)
+    for column in range(
+        wide.shape[1] if first.requires_grad else 0
+    ):  # a piecewise linear loss has no second derivative
+        (found,) = torch.autograd.grad(first[:, column].sum(), wide, retain_graph=True)
+        second[:, column] = found[:, column]
+    return first.detach().numpy(), second.detach().numpy()
 
 
 def to_scores(loss: Loss, logits: NDArray[np.float32], target: TargetScale) -> Values:

@@ -426,6 +426,7 @@ TABLE = (
 METRICS: dict[str, dict[str, Metric]] = {}  # task -> name -> metric
 for _metric in TABLE:
     METRICS.setdefault(_metric.task, {})[_metric.name] = _metric
+OF_USERS: dict[str, Metric] = {}  # those that this process has loaded, see user_losses
 NOT_POSITIVE = "a score is not above 0, or a target is out of range"
 # Of the losses that name them, beside those of the task.
 OF_LOSSES = {
@@ -495,9 +496,12 @@ DECIDED = {
 }
 
 
+BUILT_IN = frozenset([*(name for found in METRICS.values() for name in found), *OF_LOSSES, *DECIDED])
+
+
 def find_metric(name: str) -> Metric:
     """The metric of a name, of any task: label and direction are the same in all. Raises UserError for another name."""
-    known = {name: metric for found in (*METRICS.values(), OF_LOSSES) for name, metric in found.items()}
+    known = {name: metric for found in (*METRICS.values(), OF_LOSSES, OF_USERS) for name, metric in found.items()}
     if name not in known:
         raise UserError(f"a metric must be one of {', '.join(known)}, found {name[:80]!r}")
     return known[name]

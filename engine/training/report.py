@@ -16,7 +16,7 @@ from engine.runtime import records, storage
 from engine.runtime.reports import html
 from engine.runtime.run import LabelsRecord, Run
 from engine.runtime.tracking import read_points
-from engine.training.evaluate import Row, SplitDetails
+from engine.training.evaluate import Row, SplitDetails, watched_metric
 from engine.training.loop import Epoch
 from engine.training.loss import Loss
 from engine.training.metrics import DECIDED, LIFTED, Metric
@@ -127,7 +127,7 @@ def _interval(details: SplitDetails, name: str) -> str:
 
 
 def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: Loss) -> Markup:
-    name = config.train.metric or loss.metric
+    name = watched_metric(loss, config.train.metric)
     label = loss.metrics[name].label
     steps = [float(entry["step"]) for entry in history]
     batch = _batch_losses(run.directory)

@@ -24,6 +24,7 @@ TASKS = {
     "quantiles": "quantiles",
     "ordinal": "multiclass",
 }
+LOSS_GROUP, METRIC_GROUP = "engine.losses", "engine.metrics"  # entry points of installed packages
 SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
 BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting.py has what grows their trees
 MODELS = ("mlp", "linear", *BOOSTERS)  # engine/training/kinds.py has the classes of the others
@@ -118,7 +119,11 @@ class TrainConfig:
     """How the model is trained."""
 
     seed: int = key(0, "seed of the row order, initial weights and dropout", ge=0)
-    loss: str = key("binary", "what is minimised", choices=tuple(TASKS))
+    loss: str = key(
+        "binary",
+        f"what is minimised: {', '.join(TASKS)}, the name of a loss in a file of `plugins`, or one that an installed package "
+        f"offers in the entry point group {LOSS_GROUP}",
+    )
     quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
     quantiles: tuple[float, ...] = later_key(
         (0.1, 0.5, 0.9), "rising levels of the quantiles loss; scores are columns score_q10, score_q50, ...", gt=0, lt=1
@@ -162,7 +167,11 @@ class TrainConfig:
         "epochs without a better validation metric before stopping, 0 = never; auto = a fifth of the epochs, at least 3",
         parse=units.count(0),
     )
-    metric: str | None = key(None, "validation metric to watch; null = that of the loss, as roc_auc of binary")
+    metric: str | None = key(
+        None,
+        "validation metric to watch, of the engine, of a file of `plugins` or of a package (entry point group "
+        f"{METRIC_GROUP}); null = that of the loss, as roc_auc of binary",
+    )
     precision: str = key("auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16"))
     reduction: str = key("exact", "how gradients are summed", choices=("exact", "ddp"))
     order: str = key("full", "shuffle over all rows or within windows of rows", choices=("full", "windowed"))
@@ -194,7 +203,7 @@ class TrainConfig:
         if self.label_smoothing and self.loss not in SMOOTHED:
             raise UserError(f"label_smoothing needs loss={' or '.join(SMOOTHED)}, found loss={self.loss}")
         for name, wrong in (
-            ("loss", TASKS[self.loss] not in ("binary", "multiclass")),
+            ("loss", TASKS.get(self.loss, "binary") not in ("binary", "multiclass")),
             ("class_weight", self.class_weight == "balanced"),
             ("order", self.order == "windowed"),
         ):
