@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import ipaddress
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +35,9 @@ OWN = (
     "reg_alpha", "min_child_weight", "max_bin", "monotone_constraints", "nthread", "seed", "base_score", "num_class", "device",
     "updater", "process_type", "multi_strategy", "num_parallel_tree", "eval_metric", "verbosity", "seed_per_iteration",
 )  # fmt: skip
+
+
+LISTENING, ANY_ADDRESS = "0A", "00000000:"  # as the kernel writes them
 
 
 class XgboostGrower:
@@ -140,9 +147,40 @@ def collective(rank: int, world: int, address: str, broadcast: Callable[[Any], A
         dmlc_task_id=f"{rank:06d}",
         dmlc_nworker=world,
     ):
+        if ipaddress.ip_address(where[0]).is_loopback:
+            refuse_other_machines()
         yield
     if tracker is not None:  # not in a finally: after a failure it would wait for dead workers
         tracker.wait_for()
+
+
+def refuse_other_machines() -> int:
+    """Bind this process's listeners on all addresses to the loopback device; returns how many there are.
+
+    Workers of XGBoost listen on 0.0.0.0, whatever address their tracker has, and it has no setting for that. Linux only.
+    """
+    inodes = {}
+    for line in _lines(Path("/proc/self/net/tcp")):
+        words = line.split()
+        if len(words) > 9 and words[3] == LISTENING and words[1].startswith(ANY_ADDRESS):
+            inodes[f"socket:[{words[9]}]"] = words[1]
+    bound = 0
+    for entry in Path("/proc/self/fd").iterdir() if inodes else ():
+        try:
+            if os.readlink(entry) in inodes:
+                with socket.socket(fileno=os.dup(int(entry.name))) as listener:
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+                bound += 1
+        except OSError:
+            continue
+    return bound
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
 
 
 def trees_of(text: bytes, rows: Rows) -> Trees:
