@@ -34,7 +34,11 @@ from engine.config.tree import Config
 from engine.data.dataset import PART_ROWS, ROW_GROUP, Dataset, open_dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.features import retrieval
+from engine.features.compute import view_features
 from engine.features.instants import moment_times
+from engine.features.kept_reads import KeptReads
+from engine.features.spec import view_inputs
+from engine.features.store import KEPT_SHARE
 from engine.features.table import ensure_table
 from engine.runtime import digest, seal, storage
 from engine.runtime.run import Run
@@ -159,11 +163,9 @@ def _windows(place: Place, settings: Settings, limit: float) -> list[Row]:
     events = dataset.read(list(dict.fromkeys(["scheduled", "carrier", "origin", "dest", "flight", *AGGREGATES])))
 
     def ours() -> None:
-        from engine.features.compute import view_features
-        from engine.features.spec import view_inputs
-
+        kept = KeptReads(dataset.directory, dataset.manifest, dataset.seal, config.resources.memory.bytes // KEPT_SHARE)
         for name, view in views.items():
-            rows = dataset.read(view_inputs(view, config.data, config.features.decision.column))
+            rows = kept.read(view_inputs(view, config.data, config.features.decision.column))
             view_features(name, view, config.data, config.features, rows, rows, {}, settings.threads)
 
     found = {

@@ -7,7 +7,7 @@
     dropout     keyed dropout masks                       metrics     ROC AUC, average precision, ...
     profile     mergeable counts per column               statistics  distances between two profiles
     exact       integer accumulators for exact sums       warmup      compile everything once
-    trees       scores of decision trees
+    trees       scores of decision trees                  sweep       the loops of windows over sorted rows
     compiling   seconds spent on compiling so far
 
 Every public function checks its input, documents shapes, types, units and errors, then calls a private compiled loop. A
@@ -15,7 +15,7 @@ result never depends on the number of threads.
 """
 
 # Of `windows`, listed here so that a config can name them without loading Numba; their places are codes, exponential ones last.
-# A new one also needs its code and its computation in windows.py, its slow twin `aggregate` in tests/naive.py and, if its value
+# A new one also needs its code and its computation in sweep.py, its slow twin `aggregate` in tests/naive.py and, if its value
 # grows with the window, a place in GROWING of engine/monitoring/rising_columns.py. Not here: `quantile`, which needs a parameter.
 AGGREGATES = (
     "count", "sum", "mean", "std", "min", "max", "last", "first", "recency", "distinct", "ewm_sum", "ewm_mean",

@@ -31,7 +31,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import event
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 
 from kernels import compiling
@@ -285,6 +285,24 @@ def _put_lanes(_typing: Any, flat: Any, mask: Any, _value: Any) -> Any:  # pragm
     return numba.void(flat, mask, numba.uint16), generate
 
 
+@intrinsic
+def _prefetch(_typing: Any, array: Any, _row: Any) -> Any:  # pragma: no cover - emits code
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        made = context.make_array(signature.args[0])(context, builder, arguments[0])
+        stride = builder.extract_value(made.strides, 0)
+        begin = builder.add(builder.ptrtoint(made.data, stride.type), builder.mul(arguments[1], stride))
+        number = ir.IntType(32)
+        address = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [address, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        with cgutils.for_range_slice(builder, stride.type(0), stride, stride.type(64)) as (at, _):
+            place = builder.inttoptr(builder.add(begin, at), address)
+            builder.call(prefetch, [place, number(1), number(3), number(1)])  # to write, into every cache, data
+        return context.get_dummy_value()
+
+    return numba.void(array, numba.int64), generate
+
+
 if DISABLED:
 
     def at_most(flat: Any, at: Any, value: Any, missing: Any) -> Any:
@@ -300,6 +318,9 @@ if DISABLED:
         for r in range(LANES):
             if int(mask) >> r & 1:
                 flat[r] = value
+
+    def prefetch_row(array: Any, row: Any) -> None:
+        """Ask the processor for the memory of array[row], which will be written soon: changes nothing but the time it takes."""
 
     def mul128(a: Any, b: Any) -> tuple[Any, Any]:
         """(high, low) 64-bit halves of the product of two uint64."""
@@ -320,6 +341,11 @@ else:
     def put_lanes(flat: Any, mask: Any, value: Any) -> None:
         """flat[r] = value, uint16, for every bit r of the mask."""
         _put_lanes(flat, mask, np.uint16(value))
+
+    @njit(inline=True, allocates=False)
+    def prefetch_row(array: Any, row: Any) -> None:
+        """Ask the processor for the memory of array[row], which will be written soon: changes nothing but the time it takes."""
+        _prefetch(array, np.int64(row))
 
     @njit
     def mul128(a: Any, b: Any) -> Any:

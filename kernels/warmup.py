@@ -10,7 +10,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels import asof, conditional, dropout, encode, gather, hashing, metrics, order, profile, sort, trees, windows
+from kernels import (
+    AGGREGATES,
+    asof,
+    conditional,
+    dropout,
+    encode,
+    gather,
+    hashing,
+    metrics,
+    order,
+    profile,
+    sort,
+    trees,
+    windows,
+)
 
 
 def _order() -> None:
@@ -33,9 +47,11 @@ def _sort() -> None:
 
 def _windows() -> None:
     entity, event = np.array([0, 0]), np.array([0, 1])
-    values = np.array([1.0, 2.0])
-    for known in (event, np.array([2, 1])):
-        windows.trailing(entity, event, entity, event, known, values, [5], list(windows.AGGREGATES))
+    never = np.iinfo(np.int64).min
+    cases = [(event, np.nan), (np.array([2, 1]), 2.0), (np.array([2, never]), 2.0)]
+    for known, value in cases:
+        values = np.array([1.0, value])
+        windows.trailing(entity, event, entity, event, known, values, [5], list(AGGREGATES))
 
 
 def _asof() -> None:

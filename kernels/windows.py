@@ -5,47 +5,26 @@ A source row e of the entity counts for a probe decided at T under window w when
     known_at(e) < T   and   event_time(e) >= T - w
 
 so it is active in (known_at, event_time + w]: added in known_at order, dropped in event_time order, one sweep for all windows
-and aggregates. Sums are exact integers (`kernels.exact`), so a result depends on the rows in the window alone: not on the order
-of tied rows, other entities, threads, or where the sweep began. When known_at rises with event_time within each entity the
-active rows are contiguous and the sweep is simpler (`_ordered`, the fast path); the numbers are the same.
+and aggregates (`kernels.sweep`). Sums are exact integers (`kernels.exact`), so a result depends on the rows in the window
+alone: not on the order of tied rows, other entities, threads, or where the sweep began.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-import kernels
 from kernels import check
-from kernels.exact import (
-    FIXED,
-    FIXED_FORM,
-    WHOLE_FORM,
-    WIDE,
-    WIDE_FORM,
-    WORDS,
-    add,
-    add_fixed,
-    add_wide,
-    any_wide,
-    is_wide,
-    moments_fixed,
-    moments_whole,
-    moments_wide,
-    whole_bound,
-)
+from kernels.exact import FIXED_FORM, WHOLE_FORM, WIDE_FORM, any_wide, whole_bound
 from kernels.jit import check_threads, njit, run_ranges, split
 from kernels.sort import ascending, bounds, dense_codes, grouped_columns, radix_order, radix_rows
+from kernels.sweep import CODES, Plan, Probes, Source, sweep
 
-AGGREGATES = {name: code for code, name in enumerate(kernels.AGGREGATES)}
-_COUNT, _SUM, _MEAN, _STD, _MIN, _MAX, _LAST, _FIRST, _RECENCY, _DISTINCT, _EWM_SUM, _EWM_MEAN, _QUANTILE = range(13)
-_CODES = {**AGGREGATES, "quantile": _QUANTILE}  # which has no default parameter
-# Places in `_Plan.needs`; the first three are also the rows of the stacks, heads and trees.
-_AT_MIN, _AT_MAX, _AT_FIRST, _AT_LATEST, _AT_DISTINCT, _AT_EARLIER, _AT_QUANTILE = range(7)
 _WITHOUT_VALUES = ("count", "recency")
 WITH_PARAMETER = ("recency", "ewm_sum", "ewm_mean", "quantile")
 Aggregate = str | tuple[str, int]  # with its parameter
@@ -54,484 +33,50 @@ _TASKS_PER_THREAD = 8
 _PARALLEL_ROWS = 1 << 17
 
 
-# --------------------------------------------------------------------------- small parts of the sweep
-@njit(inline=True, allocates=False)
-def _minus(t: Any, width: Any) -> Any:
-    """t - width, or the smallest instant if that is later."""
-    return t - width if t >= _NAT + 1 + width else np.int64(_NAT + 1)
-
-
-@njit(inline=True, allocates=False)
-def _seconds(t: Any, event: Any) -> Any:
-    """t - event in seconds, from microseconds, without overflow."""
-    if t >= event:
-        return np.float64(np.uint64(t) - np.uint64(event)) / 1e6
-    return -(np.float64(np.uint64(event) - np.uint64(t)) / 1e6)
-
-
 @njit(allocates=False)
-def _raise_max(trees: Any, which: Any, i: Any, value: Any) -> None:
-    """Raise position i of a Fenwick tree of prefix maxima (1-based) to at least `value`."""
-    while i < trees.shape[1]:
-        if trees[which, i] >= value:
-            return
-        trees[which, i] = value
-        i += i & -i
-
-
-@njit(allocates=False)
-def _prefix_max(trees: Any, which: Any, i: Any) -> Any:
-    best = -np.inf
-    while i > 0:
-        best = max(best, trees[which, i])
-        i -= i & -i
-    return best
-
-
-@njit(allocates=False)
-def _count_at(tree: Any, i: Any, step: Any) -> None:
-    while i < len(tree):
-        tree[i] += step
-        i += i & -i
-
-
-@njit(allocates=False)
-def _prefix_count(tree: Any, i: Any) -> Any:
-    total = np.int64(0)
-    while i > 0:
-        total += np.int64(tree[i])
-        i -= i & -i
-    return total
-
-
-@njit(allocates=False)
-def _nth(tree: Any, n: Any) -> Any:
-    """The least position up to which a Fenwick tree of counts (1-based) holds `n` or more; len(tree) if it holds fewer."""
-    at, step = np.int64(0), np.int64(1)
-    while step * 2 < len(tree):
-        step *= 2
-    while step > 0:
-        if at + step < len(tree) and tree[at + step] < n:
-            at += step
-            n -= np.int64(tree[at])
-        step >>= 1
-    return at + 1
-
-
-@njit
-def _ranks(value: Any) -> Any:
-    """(each row's place among the values in ascending order, from 1; the values in that order)."""
-    order = np.argsort(value)
-    places = np.empty(len(value), np.int64)
-    for k in range(len(order)):
-        places[order[k]] = k + 1
-    return places, value[order]
-
-
-@njit(allocates=False)
-def _quantile(tree: Any, ascending: Any, n: Any, percent: Any) -> Any:
-    """Quantile of the `n` values whose places a Fenwick tree counts, linear between neighbours, as numpy's default.
-
-    Type 7 of Hyndman and Fan (1996). Written so that it neither overflows nor leaves the interval between the neighbours.
-    """
-    through = (n - 1) * percent
-    low = ascending[_nth(tree, through // 100 + 1) - 1]
-    part = np.float64(through % 100) / 100.0
-    if part == 0.0:
-        return low
-    high = ascending[_nth(tree, through // 100 + 2) - 1]
-    between = (1.0 - part) * low + part * high
-    if between < low or low == high:
-        return low
-    return high if between > high else between
-
-
-@njit(allocates=False)
-def _mark_last(value: Any, at: Any, base: Any, keys: Any, places: Any, tree: Any) -> None:
-    """Move the value's mark in `tree` (a Fenwick tree, 1-based from the end) to position `at` if that is later.
-
-    keys, places: an open-addressing hash table from the value's bits to the position of its mark, -1 when free.
-    """
-    bits = np.float64(value).view(np.int64)
-    mask = np.int64(len(keys) - 1)
-    h = np.uint64(bits) * np.uint64(0x9E3779B97F4A7C15)
-    slot = np.int64(h >> np.uint64(32)) & mask
-    while places[slot] >= 0 and keys[slot] != bits:
-        slot = (slot + 1) & mask
-    known = places[slot]
-    if known >= at:
-        return
-    if known >= 0:
-        _count_at(tree, base - known, np.float64(-1.0))
-    keys[slot], places[slot] = bits, at
-    _count_at(tree, base - at, np.float64(1.0))
-
-
-@njit(allocates=False)
-def _decayed(data: Any, rows: Any, when: Any, scratch: Any, stat: Any) -> None:
-    """stat[EWM_SUM], stat[EWM_MEAN] over rows [rows[0], rows[1]) known before t: exact sums of rounded terms.
-
-    when = (t, half-life in seconds); scratch: accumulators fixed[4] (terms, zero, weights, zero), wide[2] and words.
-    """
-    event, known, value = data
-    fixed, wide, words = scratch
-    t, half_life = when
-    fixed[:] = np.uint64(0)
-    outside = False
-    for r in range(rows[0], rows[1]):
-        if known[r] < t:
-            weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
-            bits = np.float64(value[r] * weight).view(np.int64)
-            outside = outside or is_wide(bits)
-            add_fixed(fixed, 2, np.float64(weight).view(np.int64), False)
-            add_fixed(fixed, 0, bits, False)
-    moments_fixed(fixed[2:], 1, np.int64(1), False, words, stat, _EWM_SUM)
-    total_weight = stat[_EWM_SUM]
-    if outside:
-        wide[:] = 0
-        for r in range(rows[0], rows[1]):
-            if known[r] < t and np.isfinite(value[r]):
-                weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
-                add_wide(wide, 0, np.float64(value[r] * weight).view(np.int64), False)
-        moments_wide(wide, 1, (fixed[0, 8], fixed[0, 9], np.int64(1), False), words, stat, _EWM_SUM)
-    else:
-        moments_fixed(fixed, 1, np.int64(1), False, words, stat, _EWM_SUM)
-    stat[_EWM_MEAN] = stat[_EWM_SUM] / total_weight
-
-
-# --------------------------------------------------------------------------- the sweep
-@njit(inline=True, allocates=False)
-def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
-    """Aggregates that both sweeps compute in the same way. at = (window, n > 0, its first row, the latest row, t)."""
-    event, _, value = data
-    fixed, wide, words, _ = sums
-    w, n, _, latest, t = at
-    form, needs = plan[2], plan[3]
-    stat[_COUNT] = np.float64(n)
-    if form[2] == WIDE_FORM:
-        state = (fixed[0, 8] - fixed[w + 1, 8], fixed[0, 9] - fixed[w + 1, 9], n, form[1])
-        moments_wide(wide, w + 1, state, words, stat, _SUM)
-    elif form[0] and form[2] == WHOLE_FORM:
-        moments_whole(fixed, w + 1, n, form[1], stat, _SUM)
-    elif form[0]:
-        moments_fixed(fixed, w + 1, n, form[1], words, stat, _SUM)
-    if needs[_AT_LATEST]:
-        stat[_LAST], stat[_RECENCY] = value[latest], _seconds(t, event[latest])
-
-
-@njit(allocates=False)
-def _put(data: Any, sums: Any, at: Any, plan: Any, rest: Any, stat: Any, out: Any) -> None:
-    """out[c] = aggregate c of a window that is not empty; `at` as in `_common`.
-
-    rest = (earlier, where earlier[c] = position of a row before the last; the trees and the values of `_quantile`).
-    Exponential aggregates of one half-life that follow each other are computed once.
-    """
-    w, n, first, latest, t = at
-    earlier, counts, ascending = rest
-    half_life = 0.0
-    for c in range(len(plan[1])):
-        code, parameter = plan[1][c], plan[4][c]
-        if code == _QUANTILE:
-            out[c] = _quantile(counts[w], ascending, n, parameter)
-        elif code >= _EWM_SUM:
-            wanted = parameter / 1e6 if parameter > 0 else plan[0][w] / 2e6
-            if wanted != half_life:
-                half_life = wanted
-                _decayed(data, (first, latest + 1), (t, half_life), sums[3], stat)
-            out[c] = stat[code]
-        elif code == _RECENCY and parameter > 1:
-            out[c] = _seconds(t, data[0][earlier[c]]) if earlier[c] >= first else np.nan
-        else:
-            out[c] = stat[code]
-
-
-@njit(allocates=False)
-def _put_none(columns: Any, out: Any) -> None:
-    """out[c] = aggregate c of a window without rows."""
-    for c in range(len(columns)):
-        out[c] = 0.0 if columns[c] == _COUNT else np.nan
-
-
-@njit(allocates=False)
-def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901, PLR0915
-    """One entity whose known_at rises with event_time: the rows of a window are the contiguous left[w]:right.
-
-    Probes ascend in time, so `right` and left[w] only advance. Accumulator 0 holds rows [0, right), accumulator w + 1 rows
-    [0, left[w]); their difference is the window, because exact sums can be subtracted.
-    The stack for max keeps, with ascending positions, the rows of [0, right) that no later row equals or exceeds (min: or falls
-    below). The maximum of left[w]:right is the first entry at a position >= left[w]; heads[_AT_MAX, w] is its index.
-    """
-    event, known, value = data
-    times, rows = probes
-    windows, columns, form, needs, parameters = plan
-    fixed, wide, _, _ = sums
-    stat, left, earlier, heads, stack_at, stack_value, marks, keys, places, ranked = scratch
-    ranks, ascending, counts = ranked
-    right, stop = np.int64(0), len(event)
-    high_top, low_top = np.int64(0), np.int64(0)
-    left[:], heads[:], marks[:], places[:], counts[:] = 0, 0, 0.0, -1, 0.0
-    for p in range(len(times)):
-        t = times[p]
-        # Lowest height of each stack since the last probe. Entries from there on are new, and a head above it was popped. The
-        # entries below it are older than that head, so already out of the window: the head falls back to this height exactly.
-        high_low, low_low = high_top, low_top
-        while right < stop and known[right] < t:
-            v = value[right]
-            add(fixed, wide, 0, np.float64(v).view(np.int64), form)
-            if needs[_AT_MAX]:
-                while high_top > 0 and stack_value[_AT_MAX, high_top - 1] <= v:
-                    high_top -= 1
-                high_low = min(high_low, high_top)
-                stack_at[_AT_MAX, high_top], stack_value[_AT_MAX, high_top] = right, v
-                high_top += 1
-            if needs[_AT_MIN]:
-                while low_top > 0 and stack_value[_AT_MIN, low_top - 1] >= v:
-                    low_top -= 1
-                low_low = min(low_low, low_top)
-                stack_at[_AT_MIN, low_top], stack_value[_AT_MIN, low_top] = right, v
-                low_top += 1
-            if needs[_AT_DISTINCT]:
-                _mark_last(v, right, stop, keys, places, marks)
-            if needs[_AT_QUANTILE]:
-                for w in range(len(windows)):
-                    _count_at(counts[w], ranks[right], np.float64(1.0))
-            right += 1
-        for w in range(len(windows)):
-            limit = _minus(t, windows[w])
-            d = left[w]
-            while d < right and event[d] < limit:
-                add(fixed, wide, w + 1, np.float64(value[d]).view(np.int64), form)
-                if needs[_AT_QUANTILE]:
-                    _count_at(counts[w], ranks[d], np.float64(-1.0))
-                d += 1
-            left[w] = d
-            heads[_AT_MIN, w], heads[_AT_MAX, w] = min(heads[_AT_MIN, w], low_low), min(heads[_AT_MAX, w], high_low)
-            if d == right:
-                _put_none(columns, out[rows[p], w])
-                continue
-            at = (w, right - d, d, right - 1, t)
-            _common(data, sums, at, plan, stat)
-            if needs[_AT_MAX]:
-                h = heads[_AT_MAX, w]
-                while stack_at[_AT_MAX, h] < d:
-                    h += 1
-                heads[_AT_MAX, w] = h
-                stat[_MAX] = stack_value[_AT_MAX, h]
-            if needs[_AT_MIN]:
-                h = heads[_AT_MIN, w]
-                while stack_at[_AT_MIN, h] < d:
-                    h += 1
-                heads[_AT_MIN, w] = h
-                stat[_MIN] = stack_value[_AT_MIN, h]
-            if needs[_AT_FIRST]:
-                stat[_FIRST] = value[d]
-            if needs[_AT_DISTINCT]:
-                stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
-            if needs[_AT_EARLIER]:
-                for c in range(len(columns)):
-                    earlier[c] = right - parameters[c]
-            _put(data, sums, at, plan, (earlier, counts, ascending), stat, out[rows[p], w])
-
-
-@njit(allocates=False)
-def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: Any) -> None:  # noqa: C901, PLR0915
-    """One entity in any order of known_at: rows enter in `by_known` order and leave in event_time order.
-
-    Accumulator 0 holds the rows known before t. Accumulator w + 1 holds those of them before left[w], the first position within
-    window w (dropped[w] counts them), so that the difference is the window. A row goes there when left[w] passes it, or, when
-    it becomes known only later, as it enters: in either case once.
-    Fenwick trees are indexed from the end, so that a prefix is the rows at positions >= left[w], and need no removal. They keep
-    maxima: of values, negated values (min) and negated positions (first).
-    """
-    event, known, value = data
-    times, rows = probes
-    windows, columns, form, needs, parameters = plan
-    fixed, wide, _, _ = sums
-    stat, left, earlier, dropped, trees, known_rows, marks, keys, places, ranked = scratch
-    ranks, ascending, counts = ranked
-    right, stop = np.int64(0), len(event)
-    latest, added = np.int64(-1), np.int64(0)
-    left[:], dropped[:], trees[:], known_rows[:], marks[:], places[:], counts[:] = 0, 0, -np.inf, 0.0, 0.0, -1, 0.0
-    for p in range(len(times)):
-        t = times[p]
-        while right < len(by_known) and known[by_known[right]] < t:
-            r = by_known[right]
-            v = value[r]
-            bits = np.float64(v).view(np.int64)
-            right += 1
-            added += 1
-            latest = max(latest, r)  # in every window that is not empty, since no known row is later
-            add(fixed, wide, 0, bits, form)
-            if needs[_AT_MIN]:
-                _raise_max(trees, _AT_MIN, stop - r, -v)
-            if needs[_AT_MAX]:
-                _raise_max(trees, _AT_MAX, stop - r, v)
-            if needs[_AT_FIRST]:
-                _raise_max(trees, _AT_FIRST, stop - r, -np.float64(r))
-            if needs[_AT_DISTINCT]:
-                _mark_last(v, r, stop, keys, places, marks)
-            if needs[_AT_EARLIER]:
-                _count_at(known_rows, stop - r, np.float64(1.0))
-            for w in range(len(windows)):
-                if r < left[w]:
-                    dropped[w] += 1
-                    add(fixed, wide, w + 1, bits, form)
-                elif needs[_AT_QUANTILE]:
-                    _count_at(counts[w], ranks[r], np.float64(1.0))
-        if needs[_AT_EARLIER]:
-            for c in range(len(columns)):
-                earlier[c] = stop - _nth(known_rows, parameters[c]) if columns[c] == _RECENCY else -1
-        for w in range(len(windows)):
-            limit = _minus(t, windows[w])
-            d = left[w]
-            while d < stop and event[d] < limit:
-                if known[d] < t:
-                    dropped[w] += 1
-                    add(fixed, wide, w + 1, np.float64(value[d]).view(np.int64), form)
-                    if needs[_AT_QUANTILE]:
-                        _count_at(counts[w], ranks[d], np.float64(-1.0))
-                d += 1
-            left[w] = d
-            if added == dropped[w]:
-                _put_none(columns, out[rows[p], w])
-                continue
-            at = (w, added - dropped[w], d, latest, t)
-            _common(data, sums, at, plan, stat)
-            if needs[_AT_MIN]:
-                stat[_MIN] = -_prefix_max(trees, _AT_MIN, stop - d)
-            if needs[_AT_MAX]:
-                stat[_MAX] = _prefix_max(trees, _AT_MAX, stop - d)
-            if needs[_AT_FIRST]:
-                stat[_FIRST] = value[np.int64(-_prefix_max(trees, _AT_FIRST, stop - d))]
-            if needs[_AT_DISTINCT]:
-                stat[_DISTINCT] = np.float64(_prefix_count(marks, stop - d))
-            _put(data, sums, at, plan, (earlier, counts, ascending), stat, out[rows[p], w])
-
-
-@njit(allocates=False)
-def _blank(rows: Any, columns: Any, out: Any) -> None:
-    """Write the results of probes without a source row."""
-    for row in rows:
-        for w in range(out.shape[1]):
-            _put_none(columns, out[row, w])
-
-
-@njit(allocates=False)
-def _first_of(times: Any, low: Any, high: Any, limit: Any) -> Any:
-    """First position in the ascending times[low:high) with a time >= limit."""
-    while low < high:
-        middle = (low + high) >> 1
-        if times[middle] < limit:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit(allocates=False)
-def _power_of_two(least: Any) -> Any:
-    size = 16
-    while size < least:
-        size *= 2
-    return size
-
-
-@njit
-def _sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
-    """Compute the probes at sorted positions span[0]:span[1]; see `_Source`, `_Probes` and `_Plan` for the tuples."""
-    starts, event, known, value, by_known = source
-    probe_starts, probe_time, probe_order = probes
-    windows, columns, form, needs, _ = plan
-    count = len(windows)
-    widest = windows.max()
-    sums = (
-        np.empty((count + 1, FIXED), np.uint64),
-        np.empty((count + 1 if form[2] == WIDE_FORM else 0, WIDE), np.int64),
-        np.empty(WORDS, np.uint64),
-        (np.empty((4, FIXED), np.uint64), np.empty((2, WIDE), np.int64), np.empty(WORDS, np.uint64)),
-    )
-    stat, left, earlier, counts, heads = (
-        np.empty(_EWM_SUM + 3),
-        np.empty(count, np.int64),
-        np.empty(len(columns), np.int64),
-        np.empty(count, np.int64),
-        np.empty((2, count), np.int64),
-    )
-    p = span[0]
-    g = _first_of(probe_starts, 0, len(probe_starts), p + 1) - 1
-    while p < span[1]:
-        while probe_starts[g + 1] <= p:
-            g += 1
-        last = min(probe_starts[g + 1], span[1])
-        rows, times = probe_order[p:last], probe_time[p:last]
-        p = last
-        skipped = _first_of(times, 0, len(times), _NAT + 1) if g + 1 < len(starts) else len(times)
-        _blank(rows[:skipped], columns, out)
-        if skipped == len(times):
-            continue
-        rows, times = rows[skipped:], times[skipped:]
-        end = starts[g + 1]
-        begin = _first_of(event, starts[g], end, _minus(times[0], widest))
-        data = (event[begin:end], known[begin:end], value[begin:end])
-        n = end - begin
-        sums[0][:] = np.uint64(0)
-        sums[1][:] = 0
-        marks = np.empty(n + 1 if needs[_AT_DISTINCT] else 0)
-        keys = np.empty(_power_of_two(2 * n) if needs[_AT_DISTINCT] else 0, np.int64)
-        places = np.empty(len(keys), np.int64)
-        ranks, ascending = _ranks(data[2] if needs[_AT_QUANTILE] else value[:0])
-        ranked = (ranks, ascending, np.empty((count, n + 1 if needs[_AT_QUANTILE] else 0)))
-        if len(by_known) == 0:
-            stack = n if needs[_AT_MIN] or needs[_AT_MAX] else 0
-            stack_at, stack_value = np.empty((2, stack), np.int64), np.empty((2, stack))
-            scratch = (stat, left, earlier, heads, stack_at, stack_value, marks, keys, places, ranked)
-            _ordered(data, (times, rows), plan, sums, scratch, out)
-        else:
-            entering = by_known[starts[g] : starts[g + 1]] - begin
-            trees = np.empty((3, n + 1 if needs[_AT_MIN] or needs[_AT_MAX] or needs[_AT_FIRST] else 0))
-            known_rows = np.empty(n + 1 if needs[_AT_EARLIER] else 0)
-            more = (stat, left, earlier, counts, trees, known_rows, marks, keys, places, ranked)
-            _general(data, entering[entering >= 0], (times, rows), plan, sums, more, out)
-
-
-# --------------------------------------------------------------------------- preparation
-class _Source(NamedTuple):
-    """Source rows sorted by (group, event_time, known_at, row)."""
-
-    starts: NDArray[np.int64]  # where each group starts; one more for the end
-    event: NDArray[np.int64]
-    known: NDArray[np.int64]
-    value: NDArray[np.float64]  # -0.0 is 0.0; zeros without values
-    by_known: NDArray[np.int64]  # positions sorted by (group, known_at); empty when that is the order of the rows
-
-
-class _Probes(NamedTuple):
-    """Probes sorted by (group, time). The source's groups come first; the last group holds probes of unknown entities."""
-
-    starts: NDArray[np.int64]
-    time: NDArray[np.int64]
-    order: NDArray[np.int64]  # their rows in the output
-
-
-class _Plan(NamedTuple):
-    """What to compute."""
-
-    windows: NDArray[np.int64]
-    columns: NDArray[np.int64]  # aggregate codes
-    form: tuple[bool, bool, int]  # any of sum, mean, std; std; how sums are held (`kernels.exact`)
-    needs: tuple[bool, ...]  # min, max, first, last or recency, distinct, rows before the last, quantile
-    parameters: NDArray[np.int64]  # of each aggregate: half-life in microseconds, row from the last, per cent; 0 = none
-
-
-@njit(allocates=False)
-def _count_usable(entity: Any, event: Any, known: Any, value: Any) -> Any:
+def _count_dated(entity: Any, event: Any) -> Any:
     count = np.int64(0)
     for i in range(len(entity)):
-        usable = (entity[i] >= 0) & (event[i] != _NAT) & (known[i] != _NAT)
-        if len(value):
-            usable = usable & (value[i] == value[i])
-        count += np.int64(usable)
+        count += np.int64((entity[i] >= 0) & (event[i] != _NAT))
     return count
+
+
+@njit(allocates=False)
+def _fill(values: Any, counts: Any, order: Any, value: Any, keep: Any) -> Any:
+    """value = values in sorted order (zeros if there are none), keep = whether each counts; returns whether all do.
+
+    counts: bool by row, or empty where only NaN does not count.
+    """
+    whole = True
+    for k in range(len(order)):
+        row = order[k]
+        found = values[row] + 0.0 if len(values) else 0.0  # -0.0 becomes 0.0
+        value[k] = found
+        keep[k] = (found == found) & (len(counts) == 0 or counts[row])
+        whole = whole & keep[k]
+    return whole
+
+
+@njit
+def _kept(keep: Any, starts: Any, event: Any, known: Any, other: Any, by_known: Any) -> Any:
+    """The sorted rows to keep: (starts, event, known, other, by_known)."""
+    at = np.empty(len(keep) + 1, np.int64)
+    count = np.int64(0)
+    for k in range(len(keep)):
+        at[k] = count
+        count += np.int64(keep[k])
+    at[len(keep)] = count
+    events, knowns, others = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, other.dtype)
+    for k in range(len(keep)):
+        if keep[k]:
+            events[at[k]], knowns[at[k]], others[at[k]] = event[k], known[k], other[k]
+    entering = np.empty(count if len(by_known) else np.int64(0), np.int64)
+    count = np.int64(0)
+    for k in by_known:
+        if keep[k]:
+            entering[count] = at[k]
+            count += 1
+    return at[starts], events, knowns, others, entering
 
 
 @njit(allocates=False)
@@ -545,7 +90,7 @@ def _falls(known: Any, starts: Any, first: Any, last: Any) -> Any:
 
 
 @njit
-def _order_ties(starts: Any, first: Any, last: Any, event: Any, known: Any, order: Any, value: Any) -> None:
+def _order_ties(starts: Any, first: Any, last: Any, event: Any, known: Any, order: Any) -> None:
     """Sort rows of equal event_time by (known_at, row) in place; on entry they are in row order."""
     for g in range(first, last):
         low = starts[g]
@@ -557,10 +102,10 @@ def _order_ties(starts: Any, first: Any, last: Any, event: Any, known: Any, orde
             for k in range(low + 1, high):
                 falls = falls or known[k] < known[k - 1]
             if falls:
-                tied = known[low:high].copy(), order[low:high].copy(), value[low:high].copy()
+                tied = known[low:high].copy(), order[low:high].copy()
                 at = radix_rows(tied[0], np.arange(high - low))
                 for k in range(high - low):
-                    known[low + k], order[low + k], value[low + k] = tied[0][at[k]], tied[1][at[k]], tied[2][at[k]]
+                    known[low + k], order[low + k] = tied[0][at[k]], tied[1][at[k]]
             low = high
 
 
@@ -612,42 +157,114 @@ def _sorted_groups(
     return grouped_columns(codes, *groups, threads, order, columns)
 
 
-def _prepare(
-    probe: tuple[NDArray[np.int64], NDArray[np.int64]],
-    source: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    values: NDArray[np.float64],
-    threads: int,
-) -> tuple[_Source, _Probes]:
-    entity, event, known = source
-    same, mirrored = known is event, probe[0] is entity and probe[1] is event
-    counts = run_ranges(
-        lambda a, b: _count_usable(entity[a:b], event[a:b], known[a:b], values[a:b]),
-        split(len(entity), threads),
-        threads,
-    )
-    if sum(counts) < len(entity):
-        rows = (entity >= 0) & (event != _NAT) & (known != _NAT)
-        if len(values):
-            rows &= ~np.isnan(values)
-            values = values[rows]
-        entity, event, known = entity[rows], event[rows], known[rows]
-        mirrored = False
-        known = event if same else known
-    codes, probe_codes, low, span = _codes(entity, probe[0], threads)
-    values = values + 0.0 if len(values) else np.zeros(len(entity))
-    columns: list[NDArray[Any]] = [event, values] if same else [event, values, known]
-    order, starts, (event, values, *late) = _sorted_groups(codes, [event], (low, span), threads, columns)
-    by_known = np.empty(0, np.int64)
-    if late:
-        _over_groups(lambda a, b: _order_ties(starts, a, b, event, late[0], order, values), starts, threads)
-        if any(_over_groups(lambda a, b: _falls(late[0], starts, a, b), starts, threads)):
+# --------------------------------------------------------------------------- rows in order
+class Sorted:
+    """Probes and source rows by entity and time, for any number of aggregates: sorting takes as long as a sweep.
+
+    Shape, types, units and errors as of `trailing`.
+    """
+
+    def __init__(
+        self,
+        probe_entity: ArrayLike,
+        probe_time: ArrayLike,
+        source_entity: ArrayLike,
+        event_time: ArrayLike,
+        threads: int = 1,
+    ) -> None:
+        groups = check.integers("probe_entity", probe_entity)
+        times = check.integers("probe_time", probe_time, len(groups))
+        entity = groups if source_entity is probe_entity else check.integers("source_entity", source_entity)
+        event = check.integers("event_time", event_time, len(entity))
+        check_threads(threads)
+        # Starting threads costs more than a pass over few rows.
+        few = 1 if len(groups) + len(entity) < _PARALLEL_ROWS else threads
+        self._given, self._rows, self._threads = event_time, len(entity), few
+        dated = None
+        if sum(run_ranges(lambda a, b: _count_dated(entity[a:b], event[a:b]), split(len(entity), few), few)) < len(
+            entity
+        ):
+            dated = np.flatnonzero((entity >= 0) & (event != _NAT))
+            entity, event = entity[dated], event[dated]
+        in_order = ascending(event, few)
+        codes, probe_codes, low, span = _codes(entity, groups, few)
+        order = None if in_order else radix_order(event)
+        self._order, self._starts, (self._event,) = grouped_columns(codes, low, span, few, order, [event])
+        if dated is None and entity is groups and in_order and ascending(times, few):  # both have one order
+            self._probes = Probes(self._starts, times[self._order], self._order)
+        else:
+            order = None if ascending(times, few) else radix_order(times)
+            order, starts, (times,) = grouped_columns(probe_codes, low, span + 1, few, order, [times])
+            self._probes = Probes(starts, times, order)
+        if dated is not None:
+            self._order = dated[self._order]
+
+    def known(self, known_at: ArrayLike) -> Known:
+        """The source rows with the times int64[m] at which they are known."""
+        starts, event, threads = self._starts, self._event, self._threads
+        if known_at is self._given:
+            return Known(
+                self._probes, self._rows, self._order, Source(starts, event, event, event[:0], event[:0]), threads
+            )
+        order = self._order.copy()
+        known = check.integers("known_at", known_at, self._rows)[order]
+        by_known = np.empty(0, np.int64)
+        if len(known) and bounds(known, threads)[0] == _NAT:
+            starts, event, known, order, _ = _kept(known != _NAT, starts, event, known, order, by_known)
+        _over_groups(lambda a, b: _order_ties(starts, a, b, event, known, order), starts, threads)
+        if any(_over_groups(lambda a, b: _falls(known, starts, a, b), starts, threads)):
             by_known = np.empty(len(order), np.int64)
-            _over_groups(lambda a, b: _order_by_known(starts, a, b, late[0], by_known), starts, threads)
-    ready = _Source(starts, event, late[0] if late else event, values, by_known)
-    if mirrored:
-        return ready, _Probes(starts, event, order)
-    probe_order, probe_starts, (times,) = _sorted_groups(probe_codes, [probe[1]], (low, span + 1), threads, [probe[1]])
-    return ready, _Probes(probe_starts, times, probe_order)
+            _over_groups(lambda a, b: _order_by_known(starts, a, b, known, by_known), starts, threads)
+        return Known(self._probes, self._rows, order, Source(starts, event, known, event[:0], by_known), threads)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Probes, and source rows that are known at some time, in order; `order`: their rows as they were given."""
+
+    probes: Probes
+    rows: int
+    order: NDArray[np.int64]
+    source: Source  # without values
+    few: int
+
+    def aggregates(
+        self,
+        values: ArrayLike | None,
+        windows: Sequence[int],
+        aggregates: Sequence[Aggregate],
+        counts: NDArray[np.bool_] | None = None,
+        threads: int = 1,
+    ) -> NDArray[np.float64]:
+        """Aggregates as of `trailing`, of the rows where `counts` bool[m] is true."""
+        numbers = None if values is None else check.floats("values", values, self.rows)
+        widths, names, parameters = _check_plan(windows, aggregates, numbers is not None)
+        plan = _plan(widths, names, parameters, numbers, self.few)
+        source = self._with_values(np.empty(0) if numbers is None else numbers, counts)
+        probes = self.probes
+        out = np.empty((len(probes.order), len(widths), len(names)))
+
+        def part(a: int, b: int) -> None:
+            sweep(tuple(source), tuple(probes), tuple(plan), (a, b), out)
+
+        run_ranges(part, split(len(out), 1 if threads == 1 else check_threads(threads) * _TASKS_PER_THREAD), threads)
+        return out
+
+    def _with_values(self, values: NDArray[np.float64], counts: NDArray[np.bool_] | None) -> Source:
+        order, few = self.order, self.few
+        value, keep = np.empty(len(order)), np.empty(len(order), np.bool_)
+        chosen = np.empty(0, np.bool_) if counts is None else counts
+        whole = run_ranges(
+            lambda a, b: bool(_fill(values, chosen, order[a:b], value[a:b], keep[a:b])), split(len(order), few), few
+        )
+        starts, event, known, _, by_known = self.source
+        return Source(
+            *(
+                (starts, event, known, value, by_known)
+                if all(whole)
+                else _kept(keep, starts, event, known, value, by_known)
+            )
+        )
 
 
 def _check_plan(
@@ -658,9 +275,9 @@ def _check_plan(
     names, parameters = [name for name, _ in pairs], [parameter for _, parameter in pairs]
     if len(widths) == 0 or widths.min() < 1:
         raise ValueError(f"windows must be one or more positive numbers of microseconds, found {list(windows)}")
-    unknown = [name for name in names if name not in _CODES]
+    unknown = [name for name in names if name not in CODES]
     if unknown or not names:
-        raise ValueError(f"aggregates must be among {', '.join(_CODES)}, found {unknown or names}")
+        raise ValueError(f"aggregates must be among {', '.join(CODES)}, found {unknown or names}")
     needing = [name for name in names if name not in _WITHOUT_VALUES]
     if not with_values and needing:
         raise ValueError(f"without values only {', '.join(_WITHOUT_VALUES)} are available, found {needing}")
@@ -711,30 +328,11 @@ def trailing(
     Hebrail, 2010) can, but reads a thousand registers per probe and window and is 3 % off; this reads log2(rows) marks.
     Raises ValueError for shapes that disagree, unknown aggregates, windows < 1 or threads < 1; TypeError for wrong types.
     """
-    groups = check.integers("probe_entity", probe_entity)
-    times = check.integers("probe_time", probe_time, len(groups))
-    entity = check.integers("source_entity", source_entity)
-    event = check.integers("event_time", event_time, len(entity))
-    if source_entity is probe_entity:
-        entity = groups
-    if event_time is probe_time:
-        event = times
-    known = event if known_at is event_time else check.integers("known_at", known_at, len(entity))
-    numbers = None if values is None else check.floats("values", values, len(entity))
-    widths, names, parameters = _check_plan(windows, aggregates, numbers is not None)
-    check_threads(threads)
-    out = np.empty((len(groups), len(widths), len(names)))
-    few = (
-        1 if len(groups) + len(entity) < _PARALLEL_ROWS else threads
-    )  # starting threads costs more than a pass over so few
-    plan = _plan(widths, names, parameters, numbers, few)
-    source, probes = _prepare((groups, times), (entity, event, known), np.empty(0) if numbers is None else numbers, few)
-
-    def part(a: int, b: int) -> None:
-        _sweep(tuple(source), tuple(probes), tuple(plan), (a, b), out)
-
-    run_ranges(part, split(len(groups), 1 if threads == 1 else threads * _TASKS_PER_THREAD), threads)
-    return out
+    return (
+        Sorted(probe_entity, probe_time, source_entity, event_time, threads)
+        .known(known_at)
+        .aggregates(values, windows, aggregates, threads=threads)
+    )
 
 
 def _plan(
@@ -743,12 +341,12 @@ def _plan(
     parameters: Sequence[int],
     numbers: NDArray[np.float64] | None,
     threads: int,
-) -> _Plan:
+) -> Plan:
     asked = set(names)
     sums = bool(asked & {"sum", "mean", "std"})
-    return _Plan(
+    return Plan(
         widths,
-        np.array([_CODES[name] for name in names], np.int64),
+        np.array([CODES[name] for name in names], np.int64),
         (sums, "std" in asked, _form(numbers, threads) if sums and numbers is not None else FIXED_FORM),
         (
             "min" in asked,

@@ -7,8 +7,9 @@ and side tables; it reads no store and no file.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from engine.config.sections.features import (
     ViewConfig,
     aggregate_of,
 )
+from engine.config.units import Moment
 from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
@@ -33,7 +35,7 @@ from engine.features.spec import calendar_columns, knowing, late_keys, past_inpu
 from kernels.asof import asof
 from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
-from kernels.windows import trailing
+from kernels.windows import Known, Sorted
 
 POOL_ROWS = 10_000  # for fewer rows, starting threads takes longer than computing the windows
 
@@ -139,37 +141,49 @@ def _window_features(
     events = instants.instants(past[past_time(view, data)])
     windows = [window.microseconds for window in view.windows]
     holds = _conditions(name, view, columns, past)
+    by_event = Sorted(probe_codes, decisions, past_codes, events, threads) if view.by == "event" else None
+
+    def rows_of(moments: tuple[Moment, ...]) -> tuple[np.ndarray, Known]:
+        known = _known_with(past, events, moments)
+        return known, (by_event or Sorted(probe_codes, decisions, past_codes, known, inner)).known(known)
 
     def of_entry(asked: AggregateConfig) -> list[pa.Array]:
         aggregates = [aggregate_of(name) for name in asked.aggregates]
         values = None if asked.of == ROWS else as_floats(past[asked.of])
-        known = _known_with(past, events, columns, knowing(view, asked, data))
-        codes = past_codes if asked.where is None else np.where(holds[asked.where], past_codes, -1)
-        source = codes, known if view.by == "known" else events, known
-        block = trailing(probe_codes, decisions, *source, values, windows, aggregates, threads=inner)
+        counts = None if asked.where is None else holds[asked.where]
+        known, rows = in_order[_moments(columns, knowing(view, asked, data))]
+        block = rows.aggregates(values, windows, aggregates, counts, inner)
         if own is not None:
+            codes = past_codes if counts is None else np.where(counts, past_codes, -1)
+            source = codes, known if by_event is None else events, known
             own_rows.leave_out(block, (probe_codes, decisions), source, own, values, windows, aggregates, inner)
         return _float_columns(block.reshape(len(block), len(windows) * len(asked.aggregates)), inner)
 
     # Columns run in parallel: one column's single-threaded work, mostly sorting, overlaps with another column's sweep.
     outer = min(threads, len(view.aggregates)) if probes.num_rows + past.num_rows > POOL_ROWS else 1
     inner = -(-threads // outer)
-    if outer == 1:
-        found = [of_entry(asked) for asked in view.asked.values()]
-    else:
-        with ThreadPoolExecutor(outer, thread_name_prefix="columns") as pool:
-            found = list(pool.map(of_entry, view.asked.values()))
+    # Columns that are known at the same moments share the order of their rows.
+    needed = list(dict.fromkeys(_moments(columns, knowing(view, asked, data)) for asked in view.asked.values()))
+    with ThreadPoolExecutor(outer, thread_name_prefix="columns") if outer > 1 else nullcontext() as pool:
+        each = map if pool is None else pool.map
+        in_order = dict(zip(needed, each(rows_of, needed), strict=True))
+        found = list(each(of_entry, view.asked.values()))
     called = (feature.name for feature in view_columns(name, view, data))
     features = dict(zip(called, itertools.chain.from_iterable(found), strict=False))
     secret = [column for column in past_inputs(view, data) if columns[column].sensitive]
     return features | _derived(name, view, features, secret)
 
 
-def _known_with(past: pa.Table, known: np.ndarray, columns: Mapping[str, Column], names: list[str]) -> np.ndarray:
-    """int64[n]: when each past row counts, from `known` on, once all the named values are known; NEVER where one never is."""
-    for name in names:
-        if columns[name].known_at is not None:  # an id without it is known with its row
-            known = instants.known_as_past(past, known, instants.known_times(past, columns[name]))
+def _moments(columns: Mapping[str, Column], names: Sequence[str]) -> tuple[Moment, ...]:
+    """When the named columns are known, of those that may be known later than their row."""
+    moments = (columns[name].known_at for name in names)  # an id without it is known with its row
+    return tuple(dict.fromkeys(moment for moment in moments if moment is not None and moment != "prior"))
+
+
+def _known_with(past: pa.Table, known: np.ndarray, moments: Sequence[Moment]) -> np.ndarray:
+    """int64[n]: when each past row counts, from `known` on, once all the moments have passed; NEVER where one never does."""
+    for moment in moments:
+        known = instants.known_as_past(past, known, instants.moment_times(past, moment))
     return known
 
 
@@ -249,7 +263,7 @@ def _asof_features(
             known = events
             if not spec.static:
                 known = instants.known_as_past(table, events, instants.known_times(table, spec.columns[column]))
-                known = _known_with(table, known, spec.columns, late_keys(view, data))
+                known = _known_with(table, known, _moments(spec.columns, late_keys(view, data)))
             rows = asof(
                 probe_codes, decisions, table_codes, events, known, max_age, inclusive=view.inclusive, threads=threads
             )

@@ -32,6 +32,7 @@ from engine.data.dataset import Dataset, TypeText
 from engine.errors import UserError
 from engine.features import compute, instants, partitions, user_functions
 from engine.features.functions import function_version
+from engine.features.kept_reads import KeptReads
 from engine.features.partitions import Dependence, Inputs, Part, view_length
 from engine.features.past import Rows, read_ranges, row_ranges
 from engine.features.spec import (
@@ -56,6 +57,7 @@ FAILED = "failed.parquet"
 FORMAT = 2  # raise when the values of a view change for the same recipe
 VERSIONS = 8  # of a view, newest first, in which parts to reuse are looked for
 ROW_GROUP = 131_072
+KEPT_SHARE = 32  # of the memory: columns of the events that are kept from view to view
 CELL_BYTES = 24  # of memory per value while a window is computed: input, output, and sorting
 Recipes = dict[str, str]  # column -> recipe
 Earlier = Callable[[str, str], Inputs | None]  # (name, digest) of a dataset that was used before -> its inputs
@@ -216,6 +218,7 @@ def ensure_views(config: Config, dataset: Dataset, run: Run, *, anew: bool = Fal
         if time is not None
     ]
     store = Path(config.paths.store)
+    dataset = KeptReads(dataset.directory, dataset.manifest, dataset.seal, config.resources.memory.bytes // KEPT_SHARE)
     inputs = partitions.prepare(store, dataset, columns, moments, timed)  # one pass for all views
     earlier = functools.cache(functools.partial(partitions.load, store))
     with tasks.Workers(config) as workers:

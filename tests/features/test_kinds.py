@@ -157,9 +157,9 @@ def test_what_is_known_at_the_decision_is_no_leak_of_the_row_itself_and_one_of_a
     at_once = [f"data.columns.{name}.known_at=at" for name in ("shop", "size")]
     words = (*KINDS, *at_once, "features.as_of=at", "features.views.shop.aggregates.size=[sum]")
     assert leaking(config_of(folder, *words)) == set()
-    plain = audit.compute.trailing
+    plain = audit.compute.Sorted
     monkeypatch.setattr(
-        audit.compute, "trailing", lambda probe, times, *rest, **named: plain(probe, times + 1, *rest, **named)
+        audit.compute, "Sorted", lambda probe, times, *rest, **named: plain(probe, times + 1, *rest, **named)
     )
     assert leaking(config_of(folder, *words)) >= {"shop_count_6h", "shop_size_sum_6h"}
 

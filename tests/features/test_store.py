@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +22,11 @@ from engine.config.compose import compose
 from engine.config.sections.features import ViewConfig
 from engine.config.tree import Config
 from engine.config.units import Size
+from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features import compute, partitions, store
+from engine.features.kept_reads import KeptReads
 from engine.features.table import FeatureTable, ensure_table
 from engine.runtime import seal
 from engine.runtime.run import Run
@@ -444,3 +447,33 @@ def test_a_snapshot_gives_the_same_training_set_after_a_backfill(folder: Path) -
     assert again.digest == before.digest and everything(again).equals(everything(before))
     with pytest.raises(UserError, match="found 0 for 'nosuch'"):
         built(config_of(folder, "split.snapshot=nosuch"))
+
+
+def test_views_decode_a_column_once_and_get_what_the_dataset_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(months_of_visits(300), folder / "visits-0.parquet")
+    plain = built(config_of(folder)).dataset
+    decoded: list[tuple[list[str], tuple[int, int]]] = []
+    read = Dataset.read
+    monkeypatch.setattr(
+        Dataset, "read", lambda self, names, rows: decoded.append((names, rows)) or read(self, names, rows)
+    )
+    kept = KeptReads(plain.directory, plain.manifest, plain.seal, 1_000_000)
+    asked = [(["at", "shop"], None), (["shop", "amount"], (0, 300)), (["amount", "at"], (7, 90)), (["at"], (0, 300))]
+    for names, rows in asked:
+        assert kept.read(names, rows).equals(read(plain, names, rows)) and kept.read([], rows).num_rows
+    whole = (0, 300)
+    assert [item for item in decoded if item[0]] == [
+        (["at", "shop"], whole),
+        (["amount"], whole),
+        (["amount", "at"], (7, 90)),
+    ]
+    with pytest.raises(UserError, match="'shp' is not a column"):
+        kept.read(["shp"])
+    assert type(pickle.loads(pickle.dumps(kept))) is Dataset
+    decoded.clear()
+    small = KeptReads(plain.directory, plain.manifest, plain.seal, 3000)
+    for _ in range(2):
+        small.read(["at"], (0, 200)), small.read(["at"], (100, 300))
+    assert len(decoded) == 2 + 2 and small.read(["at"], (0, 200)).equals(read(plain, ["at"], (0, 200)))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kernels import (
+    AGGREGATES,
     asof,
     conditional,
     dropout,
@@ -88,7 +89,7 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
         [],
     ),
     "trailing": (
-        lambda *arrays, threads: windows.trailing(*arrays, [5, 30], list(windows.AGGREGATES), threads=threads),
+        lambda *arrays, threads: windows.trailing(*arrays, [5, 30], list(AGGREGATES), threads=threads),
         [PROBE, TIME, ENTITY, EVENT, KNOWN, VALUES],
         [],
     ),

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import jit, windows
+from kernels import AGGREGATES, jit, windows
 from kernels.exact import FIXED_FORM, WHOLE_FORM, WIDE_FORM
-from kernels.windows import AGGREGATES, trailing
+from kernels.sweep import CODES
+from kernels.windows import trailing
 from tests import naive
 from tests.kernels.cases import DAY, HOUR, NAT, NUMBERS, ORDINARY, examples, layouts, over_all_exponents, same_bytes
 
@@ -54,6 +55,26 @@ def check_against_twin(table, widths=(3, 10, 2**62)):
         else:
             np.testing.assert_array_equal(found[..., c], expected[..., c], err_msg=name)
     return found
+
+
+@examples(60)
+@given(tables(), st.lists(st.booleans(), min_size=14, max_size=14), st.booleans())
+def test_rows_sorted_once_give_every_aggregate_its_bits(table, chosen, mirrored):
+    probe, time, entity, event, known, values = table
+    if mirrored:
+        probe = entity
+        time = np.where(event == NAT, NAT, event - 1)
+    counts = np.array(chosen[: len(entity)], np.bool_)
+    once = windows.Sorted(probe, time, entity, event)
+    for source in (event, known):
+        rows = once.known(source)
+        found = [rows.aggregates(values, [3, 10], NAMES), rows.aggregates(None, [5], ["count"], counts)]
+        found += [rows.aggregates(values, [3, 10], NAMES, counts), rows.aggregates(values, [3, 10], NAMES, threads=2)]
+        chosen_only = np.where(counts, entity, -1)
+        whole = trailing(probe, time, entity.copy(), event, source.copy(), values, [3, 10], NAMES)
+        some = trailing(probe, time, chosen_only, event, source, values, [3, 10], NAMES)
+        assert same_bytes([found[0], whole]) and same_bytes([found[3], whole]) and same_bytes([found[2], some])
+        assert same_bytes([found[1], trailing(probe, time, chosen_only, event, source, None, [5], ["count"])])
 
 
 def finite_sums(values):
@@ -332,7 +353,7 @@ def test_bad_arguments_are_named(change, error, words):
 
 
 def test_each_aggregate_has_its_own_code():
-    assert sorted(windows.AGGREGATES.values()) == list(range(len(AGGREGATES)))
+    assert sorted(CODES.values()) == list(range(len(AGGREGATES) + 1))
 
 
 @examples(30)

@@ -53,7 +53,7 @@ FAULTS = {
         "engine/data/column_checks.py", "least = bound(column.min, ", "least = bound(column.min + 1, ", "dataset"
     ),
     "a window kernel": Fault(
-        "kernels/windows.py", "limit = _minus(t, windows[w])", "limit = _minus(t, windows[w] - 3600000000)", "features"
+        "kernels/sweep.py", "limit = _minus(t, windows[w])", "limit = _minus(t, windows[w] - 3600000000)", "features"
     ),
     "a fitted encoding": Fault(
         "engine/features/encode.py", "/ len(finite) * largest", "/ (len(finite) + 1) * largest", "fitted"
