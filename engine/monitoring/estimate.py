@@ -120,6 +120,7 @@ def expected(metrics: Mapping[str, Metric], meaning: Meaning, rows: Rows) -> dic
         weight=weight.ravel()[used],
         threshold=rows.threshold,
         power=rows.power,
+        interval=rows.interval,
     )
     return {name: metric.point(unfolded) for name, metric in metrics.items()}
 
@@ -252,6 +253,7 @@ def _expected(meaning: Meaning, rows: Unlabelled, judge: Judge) -> dict[str, flo
         weight=rows.weight,
         threshold=judge.threshold,
         power=judge.loss.power,
+        interval=judge.loss.interval,
     )
     return expected(judge.metrics_of_task, meaning, asked)
 

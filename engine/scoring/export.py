@@ -25,6 +25,7 @@ from engine.errors import UserError
 from engine.features import instants
 from engine.runtime import storage
 from engine.training.decision import COLUMN
+from engine.training.intervals import LOWER, UPPER
 
 DECIDED = "decided_at"
 FOREIGN = (
@@ -120,7 +121,11 @@ def laid_out(table: pa.Table, config: Config) -> pa.Table:
     if as_of:
         decisions = instants.moment_times(table, as_of)
         found[DECIDED] = pa.array(decisions, pa.timestamp("us", tz="UTC"), mask=decisions == instants.NEVER)
-    scores = [name for name in table.column_names if name.startswith(("score", "shadow_score")) or name == COLUMN]
+    scores = [
+        name
+        for name in table.column_names
+        if name.startswith(("score", "shadow_score")) or name in (COLUMN, LOWER, UPPER)
+    ]
     known = {*found, *needed_columns(config), *config.score.columns}
     found |= {name: table[name] for name in config.score.columns if name not in found}
     found |= {name: table[name] for name in scores if name not in known}

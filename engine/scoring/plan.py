@@ -26,7 +26,6 @@ from engine.scoring.inputs import read_inputs
 from engine.scoring.predictor import Predictor, score_names
 from engine.scoring.units import Item, Unit
 from engine.scoring.worker import Job
-from engine.training.decision import COLUMN
 
 FORMAT = 1
 NONE_YET = Dataset(Path(), cast(DatasetRecord, {"digest": ""}), Seal({}))
@@ -168,12 +167,12 @@ def earlier_parts(config: Config, run: Run, predictor: Predictor) -> tuple[Path 
     return None, {}
 
 
-def check_columns(config: Config, several: tuple[str, ...] = (), decides: bool = False) -> None:
+def check_columns(config: Config, several: tuple[str, ...] = (), added: tuple[str, ...] = ()) -> None:
     """Passed-through columns must be free names in the output, as the event time must; the partition column is passed
     through too. Raises UserError.
     """
     event_time, scores = config.data.event_time, score_names(several)
-    own = ["row_id", *scores, *([COLUMN] if decides else []), "model"]
+    own = ["row_id", *scores, *added, "model"]
     own += [f"shadow_{name}" for name in (*scores, "model") if config.score.shadow]
     for name in passed_columns(config):
         if name in ("score", *own) or name.startswith(("score_", "shadow_")) or name == event_time:

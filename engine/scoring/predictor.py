@@ -23,6 +23,7 @@ from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.classes import ScoreMeaning, score_meaning
 from engine.training.decision import COLUMN, decide
 from engine.training.finished import FinishedNetwork, Model
+from engine.training.intervals import LOWER, UPPER, bounds_of
 from engine.training.losses import to_scores
 from engine.training.threads import Team
 
@@ -93,6 +94,12 @@ class Predictor:
         return "decision" in self.bundle.model
 
     @property
+    def added(self) -> tuple[str, ...]:
+        """Columns of an output beside the scores."""
+        bounds = () if self.bundle.loss.interval is None else (LOWER, UPPER)
+        return (*([COLUMN] if self.decides else []), *bounds)
+
+    @property
     def tile_rows(self) -> int:
         """Rows of the fixed shape that the model is called with."""
         return int(self.bundle.model["tile_rows"])
@@ -106,13 +113,16 @@ class Predictor:
         return self.encoded_scores(numeric, codes)
 
     def output(self, scores: np.ndarray) -> dict[str, pa.Array]:
-        """Columns of an output from scores [n] or [n, classes]: the scores, and the `decision`, text of a class, if the model
-        decides.
+        """Columns of an output from scores [n] or [n, classes]: the scores, the `decision`, text of a class, if the model
+        decides, and `lower` and `upper` if it has intervals.
         """
         columns = score_columns(scores, self.columns)
         if self.decides:
             codes = decide(self.bundle.model["decision"], scores).astype(np.int32)
             columns[COLUMN] = pa.DictionaryArray.from_arrays(codes, pa.array(self.bundle.model["classes"]))
+        if (interval := self.bundle.loss.interval) is not None:
+            for name, values in zip((LOWER, UPPER), bounds_of(interval, scores), strict=True):
+                columns[name] = pa.array(values.astype(scores.dtype))
         return columns
 
     def scored(self, raw: pa.Table, lap: Callable[[str], None] = lambda _: None) -> Scored:

@@ -55,7 +55,7 @@ def score(config: Config, run: Run) -> dict[str, float]:
     if predictor.scorer is not None and predictor.scorer.on_cpu:
         run.log(f"score: rows are encoded and counted on the CPU ({predictor.scorer.on_cpu})")
     predictor = with_shadow(config, run, predictor)
-    check_columns(config, predictor.columns, predictor.decides)
+    check_columns(config, predictor.columns, predictor.added)
     gate_rows = check_predictor(predictor)
     plan = prepare(config, run, predictor)
     export.check_apart(config.score.output, (file["file"] for file in plan.dataset.manifest["accounting"]["files"]))

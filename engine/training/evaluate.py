@@ -98,6 +98,7 @@ def counted(
         None if weight is None else weight[used].astype(np.float64),
         threshold,
         loss.power,
+        loss.interval,
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.training.metrics import DECIDED, METRICS, OF_LOSSES, Metric, centre
+from engine.training.intervals import IntervalRecord
+from engine.training.metrics import DECIDED, METRICS, OF_LOSSES, WITH_INTERVAL, Metric, centre
 
 Array = NDArray[Any]
 Task = Literal["binary", "multiclass", "regression", "quantiles"]
@@ -46,7 +47,7 @@ class Loss:
     in standard deviations around its mean, or in multiples of its mean. `constant`: the level of the quantile that is
     the best constant; None: the mean. `ordered`: classes have an order. `raw`: outputs of a row of a
     regression. `own`: metrics of the user's. `levels` of quantiles, `power` of a Tweedie
-    distribution.
+    distribution, `interval` of a finished model.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Loss:
     own: tuple[Metric, ...] = ()
     levels: tuple[float, ...] = (0.5,)
     power: float = 1.5
+    interval: IntervalRecord | None = None
 
     @property
     def number(self) -> bool:
@@ -79,8 +81,9 @@ class Loss:
         }
 
     def metrics_at(self, threshold: float | None) -> Mapping[str, Metric]:
-        """`metrics`, with those of decisions where there is a threshold."""
-        return self.metrics if threshold is None else {**self.metrics, **DECIDED}
+        """`metrics`, with those of decisions where there is a threshold, and of intervals where the model has them."""
+        more = {**({} if threshold is None else DECIDED), **({} if self.interval is None else WITH_INTERVAL)}
+        return {**self.metrics, **more} if more else self.metrics
 
     def outputs(self, classes: int) -> int:
         """Raw outputs of a row, for a number of classes."""

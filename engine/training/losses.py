@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
@@ -15,6 +15,7 @@ from engine.config import plugins
 from engine.config.sections.training import LOSS_GROUP, METRIC_GROUP, TrainConfig
 from engine.errors import UserError
 from engine.runtime.records import Within
+from engine.training.intervals import IntervalRecord
 from engine.training.loss import Loss, LossSettings
 from engine.training.loss_table import TABLE
 from engine.training.target import PLAIN, TargetScale, Values
@@ -32,6 +33,8 @@ class LossRecord(TypedDict):
     quantile: NotRequired[Level]
     quantiles: NotRequired[list[Level]]
     tweedie_power: NotRequired[Annotated[float, Within(1, 2)]]
+    temperature: NotRequired[Annotated[float, Within(0.01, 100)]]  # that raw outputs are divided by
+    interval: NotRequired[IntervalRecord]
     metric: NotRequired[str | None]
     loss_version: NotRequired[str]
 
@@ -51,7 +54,14 @@ def recorded_loss(record: Mapping[str, Any]) -> Loss:
         quantiles=tuple(record.get("quantiles", defaults.quantiles)),
         tweedie_power=float(record.get("tweedie_power", defaults.tweedie_power)),
     )
-    return _named(record["loss"], settings, record.get("metric"))
+    loss = _named(record["loss"], settings, record.get("metric"))
+    if "temperature" in record and loss.link is not None:
+        loss = dataclasses.replace(loss, link=functools.partial(_cooled, loss.link, float(record["temperature"])))
+    return dataclasses.replace(loss, interval=record["interval"]) if "interval" in record else loss
+
+
+def _cooled(link: Callable[[NDArray], NDArray], temperature: float, outputs: NDArray) -> NDArray:
+    return link(outputs / temperature)
 
 
 def loss_record(config: TrainConfig) -> LossRecord:

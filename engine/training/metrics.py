@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
+from engine.training.intervals import IntervalRecord, bounds_of
 from engine.training.resampling import BlockSums, add_up
 from kernels import metrics as kernels
 
@@ -30,7 +31,7 @@ RANKS = (
 class Rows:
     """Rows of one metric value: target float64[n] (0 or 1, class index, or value; finite), scores float64[n] or
     [n, classes] or [n, levels], weight float64[n] (None: 1 each; not all 0), threshold: the score from which a row is taken as
-    positive. `levels` of quantiles, rising, and the `power` of a Tweedie distribution: those of the loss.
+    positive. `levels` of quantiles, rising, the `power` of a Tweedie distribution and the `interval`: those of the loss.
     """
 
     target: Array
@@ -40,6 +41,14 @@ class Rows:
     weight: Array | None = None
     threshold: float | None = None
     power: float = 1.5
+    interval: IntervalRecord | None = None
+
+    @cached_property
+    def inside(self) -> Array:
+        """float64[n]: 1 for a target within the interval of its score."""
+        assert self.interval is not None
+        lower, upper = bounds_of(self.interval, self.scores)
+        return ((lower <= self.target) & (self.target <= upper)).astype(np.float64)
 
     @cached_property
     def error(self) -> Array:
@@ -459,6 +468,21 @@ OF_LOSSES = {
             False,
             *mean_of(lambda rows: np.abs(rows.scores.argmax(axis=1) - rows.target)),
         ),
+    )
+}
+# Of a model with intervals: how far the share of targets within them is from the promised one.
+WITH_INTERVAL = {
+    "interval_error": Metric(
+        "interval_error",
+        "Interval coverage error",
+        "regression",
+        False,
+        lambda rows: abs(rows.mean(rows.inside) - rows.interval["level"]),  # type: ignore[index]
+        lambda rows, place, blocks: BlockSums(
+            add_up(place, blocks, (rows.inside * _weights(rows), _weights(rows))),
+            lambda sums: np.abs(sums[:, 0] / sums[:, 1] - rows.interval["level"]),  # type: ignore[index]
+        ),
+        most=1.0,
     )
 }
 # Of a binary model with a threshold: two models may have different ones, so no metric of these chooses a model.

@@ -41,6 +41,7 @@ from engine.training.bundle import (
     write_bundle,
 )
 from engine.training.bundle_spec import with_spec_of
+from engine.training.calibration import fit_temperature
 from engine.training.classes import (
     KEPT,
     check_target,
@@ -59,6 +60,7 @@ from engine.training.drift_reference import write_reference
 from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
 from engine.training.finished import FinishedNetwork, Model
+from engine.training.intervals import fit_interval
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.loss import Loss
 from engine.training.losses import loss_of, loss_record, recorded_loss, to_scores
@@ -119,6 +121,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         **loss_record(config.train),
         "tile_rows": TILE_ROWS,
     }
+    calibrate(config, run, dataset, model, facts, examples)
     metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
     metrics |= against_baselines(config, run, examples, facts, metrics, details)
     timer.lap("evaluate")
@@ -167,7 +170,12 @@ def check_trainable(config: Config) -> None:
         raise UserError("data.columns must have one with role target to train on, found none")
     if not config.split.train:
         raise UserError("split.train must say which period is trained on, as in [2013-01-01, 2013-04-01]")
-    watched_metric(loss_of(config.train), config.train.metric)
+    loss = loss_of(config.train)
+    watched_metric(loss, config.train.metric)
+    if config.evaluate.interval is not None and not loss.number:
+        raise UserError(
+            f"evaluate.interval is for a target that is a number, found train.loss={loss.name}: leave it out"
+        )
     check_target(config)
     if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
         raise UserError("features must name at least one feature: direct, calendar or views")
@@ -339,10 +347,7 @@ def evaluate_splits(
             facts["decision"] = decision
     threshold = facts.get("decision", {}).get("threshold")
     for name, part in parts.items():
-        span = (int(part.rows[0]), int(part.rows[-1]) + 1)
-        names = dict.fromkeys([config.data.event_time, *config.evaluate.slices, *block_columns(config.evaluate)])
-        columns = dataset.read(list(names), rows=span).take(pa.array(part.rows - span[0]))
-        days = local_days(columns[config.data.event_time], config.data.time_zone)
+        days, blocks, columns = _days_and_blocks(config, dataset, part)
         slices = {
             column: (numbered_labels if config.data.columns[column].sensitive else group_labels)(columns[column])
             for column in config.evaluate.slices
@@ -351,7 +356,7 @@ def evaluate_splits(
             part.target,
             scores[name],
             days,
-            blocks_of(config.evaluate, days, part.rows, columns),
+            blocks,
             part.weight if config.evaluate.weighted else None,
         )
         found, details[name] = evaluate_scores(
@@ -368,6 +373,43 @@ def evaluate_splits(
         found |= count_unknown(config, run, dataset, name, part, details[name])
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
     return metrics, details
+
+
+def calibrate(
+    config: Config, run: Run, dataset: Dataset, model: Model, facts: ModelRecord, examples: dict[str, Examples]
+) -> None:
+    """Fit on the validation rows what the config asks for, into `facts`: the temperature of classes, intervals of a number."""
+    settings, valid, loss = config.evaluate, examples.get("valid"), recorded_loss(facts)
+    cool = settings.calibration == "temperature" and not loss.number
+    if not cool and settings.interval is None:
+        return
+    if valid is None or not len(valid.rows):
+        run.warn("no validation rows: scores are not calibrated, and have no intervals")
+        return
+    weight = valid.weight if settings.weighted else None
+    logits = model.logits(valid.numeric, valid.codes, threads_of(config))
+    if cool and (temperature := fit_temperature(loss, logits, valid.target, weight)) is not None:
+        facts["temperature"] = temperature
+        run.log(f"temperature {temperature:.4g}, fitted on {len(valid.rows):,} validation rows")
+    if settings.interval is not None:
+        _, blocks, _ = _days_and_blocks(config, dataset, valid)
+        interval = fit_interval(settings.interval, valid.target, to_scores(loss, logits, model.target), blocks, weight)
+        if interval is not None:
+            facts["interval"] = interval
+        else:
+            run.warn(
+                f"no intervals: {len(np.unique(blocks))} blocks of validation rows (evaluate.block) are too few to promise that "
+                f"{settings.interval:.0%} of later rows are within them"
+            )
+
+
+def _days_and_blocks(config: Config, dataset: Dataset, part: Examples) -> tuple[np.ndarray, np.ndarray, pa.Table]:
+    """Local days [n] and blocks [n] of a split's rows, and its columns for slices."""
+    span = (int(part.rows[0]), int(part.rows[-1]) + 1)
+    names = dict.fromkeys([config.data.event_time, *config.evaluate.slices, *block_columns(config.evaluate)])
+    columns = dataset.read(list(names), rows=span).take(pa.array(part.rows - span[0]))
+    days = local_days(columns[config.data.event_time], config.data.time_zone)
+    return days, blocks_of(config.evaluate, days, part.rows, columns), columns
 
 
 def against_baselines(

@@ -244,6 +244,18 @@ class EvaluateConfig:
         "score from which a row is positive: a number from 0 to 1, f1 or cost (the best on validation rows), or none",
         parse=_check_threshold,
     )
+    calibration: str = later_key(
+        "none",
+        "temperature = outputs of a model of classes are divided by the number that gives the least log loss on validation rows",
+        choices=("none", "temperature"),
+    )
+    interval: float | None = later_key(
+        None,
+        "share of future rows that the columns `lower` and `upper` of a predicted number are to hold (0.9), by the errors on "
+        "validation rows; null = no such columns",
+        gt=0,
+        lt=1,
+    )
     false_positive: float = key(1.0, "cost of a negative row taken as positive, for threshold=cost", ge=0)
     false_negative: float = key(1.0, "cost of a positive row taken as negative, for threshold=cost", ge=0)
 

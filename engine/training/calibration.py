@@ -1,0 +1,46 @@
+"""Calibration of probabilities: one temperature that the raw outputs are divided by, fitted on validation rows.
+
+Guo, Pleiss, Sun, Weinberger: On calibration of modern neural networks, ICML 2017.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from engine.training.loss import Loss
+
+Array = NDArray[Any]
+WIDEST = 20.0  # the temperature is between a 20th and 20
+TINY = float(np.finfo(float).eps)
+
+
+def fit_temperature(loss: Loss, logits: Array, target: Array, weight: Array | None) -> float | None:
+    """The temperature with the least log loss: logits float32[n, outputs], target [n] (class index), weight [n] (None: 1 each).
+
+    Six digits, so that it is the same on hardware whose sums differ in their last bits. None without rows of two classes.
+    """
+    used = np.isfinite(target)
+    if weight is not None:
+        used &= weight > 0
+    wide, classes = logits[used].astype(np.float64), target[used].astype(np.int64)
+    times = None if weight is None else weight[used].astype(np.float64)
+    if loss.number or loss.link is None or len(np.unique(classes)) < 2:
+        return None
+    link = loss.link
+
+    def log_loss(power: float) -> float:
+        scores = link(wide / np.exp(power))
+        taken = (
+            np.where(classes == 1, scores, 1.0 - scores)
+            if scores.ndim == 1
+            else scores[np.arange(len(classes)), classes]
+        )
+        return float(np.average(-np.log(np.maximum(taken, TINY)), weights=times))
+
+    limit = float(np.log(WIDEST))
+    found = minimize_scalar(log_loss, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-9})
+    return float(f"{np.exp(found.x):.6g}")
