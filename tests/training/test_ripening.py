@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from engine.config import units
 from engine.features.instants import NEVER
@@ -136,3 +138,44 @@ def test_a_small_group_takes_the_curve_of_all_rows_and_labels_that_are_there_at_
     assert np.array_equal(ripe_weights(event, known, rare, 100 * D)[rare == 1], alone[rare == 1])
     assert (ripe_weights(event, event, group, 100 * D) == 1).all()
     assert (ripe_weights(event, np.full(3000, NEVER), group, 100 * D) == 1).all()
+
+
+# ------------------------------------------------------------------------------------------------------- the simulation
+
+
+def gap(rule: str, decides: str, seed: int, slowness: float) -> float:
+    """Calibration error, on labels of later rows, of a logistic regression trained at day 90 with the rows that the rule keeps,
+    beyond that of the one that has every label. Positives are slow, or rows whose x is large, which are positive more often.
+    """
+    rng = np.random.default_rng(seed)
+    event = np.sort(rng.integers(0, 120 * D, 24_000))
+    x = rng.standard_normal(len(event))
+    positive = (rng.random(len(event)) < 1 / (1 + np.exp(1.5 - x))).astype(np.int64)
+    slow = positive == 1 if decides == "class" else x > 0
+    known = event + (rng.gamma(2.0, np.where(slow, slowness, 1.0)) * D).astype(np.int64)
+    now, later = 90 * D, event >= 90 * D
+    cut = now - label_horizon(event, known, now) if rule == "wait" else now
+    rows = (event < now) if rule == "all" else (event < cut) & (known <= now)
+    weight = ripe_weights(event, known, positive, now) if rule == "weight" else np.ones(len(event))
+
+    with threadpool_limits(1):
+        model = LogisticRegression(C=1e6).fit(x[rows, None], positive[rows], weight[rows])
+        score = model.predict_proba(x[later, None])[:, 1]
+    bins = np.argsort(np.argsort(score)) * 10 // len(score)
+    sums = [np.bincount(bins, values) for values in (score, positive[later])]
+    error = float(np.abs(sums[0] - sums[1]).sum() / len(score))
+    return error if rule == "all" else error - gap("all", decides, seed, slowness)
+
+
+def test_waiting_and_weights_bring_back_the_rate_of_slow_positives() -> None:
+    gaps = {rule: np.mean([gap(rule, "class", seed, 10.0) for seed in range(4)]) for rule in ("none", "weight", "wait")}
+    assert gaps["none"] > 0.015  # what both undo
+    assert max(abs(gaps["weight"]), abs(gaps["wait"])) < 0.005
+
+
+def test_where_a_feature_decides_the_delay_weights_do_harm_and_waiting_does_none() -> None:
+    gaps = {
+        rule: np.mean([gap(rule, "feature", seed, 20.0) for seed in range(4)]) for rule in ("none", "weight", "wait")
+    }
+    assert max(abs(gaps["none"]), abs(gaps["wait"])) < 0.005
+    assert gaps["weight"] > 0.015
