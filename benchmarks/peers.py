@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import venv
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,16 @@ HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parent / ".venvs"
 REQUIREMENTS = {"evidently": ["evidently>=0.7,<0.8", "pandas<3"], "feast": ["feast>=0.60,<1"]}
 
+_making = threading.Lock()  # two threads that ask for one peer would clear what the other installs
+
 
 def python_of(peer: str) -> Path:
     """The interpreter of the peer's environment, made if it is not complete."""
+    with _making:
+        return _made(peer)
+
+
+def _made(peer: str) -> Path:
     folder = ENVIRONMENTS / peer
     python, done = folder / "bin/python", folder / ".complete"
     wanted = json.dumps(REQUIREMENTS[peer])

@@ -74,6 +74,9 @@ class RuleRecord(TypedDict):
     why: str
 
 
+LOSSES_OF_QUALITY = {"performance": "quality fell", "estimated": "quality is expected to be lower"}
+
+
 def build_record(
     config: Config,
     bundle: Bundle,
@@ -212,9 +215,10 @@ def calibration_record(
 def conclude(record: DriftRecord, drift: Drift, alarm_on: tuple[str, ...]) -> None:
     """Set verdict, headline, alarm, alarms, and what could not be judged, of a record."""
     loud, unjudged = alarming(record, drift), not_judged(record, drift)
-    if {"performance", "drift"} <= set(alarm_on) and {"performance", "distance"} <= set(loud):
+    fell = [words for kind, words in LOSSES_OF_QUALITY.items() if kind in alarm_on and kind in loud]
+    if "drift" in alarm_on and "distance" in loud and fell:
         moved = loud.pop("distance")
-        loud["drift"] = "; ".join(filter(None, (loud.get("drift"), f"{moved}, and quality fell")))
+        loud["drift"] = "; ".join(filter(None, (loud.get("drift"), f"{moved}, and {' and '.join(fell)}")))
 
     def texts(found: Mapping[str, str], wanted: bool) -> list[Notice]:
         return [{"kind": kind, "text": text} for kind, text in found.items() if (kind in alarm_on) == wanted]

@@ -156,17 +156,33 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
         run.add_used(f"scoring {name}", value)
     start, stop = scored_period(config, directory, record)
     figures = {name.removeprefix("score/"): value for name, value in load_metrics(directory, refuse=True).items()}
-    outcomes, (quality, reason) = None, asked(config)
+    outcomes, recent, (quality, reason) = None, None, asked(config)
     if config.monitor.labels or config.monitor.business:
         try:
             outcomes = stored_outcomes(config, run, bundle, directory, (start, stop), needed)
+            recent = recently_known(config, run, bundle, (start, stop))
         except UserError as error:
             quality, reason = UNJUDGED, f"the rows of the scoring run cannot be matched with the dataset: {error}"
     edges = local_days(pa.array([start, stop - 1], pa.timestamp("us", tz="UTC")), config.data.time_zone)
     days = {int(edges[0]): profile} if edges[0] == edges[1] else {}
     if record["config"].get("score", {}).get("between"):
         days = whole_days(reference.profile.spec, days, (start, stop), config.data.time_zone)
-    return Window(start, stop, profile, outcomes, None, figures, quality, reason, days)
+    return Window(start, stop, profile, outcomes, None, figures, quality, reason, days, recent)
+
+
+def recently_known(config: Config, run: Run, bundle: Bundle, period: tuple[int, int]) -> Outcomes | None:
+    """`recent_outcomes` of a scoring run: the days before it are scored here. None where the dataset has none of them."""
+    target = config.data.target or ""
+    if not (config.monitor.labels and config.monitor.recent.microseconds and target):
+        return None
+    if config.data.columns[target].known_at is None:
+        return None
+    dataset = required_columns.ensure(config, run, empty=False)
+    first, stop = dataset.row_range(period[0] - config.monitor.recent.microseconds, period[0])
+    if first == stop:
+        return None
+    predictor = load(config.monitor.model, config.paths.runs, config.resources.threads or 1)
+    return recent_outcomes(config, bundle, predictor, ensure_table(config, run, dataset), period)
 
 
 def scored_period(config: Config, directory: Path, record: RunRecord) -> tuple[int, int]:

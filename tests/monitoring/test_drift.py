@@ -323,6 +323,33 @@ def test_what_was_asked_and_cannot_be_judged_is_a_verdict_of_its_own(reference, 
     assert verdict["verdict"] == "cannot be judged" and "cost cannot be judged: no answer" in verdict["headline"]
 
 
+LOST = {"value": 0.6, "reference": 0.8, "band": [0.55, 0.65], "past_errors": 99, "worse_by": 0.6}
+
+
+@pytest.mark.parametrize("kind", ["performance", "estimated"])
+def test_a_distance_alarms_together_with_a_loss_of_quality_that_was_asked_for(reference, kind) -> None:
+    loud = run_drift(reference, make_window(reference, moved(x=lambda rng, v: v + 1), 7, 200))
+    quality = {"alarm": True, "alarming": ["roc_auc"], "metrics": {"roc_auc": LOST}}
+    sudden = {"opened": [], "continued": [], "columns": []}
+    given = {"rule": {"name": "sudden", "why": "short"}, "sudden": sudden, kind: quality}
+    for words, kinds in ((("drift",), set()), ((kind,), {kind}), (("drift", kind), {"drift", kind})):
+        verdict = unconcluded(**given)
+        conclude(verdict, loud, words)
+        assert {item["kind"] for item in verdict["alarms"]} == kinds
+    assert "moved away from training" in verdict["headline"] and ", and quality " in verdict["headline"]
+
+
+def test_labels_that_moved_alarm_where_it_was_asked_for(reference) -> None:
+    calm = run_drift(reference, make_window(reference, steady, 7, 200))
+    rate = {"value": 0.3, "reference": 0.2, "band": [0.18, 0.22], "beyond": True}
+    performance = {"status": "quiet", "labels": {"positive_rate": rate}, "labels_moved": ["positive_rate"]}
+    verdict = unconcluded(performance=performance)
+    conclude(verdict, calm, ("drift",))
+    assert not verdict["alarm"] and [item["kind"] for item in verdict["noted"]] == ["labels"]
+    conclude(verdict, calm, ("labels",))
+    assert verdict["alarms"] == [{"kind": "labels", "text": "labels moved: positive_rate 0.3 against 0.2"}]
+
+
 ENDS = (1e160, -1e160, 1.7976931348623157e308, -1.7976931348623157e308, 5e-324, np.inf, np.nan)
 
 

@@ -133,6 +133,7 @@ def test_a_scoring_run_is_monitored_by_its_stored_profile_with_the_same_verdict(
     assert stored["columns"] == whole["columns"]
     assert stored["calibration"] == whole["calibration"]
     assert stored["performance"] == whole["performance"]
+    assert stored["estimated"] == whole["estimated"] and "labels of recent days" in stored["estimated"]["method"]
     assert code == (2 if stored["alarm"] else 0)
     assert "no rows" in stored["multivariate"]["pca"]["reason"]
     assert stored["operational"]["rows_per_second"] > 0

@@ -309,6 +309,16 @@ def test_the_record_says_what_was_promised_and_realised() -> None:
     assert week["alpha_a_day"] == pytest.approx(0.01)
 
 
+def test_a_wrong_acknowledgement_is_undone_by_leaving_it_out() -> None:
+    daily, plan = days_of(200, seed=1, change={150: moved(0.8)}), CalibrationPlan(1, 0.01, 1e-4)
+    day = str(np.datetime64("1970-01-01") + np.timedelta64(FIRST + 150, "D"))
+    before, wrong, after = (
+        look_at(MonitorConfig(acknowledge=days), plan, daily, daily.days[-1:]) for days in ((), (day,), ())
+    )
+    assert len(wrong["incidents"]) < len(before["incidents"])
+    assert after == before, "nothing of a baseline is kept but the counts of the days"
+
+
 def test_days_of_the_config_are_dates() -> None:
     with pytest.raises(UserError, match=r"holidays must hold days like 2024-12-25, found '25\.12\.'"):
         MonitorConfig(holidays=("25.12.",))

@@ -56,7 +56,9 @@ class MonitorConfig:
     run: str = key("", "scoring run whose stored profile is compared, instead of a window of the dataset")
     alpha: float = key(0.01, "false-alarm rate over all columns together, per window", gt=0, lt=1)
     alarm_on: tuple[str, ...] = key(
-        ("drift", "performance"), "what raises an alarm", choices=("drift", "performance", "business", "estimated")
+        ("drift", "performance"),
+        "what raises an alarm",
+        choices=("drift", "performance", "business", "estimated", "labels"),
     )
     rule: str = later_key(
         "auto",
