@@ -15,9 +15,18 @@ from engine.monitoring.alarm_lines import FAMILIES, FEW, MIN_SCALE, NAMES, Calib
 from engine.monitoring.business import business
 from engine.monitoring.column_findings import Cause, ColumnRecord
 from engine.monitoring.drift import FLOORS, Drift
-from engine.monitoring.estimate import Unlabelled, drawn_labels, estimate
+from engine.monitoring.estimate import Unlabelled, drawn_labels, estimate, learned
 from engine.monitoring.multivariate import Together, compare_samples
-from engine.monitoring.performance import UNJUDGED, Judge, MetricRecord, Outcomes, PerformanceRecord, measure
+from engine.monitoring.performance import (
+    UNJUDGED,
+    BandsOf,
+    Judge,
+    MetricRecord,
+    Outcomes,
+    PerformanceRecord,
+    bands_of,
+    measure,
+)
 from engine.monitoring.rates import wilson
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import MEANING, PREDICTION, profile_counts
@@ -90,9 +99,11 @@ def build_record(
 ) -> DriftRecord:
     """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
     settings, zone = config.monitor, config.data.time_zone
-    measured = measured_performance(config, window, past, judge)
-    expected = estimate(past, window.recent, unlabelled(reference, window, past), judge, measured.get("metrics", {}))
-    labels = drawn_labels(past, window.recent, window.outcomes, judge) if settings.business else None
+    bands, meaning = bands_of(past, judge), learned(past, window.recent, judge)
+    measured = measured_performance(config, window, past, judge, bands)
+    rows = unlabelled(reference, window, past)
+    expected = estimate(past, window.recent, rows, judge, measured.get("metrics", {}), bands, meaning)
+    labels = drawn_labels(meaning, window.outcomes, judge) if settings.business else None
     custom = business(settings.business, past, window.outcomes, judge, labels)
     sample = storage.read_parquet(bundle.directory / "reference_sample.parquet")
     record: DriftRecord = {
@@ -147,12 +158,14 @@ def with_rule(item: ColumnRecord, drift: Drift, rule: str, sudden: Mapping[str, 
     return {**item, "status": "alarm" if loud else "moved" if item["status"] == "alarm" else "quiet"}
 
 
-def measured_performance(config: Config, window: Window, past: Outcomes | None, judge: Judge) -> PerformanceRecord:
+def measured_performance(
+    config: Config, window: Window, past: Outcomes | None, judge: Judge, bands: BandsOf
+) -> PerformanceRecord:
     """Metrics on labelled rows, or the reason why there are none."""
     if window.outcomes is None or not config.monitor.labels:
         status, reason = (window.quality, window.reason) if config.monitor.labels else asked(config)
         return {"alarm": False, "status": status, "reason": f"not computable, because {reason}"}
-    return measure(past, window.outcomes, judge)
+    return measure(past, window.outcomes, judge, bands)
 
 
 def unlabelled(reference: Reference, window: Window, past: Outcomes | None) -> Unlabelled | None:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from engine.monitoring.performance import (
     SHARE,
+    BandsOf,
     Judge,
     MetricRecord,
     Outcomes,
     PerformanceRecord,
-    reference_bands,
+    bands_of,
     worse_by,
 )
 from engine.monitoring.statistics import ColumnSpec
@@ -106,9 +107,8 @@ def _quantiles(values: Array, levels: Array, weight: Array | None) -> Array:
     return np.asarray(np.quantile(values, levels, weights=weight, method="inverted_cdf"))
 
 
-def expected(metrics: Mapping[str, Metric], meaning: Meaning, rows: Rows) -> dict[str, float]:
+def expected(metrics: Mapping[str, Metric], possible: Possible, rows: Rows) -> dict[str, float]:
     """Each metric of rows whose target is not known; `rows.target` is not read. NaN where it cannot be computed."""
-    possible = meaning(rows.scores)
     outcomes = possible.target.shape[1]
     weight = possible.chance if rows.weight is None else possible.chance * rows.weight[:, None]
     used = np.flatnonzero(weight.ravel() > 0)
@@ -125,9 +125,8 @@ def expected(metrics: Mapping[str, Metric], meaning: Meaning, rows: Rows) -> dic
     return {name: metric.point(unfolded) for name, metric in metrics.items()}
 
 
-def expected_target(meaning: Meaning, scores: Array) -> Array:
+def expected_target(possible: Possible) -> Array:
     """float64[n]: the expected target of each row (the probability of the positive class, of two)."""
-    possible = meaning(scores)
     return np.asarray((possible.target * possible.chance).sum(axis=1))
 
 
@@ -176,12 +175,15 @@ def estimate(
     rows: Unlabelled | None,
     judge: Judge,
     measured: Mapping[str, MetricRecord],
+    bands: BandsOf | None = None,
+    meaning: Meaning | None = None,
 ) -> PerformanceRecord:
     """Each metric of a window expected from its scores, with a band from past errors, or the reason why there is none.
 
     What scores mean is learned from `recent` labelled rows where there are enough, else from `past`, the reference. Past errors
     are those of separate windows of the reference, each estimated from the days before it, and those of earlier monitored
-    windows. `measured`: the metrics of the window as far as labels are known. A metric is `beyond` where even the end of its
+    windows. `measured`: the metrics of the window as far as labels are known. `bands` and `meaning` are worked out here
+    unless they are given. A metric is `beyond` where even the end of its
     band that is in its favour is outside of the reference's band, and alarms where past errors are `promised` to suffice for
     alpha and the loss is not below the floor. `alarming` are those that are watched.
     """
@@ -189,13 +191,14 @@ def estimate(
     if past is None or rows is None or not len(rows.scores):
         return {"reason": "not computable, because there are no labelled reference rows or no predictions"}
     labelled = _learned_from(past, recent)
-    meaning = _meaning(labelled, judge)
+    meaning = meaning or _meaning(labelled, judge)
     if meaning is None:
         return {"reason": f"not computable, because fewer than {FEWEST} labels say what a score means"}
-    base, bands = reference_bands(past.counted, judge, rows.number)
+    base, limits = (bands or bands_of(past, judge))(rows.number)
+    possible = meaning(rows.scores.astype(np.float64))
     errors = past_errors(past, judge)
     metrics: dict[str, MetricRecord] = {}
-    for name, value in _expected(meaning, rows, judge).items():
+    for name, value in _expected(possible, rows, judge).items():
         if not math.isfinite(value):
             continue
         item = metrics[name] = {"value": value}
@@ -204,22 +207,19 @@ def estimate(
         real = measured[name]["value"] if name in measured else None
         item["error"] = None if real is None else value - real
         known = [*errors.get(name, ()), *judge.earlier_errors.get(name, ())]
-        if known and name in bands:
-            item.update(_against(value, bands[name], base[name], known, judge, judge.metrics_of_task[name]))
+        if known and name in limits:
+            item.update(_against(value, limits[name], base[name], known, judge, judge.metrics_of_task[name]))
     source = f"{len(labelled.counted.target):,} labels of {'recent days' if labelled is recent else 'the reference'}"
     watched = [judge.watched] if judge.watched in metrics else [n for n in metrics if judge.metrics_of_task[n].stand_in]
     alarming = [name for name in watched if metrics[name].get("alarm")]
     method = "errors of similar scores" if judge.loss.number else "isotonic regression"
-    labels = _labels(meaning, rows, judge)
+    labels = _labels(possible, rows, judge)
     return {"metrics": metrics, "alarming": alarming, "method": f"{method} on {source}", "labels": labels}
 
 
-def drawn_labels(past: Outcomes | None, recent: Outcomes | None, rows: Outcomes | None, judge: Judge) -> Array | None:
+def drawn_labels(meaning: Meaning | None, rows: Outcomes | None, judge: Judge) -> Array | None:
     """float64[DRAWS, n]: targets drawn from the possible ones of each row, its draws spread evenly; None without any."""
-    if past is None or rows is None or not len(rows.scores):
-        return None
-    meaning = _meaning(_learned_from(past, recent), judge)
-    if meaning is None:
+    if meaning is None or rows is None or not len(rows.scores):
         return None
     possible = meaning(rows.scores.astype(np.float64))
     first = np.random.Generator(np.random.Philox(judge.seed)).random(len(rows.scores))
@@ -230,6 +230,11 @@ def drawn_labels(past: Outcomes | None, recent: Outcomes | None, rows: Outcomes 
         outcome = (level[:, None] >= until[:, :-1]).sum(axis=1)
         found[at] = possible.target[np.arange(len(first)), outcome]
     return found
+
+
+def learned(past: Outcomes | None, recent: Outcomes | None, judge: Judge) -> Meaning | None:
+    """What scores mean by `recent` labelled rows where there are enough, else by `past`, the reference; None without either."""
+    return None if past is None else _meaning(_learned_from(past, recent), judge)
 
 
 def _learned_from(past: Outcomes, recent: Outcomes | None) -> Outcomes:
@@ -243,7 +248,7 @@ def _meaning(rows: Outcomes, judge: Judge) -> Meaning | None:
     return None if meaning is None else lambda scores: meaning(loss.centre(scores))
 
 
-def _expected(meaning: Meaning, rows: Unlabelled, judge: Judge) -> dict[str, float]:
+def _expected(possible: Possible, rows: Unlabelled, judge: Judge) -> dict[str, float]:
     scores = rows.scores.astype(np.float64)
     asked = Rows(
         np.empty(0),
@@ -255,17 +260,16 @@ def _expected(meaning: Meaning, rows: Unlabelled, judge: Judge) -> dict[str, flo
         power=judge.loss.power,
         interval=judge.loss.interval,
     )
-    return expected(judge.metrics_of_task, meaning, asked)
+    return expected(judge.metrics_of_task, possible, asked)
 
 
-def _labels(meaning: Meaning, rows: Unlabelled, judge: Judge) -> dict[str, MetricRecord]:
+def _labels(possible: Possible, rows: Unlabelled, judge: Judge) -> dict[str, MetricRecord]:
     """The expected share of positives, of each class, or mean target."""
     if judge.loss.task == "multiclass":
-        possible = meaning(rows.scores.astype(np.float64))
         shares = np.average(possible.chance, axis=0, weights=rows.weight)
         return {f"{SHARE}{name}": {"value": float(share)} for name, share in zip(judge.classes, shares, strict=True)}
     name = "positive_rate" if judge.loss.task == "binary" else "target_mean"
-    mean = np.average(expected_target(meaning, rows.scores.astype(np.float64)), weights=rows.weight)
+    mean = np.average(expected_target(possible), weights=rows.weight)
     return {name: {"value": float(mean)}}
 
 
@@ -296,7 +300,8 @@ def past_errors(past: Outcomes, judge: Judge) -> dict[str, list[float]]:
             continue
         window = past.take(inside).counted
         real = judge.metrics(window)
-        for name, value in _expected(meaning, Unlabelled(window.scores, window.weight), judge).items():
+        possible = meaning(window.scores.astype(np.float64))
+        for name, value in _expected(possible, Unlabelled(window.scores, window.weight), judge).items():
             if math.isfinite(value) and math.isfinite(real[name]):
                 found.setdefault(name, []).append(value - real[name])
     return found

@@ -6,7 +6,8 @@ from blocks of its days, with as many labels as the current window has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
@@ -24,6 +25,8 @@ SHARE = "share of "  # before the name of a class
 RESAMPLES = 200
 MOST_ROWS = 20_000  # rows of a resampled window; more would hardly narrow a band whose width comes from the days
 FEWEST_LABELS = 30
+Bands = tuple[dict[str, float], dict[str, list[float]]]  # (usual value, [low, high]) of each figure
+BandsOf = Callable[[int], Bands]  # of a number of labels
 
 
 @dataclass(frozen=True)
@@ -181,14 +184,16 @@ class PerformanceRecord(TypedDict, total=False):
     method: str
 
 
-def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> PerformanceRecord:
-    """Metrics of the window's labelled rows with intervals, the reference's band, and what follows from them.
+def measure(
+    reference: Outcomes | None, current: Outcomes, judge: Judge, bands: BandsOf | None = None
+) -> PerformanceRecord:
+    """Metrics of the window's labelled rows with intervals, the reference's band (`bands_of` it), and what follows from them.
 
     `status`: quiet, alarm, waiting (too few of the labels are known), or cannot be judged, with the `reason`. `judged`: the
     watched metric, or its replacement where it cannot be computed.
     """
     rows, labelled = len(current.target), int(current.known.sum())
-    known, reference = current.counted, None if reference is None else reference.counted
+    known = current.counted
     share = labelled / rows if rows else 0.0
     record: PerformanceRecord = {"rows": rows, "labelled": labelled, "share_labelled": share, "watched": judge.watched}
     record["enough_labels"] = bool(rows) and share >= judge.min_labelled
@@ -202,7 +207,7 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> Perf
             else f"{len(known.target)} rows have a weight above 0"
         )
         return record | {"reason": f"not computable, because {which}, fewer than {FEWEST_LABELS}"}
-    figures = _figures(known, reference, judge)
+    figures = _figures(known, bands or bands_of(reference, judge), judge)
     record["metrics"] = {name: item for name, item in figures.items() if name in judge.metrics_of_task}
     record["labels"] = {name: item for name, item in figures.items() if name not in judge.metrics_of_task}
     record["labels_moved"] = [name for name, item in record["labels"].items() if _moved(item, judge)]
@@ -220,14 +225,14 @@ def measure(reference: Outcomes | None, current: Outcomes, judge: Judge) -> Perf
     return record
 
 
-def _figures(known: Outcomes, reference: Outcomes | None, judge: Judge) -> dict[str, MetricRecord]:
+def _figures(known: Outcomes, bands_for: BandsOf, judge: Judge) -> dict[str, MetricRecord]:
     """Each metric and each fact of the labels: value or reason, interval, reference, band, and whether it is beyond."""
     metrics = judge.metrics(known)
     values = {**metrics, **judge.labels(known)}
     blocks = known.days if known.blocks is None else known.blocks
     scored = Scored(known.target, known.scores, known.days, blocks, known.weight)
     bounds = intervals(scored, metrics, judge.loss, judge.evaluate, threshold=judge.threshold)
-    base, bands = reference_bands(reference, judge, len(known.target))
+    base, bands = bands_for(len(known.target))
     found: dict[str, MetricRecord] = {}
     for name, value in values.items():
         if not np.isfinite(value):
@@ -266,9 +271,18 @@ def _moved(item: MetricRecord, judge: Judge) -> bool:
     return bool(item.get("beyond") and abs(item["value"] - item["reference"]) >= judge.floor * abs(item["reference"]))
 
 
-def reference_bands(
-    reference: Outcomes | None, judge: Judge, labelled: int
-) -> tuple[dict[str, float], dict[str, list[float]]]:
+def bands_of(reference: Outcomes | None, judge: Judge) -> BandsOf:
+    """`reference_bands` by the number of labels, worked out once for those of one number."""
+    counted = None if reference is None else reference.counted
+
+    @functools.cache
+    def found(labelled: int) -> Bands:
+        return reference_bands(counted, judge, labelled)
+
+    return lambda labelled: found(min(labelled, MOST_ROWS))
+
+
+def reference_bands(reference: Outcomes | None, judge: Judge, labelled: int) -> Bands:
     """(median, [low, high]) of each figure over resampled windows of the reference with as many labels.
 
     The median of windows of the same length, and not the figure of the whole: rows of one day are more alike than those of a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -13,14 +14,17 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from engine.config.sections.monitoring import BusinessConfig
+from engine.monitoring import performance
 from engine.monitoring.business import business
 from engine.monitoring.estimate import (
+    Meaning,
     Unlabelled,
     drawn_labels,
     error_bound,
     estimate,
     expected,
     expected_target,
+    learned,
     meaning_of_scores,
     past_errors,
     rolling_origins,
@@ -29,7 +33,7 @@ from engine.monitoring.history import METRIC, errors_of
 from engine.monitoring.performance import WAITING, Outcomes, PerformanceRecord, measure
 from engine.monitoring.statistics import ColumnSpec
 from engine.training.losses import LOSSES
-from engine.training.metrics import METRICS, Rows, find_metric
+from engine.training.metrics import METRICS, Metric, Rows, find_metric
 from tests.monitoring.test_performance import judge
 from tests.monitoring.test_performance import outcomes as some_outcomes
 
@@ -49,6 +53,12 @@ def unlabelled(scores: np.ndarray, **facts: object) -> Rows:
     return Rows(np.full(len(scores), np.nan), scores, **facts)
 
 
+def expected_of(metrics: Mapping[str, Metric], meaning: Meaning | None, rows: Rows) -> dict[str, float]:
+    """What `expected` gives by the meaning of the scores."""
+    assert meaning is not None
+    return expected(metrics, meaning(rows.scores), rows)
+
+
 def test_the_meaning_of_a_score_is_scikit_learns_isotonic_regression() -> None:
     target, scores = outcomes(3_000, 1)
     meaning = meaning_of_scores("binary", target, scores)
@@ -56,7 +66,7 @@ def test_the_meaning_of_a_score_is_scikit_learns_isotonic_regression() -> None:
     asked = np.linspace(-0.1, 1.1, 500)
     foreign = IsotonicRegression(out_of_bounds="clip").fit(scores, target)
     np.testing.assert_allclose(meaning(asked).chance[:, 1], foreign.predict(asked), atol=1e-12)
-    np.testing.assert_allclose(expected_target(meaning, asked), foreign.predict(asked), atol=1e-12)
+    np.testing.assert_allclose(expected_target(meaning(asked)), foreign.predict(asked), atol=1e-12)
 
 
 def test_a_label_counts_as_often_as_its_weight_says() -> None:
@@ -73,7 +83,7 @@ def test_expected_metrics_are_their_closed_forms() -> None:
     meaning = meaning_of_scores("binary", target, scores)
     assert meaning is not None
     chance = meaning(scores).chance[:, 1]
-    found = expected(METRICS["binary"], meaning, unlabelled(scores))
+    found = expected_of(METRICS["binary"], meaning, unlabelled(scores))
     assert found["brier"] == pytest.approx((chance * (1 - scores) ** 2 + (1 - chance) * scores**2).mean(), rel=1e-12)
     losses = chance * np.log(scores) + (1 - chance) * np.log1p(-scores)
     assert found["log_loss"] == pytest.approx(-losses.mean(), rel=1e-9)
@@ -86,7 +96,7 @@ def test_scores_that_move_are_followed_and_uncalibrated_scores_do_not_mislead() 
     meaning = meaning_of_scores("binary", *outcomes(20_000, 4))
     assert meaning is not None
     target, scores = outcomes(20_000, 5, shift=1.0)
-    found = expected(METRICS["binary"], meaning, unlabelled(scores))
+    found = expected_of(METRICS["binary"], meaning, unlabelled(scores))
     for name, metric in METRICS["binary"].items():
         assert found[name] == pytest.approx(metric.point(Rows(target, scores)), abs=0.03), name
 
@@ -100,7 +110,7 @@ def test_of_several_classes_each_has_its_own_meaning_and_they_add_up_to_one() ->
     assert meaning is not None
     later = scores[10_000:]
     np.testing.assert_allclose(meaning(later).chance.sum(axis=1), 1.0)
-    found = expected(METRICS["multiclass"], meaning, unlabelled(later))
+    found = expected_of(METRICS["multiclass"], meaning, unlabelled(later))
     for name, metric in METRICS["multiclass"].items():
         assert found[name] == pytest.approx(metric.point(Rows(target[10_000:], later)), abs=0.02), name
 
@@ -112,11 +122,11 @@ def test_errors_of_a_number_are_those_of_similar_scores() -> None:
     meaning = meaning_of_scores("regression", target[:20_000], scores[:20_000])
     assert meaning is not None
     high = scores[20_000:] > 7
-    found = expected(METRICS["regression"], meaning, unlabelled(scores[20_000:][high]))
+    found = expected_of(METRICS["regression"], meaning, unlabelled(scores[20_000:][high]))
     for name, metric in METRICS["regression"].items():
         real = metric.point(Rows(target[20_000:][high], scores[20_000:][high]))
         assert found[name] == pytest.approx(real, rel=0.06), name
-    np.testing.assert_allclose(expected_target(meaning, scores[:100]), scores[:100], atol=0.4)
+    np.testing.assert_allclose(expected_target(meaning(scores[:100])), scores[:100], atol=0.4)
 
 
 def test_a_row_that_weighs_three_counts_three_times() -> None:
@@ -124,8 +134,8 @@ def test_a_row_that_weighs_three_counts_three_times() -> None:
     assert meaning is not None
     scores = outcomes(300, 9)[1]
     times = np.where(np.arange(300) % 2, 3, 1)
-    weighted = expected(METRICS["binary"], meaning, unlabelled(scores, weight=times.astype(np.float64)))
-    thrice = expected(METRICS["binary"], meaning, unlabelled(np.repeat(scores, times)))
+    weighted = expected_of(METRICS["binary"], meaning, unlabelled(scores, weight=times.astype(np.float64)))
+    thrice = expected_of(METRICS["binary"], meaning, unlabelled(np.repeat(scores, times)))
     assert weighted == pytest.approx(thrice, rel=1e-12)
 
 
@@ -166,7 +176,7 @@ def test_the_target_of_the_rows_is_not_read() -> None:
     assert meaning is not None
     rows = unlabelled(scores)
     known = dataclasses.replace(rows, target=target)
-    assert expected(METRICS["binary"], meaning, rows) == expected(METRICS["binary"], meaning, known)
+    assert expected_of(METRICS["binary"], meaning, rows) == expected_of(METRICS["binary"], meaning, known)
 
 
 # ------------------------------------------------------------------------------------------------------------ windows
@@ -245,7 +255,7 @@ def test_the_error_of_an_estimate_is_said_once_labels_are_known() -> None:
 
 def test_a_business_metric_is_estimated_until_its_labels_come() -> None:
     past, current = some_outcomes(30, 500), some_outcomes(7, 2_000, seed=9, known=0.3)
-    labels, whole = drawn_labels(past, None, current, judge()), some_outcomes(7, 2_000, seed=9)
+    labels, whole = drawn_labels(learned(past, None, judge()), current, judge()), some_outcomes(7, 2_000, seed=9)
     for expression in (
         "sum(fare * label) / count(*)",
         "5 * count_if(score > 0.5 AND label = 0) / count(*)",
@@ -260,9 +270,9 @@ def test_a_business_metric_is_estimated_until_its_labels_come() -> None:
 
 def test_drawn_labels_are_as_frequent_as_they_are_possible() -> None:
     past, current = some_outcomes(30, 500), some_outcomes(7, 2_000, seed=9, known=0.0)
-    drawn = drawn_labels(past, None, current, judge())
+    drawn = drawn_labels(learned(past, None, judge()), current, judge())
     meaning = meaning_of_scores("binary", past.target, past.scores)
-    assert np.abs(drawn.mean(axis=0) - expected_target(meaning, current.scores)).max() <= 1 / len(drawn)
+    assert np.abs(drawn.mean(axis=0) - expected_target(meaning(current.scores))).max() <= 1 / len(drawn)
     assert abs(drawn[0].mean() - drawn[7].mean()) < 0.03, "each draw is a set of labels that is possible"
 
     def three(rows: Outcomes) -> Outcomes:
@@ -270,8 +280,23 @@ def test_drawn_labels_are_as_frequent_as_they_are_possible() -> None:
         scores = np.stack([1 - rows.scores, np.zeros(len(classes)), rows.scores], axis=1)
         return dataclasses.replace(rows, target=classes, scores=scores)
 
-    several = drawn_labels(three(past), None, three(current), judge(loss=LOSSES["multiclass"], classes=("a", "b", "c")))
+    of_three = judge(loss=LOSSES["multiclass"], classes=("a", "b", "c"))
+    several = drawn_labels(learned(three(past), None, of_three), three(current), of_three)
     assert np.unique(several).tolist() == [0.0, 2.0] and several.mean() == pytest.approx(2 * drawn.mean(), rel=0.02)
+
+
+def test_windows_are_resampled_once_for_figures_that_are_measured_and_estimated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    past, current, counted = some_outcomes(30, 500), some_outcomes(7, 2_000, seed=9), []
+    plain = measure(past, current, judge()), estimate(past, None, Unlabelled(current.scores), judge(), {})
+    original = performance.reference_bands
+    monkeypatch.setattr(performance, "reference_bands", lambda *given: counted.append(given[2]) or original(*given))
+    bands, meaning = performance.bands_of(past, judge()), learned(past, None, judge())
+    assert measure(past, current, judge(), bands) == plain[0]
+    assert estimate(past, None, Unlabelled(current.scores), judge(), {}, bands, meaning) == plain[1]
+    assert counted == [len(current.target)]
+    assert bands(10**6) == bands(10**7) and len(counted) == 2, "larger windows are of equally many rows"
 
 
 def test_the_scale_of_weights_changes_no_estimate_and_rows_of_weight_0_are_not_there() -> None:
