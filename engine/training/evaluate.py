@@ -178,6 +178,7 @@ class SplitDetails(Curves, total=False):
     score: ScoreMeaning
     baselines: dict[str, dict[str, float]]
     unknown_targets: dict[str, int]
+    importance: Mapping[str, Any]
 
 
 def evaluate_scores(

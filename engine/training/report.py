@@ -69,8 +69,11 @@ def write_report(
     body = [html.tiles(_verdict(figures, judged, loss, details_by_split.get(judged, {})))]
     if history:
         body.append(_learning(run, history, config, loss))
+    cards = [_permuted(details["importance"]) for details in details_by_split.values() if "importance" in details]
     if (run.directory / IMPORTANCE).exists():
-        body.append(_importance(records.read(run.directory / IMPORTANCE, dict[str, float])))
+        cards.append(_by_gain(records.read(run.directory / IMPORTANCE, dict[str, float])))
+    if cards:
+        body.append(html.section("Features", html.row(*cards)))
     for name, details in sorted(details_by_split.items(), key=lambda item: item[0] != judged):
         body += _quality(name, details, figures, loss, config)
     body += [_data(data_summary, quarantine), _facts(run, config, figures)]
@@ -146,12 +149,29 @@ def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: Loss) ->
     return html.section("Learning", html.row(*cards))
 
 
-def _importance(shares: Mapping[str, float]) -> Markup:
+def _permuted(found: Mapping[str, Any]) -> Markup:
+    groups = found["groups"][:MOST_IMPORTANT]
+    chart = html.interval_chart(
+        [f"{item['name']} ({item['features']})" if item["features"] > 1 else item["name"] for item in groups],
+        [item["loss"] for item in groups],
+        [item["low"] for item in groups],
+        [item["high"] for item in groups],
+        x_label=f"loss of {found['metric']}",
+        reference=0.0,
+    )
+    note = (
+        f"What {found['metric']} ({html.format_number(found['base'])}) loses when a column, or all features of a view (their "
+        f"number), are shuffled among {found['rows']:,} validation rows; intervals over {found['shuffles']} shuffles."
+    )
+    return html.card("By permutation", chart, note=note)
+
+
+def _by_gain(shares: Mapping[str, float]) -> Markup:
     first = list(shares.items())[:MOST_IMPORTANT]
     top = max((share for _, share in first), default=0.0) or 1.0
     rows = [[name, html.bar(share / top, f"{100 * share:.1f} %")] for name, share in first]
     note = f"Share of the gain of all splits, of {len(shares)} features; all are in {IMPORTANCE}."
-    return html.section("Features", html.row(html.card("By gain", html.table(["Feature", "Gain"], rows), note=note)))
+    return html.card("By gain", html.table(["Feature", "Gain"], rows), note=note)
 
 
 def _batch_losses(directory: Path) -> list[tuple[float, float]]:

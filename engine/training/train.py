@@ -60,6 +60,7 @@ from engine.training.drift_reference import write_reference
 from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
 from engine.training.finished import FinishedNetwork, Model
+from engine.training.importance import permuted
 from engine.training.intervals import fit_interval
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.loss import Loss
@@ -124,6 +125,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     calibrate(config, run, dataset, model, facts, examples)
     metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
     metrics |= against_baselines(config, run, examples, facts, metrics, details)
+    explain(config, encoder, model, facts, examples, details)
     timer.lap("evaluate")
     manifest = write_model(config, run, table, encoder, model, facts, splits)
     if isinstance(model, Trees):
@@ -401,6 +403,25 @@ def calibrate(
                 f"no intervals: {len(np.unique(blocks))} blocks of validation rows (evaluate.block) are too few to promise that "
                 f"{settings.interval:.0%} of later rows are within them"
             )
+
+
+def explain(
+    config: Config,
+    encoder: Encoder,
+    model: Model,
+    facts: ModelRecord,
+    examples: dict[str, Examples],
+    details: dict[str, SplitDetails],
+) -> None:
+    """Add to the details of the validation rows what the watched metric loses without each column and view."""
+    if "valid" not in details:
+        return
+    loss, settings = recorded_loss(facts), config.evaluate
+    metric = watched_metric(loss, config.train.metric)
+    score = functools.partial(scores_of, model, facts, threads_of(config))
+    found = permuted(encoder, score, examples["valid"], loss, metric, settings.importance, settings.weighted)
+    if found is not None:
+        details["valid"]["importance"] = found
 
 
 def _days_and_blocks(config: Config, dataset: Dataset, part: Examples) -> tuple[np.ndarray, np.ndarray, pa.Table]:

@@ -244,6 +244,11 @@ class EvaluateConfig:
         "score from which a row is positive: a number from 0 to 1, f1 or cost (the best on validation rows), or none",
         parse=_check_threshold,
     )
+    importance: int = later_key(
+        5,
+        "shuffles of each column and each view on the validation rows, for what the watched metric loses without it; 0 = none",
+        ge=0,
+    )
     calibration: str = later_key(
         "none",
         "temperature = outputs of a model of classes are divided by the number that gives the least log loss on validation rows",
