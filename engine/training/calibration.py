@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from engine.training.loss import Loss
 
@@ -23,6 +22,8 @@ def fit_temperature(loss: Loss, logits: Array, target: Array, weight: Array | No
 
     Six digits, so that it is the same on hardware whose sums differ in their last bits. None without rows of two classes.
     """
+    from scipy.optimize import minimize_scalar  # half a second of imports, for models with a temperature only
+
     used = np.isfinite(target)
     if weight is not None:
         used &= weight > 0

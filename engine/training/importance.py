@@ -9,7 +9,6 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from engine.features.encode import Encoder
 from engine.training.drift_reference import encoded_columns
@@ -90,8 +89,10 @@ def _groups(encoder: Encoder) -> dict[str, list[tuple[slice, bool]]]:
 
 
 def _group(name: str, features: int, losses: NDArray[np.float64]) -> Group:
+    from scipy.special import stdtrit  # takes tenths of a second to import
+
     mean = float(losses.mean())
     if len(losses) < 2:
         return {"name": name, "features": features, "loss": mean, "low": None, "high": None}
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(losses) - 1) * losses.std(ddof=1) / np.sqrt(len(losses)))
+    half = float(stdtrit(len(losses) - 1, 0.5 + CONFIDENCE / 2) * losses.std(ddof=1) / np.sqrt(len(losses)))
     return {"name": name, "features": features, "loss": mean, "low": mean - half, "high": mean + half}

@@ -13,7 +13,6 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from engine.runtime.records import Within
 
@@ -89,6 +88,8 @@ def _pooled(values: Array, place: Array, weight: Array, level: float) -> float |
 
 def _scales(scores: Array, errors: Array, weight: Array) -> tuple[list[float], list[float]]:
     """Knots (scores, scales) of a rising scale: isotonic regression of errors on scores, read at quantiles of the scores."""
+    from scipy.optimize import isotonic_regression  # half a second of imports, for models with intervals only
+
     order = np.argsort(scores, kind="stable")
     fitted = isotonic_regression(errors[order], weights=weight[order]).x
     places = np.unique(np.linspace(0, len(order) - 1, KNOTS).round().astype(int))
