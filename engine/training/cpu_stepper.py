@@ -48,9 +48,9 @@ class CpuStepper:
         _check_memory(job)
         self.identity: dict[str, str] = {}
         self._job = job
-        self.weights = FlatWeights(job.model, job.precision)
-        self._evaluators = Evaluators(job.model, self.weights.tensors(), job.precision)
-        self.optimizer = AdamW(self.weights.size, settings.weight_decay)
+        self.weights = FlatWeights(job.model, job.precision, settings.decay)
+        self._evaluators = Evaluators(job.model, self.weights.named(), job.precision)
+        self.optimizer = AdamW(self.weights.size, settings.weight_decay, self.weights.decayed)
         schedule = job.schedule
         self._buffers = Buffers(job.model)
         self._task = ShardTask(job.model, job.train, job.order, schedule, job.class_weights, self._buffers)

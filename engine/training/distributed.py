@@ -155,7 +155,8 @@ def fit_on_cluster(  # noqa: PLR0913
             raise UserError("the workers ended without a record; see run.log")
         if outcome["status"] == "stopped":
             raise KeyboardInterrupt(outcome["message"])
-    return _result(run, outcome, precision, fitted, _startup(directory, began, connected, opened.seconds))
+    startup = _startup(directory, began, connected, opened.seconds)
+    return _result(run, outcome, precision, startup, config.train.decay, fitted)
 
 
 def _check_workers(rows: int, config: Config, run: Run) -> None:
@@ -232,7 +233,12 @@ def read_outcome(directory: Path) -> OutcomeRecord | None:
 
 
 def _result(
-    run: Run, outcome: OutcomeRecord, precision: str, fitted: Fitted | None, startup: Mapping[str, float]
+    run: Run,
+    outcome: OutcomeRecord,
+    precision: str,
+    startup: Mapping[str, float],
+    decay: str = "auto",
+    fitted: Fitted | None = None,
 ) -> FitResult:
     for name, value in outcome["links"].items():
         run.link(name, value)
@@ -251,7 +257,7 @@ def _result(
         return FitResult(grown, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)
     most = found.tensors["weights"].numel()
     model = from_architecture(found.manifest["architecture"], most, where, fitted)
-    weights = FlatWeights(model, precision)
+    weights = FlatWeights(model, precision, decay)
     weights.load(found.tensors)
     weights.load(found.tensors, "best_")
     return FitResult(model, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)

@@ -19,10 +19,12 @@ class FlatWeights:
     in bf16. The buffer lies on torch's default device.
     """
 
-    def __init__(self, network: Network, precision: str) -> None:
+    def __init__(self, network: Network, precision: str, decay: str = "auto") -> None:
+        """`decay`: what weight decay shrinks, as `train.decay` has it; those parameters lie first, up to `decayed`."""
         self.network, self.precision = network, precision
         self.arithmetic = network.arithmetic(precision)
-        parameters = network.trained
+        spared = network.spared(decay)
+        parameters = dict(sorted(network.trained.items(), key=lambda item: item[0] in spared))
         self.names = list(parameters)
         self.shapes = [parameter.shape for parameter in parameters.values()]
         self.low = [name in self.arithmetic.low for name in self.names]
@@ -30,6 +32,7 @@ class FlatWeights:
         for shape in self.shapes:
             self.offsets.append(self.offsets[-1] + -(-shape.numel() // LANE) * LANE)
         self.size = self.offsets[-1]
+        self.decayed = self.offsets[sum(name not in spared for name in self.names)]
         self.values = torch.zeros(self.size)
         self._low_values = torch.zeros(self.size if any(self.low) else 0, dtype=torch.bfloat16)
         for parameter, view in zip(parameters.values(), self.views(self.values), strict=True):
@@ -74,12 +77,15 @@ class FlatWeights:
         pairs = zip(self.low, self.views(self.values), self._low_views(), strict=True)
         return [(lower if low else full).detach() for low, full, lower in pairs]
 
+    def named(self) -> dict[str, Tensor]:
+        """`tensors` by name."""
+        return dict(zip(self.names, self.tensors(), strict=True))
+
     def module(self, own_buffers: bool = True) -> tuple[nn.Module, list[nn.Parameter]]:
         """A module in training mode over the shared memory, and its trained parameters: one for each shard, so that threads
         share no autograd node.
         """
-        tensors = dict(zip(self.names, self.tensors(), strict=True))
-        module = self.network.bound(tensors, self.precision, own_buffers).train()
+        module = self.network.bound(self.named(), self.precision, own_buffers).train()
         parameters = dict(module.named_parameters())
         return module, [parameters[name] for name in self.names]
 
@@ -89,8 +95,11 @@ class AdamW:
     torch._dynamo, one second). Loshchilov, Hutter: Decoupled Weight Decay Regularization, ICLR 2019.
     """
 
-    def __init__(self, size: int, weight_decay: float) -> None:
-        self.weight_decay = weight_decay
+    def __init__(self, size: int, weight_decay: float, decayed: int | None = None) -> None:
+        """`decayed`: how many of the numbers, from the first on, weight decay shrinks; None: all."""
+        last = size if decayed is None else decayed
+        parts = ((slice(0, last), weight_decay), (slice(last, size), 0.0))
+        self._parts = [(part, shrink) for part, shrink in parts if part.stop > part.start]
         self.exp_avg = torch.zeros(size)
         self.exp_avg_sq = torch.zeros(size)
         self.count = torch.zeros(())
@@ -107,22 +116,23 @@ class AdamW:
     def step(self, values: Tensor, gradient: Tensor, lr: float | Tensor, skip: Tensor | None = None) -> None:
         """One update in place; none where `skip`, a number in the memory of the weights, is 1."""
         self.count.add_(1.0 if skip is None else 1.0 - skip)
-        torch._fused_adamw_(
-            [values],
-            [gradient],
-            [self.exp_avg],
-            [self.exp_avg_sq],
-            [],
-            [self.count],
-            lr=lr,
-            beta1=BETA1,
-            beta2=BETA2,
-            weight_decay=self.weight_decay,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
-            found_inf=skip,
-        )
+        for part, shrink in self._parts:
+            torch._fused_adamw_(
+                [values[part]],
+                [gradient[part]],
+                [self.exp_avg[part]],
+                [self.exp_avg_sq[part]],
+                [],
+                [self.count],
+                lr=lr,
+                beta1=BETA1,
+                beta2=BETA2,
+                weight_decay=shrink,
+                eps=EPSILON,
+                amsgrad=False,
+                maximize=False,
+                found_inf=skip,
+            )
 
 
 def scale_and_clip(gradient: Tensor, scale: float, limit: float) -> float:

@@ -98,6 +98,15 @@ class Network:
         """The parameters that training changes, by name, tied ones once."""
         return {name: tensor for name, tensor in self.module.named_parameters() if tensor.requires_grad}
 
+    def spared(self, decay: str) -> set[str]:
+        """Names of trained parameters that weight decay leaves as they are, by the rule of `train.decay`."""
+        if decay == "all" or (decay == "auto" and self.kind in kinds.BUILT_IN):
+            return set()
+        norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding, nn.EmbeddingBag)
+        named = getattr(self.module, "no_weight_decay", set)  # a method, as in the models of timm
+        inside = {id(item) for part in self.module.modules() if isinstance(part, norms) for item in part.parameters()}
+        return set(named()) | {name for name, item in self.trained.items() if item.dim() < 2 or id(item) in inside}
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those of the module."""
         return self.module.parameters()

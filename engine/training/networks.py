@@ -64,6 +64,10 @@ class Mlp(nn.Module):
         self.weights = nn.ParameterList(weight for weight, _ in layers)
         self.biases = nn.ParameterList(bias for _, bias in layers)
 
+    def no_weight_decay(self) -> set[str]:
+        """The embeddings."""
+        return {f"embeddings.{k}" for k in range(len(self.embeddings))}
+
     def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
         """Shape: numeric float32[n, F], codes int32[n, K] -> float32[n, outputs]."""
         parts = [F.embedding(codes[:, k], table) for k, table in enumerate(self.embeddings)]
@@ -83,6 +87,10 @@ class Linear(nn.Module):
         self.embeddings = nn.ParameterList(_table(size, shape["outputs"]) for size in shape["cardinalities"])
         weight, bias = _layer(shape["outputs"], shape["numeric"])
         self.weights, self.biases = nn.ParameterList([weight]), nn.ParameterList([bias])
+
+    def no_weight_decay(self) -> set[str]:
+        """The weights of categories."""
+        return {f"embeddings.{k}" for k in range(len(self.embeddings))}
 
     def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
         """Shape: numeric float32[n, F], codes int32[n, K] -> float32[n, outputs]."""

@@ -8,7 +8,7 @@ threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -35,21 +35,21 @@ class _Tile(threading.local):
 class Evaluators:
     """Modules in evaluation mode over the same weights, one for each thread that computes at the same time."""
 
-    def __init__(self, network: Network, tensors: Sequence[Tensor], precision: str) -> None:
-        """`tensors`: the trained parameters in the types and on the device that the precision computes with."""
+    def __init__(self, network: Network, tensors: Mapping[str, Tensor], precision: str) -> None:
+        """`tensors`: the trained parameters by name, in the types and on the device that the precision computes with."""
         self.network, self._precision = network, precision
         self.arithmetic = network.arithmetic(precision)
-        self._tensors = dict(zip(network.trained, tensors, strict=True))
+        self._tensors = tensors
         self._idle: list[nn.Module] = []
 
     @classmethod
     def of(cls, network: Network, precision: str, device: torch.device | str = "cpu") -> Evaluators:
         """Over a copy of the network's present weights, in 64-byte aligned memory."""
         low = network.arithmetic(precision).low
-        copies = [
-            tensor.detach().to(device, torch.bfloat16 if name in low else torch.float32, copy=True)
+        copies = {
+            name: tensor.detach().to(device, torch.bfloat16 if name in low else torch.float32, copy=True)
             for name, tensor in network.trained.items()
-        ]
+        }
         return cls(network, copies, precision)
 
     def module(self) -> nn.Module:

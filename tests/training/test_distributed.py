@@ -37,6 +37,7 @@ from engine.training.checkpoint import candidates
 from engine.training.examples import Examples
 from engine.training.precision import resolve_precision
 from tests.tiny import overrides, visits, write_tiny
+from tests.training import test_modules as modules
 from tests.training.conftest import weights_of
 
 ray = pytest.importorskip("ray")
@@ -201,6 +202,22 @@ def at_step(run: Run, step: int, action: Callable[[list[dict]], None]) -> thread
 def kill(rank: int, number: int = signal.SIGKILL) -> Callable[[list[dict]], None]:
     """Send a signal to the worker of a rank."""
     return lambda entries: os.kill(next(item["pid"] for item in entries if item["rank"] == rank), number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Normed", "Odd", "Sequence"])
+def test_any_module_has_its_weights_on_one_two_and_four_workers_and_after_a_kill(
+    head, tmp_path, problem, config, fitted, new_run, name
+):
+    model = {"model__kind": modules.kind(name), "model__settings": modules.MODULES[name]}
+    keys = {**LONG, **model, "train__batch_size": 32, "train__audit_every": 30, "train__epochs": 3}
+    job = Job(tmp_path, problem(2000), problem(200, seed=1), config, fitted, new_run, **keys)
+    for workers in (1, 2, 4):
+        assert job.same(job.fit(workers, cluster__address=head)[0]), f"{workers} workers"
+    run = new_run(job.settings(2))
+    at_step(run, 50, kill(1))
+    result, _ = job.fit(2, run, cluster__address=head)
+    assert job.same(result) and result.metrics["train/attempts"] == 2
 
 
 # ------------------------------------------------------------------------------------------- in the default suite

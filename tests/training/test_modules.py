@@ -5,7 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from engine.errors import UserError
 from engine.training import kinds
 from engine.training.audit import Audit
 from engine.training.checkpoint import candidates
+from engine.training.cpu_stepper import CpuStepper
 from engine.training.gpu.graphs import Graphed
 from engine.training.gpu.stepper import GpuStepper
 from engine.training.losses import LOSSES, to_scores
@@ -108,6 +113,52 @@ def test_weights_are_equal_for_threads_workers_and_after_a_stop(tmp_path, name, 
             shutil.rmtree(path)
     rest, _ = fitted_on(settings, data, valid, again, precision=precision)
     assert rest.metrics["resumed_from_step"] == 1
+    assert digest(rest.model) == digest(whole.model) and rest.history == whole.history
+
+
+def killed(folder: str, name: str, precision: str, step: int) -> None:
+    """Train in this process until it is killed after a step; called in a process of its own."""
+    run_step = CpuStepper.run
+
+    def dying(self, at):
+        taken = run_step(self, at)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return taken
+
+    CpuStepper.run = dying  # type: ignore[method-assign]
+    config = settled(Path(folder), name, **KILLED)
+    run = open_run(config)
+    kept = Path(folder) / "checkpoints"
+    if kept.exists():
+        shutil.copytree(kept, run.directory / "checkpoints")
+    fitted_on(config, make_problem(93), make_problem(40, seed=1), run, precision=precision)
+
+
+KILLED = {"train__epochs": 4, "train__checkpoint_every": 1, "train__audit_every": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "precision"), [("Normed", "fp32"), ("Sequence", "bf16"), ("TabM", "fp32")])
+def test_ten_kills_leave_the_weights_as_they_would_be(tmp_path, name, precision):
+    config = settled(tmp_path, name, **KILLED)
+    whole, _ = fitted_on(config, make_problem(93), make_problem(40, seed=1), precision=precision)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    for step in range(1, 11):
+        call = (
+            f"from tests.training.test_modules import killed; killed({str(folder)!r}, {name!r}, {precision!r}, {step})"
+        )
+        done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+        (run,) = folder.glob("runs/train/test/*")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.move(run / "checkpoints", folder / "checkpoints")
+        shutil.rmtree(run)
+    again = open_run(config)
+    shutil.copytree(folder / "checkpoints", again.directory / "checkpoints")
+    rest, _ = fitted_on(config, make_problem(93), make_problem(40, seed=1), again, precision=precision)
+    assert rest.metrics["resumed_from_step"] == 10
     assert digest(rest.model) == digest(whole.model) and rest.history == whole.history
 
 
@@ -201,6 +252,26 @@ def test_a_gpu_step_has_the_losses_of_the_cpu_and_can_be_captured(tmp_path, name
             assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
     if name == "Normed":
         assert int(eager.model.module.body[0].num_batches_tracked) == 3
+
+
+@pytest.mark.parametrize("name", ["Net", "Sequence"])
+def test_weight_decay_shrinks_matrices_as_torch_does_it(tmp_path, name):
+    """One step without gradient clipping against torch.optim.AdamW with two groups."""
+    data = make_problem(40)
+    keys = {"train__weight_decay": 0.7, "train__clip": 0.0, "train__warmup": 0.0, "train__lr": 0.1}
+    settings = {**MODULES[name], **({"dropout": 0.0} if name == "Net" else {})}
+    found = {}
+    for rule in ("auto", "matrices", "all"):
+        config = settled(tmp_path, name, model__settings=settings, train__decay=rule, **keys)
+        found[rule] = fitted_on(config, data)[0].model
+    assert digest(found["auto"]) == digest(found["matrices"]) != digest(found["all"])
+    start = build_model(config.model, 4, CARDINALITIES, 1, 0)
+    assert start.spared("all") == set()
+    for key, before in start.trained.items():
+        spared = before.dim() < 2 or "tables" in key or "norm" in key
+        assert (key in start.spared("auto")) == spared
+        before, all_, some = (model.trained[key].detach() for model in (start, found["all"], found["auto"]))
+        torch.testing.assert_close(some - all_, before * (0.1 * 0.7 if spared else 0.0), rtol=1e-4, atol=2e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused

@@ -160,6 +160,12 @@ class TrainConfig:
     shards: int = key(8, "logical shards of a batch; fixed, so that weights do not depend on workers", ge=1)
     lr: float = key(0.001, "peak learning rate", gt=0)
     weight_decay: float = key(0.01, "AdamW weight decay", ge=0)
+    decay: str = later_key(
+        "auto",
+        "what weight decay shrinks: all parameters, or matrices only (not what has one dimension, nor norms and embeddings, nor "
+        "what the model's no_weight_decay() names); auto = all of mlp and linear, the matrices of others",
+        choices=("auto", "all", "matrices"),
+    )
     warmup: float = key(0.05, "share of all steps for warm-up, followed by cosine decay", ge=0, lt=1)
     clip: float = key(1.0, "largest gradient norm; 0 = no clipping", ge=0)
     patience: int | str = key(

@@ -52,9 +52,9 @@ class GpuStepper:
         self.identity = {"device": self._device.type}
         job.model.module.to(self._device)
         with self._device:  # tensors are created on it
-            self.weights = FlatWeights(job.model, job.precision)
-            self.optimizer = AdamW(self.weights.size, job.config.train.weight_decay)
-        self._evaluators = Evaluators(job.model, self.weights.tensors(), job.precision)
+            self.weights = FlatWeights(job.model, job.precision, job.config.train.decay)
+            self.optimizer = AdamW(self.weights.size, job.config.train.weight_decay, self.weights.decayed)
+        self._evaluators = Evaluators(job.model, self.weights.named(), job.precision)
         self._staged: tuple[int, Chunk] | None = None  # the next chunk, and its first step
         self._lane = SideLane(self._device)
         self._plan = StepPlan(job.schedule, exchange.rank, exchange.world)
