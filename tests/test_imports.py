@@ -171,8 +171,9 @@ def test_a_local_run_without_tracking_and_sql_imports_neither_ray_nor_wandb_nor_
     model = """
 from engine.config.sections.training import ModelConfig
 from engine.training import model
-for kind in ("mlp", "linear"):
-    made = model.from_architecture(model.architecture(model.build_model(ModelConfig(kind=kind), 2, [3], 1, 0)))
+for kind, how in (("mlp", "none"), ("linear", "none"), ("tabm", "ple"), ("wide_and_deep", "periodic")):
+    config = ModelConfig(kind=kind, embeddings=how)
+    made = model.from_architecture(model.architecture(model.build_model(config, 2, [3], 1, 0)))
     assert made.state_dict()
 """
     found = loaded_after(f"{steps}\n{model}")

@@ -246,10 +246,10 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
         return
     if described["kind"] not in kinds.BUILT_IN:
         return  # its code has not run
-    layers = [parameter.shape[-1] for parameter in declared(described, f"{path}: architecture").parameters()]
-    if 4 * model["tile_rows"] * max(layers) > TILE_BYTES:
+    widest = declared(described, f"{path}: architecture").widest
+    if 4 * model["tile_rows"] * widest > TILE_BYTES:
         raise records.Damaged(
-            f"{path}: tile_rows must be at most {TILE_BYTES // 4 // max(layers):,} for layers of up to {max(layers):,} "
+            f"{path}: tile_rows must be at most {TILE_BYTES // 4 // widest:,} for layers of up to {widest:,} "
             f"columns, found {model['tile_rows']:,}"
         )
 

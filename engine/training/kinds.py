@@ -26,12 +26,25 @@ from engine.config.nested import Tree
 from engine.config.plugins import installed
 from engine.config.sections.training import MODEL_GROUP, ModelConfig
 from engine.errors import UserError, nearest
-from engine.training.networks import Fitted, Linear, LinearSettings, Mlp, MlpSettings, Shape
+from engine.training.embeddings import NONE
+from engine.training.networks import (
+    Fitted,
+    Linear,
+    LinearSettings,
+    Mlp,
+    MlpSettings,
+    Shape,
+    TabM,
+    TabMSettings,
+    WideAndDeep,
+)
 
 # Class, and what its settings must be in a record. They are the keys of ModelConfig of the same names.
 BUILT_IN: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "mlp": (Mlp, MlpSettings),
     "linear": (Linear, LinearSettings),
+    "tabm": (TabM, TabMSettings),
+    "wide_and_deep": (WideAndDeep, MlpSettings),
 }
 Array = NDArray[Any]
 NUMBERS = "biuf"  # kinds of dtype that a fitted array may have
@@ -69,7 +82,9 @@ def settings_of(config: ModelConfig) -> Tree:
             raise UserError(
                 f"model.settings is for models of plug-ins: model.kind={config.kind} reads the keys of model"
             )
-        return {name: _plain(getattr(config, name)) for name in BUILT_IN[config.kind][1].__annotations__}
+        known: Any = BUILT_IN[config.kind][1]
+        names = known.__required_keys__ if config.embeddings == NONE else known.__annotations__
+        return {name: _plain(getattr(config, name)) for name in known.__annotations__ if name in names}
     check_settings(config.kind, config.settings)
     return dict(config.settings)
 
@@ -166,7 +181,7 @@ def fit_arrays(
 
     Raises UserError where that is no mapping of names to arrays of finite numbers, or raises an error.
     """
-    fit = None if kind in BUILT_IN else getattr(network_class(kind), "fit", None)
+    fit = getattr(network_class(kind), "fit", None)
     if fit is None:
         return {}
     name, views = plugins.split(kind)[0], [array.view() for array in (numeric, codes, target)]

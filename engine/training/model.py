@@ -29,6 +29,7 @@ from engine.training.target import PLAIN, TargetScale
 
 FORMAT = 1
 MOST_TENSORS = 2**16
+MOST_OTHERS = 16  # tensors of a built-in model beside those of its codes and hidden layers
 _BUILDING = threading.Lock()  # the generator that constructors draw from is the process's
 
 
@@ -79,6 +80,13 @@ class Network:
     def outputs(self) -> int:
         """Raw outputs of a row."""
         return self.shape["outputs"]
+
+    @property
+    def widest(self) -> int:
+        """The most numbers that a built-in model makes of a row between two layers."""
+        settings, wide = self.settings, max(parameter.shape[-1] for parameter in self.parameters())
+        embedded = 2 * int(settings["bins"]) * self.shape["numeric"] if "bins" in settings else 0
+        return max(embedded, wide * int(settings.get("members", 1)))
 
     @functools.cached_property
     def output_shape(self) -> tuple[int, ...]:
@@ -202,7 +210,9 @@ def build_model(
         raise UserError("a model must have at least one feature, found none: set features")
     shape: Shape = {"numeric": numeric_width, "cardinalities": list(cardinalities), "outputs": outputs}
     settings, arrays = kinds.settings_of(config), dict(fitted or {})
-    return Network(config.kind, shape, settings, construct(config.kind, shape, settings, arrays, seed), arrays, seed)
+    module = construct(config.kind, shape, settings, arrays, seed)
+    kept = {} if config.kind in kinds.BUILT_IN else arrays  # built-in models have theirs in buffers
+    return Network(config.kind, shape, settings, module, kept, seed)
 
 
 def architecture(network: Network) -> ArchitectureRecord:
@@ -257,8 +267,8 @@ def declared(description: ArchitectureRecord, where: str = "architecture", fitte
         return Network(kind, shape, settings, construct(kind, shape, settings, arrays, 0), arrays, target=target)
     known = kinds.BUILT_IN[kind][1]
     records.conform(settings, known, f"{where}: settings")
-    settings = {name: settings[name] for name in known.__annotations__}
-    tensors = len(shape["cardinalities"]) + 2 * len(settings.get("hidden", ())) + 2
+    settings = {name: settings[name] for name in known.__annotations__ if name in settings}
+    tensors = 2 * len(shape["cardinalities"]) + 2 * len(settings.get("hidden", ())) + MOST_OTHERS
     if tensors > MOST_TENSORS:
         raise records.Damaged(f"{where} must have at most {MOST_TENSORS:,} tensors, found {tensors:,}")
     with torch.device("meta"):

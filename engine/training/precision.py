@@ -9,6 +9,7 @@ from engine.errors import UserError
 from engine.runtime import environment
 from engine.runtime.run import Precision
 
+HIDDEN = ("mlp", "tabm", "wide_and_deep")  # kinds with hidden layers of `model.hidden`
 NARROWEST = 64  # with narrower hidden layers, casts cost more than bf16 products save
 
 
@@ -23,7 +24,7 @@ def resolve_precision(wanted: str, model: ModelConfig, device: str = "cpu") -> P
         return cast(Precision, wanted)
     if wanted != "auto":
         raise UserError(f"train.precision must be auto, fp32 or bf16, found {wanted!r}")
-    wide = model.kind == "mlp" and max(model.hidden, default=0) >= NARROWEST
+    wide = model.kind in HIDDEN and max(model.hidden, default=0) >= NARROWEST
     return "bf16" if wide and (device == "cuda" or fast_bf16()) else "fp32"
 
 

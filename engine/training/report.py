@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from markupsafe import Markup
 
 from engine.config import plugins
-from engine.config.sections.training import BOOSTERS, MODELS
+from engine.config.sections.training import BOOSTERS
 from engine.config.tree import Config
 from engine.runtime import records, storage
 from engine.runtime.reports import html
@@ -20,6 +20,7 @@ from engine.training.evaluate import Row, SplitDetails, watched_metric
 from engine.training.loop import Epoch
 from engine.training.loss import Loss
 from engine.training.metrics import DECIDED, LIFTED, Metric
+from engine.training.precision import HIDDEN
 from engine.training.resampling import FEWEST_BLOCKS
 
 EXTRA = {"r2": "R²", "mape": "Mean absolute percentage error"}  # reported where they exist
@@ -348,8 +349,10 @@ def _model(config: Config) -> str:
         )
         return f"{config.model.kind}, learning rate {trees.learning_rate:g}, at most {size}"
     model = config.model
-    if model.kind in MODELS:
-        return f"{model.kind}, hidden layers {list(model.hidden)}, dropout {model.dropout}"
+    if model.kind in HIDDEN:
+        members = f", {model.members} members" if model.kind == "tabm" else ""
+        numbers = "" if model.embeddings == "none" else f", numbers embedded ({model.embeddings})"
+        return f"{model.kind}, hidden layers {list(model.hidden)}, dropout {model.dropout}{members}{numbers}"
     return ", ".join([plugins.split(model.kind)[0], *(f"{name} {value}" for name, value in model.settings.items())])
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from engine.config import plugins, schema
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
-from engine.config.sections.training import BOOSTERS, MODELS
+from engine.config.sections.training import BOOSTERS
 from engine.config.tree import SPLITS, Config
 from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
@@ -287,9 +287,9 @@ def fit_model(
 
 
 def fitted_arrays(config: Config, train: Examples) -> Fitted:
-    """What a plug-in's model learns before its weights: of the model that training continues from, else of the training rows."""
+    """What a network learns before its weights: of the model that training continues from, else of the training rows."""
     model = config.model
-    if model.kind in MODELS:
+    if model.kind in BOOSTERS:
         return {}
     start = start_arrays(config)
     if start is not None:

@@ -27,7 +27,7 @@ TASKS = {
 LOSS_GROUP, METRIC_GROUP = "engine.losses", "engine.metrics"  # entry points of installed packages
 SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
 BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting.py has what grows their trees
-MODELS = ("mlp", "linear", *BOOSTERS)  # engine/training/kinds.py has the classes of the others
+MODELS = ("mlp", "linear", "tabm", "wide_and_deep", *BOOSTERS)  # engine/training/kinds.py has the classes of the others
 MODEL_GROUP = "engine.models"  # entry points of installed packages that offer others
 AUTO = units.AUTO
 ANY = "any"
@@ -110,6 +110,15 @@ class ModelConfig:
     hidden: tuple[int, ...] = key((256, 256, 256), "widths of the hidden layers", ge=1)
     dropout: float = key(0.1, "share of activations dropped in training", ge=0, lt=1)
     embedding_max: int = key(32, "widest categorical embedding", ge=1)
+    embeddings: str = later_key(
+        "none",
+        "what numbers become before the first layer: none = they are read as they are, ple = piecewise-linear embeddings with "
+        "bins between quantiles of the training rows, periodic = sines and cosines of learned frequencies",
+        choices=("none", "ple", "periodic"),
+    )
+    bins: int = later_key(48, "bins of a number's ple embedding, or its frequencies of periodic", ge=1, le=4096)
+    embedding_width: int = later_key(16, "width of a number's embedding", ge=1, le=4096)
+    members: int = later_key(32, "networks of a tabm, which share its hidden layers", ge=1, le=1024)
     trees: TreesConfig = later_key(factory=TreesConfig, help="boosted trees, for kind lightgbm and xgboost")
     settings: dict[str, Any] = later_key(factory=dict, help="what the constructor of a plug-in's model takes, by name")
 

@@ -61,8 +61,9 @@ class GpuStepper:
         rows = Rows.of(job.train, job.class_weights, job.model)
         placement = Placement.choose(rows.nbytes, self._device)
         resident = placement.resident if resident is None else resident
-        # An Mlp without codes reads its numbers in bf16 only.
-        low = any(self.weights.low) and job.model.kind == "mlp" and not job.model.shape["cardinalities"]
+        # An Mlp without codes and embeddings reads its numbers in bf16 only.
+        plain = job.model.kind == "mlp" and "embeddings" not in job.model.settings
+        low = any(self.weights.low) and plain and not job.model.shape["cardinalities"]
         kind = torch.bfloat16 if low else torch.float32
         source: Source = (
             Resident(rows, self._plan, self._device, kind)
