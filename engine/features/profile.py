@@ -23,6 +23,7 @@ from engine.features import conditional
 from engine.features.compute import as_floats
 from engine.features.conditional import Conditional, ConditionalRecord
 from engine.features.encode import FIRST_KNOWN, NO_TEXT, UNSEEN, Encoder, Vocabulary, as_texts, each_column
+from engine.features.numeric_spec import NumericSpec, NumericSpecRecord, fit_numeric
 from engine.features.spec import NUMERIC
 from engine.runtime import digest, records
 from engine.runtime.records import Count
@@ -30,26 +31,15 @@ from kernels import profile as kernel
 from kernels.conditional import ConditionalPlan, conditional_codes
 from kernels.exact import WIDE_UNIT
 from kernels.hashing import hash_bytes
-from kernels.statistics import scale_of
 
 FORMAT = 3  # 1: edges on data values, and no points; 2: no conditional columns
 BINS = 20
-FIT_ROWS = 65_536  # edges are quantiles: this many rows put each within 0.2 % of its share
 MOST_CELLS = 2**27  # columns times bins or categories of the widest: int64, a gigabyte
 # Unseen categories named per column: those with the smallest hashes, so that any split of the rows keeps the same.
 UNSEEN_KEPT = 200
 PREDICTION = "prediction"
 Hex = Annotated[str, records.Matching(r"-?0x[0-9a-f]{1,1024}", "a whole number in hexadecimal")]
 NO_VALUE = (NO_TEXT, "(unseen)", "(rare)")  # labels of the codes that stand for no known category
-
-
-class NumericSpecRecord(TypedDict):
-    """One numeric column of profile_spec.json; `points` from format 2 on."""
-
-    name: str
-    edges: list[float]
-    scale: float
-    points: NotRequired[list[float | None]]
 
 
 class ProfileSpecRecord(TypedDict):
@@ -90,24 +80,6 @@ class ProfileRecord(TypedDict):
     categorical: dict[str, CategoryCounts]
     predictions: dict[str, NumericCounts]
     conditional: NotRequired[dict[str, list[Count]]]
-
-
-@dataclass(frozen=True)
-class NumericSpec:
-    """One numeric column: ascending edges, and the scale that normalises distances (kernels.statistics.scale_of).
-
-    `points`: the one value that each bin was made for, None for a range of values (kernels.profile.bins_of).
-    """
-
-    name: str
-    edges: tuple[float, ...]
-    scale: float
-    points: tuple[float | None, ...]
-
-    @property
-    def bins(self) -> int:
-        """Bins inside the edges."""
-        return len(self.edges) - 1
 
 
 @dataclass(frozen=True)
@@ -192,9 +164,9 @@ class ProfileSpec:
         """The specification without the vocabularies, which the encoder stores."""
         state: ProfileSpecRecord = {
             "format": self.format,
-            "numeric": [_numeric_json(item, self.format) for item in self.numeric],
+            "numeric": [item.to_json(self.format) for item in self.numeric],
             "categorical": [item.name for item in self.categorical],
-            "predictions": [_numeric_json(item, self.format) for item in self.predictions],
+            "predictions": [item.to_json(self.format) for item in self.predictions],
             "unnamed": sorted(self.unnamed),
         }
         return {**state, "conditional": [item.to_json() for item in self.conditional]} if self.format > 2 else state
@@ -215,9 +187,9 @@ class ProfileSpec:
         if cells > MOST_CELLS:
             raise records.Damaged(f"{path} must have at most {MOST_CELLS:,} counts, found {cells:,}")
         spec = cls(
-            tuple(_numeric_spec(item) for item in state["numeric"]),
+            tuple(NumericSpec.of(item) for item in state["numeric"]),
             tuple(vocabularies[name] for name in state["categorical"]),
-            tuple(_numeric_spec(item) for item in state["predictions"]),
+            tuple(NumericSpec.of(item) for item in state["predictions"]),
             frozenset(state["unnamed"]),
             state["format"],
             tuple(Conditional.of(item, sorted(raw)) for item in state.get("conditional", ())),
@@ -411,17 +383,6 @@ def category_label(vocabulary: Vocabulary, code: int, named: bool = True) -> str
 # ---------------------------------------------------------------------------------------------------------- fitting
 
 
-def fit_numeric(name: str, values: np.ndarray, bins: int) -> NumericSpec:
-    """Bins and scale of one column, from (at most FIT_ROWS, evenly spaced) values [n]."""
-    values = values[:: -(-len(values) // FIT_ROWS)] if len(values) else values
-    finite = np.sort(np.asarray(values[np.isfinite(values)], np.float64))
-    if not len(finite):  # no value: no statistic can be computed
-        return NumericSpec(name, (0.0, 1.0), 1.0, (None,))
-    found = kernel.bins_of(finite, bins)
-    points = tuple(None if np.isnan(point) else float(point) for point in found.points)
-    return NumericSpec(name, tuple(float(edge) for edge in found.edges), float(scale_of(finite)), points)
-
-
 def _score_columns(scores: np.ndarray | None, classes: Sequence[str]) -> list[np.ndarray]:
     if scores is None:
         return [np.empty(0)] * max(len(classes), 1)
@@ -446,16 +407,6 @@ def _check_counts(state: ProfileRecord, spec: ProfileSpec) -> None:
             raise records.Damaged(
                 f"a profile must count the {vocabulary.size} codes of {vocabulary.name!r}, found others"
             )
-
-
-def _numeric_json(item: NumericSpec, format_: int) -> NumericSpecRecord:
-    state: NumericSpecRecord = {"name": item.name, "edges": list(item.edges), "scale": item.scale}
-    return {**state, "points": list(item.points)} if format_ > 1 else state
-
-
-def _numeric_spec(state: NumericSpecRecord) -> NumericSpec:
-    edges = tuple(map(float, state["edges"]))
-    return NumericSpec(state["name"], edges, state["scale"], tuple(state.get("points", (None,) * (len(edges) - 1))))
 
 
 # --------------------------------------------------------------------------------------------------------- counting

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.features.conditional import BINS
-from engine.features.profile import NumericSpec, Profile, ProfileSpec, category_label, outside_sum
+from engine.features.numeric_spec import NumericSpec
+from engine.features.profile import Profile, ProfileSpec, category_label, outside_sum
 from kernels import profile as kernel
 from kernels import statistics as kernels
 

@@ -25,7 +25,8 @@ from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
 from engine.features.encode import Encoder
 from engine.features.instants import instants
-from engine.features.profile import FIT_ROWS, Profile, ProfileRecord, ProfileSpec, outside_sum
+from engine.features.numeric_spec import FIT_ROWS
+from engine.features.profile import Profile, ProfileRecord, ProfileSpec, outside_sum
 from engine.features.spec import sensitive_features, trailing_features
 from engine.features.table import FeatureTable
 from engine.runtime import records, storage

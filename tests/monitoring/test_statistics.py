@@ -9,7 +9,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.features.profile import Profile, ProfileSpec, fit_numeric
+from engine.features.numeric_spec import fit_numeric
+from engine.features.profile import Profile, ProfileSpec
 from engine.monitoring.statistics import ColumnSpec, Counts, column_specs, profile_counts, statistics
 from kernels import statistics as kernels
 
