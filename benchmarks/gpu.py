@@ -32,12 +32,13 @@ from engine.config.sections.training import ModelConfig, TrainConfig
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.training.device import describe_device, has_gpu, prepare_backend, why_no_gpu
 from engine.training.examples import Examples
-from engine.training.flat import AdamW, FlatWeights
+from engine.training.flat import FlatWeights
 from engine.training.gpu.graphs import make_runner, run_chunk
 from engine.training.gpu.inputs import Resident, Rows, SideLane, Source, StepPlan, Streamed, kernels_run, prepare_chunk
 from engine.training.gpu.order import combine64, dropout_mask, permutation
 from engine.training.gpu.step import LOSS, WEIGHT, GpuStep
 from engine.training.model import build_model
+from engine.training.optimizers import make_optimizer
 from engine.training.order import RowOrder
 from engine.training.predict import DEVICE_TILE_ROWS, TILE_ROWS, predict_logits
 from engine.training.schedule import Schedule
@@ -416,7 +417,7 @@ class Job:
         self.model.module.to(device)
         with device:
             flat = FlatWeights(self.model, precision)
-            optimizer = AdamW(flat.size, settings.weight_decay)
+            optimizer = make_optimizer(flat, settings)
         self.plan = StepPlan(Schedule(len(data), batch, 1000, 0, settings))
         rows = Rows.of(data, None, self.model)
         kind = torch.bfloat16 if any(flat.low) and not sizes else torch.float32

@@ -1,4 +1,4 @@
-"""The CPU stepper: shards of a batch run on the threads of every worker, gradients are added in a fixed tree, AdamW updates."""
+"""The CPU stepper: shards of a batch run on the threads of every worker, gradients are added in a fixed tree, one update."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from engine.training.exchange import (
     owned,
     slots,
 )
-from engine.training.flat import AdamW, FlatWeights, scale_and_clip
+from engine.training.flat import FlatWeights, scale_and_clip
+from engine.training.optimizers import make_optimizer
 from engine.training.predict import Evaluators
 from engine.training.randomness import moved, state
 from engine.training.shards import ShardTask, ShardWorkspace
@@ -50,7 +51,7 @@ class CpuStepper:
         self._job = job
         self.weights = FlatWeights(job.model, job.precision, settings.decay)
         self._evaluators = Evaluators(job.model, self.weights.named(), job.precision)
-        self.optimizer = AdamW(self.weights.size, settings.weight_decay, self.weights.decayed)
+        self.optimizer = make_optimizer(self.weights, settings)
         schedule = job.schedule
         self._buffers = Buffers(job.model)
         self._task = ShardTask(job.model, job.train, job.order, schedule, job.class_weights, self._buffers)

@@ -259,6 +259,7 @@ def _result(
     model = from_architecture(found.manifest["architecture"], most, where, fitted)
     weights = FlatWeights(model, precision, decay)
     weights.load(found.tensors)
+    weights.load(found.tensors, "average_")
     weights.load(found.tensors, "best_")
     return FitResult(model, metrics, outcome["best_epoch"], outcome["steps"], outcome["history"], precision)
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from engine.training.model import Network
 
 LANE = 32  # elements; every parameter starts on a multiple of 64 bytes, in float32 and in bf16
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class FlatWeights:
@@ -46,6 +45,15 @@ class FlatWeights:
             flat[start : start + shape.numel()].view(shape)
             for start, shape in zip(self.offsets[:-1], self.shapes, strict=True)
         ]
+
+    def matrices(self) -> dict[str, tuple[int, torch.Size]]:
+        """(offset, shape) of the hidden matrices by name: those of two dimensions that are no part of a norm or an embedding, but
+        for the last of the module, which makes the outputs.
+        """
+        spared = self.network.spared("matrices")
+        found = [name for name, item in self.network.trained.items() if item.ndim == 2 and name not in spared][:-1]
+        places = zip(self.names, self.offsets[:-1], self.shapes, strict=True)
+        return {name: (offset, shape) for name, offset, shape in places if name in found}
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint: `weights` and `buffer:<name>`, frozen parameters among them."""
@@ -90,51 +98,6 @@ class FlatWeights:
         return module, [parameters[name] for name in self.names]
 
 
-class AdamW:
-    """AdamW on one flat buffer: torch's fused kernel, called below `torch.optim` (whose constructor imports
-    torch._dynamo, one second). Loshchilov, Hutter: Decoupled Weight Decay Regularization, ICLR 2019.
-    """
-
-    def __init__(self, size: int, weight_decay: float, decayed: int | None = None) -> None:
-        """`decayed`: how many of the numbers, from the first on, weight decay shrinks; None: all."""
-        last = size if decayed is None else decayed
-        parts = ((slice(0, last), weight_decay), (slice(last, size), 0.0))
-        self._parts = [(part, shrink) for part, shrink in parts if part.stop > part.start]
-        self.exp_avg = torch.zeros(size)
-        self.exp_avg_sq = torch.zeros(size)
-        self.count = torch.zeros(())
-
-    def state(self) -> dict[str, Tensor]:
-        """The state for a checkpoint: moments [size] and the number of updates."""
-        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "count": self.count}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copy the values of a `state` into this one's memory."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
-
-    def step(self, values: Tensor, gradient: Tensor, lr: float | Tensor, skip: Tensor | None = None) -> None:
-        """One update in place; none where `skip`, a number in the memory of the weights, is 1."""
-        self.count.add_(1.0 if skip is None else 1.0 - skip)
-        for part, shrink in self._parts:
-            torch._fused_adamw_(
-                [values[part]],
-                [gradient[part]],
-                [self.exp_avg[part]],
-                [self.exp_avg_sq[part]],
-                [],
-                [self.count],
-                lr=lr,
-                beta1=BETA1,
-                beta2=BETA2,
-                weight_decay=shrink,
-                eps=EPSILON,
-                amsgrad=False,
-                maximize=False,
-                found_inf=skip,
-            )
-
-
 def scale_and_clip(gradient: Tensor, scale: float, limit: float) -> float:
     """Multiply by `scale`, then clip the norm to `limit` (0 = no clipping), in place and in one pass; returns the norm
     before.
@@ -144,11 +107,3 @@ def scale_and_clip(gradient: Tensor, scale: float, limit: float) -> float:
     if math.isfinite(factor) and factor != 1.0:
         gradient.mul_(factor)
     return norm
-
-
-def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over `warmup` of all steps, then half a cosine down to zero. Steps count from 0."""
-    ramp = round(warmup * total)
-    if step < ramp:
-        return peak * (step + 1) / ramp
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - ramp) / max(total - ramp, 1)))

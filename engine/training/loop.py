@@ -6,10 +6,11 @@ trainer accounts for them. What a step needs is in the checkpoint, so a resumed 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -337,7 +338,8 @@ class Trainer:
         }
         state.loss_sum = state.weight_sum = 0.0
         state.rows_seen = state.stream = 0
-        measured = self._validate()
+        with self._averaged():
+            measured = self._validate()
         self.clock.evaluate += time.perf_counter() - began
         entry |= {f"valid_{name}": storage.finite(value) for name, value in measured.items()}
         state.history.append(entry)
@@ -387,9 +389,22 @@ class Trainer:
         gain = None if value is None or state.best_metric is None else metric.sign * (value - state.best_metric)
         if not measured or (value is not None and (gain is None or gain > 0)):
             state.best_metric, state.best_epoch, state.stale_epochs = value, epoch, 0
-            self.best = self.stepper.weights.best()
+            with self._averaged():
+                self.best = self.stepper.weights.best()
         else:
             state.stale_epochs += 1
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the moving average of the weights in their place, where there is one."""
+        if not self.config.train.ema:
+            yield
+            return
+        weights = self.stepper.weights
+        kept = {"kept_weights": weights.values.clone()}
+        weights.load(self.stepper.optimizer.state(), "average_")
+        yield
+        weights.load(kept, "kept_")
 
     def _watched(self, measured: dict[str, float]) -> float | None:
         """The watched metric, or its replacement where it cannot be computed, so that higher is better; None without both."""
@@ -414,6 +429,7 @@ class Trainer:
             "state": asdict(self.state),
             "spent": self._spent(began - self.began),
             "scheduler": {
+                "kind": self.config.train.schedule,
                 "total_steps": self.schedule.steps,
                 "warmup": self.config.train.warmup,
                 "peak": self.config.train.lr,
@@ -439,6 +455,7 @@ class Trainer:
 
     def _result(self, seconds: float) -> FitResult:
         best_epoch = len(self.state.history) - 1  # where no epoch could be judged
+        self.stepper.weights.load(self.stepper.optimizer.state(), "average_")
         if self.best:
             self.stepper.weights.load(self.best, "best_")
             best_epoch = self.state.best_epoch

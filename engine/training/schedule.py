@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from engine.config.sections.training import TrainConfig
-from engine.training.flat import learning_rate
 from engine.training.sizes import sizes_of
+
+START, END = 25.0, 1e4  # of one_cycle: the peak over its first rate, and that over the last
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
-        return learning_rate(step, self.steps, self.config.lr, self.config.warmup)
+        return learning_rate(self.config.schedule, step, self.steps, self.config.lr, self.config.warmup)
 
     def next_pause(self, step: int) -> int:
         """The number of steps done, more than `step`, at which something is logged, saved or judged next."""
@@ -67,3 +69,31 @@ class Schedule:
             return 1  # the first step is logged, and its end is when training has started
         every = (self.config.log_every, self.config.checkpoint_every, self.epoch_steps)
         return min((step // interval + 1) * interval for interval in every if interval)
+
+
+def learning_rate(kind: str, step: int, total: int, peak: float, warmup: float) -> float:
+    """The rate of a step, counted from 0, of `total`.
+
+    `cosine`, `linear` and `constant`: a linear rise over the share `warmup` of all steps, then half a cosine or a line down to
+    0, or the peak. `one_cycle`: half a cosine up from peak / START over that share, and one down to peak / START / END, as
+    torch.optim.lr_scheduler.OneCycleLR (Smith, Topin: Super-convergence, 2018).
+    """
+    if kind == "one_cycle":
+        return _one_cycle(step, total, peak, warmup)
+    ramp = round(warmup * total)
+    if step < ramp:
+        return peak * (step + 1) / ramp
+    if kind == "constant":
+        return peak
+    if kind == "linear":
+        return peak * (1.0 - (step - ramp) / max(total - ramp, 1))
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - ramp) / max(total - ramp, 1)))
+
+
+def _one_cycle(step: int, total: int, peak: float, warmup: float) -> float:
+    top, last = warmup * total - 1, total - 1
+    begin, end = peak / START, peak / START / END
+    if step < top:
+        return begin + (peak - begin) * 0.5 * (1.0 - math.cos(math.pi * step / top))
+    done = (step - max(top, 0.0)) / max(last - max(top, 0.0), 1.0)
+    return end + (peak - end) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))

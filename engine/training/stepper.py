@@ -13,9 +13,10 @@ from engine.config.tree import Config
 from engine.runtime.run import Run
 from engine.training.examples import Examples
 from engine.training.exchange import Exchange
-from engine.training.flat import AdamW, FlatWeights
+from engine.training.flat import FlatWeights
 from engine.training.interrupt import StopFlag
 from engine.training.model import Network
+from engine.training.optimizers import Optimizer
 from engine.training.order import RowOrder
 from engine.training.schedule import Schedule
 from engine.training.threads import Team
@@ -70,7 +71,7 @@ class Stepper(Protocol):
     """Takes the steps of a `TrainingJob`. Every call is collective; all workers see the same figures."""
 
     weights: FlatWeights
-    optimizer: AdamW
+    optimizer: Optimizer
     identity: dict[str, str]  # what a checkpoint must share with the stepper that continues from it
 
     def run(self, step: int) -> StepsTaken:

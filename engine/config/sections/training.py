@@ -25,6 +25,8 @@ TASKS = {
     "ordinal": "multiclass",
 }
 LOSS_GROUP, METRIC_GROUP = "engine.losses", "engine.metrics"  # entry points of installed packages
+OPTIMIZERS = ("adamw", "sgd", "lion", "muon")  # engine/training/optimizers.py has them
+SCHEDULES = ("cosine", "linear", "constant", "one_cycle")  # engine/training/schedule.py has them
 SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
 BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting.py has what grows their trees
 MODELS = ("mlp", "linear", "tabm", "wide_and_deep", *BOOSTERS)  # engine/training/kinds.py has the classes of the others
@@ -168,14 +170,31 @@ class TrainConfig:
     )
     shards: int = key(8, "logical shards of a batch; fixed, so that weights do not depend on workers", ge=1)
     lr: float = key(0.001, "peak learning rate", gt=0)
-    weight_decay: float = key(0.01, "AdamW weight decay", ge=0)
+    optimizer: str = later_key(
+        "adamw",
+        "rule of an update; muon: orthogonal updates of hidden matrices, adamw for all else",
+        choices=OPTIMIZERS,
+    )
+    momentum: float = later_key(0.9, "momentum of sgd and muon (usual for muon: 0.95)", ge=0, lt=1)
+    weight_decay: float = key(0.01, "weight decay of the optimizer", ge=0)
     decay: str = later_key(
         "auto",
         "what weight decay shrinks: all parameters, or matrices only (not what has one dimension, nor norms and embeddings, nor "
         "what the model's no_weight_decay() names); auto = all of mlp and linear, the matrices of others",
         choices=("auto", "all", "matrices"),
     )
-    warmup: float = key(0.05, "share of all steps for warm-up, followed by cosine decay", ge=0, lt=1)
+    schedule: str = later_key(
+        "cosine",
+        "learning rate after warm-up: half a cosine or a line down to 0, or constant; one_cycle rises and falls by half cosines",
+        choices=SCHEDULES,
+    )
+    warmup: float = key(0.05, "share of all steps in which the learning rate rises", ge=0, lt=1)
+    ema: float = later_key(
+        0.0,
+        "decay of a moving average of the weights, as 0.999, which is evaluated, saved and becomes the model; 0 = none",
+        ge=0,
+        lt=1,
+    )
     clip: float = key(1.0, "largest gradient norm; 0 = no clipping", ge=0)
     patience: int | str = key(
         AUTO,

@@ -1,4 +1,4 @@
-"""The GPU step, fixed work on fixed memory: gather, forward, backward, clip, AdamW, sums of metrics.
+"""The GPU step, fixed work on fixed memory: gather, forward, backward, clip, update, sums of metrics.
 
 Whatever differs between steps (rows, mask keys, learning rate, rows that count) is in tables on the device, and a cursor on the
 device points to the next line. So a step is the same launches on the same addresses, without a value coming back: a CUDA
@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from engine.training.flat import AdamW, FlatWeights
+from engine.training.flat import FlatWeights
 from engine.training.gpu.inputs import Chunk, Source, StepPlan, kernels_run
 from engine.training.gpu.masks import TableMasks
 from engine.training.gpu.order import stream_hash
 from engine.training.losses import loss_of
 from engine.training.members import row_losses
+from engine.training.optimizers import Optimizer
 from engine.training.randomness import backward_begins, drawn_from
 
 TAIL = 32  # floats behind the flat gradient: loss, weight, bad rows; they are reduced in the same collective
@@ -33,7 +34,7 @@ class GpuStep:
     def __init__(
         self,
         flat: FlatWeights,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         source: Source,
         plan: StepPlan,
         *,

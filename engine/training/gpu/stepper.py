@@ -19,10 +19,11 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.training.device import Placement, describe_device, prepare_backend
-from engine.training.flat import AdamW, FlatWeights
+from engine.training.flat import FlatWeights
 from engine.training.gpu.graphs import Runner, make_runner, run_chunk
 from engine.training.gpu.inputs import Chunk, Resident, Rows, SideLane, Source, StepPlan, Streamed, prepare_chunk
 from engine.training.gpu.step import BAD, LOSS, NAMED, NORM, WEIGHT, GpuStep
+from engine.training.optimizers import make_optimizer
 from engine.training.predict import DEVICE_TILE_ROWS, Evaluators
 from engine.training.stepper import StepFigures, StepsTaken, TrainingJob
 from kernels import cuda as twins
@@ -53,7 +54,7 @@ class GpuStepper:
         job.model.module.to(self._device)
         with self._device:  # tensors are created on it
             self.weights = FlatWeights(job.model, job.precision, job.config.train.decay)
-            self.optimizer = AdamW(self.weights.size, job.config.train.weight_decay, self.weights.decayed)
+            self.optimizer = make_optimizer(self.weights, job.config.train)
         self._evaluators = Evaluators(job.model, self.weights.named(), job.precision)
         self._staged: tuple[int, Chunk] | None = None  # the next chunk, and its first step
         self._lane = SideLane(self._device)
