@@ -124,7 +124,7 @@ def test_the_model_from_elsewhere_needs_trust_before_its_code_runs(
 
 def test_what_is_wrong_in_a_config_is_said_at_once(shop: Shop) -> None:
     conf = str(shop.folder / "conf")
-    with pytest.raises(UserError, match=r"model.kind must be one of mlp, .* found 'Stepz'. Did you mean 'Steps'"):
+    with pytest.raises(UserError, match=r"model.kind must be one of auto, mlp, .* found 'Stepz'. Did you mean 'Steps'"):
         compose(overrides(shop.folder, *OWN, "model.kind=Stepz"), conf)
     with pytest.raises(UserError, match=r"model.settings.widht is no setting of Steps. Did you mean 'width'"):
         shop.run("train", "model.settings={widht: 6}")

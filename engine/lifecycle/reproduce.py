@@ -300,6 +300,8 @@ def _write_experiment(record: RunRecord, scratch: Path, inputs: Inputs, judged: 
         if value:
             config["train"][name] = value
     config.get("train", {}).update(record.get("sizes", {}))
+    if "chosen_model" in record:
+        config["model"].update(record["chosen_model"])
     for section, name, used in _models(record):
         config[section][name] = literals.escaped(str(used))
     if judged is not None:

@@ -101,6 +101,14 @@ class LabelsRecord(TypedDict):
     target_mean_with_not_ripe: NotRequired[float | None]
 
 
+class ChosenModel(TypedDict):
+    """What model=auto meant: keys of `model`."""
+
+    kind: str
+    hidden: NotRequired[list[int]]
+    embeddings: NotRequired[str]
+
+
 class Facts(TypedDict, total=False):
     """What commands add to run.json (`Run.note`)."""
 
@@ -112,6 +120,7 @@ class Facts(TypedDict, total=False):
     device: str
     device_facts: dict[str, str | int | bool | None]
     sizes: dict[str, int]
+    chosen_model: ChosenModel
     labels: dict[str, LabelsRecord]
     tracking: Tree
     submitted: SourceRecord

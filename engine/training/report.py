@@ -361,7 +361,7 @@ def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:
     total = max((value for _, value in times), default=1.0) or 1.0
     rows = [[name, html.bar(value / total, f"{value:.2f} s")] for name, value in times]
     about = {
-        "model": _model(config),
+        "model": _model(config) + (" (chosen by rule)" if "chosen_model" in run.record else ""),
         **({"trees": figures["train/trees"]} if "train/trees" in figures else {}),
         "parameters": figures.get("train/parameters"),
         "loss": config.train.loss,

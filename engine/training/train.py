@@ -42,6 +42,7 @@ from engine.training.bundle import (
 )
 from engine.training.bundle_spec import with_spec_of
 from engine.training.calibration import fit_temperature
+from engine.training.choice import choose
 from engine.training.classes import (
     KEPT,
     check_target,
@@ -87,6 +88,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     table = ensure_table(config, run, dataset)
     timer.lap("features")
     splits = find_splits(config, dataset, SPLITS, run)
+    config = choose(config, run, len(splits["train"].rows), len(table.features))
     boosted = config.model.kind in BOOSTERS
     if not boosted:
         config = settle(config, run, len(splits["train"].rows))

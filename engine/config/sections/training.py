@@ -29,9 +29,10 @@ OPTIMIZERS = ("adamw", "sgd", "lion", "muon")  # engine/training/optimizers.py h
 SCHEDULES = ("cosine", "linear", "constant", "one_cycle")  # engine/training/schedule.py has them
 SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
 BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting.py has what grows their trees
-MODELS = ("mlp", "linear", "tabm", "wide_and_deep", *BOOSTERS)  # engine/training/kinds.py has the classes of the others
-MODEL_GROUP = "engine.models"  # entry points of installed packages that offer others
 AUTO = units.AUTO
+# engine/training/kinds.py has the classes of networks, engine/training/choice.py what auto means.
+MODELS = (AUTO, "mlp", "linear", "tabm", "wide_and_deep", *BOOSTERS)
+MODEL_GROUP = "engine.models"  # entry points of installed packages that offer others
 ANY = "any"
 
 
@@ -106,8 +107,8 @@ class ModelConfig:
 
     kind: str = key(
         "mlp",
-        f"architecture: {', '.join(MODELS)}, a class of a file of `plugins`, or a model that an installed package offers in the "
-        f"entry point group {MODEL_GROUP}",
+        f"architecture: {', '.join(MODELS)} (auto = chosen by a rule, docs/training.md), a class of a file of `plugins`, or a "
+        f"model that an installed package offers in the entry point group {MODEL_GROUP}",
     )
     hidden: tuple[int, ...] = key((256, 256, 256), "widths of the hidden layers", ge=1)
     dropout: float = key(0.1, "share of activations dropped in training", ge=0, lt=1)

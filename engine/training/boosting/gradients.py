@@ -94,9 +94,14 @@ CLOSED: dict[str, Callable[[Array, Labels], tuple[Array, Array]]] = {
 }
 
 
+def fits_trees(loss: Loss) -> bool:
+    """Whether the outputs of a loss are one, or one a class."""
+    return loss.task != "quantiles" and not loss.ordered
+
+
 def check_loss(loss: Loss, kind: str) -> None:
-    """Raise UserError for a loss whose outputs are not one, or one a class."""
-    if loss.task == "quantiles" or loss.ordered:
+    """Raise UserError for a loss that trees do not take."""
+    if not fits_trees(loss):
         raise UserError(
             f"model={kind} must have a loss with one output, or one for each class, found train.loss={loss.name}: use "
             "train.loss=quantile or multiclass, or a network"
