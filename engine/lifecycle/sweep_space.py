@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import json
 import random
@@ -21,11 +22,11 @@ SECTIONS = ("model", "train", "features", "evaluate", "split")  # what a sweep m
 def optuna() -> Any:
     """Optuna, imported where a sweep runs. Raises UserError without it."""
     try:
-        import optuna
+        library = importlib.import_module("optuna")
     except ImportError:
         raise UserError("a sweep needs Optuna, which was not found: pip install 'tabular-engine[sweep]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+    library.logging.set_verbosity(library.logging.WARNING)
+    return library
 
 
 def check_space(config: Config) -> None:
