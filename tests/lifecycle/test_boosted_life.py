@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from engine.scoring.read import predictions
 from engine.training import bundle
 from engine.training.trees import Trees
 from tests import tiny
+from tests.lifecycle.test_backtest import WORDS as BACKTEST
 from tests.lifecycle.test_retrain import RETRAIN
 
 TREES = ("model.trees.rounds=15", "model.trees.leaves=7")
@@ -105,6 +109,46 @@ def test_a_run_is_reproduced_link_by_link(
         found = json.loads(capsys.readouterr().out)
         assert found["first_difference"] is None, found
     assert folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lightgbm", "xgboost"])
+def test_a_killed_command_goes_on_and_gives_the_same_trees(folder: Path, kind: str, tmp_path: Path) -> None:
+    words = [
+        f"model={kind}",
+        "model.trees.rounds=400",
+        "model.trees.patience=0",
+        "model.trees.row_fraction=0.7",
+        *EARLY,
+    ]
+    words += ["train.checkpoint_every=10", f"paths.runs={tmp_path / 'runs'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "engine",
+        "train",
+        "--config-dir",
+        str(folder / "conf"),
+        *tiny.overrides(folder, *words),
+    ]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while not list(tmp_path.glob("runs/train/tiny/*/checkpoints/step-*/manifest.json")) and time.monotonic() < end:
+        time.sleep(0.01)
+    started.send_signal(signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
+    resumed = run(folder, "train", *words)
+    whole = run(folder, "train", *words, "train.resume=never")
+    metrics = json.loads((resumed.directory / "metrics.json").read_text())
+    assert 10 <= metrics["resumed_from_step"] < 150 and resumed.directory != whole.directory
+    assert resumed.record["chain"] == whole.record["chain"]
+
+
+@pytest.mark.slow
+def test_a_backtest_replays_policies_of_trees(folder: Path) -> None:
+    done = run(folder, "backtest", *BACKTEST, "model=lightgbm", *TREES, "resources.threads=1")
+    policies = {item["name"]: item for item in json.loads((done.directory / "backtest.json").read_text())["policies"]}
+    assert len(policies) > 1 and any(item["retrains"] for item in policies.values())
 
 
 def test_start_from_adds_trees_to_the_champion(folder: Path, models: dict[str, Path]) -> None:

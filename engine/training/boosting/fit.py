@@ -93,12 +93,16 @@ def fit_trees(  # noqa: PLR0913
     rows = Rows(train.numeric, train.codes, list(cardinalities), outputs, tuple(monotone))
     settings, seed = config.model.trees, config.train.seed
     grower: Grower
+    began = time.perf_counter()
     if config.model.kind == "lightgbm":
         grower = LightgbmGrower(rows, settings, seed, threads)
     else:
         grower = XgboostGrower(rows, settings, seed, threads, exchange.rank, exchange.world)
+    binned = time.perf_counter() - began
     with StopFlag(run.directory) as stop:
-        return Rounds(train, valid, config, run, grower, rows, exchange, threads, stop, dataset_digest).fit()
+        rounds = Rounds(train, valid, config, run, grower, rows, exchange, threads, stop, dataset_digest)
+        rounds.spent["bins"] = binned
+        return rounds.fit()
 
 
 class Rounds:
