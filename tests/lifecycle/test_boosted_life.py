@@ -116,7 +116,8 @@ def test_a_run_is_reproduced_link_by_link(
 def test_a_killed_command_goes_on_and_gives_the_same_trees(folder: Path, kind: str, tmp_path: Path) -> None:
     words = [
         f"model={kind}",
-        "model.trees.rounds=400",
+        "model.trees.rounds=150",
+        "resources.threads=1",
         "model.trees.patience=0",
         "model.trees.row_fraction=0.7",
         *EARLY,

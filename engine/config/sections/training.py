@@ -28,7 +28,7 @@ LOSS_GROUP, METRIC_GROUP = "engine.losses", "engine.metrics"  # entry points of 
 OPTIMIZERS = ("adamw", "sgd", "lion", "muon")  # engine/training/optimizers.py has them
 SCHEDULES = ("cosine", "linear", "constant", "one_cycle")  # engine/training/schedule.py has them
 SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
-BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting.py has what grows their trees
+BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting/ has what grows their trees
 AUTO = units.AUTO
 # engine/training/kinds.py has the classes of networks, engine/training/choice.py what auto means.
 MODELS = (AUTO, "mlp", "linear", "tabm", "wide_and_deep", *BOOSTERS)
