@@ -38,6 +38,7 @@ from engine.training.examples import Examples
 from engine.training.precision import resolve_precision
 from tests.tiny import overrides, visits, write_tiny
 from tests.training import test_modules as modules
+from tests.training import test_user_losses as users
 from tests.training.conftest import weights_of
 
 ray = pytest.importorskip("ray")
@@ -213,6 +214,21 @@ def test_any_module_has_its_weights_on_one_two_and_four_workers_and_after_a_kill
     keys = {**LONG, **model, "train__batch_size": 32, "train__audit_every": 30, "train__epochs": 3}
     job = Job(tmp_path, problem(2000), problem(200, seed=1), config, fitted, new_run, **keys)
     for workers in (1, 2, 4):
+        assert job.same(job.fit(workers, cluster__address=head)[0]), f"{workers} workers"
+    run = new_run(job.settings(2))
+    at_step(run, 50, kill(1))
+    result, _ = job.fit(2, run, cluster__address=head)
+    assert job.same(result) and result.metrics["train/attempts"] == 2
+
+
+@pytest.mark.slow
+def test_a_users_loss_and_averaged_weights_of_muon_are_the_same_on_workers_and_after_a_kill(
+    head, tmp_path, problem, config, fitted, new_run
+):
+    keys = {**LONG, "train__loss": users.held()("Surprise"), "train__metric": users.held()("right")}
+    keys |= {"train__optimizer": "muon", "train__ema": 0.99, "train__batch_size": 32}
+    job = Job(tmp_path, problem(2000), problem(200, seed=1), config, fitted, new_run, **keys)
+    for workers in (1, 2):
         assert job.same(job.fit(workers, cluster__address=head)[0]), f"{workers} workers"
     run = new_run(job.settings(2))
     at_step(run, 50, kill(1))
