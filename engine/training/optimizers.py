@@ -129,14 +129,17 @@ class Sgd(_Kept):
 
     def __init__(self, size: int, parts: Sequence[Part], momentum: float) -> None:
         self._decay, self._momentum = _by_place(size, parts), momentum
-        self._velocity = torch.zeros(size)
+        self._velocity, self._scratch = (
+            torch.zeros(size),
+            torch.zeros(size),
+        )  # new memory for every step would cost more
         super().__init__({"momentum": self._velocity})
 
     def step(self, values: Tensor, gradient: Tensor, lr: float | Tensor, skip: Tensor | None = None) -> None:
         """See Optimizer."""
-        velocity = self._momentum * self._velocity + (gradient + self._decay * values)
-        _write(self._velocity, velocity, skip)
-        _write(values, values - lr * velocity, skip)
+        found = torch.mul(self._decay, values, out=self._scratch).add_(gradient)
+        _write(self._velocity, found.add_(self._velocity, alpha=self._momentum), skip)
+        _write(values, torch.sub(values, found.mul_(lr), out=found), skip)
 
 
 class Lion(_Kept):
@@ -147,14 +150,15 @@ class Lion(_Kept):
 
     def __init__(self, size: int, parts: Sequence[Part]) -> None:
         self._decay = _by_place(size, parts)
-        self._momentum = torch.zeros(size)
+        self._momentum, self._scratch = torch.zeros(size), torch.zeros(size)
         super().__init__({"momentum": self._momentum})
 
     def step(self, values: Tensor, gradient: Tensor, lr: float | Tensor, skip: Tensor | None = None) -> None:
         """See Optimizer."""
-        update = torch.sign(LION1 * self._momentum + (1 - LION1) * gradient)
-        _write(values, values - lr * (update + self._decay * values), skip)
-        _write(self._momentum, LION2 * self._momentum + (1 - LION2) * gradient, skip)
+        found = torch.mul(self._momentum, LION1, out=self._scratch).add_(gradient, alpha=1 - LION1).sign_()
+        found.addcmul_(self._decay, values).mul_(lr)
+        _write(values, torch.sub(values, found, out=found), skip)
+        _write(self._momentum, torch.mul(self._momentum, LION2, out=found).add_(gradient, alpha=1 - LION2), skip)
 
 
 class Muon(_Kept):
@@ -242,7 +246,7 @@ class Averaged:
         used = 1.0 if skip is None else 1.0 - skip
         self._count.add_(used)
         share = 1 - torch.clamp((1 + self._count) / (10 + self._count), max=self._decay)
-        self._average.add_((values - self._average) * (share * used))
+        self._average.lerp_(values, share * used)
 
 
 def _write(target: Tensor, found: Tensor, skip: Tensor | None) -> None:
