@@ -227,6 +227,21 @@ def test_a_loss_with_other_outputs_is_refused(tmp_path: Path, name: str) -> None
         grow(settings(tmp_path, "lightgbm", train__loss=name), make_problem(30))
 
 
+def test_balanced_sampling_is_refused_and_names_the_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"found balanced.*train.class_weight=balanced weights them"):
+        grow(settings(tmp_path, "xgboost", train__sampling="balanced"), make_problem(30))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_balanced_classes_weigh_the_rare_one_more(tmp_path: Path, kind: str) -> None:
+    data = make_problem(800)
+    rare = data.take(np.flatnonzero((data.target == 0) | (np.arange(800) % 8 == 0)))
+    plain, _ = grow(settings(tmp_path, kind), rare)
+    even, _ = grow(settings(tmp_path, kind, train__class_weight="balanced"), rare)
+    means = [item.model.logits(rare.numeric, rare.codes).mean() for item in (plain, even)]  # type: ignore[union-attr]
+    assert means[1] > means[0] + 0.5
+
+
 @pytest.mark.parametrize("name", ["poisson", "gamma", "tweedie"])
 def test_a_number_above_zero_is_fitted_by_its_distribution(tmp_path: Path, name: str) -> None:
     data = make_problem(1500)

@@ -85,6 +85,11 @@ def fit_trees(  # noqa: PLR0913
     """
     loss = loss_of(config.train)
     check_loss(loss, config.model.kind)
+    if config.train.sampling == "balanced":
+        raise UserError(
+            f"train.sampling must be each for model={config.model.kind}, found balanced, which draws the rows of a network's "
+            "steps: train.class_weight=balanced weights them instead"
+        )
     check_targets(train.target, train.rows, loss, outputs)
     if train.numeric.shape[1] == 0 and not cardinalities:
         raise UserError("a model must have at least one feature, found none: set features")
