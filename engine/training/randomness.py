@@ -46,15 +46,21 @@ class ShardMasks:
     shard, element): the same ones too whoever computes the shard.
     """
 
-    def __init__(self, rows: NDArray[np.int64], seed: int, step: int, shard: int) -> None:
+    def __init__(
+        self, rows: NDArray[np.int64], seed: int, step: int, shard: int, memory: dict[int, Tensor] | None = None
+    ) -> None:
+        """`memory`: masks of an earlier step by call, which are written over where they have the shape."""
         self._rows, self._seed, self._step, self._shard = rows, seed, step, shard
+        self._memory = {} if memory is None else memory
         self.calls = 0
 
     def mask(self, like: Tensor, p: float, kept: float) -> Tensor:
         """See Masks."""
         n, call = len(self._rows), self.calls
         self.calls += 1
-        out = torch.empty(like.shape, dtype=like.dtype)
+        out = self._memory.get(call)
+        if out is None or out.shape != like.shape or out.dtype != like.dtype:
+            out = self._memory[call] = torch.empty(like.shape, dtype=like.dtype)
         if not out.numel():
             return out
         if like.dim() and like.shape[0] % n == 0:

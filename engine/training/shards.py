@@ -5,6 +5,7 @@ Every shard of a run has one shape; a short last batch is filled up with rows of
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from engine.training.buffers import Buffers
 from engine.training.examples import Examples, aligned_empty
 from engine.training.exchange import BAD, LOSS, ROWS, STATS_FLOATS, STREAM, WEIGHT
 from engine.training.flat import FlatWeights
+from engine.training.loss import Loss
 from engine.training.losses import loss_of
 from engine.training.members import row_losses
 from engine.training.model import Network
@@ -36,6 +38,7 @@ class ShardWorkspace:
         self.weight = aligned_empty((rows,), np.float32)
         self.module, self.leaves = flat.module()
         self.arithmetic = flat.arithmetic
+        self.masks: dict[int, torch.Tensor] = {}
         self.gradient = gradient[:-STATS_FLOATS]  # and what is summed of buffers
         self.gradient_views = flat.views(self.gradient[: flat.size])
         self.buffers = self.gradient[flat.size :]
@@ -56,6 +59,11 @@ class ShardTask:
     class_weights: NDArray[np.float32] | None
     buffers: Buffers | None = None
 
+    @functools.cached_property
+    def loss(self) -> Loss:
+        """The loss of the run."""
+        return loss_of(self.schedule.config)
+
     def used(self, step: int, shard: int) -> bool:
         """Whether a shard has rows to train on: two, where rows depend on each other."""
         start, stop = self.schedule.shard_positions(step, shard)
@@ -74,7 +82,7 @@ class ShardTask:
         space.input_seconds = time.perf_counter() - began
         if self.used(step, shard):
             shown = ids[: stop - start] if self.network.traits.couples else ids
-            with drawn_from(ShardMasks(shown, self.schedule.config.seed, step, shard)):
+            with drawn_from(ShardMasks(shown, self.schedule.config.seed, step, shard, space.masks)):
                 self._differentiate(space, ids, stop - start)
             if self.buffers is not None:
                 self.buffers.store(space.module, space.buffers)
@@ -111,14 +119,13 @@ class ShardTask:
         return self.data.rows[index], start, stop
 
     def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:
-        config = self.schedule.config
         # A row that is there twice would count in what rows share.
         numeric, codes, target, weight = [
             item[:count] if self.network.traits.couples else item for item in space.tensors
         ]
         with space.arithmetic.applied("cpu"):
             logits = space.module(numeric, codes)
-        losses = row_losses(loss_of(config), logits, target)
+        losses = row_losses(self.loss, logits, target)
         weighted = losses * weight
         backward_begins()
         gradients = torch.autograd.grad(weighted.sum() / self.schedule.batch, space.leaves, allow_unused=True)
