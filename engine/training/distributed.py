@@ -137,6 +137,7 @@ def fit_on_cluster(  # noqa: PLR0913
             config.model.trees.rounds if boosted else rows * sizes_of(config.train, rows).epochs,
             cluster.start_seconds(config),
             cluster.watch(cluster.stall_seconds(config), directory / BEATS, math.inf),  # Ray Train ends silent workers
+            "rounds" if boosted else "rows",
         )
         try:
             cluster.run_training(config, directory, train_worker, payload, watch.look)
@@ -172,9 +173,15 @@ class Watch:
     """The driver's work while the workers train: shows progress and failures, and passes a stop on to the workers."""
 
     def __init__(
-        self, run: Run, stop: interrupt.StopFlag, total: int, patience: float, bound: stall.Watch | None = None
+        self,
+        run: Run,
+        stop: interrupt.StopFlag,
+        total: int,
+        patience: float,
+        bound: stall.Watch | None = None,
+        unit: str = "rows",
     ) -> None:
-        self._bound = bound
+        self._bound, self._unit = bound, unit
         self._run, self._stop, self._total, self._patience = run, stop, total, patience
         self._shown_failures = self._entered = 0
         self._idle_since: float | None = time.monotonic()
@@ -215,7 +222,7 @@ class Watch:
         except (OSError, ValueError):
             return
         if self._progress is None:
-            self._progress = self._run.progress("train", self._total, "rows", seen["start"]).__enter__()
+            self._progress = self._run.progress("train", self._total, self._unit, seen["start"]).__enter__()
         self._progress.follow(**seen)
 
     def close(self) -> None:
