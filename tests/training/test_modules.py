@@ -191,14 +191,15 @@ def test_frozen_weights_stay_and_tied_ones_stay_tied(tmp_path):
     assert "frozen" in odd.model.state_dict() and "scale" in odd.model.state_dict()
 
 
-def test_running_statistics_are_the_mean_of_the_shards(tmp_path):
+@pytest.mark.parametrize("n", [40, 37])
+def test_running_statistics_are_the_mean_of_the_shards(tmp_path, n):
     """One step, by hand: each shard's statistics of its own rows, averaged; the counter is the first shard's."""
-    data = make_problem(40)
+    data = make_problem(n)
     result, _ = fitted_on(settled(tmp_path, "Normed"), data)
     from engine.training.order import RowOrder, order_key
 
-    rows = RowOrder(40, order_key(data, 0)).positions(0, 0, 40)
-    means = [0.1 * data.numeric[rows[at : at + 10]].mean(0) for at in range(0, 40, 10)]
+    rows = RowOrder(n, order_key(data, 0)).positions(0, 0, n)
+    means = [0.1 * data.numeric[rows[at : at + 10]].mean(0) for at in range(0, n, 10)]
     found = result.model.module.body[0]
     np.testing.assert_allclose(found.running_mean.numpy(), np.mean(means, 0), rtol=1e-5, atol=1e-7)
     assert int(found.num_batches_tracked) == 1 and result.model.traits.couples
