@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.machinery
 import importlib.util
 import linecache
 import re
@@ -133,7 +134,14 @@ def _place_not_installed(module: str) -> Path | None:
         for place in places
         if place is not None
     )
-    return here if inside and module not in metadata.packages_distributions() else None
+    return here if inside and not _is_installed_in(here, module) else None
+
+
+def _is_installed_in(here: Path, module: str) -> bool:
+    """Whether the current folder is where an installed package is, as with an editable install: it is found nowhere else."""
+    elsewhere = [place for place in sys.path if place and Path(place).resolve() != here.resolve()]
+    found = importlib.machinery.PathFinder.find_spec(module, elsewhere)
+    return found is None and module in metadata.packages_distributions()
 
 
 def pinned(reference: str, plugins: Sequence[Plugin]) -> str:

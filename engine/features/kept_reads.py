@@ -32,7 +32,10 @@ class KeptReads(Dataset):
                 table = super().read(lacking, span)
                 found = found | dict(zip(lacking, table.columns, strict=True))
             self._kept[span] = found  # the newest is the last
-            while sum(column.nbytes for kept in self._kept.values() for column in kept.values()) > self.limit:
+            while (
+                sum(column.get_total_buffer_size() for kept in self._kept.values() for column in kept.values())
+                > self.limit
+            ):
                 del self._kept[next(iter(self._kept))]
         return pa.Table.from_arrays([found[name] for name in schema.names], schema=schema)
 

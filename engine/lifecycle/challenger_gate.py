@@ -95,7 +95,9 @@ def evidence(
     }
     if found["metric"]["low"] is not None:
         if gate.min_gain is None:
-            found["metric"]["least_gain"] = SEED_LUCK * _above_chance(known[metric], found["metric"]["champion"])
+            found["metric"]["least_gain"] = SEED_LUCK * _above_chance(
+                judged, loss, known[metric], found["metric"]["champion"]
+            )
         days, gains = _daily_gains(judged, metric, loss)
         found["looks"] = (looks or Looks()).after(days, gains - least_gain(found["metric"], gate)).plain()
         found["metric"]["day_deviation"] = float(gains.std(ddof=1))
@@ -113,9 +115,20 @@ def evidence(
     return found
 
 
-def _above_chance(metric: Metric, value: float) -> float:
-    """What a model is better than one without information: for a loss, the whole of it."""
-    return max(value - metric.chance if metric.higher_is_better else value, 0.0)
+def _above_chance(judged: Judged, loss: Loss, metric: Metric, value: float) -> float:
+    """What a model is better than one that gives every row the shares of the classes; for a loss, the whole of it."""
+    if not metric.higher_is_better:
+        return max(value, 0.0)
+    if loss.number:
+        return max(value - metric.chance, 0.0)
+    weight = np.ones(len(judged.target)) if judged.weight is None else judged.weight
+    several = judged.champion.ndim == 2
+    shares = (
+        np.bincount(judged.target.astype(np.int64), weight, judged.champion.shape[1] if several else 2) / weight.sum()
+    )
+    same = np.tile(shares, (len(judged.target), 1)) if several else np.full(len(judged.target), shares[1])
+    chance = metric.point(counted(judged.target, same, judged.weight, loss, ECE_BINS))
+    return max(value - (chance if np.isfinite(chance) else metric.chance), 0.0)
 
 
 def least_gain(found: Mapping[str, Any], gate: GateConfig) -> float:

@@ -160,7 +160,8 @@ def alike(config: Config, past: Outcomes | None, window: Window, run: Run) -> tu
             "the model again"
         )
     plain = dataclasses.replace(current, weight=None)
-    return dataclasses.replace(past, weight=None), dataclasses.replace(window, outcomes=plain)
+    recent = None if window.recent is None else dataclasses.replace(window.recent, weight=None)
+    return dataclasses.replace(past, weight=None), dataclasses.replace(window, outcomes=plain, recent=recent)
 
 
 # ----------------------------------------------------------------------------------------------------------- output

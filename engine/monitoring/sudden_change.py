@@ -203,9 +203,10 @@ class _Watch:
             white * np.minimum(1.0, CLIP * np.maximum(typical, 0.05) / np.maximum(norm, 1e-9))[:, None]
         )
         recent = self.clipped[max(0, at - WEEK + 1) : at + 1, units]
-        there = np.isfinite(recent[..., 0])
-        mean = np.nansum(recent, axis=0) / np.maximum(there.sum(axis=0), 1)[:, None]
-        week = np.where(there.sum(axis=0) > WEEK // 2, WEEK * (mean**2).sum(axis=1) / self.bins[units], np.nan)
+        there = np.isfinite(recent[..., 0]).sum(axis=0)
+        mean = np.nansum(recent, axis=0) / np.maximum(there, 1)[:, None]
+        # As many times the mean's square as it has days: a week with fewer of them is as large by chance as a whole one.
+        week = np.where(there > WEEK // 2, there * (mean**2).sum(axis=1) / self.bins[units], np.nan)
         self.logs[units, :, at] = np.log(np.maximum(np.stack([norm**2, week], axis=1), SMALLEST_DISTANCE))
         self.small[:, at] = moved < MOVED
 

@@ -34,11 +34,13 @@ from engine.training.blocks import block_columns, blocks_of
 from engine.training.bundle import Bundle
 from engine.training.classes import target_values
 from engine.training.drift_reference import OUTCOME_ROWS, profiles_by_day
+from engine.training.ripening import label_horizon, label_times
 from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
 from engine.training.weights import row_weights, weight_column
 
 DAY = 86_400_000_000
 LONGEST_WINDOW = 3_660
+HORIZON_SPANS = 4  # times `monitor.recent` before the window, in whose rows labels are timed
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,19 @@ def whole(spec: ProfileSpec, days: Mapping[int, Profile]) -> Profile:
 def recent_outcomes(
     config: Config, bundle: Bundle, predictor: Predictor, table: FeatureTable, window: tuple[int, int]
 ) -> Outcomes | None:
-    """A sample of the days before the window (`monitor.recent`), with the labels that are known when it ends."""
+    """A sample of `monitor.recent` days, with the labels that are known when the window ends.
+
+    They end before the window, and early enough for labels to have come: of younger rows only the fast ones are known, and
+    these may be mostly of one class.
+    """
     dataset, target = table.dataset, config.data.target or ""
-    rows = dataset.row_range(window[0] - config.monitor.recent.microseconds, window[0])
     if not config.monitor.labels or config.data.columns[target].known_at is None:
         return None
+    length = config.monitor.recent.microseconds
+    looked_at = dataset.row_range(window[0] - HORIZON_SPANS * length, window[1])
+    event, known = label_times(config, dataset, looked_at)
+    stop = min(window[0], window[1] - label_horizon(event, known, window[1]))
+    rows = dataset.row_range(stop - length, stop)
     parts = []
     for part in chunks(rows):
         take = chosen_rows(dataset, config.data.ids, part, OUTCOME_ROWS, rows[1] - rows[0])
@@ -160,9 +170,10 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     if config.monitor.labels or config.monitor.business:
         try:
             outcomes = stored_outcomes(config, run, bundle, directory, (start, stop), needed)
-            recent = recently_known(config, run, bundle, (start, stop))
         except UserError as error:
             quality, reason = UNJUDGED, f"the rows of the scoring run cannot be matched with the dataset: {error}"
+        else:
+            recent = recently_known(config, run, bundle, (start, stop))
     edges = local_days(pa.array([start, stop - 1], pa.timestamp("us", tz="UTC")), config.data.time_zone)
     days = {int(edges[0]): profile} if edges[0] == edges[1] else {}
     if record["config"].get("score", {}).get("between"):
@@ -178,8 +189,7 @@ def recently_known(config: Config, run: Run, bundle: Bundle, period: tuple[int, 
     if config.data.columns[target].known_at is None:
         return None
     dataset = required_columns.ensure(config, run, empty=False)
-    first, stop = dataset.row_range(period[0] - config.monitor.recent.microseconds, period[0])
-    if first == stop:
+    if not dataset.row_range(0, period[0])[1]:
         return None
     predictor = load(config.monitor.model, config.paths.runs, config.resources.threads or 1)
     return recent_outcomes(config, bundle, predictor, ensure_table(config, run, dataset), period)

@@ -424,3 +424,17 @@ def test_the_resamples_are_poisson_counts_that_repeat() -> None:
     assert not np.array_equal(poisson_counts(365, 400, seed=4), counts)
     shares = np.bincount(counts.ravel().astype(int), minlength=8)[:5] / counts.size
     np.testing.assert_allclose(shares, np.exp(-1) / np.array([1, 1, 2, 6, 24]), atol=3e-3)
+
+
+def test_chance_is_that_of_the_rows_where_a_metric_has_no_chance_of_its_own() -> None:
+    """Average precision of a score without information is the share of positives, here nine of ten."""
+    rng = np.random.default_rng(1)
+    target = (rng.random(6_000) < 0.9).astype(float)
+    days = np.arange(6_000) // 300
+    champion, challenger = (
+        np.float32(1 / (1 + np.exp(-(skill * (target - 0.5) + rng.normal(size=6_000))))) for skill in (0.3, 0.6)
+    )
+    gate = dataclasses.replace(GATE, metric="average_precision", min_gain=None)
+    metric = evidence(Judged(target, champion, challenger, {}, days, days), LOSSES["binary"], gate)["metric"]
+    assert metric["least_gain"] == pytest.approx(0.01 * (metric["champion"] - target.mean()), rel=1e-6)
+    assert metric["least_gain"] < 0.002

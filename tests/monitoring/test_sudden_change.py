@@ -180,7 +180,9 @@ def test_missing_rows_below_the_floor_raise_no_alarm_and_above_it_do() -> None:
         return sudden.follow(sudden.DailyCounts(np.arange(FIRST, FIRST + 150), ("x", "y"), (unit, other)), 0.01)
 
     assert not any("x" in item.columns for item in course(4).incidents)  # 1 % of the rows; it was never missing before
-    assert course(20).opened[120] and course(20).incidents[-1].columns == ["x"]
+    seen = course(20)
+    assert seen.opened[120]
+    assert [item.columns for item in seen.incidents if item.opened == FIRST + 120] == [["x"]]
 
 
 def test_the_line_is_the_order_statistic_and_a_tail_beyond_it() -> None:
@@ -322,3 +324,12 @@ def test_a_wrong_acknowledgement_is_undone_by_leaving_it_out() -> None:
 def test_days_of_the_config_are_dates() -> None:
     with pytest.raises(UserError, match=r"holidays must hold days like 2024-12-25, found '25\.12\.'"):
         MonitorConfig(holidays=("25.12.",))
+
+
+def test_after_an_acknowledgement_days_without_a_change_are_alarms_no_more_often() -> None:
+    """The first weeks after it have fewer days than a week: they are no larger by chance."""
+    opened = 0
+    for seed in range(60):
+        daily = days_of(150, seed=100 + seed, columns=4, rows=2000)
+        opened += bool(sudden.follow(daily, 0.01, acknowledged=[FIRST + 110]).opened[110:125].any())
+    assert opened <= 8, "15 days at 1 % each are about 8 of 60"
