@@ -306,7 +306,7 @@ def test_a_record_changed_a_thousand_times_is_read_or_named(world: Path, name: s
     [
         (("architecture", "settings", "hidden"), [2**20, 2**20, 10], "must describe the tensors of model.safetensors"),
         (("architecture", "settings", "hidden"), [10**13], r"hidden\[0\] must be a number from 1 to 1,048,576"),
-        (("architecture", "settings", "hidden"), [1] * 10**5, "at most 65,536 tensors, found 200,00"),
+        (("architecture", "settings", "hidden"), [1] * 10**5, "at most 65,536 tensors, found 200,0"),
         (("architecture", "cardinalities"), [2**31, 27], "cardinalities must be that of features.json"),
         (("architecture", "kind"), "forest", "model.kind must be one of mlp, linear, .*a class of a file.*found 'forest'"),
         (("architecture", "settings"), {}, "settings must have 'hidden', found nothing"),
