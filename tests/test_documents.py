@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -37,6 +38,7 @@ from benchmarks import headline
 from engine import __main__ as shell
 from engine import commands
 from engine.config import compose
+from engine.config.sections.training import LOSS_GROUP, METRIC_GROUP, MODEL_GROUP
 from engine.config.tree import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +69,7 @@ PLACEHOLDERS: dict[str, Callable[[Desk], str]] = {
 }
 # Commands that take minutes, by the words that tell: run under the mark `slow`. What needs more than this machine,
 # or a cluster of its own (tests/training/test_distributed.py has those), is never run.
-SLOW = ("reproduce", "backtest")
+SLOW = ("reproduce", "backtest", "sweep", "model=lightgbm")
 NEVER = ("--build-env", "cluster=ray")
 # What must have happened before a command can do what its line is for.
 BEFORE: dict[str, Callable[[Desk], Any]] = {
@@ -221,8 +223,15 @@ class Desk:
         return path.name
 
     def newest(self, command: str) -> str:
-        """The newest finished run of a command; the first one is made by the first line of the documents that does."""
+        """The newest finished run of a command, of a network, whose scores are monitored; the first one is made by the first line
+        of the documents that does.
+        """
         done = sorted(Path("runs", command, "flights").glob("*/DONE"))
+        done = [
+            path
+            for path in done
+            if json.loads((path.parent / "run.json").read_text())["config"]["model"]["kind"] == "mlp"
+        ]
         if not done:
             self.first(command)
             return self.newest(command)
@@ -301,7 +310,7 @@ def engine_runs(desk: Desk, words: list[str], slow: bool) -> None:
     name, rest = commands.find(words)
     if name in BEFORE:
         BEFORE[name](desk)
-    if any(word in NEVER for word in words) or (name in SLOW and not slow):
+    if any(word in NEVER for word in words) or (not slow and {name, *words} & set(SLOW)):
         engine_composes(words)
         return
     outcome = desk.run(*words)
@@ -643,8 +652,11 @@ def test_every_name_between_backticks_is_there(document: str, code: str) -> None
         assert list(ROOT.glob(code.rstrip("/"))), f"{document}: `{code}` is not there"
 
 
+ENTRY_POINTS = {LOSS_GROUP, METRIC_GROUP, MODEL_GROUP}  # groups that packages name, and no modules
 PYTHON_NAMES = [
-    code for _, code in inline() if re.fullmatch(r"engine(\.\w+)+(\(.*\))?", code) and not FILE.search(code)
+    code
+    for _, code in inline()
+    if re.fullmatch(r"engine(\.\w+)+(\(.*\))?", code) and not FILE.search(code) and code not in ENTRY_POINTS
 ]
 
 

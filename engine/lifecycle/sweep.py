@@ -22,6 +22,7 @@ import yaml
 from engine.config import schema
 from engine.config.nested import Tree
 from engine.config.sections.sweep import SweepConfig
+from engine.config.sections.training import BOOSTERS
 from engine.config.tree import Config
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
@@ -30,7 +31,9 @@ from engine.lifecycle import sweep_report
 from engine.lifecycle.sweep_space import check_space, grid, optuna, sampler_of, suggested, with_values
 from engine.lifecycle.trainings import TrainOne, in_process, trained, trained_on_ray
 from engine.runtime import digest, storage
-from engine.runtime.run import Run, load_metrics, plan_digest
+from engine.runtime.on_ray import cluster, pool
+from engine.runtime.run import Run, load_metrics, load_record, plan_digest
+from engine.runtime.tracking import read_points
 from engine.training.evaluate import watched_metric
 from engine.training.loop import Paused
 from engine.training.losses import loss_of
@@ -267,15 +270,16 @@ def _here(run: Run, dataset: str, metric: str, jobs: dict[str, Job]) -> Iterator
     for plan, job in jobs.items():
         try:
             yield plan, result_of(job, dataset, metric, run.hidden)
-        except (UserError, MemoryError) as error:
-            yield plan, str(error) or type(error).__name__
+        except Exception as error:
+            if pool.is_hopeless(error):
+                raise
+            yield plan, cluster.one_line(error)
 
 
 def _on_ray(
     config: Config, run: Run, dataset: str, metric: str, jobs: dict[str, Job]
 ) -> Iterator[tuple[str, Result | str]]:
-    cluster = dataclasses.replace(config.cluster, workers=config.sweep.parallel)
-    config = dataclasses.replace(config, cluster=cluster)
+    config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, workers=config.sweep.parallel))
     work = functools.partial(TrialTraining, dataset, run.hidden, metric)
     items: list[Tree] = [{**job.item(), "plan": plan} for plan, job in jobs.items()]
     for outcome in trained_on_ray(config, run, items, work):
@@ -315,13 +319,31 @@ def result_of(job: Job, dataset: str, metric: str, hidden: tuple[str, ...]) -> R
             "seconds": time.monotonic() - began,
         }
     found = load_metrics(directory)
+    valid = found.get(f"valid/{metric}")
+    if job.pause and not _is_boosted(directory):  # it was finished before, or stopped early: what it had at the rung
+        valid = _at_epoch(directory, f"valid/{metric}", job.pause)
     return {
         "run": str(directory),
-        "valid": found.get(f"valid/{metric}"),
+        "valid": valid,
         "test": found.get(f"test/{metric}"),
         "paused": False,
         "seconds": time.monotonic() - began,
     }
+
+
+def _is_boosted(directory: Path) -> bool:
+    """Whether a run has grown trees, which are never paused."""
+    record = load_record(directory)
+    chosen = record.get("chosen_model")
+    kind = chosen["kind"] if chosen else schema.build(Config, record["config"]).model.kind
+    return kind in BOOSTERS
+
+
+def _at_epoch(directory: Path, name: str, epoch: int) -> float | None:
+    """A validation metric after an epoch, or after the last one before it; a line that a kill repeated counts once."""
+    measured = {point.step: point.values[name] for point in read_points(directory) if name in point.values}
+    values = [measured[step] for step in sorted(measured)]
+    return float(values[min(epoch, len(values)) - 1]) if values else None
 
 
 # ------------------------------------------------------------------------------------------------------ the best
@@ -336,7 +358,7 @@ def anew(
 ) -> list[SeedsRecord]:
     """The config without the search, and the best trials, each trained with seeds that no trial had."""
     done = sorted(
-        (trial for trial in trials if trial["state"] == DONE), key=lambda trial: -sign * (trial["value"] or 0.0)
+        (trial for trial in trials if trial["state"] == DONE), key=lambda trial: _worth(trial["value"], sign > 0)
     )
     wanted: list[tuple[int | None, Tree]] = [
         (None, {}),
@@ -347,12 +369,13 @@ def anew(
     results = train(jobs)
     found: list[SeedsRecord] = []
     for place, (number, values) in enumerate(wanted):
-        own = [item for item in results[place * len(seeds) : (place + 1) * len(seeds)] if not isinstance(item, str)]
+        each = results[place * len(seeds) : (place + 1) * len(seeds)]
+        own = [item for item in each if not isinstance(item, str) and item["valid"] is not None]
         found.append(
             {
                 "number": number,
                 "values": values,
-                "valid": [float(item["valid"]) for item in own if item["valid"] is not None],
+                "valid": [float(item["valid"]) for item in own],  # type: ignore[arg-type]
                 "test": [float(item["test"]) for item in own if item["test"] is not None],
                 "runs": [item["run"] for item in own],
             }
@@ -385,7 +408,7 @@ def _best(seeds: Sequence[SeedsRecord], trials: Sequence[TrialRecord], sign: flo
         "run": chosen["runs"][int(np.argmax([sign * value for value in chosen["valid"]]))],
         "valid": _mean(chosen["valid"]),
         "searched": searched,
-        "too_good_by": sign * ((searched or math.nan) - _mean(chosen["valid"])),
+        "too_good_by": sign * ((math.nan if searched is None else searched) - _mean(chosen["valid"])),
         "test": _mean(chosen["test"]),
         "test_without_search": _mean(default["test"]),
         "gain": gain,

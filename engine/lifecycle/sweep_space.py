@@ -34,11 +34,20 @@ def check_space(config: Config) -> None:
     sweep = config.sweep
     if not sweep.space:
         raise UserError("sweep.space must name at least one key to search, found none: add +sweep=default")
-    for name, space in sweep.space.items():
+    names = list(sweep.space)
+    for place, (name, space) in enumerate(sweep.space.items()):
         where = f"sweep.space.{name}"
+        if name == "train.seed":
+            raise UserError(
+                f"{where} must not be searched: the best configs are trained with several seeds (sweep.seeds)"
+            )
         if name.split(".")[0] not in SECTIONS or not compose.is_known(name):
             raise UserError(f"{where} must be a key of {', '.join(SECTIONS)}.{compose.nearest_key(name)}")
         for condition in space.when:
+            if condition in names[place:]:
+                raise UserError(
+                    f"{where}.when must name keys before it, found {condition!r}, which is chosen later: move it up"
+                )
             if condition not in sweep.space and not compose.is_known(condition):
                 raise UserError(
                     f"{where}.when must name keys of the config, found {condition!r}.{compose.nearest_key(condition)}"

@@ -229,7 +229,8 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
     """Raise Damaged where model.json fits neither itself nor the encoder, or a tile would not fit in memory."""
     described = model["architecture"]
     if model["loss"] in TABLE:  # the code of another may not run yet
-        _check_loss(model, recorded_loss(model), path)
+        known = {name: value for name, value in model.items() if name != "metric"}  # its code may not run yet either
+        _check_loss(model, recorded_loss(known), path)
     elif plugins.split(model["loss"])[1] is None and model["loss"] not in plugins.installed(LOSS_GROUP):
         raise records.Damaged(
             f"{path}: loss must be one of {', '.join(TABLE)}, or of an installed package (entry point group {LOSS_GROUP}), found "

@@ -221,8 +221,8 @@ class Trainer:
         """Raise Paused where training is to pause after this epoch, or was to after an earlier one."""
         after = self.config.train.pause_after
         if after and not self.state.finished and len(self.state.history) >= after:
-            last = self.state.history[-1]
-            measured = {name.removeprefix("valid_"): value for name, value in last.items() if name.startswith("valid_")}
+            then = self.state.history[after - 1]  # not the last: a run may have been killed beyond it
+            measured = {name.removeprefix("valid_"): value for name, value in then.items() if name.startswith("valid_")}
             raise Paused(self.job.run.directory, after, measured)
 
     def _resume(self) -> None:

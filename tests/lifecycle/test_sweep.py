@@ -119,6 +119,8 @@ def test_a_rung_cuts_the_same_trials_and_a_cut_trial_can_be_continued(folder: Pa
         assert cut["value"] == cut["rungs"][0]
         history = json.loads((Path(cut["run"]) / "run.json").read_text())
         assert history["status"] == "interrupted"
+    again = record(run(folder, *more))
+    assert lasting(again) == lasting(found), "trials that are finished by now have at the rung what they had"
     cut = next(trial for trial in found["trials"] if trial["state"] == "cut")
     changed = [f"{name}={json.dumps(value)}" for name, value in cut["values"].items()]
     overrides = [word for word in words(folder, *more) if not word.startswith(("sweep.", "+sweep"))]
@@ -151,6 +153,11 @@ def test_a_trial_that_fails_is_recorded_with_its_cause_and_the_sweep_goes_on(fol
             {"train.lr": {"log": [0.1, 1], "when": {"model.kin": "mlp"}}},
             "when must name keys of the config, found 'model.kin'",
         ),
+        (
+            {"train.lr": {"log": [0.1, 1], "when": {"model.kind": "mlp"}}, "model.kind": {"choice": ["mlp", "linear"]}},
+            "when must name keys before it, found 'model.kind'",
+        ),
+        ({"train.seed": {"int": [1, 2]}}, "sweep.space.train.seed must not be searched"),
     ],
 )
 def test_a_bad_space_is_one_error_before_anything_runs(space: dict[str, Any], message: str, folder: Path) -> None:
