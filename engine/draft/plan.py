@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -93,15 +94,17 @@ def make_draft(source: Source, guesses: dict[str, Guess], asked: Asked) -> Draft
     figures = events.figures_of(table)
     time, time_why = roles.pick_time(table, figures, asked.time)
     table = table.filter(pc.is_valid(table[time])).sort_by(time)
-    ids, ids_why = roles.pick_ids(table.drop_columns([target]), figures, time, asked.ids)
+    ids, ids_why = roles.pick_ids(table.drop_columns([target]), figures, time, asked.ids, rows)
     loss, target_why = roles.task_of(figures[target], table)
     draft = Draft(
         name=asked.name, zone=asked.zone, source=source, guesses=guesses, query=lines, columns={}, time=time,
         time_why=time_why, ids_why=ids_why, target=target, target_why=target_why, loss=loss,
-        duplicates=bool(ids) and figures[ids[0]].rows > 0 and "another row has" in ids_why, direct=[],
+        duplicates=bool(ids) and ids_why != roles.UNIQUE, direct=[],
         calendar=True, left_out={}, questions=[], views=[], split={}, rows=rows,
     )  # fmt: skip
-    _columns(draft, table, figures, ids, _words(asked.target) if not is_column else set(), stand_ins)
+    _columns(
+        draft, table, figures, ids, _named_in(asked.target, raw.column_names) if not is_column else set(), stand_ins
+    )
     _splits(draft, table)
     return draft
 
@@ -136,9 +139,10 @@ def _query(source: str, stand_ins: dict[str, StandIn], target: str) -> list[str]
     return [f"SELECT *, {target}", f"FROM {inner}"]
 
 
-def _words(sql: str) -> set[str]:
-    """Words of an expression: names of columns are among them."""
-    return set("".join(letter if letter.isalnum() or letter == "_" else " " for letter in sql).split())
+def _named_in(sql: str, columns: Sequence[str]) -> set[str]:
+    """Columns whose name is in an expression, in any case, quoted or not: SQL does not tell them apart."""
+    text = sql.casefold()
+    return {name for name in columns if re.search(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", text)}
 
 
 def _columns(
@@ -179,10 +183,7 @@ def _columns(
             draft.left_out[name] = reason or doubts.get(name) or "lies after the event"
     if not ids:
         _add_row_number(draft)
-    ready = [name for name in usable if name not in doubts]
-    draft.direct = ready
-    if not ready and draft.time is None:
-        raise UserError("there must be a column to learn from, and every one is left out: " + str(draft.left_out))
+    draft.direct = [name for name in usable if name not in doubts]
     _ask(draft, known_at, table[time])
     delay = later[known_at] if known_at else history.LADDER[LATE]
     past = [name for name in doubts if found.get(name, ("",))[0] == "numeric"]

@@ -17,6 +17,7 @@ FEW = 20  # whole numbers of no more values are categories
 FREE_TEXT = 40.0  # characters; longer text that rarely repeats is no category
 NEARLY_UNIQUE = 0.9
 PART = 0.95  # of the rows, where a column is taken for a part of the time
+UNIQUE = "no two rows share it"
 MOST_COLUMNS = 3  # of an id that is found
 TAIL = 10.0  # quartile ranges from the median to a value that is far from the others
 _CODE = re.compile(r"(^|_)(id|code|zip|postal|type|kind|number|no|zone|class|group)(_|$)", re.IGNORECASE)
@@ -72,13 +73,25 @@ def _median(values: pa.ChunkedArray) -> float:
     return float(np.median(values.drop_null().cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()))
 
 
-def pick_ids(table: pa.Table, figures: dict[str, Figures], time: str, given: Sequence[str]) -> tuple[list[str], str]:
-    """(id columns, why): those given, a column or up to three that no two rows share; empty where nothing identifies a row."""
+def pick_ids(
+    table: pa.Table, figures: dict[str, Figures], time: str, given: Sequence[str], rows: int
+) -> tuple[list[str], str]:
+    """(id columns, why): those given, a column or up to three that no two rows share; empty where nothing identifies a row.
+
+    Where the table is a part of all `rows`, it cannot show that no two of them share a value.
+    """
     if given:
         for name in given:
             must_have(name, table, "--id")
         twice = table.num_rows - _distinct(table, given)
-        return list(given), f"{twice:,} rows have an id that another row has" if twice else "as given by --id"
+        if twice:
+            return list(given), f"as given by --id, and {twice:,} rows have one that another row has"
+        return list(given), "as given by --id" if table.num_rows < rows else UNIQUE
+    if table.num_rows < rows:
+        return (
+            [],
+            f"of {rows:,} rows not all were compared, so a row is known by its file and its number there; or name --id",
+        )
     usable = [
         name
         for name in table.column_names
@@ -88,12 +101,12 @@ def pick_ids(table: pa.Table, figures: dict[str, Figures], time: str, given: Seq
     ]
     alone = [name for name in usable if figures[name].distinct == table.num_rows and name != time]
     if alone:
-        return [min(alone, key=lambda name: (not _CODE.search(name), usable.index(name)))], "no two rows share it"
+        return [min(alone, key=lambda name: (not _CODE.search(name), usable.index(name)))], UNIQUE
     rest = sorted((name for name in usable if name != time), key=lambda name: -figures[name].distinct)[:8]
     for size in range(1, MOST_COLUMNS):
         for others in itertools.combinations(rest, size):
             if _distinct(table, [time, *others]) == table.num_rows:
-                return [time, *others], "no two rows share them together"
+                return [time, *others], UNIQUE
     return [], "no columns identify a row, so it is known by its file and its number there"
 
 

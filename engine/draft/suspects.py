@@ -17,6 +17,7 @@ ONE_CLASS = 0.999
 WITH_OUTCOME = 0.2  # share of rows without a target in which a column is empty, beyond that in other rows
 LATER = 0.99
 WITH_DELAY = 0.3  # rank correlation with the time that the label took
+MOST_VALUES = 50  # of a column whose values are looked at one by one
 LEAST = 30  # rows behind a finding
 
 
@@ -98,20 +99,44 @@ def _tells_alone(values: pa.ChunkedArray, outcome: Outcome) -> str:
     if half < LEAST:
         return ""
     if outcome.loss == "multiclass":
-        guess, base = _modes(x, y, half), np.max(np.unique(y[half:], return_counts=True)[1]) / (len(y) - half)
+        guess, base = (
+            _modes(_binned(x, half), y, half),
+            np.max(np.unique(y[half:], return_counts=True)[1]) / (len(y) - half),
+        )
         hits = float(np.mean(guess == y[half:]))
         return f"predicts the class of {hits:.1%} of the rows by itself" if hits > ALONE and base < 0.9 else ""
-    scores = _numbers(x)
-    guess = _means(x, y, half) if scores is None else scores[half:]
-    seen = np.isfinite(guess)
-    if seen.sum() < LEAST or len(np.unique(y[half:][seen])) < 2:
+    numbers = _numbers(x)
+    guesses = [] if numbers is None else [numbers[half:]]
+    if numbers is None or len(np.unique(numbers[np.isfinite(numbers)])) <= MOST_VALUES:  # codes need not be in order
+        guesses.append(_means(x, y, half))
+    if x.null_count:
+        guesses.append(pc.is_null(x).to_numpy(zero_copy_only=False)[half:].astype(np.float64))
+    strength = max((_strength(guess, y[half:], outcome.loss) for guess in guesses), default=0.0)
+    if strength <= ALONE:
         return ""
-    if outcome.loss == "binary":
-        area = _area(guess[seen], y[half:][seen])
-        area = max(area, 1 - area)
-        return f"predicts the target by itself (area under the ROC curve {area:.3f})" if area > ALONE else ""
-    rank = abs(float(stats.spearmanr(guess[seen], y[half:][seen]).statistic))
-    return f"predicts the target by itself (rank correlation {rank:.3f})" if rank > ALONE else ""
+    what = "area under the ROC curve" if outcome.loss == "binary" else "rank correlation"
+    return f"predicts the target by itself ({what} {strength:.3f})"
+
+
+def _strength(guess: NDArray[np.float64], y: NDArray[np.float64], loss: str) -> float:
+    """How well a guess [n] orders the target [n]: area under the ROC curve, or rank correlation, whichever its direction."""
+    seen = np.isfinite(guess)
+    if seen.sum() < LEAST or len(np.unique(y[seen])) < 2 or np.ptp(guess[seen]) == 0:
+        return 0.0
+    if loss == "binary":
+        area = _area(guess[seen], y[seen])
+        return max(area, 1 - area)
+    return abs(float(stats.spearmanr(guess[seen], y[seen]).statistic))
+
+
+def _binned(x: pa.ChunkedArray, half: int) -> pa.ChunkedArray:
+    """Numbers of many values by the part of the earlier half's values that they lie in; other columns as they are."""
+    numbers = _numbers(x)
+    if numbers is None or len(np.unique(numbers[np.isfinite(numbers)])) <= MOST_VALUES:
+        return x
+    earlier = numbers[:half][np.isfinite(numbers[:half])]
+    edges = np.unique(np.quantile(earlier, np.linspace(0, 1, MOST_VALUES + 1)[1:-1]))
+    return pa.chunked_array([pa.array(np.where(np.isfinite(numbers), np.searchsorted(edges, numbers), -1))])
 
 
 def _with_delay(values: pa.ChunkedArray, delay: NDArray[np.float64], known_at: str) -> str:

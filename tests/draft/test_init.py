@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -361,3 +362,42 @@ def test_no_honest_column_of_taxi_is_left_out(init: Any, shared_data: Path) -> N
     )  # fmt: skip
     assert features_of(drafted) >= {"vendor_id", "passenger_count", "pickup_location_id", "dropoff_location_id"}
     assert not features_of(drafted) & {"trip_distance", "fare_amount", "total_amount", "tip_amount", "dropoff_datetime"}
+
+
+def test_codes_missing_values_and_numbers_that_tell_the_class_are_found(init: Any, tmp_path: Path) -> None:
+    columns = orders(1200)
+    paid = np.array(columns["paid"]) == "yes"
+    random = np.random.default_rng(6)
+    stray = random.random(1200) < 0.004
+    leaks = {
+        "state": np.where(paid, 2, random.choice([1, 3], 1200)).tolist(),  # the middle code
+        "receipt": [int(random.integers(1, 9)) if one or odd else None for one, odd in zip(paid, stray, strict=True)],
+    }
+    drafted = init(written(tmp_path / "orders.csv", columns | leaks), "paid")
+    assert all(f"left out: {name} " in drafted["said"] for name in leaks)
+    code = {"phone": 0, "shop": 1, "web": 2}
+    noisy = [code[one] + 0.01 * random.normal() for one in columns["channel"]]
+    columns["paid"] = random.choice(["yes", "no"], 1200).tolist()
+    shutil.rmtree("mine")
+    drafted = init(written(tmp_path / "orders.csv", columns | {"noisy": noisy}), "channel")
+    assert "left out: noisy predicts the class" in drafted["said"]
+
+
+def test_columns_of_a_target_are_left_out_in_any_case_and_quoted(init: Any, tmp_path: Path) -> None:
+    columns = orders()
+    columns["total paid"] = (
+        (np.array(columns["amount"]) * np.random.default_rng(2).uniform(0, 2, ROWS)).round(2).tolist()
+    )
+    drafted = init(written(tmp_path / "orders.csv", columns), '"total paid" - AMOUNT > 0')
+    assert not features_of(drafted) & {"total paid", "amount"}
+
+
+def test_more_rows_than_are_compared_have_no_id_that_is_only_guessed(
+    init: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.draft.events.MOST_ROWS", 100)
+    columns = orders()
+    columns["order_id"] = [place // 4 for place in range(ROWS)]  # every fourth row has one of its own
+    drafted = init(written(tmp_path / "orders.csv", columns), "paid")
+    assert drafted["data"]["columns"]["row_number"]["role"] == "id"
+    assert "of 400 rows not all were compared" in drafted["said"]
