@@ -69,13 +69,20 @@ class TreePlan:
         return len(self.root) - 1
 
 
+def _spans(offsets: NDArray[np.int64], total: int) -> bool:
+    """Whether offsets rise from 0 to `total`. Their range comes first: the difference of two that lie far outside overflows."""
+    if len(offsets) < 1 or (offsets < 0).any() or (offsets > total).any():
+        return False
+    return bool(offsets[0] == 0 and offsets[-1] == total and (np.diff(offsets) >= 0).all())
+
+
 def children_of(root: NDArray[np.int64], leaf: NDArray[np.bool_]) -> NDArray[np.int64]:
     """int64[nodes]: the left child of an inner node within its tree, the number of a leaf within its tree.
 
     Shape: root int64[trees + 1], leaf bool[nodes]. Raises ValueError where the nodes of a tree are not in level order.
     """
     sizes = np.diff(root)
-    if len(root) < 1 or root[0] != 0 or root[-1] != len(leaf) or (sizes < 1).any():
+    if not _spans(root, len(leaf)) or (sizes < 1).any():
         raise ValueError(f"root must rise from 0 to the number of nodes, {len(leaf):,}, by at least 1 a tree")
     if not len(leaf):
         return np.zeros(0, np.int64)
@@ -132,7 +139,7 @@ def tree_plan(forest: Forest, width: int, columns: int) -> TreePlan:
 
 def _check_columns(forest: Forest, width: int, columns: int) -> None:
     column, set_of, set_at, inner = forest.column, forest.set_of, forest.set_at, forest.column >= 0
-    if len(set_at) < 1 or set_at[0] != 0 or set_at[-1] != len(forest.words) or (np.diff(set_at) < 0).any():
+    if not _spans(set_at, len(forest.words)):
         raise ValueError(f"set_at must rise from 0 to the number of words, {len(forest.words):,}")
     of_numbers, of_sets = column[inner & (set_of < 0)], column[inner & (set_of >= 0)]
     if (column < -1).any() or (of_numbers >= width).any():

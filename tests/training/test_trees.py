@@ -80,15 +80,25 @@ def test_a_description_that_its_file_does_not_bear_out_is_refused(
         read_trees(file, described, "here")
 
 
+def wrapping(offsets: np.ndarray) -> np.ndarray:
+    """Offsets far outside whose int64 differences overflow, so that each of them is above 0."""
+    found = offsets.copy()
+    found[1], found[2] = 2**63 - 1, -(2**63) + found[-1] + 1
+    assert len(found) > 3 and (np.diff(found)[:3] > 0).all()
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
         ("column", lambda a: np.where(np.arange(len(a)) == 0, 10**6, a).astype(a.dtype), "must be of one of"),
         ("root", lambda a: a[::-1].copy(), "root must rise"),
         ("root", lambda a: np.array([0, 1, *a[2:]]), "level order"),
+        ("root", wrapping, "root must rise"),
         ("column", lambda a: np.zeros_like(a), "level order"),
         ("set_of", lambda a: np.where(a >= 0, 10**6, a).astype(a.dtype), "must name one of"),
         ("set_at", lambda a: a * 1000, "set_at must rise"),
+        ("set_at", wrapping, "set_at must rise"),
         ("value", lambda a: a * np.nan, "value must be finite"),
         ("base", lambda a: a * np.inf, "base must be finite"),
         ("threshold", lambda a: a.astype(np.float64), "threshold must be F32, found F64"),
