@@ -22,7 +22,7 @@ from engine.config.sections.monitoring import MonitorConfig
 from engine.config.sections.runtime import ClusterConfig, PathsConfig, ResourcesConfig, TrackingConfig
 from engine.config.sections.scoring import ScoreConfig
 from engine.config.sections.sweep import SweepConfig
-from engine.config.sections.training import ANY, AUTO, EvaluateConfig, ModelConfig, SplitConfig, TrainConfig
+from engine.config.sections.training import ANY, AUTO, BOOSTERS, EvaluateConfig, ModelConfig, SplitConfig, TrainConfig
 from engine.errors import UserError, nearest
 
 SPLITS = ("train", "valid", "test")
@@ -71,6 +71,11 @@ class Config:
                 if column not in self.data.columns:
                     raise UserError(f"{column!r} is not in data.columns.{nearest(column, self.data.columns)}")
         self._check_times()
+        if self.model.kind in BOOSTERS and self.model.trees.monotone and self.train.loss == "quantile":
+            raise UserError(
+                "model.trees.monotone cannot be kept with train.loss=quantile, whose leaves become quantiles after the splits: "
+                "leave out one of them"
+            )
 
     @functools.cached_property
     def periods(self) -> dict[str, tuple[int, int]]:

@@ -295,6 +295,18 @@ def test_a_score_rises_where_it_must(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_monotone_quantile_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(UserError, match=r"model.trees.monotone cannot be kept with train.loss=quantile"):
+        settings(tmp_path, kind, {"monotone": {"size": 1}}, train__loss="quantile")
+    assert settings(tmp_path, "mlp", {"monotone": {"size": 1}}, train__loss="quantile").train.loss == "quantile"
+
+
+def test_a_tree_of_one_leaf_is_refused() -> None:
+    with pytest.raises(UserError, match=r"leaves must be 0, or at least 2 .*found 1"):
+        schema.build(TreesConfig, {"leaves": 1})
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_start_from_keeps_the_first_trees(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_problem(500)
     first, _ = grow(settings(tmp_path, kind), data)
@@ -308,12 +320,50 @@ def test_start_from_keeps_the_first_trees(tmp_path: Path, kind: str, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [("lightgbm", "num_threads"), ("xgboost", "nthread"), ("lightgbm", "seed"), ("xgboost", "objective")],
+    ("kind", "name", "said"),
+    [
+        ("lightgbm", "num_threads", "use cluster.threads"),
+        ("lightgbm", "seed", "use train.seed"),
+        ("lightgbm", "subsample", "use model.trees.row_fraction"),
+        ("lightgbm", "sub_row", "use model.trees.row_fraction"),
+        ("lightgbm", "boosting_type", "leave it out"),
+        ("lightgbm", "extra_tree", "leave it out"),
+        ("lightgbm", "linear_trees", "leave it out"),
+        ("lightgbm", "device", "leave it out"),
+        ("lightgbm", "zero_as_missing", "leave it out"),
+        ("lightgbm", "max_cat_tresh", "Did you mean 'max_cat_threshold'"),
+        ("xgboost", "nthread", "use cluster.threads"),
+        ("xgboost", "n_jobs", "use cluster.threads"),
+        ("xgboost", "objective", "use train.loss"),
+        ("xgboost", "booster", "leave it out"),
+        ("xgboost", "random_state", "use train.seed"),
+        ("xgboost", "validate_parameters", "leave it out"),
+    ],
 )
-def test_a_parameter_that_is_the_engines_is_refused(tmp_path: Path, kind: str, name: str) -> None:
-    with pytest.raises(UserError, match=rf"model.trees.params.{name} must be left to the engine"):
-        grow(settings(tmp_path, kind, {"params": {name: 1}}), make_problem(50))
+def test_a_parameter_that_is_not_listed_is_refused(kind: str, name: str, said: str) -> None:
+    params_of = on_lightgbm._params if kind == "lightgbm" else on_xgboost._params
+    trees = schema.build(TreesConfig, {"params": {name: 1}})
+    with pytest.raises(
+        UserError, match=rf"model.trees.params for model={kind} must be among .*found {name}[:.] ?.*{said}"
+    ):
+        params_of(trees, Rows(np.zeros((1, 1)), np.zeros((1, 0)), [], 1), 1)
+
+
+def test_no_listed_parameter_is_another_name_of_one_that_the_engine_sets() -> None:
+    names = importlib.import_module("lightgbm").basic._ConfigAliases._get_all_param_aliases()
+    ours = on_lightgbm._params(schema.build(TreesConfig, SMALL), Rows(np.zeros((1, 1)), np.zeros((1, 0)), [], 1), 1)
+    of_engine = {alias for name in ours for alias in names.get(name, [name])}
+    assert on_lightgbm.ALLOWED <= set(names) and not of_engine & on_lightgbm.ALLOWED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_listed_parameter_is_one_of_the_library(tmp_path: Path, kind: str) -> None:
+    allowed = on_lightgbm.ALLOWED if kind == "lightgbm" else on_xgboost.ALLOWED
+    for name in sorted(allowed - {"interaction_constraints", "monotone_constraints_method"}):
+        with pytest.raises(
+            UserError, match=rf"model={kind} cannot grow trees: .*: correct model.trees \(params: {name}\)"
+        ):
+            grow(settings(tmp_path / name, kind, {"params": {name: "many"}}), make_problem(50))
 
 
 def test_monotone_names_features_of_the_encoder() -> None:

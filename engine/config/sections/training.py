@@ -96,6 +96,8 @@ class TreesConfig:
     def __post_init__(self) -> None:
         if not (self.leaves or self.depth):
             raise UserError("leaves or depth must be above 0, or trees grow without limit, found 0 for both")
+        if self.leaves == 1:
+            raise UserError("leaves must be 0, or at least 2 so that a tree can split, found 1")
         for name, sign in self.monotone.items():
             if sign not in (-1, 1):
                 raise UserError(f"monotone.{name} must be 1 or -1, found {sign}")

@@ -31,7 +31,7 @@ from engine.training.boosting.gradients import (
     start,
     weighted_quantile,
 )
-from engine.training.boosting.grower import Grower, Rows
+from engine.training.boosting.grower import Grower, Rows, library_errors
 from engine.training.boosting.on_lightgbm import LightgbmGrower
 from engine.training.boosting.on_xgboost import XgboostGrower
 from engine.training.bundle import load_model
@@ -81,7 +81,7 @@ def fit_trees(  # noqa: PLR0913
 
     Continues from the newest whole checkpoint in the run's directory, if there is one. `monotone`: -1, 0 or 1 for each number.
     Several workers call it together, each with all rows and its `exchange`, under `on_xgboost.collective`. Raises UserError for
-    targets that the loss cannot take, and for a checkpoint of another plan.
+    targets that the loss cannot take, for a checkpoint of another plan, and for what the library refuses.
     """
     loss = loss_of(config.train)
     check_loss(loss, config.model.kind)
@@ -99,10 +99,11 @@ def fit_trees(  # noqa: PLR0913
     settings, seed = config.model.trees, config.train.seed
     grower: Grower
     began = time.perf_counter()
-    if config.model.kind == "lightgbm":
-        grower = LightgbmGrower(rows, settings, seed, threads)
-    else:
-        grower = XgboostGrower(rows, settings, seed, threads, exchange.rank, exchange.world)
+    with library_errors(config.model.kind, settings, exchange.world):
+        if config.model.kind == "lightgbm":
+            grower = LightgbmGrower(rows, settings, seed, threads)
+        else:
+            grower = XgboostGrower(rows, settings, seed, threads, exchange.rank, exchange.world)
     binned = time.perf_counter() - began
     with StopFlag(run.directory) as stop:
         rounds = Rounds(train, valid, config, run, grower, rows, exchange, threads, stop, dataset_digest)
@@ -217,7 +218,8 @@ class Rounds:
         g, h = gradients(self.margin, self.labels, used)
         self.spent["gradients"] += time.perf_counter() - began
         began = time.perf_counter()
-        grown = self.grower.grow(number, g, h)
+        with library_errors(self.config.model.kind, self.settings, self.exchange.world):
+            grown = self.grower.grow(number, g, h)
         if grown is not None and self.loss.name == "quantile":
             grown = self._renewed(grown, used)
         self.spent["grow"] += time.perf_counter() - began

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import UserError
+from engine.config.sections.training import TreesConfig
+from engine.errors import UserError, nearest
 from engine.training.trees import Trees
+
+# The key that does the work of a library's parameter, for the message that refuses the parameter.
+INSTEAD = {
+    "model.trees.row_fraction": ("bagging_fraction", "bagging", "sub_row", "subsample", "bagging_freq", "subsample_freq"),
+    "model.trees.column_fraction": ("feature_fraction", "sub_feature", "colsample_bytree"),
+    "model.trees.learning_rate": ("learning_rate", "eta", "shrinkage_rate"),
+    "model.trees.leaves": ("num_leaves", "num_leaf", "max_leaves", "max_leaf", "max_leaf_nodes"),
+    "model.trees.depth": ("max_depth",),
+    "model.trees.rounds": ("num_iterations", "num_iteration", "num_trees", "num_rounds", "num_boost_round", "n_estimators"),
+    "model.trees.patience": ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change"),
+    "model.trees.l1": ("lambda_l1", "reg_alpha", "l1_regularization"),
+    "model.trees.l2": ("lambda_l2", "lambda", "reg_lambda", "l2_regularization"),
+    "model.trees.min_child": ("min_sum_hessian_in_leaf", "min_sum_hessian", "min_hessian", "min_child_weight"),
+    "model.trees.min_rows": ("min_data_in_leaf", "min_data", "min_child_samples", "min_samples_leaf"),
+    "model.trees.bins": ("max_bin", "max_bins"),
+    "model.trees.monotone": ("monotone_constraints", "monotone_constraint", "monotonic_cst", "mc"),
+    "train.loss": ("objective", "objective_type", "application", "app", "loss"),
+    "train.metric": ("metric", "metrics", "eval_metric"),
+    "train.class_weight": ("scale_pos_weight", "is_unbalance", "unbalance"),
+    "train.seed": ("seed", "random_seed", "random_state"),
+    "cluster.threads": ("num_threads", "num_thread", "nthreads", "nthread", "n_jobs"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,3 +66,37 @@ def check_library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(f"model={name} needs the package {name}: pip install 'tabular-engine[{name}]'") from None
+
+
+def check_params(settings: TreesConfig, kind: str, allowed: Set[str]) -> None:
+    """Raise UserError for a parameter of model.trees.params that is not among `allowed`, names of the library `kind`.
+
+    A list of what is allowed holds against every other name of a parameter, also of one that the library will add.
+    """
+    for name in settings.params:
+        if name in allowed:
+            continue
+        key = next((key for key, names in INSTEAD.items() if name in names), None)
+        near = nearest(name, allowed, listed=False)
+        advice = f": use {key}" if key else f".{near}" if near else ": leave it out"
+        listed = ", ".join(sorted(allowed))
+        raise UserError(f"model.trees.params for model={kind} must be among {listed}, found {name}{advice}")
+
+
+@contextlib.contextmanager
+def library_errors(kind: str, settings: TreesConfig, world: int) -> Iterator[None]:
+    """What the library refuses, as a UserError. Not with several workers, where an error can be the loss of another one."""
+    library = check_library(kind)
+    refused = library.basic.LightGBMError if kind == "lightgbm" else library.core.XGBoostError
+    try:
+        yield
+    except refused as error:
+        if world > 1:
+            raise
+        said = " ".join(str(error).partition("Stack trace")[0].split())
+        given = (
+            f" (params: {', '.join(settings.params)})" if settings.params else ""
+        )  # LightGBM does not name the wrong one
+        raise UserError(
+            f"model={kind} cannot grow trees: {said}: correct model.trees{given}, or the features"
+        ) from None

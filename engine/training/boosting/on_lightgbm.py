@@ -9,21 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.sections.training import TreesConfig
-from engine.errors import UserError
 from engine.training.boosting.gradients import seed_of
-from engine.training.boosting.grower import Rows, check_library
+from engine.training.boosting.grower import Rows, check_library, check_params
 from engine.training.target import PLAIN
 from engine.training.trees import Trees
 from kernels.trees import Forest
 
-# What would make trees depend on threads or on the order of rows, or is the engine's own.
-OWN = (
-    "objective", "boosting", "data_sample_strategy", "use_quantized_grad", "stochastic_rounding", "bagging_fraction",
-    "bagging_freq", "feature_fraction", "feature_fraction_bynode", "extra_trees", "num_threads", "deterministic", "seed",
-    "learning_rate", "num_leaves", "max_depth", "num_iterations", "lambda_l1", "lambda_l2", "min_sum_hessian_in_leaf",
-    "min_data_in_leaf", "max_bin", "monotone_constraints", "tree_learner", "num_machines", "machines", "device_type",
-    "linear_tree", "num_class", "metric", "verbosity", "data_random_seed", "bin_construct_sample_cnt", "input_model",
-)  # fmt: skip
+# What may be set in addition: it changes which splits are made, but no tree then depends on threads or on the order of rows.
+ALLOWED = frozenset((
+    "cat_l2", "cat_smooth", "interaction_constraints", "max_cat_threshold", "max_cat_to_onehot", "max_delta_step",
+    "min_data_in_bin", "min_data_per_group", "min_gain_to_split", "monotone_constraints_method", "monotone_penalty",
+    "path_smooth",
+))  # fmt: skip
 
 
 class LightgbmGrower:
@@ -65,9 +62,7 @@ class LightgbmGrower:
 
 
 def _params(settings: TreesConfig, rows: Rows, threads: int) -> dict[str, Any]:
-    for name in settings.params:
-        if name in OWN:
-            raise UserError(f"model.trees.params.{name} must be left to the engine: see the other keys of model.trees")
+    check_params(settings, "lightgbm", ALLOWED)
     found: dict[str, Any] = dict(settings.params)
     found |= {
         "objective": "none",

@@ -21,20 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.sections.training import TreesConfig
-from engine.errors import UserError
 from engine.training.boosting.gradients import seed_of
-from engine.training.boosting.grower import Rows, check_library
+from engine.training.boosting.grower import Rows, check_library, check_params
 from engine.training.target import PLAIN
 from engine.training.trees import Trees
 from kernels.trees import Forest
 
-# What would make trees depend on workers or on the order of rows, or is the engine's own.
-OWN = (
-    "objective", "booster", "tree_method", "subsample", "sampling_method", "colsample_bytree", "colsample_bylevel",
-    "colsample_bynode", "eta", "learning_rate", "max_depth", "max_leaves", "grow_policy", "lambda", "reg_lambda", "alpha",
-    "reg_alpha", "min_child_weight", "max_bin", "monotone_constraints", "nthread", "seed", "base_score", "num_class", "device",
-    "updater", "process_type", "multi_strategy", "num_parallel_tree", "eval_metric", "verbosity", "seed_per_iteration",
-)  # fmt: skip
+# What may be set in addition: it changes which splits are made, but no tree then depends on workers or on the order of rows.
+ALLOWED = frozenset(("gamma", "interaction_constraints", "max_cat_threshold", "max_cat_to_onehot", "max_delta_step"))
 
 
 LISTENING, ANY_ADDRESS = "0A", "00000000:"  # as the kernel writes them
@@ -97,9 +91,7 @@ def cut_rows(rows: Rows, bins: int) -> NDArray[np.float32]:
 
 
 def _params(settings: TreesConfig, rows: Rows, threads: int) -> dict[str, Any]:
-    for name in settings.params:
-        if name in OWN:
-            raise UserError(f"model.trees.params.{name} must be left to the engine: see the other keys of model.trees")
+    check_params(settings, "xgboost", ALLOWED)
     found: dict[str, Any] = dict(settings.params)
     found |= {
         "tree_method": "hist",
