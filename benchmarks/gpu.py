@@ -40,7 +40,7 @@ from engine.training.gpu.step import LOSS, WEIGHT, GpuStep
 from engine.training.model import build_model
 from engine.training.optimizers import make_optimizer
 from engine.training.order import RowOrder
-from engine.training.predict import DEVICE_TILE_ROWS, TILE_ROWS, predict_logits
+from engine.training.predict import DEVICE_TILE_ROWS, TILE_ROWS, Evaluators
 from engine.training.schedule import Schedule
 from kernels import cuda as twins
 from kernels import dropout, encode, jit, order, profile
@@ -247,7 +247,7 @@ class Bench:
         for precision, allowed in (("fp32", 1e-4), ("bf16", 5e-2)):
             scorer = DeviceScorer(model, precision, self.device.type)
             found_logits = scorer.logits(data.numeric, data.codes)
-            expected = predict_logits(model, data.numeric, data.codes, precision, threads=self.settings.threads)
+            expected = Evaluators.of(model, precision).logits(data.numeric, data.codes, threads=self.settings.threads)
             self.check(f"scores_{precision}", float(np.abs(found_logits - expected).max()), allowed, scorer.reason)
 
     def _agree_training(self) -> None:

@@ -44,7 +44,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class TreePlan:
-    """Checked trees, ready for `tree_scores`; made by `tree_plan`."""
+    """Checked trees, ready for `add_trees`; made by `tree_plan`."""
 
     root: NDArray[np.int64]  # [trees + 1]
     column: NDArray[np.int32]  # [nodes], of numbers then categories; -1: leaf
@@ -291,22 +291,10 @@ def add_trees(
     run_ranges(part, split(-(-n // LANES), threads), threads)
 
 
-def tree_scores(
-    numeric: NDArray[np.float32], codes: NDArray[np.int32], plan: TreePlan, threads: int = 1
-) -> NDArray[np.float32]:
-    """float32[n, outputs]: base plus the leaves that each row reaches, in the order of the trees; rounded once, at the end.
-
-    Shape: numeric float32[n, width], codes int32[n, columns]. Raises ValueError for other shapes, TypeError for other types.
-    """
-    total = np.tile(plan.base, (len(numeric), 1))
-    add_trees(numeric, codes, plan, total, threads)
-    return total.astype(np.float32, copy=False)
-
-
 def tree_leaves(numeric: NDArray[np.float32], codes: NDArray[np.int32], plan: TreePlan) -> NDArray[np.uint16]:
     """uint16[n]: the leaf that each row reaches in a plan's first tree, counted in the order of its nodes.
 
-    Arguments and errors of `tree_scores`.
+    Arguments and errors of `add_trees`.
     """
     numeric, codes = _rows(numeric, codes, plan)
     out = np.zeros(len(numeric), np.uint16)

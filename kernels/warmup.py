@@ -103,7 +103,8 @@ def _trees() -> None:
             value=np.zeros(1, kind),
             base=np.zeros(1),
         )
-        trees.tree_scores(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int32), trees.tree_plan(forest, 1, 1))
+        rows = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int32)
+        trees.add_trees(*rows, trees.tree_plan(forest, 1, 1), np.zeros((1, 1), kind))
 
 
 def _conditional() -> None:

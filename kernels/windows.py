@@ -139,24 +139,6 @@ def _codes(entity: NDArray[np.int64], probe: NDArray[np.int64], threads: int) ->
     return codes, probe, low, span
 
 
-def _sorted_groups(
-    codes: NDArray[np.int64],
-    keys: Sequence[NDArray[np.int64]],
-    groups: tuple[int, int],
-    threads: int,
-    columns: Sequence[NDArray[Any]] = (),
-) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[Any]]]:
-    """(stable order by code and then by keys, starts of the codes, the columns in that order).
-
-    The least significant key comes first; groups = (smallest code, number of codes spanned).
-    """
-    order = None
-    for key in keys:
-        if order is not None or not ascending(key, threads):
-            order = radix_order(key, order)
-    return grouped_columns(codes, *groups, threads, order, columns)
-
-
 # --------------------------------------------------------------------------- rows in order
 class Sorted:
     """Probes and source rows by entity and time, for any number of aggregates: sorting takes as long as a sweep.

@@ -57,6 +57,8 @@ READS: dict[str, dict[str, str]] = {
         "data": "monitor.model={run} monitor.window=2020-01",
     },
     "monitor --incidents": {"run": ""},
+    "init": {"data": "{place}/visits.parquet --target bought --time at --out {place}/drafted"},
+    "sweep": {},  # reads by way of `train`
     "submit": {},  # uploads the user's own folder: tests/runtime/test_submit.py
     "warmup": {},
     "reproduce": {"run": "{run}", "bundle": "{scored}"},

@@ -39,8 +39,7 @@ from engine.training import kinds
 from engine.training.decision import Decision
 from engine.training.finished import FITTED, FinishedNetwork, Model
 from engine.training.loss import Loss
-from engine.training.loss_table import TABLE
-from engine.training.losses import LossRecord, recorded_loss
+from engine.training.losses import LOSSES, LossRecord, recorded_loss
 from engine.training.model import ArchitectureRecord, declared, give_memory
 from engine.training.trees import check_description, is_trees, read_trees
 
@@ -228,13 +227,13 @@ def _code_of(directory: Path, manifest: ManifestRecord) -> tuple[Plugin, ...]:
 def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
     """Raise Damaged where model.json fits neither itself nor the encoder, or a tile would not fit in memory."""
     described = model["architecture"]
-    if model["loss"] in TABLE:  # the code of another may not run yet
+    if model["loss"] in LOSSES:  # the code of another may not run yet
         known = {name: value for name, value in model.items() if name != "metric"}  # its code may not run yet either
         _check_loss(model, recorded_loss(known), path)
     elif plugins.split(model["loss"])[1] is None and model["loss"] not in plugins.installed(LOSS_GROUP):
         raise records.Damaged(
-            f"{path}: loss must be one of {', '.join(TABLE)}, or of an installed package (entry point group {LOSS_GROUP}), found "
-            f"{model['loss']!r}"
+            f"{path}: loss must be one of {', '.join(LOSSES)}, or of an installed package (entry point group {LOSS_GROUP}), "
+            f"found {model['loss']!r}"
         )
     for name, wanted in (
         ("numeric_width", encoder.width),

@@ -75,7 +75,10 @@ class Evaluators:
         threads: int = 1,
         team: Team | None = None,
     ) -> NDArray[np.float32]:
-        """See `predict_logits`."""
+        """float32[n, outputs], or [n, members, outputs], by the present weights: logits, or values in the target's unit.
+
+        Shape: numeric float32[n, F], codes int32[n, K]. `team`: a running thread team to use.
+        """
         if team is None:
             with Team(threads) as own:
                 return self.logits(numeric, codes, tile_rows, threads, own)
@@ -92,20 +95,3 @@ class Evaluators:
 
         team.run(run, -(-len(numeric) // tile_rows))
         return out
-
-
-def predict_logits(
-    network: Network,
-    numeric: NDArray[np.float32],
-    codes: NDArray[np.int32],
-    precision: str,
-    tile_rows: int = TILE_ROWS,
-    threads: int = 1,
-    team: Team | None = None,
-) -> NDArray[np.float32]:
-    """float32[n, outputs], or [n, members, outputs], from numeric float32[n, F] and codes int32[n, K], by the network's present
-    weights: logits, or values in the target's unit.
-
-    `team`: a running thread team to use.
-    """
-    return Evaluators.of(network, precision).logits(numeric, codes, tile_rows, threads, team)

@@ -21,7 +21,7 @@ import pytest
 import engine.features
 from engine.config import schema
 from engine.config.compose import compose
-from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.tree import Config
 from engine.data.dataset import Dataset
@@ -304,20 +304,7 @@ def test_audit_of_honest_views_is_quiet(shell: Callable[..., Any]) -> None:
 
 def test_audit_finds_a_leak(config: Config, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let windows believe that every value is known at its event: the trial must name the features that saw it."""
-    plain = audit.compute.instants.known_times
-
-    def too_early(table: pa.Table, column: Column) -> np.ndarray:
-        return np.full(table.num_rows, audit.instants.ALWAYS) if column.known_at == "paid_at" else plain(table, column)
-
-    found = []
-    real = audit.compute._window_features
-
-    def leaky(*arguments: Any) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(audit.compute.instants, "known_times", too_early)
-            return real(*arguments)
-
-    monkeypatch.setattr(audit.compute, "_window_features", leaky)
+    monkeypatch.setattr(audit.compute, "_moments", lambda columns, names: ())
     found = audit.audit(config.data, config.features, dataset, 40)
     assert {leak.feature.split("_")[1] for leak in found} == {"bought", "amount"}
 

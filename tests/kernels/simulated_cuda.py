@@ -80,7 +80,7 @@ def row_order() -> None:
 
 def layer_key(seed: int, step: int, layer: int) -> Any:
     """The bits of the kernel's key as int64."""
-    return np.uint64(dropout._key(np.uint64(seed), np.uint64(step), np.uint64(layer))).view(np.int64)
+    return np.uint64(dropout._key(np.uint64(seed), np.uint64(step), np.uint64(layer), np.uint64(0))).view(np.int64)
 
 
 def masks() -> None:

@@ -129,7 +129,6 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
     ),
     "areas": (statistics.areas, [], [COUNTS[0, : len(EDGES)].astype(float), EDGES, EDGES[1:]]),
     "add_trees": (added, [NARROW, KEYS], []),
-    "tree_scores": (lambda *rows, threads: trees.tree_scores(*rows, TREES, threads), [NARROW, KEYS], []),
     "tree_leaves": (lambda *rows: trees.tree_leaves(*rows, TREES), [NARROW, KEYS], []),
     "children_of": (trees.children_of, [], [np.array([0, 3]), FLAGS]),
     "pinball": (lambda y, score, weight: metrics.pinball(y, score, 0.3, weight), RATED, []),

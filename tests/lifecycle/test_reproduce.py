@@ -60,12 +60,12 @@ FAULTS = {
     ),
     "the order kernel": Fault("kernels/order.py", "splitmix64(np.uint64(i))", "splitmix64(np.uint64(i + 1))", "order"),
     "a loss term": Fault(
-        "engine/training/losses.py",
-        'binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")',
-        'binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none") * 1.001',
+        "engine/training/loss_table.py",
+        'binary_cross_entropy_with_logits(outputs[:, 0], target, reduction="none")',
+        'binary_cross_entropy_with_logits(outputs[:, 0], target, reduction="none") * 1.001',
         "loss@1",
     ),
-    "the optimizer": Fault("engine/training/flat.py", "0.9, 0.999, 1e-8", "0.9, 0.99, 1e-8", "loss@10"),
+    "the optimizer": Fault("engine/training/optimizers.py", "0.9, 0.999, 1e-8", "0.9, 0.99, 1e-8", "loss@10"),
     "a metric": Fault("kernels/metrics.py", "(scores - labels) ** 2", "(scores - labels) ** 2 * 1.001", "metrics"),
 }
 
@@ -334,7 +334,7 @@ def test_uncommitted_changes_are_restored_from_another_clone_and_the_rerun_is_eq
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     refused = run_engine(tmp_path / "second", elsewhere, "reproduce", str(directory), "--json")
-    assert refused.returncode == 1 and "engine/training/losses.py" in refused.stderr and not refused.stdout
+    assert refused.returncode == 1 and "engine/training/loss_table.py" in refused.stderr and not refused.stdout
     advised = refused.stderr[refused.stderr.index("trust=") :].split()[0]
     done = run_engine(tmp_path / "second", elsewhere, "reproduce", str(directory), "--json", advised)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -388,9 +388,9 @@ def _killed(folder: str, target: str, call: int, after: bool) -> None:
 
 MOVE = "engine.runtime.registry:Registry.move"
 KILLS = [
-    ("engine.lifecycle.challenger:train", 1, False),
+    ("engine.lifecycle.trainings:train", 1, False),
     ("engine.training.train:write_model", 1, False),
-    ("engine.lifecycle.challenger:train", 1, True),
+    ("engine.lifecycle.trainings:train", 1, True),
     (MOVE, 1, False),
     (MOVE, 1, True),
     ("engine.runtime.registry:Registry.register", 1, True),

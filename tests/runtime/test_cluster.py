@@ -77,7 +77,7 @@ def test_no_secret_goes_into_ray_init_or_to_the_workers(small, config, tmp_path,
         )
     run.finish({})
     assert len(sent) == 2 and schema.build(Config, sent[1]["config"]).train == config.train
-    assert SECRET not in json.dumps(sent)
+    assert SECRET not in json.dumps(sent, default=lambda plugin: plugin.code.decode())
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from engine.errors import UserError
 from engine.scoring.cuda_tiles import DeviceScorer
 from engine.scoring.score import device_of
 from engine.training.model import Network, build_model
-from engine.training.predict import predict_logits
 from engine.training.target import TargetScale
+from tests.logits import predict_logits
 from tests.training.tape import Broken, Taped
 
 SIZES = (7, 5)

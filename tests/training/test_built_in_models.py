@@ -19,7 +19,7 @@ from engine.training.finished import FinishedNetwork
 from engine.training.model import architecture, build_model, declared, from_architecture
 from engine.training.networks import TabM
 from engine.training.precision import has_bf16
-from engine.training.predict import predict_logits
+from tests.logits import predict_logits
 from tests.training.conftest import CARDINALITIES, make_config, make_problem, open_run, train, weights_of
 from tests.training.test_exchange import together
 

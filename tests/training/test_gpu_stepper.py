@@ -19,8 +19,9 @@ from engine.training.gpu.inputs import StepPlan
 from engine.training.gpu.stepper import GpuStepper, device_logits
 from engine.training.loop import Trainer, fit
 from engine.training.model import build_model
-from engine.training.predict import Evaluators, predict_logits
+from engine.training.predict import Evaluators
 from engine.training.schedule import Schedule
+from tests.logits import predict_logits
 from tests.training.conftest import packed, weights_of
 from tests.training.tape import Broken, CapturedError, Tape, Taped
 from tests.training.test_exchange import together

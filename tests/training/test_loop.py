@@ -25,8 +25,8 @@ from engine.training.metrics import METRICS
 from engine.training.model import build_model
 from engine.training.order import RowOrder, order_key
 from engine.training.precision import has_bf16, resolve_precision
-from engine.training.predict import predict_logits
 from kernels.metrics import roc_auc
+from tests.logits import predict_logits
 from tests.training.conftest import packed, weights_of
 
 PRECISIONS = ["fp32"] + (["bf16"] if has_bf16() else [])

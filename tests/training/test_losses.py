@@ -28,9 +28,9 @@ from engine.training.losses import (
     to_scores,
 )
 from engine.training.metrics import Rows
-from engine.training.predict import predict_logits
 from engine.training.resampling import numbered_blocks
 from engine.training.target import PLAIN
+from tests.logits import predict_logits
 from tests.training.conftest import packed
 
 oracle = pytest.importorskip("sklearn.metrics")

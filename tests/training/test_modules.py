@@ -30,10 +30,10 @@ from engine.training.gpu.stepper import GpuStepper
 from engine.training.losses import LOSSES, to_scores
 from engine.training.model import architecture, build_model
 from engine.training.precision import has_bf16
-from engine.training.predict import predict_logits
 from engine.training.probe import probe
 from engine.training.schedule import Schedule
 from engine.training.threads import Team
+from tests.logits import predict_logits
 from tests.training.conftest import CARDINALITIES, make_config, make_problem, open_run, train, weights_of
 from tests.training.tape import Taped
 from tests.training.test_exchange import together

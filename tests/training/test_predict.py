@@ -9,8 +9,8 @@ import torch
 from engine.config.sections.training import ModelConfig
 from engine.training.losses import LOSSES, to_scores
 from engine.training.model import architecture, build_model, from_architecture
-from engine.training.predict import predict_logits
 from engine.training.target import PLAIN, TargetScale
+from tests.logits import predict_logits
 
 
 @pytest.fixture

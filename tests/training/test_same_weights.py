@@ -16,7 +16,7 @@ import torch
 
 from engine.runtime import environment
 from engine.training.model import from_architecture
-from engine.training.predict import predict_logits
+from tests.logits import predict_logits
 from tests.training.conftest import packed, weights_of
 
 EARLIER = Path(__file__).parent / "earlier"

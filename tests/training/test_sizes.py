@@ -16,10 +16,10 @@ from engine.config.compose import compose
 from engine.config.sections.training import TrainConfig
 from engine.errors import UserError
 from engine.runtime.run import Run
-from engine.training.predict import predict_logits
 from engine.training.schedule import Schedule
 from engine.training.sizes import Sizes, settle, sizes_of
 from kernels.metrics import roc_auc
+from tests.logits import predict_logits
 from tests.tiny import overrides, write_tiny
 
 

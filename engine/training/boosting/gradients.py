@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.config.sections.training import TrainConfig
 from engine.errors import UserError
 from engine.training.loss import Loss
-from engine.training.losses import PAD
+from engine.training.losses import PAD, derivatives
 from kernels.hashing import hash_u64
 
 Array = NDArray[Any]
@@ -75,14 +75,9 @@ def _quantile(margin: Array, labels: Labels) -> tuple[Array, Array]:
 
 def _of_torch(margin: Array, labels: Labels) -> tuple[Array, Array]:
     """First and second derivative of any loss by autograd; of several outputs the diagonal."""
-    m = torch.from_numpy(margin).requires_grad_()
-    each = labels.loss.row_losses(m, torch.from_numpy(labels.y))
-    (first,) = torch.autograd.grad(each.sum(), m, create_graph=True)
-    second = torch.zeros_like(m)
-    for k in range(margin.shape[1] if first.requires_grad else 0):
-        second[:, k] = torch.autograd.grad(first[:, k].sum(), m, retain_graph=True)[0][:, k]
+    first, second = derivatives(labels.loss, margin, labels.y)
     # where a loss is not convex, its slope still leads down
-    return first.detach().numpy(), np.maximum(np.abs(second.detach().numpy()), LEAST_HESSIAN)
+    return first, np.maximum(np.abs(second), LEAST_HESSIAN)
 
 
 CLOSED: dict[str, Callable[[Array, Labels], tuple[Array, Array]]] = {
