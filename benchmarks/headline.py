@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 ROWS = (
     ("trailing windows over 7 days, 10 M rows", "kernels", "window_7d", "polars"),
     ("as-of join, 10 M probes", "kernels", "asof", "polars"),
-    ("features of the whole flights experiment", "features", "windows_spec", "polars"),
+    ("features of the whole flights experiment", "features_windows", "windows_spec", "polars"),
     ("drift profile, 1 M rows x 20 columns", "kernels", "profile", "evidently"),
     ("CSV to a validated dataset", "ingest", "csv_to_parquet", "duckdb"),
     ("one epoch of training, full shuffle, against in order", "train", "epoch", "sequential"),
