@@ -8,16 +8,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.config.sections.data import SourceColumn, SourceConfig
 from engine.data.arrow_types import parse_type
-from engine.data.bounds import USUAL
 from engine.data.parse import FALSE, TRUE, Reading, to_type
-from engine.data.readers.formats import READERS
 from engine.draft.sources import TEXT, Source
 
 EXCEPTIONS = 0.01  # a column is of a type where at most this part of its values is not
@@ -97,7 +95,7 @@ def settle_types(
 ) -> tuple[SourceConfig, dict[str, Guess]]:
     """The source's config with the types of its text columns, and the guesses; reads every file once."""
     columns = {name: TextColumn(name) for name, column in source.config.columns.items() if column.type == TEXT}
-    for chunk in _chunks(source):
+    for chunk in source.tables(ZONE):
         advance(chunk.num_rows)
         for name, column in columns.items():
             if chunk.schema.field(name).type == pa.string():
@@ -118,12 +116,6 @@ def settle_types(
 def _declared(column: SourceColumn, guess: Guess) -> SourceColumn:
     policy = "null" if guess.exceptions else column.on_violation
     return dataclasses.replace(column, type=guess.type, format=guess.format, on_violation=policy)
-
-
-def _chunks(source: Source) -> Iterator[pa.Table]:
-    for file in source.files:
-        for chunk in READERS[file.format](file, source.config, ZONE, 1, {}, USUAL):
-            yield chunk.table
 
 
 def _count(column: TextColumn, values: pa.ChunkedArray | pa.Array) -> None:

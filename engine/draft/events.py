@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from engine.data import query
 from engine.data.arrow_types import TIMESTAMP
-from engine.data.bounds import USUAL
-from engine.data.readers.formats import READERS
 from engine.draft.sources import Source
 from engine.errors import UserError
+from engine.features.instants import NEVER, instants
 
 MOST_ROWS = 400_000  # rows that are looked at; of more, every k-th
 # Numbers that stand for "no value" where they lie far from all others.
@@ -53,7 +52,7 @@ def read_rows(source: Source, zone: str) -> tuple[pa.Table, int]:
     """(rows of the source's files, all or every k-th, in their order; the number of all rows). Raises UserError."""
     parts: list[pa.Table] = []
     step, seen, kept = 1, 0, 0
-    for table in _chunks(source, zone):
+    for table in source.tables(zone):
         parts.append(_every(table, step, seen))
         seen += table.num_rows
         kept += parts[-1].num_rows
@@ -65,12 +64,6 @@ def read_rows(source: Source, zone: str) -> tuple[pa.Table, int]:
     if not seen:
         raise UserError(f"{source.config.path} must hold at least one row, found none")
     return pa.concat_tables(parts).combine_chunks(), seen
-
-
-def _chunks(source: Source, zone: str) -> Iterator[pa.Table]:
-    for file in source.files:
-        for chunk in READERS[file.format](file, source.config, zone, 1, {}, USUAL):
-            yield chunk.table
 
 
 def _every(table: pa.Table, step: int, seen: int) -> pa.Table:
@@ -108,6 +101,12 @@ def _figures(name: str, values: pa.ChunkedArray) -> Figures:
     return Figures(
         name, kind, len(values), filled, pc.count_distinct(values, mode="only_valid").as_py(), low, high, length
     )
+
+
+def seconds_of(values: pa.ChunkedArray) -> NDArray[np.float64]:
+    """float64[n], seconds since 1970; NaN for null."""
+    found = instants(values)
+    return np.where(found == NEVER, np.nan, found / 1e6)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,14 +252,13 @@ def _ask(draft: Draft, known_at: str | None, times: pa.ChunkedArray) -> None:
 
 
 def _has_hours(times: pa.ChunkedArray) -> bool:
-    micro = pc.cast(pc.cast(times, pa.timestamp("us")), pa.int64()).to_numpy()
-    return bool(np.any(micro % int(history.DAY * 1e6)))
+    return bool(np.any(events.seconds_of(times) % history.DAY))
 
 
 def _views(draft: Draft, table: pa.Table, figures: dict[str, Figures], past: list[str], delay: float) -> None:
     """Windows for the entities among the categories that are known at the event; `delay` in seconds, of outcomes."""
     kinds = {name: draft.columns[name].role for name in draft.direct}
-    seconds = pc.cast(pc.cast(table[draft.time], pa.timestamp("us")), pa.int64()).to_numpy() / 1e6
+    seconds = events.seconds_of(table[draft.time])
     draft.calendar = _has_hours(table[draft.time])
     span = float(seconds[-1] - seconds[0])
     aggregates = {"rows": ["count", "recency"]}
@@ -274,7 +273,7 @@ def _views(draft: Draft, table: pa.Table, figures: dict[str, Figures], past: lis
 
 
 def _splits(draft: Draft, table: pa.Table) -> None:
-    seconds = pc.cast(pc.cast(table[draft.time], pa.timestamp("us")), pa.int64()).to_numpy() / 1e6
+    seconds = events.seconds_of(table[draft.time])
     found = history.periods(seconds, draft.zone)
     if found is None:
         raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.draft.events import Figures
+from engine.draft.events import Figures, seconds_of
 from engine.errors import UserError, nearest
 
 FEW = 20  # whole numbers of no more values are categories
@@ -70,7 +70,7 @@ def _times(names: Sequence[str]) -> str:
 
 
 def _median(values: pa.ChunkedArray) -> float:
-    return float(np.median(values.drop_null().cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()))
+    return float(np.nanmedian(seconds_of(values)))
 
 
 def pick_ids(

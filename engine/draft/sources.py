@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +16,9 @@ import pyarrow.parquet
 
 from engine.config.sections.data import CsvOptions, DataConfig, SourceColumn, SourceConfig
 from engine.data.arrow_types import declarable
+from engine.data.bounds import USUAL
 from engine.data.files import COMPRESSIONS, SUFFIXES, SourceFile, likely_format, open_bytes, source_files
+from engine.data.readers.formats import READERS
 from engine.data.readers.sniff import dialect_of
 from engine.errors import UserError
 
@@ -34,6 +36,12 @@ class Source:
     files: list[SourceFile]
     notes: list[str] = dataclasses.field(default_factory=list)  # for the head of the source
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # column -> reason
+
+    def tables(self, zone: str) -> Iterator[pa.Table]:
+        """The rows of the files, as ingest reads them; `zone` of times without an offset."""
+        for file in self.files:
+            for chunk in READERS[file.format](file, self.config, zone, 1, {}, USUAL):
+                yield chunk.table
 
 
 @dataclasses.dataclass

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import stats
 
+from engine.draft.events import seconds_of
 from engine.draft.roles import is_time
 
 ALONE = 0.95  # area under the ROC curve, or rank correlation, that one honest column hardly has
@@ -33,11 +34,11 @@ class Outcome:
 def later_times(table: pa.Table, time: str) -> dict[str, float]:
     """Time columns that lie after the event time in nearly all rows -> median delay in seconds."""
     found = {}
-    start = _seconds(table[time])
+    start = seconds_of(table[time])
     for field in table.schema:
         if field.name == time or not is_time(field.type):
             continue
-        delay = _seconds(table[field.name]) - start
+        delay = seconds_of(table[field.name]) - start
         delay = delay[np.isfinite(delay)]
         if len(delay) >= LEAST and np.mean(delay >= 0) >= LATER and np.median(delay) > 0:
             found[field.name] = float(np.median(delay))
@@ -47,7 +48,7 @@ def later_times(table: pa.Table, time: str) -> dict[str, float]:
 def find_suspects(table: pa.Table, columns: list[str], time: str, outcome: Outcome) -> dict[str, str]:
     """Column -> what makes it suspect, of the columns that could be features. Rows of `table` are in order of time."""
     found = {}
-    delay = None if outcome.known_at is None else _seconds(table[outcome.known_at]) - _seconds(table[time])
+    delay = None if outcome.known_at is None else seconds_of(table[outcome.known_at]) - seconds_of(table[time])
     for name in columns:
         values = table[name]
         reason = (
@@ -206,9 +207,3 @@ def _area(scores: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     positive = y == 1.0
     count = positive.sum()
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(y) - count)))
-
-
-def _seconds(values: pa.ChunkedArray) -> NDArray[np.float64]:
-    """float64[n], seconds since 1970; NaN for null."""
-    micro = pc.cast(pc.cast(values, pa.timestamp("us")), pa.int64())
-    return np.asarray(pc.cast(micro, pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64) / 1e6

@@ -28,7 +28,7 @@ from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.table import ensure_table
 from engine.lifecycle import sweep_report
-from engine.lifecycle.sweep_space import check_space, grid, optuna, sampler_of, suggested, with_values
+from engine.lifecycle.sweep_space import check_space, grid, optuna, put, sampler_of, suggested, with_values
 from engine.lifecycle.trainings import TrainOne, in_process, trained, trained_on_ray
 from engine.runtime import digest, storage
 from engine.runtime.on_ray import cluster, pool
@@ -446,12 +446,7 @@ def _lasting(record: SweepRecord) -> Tree:
 def _best_yaml(config: Config, record: SweepRecord) -> str:
     """The best values as a part of an experiment."""
     tree: Tree = {}
-    for name, value in record["best"]["values"].items():
-        *parents, last = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
+    put(tree, record["best"]["values"])
     head = (
         "# @package _global_\n"
         f"# The best config of a sweep over {config.name}: put it into an experiment, below its defaults.\n"

@@ -69,13 +69,18 @@ def _ends(space: SpaceConfig) -> tuple[Any, ...]:
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with other values of some dotted keys, checked as a whole. Raises UserError."""
     plain: Tree = copy.deepcopy(schema.plain(config))
+    put(plain, values)
+    return schema.build(Config, plain)
+
+
+def put(tree: Tree, values: Mapping[str, Any]) -> None:
+    """Set values at dotted keys of nested dicts."""
     for name, value in values.items():
         *parents, last = name.split(".")
-        node: Any = plain
+        node: Any = tree
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    return schema.build(Config, plain)
 
 
 def suggested(trial: Any, space: Mapping[str, SpaceConfig], config: Config) -> dict[str, Any]:

@@ -57,7 +57,7 @@ from engine.training.classes import (
 from engine.training.decision import fit_decision
 from engine.training.device import resolve_device
 from engine.training.distributed import fit_on_cluster
-from engine.training.drift_reference import write_reference
+from engine.training.drift_reference import encoded_columns, write_reference
 from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
 from engine.training.finished import FinishedNetwork, Model
@@ -551,12 +551,11 @@ def quarantine_summary(dataset: Dataset) -> dict[str, int]:
 
 def importance(model: Trees, encoder: Encoder) -> dict[str, float]:
     """Share of the gain of all splits that each raw feature has, the largest first."""
-    shares, at, found = model.importance(), 0, {}
-    for column in encoder.numeric_:
-        width = len(column.outputs())
-        found[column.name] = float(shares[at : at + width].sum())
-        at += width
-    found |= {item.name: float(shares[at + index]) for index, item in enumerate(encoder.categorical_)}
+    numbers, categories = np.split(model.importance(), [encoder.width])
+    found = {
+        name: float((categories if categorical else numbers)[columns].sum())
+        for name, columns, categorical in encoded_columns(encoder)
+    }
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 

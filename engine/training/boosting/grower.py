@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from engine.config.sections.training import TreesConfig
 from engine.errors import UserError, nearest
+from engine.training.target import PLAIN
 from engine.training.trees import Trees
+from kernels.trees import Forest
 
 # The key that does the work of a library's parameter, for the message that refuses the parameter.
 INSTEAD = {
@@ -58,6 +60,34 @@ class Grower(Protocol):
 
     def grow(self, round_: int, gradient: NDArray[np.float32], hessian: NDArray[np.float32]) -> Trees | None:
         """One tree an output from gradient and hessian [n, outputs]; None where no split is worth it."""
+
+
+def assembled(
+    kind: str,
+    sums: str,
+    rows: Rows,
+    sizes: Sequence[int],
+    nodes: Sequence[Mapping[str, Any]],
+    threshold: NDArray[np.float32],
+) -> Trees:
+    """The trees of a library's nodes: `sizes` of the trees, and for all nodes in level order what they have of column, missing,
+    set (uint32 words of codes), value and gain, and the threshold float32[nodes]. `sums`: the type of the values.
+    """
+    sets = [node["set"] for node in nodes if "set" in node]
+    is_set = np.array(["set" in node for node in nodes], bool)
+    forest = Forest(
+        root=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        column=np.array([node.get("column", -1) for node in nodes], np.int32),
+        threshold=np.where(is_set, np.float32(0), threshold),
+        missing_left=np.array([node.get("missing", False) for node in nodes], bool),
+        set_of=np.where(is_set, np.cumsum(is_set) - 1, -1).astype(np.int32),
+        set_at=np.concatenate([[0], np.cumsum([len(words) for words in sets])]).astype(np.int64),
+        words=np.concatenate([np.empty(0, np.uint32), *sets]).astype(np.uint32),
+        value=np.array([node.get("value", 0.0) for node in nodes], sums),
+        base=np.zeros(rows.outputs),
+    )
+    gain = np.array([node.get("gain", 0.0) for node in nodes], np.float64)
+    return Trees(kind, rows.numeric.shape[1], list(rows.cardinalities), forest, gain, PLAIN)
 
 
 def check_library(name: str) -> Any:

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from engine.config.sections.training import TreesConfig
 from engine.training.boosting.gradients import seed_of
-from engine.training.boosting.grower import Rows, check_library, check_params
-from engine.training.target import PLAIN
+from engine.training.boosting.grower import Rows, assembled, check_library, check_params
 from engine.training.trees import Trees
-from kernels.trees import Forest
 
 # What may be set in addition: it changes which splits are made, but no tree then depends on threads or on the order of rows.
 ALLOWED = frozenset((
@@ -92,25 +90,12 @@ def trees_of(text: str, rows: Rows) -> Trees:
     """The trees of a model's text. Thresholds become the float32 below: x <= t is the same for float32 x."""
     parts = [_tree(block) for block in re.split(r"\nTree=\d+\n", text[: text.index("end of trees")])[1:]]
     nodes = [node for part in parts for node in part]
-    sets = [node["set"] for node in nodes if "set" in node]
     threshold = np.array([node.get("threshold", np.inf) for node in nodes], np.float64)
     narrow = threshold.astype(np.float32)
     above = narrow.astype(np.float64) > threshold
     narrow[above] = np.nextafter(narrow[above], np.float32(-np.inf))
-    is_set = np.array(["set" in node for node in nodes], bool)
-    forest = Forest(
-        root=np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64),
-        column=np.array([node.get("column", -1) for node in nodes], np.int32),
-        threshold=np.where(is_set | np.isinf(threshold), np.float32(0), narrow),
-        missing_left=np.array([node.get("missing", False) for node in nodes], bool),
-        set_of=np.where(is_set, np.cumsum(is_set) - 1, -1).astype(np.int32),
-        set_at=np.concatenate([[0], np.cumsum([len(words) for words in sets])]).astype(np.int64),
-        words=np.concatenate([np.empty(0, np.uint32), *sets]).astype(np.uint32),
-        value=np.array([node.get("value", 0.0) for node in nodes], np.float64),
-        base=np.zeros(rows.outputs),
-    )
-    gain = np.array([node.get("gain", 0.0) for node in nodes], np.float64)
-    return Trees("lightgbm", rows.numeric.shape[1], list(rows.cardinalities), forest, gain, PLAIN)
+    narrow[np.isinf(threshold)] = 0
+    return assembled("lightgbm", LightgbmGrower.sums, rows, [len(part) for part in parts], nodes, narrow)
 
 
 def _tree(block: str) -> list[dict[str, Any]]:

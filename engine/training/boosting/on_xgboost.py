@@ -22,10 +22,8 @@ from numpy.typing import NDArray
 
 from engine.config.sections.training import TreesConfig
 from engine.training.boosting.gradients import seed_of
-from engine.training.boosting.grower import Rows, check_library, check_params
-from engine.training.target import PLAIN
+from engine.training.boosting.grower import Rows, assembled, check_library, check_params
 from engine.training.trees import Trees
-from kernels.trees import Forest
 
 # What may be set in addition: it changes which splits are made, but no tree then depends on workers or on the order of rows.
 ALLOWED = frozenset(("gamma", "interaction_constraints", "max_cat_threshold", "max_cat_to_onehot", "max_delta_step"))
@@ -180,23 +178,10 @@ def trees_of(text: bytes, rows: Rows) -> Trees:
     found = json.loads(text)["learner"]["gradient_booster"]["model"]["trees"]
     parts = [_tree(tree, rows) for tree in found]
     nodes = [node for part in parts for node in part]
-    sets = [node["set"] for node in nodes if "set" in node]
-    is_set = np.array(["set" in node for node in nodes], bool)
     split = np.array([node.get("split", 0.0) for node in nodes], np.float32)
     leaf = np.array(["value" in node for node in nodes], bool)
-    forest = Forest(
-        root=np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64),
-        column=np.array([node.get("column", -1) for node in nodes], np.int32),
-        threshold=np.where(is_set | leaf, np.float32(0), np.nextafter(split, np.float32(-np.inf))),
-        missing_left=np.array([node.get("missing", False) for node in nodes], bool),
-        set_of=np.where(is_set, np.cumsum(is_set) - 1, -1).astype(np.int32),
-        set_at=np.concatenate([[0], np.cumsum([len(words) for words in sets])]).astype(np.int64),
-        words=np.concatenate([np.empty(0, np.uint32), *sets]).astype(np.uint32),
-        value=np.array([node.get("value", 0.0) for node in nodes], np.float32),
-        base=np.zeros(rows.outputs),
-    )
-    gain = np.array([node.get("gain", 0.0) for node in nodes], np.float64)
-    return Trees("xgboost", rows.numeric.shape[1], list(rows.cardinalities), forest, gain, PLAIN)
+    threshold = np.where(leaf, np.float32(0), np.nextafter(split, np.float32(-np.inf)))
+    return assembled("xgboost", XgboostGrower.sums, rows, [len(part) for part in parts], nodes, threshold)
 
 
 def _tree(tree: dict[str, Any], rows: Rows) -> list[dict[str, Any]]:
