@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 import engine
-from engine.features.encode import Encoder, NumericColumn
+from engine.features.encode import Encoder
+from engine.features.numbers import NumericColumn
 from engine.training import drift_reference
 
 ROWS = 300

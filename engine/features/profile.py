@@ -22,9 +22,10 @@ from engine.errors import UserError
 from engine.features import conditional
 from engine.features.compute import as_floats
 from engine.features.conditional import Conditional, ConditionalRecord
-from engine.features.encode import FIRST_KNOWN, NO_TEXT, UNSEEN, Encoder, Vocabulary, as_texts, each_column
+from engine.features.encode import Encoder, each_column
 from engine.features.numeric_spec import NumericSpec, NumericSpecRecord, fit_numeric
 from engine.features.spec import NUMERIC
+from engine.features.vocabulary import FIRST_KNOWN, NO_TEXT, UNSEEN, Vocabulary, as_texts
 from engine.runtime import digest, records
 from engine.runtime.records import Count
 from kernels import profile as kernel

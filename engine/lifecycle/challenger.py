@@ -18,9 +18,9 @@ from engine.data.calendar import local_days
 from engine.data.dataset import Dataset, row_ids
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features.encode import group_labels
 from engine.features.instants import NEVER
 from engine.features.table import FeatureTable, ensure_table
+from engine.features.vocabulary import group_labels
 from engine.lifecycle.challenger_gate import Judged
 from engine.runtime import digest, environment, seal, storage
 from engine.runtime.environment import threads_of

@@ -9,8 +9,8 @@ from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
-from engine.features.encode import FIRST_KNOWN
 from engine.features.profile import Profile
+from engine.features.vocabulary import FIRST_KNOWN
 from engine.monitoring.alarm_lines import VOLUME
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import CATEGORICAL, PREDICTION, ColumnSpec, Counts, psi_bins, ranked

@@ -16,11 +16,11 @@ from engine.data.calendar import day_start, local_days
 from engine.data.dataset import Dataset, row_ids
 from engine.errors import UserError
 from engine.features import required_columns
-from engine.features.encode import as_texts
 from engine.features.instants import NEVER, known_times
 from engine.features.profile import Profile, ProfileRecord, ProfileSpec
 from engine.features.spec import known_anchor
 from engine.features.table import FeatureTable, ensure_table
+from engine.features.vocabulary import as_texts
 from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.business import value_type
 from engine.monitoring.drift import Current

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from engine.config.sections.training import EvaluateConfig
-from engine.features.encode import as_texts
+from engine.features.vocabulary import as_texts
 from kernels.hashing import hash_bytes
 
 Array = NDArray[Any]

@@ -16,7 +16,7 @@ from engine.data.arrow_types import parse_type
 from engine.data.dataset import Dataset
 from engine.errors import UserError, nearest
 from engine.features.compute import as_floats
-from engine.features.encode import as_texts
+from engine.features.vocabulary import as_texts
 from engine.training.bundle import ModelRecord
 from engine.training.loss import Loss
 from engine.training.losses import loss_of, recorded_loss

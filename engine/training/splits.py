@@ -21,8 +21,8 @@ from engine.config.tree import SPLITS, Config
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features.compute import as_floats
-from engine.features.encode import as_texts
 from engine.features.instants import NEVER
+from engine.features.vocabulary import as_texts
 from engine.runtime.run import LabelsRecord, Run
 from engine.training.classes import target_values
 from engine.training.ripening import RIPE, days, label_horizon, label_times, ripe_weights

@@ -1,6 +1,6 @@
 """Surrogates: replaces values of sensitive columns. Equal values stay equal and nulls null; nothing else remains of them.
 
-Texts become HMACs, under the vocabularies' salt where there is one: they have the codes of the texts (`encode.concealed`).
+Texts become HMACs, under the vocabularies' salt where there is one: they have the codes of the texts (`vocabulary.concealed`).
 Numbers become others of about the same mean and deviation; instants, lists and the like become null.
 """
 
@@ -18,7 +18,7 @@ from engine.config.sections.data import Column, DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.errors import UserError
 from engine.features.compute import raw_features
-from engine.features.encode import concealed
+from engine.features.vocabulary import concealed
 from engine.runtime import digest
 
 Tables = dict[str, pa.Table]

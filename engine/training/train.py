@@ -20,9 +20,10 @@ from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features.encode import Encoder, group_labels, numbered_labels
+from engine.features.encode import Encoder
 from engine.features.spec import sensitive_features
 from engine.features.table import FeatureTable, ensure_table
+from engine.features.vocabulary import group_labels, numbered_labels
 from engine.runtime import digest, storage
 from engine.runtime.environment import threads_of
 from engine.runtime.progress import Laps

@@ -14,8 +14,9 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.config.sections.features import EncodeConfig
 from engine.errors import UserError
-from engine.features.encode import NULL, RARE, UNSEEN, Encoder, concealed, group_labels, numbered_labels
+from engine.features.encode import Encoder
 from engine.features.spec import Feature
+from engine.features.vocabulary import NULL, RARE, UNSEEN, concealed, group_labels, numbered_labels
 
 NUMBER = Feature("x", "numeric", "direct")
 CATEGORY = Feature("c", "categorical", "direct")

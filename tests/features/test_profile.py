@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from engine.config.sections.features import EncodeConfig
 from engine.errors import UserError
-from engine.features.encode import NULL, RARE, UNSEEN, Encoder
+from engine.features.encode import Encoder
 from engine.features.profile import UNSEEN_KEPT, Profile, ProfileSpec
 from engine.features.spec import Feature
+from engine.features.vocabulary import NULL, RARE, UNSEEN
 from engine.runtime import digest
 from kernels.profile import MISSING, NEGATIVE_INFINITE, POSITIVE_INFINITE
 

@@ -56,7 +56,7 @@ FAULTS = {
         "kernels/sweep.py", "limit = _minus(t, windows[w])", "limit = _minus(t, windows[w] - 3600000000)", "features"
     ),
     "a fitted encoding": Fault(
-        "engine/features/encode.py", "/ len(finite) * largest", "/ (len(finite) + 1) * largest", "fitted"
+        "engine/features/numbers.py", "/ len(finite) * largest", "/ (len(finite) + 1) * largest", "fitted"
     ),
     "the order kernel": Fault("kernels/order.py", "splitmix64(np.uint64(i))", "splitmix64(np.uint64(i + 1))", "order"),
     "a loss term": Fault(
