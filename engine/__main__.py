@@ -33,7 +33,8 @@ OPTIONS = {
     "--cfg job": "print the resolved config and stop",
     "--config-dir DIR": "a folder with more config (experiment/, data/, features/, ...); store/ and runs/ are beside it, "
     "or in it where it is the working directory, unless paths.store and paths.runs say otherwise",
-    "--multirun": "key=a,b runs once with each value, one after the other",
+    "--multirun": "key=a,b runs once with each value, one after the other; `sweep --multirun` searches among them, and in "
+    "'key=interval(0,1)' and 'key=tag(log,interval(1e-4,1))'",
 }
 # Syntax of overrides; the tests run the first example.
 WORDS = (
@@ -102,7 +103,7 @@ def _main(words: list[str]) -> int:
     if request.multirun and command.plain:
         raise UserError(f"--multirun runs a step once with each value; {name!r} is not a step: leave it out")
     compose = importlib.import_module("engine.config.compose")
-    plans = compose.sweep(overrides) if request.multirun else [overrides]
+    plans = _plans(name, overrides) if request.multirun else [overrides]
     # Every combination is composed before the first one runs, so that a bad value stops the sweep before it starts.
     composed = [compose.compose(plan, request.config_dir) for plan in plans]
     if request.cfg:
@@ -120,6 +121,12 @@ def _main(words: list[str]) -> int:
             return int(commands.function(name)(config, plain, *([options] if command.options else [])) or DONE)
     codes = {_step(name, one) for one in composed}
     return next(code for code in (ALARM, UNJUDGED, DONE) if code in codes)
+
+
+def _plans(name: str, overrides: list[str]) -> list[list[str]]:
+    """The overrides of each run of --multirun. A search runs once: what has several values is its space."""
+    values = importlib.import_module("engine.config.override_values")
+    return [values.searched(overrides)] if name == "sweep" else values.combinations(overrides)
 
 
 def _parse(words: list[str]) -> Request:

@@ -152,8 +152,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "compare": plain(
         "engine.lifecycle.compare:compare",
-        "differences between runs: code, config, data, environment, metrics, cost",
-        usage="RUN RUN ... [--html FILE] [--json]",
+        "differences between runs: code, config, data, environment, metrics, cost; a sweep means its best configs",
+        usage="RUN|SWEEP ... [--html FILE] [--json]",
     ),
     "runs": plain(
         "engine.lifecycle.runs:runs",
@@ -187,9 +187,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "registry promote": plain(
         "engine.lifecycle.registry:promote",
-        "make a training run or a version the champion, by hand",
+        "make a training run, the best of a sweep or a version the champion, by hand",
         ("registry", "trust"),
-        usage="NAME RUN|challenger|DIGEST [registry.why=TEXT] [trust=DIGEST]",
+        usage="NAME RUN|SWEEP|challenger|DIGEST [registry.why=TEXT] [trust=DIGEST]",
+    ),
+    "registry challenge": plain(
+        "engine.lifecycle.registry:challenge",
+        "make a training run, the best of a sweep or a version the challenger, which may be scored in the champion's shadow",
+        ("registry", "trust"),
+        usage="NAME RUN|SWEEP|DIGEST [registry.why=TEXT] [trust=DIGEST]",
     ),
     "registry rollback": plain(
         "engine.lifecycle.registry:rollback",

@@ -1,16 +1,14 @@
 """Compose the frozen Config from command-line overrides and config files: Hydra composes, `schema.build` checks.
 
-The only module that imports Hydra and OmegaConf. Interpolations are resolved once, here.
+With `override_values` the only module that imports Hydra; the only one that imports OmegaConf. Interpolations are
+resolved once, here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
-import itertools
 import re
-import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,19 +19,16 @@ from hydra import compose as hydra_compose
 from hydra import initialize
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import create_functions
-from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
-from hydra.core.override_parser.types import Override, OverrideType, Sweep, ValueType
+from hydra.core.override_parser.types import Sweep
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
-from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer  # type: ignore[attr-defined]
-from hydra.grammar.gen.OverrideParser import OverrideParser
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import feature_names, literals, nested, plugins, schema, secrecy
 from engine.config import overrides as words_
+from engine.config.override_values import parse
 from engine.config.overrides import merged
 from engine.config.plugins import Plugin
 from engine.config.sections.runtime import PathsConfig
@@ -74,7 +69,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Com
         if not folders[-1].is_dir():
             raise UserError(f"--config-dir must be a folder, found {config_dir!r}")
         start["paths"] |= default_paths(folders[-1])
-    parsed = [_parse(word) for word in overrides]
+    parsed = [parse(word) for word in overrides]
     for word, (_, value) in zip(overrides, parsed, strict=True):
         if isinstance(value, Sweep):
             raise UserError(
@@ -164,20 +159,6 @@ def default_paths(folder: Path) -> dict[str, str]:
     return {key: str(home / name) for key, name in defaults.items()}
 
 
-def sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Every combination of overrides with several values (`train.lr=0.1,0.2`), in order."""
-    choices = []
-    for word in overrides:
-        key, value = _parse(word)
-        if isinstance(value, Sweep):
-            override = Override(OverrideType.CHANGE, "", ValueType.CHOICE_SWEEP, value)  # type: ignore[arg-type]
-            prefix = word.removesuffix(key.value or "")
-            choices.append([prefix + item.replace(literals.MARK, "") for item in override.sweep_string_iterator()])
-        else:
-            choices.append([word])
-    return [list(combination) for combination in itertools.product(*choices)]
-
-
 def groups(config_dir: str | None = None) -> dict[str, list[str]]:
     """Config groups and their choices, read from `conf/` and from the user's own folder."""
     found: dict[str, set[str]] = {}
@@ -220,66 +201,6 @@ def _read_yaml(path: Path) -> Any:
     if isinstance(values, dict) and "defaults" in values:  # Hydra reads these: names of choices
         values["defaults"] = literals.texts(values["defaults"])
     return {} if values is None else values
-
-
-class _Values(HydraOverrideVisitor):  # type: ignore[misc]
-    """Values of overrides, with words kept as written; only a function (`int(5)`, `range(1,3)`) gets numbers."""
-
-    _typed = 0
-
-    def _createPrimitive(self, ctx: Any) -> Any:
-        value = super()._createPrimitive(ctx)
-        word = value is None or isinstance(value, (bool, int, float))
-        return literals.marked(ctx.getText().strip()) if word and not self._typed else value
-
-    def visitDictKey(self, ctx: Any) -> Any:
-        return str(super().visitDictKey(ctx)).removeprefix(literals.MARK)
-
-    def visitFunction(self, ctx: Any) -> Any:
-        typed = ctx.getChild(0).getText() not in ("choice", "shuffle", "str", "tag")
-        self._typed += typed
-        try:
-            return super().visitFunction(ctx)
-        finally:
-            self._typed -= typed
-
-
-def _parse(text: str) -> tuple[words_.Word, Any]:
-    """An override and its value: plain containers, marked words, or a sweep. Raises UserError."""
-    if (shown := text.encode("utf-8", "backslashreplace").decode()) != text:
-        raise UserError(f"an override must be UTF-8 text, found {secrecy.masked_word(shown)!r}")
-    word = words_.read(text)
-    if word is None or word.parts[0] == "hydra":
-        raise UserError(f"an override must be key=value with a key of this engine, found {secrecy.masked_word(text)!r}")
-    if not word.value:
-        return word, ""
-    listener = HydraErrorListener()
-    lexer = OverrideLexer(InputStream(word.value))
-    lexer.mode(OverrideLexer.VALUE_MODE)
-    parser = OverrideParser(CommonTokenStream(lexer))
-    for part in (lexer, parser):
-        part.removeErrorListeners()
-        part.addErrorListener(listener)
-    try:
-        parsed = _Values(create_functions()).visit(parser.value())
-        if parser.getCurrentToken().type != -1:
-            raise HydraException(f"extraneous input {parser.getCurrentToken().text!r}")
-    except (HydraException, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        name, equals, value = secrecy.masked_word(text).partition("=")
-        hint = ""
-        if (
-            equals
-            and value[:1] in ("[", "{")
-            and functools.reduce(schema.below, word.parts, Config) not in (str, str | None)
-        ):
-            hint = " A text in a list or mapping needs quotes of its own where it has signs such as ~ or (, as in '[\"~\", c]'"
-        elif equals and re.fullmatch(r"[+~]*[\w.]+", name):
-            hint = f" A value with spaces, = or () needs quotes inside the word: {shlex.quote(f'{name}={schema.quoted(value)}')}"
-        raise UserError(
-            f"an override must be key=value, found {secrecy.masked_word(text)!r} ({reason}).{hint}"
-        ) from None
-    return word, parsed if isinstance(parsed, Sweep) else Override._convert_value(parsed)
 
 
 def _names_group(text: str, folders: list[Path]) -> bool:

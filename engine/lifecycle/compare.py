@@ -20,6 +20,7 @@ from engine.data.profile import ColumnProfile, Histogram, ProfileRecord
 from engine.errors import UserError
 from engine.lifecycle.restore import Difference, environment_differences
 from engine.lifecycle.runs import find_run, status
+from engine.lifecycle.sweep_record import compared_runs, is_sweep
 from engine.runtime import environment, git, recorded_paths, records, seal, storage, terminal
 from engine.runtime.reports import html
 from engine.runtime.run import RunRecord, as_written, load_metrics, load_record
@@ -91,14 +92,15 @@ class Comparison(TypedDict):
 
 
 def compare(config: Config, words: list[str], options: Mapping[str, str]) -> int:
-    """The command."""
-    if len(words) < 2:
-        raise UserError(f"compare takes two runs or more, found {len(words)}")
-    sides = [read_side(find_run(name, Path(config.paths.runs))) for name in words]
-    found = compare_runs(sides)
+    """The command. A sweep means its best configs, after the config without the search, each with the same seed."""
+    found = [find_run(name, Path(config.paths.runs)) for name in words]
+    runs = [run for one in found for run in (compared_runs(one) if is_sweep(one) else [one])]
+    if len(runs) < 2:
+        raise UserError(f"compare takes two runs or more, or a sweep, found {len(runs)}")
+    compared = compare_runs(sides := [read_side(run) for run in runs])
     if "--html" in options:
-        storage.write_text(Path(options["--html"]), as_html(found, sides))
-    terminal.out(json.dumps(found, indent=1) + "\n" if "--json" in options else as_text(found))
+        storage.write_text(Path(options["--html"]), as_html(compared, sides))
+    terminal.out(json.dumps(compared, indent=1) + "\n" if "--json" in options else as_text(compared))
     return 0
 
 

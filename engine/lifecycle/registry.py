@@ -1,4 +1,7 @@
-"""The `registry` commands: list, show, promote, rollback, diff. Storage and its guarantees are in `engine.runtime.registry`."""
+"""The `registry` commands: list, show, promote, challenge, rollback, diff.
+
+Storage and its guarantees are in `engine.runtime.registry`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from engine.config import nested
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.decide import version_facts
+from engine.lifecycle.sweep_record import best_run, is_sweep
 from engine.runtime import records, terminal
 from engine.runtime.registry import DecisionPart, MoveRecord, Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import predictor_of
@@ -55,7 +59,7 @@ def show(config: Config, words: Sequence[str], options: Mapping[str, str]) -> in
 def promote(config: Config, words: Sequence[str]) -> int:
     """Make a training run or a registered version the champion; the model is loaded and its gate checked first."""
     if len(words) != 2:
-        raise UserError(f"registry promote takes NAME and a RUN, challenger or DIGEST, found {list(words)}")
+        raise UserError(f"registry promote takes NAME and a RUN, a SWEEP, challenger or DIGEST, found {list(words)}")
     name, reference = words
     registry = Registry(root_of(config.paths.runs), name)
     state = registry.state()
@@ -66,6 +70,25 @@ def promote(config: Config, words: Sequence[str]) -> int:
     _check_loads(registry, version, config)
     registry.move("promote", version.digest, expected=state.champion, who=config.registry.who, why=config.registry.why)
     terminal.out(f"{name}: champion {short(state.champion)} -> {short(version.digest)}\n")
+    return 0
+
+
+def challenge(config: Config, words: Sequence[str]) -> int:
+    """Make a training run, the best config of a sweep or a registered version the challenger, in the champion's shadow."""
+    if len(words) != 2:
+        raise UserError(f"registry challenge takes NAME and a RUN, a SWEEP or DIGEST, found {list(words)}")
+    name, reference = words
+    registry = Registry(root_of(config.paths.runs), name)
+    state = registry.state()
+    version = _registered(registry, reference, config)
+    if version.digest in (state.champion, state.challenger):
+        role = "champion" if version.digest == state.champion else "challenger"
+        terminal.out(f"{name}: {short(version.digest)} is the {role} already\n")
+        return 0
+    _check_loads(registry, version, config)
+    who, why = config.registry.who, config.registry.why
+    registry.move("challenge", version.digest, expected=state.champion, who=who, why=why)
+    terminal.out(f"{name}: challenger {short(state.challenger)} -> {short(version.digest)}\n")
     return 0
 
 
@@ -107,12 +130,14 @@ def _registry(config: Config, name: str) -> Registry:
 
 
 def _registered(registry: Registry, reference: str, config: Config) -> Version:
-    """The named version; a training run is registered first, if the code that it carries may run here."""
+    """The named version; a training run, or the best one of a sweep, is registered first, if its code may run here."""
     run = Path(reference)
     if not run.is_dir():
         return registry.find(reference)
     if not (run / "DONE").exists():
-        raise UserError(f"{run} must be a finished training run, but it has no DONE file")
+        raise UserError(f"{run} must be a finished training run or sweep, but it has no DONE file")
+    if is_sweep(run):
+        run = best_run(run)
     admit(read_bundle(run / "model"), config)
     return registry.register(run / "model", seal_of(run / "model"), **version_facts(run))
 

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import yaml
@@ -28,6 +28,7 @@ from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.table import ensure_table
 from engine.lifecycle import sweep_report
+from engine.lifecycle.sweep_record import FORMAT, BestRecord, SeedsRecord, State, SweepRecord, TrialRecord
 from engine.lifecycle.sweep_space import check_space, grid, optuna, put, sampler_of, suggested, with_values
 from engine.lifecycle.trainings import TrainOne, in_process, trained, trained_on_ray
 from engine.runtime import digest, storage
@@ -40,55 +41,18 @@ from engine.training.losses import loss_of
 from engine.training.metrics import decimals, find_metric
 from engine.training.train import check_trainable
 
-FORMAT = 1
-DONE, CUT, FAILED = "done", "cut", "failed"
-
-
-class TrialRecord(TypedDict):
-    """A trial: the values of its keys, its state, its metric (of the last rung where it was cut), and its run."""
-
-    number: int
-    values: Tree
-    state: str
-    value: float | None
-    rungs: list[float | None]
-    run: str | None
-    seconds: float
-    cause: NotRequired[str]
-
-
-class SeedsRecord(TypedDict):
-    """A config trained with several seeds: figures of each, validation first."""
-
-    number: int | None  # of the trial; None: the config without the search
-    values: Tree
-    valid: list[float]
-    test: list[float]
-    runs: list[str]
-
-
-class SweepRecord(TypedDict):
-    """sweep.json."""
-
-    format: int
-    name: str
-    metric: str
-    higher_is_better: bool
-    dataset: str
-    trials: list[TrialRecord]
-    seeds: list[SeedsRecord]
-    best: Tree
-    importance: dict[str, float]
-    seconds: float
+DONE: State = "done"
+CUT: State = "cut"
+FAILED: State = "failed"
 
 
 class Result(TypedDict):
-    """What training a config came to: its run, its validation and test metric, and whether it was paused."""
+    """What training a config came to: its run, its validation and test metric, and the training rows that it took."""
 
     run: str
     valid: float | None
     test: float | None
-    paused: bool
+    rows: int
     seconds: float
 
 
@@ -119,7 +83,8 @@ def sweep(config: Config, run: Run) -> dict[str, float]:
     check_sweepable(config)
     began = time.monotonic()
     settings = config.sweep
-    plan = dataclasses.replace(in_process(config), sweep=SweepConfig())
+    tracking = dataclasses.replace(config.tracking, group=config.tracking.group or run.directory.name)
+    plan = dataclasses.replace(in_process(config), sweep=SweepConfig(), tracking=tracking)
     dataset = ensure_dataset(plan, run)
     ensure_table(plan, run, dataset)
     metric = watched_metric(loss_of(config.train), settings.metric, "sweep.metric")
@@ -162,8 +127,9 @@ def search(
         for choices in every:
             study.enqueue_trial(choices)
     found: list[TrialRecord] = []
+    began = time.monotonic()
     with run.progress("sweep", wanted, "trials") as progress:
-        while len(found) < wanted:
+        while len(found) < wanted and not (found and _is_spent(settings, found, time.monotonic() - began)):
             asked = [study.ask() for _ in range(min(settings.round, wanted - len(found)))]
             values = [suggested(trial, settings.space, plan) for trial in asked]
             records = _round(plan, settings, values, len(found), higher, train)
@@ -173,6 +139,12 @@ def search(
             found += records
             progress.advance(len(records))
     return study, found
+
+
+def _is_spent(settings: SweepConfig, trials: Sequence[TrialRecord], seconds: float) -> bool:
+    """Whether the budget of rows or of seconds is used up."""
+    rows = sum(trial["rows"] for trial in trials)
+    return bool(settings.rows and rows >= settings.rows) or bool(settings.seconds and seconds >= settings.seconds)
 
 
 def _round(
@@ -192,6 +164,7 @@ def _round(
             "value": None,
             "rungs": [],
             "run": None,
+            "rows": 0,
             "seconds": 0.0,
         }
         for place, item in enumerate(values)
@@ -221,7 +194,7 @@ def _note(record: TrialRecord, result: Result | str, at_rung: bool) -> None:
     if isinstance(result, str):
         record |= {"state": FAILED, "cause": result}
         return
-    record["run"], record["value"] = result["run"], result["valid"]
+    record["run"], record["value"], record["rows"] = result["run"], result["valid"], result["rows"]
     record["seconds"] += result["seconds"]
     if at_rung:
         record["rungs"].append(result["valid"])
@@ -310,23 +283,22 @@ def result_of(job: Job, dataset: str, metric: str, hidden: tuple[str, ...]) -> R
     try:
         directory = trained(config, None, dataset, hidden).directory
     except Paused as pause:
-        value = pause.measured.get(metric)
         return {
             "run": str(pause.directory),
-            "valid": value,
+            "valid": pause.measured.get(metric),
             "test": None,
-            "paused": True,
+            "rows": pause.rows,
             "seconds": time.monotonic() - began,
         }
     found = load_metrics(directory)
-    valid = found.get(f"valid/{metric}")
+    valid, passes = found.get(f"valid/{metric}"), found.get("train/epochs") or found.get("train/steps") or 0.0
     if job.pause and not _is_boosted(directory):  # it was finished before, or stopped early: what it had at the rung
-        valid = _at_epoch(directory, f"valid/{metric}", job.pause)
+        valid, passes = _at_epoch(directory, f"valid/{metric}", job.pause), min(job.pause, passes)
     return {
         "run": str(directory),
         "valid": valid,
         "test": found.get(f"test/{metric}"),
-        "paused": False,
+        "rows": int(passes * (found.get("train/rows") or 0.0)),
         "seconds": time.monotonic() - began,
     }
 
@@ -392,7 +364,7 @@ def _spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _best(seeds: Sequence[SeedsRecord], trials: Sequence[TrialRecord], sign: float) -> Tree:
+def _best(seeds: Sequence[SeedsRecord], trials: Sequence[TrialRecord], sign: float) -> BestRecord:
     """The config with the best mean of its new seeds on the validation rows, against the config without the search."""
     default, *others = seeds
     usable = [item for item in others if item["valid"]]
@@ -455,7 +427,8 @@ def _best_yaml(config: Config, record: SweepRecord) -> str:
 
 
 def _metrics(record: SweepRecord, run: Run) -> dict[str, float]:
-    best, metric = record["best"], record["metric"]
+    best: dict[str, Any] = {**record["best"]}
+    metric = record["metric"]
     states = [trial["state"] for trial in record["trials"]]
     found = {f"sweep/{state}": float(states.count(state)) for state in (DONE, CUT, FAILED)}
     if best["number"] is None:
@@ -467,6 +440,6 @@ def _metrics(record: SweepRecord, run: Run) -> dict[str, float]:
         f"without the search, {said} than two standard deviations of seeds ({decimals(best['spread_of_seeds'])}); its figure in "
         f"the search was too good by {decimals(best['too_good_by'])}"
     )
-    run.log(f"promote it with: python -m engine registry promote {record['name']} {Path(best['run'])}")
+    run.log(f"make it the challenger with: python -m engine registry challenge {record['name']} {run.directory}")
     names = ("valid", "test", "test_without_search", "gain", "spread_of_seeds", "too_good_by")
     return found | {f"sweep/best_{name}": float(best[name]) for name in names}

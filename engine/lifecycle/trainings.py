@@ -14,13 +14,11 @@ from engine.config import schema
 from engine.config.nested import Tree
 from engine.config.sections.runtime import ClusterConfig
 from engine.config.tree import Config
-from engine.runtime import environment
+from engine.runtime import environment, tracking
 from engine.runtime.on_ray import cluster, pool
 from engine.runtime.resume import unfinished
 from engine.runtime.run import Run, RunRecord, load_record, plan_digest
 from engine.training.train import train
-
-TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,14 @@ def trained(config: Config, parent: Run | None, dataset: str, hidden: tuple[str,
         run = Run.create("train", config, schema.plain(config), hidden=secrets)
     if parent is not None:
         run.note(parent=str(parent.directory))
+    tracker = tracking.start(config.tracking, run)
     try:
         run.finish(train(config, run))
     except BaseException as error:
         run.fail(error, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
+    finally:
+        tracker.stop()
     return Training(run.directory, run.record)
 
 
@@ -108,4 +109,4 @@ def trained_on_ray(
         cluster.check_shared(session, [run.directory, Path(config.paths.store)])
         mine, actors = pool.actors_for(config, session.local, config.cluster.gpus_per_worker)
         make = functools.partial(work, threads=mine.resources.threads)
-        yield from pool.run_actors(make, items, actors, TRIES, marks)
+        yield from pool.run_actors(make, items, actors, 1 + config.cluster.retries, marks)

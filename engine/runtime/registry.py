@@ -194,7 +194,7 @@ class Registry:
             if found is None:
                 way = f"`python -m engine registry promote {self.name} RUN` makes one the champion"
                 if reference == "challenger":
-                    way = "`retrain` makes one, and a promotion ends it"
+                    way = "`retrain` or `registry challenge` makes one, and a promotion ends it"
                 raise NoAlias(f"{self.name!r} has no {reference}: {way}")
             return self._open(self.directory / "versions" / found)
         matches = [version for version in self.versions() if version.digest.startswith(reference)]

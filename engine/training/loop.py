@@ -76,13 +76,16 @@ class FitResult:
 
 
 class Paused(KeyboardInterrupt):
-    """Training has paused after an epoch, at a checkpoint; `measured`: metrics of its validation rows then."""
+    """Training has paused after an epoch, at a checkpoint; `measured`: metrics of its validation rows then.
 
-    def __init__(self, directory: Path, epochs: int, measured: dict[str, float | None]) -> None:
+    `rows`: training rows that it has taken until then, counted each epoch.
+    """
+
+    def __init__(self, directory: Path, epochs: int, measured: dict[str, float | None], rows: int) -> None:
         super().__init__(
             f"paused after epoch {epochs} (train.pause_after); the same command with another value continues"
         )
-        self.directory, self.measured = directory, measured
+        self.directory, self.measured, self.rows = directory, measured, rows
 
 
 @dataclass
@@ -223,7 +226,8 @@ class Trainer:
         if after and not self.state.finished and len(self.state.history) >= after:
             then = self.state.history[after - 1]  # not the last: a run may have been killed beyond it
             measured = {name.removeprefix("valid_"): value for name, value in then.items() if name.startswith("valid_")}
-            raise Paused(self.job.run.directory, after, measured)
+            rows = self.schedule.rows_before(after * self.schedule.epoch_steps)
+            raise Paused(self.job.run.directory, after, measured, rows)
 
     def _resume(self) -> None:
         identity = self._identity()

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from engine.config import compose, literals, nested, schema, secrecy
+from engine.config import compose, literals, nested, override_values, schema, secrecy
 from engine.config.tree import Config
 from engine.errors import UserError
 
@@ -246,11 +246,11 @@ def test_an_unknown_key_that_is_near_to_none_gets_the_sections_not_every_key() -
 
 
 def test_sweep_gives_every_combination_in_order() -> None:
-    plans = compose.sweep(["train.seed=1,2", "name=x", "train.lr=0.1,0.2"])
+    plans = override_values.combinations(["train.seed=1,2", "name=x", "train.lr=0.1,0.2"])
     assert [" ".join(plan) for plan in plans] == [
         f"train.seed={seed} name=x train.lr={lr}" for seed in (1, 2) for lr in (0.1, 0.2)
     ]
-    assert compose.sweep(["score.between=[a,b]"]) == [["score.between=[a,b]"]]
+    assert override_values.combinations(["score.between=[a,b]"]) == [["score.between=[a,b]"]]
 
 
 def test_known_keys_has_keys_sections_and_groups() -> None:
@@ -328,17 +328,17 @@ VALUES = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1).f
 
 @given(VALUES)
 def test_a_quoted_value_is_the_text_whatever_is_in_it(value: str) -> None:
-    assert compose._parse(f"data.description={schema.quoted(value)}")[1] == value
+    assert override_values.parse(f"data.description={schema.quoted(value)}")[1] == value
 
 
 @given(VALUES.filter(lambda text: text.strip() == text and not text.startswith(("'", '"'))))
 def test_a_value_that_hydra_cannot_read_is_given_back_as_the_word_to_write(value: str) -> None:
     try:
-        compose._parse(f"data.description={value}")
+        override_values.parse(f"data.description={value}")
     except UserError as error:
         advice = str(error).partition("needs quotes inside the word: ")[2]
         (word,) = shlex.split(advice)
-        assert compose._parse(word)[1] == value
+        assert override_values.parse(word)[1] == value
 
 
 def test_an_expression_with_quotes_survives_the_advice() -> None:
@@ -353,9 +353,9 @@ def test_an_expression_with_quotes_survives_the_advice() -> None:
 @pytest.mark.parametrize("word", ['data.columns.a.values=["0123",~]', "+data.columns.a={values: [a(]}", "train.x=[~]"])
 def test_a_list_that_hydra_cannot_read_is_told_to_quote_its_texts_and_that_is_read(word: str) -> None:
     with pytest.raises(UserError, match=r"A text in a list or mapping needs quotes of its own") as caught:
-        compose._parse(word)
+        override_values.parse(word)
     (example,) = shlex.split(str(caught.value).rpartition("as in ")[2])
-    assert literals.texts(compose._parse(f"data.columns.a.values={example}")[1]) == ["~", "c"]
+    assert literals.texts(override_values.parse(f"data.columns.a.values={example}")[1]) == ["~", "c"]
 
 
 # ------------------------------------------------------------------------------------------- maps given whole

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import __main__ as shell
-from engine.config import compose, overrides
+from engine.config import compose, override_values, overrides
 from engine.config.tree import Config
 from engine.errors import UserError
 
@@ -90,7 +90,9 @@ def test_a_misspelt_key_gets_the_nearest_and_not_brackets(iris) -> None:
 
 
 def test_a_sweep_over_a_name_with_a_dot_runs_with_each_value(iris) -> None:
-    plans = compose.sweep(["data.columns[sepal.length].min=0,1.5", "data.columns.'sepal.length'.max=7,8"])
+    plans = override_values.combinations(
+        ["data.columns[sepal.length].min=0,1.5", "data.columns.'sepal.length'.max=7,8"]
+    )
     bounds = [iris(*plan).data.columns["sepal.length"] for plan in plans]
     assert [(column.min, column.max) for column in bounds] == [(0, 7), (0, 8), (1.5, 7), (1.5, 8)]
 

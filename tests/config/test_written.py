@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from engine.config import compose, literals
+from engine.config import compose, literals, override_values
 from engine.config.tree import Config
 from engine.errors import UserError
 
@@ -197,7 +197,7 @@ def test_interpolations_see_texts_and_numbers_of_their_keys(given_by) -> None:
 
 
 def test_a_sweep_runs_with_each_value_as_written() -> None:
-    plans = compose.sweep(["data.name=1.10,0123,null,'a,b'", "train.epochs=range(1,3)"])
+    plans = override_values.combinations(["data.name=1.10,0123,null,'a,b'", "train.epochs=range(1,3)"])
     names = [compose.compose(plan).config.data.name for plan in plans[::2]]
     assert names == ["1.10", "0123", "null", "a,b"] and [plan[1] for plan in plans[:2]] == [
         "train.epochs=1",

@@ -242,7 +242,7 @@ def test_names_resolve_to_the_bundle_and_follow_moves(registry: Registry, three:
     ("reference", "message"),
     [
         ("shap@champion", "Did you mean 'shop'"),
-        ("shop@challenger", "no challenger: .retrain. makes one"),
+        ("shop@challenger", "no challenger: .retrain. or .registry challenge. makes one"),
         ("shop@12", "exactly one version"),
         ("shop@chmpion", "champion"),
     ],

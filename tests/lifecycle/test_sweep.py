@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import engine
+from engine.__main__ import main
+from engine.config import compose, override_values
 from engine.errors import UserError
 from engine.runtime.run import Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny
+
+from tests.runtime.test_stalls import tree
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = {
@@ -111,6 +117,8 @@ def test_a_rung_cuts_the_same_trials_and_a_cut_trial_can_be_continued(folder: Pa
     more = ("sweep.rungs=[1]", "sweep.keep=0.5", "train.epochs=3")
     found = record(run(folder, *more))
     states = [trial["state"] for trial in found["trials"]]
+    rows = {trial["state"]: trial["rows"] for trial in found["trials"]}
+    assert rows["done"] == 3 * rows["cut"] > 0
     assert states.count("cut") == 2 and states.count("done") == 2
     for first in (0, 2):
         pair = found["trials"][first : first + 2]
@@ -136,6 +144,70 @@ def test_a_trial_that_fails_is_recorded_with_its_cause_and_the_sweep_goes_on(fol
     assert len(found["trials"]) == 4 and len(failed) == 1
     assert len({json.dumps(trial["values"]) for trial in found["trials"]}) == 4
     assert "batch_size must be at least shards=16, found 8" in failed[0]["cause"]
+
+
+def test_no_round_begins_once_the_rows_are_used_up(folder: Path, done: Run) -> None:
+    first = record(done)["trials"]
+    metrics = json.loads((Path(first[0]["run"]) / "metrics.json").read_text())
+    assert first[0]["rows"] == metrics["train/rows"] * metrics["train/epochs"] > 0
+    used = first[0]["rows"] + first[1]["rows"]
+    assert len(record(run(folder, f"sweep.rows={used}"))["trials"]) == 2
+    assert len(record(run(folder, "sweep.seconds=0.000001"))["trials"]) == 2
+
+
+def test_compare_takes_a_sweep_and_its_best_becomes_the_challenger_by_one_command(
+    done: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [f"paths.runs={folder / 'runs'}", f"paths.store={folder / 'store'}"]
+    assert main(["compare", str(done.directory), "--json", *paths]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    found = record(done)
+    assert [item["directory"] for item in compared["runs"]] == [entry["runs"][0] for entry in found["seeds"]]
+    assert len(compared["config"]["train.lr"]) == 3
+    assert main(["registry", "promote", "swept", found["seeds"][0]["runs"][0], *paths]) == 0
+    assert main(["registry", "challenge", "swept", str(done.directory), *paths]) == 0
+    assert main(["registry", "challenge", "swept", str(done.directory), *paths]) == 0
+    assert "is the challenger already" in capsys.readouterr().out
+    assert main(["registry", "show", "swept@challenger", *paths]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["source"] == found["best"]["run"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trials": 3}, "trials must be a list"),
+        ({"best": {"number": 1, "values": {}, "run": 7}}, "best: run must be text"),
+        ({"format": 2}, "format must be 1"),
+    ],
+)
+def test_a_damaged_sweep_is_a_sentence(
+    change: dict[str, Any], message: str, done: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(done.directory, tmp_path / "sweep")
+    (copy / "seal.json").unlink()
+    (copy / "sweep.json").write_text(json.dumps({**record(done), **change}))
+    assert main(["compare", str(copy), f"paths.runs={tmp_path}"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_words_with_several_values_are_the_space_of_a_sweep(folder: Path) -> None:
+    words = ("train.lr=tag(log,interval(0.001,0.1))", "model.hidden=choice([4],[8,8])", "model.dropout=interval(0,0.4)")
+    composed = compose.compose(
+        override_values.searched([*tiny.overrides(folder, *words), "train.epochs=range(1,3)"]), str(folder / "conf")
+    )
+    space = composed.config.sweep.space
+    assert space["train.lr"].log == (0.001, 0.1) and space["model.hidden"].choice == ([4], [8, 8])
+    assert space["model.dropout"].uniform == (0, 0.4) and space["train.epochs"].choice == (1, 2)
+    with pytest.raises(UserError, match="`engine sweep --multirun` searches"):
+        override_values.combinations(["train.lr=interval(0,1)"])
+
+
+def test_a_word_replaces_the_values_of_a_file(folder: Path) -> None:
+    given = override_values.searched(words(folder, "train.lr=0.01,0.02", "model.hidden=int(interval(1,4))"))
+    space = compose.compose(given, str(folder / "conf")).config.sweep.space
+    assert space["train.lr"].kind == "choice" and space["train.lr"].choice == (0.01, 0.02)
+    assert space["model.hidden"].int == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +271,22 @@ def test_killed_sweeps_come_to_the_same_result(done: Run, tmp_path: Path) -> Non
         process.send_signal(signal.SIGKILL)
         process.communicate()
     out, err = start(folder).communicate()
+    assert lasting(record(folder / out.splitlines()[-1])) == lasting(record(done)), err
+
+
+@pytest.mark.slow
+def test_sweeps_whose_workers_are_killed_come_to_the_same_result(done: Run, tmp_path: Path) -> None:
+    folder, killed, random = tiny.write_tiny(tmp_path, rows=600), 0, np.random.default_rng(0)
+    process = start(folder, "cluster=ray", "sweep.parallel=2", "cluster.retries=20")
+    until = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < until and killed < 10:
+        time.sleep(float(random.uniform(0.3, 2.0)))
+        actors = [pid for pid, kind in tree(process.pid).items() if kind == "actor"]
+        for pid in actors[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    out, err = process.communicate()
+    assert killed >= 3, err
     assert lasting(record(folder / out.splitlines()[-1])) == lasting(record(done)), err
 
 

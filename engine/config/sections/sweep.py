@@ -46,7 +46,16 @@ class SweepConfig:
     """A search over keys of the config. Its result does not depend on what finishes first."""
 
     space: dict[str, SpaceConfig] = key(factory=dict, help="key of the config -> the values it may have")
-    trials: int = key(20, "configs that are tried", ge=1)
+    trials: int = key(20, "configs that are tried at most", ge=1)
+    rows: int = key(
+        0, "no round begins once the trials have taken this many training rows, counted each epoch; 0 = no limit", ge=0
+    )
+    seconds: float = key(
+        0.0,
+        "no round begins after this many seconds of the command; how many trials there are then depends on the machine; "
+        "0 = no limit",
+        ge=0,
+    )
     round: int = key(
         4, "trials that are asked for together: the sampler learns from whole rounds, however many run at once", ge=1
     )
