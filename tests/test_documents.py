@@ -325,7 +325,8 @@ def engine_composes(words: list[str]) -> Any:
     command = commands.COMMANDS[name]
     overrides = commands.split(command, rest)[0] if command.plain else commands.keyed(command, rest)
     shell._refuse_options([word for word in overrides if word.startswith("-")])
-    return compose.compose(overrides, request.config_dir).config
+    plans = shell._plans(name, overrides) if request.multirun else [overrides]
+    return [compose.compose(plan, request.config_dir).config for plan in plans][0]
 
 
 def python_runs(desk: Desk, words: list[str], slow: bool) -> None:
