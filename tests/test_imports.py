@@ -21,7 +21,7 @@ ORDER = (
     "engine.scoring", "engine.monitoring", "engine.lifecycle", "engine.commands", "engine.api", "engine.draft", "engine.__main__",
 )  # fmt: skip
 DOORS = {
-    "hydra": {"engine/config/compose.py"},
+    "hydra": {"engine/config/compose.py", "engine/config/override_values.py"},
     "omegaconf": {"engine/config/compose.py"},
     "ray": {
         "engine/runtime/on_ray/cluster.py",
