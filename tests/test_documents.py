@@ -326,7 +326,7 @@ def engine_composes(words: list[str]) -> Any:
     overrides = commands.split(command, rest)[0] if command.plain else commands.keyed(command, rest)
     shell._refuse_options([word for word in overrides if word.startswith("-")])
     plans = shell._plans(name, overrides) if request.multirun else [overrides]
-    return [compose.compose(plan, request.config_dir).config for plan in plans][0]
+    return next(compose.compose(plan, request.config_dir).config for plan in plans)
 
 
 def python_runs(desk: Desk, words: list[str], slow: bool) -> None:
