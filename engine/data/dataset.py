@@ -188,6 +188,13 @@ class Dataset:
         batches = list(self.batches(columns, rows, PART_ROWS))
         return pa.Table.from_batches(batches, self._schema(columns))
 
+    def take(self, columns: list[str], rows: np.ndarray) -> pa.Table:
+        """The rows of these numbers, int64[n] ascending, of the named columns."""
+        if not len(rows):
+            return self.read(columns, (0, 0))
+        first = int(rows[0])
+        return taken(self.read(columns, (first, int(rows[-1]) + 1)), rows - first)
+
     def batches(
         self, columns: list[str] | None = None, rows: tuple[int, int] | None = None, batch_rows: int = 131_072
     ) -> Iterator[pa.RecordBatch]:
@@ -284,6 +291,11 @@ class Dataset:
         if name not in self.manifest["tables"]:
             raise UserError(f"{name!r} is not a table of dataset {self.name}.{nearest(name, self.manifest['tables'])}")
         return self.manifest["tables"][name]
+
+
+def taken(table: pa.Table, places: np.ndarray) -> pa.Table:
+    """The rows at places int64[n], each different and rising."""
+    return table if len(places) == table.num_rows else table.take(pa.array(places))
 
 
 def _all_before(facts: Any, instant: int) -> bool:

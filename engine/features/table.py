@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from engine.config import schema
 from engine.config.tree import Config
-from engine.data.dataset import Dataset
+from engine.data.dataset import Dataset, taken
 from engine.features import compute
 from engine.features.spec import Feature, calendar_columns, check_expressions, feature_list
 from engine.features.store import StoredView, ensure_views
@@ -63,6 +63,13 @@ class FeatureTable:
                 table = view.read(names, rows)
                 found.update(zip(names, table.columns, strict=True))
         return pa.table({name: found[name] for name in wanted})
+
+    def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
+        """Raw features of the rows of these numbers, int64[n] ascending."""
+        if not len(rows):
+            return self.read((0, 0), columns)
+        first = int(rows[0])
+        return taken(self.read((first, int(rows[-1]) + 1), columns), rows - first)
 
     @staticmethod
     def columns_at_once(rows: tuple[int, int]) -> int:

@@ -103,7 +103,7 @@ def days_between(
             raw = table.read(part)
             numeric, codes = bundle.encoder.transform(raw)
             scores = predictor.encoded_scores(numeric, codes)
-            add_days(found, profiles_by_day(config, dataset, spec, part, raw, scores, codes))
+            add_days(found, profiles_by_day(config, dataset, spec, np.arange(*part), raw, scores, codes))
             progress.advance(part[1] - part[0])
     return found
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from engine.config import units
 from engine.config.tree import Config
@@ -137,9 +136,9 @@ def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: l
     dataset = required_columns.ensure(config, run, empty=False)
     zone, first, last = config.data.time_zone, int(outcomes.days.min()), int(outcomes.days.max())
     bounds = [day_start(day, zone) for day in (first, last + 1)]
-    rows = dataset.row_range(*bounds)
-    take = pa.array(chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0]))
-    facts = dataset.read([config.data.target or "", *needed], rows=rows).take(take)
+    rows = np.arange(*dataset.row_range(*bounds))
+    rows = rows[chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, len(rows))]
+    facts = dataset.take([config.data.target or "", *needed], rows)
     labels = target_values(facts[config.data.target or ""], bundle.model["classes"])
     known = np.isfinite(labels)
     if not np.array_equal(labels[known], outcomes.target):

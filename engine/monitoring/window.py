@@ -35,7 +35,7 @@ from engine.training.bundle import Bundle
 from engine.training.classes import target_values
 from engine.training.drift_reference import OUTCOME_ROWS, profiles_by_day
 from engine.training.ripening import label_horizon, label_times
-from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
+from engine.training.row_sample import chosen_rows, chunks, encode_sample, pieces, sample_table
 from engine.training.weights import row_weights, weight_column
 
 DAY = 86_400_000_000
@@ -73,7 +73,9 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
             raw = table.read(part)
             numeric, codes = bundle.encoder.transform(raw)
             scores = predictor.encoded_scores(numeric, codes)
-            add_days(days, profiles_by_day(config, dataset, reference.profile.spec, part, raw, scores, codes))
+            add_days(
+                days, profiles_by_day(config, dataset, reference.profile.spec, np.arange(*part), raw, scores, codes)
+            )
             if config.monitor.labels or config.monitor.business:
                 parts.append(outcomes_of(config, bundle, dataset, part, scores, needed))
             progress.advance(part[1] - part[0])
@@ -131,7 +133,7 @@ def recent_outcomes(
     rows = dataset.row_range(stop - length, stop)
     parts = []
     for part in chunks(rows):
-        take = chosen_rows(dataset, config.data.ids, part, OUTCOME_ROWS, rows[1] - rows[0])
+        take = chosen_rows(dataset, config.data.ids, np.arange(*part), OUTCOME_ROWS, rows[1] - rows[0])
         scores = predictor.encoded_scores(*bundle.encoder.transform(table.read(part).take(pa.array(take))))
         facts = dataset.read([config.data.event_time, *known_anchor(config.data.columns[target])], rows=part)
         known = known_times(facts, config.data.columns[target])[take]
@@ -150,7 +152,7 @@ def asked(config: Config) -> tuple[str, str]:
 
 def sample_of(config: Config, bundle: Bundle, table: FeatureTable, rows: tuple[int, int]) -> pa.Table:
     """About SAMPLE_ROWS encoded rows of the window, chosen by hash of their id as the reference's are."""
-    blocks = encode_sample(config, table, bundle.encoder, list(chunks(rows)), max(rows[1] - rows[0], 1))
+    blocks = encode_sample(config, table, bundle.encoder, list(pieces(np.arange(*rows))), max(rows[1] - rows[0], 1))
     return sample_table(config, bundle.encoder, *blocks)
 
 

@@ -32,7 +32,7 @@ from engine.features.table import FeatureTable
 from engine.runtime import records, storage
 from engine.training.classes import target_values
 from engine.training.losses import loss_of
-from engine.training.row_sample import chosen_rows, chunks, encode_sample, sample_table
+from engine.training.row_sample import chosen_rows, encode_sample, pieces, sample_table
 from engine.training.splits import Split
 from engine.training.weights import row_weights
 from kernels import profile as kernel
@@ -76,11 +76,10 @@ def write_reference(
     `scorer` gives scores [n] or [n, classes] of encoded blocks; `classes` names the target's classes (none: a number);
     `splits` hold the rows that the encoder was fitted on, and those that were watched.
     """
-    periods = {name: period_rows(config, table.dataset, splits[name].used) for name in PERIODS if name in splits}
-    watched = periods.get("valid", (0, 0))
-    in_sample = watched[0] == watched[1]
-    scored = periods["train"] if in_sample else watched
-    scores = score_range(table, encoder, scorer, scored)
+    periods = {name: period_rows(config, table.dataset, splits[name]) for name in PERIODS if name in splits}
+    in_sample = not len(periods.get("valid", ()))
+    scored = periods["train" if in_sample else "valid"]
+    scores = score_rows(table, encoder, scorer, scored)
     several = loss_of(config.train).columns(classes)
     hidden = sensitive_features(config.data, config.features)
     read, at_once = _reader(table, splits["train"].rows)
@@ -114,25 +113,27 @@ def write_reference(
 # ---------------------------------------------------------------------------------------------------- rows and days
 
 
-def period_rows(config: Config, dataset: Dataset, used: tuple[int, int]) -> tuple[int, int]:
-    """Dataset rows [start, stop) of the time of a split (microseconds UTC) that the reference covers.
+def period_rows(config: Config, dataset: Dataset, split: Split) -> np.ndarray:
+    """int64[n], ascending: the dataset rows of a split's time, or of a part that is no period, that the reference covers.
 
     Rows within the longest trailing window of the first event have windows that no later row will have: they are left
-    out, unless that would take more than half of the period, or all of its rows.
+    out of a period, unless that would take more than half of the period, or all of its rows.
     """
-    start, stop = used
+    if split.part is not None:
+        return split.part
+    start, stop = split.used
     if start >= stop:
-        return 0, 0
+        return np.empty(0, np.int64)
     first = dataset.read([config.data.event_time], rows=(0, min(dataset.rows, 1)))[config.data.event_time]
     warm = int(instants(first)[0]) + memory_of(config) if len(first) else start
     low, high = dataset.row_range(start, stop)
     settled = dataset.row_range(warm, stop)[0] if start < warm <= (start + stop) // 2 else low
-    return (settled if settled < high else low), high
+    return np.arange(settled if settled < high else low, high)
 
 
-def history_days(config: Config, dataset: Dataset, periods: Mapping[str, tuple[int, int]]) -> int:
+def history_days(config: Config, dataset: Dataset, periods: Mapping[str, np.ndarray]) -> int:
     """Whole days of data before the first row of the reference."""
-    first = min((start for start, stop in periods.values() if start < stop), default=0)
+    first = min((int(rows[0]) for rows in periods.values() if len(rows)), default=0)
     times = [
         instants(dataset.read([config.data.event_time], rows=(at, at + 1))[config.data.event_time]) for at in (0, first)
     ]
@@ -145,25 +146,27 @@ def memory_of(config: Config) -> int:
     return max((window.microseconds for view in views for window in view.windows), default=0)
 
 
-def score_range(table: FeatureTable, encoder: Encoder, scorer: Scorer, rows: tuple[int, int]) -> np.ndarray:
-    """Scores of a range of dataset rows."""
-    return np.concatenate([scorer(*encoder.transform(table.read(part))) for part in chunks(rows)])
+def score_rows(table: FeatureTable, encoder: Encoder, scorer: Scorer, rows: np.ndarray) -> np.ndarray:
+    """Scores of dataset rows."""
+    return np.concatenate([scorer(*encoder.transform(table.take(part))) for part in pieces(rows)])
 
 
 def profile_days(
     config: Config,
     table: FeatureTable,
     spec: ProfileSpec,
-    periods: Mapping[str, tuple[int, int]],
-    scored: tuple[int, int],
+    periods: Mapping[str, np.ndarray],
+    scored: np.ndarray,
     scores: np.ndarray,
 ) -> dict[int, Profile]:
-    """Profile of each local day of the training and validation periods; predictions of `scored` rows only."""
+    """Profile of each local day of the training and validation periods; predictions of `scored`, one of these, only."""
     days: dict[int, Profile] = {}
     for rows in periods.values():
-        for part in chunks(rows):
-            known = scores[part[0] - scored[0] : part[1] - scored[0]] if scored[0] <= part[0] < scored[1] else None
-            for day, profile in profiles_by_day(config, table.dataset, spec, part, table.read(part), known):
+        at = 0
+        for part in pieces(rows):
+            known = scores[at : at + len(part)] if rows is scored else None
+            at += len(part)
+            for day, profile in profiles_by_day(config, table.dataset, spec, part, table.take(part), known):
                 days[day] = days[day].merge(profile) if day in days else profile
     return dict(sorted(days.items()))
 
@@ -172,14 +175,14 @@ def profiles_by_day(
     config: Config,
     dataset: Dataset,
     spec: ProfileSpec,
-    part: tuple[int, int],
+    rows: np.ndarray,
     raw: pa.Table,
     scores: np.ndarray | None,
     codes: np.ndarray | None = None,
 ) -> Iterator[tuple[int, Profile]]:
-    """(local day, profile) of the rows [part) of a dataset with their raw features; a day may come twice."""
+    """(local day, profile) of rows (int64[n] ascending) of a dataset with their raw features; a day may come twice."""
     event_time = config.data.event_time
-    days = local_days(dataset.read([event_time], rows=part)[event_time], config.data.time_zone)
+    days = local_days(dataset.take([event_time], rows)[event_time], config.data.time_zone)
     # Rows are in order of event time, so a day is a range; a clock change may split it in two.
     starts = np.flatnonzero(np.diff(days, prepend=days[:1] - 1)).tolist()
     ranges = list(itertools.pairwise([*starts, len(days)])) if len(days) else []
@@ -239,32 +242,32 @@ def _day_block(spec: ProfileSpec, day: int, profile: Profile) -> tuple[np.ndarra
 
 
 def encoded_sample(
-    config: Config, table: FeatureTable, encoder: Encoder, periods: Mapping[str, tuple[int, int]]
+    config: Config, table: FeatureTable, encoder: Encoder, periods: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(days int32[n], numeric float32[n, F], codes int32[n, K]) of about SAMPLE_ROWS rows of both periods."""
-    total = sum(stop - start for start, stop in periods.values())
-    return encode_sample(config, table, encoder, [part for rows in periods.values() for part in chunks(rows)], total)
+    total = sum(map(len, periods.values()))
+    return encode_sample(config, table, encoder, [part for rows in periods.values() for part in pieces(rows)], total)
 
 
 def outcomes_of(
     config: Config,
     dataset: Dataset,
     ripe: np.ndarray,
-    rows: tuple[int, int],
+    rows: np.ndarray,
     scores: np.ndarray,
     classes: Sequence[str],
 ) -> pa.Table | None:
-    """reference_outcomes.parquet: day, target and score(s) of those of the rows [start, stop) that are `ripe` (dataset row
-    numbers); None without any.
+    """reference_outcomes.parquet: day, target and score(s) of those of the `rows` that are `ripe` (both dataset row numbers,
+    ascending); None without any.
     """
     if not config.data.target:
         return None
-    take = chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, rows[1] - rows[0])
-    take = take[np.isin(take + rows[0], ripe)]
+    take = chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, len(rows))
+    take = take[np.isin(rows[take], ripe)]
     names, column = [config.data.event_time, config.data.target], config.data.weight
-    facts = dataset.read([*names, *([column] if column else [])], rows=rows).take(pa.array(take))
+    facts = dataset.take([*names, *([column] if column else [])], rows[take])
     target = target_values(facts[config.data.target], classes)
-    weight = row_weights(facts[column], rows[0] + take, column, np.isfinite(target)) if column else None
+    weight = row_weights(facts[column], rows[take], column, np.isfinite(target)) if column else None
     days = local_days(facts[config.data.event_time], config.data.time_zone)
     found = outcome_table(days, target, scores[take], weight)
     found = found.filter(pc.is_valid(found["target"]))
@@ -329,6 +332,4 @@ def encoded_columns(encoder: Encoder) -> Iterator[tuple[str, slice, bool]]:
 def _reader(table: FeatureTable, rows: np.ndarray) -> tuple[Callable[[Sequence[str]], pa.Table], int]:
     """Raw features of (at most FIT_ROWS, evenly spaced) training rows by name, and the number of columns to read together."""
     rows = rows[:: -(-len(rows) // FIT_ROWS)]
-    start, stop = int(rows[0]), int(rows[-1]) + 1
-    take = pa.array(rows - start)
-    return lambda names: table.read((start, stop), names).take(take), table.columns_at_once((start, stop))
+    return lambda names: table.take(rows, names), table.columns_at_once((int(rows[0]), int(rows[-1]) + 1))

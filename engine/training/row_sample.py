@@ -25,31 +25,37 @@ def chunks(rows: tuple[int, int]) -> Iterator[tuple[int, int]]:
         yield low, min(low + CHUNK_ROWS, rows[1])
 
 
-def id_hashes(dataset: Dataset, ids: list[str], rows: tuple[int, int]) -> np.ndarray:
-    """uint64[n] hash of each row's id: a choice by it depends on nothing but the id."""
-    texts = row_ids(dataset.read(ids, rows=rows), ids).cast(pa.large_string())
+def pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Row numbers in pieces of CHUNK_ROWS."""
+    for low in range(0, len(rows), CHUNK_ROWS):
+        yield rows[low : low + CHUNK_ROWS]
+
+
+def id_hashes(dataset: Dataset, ids: list[str], rows: np.ndarray) -> np.ndarray:
+    """uint64[n] hash of the id of each of the rows: a choice by it depends on nothing but the id."""
+    texts = row_ids(dataset.take(ids, rows), ids).cast(pa.large_string())
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     return hash_bytes(np.frombuffer(texts.buffers()[2] or b"", np.uint8), offsets)
 
 
-def chosen_rows(dataset: Dataset, ids: list[str], rows: tuple[int, int], wanted: int, total: int) -> np.ndarray:
-    """Offsets within the range of its share of about `wanted` rows of `total`: those with the smallest hashes."""
+def chosen_rows(dataset: Dataset, ids: list[str], rows: np.ndarray, wanted: int, total: int) -> np.ndarray:
+    """Places in `rows` (int64[n] ascending) of their share of about `wanted` rows of `total`: the smallest hashes."""
     if total <= wanted:
-        return np.arange(rows[1] - rows[0])
+        return np.arange(len(rows))
     return np.flatnonzero(id_hashes(dataset, ids, rows) < np.uint64(2**64 * wanted // total))
 
 
 def encode_sample(
-    config: Config, table: FeatureTable, encoder: Encoder, parts: Sequence[tuple[int, int]], total: int
+    config: Config, table: FeatureTable, encoder: Encoder, parts: Sequence[np.ndarray], total: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The sample of the rows of some ranges that have `total` rows together."""
+    """The sample of the rows of some parts (int64 ascending) that have `total` rows together."""
     event_time = config.data.event_time
     days, numeric, codes = [np.empty(0, np.int32)], [np.empty((0, encoder.width), np.float32)], []
     codes.append(np.empty((0, len(encoder.categorical_)), np.int32))
     for part in parts:
-        take = pa.array(chosen_rows(table.dataset, config.data.ids, part, SAMPLE_ROWS, total))
-        block = encoder.transform(table.read(part).take(take))
-        times = table.dataset.read([event_time], rows=part).take(take)[event_time]
+        rows = part[chosen_rows(table.dataset, config.data.ids, part, SAMPLE_ROWS, total)]
+        block = encoder.transform(table.take(rows))
+        times = table.dataset.take([event_time], rows)[event_time]
         days.append(local_days(times, config.data.time_zone))
         numeric.append(block[0])
         codes.append(block[1])

@@ -53,6 +53,7 @@ class Split:
     used: tuple[int, int] = (0, 0)  # [from, to) of the rows that are used, microseconds UTC
     cut: Cut | None = None  # None: a label counts whenever it became known
     weight: np.ndarray | None = None  # float32[n], inverse probabilities
+    part: np.ndarray | None = None  # int64, ascending: every row of a part that is no period; None: those of `used`
 
 
 def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run: Run) -> dict[str, Split]:
@@ -209,8 +210,6 @@ def account(config: Config, dataset: Dataset, split: Split, classes: tuple[str, 
 def _mean_target(config: Config, dataset: Dataset, rows: np.ndarray, classes: tuple[str, ...]) -> float | None:
     if not len(rows):
         return None
-    span = (int(rows[0]), int(rows[-1]) + 1)
-    column = dataset.read([config.data.target or ""], rows=span)[0].take(pa.array(rows - span[0]))
-    values = target_values(column, classes)
+    values = target_values(dataset.take([config.data.target or ""], rows)[0], classes)
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else None

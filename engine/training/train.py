@@ -198,15 +198,13 @@ def check_evaluable(config: Config) -> None:
 
 def fit_encoder(config: Config, table: FeatureTable, split: Split, run: Run) -> Encoder:
     """The encoder fitted on the training rows."""
-    start, stop = int(split.rows[0]), int(split.rows[-1]) + 1
-    take = pa.array(split.rows - start)
     return Encoder.fit(
         table.features,
-        lambda names: table.read((start, stop), names).take(take),
+        lambda names: table.take(split.rows, names),
         config.features.encode,
         run.warn,
         sensitive_features(config.data, config.features),
-        table.columns_at_once((start, stop)),
+        table.columns_at_once((int(split.rows[0]), int(split.rows[-1]) + 1)),
     )
 
 
@@ -233,11 +231,9 @@ def pack(
     with run.progress(f"encode {split.name}", len(rows)) as progress:
         for low in range(0, len(rows), CHUNK_ROWS):
             part = slice(low, min(low + CHUNK_ROWS, len(rows)))
-            span = (int(rows[part][0]), int(rows[part][-1]) + 1)
-            take = pa.array(rows[part] - span[0])
-            numeric[part], codes[part] = encoder.transform(table.read(span).take(take))
+            numeric[part], codes[part] = encoder.transform(table.take(rows[part]))
             columns = [config.data.target or "", *([weight_column] if weight_column else [])]
-            values = table.dataset.read(columns, rows=span).take(take)
+            values = table.dataset.take(columns, rows[part])
             target[part] = target_values(values[0], classes)
             if weight is not None:
                 weight[part] = row_weights(values[1], rows[part], str(weight_column))
@@ -429,9 +425,8 @@ def explain(
 
 def _days_and_blocks(config: Config, dataset: Dataset, part: Examples) -> tuple[np.ndarray, np.ndarray, pa.Table]:
     """Local days [n] and blocks [n] of a split's rows, and its columns for slices."""
-    span = (int(part.rows[0]), int(part.rows[-1]) + 1)
     names = dict.fromkeys([config.data.event_time, *config.evaluate.slices, *block_columns(config.evaluate)])
-    columns = dataset.read(list(names), rows=span).take(pa.array(part.rows - span[0]))
+    columns = dataset.take(list(names), part.rows)
     days = local_days(columns[config.data.event_time], config.data.time_zone)
     return days, blocks_of(config.evaluate, days, part.rows, columns), columns
 
