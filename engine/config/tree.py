@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from engine.config import plugins, units
+from engine.config import plugins, timeless, units
 from engine.config.references import check_features
 from engine.config.schema import key, later_key, section
 from engine.config.sections.data import DataConfig
@@ -63,11 +63,15 @@ class Config:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise UserError(f"name must be letters, digits, dot, dash or underscore, found {self.name!r}")
+        if not self.data.timed:
+            object.__setattr__(self, "features", timeless.features_of(self.features))
+            timeless.check(self)
         if self.data.columns:
             check_features(self.data, self.features)
             partition = [self.score.partition] if self.score.partition else []
             block = [self.evaluate.block_column] if self.evaluate.block_column else []
-            for column in (*self.evaluate.slices, *block, *self.score.columns, *partition):
+            parts = [self.split.column] if self.split.column else []
+            for column in (*self.evaluate.slices, *block, *self.score.columns, *partition, *parts):
                 if column not in self.data.columns:
                     raise UserError(f"{column!r} is not in data.columns.{nearest(column, self.data.columns)}")
         self._check_times()
@@ -79,10 +83,13 @@ class Config:
 
     @functools.cached_property
     def periods(self) -> dict[str, tuple[int, int]]:
-        """Every period that is set, by its key: from included, to excluded, in microseconds UTC."""
-        written = {f"split.{name}": getattr(self.split, name) for name in SPLITS}
-        written |= {"score.between": self.score.between, "monitor.window": self.monitor.window}
-        return self._parsed(units.window, {where: text or None for where, text in written.items()})
+        """Every period that is set, by its key: from included, to excluded, in microseconds UTC; for split.by=hash the places."""
+        parts = {f"split.{name}": getattr(self.split, name) or None for name in SPLITS}
+        asked = {"score.between": self.score.between or None, "monitor.window": self.monitor.window or None}
+        found = self._parsed(units.window, asked)
+        if self.split.by == "time":
+            return self._parsed(units.window, parts) | found
+        return (self._parsed(timeless.places_of, parts) if self.split.by == "hash" else {}) | found
 
     @functools.cached_property
     def instants(self) -> dict[str, int]:

@@ -19,7 +19,12 @@ from engine.data.files import SourceFile
 from engine.data.parse import Parsed, Reading, UnrelatedError, to_type
 from engine.errors import UserError, did_you_mean
 
-FILE, ROW = "$file", "$row"
+FILE, ROW, DIGEST = (
+    "$file",
+    "$row",
+    "$digest",
+)  # paths of columns that are filled with the name, row number and digest of a file
+OF_FILE = (FILE, ROW, DIGEST)
 TEXT_LIMIT = 200
 
 
@@ -116,7 +121,7 @@ def match(found: list[str], source: SourceConfig, file: SourceFile, advice: Call
     notes: Notes = {}
     taken: set[int] = set()
     for name, column in source.columns.items():
-        if column.path in (FILE, ROW) or name in file.partitions:
+        if column.path in OF_FILE or name in file.partitions:
             continue
         places[name] = _place(name, (column.path or name, *column.aliases), found, file, advice)
         if places[name] is None:
@@ -254,6 +259,8 @@ def _raw(
     path = source.columns[name].path
     if path == FILE:
         return pa.array([file.path.name] * len(numbers), pa.string())
+    if path == DIGEST:
+        return pa.array([file.digest] * len(numbers), pa.string())
     if path == ROW:
         return pa.array(numbers, pa.int64())
     if name in file.partitions:

@@ -12,6 +12,7 @@ from engine.config.nested import Tree
 from engine.config.sections.data import Column, DataConfig, SourceConfig
 from engine.config.tree import Config
 from engine.data import column_checks, repeatable, stage
+from engine.data.columns import FILE, OF_FILE
 from engine.data.dataset import FORMAT
 from engine.data.expressions import expression_columns
 from engine.data.files import SourceFile, event_source, resolve, source_files
@@ -90,9 +91,7 @@ def _files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> li
 def _named(files: list[SourceFile], data: DataConfig) -> list[list[str]]:
     """(source, name) of files whose name becomes a column; such names are part of the recipe."""
     named = {
-        name
-        for name, source in data.sources.items()
-        if any(column.path == "$file" for column in source.columns.values())
+        name for name, source in data.sources.items() if any(column.path == FILE for column in source.columns.values())
     }
     return [[file.source, file.path.name] for file in files if file.source in named]
 
@@ -134,7 +133,7 @@ def ordered(data: DataConfig, sql: str, where: str) -> frozenset[str]:
 def _check_source(name: str, source: SourceConfig) -> None:
     stage.schema_of({column: item.type for column, item in source.columns.items()})
     for column, item in source.columns.items():
-        if item.path in ("$file", "$row") and item.type not in ("string", "int64"):
+        if item.path in OF_FILE and item.type not in ("string", "int64"):
             raise UserError(f"data.sources.{name}.columns.{column}: {item.path} must be string or int64")
     for option in (source.csv.delimiter, source.csv.quote or "x", source.csv.decimal):
         if len(option) != 1 or not option.isascii():

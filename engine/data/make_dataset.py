@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from engine.config.sections.data import DataConfig
+from engine.config.sections.data import PLACE, DataConfig
 from engine.config.tree import Config
 from engine.data import column_checks, contract, order, profile, quarantine_limit, query, rules, stage
 from engine.data.bounds import BATCH_ROWS, SMALLEST_BATCH, Bounds
@@ -36,6 +36,7 @@ from engine.data.dataset import (
 from engine.data.duplicates import drop_duplicates
 from engine.data.files import event_source
 from engine.data.ingest_plan import IngestPlan, contents_of, make_plan, ordered
+from engine.data.places import with_places
 from engine.data.quarantine import Tally, apply, quarantine
 from engine.data.row_origins import Origin, locate
 from engine.data.side_tables import check_unique, key_columns, table_entry
@@ -293,11 +294,13 @@ def _events(
     tallies.append(tally)
     spool = order.Spool(column_checks.schema(data.columns), data.event_time, data.ids, folder, plan.memory // 4)
     source = "" if data.query is not None else event_source(data)
+    given = {name: column for name, column in data.columns.items() if name != PLACE}
     origin = Origin([item for item in staged if item.file.source == source and item.refused is None])
     for batch in _rows(plan, staged, folder, data.query, source, "data"):
         typed, findings = column_checks.conform(
-            batch, data.columns, data.time_zone, "data.query" if data.query else f"source {source}"
+            batch, given, data.time_zone, "data.query" if data.query else f"source {source}"
         )
+        typed = with_places(typed, data).select(list(data.columns))
         if data.query is not None:
             findings += _checked(typed, data, findings)
         findings += column_checks.find_orphans(typed, data.columns, tables)

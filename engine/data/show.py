@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.config import units
+from engine.config.sections.data import PLACE
 from engine.config.tree import Config
 from engine.data.dataset import LATEST, Accounting, Dataset, DatasetRecord, newest_dataset
 from engine.data.profile import ColumnProfile, ProfileRecord
@@ -47,9 +48,11 @@ def page(dataset: Dataset, profile: ProfileRecord) -> str:
         (manifest["parts"][0]["first_time"], manifest["parts"][-1]["last_time"]) if manifest["parts"] else (0, 0)
     )
     zone = manifest["time_zone"]
+    times = f"{units.format_instant(first, zone)} to {units.format_instant(last, zone)} ({dataset.event_time}, {zone})"
+    columns = sum(item["name"] != PLACE for item in manifest["columns"])
     lines = [
-        f"{dataset.name}: {dataset.rows:,} rows, {len(manifest['columns'])} columns, {len(manifest['parts'])} parts",
-        f"  {units.format_instant(first, zone)} to {units.format_instant(last, zone)} ({dataset.event_time}, {zone})",
+        f"{dataset.name}: {dataset.rows:,} rows, {columns} columns, {len(manifest['parts'])} parts",
+        f"  {'without a time, in order of a hash of the ids' if dataset.event_time == PLACE else times}",
         f"  content {dataset.digest}",
         f"  recipe  {dataset.recipe}",
         f"  stored in {dataset.directory}",
@@ -64,6 +67,8 @@ def page(dataset: Dataset, profile: ProfileRecord) -> str:
 def _columns(manifest: DatasetRecord, profile: ProfileRecord) -> str:
     rows = []
     for column in manifest["columns"]:
+        if column["name"] == PLACE:
+            continue
         shown = profile["columns"].get(column["name"], {"nulls": 0, "null_rate": 0.0, "nan": 0})
         facts = [column["name"], column["type"], column["role"], f"{shown['null_rate']:.2%}"]
         rows.append([*facts, column.get("digest", "")[:8], _values(shown, profile)])

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from engine.config.leak_guard import known_by_decision
-from engine.config.sections.data import DataConfig, SourceConfig
+from engine.config.sections.data import PLACE, DataConfig, SourceConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.tree import Config
 from engine.data import query
@@ -21,6 +21,7 @@ from engine.data.columns import MissingColumnError
 from engine.data.dataset import Dataset
 from engine.data.files import event_source
 from engine.data.make_dataset import ensure_dataset
+from engine.data.places import place_columns
 from engine.errors import UserError
 from engine.features.spec import event_inputs, row_inputs
 from engine.runtime.run import Run
@@ -29,6 +30,7 @@ from engine.runtime.run import Run
 def demanded(data: DataConfig, features: FeaturesConfig, passed: Iterable[str] = ()) -> list[str]:
     """Columns of the event table that every row to be scored must have, in declared order; `passed` go to the output."""
     needed = {*data.ids, data.event_time, *row_inputs(data, features), *passed}
+    needed |= set() if data.timed else set(place_columns(data))
     needed |= {data.known_time} if data.known_time else set()
     needed |= {name for name in event_inputs(data, features) if known_by_decision(data, features, name)}
     needed -= set(data.with_role("target", "weight")) - set(row_inputs(data, features)) - set(passed)
@@ -58,7 +60,8 @@ def _read_of(source: str, data: DataConfig, wanted: list[str]) -> set[str]:
     if data.query is None:
         of_events = set(wanted) if source == event_source(data) else set()
     else:
-        of_events = query.columns_read(data.query, _types(data), wanted, "data.query").get(source, set())
+        given = [name for name in wanted if name != PLACE]
+        of_events = query.columns_read(data.query, _types(data), given, "data.query").get(source, set())
     return (for_tables | of_events) & set(declared)
 
 
@@ -92,7 +95,7 @@ def _relaxed(source: SourceConfig, read: set[str]) -> SourceConfig:
 
 def needed_error(error: MissingColumnError, config: Config, passed: Iterable[str] = ()) -> UserError:
     """The error for a file that lacks a column needed for scoring."""
-    names = ", ".join(demanded(config.data, config.features, passed))
+    names = ", ".join(name for name in demanded(config.data, config.features, passed) if name != PLACE)
     return UserError(f"{error.fact} The model needs it of every row ({names}): give the file a column of that name")
 
 

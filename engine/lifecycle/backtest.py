@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from engine.config import schema, units
 from engine.config.sections.lifecycle import PolicyConfig, RetrainConfig
+from engine.config.timeless import WHY
 from engine.config.tree import Config
 from engine.data.calendar import day_start, local_days
 from engine.errors import UserError
@@ -115,6 +116,12 @@ def check_replayable(config: Config) -> None:
     """Check the config before any work starts. Raises UserError."""
     if not config.backtest.policies:
         raise UserError("backtest.policies must name at least one policy")
+    if not config.data.timed or config.split.by != "time":
+        found = f"split.by={config.split.by}" if config.data.timed else WHY
+        raise UserError(
+            f"backtest replays the past period by period, which needs an event time and split.by=time, found {found}: `evaluate "
+            "--protocol grouped` measures other parts instead"
+        )
     if config.backtest.start is None and not config.split.valid:
         raise UserError(
             "backtest.start must be the start of the first scored period; neither it nor split.valid is set"

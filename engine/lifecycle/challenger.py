@@ -235,7 +235,7 @@ def labelled(
     seen = np.isfinite(target)  # a class that training never saw has no index
     if run is not None and not seen.all():
         run.warn(f"{int((~seen).sum()):,} judged rows have a {label} that training never saw: they are left out")
-    days = local_days(facts[time], config.data.time_zone)
+    days = local_days(facts[time], config.data.day_zone)
     return Labelled(
         places=(rows - low)[seen],
         target=target[seen],

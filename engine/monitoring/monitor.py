@@ -58,6 +58,8 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     alerts.announce(settings, run)
     bundle = read_bundle(find_model(settings.model, Path(config.paths.runs), "monitor.model"))
     config = with_spec_of(config, bundle)
+    if not config.data.timed:
+        raise UserError("monitor needs data with an event time, found a model of data without one")
     run.note(model=bundle.digest)
     columns = column_checks.schema(config.data.columns)
     needed = check_expressions(

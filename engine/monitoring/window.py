@@ -176,7 +176,7 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
             quality, reason = UNJUDGED, f"the rows of the scoring run cannot be matched with the dataset: {error}"
         else:
             recent = recently_known(config, run, bundle, (start, stop))
-    edges = local_days(pa.array([start, stop - 1], pa.timestamp("us", tz="UTC")), config.data.time_zone)
+    edges = local_days(pa.array([start, stop - 1], pa.timestamp("us", tz="UTC")), config.data.day_zone)
     days = {int(edges[0]): profile} if edges[0] == edges[1] else {}
     if record["config"].get("score", {}).get("between"):
         days = whole_days(reference.profile.spec, days, (start, stop), config.data.time_zone)
@@ -237,7 +237,7 @@ def outcomes_of(
     names += [name for name in (target, weight) if name]
     facts = dataset.read(list(dict.fromkeys(names)), rows=rows)
     labels = target_values(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
-    days = local_days(facts[config.data.event_time], config.data.time_zone)
+    days = local_days(facts[config.data.event_time], config.data.day_zone)
     unknown = int((facts[target].is_valid().to_numpy() & ~np.isfinite(labels)).sum()) if target else 0
     numbers = np.arange(*rows)
     return Outcomes(
@@ -299,5 +299,5 @@ def days_of(window: Window) -> int:
 def current_of(config: Config, window: Window) -> Current:
     """The profile with the local days of its bounds."""
     edges = pa.array([window.start, window.stop - 1], pa.timestamp("us", tz="UTC"))
-    first, last = local_days(edges, config.data.time_zone)
+    first, last = local_days(edges, config.data.day_zone)
     return Current(window.profile, np.arange(first, last + 1), (window.stop - window.start) / DAY)

@@ -81,7 +81,7 @@ def _real(name: str) -> str:
 def needed_columns(config: Config) -> list[str]:
     """Columns of the dataset that a file needs in addition to those of predictions."""
     data, as_of = config.data, config.features.as_of
-    wanted = [*data.ids, *([as_of.column] if as_of else [])]
+    wanted = [*data.ids, *([as_of.column] if as_of and data.timed else [])]
     return [name for name in wanted if name != data.event_time]
 
 
@@ -117,8 +117,8 @@ def write_file(path: Path, parts: Iterable[Path], config: Config) -> int:
 def laid_out(table: pa.Table, config: Config) -> pa.Table:
     """Columns of the file from those of predictions."""
     data, as_of = config.data, config.features.as_of
-    found = {name: table[name] for name in dict.fromkeys(["row_id", *data.ids, data.event_time])}
-    if as_of:
+    found = {name: table[name] for name in dict.fromkeys(["row_id", *data.ids, *data.shown_time])}
+    if as_of and data.timed:
         decisions = instants.moment_times(table, as_of)
         found[DECIDED] = pa.array(decisions, pa.timestamp("us", tz="UTC"), mask=decisions == instants.NEVER)
     scores = [

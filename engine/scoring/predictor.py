@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from engine.config.sections.data import PLACE
 from engine.data import frames
 from engine.data.column_checks import declared
 from engine.data.dataset import row_ids
+from engine.data.places import with_places
 from engine.errors import UserError
 from engine.features.compute import raw_features
 from engine.features.profile import Profile, ProfileSpec
@@ -180,7 +182,7 @@ class Predictor:
         sides = {name: frames.take(f"tables[{name!r}]", side)[0] for name, side in (tables or {}).items()}
         self._check_events(given, past, sides)
         data, features = self.bundle.data, self.bundle.features
-        given = declared("events", given, data.columns, data.time_zone)
+        given = with_places(declared("events", given, data.columns, data.time_zone), data)
         past = given if past is None else declared("history", past, data.columns, data.time_zone)
         sides = {
             name: declared(f"tables[{name!r}]", side, data.tables[name].columns, data.time_zone)
@@ -193,7 +195,7 @@ class Predictor:
     def _check_events(self, events: pa.Table, history: pa.Table | None, tables: Mapping[str, pa.Table]) -> None:
         data, features = self.bundle.data, self.bundle.features
         for name in (*data.ids, *row_inputs(data, features)):
-            if name not in events.column_names:
+            if name not in (PLACE, *events.column_names):
                 raise UserError(f"events must have column {name!r}, found {', '.join(events.column_names)}")
         for name in history_inputs(data, features):
             if history is None and name not in events.column_names:

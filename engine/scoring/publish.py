@@ -124,7 +124,8 @@ def write_file(config: Config, run: Run, parts: Mapping[Path, str]) -> None:
         with storage.atomic_path(path) as temporary:
             rows = export.write_file(temporary, parts, config)
     run.add_output("file", digest.of_file(path))
-    run.log(f"{rows:,} rows written to {target}, in the order of {config.data.event_time} and then the ids")
+    order = f"{config.data.event_time} and then the ids" if config.data.timed else "a hash of the ids"
+    run.log(f"{rows:,} rows written to {target}, in the order of {order}")
 
 
 def partition_of(config: Config) -> output.Partition | None:

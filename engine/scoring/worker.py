@@ -196,10 +196,9 @@ class UnitScorer:
     def _output(
         self, ids: pa.Array, facts: pa.Table, scores: np.ndarray, good: np.ndarray, beside: dict[str, pa.Array]
     ) -> pa.Table:
-        event_time = self.predictor.bundle.data.event_time
         table = pa.table({
             "row_id": ids,
-            event_time: facts[event_time],
+            **{name: facts[name] for name in self.predictor.bundle.data.shown_time},
             **{name: facts[name] for name in self.job.columns},
             **self.predictor.output(scores),
             "model": _repeat(self.predictor.digest, len(ids)),

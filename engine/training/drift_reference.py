@@ -182,7 +182,7 @@ def profiles_by_day(
 ) -> Iterator[tuple[int, Profile]]:
     """(local day, profile) of rows (int64[n] ascending) of a dataset with their raw features; a day may come twice."""
     event_time = config.data.event_time
-    days = local_days(dataset.take([event_time], rows)[event_time], config.data.time_zone)
+    days = local_days(dataset.take([event_time], rows)[event_time], config.data.day_zone)
     # Rows are in order of event time, so a day is a range; a clock change may split it in two.
     starts = np.flatnonzero(np.diff(days, prepend=days[:1] - 1)).tolist()
     ranges = list(itertools.pairwise([*starts, len(days)])) if len(days) else []
@@ -268,7 +268,7 @@ def outcomes_of(
     facts = dataset.take([*names, *([column] if column else [])], rows[take])
     target = target_values(facts[config.data.target], classes)
     weight = row_weights(facts[column], rows[take], column, np.isfinite(target)) if column else None
-    days = local_days(facts[config.data.event_time], config.data.time_zone)
+    days = local_days(facts[config.data.event_time], config.data.day_zone)
     found = outcome_table(days, target, scores[take], weight)
     found = found.filter(pc.is_valid(found["target"]))
     return found if found.num_rows else None

@@ -56,7 +56,7 @@ def encode_sample(
         rows = part[chosen_rows(table.dataset, config.data.ids, part, SAMPLE_ROWS, total)]
         block = encoder.transform(table.take(rows))
         times = table.dataset.take([event_time], rows)[event_time]
-        days.append(local_days(times, config.data.time_zone))
+        days.append(local_days(times, config.data.day_zone))
         numeric.append(block[0])
         codes.append(block[1])
     return np.concatenate(days), np.concatenate(numeric), np.concatenate(codes)

@@ -25,6 +25,7 @@ from engine.features.instants import NEVER
 from engine.features.vocabulary import as_texts
 from engine.runtime.run import LabelsRecord, Run
 from engine.training.classes import target_values
+from engine.training.parts import part_rows, times_of
 from engine.training.ripening import RIPE, days, label_horizon, label_times, ripe_weights
 
 TENTHS = np.arange(1, 10) / 10  # edges of the groups of a numeric target
@@ -71,7 +72,12 @@ def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run:
         if not len(split.rows):
             _refuse_or_warn(config, split, run)
         run.log(f"split.{name}: {in_words(split, config.data.time_zone)}")
-    if "train" in found and found["train"].cut is None:
+    if config.split.by != "time" and config.data.timed:
+        run.warn(
+            f"split.by={config.split.by}: the parts hold rows of the same times, so that figures promise more than a model "
+            "reaches on later rows. split.by=time measures that"
+        )
+    elif "train" in found and found["train"].cut is None and config.data.timed:
         run.warn(
             f"{_why_any(config)}: {FUTURE}, and the figures then promise more than any model that could have existed"
         )
@@ -80,6 +86,8 @@ def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run:
 
 def find_split(config: Config, dataset: Dataset, name: str, earliest: int | None = None) -> Split:
     """The rows of a configured period; `earliest` is the instant at which the rows of the period before it end."""
+    if config.split.by != "time":
+        return find_part(config, dataset, name)
     start, stop = config.periods[f"split.{name}"]
     period = dataset.row_range(start, stop)
     labelled = _labelled(config, dataset, period)
@@ -99,6 +107,24 @@ def find_split(config: Config, dataset: Dataset, name: str, earliest: int | None
         group = label_groups(config, dataset, (event < instant) & (known != NEVER) & (known <= instant))
         weight = ripe_weights(event, known, group, instant)[rows]
     return Split(name, rows, unlabelled, unripe, used, cut, weight)
+
+
+def find_part(config: Config, dataset: Dataset, name: str) -> Split:
+    """The rows of a part by hash or by a column; a label counts whenever it became known. `used` are the times of its
+    rows, or the places of a table without time.
+    """
+    by_place = config.split.by == "hash" and not config.data.timed
+    if by_place:
+        used = config.periods[f"split.{name}"]
+        low, high = dataset.row_range(*used)
+        rows = np.arange(low, high)
+    else:
+        rows = part_rows(config, dataset, name)
+        used = times_of(config, dataset, rows)
+    known = pc.is_valid(dataset.take([config.data.target or ""], rows)[0])
+    labelled = np.asarray(known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known)
+    unlabelled = len(rows) - int(labelled.sum())
+    return Split(name, rows[labelled], unlabelled, used=used, part=rows)
 
 
 END = np.iinfo(np.int64).max  # the cut of the last period is the end of the data
@@ -176,7 +202,8 @@ def in_words(split: Split, zone: str) -> str:
     """What of a period is used, as a clause, times in a zone."""
     said = f"{len(split.rows):,} rows"
     if split.cut is None:
-        return said if split.name == "test" else f"{said}, whenever their label became known"
+        whenever = split.name != "test" and split.part is None
+        return f"{said}, whenever their label became known" if whenever else said
     said += f", {len(split.unripe):,} not ripe: labels known at {units.format_instant(split.cut.instant, zone)}"
     if split.cut.maturity:
         said += f", rows to {units.format_instant(split.used[1], zone)}, for labels take {days(split.cut.maturity)}"
@@ -189,10 +216,10 @@ def account(config: Config, dataset: Dataset, split: Split, classes: tuple[str, 
     """What run.json and the report say of a period: times, rows used and not ripe, and the mean of the target (the share of
     positives) of the rows used and of those with the rows that are not ripe.
     """
-    zone = config.data.time_zone
+    zone, period = config.data.time_zone, list(getattr(config.split, split.name))
     found: LabelsRecord = {
-        "period": list(getattr(config.split, split.name)),
-        "used": [units.format_instant(instant, zone) for instant in split.used],
+        "period": period,
+        "used": [units.format_instant(instant, zone) for instant in split.used] if config.data.timed else period,
         "known_by": None if split.cut is None else units.format_instant(split.cut.instant, zone),
         "maturity_days": None if split.cut is None else split.cut.maturity / units.MICROSECONDS["d"],
         "rows": len(split.rows),

@@ -174,7 +174,8 @@ def check_trainable(config: Config) -> None:
     if config.data.target is None:
         raise UserError("data.columns must have one with role target to train on, found none")
     if not config.split.train:
-        raise UserError("split.train must say which period is trained on, as in [2013-01-01, 2013-04-01]")
+        how = "which period is trained on, as in [2013-01-01, 2013-04-01]"
+        raise UserError(f"split.train must say {how if config.data.timed else 'what is trained on: set split.by=hash'}")
     loss = loss_of(config.train)
     watched_metric(loss, config.train.metric)
     if config.evaluate.interval is not None and not loss.number:
@@ -192,7 +193,7 @@ def check_evaluable(config: Config) -> None:
     if not (config.split.valid or config.split.test):
         raise UserError(
             "split.valid or split.test must say which period the model is measured on: add +experiment=NAME, "
-            "or split.test=[2013-05-01,2013-06-01]"
+            f"or {'split.test=[2013-05-01,2013-06-01]' if config.data.timed else 'split.by=hash'}"
         )
 
 
@@ -368,6 +369,8 @@ def evaluate_splits(
             classes=facts["classes"],
             threshold=threshold,
         )
+        if not config.data.timed:
+            details[name]["by_month"] = []
         if "decision" in facts:
             details[name]["decision"] = facts["decision"]
         details[name]["score"] = score_meaning(config.data.target or "", facts["classes"], loss)
@@ -427,7 +430,7 @@ def _days_and_blocks(config: Config, dataset: Dataset, part: Examples) -> tuple[
     """Local days [n] and blocks [n] of a split's rows, and its columns for slices."""
     names = dict.fromkeys([config.data.event_time, *config.evaluate.slices, *block_columns(config.evaluate)])
     columns = dataset.take(list(names), part.rows)
-    days = local_days(columns[config.data.event_time], config.data.time_zone)
+    days = local_days(columns[config.data.event_time], config.data.day_zone)
     return days, blocks_of(config.evaluate, days, part.rows, columns), columns
 
 

@@ -6,6 +6,7 @@ import bz2
 import csv
 import datetime
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -301,9 +302,11 @@ def test_a_file_without_header_has_the_columns_that_stand_in_it(tmp_path: Path) 
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.csv").write_text("1,x\n2,y\n")
     columns = {"file": {"type": "string", "path": "$file"}, "n": "int64", "row": {"type": "int64", "path": "$row"}}
+    columns |= {"digest": {"type": "string", "path": "$digest"}}
     table, found = read(tmp_path / "in" / "a.csv", {**columns, "s": "string"}, csv={"header": False})
     assert found.tally.quarantined == 0
-    assert table.to_pylist() == [{"file": "a.csv", "n": n, "row": n, "s": s} for n, s in ((1, "x"), (2, "y"))]
+    of_file = {"file": "a.csv", "digest": hashlib.sha256(b"1,x\n2,y\n").hexdigest()}
+    assert table.to_pylist() == [{**of_file, "n": n, "row": n, "s": s} for n, s in ((1, "x"), (2, "y"))]
 
 
 def test_what_stands_where_a_nested_object_must_is_named(tmp_path: Path) -> None:

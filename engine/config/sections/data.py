@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.config import names, units
-from engine.config.schema import key, section
+from engine.config.schema import key, later_key, section
 from engine.config.units import Moment, Share, Span
 from engine.errors import UserError, nearest
 
 ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
+
+PLACE = "_place"  # in a table without time, the column by which its rows are in order: engine/data/places.py
+BLOCKS = 1000  # parts of equal share in which places lie: a thousandth is a day from 1970-01-01 on
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,11 @@ class DataConfig:
         "time (random(), now(), LIMIT without ORDER BY)",
     )
     columns: dict[str, Column] = key(factory=dict, help="schema of the event table")
+    group: str | None = later_key(
+        None,
+        "column whose rows belong together, as a customer: no split by hash divides them, and in a table without event_time "
+        "blocks and windows do not either; null = each row by itself",
+    )
     positive: str | None = key(
         None,
         "positive value of a target with two values, such as fraud; null = true, 1, or the last one in sort order",
@@ -197,7 +205,16 @@ class DataConfig:
             name: replace(item, columns=_as_sensitive(item.columns, names_)) for name, item in self.tables.items()
         }
         object.__setattr__(self, "tables", tables)
+        if self.columns and PLACE not in self.columns and not self.with_role("event_time"):
+            place = Column(
+                type="timestamp", role="event_time", known_at=Moment("prior"), description="by hash of the ids"
+            )
+            object.__setattr__(self, "columns", {**self.columns, PLACE: place})
         _check_roles(self.columns)
+        if self.columns:
+            self._check_group()
+        if not self.timed:
+            self._check_without_time()
         for table, columns in {"": self.columns, **{name: item.columns for name, item in self.tables.items()}}.items():
             _check_known_at(table, columns)
         if self.columns and not self.sources:
@@ -217,8 +234,43 @@ class DataConfig:
 
     @property
     def event_time(self) -> str:
-        """The event time column."""
+        """The event time column; of a table without time PLACE, which the engine fills."""
         return self.with_role("event_time")[0]
+
+    @property
+    def timed(self) -> bool:
+        """Whether rows have an event time, or no columns are declared."""
+        return PLACE not in self.columns
+
+    @property
+    def shown_time(self) -> list[str]:
+        """The event time column, if rows have one: PLACE is in no output."""
+        return [self.event_time] if self.timed else []
+
+    @property
+    def day_zone(self) -> str:
+        """The zone in which days are cut; UTC for the blocks of a table without time."""
+        return self.time_zone if self.timed else "UTC"
+
+    def _check_group(self) -> None:
+        if self.group is not None and self.group not in self.columns:
+            raise UserError(f"group names {self.group!r}, which is not a column.{nearest(self.group, self.columns)}")
+
+    def _check_without_time(self) -> None:
+        """Raise UserError for what needs an event time."""
+        for name, column in self.columns.items():
+            if column.known_at not in (None, "prior"):
+                raise UserError(
+                    f"columns.{name}.known_at must be `prior` (known when the row is scored) or be left out, for no column has "
+                    f"role event_time, found `{column.known_at}`: without a time nothing is known later"
+                )
+        if self.freshness is not None:
+            raise UserError(f"freshness={self.freshness} needs a column with role event_time, found none: leave it out")
+        if self.duplicates != "fail" and self.known_time is None:
+            raise UserError(
+                f"duplicates={self.duplicates} needs known_time, the time column that decides which row is "
+                f"{self.duplicates}, for no column has role event_time"
+            )
 
     @property
     def ids(self) -> list[str]:
@@ -246,10 +298,15 @@ def _as_sensitive(columns: dict[str, Column], sensitive: set[str]) -> dict[str, 
 
 def _check_roles(columns: dict[str, Column]) -> None:
     counts = {role: [name for name, column in columns.items() if column.role == role] for role in ROLES}
-    if columns and len(counts["event_time"]) != 1:
-        raise UserError(f"columns must have exactly one with role event_time, found {counts['event_time']}")
+    if len(counts["event_time"]) > 1:
+        raise UserError(f"columns must have at most one with role event_time, found {counts['event_time']}")
+    if (place := columns.get(PLACE)) is not None and (place.role, place.type) != ("event_time", "timestamp"):
+        raise UserError(f"{PLACE} is reserved by the engine, found it as a column: rename it")
     if columns and not any(column.identifies for column in columns.values()):
-        raise UserError("columns must have at least one with role id: row_id is computed from the id columns")
+        raise UserError(
+            "columns must have at least one with role id: row_id is computed from the id columns. Where nothing identifies a "
+            "row, declare two columns of the source, `file: {type: string, path: $digest}` and `row: {type: int64, path: $row}`"
+        )
     for role in ("target", "weight"):
         if len(counts[role]) > 1:
             raise UserError(f"columns must have at most one with role {role}, found {counts[role]}")

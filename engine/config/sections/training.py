@@ -36,6 +36,13 @@ MODEL_GROUP = "engine.models"  # entry points of installed packages that offer o
 ANY = "any"
 
 
+# Parts of split.by where none is given.
+USUAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "hash": {"train": ("0%", "80%"), "valid": ("80%", "90%"), "test": ("90%", "100%")},
+    "column": {"train": ("train",), "valid": ("valid",), "test": ("test",)},
+}
+
+
 def _check_known_by(text: str) -> None:
     if text not in (AUTO, ANY):
         try:
@@ -46,8 +53,15 @@ def _check_known_by(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """Periods of the event time, each [from, to], from included and to excluded, in data.time_zone."""
+    """Periods of the event time, each [from, to], from included and to excluded, in data.time_zone; or parts (`by`)."""
 
+    by: str = later_key(
+        "time",
+        "what cuts the rows. time: periods of the event time. hash: shares of a hash of the ids, or of data.group, as in [0%, "
+        "80%]; a row's part never changes when rows are added. column: values of split.column, as in [train]",
+        choices=("time", "hash", "column"),
+    )
+    column: str | None = later_key(None, "column that names the part of each row, for split.by=column")
     train: tuple[str, ...] = key((), "rows that weights and encodings are fitted on")
     valid: tuple[str, ...] = key((), "rows for early stopping and calibration")
     test: tuple[str, ...] = key((), "rows for the evaluation only")
@@ -68,6 +82,21 @@ class SplitConfig:
         None,
         "train on this dataset of the store (its recipe or digest, or their first digits) instead of the current sources",
     )
+
+    def __post_init__(self) -> None:
+        if (self.by == "column") != (self.column is not None):
+            raise UserError(
+                f"column must be given for by=column, and only then, found by={self.by}, column={self.column}"
+            )
+        if self.by == "time":
+            return
+        if self.known_by not in (AUTO, ANY, None):
+            raise UserError(
+                f"known_by={self.known_by} is for by=time, where periods follow each other, found by={self.by}"
+            )
+        if not (self.train or self.valid or self.test):
+            for name, part in USUAL_PARTS[self.by].items():
+                object.__setattr__(self, name, part)
 
 
 @dataclass(frozen=True, kw_only=True)

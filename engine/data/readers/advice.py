@@ -15,7 +15,7 @@ import pyarrow as pa
 from engine.config import schema
 from engine.config.sections.data import CsvOptions, SourceConfig
 from engine.data.arrow_types import parse_type
-from engine.data.columns import FILE, ROW, reading
+from engine.data.columns import OF_FILE, reading
 from engine.data.files import SourceFile, is_compressed, likely_encoding, open_bytes, recode
 from engine.data.parse import to_type
 from engine.data.readers.split_text import dialect
@@ -110,7 +110,7 @@ class _Look:
         self.names = {
             name: (column.path or name, *column.aliases)
             for name, column in source.columns.items()
-            if column.path not in (FILE, ROW) and name not in file.partitions
+            if column.path not in OF_FILE and name not in file.partitions
         }
 
     def options(self) -> tuple[CsvOptions, list[str]]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from engine.config.sections.data import SourceConfig
 from engine.data.bounds import BATCH_ROWS, PROBE_ROWS, Bounds, cut, plan
-from engine.data.columns import FILE, ROW, Chunk, Finding, Matched, Notes, evidence_of, match, policy_key, typed
+from engine.data.columns import OF_FILE, Chunk, Finding, Matched, Notes, evidence_of, match, policy_key, typed
 from engine.data.files import SourceFile, is_compressed, unpacked
 
 
@@ -217,7 +217,7 @@ def column_names(schema: pa.Schema, source: SourceConfig) -> list[str]:
     nested = []
     for name, column in source.columns.items():
         for path in (column.path or name, *column.aliases):
-            if path not in top and path not in (FILE, ROW) and "." in path and _leads(schema, path.split(".")):
+            if path not in top and path not in OF_FILE and "." in path and _leads(schema, path.split(".")):
                 nested.append(path)
     roots = {path.split(".")[0] for path in nested}
     return [name for name in top if name not in roots] + nested

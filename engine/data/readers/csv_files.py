@@ -25,7 +25,7 @@ from engine.config import schema
 from engine.config.sections.data import CsvOptions, SourceConfig
 from engine.data.arrow_types import TIMESTAMP, parse_type
 from engine.data.bounds import Bounds
-from engine.data.columns import FILE, ROW, Chunk, Finding, Lost, Matched, Notes, as_text, evidence_of, match, typed
+from engine.data.columns import OF_FILE, Chunk, Finding, Lost, Matched, Notes, as_text, evidence_of, match, typed
 from engine.data.files import SourceFile, encoding_advice, open_bytes, recode, refuse_utf16, skip_advice
 from engine.data.parse import FALSE, TRUE, has_offset, is_beyond_whole_numbers, may_vanish
 from engine.data.readers import advice
@@ -84,7 +84,7 @@ def _head(stream: BinaryIO, file: SourceFile, source: SourceConfig) -> tuple[byt
         return head, [
             column.path or name
             for name, column in source.columns.items()
-            if name not in file.partitions and column.path not in (FILE, ROW)
+            if name not in file.partitions and column.path not in OF_FILE
         ]
     while (end := first_line_end(head, options.quote.encode())) < 0:
         longer = more(stream, head)
