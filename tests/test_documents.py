@@ -425,7 +425,7 @@ def experiment_of_ones_own(desk: Desk, block: Block) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(block.text)
     config = compose.compose([f"+experiment={path.stem}"], str(path.parents[1])).config
-    assert config.data.columns and config.features.active_views
+    assert config.data.columns and config.features.direct_columns
 
 
 def part_of_an_experiment(desk: Desk, block: Block) -> None:
