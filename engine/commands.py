@@ -160,6 +160,11 @@ COMMANDS: dict[str, Command] = {
         "list runs, filtered and sorted: --where 'test/roc_auc > 0.74' --sort test/roc_auc",
         usage="[--where CONDITION] [--sort KEY] [--columns KEYS] [--limit N] [--json]",
     ),
+    "ui": plain(
+        "engine.lifecycle.ui:ui",
+        "write one page over models, alarms, backtests, sweeps, views and runs, for a browser; no server",
+        usage="[--out FILE]",
+    ),
     "runs gc": plain(
         "engine.lifecycle.retention:gc",
         "runs that are no longer needed, and the reasons that keep the others; --delete removes them",

@@ -65,6 +65,7 @@ READS: dict[str, dict[str, str]] = {
     "verify": {"run": "{place}", "bundle": "{place}", "store": "{place}", "registry": "{place}"},
     "compare": {"run": "{run} {other}", "bundle": "{run} {other}", "store": "{run} {other}"},
     "runs": {"run": "", "registry": ""},
+    "ui": {"run": "", "registry": "", "store": "", "bundle": ""},
     "runs gc": {"run": "--older 1s", "registry": "--older 1s"},
     "runs rm": {"run": "{run}"},
     "lineage": {"run": "{run}", "bundle": "{run}/model", "store": "{entry}", "registry": "{run}"},

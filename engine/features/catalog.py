@@ -36,34 +36,8 @@ KEEP_RECENT = 24 * 3600  # seconds: gc keeps younger files, which a run may be u
 
 def list_views(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
     """`features list [--json]`: views of the config and of the store."""
-    stored = {name: store.stored_views(folder) for name, folder in _folders(config).items()}
-    users = models_by_view(config)
-    rows = []
-    for name in sorted({*stored, *config.features.views}):
-        view = config.features.views.get(name)
-        newest = max(stored.get(name, []), key=lambda item: item.directory.stat().st_mtime, default=None)
-        spec = schema.plain(view) if view else newest.manifest["spec"] if newest else {}
-        rows.append(
-            {
-                "view": name,
-                "kind": spec.get("kind", ""),
-                "owner": spec.get("owner", ""),
-                "description": spec.get("description", ""),
-                "entity": list(spec.get("entity", [])),
-                "features": len(view_columns(name, view, config.data))
-                if view
-                else len(newest.columns)
-                if newest
-                else 0,
-                "versions": len(stored.get(name, [])),
-                "bytes": storage.bytes_of([item.directory for item in stored.get(name, [])]),
-                "models": len(users.get(name, [])),
-                **view_statistics.summary(newest, _age(config, newest) if newest else None),
-            }
-        )
-    terminal.rows(
-        rows, "--json" in options, "no views: choose an experiment, as in `engine features list +experiment=flights`"
-    )
+    nothing = "no views: choose an experiment, as in `engine features list +experiment=flights`"
+    terminal.rows(view_rows(config), "--json" in options, nothing)
     return 0
 
 
@@ -197,6 +171,36 @@ def audit(config: Config, _words: list[str], options: Mapping[str, str]) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------- facts
+
+
+def view_rows(config: Config) -> list[dict[str, Any]]:
+    """A line per view of the config and of the store: what it is, whose, its versions, users, newest event and drift."""
+    stored = {name: store.stored_views(folder) for name, folder in _folders(config).items()}
+    users = models_by_view(config)
+    rows = []
+    for name in sorted({*stored, *config.features.views}):
+        view = config.features.views.get(name)
+        newest = max(stored.get(name, []), key=lambda item: item.directory.stat().st_mtime, default=None)
+        spec = schema.plain(view) if view else newest.manifest["spec"] if newest else {}
+        rows.append(
+            {
+                "view": name,
+                "kind": spec.get("kind", ""),
+                "owner": spec.get("owner", ""),
+                "description": spec.get("description", ""),
+                "entity": list(spec.get("entity", [])),
+                "features": len(view_columns(name, view, config.data))
+                if view
+                else len(newest.columns)
+                if newest
+                else 0,
+                "versions": len(stored.get(name, [])),
+                "bytes": storage.bytes_of([item.directory for item in stored.get(name, [])]),
+                "models": len(users.get(name, [])),
+                **view_statistics.summary(newest, _age(config, newest) if newest else None),
+            }
+        )
+    return rows
 
 
 def superseded(root: Path) -> list[Path]:

@@ -85,7 +85,7 @@ def write_report(run: Run, record: BacktestRecord) -> Path:
         html.tiles(_tiles(record)),
         html.section(
             "Quality against cost",
-            html.table(COLUMNS, [_row(item) for item in record["policies"]]),
+            html.table(COLUMNS, policy_rows(record)),
             note="Mean over the periods with equal weights. The share is empty where retraining every period gains nothing. "
             "Seconds of training are what a policy would cost alone: a model that two policies share is counted for both. "
             "Scores and monitored windows are counted for the policy that needed them first.",
@@ -143,7 +143,7 @@ def write_report(run: Run, record: BacktestRecord) -> Path:
 
 def text_table(record: BacktestRecord) -> str:
     """The comparison as text."""
-    return terminal.table(COLUMNS, [[_text(cell) for cell in _row(item)] for item in record["policies"]])
+    return terminal.table(COLUMNS, [[_text(cell) for cell in row] for row in policy_rows(record)])
 
 
 def _text(cell: Any) -> str:
@@ -154,16 +154,20 @@ def _name(record: BacktestRecord) -> str:
     return find_metric(record["metric"]).label
 
 
-def _row(item: PolicyResult) -> list[Any]:
+def policy_rows(record: BacktestRecord) -> list[list[Any]]:
+    """The figures of COLUMNS of each policy."""
     return [
-        item["name"],
-        item["mean_metric"],
-        item["gain_over_never"],
-        item["share_of_gain"],
-        item["regret_to_every"],
-        item["retrains"],
-        item["promotions"],
-        round(item["seconds"]),
+        [
+            item["name"],
+            item.get("mean_metric"),
+            item.get("gain_over_never"),
+            item.get("share_of_gain"),
+            item.get("regret_to_every"),
+            item["retrains"],
+            item["promotions"],
+            round(item["seconds"]),
+        ]
+        for item in record["policies"]
     ]
 
 

@@ -47,19 +47,24 @@ class Notice(TypedDict):
     text: str
 
 
-class DriftRecord(TypedDict):
-    """drift.json. Monitoring and retraining read the keys named here; the rest of columns and measurements is for people."""
+class VerdictRecord(TypedDict):
+    """The part of drift.json that says what was concluded, of which rows."""
 
     format: Annotated[int, records.Format(FORMAT)]
     verdict: str
     headline: str
     alarm: bool
+    window: tuple[str, str]
+    rows: records.Count
+
+
+class DriftRecord(VerdictRecord):
+    """drift.json. Monitoring and retraining read the keys named here; the rest of columns and measurements is for people."""
+
     alarms: list[Notice]
     unjudged: NotRequired[list[Notice]]
     noted: list[Notice]
     causes: list[str]
-    window: tuple[str, str]
-    rows: records.Count
     model: str
     profile: str
     rule: NotRequired[RuleRecord]

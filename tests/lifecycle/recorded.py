@@ -22,7 +22,7 @@ def sha(letter: str) -> str:
     return letter * 64
 
 
-def make_run(folder: Path, name: str, command: str = "train", **changes: Any) -> Path:
+def make_run(folder: Path, name: str, command: str = "train", /, **changes: Any) -> Path:
     """`folder/runs/<command>/shop/<name>/` of a finished run; keyword arguments are laid over its record."""
     directory = folder / "runs" / command / "shop" / name
     directory.mkdir(parents=True)

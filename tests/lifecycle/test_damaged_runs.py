@@ -16,7 +16,14 @@ from engine.runtime.run import RunRecord
 from tests.lifecycle.recorded import make_run, sha
 from tests.runtime.test_records import json_values
 
-COMMANDS = (["runs"], ["compare", "RUN", "OTHER"], ["lineage", "RUN"], ["reproduce", "RUN"], ["registry", "list"])
+COMMANDS = (
+    ["runs"],
+    ["ui"],
+    ["compare", "RUN", "OTHER"],
+    ["lineage", "RUN"],
+    ["reproduce", "RUN"],
+    ["registry", "list"],
+)
 FILES = ("run.json", "metrics.json", "metrics.jsonl")
 
 

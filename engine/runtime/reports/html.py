@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup, escape
@@ -23,6 +24,7 @@ Formatter = Callable[[float], str]
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 40
 PALETTE = 6
+NAME, SENTENCE = 24, 60  # letters of a cell: up to NAME it is not broken, from SENTENCE on it has a width of its own
 ONE_BAND = 0.02  # half the width of a band of one point, of the axis
 
 
@@ -95,7 +97,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str =
             number = isinstance(cell, (int, float)) and not isinstance(cell, bool)
             titled[place] = "num" if number else titled[place]
             text = cell if isinstance(cell, Markup) else escape(format_number(cell) if number or cell is None else cell)
-            parts.append(Markup('<td class="{}">{}</td>').format("num" if number or cell is None else "", text))
+            kind = "num" if number or cell is None else _width(text)
+            parts.append(Markup('<td class="{}">{}</td>').format(kind, text))
         body.append(Markup("<tr>{}</tr>").format(Markup("").join(parts)))
     if not body:
         return paragraph(empty, quiet=True)
@@ -107,10 +110,30 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str =
     )
 
 
+def _width(text: Markup) -> str:
+    return "short" if len(text) <= NAME else "long" if len(text) >= SENTENCE and "<" not in text else ""
+
+
 def bar(share: float, text: str = "") -> Markup:
     """A table cell with a bar of `share` (0 to 1) of its width behind a text."""
     width = 100 * min(max(share, 0.0), 1.0)
     return Markup('<div class="bar"><i style="width:{}%"></i><span>{}</span></div>').format(f"{width:.1f}", text)
+
+
+def badge(text: str, tone: str = "plain") -> Markup:
+    """A table cell with a state in its colour; `tone` as of a tile."""
+    return Markup('<span class="badge {}">{}</span>').format(tone, text)
+
+
+def link(text: str, path: str) -> Markup:
+    """A link to a file, by its path relative to the page; no text in it can become the scheme of an address."""
+    return Markup('<a href="{}">{}</a>').format(quote(path), text)
+
+
+def folded(title: str, *body: Markup, opened: bool = False) -> Markup:
+    """A part of which only the title is seen until the reader opens it."""
+    state = Markup(" open") if opened else Markup("")
+    return Markup("<details{}><summary>{}</summary>{}</details>").format(state, title, Markup("").join(body))
 
 
 def paragraph(text: str, *, quiet: bool = False) -> Markup:

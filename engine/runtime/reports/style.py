@@ -46,6 +46,14 @@ th {
 td { padding: 6px 10px; border-bottom: 1px solid var(--line); }
 tr:last-child td { border-bottom: 0; }
 td.num, th.num { text-align: right; }
+td.long { min-width: 17em; }
+td.short { white-space: nowrap; }
+a { color: var(--accent); }
+.badge { color: var(--quiet); white-space: nowrap; }
+.badge::before { content: "\\25cf"; margin-right: 5px; }
+.badge.good { color: var(--good); } .badge.bad { color: var(--bad); } .badge.warn { color: var(--warn); }
+details { margin: 8px 0; }
+summary { cursor: pointer; padding: 6px 0; font-size: 14px; font-weight: 600; }
 .bar { position: relative; min-width: 90px; }
 .bar i {
   position: absolute; inset: 2px auto 2px 0; background: var(--accent); opacity: .18; border-radius: 3px;
