@@ -418,7 +418,7 @@ class Job:
         with device:
             flat = FlatWeights(self.model, precision)
             optimizer = make_optimizer(flat, settings)
-        self.plan = StepPlan(Schedule(len(data), batch, 1000, 0, settings))
+        self.plan = StepPlan(Schedule(len(data), batch, 1000, 0, settings, 8))
         rows = Rows.of(data, None, self.model)
         kind = torch.bfloat16 if any(flat.low) and not sizes else torch.float32
         source: Source = (

@@ -7,6 +7,7 @@ threads and precision. `ratio` is their seconds over ours.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 import time
@@ -33,13 +34,14 @@ from engine.training.order import RowOrder
 from engine.training.precision import fast_bf16
 from engine.training.probe import probe
 from engine.training.schedule import Schedule
+from engine.training.sizes import settle
 from engine.training.stepper import TrainingJob
 from engine.training.threads import Team
 
 JSON = Path(__file__).parent / "results/models.json"
 MODULES = Plugin("modules.py", Path(__file__).with_name("_modules.py").read_bytes())
 ROWS, NUMBERS, CARDINALITIES = 32_768, 16, [12, 30]
-TURNS, STEPS = 5, 2
+TURNS, STEPS = 9, 4
 NO_DROPOUT = {"dropout": 0.0}
 PLE = {"embeddings": "ple"}
 TABM = {"kind": "tabm", "hidden": (256, 256), "members": 16, **PLE}
@@ -68,6 +70,7 @@ def measured(work: str, settings: Settings) -> Row:
         config = config_of(Path(folder), keys, batch, settings.threads)
         run = Run.create("train", config, schema.plain(config))
         with Team(settings.threads) as team, StopFlag(run.directory) as stop:
+            config = settle(config, run, len(data), functools.partial(model_of, config, data))
             model = model_of(config, data)
             theirs = PlainLoop(model, data, config, precision)
             schedule = Schedule.of(len(data), config.train)

@@ -175,6 +175,7 @@ for kind, how in (("mlp", "none"), ("linear", "none"), ("tabm", "ple"), ("wide_a
     config = ModelConfig(kind=kind, embeddings=how)
     made = model.from_architecture(model.architecture(model.build_model(config, 2, [3], 1, 0)))
     assert made.state_dict()
+assert made.work and made.arithmetic("bf16").low
 """
     found = loaded_after(f"{steps}\n{model}")
     assert not {"ray", "wandb", "duckdb"} & found

@@ -140,7 +140,7 @@ MISTAKES = {
     ),
     "fraction for a whole number": (["train.log_every=1.5"], ["train.log_every must be a whole number, found 1.5"]),
     "unknown value": (["train.loss=binry"], ["train.loss", "'binry'", "'binary'"]),
-    "cross-field": (["train.batch_size=4"], ["batch_size must be at least shards=8, found 4"]),
+    "cross-field": (["train.batch_size=4", "train.shards=8"], ["batch_size must be at least shards=8, found 4"]),
     "several values": (["train.lr=1,2"], ["--multirun"]),
     "no value": (["train.lr"], ["key=value", "'train.lr'"]),
     "no key": (["=1"], ["'=1'"]),

@@ -63,7 +63,7 @@ split:
   valid: ["2020-01-21", "2020-01-26"]
   test: ["2020-01-26", "2020-01-31"]
 model: {hidden: [16, 16], dropout: 0.1}
-train: {epochs: 2, batch_size: 128, precision: fp32, lr: 0.01}
+train: {epochs: 2, batch_size: 128, shards: 8, precision: fp32, lr: 0.01}
 evaluate: {slices: [shop], bootstrap: 20}
 """
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine.training.operations import Observer
 from engine.training.randomness import AllKept, drawn_from
 
 ROWS = 4  # of the trial that looks at what a module reads
@@ -82,7 +82,7 @@ def _last_layer(module: nn.Module, numeric: Tensor, codes: Tensor) -> str | None
     return called[-1] if called else None
 
 
-class _Uses(TorchDispatchMode):
+class _Uses(Observer):
     """Names of parameters that operations read through a cast to bf16 (`low`) and otherwise (`full`)."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -92,9 +92,8 @@ class _Uses(TorchDispatchMode):
         self._names = {id(tensor): name for name, tensor in parameters.items()}
         self._views: dict[int, tuple[str, Tensor]] = {}  # kept alive, so that an id stays that of its tensor
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+    def seen(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """See Observer."""
         for given in tree_leaves((args, kwargs)):
             name = self._names.get(id(given)) or self._views.get(id(given), (None,))[0]
             if name is None:
@@ -105,4 +104,3 @@ class _Uses(TorchDispatchMode):
                 self._views |= {id(view): (name, view) for view in tree_leaves(out) if isinstance(view, Tensor)}
             else:
                 self.full.add(name)
-        return out

@@ -36,8 +36,8 @@ class Audit:
 
         Raises UserError, on all workers, where the bits differ.
         """
-        exchange, settings = self._job.exchange, self._job.config.train
-        shard = step // settings.audit_every % settings.shards
+        exchange, schedule = self._job.exchange, self._job.schedule
+        shard = step // schedule.config.audit_every % schedule.shards
         owner, auditor = shard % exchange.world, (shard + 1) % exchange.world
         found = torch.zeros(1, 2, dtype=torch.int64)
         if exchange.rank == owner:

@@ -55,11 +55,11 @@ class CpuStepper:
         schedule = job.schedule
         self._buffers = Buffers(job.model)
         self._task = ShardTask(job.model, job.train, job.order, schedule, job.class_weights, self._buffers)
-        self._shards = owned(settings.shards, exchange.rank, exchange.world)
+        self._shards = owned(schedule.shards, exchange.rank, exchange.world)
         width = self.weights.size + self._buffers.size + STATS_FLOATS
         # A shard's gradient, buffers and statistics each.
         self._rows = torch.from_numpy(
-            aligned_empty((slots(settings.shards, exchange.world), width), np.float32)
+            aligned_empty((slots(schedule.shards, exchange.world), width), np.float32)
         ).zero_()
         self._spaces = [
             ShardWorkspace(self.weights, job.train, schedule.shard_rows, self._rows[place])
@@ -81,14 +81,14 @@ class CpuStepper:
             self._audit.run(step, self._rows)
         shards_done = time.perf_counter()
         self._rows[0, -STATS_FLOATS:].numpy().view(np.float64)[STOP] = float(job.stop.requested())
-        total, sums = REDUCTIONS[settings.reduction](self._rows, settings.shards, job.exchange, job.team)
+        total, sums = REDUCTIONS[settings.reduction](self._rows, job.schedule.shards, job.exchange, job.team)
         gradient, summed = total[: self.weights.size], total[self.weights.size :]
         added = time.perf_counter()
         norm = scale_and_clip(gradient, job.schedule.batch / sums[WEIGHT] if sums[WEIGHT] > 0 else 0.0, settings.clip)
         if not sums[BAD] and math.isfinite(norm) and sums[WEIGHT] > 0:
             self.optimizer.step(self.weights.values, gradient, job.schedule.rate(step))
             self.weights.refresh()
-            used = sum(self._task.used(step, shard) for shard in range(settings.shards))
+            used = sum(self._task.used(step, shard) for shard in range(job.schedule.shards))
             self._buffers.combine(summed, used, self._modules[0] if job.exchange.rank == 0 else None, job.exchange)
         figures = StepFigures(
             loss=float(sums[LOSS]),

@@ -161,7 +161,8 @@ def fit_on_cluster(  # noqa: PLR0913
 
 
 def _check_workers(rows: int, config: Config, run: Run) -> None:
-    least = min(rows, sizes_of(config.train, rows).batch_size, config.train.shards)
+    sizes = sizes_of(config.train, rows)
+    least = min(rows, sizes.batch_size, sizes.shards)
     if config.cluster.workers > least:
         run.warn(
             f"cluster.workers={config.cluster.workers} but a step has {least} shards with rows ({rows} rows in all): "

@@ -8,6 +8,7 @@ as the constructor made them.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from engine.runtime.records import Within
 from engine.training import kinds
 from engine.training.arithmetic import ROWS, Arithmetic
 from engine.training.networks import WIDEST, Fitted, Shape, Width
+from engine.training.operations import multiply_adds
 from engine.training.randomness import AllKept, drawn_from
 from engine.training.target import PLAIN, TargetScale
 
@@ -171,6 +173,15 @@ class Network:
         with drawn_from(masks), torch.no_grad():
             module(*self._trial_rows())
         return masks.calls
+
+    @functools.cached_property
+    def work(self) -> float:
+        """Multiply-adds of a row in a forward pass of training, found by trial; infinite for a module that raises."""
+        try:
+            with torch.no_grad():
+                return multiply_adds(self.build().train(), *self._trial_rows())
+        except Exception:  # of anyone's code; the probe will say what is wrong with it
+            return math.inf
 
     def arithmetic(self, precision: str) -> Arithmetic:
         """How its modules are computed."""

@@ -22,12 +22,13 @@ class Schedule:
     epochs: int
     patience: int
     config: TrainConfig
+    shards: int
 
     @classmethod
     def of(cls, rows: int, config: TrainConfig) -> Schedule:
-        """Batches of train.batch_size rows, or of all rows where there are fewer."""
+        """Batches of train.batch_size rows, or of all rows where there are fewer. Where sizes are `auto`, see `sizes_of`."""
         sizes = sizes_of(config, rows)
-        return cls(rows, min(sizes.batch_size, rows), sizes.epochs, sizes.patience, config)
+        return cls(rows, min(sizes.batch_size, rows), sizes.epochs, sizes.patience, config, sizes.shards)
 
     @property
     def epoch_steps(self) -> int:
@@ -42,7 +43,7 @@ class Schedule:
     @property
     def shard_rows(self) -> int:
         """Rows of a shard, padding included."""
-        return -(-self.batch // self.config.shards)
+        return -(-self.batch // self.shards)
 
     def positions(self, step: int) -> tuple[int, int]:
         """Positions [start, stop) in the epoch's order of the rows of a step."""

@@ -67,6 +67,7 @@ from engine.training.intervals import fit_interval
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.loss import Loss
 from engine.training.losses import loss_of, loss_record, recorded_loss, to_scores
+from engine.training.model import build_model
 from engine.training.networks import Fitted
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS
@@ -91,8 +92,6 @@ def train(config: Config, run: Run) -> dict[str, float]:
     splits = find_splits(config, dataset, SPLITS, run)
     config = choose(config, run, len(splits["train"].rows), len(table.features))
     boosted = config.model.kind in BOOSTERS
-    if not boosted:
-        config = settle(config, run, len(splits["train"].rows))
     classes = class_names(config, dataset, splits["train"].rows)
     labels = say_labels(config, run, dataset, splits, classes)
     say_score(config, run, classes, loss_of(config.train))
@@ -264,6 +263,10 @@ def fit_model(
     }
     monotone = monotone_columns(encoder, config.model.trees.monotone)
     fitted = fitted_arrays(config, examples["train"])
+    if config.model.kind not in BOOSTERS:
+        shape = encoder.width, encoder.cardinalities, keys["outputs"]
+        network = functools.partial(build_model, config.model, *shape, config.train.seed, fitted)
+        config = settle(config, run, len(examples["train"]), network)
     alone = config.model.kind == "lightgbm" and config.cluster.kind != "local"
     if alone:
         run.warn(

@@ -284,7 +284,7 @@ def test_workers_cut_a_batch_into_ranges_that_hold_each_row_once(config):
     settings = config().train
     for rows, batch, world in itertools.product((1, 10, 37), (4, 7, 10), (1, 2, 3)):
         batch = min(batch, rows)
-        plans = [StepPlan(Schedule(rows, batch, 1, 0, settings), rank, world) for rank in range(world)]
+        plans = [StepPlan(Schedule(rows, batch, 1, 0, settings, 8), rank, world) for rank in range(world)]
         taken = []
         for plan in plans:
             counts, starts = plan.counts(0, plan.schedule.epoch_steps)

@@ -1,8 +1,11 @@
-"""Batches, epochs and patience by the number of rows: a stated rule, recorded, and better on few rows than large batches."""
+"""Batches, epochs and patience by the number of rows, shards by the work of a batch: a stated rule, recorded, and better on few
+rows than large batches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,9 @@ from tests.tiny import overrides, write_tiny
 
 
 @pytest.mark.parametrize(("rows", "expected"), [
-    (1, Sizes(32, 100, 20)), (106, Sizes(32, 100, 20)), (1_800, Sizes(32, 18, 3)), (4_800, Sizes(32, 10, 3)),
-    (30_000, Sizes(128, 10, 3)), (57_000, Sizes(256, 10, 3)), (800_000, Sizes(2048, 10, 3)),
-    (819_200, Sizes(4096, 10, 3)), (100_000_000, Sizes(4096, 10, 3)),
+    (1, Sizes(32, 100, 20, 1)), (106, Sizes(32, 100, 20, 8)), (1_800, Sizes(32, 18, 3, 8)), (4_800, Sizes(32, 10, 3, 8)),
+    (30_000, Sizes(128, 10, 3, 8)), (57_000, Sizes(256, 10, 3, 8)), (800_000, Sizes(2048, 10, 3, 8)),
+    (819_200, Sizes(4096, 10, 3, 8)), (100_000_000, Sizes(4096, 10, 3, 8)),
 ])  # fmt: skip
 def test_the_rule(rows: int, expected: Sizes) -> None:
     assert sizes_of(TrainConfig(), rows) == expected
@@ -45,9 +48,21 @@ def test_steps_are_many_enough_or_a_bound_says_why_not(rows: int, shards: int) -
 
 
 def test_what_is_said_is_taken_and_the_rest_follows_from_it() -> None:
-    assert sizes_of(TrainConfig(epochs=50), 10**6) == Sizes(4096, 50, 10)
-    assert sizes_of(TrainConfig(batch_size=4096, epochs=10, patience=3), 100) == Sizes(4096, 10, 3)
-    assert sizes_of(TrainConfig(batch_size=1000, patience=0), 1000) == Sizes(1000, 100, 0)
+    assert sizes_of(TrainConfig(epochs=50), 10**6) == Sizes(4096, 50, 10, 8)
+    assert sizes_of(TrainConfig(batch_size=4096, epochs=10, patience=3), 100) == Sizes(4096, 10, 3, 8)
+    assert sizes_of(TrainConfig(batch_size=1000, patience=0), 1000) == Sizes(1000, 100, 0, 8)
+
+
+@pytest.mark.parametrize(("batch", "work", "shards"), [
+    (4096, 140_000, 4),  # a small network: 1,024 rows have enough to do, 512 have not
+    (4000, 35_000, 1), (4000, 69_999, 1), (4000, 70_000, 2), (4000, 279_999, 4), (4000, 280_000, 8), (4000, 2**30, 8),
+    (512, 1_000_000, 2), (32, 140_000, 1), (32, 35_000_000, 8), (5, 2**40, 4), (1, 2**40, 1),
+])  # fmt: skip
+def test_a_shard_has_enough_to_do_where_the_batch_has(batch: int, work: int, shards: int) -> None:
+    assert sizes_of(TrainConfig(batch_size=batch), 10**6, work).shards == shards
+    assert sizes_of(TrainConfig(), batch, work).shards <= shards, "no shard is without rows"
+    fixed = TrainConfig(batch_size=batch, shards=min(batch, 6))
+    assert sizes_of(fixed, 10**6, work).shards == min(batch, 6), "what is said is taken"
 
 
 @pytest.mark.parametrize(("word", "message"), [
@@ -55,32 +70,39 @@ def test_what_is_said_is_taken_and_the_rest_follows_from_it() -> None:
     ("train.batch_size=many", "train.batch_size: must be a whole number of at least 1, or auto, found 'many'"),
     ("train.patience=-1", "train.patience: must be a whole number of at least 0, or auto, found -1"),
     ("train.epochs=2.5", "train.epochs: must be a whole number of at least 1, or auto, found"),
-    ("train.batch_size=4", "batch_size must be at least shards=8, found 4"),
+    ("train.batch_size=4 train.shards=8", "batch_size must be at least shards=8, found 4"),
+    ("train.shards=0", "train.shards: must be a whole number of at least 1, or auto, found 0"),
 ])  # fmt: skip
 def test_what_is_no_number_of_rows_or_epochs_is_refused(word: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
-        compose([word])
+        compose(word.split())
 
 
 @pytest.mark.parametrize(("experiment", "expected"), [
-    ("flights", (4096, 10, 3)), ("flights_backtest", (4096, 3, 3)), ("taxi", (1024, 8, 3)), ("taxi_card", (1024, 8, 3)),
+    ("flights", (4096, 10, 3, 8)), ("flights_backtest", (4096, 3, 3, 8)), ("taxi", (1024, 8, 3, 8)),
+    ("taxi_card", (1024, 8, 3, 8)),
 ])  # fmt: skip
-def test_the_examples_are_pinned(experiment: str, expected: tuple[int, int, int]) -> None:
+def test_the_examples_are_pinned(experiment: str, expected: tuple[int, int, int, int]) -> None:
     """Their weights and figures must not follow the rule."""
     train = compose([f"+experiment={experiment}"]).config.train
-    assert (train.batch_size, train.epochs, train.patience) == expected
+    assert (train.batch_size, train.epochs, train.patience, train.shards) == expected
 
 
 def test_a_run_says_and_records_its_sizes_and_keeps_them(tmp_path: Path, new_run: Callable[..., Run]) -> None:
     folder = write_tiny(tmp_path, 900)
     words = overrides(
-        folder, "train.epochs=auto", "train.batch_size=auto", "features.windows=off", "evaluate.bootstrap=0"
+        folder,
+        "train.epochs=auto",
+        "train.batch_size=auto",
+        "train.shards=auto",
+        "features.windows=off",
+        "evaluate.bootstrap=0",
     )
     found = api.run("train", *words, config_dir=str(folder / "conf"))
     rows = int(found.metrics["train/rows"])
-    expected = sizes_of(TrainConfig(), rows)
-    assert found.record["sizes"] == {"batch_size": 32, "epochs": expected.epochs, "patience": expected.patience}
-    said = f"batch_size 32, epochs {expected.epochs}, patience {expected.patience} by rule for {rows} rows (auto)"
+    expected = sizes_of(TrainConfig(), rows, 1000.0)  # a small network
+    assert found.record["sizes"] == asdict(expected) and (expected.batch_size, expected.shards) == (32, 1)
+    said = f"batch_size 32, epochs {expected.epochs}, patience {expected.patience}, shards 1 by rule for {rows} rows (auto)"
     assert said in (found.directory / "run.log").read_text()
     assert found.metrics["train/steps"] == -(-rows // 32) * found.metrics["train/epochs"]
     assert "<dt>batch_size</dt><dd>32</dd>" in (found.directory / "report.html").read_text()
@@ -88,8 +110,10 @@ def test_a_run_says_and_records_its_sizes_and_keeps_them(tmp_path: Path, new_run
     # What was recorded counts, whatever the rule is by now.
     config = compose(words, str(folder / "conf")).config
     run = new_run(config)
-    run.note(sizes={"batch_size": 64, "epochs": 2, "patience": 1})
-    assert settle(config, run, rows).train.batch_size == 64 and settle(config, run, rows).train.epochs == 2
+    recorded = Sizes(64, 2, 1, 4)
+    run.note(sizes=asdict(recorded))
+    train = settle(config, run, rows, lambda: pytest.fail("nothing is left to count")).train
+    assert Sizes(train.batch_size, train.epochs, train.patience, train.shards) == recorded
     run.finish({})
 
 

@@ -200,7 +200,12 @@ class TrainConfig:
         "rows of one optimizer step; auto = a 200th of the training rows, down to a power of two, from 32 to 4096",
         parse=units.count(1),
     )
-    shards: int = key(8, "logical shards of a batch; fixed, so that weights do not depend on workers", ge=1)
+    shards: int | str = key(
+        AUTO,
+        "logical shards of a batch, each computed by one thread, so that weights do not depend on threads and workers; "
+        "auto = 8, or fewer for a small model: a shard has 140 million multiply-adds, where the batch has",
+        parse=units.count(1),
+    )
     lr: float = key(0.001, "peak learning rate", gt=0)
     optimizer: str = later_key(
         "adamw",
@@ -262,7 +267,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch_size, int) and self.batch_size < self.shards:
+        if isinstance(self.batch_size, int) and isinstance(self.shards, int) and self.batch_size < self.shards:
             raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
         if not self.quantiles or any(a >= b for a, b in itertools.pairwise(self.quantiles)):
             raise UserError(f"quantiles must be rising levels, as in [0.1, 0.5, 0.9], found {list(self.quantiles)}")
