@@ -65,7 +65,7 @@ def make_config(folder: Path, kind: str, threads: int, workers: int = 0) -> Conf
     return schema.build(Config, values)
 
 
-KEYS: dict[str, Any] = {"cardinalities": [], "outputs": 1, "dataset_digest": "benchmark", "precision": "fp32"}
+KEYS: dict[str, Any] = {"cardinalities": [], "outputs": [1], "dataset_digest": "benchmark", "precision": "fp32"}
 
 
 def ours(train: Examples, valid: Examples, config: Config, on: Path | None = None) -> FitResult:

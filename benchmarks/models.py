@@ -30,6 +30,7 @@ from engine.training.examples import Examples
 from engine.training.exchange import Alone
 from engine.training.interrupt import StopFlag
 from engine.training.model import Network, build_model
+from engine.training.objectives import objectives_of
 from engine.training.order import RowOrder
 from engine.training.precision import fast_bf16
 from engine.training.probe import probe
@@ -74,11 +75,12 @@ def measured(work: str, settings: Settings) -> Row:
             model = model_of(config, data)
             theirs = PlainLoop(model, data, config, precision)
             schedule = Schedule.of(len(data), config.train)
+            objectives = objectives_of(config, data, [model.outputs], model.targets)
             if model.kind not in kinds.BUILT_IN:
-                model.traits = probe(model, data, schedule, precision, run.warn)
+                model.traits = probe(model, data, schedule, objectives, precision, run.warn)
             order = RowOrder.of(data, config.train)
             job = TrainingJob(
-                config=config, run=run, train=data, model=model, order=order, schedule=schedule, class_weights=None,
+                config=config, run=run, train=data, model=model, order=order, schedule=schedule, objectives=objectives,
                 dataset_digest="benchmark", precision=precision, exchange=Alone(), team=team, stop=stop,
             )  # fmt: skip
             seconds = in_turn(CpuStepper(job).run, theirs.run)

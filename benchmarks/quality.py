@@ -147,7 +147,7 @@ def parts_of(words: tuple[str, ...], trained: Run) -> dict[str, Part]:
         table = ensure_table(config, run, dataset)
         found, classes = {}, tuple(bundle.model["classes"])
         for name, split in find_splits(config, dataset, SPLITS, run).items():
-            encoded = pack(config, table, bundle.encoder, split, classes, run, "float32")
+            encoded = pack(config, table, bundle.encoder, split, [classes], run, "float32")
             span = (int(split.rows[0]), int(split.rows[-1]) + 1)
             take = pa.array(split.rows - span[0])
             when = config.data.event_time

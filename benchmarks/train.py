@@ -115,7 +115,12 @@ def make_config(folder: Path, threads: int, **keys: Any) -> Config:
 def ours(data: Examples, sizes: list[int], config: Config, precision: str, folder: Path | None = None) -> FitResult:
     """One epoch, in this process or, with the folder of the saved rows, on Ray."""
     run = Run.create("train", config, schema.plain(config))
-    keys: dict[str, Any] = {"cardinalities": sizes, "outputs": 1, "dataset_digest": "benchmark", "precision": precision}
+    keys: dict[str, Any] = {
+        "cardinalities": sizes,
+        "outputs": [1],
+        "dataset_digest": "benchmark",
+        "precision": precision,
+    }
     try:
         if folder is not None:
             return fit_on_cluster(folder, None, config, run, **keys)

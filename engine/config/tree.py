@@ -81,6 +81,21 @@ class Config:
                 "leave out one of them"
             )
 
+    @property
+    def by_target(self) -> tuple[Config, ...]:
+        """The config as that of each target alone, the main one first."""
+        return (self,)
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The name of each target, as in `by_target`."""
+        return (self.data.target or "",)
+
+    @property
+    def target_weights(self) -> tuple[float, ...]:
+        """The weight of each target's loss."""
+        return (1.0,)
+
     @functools.cached_property
     def periods(self) -> dict[str, tuple[int, int]]:
         """Every period that is set, by its key: from included, to excluded, in microseconds UTC; for split.by=hash the places."""

@@ -122,6 +122,7 @@ class Facts(TypedDict, total=False):
     sizes: dict[str, int]
     chosen_model: ChosenModel
     labels: dict[str, LabelsRecord]
+    labels_of_targets: dict[str, dict[str, LabelsRecord]]
     tracking: Tree
     submitted: SourceRecord
     views: dict[str, str]

@@ -22,11 +22,10 @@ from engine.features.spec import history_inputs, row_inputs
 from engine.runtime import environment
 from engine.scoring.cuda_tiles import DeviceRows, DeviceScorer
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
-from engine.training.classes import ScoreMeaning, score_meaning
+from engine.training.classes import ScoreMeaning, heads_meaning
 from engine.training.decision import COLUMN, decide
 from engine.training.finished import FinishedNetwork, Model
 from engine.training.intervals import LOWER, UPPER, bounds_of
-from engine.training.losses import to_scores
 from engine.training.threads import Team
 
 SLAB_ROWS = 16_384  # rows encoded and scored at once: they fit in a core's cache
@@ -83,23 +82,22 @@ class Predictor:
     @property
     def columns(self) -> tuple[str, ...]:
         """What the scores of a row are for where it has several: names of classes, or levels of quantiles."""
-        return self.bundle.loss.columns(self.bundle.model["classes"])
+        return self.bundle.heads.names
 
     @property
     def meaning(self) -> ScoreMeaning:
         """The meaning of a score: the target, and its positive class (of two), or what its scores are for (several)."""
-        return score_meaning(self.bundle.data.target or "", self.bundle.model["classes"], self.bundle.loss)
-
-    @property
-    def decides(self) -> bool:
-        """Whether the model says which class it decides for."""
-        return "decision" in self.bundle.model
+        return heads_meaning(self.bundle.heads)
 
     @property
     def added(self) -> tuple[str, ...]:
         """Columns of an output beside the scores."""
-        bounds = () if self.bundle.loss.interval is None else (LOWER, UPPER)
-        return (*([COLUMN] if self.decides else []), *bounds)
+        found: list[str] = []
+        for k, item in enumerate(self.bundle.heads.items):
+            bounds = () if item.loss.interval is None else (LOWER, UPPER)
+            names = (*([COLUMN] if item.decision is not None else []), *bounds)
+            found += [name + self.bundle.heads.suffix(k) for name in names]
+        return tuple(found)
 
     @property
     def tile_rows(self) -> int:
@@ -115,16 +113,20 @@ class Predictor:
         return self.encoded_scores(numeric, codes)
 
     def output(self, scores: np.ndarray) -> dict[str, pa.Array]:
-        """Columns of an output from scores [n] or [n, classes]: the scores, the `decision`, text of a class, if the model
-        decides, and `lower` and `upper` if it has intervals.
+        """Columns of an output from scores [n] or [n, k]: of each target the scores, the `decision`, text of a class, if there is
+        one, and `lower` and `upper` if it has intervals.
         """
-        columns = score_columns(scores, self.columns)
-        if self.decides:
-            codes = decide(self.bundle.model["decision"], scores).astype(np.int32)
-            columns[COLUMN] = pa.DictionaryArray.from_arrays(codes, pa.array(self.bundle.model["classes"]))
-        if (interval := self.bundle.loss.interval) is not None:
-            for name, values in zip((LOWER, UPPER), bounds_of(interval, scores), strict=True):
-                columns[name] = pa.array(values.astype(scores.dtype))
+        heads = self.bundle.heads
+        columns: dict[str, pa.Array] = {}
+        for k, item in enumerate(heads.items):
+            mine, of = heads.of(scores, k), heads.suffix(k)
+            columns |= score_columns(mine, self.columns[item.columns])
+            if item.decision is not None:
+                codes = decide(item.decision, mine).astype(np.int32)
+                columns[COLUMN + of] = pa.DictionaryArray.from_arrays(codes, pa.array(item.classes))
+            if (interval := item.loss.interval) is not None:
+                for name, values in zip((LOWER, UPPER), bounds_of(interval, mine), strict=True):
+                    columns[name + of] = pa.array(values.astype(mine.dtype))
         return columns
 
     def scored(self, raw: pa.Table, lap: Callable[[str], None] = lambda _: None) -> Scored:
@@ -154,7 +156,7 @@ class Predictor:
         return self._scores(self.logits(numeric, codes))
 
     def _scores(self, logits: np.ndarray) -> np.ndarray:
-        return to_scores(self.bundle.loss, logits, self.model.target)
+        return self.bundle.heads.scores(logits)
 
     def logits(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Raw outputs float32[n, outputs] of encoded blocks."""

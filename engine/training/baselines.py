@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.sections.training import EvaluateConfig
-from engine.training.bundle import ModelRecord
 from engine.training.evaluate import mean, point_metrics
 from engine.training.examples import Examples
+from engine.training.heads import TargetFacts
 from engine.training.loss import Loss
 from engine.training.losses import recorded_loss
 
@@ -29,7 +29,7 @@ STEPS, CLOSE = 200, 1e-5  # of softmax; it stops at this mean absolute gradient
 
 
 def baselines(
-    examples: Mapping[str, Examples], facts: ModelRecord, config: EvaluateConfig
+    examples: Mapping[str, Examples], facts: TargetFacts, config: EvaluateConfig
 ) -> dict[str, dict[str, dict[str, float]]]:
     """{split: {"linear" or "constant": {metric: value}}} on validation and test rows; fitted on the training rows."""
     loss = recorded_loss(facts)

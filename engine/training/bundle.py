@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -36,11 +37,11 @@ from engine.runtime.records import Format, Within
 from engine.runtime.run import Precision
 from engine.runtime.seal import FileRecord, Seal
 from engine.training import kinds
-from engine.training.decision import Decision
 from engine.training.finished import FITTED, FinishedNetwork, Model
+from engine.training.heads import Heads, HeadsRecord, facts_of, heads_of
 from engine.training.loss import Loss
-from engine.training.losses import LOSSES, LossRecord, recorded_loss
-from engine.training.model import ArchitectureRecord, declared, give_memory
+from engine.training.losses import LOSSES, recorded_loss
+from engine.training.model import declared, give_memory
 from engine.training.trees import check_description, is_trees, read_trees
 
 FORMAT = 1  # of the files that are part of the model
@@ -60,14 +61,11 @@ class SpecRecord(TypedDict):
     features: Tree
 
 
-class ModelRecord(LossRecord):
+class ModelRecord(HeadsRecord):
     """model.json: what scoring needs in addition to weights."""
 
     format: NotRequired[Annotated[int, Format(FORMAT)]]
-    architecture: ArchitectureRecord
-    classes: list[str]
     precision: Precision
-    decision: NotRequired[Decision]
     tile_rows: Annotated[int, Within(1, 2**20)]
 
 
@@ -97,15 +95,20 @@ class Bundle:
         """Content digest of the model: weights, architecture, specification and fitted state."""
         return str(self.manifest["digest"])
 
-    @property
-    def loss(self) -> Loss:
-        """The loss of the model, with its settings; one of the user's runs code that the bundle carries.
+    @cached_property
+    def heads(self) -> Heads:
+        """The targets of the model; a loss of the user's runs code that the bundle carries.
 
         Raises Damaged where the model has another number of outputs, or of classes.
         """
-        found = recorded_loss(self.model)
-        _check_loss(self.model, found, self.directory / "model.json")
+        found = heads_of(self.model, self.data.target or "")
+        _check_heads(self.model, [item.loss for item in found.items], self.directory / "model.json")
         return found
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of the main target, with its settings."""
+        return self.heads.main.loss
 
     @property
     def weights(self) -> Path:
@@ -227,14 +230,20 @@ def _code_of(directory: Path, manifest: ManifestRecord) -> tuple[Plugin, ...]:
 def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
     """Raise Damaged where model.json fits neither itself nor the encoder, or a tile would not fit in memory."""
     described = model["architecture"]
-    if model["loss"] in LOSSES:  # the code of another may not run yet
-        known = {name: value for name, value in model.items() if name != "metric"}  # its code may not run yet either
-        _check_loss(model, recorded_loss(known), path)
-    elif plugins.split(model["loss"])[1] is None and model["loss"] not in plugins.installed(LOSS_GROUP):
-        raise records.Damaged(
-            f"{path}: loss must be one of {', '.join(LOSSES)}, or of an installed package (entry point group {LOSS_GROUP}), "
-            f"found {model['loss']!r}"
-        )
+    losses = []
+    for facts in facts_of(model):
+        if facts["loss"] in LOSSES:  # the code of another may not run yet
+            known = {
+                name: value for name, value in facts.items() if name != "metric"
+            }  # its code may not run yet either
+            losses.append(recorded_loss(known))
+        elif plugins.split(facts["loss"])[1] is None and facts["loss"] not in plugins.installed(LOSS_GROUP):
+            raise records.Damaged(
+                f"{path}: loss must be one of {', '.join(LOSSES)}, or of an installed package (entry point group "
+                f"{LOSS_GROUP}), found {facts['loss']!r}"
+            )
+    if len(losses) == len(facts_of(model)):
+        _check_heads(model, losses, path)
     for name, wanted in (
         ("numeric_width", encoder.width),
         ("cardinalities", encoder.cardinalities),
@@ -254,17 +263,21 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
         )
 
 
-def _check_loss(model: ModelRecord, loss: Loss, path: Path) -> None:
-    """Raise Damaged where outputs, classes or decision of a model are not those of its loss."""
-    outputs, found = loss.outputs(len(model["classes"])), model["architecture"]["outputs"]
+def _check_heads(model: ModelRecord, losses: Sequence[Loss], path: Path) -> None:
+    """Raise Damaged where outputs, classes or decisions of a model are not those of its losses."""
+    pairs, found = list(zip(losses, facts_of(model), strict=True)), model["architecture"]["outputs"]
+    outputs = sum(loss.outputs(len(facts["classes"])) for loss, facts in pairs)
     if found != outputs:
         raise records.Damaged(
             f"{path}: architecture: outputs must be {outputs} for its loss and classes, found {found}"
         )
-    if loss.task == "binary" and len(model["classes"]) != 2:
-        raise records.Damaged(f"{path}: classes must be two for loss {loss.name}, found {len(model['classes'])}")
-    if "decision" in model and ("threshold" in model["decision"]) != (loss.task == "binary"):
-        raise records.Damaged(f"{path}: decision must have a threshold for a loss of two classes, and for no other")
+    if len(model["architecture"].get("other_targets", [])) != len(losses) - 1:
+        raise records.Damaged(f"{path}: architecture: other_targets must be as many as targets")
+    for loss, facts in pairs:
+        if loss.task == "binary" and len(facts["classes"]) != 2:
+            raise records.Damaged(f"{path}: classes must be two for loss {loss.name}, found {len(facts['classes'])}")
+        if "decision" in facts and ("threshold" in facts["decision"]) != (loss.task == "binary"):
+            raise records.Damaged(f"{path}: decision must have a threshold for a loss of two classes, and for no other")
 
 
 def spec_of(bundle: Bundle, config: Config) -> tuple[DataConfig, FeaturesConfig]:

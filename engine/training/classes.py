@@ -18,6 +18,7 @@ from engine.errors import UserError, nearest
 from engine.features.compute import as_floats
 from engine.features.vocabulary import as_texts
 from engine.training.bundle import ModelRecord
+from engine.training.heads import Heads
 from engine.training.loss import Loss
 from engine.training.losses import loss_of, recorded_loss
 
@@ -163,7 +164,7 @@ def check_positive(config: Config, data: DataConfig, model: ModelRecord) -> None
         )
 
 
-class ScoreMeaning(TypedDict, total=False):
+class TargetMeaning(TypedDict, total=False):
     """The target, and its class (binary), or classes or levels of quantiles (one score each), in order."""
 
     target: str
@@ -173,7 +174,20 @@ class ScoreMeaning(TypedDict, total=False):
     quantiles: list[float]
 
 
-def score_meaning(target: str, classes: Sequence[str], loss: Loss) -> ScoreMeaning:
+class ScoreMeaning(TargetMeaning, total=False):
+    """The meaning of the main target's score; of a model of several `targets` that of each, in the order of their columns."""
+
+    targets: dict[str, TargetMeaning]
+
+
+def heads_meaning(heads: Heads) -> ScoreMeaning:
+    """The meaning of all scores of a model."""
+    each = {item.name: score_meaning(item.column, item.classes, item.loss) for item in heads.items}
+    main: ScoreMeaning = {**each[heads.main.name]}
+    return main if len(each) == 1 else {**main, "targets": each}
+
+
+def score_meaning(target: str, classes: Sequence[str], loss: Loss) -> TargetMeaning:
     """The meaning of a score, as data."""
     if loss.task == "binary":
         return {"target": target, "positive": classes[-1], "negative": classes[0]}

@@ -54,7 +54,7 @@ class CpuStepper:
         self.optimizer = make_optimizer(self.weights, settings)
         schedule = job.schedule
         self._buffers = Buffers(job.model)
-        self._task = ShardTask(job.model, job.train, job.order, schedule, job.class_weights, self._buffers)
+        self._task = ShardTask(job.model, job.train, job.order, schedule, job.objectives, self._buffers)
         self._shards = owned(schedule.shards, exchange.rank, exchange.world)
         width = self.weights.size + self._buffers.size + STATS_FLOATS
         # A shard's gradient, buffers and statistics each.

@@ -91,7 +91,7 @@ def fit_on_cluster(  # noqa: PLR0913
     run: Run,
     *,
     cardinalities: Sequence[int],
-    outputs: int,
+    outputs: Sequence[int],
     dataset_digest: str,
     precision: str,
     monotone: Sequence[int] = (),
@@ -120,7 +120,7 @@ def fit_on_cluster(  # noqa: PLR0913
         "valid": str(Path(valid_dir).resolve()) if valid_dir else None,
         "keys": {
             "cardinalities": list(cardinalities),
-            "outputs": outputs,
+            "outputs": list(outputs),
             "dataset_digest": dataset_digest,
             "precision": precision,
         },

@@ -31,7 +31,7 @@ from engine.features.spec import sensitive_features, trailing_features
 from engine.features.table import FeatureTable
 from engine.runtime import records, storage
 from engine.training.classes import target_values
-from engine.training.losses import loss_of
+from engine.training.heads import Heads
 from engine.training.row_sample import chosen_rows, encode_sample, pieces, sample_table
 from engine.training.splits import Split
 from engine.training.weights import row_weights
@@ -68,24 +68,23 @@ def write_reference(
     table: FeatureTable,
     encoder: Encoder,
     scorer: Scorer,
-    classes: Sequence[str],
+    heads: Heads,
     splits: Mapping[str, Split],
 ) -> None:
     """Write the reference into a bundle's folder.
 
-    `scorer` gives scores [n] or [n, classes] of encoded blocks; `classes` names the target's classes (none: a number);
+    `scorer` gives scores [n] or [n, k] of all `heads` of encoded blocks;
     `splits` hold the rows that the encoder was fitted on, and those that were watched.
     """
     periods = {name: period_rows(config, table.dataset, splits[name]) for name in PERIODS if name in splits}
     in_sample = not len(periods.get("valid", ()))
     scored = periods["train" if in_sample else "valid"]
     scores = score_rows(table, encoder, scorer, scored)
-    several = loss_of(config.train).columns(classes)
     hidden = sensitive_features(config.data, config.features)
     read, at_once = _reader(table, splits["train"].rows)
     trailing = trailing_features(config.features, encoder.features)
     related = {feature.name for feature in encoder.features} - trailing
-    spec = ProfileSpec.fit(encoder, read, scores, several, hidden, at_once=at_once, related=related)
+    spec = ProfileSpec.fit(encoder, read, scores, heads.names, hidden, at_once=at_once, related=related)
     storage.write_json(directory / "profile_spec.json", spec.to_json())
     days = profile_days(config, table, spec, periods, scored, scores)
     storage.write_parquet(directory / "reference.parquet", days_table(spec, days))
@@ -94,17 +93,22 @@ def write_reference(
         whole = whole.merge(part)
     sample = encoded_sample(config, table, encoder, periods)
     storage.write_parquet(directory / "reference_sample.parquet", sample_table(config, encoder, *sample))
-    outcomes = outcomes_of(
-        config, table.dataset, splits["train" if in_sample else "valid"].rows, scored, scores, classes
-    )
-    if outcomes is not None:
-        storage.write_parquet(directory / "reference_outcomes.parquet", outcomes)
+    ripe = splits["train" if in_sample else "valid"].by_target
+    for k, view in enumerate(config.by_target):
+        mine, classes = heads.of(scores, k), heads.items[k].classes
+        outcomes = outcomes_of(view, table.dataset, ripe[k].rows, scored, mine, classes)
+        if outcomes is not None:
+            storage.write_parquet(directory / outcomes_file(k), outcomes)
+
+    def main(numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return heads.of(scorer(numeric, codes))
+
     state: ReferenceRecord = {
         "format": FORMAT,
         "memory_days": -(-memory_of(config) // DAY),
         "history_days": history_days(config, table.dataset, periods),
         "predictions_in_sample": in_sample,
-        "importance": permutation_importance(encoder, scorer, sample[1], sample[2]),
+        "importance": permutation_importance(encoder, main, sample[1], sample[2]),
         "profile": whole.to_json(),
     }
     storage.write_json(directory / "reference.json", state)
@@ -247,6 +251,11 @@ def encoded_sample(
     """(days int32[n], numeric float32[n, F], codes int32[n, K]) of about SAMPLE_ROWS rows of both periods."""
     total = sum(map(len, periods.values()))
     return encode_sample(config, table, encoder, [part for rows in periods.values() for part in pieces(rows)], total)
+
+
+def outcomes_file(k: int) -> str:
+    """The file of the k-th target's labelled rows."""
+    return f"reference_outcomes_{k}.parquet" if k else "reference_outcomes.parquet"
 
 
 def outcomes_of(

@@ -17,7 +17,7 @@ from engine.config import plugins
 from engine.config.sections.training import EvaluateConfig
 from engine.data.calendar import months_of
 from engine.errors import UserError, nearest
-from engine.training.classes import ScoreMeaning
+from engine.training.classes import TargetMeaning
 from engine.training.curves import Curves, binary_curves, by_prediction
 from engine.training.decision import Decision
 from engine.training.loss import Loss
@@ -175,7 +175,7 @@ class SplitDetails(Curves, total=False):
     classes: list[Row]
     by_month: list[Row]
     slices: dict[str, list[Row]]
-    score: ScoreMeaning
+    score: TargetMeaning
     baselines: dict[str, dict[str, float]]
     unknown_targets: dict[str, int]
     importance: Mapping[str, Any]

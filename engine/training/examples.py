@@ -6,9 +6,9 @@ processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -50,13 +50,22 @@ class ExamplesRecord(TypedDict):
     files: dict[str, records.Count]
 
 
+class Labels(NamedTuple):
+    """The target [n], weight float32[n] (None: 1 each) and dataset rows int64[n] of rows that have a target."""
+
+    target: Values
+    weight: NDArray[np.float32] | None
+    rows: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Examples:
     """Rows ready for a model.
 
     Shape: numeric float32[n, F] and codes int32[n, K], row-major and 64-byte aligned; target float32[n] (0 or 1, class
-    index, or value) or float64[n] (see engine.training.target); weight float32[n] or None; rows int64[n], the dataset row
-    numbers: keys of dropout, and the names in errors.
+    index, or value) or float64[n] (see engine.training.target), of several targets [n, targets], NaN where a row has none;
+    weight float32 of the same shape, or [n], or None; rows int64[n], the dataset row numbers: keys of dropout, and the names
+    in errors.
     """
 
     numeric: NDArray[np.float32]
@@ -72,16 +81,32 @@ class Examples:
             array = getattr(self, name)
             if array is None:
                 continue
-            dimensions = 2 if name in ("numeric", "codes") else 1
-            if array.dtype != kind or array.ndim != dimensions or len(array) != len(self.rows):
+            allowed = {"numeric": (2,), "codes": (2,), "rows": (1,)}.get(name, (1, 2))
+            if array.dtype != kind or array.ndim not in allowed or len(array) != len(self.rows):
                 raise ValueError(
-                    f"{name} must be {np.dtype(kind)} of {dimensions} dimensions and {len(self.rows)} rows, "
+                    f"{name} must be {np.dtype(kind)} of {' or '.join(map(str, allowed))} dimensions and {len(self.rows)} rows, "
                     f"found {array.dtype}{list(array.shape)}"
                 )
             object.__setattr__(self, name, aligned(array, kind))
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def labels(self, k: int) -> Labels:
+        """Of the target k, those of the rows that have it; of the only target all."""
+        if self.target.ndim == 1:
+            return Labels(self.target, self.weight, self.rows)
+        known = np.flatnonzero(~np.isnan(self.target[:, k]))
+        weight = self.weight if self.weight is None or self.weight.ndim == 1 else self.weight[:, k]
+        return Labels(self.target[known, k], None if weight is None else weight[known], self.rows[known])
+
+    def of_target(self, k: int, rows: NDArray[np.int64]) -> Examples:
+        """The examples of the target k alone: its dataset `rows`, ascending, copied; of the only target all as they are."""
+        if self.target.ndim == 1:
+            return self
+        part = self.take(np.searchsorted(self.rows, rows))
+        weight = part.weight if part.weight is None or part.weight.ndim == 1 else part.weight[:, k]
+        return replace(part, target=part.target[:, k], weight=weight)
 
     @property
     def nbytes(self) -> int:

@@ -39,7 +39,7 @@ from engine.runtime import digest, environment, records, storage
 from engine.training import surrogates
 from engine.training.bundle import Bundle, ModelRecord
 from engine.training.finished import Model
-from engine.training.losses import recorded_loss, to_scores
+from engine.training.heads import heads_of
 from engine.training.target import PLAIN, TargetScale
 from kernels.hashing import hash_bytes
 
@@ -99,9 +99,7 @@ def write_gate(
     storage.write_parquet(directory / "rows.parquet", probes)
     storage.write_parquet(directory / "features.parquet", expected)
     storage.write_parquet(directory / "encoded.parquet", encoded_table(encoder, numeric, codes))
-    storage.write_parquet(
-        directory / "scores.parquet", scores_table(to_scores(recorded_loss(facts), logits, model.target))
-    )
+    storage.write_parquet(directory / "scores.parquet", scores_table(heads_of(facts, data.target or "").scores(logits)))
     storage.write_json(directory / STATE, {**state_of(encoder, data, features), "hardware": hardware()})
     storage.write_parquet(directory / "history.parquet", history)
     for name, side in tables.items():
@@ -232,10 +230,14 @@ def check_gate(bundle: Bundle, model: Model, threads: int = 1, logits_of: Logits
     _compare("encoded", encoded, kept, probes, bundle.data)
     logits = model.logits(numeric, codes, threads) if logits_of is None else logits_of(numeric, codes)
     exact = logits_of is None and state.get("hardware") == hardware()
-    scores = scores_table(to_scores(recorded_loss(facts), logits, model.target))
+    heads = bundle.heads
+    scores = scores_table(heads.scores(logits))
     expected = storage.read_parquet(directory / "scores.parquet")
     tolerance = 0.0 if exact else TOLERANCE[facts["precision"]]
-    _compare("score", scores, expected, probes, bundle.data, tolerance, model.target)
+    _compare_names("score", scores, expected)
+    for item in heads.items:
+        names = scores.column_names[item.columns]
+        _compare("score", scores.select(names), expected.select(names), probes, bundle.data, tolerance, item.scale)
     now = state_of(bundle.encoder, bundle.data, bundle.features)
     _compare_state(_filled(state, bundle.data, now), now)
     return int(probes.num_rows)
@@ -284,12 +286,7 @@ def _compare(
     target: TargetScale = PLAIN,
 ) -> None:
     """Raise at the first value that differs: at all, or by more than the tolerance in units of the target's scale."""
-    if found.column_names != expected.column_names:
-        lacking = next((name for name in expected.column_names if name not in found.column_names), None)
-        extra = next((name for name in found.column_names if name not in expected.column_names), None)
-        raise UserError(
-            f"the gate stopped scoring: training wrote {what} column {lacking!r}, the bundle gives {extra!r}. {RESTORE}"
-        )
+    _compare_names(what, found, expected)
     for name in expected.column_names:
         there, here = expected[name].combine_chunks(), found[name].combine_chunks().cast(expected[name].type)
         row = _first_difference(here, there, tolerance, target)
@@ -304,6 +301,15 @@ def _compare(
             raise UserError(
                 f"the gate stopped scoring: {what} column {name!r} differs for row {key}: {values}. {RESTORE}"
             )
+
+
+def _compare_names(what: str, found: pa.Table, expected: pa.Table) -> None:
+    if found.column_names != expected.column_names:
+        lacking = next((name for name in expected.column_names if name not in found.column_names), None)
+        extra = next((name for name in found.column_names if name not in expected.column_names), None)
+        raise UserError(
+            f"the gate stopped scoring: training wrote {what} column {lacking!r}, the bundle gives {extra!r}. {RESTORE}"
+        )
 
 
 def _first_difference(here: pa.Array, there: pa.Array, tolerance: float, target: TargetScale = PLAIN) -> int | None:

@@ -32,10 +32,11 @@ from engine.training.exchange import Alone, Exchange
 from engine.training.gpu.stepper import GpuStepper
 from engine.training.interrupt import StopFlag
 from engine.training.kinds import BUILT_IN
-from engine.training.losses import check_targets, class_weights, loss_of, loss_record, target_scale, to_scores
+from engine.training.losses import loss_record, to_scores
 from engine.training.metrics import decimals
 from engine.training.model import Network, architecture, build_model
 from engine.training.networks import Fitted
+from engine.training.objectives import check_all, objectives_of, scales_of
 from engine.training.order import RowOrder
 from engine.training.predict import TILE_ROWS
 from engine.training.probe import probe
@@ -57,7 +58,7 @@ class FitKeys(TypedDict):
     """Arguments of `fit` that are known where the data is."""
 
     cardinalities: list[int]
-    outputs: int
+    outputs: list[int]
     dataset_digest: str
     precision: str
 
@@ -127,7 +128,7 @@ def fit(  # noqa: PLR0913
     run: Run,
     *,
     cardinalities: Sequence[int],
-    outputs: int,
+    outputs: Sequence[int],
     dataset_digest: str,
     precision: str,
     fitted: Fitted | None = None,
@@ -138,21 +139,23 @@ def fit(  # noqa: PLR0913
     """Train a model on `train`, watch `valid`, and return it, in host memory, with the weights of the best epoch (the last
     without `valid`).
 
-    Continues from the newest whole checkpoint in the run's directory, if there is one. `outputs` is 1, or the number of
-    classes; `fitted` is what `kinds.fit_arrays` has learned. Several workers call it together, each with its `exchange`;
-    `local_workers` of them share a machine. Steps are taken by `make_stepper(job)`, else by the stepper of the device that the
-    run has recorded. Raises UserError for targets that the loss cannot take, for a loss that is not finite under
-    train.on_bad_loss=stop, for a checkpoint of another plan, and for a plug-in's model that the probe refuses.
+    Continues from the newest whole checkpoint in the run's directory, if there is one. `outputs` of each target is
+    1, or the number of classes; `fitted` is what `kinds.fit_arrays` has learned. Several workers call it together, each with
+    its `exchange`; `local_workers` of them share a machine. Steps are taken by `make_stepper(job)`, else by the stepper of the
+    device that the run has recorded. Raises UserError for targets that the loss cannot take, for a loss that is not finite
+    under train.on_bad_loss=stop, for a checkpoint of another plan, and for a plug-in's model that the probe refuses.
     """
-    loss = loss_of(config.train)
-    check_targets(train.target, train.rows, loss, outputs)
+    check_all(config, train, outputs)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
-        model = build_model(config.model, train.numeric.shape[1], cardinalities, outputs, config.train.seed, fitted)
-        model.target = target_scale(train.target, loss, train.weight)
+        model = build_model(
+            config.model, train.numeric.shape[1], cardinalities, sum(outputs), config.train.seed, fitted
+        )
+        model.target, *model.others = scales_of(config, train)
         load_start_weights(model, config)
         schedule = Schedule.of(len(train), config.train)
+        objectives = objectives_of(config, train, outputs, model.targets)
         if model.kind not in BUILT_IN:
-            model.traits = probe(model, train, schedule, precision, run.warn)
+            model.traits = probe(model, train, schedule, objectives, precision, run.warn)
         job = TrainingJob(
             config=config,
             run=run,
@@ -160,7 +163,7 @@ def fit(  # noqa: PLR0913
             model=model,
             order=RowOrder.of(train, config.train),
             schedule=schedule,
-            class_weights=class_weights(train.target, config.train, outputs, train.weight),
+            objectives=objectives,
             dataset_digest=dataset_digest,
             precision=precision,
             exchange=exchange or Alone(),
@@ -184,7 +187,7 @@ class Trainer:
     def __init__(self, job: TrainingJob, stepper: Stepper, valid: Examples | None) -> None:
         self.job, self.stepper, self.valid = job, stepper, valid
         self.config, self.schedule, self.exchange = job.config, job.schedule, job.exchange
-        self.loss = loss_of(job.config.train)
+        self.loss = job.objectives[0].loss  # of the main target, by which epochs are judged
         self.metric = watched_metric(self.loss, job.config.train.metric)
         self.metrics = self.loss.metrics
         self.state, self.clock = State(), Clock()
@@ -364,18 +367,23 @@ class Trainer:
         """Metrics of the validation rows, each scored once by one worker; the figures of rank 0 hold for all."""
         if self.valid is None or not len(self.valid):
             return {}
-        scores = self._scores(self.valid)
-        measured = point_metrics(
-            self.valid.target,
-            scores,
-            self.loss,
-            ece_bins=self.config.evaluate.ece_bins,
-            weight=self.valid.weight if self.config.evaluate.weighted else None,
-        )
+        logits = self._logits(self.valid)
+        measured: dict[str, float] = {}
+        target = self.valid.target.reshape(len(self.valid), -1)
+        weight = None if self.valid.weight is None else self.valid.weight.reshape(len(self.valid), -1)
+        for k, (name, item) in enumerate(zip(self.config.target_names, self.job.objectives, strict=True)):
+            found = point_metrics(
+                target[:, k],
+                to_scores(item.loss, logits[..., item.at], item.scale),
+                item.loss,
+                ece_bins=self.config.evaluate.ece_bins,
+                weight=weight[:, k % weight.shape[1]] if weight is not None and self.config.evaluate.weighted else None,
+            )
+            measured |= found if k == 0 else {f"{name}/{metric}": value for metric, value in found.items()}
         return dict(zip(measured, self.exchange.first(list(measured.values())), strict=True))
 
-    def _scores(self, data: Examples) -> np.ndarray:
-        """Validation rows of this worker: whole tiles, the same number for every worker."""
+    def _logits(self, data: Examples) -> np.ndarray:
+        """Raw outputs of validation rows, of this worker whole tiles, the same number for every worker."""
         world = self.exchange.world
         tiles = -(-len(data) // TILE_ROWS)
         each = -(-tiles // world) * TILE_ROWS
@@ -383,8 +391,7 @@ class Trainer:
         stop = min(start + each, len(data))
         part = np.zeros((each, *self.job.model.output_shape), np.float32)
         part[: stop - start] = self.stepper.logits(data.numeric[start:stop], data.codes[start:stop])
-        gathered = self.exchange.gather(torch.from_numpy(part)).flatten(0, 1)[: len(data)]
-        return to_scores(self.loss, gathered.numpy(), self.job.model.target)
+        return self.exchange.gather(torch.from_numpy(part)).flatten(0, 1)[: len(data)].numpy()
 
     def _judge(self, epoch: int, measured: dict[str, float]) -> None:
         """Keep the best weights: without validation rows those of the last epoch; an undefined metric is not better."""

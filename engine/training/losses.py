@@ -39,9 +39,8 @@ class LossRecord(TypedDict):
     loss_version: NotRequired[str]
 
 
-@functools.cache
 def loss_of(config: TrainConfig) -> Loss:
-    """The loss of a config. Raises UserError where there is none of its name."""
+    """The loss of a config, of its main target where there are several. Raises UserError where there is none of its name."""
     names = [field.name for field in dataclasses.fields(LossSettings)]
     return _named(config.loss, LossSettings(**{name: getattr(config, name) for name in names}), config.metric)
 
@@ -78,6 +77,7 @@ def loss_record(config: TrainConfig) -> LossRecord:
     return found
 
 
+@functools.cache
 def _named(name: str, settings: LossSettings, metric: str | None) -> Loss:
     loss = TABLE[name](settings) if name in TABLE else user_loss(name)
     if metric is not None and (plugins.split(metric)[1] or metric in plugins.installed(METRIC_GROUP)):

@@ -35,6 +35,14 @@ MOST_OTHERS = 16  # tensors of a built-in model beside those of its codes and hi
 _BUILDING = threading.Lock()  # the generator that constructors draw from is the process's
 
 
+class ScaleRecord(TypedDict):
+    """The scale of a target beside the main one, as `target_center` and the like."""
+
+    center: float
+    scale: float
+    type: Literal["float32", "float64"]
+
+
 class ArchitectureRecord(TypedDict):
     """The architecture of a model, without weights; `settings` are those of its kind, `fitted` is the digest of its fitted
     arrays, `package` the installed package (name==version) that its class is from.
@@ -49,6 +57,7 @@ class ArchitectureRecord(TypedDict):
     target_center: float
     target_scale: float
     target_type: NotRequired[Literal["float32", "float64"]]
+    other_targets: NotRequired[list[ScaleRecord]]
     fitted: NotRequired[records.Digest]
     package: NotRequired[str]
 
@@ -63,7 +72,9 @@ class Traits:
 
 @dataclass
 class Network:
-    """A module, and what another like it is built from: kind, shape, settings, fitted arrays and seed."""
+    """A module, and what another like it is built from: kind, shape, settings, fitted arrays and seed; the scale of its target,
+    and those of `others`.
+    """
 
     kind: str
     shape: Shape
@@ -72,11 +83,17 @@ class Network:
     fitted: Fitted = field(default_factory=dict)
     seed: int = 0
     target: TargetScale = PLAIN
+    others: Sequence[TargetScale] = ()
     traits: Traits = Traits()
     _arithmetic: dict[str, Arithmetic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.module.eval()  # it holds the weights, and is trained by way of others
+
+    @property
+    def targets(self) -> tuple[TargetScale, ...]:
+        """The scale of every target, that of the main one first."""
+        return (self.target, *self.others)
 
     @property
     def outputs(self) -> int:
@@ -240,11 +257,25 @@ def architecture(network: Network) -> ArchitectureRecord:
     }
     if network.target.kind == "float64":
         found["target_type"] = "float64"
+    if network.others:
+        found["other_targets"] = [
+            {"center": item.center, "scale": item.scale, "type": "float64" if item.kind == "float64" else "float32"}
+            for item in network.others
+        ]
     if network.fitted:
         found["fitted"] = fitted_digest(network.fitted)
     if (package := kinds.package_of(network.kind)) is not None:
         found["package"] = package
     return found
+
+
+def scales_in(description: ArchitectureRecord) -> tuple[TargetScale, ...]:
+    """The scale of each target that `architecture` described, that of the main one first."""
+    main = TargetScale(
+        description["target_center"], description["target_scale"], description.get("target_type", "float32")
+    )
+    others = description.get("other_targets", [])
+    return (main, *(TargetScale(item["center"], item["scale"], item["type"]) for item in others))
 
 
 def fitted_digest(fitted: Fitted) -> str:
@@ -268,14 +299,13 @@ def declared(description: ArchitectureRecord, where: str = "architecture", fitte
         "cardinalities": description["cardinalities"],
         "outputs": description["outputs"],
     }
-    kind_of_target = description.get("target_type", "float32")
-    target = TargetScale(description["target_center"], description["target_scale"], kind_of_target)
+    target, *others = scales_in(description)
     if kind not in kinds.BUILT_IN:
         arrays = dict(fitted or {})
         if description.get("fitted", "") != (fitted_digest(arrays) if arrays else ""):
             raise records.Damaged(f"{where}: fitted must be the digest of the arrays that come with it")
         kinds.check_settings(kind, settings)
-        return Network(kind, shape, settings, construct(kind, shape, settings, arrays, 0), arrays, target=target)
+        return Network(kind, shape, settings, construct(kind, shape, settings, arrays, 0), arrays, 0, target, others)
     known = kinds.BUILT_IN[kind][1]
     records.conform(settings, known, f"{where}: settings")
     settings = {name: settings[name] for name in known.__annotations__ if name in settings}
@@ -284,7 +314,7 @@ def declared(description: ArchitectureRecord, where: str = "architecture", fitte
         raise records.Damaged(f"{where} must have at most {MOST_TENSORS:,} tensors, found {tensors:,}")
     with torch.device("meta"):
         module = construct(kind, shape, settings, {}, 0)
-    return Network(kind, shape, settings, module, target=target)
+    return Network(kind, shape, settings, module, target=target, others=others)
 
 
 def give_memory(module: nn.Module) -> None:

@@ -23,9 +23,8 @@ from engine.config import plugins
 from engine.errors import UserError
 from engine.training import kinds
 from engine.training.examples import Examples
-from engine.training.losses import loss_of
-from engine.training.members import row_losses
 from engine.training.model import Network, Traits
+from engine.training.objectives import Objective, label_inputs, row_losses
 from engine.training.randomness import AllKept, ShardMasks, backward_begins, drawn_from
 from engine.training.schedule import Schedule
 
@@ -34,7 +33,12 @@ PERTURBED = 0.02  # standard deviation of what is added to each weight
 
 
 def probe(
-    network: Network, data: Examples, schedule: Schedule, precision: str, warn: Callable[[str], None] = lambda _: None
+    network: Network,
+    data: Examples,
+    schedule: Schedule,
+    objectives: tuple[Objective, ...],
+    precision: str,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Traits:
     """The traits of a network in training, from the first training rows.
 
@@ -49,8 +53,8 @@ def probe(
     looked.mode(False)
     traits = looked.mode(True)
     looked.rebuilt()
-    target = torch.from_numpy(network.target.standardised(data.target[rows]))
-    unused = looked.gradients(target, data.rows[rows], schedule)
+    labels = label_inputs(objectives, data.target[rows], None if data.weight is None else data.weight[rows])
+    unused = looked.gradients(objectives, labels, data.rows[rows], schedule)
     if unused:
         warn(
             f"no gradient reaches {', '.join(unused[:5])} of model {looked.name}: they keep the weights that they began with"
@@ -282,11 +286,18 @@ class _Probe:
                 return f"first between the layers of {_layer([where.rpartition('.')[0]])}, before {where}"
         return f"in {_layer([''])}"
 
-    def gradients(self, target: Tensor, rows: NDArray[np.int64], schedule: Schedule) -> list[str]:
+    def gradients(
+        self,
+        objectives: tuple[Objective, ...],
+        labels: tuple[NDArray[np.float32], NDArray[np.float32]],
+        rows: NDArray[np.int64],
+        schedule: Schedule,
+    ) -> list[str]:
         """Names of trained parameters that no gradient reaches. Raises UserError where a second computation, or another
         thread, gives other gradients.
         """
         found: list[tuple[Tensor | None, ...]] = []
+        target, weight = map(torch.from_numpy, labels)
 
         def work() -> None:
             module = self._module(True)
@@ -294,7 +305,7 @@ class _Probe:
             with drawn_from(ShardMasks(rows, schedule.config.seed, 0, 0)), self._told(module):
                 with self._arithmetic.applied("cpu"):
                     out = module(*[given.clone() for given in self.inputs])
-                losses = row_losses(loss_of(schedule.config), out, target)
+                losses = row_losses(objectives, out, target, weight)
                 backward_begins()
                 found.append(torch.autograd.grad(losses.mean(), leaves, allow_unused=True))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from markupsafe import Markup
 
@@ -50,22 +50,30 @@ class DataSummary(TypedDict):
     features: dict[str, int]
 
 
+class Measured(NamedTuple):
+    """One target: its name (empty for the main one), what `evaluate_scores` returned for `valid` and `test`, and its figures."""
+
+    name: str
+    loss: Loss
+    details: Mapping[str, SplitDetails]
+    figures: Mapping[str, float]
+
+
 def write_report(
     run: Run,
     *,
     history: Sequence[Epoch],
-    details_by_split: Mapping[str, SplitDetails],
+    measured: Sequence[Measured],
     data_summary: DataSummary,
     quarantine: Mapping[str, int],
     config: Config,
-    loss: Loss,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
     """Write the report into the run's directory and return its path.
 
-    `details_by_split` holds what `evaluate_scores` returned for `valid` and `test`; `metrics` the run's flat figures.
+    `measured`: each target, the main one first; `metrics` the run's flat figures.
     """
-    figures = dict(metrics or {})
+    figures, (_, loss, details_by_split, _) = dict(metrics or {}), measured[0]
     judged = "test" if "test" in details_by_split else next(iter(details_by_split), "")
     body = [html.tiles(_verdict(figures, judged, loss, details_by_split.get(judged, {})))]
     if history:

@@ -5,7 +5,6 @@ Every shard of a run has one shape; a short last batch is filled up with rows of
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import dataclass
 
@@ -17,10 +16,8 @@ from engine.training.buffers import Buffers
 from engine.training.examples import Examples, aligned_empty
 from engine.training.exchange import BAD, LOSS, ROWS, STATS_FLOATS, STREAM, WEIGHT
 from engine.training.flat import FlatWeights
-from engine.training.loss import Loss
-from engine.training.losses import loss_of
-from engine.training.members import row_losses
 from engine.training.model import Network
+from engine.training.objectives import Objective, bad_rows, label_inputs, row_losses
 from engine.training.order import RowOrder
 from engine.training.randomness import ShardMasks, backward_begins, drawn_from
 from engine.training.schedule import Schedule
@@ -34,8 +31,8 @@ class ShardWorkspace:
     def __init__(self, flat: FlatWeights, data: Examples, rows: int, gradient: torch.Tensor) -> None:
         self.numeric = aligned_empty((rows, data.numeric.shape[1]), np.float32)
         self.codes = aligned_empty((rows, data.codes.shape[1]), np.int32)
-        self.target = aligned_empty((rows,), np.float32)
-        self.weight = aligned_empty((rows,), np.float32)
+        self.target = aligned_empty((rows, *data.target.shape[1:]), np.float32)
+        self.weight = aligned_empty(self.target.shape, np.float32)
         self.module, self.leaves = flat.module()
         self.arithmetic = flat.arithmetic
         self.masks: dict[int, torch.Tensor] = {}
@@ -56,13 +53,8 @@ class ShardTask:
     data: Examples
     order: RowOrder
     schedule: Schedule
-    class_weights: NDArray[np.float32] | None
+    objectives: tuple[Objective, ...]
     buffers: Buffers | None = None
-
-    @functools.cached_property
-    def loss(self) -> Loss:
-        """The loss of the run."""
-        return loss_of(self.schedule.config)
 
     def used(self, step: int, shard: int) -> bool:
         """Whether a shard has rows to train on: two, where rows depend on each other."""
@@ -110,12 +102,9 @@ class ShardTask:
             gather_rows(self.data.numeric, index, space.numeric)
         if space.codes.shape[1]:
             gather_rows(self.data.codes, index, space.codes)
-        target = self.data.target[index]
-        space.weight[:] = 1.0 if self.data.weight is None else self.data.weight[index]
-        if self.class_weights is not None:
-            space.weight *= self.class_weights[target.astype(np.int64)]
+        weight = None if self.data.weight is None else self.data.weight[index]
+        space.target[:], space.weight[:] = label_inputs(self.objectives, self.data.target[index], weight)
         space.weight[count:] = 0.0
-        space.target[:] = self.network.target.standardised(target)
         return self.data.rows[index], start, stop
 
     def _differentiate(self, space: ShardWorkspace, ids: NDArray[np.int64], count: int) -> None:
@@ -125,7 +114,7 @@ class ShardTask:
         ]
         with space.arithmetic.applied("cpu"):
             logits = space.module(numeric, codes)
-        losses = row_losses(self.loss, logits, target)
+        losses = row_losses(self.objectives, logits, target, weight)
         weighted = losses * weight
         backward_begins()
         gradients = torch.autograd.grad(weighted.sum() / self.schedule.batch, space.leaves, allow_unused=True)
@@ -134,6 +123,6 @@ class ShardTask:
         space.statistics[LOSS] = float(weighted.detach().sum(dtype=torch.float64))
         space.statistics[WEIGHT] = float(weight.sum(dtype=torch.float64))
         if not np.isfinite(space.statistics[LOSS]):
-            bad = ~np.isfinite(losses.detach().numpy()[:count])
+            bad = bad_rows(losses.detach()).numpy()[:count]
             space.bad_rows = ids[:count][bad]
             space.statistics[BAD] = max(int(bad.sum()), 1)

@@ -8,7 +8,8 @@ was known at the cut. Test rows take every label of the dataset.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,12 @@ class Split:
     cut: Cut | None = None  # None: a label counts whenever it became known
     weight: np.ndarray | None = None  # float32[n], inverse probabilities
     part: np.ndarray | None = None  # int64, ascending: every row of a part that is no period; None: those of `used`
+    targets: tuple[Split, ...] = ()  # of each of several targets; rows are then those that have one of them
+
+    @property
+    def by_target(self) -> tuple[Split, ...]:
+        """The rows of each target."""
+        return self.targets or (self,)
 
 
 def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run: Run) -> dict[str, Split]:
@@ -62,26 +69,44 @@ def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run:
 
     Raises UserError where a training period is asked for and holds no row that may be used.
     """
-    found: dict[str, Split] = {}
+    views, each = config.by_target, [dict[str, Split]() for _ in config.by_target]
     for name in SPLITS:
         if getattr(config.split, name):
-            earliest = max((split.used[1] for split in found.values()), default=None)
-            found[name] = find_split(config, dataset, name, earliest)
-    found = {name: split for name, split in found.items() if name in periods}
+            # A row that one target has learnt from must not be one that another is judged on.
+            earliest = max((split.used[1] for found in each for split in found.values()), default=None)
+            for view, found in zip(views, each, strict=True):
+                found[name] = find_split(view, dataset, name, earliest)
+    each = [{name: split for name, split in found.items() if name in periods} for found in each]
+    for target, view, found in zip(config.target_names, views, each, strict=True):
+        _say_splits(view, found, run, f"target {target}: " if len(views) > 1 else "")
+    return {name: joined([found[name] for found in each]) for name in each[0]}
+
+
+def joined(parts: list[Split]) -> Split:
+    """The rows of a period that have at least one of its targets: of one target its own."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = functools.reduce(np.union1d, [part.rows for part in parts])
+    there = [part.used for part in parts if part.used[0] < part.used[1]] or [parts[0].used]
+    used = min(start for start, _ in there), max(stop for _, stop in there)
+    return replace(parts[0], rows=rows, used=used, weight=None, targets=tuple(parts))
+
+
+def _say_splits(config: Config, found: dict[str, Split], run: Run, said: str) -> None:
+    """Log and warn of the rows of one target; `said` begins each line."""
     for name, split in found.items():
         if not len(split.rows):
-            _refuse_or_warn(config, split, run)
-        run.log(f"split.{name}: {in_words(split, config.data.time_zone)}")
+            _refuse_or_warn(config, split, run, said)
+        run.log(f"{said}split.{name}: {in_words(split, config.data.time_zone)}")
     if config.split.by != "time" and config.data.timed:
         run.warn(
-            f"split.by={config.split.by}: the parts hold rows of the same times, so that figures promise more than a model "
+            f"{said}split.by={config.split.by}: the parts hold rows of the same times, so that figures promise more than a model "
             "reaches on later rows. split.by=time measures that"
         )
     elif "train" in found and found["train"].cut is None and config.data.timed:
         run.warn(
-            f"{_why_any(config)}: {FUTURE}, and the figures then promise more than any model that could have existed"
+            f"{said}{_why_any(config)}: {FUTURE}, and the figures then promise more than any model that could have existed"
         )
-    return found
 
 
 def find_split(config: Config, dataset: Dataset, name: str, earliest: int | None = None) -> Split:
@@ -175,8 +200,8 @@ def label_groups(config: Config, dataset: Dataset, known: np.ndarray) -> np.ndar
 # ------------------------------------------------------------------------------------------------------- in words
 
 
-def _refuse_or_warn(config: Config, split: Split, run: Run) -> None:
-    what = f"split.{split.name} {list(getattr(config.split, split.name))}"
+def _refuse_or_warn(config: Config, split: Split, run: Run, of: str) -> None:
+    what = f"{of}split.{split.name} {list(getattr(config.split, split.name))}"
     if len(split.unripe) and split.cut is not None:
         by = units.format_instant(split.cut.instant, config.data.time_zone)
         ways = f"; or {OUT}" if split.cut.maturity else ""  # where no label is known yet, a weight does not help

@@ -16,6 +16,7 @@ from engine.training.exchange import Exchange
 from engine.training.flat import FlatWeights
 from engine.training.interrupt import StopFlag
 from engine.training.model import Network
+from engine.training.objectives import Objective
 from engine.training.optimizers import Optimizer
 from engine.training.order import RowOrder
 from engine.training.schedule import Schedule
@@ -32,7 +33,7 @@ class TrainingJob:
     model: Network
     order: RowOrder
     schedule: Schedule
-    class_weights: NDArray[np.float32] | None  # float32[classes]
+    objectives: tuple[Objective, ...]
     dataset_digest: str
     precision: str
     exchange: Exchange

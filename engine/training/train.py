@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from engine.config import plugins, schema
 from engine.config.sections.data import DataConfig
@@ -50,6 +53,7 @@ from engine.training.classes import (
     class_names,
     describe_score,
     describe_unknown,
+    heads_meaning,
     is_a_guess,
     score_meaning,
     target_values,
@@ -62,6 +66,7 @@ from engine.training.drift_reference import encoded_columns, write_reference
 from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
 from engine.training.finished import FinishedNetwork, Model
+from engine.training.heads import Scoring, TargetFacts, alone, facts_of, heads_of
 from engine.training.importance import permuted
 from engine.training.intervals import fit_interval
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
@@ -92,9 +97,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
     splits = find_splits(config, dataset, SPLITS, run)
     config = choose(config, run, len(splits["train"].rows), len(table.features))
     boosted = config.model.kind in BOOSTERS
-    classes = class_names(config, dataset, splits["train"].rows)
+    classes = classes_of(config, dataset, splits["train"])
     labels = say_labels(config, run, dataset, splits, classes)
-    say_score(config, run, classes, loss_of(config.train))
+    say_scores(config, run, classes, [loss_of(view.train) for view in config.by_target])
     start = start_bundle(config)
     if start is None:
         encoder = fit_encoder(config, table, splits["train"], run)
@@ -107,8 +112,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         if len(split.rows):
             kind = examples["train"].target.dtype.name if examples else None
             examples[name] = pack(config, table, encoder, split, classes, run, kind)
-    if not classes and (doubt := check_spread(examples["train"].target, config.data.target or "")):
-        run.warn(doubt)
+    warn_of_spread(config, run, examples["train"], classes)
     timer.lap("encode")
     device = "cpu" if boosted else resolve_device(config, run.record.get("device"))
     precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, device)
@@ -119,15 +123,13 @@ def train(config: Config, run: Run) -> dict[str, float]:
     facts: ModelRecord = {
         "architecture": model.describe(),
         "loss": config.train.loss,
-        "classes": list(classes),
+        "classes": list(classes[0]),
         "precision": precision,
         **loss_record(config.train),
         "tile_rows": TILE_ROWS,
     }
-    calibrate(config, run, dataset, model, facts, examples)
-    metrics, details = evaluate_splits(config, run, dataset, model, facts, examples)
-    metrics |= against_baselines(config, run, examples, facts, metrics, details)
-    explain(config, encoder, model, facts, examples, details)
+    measured = [measure(part, run, dataset, encoder) for part in parts_of(config, model, facts, examples, splits)]
+    metrics = named_by_target(measured)
     timer.lap("evaluate")
     manifest = write_model(config, run, table, encoder, model, facts, splits)
     if isinstance(model, Trees):
@@ -136,7 +138,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     seconds = {f"time/{name}_seconds": value for name, value in timer.seconds.items()}
     metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **labels, **seconds}
     run.add_output("model", manifest["digest"])
-    write_outcome(config, run, dataset, encoder, details, metrics, result.history, loss_of(config.train))
+    write_outcome(config, run, dataset, encoder, measured, metrics, result.history)
     return metrics
 
 
@@ -150,20 +152,62 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     splits = find_splits(config, dataset, ("valid", "test"), run)
     if not any(len(split.rows) for split in splits.values()):
         raise UserError("split.valid or split.test must hold labelled rows to measure the model on, found none")
-    classes = tuple(bundle.model["classes"])
+    heads = bundle.heads.items
+    classes = tuple(item.classes for item in heads)
     labels = say_labels(config, run, dataset, splits, classes)
-    say_score(config, run, classes, bundle.loss)
+    say_scores(config, run, classes, [item.loss for item in heads])
     model = load_model(bundle)
-    kind = max(model.target.kind, model.target.fitting)  # an older model's scores may be narrower than its target
+    # An older model's scores may be narrower than its target.
+    kind = max(max(item.scale.kind, item.scale.fitting) for item in heads)
     examples = {
         name: pack(config, table, bundle.encoder, split, classes, run, kind)
         for name, split in splits.items()
         if len(split.rows)
     }
-    metrics, details = evaluate_splits(config, run, dataset, model, {**bundle.model}, examples)
-    metrics |= labels
-    write_outcome(config, run, dataset, bundle.encoder, details, metrics, [], bundle.loss)
+    measured = []
+    for part in parts_of(config, model, copy.deepcopy(bundle.model), examples, splits):
+        found, details = evaluate_splits(part.config, run, dataset, part.model, part.facts, part.examples)
+        measured.append(report.Measured(part.name, recorded_loss(part.facts), details, found))
+    metrics = {**named_by_target(measured), **labels}
+    write_outcome(config, run, dataset, bundle.encoder, measured, metrics, [])
     return metrics
+
+
+class Part(NamedTuple):
+    """One target of a model, as if it were the only one: config, model, facts, and the examples that have the target."""
+
+    name: str  # before the names of its figures; empty for the main target
+    config: Config
+    model: Scoring
+    facts: TargetFacts
+    examples: dict[str, Examples]
+
+
+def parts_of(
+    config: Config, model: Model, facts: ModelRecord, examples: Mapping[str, Examples], splits: Mapping[str, Split]
+) -> Iterator[Part]:
+    """Each target, the main one first."""
+    scorings = alone(model, heads_of(facts, config.data.target or ""))
+    for k, (view, own) in enumerate(zip(config.by_target, facts_of(facts), strict=True)):
+        mine = {name: part.of_target(k, splits[name].by_target[k].rows) for name, part in examples.items()}
+        yield Part(config.target_names[k] if k else "", view, scorings[k], own, mine)
+
+
+def measure(part: Part, run: Run, dataset: Dataset, encoder: Encoder) -> report.Measured:
+    """Calibrate one target of a new model into its facts, and measure it, against baselines too."""
+    config, model, facts, examples = part.config, part.model, part.facts, part.examples
+    calibrate(config, run, dataset, model, facts, examples)
+    found, details = evaluate_splits(config, run, dataset, model, facts, examples)
+    found |= against_baselines(config, run, examples, facts, found, details)
+    explain(config, encoder, model, facts, examples, details)
+    return report.Measured(part.name, loss_of(config.train), details, found)
+
+
+def named_by_target(measured: Sequence[report.Measured]) -> dict[str, float]:
+    """The figures of all targets: `test/roc_auc` of the main one, `minutes/test/mae` of another."""
+    return {
+        f"{part.name}/{key}" if part.name else key: value for part in measured for key, value in part.figures.items()
+    }
 
 
 def check_trainable(config: Config) -> None:
@@ -175,13 +219,14 @@ def check_trainable(config: Config) -> None:
     if not config.split.train:
         how = "which period is trained on, as in [2013-01-01, 2013-04-01]"
         raise UserError(f"split.train must say {how if config.data.timed else 'what is trained on: set split.by=hash'}")
-    loss = loss_of(config.train)
-    watched_metric(loss, config.train.metric)
-    if config.evaluate.interval is not None and not loss.number:
+    losses = [loss_of(view.train) for view in config.by_target]
+    for view, loss in zip(config.by_target, losses, strict=True):
+        watched_metric(loss, view.train.metric)
+        check_target(view)
+    if config.evaluate.interval is not None and not any(loss.number for loss in losses):
         raise UserError(
-            f"evaluate.interval is for a target that is a number, found train.loss={loss.name}: leave it out"
+            f"evaluate.interval is for a target that is a number, found train.loss={config.train.loss}: leave it out"
         )
-    check_target(config)
     if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
         raise UserError("features must name at least one feature: direct, calendar or views")
 
@@ -213,37 +258,55 @@ def pack(
     table: FeatureTable,
     encoder: Encoder,
     split: Split,
-    classes: tuple[str, ...],
+    classes: Sequence[tuple[str, ...]],
     run: Run,
     kind: str | None,
 ) -> Examples:
-    """The packed blocks of a split: encoded features, target and weight (of the data, times that of the split), one row a row
-    that is used.
+    """The packed blocks of a split: encoded features, targets (each with its `classes`) and weight (of the data, times that of
+    the split), one row a row that is used.
 
-    `kind` is the type of the target; None: float32, or float64 where that is needed to hold this split's.
+    `kind` is the type of the targets; None: float32, or float64 where that is needed to hold this split's.
     """
-    rows = split.rows
+    rows, views = split.rows, config.by_target
     numeric = aligned_empty((len(rows), encoder.width), np.float32)
     codes = aligned_empty((len(rows), len(encoder.cardinalities)), np.int32)
-    target = np.empty(len(rows))
+    target = np.empty((len(rows), len(views)))
     weight_column = config.data.weight
     weight = aligned_empty((len(rows),), np.float32) if weight_column else None
     with run.progress(f"encode {split.name}", len(rows)) as progress:
         for low in range(0, len(rows), CHUNK_ROWS):
             part = slice(low, min(low + CHUNK_ROWS, len(rows)))
             numeric[part], codes[part] = encoder.transform(table.take(rows[part]))
-            columns = [config.data.target or "", *([weight_column] if weight_column else [])]
-            values = table.dataset.take(columns, rows[part])
-            target[part] = target_values(values[0], classes)
+            columns = [view.data.target or "" for view in views] + ([weight_column] if weight_column else [])
+            values = table.dataset.take(list(dict.fromkeys(columns)), rows[part])
+            for k, view in enumerate(views):
+                target[part, k] = target_values(values[view.data.target or ""], classes[k])
             if weight is not None:
-                weight[part] = row_weights(values[1], rows[part], str(weight_column))
+                weight[part] = row_weights(values[weight_column], rows[part], str(weight_column))
             progress.advance(part.stop - low)
-    if split.weight is not None:
-        weight = split.weight if weight is None else weight * split.weight
-    kind = kind or ("float32" if classes else TargetScale.of(target).fitting)
+    kind = kind or max("float32" if classes[k] else TargetScale.of(target[:, k]).fitting for k in range(len(views)))
     with np.errstate(over="ignore"):  # a number beyond float32 is refused where the target is checked
         packed = target.astype(kind)
+    packed, weight = _as_split(split, packed, weight)
     return Examples(numeric=numeric, codes=codes, target=packed, weight=weight, rows=rows)
+
+
+def _as_split(
+    split: Split, target: np.ndarray, weight: np.ndarray | None
+) -> tuple[np.ndarray, NDArray[np.float32] | None]:
+    """Targets [n, targets] without those that the split does not use, and weights times those of the split; [n] of one target."""
+    if len(split.by_target) == 1:
+        own = split.weight
+        return target[:, 0], own if weight is None else weight if own is None else weight * own
+    ripening = np.ones(target.shape, np.float32)
+    for k, part in enumerate(split.by_target):
+        used = np.searchsorted(split.rows, part.rows)
+        target[np.setdiff1d(np.arange(len(target)), used, assume_unique=True), k] = np.nan
+        if part.weight is not None:
+            ripening[used, k] = part.weight
+    if all(part.weight is None for part in split.by_target):
+        return target, weight
+    return target, ripening if weight is None else ripening * weight[:, None]
 
 
 def fit_model(
@@ -252,19 +315,21 @@ def fit_model(
     encoder: Encoder,
     examples: dict[str, Examples],
     dataset: Dataset,
-    classes: tuple[str, ...],
+    classes: Sequence[tuple[str, ...]],
 ) -> FitResult:
     """Fit in this process or on a cluster, as the config says."""
     keys: FitKeys = {
         "cardinalities": encoder.cardinalities,
-        "outputs": loss_of(config.train).outputs(len(classes)),
+        "outputs": [
+            loss_of(view.train).outputs(len(names)) for view, names in zip(config.by_target, classes, strict=True)
+        ],
         "dataset_digest": dataset.digest,
         "precision": str(run.record["precision"]),
     }
     monotone = monotone_columns(encoder, config.model.trees.monotone)
     fitted = fitted_arrays(config, examples["train"])
     if config.model.kind not in BOOSTERS:
-        shape = encoder.width, encoder.cardinalities, keys["outputs"]
+        shape = encoder.width, encoder.cardinalities, sum(keys["outputs"])
         network = functools.partial(build_model, config.model, *shape, config.train.seed, fitted)
         config = settle(config, run, len(examples["train"]), network)
     alone = config.model.kind == "lightgbm" and config.cluster.kind != "local"
@@ -301,17 +366,43 @@ def fitted_arrays(config: Config, train: Examples) -> Fitted:
 
 
 def say_labels(
-    config: Config, run: Run, dataset: Dataset, splits: dict[str, Split], classes: tuple[str, ...]
+    config: Config, run: Run, dataset: Dataset, splits: dict[str, Split], classes: Sequence[tuple[str, ...]]
 ) -> dict[str, float]:
     """Record the rows of each period, used and not ripe, in run.json; the figures among them as `labels/<period>/<name>`."""
-    found = {name: account(config, dataset, split, classes) for name, split in splits.items()}
-    run.note(labels=found)
+    views = config.by_target
+    each = [
+        {name: account(view, dataset, split.by_target[k], classes[k]) for name, split in splits.items()}
+        for k, view in enumerate(views)
+    ]
+    run.note(labels=each[0])
+    if len(views) > 1:
+        run.note(labels_of_targets=dict(zip(config.target_names[1:], each[1:], strict=True)))
     return {
-        f"labels/{period}/{name}": float(value)
+        f"{of}labels/{period}/{name}": float(value)
+        for of, found in zip(("", *(f"{name}/" for name in config.target_names[1:])), each, strict=True)
         for period, said in found.items()
         for name, value in said.items()
         if isinstance(value, (int, float))
     }
+
+
+def classes_of(config: Config, dataset: Dataset, train: Split) -> tuple[tuple[str, ...], ...]:
+    """The classes of each target among its training rows."""
+    pairs = zip(config.by_target, train.by_target, strict=True)
+    return tuple(class_names(view, dataset, split.rows) for view, split in pairs)
+
+
+def warn_of_spread(config: Config, run: Run, train: Examples, classes: Sequence[tuple[str, ...]]) -> None:
+    """Warn of targets that are numbers and vary little beside their size."""
+    for k, view in enumerate(config.by_target):
+        if not classes[k] and (doubt := check_spread(train.labels(k).target, view.data.target or "")):
+            run.warn(doubt)
+
+
+def say_scores(config: Config, run: Run, classes: Sequence[tuple[str, ...]], losses: Sequence[Loss]) -> None:
+    """`say_score` of each target."""
+    for view, names, loss in zip(config.by_target, classes, losses, strict=True):
+        say_score(view, run, names, loss)
 
 
 def say_score(config: Config, run: Run, classes: tuple[str, ...], loss: Loss) -> None:
@@ -329,8 +420,8 @@ def evaluate_splits(
     config: Config,
     run: Run,
     dataset: Dataset,
-    model: Model,
-    facts: ModelRecord,
+    model: Scoring,
+    facts: TargetFacts,
     examples: dict[str, Examples],
 ) -> tuple[dict[str, float], dict[str, SplitDetails]]:
     """Metrics named `valid/...` and `test/...`, and the details that the report draws.
@@ -383,12 +474,13 @@ def evaluate_splits(
 
 
 def calibrate(
-    config: Config, run: Run, dataset: Dataset, model: Model, facts: ModelRecord, examples: dict[str, Examples]
+    config: Config, run: Run, dataset: Dataset, model: Scoring, facts: TargetFacts, examples: dict[str, Examples]
 ) -> None:
     """Fit on the validation rows what the config asks for, into `facts`: the temperature of classes, intervals of a number."""
     settings, valid, loss = config.evaluate, examples.get("valid"), recorded_loss(facts)
     cool = settings.calibration == "temperature" and not loss.number
-    if not cool and settings.interval is None:
+    wide = settings.interval is not None and loss.number
+    if not cool and not wide:
         return
     if valid is None or not len(valid.rows):
         run.warn("no validation rows: scores are not calibrated, and have no intervals")
@@ -398,7 +490,7 @@ def calibrate(
     if cool and (temperature := fit_temperature(loss, logits, valid.target, weight)) is not None:
         facts["temperature"] = temperature
         run.log(f"temperature {temperature:.4g}, fitted on {len(valid.rows):,} validation rows")
-    if settings.interval is not None:
+    if wide and settings.interval is not None:
         _, blocks, _ = _days_and_blocks(config, dataset, valid)
         interval = fit_interval(settings.interval, valid.target, to_scores(loss, logits, model.target), blocks, weight)
         if interval is not None:
@@ -413,8 +505,8 @@ def calibrate(
 def explain(
     config: Config,
     encoder: Encoder,
-    model: Model,
-    facts: ModelRecord,
+    model: Scoring,
+    facts: TargetFacts,
     examples: dict[str, Examples],
     details: dict[str, SplitDetails],
 ) -> None:
@@ -441,7 +533,7 @@ def against_baselines(
     config: Config,
     run: Run,
     examples: dict[str, Examples],
-    facts: ModelRecord,
+    facts: TargetFacts,
     metrics: Mapping[str, float],
     details: dict[str, SplitDetails],
 ) -> dict[str, float]:
@@ -484,11 +576,10 @@ def write_model(
     shutil.rmtree(directory, ignore_errors=True)  # files of a killed attempt would be sealed in
     weights = model.weights()
     run.link("weights", digest.of_bytes(weights))
-    rows, classes = splits["train"].rows, tuple(facts["classes"])
+    rows, heads = splits["train"].rows, heads_of(facts, config.data.target or "")
     raw_schema = table.read((int(rows[0]), int(rows[0]) + 1)).schema
     data, features = run.masked(schema.plain(config.data)), run.masked(schema.plain(config.features))
     spec: SpecRecord = {"name": config.name, "data": data, "features": features}
-    score_facts = score_meaning(config.data.target or "", classes, recorded_loss(facts))
     write_bundle(
         directory,
         spec=spec,
@@ -496,11 +587,14 @@ def write_model(
         model=facts,
         weights=weights,
         raw_schema=raw_schema,
-        score=score_facts,
+        score=heads_meaning(heads),
         code=plugins.named(config.plugins),
     )
-    score = functools.partial(scores_of, model, facts, threads_of(config))
-    write_reference(directory, config, table, encoder, score, classes, splits)
+
+    def score(numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return heads.scores(model.logits(numeric, codes, threads_of(config)))
+
+    write_reference(directory, config, table, encoder, score, heads, splits)
     shown = dataclasses.replace(
         config,
         data=schema.build(DataConfig, data, "data"),
@@ -510,8 +604,8 @@ def write_model(
     return seal(directory)
 
 
-def scores_of(model: Model, facts: ModelRecord, threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Scores of encoded rows by a model and its facts in model.json."""
+def scores_of(model: Scoring, facts: TargetFacts, threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Scores of encoded rows by a model of one target and its facts in model.json."""
     return to_scores(recorded_loss(facts), model.logits(numeric, codes, threads), model.target)
 
 
@@ -520,21 +614,21 @@ def write_outcome(
     run: Run,
     dataset: Dataset,
     encoder: Encoder,
-    details: dict[str, SplitDetails],
+    measured: Sequence[report.Measured],
     metrics: dict[str, float],
     history: list[Epoch],
-    loss: Loss,
 ) -> None:
-    """`evaluation.json` (curves, months and slices of every split) and `report.html`."""
-    storage.write_json(run.path("evaluation.json"), storage.finite(details))
+    """`evaluation.json` (curves, months and slices of every split; `evaluation-<name>.json` of other targets), `report.html`."""
+    for part in measured:
+        file = f"evaluation-{part.name}.json" if part.name else "evaluation.json"
+        storage.write_json(run.path(file), storage.finite(part.details))
     report.write_report(
         run,
         history=history,
-        details_by_split=details,
         data_summary=data_summary(dataset, run.record["labels"], encoder),
         quarantine=quarantine_summary(dataset),
         config=config,
-        loss=loss,
+        measured=measured,
         metrics=metrics,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def start_bundle(config: Config) -> Bundle | None:
     return read_bundle(find_model(config.train.start_from, Path(config.paths.runs), "train.start_from"))
 
 
-def start_encoder(bundle: Bundle, config: Config, classes: tuple[str, ...]) -> Encoder:
+def start_encoder(bundle: Bundle, config: Config, classes: Sequence[tuple[str, ...]]) -> Encoder:
     """The encoder of the model that training continues from, without which its weights have no meaning.
 
     Raises UserError where that model has other features or classes than the config.
@@ -34,10 +35,10 @@ def start_encoder(bundle: Bundle, config: Config, classes: tuple[str, ...]) -> E
             f"train.start_from needs a model with the same features, found a difference in {', '.join(differs[:5])}: "
             "start from scratch"
         )
-    if tuple(bundle.model["classes"]) != classes:
-        raise UserError(
-            f"train.start_from needs a model with classes {list(classes)}, found {bundle.model['classes']}: start from scratch"
-        )
+    found = tuple(item.classes for item in bundle.heads.items)
+    if found != tuple(classes):
+        want_, have_ = (", ".join(str(list(each)) for each in side) for side in (classes, found))
+        raise UserError(f"train.start_from needs a model with classes {want_}, found {have_}: start from scratch")
     return bundle.encoder
 
 
@@ -71,5 +72,7 @@ def load_start_weights(model: Network, config: Config) -> None:
                 "use its model section, or start from scratch"
             )
     model.load_state_dict(weights)
-    kind = max(model.target.kind, start.target.kind)  # float64, where either needs it
-    model.target = replace(start.target, kind=kind)
+    pairs = zip(start.network.targets, model.targets, strict=True)
+    model.target, *model.others = [
+        replace(old, kind=max(old.kind, new.kind)) for old, new in pairs
+    ]  # float64 if either is

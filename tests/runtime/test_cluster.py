@@ -73,7 +73,7 @@ def test_no_secret_goes_into_ray_init_or_to_the_workers(small, config, tmp_path,
     run = Run.create("train", config, {})
     with pytest.raises(UserError, match="ended without a record"):
         distributed.fit_on_cluster(
-            tmp_path / "train", None, config, run, cardinalities=[], outputs=1, dataset_digest="d", precision="fp32"
+            tmp_path / "train", None, config, run, cardinalities=[], outputs=[1], dataset_digest="d", precision="fp32"
         )
     run.finish({})
     assert len(sent) == 2 and schema.build(Config, sent[1]["config"]).train == config.train
@@ -143,7 +143,7 @@ def test_the_grafana_dashboard_shows_metrics_that_a_training_exports(small, tmp_
     )
     run = Run.create("train", settings, {})
     worker = distributed.WorkerRun(run.directory, {**run.record}, 0)
-    fit(small, None, settings, worker, cardinalities=[], outputs=1, dataset_digest="d", precision="fp32")
+    fit(small, None, settings, worker, cardinalities=[], outputs=[1], dataset_digest="d", precision="fp32")
     run.finish({})
     dashboard = json.loads((ROOT / "conf" / "grafana" / "training.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]

@@ -88,7 +88,7 @@ def train(
     run = run or open_run(config)
     settings: dict[str, Any] = {
         "cardinalities": CARDINALITIES,
-        "outputs": 1,
+        "outputs": [1],
         "dataset_digest": "data",
         "precision": "fp32",
     }

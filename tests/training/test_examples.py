@@ -58,5 +58,5 @@ def test_arrays_of_another_type_or_length_are_refused(problem):
     data = problem(10)
     with pytest.raises(ValueError, match="codes must be int32"):
         Examples(data.numeric, data.codes.astype(np.int64), data.target, data.rows)
-    with pytest.raises(ValueError, match="target must be float32 of 1 dimensions and 10 rows"):
+    with pytest.raises(ValueError, match="target must be float32 of 1 or 2 dimensions and 10 rows"):
         Examples(data.numeric, data.codes, data.target[:5], data.rows)

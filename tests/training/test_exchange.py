@@ -93,7 +93,7 @@ def test_the_lower_levels_stay_inside_a_worker_only_where_the_tree_allows():
 
 
 def fit_together(world: int, config, run, data, valid=None, **keys) -> list:
-    settings = {"outputs": 1, "dataset_digest": "data", "precision": "fp32", "cardinalities": [7, 5], **keys}
+    settings = {"outputs": [1], "dataset_digest": "data", "precision": "fp32", "cardinalities": [7, 5], **keys}
     return together(world, lambda exchange: fit(data, valid, config, run, exchange=exchange, **settings))
 
 

@@ -36,7 +36,7 @@ def trained(new_run):
 
     def run_it(config, data, valid=None, run=None, device="cpu", runner="eager", resident=None, **keys):
         run = run or new_run(config)
-        settings = {"cardinalities": CARDINALITIES, "outputs": 1, "dataset_digest": "data", "precision": "fp32"}
+        settings = {"cardinalities": CARDINALITIES, "outputs": [1], "dataset_digest": "data", "precision": "fp32"}
         gpu = functools.partial(GpuStepper, device=device, runner=runner, resident=resident)
         try:
             return fit(data, valid, config, run, make_stepper=gpu, **{**settings, **keys}), run
@@ -91,7 +91,7 @@ def test_other_losses_and_row_weights_too(problem, config, fitted, trained, loss
     weights = np.random.default_rng(0).random(300).astype(np.float32)
     data = packed(data.numeric, data.codes, data.target, data.rows, weights)
     settings = config(train__loss=loss)
-    (want, _), (found, _) = (f(settings, data, data, outputs=outputs) for f in (fitted, trained))
+    (want, _), (found, _) = (f(settings, data, data, outputs=[outputs]) for f in (fitted, trained))
     assert furthest(want.model, found.model) < 2e-5
     assert found.history[-1]["train_loss"] == pytest.approx(want.history[-1]["train_loss"], rel=1e-5)
 

@@ -176,7 +176,7 @@ def test_a_quantile_loss_puts_its_share_of_rows_below(problem, config, fitted):
 def test_multiclass_learns(problem, config, fitted):
     data, valid = problem(4000, task="multiclass"), problem(1000, seed=1, task="multiclass")
     result, _ = fitted(
-        config(train__loss="multiclass", train__epochs=12, train__batch_size=256), data, valid, outputs=3
+        config(train__loss="multiclass", train__epochs=12, train__batch_size=256), data, valid, outputs=[3]
     )
     assert result.history[-1]["valid_accuracy"] > 0.85
 
@@ -321,7 +321,7 @@ def test_a_target_that_the_loss_cannot_take_is_refused_by_row(problem, config, f
     data = problem(50)
     data.target[31] = value
     with pytest.raises(UserError, match=rf"{message}.*dataset row {data.rows[31]}"):
-        fitted(config(train__loss=loss), data, outputs=3 if loss == "multiclass" else 1)
+        fitted(config(train__loss=loss), data, outputs=[3 if loss == "multiclass" else 1])
 
 
 def test_a_device_that_is_not_built_is_refused_and_not_ignored(problem, config, fitted):

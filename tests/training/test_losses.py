@@ -323,7 +323,7 @@ def test_several_quantiles_have_their_shares_of_rows_below(problem, config, fitt
         model__dropout=0.0,
     )
     loss = loss_of(settings.train)
-    result, _ = fitted(settings, data, data, outputs=loss.outputs(0))
+    result, _ = fitted(settings, data, data, outputs=[loss.outputs(0)])
     values = to_scores(loss, predict_logits(result.model, data.numeric, data.codes, "fp32"), result.model.target)
     below = (data.target[:, None] < values).mean(axis=0)
     assert np.abs(below - [0.1, 0.5, 0.9]).max() < 0.06, below
@@ -336,6 +336,6 @@ def test_ordered_classes_are_learned(problem, config, fitted) -> None:
         config(train__loss="ordinal", train__epochs=10, train__batch_size=256),
         data,
         valid,
-        outputs=LOSSES["ordinal"].outputs(3),
+        outputs=[LOSSES["ordinal"].outputs(3)],
     )
     assert result.history[-1]["valid_quadratic_kappa"] > 0.85

@@ -29,9 +29,11 @@ from engine.training.gpu.graphs import Graphed
 from engine.training.gpu.stepper import GpuStepper
 from engine.training.losses import LOSSES, to_scores
 from engine.training.model import architecture, build_model
+from engine.training.objectives import objectives_of
 from engine.training.precision import has_bf16
 from engine.training.probe import probe
 from engine.training.schedule import Schedule
+from engine.training.target import PLAIN
 from engine.training.threads import Team
 from tests.logits import predict_logits
 from tests.training.conftest import CARDINALITIES, make_config, make_problem, open_run, train, weights_of
@@ -318,7 +320,7 @@ def test_a_module_with_nothing_wrong_passes_in_little_time(tmp_path):
     network = build_model(config.model, 4, CARDINALITIES, 1, 0)
     began = time.thread_time()
     with Team(1):
-        traits = probe(network, data, Schedule.of(93, config.train), "fp32")
+        traits = probe(network, data, Schedule.of(93, config.train), objectives_of(config, data, [1], [PLAIN]), "fp32")
     assert not traits.couples and traits.buffers == () and time.thread_time() - began < 2
 
 

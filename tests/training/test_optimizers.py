@@ -195,7 +195,7 @@ def resumed(settings: Any, run: Any, data: Any, valid: Any) -> Any:
     """A fit that is stopped at its sixth step, and goes on in the same run."""
     facts: dict[str, Any] = {
         "cardinalities": CARDINALITIES,
-        "outputs": 1,
+        "outputs": [1],
         "dataset_digest": "data",
         "precision": "fp32",
     }

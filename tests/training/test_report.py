@@ -7,7 +7,7 @@ import numpy as np
 from engine.config.sections.training import EvaluateConfig
 from engine.training.evaluate import Scored, evaluate_scores
 from engine.training.losses import LOSSES
-from engine.training.report import write_report
+from engine.training.report import Measured, write_report
 
 
 def report(run, config, target, scores, loss="binary", history=()):
@@ -19,7 +19,7 @@ def report(run, config, target, scores, loss="binary", history=()):
     path = write_report(
         run,
         history=history,
-        details_by_split={"test": details},
+        measured=[Measured("", LOSSES[loss], {"test": details}, flat)],
         data_summary={
             "dataset": "d",
             "digest": "f00d",
@@ -29,7 +29,6 @@ def report(run, config, target, scores, loss="binary", history=()):
         },
         quarantine={"a.csv: delay is null (quarantine)": 12},
         config=config,
-        loss=LOSSES[loss],
         metrics={f"test/{name}": value for name, value in flat.items()},
     )
     return path.read_text()

@@ -73,7 +73,7 @@ def test_weights_are_those_of_earlier_versions(problem, config, fitted, name, pr
         data.numeric[77, 1] = np.nan
     outputs = 3 if name == "multiclass" else 1
     settings = config(**CASES[name], cluster__threads=1 if precision == "fp32" else 2)
-    result, _ = fitted(settings, data, valid, outputs=outputs, precision=precision)
+    result, _ = fitted(settings, data, valid, outputs=[outputs], precision=precision)
     found = (
         digest(weights_of(result.model)),
         digest([(entry["train_loss"], entry["row_stream"]) for entry in result.history]),

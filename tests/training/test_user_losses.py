@@ -23,7 +23,7 @@ from engine.runtime.run import Run, plan_digest
 from engine.scoring.read import predictions
 from engine.training.bundle import read_bundle
 from engine.training.evaluate import Scored, intervals, point_metrics
-from engine.training.losses import LOSSES, derivatives, loss_of, loss_record, recorded_loss
+from engine.training.losses import LOSSES, _named, derivatives, loss_of, loss_record, recorded_loss
 from engine.training.metrics import find_metric
 from engine.training.user_losses import user_loss, user_metric
 from tests.tiny import overrides, write_tiny
@@ -103,7 +103,7 @@ def test_a_regression_may_have_several_outputs(problem, config, fitted) -> None:
         train__loss=held()("Normal"), train__epochs=8, train__batch_size=256, train__metric=held()("away")
     )
     assert loss_of(settings.train).outputs(0) == 2
-    result, _ = fitted(settings, data, data, outputs=2)
+    result, _ = fitted(settings, data, data, outputs=[2])
     best = result.history[result.best_epoch]
     assert best["valid_away"] == pytest.approx(best["valid_mae"], rel=1e-12) and best["valid_away"] < 30
 
@@ -152,7 +152,7 @@ def test_a_package_offers_losses_and_metrics(monkeypatch: pytest.MonkeyPatch) ->
         "loss": "installed_loss", "quantile": 0.5, "metric": "installed_metric", "loss_version": "pkg==1.2:pkg:Surprise",
     }  # fmt: skip
     assert "installed_metric" in recorded_loss(loss_record(config)).metrics
-    loss_of.cache_clear()
+    _named.cache_clear()
 
 
 @pytest.mark.parametrize(("code", "message"), [

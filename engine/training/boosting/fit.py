@@ -70,7 +70,7 @@ def fit_trees(  # noqa: PLR0913
     run: Run,
     *,
     cardinalities: Sequence[int],
-    outputs: int,
+    outputs: Sequence[int],
     dataset_digest: str,
     precision: str = "fp32",  # noqa: ARG001 - of networks; what fits a model is called the same way
     monotone: Sequence[int] = (),
@@ -90,12 +90,13 @@ def fit_trees(  # noqa: PLR0913
             f"train.sampling must be each for model={config.model.kind}, found balanced, which draws the rows of a network's "
             "steps: train.class_weight=balanced weights them instead"
         )
-    check_targets(train.target, train.rows, loss, outputs)
+    (outputs_of_row,) = outputs
+    check_targets(train.target, train.rows, loss, outputs_of_row)
     if train.numeric.shape[1] == 0 and not cardinalities:
         raise UserError("a model must have at least one feature, found none: set features")
     exchange = exchange or Alone()
     threads = compute_threads(config) if local_workers == 1 else max(1, compute_threads(config) // local_workers)
-    rows = Rows(train.numeric, train.codes, list(cardinalities), outputs, tuple(monotone))
+    rows = Rows(train.numeric, train.codes, list(cardinalities), outputs_of_row, tuple(monotone))
     settings, seed = config.model.trees, config.train.seed
     grower: Grower
     began = time.perf_counter()

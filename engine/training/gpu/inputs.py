@@ -5,6 +5,7 @@ Rows, mask keys, learning rates and rows that count are prepared for a chunk of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from engine.training.examples import Examples
 from engine.training.gpu.order import combine64, permutation, permutation_keys
-from engine.training.model import Network
+from engine.training.objectives import Objective, label_inputs
 from engine.training.order import RowOrder
 from engine.training.schedule import Schedule
 from kernels import cuda as twins
@@ -31,8 +32,8 @@ THREAD_BYTES = 1 << 20  # of rows gathered by one more thread
 class Rows:
     """Packed rows on the host, with targets and weights in the form that the loss needs.
 
-    numeric float32[n, F], codes int32[n, K], target float32[n] (standardised for regression), weight float32[n] (class weights
-    multiplied in), ids int64[n].
+    numeric float32[n, F], codes int32[n, K], target float32[n] (standardised for regression) or [n, targets], weight float32 of
+    the same shape (class weights multiplied in), ids int64[n].
     """
 
     numeric: NDArray[np.float32]
@@ -42,12 +43,9 @@ class Rows:
     ids: NDArray[np.int64]
 
     @classmethod
-    def of(cls, data: Examples, class_weights: NDArray[np.float32] | None, model: Network) -> Rows:
+    def of(cls, data: Examples, objectives: Sequence[Objective]) -> Rows:
         """From examples; the arithmetic is that of the CPU step, in float32."""
-        weight = np.ones(len(data), np.float32) if data.weight is None else data.weight
-        if class_weights is not None:
-            weight = weight * class_weights[data.target.astype(np.int64)]
-        return cls(data.numeric, data.codes, model.target.standardised(data.target), weight, data.rows)
+        return cls(data.numeric, data.codes, *label_inputs(objectives, data.target, data.weight), data.rows)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:

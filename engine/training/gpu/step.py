@@ -16,8 +16,7 @@ from engine.training.flat import FlatWeights
 from engine.training.gpu.inputs import Chunk, Source, StepPlan, kernels_run
 from engine.training.gpu.masks import TableMasks
 from engine.training.gpu.order import stream_hash
-from engine.training.losses import loss_of
-from engine.training.members import row_losses
+from engine.training.objectives import Objective, bad_rows, row_losses
 from engine.training.optimizers import Optimizer
 from engine.training.randomness import backward_begins, drawn_from
 
@@ -37,11 +36,13 @@ class GpuStep:
         optimizer: Optimizer,
         source: Source,
         plan: StepPlan,
+        objectives: tuple[Objective, ...],
         *,
         reduce: Callable[[Tensor], None] | None = None,
         fused_masks: bool | None = None,
     ) -> None:
         self.flat, self.optimizer, self.source, self.plan = flat, optimizer, source, plan
+        self._objectives = objectives
         self.device = flat.values.device
         self._reduce = reduce
         self.module, self._leaves = flat.module(own_buffers=False)
@@ -86,15 +87,14 @@ class GpuStep:
         """One step: launches only, the same ones every time."""
         numeric, codes, target, weight, ids = self.source.tensors(self.cursor, slot)
         counted = self._places < self._counts.index_select(0, self.cursor)
-        weight = weight * counted
+        weight = weight * counted.view(-1, *[1] * (weight.dim() - 1))
         for kept, buffer in zip(self._before, self._buffers, strict=True):
             kept.copy_(buffer)
         masks = TableMasks(ids, self._keys, self.cursor, self._steps, self.plan.rank, self.fused_masks)
         with drawn_from(masks):
             with self.flat.arithmetic.applied(self.device.type):
                 logits = self.module(numeric, codes)
-            config = self.plan.schedule.config
-            losses = row_losses(loss_of(config), logits, target)
+            losses = row_losses(self._objectives, logits, target, weight)
             total = (losses * weight).sum()
             backward_begins()
             gradients = torch.autograd.grad(total / self.plan.schedule.batch, self._leaves, allow_unused=True)
@@ -114,7 +114,7 @@ class GpuStep:
         self._gradient.zero_()  # the gaps between parameters must not keep the NaN of a skipped step
         pairs = [(view, found) for view, found in zip(self._views, gradients, strict=True) if found is not None]
         torch._foreach_copy_([view for view, _ in pairs], [found for _, found in pairs])
-        wrong = ~torch.isfinite(losses) & counted
+        wrong = bad_rows(losses) & counted
         # A row of weight zero with an infinite loss makes the sum NaN although it is not counted as wrong.
         bad = torch.maximum(wrong.sum(), (~torch.isfinite(total)).to(torch.int64))
         self._gradient[size : size + 3] = torch.stack([total, weight.sum(), bad.to(torch.float32)])

@@ -59,7 +59,7 @@ class GpuStepper:
         self._staged: tuple[int, Chunk] | None = None  # the next chunk, and its first step
         self._lane = SideLane(self._device)
         self._plan = StepPlan(job.schedule, exchange.rank, exchange.world)
-        rows = Rows.of(job.train, job.class_weights, job.model)
+        rows = Rows.of(job.train, job.objectives)
         placement = Placement.choose(rows.nbytes, self._device)
         resident = placement.resident if resident is None else resident
         # An Mlp without codes and embeddings reads its numbers in bf16 only.
@@ -72,7 +72,7 @@ class GpuStepper:
             else Streamed(rows, self._plan, self._device, kind, job.team.threads)
         )
         reduce = self._sum_over_workers if exchange.world > 1 else None
-        self._step = GpuStep(self.weights, self.optimizer, source, self._plan, reduce=reduce)
+        self._step = GpuStep(self.weights, self.optimizer, source, self._plan, job.objectives, reduce=reduce)
         self._runner, name = self._make_runner(runner)
         if exchange.rank == 0:
             self._note(placement, resident, name)
