@@ -8,7 +8,7 @@
     profile     mergeable counts per column               statistics  distances between two profiles
     exact       integer accumulators for exact sums       warmup      compile everything once
     trees       scores of decision trees                  sweep       the loops of windows over sorted rows
-    compiling   seconds spent on compiling so far
+    compiling   seconds spent on compiling so far         folds       aggregates of a caller's own
 
 Every public function checks its input, documents shapes, types, units and errors, then calls a private compiled loop. A
 result never depends on the number of threads.

@@ -194,6 +194,18 @@ def njit(
         numba.config.CACHE_DIR = previous
 
 
+CannotCompile = numba.core.errors.NumbaError
+
+
+def njit_given(function: Callable[..., Any]) -> Any:
+    """A function that a caller brings, compiled for this process alone: its source is no file of this package, so there is no
+    cache. A place outside of an array raises IndexError.
+    """
+    if DISABLED:
+        return _wrapping(function)
+    return numba.njit(nogil=True, error_model="numpy", boundscheck=True)(function)
+
+
 class _Compilations(event.Listener):  # type: ignore[misc]
     """Reports to `compiling` when Numba compiles a function that is neither loaded nor in the cache."""
 

@@ -67,13 +67,13 @@ class Plan(NamedTuple):
 
 # --------------------------------------------------------------------------- small parts of the sweep
 @njit(inline=True, allocates=False)
-def _minus(t: Any, width: Any) -> Any:
+def minus(t: Any, width: Any) -> Any:
     """t - width, or the smallest instant if that is later."""
     return t - width if t >= _NAT + 1 + width else np.int64(_NAT + 1)
 
 
 @njit(inline=True, allocates=False)
-def _seconds(t: Any, event: Any) -> Any:
+def seconds(t: Any, event: Any) -> Any:
     """t - event in seconds, from microseconds, without overflow."""
     if t >= event:
         return np.float64(np.uint64(t) - np.uint64(event)) / 1e6
@@ -191,7 +191,7 @@ def _decayed(data: Any, rows: Any, when: Any, scratch: Any, stat: Any) -> None:
     outside = False
     for r in range(rows[0], rows[1]):
         if known[r] < t:
-            weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
+            weight = np.exp2(-(max(seconds(t, event[r]), 0.0) / half_life))
             bits = np.float64(value[r] * weight).view(np.int64)
             outside = outside or is_wide(bits)
             add_fixed(fixed, 2, np.float64(weight).view(np.int64), False)
@@ -202,7 +202,7 @@ def _decayed(data: Any, rows: Any, when: Any, scratch: Any, stat: Any) -> None:
         wide[:] = 0
         for r in range(rows[0], rows[1]):
             if known[r] < t and np.isfinite(value[r]):
-                weight = np.exp2(-(max(_seconds(t, event[r]), 0.0) / half_life))
+                weight = np.exp2(-(max(seconds(t, event[r]), 0.0) / half_life))
                 add_wide(wide, 0, np.float64(value[r] * weight).view(np.int64), False)
         moments_wide(wide, 1, (fixed[0, 8], fixed[0, 9], np.int64(1), False), words, stat, _EWM_SUM)
     else:
@@ -234,7 +234,7 @@ def _common(data: Any, sums: Any, at: Any, plan: Any, stat: Any) -> None:
     elif form[0]:
         moments_fixed(fixed, w + 1, n, form[1], words, stat, _SUM)
     if needs[_AT_LATEST]:
-        stat[_LAST], stat[_RECENCY] = value[latest], _seconds(t, event[latest])
+        stat[_LAST], stat[_RECENCY] = value[latest], seconds(t, event[latest])
 
 
 @njit(allocates=False)
@@ -258,7 +258,7 @@ def _put(data: Any, sums: Any, at: Any, plan: Any, rest: Any, stat: Any, out: An
                 _decayed(data, (first, latest + 1), (t, half_life), sums[3], stat)
             out[c] = stat[code]
         elif code == _RECENCY and parameter > 1:
-            out[c] = _seconds(t, data[0][earlier[c]]) if earlier[c] >= first else np.nan
+            out[c] = seconds(t, data[0][earlier[c]]) if earlier[c] >= first else np.nan
         else:
             out[c] = stat[code]
 
@@ -320,7 +320,7 @@ def _ordered(data: Any, probes: Any, plan: Any, sums: Any, scratch: Any, out: An
                     _count_at(counts[w], ranks[right], np.float64(1.0))
             right += 1
         for w in range(len(windows)):
-            limit = _minus(t, windows[w])
+            limit = minus(t, windows[w])
             d = left[w]
             while d < right and event[d] < limit:
                 add(fixed, wide, w + 1, np.float64(value[d]).view(np.int64), form)
@@ -410,7 +410,7 @@ def _general(data: Any, by_known: Any, probes: Any, plan: Any, sums: Any, scratc
             for c in range(len(columns)):
                 earlier[c] = stop - _nth(known_rows, parameters[c]) if columns[c] == _RECENCY else -1
         for w in range(len(windows)):
-            limit = _minus(t, windows[w])
+            limit = minus(t, windows[w])
             d = left[w]
             while d < stop and event[d] < limit:
                 if known[d] < t:
@@ -445,7 +445,7 @@ def _blank(rows: Any, columns: Any, out: Any) -> None:
 
 
 @njit(allocates=False)
-def _first_of(times: Any, low: Any, high: Any, limit: Any) -> Any:
+def first_of(times: Any, low: Any, high: Any, limit: Any) -> Any:
     """First position in the ascending times[low:high) with a time >= limit."""
     while low < high:
         middle = (low + high) >> 1
@@ -486,20 +486,20 @@ def sweep(source: Any, probes: Any, plan: Any, span: Any, out: Any) -> None:
         np.empty((2, count), np.int64),
     )
     p = span[0]
-    g = _first_of(probe_starts, 0, len(probe_starts), p + 1) - 1
+    g = first_of(probe_starts, 0, len(probe_starts), p + 1) - 1
     while p < span[1]:
         while probe_starts[g + 1] <= p:
             g += 1
         last = min(probe_starts[g + 1], span[1])
         rows, times = probe_order[p : min(last + _AHEAD, len(probe_order))], probe_time[p:last]
         p = last
-        skipped = _first_of(times, 0, len(times), _NAT + 1) if g + 1 < len(starts) else len(times)
+        skipped = first_of(times, 0, len(times), _NAT + 1) if g + 1 < len(starts) else len(times)
         _blank(rows[:skipped], columns, out)
         if skipped == len(times):
             continue
         rows, times = rows[skipped:], times[skipped:]
         end = starts[g + 1]
-        begin = _first_of(event, starts[g], end, _minus(times[0], widest))
+        begin = first_of(event, starts[g], end, minus(times[0], widest))
         data = (event[begin:end], known[begin:end], value[begin:end])
         n = end - begin
         sums[0][:] = np.uint64(0)

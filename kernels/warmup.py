@@ -16,6 +16,7 @@ from kernels import (
     conditional,
     dropout,
     encode,
+    folds,
     gather,
     hashing,
     metrics,
@@ -51,7 +52,8 @@ def _windows() -> None:
     cases = [(event, np.nan), (np.array([2, 1]), 2.0), (np.array([2, never]), 2.0)]
     for known, value in cases:
         values = np.array([1.0, value])
-        windows.trailing(entity, event, entity, event, known, values, [5], list(AGGREGATES))
+        of_caller = folds.Fold("largest", lambda values, _: values.max())
+        windows.trailing(entity, event, entity, event, known, values, [5], [*AGGREGATES, of_caller])
 
 
 def _asof() -> None:

@@ -21,13 +21,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from kernels import check
 from kernels.exact import FIXED_FORM, WHOLE_FORM, WIDE_FORM, any_wide, whole_bound
+from kernels.folds import Fold, folded
 from kernels.jit import check_threads, njit, run_ranges, split
 from kernels.sort import ascending, bounds, dense_codes, grouped_columns, radix_order, radix_rows
 from kernels.sweep import CODES, Plan, Probes, Source, sweep
 
 _WITHOUT_VALUES = ("count", "recency")
 WITH_PARAMETER = ("recency", "ewm_sum", "ewm_mean", "quantile")
-Aggregate = str | tuple[str, int]  # with its parameter
+Aggregate = str | tuple[str, int] | Fold  # a name, with its parameter; or one of the caller's
 _NAT = check.NAT
 _TASKS_PER_THREAD = 8
 _PARALLEL_ROWS = 1 << 17
@@ -220,11 +221,28 @@ class Known:
     ) -> NDArray[np.float64]:
         """Aggregates as of `trailing`, of the rows where `counts` bool[m] is true."""
         numbers = None if values is None else check.floats("values", values, self.rows)
-        widths, names, parameters = _check_plan(windows, aggregates, numbers is not None)
-        plan = _plan(widths, names, parameters, numbers, self.few)
+        widths, asked = _check_plan(windows, aggregates, numbers is not None)
         source = self._with_values(np.empty(0) if numbers is None else numbers, counts)
-        probes = self.probes
-        out = np.empty((len(probes.order), len(widths), len(names)))
+        if all(isinstance(item, tuple) for item in asked):
+            return self._swept(source, widths, asked, numbers, threads)  # type: ignore[arg-type]
+        out = np.empty((len(self.probes.order), len(widths), len(asked)))
+        for place, item in enumerate(asked):
+            if isinstance(item, Fold):
+                out[:, :, place] = folded(item, source, self.probes, widths, threads)
+        if plain := {place: item for place, item in enumerate(asked) if isinstance(item, tuple)}:
+            out[:, :, list(plain)] = self._swept(source, widths, list(plain.values()), numbers, threads)
+        return out
+
+    def _swept(
+        self,
+        source: Source,
+        widths: NDArray[np.int64],
+        asked: Sequence[tuple[str, int]],
+        numbers: NDArray[np.float64] | None,
+        threads: int,
+    ) -> NDArray[np.float64]:
+        plan, probes = _plan(widths, asked, numbers, self.few), self.probes
+        out = np.empty((len(probes.order), len(widths), len(asked)))
 
         def part(a: int, b: int) -> None:
             sweep(tuple(source), tuple(probes), tuple(plan), (a, b), out)
@@ -251,16 +269,19 @@ class Known:
 
 def _check_plan(
     windows: Sequence[int], aggregates: Sequence[Aggregate], with_values: bool
-) -> tuple[NDArray[np.int64], list[str], list[int]]:
+) -> tuple[NDArray[np.int64], list[tuple[str, int] | Fold]]:
+    """Windows in microseconds, and aggregates with their parameters (0 = none)."""
     widths = check.integers("windows", list(windows))
-    pairs = [(item, 0) if isinstance(item, str) else item for item in aggregates]
-    names, parameters = [name for name, _ in pairs], [parameter for _, parameter in pairs]
+    asked = [(item, 0) if isinstance(item, str) else item for item in aggregates]
+    pairs = [item for item in asked if isinstance(item, tuple)]
+    names = [name for name, _ in pairs]
     if len(widths) == 0 or widths.min() < 1:
         raise ValueError(f"windows must be one or more positive numbers of microseconds, found {list(windows)}")
     unknown = [name for name in names if name not in CODES]
-    if unknown or not names:
+    if unknown or not asked:
         raise ValueError(f"aggregates must be among {', '.join(CODES)}, found {unknown or names}")
-    needing = [name for name in names if name not in _WITHOUT_VALUES]
+    needing = [item[0] if isinstance(item, tuple) else item.name for item in asked]
+    needing = [name for name in needing if name not in _WITHOUT_VALUES]
     if not with_values and needing:
         raise ValueError(f"without values only {', '.join(_WITHOUT_VALUES)} are available, found {needing}")
     wrong = [pair for pair in pairs if pair[1] < 0 or (pair[1] and pair[0] not in WITH_PARAMETER)]
@@ -269,7 +290,7 @@ def _check_plan(
     wrong = [pair for pair in pairs if pair[0] == "quantile" and not 1 <= pair[1] <= 99]
     if wrong:
         raise ValueError(f"a quantile must have 1 to 99 per cent as its parameter, found {wrong}")
-    return widths, names, parameters
+    return widths, asked
 
 
 def trailing(
@@ -300,6 +321,7 @@ def trailing(
     ("recency", k)  seconds from the k-th latest row   ("ewm_sum", h), ("ewm_mean", h)  with a half-life of h microseconds
     by (event_time, known_at, row position) to T   ("quantile", p)  of p per cent, 1 to 99, linear between the
                                                    neighbouring values (numpy's default; type 7 of Hyndman and Fan)
+    A `kernels.folds.Fold` is an aggregate of the caller's own; FoldError where it fails.
     Without rows count is 0 and the rest NaN. With an infinite value sum and mean are that infinity (NaN with both signs), std
     is NaN; a quantile between a number and an infinity is that infinity, between both infinities NaN.
     Cost: linear in rows and windows; times log for distinct and quantiles, and for min, max, first and a k-th latest row when
@@ -319,16 +341,15 @@ def trailing(
 
 def _plan(
     widths: NDArray[np.int64],
-    names: Sequence[str],
-    parameters: Sequence[int],
+    pairs: Sequence[tuple[str, int]],
     numbers: NDArray[np.float64] | None,
     threads: int,
 ) -> Plan:
-    asked = set(names)
+    asked = {name for name, _ in pairs}
     sums = bool(asked & {"sum", "mean", "std"})
     return Plan(
         widths,
-        np.array([CODES[name] for name in names], np.int64),
+        np.array([CODES[name] for name, _ in pairs], np.int64),
         (sums, "std" in asked, _form(numbers, threads) if sums and numbers is not None else FIXED_FORM),
         (
             "min" in asked,
@@ -336,10 +357,10 @@ def _plan(
             "first" in asked,
             bool(asked & {"last", "recency"}),
             "distinct" in asked,
-            any(name == "recency" and parameter > 1 for name, parameter in zip(names, parameters, strict=True)),
+            any(name == "recency" and parameter > 1 for name, parameter in pairs),
             "quantile" in asked,
         ),
-        np.array(parameters, np.int64),
+        np.array([parameter for _, parameter in pairs], np.int64),
     )
 
 

@@ -26,13 +26,13 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import feature_names, literals, nested, plugins, schema, secrecy
+from engine.config import code_names, feature_names, literals, nested, plugins, schema, secrecy
 from engine.config import overrides as words_
+from engine.config.code_names import CodeName
 from engine.config.override_values import parse
 from engine.config.overrides import merged
 from engine.config.plugins import Plugin
 from engine.config.sections.runtime import PathsConfig
-from engine.config.sections.training import LOSS_GROUP, MODEL_GROUP, MODELS, TASKS
 from engine.config.tree import Config
 from engine.errors import UserError, did_you_mean, nearest
 
@@ -113,25 +113,34 @@ def _pin(values: dict[str, Any], config: Config, folder: Path) -> bool:
     """Read the plug-ins of a config, hold their code, and give the values that name it their digests; whether there are any."""
     found = [plugins.read(folder, reference) for reference in config.plugins]
     values["plugins"] = [plugin.reference for plugin in found]
-    for name, view in config.features.views.items():
-        if view.function:
-            values["features"]["views"][name]["function"] = plugins.pinned(view.function, found)
-    values["model"]["kind"] = _named("model.kind", config.model.kind, MODELS, MODEL_GROUP, found)
-    values["train"]["loss"] = _named("train.loss", config.train.loss, tuple(TASKS), LOSS_GROUP, found)
-    if config.train.metric is not None:
-        values["train"]["metric"] = plugins.pinned(config.train.metric, found)
+    for item in code_names.of_config(config):
+        if (named := _named(item, found)) != item.name:
+            *above, last = item.path
+            place: Any = values
+            for part in above:
+                place = place[part]
+            place[last] = named
     plugins.add(found)
     return bool(found)
 
 
-def _named(where: str, name: str, built_in: tuple[str, ...], group: str, found: Sequence[Plugin]) -> str:
+def _named(item: CodeName, found: Sequence[Plugin]) -> str:
     """The name of what is built in or installed; with its digest where a plug-in defines it. Raises UserError for another."""
-    others = (*plugins.installed(group), *(item for plugin in found for item in plugin.defined))
-    named = name if name in built_in else plugins.pinned(name, found)
-    if plugins.split(named)[1] is None and name not in (*built_in, *others):
+    same = [plugin.file for plugin in found if item.name in plugin.defined]
+    if item.built_in and same:
         raise UserError(
-            f"{where} must be one of {', '.join(built_in)}, a name that a file of `plugins` defines, or one of an installed "
-            f"package (entry point group {group}), found {name!r}.{nearest(name, [*built_in, *others], listed=False)}"
+            f"{item.where}: {item.name!r} is one of the engine, and {same[0]} defines it too: rename that one"
+        )
+    if item.built_in:
+        return item.name
+    offered = plugins.installed(item.group)
+    others = (*offered, *(name for plugin in found for name in plugin.defined))
+    named = plugins.pinned(item.name, found)
+    if item.checked and plugins.split(named)[1] is None and item.name not in offered:
+        raise UserError(
+            f"{item.where} must be one of {', '.join(item.known)}, a name that a file of `plugins` defines, or one of an "
+            f"installed package (entry point group {item.group}), found {item.name!r}."
+            f"{nearest(item.name, [*item.known, *others], listed=False)}"
         )
     return named
 

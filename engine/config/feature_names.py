@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.config import plugins
 from engine.config.names import check_distinct
 from engine.config.references import past_columns
 from engine.config.sections.data import DataConfig
@@ -21,6 +22,7 @@ RENAME = (
 
 def window_name(view: str, entry: str, aggregate: str, window: str) -> str:
     """Name of a windows feature: `origin_dep_delay_mean_2h`, or `origin_count_2h` for a count of rows."""
+    aggregate = plugins.split(aggregate)[0]
     return f"{view}_{aggregate}_{window}" if entry == ROWS else f"{view}_{entry}_{aggregate}_{window}"
 
 
@@ -37,7 +39,10 @@ def view_features(name: str, view: ViewConfig) -> Iterator[tuple[str, str]]:
         for entry, asked in view.asked.items():
             for window in view.windows:
                 for aggregate in asked.aggregates:
-                    yield window_name(name, entry, aggregate, window), f"aggregates.{entry} ({aggregate} of {window})"
+                    yield (
+                        window_name(name, entry, aggregate, window),
+                        f"aggregates.{entry} ({plugins.split(aggregate)[0]} of {window})",
+                    )
         yield from ((f"{name}_{feature}", f"derive.{feature}") for feature in view.derive)
         return
     key = {"asof": "columns", "expression": "expressions", "function": "outputs"}[view.kind]

@@ -167,6 +167,27 @@ def installed(group: str) -> dict[str, metadata.EntryPoint]:
     return {entry.name: entry for entry in metadata.entry_points(group=group)}
 
 
+def version_of(name: str, group: str) -> str | None:
+    """`entry_version` of what an installed package offers; None where none does."""
+    entry = installed(group).get(name)
+    return None if entry is None else entry_version(entry)
+
+
+def entry_version(entry: metadata.EntryPoint) -> str:
+    """`package==version:module:object:digest` of an entry point.
+
+    The digest (16 hex digits) is that of the module's file: it changes with the code where the version does not, as with an
+    editable install.
+    """
+    try:
+        found = importlib.util.find_spec(entry.value.partition(":")[0])
+        code = Path(found.origin).read_bytes() if found is not None and found.origin is not None else b""
+    except (ImportError, OSError, ValueError):
+        code = b""
+    package = f"{entry.dist.name}=={entry.dist.version}:" if entry.dist else ""
+    return f"{package}{entry.value}:{hashlib.sha256(code).hexdigest()[:16]}"
+
+
 def add(plugins: Iterable[Plugin]) -> None:
     """Hold code in this process: from now on it may run."""
     _HELD.update((plugin.digest, plugin) for plugin in plugins)

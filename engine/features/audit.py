@@ -1,6 +1,7 @@
 """The leak audit: draw rows, hide everything that became known after their decision, recompute and compare bytes.
 
-In three trials the unknown values are altered, deleted or repeated. A feature that changes has used its future.
+In three trials the unknown values are altered, deleted or repeated. A feature that changes has used its future. Aggregates of a
+user's own are also computed by hand (`aggregate_twin`).
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from engine.config.sections.data import Column, DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.data.arrow_types import same_value
 from engine.data.dataset import Dataset
-from engine.features import compute, instants
+from engine.features import aggregate_twin, compute, instants
 from engine.features.past import past_events
 from engine.features.spec import event_inputs, known_anchor, past_time, windows_of
 
+BY_HAND = "by hand"
 TRIALS = ("altered", "deleted", "repeated")
 BEYOND = 2 * units.MICROSECONDS["d"]  # a trial hides events up to this long after the decision
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A feature that changed when values that it must not use were changed."""
+    """A feature that changed when values that it must not use were changed, or is another when it is computed by hand."""
 
     row: int
     trial: str
@@ -65,6 +67,10 @@ def audit(
             for name, value in before.items()
             if not same_value(value, after[name])
         ]
+        for name, number, apart in aggregate_twin.by_hand(data, features, probe, events, tables):
+            found = before[name].as_py()
+            if not np.isclose(np.nan if found is None else found, number, rtol=apart, atol=0, equal_nan=True):
+                leaks.append(Leak(row, BY_HAND, name, str(found), str(number)))
     return leaks
 
 

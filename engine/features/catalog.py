@@ -17,11 +17,11 @@ from typing import Any, NotRequired, TypedDict
 import pyarrow as pa
 
 from engine.config import schema, units
-from engine.config.sections.features import ViewConfig
+from engine.config.sections.features import ViewConfig, is_built_in
 from engine.config.tree import Config
 from engine.errors import UserError, nearest
+from engine.features import aggregates, functions, retrieval, store, view_statistics
 from engine.features import audit as leak_trial
-from engine.features import functions, retrieval, store, view_statistics
 from engine.features.calls import FOLDER as KEPT
 from engine.features.spec import past_inputs, view_columns, view_inputs
 from engine.features.store import StoredView
@@ -64,6 +64,10 @@ def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     if view is not None and view.kind == "function":
         kinds = {name: config.data.columns[name].type for name in view.inputs}
         facts["function"] = functions.signature(view.function, kinds, view.outputs)
+    asked = view.asked.values() if view is not None else ()
+    own = dict.fromkeys(item for entry in asked for item in entry.aggregates if not is_built_in(item))
+    if own:
+        facts["aggregates"] = [line for item in own for line in aggregates.signature(item)]
     if "--json" in options:
         terminal.out(json.dumps(facts, indent=1, default=str) + "\n")
         return 0
@@ -73,7 +77,7 @@ def show(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     )
     if made_of:
         terminal.out(f"made of {', '.join(made_of)}\n")
-    terminal.out("".join(f"{line}\n" for line in facts.get("function", ())))
+    terminal.out("".join(f"{line}\n" for line in facts.get("function", facts.get("aggregates", ()))))
     terminal.rows(listed, False, "not computed yet")
     if age:
         terminal.out(f"newest event {age.newest_event}, computed {age.computed}\n")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.config import plugins
 from engine.config.references import past_columns
 from engine.config.sections.data import Column, DataConfig
 from engine.config.sections.features import (
@@ -24,15 +25,25 @@ from engine.config.sections.features import (
     CalendarConfig,
     FeaturesConfig,
     ViewConfig,
-    aggregate_of,
 )
 from engine.config.units import Moment
 from engine.data.arrow_types import alike, as_keys, type_name
 from engine.data.expressions import evaluate, expression_columns
 from engine.errors import UserError
+from engine.features import aggregates as aggregates_
 from engine.features import calls, instants, own_rows
-from engine.features.spec import calendar_columns, knowing, late_keys, past_inputs, past_time, view_columns, view_inputs
+from engine.features.spec import (
+    calendar_columns,
+    hides_past,
+    knowing,
+    late_keys,
+    past_inputs,
+    past_time,
+    view_columns,
+    view_inputs,
+)
 from kernels.asof import asof
+from kernels.folds import FoldError
 from kernels.gather import columns_of
 from kernels.hashing import hash_bytes, hash_u64
 from kernels.windows import Known, Sorted
@@ -140,47 +151,53 @@ def _window_features(
     columns = past_columns(view, data)
     events = instants.instants(past[past_time(view, data)])
     windows = [window.microseconds for window in view.windows]
-    holds = _conditions(name, view, columns, past)
+    holds = conditions_of(name, view, columns, past)
     by_event = Sorted(probe_codes, decisions, past_codes, events, threads) if view.by == "event" else None
 
     def rows_of(moments: tuple[Moment, ...]) -> tuple[np.ndarray, Known]:
-        known = _known_with(past, events, moments)
+        known = known_with(past, events, moments)
         return known, (by_event or Sorted(probe_codes, decisions, past_codes, known, inner)).known(known)
 
-    def of_entry(asked: AggregateConfig) -> list[pa.Array]:
-        aggregates = [aggregate_of(name) for name in asked.aggregates]
+    def of_entry(item: tuple[str, AggregateConfig]) -> list[pa.Array]:
+        entry, asked = item
+        where = f"features.views.{name}.aggregates.{entry}"
+        aggregates = [aggregates_.computed(text, where) for text in asked.aggregates]
         values = None if asked.of == ROWS else as_floats(past[asked.of])
         counts = None if asked.where is None else holds[asked.where]
-        known, rows = in_order[_moments(columns, knowing(view, asked, data))]
-        block = rows.aggregates(values, windows, aggregates, counts, inner)
-        if own is not None:
-            codes = past_codes if counts is None else np.where(counts, past_codes, -1)
-            source = codes, known if by_event is None else events, known
-            own_rows.leave_out(block, (probe_codes, decisions), source, own, values, windows, aggregates, inner)
+        known, rows = in_order[moments_of(columns, knowing(view, asked, data))]
+        try:
+            block = rows.aggregates(values, windows, aggregates, counts, inner)
+            if own is not None:
+                codes = past_codes if counts is None else np.where(counts, past_codes, -1)
+                source = codes, known if by_event is None else events, known
+                own_rows.leave_out(block, (probe_codes, decisions), source, own, values, windows, aggregates, inner)
+        except FoldError as error:
+            full = next(text for text in asked.aggregates if plugins.split(text)[0] == error.name)
+            raise aggregates_.failed(where, full, error, hides_past(asked, columns)) from error
         return _float_columns(block.reshape(len(block), len(windows) * len(asked.aggregates)), inner)
 
     # Columns run in parallel: one column's single-threaded work, mostly sorting, overlaps with another column's sweep.
     outer = min(threads, len(view.aggregates)) if probes.num_rows + past.num_rows > POOL_ROWS else 1
     inner = -(-threads // outer)
     # Columns that are known at the same moments share the order of their rows.
-    needed = list(dict.fromkeys(_moments(columns, knowing(view, asked, data)) for asked in view.asked.values()))
+    needed = list(dict.fromkeys(moments_of(columns, knowing(view, asked, data)) for asked in view.asked.values()))
     with ThreadPoolExecutor(outer, thread_name_prefix="columns") if outer > 1 else nullcontext() as pool:
         each = map if pool is None else pool.map
         in_order = dict(zip(needed, each(rows_of, needed), strict=True))
-        found = list(each(of_entry, view.asked.values()))
+        found = list(each(of_entry, view.asked.items()))
     called = (feature.name for feature in view_columns(name, view, data))
     features = dict(zip(called, itertools.chain.from_iterable(found), strict=False))
     secret = [column for column in past_inputs(view, data) if columns[column].sensitive]
     return features | _derived(name, view, features, secret)
 
 
-def _moments(columns: Mapping[str, Column], names: Sequence[str]) -> tuple[Moment, ...]:
+def moments_of(columns: Mapping[str, Column], names: Sequence[str]) -> tuple[Moment, ...]:
     """When the named columns are known, of those that may be known later than their row."""
     moments = (columns[name].known_at for name in names)  # an id without it is known with its row
     return tuple(dict.fromkeys(moment for moment in moments if moment is not None and moment != "prior"))
 
 
-def _known_with(past: pa.Table, known: np.ndarray, moments: Sequence[Moment]) -> np.ndarray:
+def known_with(past: pa.Table, known: np.ndarray, moments: Sequence[Moment]) -> np.ndarray:
     """int64[n]: when each past row counts, from `known` on, once all the moments have passed; NEVER where one never does."""
     for moment in moments:
         known = instants.known_as_past(past, known, instants.moment_times(past, moment))
@@ -214,7 +231,7 @@ def _finite(sql: str) -> str:
     return f"CASE WHEN isfinite(CAST(({sql}) AS DOUBLE)) THEN ({sql}) END"
 
 
-def _conditions(name: str, view: ViewConfig, columns: Mapping[str, Column], past: pa.Table) -> dict[str, np.ndarray]:
+def conditions_of(name: str, view: ViewConfig, columns: Mapping[str, Column], past: pa.Table) -> dict[str, np.ndarray]:
     """SQL condition -> bool[n]: past rows where it is true."""
     if not view.conditions:
         return {}
@@ -263,7 +280,7 @@ def _asof_features(
             known = events
             if not spec.static:
                 known = instants.known_as_past(table, events, instants.known_times(table, spec.columns[column]))
-                known = _known_with(table, known, _moments(spec.columns, late_keys(view, data)))
+                known = known_with(table, known, moments_of(spec.columns, late_keys(view, data)))
             rows = asof(
                 probe_codes, decisions, table_codes, events, known, max_age, inclusive=view.inclusive, threads=threads
             )

@@ -17,10 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from engine.config import plugins
+from engine.config.sections.features import FUNCTION_GROUP as GROUP
 from engine.data.arrow_types import parse_type, schema_of
 from engine.errors import UserError, nearest
-
-GROUP = "engine.features"
 
 
 class Failed(UserError):
@@ -32,11 +31,10 @@ def _found() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def function_version(name: str) -> str:
-    """`name@digest` of a plug-in's function, `package==version` of an installed one. Raises UserError when there is none."""
+    """`name@digest` of a plug-in's function, `plugins.version_of` of an installed one. Raises UserError."""
     if plugins.split(name)[1] is not None:
         return name
-    entry = _entry(name)
-    return f"{entry.dist.name}=={entry.dist.version}:{entry.value}" if entry.dist else entry.value
+    return plugins.entry_version(_entry(name))
 
 
 def call(name: str, rows: pa.Table, outputs: dict[str, str], where: str, sensitive: Collection[str] = ()) -> pa.Table:

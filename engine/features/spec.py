@@ -88,7 +88,9 @@ def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
             found += [item.name for column, item in pairs if table.columns[column].sensitive]
         elif view.kind == "windows":
             past = past_columns(view, data)
-            each = [(_secret(asked, past), len(view.windows) * len(asked.aggregates)) for asked in view.asked.values()]
+            each = [
+                (hides_past(asked, past), len(view.windows) * len(asked.aggregates)) for asked in view.asked.values()
+            ]
             secret = [item for item, times in each for _ in range(times)]
             secret += [any(secret)] * len(view.derive)
             found += [item.name for item, hides in zip(columns, secret, strict=True) if hides]
@@ -97,7 +99,7 @@ def sensitive_features(data: DataConfig, features: FeaturesConfig) -> list[str]:
     return found
 
 
-def _secret(asked: AggregateConfig, past: Mapping[str, Column]) -> bool:
+def hides_past(asked: AggregateConfig, past: Mapping[str, Column]) -> bool:
     """Whether an aggregate is computed from values of a sensitive column."""
     return any(past[column].sensitive for column in [*value_of(asked), *condition_columns(asked)])
 

@@ -30,7 +30,7 @@ from engine.config.tree import Config
 from engine.config.units import Moment
 from engine.data.dataset import Dataset, TypeText
 from engine.errors import UserError
-from engine.features import compute, instants, partitions, user_functions
+from engine.features import aggregates, compute, instants, partitions, user_functions
 from engine.features.functions import function_version
 from engine.features.kept_reads import KeptReads
 from engine.features.partitions import Dependence, Inputs, Part, view_length
@@ -249,8 +249,10 @@ def _ensure_view(job: Job, run: Run, workers: tasks.Workers, earlier: Earlier | 
     works = [Work(part, recipes[part.name], days=part.days[1] - part.days[0]) for part in parts]
     if earlier is not None:
         works = _reusing(job, works, needs, folder.absolute(), earlier)
-    if job.view.kind == "function" and any(work.lacking for work in works):
-        user_functions.prepare(name, job.view, job.config.data, job.dataset, job.failed)
+    if any(work.lacking for work in works):
+        aggregates.check(name, job.view)
+        if job.view.kind == "function":
+            user_functions.prepare(name, job.view, job.config.data, job.dataset, job.failed)
     with (
         storage.atomic_directory(directory) as temporary,
         run.progress(f"features {name}", job.dataset.rows) as progress,
@@ -384,8 +386,7 @@ def _build_all(job: Job, works: list[Work], directory: Path, workers: tasks.Work
         if batch not in away:
             yield from _build(job, batch, directory)
     if away:
-        version = function_version(job.view.function) if job.view.kind == "function" else None
-        make = functools.partial(_builder, _absolute(job), away, directory.absolute(), version)
+        make = functools.partial(_builder, _absolute(job), away, directory.absolute(), code_versions(job.view))
         for built in workers.run(
             list(range(len(away))), make, directory, lambda _: f"view {job.name!r} could not be computed"
         ):
@@ -398,14 +399,20 @@ def _absolute(job: Job) -> Job:
     return dataclasses.replace(job, dataset=dataset, failed=job.failed.absolute())
 
 
-def _builder(job: Job, batches: list[list[Work]], directory: Path, version: str | None, config: Config) -> tasks.Share:
+def code_versions(view: ViewConfig) -> list[str]:
+    """Versions of the code of a user's own that a view names."""
+    return [function_version(view.function)] if view.kind == "function" else aggregates.versions_of(view)
+
+
+def _builder(job: Job, batches: list[list[Work]], directory: Path, versions: list[str], config: Config) -> tasks.Share:
     """The function that computes a batch of a view in a worker."""
     mine = dataclasses.replace(job, config=config)
 
     def build(place: int) -> list[Any]:
-        if version is not None and (here := function_version(job.view.function)) != version:
+        if (here := code_versions(job.view)) != versions:
             raise UserError(
-                f"every node must have the same {job.view.function!r} of features.views.{job.name}, found {version} and {here}"
+                f"every node must have the same code of features.views.{job.name}, found {', '.join(versions)} and "
+                f"{', '.join(here)}"
             )
         return list(_build(mine, batches[place], directory))
 
@@ -607,7 +614,8 @@ def _windows_dependences(job: Job) -> Iterator[tuple[str, Dependence]]:
         seen = inputs.table_by_day(view.table, moments) if view.table else inputs.by_day([*keys, *read], moments)
         for window in view.windows:
             for aggregate in asked.aggregates:
-                rule = [FORMAT, "windows", job.as_of, list(view.entity), value, known, aggregate, window, *newer]
+                computed = aggregates.version_of(aggregate)
+                rule = [FORMAT, "windows", job.as_of, list(view.entity), value, known, computed, window, *newer]
                 name = window_name(job.name, entry, aggregate, window)
                 rules[name.removeprefix(f"{job.name}_")] = rule, read, view_length(view, window) or 0
                 yield name, Dependence(inputs, job.as_of, rule, own, seen, view_length(view, window))

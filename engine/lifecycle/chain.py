@@ -64,6 +64,8 @@ def compare_chains(recorded: Path, rerun: Path | None, start: str, exact: bool) 
         entry: Link = {"link": link, "recorded": digests[0], "now": digests[1], "detail": "", "verdict": EQUAL}
         if link_order(link) < link_order(start):
             entry["verdict"] = SKIPPED
+        elif link == "plugins" and link not in was:  # of an engine that did not have this link
+            entry["verdict"] = SKIPPED
         elif rerun is None or link not in now or link not in was:
             entry["verdict"] = MISSING
             entry["detail"] = "the rerun did not reach it" if link not in now else "the recorded run does not have it"
@@ -87,6 +89,8 @@ def detail(link: str, recorded: Path, rerun: Path) -> str:
     if link == "inputs":
         there = load_record(rerun)["inputs"].values()
         return _list([Path(name).name for name, value in load_record(recorded)["inputs"].items() if value not in there])
+    if link == "plugins":
+        return _list(_differing(*(_code(load_record(directory)) for directory in (recorded, rerun))))
     if link.startswith("loss@"):
         step = int(link.removeprefix("loss@"))
         pair = [_loss_at(directory, step) for directory in (recorded, rerun)]
@@ -103,6 +107,12 @@ def detail(link: str, recorded: Path, rerun: Path) -> str:
         first, other = (_columns(link, load_record(directory)) for directory in (recorded, rerun))
         return _list([name for name in first if first[name] != other.get(name)]) if first and other else ""
     return ""
+
+
+def _code(record: RunRecord) -> dict[str, str]:
+    """File of `plugins`, or key that names installed code -> digest or version."""
+    files = dict(reference.split("@") for reference in record["config"].get("plugins", ()))
+    return files | {f"{key}={version}": version for key, version in record.get("installed_code", {}).items()}
 
 
 def _columns(link: str, record: RunRecord) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from engine.config import feature_names, units
-from engine.config.sections.features import FeaturesConfig, aggregate_of
+from engine.config.sections.features import FeaturesConfig, aggregate_of, is_built_in
 from engine.monitoring.reference import Reference
 from engine.monitoring.statistics import NUMERIC, Counts
 
@@ -56,12 +56,17 @@ def _filling(features: FeaturesConfig, reference: Reference) -> Iterator[tuple[s
         for entry, asked in view.asked.items():
             for window in view.windows:
                 for aggregate in asked.aggregates:
-                    if aggregate_of(aggregate)[0] in GROWING and window.microseconds > (known + room) * DAY:
+                    if _grows(aggregate) and window.microseconds > (known + room) * DAY:
                         yield (
                             feature_names.window_name(name, entry, aggregate, window),
                             f"its window of {window} reaches back beyond the first event, {known} days before the reference: "
                             "it grows with the age of the data",
                         )
+
+
+def _grows(aggregate: str) -> bool:
+    """Whether an aggregate may grow with its window; of a user's own nothing is known."""
+    return not is_built_in(aggregate) or aggregate_of(aggregate)[0] in GROWING
 
 
 def _in_order(counts: Counts, rows: np.ndarray) -> str:

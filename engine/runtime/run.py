@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, Unpack, cast
 
-from engine.config import plugins, schema, secrecy
+from engine.config import code_names, plugins, schema, secrecy
 from engine.config.nested import Tree
 from engine.config.tree import IMMATERIAL, Config, without
 from engine.errors import UserError
@@ -28,7 +28,19 @@ from engine.runtime.progress import Progress
 
 FORMAT = 1
 Precision = Literal["fp32", "bf16"]
-LINKS = ("inputs", "dataset", "features", "fitted", "order", "loss@", "weights", "metrics", "scores", "drift")
+LINKS = (
+    "inputs",
+    "plugins",
+    "dataset",
+    "features",
+    "fitted",
+    "order",
+    "loss@",
+    "weights",
+    "metrics",
+    "scores",
+    "drift",
+)
 LOCK = ".lock"
 # Files that change after the end (the mirror), have their own seal (the bundle) or are temporary (working files).
 UNSEALED = ("run.log", "tracking.json", "tracking.log", "wandb", "model", "checkpoints", "parts")
@@ -121,6 +133,7 @@ class Facts(TypedDict, total=False):
     device_facts: dict[str, str | int | bool | None]
     sizes: dict[str, int]
     chosen_model: ChosenModel
+    installed_code: dict[str, str]  # key of the config -> version of the installed code that it names
     labels: dict[str, LabelsRecord]
     labels_of_targets: dict[str, dict[str, LabelsRecord]]
     tracking: Tree
@@ -178,8 +191,12 @@ class RunBusy(UserError):
 
 
 def plan_digest(command: str, config: Config, *, code: Mapping[str, str] | None = None) -> str:
-    """Digest of the plan of a run: the config without keys that do not affect results."""
-    return digest.of_json([command, without(schema.plain(config), IMMATERIAL), code or {}])
+    """Digest of the plan of a run: the config without keys that do not affect results, and the versions of installed code that
+    it names.
+    """
+    code_used = code_names.installed_versions(config)
+    plan = [command, without(schema.plain(config), IMMATERIAL), code or {}]
+    return digest.of_json([*plan, code_used] if code_used else plan)
 
 
 class Run:
@@ -244,6 +261,9 @@ class Run:
             "pid": os.getpid(),
             "chain": {},
         }
+        if (installed := code_names.installed_versions(config)) or config.plugins:
+            record["installed_code"] = installed
+            record["chain"]["plugins"] = digest.of_json([list(config.plugins), installed])
         run = None
         try:
             # The lock is taken before run.json is written: a directory with a record but no lock has no living process.

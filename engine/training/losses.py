@@ -19,7 +19,7 @@ from engine.training.intervals import IntervalRecord
 from engine.training.loss import Loss, LossSettings
 from engine.training.loss_table import TABLE
 from engine.training.target import PLAIN, TargetScale, Values
-from engine.training.user_losses import user_loss, user_metric, version_of
+from engine.training.user_losses import user_loss, user_metric
 
 PAD = 64  # rows; a vectorised tail may round differently from the body, so there is no tail
 LOSSES = {name: make(LossSettings()) for name, make in TABLE.items()}  # with the default settings
@@ -73,7 +73,7 @@ def loss_record(config: TrainConfig) -> LossRecord:
     if any(metric.name == plugins.split(config.metric or "")[0] for metric in loss_of(config).own):
         found["metric"] = config.metric
     if config.loss not in TABLE:
-        found["loss_version"] = version_of(config.loss, LOSS_GROUP)
+        found["loss_version"] = plugins.version_of(config.loss, LOSS_GROUP) or config.loss
     return found
 
 

@@ -304,7 +304,7 @@ def test_audit_of_honest_views_is_quiet(shell: Callable[..., Any]) -> None:
 
 def test_audit_finds_a_leak(config: Config, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let windows believe that every value is known at its event: the trial must name the features that saw it."""
-    monkeypatch.setattr(audit.compute, "_moments", lambda columns, names: ())
+    monkeypatch.setattr(audit.compute, "moments_of", lambda columns, names: ())
     found = audit.audit(config.data, config.features, dataset, 40)
     assert {leak.feature.split("_")[1] for leak in found} == {"bought", "amount"}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import AGGREGATES, jit, windows
+from kernels import AGGREGATES, folds, jit, windows
 from kernels.exact import FIXED_FORM, WHOLE_FORM, WIDE_FORM
 from kernels.sweep import CODES
 from kernels.windows import trailing
@@ -451,3 +451,55 @@ def test_a_quantile_has_its_per_cent(aggregate):
 def test_a_parameter_that_an_aggregate_does_not_take_is_refused(aggregate):
     with pytest.raises(ValueError, match=r"only recency, ewm_sum, ewm_mean, quantile take a parameter, 1 or more"):
         trailing([0], [5], [0], [1], [1], [1.0], [9], [aggregate])
+
+
+# ------------------------------------------------------------------------------------------------- aggregates of a caller
+
+
+def _fading(state, value, age):  # depends on the order of the rows
+    state[0] = state[0] * 0.5 + value
+    state[1] += age
+
+
+PAIR = folds.Fold("fading", start=(1.0, 0.0), add=_fading, result=lambda state: state[0] - state[1])
+SLOW = folds.Fold("slow", lambda values, ages: float(values[0] * 3 + values[-1] - ages.sum() + len(ages)))
+
+
+@examples(25)
+@given(tables(numbers=st.one_of(ORDINARY, st.just(math.nan), st.just(-0.0))), st.randoms(use_true_random=False))
+def test_aggregates_of_a_caller_equal_the_slow_twin_whatever_the_order_of_the_rows(table, random):
+    probe, time, entity, event, known, values = table
+    asked, widths = [PAIR, "sum", SLOW, ("recency", 2)], [3, 10, 2**62]
+    found = trailing(*table, widths, asked)
+    expected = naive.trailing((probe, time), (entity, event, known), values, widths, asked)
+    np.testing.assert_array_equal(found[:, :, [0, 2, 3]], expected[:, :, [0, 2, 3]])
+    at = np.array(random.sample(range(len(entity)), len(entity)), np.int64)
+    others = trailing(probe, time, entity[at], event[at], known[at], values[at], widths, [PAIR, SLOW], threads=2)
+    assert same_bytes([np.ascontiguousarray(found[:, :, [0, 2]]), others])
+
+
+def _outside(state, value, _age):
+    state[1] = value
+
+
+def _words(state, value, _age):
+    state[0] = str(value)
+
+
+@pytest.mark.parametrize(
+    ("fold", "reason"),
+    [
+        (folds.Fold("f", lambda _values, _ages: 1 / 0), "raised ZeroDivisionError: division by zero"),
+        (folds.Fold("f", lambda values, _ages: values), "must give a number, found ndarray"),
+        (folds.Fold("f", start=(0.0,), add=_outside, result=lambda state: state[0]), "raised IndexError"),
+        (folds.Fold("f", start=(0.0,), add=_words, result=lambda state: state[0]), "must be compilable by Numba"),
+    ],
+)
+def test_a_callers_aggregate_that_fails_is_named_with_the_values(fold, reason):
+    with pytest.raises(folds.FoldError, match=reason) as caught:
+        trailing([0], [9], [0, 0], [1, 2], [1, 2], [5.0, 7.0], [10], [fold])
+    assert caught.value.name == "f"
+    if "compilable" not in reason:
+        assert caught.value.values.tolist() == [5.0, 7.0]
+    with pytest.raises(ValueError, match=r"only count, recency are available, found \['f'\]"):
+        trailing([0], [9], [0], [1], [1], None, [10], [fold])

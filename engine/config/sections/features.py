@@ -13,7 +13,10 @@ from kernels import AGGREGATES
 
 _WITH_LENGTH = re.compile(r"(ewm_sum|ewm_mean)_(\d.*)")
 _WITH_NUMBER = re.compile(r"(recency)_([1-9]\d{0,8})|(quantile)_([1-9]\d?)")
-_EXAMPLES = ("recency_3", "quantile_95", "ewm_sum_6h", "ewm_mean_6h")
+_OF_CODE = re.compile(r"[A-Za-z_]\w*(@[0-9a-f]{64})?")
+_OF_ENGINE = re.compile(rf"({'|'.join(AGGREGATES)}|quantile)(_\d.*)?")  # or it would be, with another parameter
+AGGREGATES_HINT = (*AGGREGATES, "recency_3", "quantile_95", "ewm_sum_6h", "ewm_mean_6h")
+AGGREGATE_GROUP, FUNCTION_GROUP = "engine.aggregates", "engine.features"  # entry points of installed packages
 ROWS = "rows"  # in place of a column: the rows themselves
 # Parts of a time column, with the number of their values.
 PARTS = {"hour": 24, "minute_of_day": 1440, "weekday": 7, "day": 31, "day_of_year": 366, "week": 53, "month": 12}
@@ -39,8 +42,8 @@ class ExpressionConfig:
 
 
 def aggregate_of(text: str) -> tuple[str, int]:
-    """(name, parameter) of an aggregate: `recency_3` (since the third latest row), `quantile_95` (per cent), `ewm_mean_6h`
-    (half-life of 6 hours, in microseconds); 0 = none. Raises UserError for an unknown one.
+    """(name, parameter) of an aggregate of the engine: `recency_3` (since the third latest row), `quantile_95` (per cent),
+    `ewm_mean_6h` (half-life of 6 hours, in microseconds); 0 = none. Raises UserError for an unknown one.
     """
     if text in AGGREGATES:
         return text, 0
@@ -51,7 +54,26 @@ def aggregate_of(text: str) -> tuple[str, int]:
         half_life = Span(match[2]).microseconds
         if half_life:
             return match[1], half_life
-    raise UserError(f"{text!r} is no aggregate.{nearest(text, [*AGGREGATES, *_EXAMPLES])}")
+    raise UserError(f"{text!r} is no aggregate.{nearest(text, AGGREGATES_HINT)}")
+
+
+def is_built_in(text: str) -> bool:
+    """Whether an aggregate is one of the engine."""
+    try:
+        return bool(aggregate_of(text))
+    except UserError:
+        return False
+
+
+def _check_aggregate(entry: str, name: str, of: str) -> None:
+    """Raise UserError unless an aggregate is one of the engine or may be the name of a user's own, and suits what it is `of`."""
+    try:
+        own = _OF_CODE.fullmatch(name) and not _OF_ENGINE.fullmatch(name)
+        base = name if own else aggregate_of(name)[0]
+    except UserError as error:
+        raise UserError(f"aggregates.{entry}: {error}") from None
+    if of == ROWS and base not in ("count", "recency"):
+        raise UserError(f"aggregates.{entry} must be count or recency, found {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +86,8 @@ class AggregateConfig:
     )
     aggregates: tuple[str, ...] = key(
         help="aggregates of the column; recency_3 = since the third latest row, quantile_95 = value that 95 % are below, "
-        "ewm_mean_6h = with a half-life of 6 hours"
+        "ewm_mean_6h = with a half-life of 6 hours; or the name of one that a file of `plugins` defines, or an installed package "
+        f"offers (entry point group {AGGREGATE_GROUP})"
     )
 
 
@@ -108,7 +131,7 @@ class ViewConfig:
     expressions: dict[str, ExpressionConfig] = key(factory=dict, help="feature -> SQL expression (kind expression)")
     function: str = key(
         "",
-        "function of a file of `plugins`, or of an installed package's entry-point group engine.features (kind function)",
+        f"function of a file of `plugins`, or of an installed package's entry-point group {FUNCTION_GROUP} (kind function)",
     )
     inputs: tuple[str, ...] = key((), "columns of the event table that the function reads")
     outputs: dict[str, str] = key(factory=dict, help="feature -> type of what the function returns")
@@ -145,12 +168,7 @@ class ViewConfig:
             if not asked.aggregates:
                 raise UserError(f"aggregates.{entry} must name at least one aggregate, found none")
             for name in asked.aggregates:
-                try:
-                    base, _ = aggregate_of(name)
-                except UserError as error:
-                    raise UserError(f"aggregates.{entry}: {error}") from None
-                if asked.of == ROWS and base not in ("count", "recency"):
-                    raise UserError(f"aggregates.{entry} must be count or recency, found {name!r}")
+                _check_aggregate(entry, name, asked.of)
 
     @property
     def asked(self) -> dict[str, AggregateConfig]:
