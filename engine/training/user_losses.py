@@ -9,8 +9,10 @@ A loss is a class without arguments, or a function, with:
   logistic function, the softmax, or the first output.
 - `metric`, optional: the name of the metric that is watched. `outputs`, optional: raw outputs of a row of a regression.
 
-A metric is a function of (target float64[n], scores float64[n] or [n, classes], weight float64[n]) with an attribute
-`higher_is_better`, and perhaps a `label`.
+A metric is a function of (target float64[n], scores float64[n] or [n, classes], weight float64[n]), or a class without
+arguments with `columns(target, scores)` float64[n, k] and `value(sums)`: float64[m] of m weighted sums of the columns, [m, k].
+Either has an attribute `higher_is_better`, and perhaps a `label`. A function is called once for each resample of an interval; a
+class reads its rows once.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from engine.config.sections.training import LOSS_GROUP, METRIC_GROUP
 from engine.errors import UserError, nearest
 from engine.training.loss import Array, Loss, LossSettings
 from engine.training.loss_table import TABLE
-from engine.training.metrics import BUILT_IN, OF_USERS, Metric, Rows
+from engine.training.metrics import BUILT_IN, OF_USERS, InBlocks, Metric, Rows, ratio_of
 from engine.training.resampling import BlockSums
 
 PLAIN_TASKS = {"binary": "binary", "multiclass": "multiclass", "regression": "squared"}  # the loss that each is like
@@ -83,11 +85,51 @@ def user_metric(name: str, task: str) -> Metric:
     where = f"train.metric={short}"
     made = _called(where, found) if isinstance(found, type) else found
     higher = getattr(made, "higher_is_better", None)
-    if not callable(made) or not isinstance(higher, bool):
+    in_sums = callable(getattr(made, "columns", None)) and callable(getattr(made, "value", None))
+    if not (in_sums or callable(made)) or not isinstance(higher, bool):
         raise UserError(
-            f"{where} must be a function of (target, scores, weight) with an attribute higher_is_better, true or false, found "
-            f"{'no function' if not callable(made) else repr(higher)}"
+            f"{where} must be a function of (target, scores, weight), or a class with columns(target, scores) and "
+            "value(sums), with an attribute higher_is_better, true or false, found "
+            f"{'neither' if not (in_sums or callable(made)) else repr(higher)}"
         )
+    other = OF_USERS.get(short)
+    if other is not None and other.higher_is_better != higher:
+        raise UserError(
+            f"{where} must have one direction, but another version of it is in use whose higher_is_better is "
+            f"{other.higher_is_better}: figures of the two cannot be compared, so rename one"
+        )
+    point, in_blocks = _of_sums(where, made) if in_sums else _of_function(where, made)
+    found_metric = Metric(short, str(getattr(made, "label", short)), task, higher, point, in_blocks)
+    OF_USERS[short] = found_metric
+    return found_metric
+
+
+def _of_sums(where: str, made: Any) -> tuple[Callable[[Rows], float], InBlocks]:
+    """`point` and `in_blocks` of a class with columns and value."""
+
+    def columns(rows: Rows) -> Array:
+        found = np.asarray(_called(where, made.columns, rows.target, rows.scores))
+        if found.ndim != 2 or len(found) != len(rows.target) or found.dtype.kind not in "biuf":
+            raise UserError(
+                f"{where}: columns(target, scores) must give numbers of shape [{len(rows.target)}, k], found {found.dtype.name} "
+                f"of shape {list(found.shape)}"
+            )
+        return found.astype(np.float64).T
+
+    def value(sums: Array) -> Array:
+        found = np.asarray(_called(where, made.value, sums))
+        if found.shape != sums.shape[:1] or found.dtype.kind not in "biuf":
+            raise UserError(
+                f"{where}: value(sums) must give numbers of shape [{len(sums)}] for sums of shape {list(sums.shape)}, found "
+                f"{found.dtype.name} of shape {list(found.shape)}"
+            )
+        return found.astype(np.float64)
+
+    return ratio_of(columns, value)
+
+
+def _of_function(where: str, made: Callable[..., Any]) -> tuple[Callable[[Rows], float], InBlocks]:
+    """`point` and `in_blocks` of a function of (target, scores, weight), of whose sums nothing is known."""
 
     def value(rows: Rows, weight: Array) -> float:
         answer = _called(where, made, rows.target, rows.scores, weight)
@@ -101,20 +143,14 @@ def user_metric(name: str, task: str) -> Metric:
     def in_blocks(rows: Rows, place: Array, blocks: int) -> BlockSums:
         own = np.ones(len(rows.target)) if rows.weight is None else rows.weight
 
-        def values(counts: Array) -> Array:
-            """Nothing is known of its sums: the function is called for each resample, with the rows counted so often."""
-            return np.array([_of_some(rows, own * times[place]) for times in counts])
+        def of_some(weight: Array) -> float:
+            used = weight > 0
+            part = Rows(rows.target[used], rows.scores[used])
+            return value(part, weight[used]) if used.any() else math.nan
 
-        return BlockSums(np.eye(blocks), values)
+        return BlockSums(np.eye(blocks), lambda counts: np.array([of_some(own * times[place]) for times in counts]))
 
-    def _of_some(rows: Rows, weight: Array) -> float:
-        used = weight > 0
-        part = Rows(rows.target[used], rows.scores[used])
-        return value(part, weight[used]) if used.any() else math.nan
-
-    made_metric = Metric(short, str(getattr(made, "label", short)), task, higher, point, in_blocks)
-    OF_USERS[short] = made_metric
-    return made_metric
+    return point, in_blocks
 
 
 def _found(name: str, group: str, where: str, built_in: Any) -> Any:
@@ -131,12 +167,6 @@ def _found(name: str, group: str, where: str, built_in: Any) -> Any:
             f"{nearest(short, known, listed=False)}"
         )
     return offered[short].load()
-
-
-def version_of(name: str, group: str) -> str:
-    """`name@digest` of a plug-in's, `package==version:object` of a package's."""
-    entry = None if plugins.split(name)[1] else plugins.installed(group).get(name)
-    return f"{entry.dist.name}=={entry.dist.version}:{entry.value}" if entry is not None and entry.dist else name
 
 
 # -------------------------------------------------------------------------------------------------------------- calls

@@ -17,6 +17,7 @@ from engine.config import plugins
 from engine.config.compose import compose
 from engine.config.plugins import Plugin
 from engine.config.sections.training import EvaluateConfig, TrainConfig
+from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle.reproduce import Options, reproduce_run
 from engine.runtime.run import Run, plan_digest
@@ -79,6 +80,18 @@ def away(target, scores, weight):
 
 
 away.higher_is_better = False
+
+
+class apart:
+    """As `away`, from sums of rows."""
+
+    higher_is_better = False
+
+    def columns(self, target, scores):
+        return np.stack([np.abs(target - scores), np.ones(len(target))], axis=1)
+
+    def value(self, sums):
+        return sums[:, 0] / sums[:, 1]
 '''
 
 
@@ -116,11 +129,12 @@ def test_a_metric_of_the_user_has_the_intervals_of_the_engines_own() -> None:
         np.arange(600) // 20,
         rng.uniform(0.1, 2, 600),
     )
-    loss = loss_of(TrainConfig(loss="squared", metric=held()("away")))
-    values = point_metrics(target, scores, loss, weight=weight)
-    found = intervals(Scored(target, scores, days, days, weight), values, loss, EvaluateConfig(bootstrap=100))
-    assert values["away"] == pytest.approx(values["mae"], rel=1e-12)
-    assert found["away"] == pytest.approx(found["mae"], rel=1e-9)
+    for name in ("away", "apart"):
+        loss = loss_of(TrainConfig(loss="squared", metric=held()(name)))
+        values = point_metrics(target, scores, loss, weight=weight)
+        found = intervals(Scored(target, scores, days, days, weight), values, loss, EvaluateConfig(bootstrap=100))
+        assert values[name] == pytest.approx(values["mae"], rel=1e-12)
+        assert found[name] == pytest.approx(found["mae"], rel=1e-9)
     assert find_metric("away").higher_is_better is False and find_metric("away").label == "away"
 
 
@@ -148,9 +162,14 @@ def test_a_package_offers_losses_and_metrics(monkeypatch: pytest.MonkeyPatch) ->
     loss = user_loss("installed_loss")
     assert loss.task == "regression" and loss.metric == "rmse"
     config = TrainConfig(loss="installed_loss", metric="installed_metric")
+    version = plugins.version_of("installed_loss", "engine.losses")
+    assert version.startswith("pkg==1.2:pkg:Surprise:") and plugins.version_of("other", "engine.losses") is None
     assert loss_record(config) == {
-        "loss": "installed_loss", "quantile": 0.5, "metric": "installed_metric", "loss_version": "pkg==1.2:pkg:Surprise",
+        "loss": "installed_loss", "quantile": 0.5, "metric": "installed_metric", "loss_version": version,
     }  # fmt: skip
+    plans = {plan_digest("train", Config(train=config))}
+    offers["engine.losses"]["installed_loss"] = offers["engine.losses"]["installed_loss"]._replace(value="csv:Surprise")
+    assert plan_digest("train", Config(train=config)) not in plans
     assert "installed_metric" in recorded_loss(loss_record(config)).metrics
     _named.cache_clear()
 
@@ -186,11 +205,23 @@ def test_a_loss_that_cannot_be_used_is_refused_by_name_before_it_trains(code: st
     ("mine = 3", "must be a function"),
     ("def mine(target, scores): return 1.0\nmine.higher_is_better = True", "raised TypeError"),
     ("def mine(target, scores, weight): return 'good'\nmine.higher_is_better = True", "must give a number, found str"),
+    ("class mine:\n    higher_is_better = True\n    columns = lambda self, t, s: t\n    value = lambda self, sums: sums[:, 0]",
+     r"columns\(target, scores\) must give numbers of shape \[3, k\], found float64 of shape \[3\]"),
+    ("class mine:\n    higher_is_better = True\n    columns = lambda self, t, s: t[:, None]\n    value = lambda self, sums: sums",
+     r"value\(sums\) must give numbers of shape \[1\] for sums of shape \[1, 1\], found float64 of shape \[1, 1\]"),
 ])  # fmt: skip
 def test_a_metric_that_cannot_be_used_is_refused_by_name(code: str, message: str) -> None:
     with pytest.raises(UserError, match=f"train.metric=mine.*{message}"):
         loss = loss_of(TrainConfig(loss="squared", metric=held(code)("mine")))
         point_metrics(np.zeros(3), np.zeros(3), loss)
+
+
+def test_two_versions_of_a_metric_have_one_direction() -> None:
+    code = "def twice(target, scores, weight): return 1.0\ntwice.higher_is_better = {}\n"
+    assert user_metric(held(code.format(True))("twice"), "regression").higher_is_better
+    assert user_metric(held(code.format(True) + "\n")("twice"), "regression").higher_is_better
+    with pytest.raises(UserError, match=r"train.metric=twice must have one direction.*is True: .*rename one"):
+        user_metric(held(code.format(False))("twice"), "regression")
 
 
 def test_names_of_the_engine_are_not_taken_and_unknown_ones_are_named(tmp_path: Path) -> None:
