@@ -111,23 +111,13 @@ def fit_on_cluster(  # noqa: PLR0913
     boosted = config.model.kind in BOOSTERS
     if not boosted:
         _check_workers(rows, config, run)
-    payload: Payload = {
-        # Sections that workers do not read are not sent: passwords of sources and alerts stay here.
-        "config": {name: value for name, value in schema.plain(config).items() if name in SECTIONS},
-        "directory": str(directory),
-        "record": cast(RunRecord, {name: run.record.get(name) for name in SENT if name in run.record}),
-        "train": str(Path(train_dir).resolve()),
-        "valid": str(Path(valid_dir).resolve()) if valid_dir else None,
-        "keys": {
-            "cardinalities": list(cardinalities),
-            "outputs": list(outputs),
-            "dataset_digest": dataset_digest,
-            "precision": precision,
-        },
-        "monotone": list(monotone),
-        "fitted": dict(fitted or {}),
-        "code": plugins.held(),
+    facts: FitKeys = {
+        "cardinalities": list(cardinalities),
+        "outputs": list(outputs),
+        "dataset_digest": dataset_digest,
+        "precision": precision,
     }
+    payload = payload_of(train_dir, valid_dir, config, run, facts, monotone, fitted)
     with cluster.session(config) as opened, interrupt.StopFlag(directory) as stop:
         connected = time.time()
         cluster.check_shared(opened, [directory, Path(train_dir).resolve()])
@@ -158,6 +148,30 @@ def fit_on_cluster(  # noqa: PLR0913
             raise KeyboardInterrupt(outcome["message"])
     startup = _startup(directory, began, connected, opened.seconds)
     return _result(run, outcome, precision, startup, config.train.decay, fitted)
+
+
+def payload_of(
+    train_dir: Path,
+    valid_dir: Path | None,
+    config: Config,
+    run: Run,
+    facts: FitKeys,
+    monotone: Sequence[int] = (),
+    fitted: Fitted | None = None,
+) -> Payload:
+    """What the workers of a training are sent; arguments as of `fit_on_cluster`."""
+    return {
+        # Sections that workers do not read are not sent: passwords of sources and alerts stay here.
+        "config": {name: value for name, value in schema.plain(config).items() if name in SECTIONS},
+        "directory": str(run.directory.resolve()),
+        "record": cast(RunRecord, {name: run.record.get(name) for name in SENT if name in run.record}),
+        "train": str(Path(train_dir).resolve()),
+        "valid": str(Path(valid_dir).resolve()) if valid_dir else None,
+        "keys": facts,
+        "monotone": list(monotone),
+        "fitted": dict(fitted or {}),
+        "code": plugins.held(),
+    }
 
 
 def _check_workers(rows: int, config: Config, run: Run) -> None:

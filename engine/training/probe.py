@@ -21,6 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from engine.config import plugins
 from engine.errors import UserError
+from engine.runtime import purity
 from engine.training import kinds
 from engine.training.examples import Examples
 from engine.training.model import Network, Traits
@@ -29,6 +30,7 @@ from engine.training.randomness import AllKept, ShardMasks, backward_begins, dra
 from engine.training.schedule import Schedule
 
 ROWS = 256
+CLOSE = 1e-4  # of the largest output: how far another number of rows may move it, since matrix kernels round by it
 PERTURBED = 0.02  # standard deviation of what is added to each weight
 
 
@@ -51,6 +53,8 @@ def probe(
     inputs = torch.from_numpy(data.numeric[rows]), torch.from_numpy(data.codes[rows])
     looked = _Probe(network, precision, inputs, plugins.split(network.kind)[0])
     looked.mode(False)
+    # In fp32, where a small difference is no rounding.
+    (looked if precision == "fp32" else _Probe(network, "fp32", inputs, looked.name)).number_of_rows()
     traits = looked.mode(True)
     looked.rebuilt()
     labels = label_inputs(objectives, data.target[rows], None if data.weight is None else data.weight[rows])
@@ -233,10 +237,20 @@ class _Probe:
                 raise UserError(
                     f"model {self.name}: buffer {key} changes in training and must be float32, found {held[key].dtype}"
                 )
-        if _bits(self._call(self._module(training), *self.inputs)) != _bits(whole):
+        module = self._module(training)
+        file = getattr(type(module).forward, "__code__", None)
+        again, called = purity.watched(
+            lambda: self._call(module, *self.inputs), None if file is None else file.co_filename
+        )
+        if called:
+            raise UserError(
+                f"model {self.name} must compute its output from the rows and its weights alone {words}, found that its forward "
+                f"calls {', '.join(called)}"
+            )
+        if _bits(again) != _bits(whole):
             raise UserError(
                 f"model {self.name} must give the same output for the same rows {words}, found other bits the second time "
-                f"({self._first(training)}): numpy or Python draws numbers, or memory is read before it is written"
+                f"({self._first(training)}): numbers are drawn outside of torch, or memory is read before it is written"
             )
         other = self._other(training, whole)
         if other is not None and not training:
@@ -245,6 +259,17 @@ class _Probe:
                 f"({self._first(False, other)})"
             )
         return Traits(other is not None, tuple(buffers))
+
+    def number_of_rows(self) -> None:
+        """Raise where an output depends on how many rows there are, which rows alone or elsewhere do not show."""
+        numeric, codes = (torch.cat([given, given]) for given in self.inputs)
+        whole = self._call(self._module(False), *self.inputs)
+        found = self._call(self._module(False), numeric, codes)[: self.rows]
+        most = float(whole.abs().max())
+        if not torch.allclose(found, whole, rtol=0.0, atol=CLOSE * most, equal_nan=True):
+            raise UserError(
+                f"model {self.name} must score each row alone, but a row's output depends on the number of rows"
+            )
 
     def _other(self, training: bool, whole: Tensor) -> _Moved | None:
         """Rows among others, elsewhere, or alone, that have other bits than in the `whole`; None where there are none."""

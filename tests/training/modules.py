@@ -236,3 +236,77 @@ class Bad(nn.Module):
         if k == "frozen changes":
             self.a.bias.data.add_(1)
         return self.b(h)
+
+
+def _plain(draw):
+    return lambda h: h + float(draw())
+
+
+# Ways to draw numbers in a forward pass; the last ones are not of torch.
+CHANCE = {
+    "rand": lambda h: h * torch.rand(len(h), 1),
+    "randn_like": lambda h: h + torch.randn_like(h),
+    "randint": lambda h: h + torch.randint(0, 3, h.shape),
+    "randperm": lambda h: h[:, torch.randperm(h.shape[1])],
+    "normal": lambda h: torch.normal(h, 1.0),
+    "bernoulli": lambda h: h + torch.bernoulli(torch.sigmoid(h)),
+    "bernoulli_ of a generator": lambda h: h * torch.ones_like(h).bernoulli_(0.5, generator=torch.Generator()),
+    "multinomial": lambda h: h + torch.multinomial(torch.softmax(h, 1), 1),
+    "poisson": lambda h: h + torch.poisson(torch.relu(h)),
+    "exponential_": lambda h: h + torch.empty_like(h).exponential_(),
+    "geometric_": lambda h: h + torch.empty_like(h).geometric_(0.5),
+    "cauchy_": lambda h: h + torch.empty_like(h).cauchy_(),
+    "log_normal_": lambda h: h + torch.empty_like(h).log_normal_(),
+    "gumbel_softmax": lambda h: F.gumbel_softmax(h),
+    "rrelu": lambda h: F.rrelu(h, training=True),
+    "Gamma": lambda h: h + torch.distributions.Gamma(2.0, 1.0).sample((h.shape[1],)),
+    "Dirichlet": lambda h: h + torch.distributions.Dirichlet(torch.ones(h.shape[1])).sample(),
+    "Normal": lambda h: torch.distributions.Normal(h, 1.0).rsample(),
+    "binomial": lambda h: h + torch.binomial(torch.full_like(h, 3.0), torch.full_like(h, 0.5)),
+    "fractional pooling": lambda h: (
+        h + F.fractional_max_pool2d(h[:, None, None].expand(-1, 1, 8, 8), 2, output_size=(1, 8))[:, 0, 0]
+    ),
+    "random": _plain(lambda: __import__("random").random()),
+    "random.Random": _plain(lambda: __import__("random").Random().random()),
+    "numpy.random": _plain(lambda: __import__("numpy").random.rand()),
+    "numpy.default_rng": _plain(lambda: __import__("numpy").random.default_rng().random()),
+    "urandom": _plain(lambda: __import__("os").urandom(1)[0]),
+    "secrets": _plain(lambda: __import__("secrets").randbelow(9)),
+    "uuid": _plain(lambda: __import__("uuid").uuid4().int % 9),
+    "clock": _plain(lambda: __import__("time").time() // 1e6),
+    "date": _plain(lambda: __import__("datetime").datetime.now().year),
+}
+# Ways in which a row's output depends on other rows, its place or their number.
+COUPLING = {
+    "mean": lambda h: h - h.mean(0),
+    "largest": lambda h: h / h.abs().max(),
+    "softmax over rows": lambda h: torch.softmax(h, 0),
+    "rank": lambda h: h.argsort(0).argsort(0).float() + h * 0,
+    "sorted": lambda h: h.sort(0).values,
+    "neighbour": lambda h: h + h.roll(1, 0),
+    "first row": lambda h: h - h[:1],
+    "similarity": lambda h: torch.softmax(h @ h.T, 1) @ h,
+    "batch statistics": lambda h: F.batch_norm(h, None, None, training=True),
+    "mean of a group": lambda h: (
+        h - torch.zeros(2, h.shape[1]).index_add(0, (h[:, 0] > 0).long(), h)[(h[:, 0] > 0).long()]
+    ),
+    "running total": lambda h: h.cumsum(0),
+    "place": lambda h: h + torch.arange(len(h))[:, None] * 1e-3,
+    "number of rows": lambda h: h / len(h),
+    "convolution over rows": lambda h: (
+        F.conv1d(h.T[None], torch.ones(h.shape[1], 1, 3), padding=1, groups=h.shape[1])[0].T
+    ),
+}
+
+
+class Wrong(nn.Module):
+    """A network with one of the ways above, always or only in training."""
+
+    def __init__(self, shape, fitted, way: str = "", training: bool = False):
+        super().__init__()
+        self.way, self.only_training = {**CHANCE, **COUPLING}[way], training
+        self.a, self.b = nn.Linear(shape["numeric"], 8), nn.Linear(8, shape["outputs"])
+
+    def forward(self, numeric, codes):
+        h = torch.tanh(self.a(numeric))
+        return self.b(self.way(h) if self.training or not self.only_training else h)

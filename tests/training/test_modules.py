@@ -37,6 +37,7 @@ from engine.training.target import PLAIN
 from engine.training.threads import Team
 from tests.logits import predict_logits
 from tests.training.conftest import CARDINALITIES, make_config, make_problem, open_run, train, weights_of
+from tests.training.modules import CHANCE, COUPLING
 from tests.training.tape import Taped
 from tests.training.test_exchange import together
 
@@ -290,7 +291,7 @@ REFUSED = {
     "buffer counter": "changes seen",
     "noise": r"no randomness but dropout.*aten::normal_",
     "own generator": r"no randomness but dropout.*aten::uniform_",
-    "numpy noise": "same output for the same rows",
+    "numpy noise": "from the rows and its weights alone.*calls posix.urandom",
     "always dropout": "training=self.training",
     "instance norm": "row's output depends on the others.*first in layer norm",
     "mean": r"must give float32 \[rows, 1\].*found torch.float32 \[\]",
@@ -311,6 +312,43 @@ REFUSED = {
 def test_what_promises_do_not_bear_is_refused_before_the_first_step(tmp_path, wrong):
     config = settled(tmp_path, "Bad", model__settings={"kind": wrong})
     with pytest.raises(UserError, match=REFUSED[wrong]):
+        fitted_on(config, make_problem(93))
+    assert not list(tmp_path.rglob("step-*"))
+
+
+# What the message names: the kernel of torch, or the call.
+DRAWN = {
+    "rand": "uniform_", "randn_like": "normal_", "randint": "random_", "randperm": "randperm", "normal": "normal",
+    "bernoulli": "bernoulli", "bernoulli_ of a generator": "generator of its own", "multinomial": "multinomial",
+    "poisson": "poisson", "exponential_": "exponential_", "geometric_": "geometric_", "cauchy_": "cauchy_",
+    "log_normal_": "log_normal_",
+    "gumbel_softmax": "exponential_", "rrelu": "rrelu", "Gamma": "_standard_gamma", "Dirichlet": "_sample_dirichlet",
+    "Normal": "normal", "binomial": "binomial", "fractional pooling": "uniform_",
+    "random": "Random.random", "random.Random": "Random", "numpy.random": "numpy.random", "numpy.default_rng": "urandom",
+    "urandom": "urandom", "secrets": "urandom", "uuid": "urandom", "clock": "time.time", "date": "datetime.now",
+}  # fmt: skip
+NOT_OF_TORCH = tuple(DRAWN)[20:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("only_training", [False, True])
+@pytest.mark.parametrize("way", DRAWN)
+def test_every_way_to_draw_numbers_is_named_before_the_first_step(tmp_path, way, only_training):
+    assert DRAWN.keys() == CHANCE.keys() and len(DRAWN) - len(NOT_OF_TORCH) >= 15
+    config = settled(tmp_path, "Wrong", model__settings={"way": way, "training": only_training})
+    rule = "calls .*" if way in NOT_OF_TORCH else "no randomness but dropout.*aten::.*"
+    with pytest.raises(UserError, match=f"{rule}{DRAWN[way]}"):
+        fitted_on(config, make_problem(93))
+    assert not list(tmp_path.rglob("step-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", COUPLING)
+def test_every_way_to_depend_on_other_rows_is_named_before_the_first_step(tmp_path, way):
+    config = settled(tmp_path, "Wrong", model__settings={"way": way})
+    with pytest.raises(
+        UserError, match=r"must score each row alone, but a row's output depends on the (others|number of rows)"
+    ):
         fitted_on(config, make_problem(93))
     assert not list(tmp_path.rglob("step-*"))
 
