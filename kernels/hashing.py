@@ -46,25 +46,30 @@ def _hash_u64(values: Any, seed: Any, out: Any) -> None:
         out[i] = splitmix64(values[i] ^ key)
 
 
+@njit(inline=True)
+def hash_slice(data: Any, start: Any, stop: Any, key: Any) -> Any:
+    """Hash of the bytes data[start:stop] under key = splitmix64(seed): one number of `hash_bytes` (inline)."""
+    h = mix64(key ^ np.uint64(stop - start))
+    p = start
+    while p + 8 <= stop:
+        word = np.uint64(0)
+        for k in range(8):
+            word |= np.uint64(data[p + k]) << (np.uint64(k) << _S3)
+        h = mix64((h ^ word) + GOLDEN)
+        p += 8
+    if p < stop:
+        word = np.uint64(0)
+        for k in range(stop - p):
+            word |= np.uint64(data[p + k]) << (np.uint64(k) << _S3)
+        h = mix64((h ^ word) + GOLDEN)
+    return splitmix64(h)
+
+
 @njit
 def _hash_bytes(data: Any, offsets: Any, seed: Any, out: Any) -> None:
     key = splitmix64(seed)
     for i in range(len(offsets) - 1):
-        start, stop = offsets[i], offsets[i + 1]
-        h = mix64(key ^ np.uint64(stop - start))
-        p = start
-        while p + 8 <= stop:
-            word = np.uint64(0)
-            for k in range(8):
-                word |= np.uint64(data[p + k]) << (np.uint64(k) << _S3)
-            h = mix64((h ^ word) + GOLDEN)
-            p += 8
-        if p < stop:
-            word = np.uint64(0)
-            for k in range(stop - p):
-                word |= np.uint64(data[p + k]) << (np.uint64(k) << _S3)
-            h = mix64((h ^ word) + GOLDEN)
-        out[i] = splitmix64(h)
+        out[i] = hash_slice(data, offsets[i], offsets[i + 1], key)
 
 
 def seed_u64(name: str, seed: int) -> np.uint64:

@@ -23,6 +23,7 @@ from kernels import (
     order,
     profile,
     sort,
+    text,
     trees,
     windows,
 )
@@ -117,6 +118,14 @@ def _conditional() -> None:
     conditional.conditional_codes(np.zeros((1, 1)), plan)
 
 
+def _text() -> None:
+    grams = text.NGrams(2, 1, 1, 0)
+    data, offsets = np.full(1, 97, np.uint8), np.array([0, 1])
+    text.text_counts(data, offsets, grams)
+    text.encode_texts(data, offsets, grams, np.ones(2), np.zeros(1, np.uint8))
+    text.vector_norms(np.ones((1, 1)))
+
+
 FAMILIES: dict[str, Callable[[], None]] = {
     "order": _order,
     "gather": _gather,
@@ -130,6 +139,7 @@ FAMILIES: dict[str, Callable[[], None]] = {
     "profile": _profile,
     "trees": _trees,
     "conditional": _conditional,
+    "text": _text,
 }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import decimal
+import functools
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -359,3 +361,32 @@ def chi_square(a: dict[Any, int], b: dict[Any, int]) -> float:
                 expected = Fraction(row * column, sum(rows))
                 total += (side.get(level, 0) - expected) ** 2 / expected
     return float(total)
+
+
+def ngrams(text: bytes, words: int, characters: int, seed: int) -> tuple[list[int], list[int]]:
+    """(hashes of the words, hashes of the n-grams) of lower-case UTF-8 text."""
+    key, found = seed ^ (1 << 63), []
+    parts = re.findall(rb"[A-Za-z0-9_\x80-\xff]+", text)
+    hashes = [hash_bytes(part, seed) for part in parts]
+    for size in range(1, words + 1):
+        for at in range(len(hashes) - size + 1):
+            found.append(functools.reduce(combine64, hashes[at : at + size]))
+    for part in parts if characters else ():
+        padded = f" {part.decode()} "
+        pieces = [padded[at : at + characters] for at in range(max(1, len(padded) - characters + 1))]
+        found += [hash_bytes(piece.encode(), key) for piece in pieces]
+    return hashes, found
+
+
+def encoded_text(
+    text: bytes, settings: tuple[int, int, int, int], idf: Sequence[float], seen: Sequence[int]
+) -> list[float]:
+    """Words, share of new ones, weights of the buckets; settings = (buckets, words, characters, seed)."""
+    buckets, *rest = settings
+    hashes, found = ngrams(text, *rest)
+    bits = [byte >> bit & 1 for byte in seen for bit in range(8)]
+    new = sum(1 - bits[h % len(bits)] for h in hashes)
+    counts = [sum(h % buckets == bucket for h in found) for bucket in range(buckets)]
+    weights = [(1 + math.log(count)) * idf[at] if count else 0.0 for at, count in enumerate(counts)]
+    norm = math.sqrt(sum(weight * weight for weight in weights)) or 1.0
+    return [len(hashes), new / len(hashes) if hashes else 0.0, *(weight / norm for weight in weights)]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from engine.config.leak_guard import check_column, check_known_by_decision
-from engine.config.sections.data import Column, DataConfig
+from engine.config.sections.data import TYPE_OF_ROLE, Column, DataConfig
 from engine.config.sections.features import ROWS, FeaturesConfig, ViewConfig
 from engine.errors import UserError, nearest
 
@@ -20,11 +20,20 @@ def check_features(data: DataConfig, features: FeaturesConfig) -> None:
     for name in features.direct_columns:
         check_column(data, name, f"features.direct.{name}")
         check_known_by_decision(data, features, name, f"features.direct.{name}")
+        _check_list(data.columns[name], f"data.columns.{name}", f"features.direct.{name}")
     for name, calendar in features.calendar.items():
         _time_column(data, calendar.column, f"features.calendar.{name}.column")
         check_known_by_decision(data, features, calendar.column, f"features.calendar.{name}.column")
     for name, view in features.active_views.items():
         _check_view(data, features, name, view)
+
+
+def _check_list(column: Column, where: str, used: str) -> None:
+    """Raise UserError for a list that is a feature and does not say what it is."""
+    if column.type.startswith("list<") and column.role not in TYPE_OF_ROLE:
+        raise UserError(
+            f"{used} is a list, which must have role vector (and a width) or role set, found role {column.role}: set {where}.role"
+        )
 
 
 def _time_column(data: DataConfig, name: str, where: str) -> None:
@@ -128,6 +137,7 @@ def _check_past(data: DataConfig, where: str, view: ViewConfig) -> None:
     for column in view.columns:
         _check_past_column(view, data, column, where)
         table = data.tables[view.table or ""]
+        _check_list(table.columns[column], f"data.tables.{view.table}.columns.{column}", f"{where}.columns.{column}")
         if table.columns[column].known_at is None and not table.static:
             raise UserError(
                 f"{where}: column {column!r} of table {view.table!r} must say when it becomes known "

@@ -142,6 +142,8 @@ def _broken(values: Any, column: Column, zone: str) -> list[tuple[str, Any]]:
     found = []
     if (not column.nullable or column.identifies or column.role == "event_time") and values.null_count:
         found.append((NULL, pc.is_null(values)))
+    if column.role in ITEM_RULES:
+        found += ITEM_RULES[column.role](values, column.width)
     if column.min is not None:
         least = bound(column.min, values.type, zone, math.ceil)
         found.append((f"must be at least {column.min}", pc.invert(pc.greater_equal(values, least))))
@@ -155,6 +157,32 @@ def _broken(values: Any, column: Column, zone: str) -> list[tuple[str, Any]]:
         )
     masks = [(reason, pc.fill_null(mask, False)) for reason, mask in found]
     return [(reason, mask) for reason, mask in masks if pc.any(mask).as_py()]
+
+
+def _of_vector(values: Any, width: int | None) -> list[tuple[str, Any]]:
+    wrong = pc.not_equal(pc.list_value_length(values), width)
+    return [(f"must have {width} numbers", wrong), ("must hold finite numbers", _has_item(values, _not_finite))]
+
+
+def _of_set(values: Any, _: int | None) -> list[tuple[str, Any]]:
+    return [("must hold no null", _has_item(values, pc.is_null))]
+
+
+def _not_finite(items: Any) -> Any:
+    return pc.invert(pc.fill_null(pc.is_finite(items.cast(pa.float64())), False))
+
+
+def _has_item(values: Any, is_wrong: Callable[[Any], Any]) -> pa.Array:
+    """bool[n]: the lists that hold an item of which `is_wrong` is true."""
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    wrong = np.asarray(is_wrong(pc.list_flatten(values)))
+    rows = np.asarray(pc.list_parent_indices(values))
+    mask = np.zeros(len(values), bool)
+    mask[rows[wrong]] = True
+    return pa.array(mask)
+
+
+ITEM_RULES = {"vector": _of_vector, "set": _of_set}
 
 
 def allowed(column: Column, kind: pa.DataType, zone: str) -> pa.Array:

@@ -1,6 +1,7 @@
 """The encoder: turns raw features into one float32 block and one int32 block; fitted on training rows only.
 
-The fitted state is JSON: a list of numeric columns with their numbers and a list of vocabularies. Codes of a category:
+The fitted state is JSON: a list of numeric columns with their numbers, a list of vocabularies, and how vectors, sets and texts
+are taken apart (features.parts): each part is a numeric column, after those of the numeric features. Codes of a category:
 0 = null, 1 = unseen in training, 2 = seen there but rare, 3 and up = known. They do not depend on the order of rows.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +18,19 @@ import pyarrow as pa
 from engine.config.names import free
 from engine.config.sections.features import EncodeConfig
 from engine.errors import UserError
+from engine.features import parts
 from engine.features.compute import as_floats
 from engine.features.numbers import NumericColumn, fit_number
+from engine.features.parts import PARTS, Parts
 from engine.features.spec import CATEGORICAL, NUMERIC, Feature
 from engine.features.vocabulary import Vocabulary, conceal_all, fit_vocabulary
 from engine.runtime import digest, records
 from engine.runtime.records import Within
 from kernels import encode as kernel
 
-FORMAT = 2  # 2: vocabularies with concealed texts; a state without one is written as 1
+FORMAT = (
+    3  # 2: vocabularies with concealed texts; 3: vectors, sets and texts; a state without these is written as 1 or 2
+)
 
 
 class EncoderRecord(TypedDict):
@@ -36,6 +41,9 @@ class EncoderRecord(TypedDict):
     features: list[tuple[str, str, str]]
     numeric: list[dict[str, object]]
     categorical: list[dict[str, object]]
+    vector: NotRequired[list[dict[str, object]]]  # from format 3 on
+    set: NotRequired[list[dict[str, object]]]
+    text: NotRequired[list[dict[str, object]]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Encoder:
     numeric_: tuple[NumericColumn, ...]
     categorical_: tuple[Vocabulary, ...]
     clip: float
+    parts_: tuple[Parts, ...] = ()
     _plan: list[kernel.NumericPlan] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
@@ -61,7 +70,7 @@ class Encoder:
         """Fit on training rows; `read(names)` gives those columns, `at_once` of them at a time to bound memory.
 
         `warn` is called with a sentence for each column whose scale is set by a few outliers. Values of the `sensitive`
-        features are neither stored nor shown.
+        features are neither stored nor shown. Raises UserError for a sensitive feature that is several numbers.
         """
         numeric = [
             fit_number(name, as_floats(column), config, warn, shown=name not in sensitive)
@@ -71,7 +80,20 @@ class Encoder:
             fit_vocabulary(name, column, config)
             for name, column in each_column(_of(features, CATEGORICAL), read, at_once)
         ]
-        return cls(tuple(features), tuple(numeric), conceal_all(categorical, sensitive), config.clip)
+        parted: list[Parts] = []
+        for feature in features:
+            if feature.kind not in PARTS:
+                continue
+            if feature.name in sensitive:
+                raise UserError(
+                    f"feature {feature.name!r} is a {feature.kind}, which must not be sensitive, because its members or words "
+                    "would be part of the model: leave it out, or compute numbers of it in data.query"
+                )
+            state, columns = PARTS[feature.kind].fit(feature.name, read([feature.name])[feature.name], config, warn)
+            parted.append(state)
+            numeric += columns
+        vocabularies = conceal_all(categorical, sensitive)
+        return cls(tuple(features), tuple(numeric), vocabularies, config.clip, tuple(parted))
 
     @property
     def salt(self) -> str:
@@ -79,16 +101,32 @@ class Encoder:
         return next((item.salt_ for item in self.categorical_ if item.salt_), "")
 
     @property
+    def numeric_of(self) -> list[str]:
+        """The raw feature of each numeric column."""
+        return [*_of(self.features, NUMERIC), *(item.name for item in self.parts_ for _ in item.names)]
+
+    @property
     def numeric_names(self) -> list[str]:
-        """Names of the columns of the float32 block. The indicator `x_missing` of x is written in parentheses where a feature
-        has that name.
+        """Names of the columns of the float32 block. The indicator `x_missing` of x, and a part, are written in parentheses
+        where a feature has that name.
         """
         taken = {feature.name for feature in self.features}
         found = []
-        for column in self.numeric_:
+        for of, column in zip(self.numeric_of, self.numeric_, strict=True):
             for name in column.outputs():
-                found.append(name if name == column.name else free(name, taken))
+                found.append(name if name == of else free(name, taken))
                 taken.add(found[-1])
+        return found
+
+    @property
+    def counted(self) -> list[tuple[str, Parts, int]]:
+        """(name, feature, place of the part) of the parts that the drift profile counts; no name is that of a feature."""
+        taken = {feature.name for feature in self.features}
+        found = []
+        for item in self.parts_:
+            for place in item.counted:
+                found.append((free(item.names[place], taken), item, place))
+                taken.add(found[-1][0])
         return found
 
     @property
@@ -123,10 +161,16 @@ class Encoder:
         return numeric, self.codes(raw)
 
     def values(self, raw: pa.Table) -> np.ndarray:
-        """float64[n, numeric features], NaN missing: what the kernel encodes."""
+        """float64[n, numeric columns], NaN missing: what the kernel encodes."""
         values = np.empty((raw.num_rows, len(self.numeric_)), np.float64)
-        for index, column in enumerate(self.numeric_):
-            values[:, index] = as_floats(raw[column.name])
+        names = _of(self.features, NUMERIC)
+        for index, name in enumerate(names):
+            values[:, index] = as_floats(raw[name])
+        at = len(names)
+        for item in self.parts_:
+            stop = at + len(item.names)
+            values[:, at:stop] = item.numbers(raw[item.name])
+            at = stop
         return values
 
     def codes(self, raw: pa.Table) -> np.ndarray:
@@ -145,8 +189,8 @@ class Encoder:
 
     def to_json(self) -> EncoderRecord:
         """The fitted state."""
-        return {
-            "format": FORMAT if self.salt else 1,
+        state: EncoderRecord = {
+            "format": 2 if self.salt else 1,
             "clip": self.clip,
             "features": [(item.name, item.kind, item.origin) for item in self.features],
             "numeric": [dict(vars(column)) for column in self.numeric_],
@@ -155,6 +199,10 @@ class Encoder:
                 for item in self.categorical_
             ],
         }
+        if not self.parts_:
+            return state
+        vector, set_, text = ([dict(vars(item)) for item in self.parts_ if item.KIND == kind] for kind in PARTS)
+        return {**state, "format": FORMAT, "vector": vector, "set": set_, "text": text}
 
     @classmethod
     def read(cls, path: Path) -> Encoder:
@@ -163,17 +211,37 @@ class Encoder:
         features = tuple(Feature(*item) for item in state["features"])
         numeric = records.filled(NumericColumn, state["numeric"], f"{path}: numeric")
         categorical = records.filled(Vocabulary, state["categorical"], f"{path}: categorical")
-        for kind, columns in ((NUMERIC, numeric), (CATEGORICAL, categorical)):
-            if [item.name for item in features if item.kind == kind] != [item.name for item in columns]:
+        known = (NUMERIC, CATEGORICAL, *PARTS)
+        if odd := next((item for item in features if item.kind not in known), None):
+            raise records.Damaged(f"{path}: feature {odd.name!r} must be {' or '.join(known)}, found {odd.kind!r}")
+        parted = _read_parts(state, features, path)
+        numbers = [*_of(features, NUMERIC), *(name for item in parted for name in item.names)]
+        for kind, names, columns in (
+            (NUMERIC, numbers, numeric),
+            (CATEGORICAL, _of(features, CATEGORICAL), categorical),
+        ):
+            if names != [item.name for item in columns]:
                 raise records.Damaged(f"{path}: {kind} must hold the {kind} columns of features, in their order")
-        if odd := next((item for item in features if item.kind not in (NUMERIC, CATEGORICAL)), None):
-            raise records.Damaged(f"{path}: feature {odd.name!r} must be numeric or categorical, found {odd.kind!r}")
-        encoder = cls(features, numeric, categorical, state["clip"])
+        encoder = cls(features, numeric, categorical, state["clip"], parted)
         try:
             assert encoder.plan
         except (ValueError, IndexError) as error:
             raise records.Damaged(f"{path}: numeric columns cannot be encoded: {error}") from None
         return encoder
+
+
+def _read_parts(state: EncoderRecord, features: Sequence[Feature], path: Path) -> tuple[Parts, ...]:
+    """How the features that are several numbers are taken apart, in their order. Raises Damaged."""
+    found: dict[tuple[str, str], Parts] = {}
+    for kind, cls in PARTS.items():
+        items = records.filled(cls, state.get(kind, []), f"{path}: {kind}")  # type: ignore[arg-type]
+        found |= {(kind, item.name): item for item in items}
+    wanted = [(item.kind, item.name) for item in features if item.kind in PARTS]
+    if sorted(wanted) != sorted(found):
+        raise records.Damaged(f"{path}: {', '.join(PARTS)} must hold the columns of features of these kinds, once each")
+    ordered = tuple(found[item] for item in wanted)
+    parts.check(ordered, str(path))
+    return ordered
 
 
 def each_column(

@@ -1,6 +1,7 @@
 """Drift profiles: counts of rows per bin or category on a fixed specification; profiles merge by addition.
 
-`ProfileSpec` is fitted once with the model: edges of numeric features and of predictions, the encoder's vocabularies.
+`ProfileSpec` is fitted once with the model: edges of numeric features, of parts of vectors, sets and texts, and of predictions,
+and the encoder's vocabularies.
 `Profile` counts rows on it. Any split of the rows, in any order, merges to the same bytes of JSON; it records
 neither time nor place nor run.
 """
@@ -23,7 +24,8 @@ from engine.features import conditional
 from engine.features.compute import as_floats
 from engine.features.conditional import Conditional, ConditionalRecord
 from engine.features.encode import Encoder, each_column
-from engine.features.numeric_spec import NumericSpec, NumericSpecRecord, fit_numeric
+from engine.features.numeric_spec import FIT_ROWS, NumericSpec, NumericSpecRecord, fit_numeric
+from engine.features.parts import Parts
 from engine.features.spec import NUMERIC
 from engine.features.vocabulary import FIRST_KNOWN, NO_TEXT, UNSEEN, Vocabulary, as_texts
 from engine.runtime import digest, records
@@ -38,6 +40,7 @@ BINS = 20
 MOST_CELLS = 2**27  # columns times bins or categories of the widest: int64, a gigabyte
 # Unseen categories named per column: those with the smallest hashes, so that any split of the rows keeps the same.
 UNSEEN_KEPT = 200
+PART_ROWS = 16_384  # rows of a vector, set or text that are taken apart at once
 PREDICTION = "prediction"
 Hex = Annotated[str, records.Matching(r"-?0x[0-9a-f]{1,1024}", "a whole number in hexadecimal")]
 NO_VALUE = (NO_TEXT, "(unseen)", "(rare)")  # labels of the codes that stand for no known category
@@ -93,6 +96,7 @@ class ProfileSpec:
     unnamed: frozenset[str] = frozenset()  # categorical columns whose values must not be written down
     format: int = FORMAT  # of the fit: profiles of an older model are counted and named by its format
     conditional: tuple[Conditional, ...] = ()
+    parts: tuple[tuple[str, Parts, int], ...] = ()  # the encoder's parts that are counted, after the numeric features
     _plans: dict[str, kernel.ProfilePlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -118,18 +122,31 @@ class ProfileSpec:
             numeric.append(fit_numeric(name, found, bins))
             if name in related and len(values) < conditional.CANDIDATES:
                 values[name] = found[:: max(1, -(-len(found) // conditional.FIT_ROWS))].copy()
+        sampled: dict[str, np.ndarray] = {}
+        for name, item, place in encoder.counted:
+            if item.name not in sampled:
+                column = read([item.name])[item.name]
+                taken = pa.array(np.arange(0, len(column), max(1, -(-len(column) // FIT_ROWS))))
+                sampled = {item.name: item.numbers(column.take(taken))}
+            numeric.append(fit_numeric(name, sampled[item.name][:, place], bins))
         predictions = [
             fit_numeric(name, values, bins)
             for name, values in zip(prediction_names(classes), _score_columns(scores, classes), strict=True)
         ]
         unnamed = frozenset(sensitive) & {vocabulary.name for vocabulary in encoder.categorical_}
-        spec = cls(tuple(numeric), encoder.categorical_, tuple(predictions), unnamed)
+        spec = cls(tuple(numeric), encoder.categorical_, tuple(predictions), unnamed, parts=tuple(encoder.counted))
         return dataclasses.replace(spec, conditional=conditional.fit_conditional(values, spec.columns))
 
     @property
     def inputs(self) -> list[str]:
-        """Names of the raw features that are counted: numeric, then categorical."""
+        """Names of the columns of the input that are counted: numeric features, parts, then categorical features."""
         return [item.name for item in self.numeric] + [item.name for item in self.categorical]
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the raw features that are read."""
+        parts = {name: item.name for name, item, _ in self.parts}
+        return list(dict.fromkeys(parts.get(name, name) for name in self.inputs))
 
     @property
     def columns(self) -> list[str]:
@@ -159,7 +176,9 @@ class ProfileSpec:
     @property
     def digest(self) -> str:
         """Content digest: profiles of different specifications are never merged or compared."""
-        return digest.of_json([self.to_json(), [[item.name, item.known_, item.rare_] for item in self.categorical]])
+        state = [self.to_json(), [[item.name, item.known_, item.rare_] for item in self.categorical]]
+        of_parts = {item.name: vars(item) for _, item, _ in self.parts}
+        return digest.of_json([*state, of_parts] if of_parts else state)
 
     def to_json(self) -> ProfileSpecRecord:
         """The specification without the vocabularies, which the encoder stores."""
@@ -178,8 +197,10 @@ class ProfileSpec:
         state = records.read(path, ProfileSpecRecord)
         vocabularies = {item.name: item for item in encoder.categorical_}
         raw = {item.name for item in encoder.features if item.kind == NUMERIC}
+        there = {item["name"] for item in state["numeric"]}
+        parts = tuple(item for item in encoder.counted if item[0] in there)
         lacking = [name for name in state["categorical"] if name not in vocabularies]
-        lacking += [item["name"] for item in state["numeric"] if item["name"] not in raw]
+        lacking += sorted(there - raw - {name for name, _, _ in parts})
         if lacking:
             raise records.Damaged(f"{path} names the column {lacking[0]!r}, which the encoder has not fitted")
         widest = max((vocabularies[name].size for name in state["categorical"]), default=0)
@@ -194,6 +215,7 @@ class ProfileSpec:
             frozenset(state["unnamed"]),
             state["format"],
             tuple(Conditional.of(item, sorted(raw)) for item in state.get("conditional", ())),
+            parts,
         )
         try:
             assert spec.plan and spec.prediction_plan
@@ -256,7 +278,7 @@ class Profile:
         features where they exist already. Raises UserError for a missing column.
         """
         there = set(raw.column_names)
-        for name in spec.inputs:
+        for name in spec.features:
             if name not in there:
                 raise UserError(f"raw features must have column {name!r}, found {raw.num_columns} other columns")
         if numeric is None:
@@ -415,8 +437,18 @@ def _check_counts(state: ProfileRecord, spec: ProfileSpec) -> None:
 
 def _block(raw: pa.Table, spec: ProfileSpec) -> np.ndarray:
     block = np.empty((raw.num_rows, len(spec.numeric)))
+    of_parts: dict[str, list[tuple[int, int]]] = {}
+    parts = {name: (item, place) for name, item, place in spec.parts}
     for index, item in enumerate(spec.numeric):
-        block[:, index] = as_floats(raw[item.name])
+        if item.name not in parts:
+            block[:, index] = as_floats(raw[item.name])
+        else:
+            feature, place = parts[item.name]
+            of_parts.setdefault(feature.name, []).append((index, place))
+    for feature in dict.fromkeys(item for _, item, _ in spec.parts):
+        columns, places = zip(*of_parts[feature.name], strict=True)
+        for at in range(0, raw.num_rows, PART_ROWS):
+            block[at : at + PART_ROWS, columns] = feature.numbers(raw[feature.name].slice(at, PART_ROWS))[:, places]
     return block
 
 

@@ -16,13 +16,17 @@ from engine.data.expressions import expression_columns
 from engine.errors import UserError, nearest
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"
+VECTOR, SET, TEXT = "vector", "set", "text"  # kinds of features that are several numbers (features.parts)
+PARTED = (VECTOR, SET, TEXT)
 # Parts with few values are categories when they are not cyclic: hour 23 is not larger than hour 0.
 CATEGORICAL_PARTS = ("hour", "weekday", "day", "week", "month")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One raw feature: its name, kind (numeric or categorical) and origin (`direct`, `calendar` or a view's name)."""
+    """One raw feature: its name, kind (numeric, categorical, vector, set or text) and origin (`direct`, `calendar` or a view's
+    name).
+    """
 
     name: str
     kind: str
@@ -30,12 +34,16 @@ class Feature:
 
 
 def column_kind(column: Column) -> str:
-    """The kind of a column: declared categories, text and booleans are categorical; everything else is numeric."""
+    """The kind of a column: by its role where that says so, else by its type."""
+    if column.role in PARTED:
+        return column.role
     return CATEGORICAL if column.role in ("categorical", "entity") else type_kind(column.type)
 
 
 def type_kind(name: str) -> str:
-    """The kind of a type by its name."""
+    """The kind of a type by its name: texts and booleans are categories, lists of texts sets, other lists vectors."""
+    if name.startswith("list<"):
+        return SET if name == "list<string>" else VECTOR
     return CATEGORICAL if name.startswith(("string", "large_string", "bool")) else NUMERIC
 
 

@@ -46,7 +46,7 @@ class Scored:
     def count(self, spec: ProfileSpec, good: np.ndarray) -> Profile:
         """The profile of `good` rows, bool[n]: the same bytes whether the device counts or the CPU."""
         counted = None
-        if self.device is not None and spec.numeric:
+        if self.device is not None and spec.numeric and not spec.parts:
             counted = self.device.count(spec.plan, good)
         if good.all():
             return Profile.count(spec, self.raw, self.scores, self.codes, numeric=counted)

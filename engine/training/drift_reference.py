@@ -11,6 +11,7 @@ without the first days, whose trailing windows reach back to before the data):
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
@@ -103,12 +104,14 @@ def write_reference(
     def main(numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         return heads.of(scorer(numeric, codes))
 
+    importance = permutation_importance(encoder, main, sample[1], sample[2])
     state: ReferenceRecord = {
         "format": FORMAT,
         "memory_days": -(-memory_of(config) // DAY),
         "history_days": history_days(config, table.dataset, periods),
         "predictions_in_sample": in_sample,
-        "importance": permutation_importance(encoder, main, sample[1], sample[2]),
+        "importance": importance
+        | {name: importance[item.name] for name, item, _ in spec.parts if item.name in importance},
         "profile": whole.to_json(),
     }
     storage.write_json(directory / "reference.json", state)
@@ -331,9 +334,11 @@ def permutation_importance(
 def encoded_columns(encoder: Encoder) -> Iterator[tuple[str, slice, bool]]:
     """(raw feature, its columns of the float block or of the code block, whether it is the code block)."""
     at = 0
-    for item in encoder.numeric_:
-        yield item.name, slice(at, at + len(item.outputs())), False
-        at += len(item.outputs())
+    pairs = zip(encoder.numeric_of, encoder.numeric_, strict=True)
+    for name, group in itertools.groupby(pairs, operator.itemgetter(0)):
+        width = sum(len(item.outputs()) for _, item in group)
+        yield name, slice(at, at + width), False
+        at += width
     for index, vocabulary in enumerate(encoder.categorical_):
         yield vocabulary.name, slice(index, index + 1), True
 

@@ -32,6 +32,7 @@ from engine.features import instants
 from engine.features.compute import entity_codes, raw_features
 from engine.features.encode import Encoder
 from engine.features.partitions import view_length
+from engine.features.parts import PARTS
 from engine.features.past import past_events
 from engine.features.spec import event_inputs, known_moments, past_time, windows_of
 from engine.features.table import FeatureTable
@@ -191,6 +192,7 @@ def state_of(encoder: Encoder, data: DataConfig, features: FeaturesConfig) -> St
     """Digest of each fitted column's state, and the specification of the features."""
     fitted = encoder.to_json()
     columns = {str(item["name"]): digest.of_json(item) for item in [*fitted["numeric"], *fitted["categorical"]]}
+    columns |= {str(item["name"]): digest.of_json(item) for kind in PARTS for item in fitted.get(kind, [])}  # type: ignore[attr-defined]
     plain = schema.plain(data)
     return {
         "columns": columns,

@@ -68,7 +68,8 @@ def sample_table(
     """reference_sample.parquet: day, then the encoded columns by name; sensitive features are left out."""
     hidden = set(sensitive_features(config.data, config.features))
     columns: dict[str, pa.Array] = {"day": pa.array(days, pa.int32()).cast(pa.date32())}
-    raw = [item.name for item in encoder.numeric_ for _ in item.outputs()]
+    pairs = zip(encoder.numeric_of, encoder.numeric_, strict=True)
+    raw = [name for name, item in pairs for _ in item.outputs()]
     for at, (name, of) in enumerate(zip(encoder.numeric_names, raw, strict=True)):
         if of not in hidden:
             columns[f"numeric:{name}"] = pa.array(np.ascontiguousarray(numeric[:, at]))

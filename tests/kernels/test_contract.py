@@ -23,6 +23,7 @@ from kernels import (
     metrics,
     profile,
     statistics,
+    text,
     trees,
     windows,
 )
@@ -77,8 +78,17 @@ def encoded(values: Any, threads: int) -> Any:
     return encode.encode_numeric(values, NUMERIC, np.empty((len(values), NUMERIC.width), np.float32), threads)
 
 
+LETTERS = DRAW.choice(np.frombuffer(b"ab .", np.uint8), 60)
+NGRAMS = text.NGrams(5, 2, 3, 7)
+
+
+def padded(offsets: Any) -> Any:
+    """Offsets of no text where there are none."""
+    return offsets if len(offsets) else [0]
+
+
 def hashed(offsets: Any, data: Any) -> Any:
-    return hashing.hash_bytes(data, offsets if len(offsets) else [0])
+    return hashing.hash_bytes(data, padded(offsets))
 
 
 # name -> (call, arrays that have a row for each row, arrays that have not); threads where a call takes them
@@ -131,6 +141,13 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
     "add_trees": (added, [NARROW, KEYS], []),
     "tree_leaves": (lambda *rows: trees.tree_leaves(*rows, TREES), [NARROW, KEYS], []),
     "children_of": (trees.children_of, [], [np.array([0, 3]), FLAGS]),
+    "text_counts": (lambda offsets, data: text.text_counts(data, padded(offsets), NGRAMS), [np.sort(TIME)], [LETTERS]),
+    "encode_texts": (
+        lambda offsets, data, idf, seen, threads: text.encode_texts(data, padded(offsets), NGRAMS, idf, seen, threads),
+        [np.sort(TIME)],
+        [LETTERS, np.linspace(1, 2, 5), np.frombuffer(b"\x5a\x01", np.uint8)],
+    ),
+    "vector_norms": (text.vector_norms, [BLOCK], []),
     "pinball": (lambda y, score, weight: metrics.pinball(y, score, 0.3, weight), RATED, []),
     "pinball_sum": (lambda y, score, weight: metrics.pinball_sum(y, score, 0.3, weight), RATED, []),
 }
@@ -168,9 +185,7 @@ def plain(result: Any) -> Any:
 def functions() -> dict[str, Any]:
     """Public functions of the kernels that take arrays."""
     found = {}
-    for (
-        name
-    ) in "asof conditional dropout encode exact gather hashing metrics profile sort statistics trees windows".split():
+    for name in "asof conditional dropout encode exact gather hashing metrics profile sort statistics text trees windows".split():
         module = importlib.import_module(f"kernels.{name}")
         for key, function in inspect.getmembers(module, inspect.isfunction):
             own = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from engine.config import names, units
@@ -9,7 +10,15 @@ from engine.config.schema import key, later_key, section
 from engine.config.units import Moment, Share, Span
 from engine.errors import UserError, nearest
 
-ROLES = ("id", "event_time", "entity", "categorical", "numeric", "target", "weight", "time", "ignore")
+ROLES = (
+    "id", "event_time", "entity", "categorical", "numeric", "vector", "set", "text", "target", "weight", "time", "ignore",
+)  # fmt: skip
+# Role -> the type of its columns (a pattern, and an example of it).
+TYPE_OF_ROLE = {
+    "vector": (r"list<(float|u?int)\d+>", "list<float32>"),
+    "set": (r"list<(string|u?int\d+)>", "list<string>"),
+    "text": (r"string", "string"),
+}
 
 PLACE = "_place"  # in a table without time, the column by which its rows are in order: engine/data/places.py
 BLOCKS = 1000  # parts of equal share in which places lie: a thousandth is a day from 1970-01-01 on
@@ -117,6 +126,7 @@ class Column:
     SHORTHAND = "type"
     type: str = key(help="Arrow type name: string, bool, int64, float64, decimal(p,s), date, timestamp, ...")
     role: str = key("ignore", "what the column is for", choices=ROLES)
+    width: int | None = later_key(None, "how many numbers each list of a column with role vector has", ge=1, le=65_536)
     id: bool = key(False, "part of the row's identity beside its role; role id says the same")
     description: str = key("", "meaning of the column")
     nullable: bool = key(True, "whether a null is allowed")
@@ -135,6 +145,16 @@ class Column:
     references: str | None = key(None, "foreign key: table.column whose values must contain this one")
     max_null_rate: Share | None = key(None, "largest share of nulls in the dataset")
     max_null_change: Share | None = key(None, "largest change of the share of nulls since the previous dataset")
+
+    def __post_init__(self) -> None:
+        pattern, example = TYPE_OF_ROLE.get(self.role, ("", ""))
+        if pattern and not re.fullmatch(pattern, self.type.replace(" ", "")):
+            raise UserError(f"a column with role {self.role} must be of a type such as {example}, found {self.type!r}")
+        if (self.role == "vector") != (self.width is not None):
+            found = f"found width {self.width} with role {self.role}" if self.width else "found none"
+            raise UserError(
+                f"width must say how many numbers each list of a vector has, and is for role vector only, {found}"
+            )
 
     @property
     def identifies(self) -> bool:

@@ -211,6 +211,21 @@ class EncodeConfig:
     missing_indicator: bool = key(True, "add a 0/1 column for every numeric feature that is null in training")
     min_count: int = key(10, "categories less frequent than this in training share one code", ge=1)
     max_categories: int = key(5000, "categories beyond this many most frequent ones share that code too", ge=1)
+    set_members: int = later_key(
+        64,
+        "members of a set that have a column of their own: the most frequent ones in training, of min_count rows",
+        ge=0,
+        le=4096,
+    )
+    text_buckets: int = later_key(256, "columns that the n-grams of a text are hashed into", ge=1, le=65_536)
+    text_words: int = later_key(2, "n-grams of up to this many words; 0 = none", ge=0, le=5)
+    text_characters: int = later_key(
+        0, "n-grams of this many characters, for languages without blanks and for misspelt words; 0 = none", ge=0, le=10
+    )
+
+    def __post_init__(self) -> None:
+        if not self.text_words + self.text_characters:
+            raise UserError("text_words or text_characters must be more than 0: a text would have no n-grams")
 
 
 @dataclass(frozen=True, kw_only=True)
