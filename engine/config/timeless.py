@@ -42,6 +42,8 @@ def check(config: Config) -> None:
     for key, value, instead in (
         ("score.between", config.score.between, "all rows are scored, or those of score.input"),
         ("monitor.window", config.monitor.window, "monitor.run names a scoring run, whose rows are one batch"),
+        ("monitor.rule=sudden", config.monitor.rule == "sudden", "a batch is compared with the reference"),
+        ("monitor.season=weekday", config.monitor.season == "weekday", "a batch has no weekdays"),
     ):
         if value:
             raise UserError(f"{key} must be left out, for {WHY}: {instead}")

@@ -103,10 +103,11 @@ def _typed(source: Source, progress: Progress) -> tuple[Source, dict[str, Guess]
 def summary(draft: Draft, paths: Mapping[str, Path]) -> str:
     """What was found, in a few lines."""
     lines = [
-        f"{draft.rows:,} rows of {draft.source.name}; event time {draft.time} ({draft.time_why})",
+        f"{draft.rows:,} rows of {draft.source.name}; event time {draft.time or 'none'} ({draft.time_why})",
         f"target {draft.target}: {draft.target_why}; loss {draft.loss}",
         f"identity: {draft.ids_why}",
-        f"features: {len(draft.direct)} columns, the calendar of {draft.time}, {len(draft.views)} histories",
+        f"features: {len(draft.direct)} columns"
+        + (f", the calendar of {draft.time}, {len(draft.views)} histories" if draft.time else ""),
     ]
     lines += [f"left out: {name} {reason}" for name, reason in draft.left_out.items()]
     lines += [f"question: {question}" for question in draft.questions]

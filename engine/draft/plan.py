@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.data.arrow_types import type_name
-from engine.data.columns import FILE, ROW
+from engine.data.columns import DIGEST, FILE, ROW
 from engine.draft import events, history, roles, suspects
 from engine.draft.column_types import Guess
 from engine.draft.events import Figures, StandIn, quoted
@@ -20,6 +20,7 @@ from engine.draft.sources import Source
 from engine.errors import UserError
 
 TARGET = "target"  # name of a target that is an expression
+PRIOR = "prior"
 LATE = "1d"  # after the event, an outcome is taken to be known where no column says when
 PAST_NUMBERS = 3  # columns known later whose past means are features
 
@@ -68,6 +69,7 @@ class Draft:
     views: list[View]
     split: dict[str, tuple[str, str]]
     rows: int
+    group: str | None = None  # in a table without time, whose event time is empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +95,29 @@ def make_draft(source: Source, guesses: dict[str, Guess], asked: Asked) -> Draft
     table = events.select({source.name: raw}, "\n".join(lines), "--target") if lines else raw
     figures = events.figures_of(table)
     time, time_why = roles.pick_time(table, figures, asked.time)
-    table = table.filter(pc.is_valid(table[time])).sort_by(time)
+    if time:
+        table = table.filter(pc.is_valid(table[time])).sort_by(time)
+    else:  # files may be in order of the target, and suspects are found by two halves
+        table = table.take(pa.array(np.random.Generator(np.random.Philox(0)).permutation(len(table))))
     ids, ids_why = roles.pick_ids(table.drop_columns([target]), figures, time, asked.ids, rows)
+    if not time and (twice := roles.repeated(table, ids)):
+        raise UserError(
+            f"--id must name columns that no two rows share, for without a time nothing says which one counts, found {twice:,} "
+            f"rows with a {', '.join(ids)} that another row has: name another column with it, or leave it out"
+        )
     loss, target_why = roles.task_of(figures[target], table)
     draft = Draft(
         name=asked.name, zone=asked.zone, source=source, guesses=guesses, query=lines, columns={}, time=time,
         time_why=time_why, ids_why=ids_why, target=target, target_why=target_why, loss=loss,
         duplicates=bool(ids) and ids_why != roles.UNIQUE, direct=[],
         calendar=True, left_out={}, questions=[], views=[], split={}, rows=rows,
+        group=None if time else roles.pick_group(figures, [*ids, target]),
     )  # fmt: skip
     _columns(
         draft, table, figures, ids, _named_in(asked.target, raw.column_names) if not is_column else set(), stand_ins
     )
-    _splits(draft, table)
+    if time:
+        _splits(draft, table)
     return draft
 
 
@@ -155,35 +167,40 @@ def _columns(
 ) -> None:
     """Fill in columns, features and questions."""
     time, target = draft.time, draft.target
-    later = suspects.later_times(table, time)
+    later = suspects.later_times(table, time) if time else {}
     known_at = _label_time(table, target, later)
     outcome = suspects.Outcome(_as_numbers(table[target], draft.loss), draft.loss, known_at)
     found = {name: roles.role_of(column) for name, column in figures.items() if name not in (time, target)}
-    found |= {
-        name: ("ignore", reason)
-        for name, reason in roles.calendar_parts(table, time, draft.zone).items()
-        if name in found
-    }
+    parts = roles.calendar_parts(table, time, draft.zone) if time else {}
+    found |= {name: ("ignore", reason) for name, reason in parts.items() if name in found}
     usable = [name for name, (role, _) in found.items() if role in ("categorical", "numeric") and name not in in_target]
     doubts = suspects.find_suspects(table, usable, time, outcome)
     doubts |= {name: "is part of the target" for name in in_target if name in found and found[name][0] != "ignore"}
     whole_days = {name for name in later if not _has_hours(table[name].drop_null())}
-    label_known = f"{time} + {LATE}" if known_at is None else _at_end(known_at, whole_days)
+    label_known = "" if not time else f"{time} + {LATE}" if known_at is None else _at_end(known_at, whole_days)
     for name, column in figures.items():
         role, reason = found.get(name, ("", ""))
         if name in ids and role == "ignore":
             role, reason = "id", ""
-        known = _at_end(name, whole_days) if name in later else label_known if name in doubts else time
+        known = _at_end(name, whole_days) if name in later else label_known if name in doubts else time or PRIOR
         if name == time:
             role, known = "event_time", time
         elif name == target:
             role, known = "target", label_known
         draft.columns[name] = ColumnDraft(type_name(column.type), role, known, _comment(column, stand_ins), name in ids)
-        if reason or name in doubts or (role == "time" and name in later):
-            draft.left_out[name] = reason or doubts.get(name) or "lies after the event"
+        if reason or name in doubts or (role == "time" and (name in later or not time)):
+            lies = "lies after the event" if time else "is a time, of which no feature is made here"
+            draft.left_out[name] = reason or doubts.get(name) or lies
     if not ids:
         _add_row_number(draft)
     draft.direct = [name for name in usable if name not in doubts]
+    if not time:
+        draft.calendar = False
+        draft.questions.append(
+            f"Is every feature known when a row is scored? A table without a time cannot show that a value comes with {target} "
+            "or after it: take out what does"
+        )
+        return
     _ask(draft, known_at, table[time])
     delay = later[known_at] if known_at else history.LADDER[LATE]
     past = [name for name in doubts if found.get(name, ("",))[0] == "numeric"]
@@ -226,7 +243,8 @@ def _comment(column: Figures, stand_ins: dict[str, StandIn]) -> str:
 
 def _add_row_number(draft: Draft) -> None:
     taken = list(draft.columns)
-    for name, path, kind in (("file_name", FILE, "string"), ("row_number", ROW, "int64")):
+    of_file = ("file_name", FILE, "string") if draft.time else ("file_digest", DIGEST, "string")
+    for name, path, kind in (of_file, ("row_number", ROW, "int64")):
         name = _free(name, taken)
         column = dataclasses.replace(
             next(iter(draft.source.config.columns.values())), type=kind, path=path, format=None, missing="fail"
@@ -235,7 +253,7 @@ def _add_row_number(draft: Draft) -> None:
         draft.source = dataclasses.replace(
             draft.source, config=dataclasses.replace(draft.source.config, columns=columns)
         )
-        draft.columns[name] = ColumnDraft(kind, "id", draft.time, "", True)
+        draft.columns[name] = ColumnDraft(kind, "id", draft.time or PRIOR, "", True)
 
 
 def _ask(draft: Draft, known_at: str | None, times: pa.ChunkedArray) -> None:

@@ -24,6 +24,9 @@ _CODE = re.compile(r"(^|_)(id|code|zip|postal|type|kind|number|no|zone|class|gro
 _EVENT = re.compile(
     r"event|creat|start|order|book|pickup|open|sched|submit|request|^ts$|^time|^date|stamp|_at$", re.IGNORECASE
 )
+_OWNER = re.compile(
+    r"customer|client|user|patient|member|person|account|household|subject|driver|buyer|seller", re.IGNORECASE
+)
 _END = re.compile(r"end|clos|drop|arriv|finish|deliver|paid|update|modif|resol|ship|cancel|return", re.IGNORECASE)
 
 
@@ -39,9 +42,8 @@ def must_have(name: str, table: pa.Table, option: str) -> None:
 
 
 def pick_time(table: pa.Table, figures: dict[str, Figures], given: str | None) -> tuple[str, str]:
-    """(event time column, why): the given one, or the time that every row has and that is earliest in a row.
-
-    Raises UserError where no column is a time, and where the given one is not.
+    """(event time column, why): the given one, or the time that every row has and that is earliest in a row; empty where no
+    column is one. Raises UserError where the given one is not.
     """
     times = [name for name, column in figures.items() if is_time(column.type) and column.filled]
     if given is not None:
@@ -53,9 +55,7 @@ def pick_time(table: pa.Table, figures: dict[str, Figures], given: str | None) -
         return given, "as given by --time"
     whole = [name for name in times if figures[name].filled >= 0.999 * figures[name].rows]
     if not whole:
-        raise UserError(
-            f"rows must have an event time, to be split by it, and no column is one in every row: {_times(times)}"
-        )
+        return "", f"no column is one in every row; if there is one, {_times(times)}"
     if len(whole) == 1:
         return whole[0], "the only time that every row has"
     named = [name for name in whole if _EVENT.search(name) and not _END.search(name)]
@@ -83,8 +83,7 @@ def pick_ids(
     if given:
         for name in given:
             must_have(name, table, "--id")
-        twice = table.num_rows - _distinct(table, given)
-        if twice:
+        if twice := repeated(table, given):
             return list(given), f"as given by --id, and {twice:,} rows have one that another row has"
         return list(given), "as given by --id" if table.num_rows < rows else UNIQUE
     if table.num_rows < rows:
@@ -103,11 +102,17 @@ def pick_ids(
     if alone:
         return [min(alone, key=lambda name: (not _CODE.search(name), usable.index(name)))], UNIQUE
     rest = sorted((name for name in usable if name != time), key=lambda name: -figures[name].distinct)[:8]
-    for size in range(1, MOST_COLUMNS):
+    with_time = [time] if time else []
+    for size in range(2 - len(with_time), MOST_COLUMNS + 1 - len(with_time)):
         for others in itertools.combinations(rest, size):
-            if _distinct(table, [time, *others]) == table.num_rows:
-                return [time, *others], UNIQUE
+            if _distinct(table, [*with_time, *others]) == table.num_rows:
+                return [*with_time, *others], UNIQUE
     return [], "no columns identify a row, so it is known by its file and its number there"
+
+
+def repeated(table: pa.Table, ids: Sequence[str]) -> int:
+    """How many rows have the same values of some columns as an earlier one; 0 for no columns."""
+    return table.num_rows - _distinct(table, ids) if ids else 0
 
 
 def _distinct(table: pa.Table, names: Sequence[str]) -> int:
@@ -165,6 +170,19 @@ def pick_entities(figures: dict[str, Figures], roles: dict[str, str], most: int 
         and column.distinct >= (3 if pa.types.is_string(column.type) else 10)
     ]
     return [column.name for column in sorted(found, key=lambda column: -column.distinct)[:most]]
+
+
+def pick_group(figures: dict[str, Figures], ids: Sequence[str]) -> str | None:
+    """A column named like someone or something that has several rows, the most different first; None without any."""
+    found = [
+        column
+        for name, column in figures.items()
+        if name not in ids
+        and (_OWNER.search(name) or name.lower().endswith("_id"))
+        and (pa.types.is_string(column.type) or pa.types.is_integer(column.type))
+        and FEW < column.distinct < NEARLY_UNIQUE * column.filled
+    ]
+    return max(found, key=lambda column: column.distinct).name if found else None
 
 
 def task_of(column: Figures, table: pa.Table) -> tuple[str, str]:

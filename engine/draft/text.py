@@ -71,7 +71,8 @@ def _data(draft: Draft) -> Iterator[str]:
         yield from (f"  {line}" for line in draft.query)
         yield ""
     yield "columns:"
-    yield from _block_in(f"{draft.time} is the event time: {draft.time_why}.")
+    said = f"{draft.time} is the event time" if draft.time else "Rows have no event time"
+    yield from _block_in(f"{said}: {draft.time_why}.")
     yield from _block_in(f"Identity: {draft.ids_why}.")
     yield from _block_in(f"{draft.target} is the target: {draft.target_why}.")
     for name, drafted in draft.columns.items():
@@ -82,7 +83,9 @@ def _data(draft: Draft) -> Iterator[str]:
         "more than this share of rows."
     )
     yield "max_quarantine: 1%"
-    if draft.duplicates:
+    if draft.group:
+        yield f"group: {scalar(draft.group)}  # its rows are never divided among training, validation and test"
+    if draft.duplicates and draft.time:
         yield "duplicates: first  # rows with the id of an earlier row are left out, and counted"
 
 
@@ -112,7 +115,7 @@ def _source_column(column: SourceColumn) -> str:
 
 def _event_column(column: ColumnDraft) -> str:
     return _flow({"type": column.type, "role": column.role, **({"id": True} if column.id and column.role != "id" else {}),
-                  "known_at": column.known_at})  # fmt: skip
+                  **({"known_at": column.known_at} if column.known_at else {})})  # fmt: skip
 
 
 def _reason(draft: Draft, name: str, column: ColumnDraft) -> str:
@@ -130,9 +133,10 @@ def features_yaml(draft: Draft) -> str:
 
 
 def _features(draft: Draft) -> Iterator[str]:
-    yield "# What is known of a row at its event time."
-    yield f"as_of: {scalar(draft.time)}"
-    yield ""
+    yield "# What is known of a row at its event time." if draft.time else "# What is known of a row when it is scored."
+    if draft.time:
+        yield f"as_of: {scalar(draft.time)}"
+        yield ""
     if draft.direct:
         yield "direct:"
         yield from (f"  {scalar(name)}: true" for name in draft.direct)
@@ -143,12 +147,14 @@ def _features(draft: Draft) -> Iterator[str]:
     }
     if doubts:
         yield from _block(
-            "Left out, because they may not be known yet at the event time. To let one in, set its known_at in the data file to "
-            f"{draft.time}, and take the # away:"
+            f"Left out, because they may not be known yet at {'the event time' if draft.time else 'that time'}. To let one in, "
+            f"set its known_at in the data file to {draft.time or 'prior'}, and take the # away:"
         )
         if not draft.direct:
             yield "# direct:"
         yield from (f"#  {scalar(name)}: true  # {reason}" for name, reason in doubts.items())
+    if not draft.time:
+        return
     yield ""
     yield "calendar:"
     yield "  event:"
@@ -167,6 +173,20 @@ def _features(draft: Draft) -> Iterator[str]:
         yield from (f"      {scalar(name)}: [{', '.join(asked)}]" for name, asked in view.aggregates.items())
 
 
+def _split(draft: Draft) -> list[str]:
+    if not draft.time:
+        of = draft.group or "the identity"
+        return [
+            f"# Of a hash of {of}, the last tenth is for the test, the tenth before for validation. A row's part never changes.",
+            "split: {by: hash}",
+        ]
+    return [
+        "# The last tenth of the rows is for the test, the tenth before for validation.",
+        "split:",
+        *(f'  {name}: ["{first}", "{last}"]' for name, (first, last) in draft.split.items()),
+    ]
+
+
 def experiment_yaml(draft: Draft) -> str:
     """`experiment/<name>.yaml`."""
     lines = [
@@ -178,9 +198,7 @@ def experiment_yaml(draft: Draft) -> str:
         "",
         f"name: {scalar(draft.name)}",
         "",
-        "# The last tenth of the rows is for the test, the tenth before for validation.",
-        "split:",
-        *(f'  {name}: ["{first}", "{last}"]' for name, (first, last) in draft.split.items()),
+        *_split(draft),
         "",
         "train:",
         f"  loss: {draft.loss}",

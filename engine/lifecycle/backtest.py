@@ -39,6 +39,7 @@ from engine.lifecycle.challenger_gate import judged_metric
 from engine.lifecycle.past_windows import Watch
 from engine.lifecycle.retrain_rules import Observation
 from engine.lifecycle.trainings import Training, TrainOne, in_process, trained, trained_on_ray
+from engine.lifecycle.version_facts import version_facts
 from engine.monitoring.performance import UNJUDGED
 from engine.runtime import digest, storage
 from engine.runtime.registry import Registry, Version, seal_of
@@ -248,7 +249,7 @@ def replay(bench: Bench, name: str, policy: RetrainConfig) -> PolicyResult:
     """One policy from the first period to the last."""
     registry = Registry(bench.run.path("registry"), name)
     bundle = bench.first.bundle
-    first = registry.register(bundle, seal_of(bundle), **decide.version_facts(bench.first.directory))
+    first = registry.register(bundle, seal_of(bundle), **version_facts(bench.first.directory))
     registry.move("promote", first.digest, expected=None, why="the first model")
     observations: list[Observation] = []
     rows: list[PeriodRow] = []

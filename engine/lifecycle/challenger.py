@@ -93,11 +93,15 @@ def challenger_config(config: Config, periods: Periods, start_from: Path | None 
     def bounds(start: int, stop: int) -> tuple[str, ...]:
         return (units.format_instant(start), units.format_instant(stop)) if start < stop else ()
 
-    split = SplitConfig(
-        train=bounds(periods.start, periods.valid),
-        valid=bounds(periods.valid, periods.judge),
-        known_by=units.format_instant(periods.now),
-        ripening="none",  # the periods have waited already
+    split = (
+        dataclasses.replace(config.split, test=())
+        if not config.data.timed
+        else SplitConfig(
+            train=bounds(periods.start, periods.valid),
+            valid=bounds(periods.valid, periods.judge),
+            known_by=units.format_instant(periods.now),
+            ripening="none",  # the periods have waited already
+        )
     )
     # Keys that training does not read must not change its plan.
     aside = {

@@ -13,7 +13,7 @@ from engine.config.nested import Tree
 from engine.config.sections.lifecycle import RetrainConfig
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.lifecycle import challenger_gate
+from engine.lifecycle import challenger_gate, parts
 from engine.lifecycle.challenger import (
     History,
     Periods,
@@ -29,10 +29,10 @@ from engine.lifecycle.challenger import (
 from engine.lifecycle.looks import Looks, LooksRecord
 from engine.lifecycle.retrain_rules import Champion, Facts, Later, Observation, Trigger, ripening, trigger
 from engine.lifecycle.trainings import Training
+from engine.lifecycle.version_facts import version_facts
 from engine.runtime import records, storage
-from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, VersionFacts, seal_of
-from engine.runtime.run import as_written, load_metrics, load_record
-from engine.training.evaluate import watched_metric
+from engine.runtime.registry import DecisionPart, Moved, Registry, State, Version, seal_of
+from engine.runtime.run import as_written
 from engine.training.losses import LossRecord, loss_of, loss_record, recorded_loss
 from engine.training.ripening import days
 
@@ -75,44 +75,6 @@ class Setting:
 # -------------------------------------------------------------------------------------------------------- facts
 
 
-def version_facts(run: Path) -> VersionFacts:
-    """The registry's record of a training run: directory, periods, metrics."""
-    record = load_record(run, refuse=True)
-    split, zone = record["config"]["split"], record["config"]["data"]["time_zone"]
-    loss = recorded_loss(record["config"]["train"])
-    metric = watched_metric(loss, record["config"]["train"]["metric"])
-    metrics = load_metrics(run, refuse=True)
-    used = record.get("labels") or {}  # older runs read whole periods
-    ends = [
-        units.between(used[name]["used"] if name in used else split[name], zone)[1]
-        for name in ("train", "valid")
-        if split.get(name)
-    ]
-    return {
-        "source": str(run),
-        "seen_until": max(ends),
-        "split": split,
-        "loss": loss.name,
-        "metric": {
-            "name": metric,
-            "value": next(
-                (
-                    metrics[f"{part}/{metric}"]
-                    for part in ("test", "valid")
-                    if metrics.get(f"{part}/{metric}") is not None
-                ),
-                None,
-            ),
-        },
-        "metrics": {
-            name: value
-            for name, value in metrics.items()
-            if name.startswith(("valid/", "test/")) and name.count("/") == 1
-        },
-        "train_rows": metrics.get("train/rows"),
-    }
-
-
 def champion_of(registry: Registry, state: State, metric: str) -> tuple[Version, Champion]:
     """The champion as the rules need it; `metric` is from its judgement, or else from its training.
 
@@ -150,12 +112,15 @@ def looks_of(state: State, champion: str, but: str) -> Looks:
 
 def gather(setting: Setting, observations: tuple[Observation, ...], now: int, state: State) -> Facts:
     """The facts of a decision: everything in them was known at `now`."""
-    _, champion = champion_of(setting.registry, state, setting.metric)
+    version, champion = champion_of(setting.registry, state, setting.metric)
+    seen = tuple(item for item in observations if item.stop <= now)
+    starts = starts_of(setting.registry.state(), setting.identity)
+    if not setting.config.data.timed:
+        return Facts(now, champion, seen, starts, parts.new_rows(setting.history, version, now))
     horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, now)
     new = labelled_rows(setting.history, champion.seen_until, max(now - horizon, champion.seen_until), now)
-    seen = tuple(item for item in observations if item.stop <= now)
     later = later_rows(setting.history, champion.seen_until, now, horizon)
-    return Facts(now, champion, seen, starts_of(setting.registry.state(), setting.identity), len(new), later)
+    return Facts(now, champion, seen, starts, len(new), later)
 
 
 def later_rows(history: History, since: int, now: int, horizon: int) -> Later:
@@ -183,7 +148,7 @@ def decide(setting: Setting, observations: tuple[Observation, ...], now: int) ->
         "policy": schema.plain(setting.policy),
         "facts": dataclasses.asdict(facts),
         "trigger": cast(TriggerRecord, dataclasses.asdict(answer)),
-        "label_horizon_us": facts.now - periods.stop,
+        "label_horizon_us": facts.now - periods.stop if setting.config.data.timed else 0,
         "periods": dataclasses.asdict(periods),
         "champion": facts.champion.digest,
         "challenger": None,
@@ -243,16 +208,21 @@ def _claim(setting: Setting, observations: tuple[Observation, ...], now: int) ->
 
 
 def _answer(setting: Setting, facts: Facts) -> _Claim:
-    horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, facts.now)
-    first = int(setting.history.event[0])
-    periods = periods_of(setting.policy, first, facts.now, horizon, facts.champion.seen_until)
     answer = trigger(facts, setting.policy)
+    if setting.config.data.timed:
+        horizon = horizon_of(setting.policy, setting.history.event, setting.history.known, facts.now)
+        first = int(setting.history.event[0])
+        periods = periods_of(setting.policy, first, facts.now, horizon, facts.champion.seen_until)
+    else:
+        periods = parts.parts_of(setting.config, facts.now)
     return _Claim(facts, answer, periods, _lacking(setting, periods) if answer.start else None)
 
 
 def _lacking(setting: Setting, periods: Periods) -> str | None:
     """The reason why these periods cannot be used, or None."""
     policy, shown = setting.policy, units.format_instant
+    if not setting.config.data.timed:
+        return parts.lacking(setting.history, policy.gate.min_rows, periods)
     aged = f"rows count when they are {days(periods.now - periods.stop)} old, {ripening(policy)}"
     if periods.empty:
         return (
@@ -281,13 +251,12 @@ def _contest(setting: Setting, decision: BegunDecision, version: Version, period
         if done is not None:
             return done
         champion, facts = champion_of(setting.registry, state, setting.metric)
-        found = judge_pair(
-            setting,
-            champion,
-            version,
-            dataclasses.replace(periods, judge=max(periods.judge, facts.seen_until)),
-            looks_of(state, champion.digest, setting.identity),
-        )
+        looks = looks_of(state, champion.digest, setting.identity)
+        if setting.config.data.timed:
+            rest = dataclasses.replace(periods, judge=max(periods.judge, facts.seen_until))
+        else:  # each look judges the same rows, so that each has a stake of its own
+            rest, looks = periods, Looks(looks.number)
+        found = judge_pair(setting, champion, version, rest, looks)
         judged: DecisionRecord = {**decision, "champion": champion.digest, **found}
         if state.challenger != version.digest:
             setting.registry.move(

@@ -12,8 +12,8 @@ from pathlib import Path
 from engine.config import nested
 from engine.config.tree import Config
 from engine.errors import UserError
-from engine.lifecycle.decide import version_facts
 from engine.lifecycle.sweep_record import best_run, is_sweep
+from engine.lifecycle.version_facts import version_facts
 from engine.runtime import records, terminal
 from engine.runtime.registry import DecisionPart, MoveRecord, Registry, Version, names, root_of, seal_of, short
 from engine.scoring.predictor import predictor_of

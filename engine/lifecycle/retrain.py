@@ -25,8 +25,6 @@ def retrain(config: Config, run: Run) -> dict[str, float]:
     """
     if config.retrain.replay:
         return _replay(Path(config.retrain.replay), run)
-    if not config.data.timed:
-        raise UserError("retrain needs data with an event time, found data without one")
     watched_metric(loss_of(config.train), config.train.metric)
     registry = Registry(root_of(config.paths.runs), config.name)
     if registry.state().champion is None:

@@ -253,6 +253,8 @@ def window_statistics(
             if (rows > size).any():
                 current = current.thinned(np.divide(size, rows, out=np.ones_like(rows), where=rows > 0), rng)
         _fill(found[index], column, other, current, plan.psi_floor, judged(reference, column.name))
+    if not reference.timed:
+        return found
     expected = expected_rows(reference, rest, windows.weights.sum(axis=1))
     rows = windows.weights @ reference.rows
     found[-1, NAMES.index(VOLUME)] = volume(rows, expected)

@@ -119,7 +119,8 @@ def compare(
         facts = _facts(index, found, beyond, alarm, limits, line, floors)
         columns.append(describe(pair, facts, reference, current.profile, plan.psi_floor))
     facts = _facts(-1, found, beyond, alarm, limits, line, floors)
-    columns.append(describe_volume(reference.rows_column, facts, current.profile.rows, current.days is not None))
+    if reference.timed:
+        columns.append(describe_volume(reference.rows_column, facts, current.profile.rows, current.days is not None))
     for at, statistic, _ in manual_lines(reference, thresholds):
         if columns[at]["status"] == "quiet" and np.isnan(found[at, statistic]):
             name = NAMES[statistic]
@@ -190,8 +191,8 @@ def lines_by_statistic(line: Line, floors: Mapping[str, float]) -> np.ndarray:
 
 def manual_lines(reference: Reference, thresholds: Mapping[str, float]) -> list[tuple[int, int, float]]:
     """(column index, statistic index, value) of manual thresholds."""
-    names = [*(item.name for item in reference.columns), reference.rows_column]
-    kinds = [*(item.kind for item in reference.columns), "volume"]
+    volume_ = [(reference.rows_column, "volume")] if reference.timed else []
+    names, kinds = map(list, zip(*((item.name, item.kind) for item in reference.columns), *volume_, strict=True))
     found = []
     for key, value in thresholds.items():
         column, _, statistic = key.rpartition(".")

@@ -199,12 +199,13 @@ def calibration_record(
             if realised is not None
             else "not realised on held-out windows, because the reference has fewer than two; "
         )
-        + f"{line.separate} separate windows of {plan.length} days"
+        + f"{line.separate} separate windows of {plan.length} {'days' if reference.timed else 'blocks that a hash draws'}"
         + (f" (features look back {reference.memory} days), " if reference.memory else ", ")
         + (
             f"enough for {plan.alpha:.1%}"
             if enough
-            else f"fewer than {needed}: {plan.alpha:.1%} cannot be promised, windows were put together from blocks of days"
+            else f"fewer than {needed}: {plan.alpha:.1%} cannot be promised, windows were put together from blocks"
+            + (" of days" if reference.timed else "")
         )
     )
     finite = line.scores[np.isfinite(line.scores)]

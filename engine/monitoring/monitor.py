@@ -19,6 +19,7 @@ from engine.errors import UserError
 from engine.features import required_columns
 from engine.monitoring import alerts, daily_counts, history, report, sudden_record
 from engine.monitoring.alarm_lines import CalibrationPlan
+from engine.monitoring.batch import DISTANCE_WHY, batch_window
 from engine.monitoring.business import check_expressions
 from engine.monitoring.drift import FLOORS, Drift, compare
 from engine.monitoring.drift_record import DIGITS, DriftRecord, build_record
@@ -58,14 +59,12 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     alerts.announce(settings, run)
     bundle = read_bundle(find_model(settings.model, Path(config.paths.runs), "monitor.model"))
     config = with_spec_of(config, bundle)
-    if not config.data.timed:
-        raise UserError("monitor needs data with an event time, found a model of data without one")
     run.note(model=bundle.digest)
     columns = column_checks.schema(config.data.columns)
     needed = check_expressions(
         settings.business, columns, len(bundle.loss.columns(bundle.model["classes"])), config.data.target
     )
-    reference = read_reference(bundle.directory, bundle.encoder)
+    reference = dataclasses.replace(read_reference(bundle.directory, bundle.encoder), timed=config.data.timed)
     if settings.rising == "leave_out":
         reference = dataclasses.replace(reference, rising=rising(config.features, reference))
     if reference.profile.spec.format < BETWEEN_VALUES:
@@ -73,7 +72,8 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
             "this model's bin edges are on data values, as in earlier versions: a change of a flag, a rating or a count may not "
             "be found. Train the model again"
         )
-    window = (stored_window if settings.run else sliced_window)(config, run, bundle, reference, needed)
+    read = sliced_window if settings.window else stored_window if config.data.timed else batch_window
+    window = read(config, run, bundle, reference, needed)
     judge = judge_of(config, bundle, window)
     past, window = alike(config, reference_outcomes(config, bundle, window, needed, run), window, run)
     drift = compare(
@@ -82,7 +82,8 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
     earlier = history.earlier_rows(run, bundle.digest)
     rule, sudden = look_back(config, run, bundle, reference, window)
     begin = units.format_instant(window.start, config.data.time_zone)
-    judge = dataclasses.replace(judge, earlier_errors=history.errors_of(earlier, judge.length, begin))
+    length = judge.length if reference.timed else 0  # batches have no length
+    judge = dataclasses.replace(judge, earlier_errors=history.errors_of(earlier, length, begin))
     record = build_record(config, bundle, reference, window, drift, judge, past, rule, sudden)
     finish(config, run, reference, drift, record, earlier, plan_of(config, window))
     return metrics_of(record, drift, time.monotonic() - began)
@@ -93,6 +94,8 @@ def look_back(
 ) -> tuple[tuple[str, str], dict[str, Any]]:
     """((rule, why), record of the rule `sudden`); the counts of the days are kept for later runs."""
     settings, plan = config.monitor, plan_of(config, window)
+    if not reference.timed:
+        return (sudden_record.DISTANCE, DISTANCE_WHY), {}
     rule, why = sudden_record.rule_of(settings, reference, plan.alpha)
     if rule == sudden_record.DISTANCE:
         return (rule, why), {}
@@ -181,7 +184,7 @@ def finish(
     storage.write_json(run.path("drift.json"), record)
     run.link("drift", digest.of_json(record))
     floors = {**FLOORS, **config.monitor.floors}
-    rows = history.reference_rows(reference, drift.line, plan, floors, record["model"])
+    rows = history.reference_rows(reference, drift.line, plan, floors, record["model"]) if reference.timed else []
     rows += [*earlier, *history.current_rows(record)]
     table = history.history_table(storage.finite(row, DIGITS) for row in rows)
     storage.write_parquet(run.path(*history.FILE), table)

@@ -20,6 +20,9 @@ from engine.training.drift_reference import MISSING_BIN, NEGATIVE_BIN, POSITIVE_
 
 ROWS_COLUMN = "(rows)"
 GAP_DAYS, GAP_STEPS = 7, 3  # closed weekends and monthly rows are not gaps
+GAP_BLOCKS = (
+    30  # blocks of a table without time, of a thousand: by chance so many in a row are empty where rows are very few
+)
 LONGEST_GAP = 400  # days; longer than GAP_DAYS, so that a shortened gap is still a gap
 WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0
 
@@ -39,6 +42,7 @@ class Reference:
     history: int | None = None  # days of data before the first of these; None: not recorded by an older model
     rising: Mapping[str, str] = field(default_factory=dict)  # columns whose values follow the time, and why
     conditional: list[ColumnSpec] = field(default_factory=list)  # counted in `counts`, and no part of `columns`
+    timed: bool = True  # days are those of events, not blocks of a table without time
     _stacks: dict[bool, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def windows(self, weights: np.ndarray, scored: np.ndarray) -> dict[str, Counts]:
@@ -86,7 +90,8 @@ class Reference:
         busy = np.flatnonzero(self.rows > 0)
         steps = np.diff(busy)
         found = np.ones(len(self.days), bool)
-        for place in np.flatnonzero(steps - 1 > max(GAP_DAYS, GAP_STEPS * np.median(steps))) if len(steps) else ():
+        least = GAP_DAYS if self.timed else GAP_BLOCKS
+        for place in np.flatnonzero(steps - 1 > max(least, GAP_STEPS * np.median(steps))) if len(steps) else ():
             found[busy[place] + 1 : busy[place + 1]] = False
         return found
 

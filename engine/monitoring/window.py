@@ -57,6 +57,7 @@ class Window:
     reason: str = "the window holds no rows"
     days: Mapping[int, Profile] = field(default_factory=dict)  # of each whole local day, where they are known
     recent: Outcomes | None = None  # labelled rows of the days before it
+    blocks: int | None = None  # of a batch of a table without time: blocks of the reference that have as many rows
 
 
 def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
@@ -77,7 +78,7 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
                 days, profiles_by_day(config, dataset, reference.profile.spec, np.arange(*part), raw, scores, codes)
             )
             if config.monitor.labels or config.monitor.business:
-                parts.append(outcomes_of(config, bundle, dataset, part, scores, needed))
+                parts.append(outcomes_of(config, bundle, dataset, np.arange(*part), scores, needed))
             progress.advance(part[1] - part[0])
     sample = sample_of(config, bundle, table, rows) if config.monitor.multivariate else None
     operational = {"quarantine_rate": quarantine_rate(dataset)}
@@ -137,7 +138,7 @@ def recent_outcomes(
         scores = predictor.encoded_scores(*bundle.encoder.transform(table.read(part).take(pa.array(take))))
         facts = dataset.read([config.data.event_time, *known_anchor(config.data.columns[target])], rows=part)
         known = known_times(facts, config.data.columns[target])[take]
-        found = outcomes_of(config, bundle, dataset, part, np.zeros(part[1] - part[0]), []).take(take)
+        found = outcomes_of(config, bundle, dataset, np.arange(*part), np.zeros(part[1] - part[0]), []).take(take)
         labels = np.where((known != NEVER) & (known <= window[1]), found.target, np.nan)
         parts.append(replace(found, scores=scores, target=labels))
     return merge_outcomes(parts)
@@ -156,8 +157,18 @@ def sample_of(config: Config, bundle: Bundle, table: FeatureTable, rows: tuple[i
     return sample_table(config, bundle.encoder, *blocks)
 
 
-def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
-    """A scoring run's profile; its rows are read only for labels."""
+@dataclass(frozen=True)
+class Stored:
+    """A finished scoring run: its directory, its record, its profile and its figures."""
+
+    directory: Path
+    record: RunRecord
+    profile: Profile
+    figures: dict[str, records.Number]
+
+
+def read_stored(config: Config, run: Run, reference: Reference) -> Stored:
+    """The scoring run of `monitor.run`. Raises UserError where it is not finished."""
     directory = Path(config.monitor.run)
     state = records.read(as_written(directory, "profile.json", refuse=True), ProfileRecord)
     profile = Profile.from_json(state, reference.profile.spec)
@@ -166,8 +177,15 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
         raise UserError(f"{directory} is not finished (no DONE): monitor a scoring run that is")
     for name, value in record["outputs"].items():
         run.add_used(f"scoring {name}", value)
-    start, stop = scored_period(config, directory, record)
     figures = {name.removeprefix("score/"): value for name, value in load_metrics(directory, refuse=True).items()}
+    return Stored(directory, record, profile, figures)
+
+
+def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
+    """A scoring run's profile; its rows are read only for labels."""
+    stored = read_stored(config, run, reference)
+    directory, record, profile = stored.directory, stored.record, stored.profile
+    start, stop = scored_period(config, directory, record)
     outcomes, recent, (quality, reason) = None, None, asked(config)
     if config.monitor.labels or config.monitor.business:
         try:
@@ -180,7 +198,7 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     days = {int(edges[0]): profile} if edges[0] == edges[1] else {}
     if record["config"].get("score", {}).get("between"):
         days = whole_days(reference.profile.spec, days, (start, stop), config.data.time_zone)
-    return Window(start, stop, profile, outcomes, None, figures, quality, reason, days, recent)
+    return Window(start, stop, profile, outcomes, None, stored.figures, quality, reason, days, recent)
 
 
 def recently_known(config: Config, run: Run, bundle: Bundle, period: tuple[int, int]) -> Outcomes | None:
@@ -222,32 +240,38 @@ def stored_outcomes(
     there = row_ids(dataset.read(config.data.ids, rows=rows), config.data.ids)
     if not pc.all(pc.equal(table["row_id"], there)).as_py() and table.num_rows:
         raise UserError("the run scored other rows than the dataset now has in its period, by their ids")
+    return outcomes_of(config, bundle, dataset, np.arange(*rows), scores_in(table, bundle), needed)
+
+
+def scores_in(table: pa.Table, bundle: Bundle) -> np.ndarray:
+    """The scores [n] or [n, classes] of a table of predictions."""
     names = score_names(bundle.loss.columns(bundle.model["classes"]))
     scores = np.stack([np.asarray(table[name]) for name in names], axis=1)
-    return outcomes_of(config, bundle, dataset, rows, scores[:, 0] if names == ["score"] else scores, needed)
+    return scores[:, 0] if names == ["score"] else scores
 
 
 def outcomes_of(
-    config: Config, bundle: Bundle, dataset: Dataset, rows: tuple[int, int], scores: np.ndarray, needed: list[str]
+    config: Config, bundle: Bundle, dataset: Dataset, rows: np.ndarray, scores: np.ndarray, needed: list[str]
 ) -> Outcomes:
-    """Days, targets (NaN where not known or not asked for), scores, and the columns that business metrics read."""
+    """Of dataset rows int64[n], ascending: days, targets (NaN where not known or not asked for), scores, and the columns that
+    business metrics read.
+    """
     target = config.data.target if config.monitor.labels else None
     weight = weight_column(config)
     names = [config.data.event_time, *block_columns(config.evaluate), *needed]
     names += [name for name in (target, weight) if name]
-    facts = dataset.read(list(dict.fromkeys(names)), rows=rows)
+    facts = dataset.take(list(dict.fromkeys(names)), rows)
     labels = target_values(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
     days = local_days(facts[config.data.event_time], config.data.day_zone)
     unknown = int((facts[target].is_valid().to_numpy() & ~np.isfinite(labels)).sum()) if target else 0
-    numbers = np.arange(*rows)
     return Outcomes(
         days,
         labels,
         scores,
         {name: column_values(facts[name]) for name in needed},
         unknown,
-        row_weights(facts[weight], numbers, weight, np.isfinite(labels)) if weight else None,
-        blocks_of(config.evaluate, days, numbers, facts),
+        row_weights(facts[weight], rows, weight, np.isfinite(labels)) if weight else None,
+        blocks_of(config.evaluate, days, rows, facts),
     )
 
 
@@ -292,12 +316,18 @@ def plan_of(config: Config, window: Window) -> CalibrationPlan:
 
 
 def days_of(window: Window) -> int:
-    """Days of the window; one that a row of another century stretches is calibrated like LONGEST_WINDOW days."""
+    """Days of the window; one that a row of another century stretches is calibrated like LONGEST_WINDOW days. Of a batch its
+    blocks.
+    """
+    if window.blocks is not None:
+        return window.blocks
     return min(max(1, round((window.stop - window.start) / DAY)), LONGEST_WINDOW)
 
 
 def current_of(config: Config, window: Window) -> Current:
-    """The profile with the local days of its bounds."""
+    """The profile with the local days of its bounds; a batch has none."""
+    if window.blocks is not None:
+        return Current(window.profile, None, window.blocks)
     edges = pa.array([window.start, window.stop - 1], pa.timestamp("us", tz="UTC"))
     first, last = local_days(edges, config.data.day_zone)
     return Current(window.profile, np.arange(first, last + 1), (window.stop - window.start) / DAY)

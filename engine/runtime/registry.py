@@ -100,6 +100,7 @@ class VersionFacts(TypedDict, total=False):
     metric: Figure
     metrics: dict[str, float | None]
     train_rows: float | None
+    seen_rows: records.Count  # trained on or watched, of a table without time
 
 
 class VersionRecord(VersionFacts):

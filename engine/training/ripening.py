@@ -5,11 +5,13 @@ Everything is estimated at an instant `now`, from rows before it and from labels
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.tree import Config
-from engine.config.units import MICROSECONDS
+from engine.config.units import MICROSECONDS, Moment
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.features.instants import NEVER, instants, known_times
@@ -26,12 +28,15 @@ FEWEST_LABELS = 200  # of a group that has a curve of its own
 def label_times(
     config: Config, dataset: Dataset, rows: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(event, known) int64[n]: when each row happened and when its target becomes known; NEVER for a row without one.
+    """(event, known) int64[n]: when each row happened and when its target becomes known; NEVER for a row without one. Of a table
+    without time, the places of rows, and a target is known if it is there.
 
     Raises UserError where the target's known_at is not declared.
     """
     target = config.data.target or ""
     column = config.data.columns[target]
+    if not config.data.timed:
+        column = dataclasses.replace(column, known_at=Moment("prior"))
     if column.known_at is None:
         raise UserError(f"data.columns.{target}.known_at must say when the target becomes known, but it is not set")
     facts = dataset.read(list(dict.fromkeys([config.data.event_time, target, *known_anchor(column)])), rows)

@@ -130,6 +130,16 @@ def preamble(path: Path) -> Path:
     return written(path / "orders.csv", orders(), head="Orders of the shop\nexported on 2024-03-01\n\n")
 
 
+def no_time(path: Path) -> Path:
+    columns = orders()
+    return written(path / "orders.csv", {name: columns[name] for name in columns if name != "created"})
+
+
+def no_time_no_id(path: Path) -> Path:
+    columns = orders()
+    return written(path / "orders.csv", {name: columns[name] for name in ("channel", "amount", "paid")})
+
+
 def two_files(path: Path) -> Path:
     columns = orders()
     first = {name: values[:200] for name, values in columns.items()}
@@ -175,7 +185,7 @@ def test_a_drafted_config_trains_without_an_edit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", (*MAKERS, no_time, no_time_no_id), ids=lambda make: make.__name__)
 def test_each_drafted_config_trains_without_an_edit(
     make: Callable[[Path], Path], init: Any, cli: Any, tmp_path: Path
 ) -> None:
@@ -303,6 +313,28 @@ def test_rows_without_an_id_are_known_by_file_and_place(init: Any, tmp_path: Pat
     assert drafted["data"]["columns"]["row_number"]["role"] == "id"
 
 
+def test_a_file_without_a_time_is_cut_by_a_hash_that_divides_no_customer(init: Any, tmp_path: Path) -> None:
+    columns = orders()
+    columns["charged"] = ["xyz"[place % 3] if one == "yes" else None for place, one in enumerate(columns["paid"])]
+    del columns["created"]
+    drafted = init(
+        written(tmp_path / "orders.csv", columns | {"customer": [place // 3 for place in range(ROWS)]}), "paid"
+    )
+    assert drafted["experiment"]["split"] == {"by": "hash"}
+    assert drafted["data"]["group"] == "customer"
+    assert "as_of" not in drafted["features"] and "calendar" not in drafted["features"]
+    columns = drafted["data"]["columns"]
+    assert columns["amount"]["known_at"] == "prior" and columns["order_id"]["role"] == "id"
+    assert "known_at" not in columns["paid"] and "known_at" not in columns["charged"]
+    assert "charged" not in features_of(drafted)  # it is filled for one class only
+
+
+def test_rows_without_time_and_id_are_known_by_digest_and_place(init: Any, tmp_path: Path) -> None:
+    drafted = init(no_time_no_id(tmp_path), "paid")
+    columns = source_of(drafted)["columns"]
+    assert (columns["file_digest"]["path"], columns["row_number"]["path"]) == ("$digest", "$row")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -313,7 +345,10 @@ def test_rows_without_an_id_are_known_by_file_and_place(init: Any, tmp_path: Pat
         (("orders.csv", "--target", "paid", "--id", "nobody"), "--id must be a column of the files, found 'nobody'"),
         (("missing.csv", "--target", "paid"), "must exist, found nothing"),
         (("empty.csv", "--target", "paid"), "must hold at least one row"),
-        (("timeless.csv", "--target", "paid"), "rows must have an event time"),
+        (
+            ("timeless.csv", "--target", "paid", "--id", "channel"),
+            "--id must name columns that no two rows share, for without a time nothing says which one counts",
+        ),
         (("orders.csv", "--target", "paid", "--name", "flights"), "must not be that of an experiment of the engine"),
         (("orders.csv", "--target", "created"), "the target must be a number, a class or yes and no, found times"),
         (("s3://bucket/orders.csv", "--target", "paid"), "init reads files of this machine"),
