@@ -38,6 +38,7 @@ from benchmarks import headline
 from engine import __main__ as shell
 from engine import commands
 from engine.config import compose
+from engine.config.sections.features import AGGREGATE_GROUP
 from engine.config.sections.training import LOSS_GROUP, METRIC_GROUP, MODEL_GROUP
 from engine.config.tree import Config
 
@@ -653,7 +654,7 @@ def test_every_name_between_backticks_is_there(document: str, code: str) -> None
         assert list(ROOT.glob(code.rstrip("/"))), f"{document}: `{code}` is not there"
 
 
-ENTRY_POINTS = {LOSS_GROUP, METRIC_GROUP, MODEL_GROUP}  # groups that packages name, and no modules
+ENTRY_POINTS = {AGGREGATE_GROUP, LOSS_GROUP, METRIC_GROUP, MODEL_GROUP}  # groups that packages name, and no modules
 PYTHON_NAMES = [
     code
     for _, code in inline()
