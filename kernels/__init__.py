@@ -10,6 +10,7 @@
     trees       scores of decision trees                  sweep       the loops of windows over sorted rows
     compiling   seconds spent on compiling so far         folds       aggregates of a caller's own
     text        hashed n-grams of texts, norms of vectors
+    contributions  what columns add to the scores of trees
 
 Every public function checks its input, documents shapes, types, units and errors, then calls a private compiled loop. A
 result never depends on the number of threads.

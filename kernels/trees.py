@@ -159,7 +159,7 @@ def _in_set(words: Any, low: Any, high: Any, code: Any) -> Any:
 
 
 @njit
-def _load(
+def load_block(
     numeric: Any, codes: Any, start: Any, count: Any, plan: Any, lanes: Any, present: Any, masks: Any, kinds: Any
 ) -> None:
     """A block of rows by column: numbers side by side, and for every category the codes that occur with their rows."""
@@ -182,7 +182,7 @@ def _load(
 
 
 @njit
-def _rows_in_set(words: Any, low: Any, high: Any, present: Any, masks: Any, found: Any) -> Any:
+def rows_in_set(words: Any, low: Any, high: Any, present: Any, masks: Any, found: Any) -> Any:
     """uint64: rows of the block whose code is in the set."""
     left = np.uint64(0)
     for at in range(found):
@@ -226,7 +226,7 @@ def _add_trees(numeric: Any, codes: Any, total: Any, roots: Any, nodes: Any, set
     kinds, reach, leaf = np.zeros(len(used[1]), np.int64), np.zeros(widest + 2, np.uint64), np.zeros(64, np.uint16)
     for start in range(0, n, 64):
         count = min(64, n - start)
-        _load(numeric, codes, start, count, used, lanes, present, masks, kinds)
+        load_block(numeric, codes, start, count, used, lanes, present, masks, kinds)
         for t in range(len(root) - 1):
             first, size = root[t], root[t + 1] - root[t]
             if size >= 2 * BLOCKED_LEAVES:
@@ -240,7 +240,7 @@ def _add_trees(numeric: Any, codes: Any, total: Any, roots: Any, nodes: Any, set
                         continue
                     if set_of[node] >= 0:
                         low, high = set_at[set_of[node]], set_at[set_of[node] + 1]
-                        left = _rows_in_set(words, low, high, present[at], masks[at], kinds[at])
+                        left = rows_in_set(words, low, high, present[at], masks[at], kinds[at])
                     else:
                         left = at_most(lanes, at << 6, threshold[node], missing_left[node])
                     reach[child[node]] = mask & left
@@ -257,7 +257,10 @@ def _leaves(numeric: Any, codes: Any, nodes: Any, sets: Any, width: Any, out: An
         _one_by_one(numeric, codes, start, count, 0, nodes, sets, width, out[start : start + count])
 
 
-def _rows(numeric: NDArray[np.float32], codes: NDArray[np.int32], plan: TreePlan) -> tuple[NDArray[Any], NDArray[Any]]:
+def rows_of(
+    numeric: NDArray[np.float32], codes: NDArray[np.int32], plan: TreePlan
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows that a plan's kernels can read. Raises TypeError for other types, ValueError for other shapes."""
     if numeric.dtype != np.float32 or codes.dtype != np.int32:
         raise TypeError(f"numeric and codes must be float32 and int32, found {numeric.dtype} and {codes.dtype}")
     if numeric.shape != (len(codes), plan.width) or codes.shape != (len(numeric), plan.columns):
@@ -275,7 +278,7 @@ def add_trees(
     Shape: numeric float32[n, width], codes int32[n, columns], total [n, outputs] of the type of the leaves. Raises ValueError
     for other shapes, TypeError for other types.
     """
-    numeric, codes = _rows(numeric, codes, plan)
+    numeric, codes = rows_of(numeric, codes, plan)
     n = len(numeric)
     check.output("total", total, (n, len(plan.base)), plan.leaves.dtype)
     nodes = (plan.column, plan.child, plan.threshold, plan.missing_left, plan.set_of)
@@ -296,7 +299,7 @@ def tree_leaves(numeric: NDArray[np.float32], codes: NDArray[np.int32], plan: Tr
 
     Arguments and errors of `add_trees`.
     """
-    numeric, codes = _rows(numeric, codes, plan)
+    numeric, codes = rows_of(numeric, codes, plan)
     out = np.zeros(len(numeric), np.uint16)
     nodes = (plan.column, plan.child, plan.threshold, plan.missing_left, plan.set_of)
     _leaves(numeric, codes, nodes, (plan.set_at, plan.words), plan.width, out)

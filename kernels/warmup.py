@@ -14,6 +14,7 @@ from kernels import (
     AGGREGATES,
     asof,
     conditional,
+    contributions,
     dropout,
     encode,
     folds,
@@ -107,7 +108,10 @@ def _trees() -> None:
             base=np.zeros(1),
         )
         rows = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int32)
-        trees.add_trees(*rows, trees.tree_plan(forest, 1, 1), np.zeros((1, 1), kind))
+        plan = trees.tree_plan(forest, 1, 1)
+        trees.add_trees(*rows, plan, np.zeros((1, 1), kind))
+        explained = contributions.contribution_plan(plan, np.zeros(1))
+        contributions.tree_contributions(*rows, explained, np.ones((1, 1)))
 
 
 def _conditional() -> None:

@@ -20,6 +20,7 @@ from engine.runtime import recorded_paths, records
 from engine.runtime.run import LINKS, RunRecord, as_written, link_order, load_metrics, load_record
 from engine.runtime.tracking import read_points
 from engine.scoring.read import predictions
+from engine.training.reasons import CONTRIBUTION
 
 EQUAL, CLOSE, DIFFERS, MISSING, SKIPPED = "equal", "within tolerance", "differs", "missing", "not compared"
 # Tolerances for other hardware or libraries: the last bits of sums may differ, and training amplifies them.
@@ -29,7 +30,7 @@ METRIC_TOLERANCE = 0.01  # absolute for a share, relative for what exceeds 1
 SCORE_TOLERANCE = 0.05  # largest absolute difference of a score
 TOLERANCE = (
     f"data links equal; fitted state within {FITTED_TOLERANCE:g} relative; loss within {LOSS_TOLERANCE:g} relative; "
-    f"metrics within {METRIC_TOLERANCE:g}; scores within {SCORE_TOLERANCE:g}; drift: the status of each column"
+    f"metrics within {METRIC_TOLERANCE:g}; scores within {SCORE_TOLERANCE:g}; reasons as scores; drift: the status of each column"
 )
 
 
@@ -176,7 +177,7 @@ def within_tolerance(link: str, recorded: Path, rerun: Path) -> bool:
         return {name: entry["status"] for name, entry in first.items()} == {
             name: entry["status"] for name, entry in second.items()
         }
-    return link == "scores" and _scores_are_close(recorded, rerun)
+    return link in ("scores", "reasons") and _scores_are_close(recorded, rerun)
 
 
 def _loss_is_close(recorded: Path, rerun: Path) -> bool:
@@ -221,6 +222,10 @@ def _scores_are_close(recorded: Path, rerun: Path) -> bool:
         return False
     if was.num_rows != now.num_rows or was.column_names != now.column_names or not was["row_id"].equals(now["row_id"]):
         return False
-    names = [field.name for field in was.schema if pa.types.is_floating(field.type)]
+    names = [
+        field.name
+        for field in was.schema
+        if pa.types.is_floating(field.type) and not field.name.startswith(CONTRIBUTION)
+    ]
     gaps = [np.abs(np.asarray(was[name], np.float64) - np.asarray(now[name], np.float64)) for name in names]
     return all(float(np.nanmax(gap, initial=0.0)) <= SCORE_TOLERANCE for gap in gaps)

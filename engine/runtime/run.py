@@ -39,6 +39,7 @@ LINKS = (
     "weights",
     "metrics",
     "scores",
+    "reasons",
     "drift",
 )
 LOCK = ".lock"

@@ -65,6 +65,13 @@ class Partition(TypedDict):
     type: str
 
 
+class ReasonsRecord(TypedDict):
+    """How many reasons a row has, and what their contributions add up to, in words."""
+
+    count: records.Count
+    margin: str
+
+
 class ManifestRecord(TypedDict):
     """_manifest.json of an output."""
 
@@ -75,6 +82,7 @@ class ManifestRecord(TypedDict):
     score: NotRequired[ScoreMeaning]
     score_type: NotRequired[str]
     scores: NotRequired[str]
+    reasons: NotRequired[ReasonsRecord]
     set_aside: NotRequired[list[SetAside]]
     partition: Partition | None
     files: list[FileEntry]

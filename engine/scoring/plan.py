@@ -26,6 +26,7 @@ from engine.scoring.inputs import read_inputs
 from engine.scoring.predictor import Predictor, score_names
 from engine.scoring.units import Item, Unit
 from engine.scoring.worker import Job
+from engine.training.reasons import names_of
 
 FORMAT = 1
 NONE_YET = Dataset(Path(), cast(DatasetRecord, {"digest": ""}), Seal({}))
@@ -82,6 +83,7 @@ def prepare(config: Config, run: Run, predictor: Predictor) -> ScoringPlan:
         earlier=str(earlier) if earlier else None,
         shadow=str(predictor.shadow.bundle.directory.absolute()) if predictor.shadow else None,
         history=str(inputs.history.directory.absolute()) if inputs.history else None,
+        reasons=config.score.reasons,
     )
     items = list(plan_items(left, known, config.score.unit_rows, predictor.tile_rows))
     return ScoringPlan(job, dataset, views, start, stop, done, items)
@@ -105,6 +107,7 @@ def context_of(
         "compression": config.score.compression_level,
         "profile": config.score.profile and predictor.profile_spec is not None and predictor.profile_spec.digest,
         "device": predictor.device,
+        "number of reasons": config.score.reasons or None,
         **({"history": history.digest} if history else {}),
     }
 
@@ -172,7 +175,7 @@ def check_columns(config: Config, several: tuple[str, ...] = (), added: tuple[st
     through too. Raises UserError.
     """
     event_time, scores = config.data.event_time, score_names(several)
-    own = ["row_id", *scores, *added, "model"]
+    own = ["row_id", *scores, *added, *names_of(config.score.reasons), "model"]
     own += [f"shadow_{name}" for name in (*scores, "model") if config.score.shadow]
     for name in passed_columns(config):
         if name in ("score", *own) or name.startswith(("score_", "shadow_")) or name == event_time:

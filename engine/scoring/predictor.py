@@ -26,6 +26,7 @@ from engine.training.classes import ScoreMeaning, heads_meaning
 from engine.training.decision import COLUMN, decide
 from engine.training.finished import FinishedNetwork, Model
 from engine.training.intervals import LOWER, UPPER, bounds_of
+from engine.training.reasons import Reasons, by_feature, describe_margin, largest, shares_of
 from engine.training.threads import Team
 
 SLAB_ROWS = 16_384  # rows encoded and scored at once: they fit in a core's cache
@@ -164,11 +165,41 @@ class Predictor:
             return self.scorer.logits(numeric, codes)
         return self.model.logits(numeric, codes, self.threads, self.team)
 
+    @property
+    def margin(self) -> str:
+        """What the contributions of reasons add up to, in words. Raises UserError where a loss has none."""
+        return describe_margin(self.bundle.heads.main)
+
+    def reasons(self, numeric: np.ndarray, codes: np.ndarray, scores: np.ndarray, count: int) -> Reasons:
+        """The `count` features that contribute most to each row's margin, from its encoded blocks and scores [n] or [n, k]; of
+        several targets to that of the main one.
+
+        Computed on the CPU: the bits of a row's reasons do not depend on other rows, on threads or on the device. Raises
+        UserError for a model that cannot tell.
+        """
+        encoder, model, heads = self.bundle.encoder, self.model, self.bundle.heads
+        temperature, main = float(self.bundle.model.get("temperature", 1.0)), heads.of(scores)
+        assert self.margin
+        parts, error = [], 0.0
+        for low in range(0, max(len(numeric), 1), SLAB_ROWS):
+            part = slice(low, low + SLAB_ROWS)
+            block = numeric[part], codes[part]
+            logits = model.logits(*block, self.threads, self.team).astype(np.float64)
+            logits = logits.mean(axis=1) if logits.ndim == 3 else logits
+            share = shares_of(heads.main, main[part], logits.shape[1], temperature)
+            found = by_feature(encoder, model.contributions(*block, share, self.threads, self.team))
+            gap = ((logits - model.baseline()) * share).sum(axis=1) - found.sum(axis=1)
+            error = max(error, float(np.max(np.abs(gap[np.isfinite(gap)]), initial=0.0)))
+            parts.append(largest(found, count))
+        feature, contribution = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+        return Reasons(feature, contribution, error)
+
     def predict(
         self,
         events: frames.Frame,
         history: frames.Frame | None = None,
         tables: Mapping[str, frames.Frame] | None = None,
+        reasons: int = 0,
     ) -> frames.Frame:
         """Scores of events by `row_id`, in the order of the events; features are computed as in training.
 
@@ -177,6 +208,7 @@ class Predictor:
         outcomes, for windows (default: the events themselves); `tables` the side tables of as-of views.
         Columns of other types than the declared ones are read as ingest reads them: a time without an offset is local to
         `data.time_zone`.
+        `reasons`: so many columns `reason_1` and `contribution_1`, the features with the largest contributions to each score.
         Raises UserError naming a column or table that is absent, or the first value that its declared type cannot hold.
         """
         given, back = frames.take("events", events)
@@ -192,7 +224,12 @@ class Predictor:
             if name in data.tables
         }
         raw = raw_features(data, features, given, past, sides, self.threads)
-        return back(pa.table({"row_id": row_ids(given, data.ids), **self.output(self.scores(raw))}))
+        numeric, codes = self.bundle.encoder.transform(raw)
+        scores = self.encoded_scores(numeric, codes)
+        columns = {"row_id": row_ids(given, data.ids), **self.output(scores)}
+        if reasons:
+            columns |= self.reasons(numeric, codes, scores, reasons).columns(self.bundle.encoder)
+        return back(pa.table(columns))
 
     def _check_events(self, events: pa.Table, history: pa.Table | None, tables: Mapping[str, pa.Table]) -> None:
         data, features = self.bundle.data, self.bundle.features

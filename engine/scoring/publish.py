@@ -89,6 +89,8 @@ def publish(
             "partition": partition_of(config),
             "files": files,
         }
+        if config.score.reasons:
+            manifest["reasons"] = {"count": config.score.reasons, "margin": predictor.margin}
         output.publish(place, manifest)
     storage.write_parquet(run.path("ledger.parquet"), ledger_table(ledger, failed))
     if export.is_file(config.score.output):
@@ -99,10 +101,14 @@ def publish(
     units.remove_others(parts, done)
     if not failed:
         run.link("scores", scores)
+        if config.score.reasons:
+            run.link("reasons", merged.reasons_digest())
         run.add_output("predictions", scores)
         if merged.profile is not None:
             run.add_output("profile", merged.profile.digest)
+    more = {"score/reasons_error": merged.error} if config.score.reasons else {}
     return {
+        **more,
         "score/rows": float(merged.rows),
         "score/rows_quarantined": float(merged.quarantined),
         "score/rows_quarantined_at_ingest": float(quarantined_at_ingest(plan.dataset)),
@@ -154,7 +160,8 @@ class Merged:
 
     def __init__(self, predictor: Predictor) -> None:
         self._spec = predictor.profile_spec
-        self._hasher = hashlib.sha256()
+        self._hasher, self._reasons = hashlib.sha256(), hashlib.sha256()
+        self.error = 0.0
         self.rows = self.quarantined = self.part_bytes = 0
         self.profile: Profile | None = None
 
@@ -165,6 +172,10 @@ class Merged:
         self.part_bytes += record["part"]["bytes"]
         for tile in record["tiles"]:
             self._hasher.update(bytes.fromhex(tile))
+        if "reasons" in record:
+            self.error = max(self.error, record["reasons"]["error"])
+            for tile in record["reasons"]["tiles"]:
+                self._reasons.update(bytes.fromhex(tile))
         if self._spec is not None and record["profile"] is not None:
             found = Profile.from_json(record["profile"], self._spec)
             self.profile = found if self.profile is None else self.profile.merge(found)
@@ -172,6 +183,10 @@ class Merged:
     def hexdigest(self) -> str:
         """Content digest over row ids and scores in dataset order: the same for any units and workers."""
         return digest.of_json([FORMAT, self.rows, self._hasher.hexdigest()])
+
+    def reasons_digest(self) -> str:
+        """The same of row ids and reasons."""
+        return digest.of_json([FORMAT, self.rows, self._reasons.hexdigest()])
 
 
 def check_counts(plan: ScoringPlan, done: list[Unit], failed: list[SetAside], merged: Merged) -> None:

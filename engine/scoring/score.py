@@ -56,6 +56,8 @@ def score(config: Config, run: Run) -> dict[str, float]:
         run.log(f"score: rows are encoded and counted on the CPU ({predictor.scorer.on_cpu})")
     predictor = with_shadow(config, run, predictor)
     check_columns(config, predictor.columns, predictor.added)
+    if config.score.reasons:
+        run.log(f"score: contributions of reasons add up to the {predictor.margin}")
     gate_rows = check_predictor(predictor)
     plan = prepare(config, run, predictor)
     export.check_apart(config.score.output, (file["file"] for file in plan.dataset.manifest["accounting"]["files"]))

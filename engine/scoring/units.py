@@ -70,6 +70,13 @@ def gaps(whole: tuple[int, int], done: Iterable[tuple[int, int]]) -> Iterator[tu
 # ---------------------------------------------------------------------------------------------------------- records
 
 
+class UnitReasons(TypedDict):
+    """Of the reasons of a unit: digests of its tiles' ids and reasons, in order, and the largest error of a row's sum."""
+
+    tiles: list[records.Digest]
+    error: float
+
+
 class UnitRecord(TypedDict):
     """parts/<unit>.json: the result of one unit. `tiles` are digests of its tiles' ids and scores, in order."""
 
@@ -87,6 +94,7 @@ class UnitRecord(TypedDict):
     reused: bool
     seconds: dict[str, float]
     peak_memory_bytes: records.Count
+    reasons: NotRequired[UnitReasons]
 
 
 class Item(TypedDict):

@@ -31,10 +31,11 @@ from engine.scoring import units
 from engine.scoring.inputs import with_past
 from engine.scoring.predictor import Predictor, Scored, load, score_columns, score_names, single_threaded
 from engine.scoring.units import Item, Reply, Unit, UnitRecord
+from engine.training.reasons import Reasons
 from engine.training.threads import Team
 
 READ_ROWS = 131_072  # rows in memory at once, on absolute multiples: whole row groups of the store
-STAGES = ("read", "features", "encode", "model", "profile", "write")
+STAGES = ("read", "features", "encode", "model", "reasons", "profile", "write")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Job:
     earlier: str | None = None  # parts/ of the run that is appended to
     shadow: str | None = None  # bundle of the second model
     history: str | None = None  # dataset that is history for windows, in addition to that of the rows
+    reasons: int = 0  # of each row
 
 
 class UnitScorer:
@@ -86,15 +88,17 @@ class UnitScorer:
     def empty(self) -> pa.Table:
         """The output without rows."""
         facts, raw = self._read((0, 0), Laps(STAGES))
-        scores = self.predictor.scored(raw).scores
+        scored = self.predictor.scored(raw)
         ids = row_ids(facts, self.predictor.bundle.data.ids)
-        return self._output(ids, facts, scores, np.ones(0, bool), self._beside(raw, hashlib.sha256(), Laps(STAGES)))
+        beside = self._why(self._reasons(scored)) | self._beside(raw, hashlib.sha256(), Laps(STAGES))
+        return self._output(ids, facts, scored.scores, np.ones(0, bool), beside)
 
     def warm_up(self) -> None:
         """Send a tile of missing values through encoder, models and profile: kernels and torch load here, not in a unit."""
         raw = self._read((0, 0), Laps(STAGES))[1]
         raw = pa.table({item.name: pa.nulls(self.predictor.tile_rows, item.type) for item in raw.schema})
         scored = self.predictor.scored(raw)
+        self._reasons(scored)
         self._beside(raw, hashlib.sha256(), Laps(STAGES))
         if self.profile_spec is not None:
             scored.count(self.profile_spec, np.ones(raw.num_rows, bool))
@@ -104,8 +108,8 @@ class UnitScorer:
     def _score(self, unit: Unit) -> UnitRecord:
         clock = Laps(STAGES)
         pieces, refused, profile = [], [], None
-        content = Content(unit.start, self.predictor.tile_rows)
-        inputs = hashlib.sha256()
+        content, why = (Content(unit.start, self.predictor.tile_rows) for _ in range(2))
+        inputs, error = hashlib.sha256(), 0.0
         for rows in steps(unit.start, unit.stop, READ_ROWS):
             facts, raw = self._read(rows, clock)
             ids = row_ids(facts, self.predictor.bundle.data.ids)
@@ -114,10 +118,15 @@ class UnitScorer:
             refusal = refusals(self.predictor, facts)
             self._add_input(inputs, ids, facts, refusal)
             _add_blocks(inputs, scored.numeric, scored.codes)
-            beside = self._beside(raw, inputs, clock)
+            reasons = self._reasons(scored)
+            clock.lap("reasons")
+            beside = self._why(reasons) | self._beside(raw, inputs, clock)
             refusal.add(~_finite(scores), "the model gives no finite score")
             good = refusal.codes == 0
             content.add(rows[0], ids, scores, good)
+            if reasons is not None:
+                why.add(rows[0], ids, reasons.packed(), good)
+                error = max(error, reasons.error)
             clock.lap("write")
             if self.profile_spec is not None:
                 part = scored.count(self.profile_spec, good)
@@ -131,7 +140,7 @@ class UnitScorer:
         entry = self._write(units.part_path(self.parts, unit), out)
         aside = self._write(units.refused_path(self.parts, unit), pa.concat_tables(refused)) if refused else None
         clock.lap("write")
-        return {
+        record: UnitRecord = {
             "format": units.FORMAT,
             "start": unit.start,
             "stop": unit.stop,
@@ -147,6 +156,17 @@ class UnitScorer:
             "seconds": clock.seconds,
             "peak_memory_bytes": peak_memory(),
         }
+        return {**record, "reasons": {"tiles": why.tiles, "error": error}} if self.job.reasons else record
+
+    def _reasons(self, scored: Scored) -> Reasons | None:
+        """The reasons of the rows, where the run wants any."""
+        if not self.job.reasons:
+            return None
+        return self.predictor.reasons(scored.numeric, scored.codes, scored.scores, self.job.reasons)
+
+    def _why(self, reasons: Reasons | None) -> dict[str, pa.Array]:
+        """Their columns."""
+        return {} if reasons is None else reasons.columns(self.predictor.bundle.encoder)
 
     def _read(self, rows: tuple[int, int], clock: Laps) -> tuple[pa.Table, pa.Table]:
         """Columns of the event table, and raw features."""
@@ -276,7 +296,7 @@ class UnitScorer:
 
 
 class Content:
-    """Digests of (row id, scores) for every tile of absolute dataset rows, so that any split into units gives the same list."""
+    """Digests of (row id, values) for every tile of absolute dataset rows, so that any split into units gives the same list."""
 
     def __init__(self, start: int, tile_rows: int) -> None:
         self._at, self._tile_rows = start, tile_rows

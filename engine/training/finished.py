@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
+from engine.errors import UserError
 from engine.training.model import ArchitectureRecord, Network, architecture
 from engine.training.predict import TILE_ROWS, Evaluators
 from engine.training.target import TargetScale
@@ -30,6 +31,22 @@ class Model(Protocol):
         self, numeric: NDArray[np.float32], codes: NDArray[np.int32], threads: int = 1, team: Team | None = None
     ) -> NDArray[np.float32]:
         """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K]; `team`: a running thread team to use."""
+
+    def baseline(self) -> NDArray[np.float64]:
+        """float64[outputs]: the raw outputs that contributions start from, the same for every row."""
+
+    def contributions(
+        self,
+        numeric: NDArray[np.float32],
+        codes: NDArray[np.int32],
+        share: NDArray[np.float64],
+        threads: int = 1,
+        team: Team | None = None,
+    ) -> NDArray[np.float64]:
+        """float64[n, F + K]: what each column of a row adds to a margin, the sum over raw outputs k of share[i, k] times output k
+        less its baseline, where share is float64[n, outputs]. The contributions of a weighted sum of models are the weighted
+        sum of theirs. Raises UserError for a model that cannot tell.
+        """
 
     def weights(self) -> bytes:
         """All learned numbers as safetensors bytes: equal models give equal bytes."""
@@ -56,6 +73,21 @@ class FinishedNetwork:
     ) -> NDArray[np.float32]:
         """See Model."""
         return self._evaluators.logits(numeric, codes, self.tile_rows, threads, team)
+
+    def baseline(self) -> NDArray[np.float64]:
+        """See Model."""
+        raise UserError("score.reasons must be 0 for a network: reasons are given for boosted trees")
+
+    def contributions(
+        self,
+        numeric: NDArray[np.float32],  # noqa: ARG002
+        codes: NDArray[np.int32],  # noqa: ARG002
+        share: NDArray[np.float64],  # noqa: ARG002
+        threads: int = 1,  # noqa: ARG002
+        team: Team | None = None,  # noqa: ARG002
+    ) -> NDArray[np.float64]:
+        """See Model."""
+        return self.baseline()
 
     @functools.cached_property
     def _evaluators(self) -> Evaluators:

@@ -18,19 +18,22 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from engine.config.sections.training import BOOSTERS
+from engine.errors import UserError
 from engine.runtime import records
 from engine.runtime.records import Within
 from engine.training.model import FORMAT, ArchitectureRecord
 from engine.training.target import PLAIN, TargetScale
 from engine.training.threads import Team
+from kernels.contributions import ContributionPlan, contribution_plan, tree_contributions
 from kernels.trees import Forest, TreePlan, add_trees, tree_plan
 
 MOST_NODES, MOST_TREES, MOST_WORDS = 2**22, 2**18, 2**24
 # Type of each array in the file; of `value` the type that leaves are summed in, which is the library's own.
 TYPES = {
     "root": ("I64",), "column": ("I32",), "threshold": ("F32",), "missing_left": ("BOOL",), "set_of": ("I32",),
-    "set_at": ("I64",), "words": ("U32",), "value": ("F32", "F64"), "base": ("F64",), "gain": ("F64",),
+    "set_at": ("I64",), "words": ("U32",), "value": ("F32", "F64"), "base": ("F64",), "gain": ("F64",), "cover": ("F64",),
 }  # fmt: skip
+LATER = ("cover",)  # absent in files of earlier versions
 
 
 class TreeSettings(TypedDict):
@@ -42,7 +45,10 @@ class TreeSettings(TypedDict):
 
 @dataclass(frozen=True)
 class Trees:
-    """Boosted trees over encoded rows. `gain` float64[nodes]: how much the loss fell by a split, 0 for leaves."""
+    """Boosted trees over encoded rows. `gain` float64[nodes]: how much the loss fell by a split, 0 for leaves. `cover`
+    float64[nodes]: how many training rows (LightGBM), or how much of their hessians (XGBoost), came to a node; None of a model
+    of earlier versions.
+    """
 
     kind: str
     numeric_width: int
@@ -50,6 +56,7 @@ class Trees:
     forest: Forest
     gain: NDArray[np.float64]
     target: TargetScale = field(default=PLAIN)
+    cover: NDArray[np.float64] | None = None
 
     @property
     def outputs(self) -> int:
@@ -68,7 +75,36 @@ class Trees:
         threads = team.threads if team is not None else threads
         total = np.tile(self.plan.base, (len(numeric), 1))
         add_trees(numeric, codes, self.plan, total, threads)
-        return total.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # a number beyond float32 is infinite
+            return total.astype(np.float32, copy=False)
+
+    @cached_property
+    def _explained(self) -> ContributionPlan:
+        if self.cover is None:
+            raise UserError(
+                "reasons need to know how many training rows came to each node of the trees, which a model of an earlier version "
+                "does not say: train it again"
+            )
+        try:
+            return contribution_plan(self.plan, self.cover)
+        except ValueError as error:
+            raise UserError(f"the trees cannot give reasons: {error}. Use score.reasons=0") from None
+
+    def baseline(self) -> NDArray[np.float64]:
+        """See engine.training.finished.Model. The mean over the training rows, as the trees' covers count them."""
+        return self._explained.mean
+
+    def contributions(
+        self,
+        numeric: NDArray[np.float32],
+        codes: NDArray[np.int32],
+        share: NDArray[np.float64],
+        threads: int = 1,
+        team: Team | None = None,
+    ) -> NDArray[np.float64]:
+        """See engine.training.finished.Model. Exact Shapley values of the path-dependent kind (kernels.contributions)."""
+        threads = team.threads if team is not None else threads
+        return tree_contributions(numeric, codes, self._explained, share, threads)
 
     def weights(self) -> bytes:
         """See engine.training.finished.Model."""
@@ -92,14 +128,15 @@ class Trees:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays of the file, by name."""
-        return {
-            name: np.ascontiguousarray(array) for name, array in {**_fields(self.forest), "gain": self.gain}.items()
-        }
+        found = {**_fields(self.forest), "gain": self.gain}
+        if self.cover is not None:
+            found["cover"] = self.cover
+        return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
     def first(self, trees: int) -> Trees:
         """The model of its first trees."""
         nodes = int(self.forest.root[trees])
-        cut = {name: getattr(self.forest, name)[:nodes] for name in _OF_NODES if name != "gain"}
+        cut = {name: getattr(self.forest, name)[:nodes] for name in _OF_NODES if name not in ("gain", "cover")}
         sets = int(cut["set_of"].max(initial=-1)) + 1
         words = int(self.forest.set_at[sets])
         kept = replace(
@@ -109,7 +146,9 @@ class Trees:
             words=self.forest.words[:words],
             **cut,
         )
-        return replace(self, forest=kept, gain=self.gain[:nodes])
+        return replace(
+            self, forest=kept, gain=self.gain[:nodes], cover=None if self.cover is None else self.cover[:nodes]
+        )
 
     def importance(self) -> NDArray[np.float64]:
         """float64[columns]: share of the gain of all splits that each column of an encoded row has; 0 without splits."""
@@ -120,7 +159,7 @@ class Trees:
         return np.asarray(found / total if total > 0 else found)
 
 
-_OF_NODES = ("column", "threshold", "missing_left", "set_of", "value", "gain")
+_OF_NODES = ("column", "threshold", "missing_left", "set_of", "value", "gain", "cover")
 
 
 def _fields(forest: Forest) -> dict[str, NDArray[Any]]:
@@ -148,7 +187,13 @@ def joined(first: Trees, more: Sequence[Trees]) -> Trees:
         base=first.forest.base,
         **whole,
     )
-    return replace(first, forest=forest, gain=np.concatenate([first.gain, *(item.gain for item in more)]))
+    covers = [item.cover for item in (first, *more) if item.cover is not None]
+    return replace(
+        first,
+        forest=forest,
+        gain=np.concatenate([first.gain, *(item.gain for item in more)]),
+        cover=np.concatenate(covers) if len(covers) == len(forests) else None,
+    )
 
 
 def no_trees(
@@ -166,7 +211,7 @@ def no_trees(
         value=np.zeros(0, sums),
         base=base,
     )
-    return Trees(kind, numeric_width, cardinalities, forest, np.zeros(0), target)
+    return Trees(kind, numeric_width, cardinalities, forest, np.zeros(0), target, np.zeros(0))
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -205,15 +250,20 @@ def from_arrays(arrays: dict[str, NDArray[Any]], description: ArchitectureRecord
         name: (_NAMES.get(array.dtype.name, array.dtype.name), list(array.shape)) for name, array in arrays.items()
     }
     _check_shapes(shapes, description, where)
-    for name in ("threshold", "value", "base", "gain"):
-        if (not np.isfinite(arrays[name]).all() and name != "threshold") or np.isnan(arrays[name]).any():
+    for name in ("threshold", "value", "base", "gain", "cover"):
+        numbers = arrays.get(name, arrays["gain"])
+        if (not np.isfinite(numbers).all() and name != "threshold") or np.isnan(numbers).any():
             raise records.Damaged(f"{where}: {name} must be finite numbers")
     settings = dict(arrays)
-    gain = settings.pop("gain")
+    gain, cover = settings.pop("gain"), settings.pop("cover", None)
+    if cover is not None and (cover < 0).any():
+        raise records.Damaged(f"{where}: cover must be numbers of at least 0")
     kind = description.get("target_type", "float32")
     target = TargetScale(description["target_center"], description["target_scale"], kind)
     cardinalities = list(description["cardinalities"])
-    model = Trees(description["kind"], description["numeric_width"], cardinalities, Forest(**settings), gain, target)
+    model = Trees(
+        description["kind"], description["numeric_width"], cardinalities, Forest(**settings), gain, target, cover
+    )
     try:
         assert model.plan is not None  # made here, so that a damaged file is found where it is read
     except ValueError as error:
@@ -230,7 +280,7 @@ def _check_shapes(found: dict[str, tuple[str, list[int]]], description: Architec
     settings = description["settings"]
     nodes, trees = settings["nodes"], settings["trees"]
     wanted = {name: [nodes] for name in _OF_NODES} | {"root": [trees + 1], "base": [description["outputs"]]}
-    if set(found) != set(TYPES):
+    if {*found, *LATER} != set(TYPES):
         raise records.Damaged(f"{where} must hold {', '.join(TYPES)}, found {', '.join(sorted(found)) or 'nothing'}")
     for name, (kind, shape) in found.items():
         if kind not in TYPES[name]:

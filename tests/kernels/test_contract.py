@@ -15,6 +15,7 @@ from kernels import (
     AGGREGATES,
     asof,
     conditional,
+    contributions,
     dropout,
     encode,
     exact,
@@ -65,6 +66,7 @@ TREES = trees.tree_plan(
     2,
     2,
 )
+EXPLAINED = contributions.contribution_plan(TREES, np.array([3.0, 1.0, 2.0]))
 NARROW, KEYS = BLOCK.astype(np.float32), CODES.astype(np.int32)
 
 
@@ -140,6 +142,19 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
     "areas": (statistics.areas, [], [COUNTS[0, : len(EDGES)].astype(float), EDGES, EDGES[1:]]),
     "add_trees": (added, [NARROW, KEYS], []),
     "tree_leaves": (lambda *rows: trees.tree_leaves(*rows, TREES), [NARROW, KEYS], []),
+    "contribution_plan": (
+        lambda cover: contributions.contribution_plan(TREES, cover).share,
+        [],
+        [np.array([3.0, 1.0, 2.0])],
+    ),
+    "tree_contributions": (
+        lambda numeric, codes, share, threads: contributions.tree_contributions(
+            numeric, codes, EXPLAINED, share[:, None], threads
+        ),
+        [NARROW, KEYS, SCORE],
+        [],
+    ),
+    "rows_of": (lambda *rows: trees.rows_of(*rows, TREES), [NARROW, KEYS], []),
     "children_of": (trees.children_of, [], [np.array([0, 3]), FLAGS]),
     "text_counts": (lambda offsets, data: text.text_counts(data, padded(offsets), NGRAMS), [np.sort(TIME)], [LETTERS]),
     "encode_texts": (
@@ -185,7 +200,10 @@ def plain(result: Any) -> Any:
 def functions() -> dict[str, Any]:
     """Public functions of the kernels that take arrays."""
     found = {}
-    for name in "asof conditional dropout encode exact gather hashing metrics profile sort statistics text trees windows".split():
+    families = (
+        "asof conditional contributions dropout encode exact gather hashing metrics profile sort statistics text trees"
+    )
+    for name in [*families.split(), "windows"]:
         module = importlib.import_module(f"kernels.{name}")
         for key, function in inspect.getmembers(module, inspect.isfunction):
             own = (

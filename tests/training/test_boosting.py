@@ -110,6 +110,30 @@ def test_scores_are_those_of_the_library_within_an_ulp_of_float32(kind: str, out
     assert len(np.unique(found)) > 50
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_contributions_are_those_of_the_library(kind: str, outputs: int) -> None:
+    data = make_problem(600, task="multiclass" if outputs > 1 else "binary")
+    booster, trees = booster_of(kind, data, outputs)
+    numeric, codes = awkward(300)
+    if kind == "xgboost":  # which refuses infinities
+        numeric = np.clip(numeric, -3e38, 3e38)
+    block = np.concatenate([numeric, codes.astype(np.float32)], axis=1)
+    if kind == "lightgbm":
+        want = booster.predict(block, pred_contrib=True)
+    else:
+        xgboost = importlib.import_module("xgboost")
+        rows = xgboost.DMatrix(block, feature_types=["float"] * 4 + ["c"] * 2, enable_categorical=True)
+        want = booster.predict(rows, pred_contribs=True)
+    want = np.asarray(want, np.float64).reshape(300, outputs, 7)
+    close = {"rtol": 0, "atol": 1e-12 if kind == "lightgbm" else 1e-5}  # XGBoost computes in float32
+    assert (np.abs(want[..., :6]).max(axis=(0, 1)) > 0.01).sum() >= 5
+    for k in range(outputs):
+        share = np.tile(np.eye(outputs)[k], (300, 1))
+        np.testing.assert_allclose(trees.contributions(numeric, codes, share), want[:, k, :6], **close)
+        np.testing.assert_allclose(trees.baseline()[k], want[0, k, 6], **close)
+
+
 # ------------------------------------------------------------------------------------------------ the same bytes
 
 SAMPLED = {"row_fraction": 0.7, "column_fraction": 0.6}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from engine.errors import UserError
 from engine.runtime.records import Damaged
 from engine.training.boosting.grower import Rows
 from engine.training.boosting.on_lightgbm import trees_of
@@ -24,7 +26,8 @@ def model() -> Trees:
     rng = np.random.default_rng(0)
     forest = grown(rng, [9, 5, 1, 4])
     gain = np.where(forest.column >= 0, rng.random(len(forest.column)), 0.0)
-    return Trees("lightgbm", WIDTH, list(CARDINALITIES), forest, gain, TargetScale(3.0, 2.0))
+    cover = rng.integers(1, 9, len(gain)).astype(np.float64)
+    return Trees("lightgbm", WIDTH, list(CARDINALITIES), forest, gain, TargetScale(3.0, 2.0), cover)
 
 
 @pytest.fixture
@@ -43,13 +46,26 @@ def test_what_was_written_is_read(model: Trees, file: Path) -> None:
 
 def test_the_first_trees_and_the_rest_are_the_whole(model: Trees) -> None:
     rows = rows_of(np.random.default_rng(1), 100)
-    other = Trees("lightgbm", WIDTH, list(CARDINALITIES), grown(np.random.default_rng(7), [6, 3]), np.zeros(16))
+    forest, nodes = grown(np.random.default_rng(7), [6, 3]), np.zeros(16)
+    other = Trees("lightgbm", WIDTH, list(CARDINALITIES), forest, nodes, TargetScale(), nodes)
     whole = joined(model, [other])
     assert whole.first(4).weights() == model.weights()
     assert whole.describe()["settings"]["trees"] == 6
     added = other.logits(*rows) - np.float32(other.forest.base[0])
     np.testing.assert_allclose(whole.logits(*rows), model.logits(*rows) + added, rtol=1e-5, atol=1e-5)
     assert model.first(0).forest.base == model.forest.base and len(model.first(0).forest.column) == 0
+
+
+def test_trees_of_an_earlier_version_are_read_and_added_to_but_give_no_reasons(model: Trees, tmp_path: Path) -> None:
+    earlier = dataclasses.replace(model, cover=None)
+    path, rows = tmp_path / "model.safetensors", rows_of(np.random.default_rng(1), 5)
+    path.write_bytes(earlier.weights())
+    found = read_trees(path, model.describe(), "here")
+    assert found.weights() == earlier.weights() != model.weights()
+    assert found.logits(*rows).tobytes() == model.logits(*rows).tobytes()
+    for trees in (found, joined(found, [model]), joined(model, [found]), found.first(2)):
+        with pytest.raises(UserError, match="train it again"):
+            trees.contributions(*rows, np.ones((5, 1)))
 
 
 def test_importance_is_the_share_of_gain(model: Trees) -> None:
@@ -103,6 +119,9 @@ def wrapping(offsets: np.ndarray) -> np.ndarray:
         ("base", lambda a: a * np.inf, "base must be finite"),
         ("threshold", lambda a: a.astype(np.float64), "threshold must be F32, found F64"),
         ("gain", lambda a: a[:-1], r"gain must have shape"),
+        ("cover", lambda a: a[:-1], r"cover must have shape"),
+        ("cover", lambda a: a * np.nan, r"cover must be finite"),
+        ("cover", lambda a: -a, r"cover must be numbers of at least 0"),
         ("words", None, "must hold root, column"),
     ],
 )  # fmt: skip
@@ -145,7 +164,7 @@ def test_no_byte_of_a_file_changes_into_a_traceback(model: Trees, tmp_path: Path
 def test_a_threshold_of_double_precision_decides_as_the_double_did() -> None:
     text = (
         "tree\n\nTree=0\nnum_leaves=2\nsplit_feature=0\nsplit_gain=1\nthreshold={}\ndecision_type=2\nleft_child=-1\n"
-        "right_child=-2\nleaf_value=-1 1\n\nend of trees\n"
+        "right_child=-2\nleaf_value=-1 1\nleaf_count=3 4\ninternal_count=7\n\nend of trees\n"
     )
     for value in (0.1, -0.1, 1e-40, 16777217.0, 0.30000001192092896, -7.0000000000000001e-46):
         rows = Rows(np.zeros((1, 1), np.float32), np.zeros((1, 0), np.int32), [], 1)

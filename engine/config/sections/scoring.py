@@ -32,6 +32,11 @@ class ScoreConfig:
     resume: str = key("auto", "auto continues the newest unfinished run of this plan; never; or a run directory")
     mode: str = key("all", "score everything, or only rows that no earlier run has scored", choices=("all", "append"))
     columns: tuple[str, ...] = key((), "columns passed through to the output")
+    reasons: int = key(
+        0,
+        "features of each row with the largest contributions to its score, as columns reason_1, contribution_1, ...; 0 = none",
+        ge=0,
+    )
     features: str = key(
         "store",
         "read views from the feature store, or compute them per unit from the history they need (the same bits)",

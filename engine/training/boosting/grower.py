@@ -71,7 +71,7 @@ def assembled(
     threshold: NDArray[np.float32],
 ) -> Trees:
     """The trees of a library's nodes: `sizes` of the trees, and for all nodes in level order what they have of column, missing,
-    set (uint32 words of codes), value and gain, and the threshold float32[nodes]. `sums`: the type of the values.
+    set (uint32 words of codes), value, gain and cover, and the threshold float32[nodes]. `sums`: the type of the values.
     """
     sets = [node["set"] for node in nodes if "set" in node]
     is_set = np.array(["set" in node for node in nodes], bool)
@@ -87,7 +87,8 @@ def assembled(
         base=np.zeros(rows.outputs),
     )
     gain = np.array([node.get("gain", 0.0) for node in nodes], np.float64)
-    return Trees(kind, rows.numeric.shape[1], list(rows.cardinalities), forest, gain, PLAIN)
+    cover = np.array([node.get("cover", 0.0) for node in nodes], np.float64)
+    return Trees(kind, rows.numeric.shape[1], list(rows.cardinalities), forest, gain, PLAIN, cover)
 
 
 def check_library(name: str) -> Any:

@@ -108,6 +108,7 @@ def _tree(block: str) -> list[dict[str, Any]]:
     leaf, split = numbers("leaf_value", float), numbers("split_feature", int)
     if not len(split):
         return [{"value": float(leaf[0])}]
+    seen, above = numbers("leaf_count", float), numbers("internal_count", float)
     left, right, gain = numbers("left_child", int), numbers("right_child", int), numbers("split_gain", float)
     threshold, kind = numbers("threshold", float), numbers("decision_type", int)
     edges, bits = numbers("cat_boundaries", int), numbers("cat_threshold", np.uint32)
@@ -116,9 +117,9 @@ def _tree(block: str) -> list[dict[str, Any]]:
         node = queue[at]
         at += 1
         if node < 0:
-            nodes.append({"value": float(leaf[~node])})
+            nodes.append({"value": float(leaf[~node]), "cover": float(seen[~node])})
             continue
-        found: dict[str, Any] = {"column": int(split[node]), "gain": float(gain[node])}
+        found: dict[str, Any] = {"column": int(split[node]), "gain": float(gain[node]), "cover": float(above[node])}
         if kind[node] & 1:
             which = int(threshold[node])
             found["set"] = bits[edges[which] : edges[which + 1]]

@@ -191,12 +191,12 @@ def _tree(tree: dict[str, Any], rows: Rows) -> list[dict[str, Any]]:
     while at < len(queue):
         node = queue[at]
         at += 1
-        left = tree["left_children"][node]
+        left, cover = tree["left_children"][node], tree["sum_hessian"][node]
         if left < 0:
-            nodes.append({"value": tree["split_conditions"][node]})
+            nodes.append({"value": tree["split_conditions"][node], "cover": cover})
             continue
         column = tree["split_indices"][node]
-        made: dict[str, Any] = {"column": column, "gain": tree["loss_changes"][node]}
+        made: dict[str, Any] = {"column": column, "gain": tree["loss_changes"][node], "cover": cover}
         if node in of_sets:
             begin = tree["categories_segments"][of_sets[node]]
             right = tree["categories"][begin : begin + tree["categories_sizes"][of_sets[node]]]
