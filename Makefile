@@ -1,13 +1,14 @@
 # Every target makes .venv itself when it is not complete for this setup.py, and reuses it otherwise.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all lint bench clean
+.PHONY: help train test test-all lint bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.complete-$(shell sha256sum setup.py | cut -c1-16)
 BENCH_STAMP := $(STAMP)-bench
+DOCS_STAMP := $(STAMP)-docs
 # Workers of the test suite. Files stay together, so that what a file prepares is prepared once.
 TEST_WORKERS ?= 2
 PYTEST := $(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
@@ -32,8 +33,11 @@ lint: $(STAMP) ## ruff and mypy
 bench: $(BENCH_STAMP) ## the benchmarks against peers; ARGS='NAME --json FILE'
 	$(RUN) -m benchmarks $(ARGS)
 
+docs: $(DOCS_STAMP) ## the documents as a site in site/, without the network
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet $(ARGS)
+
 clean: ## remove .venv and caches (runs/ and store/ stay)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
 # An interpreter counts when it starts, is new enough and can make an environment with pip.
 $(STAMP):
@@ -49,4 +53,8 @@ $(STAMP):
 
 $(BENCH_STAMP): $(STAMP)
 	$(RUN) -m pip install --quiet --editable '.[examples,test,bench]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(RUN) -m pip install --quiet --editable '.[examples,test,docs]'
 	@touch $@

@@ -84,6 +84,7 @@ setup(
             "mypy>=1.14",
         ],
         "bench": ["lightgbm>=4.5", "scikit-learn>=1.5", "pandas>=2.2", "polars>=1.0"],
+        "docs": ["mkdocs-material>=9.6", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.9"],
         # numba-cuda up to 0.30 uses np.row_stack, which NumPy 2.5 no longer has; cu13 brings NVIDIA's compiler.
         "gpu": ["numba-cuda[cu13]>=0.20", "numpy<2.5"],
         "sweep": ["optuna>=4", "cmaes>=0.11"],

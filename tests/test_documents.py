@@ -45,8 +45,8 @@ from engine.config.tree import Config
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path
-    for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks")
-    for path in folder.glob("*.md")
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md")
+    for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"  # it names what is no more, too
 )
 EVERY = 24  # of the flights
@@ -56,6 +56,7 @@ PLACEHOLDERS: dict[str, Callable[[Desk], str]] = {
     "<this repository>": lambda _: "repository",
     "<it>": lambda _: "repository",
     "runs/train/flights/<run>": lambda desk: desk.newest("train"),
+    "runs/train/orders/<run>": lambda desk: desk.of_orders(),
     "runs/score/flights/<run>": lambda desk: desk.newest("score"),
     "runs/retrain/flights/<run>": lambda desk: desk.newest("retrain"),
     "<training run>": lambda desk: desk.newest("train"),
@@ -222,6 +223,15 @@ class Desk:
             ]
             path.write_text("\n".join(["order_id,created,customer,amount,paid", *rows]) + "\n")
         return path.name
+
+    def of_orders(self) -> str:
+        """The training run of the reader's own orders, which the documents have made before."""
+        found = sorted(Path("runs", "train", "orders").glob("*/DONE"))
+        if not found:
+            assert self.run("init", self.orders(), "--target", "paid").code == 0
+            assert self.run("train", "--config-dir", "mine", "+experiment=orders").code == 0
+            return self.of_orders()
+        return str(found[-1].parent)
 
     def newest(self, command: str) -> str:
         """The newest finished run of a command, of a network, whose scores are monitored; the first one is made by the first line

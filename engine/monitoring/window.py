@@ -136,7 +136,8 @@ def recent_outcomes(
     for part in chunks(rows):
         take = chosen_rows(dataset, config.data.ids, np.arange(*part), OUTCOME_ROWS, rows[1] - rows[0])
         scores = predictor.encoded_scores(*bundle.encoder.transform(table.read(part).take(pa.array(take))))
-        facts = dataset.read([config.data.event_time, *known_anchor(config.data.columns[target])], rows=part)
+        times = dict.fromkeys([config.data.event_time, *known_anchor(config.data.columns[target])])
+        facts = dataset.read(list(times), rows=part)
         known = known_times(facts, config.data.columns[target])[take]
         found = outcomes_of(config, bundle, dataset, np.arange(*part), np.zeros(part[1] - part[0]), []).take(take)
         labels = np.where((known != NEVER) & (known <= window[1]), found.target, np.nan)
