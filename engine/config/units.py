@@ -31,7 +31,7 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 _SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*$")
 _FAR = re.compile(r"(-?\d{4,6})(-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{6})?\+00:00)")
-_MOMENT = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:([+-])\s*(\d.*))?$")
+_MOMENT = re.compile(r"""^\s*(?:"([^"]+)"|([^\W\d][^"+*-]*?))\s*(?:([+-])\s*(\d.*))?$""")
 
 
 class Span(str):
@@ -81,7 +81,8 @@ class Share(str):
 
 
 class Moment(str):
-    """A time column with an offset as it was written: `arrived`, `scheduled - 1h` or `arrived + 15min`.
+    """A time column with an offset as it was written: `arrived`, `scheduled - 1h` or `Date paid + 15min`. A name with one of +-*
+    in it, or that begins with a digit, is in double quotes: `"paid-on" + 1d`.
 
     Raises UserError for other texts.
     """
@@ -93,11 +94,19 @@ class Moment(str):
         match = _MOMENT.match(text)
         if not match:
             raise UserError(
-                f"a moment must be a time column with an optional span (as in `scheduled - 1h`), found {text!r}"
+                "a moment must be a time column with an optional span (as in `scheduled - 1h`; a name with signs in double "
+                f"quotes), found {text!r}"
             )
-        self.column, sign, length = match.groups()
+        quoted, plain, sign, length = match.groups()
+        self.column = quoted or plain
         offset = Span(length).microseconds if length else 0
         self.offset = -offset if sign == "-" else offset
+
+
+def named(column: str) -> str:
+    """The name of a time column as a moment reads it: in double quotes where it has to be."""
+    match = _MOMENT.match(column)
+    return column if match and match[2] == column else f'"{column}"'
 
 
 def count(least: int) -> Callable[[Any], None]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from engine.config import units
 from engine.data.arrow_types import type_name
 from engine.data.columns import DIGEST, FILE, ROW
 from engine.draft import events, history, roles, suspects
@@ -177,14 +178,17 @@ def _columns(
     doubts = suspects.find_suspects(table, usable, time, outcome)
     doubts |= {name: "is part of the target" for name in in_target if name in found and found[name][0] != "ignore"}
     whole_days = {name for name in later if not _has_hours(table[name].drop_null())}
-    label_known = "" if not time else f"{time} + {LATE}" if known_at is None else _at_end(known_at, whole_days)
+    label_known = (
+        "" if not time else f"{units.named(time)} + {LATE}" if known_at is None else _at_end(known_at, whole_days)
+    )
+    at_event = units.named(time) if time else PRIOR
     for name, column in figures.items():
         role, reason = found.get(name, ("", ""))
         if name in ids and role == "ignore":
             role, reason = "id", ""
-        known = _at_end(name, whole_days) if name in later else label_known if name in doubts else time or PRIOR
+        known = _at_end(name, whole_days) if name in later else label_known if name in doubts else at_event
         if name == time:
-            role, known = "event_time", time
+            role, known = "event_time", at_event
         elif name == target:
             role, known = "target", label_known
         draft.columns[name] = ColumnDraft(type_name(column.type), role, known, _comment(column, stand_ins), name in ids)
@@ -209,7 +213,7 @@ def _columns(
 
 def _at_end(name: str, whole_days: set[str]) -> str:
     """When a value with the time `name` is known: then, or at the end of the day where the time is a day."""
-    return f"{name} + 1d" if name in whole_days else name
+    return f"{units.named(name)} + 1d" if name in whole_days else units.named(name)
 
 
 def _label_time(table: pa.Table, target: str, later: dict[str, float]) -> str | None:
@@ -280,7 +284,7 @@ def _views(draft: Draft, table: pa.Table, figures: dict[str, Figures], past: lis
     draft.calendar = _has_hours(table[draft.time])
     span = float(seconds[-1] - seconds[0])
     aggregates = {"rows": ["count", "recency"]}
-    if draft.loss != "multiclass":
+    if draft.loss != "multiclass" and draft.columns[draft.target].type != "string":
         aggregates[draft.target] = ["mean"]
     aggregates |= {name: ["mean"] for name in past}
     step = max(draft.rows / len(table), 1.0)  # rows were thinned out: gaps are shorter in truth

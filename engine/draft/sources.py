@@ -153,7 +153,9 @@ def _json_columns(file: SourceFile) -> tuple[dict[str, str], dict[str, str]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise UserError(f"{file.shown}: line {number} must be a JSON object: {error}") from None
+                array = line.lstrip().startswith(b"[")
+                way = "write one object a line, as `jq -c '.[]'` does" if array and number == 1 else str(error)
+                raise UserError(f"{file.shown}: line {number} must be a JSON object: {way}") from None
             if not isinstance(row, dict):
                 raise UserError(f"{file.shown}: line {number} must be a JSON object, found {type(row).__name__}")
             for name, value in row.items():

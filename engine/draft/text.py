@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from engine.config import units
 from engine.config.sections.data import CsvOptions, SourceColumn
 from engine.draft.plan import ColumnDraft, Draft
 
@@ -135,7 +136,7 @@ def features_yaml(draft: Draft) -> str:
 def _features(draft: Draft) -> Iterator[str]:
     yield "# What is known of a row at its event time." if draft.time else "# What is known of a row when it is scored."
     if draft.time:
-        yield f"as_of: {scalar(draft.time)}"
+        yield f"as_of: {scalar(units.named(draft.time))}"
         yield ""
     if draft.direct:
         yield "direct:"

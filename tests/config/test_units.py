@@ -45,11 +45,18 @@ def test_moments() -> None:
         ("arrived", "arrived", 0),
         ("due - 1h", "due", -HOUR),
         ("due + 15min", "due", HOUR // 4),
+        ("due-1h", "due", -HOUR),
+        ("Date Egg (UTC)", "Date Egg (UTC)", 0),
+        ("Date Egg + 1h", "Date Egg", HOUR),
+        ('"paid-on" - 1h', "paid-on", -HOUR),
+        ('"1st"', "1st", 0),
     ):
         assert (units.Moment(text).column, units.Moment(text).offset) == (column, offset)
-    for wrong in ("", "1h", "a - ", "a - b", "a * 1h"):
+    for wrong in ("", "1h", "a - ", "a - b", "a * 1h", '"a" "b"', '""'):
         with pytest.raises(UserError):
             units.Moment(wrong)
+    for name in ("due", "Date Egg", "paid-on", "1st", "a + 1h"):
+        assert units.Moment(f"{units.named(name)} + 1h").column == name
 
 
 def test_a_bound_without_an_offset_is_read_in_the_zone() -> None:

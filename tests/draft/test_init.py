@@ -156,6 +156,14 @@ def parquet(path: Path) -> Path:
     return path / "orders.parquet"
 
 
+def names_of_a_spreadsheet(path: Path) -> Path:
+    """Names with blanks, brackets and signs, and classes that are words."""
+    titles = {"order_id": "Order ID", "created": "Date paid-for", "amount": "Amount (EUR)", "customer": "Cust. no."}
+    columns = {titles.get(name, name): values for name, values in orders().items()}
+    columns["paid"] = ["SETTLED" if one == "yes" else "OPEN" for one in columns["paid"]]
+    return written(path / "orders.csv", columns)
+
+
 MAKERS = (
     ids_as_floats, dates_day_first, dates_with_month_names, no_id, many_columns, mostly_null, sentinel_dates, decimal_commas,
     utf_16, preamble, two_files, parquet,
@@ -190,6 +198,18 @@ def test_each_drafted_config_trains_without_an_edit(
     make: Callable[[Path], Path], init: Any, cli: Any, tmp_path: Path
 ) -> None:
     init(make(tmp_path), "paid")
+    trains(cli)
+
+
+def test_names_of_a_spreadsheet_and_classes_in_words_are_taken(init: Any, tmp_path: Path) -> None:
+    drafted = init(names_of_a_spreadsheet(tmp_path), "paid")
+    assert drafted["features"]["as_of"] == drafted["data"]["columns"]["Amount (EUR)"]["known_at"] == '"Date paid-for"'
+    assert all("paid" not in view["aggregates"] for view in drafted["features"]["views"].values()), "words have no mean"
+
+
+@pytest.mark.slow
+def test_names_of_a_spreadsheet_and_classes_in_words_train(init: Any, cli: Any, tmp_path: Path) -> None:
+    init(names_of_a_spreadsheet(tmp_path), "paid")
     trains(cli)
 
 
@@ -344,6 +364,7 @@ def test_rows_without_time_and_id_are_known_by_digest_and_place(init: Any, tmp_p
         (("orders.csv", "--target", "paid", "--time", "amount"), "--time must name a column of times, found 'amount'"),
         (("orders.csv", "--target", "paid", "--id", "nobody"), "--id must be a column of the files, found 'nobody'"),
         (("missing.csv", "--target", "paid"), "must exist, found nothing"),
+        (("array.json", "--target", "paid"), "write one object a line, as `jq -c '.[]'` does"),
         (("empty.csv", "--target", "paid"), "must hold at least one row"),
         (
             ("timeless.csv", "--target", "paid", "--id", "channel"),
@@ -360,6 +381,7 @@ def test_what_cannot_be_drafted_is_one_error_that_says_what_to_do(
     written(workplace / "orders.csv", orders(60))
     written(workplace / "timeless.csv", {name: values for name, values in orders(60).items() if name != "created"})
     (workplace / "empty.csv").touch()
+    (workplace / "array.json").write_text('[\n {"paid": 1}\n]\n')
     outcome = cli("init", *words)
     assert outcome.code == 1
     assert message in outcome.err
