@@ -157,7 +157,7 @@ class Predictor:
         return self._scores(self.logits(numeric, codes))
 
     def _scores(self, logits: np.ndarray) -> np.ndarray:
-        return self.bundle.heads.scores(logits)
+        return self.bundle.heads.scores(self.model, logits)
 
     def logits(self, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Raw outputs float32[n, outputs] of encoded blocks."""

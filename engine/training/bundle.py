@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import pyarrow as pa
-import safetensors
-import safetensors.torch
 
 from engine.config import plugins, schema
 from engine.config.nested import Tree
@@ -41,7 +39,8 @@ from engine.training.finished import FITTED, FinishedNetwork, Model
 from engine.training.heads import Heads, HeadsRecord, facts_of, heads_of
 from engine.training.loss import Loss
 from engine.training.losses import LOSSES, recorded_loss
-from engine.training.model import declared, give_memory
+from engine.training.model import ArchitectureRecord, declared, give_memory
+from engine.training.tensors import Tensors
 from engine.training.trees import check_description, is_trees, read_trees
 
 FORMAT = 1  # of the files that are part of the model
@@ -59,6 +58,14 @@ class SpecRecord(TypedDict):
     name: str
     data: Tree
     features: Tree
+
+
+class PartRecord(TypedDict):
+    """A model without its weights: its architecture, and the arithmetic that it is computed in."""
+
+    architecture: ArchitectureRecord
+    precision: Precision
+    tile_rows: Annotated[int, Within(1, 2**20)]
 
 
 class ModelRecord(HeadsRecord):
@@ -318,38 +325,31 @@ def load_model(bundle: Bundle) -> Model:
 
     Raises Damaged, and UserError for code that may not run here.
     """
-    path, described = bundle.directory / "model.json", bundle.model["architecture"]
+    where = f"{bundle.directory / 'model.json'}: architecture"
+    return read_model(Tensors.of(bundle.weights), bundle.model, where)
+
+
+def read_model(tensors: Tensors, model: PartRecord, where: str) -> Model:
+    """The model of a record and its tensors. Raises Damaged, and UserError for code that may not run here."""
+    described = model["architecture"]
     if is_trees(described):
-        return read_trees(bundle.weights, described, f"{path}: architecture")
-    fitted: dict[str, Any] = {}
-    if described["kind"] not in kinds.BUILT_IN:
-        tensors = safetensors.torch.load_file(bundle.weights)
-        fitted = {
-            name.removeprefix(FITTED): tensor.numpy() for name, tensor in tensors.items() if name.startswith(FITTED)
-        }
-    network = declared(described, f"{path}: architecture", fitted)
+        return read_trees(tensors, described, where)
+    built_in = described["kind"] in kinds.BUILT_IN
+    fitted = {} if built_in else {name: tensor.numpy() for name, tensor in tensors.below(FITTED).load().items()}
+    network = declared(described, where, fitted)
     wanted = {name: list(value.shape) for name, value in network.state_dict().items()}
     wanted |= {FITTED + name: list(array.shape) for name, array in fitted.items()}
-    found = _shapes(bundle.weights)
+    found = {name: shape for name, (_, shape) in tensors.found.items()}
     for name in {**wanted, **found}:
         if wanted.get(name) != found.get(name):
             raise records.Damaged(
-                f"{path} must describe the tensors of {bundle.weights.name}: {name} is {wanted.get(name)} in the one, "
+                f"{where} must describe the tensors of {tensors.path.name}: {name} is {wanted.get(name)} in the one, "
                 f"{found.get(name)} in the other. Restore the bundle, or train again"
             )
-    if described["kind"] in kinds.BUILT_IN:
+    if built_in:
         give_memory(network.module)
-    network.load_state_dict(safetensors.torch.load_file(bundle.weights))
-    return FinishedNetwork(network, bundle.model["precision"], bundle.model["tile_rows"])
-
-
-def _shapes(weights: Path) -> dict[str, list[int]]:
-    """Shape of each tensor of a weights file, from its header."""
-    try:
-        with safetensors.safe_open(weights, "pt") as file:
-            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise records.Damaged(f"{weights} must be safetensors: {error}") from None
+    network.load_state_dict(tensors.load())
+    return FinishedNetwork(network, model["precision"], model["tile_rows"])
 
 
 def find_model(reference: str, runs: Path, where: str = "score.model") -> Path:

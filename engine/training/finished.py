@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from engine.errors import UserError
+from engine.training.loss import Loss
+from engine.training.losses import to_scores
 from engine.training.model import ArchitectureRecord, Network, architecture
 from engine.training.predict import TILE_ROWS, Evaluators
-from engine.training.target import TargetScale
+from engine.training.target import TargetScale, Values
 from engine.training.threads import Team
 
 FITTED = "fitted:"  # before the names of fitted arrays among the tensors
@@ -30,7 +32,10 @@ class Model(Protocol):
     def logits(
         self, numeric: NDArray[np.float32], codes: NDArray[np.int32], threads: int = 1, team: Team | None = None
     ) -> NDArray[np.float32]:
-        """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K]; `team`: a running thread team to use."""
+        """Raw outputs float32[n, ...] from numeric float32[n, F] and codes int32[n, K]; `team`: a running thread team to use."""
+
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+        """Scores [n], [n, classes] or [n, levels] of raw outputs, in the unit and type of the target (`losses.to_scores`)."""
 
     def baseline(self) -> NDArray[np.float64]:
         """float64[outputs]: the raw outputs that contributions start from, the same for every row."""
@@ -73,6 +78,10 @@ class FinishedNetwork:
     ) -> NDArray[np.float32]:
         """See Model."""
         return self._evaluators.logits(numeric, codes, self.tile_rows, threads, team)
+
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+        """See Model."""
+        return to_scores(loss, logits, self.target)
 
     def baseline(self) -> NDArray[np.float64]:
         """See Model."""

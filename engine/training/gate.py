@@ -100,7 +100,8 @@ def write_gate(
     storage.write_parquet(directory / "rows.parquet", probes)
     storage.write_parquet(directory / "features.parquet", expected)
     storage.write_parquet(directory / "encoded.parquet", encoded_table(encoder, numeric, codes))
-    storage.write_parquet(directory / "scores.parquet", scores_table(heads_of(facts, data.target or "").scores(logits)))
+    scores = heads_of(facts, data.target or "").scores(model, logits)
+    storage.write_parquet(directory / "scores.parquet", scores_table(scores))
     storage.write_json(directory / STATE, {**state_of(encoder, data, features), "hardware": hardware()})
     storage.write_parquet(directory / "history.parquet", history)
     for name, side in tables.items():
@@ -233,7 +234,7 @@ def check_gate(bundle: Bundle, model: Model, threads: int = 1, logits_of: Logits
     logits = model.logits(numeric, codes, threads) if logits_of is None else logits_of(numeric, codes)
     exact = logits_of is None and state.get("hardware") == hardware()
     heads = bundle.heads
-    scores = scores_table(heads.scores(logits))
+    scores = scores_table(heads.scores(model, logits))
     expected = storage.read_parquet(directory / "scores.parquet")
     tolerance = 0.0 if exact else TOLERANCE[facts["precision"]]
     _compare_names("score", scores, expected)

@@ -83,10 +83,12 @@ class Heads:
         """What follows the names of columns such as `decision` for the target k; nothing where there is one."""
         return "" if len(self.items) == 1 else f"_{self.items[k].name}"
 
-    def scores(self, logits: NDArray[np.float32]) -> Values:
-        """Scores [n] or [n, k] of all targets side by side from raw outputs; float64 where one of them is."""
+    def scores(self, model: Scoring, logits: NDArray[np.float32]) -> Values:
+        """Scores [n] or [n, k] of all targets side by side from raw outputs of a model; float64 where one of them is."""
+        if len(self.items) == 1:
+            return model.to_scores(self.main.loss, logits)
         found = [to_scores(item.loss, logits[..., item.at], item.scale) for item in self.items]
-        return found[0] if len(found) == 1 else np.concatenate([part.reshape(len(part), -1) for part in found], axis=1)
+        return np.concatenate([part.reshape(len(part), -1) for part in found], axis=1)
 
     def of(self, scores: Values, k: int = 0) -> Values:
         """The scores of one target, [n] or [n, classes or levels], in its type; the main one's without `k`."""
@@ -132,6 +134,9 @@ class Scoring(Protocol):
     ) -> NDArray[np.float32]:
         """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K]."""
 
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+        """Scores [n], [n, classes] or [n, levels] of raw outputs, in the unit and type of the target (`losses.to_scores`)."""
+
 
 @dataclass(frozen=True)
 class OfTarget:
@@ -146,6 +151,10 @@ class OfTarget:
     ) -> NDArray[np.float32]:
         """See Scoring."""
         return np.ascontiguousarray(self.model.logits(numeric, codes, threads, team)[..., self.at])
+
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+        """See Scoring."""
+        return to_scores(loss, logits, self.target)
 
 
 def alone(model: Scoring, heads: Heads) -> tuple[Scoring, ...]:

@@ -71,7 +71,7 @@ from engine.training.importance import permuted
 from engine.training.intervals import fit_interval
 from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.loss import Loss
-from engine.training.losses import loss_of, loss_record, recorded_loss, to_scores
+from engine.training.losses import loss_of, loss_record, recorded_loss
 from engine.training.model import build_model
 from engine.training.networks import Fitted
 from engine.training.precision import resolve_precision
@@ -492,7 +492,7 @@ def calibrate(
         run.log(f"temperature {temperature:.4g}, fitted on {len(valid.rows):,} validation rows")
     if wide and settings.interval is not None:
         _, blocks, _ = _days_and_blocks(config, dataset, valid)
-        interval = fit_interval(settings.interval, valid.target, to_scores(loss, logits, model.target), blocks, weight)
+        interval = fit_interval(settings.interval, valid.target, model.to_scores(loss, logits), blocks, weight)
         if interval is not None:
             facts["interval"] = interval
         else:
@@ -592,7 +592,7 @@ def write_model(
     )
 
     def score(numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        return heads.scores(model.logits(numeric, codes, threads_of(config)))
+        return heads.scores(model, model.logits(numeric, codes, threads_of(config)))
 
     write_reference(directory, config, table, encoder, score, heads, splits)
     shown = dataclasses.replace(
@@ -606,7 +606,7 @@ def write_model(
 
 def scores_of(model: Scoring, facts: TargetFacts, threads: int, numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Scores of encoded rows by a model of one target and its facts in model.json."""
-    return to_scores(recorded_loss(facts), model.logits(numeric, codes, threads), model.target)
+    return model.to_scores(recorded_loss(facts), model.logits(numeric, codes, threads))
 
 
 def write_outcome(

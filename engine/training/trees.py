@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
@@ -21,8 +19,11 @@ from engine.config.sections.training import BOOSTERS
 from engine.errors import UserError
 from engine.runtime import records
 from engine.runtime.records import Within
+from engine.training.loss import Loss
+from engine.training.losses import to_scores
 from engine.training.model import FORMAT, ArchitectureRecord
-from engine.training.target import PLAIN, TargetScale
+from engine.training.target import PLAIN, TargetScale, Values
+from engine.training.tensors import Tensors
 from engine.training.threads import Team
 from kernels.contributions import ContributionPlan, contribution_plan, tree_contributions
 from kernels.trees import Forest, TreePlan, add_trees, tree_plan
@@ -105,6 +106,10 @@ class Trees:
         """See engine.training.finished.Model. Exact Shapley values of the path-dependent kind (kernels.contributions)."""
         threads = team.threads if team is not None else threads
         return tree_contributions(numeric, codes, self._explained, share, threads)
+
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+        """See engine.training.finished.Model."""
+        return to_scores(loss, logits, self.target)
 
     def weights(self) -> bytes:
         """See engine.training.finished.Model."""
@@ -228,20 +233,12 @@ def check_description(description: ArchitectureRecord, where: str) -> None:
     records.conform(description["settings"], TreeSettings, f"{where}: settings")
 
 
-def read_trees(path: Path, description: ArchitectureRecord, where: str) -> Trees:
+def read_trees(tensors: Tensors, description: ArchitectureRecord, where: str) -> Trees:
     """The trees of a weights file, which must be as its description says. Raises Damaged, before memory is taken."""
     check_description(description, where)
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            found = {}
-            for name in file.keys():
-                entry = file.get_slice(name)
-                found[name] = (entry.get_dtype(), list(entry.get_shape()))
-        _check_shapes(found, description, f"{path}")
-        arrays = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise records.Damaged(f"{path} must be safetensors: {error}") from None
-    return from_arrays(arrays, description, str(path))
+    _check_shapes(tensors.found, description, f"{tensors.path}")
+    arrays = {name: tensor.numpy().copy() for name, tensor in tensors.load().items()}  # not the pages of the file
+    return from_arrays(arrays, description, str(tensors.path))
 
 
 def from_arrays(arrays: dict[str, NDArray[Any]], description: ArchitectureRecord, where: str) -> Trees:

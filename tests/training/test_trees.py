@@ -17,6 +17,7 @@ from engine.runtime.records import Damaged
 from engine.training.boosting.grower import Rows
 from engine.training.boosting.on_lightgbm import trees_of
 from engine.training.target import TargetScale
+from engine.training.tensors import Tensors
 from engine.training.trees import MOST_NODES, Trees, from_arrays, joined, no_trees, read_trees
 from tests.kernels.test_trees import CARDINALITIES, WIDTH, grown, rows_of
 
@@ -38,7 +39,7 @@ def file(model: Trees, tmp_path: Path) -> Path:
 
 
 def test_what_was_written_is_read(model: Trees, file: Path) -> None:
-    found = read_trees(file, model.describe(), "here")
+    found = read_trees(Tensors.of(file), model.describe(), "here")
     rows = rows_of(np.random.default_rng(1), 200)
     assert found.weights() == model.weights() and found.describe() == model.describe() and found.target == model.target
     assert found.logits(*rows).tobytes() == model.logits(*rows).tobytes()
@@ -93,7 +94,7 @@ def test_a_description_that_its_file_does_not_bear_out_is_refused(
     described = model.describe()
     described["settings"] = {**described["settings"], place: value}
     with pytest.raises(Damaged, match=said):
-        read_trees(file, described, "here")
+        read_trees(Tensors.of(file), described, "here")
 
 
 def wrapping(offsets: np.ndarray) -> np.ndarray:
@@ -134,7 +135,7 @@ def test_arrays_that_are_no_trees_are_refused(model: Trees, tmp_path: Path, name
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(arrays, path)
     with pytest.raises(Damaged, match=said):
-        read_trees(path, model.describe(), "here")
+        read_trees(Tensors.of(path), model.describe(), "here")
     with pytest.raises(Damaged, match=said):
         from_arrays(arrays, model.describe(), "here")
 
@@ -147,7 +148,7 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_memor
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 64)
     with pytest.raises(Damaged, match="must be safetensors"):
-        read_trees(path, model.describe(), "here")
+        read_trees(Tensors.of(path), model.describe(), "here")
 
 
 def test_no_byte_of_a_file_changes_into_a_traceback(model: Trees, tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_no_byte_of_a_file_changes_into_a_traceback(model: Trees, tmp_path: Path
     for at in rng.integers(0, len(content), 300):
         path.write_bytes(content[:at] + bytes([content[at] ^ int(rng.integers(1, 256))]) + content[at + 1 :])
         try:
-            assert read_trees(path, model.describe(), "here").logits(*rows).shape == (10, 1)
+            assert read_trees(Tensors.of(path), model.describe(), "here").logits(*rows).shape == (10, 1)
         except Damaged:
             continue
 
