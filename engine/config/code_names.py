@@ -46,6 +46,10 @@ def of_config(config: Config) -> Iterator[CodeName]:
                 yield CodeName((*place, at), name, AGGREGATE_GROUP, is_built_in(name), AGGREGATES_HINT)
     kind, train = config.model.kind, config.train
     yield CodeName(("model", "kind"), kind, MODEL_GROUP, kind in MODELS, MODELS)
+    for name, model in config.model.blended.items():
+        yield CodeName(
+            ("model", "blend", "models", name, "kind"), model.kind, MODEL_GROUP, model.kind in MODELS, MODELS
+        )
     yield CodeName(("train", "loss"), train.loss, LOSS_GROUP, train.loss in TASKS, tuple(TASKS))
     if train.metric is not None:
         # The names of the engine's metrics are in a later room: one that nothing offers is refused there.

@@ -22,7 +22,16 @@ from engine.config.sections.monitoring import MonitorConfig
 from engine.config.sections.runtime import ClusterConfig, PathsConfig, ResourcesConfig, TrackingConfig
 from engine.config.sections.scoring import ScoreConfig
 from engine.config.sections.sweep import SweepConfig
-from engine.config.sections.training import ANY, AUTO, BOOSTERS, EvaluateConfig, ModelConfig, SplitConfig, TrainConfig
+from engine.config.sections.training import (
+    ANY,
+    AUTO,
+    BLEND,
+    BOOSTERS,
+    EvaluateConfig,
+    ModelConfig,
+    SplitConfig,
+    TrainConfig,
+)
 from engine.errors import UserError, nearest
 
 SPLITS = ("train", "valid", "test")
@@ -95,6 +104,11 @@ class Config:
     def target_weights(self) -> tuple[float, ...]:
         """The weight of each target's loss."""
         return (1.0,)
+
+    @property
+    def several(self) -> bool:
+        """Whether the model has members: seeds, or the models of a blend."""
+        return self.model.kind == BLEND or len(self.train.every_seed) > 1
 
     @functools.cached_property
     def periods(self) -> dict[str, tuple[int, int]]:

@@ -31,6 +31,7 @@ from engine.lifecycle.challenger import (
     Periods,
     Workshop,
     challenger_config,
+    check_anew,
     horizon_of,
     labelled,
     periods_of,
@@ -128,6 +129,7 @@ def check_replayable(config: Config) -> None:
             "backtest.start must be the start of the first scored period; neither it nor split.valid is set"
         )
     placed = config if config.split.train else dataclasses.replace(config, split=first_split_stub(config))
+    check_anew(config)
     check_trainable(placed)
 
 

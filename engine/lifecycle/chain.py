@@ -181,11 +181,20 @@ def within_tolerance(link: str, recorded: Path, rerun: Path) -> bool:
 
 
 def _loss_is_close(recorded: Path, rerun: Path) -> bool:
-    was = {point.step: point.values["train/loss"] for point in read_points(recorded) if "train/loss" in point.values}
-    now = {point.step: point.values["train/loss"] for point in read_points(rerun) if "train/loss" in point.values}
+    was, now = _losses(recorded), _losses(rerun)
     return bool(was) and all(
         step in now and math.isclose(was[step], now[step], rel_tol=LOSS_TOLERANCE, abs_tol=1e-6) for step in was
     )
+
+
+def _losses(directory: Path) -> dict[int, float]:
+    """Step -> loss, of the members of a model one after the other."""
+    return {
+        point.step: value
+        for point in read_points(directory)
+        for name, value in point.values.items()
+        if name == "train/loss" or name.endswith("/train/loss")
+    }
 
 
 def _metrics_are_close(was: Mapping[str, float | None], now: Mapping[str, float | None]) -> bool:

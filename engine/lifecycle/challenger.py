@@ -111,6 +111,15 @@ def challenger_config(config: Config, periods: Periods, start_from: Path | None 
     return dataclasses.replace(config, split=split, train=settings, **aside)
 
 
+def check_anew(config: Config) -> None:
+    """Raise UserError for a config that would not train a model anew on other periods."""
+    if config.model.blend.bundles:
+        raise UserError(
+            "a challenger is trained anew, but model.blend.bundles are finished models, found "
+            f"{', '.join(config.model.blend.bundles)}: name their kinds and settings in model.blend.models"
+        )
+
+
 def spec_config(config: Config, bundle: Bundle) -> Config:
     """The config with a model's own data and feature specification; the paths of the raw files come from the config."""
     data, features = spec_of(bundle, config)

@@ -45,6 +45,7 @@ REPRODUCED, DIFFERENT = 0, 2
 OLDER_SPLIT: Tree = {"known_by": None, "ripening": "none"}
 # Keys that name a model.
 MODELS = (("score", "model"), ("evaluate", "model"), ("monitor", "model"), ("train", "start_from"))
+MEMBERS = "model.blend.bundles"  # key of a list of models, and of their digests in `used`
 STORED_AT = {
     "dataset": (),
     "features": ("datasets",),
@@ -125,7 +126,7 @@ def _carried(record: RunRecord, directory: Path) -> dict[Path, Plugin]:
     for reference in record["config"].get("plugins", ()):
         plugin = plugins.read(directory / plugins.FOLDER, reference)
         found[directory / plugins.FOLDER / plugin.file] = plugin
-    for _, _, used in _models(record):
+    for used in [*(used for _, _, used in _models(record)), *_members(record)]:
         model = find_model(str(used), Path())
         found |= {model / plugins.FOLDER / plugin.file: plugin for plugin in read_bundle(model).code}
     return found
@@ -302,8 +303,7 @@ def _write_experiment(record: RunRecord, scratch: Path, inputs: Inputs, judged: 
     config.get("train", {}).update(record.get("sizes", {}))
     if "chosen_model" in record:
         config["model"].update(record["chosen_model"])
-    for section, name, used in _models(record):
-        config[section][name] = literals.escaped(str(used))
+    _read_its_models(config, record)
     if judged is not None:
         config["evaluate"]["model"] = literals.escaped(str(judged))
     if config.get("monitor", {}).get("run"):
@@ -333,6 +333,14 @@ def _reach_nobody(config: Tree) -> None:
         config["score"][name] = None
 
 
+def _read_its_models(config: Tree, record: RunRecord) -> None:
+    """Keys for the models that the run used, from their present places."""
+    for section, name, used in _models(record):
+        config[section][name] = literals.escaped(str(used))
+    if members := _members(record):
+        config["model"]["blend"]["bundles"] = [literals.escaped(str(used)) for used in members]
+
+
 def _read_its_input(config: Tree, record: RunRecord) -> None:
     """Keys for the rows of `score.input` from their present path, with their recorded history."""
     score, then = config.get("score", {}), record["config"].get("score", {})
@@ -350,6 +358,13 @@ def _models(record: RunRecord) -> Iterator[tuple[str, str, Path]]:
         if reference := cast(Tree, record["config"]).get(section, {}).get(name):
             used = record.get("started_from") if section == "train" else record.get("model")
             yield section, name, _model_of(record, reference, used)
+
+
+def _members(record: RunRecord) -> list[Path]:
+    """The place of every finished model that the run blended."""
+    references = cast(Tree, record["config"]).get("model", {}).get("blend", {}).get("bundles", [])
+    used = record.get("used", {})
+    return [_model_of(record, reference, used.get(f"{MEMBERS}[{place}]")) for place, reference in enumerate(references)]
 
 
 def _model_of(record: RunRecord, reference: str, wanted: str | None) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.lifecycle import decide
-from engine.lifecycle.challenger import History, Workshop
+from engine.lifecycle.challenger import History, Workshop, check_anew
 from engine.lifecycle.observations import newest_record, read_observations, read_record
 from engine.lifecycle.retrain_rules import Observation
 from engine.lifecycle.trainings import trained
@@ -16,6 +17,7 @@ from engine.runtime.registry import Registry, root_of
 from engine.runtime.run import Run
 from engine.training.evaluate import watched_metric
 from engine.training.losses import loss_of
+from engine.training.warm_start import start_bundle
 
 
 def retrain(config: Config, run: Run) -> dict[str, float]:
@@ -26,12 +28,15 @@ def retrain(config: Config, run: Run) -> dict[str, float]:
     if config.retrain.replay:
         return _replay(Path(config.retrain.replay), run)
     watched_metric(loss_of(config.train), config.train.metric)
+    check_anew(config)
     registry = Registry(root_of(config.paths.runs), config.name)
     if registry.state().champion is None:
         raise UserError(
             f"{config.name!r} has no champion to improve on: `python -m engine registry promote {config.name} RUN` makes a "
             "finished training run the first one"
         )
+    if config.retrain.start == "champion":  # refused here where training cannot start from it
+        start_bundle(replace(config, train=replace(config.train, start_from=f"{config.name}@champion")))
     observations = read_observations(config)
     history = History.read(config, run)
     now = _now(config, observations)

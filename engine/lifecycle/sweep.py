@@ -74,6 +74,11 @@ def check_sweepable(config: Config) -> None:
     if not config.split.valid:
         raise UserError("split.valid must say on which rows trials are compared, found none")
     check_space(config)
+    if config.sweep.rungs and config.several:
+        raise UserError(
+            f"sweep.rungs pause trials of one model, found model={config.model.kind}, train.seeds={config.train.seeds}: leave "
+            "them out, or search for the settings of a member by itself"
+        )
     watched_metric(loss_of(config.train), config.sweep.metric, "sweep.metric")
     optuna()
 

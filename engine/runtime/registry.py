@@ -31,6 +31,7 @@ from engine.runtime.seal import FileRecord, Seal
 FORMAT = 1  # of a move
 CHECKED = 2  # of version.json, which has a checksum from this format on
 MANIFEST = "bundle.json"
+VERSION = "version.json"
 ALIASES = ("champion", "challenger")
 SHORTEST_PREFIX = 6
 
@@ -178,11 +179,11 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All versions, by time of registration."""
-        found = [self._open(path.parent) for path in (self.directory / "versions").glob("[0-9a-f]*/version.json")]
+        found = [self._open(path.parent) for path in (self.directory / "versions").glob(f"[0-9a-f]*/{VERSION}")]
         return sorted(found, key=lambda version: (version.facts["registered"], version.digest))
 
     def _open(self, directory: Path) -> Version:
-        record = seals.read_checked(directory / "version.json", VersionRecord, CHECKED)
+        record = seals.read_checked(directory / VERSION, VersionRecord, CHECKED)
         return Version(record["digest"], record["seal"], directory, record)
 
     def find(self, reference: str) -> Version:
@@ -237,7 +238,7 @@ class Registry:
                     shutil.copytree(bundle, temporary / "model")
                     check_seal(temporary / "model", seal)
                     body = {"format": CHECKED, "digest": content, "seal": seal, "registered": _now(), **facts}
-                    storage.write_json(temporary / "version.json", seals.checked(body))
+                    storage.write_json(temporary / VERSION, seals.checked(body))
         version = self._open(directory)
         self.verify(version)
         return version

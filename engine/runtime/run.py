@@ -14,6 +14,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, Unpack, cast
 
@@ -187,6 +188,15 @@ class RunRecord(_Started, Facts, total=False):
 Metrics = dict[str, float | None]  # metrics.json
 
 
+@dataclass(frozen=True)
+class Series:
+    """Where lines of metrics.jsonl are written: the folder, what their names begin with, and the step that theirs follow."""
+
+    folder: Path
+    prefix: str = ""
+    after: int = 0
+
+
 class RunBusy(UserError):
     """Another process works in this run directory."""
 
@@ -221,6 +231,8 @@ class Run:
         self.alarms: list[str] = []
         self.unjudged: list[str] = []
         self.hidden = hidden
+        self.series = Series(directory)
+        self.stops = directory  # a file `stop` in it stops training
         # Closing the descriptor releases the lock, at the latest when the object is collected.
         self._release = weakref.finalize(self, os.close, lock) if lock is not None else lambda: None
         self._began = time.monotonic()
@@ -413,9 +425,10 @@ class Run:
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl; a value that is not finite is written as null."""
-        line = {"step": step, "time": round(time.time(), 3)}
-        line.update(storage.finite(dict(values)))
-        with storage.disk_errors(self.directory), open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+        series = self.series
+        line = {"step": series.after + step, "time": round(time.time(), 3)}
+        line.update(storage.finite({series.prefix + name: value for name, value in values.items()}))
+        with storage.disk_errors(series.folder), open(series.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def progress(self, label: str, total: int | None = None, unit: str = "rows", start: int = 0) -> Progress:

@@ -34,20 +34,17 @@ from engine.runtime import seal as folder_seal
 from engine.runtime.records import Format, Within
 from engine.runtime.run import Precision
 from engine.runtime.seal import FileRecord, Seal
-from engine.training import kinds
-from engine.training.finished import FITTED, FinishedNetwork, Model
+from engine.training.finished import Model
 from engine.training.heads import Heads, HeadsRecord, facts_of, heads_of
 from engine.training.loss import Loss
 from engine.training.losses import LOSSES, recorded_loss
-from engine.training.model import ArchitectureRecord, declared, give_memory
+from engine.training.read_model import check_part, read_model
 from engine.training.tensors import Tensors
-from engine.training.trees import check_description, is_trees, read_trees
 
 FORMAT = 1  # of the files that are part of the model
 MANIFEST_FORMAT = 2
 CHECKED = 2  # bundle.json checks itself from this format on
 MANIFEST = "bundle.json"
-TILE_BYTES = 2**32  # of the widest layer of one tile
 JUDGED = ("model.safetensors", "model.json", "features.json")  # with the specification, they are the model
 
 
@@ -58,14 +55,6 @@ class SpecRecord(TypedDict):
     name: str
     data: Tree
     features: Tree
-
-
-class PartRecord(TypedDict):
-    """A model without its weights: its architecture, and the arithmetic that it is computed in."""
-
-    architecture: ArchitectureRecord
-    precision: Precision
-    tile_rows: Annotated[int, Within(1, 2**20)]
 
 
 class ModelRecord(HeadsRecord):
@@ -257,17 +246,7 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
     ):
         if described[name] != wanted:  # type: ignore[literal-required]
             raise records.Damaged(f"{path}: architecture: {name} must be that of features.json and the classes")
-    if is_trees(described):
-        check_description(described, f"{path}: architecture")
-        return
-    if described["kind"] not in kinds.BUILT_IN:
-        return  # its code has not run
-    widest = declared(described, f"{path}: architecture").widest
-    if 4 * model["tile_rows"] * widest > TILE_BYTES:
-        raise records.Damaged(
-            f"{path}: tile_rows must be at most {TILE_BYTES // 4 // widest:,} for layers of up to {widest:,} "
-            f"columns, found {model['tile_rows']:,}"
-        )
+    check_part(model, f"{path}: architecture")
 
 
 def _check_heads(model: ModelRecord, losses: Sequence[Loss], path: Path) -> None:
@@ -325,31 +304,7 @@ def load_model(bundle: Bundle) -> Model:
 
     Raises Damaged, and UserError for code that may not run here.
     """
-    where = f"{bundle.directory / 'model.json'}: architecture"
-    return read_model(Tensors.of(bundle.weights), bundle.model, where)
-
-
-def read_model(tensors: Tensors, model: PartRecord, where: str) -> Model:
-    """The model of a record and its tensors. Raises Damaged, and UserError for code that may not run here."""
-    described = model["architecture"]
-    if is_trees(described):
-        return read_trees(tensors, described, where)
-    built_in = described["kind"] in kinds.BUILT_IN
-    fitted = {} if built_in else {name: tensor.numpy() for name, tensor in tensors.below(FITTED).load().items()}
-    network = declared(described, where, fitted)
-    wanted = {name: list(value.shape) for name, value in network.state_dict().items()}
-    wanted |= {FITTED + name: list(array.shape) for name, array in fitted.items()}
-    found = {name: shape for name, (_, shape) in tensors.found.items()}
-    for name in {**wanted, **found}:
-        if wanted.get(name) != found.get(name):
-            raise records.Damaged(
-                f"{where} must describe the tensors of {tensors.path.name}: {name} is {wanted.get(name)} in the one, "
-                f"{found.get(name)} in the other. Restore the bundle, or train again"
-            )
-    if built_in:
-        give_memory(network.module)
-    network.load_state_dict(tensors.load())
-    return FinishedNetwork(network, model["precision"], model["tile_rows"])
+    return read_model(Tensors.of(bundle.weights), bundle.model, f"{bundle.directory / 'model.json'}: architecture")
 
 
 def find_model(reference: str, runs: Path, where: str = "score.model") -> Path:

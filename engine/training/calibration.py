@@ -5,20 +5,21 @@ Guo, Pleiss, Sun, Weinberger: On calibration of modern neural networks, ICML 201
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.training.loss import Loss
-
 Array = NDArray[Any]
+ScoresAt = Callable[[float], Array]
 WIDEST = 20.0  # the temperature is between a 20th and 20
 TINY = float(np.finfo(float).eps)
 
 
-def fit_temperature(loss: Loss, logits: Array, target: Array, weight: Array | None) -> float | None:
-    """The temperature with the least log loss: logits float32[n, outputs], target [n] (class index), weight [n] (None: 1 each).
+def fit_temperature(scores_at: ScoresAt, target: Array, weight: Array | None) -> float | None:
+    """The temperature whose scores [n] or [n, classes] have the least log loss, for target [n] (class index) and weight [n]
+    (None: 1 each).
 
     Six digits, so that it is the same on hardware whose sums differ in their last bits. None without rows of two classes.
     """
@@ -27,14 +28,13 @@ def fit_temperature(loss: Loss, logits: Array, target: Array, weight: Array | No
     used = np.isfinite(target)
     if weight is not None:
         used &= weight > 0
-    wide, classes = logits[used].astype(np.float64), target[used].astype(np.int64)
+    classes = target[used].astype(np.int64)
     times = None if weight is None else weight[used].astype(np.float64)
-    if loss.number or loss.link is None or len(np.unique(classes)) < 2:
+    if len(np.unique(classes)) < 2:
         return None
-    link = loss.link
 
     def log_loss(power: float) -> float:
-        scores = link(wide / np.exp(power))
+        scores = scores_at(float(np.exp(power)))[used].astype(np.float64)
         taken = (
             np.where(classes == 1, scores, 1.0 - scores)
             if scores.ndim == 1

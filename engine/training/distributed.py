@@ -11,6 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -25,7 +26,7 @@ from engine.errors import UserError
 from engine.runtime import records, stall, storage
 from engine.runtime.on_ray import cluster
 from engine.runtime.progress import BAR_SECONDS, COMPILING, Progress
-from engine.runtime.run import Run, RunRecord
+from engine.runtime.run import Run, RunRecord, Series
 from engine.training import interrupt
 from engine.training.boosting.fit import fit_trees
 from engine.training.boosting.on_xgboost import collective
@@ -54,6 +55,7 @@ class Payload(TypedDict):
     config: Tree
     directory: str
     record: RunRecord
+    series: Series
     train: str
     valid: str | None
     keys: FitKeys
@@ -118,7 +120,7 @@ def fit_on_cluster(  # noqa: PLR0913
         "precision": precision,
     }
     payload = payload_of(train_dir, valid_dir, config, run, facts, monotone, fitted)
-    with cluster.session(config) as opened, interrupt.StopFlag(directory) as stop:
+    with cluster.session(config) as opened, interrupt.StopFlag(run.stops) as stop:
         connected = time.time()
         cluster.check_shared(opened, [directory, Path(train_dir).resolve()])
         watch = Watch(
@@ -165,6 +167,7 @@ def payload_of(
         "config": {name: value for name, value in schema.plain(config).items() if name in SECTIONS},
         "directory": str(run.directory.resolve()),
         "record": cast(RunRecord, {name: run.record.get(name) for name in SENT if name in run.record}),
+        "series": replace(run.series, folder=run.series.folder.resolve()),
         "train": str(Path(train_dir).resolve()),
         "valid": str(Path(valid_dir).resolve()) if valid_dir else None,
         "keys": facts,
@@ -370,6 +373,7 @@ def train_worker(payload: Payload) -> None:
     plugins.add(payload["code"])
     config = schema.build(Config, payload["config"])
     run = WorkerRun(directory, payload["record"], place.rank)
+    run.series = payload["series"]
     beats = stall.Beats(directory / BEATS, cluster.node_here())
     beats.at = f"rank {place.rank}"
     cluster.append_line(

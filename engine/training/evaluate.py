@@ -179,6 +179,7 @@ class SplitDetails(Curves, total=False):
     baselines: dict[str, dict[str, float]]
     unknown_targets: dict[str, int]
     importance: Mapping[str, Any]
+    members: list[Row]
 
 
 def evaluate_scores(

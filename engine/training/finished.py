@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol, TypedDict
 
 import numpy as np
 import safetensors.torch
@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.errors import UserError
+from engine.runtime.records import Within
+from engine.runtime.run import Precision
 from engine.training.loss import Loss
 from engine.training.losses import to_scores
 from engine.training.model import ArchitectureRecord, Network, architecture
@@ -22,6 +24,14 @@ from engine.training.threads import Team
 FITTED = "fitted:"  # before the names of fitted arrays among the tensors
 
 
+class PartRecord(TypedDict):
+    """A model without its weights: its architecture, and the arithmetic that it is computed in."""
+
+    architecture: ArchitectureRecord
+    precision: Precision
+    tile_rows: Annotated[int, Within(1, 2**20)]
+
+
 class Model(Protocol):
     """A model that scores encoded rows. The bits of a row's result do not depend on other rows or on threads."""
 
@@ -29,12 +39,16 @@ class Model(Protocol):
     def target(self) -> TargetScale:
         """The scale that turns raw outputs into values of the target."""
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of a row's raw outputs."""
+
     def logits(
         self, numeric: NDArray[np.float32], codes: NDArray[np.int32], threads: int = 1, team: Team | None = None
     ) -> NDArray[np.float32]:
         """Raw outputs float32[n, ...] from numeric float32[n, F] and codes int32[n, K]; `team`: a running thread team to use."""
 
-    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32], exact: bool = False) -> Values:
         """Scores [n], [n, classes] or [n, levels] of raw outputs, in the unit and type of the target (`losses.to_scores`)."""
 
     def baseline(self) -> NDArray[np.float64]:
@@ -73,15 +87,20 @@ class FinishedNetwork:
         """See Model."""
         return self.network.target
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """See Model."""
+        return self.network.output_shape
+
     def logits(
         self, numeric: NDArray[np.float32], codes: NDArray[np.int32], threads: int = 1, team: Team | None = None
     ) -> NDArray[np.float32]:
         """See Model."""
         return self._evaluators.logits(numeric, codes, self.tile_rows, threads, team)
 
-    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32], exact: bool = False) -> Values:
         """See Model."""
-        return to_scores(loss, logits, self.target)
+        return to_scores(loss, logits, self.target, exact)
 
     def baseline(self) -> NDArray[np.float64]:
         """See Model."""

@@ -134,7 +134,7 @@ class Scoring(Protocol):
     ) -> NDArray[np.float32]:
         """float32[n, outputs] from numeric float32[n, F] and codes int32[n, K]."""
 
-    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32], exact: bool = False) -> Values:
         """Scores [n], [n, classes] or [n, levels] of raw outputs, in the unit and type of the target (`losses.to_scores`)."""
 
 
@@ -152,9 +152,9 @@ class OfTarget:
         """See Scoring."""
         return np.ascontiguousarray(self.model.logits(numeric, codes, threads, team)[..., self.at])
 
-    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32], exact: bool = False) -> Values:
         """See Scoring."""
-        return to_scores(loss, logits, self.target)
+        return to_scores(loss, logits, self.target, exact)
 
 
 def alone(model: Scoring, heads: Heads) -> tuple[Scoring, ...]:

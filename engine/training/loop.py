@@ -146,7 +146,7 @@ def fit(  # noqa: PLR0913
     under train.on_bad_loss=stop, for a checkpoint of another plan, and for a plug-in's model that the probe refuses.
     """
     check_all(config, train, outputs)
-    with Team(_threads(config, local_workers)) as team, StopFlag(run.directory) as stop:
+    with Team(_threads(config, local_workers)) as team, StopFlag(run.stops) as stop:
         model = build_model(
             config.model, train.numeric.shape[1], cardinalities, sum(outputs), config.train.seed, fitted
         )

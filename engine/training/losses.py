@@ -24,6 +24,7 @@ from engine.training.user_losses import user_loss, user_metric
 PAD = 64  # rows; a vectorised tail may round differently from the body, so there is no tail
 LOSSES = {name: make(LossSettings()) for name, make in TABLE.items()}  # with the default settings
 Level = Annotated[float, Within(0, 1)]
+Temperature = Annotated[float, Within(0.01, 100)]  # that raw outputs are divided by
 
 
 class LossRecord(TypedDict):
@@ -33,7 +34,7 @@ class LossRecord(TypedDict):
     quantile: NotRequired[Level]
     quantiles: NotRequired[list[Level]]
     tweedie_power: NotRequired[Annotated[float, Within(1, 2)]]
-    temperature: NotRequired[Annotated[float, Within(0.01, 100)]]  # that raw outputs are divided by
+    temperature: NotRequired[Temperature]
     interval: NotRequired[IntervalRecord]
     metric: NotRequired[str | None]
     loss_version: NotRequired[str]
@@ -54,9 +55,15 @@ def recorded_loss(record: Mapping[str, Any]) -> Loss:
         tweedie_power=float(record.get("tweedie_power", defaults.tweedie_power)),
     )
     loss = _named(record["loss"], settings, record.get("metric"))
-    if "temperature" in record and loss.link is not None:
-        loss = dataclasses.replace(loss, link=functools.partial(_cooled, loss.link, float(record["temperature"])))
+    loss = cooled(loss, record.get("temperature"))
     return dataclasses.replace(loss, interval=record["interval"]) if "interval" in record else loss
+
+
+def cooled(loss: Loss, temperature: float | None) -> Loss:
+    """The loss with raw outputs divided by a temperature, where there is one and the loss has a link."""
+    if temperature is None or loss.link is None:
+        return loss
+    return dataclasses.replace(loss, link=functools.partial(_cooled, loss.link, float(temperature)))
 
 
 def _cooled(link: Callable[[NDArray], NDArray], temperature: float, outputs: NDArray) -> NDArray:
@@ -147,15 +154,16 @@ def derivatives(loss: Loss, outputs: NDArray[Any], target: NDArray[Any]) -> tupl
     return first.detach().numpy(), second.detach().numpy()
 
 
-def to_scores(loss: Loss, logits: NDArray[np.float32], target: TargetScale) -> Values:
+def to_scores(loss: Loss, logits: NDArray[np.float32], target: TargetScale, exact: bool = False) -> Values:
     """Scores from raw outputs float32[n, outputs]: float32 [n] probability of class 1 or [n, classes], or values [n] or
     [n, levels] in the target's unit and type.
 
     A row's bits do not depend on the others: arithmetic is in float64, on rows padded to a multiple of the vector
-    width. Of raw outputs [n, members, outputs] the scores are the mean of the members'.
+    width. Of raw outputs [n, members, outputs] the scores are the mean of the members'. `exact`: of a loss with a link they are
+    not rounded, and float64.
     """
     if logits.ndim == 3:
-        each = [to_scores(loss, logits[:, member], target) for member in range(logits.shape[1])]
+        each = [to_scores(loss, logits[:, member], target, exact) for member in range(logits.shape[1])]
         total = each[0].astype(np.float64)
         for scores in each[1:]:
             total += scores
@@ -167,4 +175,4 @@ def to_scores(loss: Loss, logits: NDArray[np.float32], target: TargetScale) -> V
     wide = np.zeros((-(-n // PAD) * PAD, logits.shape[1]))
     wide[:n] = logits
     with np.errstate(over="ignore"):  # a number beyond float32 is infinite
-        return target.in_unit(np.asarray(loss.link(wide)[:n], np.float32))
+        return target.in_unit(np.asarray(loss.link(wide)[:n], np.float64 if exact else np.float32))

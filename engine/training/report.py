@@ -62,7 +62,7 @@ class Measured(NamedTuple):
 def write_report(
     run: Run,
     *,
-    history: Sequence[Epoch],
+    histories: Mapping[str, Sequence[Epoch]],
     measured: Sequence[Measured],
     data_summary: DataSummary,
     quarantine: Mapping[str, int],
@@ -76,8 +76,10 @@ def write_report(
     figures, (_, loss, details_by_split, _) = dict(metrics or {}), measured[0]
     judged = "test" if "test" in details_by_split else next(iter(details_by_split), "")
     body = [html.tiles(_verdict(figures, judged, loss, details_by_split.get(judged, {})))]
-    if history:
-        body.append(_learning(run, history, config, loss))
+    if "" in histories:
+        body.append(_learning(run, histories[""], config, loss))
+    elif any(histories.values()):
+        body.append(_learning_of_members(histories, config, loss))
     cards = [_permuted(details["importance"]) for details in details_by_split.values() if "importance" in details]
     if (run.directory / IMPORTANCE).exists():
         cards.append(_by_gain(records.read(run.directory / IMPORTANCE, dict[str, float])))
@@ -156,6 +158,37 @@ def _learning(run: Run, history: Sequence[Epoch], config: Config, loss: Loss) ->
         title = f"{label} of the validation rows by epoch"
         cards.append(html.card(title, html.line_chart([watched], x_label="epoch", y_label=label)))
     return html.section("Learning", html.row(*cards))
+
+
+def _learning_of_members(histories: Mapping[str, Sequence[Epoch]], config: Config, loss: Loss) -> Markup:
+    """The watched metric of each member by epoch, or by round."""
+    name = watched_metric(loss, config.train.metric)
+    curves = [
+        html.Series(
+            member,
+            [float(entry["epoch"] + 1) for entry in history],
+            [entry.get(f"valid_{name}") for entry in history],
+            colour=place,
+        )
+        for place, (member, history) in enumerate(histories.items())
+    ]
+    chart = html.line_chart(curves, x_label="epoch or round", y_label=loss.metrics[name].label)
+    return html.section(
+        "Learning", html.row(html.card(f"{loss.metrics[name].label} of the validation rows, by member", chart))
+    )
+
+
+def _of_members(members: Sequence[Row], loss: Loss, figures: Mapping[str, float], split: str) -> Markup:
+    """Each member by itself, with its weight, their mean and standard deviation."""
+    names = loss.metrics
+    rows = [[row["name"], f"{row['share']:.3f}", *(row.get(name) for name in names)] for row in members]
+    for what, prefix in (("mean of them", "members_mean"), ("standard deviation", "members_sd")):
+        rows.append([what, "", *(figures.get(f"{prefix}/{split}/{name}") for name in names)])
+    rows.append(["the model", "", *(figures.get(f"{split}/{name}") for name in names)])
+    heads = ["Member", "Weight", *(metric.label for metric in names.values())]
+    return html.card(
+        "Members", html.table(heads, rows), note="The model's scores are the weighted mean of its members' scores."
+    )
 
 
 def _permuted(found: Mapping[str, Any]) -> Markup:
@@ -259,6 +292,8 @@ def _decisions(details: SplitDetails, config: Config) -> list[Markup]:
 def _compared(split: str, details: SplitDetails, figures: Mapping[str, float], loss: Loss) -> list[Markup]:
     """A table of the model and its baselines, and a table of its classes."""
     cards, names = [], loss.metrics
+    if details.get("members"):
+        cards.append(_of_members(details["members"], loss, figures, split))
     if details.get("baselines"):
         rows = [["model", *(figures.get(f"{split}/{name}") for name in names)]]
         rows += [[kind, *(values.get(name) for name in names)] for kind, values in details["baselines"].items()]

@@ -37,6 +37,10 @@ class Tensors:
         found = {name.removeprefix(prefix): entry for name, entry in self.found.items() if name.startswith(prefix)}
         return Tensors(self.path, found, self.prefix + prefix)
 
+    def one(self, name: str) -> Tensor:
+        """The value of one. Raises Damaged."""
+        return Tensors(self.path, {name: self.found[name]}, self.prefix).load()[name]
+
     def load(self) -> dict[str, Tensor]:
         """Their values. Raises Damaged."""
         try:

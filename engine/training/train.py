@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.config import plugins, schema
+from engine.config import schema
+from engine.config.plugins import Plugin
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
-from engine.config.sections.training import BOOSTERS
+from engine.config.sections.training import BLEND
 from engine.config.tree import SPLITS, Config
 from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
@@ -30,11 +31,11 @@ from engine.features.vocabulary import group_labels, numbered_labels
 from engine.runtime import digest, storage
 from engine.runtime.environment import threads_of
 from engine.runtime.progress import Laps
-from engine.runtime.run import LabelsRecord, Run
-from engine.training import baselines, gate, kinds, report
+from engine.runtime.run import LabelsRecord, Precision, Run
+from engine.training import baselines, gate, report
 from engine.training.blocks import block_columns, blocks_of
-from engine.training.boosting.fit import fit_trees, monotone_columns
 from engine.training.bundle import (
+    Bundle,
     ManifestRecord,
     ModelRecord,
     SpecRecord,
@@ -61,26 +62,24 @@ from engine.training.classes import (
 )
 from engine.training.decision import fit_decision
 from engine.training.device import resolve_device
-from engine.training.distributed import fit_on_cluster
 from engine.training.drift_reference import encoded_columns, write_reference
 from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
-from engine.training.finished import FinishedNetwork, Model
+from engine.training.finished import Model
+from engine.training.fitting import MemberPlan, fit_all, fit_keys, member_plans
 from engine.training.heads import Scoring, TargetFacts, alone, facts_of, heads_of
 from engine.training.importance import permuted
 from engine.training.intervals import fit_interval
-from engine.training.loop import Epoch, FitKeys, FitResult, fit
+from engine.training.loop import Epoch
 from engine.training.loss import Loss
-from engine.training.losses import loss_of, loss_record, recorded_loss
-from engine.training.model import build_model
-from engine.training.networks import Fitted
+from engine.training.losses import cooled, loss_of, loss_record, recorded_loss
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS
-from engine.training.sizes import settle
 from engine.training.splits import Split, account, find_splits
 from engine.training.target import TargetScale, check_spread
 from engine.training.trees import Trees
-from engine.training.warm_start import start_arrays, start_bundle, start_encoder
+from engine.training.warm_start import start_bundle, start_encoder
+from engine.training.weighing import blended, code_of, of_members, read_members, shared_encoder, without_idle
 from engine.training.weights import row_weights
 
 CHUNK_ROWS = 131_072
@@ -96,17 +95,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
     timer.lap("features")
     splits = find_splits(config, dataset, SPLITS, run)
     config = choose(config, run, len(splits["train"].rows), len(table.features))
-    boosted = config.model.kind in BOOSTERS
+    finished, plans = read_members(config, run), member_plans(config)
+    boosted = all(plan.boosted for plan in plans)
     classes = classes_of(config, dataset, splits["train"])
     labels = say_labels(config, run, dataset, splits, classes)
     say_scores(config, run, classes, [loss_of(view.train) for view in config.by_target])
-    start = start_bundle(config)
-    if start is None:
-        encoder = fit_encoder(config, table, splits["train"], run)
-    else:
-        encoder = start_encoder(start, config, classes)
-        run.note(started_from=start.digest)
-    run.link("fitted", encoder.digest)
+    encoder = _encoder(config, run, table, splits["train"], classes, finished)
     examples: dict[str, Examples] = {}
     for name, split in splits.items():
         if len(split.rows):
@@ -115,10 +109,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
     warn_of_spread(config, run, examples["train"], classes)
     timer.lap("encode")
     device = "cpu" if boosted else resolve_device(config, run.record.get("device"))
-    precision = run.record.get("precision") or resolve_precision(config.train.precision, config.model, device)
+    precision = run.record.get("precision") or _precision(config, plans, finished, device)
     run.note(precision=precision, device=device)
-    result = fit_model(config, run, encoder, examples, dataset, classes)
-    model = result.model if isinstance(result.model, Trees) else FinishedNetwork(result.model, precision)
+    keys = fit_keys(config, encoder, dataset.digest, classes, precision)
+    trained = fit_all(run, plans, encoder, examples, keys)
+    blend = blended(config, run, plans, trained.models, finished, examples.get("valid"))
+    model = trained.models[0] if blend is None else without_idle(blend)
     timer.lap("fit")
     facts: ModelRecord = {
         "architecture": model.describe(),
@@ -129,17 +125,47 @@ def train(config: Config, run: Run) -> dict[str, float]:
         "tile_rows": TILE_ROWS,
     }
     measured = [measure(part, run, dataset, encoder) for part in parts_of(config, model, facts, examples, splits)]
-    metrics = named_by_target(measured)
+    metrics = named_by_target(measured) | of_members(config, run, blend, examples, measured[0].details)
     timer.lap("evaluate")
-    manifest = write_model(config, run, table, encoder, model, facts, splits)
+    manifest = write_model(config, run, table, encoder, model, facts, splits, code_of(config, finished))
     if isinstance(model, Trees):
         storage.write_json(run.path(report.IMPORTANCE), importance(model, encoder))
     timer.lap("bundle")
     seconds = {f"time/{name}_seconds": value for name, value in timer.seconds.items()}
-    metrics |= {**result.metrics, "train/rows": float(len(splits["train"].rows)), **labels, **seconds}
+    metrics |= {**trained.metrics, "train/rows": float(len(splits["train"].rows)), **labels, **seconds}
     run.add_output("model", manifest["digest"])
-    write_outcome(config, run, dataset, encoder, measured, metrics, result.history)
+    write_outcome(config, run, dataset, encoder, measured, metrics, trained.histories)
     return metrics
+
+
+def _encoder(
+    config: Config,
+    run: Run,
+    table: FeatureTable,
+    split: Split,
+    classes: Sequence[tuple[str, ...]],
+    finished: Sequence[Bundle],
+) -> Encoder:
+    """The encoder of the finished models, or of the one that training continues from; else fitted on the training rows."""
+    start = start_bundle(config)
+    if finished:
+        encoder = shared_encoder(finished, classes)
+    elif start is None:
+        encoder = fit_encoder(config, table, split, run)
+    else:
+        encoder = start_encoder(start, config, classes)
+        run.note(started_from=start.digest)
+    run.link("fitted", encoder.digest)
+    return encoder
+
+
+def _precision(config: Config, plans: Sequence[MemberPlan], finished: Sequence[Bundle], device: str) -> Precision:
+    """bf16 where every network that is trained is computed in it; of finished models the coarser, as the gate compares them."""
+    if finished:
+        return "bf16" if any(bundle.model["precision"] == "bf16" for bundle in finished) else "fp32"
+    networks = [plan.config.model for plan in plans if not plan.boosted]
+    found = {resolve_precision(config.train.precision, model, device) for model in networks}
+    return "bf16" if found == {"bf16"} else "fp32"
 
 
 def evaluate(config: Config, run: Run) -> dict[str, float]:
@@ -169,7 +195,7 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
         found, details = evaluate_splits(part.config, run, dataset, part.model, part.facts, part.examples)
         measured.append(report.Measured(part.name, recorded_loss(part.facts), details, found))
     metrics = {**named_by_target(measured), **labels}
-    write_outcome(config, run, dataset, bundle.encoder, measured, metrics, [])
+    write_outcome(config, run, dataset, bundle.encoder, measured, metrics, {})
     return metrics
 
 
@@ -227,8 +253,29 @@ def check_trainable(config: Config) -> None:
         raise UserError(
             f"evaluate.interval is for a target that is a number, found train.loss={config.train.loss}: leave it out"
         )
+    _check_members(config)
     if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
         raise UserError("features must name at least one feature: direct, calendar or views")
+
+
+def _check_members(config: Config) -> None:
+    blend, seeds = config.model.kind == BLEND, config.train.seeds
+    if config.model.blend.bundles and len(config.train.every_seed) > 1:
+        raise UserError(
+            f"train.seeds must be 1 with finished models (model.blend.bundles), found {seeds}: leave it out"
+        )
+    if blend and config.train.start_from:
+        raise UserError(
+            "train.start_from continues one model, found model=blend: leave it out, or train a member by itself"
+        )
+    if config.several and config.train.pause_after:
+        raise UserError(f"train.pause_after pauses one model, found model={config.model.kind} with train.seeds={seeds}")
+    if config.several and len(config.by_target) > 1:
+        raise UserError(
+            f"a model with members has one target, found {', '.join(config.target_names)}: leave the others out"
+        )
+    if blend and not config.split.valid:
+        raise UserError("split.valid must say by which rows model=blend weighs its members, found none")
 
 
 def check_evaluable(config: Config) -> None:
@@ -307,62 +354,6 @@ def _as_split(
     if all(part.weight is None for part in split.by_target):
         return target, weight
     return target, ripening if weight is None else ripening * weight[:, None]
-
-
-def fit_model(
-    config: Config,
-    run: Run,
-    encoder: Encoder,
-    examples: dict[str, Examples],
-    dataset: Dataset,
-    classes: Sequence[tuple[str, ...]],
-) -> FitResult:
-    """Fit in this process or on a cluster, as the config says."""
-    keys: FitKeys = {
-        "cardinalities": encoder.cardinalities,
-        "outputs": [
-            loss_of(view.train).outputs(len(names)) for view, names in zip(config.by_target, classes, strict=True)
-        ],
-        "dataset_digest": dataset.digest,
-        "precision": str(run.record["precision"]),
-    }
-    monotone = monotone_columns(encoder, config.model.trees.monotone)
-    fitted = fitted_arrays(config, examples["train"])
-    if config.model.kind not in BOOSTERS:
-        shape = encoder.width, encoder.cardinalities, sum(keys["outputs"])
-        network = functools.partial(build_model, config.model, *shape, config.train.seed, fitted)
-        config = settle(config, run, len(examples["train"]), network)
-    alone = config.model.kind == "lightgbm" and config.cluster.kind != "local"
-    if alone:
-        run.warn(
-            "model=lightgbm grows its trees in this process, where threads share the work: cluster.workers="
-            f"{config.cluster.workers} wait. model=xgboost divides the rows among workers"
-        )
-    if config.cluster.kind == "local" or alone:
-        if config.model.kind in BOOSTERS:
-            return fit_trees(examples["train"], examples.get("valid"), config, run, monotone=monotone, **keys)
-        return fit(examples["train"], examples.get("valid"), config, run, fitted=fitted, **keys)
-    # Workers map these files; no row goes through the object store.
-    packed = run.path("packed")
-    try:
-        folders = {name: packed / name for name in ("train", "valid") if name in examples}
-        for name, folder in folders.items():
-            examples[name].save(folder)
-        train, valid = folders["train"], folders.get("valid")
-        return fit_on_cluster(train, valid, config, run, monotone=monotone, fitted=fitted, **keys)
-    finally:
-        shutil.rmtree(packed, ignore_errors=True)
-
-
-def fitted_arrays(config: Config, train: Examples) -> Fitted:
-    """What a network learns before its weights: of the model that training continues from, else of the training rows."""
-    model = config.model
-    if model.kind in BOOSTERS:
-        return {}
-    start = start_arrays(config)
-    if start is not None:
-        return start
-    return kinds.fit_arrays(model.kind, kinds.settings_of(model), train.numeric, train.codes, train.target)
 
 
 def say_labels(
@@ -478,7 +469,7 @@ def calibrate(
 ) -> None:
     """Fit on the validation rows what the config asks for, into `facts`: the temperature of classes, intervals of a number."""
     settings, valid, loss = config.evaluate, examples.get("valid"), recorded_loss(facts)
-    cool = settings.calibration == "temperature" and not loss.number
+    cool = settings.calibration == "temperature" and not loss.number and loss.link is not None
     wide = settings.interval is not None and loss.number
     if not cool and not wide:
         return
@@ -487,7 +478,8 @@ def calibrate(
         return
     weight = valid.weight if settings.weighted else None
     logits = model.logits(valid.numeric, valid.codes, threads_of(config))
-    if cool and (temperature := fit_temperature(loss, logits, valid.target, weight)) is not None:
+    at = functools.partial(_scores_at, model, loss, logits)
+    if cool and (temperature := fit_temperature(at, valid.target, weight)) is not None:
         facts["temperature"] = temperature
         run.log(f"temperature {temperature:.4g}, fitted on {len(valid.rows):,} validation rows")
     if wide and settings.interval is not None:
@@ -500,6 +492,10 @@ def calibrate(
                 f"no intervals: {len(np.unique(blocks))} blocks of validation rows (evaluate.block) are too few to promise that "
                 f"{settings.interval:.0%} of later rows are within them"
             )
+
+
+def _scores_at(model: Scoring, loss: Loss, logits: np.ndarray, temperature: float) -> np.ndarray:
+    return model.to_scores(cooled(loss, temperature), logits, exact=True)
 
 
 def explain(
@@ -570,6 +566,7 @@ def write_model(
     model: Model,
     facts: ModelRecord,
     splits: dict[str, Split],
+    code: Sequence[Plugin],
 ) -> ManifestRecord:
     """The bundle, gate included; sets the chain's `weights` link."""
     directory = run.path("model")
@@ -588,7 +585,7 @@ def write_model(
         weights=weights,
         raw_schema=raw_schema,
         score=heads_meaning(heads),
-        code=plugins.named(config.plugins),
+        code=code,
     )
 
     def score(numeric: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -616,7 +613,7 @@ def write_outcome(
     encoder: Encoder,
     measured: Sequence[report.Measured],
     metrics: dict[str, float],
-    history: list[Epoch],
+    histories: Mapping[str, list[Epoch]],
 ) -> None:
     """`evaluation.json` (curves, months and slices of every split; `evaluation-<name>.json` of other targets), `report.html`."""
     for part in measured:
@@ -624,7 +621,7 @@ def write_outcome(
         storage.write_json(run.path(file), storage.finite(part.details))
     report.write_report(
         run,
-        history=history,
+        histories=histories,
         data_summary=data_summary(dataset, run.record["labels"], encoder),
         quarantine=quarantine_summary(dataset),
         config=config,

@@ -64,6 +64,11 @@ class Trees:
         """Raw outputs of a row."""
         return len(self.forest.base)
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """See engine.training.finished.Model."""
+        return (self.outputs,)
+
     @cached_property
     def plan(self) -> TreePlan:
         """The trees ready for scoring."""
@@ -107,9 +112,9 @@ class Trees:
         threads = team.threads if team is not None else threads
         return tree_contributions(numeric, codes, self._explained, share, threads)
 
-    def to_scores(self, loss: Loss, logits: NDArray[np.float32]) -> Values:
+    def to_scores(self, loss: Loss, logits: NDArray[np.float32], exact: bool = False) -> Values:
         """See engine.training.finished.Model."""
-        return to_scores(loss, logits, self.target)
+        return to_scores(loss, logits, self.target, exact)
 
     def weights(self) -> bytes:
         """See engine.training.finished.Model."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from engine.config.sections.training import BLEND
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.features.encode import Encoder
@@ -20,7 +21,10 @@ def start_bundle(config: Config) -> Bundle | None:
     """The verified bundle that `train.start_from` names; None when training starts from scratch. Raises UserError."""
     if config.train.start_from is None:
         return None
-    return read_bundle(find_model(config.train.start_from, Path(config.paths.runs), "train.start_from"))
+    bundle = read_bundle(find_model(config.train.start_from, Path(config.paths.runs), "train.start_from"))
+    if bundle.model["architecture"]["kind"] == BLEND:
+        raise UserError("train.start_from continues one model, found a model with members: start from scratch")
+    return bundle
 
 
 def start_encoder(bundle: Bundle, config: Config, classes: Sequence[tuple[str, ...]]) -> Encoder:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from engine.config.sections import data
-from engine.config.sections.training import AUTO, BOOSTERS, MODELS
+from engine.config.sections.training import AUTO, BLEND, BOOSTERS, MODELS
 from engine.data.readers.formats import READERS
 from engine.training.kinds import BUILT_IN
 
@@ -21,4 +21,4 @@ def test_every_format_of_a_source_has_a_reader() -> None:
 
 
 def test_every_model_is_one_that_is_built() -> None:
-    assert sorted(MODELS) == sorted([AUTO, *BUILT_IN, *BOOSTERS])
+    assert sorted(MODELS) == sorted([AUTO, *BUILT_IN, *BOOSTERS, BLEND])

@@ -18,7 +18,7 @@ def report(run, config, target, scores, loss="binary", history=()):
     flat, details = evaluate_scores(rows, LOSSES[loss], EvaluateConfig(bootstrap=20), slices)
     path = write_report(
         run,
-        history=history,
+        histories={"": history} if history else {},
         measured=[Measured("", LOSSES[loss], {"test": details}, flat)],
         data_summary={
             "dataset": "d",

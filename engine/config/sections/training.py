@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config import units
+from engine.config import schema, units
 from engine.config.schema import key, later_key
 from engine.errors import UserError
 
@@ -31,7 +31,9 @@ SMOOTHED = ("binary", "multiclass")  # losses that read label_smoothing
 BOOSTERS = ("lightgbm", "xgboost")  # engine/training/boosting/ has what grows their trees
 AUTO = units.AUTO
 # engine/training/kinds.py has the classes of networks, engine/training/choice.py what auto means.
-MODELS = (AUTO, "mlp", "linear", "tabm", "wide_and_deep", *BOOSTERS)
+BLEND = "blend"  # engine/training/blend.py
+MOST_MEMBERS = 256  # of a blend, or seeds of a model
+MODELS = (AUTO, "mlp", "linear", "tabm", "wide_and_deep", *BOOSTERS, BLEND)
 MODEL_GROUP = "engine.models"  # entry points of installed packages that offer others
 ANY = "any"
 
@@ -133,6 +135,18 @@ class TreesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlendConfig:
+    """Members of a blend (model=blend), weighted by their loss on the validation rows: finished models, or new ones."""
+
+    bundles: tuple[str, ...] = key((), "finished models: runs or name@version, of the same features, periods and loss")
+    models: dict[str, dict[str, Any]] = key(
+        factory=dict,
+        help="models that this run trains, by names of your own: the keys of `model` in which each differs from it, as in "
+        "{trees: {kind: lightgbm}, net: {kind: mlp}}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture."""
 
@@ -155,6 +169,32 @@ class ModelConfig:
     members: int = later_key(32, "networks of a tabm, which share its hidden layers", ge=1, le=1024)
     trees: TreesConfig = later_key(factory=TreesConfig, help="boosted trees, for kind lightgbm and xgboost")
     settings: dict[str, Any] = later_key(factory=dict, help="what the constructor of a plug-in's model takes, by name")
+    blend: BlendConfig = later_key(factory=BlendConfig, help="members of a blend, for kind blend")
+
+    def __post_init__(self) -> None:
+        if self.kind != BLEND:
+            return
+        if bool(self.blend.bundles) == bool(self.blend.models):
+            raise UserError(
+                "blend.bundles must name finished models, or blend.models say which to train, one of the two, found "
+                + ("both" if self.blend.models else "neither")
+            )
+        names = self.blend.bundles or tuple(self.blended)
+        if not 2 <= len(set(names)) == len(names) <= MOST_MEMBERS:
+            raise UserError(f"blend must have 2 to {MOST_MEMBERS} different members, found {', '.join(names)}")
+
+    @property
+    def blended(self) -> dict[str, ModelConfig]:
+        """The models that a blend trains, by name. Raises UserError."""
+        mine = {name: value for name, value in schema.plain(self).items() if name not in ("kind", "blend")}
+        found = {}
+        for name, keys in self.blend.models.items():
+            if keys.get("kind") in (None, AUTO, BLEND):
+                raise UserError(
+                    f"blend.models.{name}.kind must be a kind of model by itself, found {keys.get('kind')!r}"
+                )
+            found[name] = schema.build(ModelConfig, {**mine, **keys}, f"model.blend.models.{name}")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +202,11 @@ class TrainConfig:
     """How the model is trained."""
 
     seed: int = key(0, "seed of the row order, initial weights and dropout", ge=0)
+    seeds: tuple[int, ...] | int = later_key(
+        1,
+        "how many models are trained, with seed, seed + 1, ..., or the seed of each ([3, 14]); the run's model is their mean",
+        ge=0,
+    )
     loss: str = key(
         "binary",
         f"what is minimised: {', '.join(TASKS)}, the name of a loss in a file of `plugins`, or one that an installed package "
@@ -269,6 +314,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.batch_size, int) and isinstance(self.shards, int) and self.batch_size < self.shards:
             raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
+        if not 1 <= len(set(self.every_seed)) == len(self.every_seed) <= MOST_MEMBERS:
+            raise UserError(f"seeds must be 1 to {MOST_MEMBERS}, or as many different seeds, found {self.seeds}")
         if not self.quantiles or any(a >= b for a, b in itertools.pairwise(self.quantiles)):
             raise UserError(f"quantiles must be rising levels, as in [0.1, 0.5, 0.9], found {list(self.quantiles)}")
         if self.label_smoothing and self.loss not in SMOOTHED:
@@ -283,6 +330,11 @@ class TrainConfig:
                     f"sampling=balanced needs a loss over classes, class_weight=none (classes would count twice) and "
                     f"order=full, found {name}={getattr(self, name)}"
                 )
+
+    @property
+    def every_seed(self) -> tuple[int, ...]:
+        """The seeds of the models that are trained."""
+        return tuple(range(self.seed, self.seed + self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
 
 THRESHOLDS = ("f1", "cost", "none")

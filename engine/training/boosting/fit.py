@@ -106,7 +106,7 @@ def fit_trees(  # noqa: PLR0913
         else:
             grower = XgboostGrower(rows, settings, seed, threads, exchange.rank, exchange.world)
     binned = time.perf_counter() - began
-    with StopFlag(run.directory) as stop:
+    with StopFlag(run.stops) as stop:
         rounds = Rounds(train, valid, config, run, grower, rows, exchange, threads, stop, dataset_digest)
         rounds.spent["bins"] = binned
         return rounds.fit()
