@@ -30,6 +30,7 @@ REFUSED = (
     "_sample_dirichlet", "binomial",
 )  # fmt: skip
 _THREAD = threading.local()
+_INSTALLING = threading.Lock()  # one that is replaced while another replaces it would be gone
 
 
 class Masks(Protocol):
@@ -115,9 +116,14 @@ def state() -> Tensor:
     return torch.default_generator.get_state()
 
 
-@functools.cache
 def install() -> torch.library.Library:
-    """Replace the random kernels of this process; the result keeps them replaced."""
+    """Replace the random kernels of this process, once; the result keeps them replaced."""
+    with _INSTALLING:
+        return _installed()
+
+
+@functools.cache
+def _installed() -> torch.library.Library:
     library = torch.library.Library("aten", "IMPL")
     devices = ["CPU", *(["CUDA"] if torch.cuda.is_available() else [])]
     with warnings.catch_warnings():

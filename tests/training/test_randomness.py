@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -130,3 +132,23 @@ def test_a_mask_computed_again_in_the_backward_pass_is_refused() -> None:
 @pytest.mark.parametrize("value", [1.0, 1 / 0.9, 1 / 0.65, 3.0000001, 1.00390625, 1.01171875, 65504.0])
 def test_bits_of_bf16_are_those_of_torch(value: float) -> None:
     assert int(bf16_bits(np.float32(value))) == int(torch.tensor(value).bfloat16().view(torch.int16))
+
+
+@pytest.mark.slow
+def test_threads_that_begin_together_replace_the_kernels_once() -> None:
+    script = """
+import sys, threading, torch
+from engine.training import randomness
+sys.setswitchinterval(1e-6)
+barrier, found = threading.Barrier(8), []
+def work():
+    barrier.wait()
+    found.append(randomness.install())
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+assert len(set(map(id, found))) == 1, "installed more than once"
+del found
+assert torch.nn.functional.dropout(torch.ones(64), 0.5, True).shape == (64,)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
