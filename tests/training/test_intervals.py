@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -10,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from engine.training.calibration import fit_temperature
 from engine.training.intervals import bounds_of, fit_interval
-from engine.training.losses import LOSSES
+from engine.training.losses import LOSSES, cooled, to_scores
+from engine.training.target import PLAIN
 
 
 def days_of(random: np.random.Generator, days: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,23 +91,34 @@ def test_bounds_of_a_row_do_not_depend_on_other_rows() -> None:
     assert together.tobytes() == alone.tobytes()
 
 
+def scores_at(loss: str, logits: np.ndarray) -> Any:
+    return lambda temperature: to_scores(cooled(LOSSES[loss], temperature), logits, PLAIN, exact=True)
+
+
 def test_the_temperature_is_that_of_a_logistic_regression_on_the_output() -> None:
     random = np.random.default_rng(7)
     truth = random.normal(0, 1.5, 4000)
     target = (random.random(4000) < expit(truth)).astype(float)
     logits = (3 * truth)[:, None].astype(np.float32)
-    found = fit_temperature(LOSSES["binary"], logits, target, None)
+    found = fit_temperature(scores_at("binary", logits), target, None)
     peer = LogisticRegression(fit_intercept=False, C=1e12, tol=1e-10).fit(logits.astype(np.float64), target)
     assert found == pytest.approx(1 / peer.coef_[0, 0], rel=1e-3)
     assert 2.5 < found < 3.5
 
 
-def test_several_classes_have_one_temperature_and_a_number_has_none() -> None:
+def test_members_have_one_temperature_for_the_mean_of_their_probabilities() -> None:
+    random = np.random.default_rng(9)
+    logits = random.normal(0, 2, (3000, 3, 1)).astype(np.float32)
+    means = expit(logits[:, :, 0] / 1.7).mean(axis=1)
+    target = (random.random(3000) < means).astype(float)
+    assert fit_temperature(scores_at("binary", logits), target, None) == pytest.approx(1.7, rel=0.15)
+
+
+def test_several_classes_have_one_temperature_and_one_class_has_none() -> None:
     random = np.random.default_rng(8)
     truth = random.normal(0, 1, (6000, 3))
     chances = np.exp(truth) / np.exp(truth).sum(axis=1, keepdims=True)
     target = (random.random((6000, 1)) > chances.cumsum(axis=1)).sum(axis=1).astype(float)
-    found = fit_temperature(LOSSES["multiclass"], (0.5 * truth).astype(np.float32), target, np.ones(6000))
+    found = fit_temperature(scores_at("multiclass", (0.5 * truth).astype(np.float32)), target, np.ones(6000))
     assert found == pytest.approx(0.5, abs=0.05)
-    assert fit_temperature(LOSSES["squared"], truth[:, :1].astype(np.float32), target, None) is None
-    assert fit_temperature(LOSSES["binary"], truth[:, :1].astype(np.float32), np.ones(6000), None) is None
+    assert fit_temperature(scores_at("binary", truth[:, :1].astype(np.float32)), np.ones(6000), None) is None
