@@ -250,10 +250,10 @@ def test_a_member_has_the_bytes_of_the_model_that_is_trained_by_itself(
     config: Callable[..., Config], fitted: Callable[..., Any]
 ) -> None:
     data, valid = make_problem(300), make_problem(100, seed=1)
-    several = config(train__seeds=2, train__seed=3)
+    several = config(train__seeds=2, train__seed=3, train__shards=4)
     both = trained(several, open_run(several), data, valid)
     for seed, model in zip((3, 4), both.models, strict=True):
-        alone, _ = fitted(config(train__seed=seed), data, valid)
+        alone, _ = fitted(config(train__seed=seed, train__shards=4), data, valid)
         assert model.weights() == fitting._finished(alone).weights()
     assert both.metrics["train/steps"] == 2 * alone.metrics["train/steps"]
     assert list(both.histories) == ["seed_3", "seed_4"]
