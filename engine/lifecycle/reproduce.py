@@ -33,7 +33,7 @@ from engine.errors import UserError
 from engine.lifecycle import chain, restore
 from engine.lifecycle.restore import Code
 from engine.lifecycle.runs import directories, find_run
-from engine.runtime import digest, recorded_paths, remote, storage, terminal, trust
+from engine.runtime import digest, recorded_paths, registry, remote, storage, terminal, trust
 from engine.runtime.run import RunRecord, link_order, load_record, records_below
 from engine.runtime.terminal import table
 from engine.training.bundle import find_model, read_bundle
@@ -374,7 +374,10 @@ def _model_of(record: RunRecord, reference: str, wanted: str | None) -> Path:
         if other["outputs"].get("model") == wanted:
             return folder
     path = recorded_paths.recorded_path(record, reference)
-    return path if path.exists() else find_run(reference, runs)
+    if path.exists():
+        return path
+    kept = registry.resolve(f"{reference.partition('@')[0]}@{wanted}", runs) if wanted and "@" in reference else None
+    return kept or find_run(reference, runs)
 
 
 def _run(command: str, code: Code, python: Path, scratch: Path) -> str | None:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.config.sections.training import BLEND, MOST_MEMBERS
+from engine.errors import UserError
 from engine.runtime import records
 from engine.training.finished import Model, PartRecord
 from engine.training.loss import Loss
@@ -101,6 +102,24 @@ class Blend:
         """See engine.training.finished.Model."""
         found = self.member_scores(loss, logits, exact)
         return mean_of(found, self.shares).astype(np.result_type(*found), copy=False)
+
+    def baseline(self) -> NDArray[np.float64]:
+        """See engine.training.finished.Model."""
+        raise UserError(
+            "score.reasons must be 0 for a model with members, whose score is a mean of scores and has no one margin: score a "
+            "member by itself"
+        )
+
+    def contributions(
+        self,
+        numeric: NDArray[np.float32],  # noqa: ARG002
+        codes: NDArray[np.int32],  # noqa: ARG002
+        share: NDArray[np.float64],  # noqa: ARG002
+        threads: int = 1,  # noqa: ARG002
+        team: Team | None = None,  # noqa: ARG002
+    ) -> NDArray[np.float64]:
+        """See engine.training.finished.Model."""
+        return self.baseline()
 
     def weights(self) -> bytes:
         """See engine.training.finished.Model: the tensors of member k are named `k/...`."""
