@@ -35,10 +35,15 @@ class Figures:
     low: Any
     high: Any
     length: float  # mean length of text, in characters
+    words: float = 0.0  # mean number of words of text
+    width: int = 0  # the most frequent length of lists, and the share of lists that have it
+    same_width: float = 0.0
 
     @property
     def shown(self) -> str:
         """Its range or number of values, for a comment."""
+        if pa.types.is_nested(self.type):
+            return f"lists of {self.width}" if self.same_width == 1 else f"lists, {self.same_width:.1%} of {self.width}"
         if pa.types.is_boolean(self.type) or self.low is None:
             return f"{self.distinct:,} values"
         return f"{_plain(self.low)} to {_plain(self.high)}"
@@ -90,17 +95,31 @@ def figures_of(table: pa.Table) -> dict[str, Figures]:
 
 
 def _figures(name: str, values: pa.ChunkedArray) -> Figures:
-    kind, low, high, length = values.type, None, None, 0.0
+    kind, low, high, length, words = values.type, None, None, 0.0, 0.0
     filled = len(values) - values.null_count
+    if pa.types.is_nested(kind):
+        return _lists(name, values)
     text = pa.types.is_string(kind) or pa.types.is_binary(kind)
     if filled and not text and not pa.types.is_boolean(kind):
         ends = pc.min_max(values).as_py()
         low, high = ends["min"], ends["max"]
     if filled and text:
         length = pc.mean(pc.binary_length(values)).as_py()
+        words = pc.mean(pc.count_substring_regex(values, r"\S+")).as_py() if pa.types.is_string(kind) else 0.0
     return Figures(
-        name, kind, len(values), filled, pc.count_distinct(values, mode="only_valid").as_py(), low, high, length
+        name, kind, len(values), filled, pc.count_distinct(values, mode="only_valid").as_py(), low, high, length, words
     )
+
+
+def _lists(name: str, values: pa.ChunkedArray) -> Figures:
+    """Figures of a column of lists, of which all may differ."""
+    filled = len(values) - values.null_count
+    if not filled or not pa.types.is_list(values.type):
+        return Figures(name, values.type, len(values), filled, filled, None, None, 0.0)
+    lengths = pc.value_counts(pc.list_value_length(values.drop_null()).combine_chunks()).to_pylist()
+    most = max(lengths, key=lambda item: item["counts"])
+    shares = {"width": most["values"], "same_width": most["counts"] / filled}
+    return Figures(name, values.type, len(values), filled, filled, None, None, 0.0, **shares)
 
 
 def seconds_of(values: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -19,9 +19,11 @@ from engine.draft.column_types import Guess
 from engine.draft.events import Figures, StandIn, quoted
 from engine.draft.sources import Source
 from engine.errors import UserError
+from engine.features.spec import PARTED
 
 TARGET = "target"  # name of a target that is an expression
 PRIOR = "prior"
+FEATURES = ("categorical", "numeric", *PARTED)  # roles of columns that are features
 LATE = "1d"  # after the event, an outcome is taken to be known where no column says when
 PAST_NUMBERS = 3  # columns known later whose past means are features
 
@@ -35,6 +37,7 @@ class ColumnDraft:
     known_at: str
     comment: str = ""
     id: bool = False
+    width: int = 0  # of a vector
 
 
 @dataclasses.dataclass
@@ -174,7 +177,7 @@ def _columns(
     found = {name: roles.role_of(column) for name, column in figures.items() if name not in (time, target)}
     parts = roles.calendar_parts(table, time, draft.zone) if time else {}
     found |= {name: ("ignore", reason) for name, reason in parts.items() if name in found}
-    usable = [name for name, (role, _) in found.items() if role in ("categorical", "numeric") and name not in in_target]
+    usable = [name for name, (role, _) in found.items() if role in FEATURES and name not in in_target]
     doubts = suspects.find_suspects(table, usable, time, outcome)
     doubts |= {name: "is part of the target" for name in in_target if name in found and found[name][0] != "ignore"}
     whole_days = {name for name in later if not _has_hours(table[name].drop_null())}
@@ -191,7 +194,9 @@ def _columns(
             role, known = "event_time", at_event
         elif name == target:
             role, known = "target", label_known
-        draft.columns[name] = ColumnDraft(type_name(column.type), role, known, _comment(column, stand_ins), name in ids)
+        width = column.width if role == "vector" else 0
+        comment = _comment(column, stand_ins)
+        draft.columns[name] = ColumnDraft(type_name(column.type), role, known, comment, name in ids, width)
         if reason or name in doubts or (role == "time" and (name in later or not time)):
             lies = "lies after the event" if time else "is a time, of which no feature is made here"
             draft.left_out[name] = reason or doubts.get(name) or lies

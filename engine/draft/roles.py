@@ -14,7 +14,9 @@ from engine.draft.events import Figures, seconds_of
 from engine.errors import UserError, nearest
 
 FEW = 20  # whole numbers of no more values are categories
-FREE_TEXT = 40.0  # characters; longer text that rarely repeats is no category
+WORDS = 2.0  # text of so many words on average, of which more than half differ, is read as words
+LONG_TEXT = 40.0  # characters; longer text that rarely repeats is no category
+SAME_WIDTH = 0.99  # of the lists of numbers, where these are vectors
 NEARLY_UNIQUE = 0.9
 PART = 0.95  # of the rows, where a column is taken for a part of the time
 UNIQUE = "no two rows share it"
@@ -95,7 +97,7 @@ def pick_ids(
         name
         for name in table.column_names
         if (column := figures[name]).filled == column.rows
-        and not pa.types.is_floating(column.type)
+        and not (pa.types.is_floating(column.type) or pa.types.is_nested(column.type))
         and column.distinct > 1
     ]
     alone = [name for name in usable if figures[name].distinct == table.num_rows and name != time]
@@ -128,11 +130,15 @@ def role_of(column: Figures) -> tuple[str, str]:
         return "ignore", "has one value only" + (" beside null" if column.filled < column.rows else "")
     if is_time(kind):
         return "time", ""
+    if pa.types.is_list(kind):
+        return _role_of_list(column)
     if pa.types.is_string(kind):
+        if column.words >= WORDS and column.distinct > column.filled / 2 and column.filled > FEW:
+            return "text", ""
         if column.distinct > NEARLY_UNIQUE * column.filled and column.filled > FEW:
             return "ignore", "has another text in nearly every row"
-        if column.length > FREE_TEXT and column.distinct > column.filled / 2:
-            return "ignore", "is free text"
+        if column.length > LONG_TEXT and column.distinct > column.filled / 2:
+            return "ignore", "is long text without words"
         return "categorical", ""
     if pa.types.is_integer(kind):
         code = bool(_CODE.search(column.name))
@@ -143,6 +149,22 @@ def role_of(column: Figures) -> tuple[str, str]:
     if pa.types.is_boolean(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "numeric", ""
     return "ignore", f"is of type {kind}, of which no feature is made"
+
+
+def _role_of_list(column: Figures) -> tuple[str, str]:
+    item = column.type.value_type
+    if pa.types.is_string(item):
+        return "set", ""
+    if (pa.types.is_floating(item) or pa.types.is_integer(item)) and column.width:
+        if column.same_width >= SAME_WIDTH:
+            return "vector", ""
+        if pa.types.is_integer(item):
+            return "set", ""
+        return (
+            "ignore",
+            f"has lists of different lengths, {column.same_width:.0%} of {column.width} numbers, and is no vector",
+        )
+    return "ignore", f"is of type {column.type}, of which no feature is made"
 
 
 def calendar_parts(table: pa.Table, time: str, zone: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from engine.errors import UserError
 ALIKE = 0.5  # files that share this part of their columns are one source
 LINES = 5_000  # of a JSON Lines file, from which its types are known
 TEXT = "string"
+LIST = re.compile(r"list<(string|(float|u?int)\d+)>")  # of which features are made
 
 
 @dataclasses.dataclass
@@ -132,7 +133,7 @@ def _arrow_columns(file: SourceFile) -> tuple[dict[str, str], dict[str, str]]:
     left_out: dict[str, str] = {}
     for field in schema:
         kind = declarable(field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
-        if kind is None or pa.types.is_nested(field.type):
+        if kind is None or (pa.types.is_nested(field.type) and not LIST.fullmatch(kind)):
             left_out[field.name] = f"is of type {field.type}, of which no feature is made"
         else:
             columns[field.name] = kind
@@ -144,6 +145,7 @@ _JSON = {bool: "bool", int: "int64", float: "float64", str: TEXT}
 
 def _json_columns(file: SourceFile) -> tuple[dict[str, str], dict[str, str]]:
     seen: dict[str, set[type]] = {}
+    items: dict[str, set[type]] = {}
     with open_bytes(file.path) as stream:
         for number, line in enumerate(stream, 1):
             if number > LINES:
@@ -160,11 +162,16 @@ def _json_columns(file: SourceFile) -> tuple[dict[str, str], dict[str, str]]:
                 raise UserError(f"{file.shown}: line {number} must be a JSON object, found {type(row).__name__}")
             for name, value in row.items():
                 seen.setdefault(name, set()).add(type(value))
+                if isinstance(value, list):
+                    items.setdefault(name, set()).update(map(type, value))
     columns: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for name, kinds in seen.items():
         kinds.discard(type(None))
-        if kinds & {dict, list}:
+        held = items.get(name, set()) - {type(None)}
+        if kinds == {list} and held and (held <= {int, float} or held == {str}):
+            columns[name] = f"list<{TEXT if held == {str} else 'int64' if held == {int} else 'float64'}>"
+        elif kinds & {dict, list}:
             left_out[name] = "is nested: declare one of its fields with `path`"
         elif kinds == {int, float}:
             columns[name] = "float64"
@@ -222,6 +229,8 @@ def _wider(first: str, other: str) -> str:
     """The type that holds values of both."""
     if first == other:
         return first
+    if {first, other} == {"list<int64>", "list<float64>"}:
+        return "list<float64>"
     return "float64" if {first, other} <= {"int64", "int32", "int16", "int8", "float64", "float32"} else TEXT
 
 

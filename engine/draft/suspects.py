@@ -51,10 +51,11 @@ def find_suspects(table: pa.Table, columns: list[str], time: str, outcome: Outco
     delay = None if outcome.known_at is None else seconds_of(table[outcome.known_at]) - seconds_of(table[time])
     for name in columns:
         values = table[name]
+        one = not pa.types.is_nested(values.type)  # a value by itself, not a list
         reason = (
             _of_one_class(values, outcome)
             or _with_outcome(values, outcome)
-            or _tells_alone(values, outcome)
+            or (_tells_alone(values, outcome) if one else "")
             or ("" if delay is None else _with_delay(values, delay, outcome.known_at or ""))
         )
         if reason:

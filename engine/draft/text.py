@@ -11,7 +11,7 @@ import yaml
 
 from engine.config import units
 from engine.config.sections.data import CsvOptions, SourceColumn
-from engine.draft.plan import ColumnDraft, Draft
+from engine.draft.plan import FEATURES, ColumnDraft, Draft
 
 WIDTH = 124
 
@@ -115,8 +115,10 @@ def _source_column(column: SourceColumn) -> str:
 
 
 def _event_column(column: ColumnDraft) -> str:
-    return _flow({"type": column.type, "role": column.role, **({"id": True} if column.id and column.role != "id" else {}),
-                  **({"known_at": column.known_at} if column.known_at else {})})  # fmt: skip
+    more: dict[str, Any] = {"id": True} if column.id and column.role != "id" else {}
+    more |= {"width": column.width} if column.width else {}
+    more |= {"known_at": column.known_at} if column.known_at else {}
+    return _flow({"type": column.type, "role": column.role, **more})
 
 
 def _reason(draft: Draft, name: str, column: ColumnDraft) -> str:
@@ -141,11 +143,7 @@ def _features(draft: Draft) -> Iterator[str]:
     if draft.direct:
         yield "direct:"
         yield from (f"  {scalar(name)}: true" for name in draft.direct)
-    doubts = {
-        name: reason
-        for name, reason in draft.left_out.items()
-        if draft.columns[name].role in ("categorical", "numeric")
-    }
+    doubts = {name: reason for name, reason in draft.left_out.items() if draft.columns[name].role in FEATURES}
     if doubts:
         yield from _block(
             f"Left out, because they may not be known yet at {'the event time' if draft.time else 'that time'}. To let one in, "

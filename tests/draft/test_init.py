@@ -458,3 +458,31 @@ def test_more_rows_than_are_compared_have_no_id_that_is_only_guessed(
     drafted = init(written(tmp_path / "orders.csv", columns), "paid")
     assert drafted["data"]["columns"]["row_number"]["role"] == "id"
     assert "of 400 rows not all were compared" in drafted["said"]
+
+
+def test_lists_and_texts_become_vectors_sets_and_texts_and_odd_lists_are_left_out_aloud(
+    init: Any, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    words = "red blue green round large small old new soft hard".split()
+    lists = {
+        "embedding": [random.normal(size=3).round(2).tolist() for _ in range(ROWS)],
+        "tags": [["a", "b", "c"][: int(count)] for count in random.integers(0, 4, ROWS)],
+        "codes": [random.integers(0, 9, int(count)).tolist() for count in random.integers(1, 4, ROWS)],
+        "odd": [random.normal(size=int(count)).tolist() for count in random.integers(1, 4, ROWS)],
+        "title": [" ".join(random.choice(words, 5)) for _ in range(ROWS)],
+        "place": [f"{random.choice(['New', 'Old'])} Town" for _ in range(ROWS)],
+    }
+    table = pa.table({**orders(), **lists, "paid": random.random(ROWS) < 0.4})
+    pq.write_table(table, tmp_path / "orders.parquet")
+    lines = [json.dumps({**row, "created": row["created"].isoformat()}) for row in table.to_pylist()]
+    (tmp_path / "orders.jsonl").write_text("\n".join(lines))
+    for name in ("orders.parquet", "orders.jsonl"):
+        drafted = init(tmp_path / name, "paid")
+        roles = {column: drafted["data"]["columns"][column]["role"] for column in lists}
+        assert roles == {
+            "embedding": "vector", "tags": "set", "codes": "set", "odd": "ignore", "title": "text", "place": "categorical",
+        }  # fmt: skip
+        assert drafted["data"]["columns"]["embedding"]["width"] == 3
+        assert features_of(drafted) >= {"embedding", "tags", "codes", "title", "place"}
+        shutil.rmtree("mine")
