@@ -106,10 +106,12 @@ COMMANDS: dict[str, Command] = {
         check="engine.training.train:check_trainable",
     ),
     "evaluate": Command(
-        "engine.training.train:evaluate",
-        "measure a model on rows with labels",
-        ("evaluate", *DATA),
-        check="engine.training.train:check_evaluable",
+        "engine.lifecycle.evaluate:evaluate",
+        "measure a model on rows with labels; or, by a protocol, what training comes to over periods, folds and seeds",
+        ("evaluate", "protocol", "train", "model", *DATA),
+        check="engine.lifecycle.evaluate:check",
+        usage="[--protocol forward|grouped|random] [key=value ...]",
+        keys=(("--protocol", "protocol.kind"),),
     ),
     "score": Command(
         "engine.scoring.score:score",

@@ -71,7 +71,7 @@ PLACEHOLDERS: dict[str, Callable[[Desk], str]] = {
 }
 # Commands that take minutes, by the words that tell: run under the mark `slow`. What needs more than this machine,
 # or a cluster of its own (tests/training/test_distributed.py has those), is never run.
-SLOW = ("reproduce", "backtest", "sweep", "model=lightgbm")
+SLOW = ("reproduce", "backtest", "sweep", "--protocol", "model=lightgbm")
 NEVER = ("--build-env", "cluster=ray")
 # What must have happened before a command can do what its line is for.
 BEFORE: dict[str, Callable[[Desk], Any]] = {

@@ -159,6 +159,9 @@ def test_runs_are_reproduced_link_by_link(place: Place, trained: Run, scored: Ru
 
 
 @pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_on_ray_it_has_the_same_bytes(place: Place, trained: Run, scored: Run) -> None:
     ray = ("cluster=ray", "cluster.workers=2", "train.resume=never", "score.resume=never", "score.unit_rows=400")
     again = place.run("train", *ray)

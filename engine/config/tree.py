@@ -19,6 +19,7 @@ from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
 from engine.config.sections.lifecycle import BacktestConfig, RegistryConfig, RetrainConfig
 from engine.config.sections.monitoring import MonitorConfig
+from engine.config.sections.protocol import ProtocolConfig
 from engine.config.sections.runtime import ClusterConfig, PathsConfig, ResourcesConfig, TrackingConfig
 from engine.config.sections.scoring import ScoreConfig
 from engine.config.sections.sweep import SweepConfig
@@ -56,6 +57,7 @@ class Config:
     retrain: RetrainConfig = section(RetrainConfig)
     backtest: BacktestConfig = section(BacktestConfig)
     sweep: SweepConfig = later_key(factory=SweepConfig)
+    protocol: ProtocolConfig = later_key(factory=ProtocolConfig)
     cluster: ClusterConfig = section(ClusterConfig)
     tracking: TrackingConfig = section(TrackingConfig)
     paths: PathsConfig = section(PathsConfig)

@@ -79,7 +79,8 @@ def make_plan(config: Config, run: Run) -> IngestPlan:
 def contents_of(data: DataConfig) -> Tree:
     """The plain specification without keys that affect no value of the dataset."""
     plain = config_schema.plain(data)
-    return {name: item for name, item in plain.items() if name not in ("path", "positive")}
+    aside = ("path", "positive", "group") if data.timed else ("path", "positive")
+    return {name: item for name, item in plain.items() if name not in aside}
 
 
 def _files(name: str, source: SourceConfig, data: DataConfig, cache: Path) -> list[SourceFile]:

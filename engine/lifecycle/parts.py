@@ -14,11 +14,12 @@ from engine.runtime.registry import Version
 
 def parts_of(config: Config, now: int) -> Periods:
     """The parts of the config, in places, for a decision at `now`. Raises UserError for a split that has none."""
-    found = config.periods if config.split.by == "hash" else {}
+    found = config.periods if config.split.by == "hash" and not config.split.turn.fraction else {}
     if not {"split.train", "split.test"} <= set(found):
         raise UserError(
             "retrain of data without an event time needs split.by=hash with train and test, for both models are judged on the "
-            f"test rows, found split.by={config.split.by}, train={list(config.split.train)}, test={list(config.split.test)}"
+            f"test rows, found split.by={config.split.by}, turn={config.split.turn}, train={list(config.split.train)}, "
+            f"test={list(config.split.test)}"
         )
     return Periods(*found["split.train"], *found["split.test"], now)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.config import timeless
 from engine.config.tree import Config
 from engine.data import column_checks
 from engine.data.dataset import Dataset
@@ -22,8 +23,10 @@ def part_rows(config: Config, dataset: Dataset, name: str) -> np.ndarray:
     found = [np.empty(0, np.int64)]
     if split.by == "hash":
         start, stop = config.periods[f"split.{name}"]
+        turn = round(split.turn.fraction * timeless.SPACE)
         for part in chunks((0, dataset.rows)):
-            place = places(dataset.read(place_columns(data), rows=part), data.ids, data.group)
+            place = places(dataset.read(place_columns(data), rows=part), data.ids, data.group) - turn
+            place = np.where(place < 0, place + timeless.SPACE, place)
             found.append(part[0] + np.flatnonzero((start <= place) & (place < stop)))
         return np.concatenate(found)
     column = split.column or ""

@@ -138,7 +138,7 @@ def find_part(config: Config, dataset: Dataset, name: str) -> Split:
     """The rows of a part by hash or by a column; a label counts whenever it became known. `used` are the times of its
     rows, or the places of a table without time.
     """
-    by_place = config.split.by == "hash" and not config.data.timed
+    by_place = config.split.by == "hash" and not config.data.timed and not config.split.turn.fraction
     if by_place:
         used = config.periods[f"split.{name}"]
         low, high = dataset.row_range(*used)

@@ -130,6 +130,15 @@ def test_a_part_by_hash_of_a_table_without_time_is_a_range_of_rows(place: Path, 
         assert rows.tolist() == list(range(*dataset.row_range(*config.periods[f"split.{name}"])))
 
 
+def test_turned_parts_test_every_row_once_and_are_ranges_of_the_circle(place: Path, dataset: Dataset) -> None:
+    split = {"by": "hash", "train": ["0%", "50%"], "valid": ["50%", "75%"], "test": ["75%", "100%"]}
+    found = [numbers(config_of(place, split | {"turn": f"{turn}%"}), dataset) for turn in (0, 25, 50, 75)]
+    everyone = sorted(dataset.read(["loan"])[0].to_pylist())
+    assert sorted(loan for parts in found for loan in parts["test"]) == everyone
+    assert all(sorted(loan for mine in parts.values() for loan in mine) == everyone for parts in found)
+    assert sorted(found[1]["valid"]) == sorted(found[0]["test"])
+
+
 def test_a_split_by_a_column_takes_the_rows_that_it_names(place: Path, dataset: Dataset) -> None:
     split = {"by": "column", "column": "part", "train": ["train", "valid"], "valid": ["test"]}
     config = config_of(place, split)
@@ -181,6 +190,7 @@ WINDOWS = "+features.views.past={entity: [customer], windows: [7d], aggregates: 
         ("split.column=part", "column must be given for by=column, and only then"),
         ("split.train=[20%,10%]", "split.train: a part must end after it starts"),
         ("split={by: hash, train: [0%, 80%], test: [70%, 100%]}", "split.test must start after the end of split.train"),
+        ("split={by: column, column: part, turn: 20%}", "turn=20% is for by=hash, found by=column"),
         ("split.known_by=2020-01-01", "known_by=2020-01-01 is for by=time"),
         ("+data.columns._place={type: string}", "_place is reserved by the engine"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config import schema, units
 from engine.config.schema import key, later_key
+from engine.config.units import Share
 from engine.errors import UserError
 
 # The task of each loss. `engine.training.loss_table` has the losses, `engine.training.metrics` the metrics.
@@ -64,6 +65,10 @@ class SplitConfig:
         choices=("time", "hash", "column"),
     )
     column: str | None = later_key(None, "column that names the part of each row, for split.by=column")
+    turn: Share = later_key(
+        Share("0%"),
+        "share by which the parts of split.by=hash are moved on, round the circle: other rows are then tested",
+    )
     train: tuple[str, ...] = key((), "rows that weights and encodings are fitted on")
     valid: tuple[str, ...] = key((), "rows for early stopping and calibration")
     test: tuple[str, ...] = key((), "rows for the evaluation only")
@@ -90,6 +95,8 @@ class SplitConfig:
             raise UserError(
                 f"column must be given for by=column, and only then, found by={self.by}, column={self.column}"
             )
+        if self.by != "hash" and self.turn.fraction:
+            raise UserError(f"turn={self.turn} is for by=hash, found by={self.by}")
         if self.by == "time":
             return
         if self.known_by not in (AUTO, ANY, None):
