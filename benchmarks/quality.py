@@ -69,14 +69,14 @@ def flights(place: tuple[str, ...], settings: Settings) -> list[Row]:
     """Rows of each month against each peer."""
     words = (*FLIGHTS, *place, *QUICK)
     trained = engine.run("train", *words, BRIEF, "model=auto")
-    parts = parts_of(words, trained)
+    parts = parts_of(words, trained.directory)
     test = parts["test"]
-    ours = scores(trained, test)
+    ours = scores(trained.directory, test)
     others = (
         ("lightgbm", lambda: lightgbm(parts, "binary", settings.threads)),
         ("xgboost", lambda: xgboost(parts, "binary:logistic", settings.threads)),
-        ("mlp", lambda: scores(engine.run("train", *words, BRIEF, "model=mlp"), test)),
-        ("tabm", lambda: scores(engine.run("train", *words, BRIEF, "model=tabm", *SMALL), test)),
+        ("mlp", lambda: scores(engine.run("train", *words, BRIEF, "model=mlp").directory, test)),
+        ("tabm", lambda: scores(engine.run("train", *words, BRIEF, "model=tabm", *SMALL).directory, test)),
     )
     found, months = [], test.day.astype("M8[M]")
     for peer, predict in others if settings.wanted("networks") else others[:2]:
@@ -92,9 +92,9 @@ def taxi(place: tuple[str, ...], settings: Settings) -> list[Row]:
     """Rows of the test months together against each peer."""
     words = ("+experiment=taxi", f"data.path={TAXI}", *place, *QUICK)
     trained = engine.run("train", *words, "model=auto")
-    parts = parts_of(words, trained)
+    parts = parts_of(words, trained.directory)
     test, rows = parts["test"], np.arange(len(parts["test"].day))
-    ours = scores(trained, test)
+    ours = scores(trained.directory, test)
     found = []
     for peer, theirs in (
         ("lightgbm", lightgbm(parts, "l1", settings.threads)),
@@ -137,11 +137,11 @@ def compared(
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-def parts_of(words: tuple[str, ...], trained: Run) -> dict[str, Part]:
-    """The labelled rows of each period, as the run used them."""
-    config = compose(list(words)).config
-    bundle = read_bundle(trained.directory / "model")
-    run = Run.create("evaluate", config, trained.record["config"])
+def parts_of(words: tuple[str, ...], directory: Path) -> dict[str, Part]:
+    """The labelled rows of each period, with the encoder of a training run."""
+    composed = compose(list(words))
+    config, bundle = composed.config, read_bundle(directory / "model")
+    run = Run.create("evaluate", config, composed.saved)
     try:
         dataset = ensure_dataset(config, run)
         table = ensure_table(config, run, dataset)
@@ -173,9 +173,9 @@ def raw_features(table: pa.Table, encoder: Encoder, encoded: Examples) -> pd.Dat
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
-def scores(trained: Run, part: Part) -> np.ndarray:
-    """float64[n] of a model of the engine."""
-    bundle = read_bundle(trained.directory / "model")
+def scores(directory: Path, part: Part) -> np.ndarray:
+    """float64[n] of the model of a training run."""
+    bundle = read_bundle(directory / "model")
     model = load_model(bundle)
     logits = model.logits(part.encoded.numeric, part.encoded.codes)
     return np.asarray(to_scores(bundle.loss, logits, model.target), np.float64)
