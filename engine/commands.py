@@ -120,6 +120,12 @@ COMMANDS: dict[str, Command] = {
         "score",
         check="engine.scoring.score:check_scorable",
     ),
+    "serve": Command(
+        "engine.serving.serve:serve",
+        "a model behind an HTTP endpoint, with the features and the bits of batch scoring, until it is interrupted",
+        ("serve", "score", "data", "features"),
+        check="engine.serving.serve:check_servable",
+    ),
     "monitor": Command(
         "engine.monitoring.monitor:monitor",
         "compare a window or a scoring run with the model's reference; exit code 2 is an alarm",

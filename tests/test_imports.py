@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module may import from its own room and from those before it.
 ORDER = (
     "engine.errors", "kernels", "engine.config", "engine.runtime", "engine.data", "engine.features", "engine.training",
-    "engine.scoring", "engine.monitoring", "engine.lifecycle", "engine.commands", "engine.api", "engine.draft", "engine.__main__",
+    "engine.scoring", "engine.serving", "engine.monitoring", "engine.lifecycle", "engine.commands", "engine.api", "engine.draft",
+    "engine.__main__",
 )  # fmt: skip
 DOORS = {
     "hydra": {"engine/config/compose.py", "engine/config/override_values.py"},

@@ -22,6 +22,7 @@ from engine.config.sections.monitoring import MonitorConfig
 from engine.config.sections.protocol import ProtocolConfig
 from engine.config.sections.runtime import ClusterConfig, PathsConfig, ResourcesConfig, TrackingConfig
 from engine.config.sections.scoring import ScoreConfig
+from engine.config.sections.serving import ServeConfig
 from engine.config.sections.sweep import SweepConfig
 from engine.config.sections.training import (
     ANY,
@@ -58,6 +59,7 @@ class Config:
     backtest: BacktestConfig = section(BacktestConfig)
     sweep: SweepConfig = later_key(factory=SweepConfig)
     protocol: ProtocolConfig = later_key(factory=ProtocolConfig)
+    serve: ServeConfig = later_key(factory=ServeConfig)
     cluster: ClusterConfig = section(ClusterConfig)
     tracking: TrackingConfig = section(TrackingConfig)
     paths: PathsConfig = section(PathsConfig)

@@ -129,7 +129,7 @@ def history_of(config: Config, run: Run, bundle: Bundle) -> Dataset | None:
     if config.score.history == ALONE:
         run.warn("score.history=input: windows look back on the rows of score.input alone")
         return None
-    found = _stored(config, bundle)
+    found = stored_dataset(config, bundle)
     _check_alike(found, config)
     last = ""
     if found.rows:
@@ -144,7 +144,8 @@ def history_of(config: Config, run: Run, bundle: Bundle) -> Dataset | None:
     return found
 
 
-def _stored(config: Config, bundle: Bundle) -> Dataset:
+def stored_dataset(config: Config, bundle: Bundle) -> Dataset:
+    """The dataset that `score.history` names, in the store or in that of the training run. Raises UserError."""
     name = config.data.name or records.read(bundle.directory / "spec.json", SpecRecord)["name"]
     stores = [Path(config.paths.store)]
     record = bundle.directory.parent / "run.json"

@@ -1,0 +1,1 @@
+"""A model behind an HTTP endpoint: the features, the code and the bits of batch scoring."""
