@@ -126,6 +126,12 @@ COMMANDS: dict[str, Command] = {
         ("serve", "score", "data", "features"),
         check="engine.serving.serve:check_servable",
     ),
+    "skew": plain(
+        "engine.serving.skew:skew",
+        "compute the rows of a serving run again as batch scoring does: which features differ, and why; exit code 2 with any",
+        ("trust",),
+        usage="RUN [--json]",
+    ),
     "monitor": Command(
         "engine.monitoring.monitor:monitor",
         "compare a window or a scoring run with the model's reference; exit code 2 is an alarm",
