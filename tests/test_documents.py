@@ -70,9 +70,9 @@ PLACEHOLDERS: dict[str, Callable[[Desk], str]] = {
     "/folder/of/the/monthly/files": lambda desk: str(desk.folder),
 }
 # Commands that take minutes, by the words that tell: run under the mark `slow`. What needs more than this machine,
-# or a cluster of its own (tests/training/test_distributed.py has those), is never run.
+# or a cluster of its own (tests/training/test_distributed.py has those), or never ends, is never run.
 SLOW = ("reproduce", "backtest", "sweep", "--protocol", "model=lightgbm")
-NEVER = ("--build-env", "cluster=ray")
+NEVER = ("--build-env", "cluster=ray", "serve")
 # What must have happened before a command can do what its line is for.
 BEFORE: dict[str, Callable[[Desk], Any]] = {
     "registry rollback": lambda desk: desk.second_champion(),
