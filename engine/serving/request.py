@@ -20,7 +20,6 @@ from engine.features.required_columns import demanded
 from engine.runtime import records
 
 ARROW = "application/vnd.apache.arrow.stream"
-DEEPEST = 8  # levels of lists and objects in a request
 
 
 class Malformed(UserError):
