@@ -51,6 +51,8 @@ READS: dict[str, dict[str, str]] = {
     "train": {"data": "", "store": "", "bundle": "train.start_from={run}"},
     "evaluate": {"data": "evaluate.model={run}", "bundle": "evaluate.model={run}"},
     "score": {"data": "score.model={run}", "bundle": "score.model={run}", "registry": "score.model=tiny@champion"},
+    "serve": {},  # reads by way of `score`, and never ends
+    "skew": {},  # reads what `serve` has written, by way of `score`: tests/serving/test_serve.py
     "monitor": {
         "bundle": "monitor.model={run} monitor.run={scored}",
         "run": "monitor.model={run} monitor.run={scored}",
@@ -72,6 +74,7 @@ READS: dict[str, dict[str, str]] = {
     "registry list": {"registry": ""},
     "registry show": {"registry": "tiny"},
     "registry promote": {"run": "tiny {other}", "bundle": "tiny {other}", "registry": "tiny {other}"},
+    "registry challenge": {"run": "tiny {other}", "bundle": "tiny {other}", "registry": "tiny {other}"},
     "registry rollback": {"registry": "tiny"},
     "registry diff": {"registry": "tiny champion champion"},
     "retrain": {"run": "retrain.triggers=[drift] retrain.now=2020-01-31", "registry": "retrain.now=2020-01-31"},
