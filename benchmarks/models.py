@@ -75,7 +75,7 @@ def measured(work: str, settings: Settings) -> Row:
             model = model_of(config, data)
             theirs = PlainLoop(model, data, config, precision)
             schedule = Schedule.of(len(data), config.train)
-            objectives = objectives_of(config, data, [model.outputs], model.targets)
+            objectives = objectives_of(config.train, data, [model.outputs], model.targets)
             if model.kind not in kinds.BUILT_IN:
                 model.traits = probe(model, data, schedule, objectives, precision, run.warn)
             order = RowOrder.of(data, config.train)

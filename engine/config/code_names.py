@@ -13,7 +13,15 @@ from engine.config.sections.features import (
     AggregateConfig,
     is_built_in,
 )
-from engine.config.sections.training import LOSS_GROUP, METRIC_GROUP, MODEL_GROUP, MODELS, TASKS
+from engine.config.sections.training import (
+    LOSS_GROUP,
+    METRIC_GROUP,
+    MODEL_GROUP,
+    MODELS,
+    TASKS,
+    TargetConfig,
+    TrainConfig,
+)
 from engine.config.tree import Config
 
 
@@ -44,16 +52,22 @@ def of_config(config: Config) -> Iterator[CodeName]:
             place = (*path, "aggregates", entry, *(("aggregates",) if nested else ()))
             for at, name in enumerate(item.aggregates if isinstance(item, AggregateConfig) else item):
                 yield CodeName((*place, at), name, AGGREGATE_GROUP, is_built_in(name), AGGREGATES_HINT)
-    kind, train = config.model.kind, config.train
+    kind = config.model.kind
     yield CodeName(("model", "kind"), kind, MODEL_GROUP, kind in MODELS, MODELS)
     for name, model in config.model.blended.items():
         yield CodeName(
             ("model", "blend", "models", name, "kind"), model.kind, MODEL_GROUP, model.kind in MODELS, MODELS
         )
-    yield CodeName(("train", "loss"), train.loss, LOSS_GROUP, train.loss in TASKS, tuple(TASKS))
-    if train.metric is not None:
+    yield from _of_target(("train",), config.train)
+    for name, target in config.train.targets.items():
+        yield from _of_target(("train", "targets", name), target)
+
+
+def _of_target(path: tuple[str, ...], target: TrainConfig | TargetConfig) -> Iterator[CodeName]:
+    yield CodeName((*path, "loss"), target.loss, LOSS_GROUP, target.loss in TASKS, tuple(TASKS))
+    if target.metric is not None:
         # The names of the engine's metrics are in a later room: one that nothing offers is refused there.
-        yield CodeName(("train", "metric"), train.metric, METRIC_GROUP, built_in=False, checked=False)
+        yield CodeName((*path, "metric"), target.metric, METRIC_GROUP, built_in=False, checked=False)
 
 
 def installed_versions(config: Config) -> dict[str, str]:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from engine.config import plugins, timeless, units
@@ -87,6 +87,7 @@ class Config:
             for column in (*self.evaluate.slices, *block, *self.score.columns, *partition, *parts):
                 if column not in self.data.columns:
                     raise UserError(f"{column!r} is not in data.columns.{nearest(column, self.data.columns)}")
+            self._check_targets()
         self._check_times()
         if self.model.kind in BOOSTERS and self.model.trees.monotone and self.train.loss == "quantile":
             raise UserError(
@@ -94,20 +95,22 @@ class Config:
                 "leave out one of them"
             )
 
-    @property
+    @functools.cached_property
     def by_target(self) -> tuple[Config, ...]:
-        """The config as that of each target alone, the main one first."""
-        return (self,)
+        """The config as that of each target alone, the data's target first."""
+        if not self.train.targets:
+            return (self,)
+        main, *others = self.train.by_target
+        pairs = zip(self.train.targets.values(), others, strict=True)
+        views = [
+            replace(self, data=self.data.with_target(item.column, item.positive), train=own) for item, own in pairs
+        ]
+        return (replace(self, train=main), *views)
 
     @property
     def target_names(self) -> tuple[str, ...]:
         """The name of each target, as in `by_target`."""
-        return (self.data.target or "",)
-
-    @property
-    def target_weights(self) -> tuple[float, ...]:
-        """The weight of each target's loss."""
-        return (1.0,)
+        return (self.data.target or "", *self.train.targets)
 
     @property
     def several(self) -> bool:
@@ -141,6 +144,22 @@ class Config:
             except (UserError, ValueError) as error:
                 raise UserError(f"{where}: {error}") from None
         return found
+
+    def _check_targets(self) -> None:
+        for name, item in self.train.targets.items():
+            where = f"train.targets.{name}"
+            if item.column not in self.data.columns:
+                known = nearest(item.column, self.data.columns)
+                raise UserError(f"{where}.column names {item.column!r}, which is not in data.columns.{known}")
+            column = self.data.columns[item.column]
+            if column.identifies or column.role in ("event_time", "entity", "weight"):
+                raise UserError(
+                    f"{where}.column must be a column that is learnt, found {item.column!r}, which tells rows apart"
+                )
+        if self.data.target in self.train.targets:
+            raise UserError(
+                f"train.targets.{self.data.target} has the name of the data's target, which is learnt anyway: take another name"
+            )
 
     def _check_times(self) -> None:
         names = [name for name in SPLITS if f"split.{name}" in self.periods]

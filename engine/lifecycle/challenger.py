@@ -178,7 +178,7 @@ class Workshop:
 def scores_of(predictor: Predictor, table: FeatureTable, rows: tuple[int, int]) -> np.ndarray:
     """Scores of a range of rows, read in pieces."""
     parts = [
-        predictor.scores(table.read((low, min(low + CHUNK_ROWS, rows[1]))))
+        predictor.bundle.heads.of(predictor.scores(table.read((low, min(low + CHUNK_ROWS, rows[1])))))
         for low in range(rows[0], rows[1], CHUNK_ROWS)
     ]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from engine.config import nested
+from engine.config.sections.training import RESERVED
 from engine.config.tree import Config
 from engine.data.dataset import MANIFEST, REMEDY, DatasetRecord
 from engine.data.profile import ColumnProfile, Histogram, ProfileRecord
@@ -308,7 +309,9 @@ def _judged(sides: Sequence[Side]) -> Iterator[str]:
     names = dict.fromkeys(name for side in sides for name in side.metrics)
     for name in names:
         base = name.removesuffix("_low").removesuffix("_high")
-        if (base == name or base not in names) and name.startswith(("valid/", "test/")) and not name.endswith(COST):
+        first, _, rest = name.partition("/")
+        own = name if first in RESERVED else rest  # of a target beside the main one, its name comes first
+        if (base == name or base not in names) and own.startswith(("valid/", "test/")) and not name.endswith(COST):
             yield name
 
 

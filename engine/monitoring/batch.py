@@ -20,7 +20,7 @@ from engine.features import required_columns
 from engine.monitoring.alarm_lines import ENOUGH_REAL
 from engine.monitoring.performance import UNJUDGED, Outcomes
 from engine.monitoring.reference import Reference
-from engine.monitoring.window import Stored, Window, asked, outcomes_of, read_stored, scores_in
+from engine.monitoring.window import Stored, Window, asked, merged, outcomes_by_target, read_stored, scores_in
 from engine.runtime.run import Run
 from engine.scoring.read import predictions
 from engine.training.bundle import Bundle
@@ -33,14 +33,17 @@ def batch_window(config: Config, run: Run, bundle: Bundle, reference: Reference,
     """The rows of the scoring run `monitor.run`, at the time when it was scored; their labels are found by their ids."""
     stored = read_stored(config, run, reference)
     scored = round(datetime.datetime.fromisoformat(stored.record["started"]).timestamp() * 1e6)
-    outcomes, (quality, reason) = None, asked(config)
+    outcomes, others, (quality, reason) = None, dict[str, Outcomes](), asked(config)
     if config.monitor.labels or config.monitor.business:
         try:
-            outcomes = labelled_by_id(config, run, bundle, stored, needed)
+            outcomes, others = merged(config, labelled_by_id(config, run, bundle, stored, needed))
         except UserError as error:
             quality, reason = UNJUDGED, f"the labels of the scoring run cannot be read: {error}"
     blocks = blocks_like(reference, stored.profile.rows)
-    return Window(scored, scored + 1, stored.profile, outcomes, None, stored.figures, quality, reason, blocks=blocks)
+    figures = stored.figures
+    return Window(
+        scored, scored + 1, stored.profile, outcomes, None, figures, quality, reason, blocks=blocks, others=others
+    )
 
 
 def blocks_like(reference: Reference, rows: int) -> int:
@@ -50,8 +53,10 @@ def blocks_like(reference: Reference, rows: int) -> int:
     return max(1, min(round(rows / each), int(covered.sum()) // ENOUGH_REAL))
 
 
-def labelled_by_id(config: Config, run: Run, bundle: Bundle, stored: Stored, needed: list[str]) -> Outcomes | None:
-    """Scores of the run's rows that the dataset now has, beside their labels; None where it has none of them.
+def labelled_by_id(
+    config: Config, run: Run, bundle: Bundle, stored: Stored, needed: list[str]
+) -> list[dict[str, Outcomes]]:
+    """Scores of the run's rows that the dataset now has, beside their labels, by target; none where it has none of them.
 
     A row that it lacks has no label yet: it is counted among those without, where the dataset has others.
     """
@@ -59,13 +64,13 @@ def labelled_by_id(config: Config, run: Run, bundle: Bundle, stored: Stored, nee
     dataset = required_columns.ensure(config, run, empty=False)
     rows, places = found_by_id(dataset, config.data.ids, table["row_id"].combine_chunks())
     if not len(rows):
-        return None
-    found = outcomes_of(config, bundle, dataset, rows, scores_in(table, bundle)[places], needed)
-    lacking = len(table) - len(rows)
-    if not lacking:
-        return found
+        return []
+    found = outcomes_by_target(config, bundle, dataset, rows, scores_in(table, bundle)[places], needed)
     absent = np.setdiff1d(np.arange(len(table)), places)
-    return with_absent(found, scores_in(table, bundle)[absent])
+    if not len(absent):
+        return [found]
+    scores = scores_in(table, bundle)[absent]
+    return [{name: with_absent(item, bundle.heads.of(scores, k)) for k, (name, item) in enumerate(found.items())}]
 
 
 def found_by_id(dataset: Dataset, ids: list[str], wanted: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -79,6 +79,7 @@ class DriftRecord(VerdictRecord):
     business: dict[str, MetricRecord]
     operational: dict[str, records.Number]
     meaning: dict[str, str]
+    targets: NotRequired[dict[str, PerformanceRecord]]
 
 
 class RuleRecord(TypedDict):
@@ -99,13 +100,13 @@ def build_record(
     drift: Drift,
     judge: Judge,
     past: Outcomes | None,
-    rule: tuple[str, str],
-    sudden: dict[str, Any],
+    looked: tuple[tuple[str, str], dict[str, Any]],
+    others: dict[str, PerformanceRecord],
 ) -> DriftRecord:
     """drift.json: what was compared, found and concluded. No path, run id or time of day is in it."""
-    settings, zone = config.monitor, config.data.time_zone
+    (rule, sudden), settings, zone = looked, config.monitor, config.data.time_zone
     bands, meaning = bands_of(past, judge), learned(past, window.recent, judge)
-    measured = measured_performance(config, window, past, judge, bands)
+    measured = measured_performance(config, window, window.outcomes, past, judge, bands)
     rows = unlabelled(reference, window, past)
     expected = estimate(past, window.recent, rows, judge, measured.get("metrics", {}), bands, meaning)
     labels = drawn_labels(meaning, window.outcomes, judge) if settings.business else None
@@ -144,6 +145,8 @@ def build_record(
         "unjudged": [],
         "noted": [],
     }
+    if others:
+        record["targets"] = others
     conclude(record, drift, settings.alarm_on)
     return storage.finite(record, DIGITS)  # type: ignore[no-any-return]
 
@@ -164,13 +167,13 @@ def with_rule(item: ColumnRecord, drift: Drift, rule: str, sudden: Mapping[str, 
 
 
 def measured_performance(
-    config: Config, window: Window, past: Outcomes | None, judge: Judge, bands: BandsOf
+    config: Config, window: Window, rows: Outcomes | None, past: Outcomes | None, judge: Judge, bands: BandsOf
 ) -> PerformanceRecord:
-    """Metrics on labelled rows, or the reason why there are none."""
-    if window.outcomes is None or not config.monitor.labels:
+    """Metrics on labelled `rows` of the window, or the reason why there are none."""
+    if rows is None or not config.monitor.labels:
         status, reason = (window.quality, window.reason) if config.monitor.labels else asked(config)
         return {"alarm": False, "status": status, "reason": f"not computable, because {reason}"}
-    return measure(past, window.outcomes, judge, bands)
+    return measure(past, rows, judge, bands)
 
 
 def unlabelled(reference: Reference, window: Window, past: Outcomes | None) -> Unlabelled | None:
@@ -271,13 +274,11 @@ def alarming(record: DriftRecord, drift: Drift) -> dict[str, str]:
     found = drift_texts(record, drift)
     performance = record["performance"]
     if performance.get("alarm"):
-        found["performance"] = "; ".join(
-            f"{name} is {item['value']:.4g}, the reference's band is {item['band'][0]:.4g} to {item['band'][1]:.4g} "
-            f"({worse_text(item['worse_by'])})"
-            for name, item in ((name, performance["metrics"][name]) for name in performance["alarming"])
-        )
-        if "reason" in performance:
-            found["performance"] += f" ({performance['reason']})"
+        found["performance"] = fallen_text(performance)
+    for target, other in record.get("targets", {}).items():
+        if other.get("alarm"):
+            # `monitor.alarm_on` does not name it: it is noted.
+            found[f"performance of {target}"] = f"target {target}: {fallen_text(other)}"
     expected = record["estimated"]
     if expected.get("alarming"):
         found["estimated"] = ", ".join(
@@ -317,6 +318,16 @@ def drift_texts(record: DriftRecord, drift: Drift) -> dict[str, str]:
     if drift.alarms:
         found["distance"] = f"moved away from training in {share} ({named(drift.alarms)}); {record['rule']['why']}"
     return found
+
+
+def fallen_text(performance: PerformanceRecord) -> str:
+    """What alarming metrics are, and what they were."""
+    text = "; ".join(
+        f"{name} is {item['value']:.4g}, the reference's band is {item['band'][0]:.4g} to {item['band'][1]:.4g} "
+        f"({worse_text(item['worse_by'])})"
+        for name, item in ((name, performance["metrics"][name]) for name in performance["alarming"])
+    )
+    return f"{text} ({performance['reason']})" if "reason" in performance else text
 
 
 def worse_text(loss: float) -> str:

@@ -22,8 +22,8 @@ from engine.monitoring.alarm_lines import CalibrationPlan
 from engine.monitoring.batch import DISTANCE_WHY, batch_window
 from engine.monitoring.business import check_expressions
 from engine.monitoring.drift import FLOORS, Drift, compare
-from engine.monitoring.drift_record import DIGITS, DriftRecord, build_record
-from engine.monitoring.performance import SHARE, Judge, Outcomes, read_outcomes
+from engine.monitoring.drift_record import DIGITS, DriftRecord, build_record, measured_performance
+from engine.monitoring.performance import SHARE, Judge, Outcomes, PerformanceRecord, bands_of, read_outcomes
 from engine.monitoring.reference import Reference, read_reference
 from engine.monitoring.rising_columns import rising
 from engine.monitoring.window import (
@@ -40,7 +40,8 @@ from engine.runtime.run import Run
 from engine.training.bundle import Bundle, find_model, read_bundle
 from engine.training.bundle_spec import with_spec_of
 from engine.training.classes import target_values
-from engine.training.drift_reference import OUTCOME_ROWS
+from engine.training.drift_reference import OUTCOME_ROWS, outcomes_file
+from engine.training.heads import Head
 from engine.training.row_sample import chosen_rows
 
 BETWEEN_VALUES = 2  # format of profile specifications whose edges lie between data values
@@ -74,17 +75,18 @@ def monitor(config: Config, run: Run) -> dict[str, float]:
         )
     read = sliced_window if settings.window else stored_window if config.data.timed else batch_window
     window = read(config, run, bundle, reference, needed)
-    judge = judge_of(config, bundle, window)
+    judge = judge_of(config, bundle.heads.main, window)
     past, window = alike(config, reference_outcomes(config, bundle, window, needed, run), window, run)
     drift = compare(
         reference, current_of(config, window), plan_of(config, window), settings.floors, settings.thresholds
     )
     earlier = history.earlier_rows(run, bundle.digest)
-    rule, sudden = look_back(config, run, bundle, reference, window)
+    looked = look_back(config, run, bundle, reference, window)
     begin = units.format_instant(window.start, config.data.time_zone)
     length = judge.length if reference.timed else 0  # batches have no length
     judge = dataclasses.replace(judge, earlier_errors=history.errors_of(earlier, length, begin))
-    record = build_record(config, bundle, reference, window, drift, judge, past, rule, sudden)
+    others = other_targets(config, bundle, window)
+    record = build_record(config, bundle, reference, window, drift, judge, past, looked, others)
     finish(config, run, reference, drift, record, earlier, plan_of(config, window))
     return metrics_of(record, drift, time.monotonic() - began)
 
@@ -113,11 +115,11 @@ def look_back(
     return (rule, why), found
 
 
-def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
-    """How a loss of quality is measured."""
+def judge_of(config: Config, head: Head, window: Window) -> Judge:
+    """How a loss of quality of one target is measured."""
     settings = config.monitor
     return Judge(
-        loss=bundle.loss,
+        loss=head.loss,
         evaluate=config.evaluate,
         alpha=settings.alpha,
         floor=settings.performance_floor,
@@ -125,9 +127,21 @@ def judge_of(config: Config, bundle: Bundle, window: Window) -> Judge:
         length=days_of(window),
         block=settings.block,
         seed=settings.seed,
-        classes=tuple(bundle.model["classes"]),
-        threshold=bundle.model.get("decision", {}).get("threshold"),
+        classes=head.classes,
+        threshold=None if head.decision is None else head.decision.get("threshold"),
     )
+
+
+def other_targets(config: Config, bundle: Bundle, window: Window) -> dict[str, PerformanceRecord]:
+    """What labelled rows say of each target beside the main one; it raises no alarm."""
+    found: dict[str, PerformanceRecord] = {}
+    for k, item in enumerate(bundle.heads.items[1:], 1):
+        path = bundle.directory / outcomes_file(k)
+        past = read_outcomes(storage.read_parquet(path)) if path.exists() else None
+        judge = judge_of(config, item, window)
+        rows = window.others.get(item.name)
+        found[item.name] = measured_performance(config, window, rows, past, judge, bands_of(past, judge))
+    return found
 
 
 def reference_outcomes(config: Config, bundle: Bundle, window: Window, needed: list[str], run: Run) -> Outcomes | None:
@@ -236,6 +250,9 @@ def metrics_of(record: DriftRecord, drift: Drift, seconds: float) -> dict[str, f
     for name, item in {**performance.get("metrics", {}), **performance.get("labels", {})}.items():
         if not name.startswith(SHARE):  # a class may have any name
             found[f"monitor/{name}"] = item["value"] if item["value"] is not None else math.nan
+    for target, other in record.get("targets", {}).items():
+        for name, item in other.get("metrics", {}).items():
+            found[f"monitor/{target}/{name}"] = item["value"] if item["value"] is not None else math.nan
     for name, item in record["estimated"].get("metrics", {}).items():
         found[f"monitor/estimated_{name}"] = item["value"] if item["value"] is not None else math.nan
     for name, item in record["business"].items():

@@ -303,6 +303,10 @@ def _metric_table(record: DriftRecord) -> Markup:
         rows.append(
             (f"{name} of the labels", item["value"], "", item.get("reference"), _pair(item.get("band")), None, None)
         )
+    for target, other in record.get("targets", {}).items():
+        for name, item in other.get("metrics", {}).items():
+            known = (f"{target}: {name}", item["value"], _pair(item.get("interval")), item.get("reference"))
+            rows.append((*known, _pair(item.get("band")), None, None))
     for name, item in record["business"].items():
         text = item["expression"] if item["value"] is not None else item["reason"]
         usual = item.get("reference"), _pair(item.get("band"))

@@ -58,6 +58,7 @@ class Window:
     days: Mapping[int, Profile] = field(default_factory=dict)  # of each whole local day, where they are known
     recent: Outcomes | None = None  # labelled rows of the days before it
     blocks: int | None = None  # of a batch of a table without time: blocks of the reference that have as many rows
+    others: Mapping[str, Outcomes] = field(default_factory=dict)  # of the targets beside the main one
 
 
 def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference, needed: list[str]) -> Window:
@@ -68,7 +69,7 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     table = ensure_table(config, run, dataset)
     rows = dataset.row_range(start, stop)
     days: dict[int, Profile] = {}
-    parts = []
+    parts: list[dict[str, Outcomes]] = []
     with run.progress("monitor", rows[1] - rows[0]) as progress:
         for part in chunks(rows):
             raw = table.read(part)
@@ -78,14 +79,15 @@ def sliced_window(config: Config, run: Run, bundle: Bundle, reference: Reference
                 days, profiles_by_day(config, dataset, reference.profile.spec, np.arange(*part), raw, scores, codes)
             )
             if config.monitor.labels or config.monitor.business:
-                parts.append(outcomes_of(config, bundle, dataset, np.arange(*part), scores, needed))
+                parts.append(outcomes_by_target(config, bundle, dataset, np.arange(*part), scores, needed))
             progress.advance(part[1] - part[0])
     sample = sample_of(config, bundle, table, rows) if config.monitor.multivariate else None
     operational = {"quarantine_rate": quarantine_rate(dataset)}
     recent = recent_outcomes(config, bundle, predictor, table, (start, stop))
     profile = whole(reference.profile.spec, days)
     days = whole_days(reference.profile.spec, days, (start, stop), config.data.time_zone)
-    return Window(start, stop, profile, merge_outcomes(parts), sample, operational, *asked(config), days, recent)
+    main, others = merged(config, parts)
+    return Window(start, stop, profile, main, sample, operational, *asked(config), days, recent, others=others)
 
 
 def add_days(days: dict[int, Profile], more: Iterable[tuple[int, Profile]]) -> None:
@@ -135,11 +137,13 @@ def recent_outcomes(
     parts = []
     for part in chunks(rows):
         take = chosen_rows(dataset, config.data.ids, np.arange(*part), OUTCOME_ROWS, rows[1] - rows[0])
-        scores = predictor.encoded_scores(*bundle.encoder.transform(table.read(part).take(pa.array(take))))
+        encoded = bundle.encoder.transform(table.read(part).take(pa.array(take)))
+        scores = bundle.heads.of(predictor.encoded_scores(*encoded))
         times = dict.fromkeys([config.data.event_time, *known_anchor(config.data.columns[target])])
         facts = dataset.read(list(times), rows=part)
         known = known_times(facts, config.data.columns[target])[take]
-        found = outcomes_of(config, bundle, dataset, np.arange(*part), np.zeros(part[1] - part[0]), []).take(take)
+        classes = bundle.heads.main.classes
+        found = outcomes_of(config, classes, dataset, np.arange(*part), np.zeros(part[1] - part[0]), []).take(take)
         labels = np.where((known != NEVER) & (known <= window[1]), found.target, np.nan)
         parts.append(replace(found, scores=scores, target=labels))
     return merge_outcomes(parts)
@@ -187,10 +191,11 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     stored = read_stored(config, run, reference)
     directory, record, profile = stored.directory, stored.record, stored.profile
     start, stop = scored_period(config, directory, record)
-    outcomes, recent, (quality, reason) = None, None, asked(config)
+    outcomes, recent, others, (quality, reason) = None, None, dict[str, Outcomes](), asked(config)
     if config.monitor.labels or config.monitor.business:
         try:
-            outcomes = stored_outcomes(config, run, bundle, directory, (start, stop), needed)
+            found = stored_outcomes(config, run, bundle, directory, (start, stop), needed)
+            outcomes, others = merged(config, [found])
         except UserError as error:
             quality, reason = UNJUDGED, f"the rows of the scoring run cannot be matched with the dataset: {error}"
         else:
@@ -199,7 +204,7 @@ def stored_window(config: Config, run: Run, bundle: Bundle, reference: Reference
     days = {int(edges[0]): profile} if edges[0] == edges[1] else {}
     if record["config"].get("score", {}).get("between"):
         days = whole_days(reference.profile.spec, days, (start, stop), config.data.time_zone)
-    return Window(start, stop, profile, outcomes, None, stored.figures, quality, reason, days, recent)
+    return Window(start, stop, profile, outcomes, None, stored.figures, quality, reason, days, recent, others=others)
 
 
 def recently_known(config: Config, run: Run, bundle: Bundle, period: tuple[int, int]) -> Outcomes | None:
@@ -231,8 +236,8 @@ def scored_period(config: Config, directory: Path, record: RunRecord) -> tuple[i
 
 def stored_outcomes(
     config: Config, run: Run, bundle: Bundle, directory: Path, period: tuple[int, int], needed: list[str]
-) -> Outcomes:
-    """Scores of a scoring run beside the labels that the dataset has by now."""
+) -> dict[str, Outcomes]:
+    """Scores of a scoring run beside the labels that the dataset has by now, by target."""
     dataset = required_columns.ensure(config, run, empty=False)
     rows = dataset.row_range(*period)
     table = predictions(directory, store=config.paths.store, trust=config.trust)
@@ -241,18 +246,41 @@ def stored_outcomes(
     there = row_ids(dataset.read(config.data.ids, rows=rows), config.data.ids)
     if not pc.all(pc.equal(table["row_id"], there)).as_py() and table.num_rows:
         raise UserError("the run scored other rows than the dataset now has in its period, by their ids")
-    return outcomes_of(config, bundle, dataset, np.arange(*rows), scores_in(table, bundle), needed)
+    return outcomes_by_target(config, bundle, dataset, np.arange(*rows), scores_in(table, bundle), needed)
 
 
 def scores_in(table: pa.Table, bundle: Bundle) -> np.ndarray:
-    """The scores [n] or [n, classes] of a table of predictions."""
-    names = score_names(bundle.loss.columns(bundle.model["classes"]))
+    """The scores [n] or [n, k] of all targets, of a table of predictions."""
+    names = score_names(bundle.heads.names)
     scores = np.stack([np.asarray(table[name]) for name in names], axis=1)
     return scores[:, 0] if names == ["score"] else scores
 
 
-def outcomes_of(
+def outcomes_by_target(
     config: Config, bundle: Bundle, dataset: Dataset, rows: np.ndarray, scores: np.ndarray, needed: list[str]
+) -> dict[str, Outcomes]:
+    """`outcomes_of` each target, from the scores of all."""
+    heads = bundle.heads
+    return {
+        name: outcomes_of(view, heads.items[k].classes, dataset, rows, heads.of(scores, k), [] if k else needed)
+        for k, (name, view) in enumerate(zip(config.target_names, config.by_target, strict=True))
+    }
+
+
+def merged(config: Config, parts: list[dict[str, Outcomes]]) -> tuple[Outcomes | None, dict[str, Outcomes]]:
+    """The outcomes of the main target, and of others by name, of parts one after the other; None without any."""
+    found = {name: merge_outcomes([part[name] for part in parts]) for name in config.target_names}
+    others = {name: item for name, item in found.items() if item is not None}
+    return others.pop(config.target_names[0], None), others
+
+
+def outcomes_of(
+    config: Config,
+    classes: tuple[str, ...],
+    dataset: Dataset,
+    rows: np.ndarray,
+    scores: np.ndarray,
+    needed: list[str],
 ) -> Outcomes:
     """Of dataset rows int64[n], ascending: days, targets (NaN where not known or not asked for), scores, and the columns that
     business metrics read.
@@ -262,7 +290,7 @@ def outcomes_of(
     names = [config.data.event_time, *block_columns(config.evaluate), *needed]
     names += [name for name in (target, weight) if name]
     facts = dataset.take(list(dict.fromkeys(names)), rows)
-    labels = target_values(facts[target], bundle.model["classes"]) if target else np.full(len(scores), np.nan)
+    labels = target_values(facts[target], classes) if target else np.full(len(scores), np.nan)
     days = local_days(facts[config.data.event_time], config.data.day_zone)
     unknown = int((facts[target].is_valid().to_numpy() & ~np.isfinite(labels)).sum()) if target else 0
     return Outcomes(

@@ -28,6 +28,8 @@ from engine.training.decision import COLUMN
 from engine.training.intervals import LOWER, UPPER
 from engine.training.reasons import names_of
 
+ADDED = (COLUMN, LOWER, UPPER)
+OF_TARGETS = tuple(f"{name}_" for name in ADDED)  # of several targets
 DECIDED = "decided_at"
 FOREIGN = (
     ".xlsx",
@@ -122,8 +124,10 @@ def laid_out(table: pa.Table, config: Config) -> pa.Table:
     if as_of and data.timed:
         decisions = instants.moment_times(table, as_of)
         found[DECIDED] = pa.array(decisions, pa.timestamp("us", tz="UTC"), mask=decisions == instants.NEVER)
-    beside = {COLUMN, LOWER, UPPER, *names_of(config.score.reasons)}
-    scores = [name for name in table.column_names if name.startswith(("score", "shadow_score")) or name in beside]
+    beside = {*ADDED, *names_of(config.score.reasons)}
+    scores = [
+        name for name in table.column_names if name.startswith(("score", "shadow_score", *OF_TARGETS)) or name in beside
+    ]
     known = {*found, *needed_columns(config), *config.score.columns}
     found |= {name: table[name] for name in config.score.columns if name not in found}
     found |= {name: table[name] for name in scores if name not in known}

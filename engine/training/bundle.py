@@ -25,7 +25,7 @@ from engine.config.references import check_features
 from engine.config.secrecy import MASK
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
-from engine.config.sections.training import LOSS_GROUP
+from engine.config.sections.training import LOSS_GROUP, TARGET_NAME
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.features.encode import Encoder
@@ -195,6 +195,7 @@ def read_bundle(directory: Path) -> Bundle:
     model = records.read(directory / "model.json", ModelRecord)
     encoder = Encoder.read(directory / "features.json")
     _check_model(model, encoder, directory / "model.json")
+    _check_targets(model, data, directory / "model.json")
     return Bundle(directory, manifest, model, data, features, encoder, _code_of(directory, manifest))
 
 
@@ -247,6 +248,17 @@ def _check_model(model: ModelRecord, encoder: Encoder, path: Path) -> None:
         if described[name] != wanted:  # type: ignore[literal-required]
             raise records.Damaged(f"{path}: architecture: {name} must be that of features.json and the classes")
     check_part(model, f"{path}: architecture")
+
+
+def _check_targets(model: ModelRecord, data: DataConfig, path: Path) -> None:
+    """Raise Damaged where targets beside the main one have no names of their own, or no columns of the data."""
+    others = model.get("targets", [])
+    names = [data.target, *(item["name"] for item in others)]
+    if len(set(names)) < len(names) or not all(TARGET_NAME.fullmatch(item["name"]) for item in others):
+        raise records.Damaged(f"{path}: targets must have names of their own, of letters, digits and underscores")
+    for item in others:
+        if item["column"] not in data.columns:
+            raise records.Damaged(f"{path}: targets: {item['column']!r} must be a column of spec.json")
 
 
 def _check_heads(model: ModelRecord, losses: Sequence[Loss], path: Path) -> None:

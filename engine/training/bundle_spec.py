@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config import nested, plugins, schema
 from engine.config.sections.data import DataConfig
+from engine.config.sections.training import TargetConfig
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime import registry, remote, storage, trust
@@ -38,7 +39,17 @@ def with_spec_of(config: Config, bundle: Bundle) -> Config:
     code = tuple(plugin.reference for plugin in bundle.code)
     if not admit(bundle, config, brought := _places(config, data)):
         _check_places(config, brought, bundle)
-    return dataclasses.replace(config, data=data, features=features, plugins=code)
+    train = dataclasses.replace(config.train, targets=targets_of(bundle))
+    return dataclasses.replace(config, data=data, features=features, plugins=code, train=train)
+
+
+def targets_of(bundle: Bundle) -> dict[str, TargetConfig]:
+    """The targets of a model beside that of the data, as `train.targets` has them."""
+    keys = ("column", "loss", "weight", "metric")
+    return {
+        item["name"]: schema.build(TargetConfig, {key: item[key] for key in keys if key in item}, "targets")  # type: ignore[literal-required]
+        for item in bundle.model.get("targets", [])
+    }
 
 
 def admit(bundle: Bundle, config: Config, places: remote.Places | None = None) -> bool:

@@ -27,9 +27,14 @@ TABM = {"hidden": (512, 512), "embeddings": "ple"}  # conf/model/tabm.yaml, a te
 def rules(config: Config, rows: int, features: int) -> Iterator[tuple[bool, str, str]]:
     """The table: (whether a line holds, kind, why), of which the first that holds counts."""
     balanced, windowed = config.train.sampling == "balanced", config.train.order == "windowed"
-    grown = fits_trees(loss_of(config.train)) and not balanced and not windowed
+    several = bool(config.train.targets)
+    grown = fits_trees(loss_of(config.train)) and not balanced and not windowed and not several
     installed = importlib.util.find_spec("lightgbm") is not None
-    why = "lightgbm is not installed" if grown else "trees do not take this loss, sampling or order of rows"
+    why = (
+        "lightgbm is not installed"
+        if grown
+        else "trees do not take several targets, this loss, sampling or order of rows"
+    )
     yield grown and installed, "lightgbm", "it is installed and takes the loss"
     yield rows * features <= TABM_VALUES, "tabm", f"{why}; rows x features are at most {TABM_VALUES:,}"
     yield True, "mlp", f"{why}; rows x features are above {TABM_VALUES:,}"

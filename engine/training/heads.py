@@ -71,13 +71,7 @@ class Heads:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What the scores of a row are for where it has several: classes, levels of quantiles, targets; empty for one score."""
-        if len(self.items) == 1:
-            return self.main.loss.columns(self.main.classes)
-        return tuple(
-            f"{item.name}_{column}" if column else item.name
-            for item in self.items
-            for column in item.loss.columns(item.classes) or ("",)
-        )
+        return score_columns([(item.name, item.loss, item.classes) for item in self.items])
 
     def suffix(self, k: int) -> str:
         """What follows the names of columns such as `decision` for the target k; nothing where there is one."""
@@ -97,6 +91,17 @@ class Heads:
         item = self.items[k]
         mine = scores[:, item.columns].astype(item.scale.kind if item.loss.number else np.float32, copy=False)
         return np.ascontiguousarray(mine if item.loss.columns(item.classes) else mine[:, 0])
+
+
+def score_columns(targets: Sequence[tuple[str, Loss, Sequence[str]]]) -> tuple[str, ...]:
+    """What the scores of a row are for, of targets (name, loss, classes): of one its classes or levels, of several with their
+    names before them.
+    """
+    each = [loss.columns(classes) for _, loss, classes in targets]
+    if len(targets) == 1:
+        return each[0]
+    pairs = zip(targets, each, strict=True)
+    return tuple(f"{name}_{text}" if text else name for (name, _, _), texts in pairs for text in texts or ("",))
 
 
 def facts_of(model: HeadsRecord) -> tuple[TargetFacts, ...]:

@@ -145,15 +145,15 @@ def fit(  # noqa: PLR0913
     device that the run has recorded. Raises UserError for targets that the loss cannot take, for a loss that is not finite
     under train.on_bad_loss=stop, for a checkpoint of another plan, and for a plug-in's model that the probe refuses.
     """
-    check_all(config, train, outputs)
+    check_all(config.train, train, outputs)
     with Team(_threads(config, local_workers)) as team, StopFlag(run.stops) as stop:
         model = build_model(
             config.model, train.numeric.shape[1], cardinalities, sum(outputs), config.train.seed, fitted
         )
-        model.target, *model.others = scales_of(config, train)
+        model.target, *model.others = scales_of(config.train, train)
         load_start_weights(model, config)
         schedule = Schedule.of(len(train), config.train)
-        objectives = objectives_of(config, train, outputs, model.targets)
+        objectives = objectives_of(config.train, train, outputs, model.targets)
         if model.kind not in BUILT_IN:
             model.traits = probe(model, train, schedule, objectives, precision, run.warn)
         job = TrainingJob(
@@ -371,7 +371,7 @@ class Trainer:
         measured: dict[str, float] = {}
         target = self.valid.target.reshape(len(self.valid), -1)
         weight = None if self.valid.weight is None else self.valid.weight.reshape(len(self.valid), -1)
-        for k, (name, item) in enumerate(zip(self.config.target_names, self.job.objectives, strict=True)):
+        for k, (name, item) in enumerate(zip(("", *self.config.train.targets), self.job.objectives, strict=True)):
             found = point_metrics(
                 target[:, k],
                 to_scores(item.loss, logits[..., item.at], item.scale),

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.config.tree import Config
+from engine.config.sections.training import TrainConfig
 from engine.training import members
 from engine.training.examples import Examples
 from engine.training.loss import Loss
@@ -43,28 +43,28 @@ def places(outputs: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(low, high) for low, high in itertools.pairwise(ends))
 
 
-def check_all(config: Config, train: Examples, outputs: Sequence[int]) -> None:
+def check_all(config: TrainConfig, train: Examples, outputs: Sequence[int]) -> None:
     """Raise UserError with the first row whose target is invalid for its loss."""
     for k, view in enumerate(config.by_target):
         part = train.labels(k)
-        check_targets(part.target, part.rows, loss_of(view.train), outputs[k])
+        check_targets(part.target, part.rows, loss_of(view), outputs[k])
 
 
-def scales_of(config: Config, train: Examples) -> list[TargetScale]:
+def scales_of(config: TrainConfig, train: Examples) -> list[TargetScale]:
     """The scale of each target of the training rows."""
-    losses = [loss_of(view.train) for view in config.by_target]
+    losses = [loss_of(view) for view in config.by_target]
     parts = [train.labels(k) for k in range(len(losses))]
     return [target_scale(part.target, loss, part.weight) for part, loss in zip(parts, losses, strict=True)]
 
 
 def objectives_of(
-    config: Config, train: Examples, outputs: Sequence[int], scales: Sequence[TargetScale]
+    config: TrainConfig, train: Examples, outputs: Sequence[int], scales: Sequence[TargetScale]
 ) -> tuple[Objective, ...]:
     """The objectives of a config on its training rows; `outputs` and `scales` of each target."""
     found = []
     for k, view in enumerate(config.by_target):
-        loss, part = loss_of(view.train), train.labels(k)
-        balance = class_weights(part.target, view.train, outputs[k], part.weight)
+        loss, part = loss_of(view), train.labels(k)
+        balance = class_weights(part.target, view, outputs[k], part.weight)
         filler = float(part.target[0]) if loss.number else 0.0
         found.append(Objective(loss, places(outputs)[k], scales[k], config.target_weights[k], balance, filler))
     return tuple(found)

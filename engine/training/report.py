@@ -87,11 +87,24 @@ def write_report(
         body.append(html.section("Features", html.row(*cards)))
     for name, details in sorted(details_by_split.items(), key=lambda item: item[0] != judged):
         body += _quality(name, details, figures, loss, config)
+    for part in measured[1:]:
+        body += _other_target(part, config)
     body += [_data(data_summary, quarantine), _facts(run, config, figures)]
     path = run.directory / "report.html"
     subtitle = f"{run.record.get('command', '')} of {config.name}, started {run.record.get('started', '')[:19]} UTC"
     storage.write_text(path, html.page(config.name, subtitle, body, f"Run directory {run.directory}"))
     return path
+
+
+def _other_target(part: Measured, config: Config) -> list[Markup]:
+    """The figures, importance and quality of a target beside the main one."""
+    judged = "test" if "test" in part.details else next(iter(part.details), "")
+    tiles = html.tiles(_verdict(part.figures, judged, part.loss, part.details.get(judged, {})))
+    cards = [_permuted(details["importance"]) for details in part.details.values() if "importance" in details]
+    body = [html.section(f"Target {part.name}", tiles), *([html.row(*cards)] if cards else [])]
+    for name, details in sorted(part.details.items(), key=lambda item: item[0] != judged):
+        body += _quality(name, details, part.figures, part.loss, config, f"{part.name}: ")
+    return body
 
 
 # ------------------------------------------------------------------------------------------------------- verdict
@@ -227,7 +240,7 @@ def _batch_losses(directory: Path) -> list[tuple[float, float]]:
 
 
 def _quality(
-    split: str, details: SplitDetails, figures: Mapping[str, float], loss: Loss, config: Config
+    split: str, details: SplitDetails, figures: Mapping[str, float], loss: Loss, config: Config, of: str = ""
 ) -> list[Markup]:
     cards = []
     if "roc" in details:
@@ -252,7 +265,11 @@ def _quality(
     cards += _decisions(details, config)
     cards += _compared(split, details, figures, loss)
     parts = [
-        html.section(f"Quality on {split} rows", html.row(*cards) if cards else Markup(""), note=_meaning(details))
+        html.section(
+            f"{of}quality on {split} rows" if of else f"Quality on {split} rows",
+            html.row(*cards) if cards else Markup(""),
+            note=_meaning(details),
+        )
     ]
     return [*parts, _breakdowns(split, details, figures, loss)]
 

@@ -18,7 +18,7 @@ from engine.config import schema
 from engine.config.plugins import Plugin
 from engine.config.sections.data import DataConfig
 from engine.config.sections.features import FeaturesConfig
-from engine.config.sections.training import BLEND
+from engine.config.sections.training import BLEND, BOOSTERS
 from engine.config.tree import SPLITS, Config
 from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
@@ -67,7 +67,7 @@ from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watc
 from engine.training.examples import Examples, aligned_empty
 from engine.training.finished import Model
 from engine.training.fitting import MemberPlan, fit_all, fit_keys, member_plans
-from engine.training.heads import Scoring, TargetFacts, alone, facts_of, heads_of
+from engine.training.heads import OtherTarget, Scoring, TargetFacts, alone, facts_of, heads_of, score_columns
 from engine.training.importance import permuted
 from engine.training.intervals import fit_interval
 from engine.training.loop import Epoch
@@ -124,6 +124,8 @@ def train(config: Config, run: Run) -> dict[str, float]:
         **loss_record(config.train),
         "tile_rows": TILE_ROWS,
     }
+    if config.train.targets:
+        facts["targets"] = other_targets(config, classes)
     measured = [measure(part, run, dataset, encoder) for part in parts_of(config, model, facts, examples, splits)]
     metrics = named_by_target(measured) | of_members(config, run, blend, examples, measured[0].details)
     timer.lap("evaluate")
@@ -199,6 +201,21 @@ def evaluate(config: Config, run: Run) -> dict[str, float]:
     return metrics
 
 
+def other_targets(config: Config, classes: Sequence[tuple[str, ...]]) -> list[OtherTarget]:
+    """What model.json says of the targets beside the main one before they are measured."""
+    pairs = zip(config.train.targets.items(), config.by_target[1:], classes[1:], strict=True)
+    return [
+        {
+            "name": name,
+            "column": item.column,
+            "weight": item.weight,
+            "classes": list(texts),
+            **loss_record(view.train),
+        }
+        for (name, item), view, texts in pairs
+    ]
+
+
 class Part(NamedTuple):
     """One target of a model, as if it were the only one: config, model, facts, and the examples that have the target."""
 
@@ -245,6 +262,11 @@ def check_trainable(config: Config) -> None:
     if not config.split.train:
         how = "which period is trained on, as in [2013-01-01, 2013-04-01]"
         raise UserError(f"split.train must say {how if config.data.timed else 'what is trained on: set split.by=hash'}")
+    if config.train.targets and config.model.kind in BOOSTERS:
+        raise UserError(
+            f"train.targets needs a network, which has a head for each target, found model={config.model.kind}: train a model of "
+            "trees for each target, or take model=mlp or tabm"
+        )
     losses = [loss_of(view.train) for view in config.by_target]
     for view, loss in zip(config.by_target, losses, strict=True):
         watched_metric(loss, view.train.metric)
@@ -380,7 +402,14 @@ def say_labels(
 def classes_of(config: Config, dataset: Dataset, train: Split) -> tuple[tuple[str, ...], ...]:
     """The classes of each target among its training rows."""
     pairs = zip(config.by_target, train.by_target, strict=True)
-    return tuple(class_names(view, dataset, split.rows) for view, split in pairs)
+    found = tuple(class_names(view, dataset, split.rows) for view, split in pairs)
+    losses = [loss_of(view.train) for view in config.by_target]
+    names = score_columns(list(zip(config.target_names, losses, found, strict=True)))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"every target must have score columns of its own, found score_{twice[0]} twice: rename a target"
+        )
+    return found
 
 
 def warn_of_spread(config: Config, run: Run, train: Examples, classes: Sequence[tuple[str, ...]]) -> None:

@@ -358,7 +358,9 @@ def test_a_module_with_nothing_wrong_passes_in_little_time(tmp_path):
     network = build_model(config.model, 4, CARDINALITIES, 1, 0)
     began = time.thread_time()
     with Team(1):
-        traits = probe(network, data, Schedule.of(93, config.train), objectives_of(config, data, [1], [PLAIN]), "fp32")
+        traits = probe(
+            network, data, Schedule.of(93, config.train), objectives_of(config.train, data, [1], [PLAIN]), "fp32"
+        )
     assert not traits.couples and traits.buffers == () and time.thread_time() - began < 2
 
 

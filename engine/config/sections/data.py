@@ -302,6 +302,13 @@ class DataConfig:
         """The target column, if the dataset has one."""
         return next(iter(self.with_role("target")), None)
 
+    def with_target(self, name: str, positive: str | None) -> DataConfig:
+        """The section with another column as its target."""
+        columns = {
+            key: replace(item, role="ignore") if item.role == "target" else item for key, item in self.columns.items()
+        }
+        return replace(self, columns={**columns, name: replace(columns[name], role="target")}, positive=positive)
+
     @property
     def weight(self) -> str | None:
         """The weight column, if the dataset has one."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config import schema, units
@@ -37,6 +38,8 @@ MOST_MEMBERS = 256  # of a blend, or seeds of a model
 MODELS = (AUTO, "mlp", "linear", "tabm", "wide_and_deep", *BOOSTERS, BLEND)
 MODEL_GROUP = "engine.models"  # entry points of installed packages that offer others
 ANY = "any"
+TARGET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+RESERVED = ("baseline", "labels", "test", "time", "train", "valid")  # figures of the main target begin with them
 
 
 # Parts of split.by where none is given.
@@ -205,6 +208,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """A target that a network learns beside that of the data. The settings of its loss are those of `train`."""
+
+    column: str = key(help="column that is learnt, which may be missing in a row; its known_at says when it is ripe")
+    loss: str = key(help="what is minimised, as train.loss")
+    weight: float = key(1.0, "weight of its loss beside that of the data's target, which has 1", gt=0)
+    metric: str | None = key(None, "metric that its baselines and importance are in; null = that of the loss")
+    positive: str | None = key(None, "positive value of a target with two values, as data.positive")
+    class_weight: str = key("none", "weight of its classes in the loss", choices=("none", "balanced"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How the model is trained."""
 
@@ -218,6 +233,11 @@ class TrainConfig:
         "binary",
         f"what is minimised: {', '.join(TASKS)}, the name of a loss in a file of `plugins`, or one that an installed package "
         f"offers in the entry point group {LOSS_GROUP}",
+    )
+    targets: dict[str, TargetConfig] = later_key(
+        factory=dict,
+        help="further targets by name, each with a head of the network, a loss, metrics and score columns; the data's target is "
+        "the one that training watches, and that gate, monitor and retrain judge",
     )
     quantile: float = key(0.5, "level of the quantile loss", gt=0, lt=1)
     quantiles: tuple[float, ...] = later_key(
@@ -318,7 +338,34 @@ class TrainConfig:
         None, "model whose encoding and weights training continues from: a run or name@version; null = from scratch"
     )
 
+    @property
+    def by_target(self) -> tuple[TrainConfig, ...]:
+        """The section as that of each target alone, that of the data first."""
+        if not self.targets:
+            return (self,)
+        alone = replace(self, targets={})
+        return (alone, *(alone._of_target(item) for item in self.targets.values()))
+
+    def _of_target(self, target: TargetConfig) -> TrainConfig:
+        smoothing = self.label_smoothing if target.loss in SMOOTHED else 0.0
+        own = replace(self, loss=target.loss, metric=target.metric, label_smoothing=smoothing)
+        return replace(own, class_weight=target.class_weight)
+
+    @property
+    def target_weights(self) -> tuple[float, ...]:
+        """The weight of each target's loss."""
+        return (1.0, *(item.weight for item in self.targets.values()))
+
     def __post_init__(self) -> None:
+        for name in self.targets:
+            if not TARGET_NAME.fullmatch(name) or name in RESERVED:
+                raise UserError(
+                    f"targets.{name}: a name must be letters, digits and underscores, and none of {', '.join(RESERVED)}"
+                )
+        if self.targets and self.sampling == "balanced":
+            raise UserError(
+                "sampling=balanced draws rows by the classes of one target, found train.targets: take class_weight"
+            )
         if isinstance(self.batch_size, int) and isinstance(self.shards, int) and self.batch_size < self.shards:
             raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
         if not 1 <= len(set(self.every_seed)) == len(self.every_seed) <= MOST_MEMBERS:

@@ -1,0 +1,153 @@
+"""Several targets in one model, through every command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import engine
+from engine import __main__ as shell
+from engine.errors import UserError
+from engine.runtime.run import Run
+from engine.scoring.read import predictions
+from engine.training.gate import check_gate
+from tests.lifecycle.test_boosted_life import EARLY
+from tests.lifecycle.test_retrain import RETRAIN
+from tests.test_kinds_of_scores import MORE, through
+from tests.tiny import overrides, visits, write_tiny
+
+SPENT = ("train.targets.spent.column=amount", "train.targets.spent.loss=squared")
+
+
+def place(folder: Path, rows: int = 2500) -> Path:
+    """The tiny experiment, in which who did not buy has spent no known amount."""
+    write_tiny(folder, rows)
+    table = visits(rows)
+    spent = np.asarray(table["amount"].to_numpy(zero_copy_only=False), float)
+    lacking = ~np.asarray(table["bought"].fill_null(False).to_numpy(zero_copy_only=False), bool) | np.isnan(spent)
+    column = pa.array(spent, mask=lacking)
+    pq.write_table(table.set_column(table.column_names.index("amount"), "amount", column), folder / "visits.parquet")
+    return folder
+
+
+def test_a_class_and_a_number_are_trained_scored_evaluated_and_monitored_together(tmp_path: Path) -> None:
+    folder = place(tmp_path)
+    trained, scored, drift = through(folder, "binary", *SPENT, "evaluate.interval=0.7")
+    both = trained.metrics
+    assert both["spent/labels/train/rows"] < both["labels/train/rows"] == both["train/rows"]
+    assert both["test/roc_auc"] > 0.6 and 0 < both["spent/test/rmse"] < both["spent/baseline/test/constant/rmse"] * 1.1
+    table = predictions(scored.directory)
+    named = ["score_bought", "decision_bought", "score_spent", "lower_spent", "upper_spent"]
+    assert [name for name in table.column_names if name.endswith(("bought", "spent"))] == named
+    assert (np.asarray(table["lower_spent"]) < np.asarray(table["score_spent"])).all()
+    assert 0 < np.asarray(table["score_bought"]).min() and np.asarray(table["score_bought"]).max() < 1
+    record = drift["targets"]["spent"]  # type: ignore[index]
+    assert record["metrics"]["rmse"]["band"][0] < record["metrics"]["rmse"]["band"][1]
+    assert record["labelled"] < drift["performance"]["labelled"]  # type: ignore[index]
+    assert {"prediction_bought", "prediction_spent"} <= {item["name"] for item in drift["columns"]}  # type: ignore[index]
+    page = (trained.directory / "report.html").read_text()
+    assert "Target spent" in page and "spent: quality on test rows" in page
+    assert json.loads((trained.directory / "evaluation-spent.json").read_text())["test"]["by_prediction"]
+    model = engine.load(trained.directory)
+    assert model.meaning["targets"]["spent"] == {"target": "amount"} and model.meaning["positive"] == "true"
+    assert check_gate(model.bundle, model.model) > 100
+    events = visits(2500).take(pa.array(np.arange(40)))
+    found = model.predict(events, visits(2500))
+    assert [name for name in found.column_names if name != "row_id"] == named
+
+
+def test_scores_of_the_model_are_those_that_predict_gives(tmp_path: Path) -> None:
+    folder = place(tmp_path, 900)
+    conf, words = str(folder / "conf"), overrides(folder, "~features.views.shop", "train.epochs=1")
+    trained = engine.run("train", *words, *SPENT, config_dir=conf)
+    scored = engine.run("score", *words, f"score.model={trained.directory}", config_dir=conf)
+    table = predictions(scored.directory)
+    found = engine.load(trained.directory).predict(visits(900))
+    order = {name: k for k, name in enumerate(found["row_id"].to_pylist())}
+    take = pa.array([order[name] for name in table["row_id"].to_pylist()])
+    for name in ("score_bought", "decision_bought", "score_spent"):
+        assert found[name].take(take).to_pylist() == table[name].to_pylist(), name
+    file = tmp_path / "scores.csv"
+    engine.run("score", *words, f"score.model={trained.directory}", f"score.output={file}", config_dir=conf)
+    assert {"score_bought", "decision_bought", "score_spent"} <= set(
+        file.read_text().splitlines()[0].replace('"', "").split(",")
+    )
+
+
+REFUSED = {
+    "train.targets.bought.column=amount train.targets.bought.loss=squared": "has the name of the data's target",
+    "train.targets.spent.column=amounts train.targets.spent.loss=squared": "'amounts', which is not in data.columns",
+    "train.targets.spent.column=visit train.targets.spent.loss=squared": "which tells rows apart",
+    "train.targets.test.column=amount train.targets.test.loss=squared": "none of baseline",
+    "train.targets.spent.column=shop train.targets.spent.loss=squared": "must be a column that is learnt",
+    "train.targets.spent.loss=squared": "train.targets.spent.column",
+    "train.targets.spent.column=amount train.targets.spent.loss=square": "train.targets.spent.loss must be one of",
+    "train.targets.spent.column=amount train.targets.spent.loss=squared train.targets.spent.metric=auc": "train.metric must be",
+    "train.targets.spent.column=amount train.targets.spent.loss=squared model=lightgbm": "train.targets needs a network",
+    "train.targets.spent.column=amount train.targets.spent.loss=squared train.sampling=balanced": "take class_weight",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_several_targets_cannot_be_is_refused_with_a_sentence(tmp_path: Path, words: str) -> None:
+    folder = write_tiny(tmp_path, 60)
+    with pytest.raises(UserError, match=REFUSED[words]):
+        engine.run("train", *overrides(folder, *words.split()), config_dir=str(folder / "conf"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tabm", "linear", "wide_and_deep"])
+def test_other_networks_have_a_head_for_each_target(tmp_path: Path, kind: str) -> None:
+    folder = place(tmp_path)
+    shops = ("train.targets.where.column=size", "train.targets.where.loss=quantiles")
+    words = overrides(folder, *MORE, f"model={kind}", "model.hidden=[16]", *SPENT, *shops, "train.epochs=4")
+    if kind == "linear":
+        words.remove("model.hidden=[16]")
+    words = [*words, "~features.direct.size"]
+    trained = engine.run("train", *words, config_dir=str(folder / "conf"))
+    described = json.loads((trained.directory / "model/model.json").read_text())
+    assert described["architecture"]["outputs"] == 5 and len(described["targets"]) == 2
+    assert trained.metrics["test/roc_auc"] > 0.6
+    assert np.isfinite(trained.metrics["where/test/pinball"]) and np.isfinite(trained.metrics["spent/test/rmse"])
+
+
+@pytest.mark.slow
+def test_a_champion_of_two_targets_is_watched_challenged_reproduced_and_continued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place(tmp_path, 3000)
+
+    def run(command: str, *words: str) -> Run:
+        return engine.run(command, *overrides(folder, *SPENT, *words), config_dir=str(folder / "conf"))
+
+    first = run("train", *EARLY)
+    runs = f"paths.runs={folder / 'runs'}"
+    assert shell.main(["registry", "promote", "tiny", str(first.directory), runs]) == 0
+    scored = run("score", "score.model=tiny@champion", "score.between=[2020-01-26,2020-01-31]")
+    small = run(
+        "score", f"score.model={first.directory}", "score.between=[2020-01-26,2020-01-31]", "resources.threads=1"
+    )
+    assert small.record["chain"]["scores"] == scored.record["chain"]["scores"]
+    watched = run("monitor", "monitor.model=tiny@champion", f"monitor.run={scored.directory}")
+    stored = json.loads((watched.directory / "drift.json").read_text())
+    sliced = run("monitor", "monitor.model=tiny@champion", "monitor.window=[2020-01-26,2020-01-31]")
+    again = json.loads((sliced.directory / "drift.json").read_text())
+    assert stored["targets"] == again["targets"] and stored["performance"] == again["performance"]
+    decided = run("retrain", *RETRAIN)
+    decision = json.loads((decided.directory / "decision.json").read_text())
+    assert decision["verdict"] in ("promoted", "kept") and decision["evidence"]["metric"]["name"] == "roc_auc"
+    made = Path(decision["challenger_run"]) / "model/model.json"
+    assert [item["name"] for item in json.loads(made.read_text())["targets"]] == ["spent"]
+    warm = run("train", *EARLY, f"train.start_from={first.directory}", "train.lr=1e-9")
+    assert warm.metrics["spent/valid/rmse"] == pytest.approx(first.metrics["spent/valid/rmse"], rel=1e-3)
+    capsys.readouterr()
+    assert shell.main(["reproduce", str(first.directory), "--code", "current", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["first_difference"] is None, found
+    assert shell.main(["compare", str(first.directory), str(warm.directory)]) == 0
+    assert "spent/valid/rmse" in capsys.readouterr().out
