@@ -21,6 +21,7 @@ from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import history_inputs, row_inputs
 from engine.runtime import environment
 from engine.scoring.cuda_tiles import DeviceRows, DeviceScorer
+from engine.training.blend import Blend
 from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.classes import ScoreMeaning, heads_meaning
 from engine.training.decision import COLUMN, decide
@@ -168,7 +169,8 @@ class Predictor:
     @property
     def margin(self) -> str:
         """What the contributions of reasons add up to, in words. Raises UserError where a loss has none."""
-        return describe_margin(self.bundle.heads.main)
+        of_all = "mean over members, by their weights, of the " if isinstance(self.model, Blend) else ""
+        return of_all + describe_margin(self.bundle.heads.main)
 
     def reasons(self, numeric: np.ndarray, codes: np.ndarray, scores: np.ndarray, count: int) -> Reasons:
         """The `count` features that contribute most to each row's margin, from its encoded blocks and scores [n] or [n, k]; of
@@ -180,19 +182,19 @@ class Predictor:
         encoder, model, heads = self.bundle.encoder, self.model, self.bundle.heads
         temperature, main = float(self.bundle.model.get("temperature", 1.0)), heads.of(scores)
         assert self.margin
-        parts, error = [], 0.0
+        parts, errors, distances = [], [0.0], [0.0]
         for low in range(0, max(len(numeric), 1), SLAB_ROWS):
             part = slice(low, low + SLAB_ROWS)
             block = numeric[part], codes[part]
-            logits = model.logits(*block, self.threads, self.team).astype(np.float64)
-            logits = logits.mean(axis=1) if logits.ndim == 3 else logits
-            share = shares_of(heads.main, main[part], logits.shape[1], temperature)
+            outputs = model.explained(model.logits(*block, self.threads, self.team))
+            share = shares_of(heads.main, main[part], outputs.shape[1], temperature)
             found = by_feature(encoder, model.contributions(*block, share, self.threads, self.team))
-            gap = ((logits - model.baseline()) * share).sum(axis=1) - found.sum(axis=1)
-            error = max(error, float(np.max(np.abs(gap[np.isfinite(gap)]), initial=0.0)))
+            distance = ((outputs - model.baseline()) * share).sum(axis=1)
+            distances.append(_furthest(distance))
+            errors.append(_furthest(distance - found.sum(axis=1)))
             parts.append(largest(found, count))
         feature, contribution = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
-        return Reasons(feature, contribution, error)
+        return Reasons(feature, contribution, max(errors), max(distances))
 
     def predict(
         self,
@@ -249,6 +251,10 @@ class Predictor:
         for view in self.bundle.features.active_views.values():
             if view.table and view.table not in tables:
                 raise UserError(f"tables must have {view.table!r}, which a view reads; found {sorted(tables)}")
+
+
+def _furthest(values: np.ndarray) -> float:
+    return float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0))
 
 
 def score_names(several: tuple[str, ...]) -> list[str]:

@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from engine.config.tree import Config
 from engine.errors import UserError
+from engine.runtime import storage
 from engine.runtime.on_ray import cluster, pool
 from engine.runtime.registry import NoAlias
 from engine.runtime.run import Run, load_record
@@ -33,6 +36,8 @@ from engine.training.classes import describe_score
 from engine.training.device import has_gpu, why_no_gpu
 from engine.training.gate import check_gate
 from engine.training.threads import Team, compute_threads
+
+MOST_LOST, LEAST_ERROR = 0.25, 1e-4  # of the largest distance from the baseline, and what rounding may lose
 
 
 def check_scorable(config: Config) -> None:
@@ -57,6 +62,7 @@ def score(config: Config, run: Run) -> dict[str, float]:
     predictor = with_shadow(config, run, predictor)
     check_columns(config, predictor.columns, predictor.added)
     if config.score.reasons:
+        check_reasons(predictor)
         run.log(f"score: contributions of reasons add up to the {predictor.margin}")
     gate_rows = check_predictor(predictor)
     plan = prepare(config, run, predictor)
@@ -85,6 +91,31 @@ def check_predictor(predictor: Predictor) -> int:
     """Check the gate on the device that scores; returns the rows checked. Raises UserError."""
     elsewhere = predictor.logits if predictor.device != "cpu" else None
     return check_gate(predictor.bundle, predictor.model, predictor.threads, elsewhere)
+
+
+def check_reasons(predictor: Predictor) -> None:
+    """Check on the gate's rows that reasons do not depend on a row's place, and that contributions add up to margins.
+
+    Raises UserError for a model that cannot be explained.
+    """
+    scored = predictor.scored(storage.read_parquet(predictor.bundle.directory / "gate" / "features.parquet"))
+    numeric, codes, scores = (
+        np.ascontiguousarray(part[::-1]) for part in (scored.numeric, scored.codes, scored.scores)
+    )
+    most = len(predictor.bundle.encoder.features)
+    found = predictor.reasons(scored.numeric, scored.codes, scored.scores, most)
+    turned = predictor.reasons(numeric, codes, scores, most)
+    if not np.array_equal(found.packed(), turned.packed()[::-1]):
+        raise UserError(
+            "score.reasons must be 0 for this model: the gradients of a row depend on its place among other rows, so that its "
+            "reasons would change from run to run"
+        )
+    if found.error > MOST_LOST * found.distance + LEAST_ERROR:
+        raise UserError(
+            f"score.reasons must be 0 for this model: the contributions of a training row miss its margin by {found.error:.3g}, "
+            f"where margins are up to {found.distance:.3g} from the baseline. A model whose output jumps between two rows (it "
+            "rounds, compares or detaches numbers) has no gradients that explain it"
+        )
 
 
 def find_shadow(config: Config) -> Path | None:

@@ -103,23 +103,46 @@ class Blend:
         found = self.member_scores(loss, logits, exact)
         return mean_of(found, self.shares).astype(np.result_type(*found), copy=False)
 
+    @property
+    def _weighted(self) -> list[tuple[float, Model]]:
+        """Each member's weight in a margin, which is in units of a member's temperature, and the member.
+
+        Raises UserError where the members' targets have other scales, so that their margins cannot be added.
+        """
+        if any(member.model.target.scale != self.members[0].model.target.scale for member in self.members):
+            raise UserError(
+                "score.reasons must be 0 for a model whose members have targets of other scales: score a member by itself"
+            )
+        pairs = zip(self.members, self.shares, strict=True)
+        return [(share / member.record.get("temperature", 1.0), member.model) for member, share in pairs]
+
+    def explained(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See engine.training.finished.Model."""
+        parts = zip(self._weighted, itertools.pairwise(self._edges), strict=True)
+        found = [
+            weight * model.explained(logits[:, low:high].reshape(len(logits), *model.output_shape))
+            for (weight, model), (low, high) in parts
+        ]
+        return np.asarray(sum(found[1:], found[0]))
+
     def baseline(self) -> NDArray[np.float64]:
         """See engine.training.finished.Model."""
-        raise UserError(
-            "score.reasons must be 0 for a model with members, whose score is a mean of scores and has no one margin: score a "
-            "member by itself"
-        )
+        found = [weight * model.baseline() for weight, model in self._weighted]
+        return np.asarray(sum(found[1:], found[0]))
 
     def contributions(
         self,
-        numeric: NDArray[np.float32],  # noqa: ARG002
-        codes: NDArray[np.int32],  # noqa: ARG002
-        share: NDArray[np.float64],  # noqa: ARG002
-        threads: int = 1,  # noqa: ARG002
-        team: Team | None = None,  # noqa: ARG002
+        numeric: NDArray[np.float32],
+        codes: NDArray[np.int32],
+        share: NDArray[np.float64],
+        threads: int = 1,
+        team: Team | None = None,
     ) -> NDArray[np.float64]:
-        """See engine.training.finished.Model."""
-        return self.baseline()
+        """See engine.training.finished.Model. The weighted sum of the members' own, each from its own baseline."""
+        total = np.zeros((len(numeric), numeric.shape[1] + codes.shape[1]))
+        for weight, model in self._weighted:
+            total += weight * model.contributions(numeric, codes, share, threads, team)
+        return total
 
     def weights(self) -> bytes:
         """See engine.training.finished.Model: the tensors of member k are named `k/...`."""

@@ -38,6 +38,7 @@ from engine.training.finished import Model
 from engine.training.heads import Heads, HeadsRecord, facts_of, heads_of
 from engine.training.loss import Loss
 from engine.training.losses import LOSSES, recorded_loss
+from engine.training.path_gradients import TypicalRecord
 from engine.training.read_model import check_part, read_model
 from engine.training.tensors import Tensors
 
@@ -63,6 +64,7 @@ class ModelRecord(HeadsRecord):
     format: NotRequired[Annotated[int, Format(FORMAT)]]
     precision: Precision
     tile_rows: Annotated[int, Within(1, 2**20)]
+    typical: NotRequired[TypicalRecord]
 
 
 class ManifestRecord(TypedDict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypedDict
+from typing import Annotated, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import safetensors.torch
@@ -17,6 +17,7 @@ from engine.runtime.run import Precision
 from engine.training.loss import Loss
 from engine.training.losses import to_scores
 from engine.training.model import ArchitectureRecord, Network, architecture
+from engine.training.path_gradients import PathGradients, Typical, TypicalRecord
 from engine.training.predict import TILE_ROWS, Evaluators
 from engine.training.target import TargetScale, Values
 from engine.training.threads import Team
@@ -25,11 +26,18 @@ FITTED = "fitted:"  # before the names of fitted arrays among the tensors
 
 
 class PartRecord(TypedDict):
-    """A model without its weights: its architecture, and the arithmetic that it is computed in."""
+    """A model without its weights: its architecture, the arithmetic that it is computed in, and a network's typical row."""
 
     architecture: ArchitectureRecord
     precision: Precision
     tile_rows: Annotated[int, Within(1, 2**20)]
+    typical: NotRequired[TypicalRecord]
+
+
+class TypicalPart(TypedDict, total=False):
+    """The part of a record that says how a network's contributions begin."""
+
+    typical: TypicalRecord
 
 
 class Model(Protocol):
@@ -51,8 +59,11 @@ class Model(Protocol):
     def to_scores(self, loss: Loss, logits: NDArray[np.float32], exact: bool = False) -> Values:
         """Scores [n], [n, classes] or [n, levels] of raw outputs, in the unit and type of the target (`losses.to_scores`)."""
 
+    def explained(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """float64[n, outputs]: what contributions explain, from raw outputs; of several members the (weighted) mean of theirs."""
+
     def baseline(self) -> NDArray[np.float64]:
-        """float64[outputs]: the raw outputs that contributions start from, the same for every row."""
+        """float64[outputs]: where contributions start from, the same for every row."""
 
     def contributions(
         self,
@@ -62,7 +73,7 @@ class Model(Protocol):
         threads: int = 1,
         team: Team | None = None,
     ) -> NDArray[np.float64]:
-        """float64[n, F + K]: what each column of a row adds to a margin, the sum over raw outputs k of share[i, k] times output k
+        """float64[n, F + K]: what each column of a row adds to a margin, the sum over k of share[i, k] times `explained` output k
         less its baseline, where share is float64[n, outputs]. The contributions of a weighted sum of models are the weighted
         sum of theirs. Raises UserError for a model that cannot tell.
         """
@@ -76,11 +87,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class FinishedNetwork:
-    """A torch network with the arithmetic that it is computed in: precision, and rows of a tile."""
+    """A torch network with the arithmetic that it is computed in (precision, rows of a tile), and a typical training row."""
 
     network: Network
     precision: str
     tile_rows: int = TILE_ROWS
+    typical: Typical | None = None  # of networks that can give reasons
 
     @property
     def target(self) -> TargetScale:
@@ -102,20 +114,36 @@ class FinishedNetwork:
         """See Model."""
         return to_scores(loss, logits, self.target, exact)
 
-    def baseline(self) -> NDArray[np.float64]:
+    def explained(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """See Model."""
-        raise UserError("score.reasons must be 0 for a network: reasons are given for boosted trees")
+        wide = logits.astype(np.float64)
+        return np.asarray(wide.mean(axis=1)) if wide.ndim == 3 else wide
+
+    def baseline(self) -> NDArray[np.float64]:
+        """See Model. The raw outputs of a typical training row."""
+        return self._path_gradients.baseline()
 
     def contributions(
         self,
-        numeric: NDArray[np.float32],  # noqa: ARG002
-        codes: NDArray[np.int32],  # noqa: ARG002
-        share: NDArray[np.float64],  # noqa: ARG002
-        threads: int = 1,  # noqa: ARG002
-        team: Team | None = None,  # noqa: ARG002
+        numeric: NDArray[np.float32],
+        codes: NDArray[np.int32],
+        share: NDArray[np.float64],
+        threads: int = 1,
+        team: Team | None = None,
     ) -> NDArray[np.float64]:
-        """See Model."""
-        return self.baseline()
+        """See Model. Integrated gradients (engine.training.path_gradients), within the error of their quadrature."""
+        if team is None:
+            with Team(threads) as own:
+                return self.contributions(numeric, codes, share, threads, own)
+        return self._path_gradients.contributions(numeric, codes, share, team)
+
+    @functools.cached_property
+    def _path_gradients(self) -> PathGradients:
+        if self.typical is None:
+            raise UserError(
+                "reasons need a typical training row, which a network of an earlier version does not have: train it again"
+            )
+        return PathGradients(Evaluators.of(self.network, "fp32"), self.typical)
 
     @functools.cached_property
     def _evaluators(self) -> Evaluators:
@@ -130,3 +158,9 @@ class FinishedNetwork:
     def describe(self) -> ArchitectureRecord:
         """See Model."""
         return architecture(self.network)
+
+
+def typical_of(model: Model) -> TypicalPart:
+    """The typical row of a network's record; nothing for other models."""
+    known = model.typical if isinstance(model, FinishedNetwork) else None
+    return {} if known is None else {"typical": known.record()}

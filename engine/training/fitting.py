@@ -32,6 +32,7 @@ from engine.training.loop import Epoch, FitKeys, FitResult, fit
 from engine.training.losses import loss_of
 from engine.training.model import build_model
 from engine.training.networks import Fitted
+from engine.training.path_gradients import Typical
 from engine.training.sizes import settle
 from engine.training.trees import Trees
 from engine.training.warm_start import start_arrays
@@ -140,10 +141,11 @@ def fit_all(
     keys: FitKeys,
 ) -> Trained:
     """Fit every plan, in this process or on a cluster, as its config says."""
+    typical = Typical.of(examples["train"], encoder.cardinalities)
     with _packed(run, plans, examples) as packed:
         if len(plans) == 1:
             result = _fit(plans[0], run, encoder, examples, packed, keys)
-            return Trained([_finished(result)], result.metrics, {"": result.history})
+            return Trained([_finished(result, typical)], result.metrics, {"": result.history})
         results, parts, steps = [], [], 0
         for plan in plans:
             part = MemberRun(run, plan.name, steps)
@@ -155,7 +157,7 @@ def fit_all(
         run.link(link, digest.of_json([part.record["chain"].get(link) for part in parts]))
     names = [plan.name for plan in plans]
     return Trained(
-        [_finished(result) for result in results],
+        [_finished(result, typical) for result in results],
         together({name: result.metrics for name, result in zip(names, results, strict=True)}),
         {name: result.history for name, result in zip(names, results, strict=True)},
     )
@@ -175,8 +177,10 @@ def together(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
-def _finished(result: FitResult) -> Model:
-    return result.model if isinstance(result.model, Trees) else FinishedNetwork(result.model, result.precision)
+def _finished(result: FitResult, typical: Typical) -> Model:
+    if isinstance(result.model, Trees):
+        return result.model
+    return FinishedNetwork(result.model, result.precision, typical=typical)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from engine.training.examples import aligned_empty
 from engine.training.model import Network
 from engine.training.threads import Team
@@ -41,6 +42,7 @@ class Evaluators:
         self.arithmetic = network.arithmetic(precision)
         self._tensors = tensors
         self._idle: list[nn.Module] = []
+        self._differentiated: list[nn.Module] = []  # apart: what a module keeps from inference mode has no gradients
 
     @classmethod
     def of(cls, network: Network, precision: str, device: torch.device | str = "cpu") -> Evaluators:
@@ -66,6 +68,29 @@ class Evaluators:
             found = module(numeric, codes).float()
         self._idle.append(module)
         return found
+
+    def gradients(self, numeric: Tensor, codes: Tensor, share: Tensor) -> Tensor:
+        """float32[n, F]: gradients by the numbers of each row's sum of raw outputs times its share float32[n, outputs].
+
+        Of several members the mean of their outputs. Raises UserError for a module that has no gradients.
+        """
+        try:
+            module = self._differentiated.pop()
+        except IndexError:
+            module = self.module()
+        with torch.inference_mode(False), torch.enable_grad(), self.arithmetic.applied(numeric.device.type):
+            given = numeric.requires_grad_()
+            found = module(given, codes).float()
+            outputs = found.mean(1) if found.dim() == 3 else found
+            try:
+                (gradient,) = torch.autograd.grad(outputs, given, share, allow_unused=True)
+            except RuntimeError as error:
+                said = str(error).splitlines()[0]
+                raise UserError(
+                    f"the model gives no reasons, because it has no gradients by its numbers: {said}"
+                ) from None
+        self._differentiated.append(module)
+        return torch.zeros_like(numeric) if gradient is None else gradient
 
     def logits(
         self,

@@ -10,6 +10,7 @@ from engine.training import kinds
 from engine.training.blend import SHARES, Blend, Member, check_blend, check_shares
 from engine.training.finished import FITTED, FinishedNetwork, Model, PartRecord
 from engine.training.model import declared, give_memory
+from engine.training.path_gradients import Typical
 from engine.training.tensors import Tensors
 from engine.training.trees import check_description, is_trees, read_trees
 
@@ -23,6 +24,13 @@ def check_part(part: PartRecord, where: str) -> None:
         for place, member in enumerate(check_blend(described, where)):
             check_part(member, f"{where}: settings: members[{place}]: architecture")
         return
+    if (typical := part.get("typical")) is not None:
+        sizes, pairs = described["cardinalities"], zip(typical["codes"], described["cardinalities"], strict=False)
+        lengths = len(typical["numeric"]), len(typical["codes"])
+        if lengths != (described["numeric_width"], len(sizes)) or not all(0 <= code < size for code, size in pairs):
+            raise records.Damaged(
+                f"{where.removesuffix(': architecture')}: typical must be a row as the model reads it"
+            )
     if is_trees(described):
         check_description(described, where)
         return
@@ -60,7 +68,8 @@ def read_model(tensors: Tensors, part: PartRecord, where: str) -> Model:
     if built_in:
         give_memory(network.module)
     network.load_state_dict(tensors.load())
-    return FinishedNetwork(network, part["precision"], part["tile_rows"])
+    typical = Typical.read(part["typical"]) if "typical" in part else None
+    return FinishedNetwork(network, part["precision"], part["tile_rows"], typical)
 
 
 def _read_blend(tensors: Tensors, part: PartRecord, where: str) -> Blend:

@@ -26,12 +26,14 @@ REASON, CONTRIBUTION = "reason_", "contribution_"
 @dataclass(frozen=True)
 class Reasons:
     """The reasons of n rows: place of the feature int32[n, k] (-1: no other feature contributes), its contribution
-    float32[n, k], the largest in size first, and the largest error of a row's sum, in the unit of the margin.
+    float32[n, k], the largest in size first; the largest error of a row's sum, and the largest distance of a margin from the
+    baseline, in the unit of the margin.
     """
 
     feature: NDArray[np.int32]
     contribution: NDArray[np.float32]
     error: float
+    distance: float
 
     def columns(self, encoder: Encoder) -> dict[str, pa.Array]:
         """The columns `reason_1`, `contribution_1`, `reason_2`, ... of an output: a feature's name, and its contribution."""

@@ -65,7 +65,7 @@ from engine.training.device import resolve_device
 from engine.training.drift_reference import encoded_columns, write_reference
 from engine.training.evaluate import Scored, SplitDetails, evaluate_scores, watched_metric
 from engine.training.examples import Examples, aligned_empty
-from engine.training.finished import Model
+from engine.training.finished import Model, typical_of
 from engine.training.fitting import MemberPlan, fit_all, fit_keys, member_plans
 from engine.training.heads import OtherTarget, Scoring, TargetFacts, alone, facts_of, heads_of, score_columns
 from engine.training.importance import permuted
@@ -126,6 +126,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     }
     if config.train.targets:
         facts["targets"] = other_targets(config, classes)
+    facts = {**facts, **typical_of(model)}
     measured = [measure(part, run, dataset, encoder) for part in parts_of(config, model, facts, examples, splits)]
     metrics = named_by_target(measured) | of_members(config, run, blend, examples, measured[0].details)
     timer.lap("evaluate")

@@ -96,6 +96,10 @@ class Trees:
         except ValueError as error:
             raise UserError(f"the trees cannot give reasons: {error}. Use score.reasons=0") from None
 
+    def explained(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See engine.training.finished.Model."""
+        return logits.astype(np.float64)
+
     def baseline(self) -> NDArray[np.float64]:
         """See engine.training.finished.Model. The mean over the training rows, as the trees' covers count them."""
         return self._explained.mean

@@ -23,7 +23,7 @@ from engine.training.bundle import Bundle, find_model, load_model, read_bundle
 from engine.training.bundle_spec import with_spec_of
 from engine.training.evaluate import SplitDetails, counted, point_metrics, watched_metric
 from engine.training.examples import Examples
-from engine.training.finished import Model
+from engine.training.finished import Model, typical_of
 from engine.training.fitting import MemberPlan
 from engine.training.loss import Loss
 from engine.training.losses import loss_of, loss_record
@@ -108,6 +108,8 @@ def finished_members(bundles: Sequence[Bundle]) -> list[Member]:
             "precision": bundle.model["precision"],
             "tile_rows": bundle.model["tile_rows"],
         }
+        if "typical" in bundle.model:
+            record["typical"] = bundle.model["typical"]
         if "temperature" in bundle.model:
             record["temperature"] = bundle.model["temperature"]
         members.append(Member(load_model(bundle), record))
@@ -138,6 +140,7 @@ def trained_members(plans: Sequence[MemberPlan], models: Sequence[Model], precis
                 "architecture": model.describe(),
                 "precision": "fp32" if isinstance(model, Trees) else precision,
                 "tile_rows": TILE_ROWS,
+                **typical_of(model),
             },
         )
         for plan, model in zip(plans, models, strict=True)

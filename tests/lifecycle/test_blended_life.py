@@ -154,8 +154,9 @@ def test_a_champion_with_members_is_scored_watched_challenged_and_reproduced(
     scored = run(folder, "score", "score.model=tiny@champion", f"score.shadow={trees}", WINDOW, runs)
     table = predictions(scored.directory, store=str(folder / "store"))
     assert not np.array_equal(table["score"].to_numpy(), table["shadow_score"].to_numpy())
-    with pytest.raises(UserError, match=r"score\.reasons must be 0 for a model with members"):
-        run(folder, "score", "score.model=tiny@champion", WINDOW, "score.reasons=2", runs)
+    explained = run(folder, "score", "score.model=tiny@champion", WINDOW, "score.reasons=2", runs)
+    assert explained.record["chain"]["scores"] == scored.record["chain"]["scores"]
+    assert "reason_2" in predictions(explained.directory, store=str(folder / "store")).column_names
     written = run(folder, "score", "score.model=tiny@champion", WINDOW, f"score.output={tmp_path / 'scores.csv'}", runs)
     assert (tmp_path / "scores.csv").read_text().count("\n") == table.num_rows + 1 and written.record["chain"]["scores"]
     watched = run(folder, "monitor", "monitor.model=tiny@champion", f"monitor.run={scored.directory}", runs)

@@ -20,6 +20,8 @@ from engine.runtime.run import Run
 from engine.scoring import output
 from engine.scoring.plan import check_columns
 from engine.scoring.predictor import load
+from engine.scoring.score import check_reasons
+from engine.training.finished import FinishedNetwork
 from engine.training.heads import Head
 from engine.training.losses import LOSSES, to_scores
 from engine.training.reasons import by_feature, describe_margin, largest, names_of, shares_of
@@ -120,6 +122,30 @@ def test_a_column_that_is_passed_through_may_not_have_the_name_of_a_reason(shop:
                 check_columns(asked)
         else:
             check_columns(asked)
+
+
+def test_a_network_has_reasons_too_in_any_units(shop: Shop, runs: Path) -> None:
+    some = "score.between=[2020-01-26,2020-01-31]"
+    found = score(shop, shop.model, runs, "score.reasons=3", some)
+    other = score(shop, shop.model, runs, "score.reasons=3", "score.unit_rows=4096", "resources.threads=1", some)
+    assert rows_of(other).equals(rows_of(found)) and set(THREE) < set(rows_of(found).column_names)
+    assert 0 < found.metrics["score/reasons_error"] < 0.2
+
+
+def test_a_model_whose_gradients_do_not_explain_it_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, whole = load(shop.model), FinishedNetwork.contributions
+    check_reasons(predictor)
+    monkeypatch.setattr(FinishedNetwork, "contributions", lambda *given, **keys: 0.5 * whole(*given, **keys))
+    with pytest.raises(UserError, match="miss its margin"):
+        check_reasons(predictor)
+
+    def placed(*given: Any, **keys: Any) -> Any:
+        found = whole(*given, **keys)
+        return found * (1 + 1e-6 * np.arange(len(found))[:, None])
+
+    monkeypatch.setattr(FinishedNetwork, "contributions", placed)
+    with pytest.raises(UserError, match="depend on its place"):
+        check_reasons(predictor)
 
 
 @pytest.mark.slow

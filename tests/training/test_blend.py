@@ -24,7 +24,9 @@ from engine.training.blend import SHARES, Blend, equal_shares, mean_of
 from engine.training.examples import Examples
 from engine.training.fitting import fit_all, member_plans, together
 from engine.training.losses import LOSSES, cooled, recorded_loss, to_scores
+from engine.training.path_gradients import Typical
 from engine.training.read_model import check_part, read_model
+from engine.training.target import TargetScale
 from engine.training.tensors import Tensors
 from engine.training.weighing import STEPS, best_shares, trained_members, without_idle
 from tests.training.conftest import CARDINALITIES, make_config, make_problem, open_run
@@ -104,6 +106,30 @@ def test_a_blend_is_read_back_from_one_file_with_the_same_bits(
     assert scores[0].tobytes() == scores[1].tobytes()
 
 
+def test_contributions_are_the_weighted_sum_of_the_members_and_add_up(mixed: tuple[Blend, Examples, Run]) -> None:
+    blend, data, _ = mixed
+    warm = Blend(
+        (
+            dataclasses.replace(blend.members[0], record={**blend.members[0].record, "temperature": 2.0}),
+            *blend.members[1:],
+        ),
+        blend.shares,
+    )
+    numeric, codes, one = data.numeric[:50], data.codes[:50], np.ones((50, 1))
+    for found, first in ((blend, 1.0), (warm, 2.0)):
+        parts = [member.model.contributions(numeric, codes, one) for member in found.members]
+        weights = [share / (first if k == 0 else 1.0) for k, share in enumerate(found.shares)]
+        want = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        np.testing.assert_allclose(found.contributions(numeric, codes, one), want, rtol=1e-12)
+        away = found.explained(found.logits(numeric, codes))[:, 0] - found.baseline()
+        assert np.sqrt(np.mean((away - want.sum(axis=1)) ** 2)) < 0.05 * np.sqrt(np.mean(away**2))
+    trees: Any = blend.members[-1].model
+    moved = dataclasses.replace(blend.members[-1], model=dataclasses.replace(trees, target=TargetScale(0.0, 9.0)))
+    other = Blend((*blend.members[:-1], moved), blend.shares)
+    with pytest.raises(UserError, match="targets of other scales"):
+        other.baseline()
+
+
 def test_a_temperature_cools_each_member_and_adds_to_its_own(mixed: tuple[Blend, Examples, Run]) -> None:
     blend, data, _ = mixed
     first = dataclasses.replace(blend.members[0], record={**blend.members[0].record, "temperature": 2.0})
@@ -132,6 +158,8 @@ def test_a_temperature_cools_each_member_and_adds_to_its_own(mixed: tuple[Blend,
         (lambda r, t: r["settings"]["members"][1]["architecture"].update(kind="blend"), "must not be a blend itself"),
         (lambda r, t: r["settings"]["members"][1].update(tile_rows=10**9), "tile_rows must be a number from 1"),
         (lambda r, t: r["settings"]["members"][1].update(temperature=0), "temperature must be a number from 0.01"),
+        (lambda r, t: r["settings"]["members"][0]["typical"].update(codes=[6, 5]), "typical must be a row as the model reads it"),
+        (lambda r, t: r["settings"]["members"][0]["typical"].update(numeric=[]), "typical must be a row as the model reads it"),
         (lambda r, t: r["settings"]["members"][4]["architecture"]["settings"].update(nodes=10**12), "nodes must be a number"),
         (lambda r, t: r.update(settings={}), "must have 'members'"),
     ],
@@ -254,7 +282,7 @@ def test_a_member_has_the_bytes_of_the_model_that_is_trained_by_itself(
     both = trained(several, open_run(several), data, valid)
     for seed, model in zip((3, 4), both.models, strict=True):
         alone, _ = fitted(config(train__seed=seed, train__shards=4), data, valid)
-        assert model.weights() == fitting._finished(alone).weights()
+        assert model.weights() == fitting._finished(alone, Typical.of(data, CARDINALITIES)).weights()
     assert both.metrics["train/steps"] == 2 * alone.metrics["train/steps"]
     assert list(both.histories) == ["seed_3", "seed_4"]
 
