@@ -18,7 +18,7 @@ from engine.draft import events, history, roles, suspects
 from engine.draft.column_types import Guess
 from engine.draft.events import Figures, StandIn, quoted
 from engine.draft.sources import Source
-from engine.errors import UserError
+from engine.errors import UserError, nearest
 from engine.features.spec import PARTED
 
 TARGET = "target"  # name of a target that is an expression
@@ -94,6 +94,12 @@ def make_draft(source: Source, guesses: dict[str, Guess], asked: Asked) -> Draft
     figures = events.figures_of(raw)
     stand_ins = events.stand_ins(raw, figures)
     is_column = asked.target in raw.column_names
+    if not is_column and re.fullmatch(r"\w+", asked.target):
+        header = " The files have no header line that was found." if "column_1" in raw.column_names else ""
+        raise UserError(
+            f"--target must be a column of the files, or an SQL expression over them, found {asked.target!r}.{header}"
+            f"{nearest(asked.target, raw.column_names)}"
+        )
     target = asked.target if is_column else _free(TARGET, raw.column_names)
     lines = _query(source.name, stand_ins, "" if is_column else f"({asked.target}) AS {target}")
     table = events.select({source.name: raw}, "\n".join(lines), "--target") if lines else raw

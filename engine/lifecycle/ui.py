@@ -70,6 +70,8 @@ def ui(config: Config, words: list[str], options: Mapping[str, str]) -> int:
     if page.suffix != ".html":
         raise UserError(f"--out must end in .html, found {str(page)!r}")
     found = read(config, page.parent)
+    if any(storage.is_closed(side.directory) for side in found.runs):
+        storage.keep_from_others("private", ())  # what private runs say is no more open here
     storage.write_text(page, as_html(found, datetime.datetime.now(datetime.UTC)))
     terminal.out(f"{page}\n")
     return 0

@@ -360,7 +360,7 @@ def test_rows_without_time_and_id_are_known_by_digest_and_place(init: Any, tmp_p
     [
         (("orders.csv",), "--target must name the column to predict"),
         ((), "init must be followed by files"),
-        (("orders.csv", "--target", "payd"), "--target"),
+        (("orders.csv", "--target", "payd"), "found 'payd'. Did you mean 'paid'"),
         (("orders.csv", "--target", "paid", "--time", "amount"), "--time must name a column of times, found 'amount'"),
         (("orders.csv", "--target", "paid", "--id", "nobody"), "--id must be a column of the files, found 'nobody'"),
         (("missing.csv", "--target", "paid"), "must exist, found nothing"),

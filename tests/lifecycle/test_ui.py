@@ -157,6 +157,13 @@ def test_what_is_damaged_is_left_out_with_a_warning_and_counted(cli, workplace, 
     assert "1 damaged records" in page and page.count("train (") == 1
 
 
+@pytest.mark.parametrize(("mode", "others"), [(0o755, True), (0o700, False)])
+def test_the_page_is_private_where_a_run_is(cli, workplace, mode, others) -> None:
+    everything(workplace).chmod(mode)
+    assert cli("ui").code == 0
+    assert bool((workplace / "runs/ui.html").stat().st_mode & 0o077) == others
+
+
 def test_nothing_at_all_says_what_to_run(cli, workplace) -> None:
     assert cli("ui").code == 0
     text = (workplace / "runs/ui.html").read_text()
