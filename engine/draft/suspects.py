@@ -175,7 +175,9 @@ def _numbers(values: pa.ChunkedArray) -> NDArray[np.float64] | None:
         values = pc.cast(values, pa.int8())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         return None
-    return np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    return np.asarray(
+        pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64
+    )  # ids may pass 2**53
 
 
 def _codes(x: pa.ChunkedArray) -> NDArray[np.int64]:
