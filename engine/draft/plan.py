@@ -243,7 +243,7 @@ def _as_numbers(values: pa.ChunkedArray, loss: str) -> NDArray[np.float64]:
     if loss in ("binary", "multiclass"):
         classes = pc.unique(values.drop_null()).sort()
         values = pc.index_in(values, value_set=classes)
-    return np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    return np.asarray(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
 
 
 def _comment(column: Figures, stand_ins: dict[str, StandIn]) -> str:

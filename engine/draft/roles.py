@@ -223,7 +223,7 @@ def task_of(column: Figures, table: pa.Table) -> tuple[str, str]:
         pa.types.is_integer(kind) and column.distinct <= FEW and column.high < 2 * FEW
     )
     if not classes:
-        low, middle, high = pc.quantile(pc.cast(table[name], pa.float64()), [0.25, 0.5, 0.75]).to_pylist()
+        low, middle, high = pc.quantile(pc.cast(table[name], pa.float64(), safe=False), [0.25, 0.5, 0.75]).to_pylist()
         if max(column.high - middle, middle - column.low) > TAIL * max(high - low, 1e-300):
             return (
                 "huber",

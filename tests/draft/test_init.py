@@ -255,6 +255,14 @@ def test_numbers_that_begin_with_zero_stay_text(init: Any, tmp_path: Path) -> No
     assert drafted["data"]["columns"]["postal_code"] == {"type": "string", "role": "categorical", "known_at": "created"}
 
 
+def test_whole_numbers_beyond_the_exact_floats_are_read(init: Any, tmp_path: Path) -> None:
+    large = {"account": [2**60 + 7 * (place % 97) for place in range(ROWS)]}
+    drafted = init(written(tmp_path / "orders.csv", orders() | large), "paid")
+    assert drafted["data"]["columns"]["account"]["type"] == "int64"
+    shutil.rmtree("mine")
+    init(written(tmp_path / "orders.csv", orders() | {"sum": [2**60 + place**3 for place in range(ROWS)]}), "sum")
+
+
 def test_a_number_that_stands_for_null_is_made_null(init: Any, cli: Any, tmp_path: Path) -> None:
     columns = orders() | {"age": [-999 if place % 10 == 0 else 20 + place % 50 for place in range(ROWS)]}
     drafted = init(written(tmp_path / "orders.csv", columns), "paid")
