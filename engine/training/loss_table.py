@@ -79,6 +79,20 @@ def multiclass(settings: LossSettings) -> Loss:
     return Loss("multiclass", "multiclass", "accuracy", rows, softmax)
 
 
+def multiclass_focal(settings: LossSettings) -> Loss:
+    """(1 - p) ** gamma times the cross-entropy of a softmax, where p is the probability of the true class, as `focal`."""
+    gamma = settings.focal_gamma
+
+    def rows(outputs: Tensor, target: Tensor) -> Tensor:
+        kind = target.long()[:, None]
+        total = outputs.logsumexp(1)
+        right = outputs.gather(1, kind)[:, 0] - total  # log p
+        others = outputs.scatter(1, kind, -math.inf).logsumexp(1)  # so that log(1 - p) is exact where p is near 1
+        return -torch.exp(gamma * (others - total)) * right
+
+    return Loss("multiclass_focal", "multiclass", "accuracy", rows, softmax)
+
+
 def ordinal(_settings: LossSettings) -> Loss:
     """Classes in order by cumulative logits, P(class <= k) = sigmoid(threshold k).
 
@@ -242,5 +256,18 @@ def tweedie(settings: LossSettings) -> Loss:
 
 TABLE: dict[str, Callable[[LossSettings], Loss]] = {
     make.__name__: make
-    for make in (binary, multiclass, squared, huber, quantile, poisson, gamma, tweedie, focal, quantiles, ordinal)
+    for make in (
+        binary,
+        multiclass,
+        squared,
+        huber,
+        quantile,
+        poisson,
+        gamma,
+        tweedie,
+        focal,
+        quantiles,
+        ordinal,
+        multiclass_focal,
+    )
 }

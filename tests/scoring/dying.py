@@ -30,7 +30,13 @@ RENAME = os.replace
 
 
 def words(folder: Path, model: str, runs: Path, threads: int) -> list[str]:
-    more = ("score.unit_rows=1024", "score.columns=[shop]", f"score.model={model}", f"resources.threads={threads}")
+    more = (
+        "score.unit_rows=1024",
+        "score.columns=[shop]",
+        f"score.model={model}",
+        f"resources.threads={threads}",
+        f"score.reasons={os.environ.get('REASONS', '0')}",
+    )
     return [*overrides(folder, *more), f"paths.runs={runs}", f"resources.threads={threads}"]
 
 

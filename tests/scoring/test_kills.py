@@ -24,10 +24,11 @@ from tests.scoring.conftest import ROWS, Shop, contents
 UNITS = -(-ROWS // 1024)
 
 
-def trials(shop: Shop, names: list[str]) -> list[dict[str, Any]]:
+def trials(shop: Shop, names: list[str], reasons: int = 0) -> list[dict[str, Any]]:
+    keys = {"PYTHONPATH": str(ROOT), "REASONS": str(reasons)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.scoring.dying", str(shop.folder), str(shop.model), *names],
-        capture_output=True, text=True, timeout=570, check=False, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=570, check=False, cwd=ROOT, env={**os.environ, **keys},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -69,6 +70,14 @@ def test_thirty_drivers_killed_at_random_moments(shop: Shop) -> None:
     results = trials(shop, [f"time:{moments.randint(3, 97)}" for _ in range(30)])
     check(results)
     assert sum(result["killed"] for result in results) >= 15
+
+
+@pytest.mark.slow
+def test_drivers_that_give_reasons_killed_at_random_moments(shop: Shop) -> None:
+    moments = random.Random(5)
+    results = trials(shop, [*(f"time:{moments.randint(3, 97)}" for _ in range(8)), "write:8", "write:13"], reasons=3)
+    check(results)
+    assert sum(result["killed"] for result in results) >= 5
 
 
 # ------------------------------------------------------------------------------------------------- a full disk

@@ -228,7 +228,7 @@ def test_a_gradient_is_the_slope_of_its_loss(name: str, smoothing: float) -> Non
         },
     ).train
     loss = loss_of(config)
-    outputs = 3 if name == "multiclass" else 1
+    outputs = 3 if LOSSES[name].task == "multiclass" else 1
     y = rng.normal(size=200) * 2 if loss.number else rng.integers(0, max(outputs, 2), 200)
     labels = Labels(np.abs(y) + 0.1 if loss.unit == "mean" else y.astype(float), np.ones(200), loss, config, outputs)
     margin = rng.normal(size=(200, outputs))

@@ -205,6 +205,23 @@ def test_the_focal_loss_is_the_papers_and_without_gamma_the_binary_one() -> None
     assert far.grad is not None and far.grad.isfinite().all() and far.grad[1] == -1
 
 
+def test_the_focal_loss_of_classes_is_the_papers_and_of_two_classes_the_binary_one() -> None:
+    rng = np.random.default_rng(3)
+    outputs, target = rng.normal(0, 3, (N, 4)), rng.integers(0, 4, N).astype(float)
+    right = LOSSES["multiclass"].link(outputs)[np.arange(N), target.astype(int)]  # type: ignore[misc]
+    ours = rows_of(of("multiclass_focal", focal_gamma=1.7), outputs, target)
+    np.testing.assert_allclose(ours, -((1 - right) ** 1.7) * np.log(right), rtol=1e-9)
+    plain = rows_of(LOSSES["multiclass"], outputs, target)
+    np.testing.assert_allclose(rows_of(of("multiclass_focal", focal_gamma=0.0), outputs, target), plain, rtol=1e-9)
+    pair, one = np.stack([np.zeros(N), outputs[:, 0]], axis=1), (target > 1).astype(float)
+    np.testing.assert_allclose(
+        rows_of(LOSSES["multiclass_focal"], pair, one), rows_of(LOSSES["focal"], outputs[:, :1], one), rtol=1e-9
+    )
+    far = torch.tensor([[300.0, 0.0, 0.0], [-300.0, 0.0, 0.0]], requires_grad=True)
+    of("multiclass_focal", focal_gamma=0.5).row_losses(far, torch.tensor([0.0, 0.0])).sum().backward()
+    assert far.grad is not None and far.grad.isfinite().all() and far.grad[1, 0] == -1
+
+
 def test_label_smoothing_spreads_a_share_of_the_target_over_all_classes() -> None:
     rng = np.random.default_rng(2)
     outputs, target = rng.normal(size=(N, 4)), rng.integers(0, 4, N).astype(float)

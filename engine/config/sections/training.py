@@ -23,6 +23,7 @@ TASKS = {
     "gamma": "regression",
     "tweedie": "regression",
     "focal": "binary",
+    "multiclass_focal": "multiclass",
     "quantiles": "quantiles",
     "ordinal": "multiclass",
 }
@@ -247,7 +248,9 @@ class TrainConfig:
         1.5, "power p of the tweedie loss: the variance of a target grows as its mean ** p", gt=1, lt=2
     )
     focal_gamma: float = later_key(
-        2.0, "how much less the focal loss counts rows that are right already; 0 = the binary loss", ge=0
+        2.0,
+        "how much less the losses focal and multiclass_focal count rows that are right already; 0 = binary, multiclass",
+        ge=0,
     )
     label_smoothing: float = later_key(
         0.0, "share of a target spread evenly over all classes, for the losses binary and multiclass", ge=0, lt=1
