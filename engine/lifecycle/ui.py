@@ -141,7 +141,7 @@ def as_html(found: Found, now: datetime.datetime) -> str:
         html.section("Runs", *_runs(found), note=f"The newest {RUNS} of each command."),
     ]
     if found.left_out:
-        words = f"{found.left_out} damaged records are left out; `engine verify` names them."
+        words = f"Left out, because damaged or of another version: {found.left_out}. The command has named each."
         body.insert(1, html.paragraph(words))
     return str(html.page("Engine", f"as of {now:%Y-%m-%d %H:%M} UTC", body))
 

@@ -73,6 +73,19 @@ def test_a_title_is_set_as_the_numbers_below_it():
     assert '<th class="">name</th><th class="num">value</th>' in table
 
 
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        ("2026-01-01 10:00", "short"),
+        (html.link("2026-01-01 10:00", "a" * 80), "short"),
+        ("word " * 20, "long"),
+        ("word " * 8, ""),
+    ],
+)
+def test_a_short_cell_is_not_broken_and_a_long_one_has_a_width(cell, kind):
+    assert f'<td class="{kind}">' in html.table(["a"], [[cell]])
+
+
 def test_equal_values_still_have_an_axis():
     chart = html.line_chart([html.Series("a", [0, 1], [5.0, 5.0])])
     assert "nan" not in chart.lower() and "inf" not in chart.lower()

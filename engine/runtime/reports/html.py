@@ -110,8 +110,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str =
     )
 
 
-def _width(text: Markup) -> str:
-    return "short" if len(text) <= NAME else "long" if len(text) >= SENTENCE and "<" not in text else ""
+def _width(cell: Markup) -> str:
+    """The class of a cell by the letters that a reader sees."""
+    letters = len(cell.striptags())
+    return "short" if letters <= NAME else "long" if letters >= SENTENCE and "<" not in cell else ""
 
 
 def bar(share: float, text: str = "") -> Markup:
