@@ -49,7 +49,8 @@ COMMANDS: dict[str, Command] = {
     "init": plain(
         "engine.draft.command:init",
         "write data, features and experiment for files that nobody has described yet, ready to review and to train",
-        usage="PATH ... [--target COLUMN] [--time COLUMN] [--id COLUMN ...] [--zone ZONE] [--name NAME] [--out FOLDER]",
+        usage="PATH ... [--target COLUMN] [--time COLUMN] [--id COLUMN ...] [--zone ZONE] [--known SPAN] [--name NAME] "
+        "[--out FOLDER]",
     ),
     "ingest": Command("engine.data.ingest:ingest", "read the sources, check them, store the dataset", DATA),
     "validate": Command("engine.data.validate:validate", "read and check the sources, store nothing", DATA),

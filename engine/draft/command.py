@@ -12,6 +12,7 @@ from typing import Any
 from engine import api
 from engine.config import compose, names
 from engine.config.tree import Config
+from engine.config.units import Span
 from engine.data.readers.advice import better_options
 from engine.draft import text
 from engine.draft.column_types import Guess, settle_types
@@ -45,7 +46,12 @@ def init(_config: Config, words: Sequence[str], options: Mapping[str, Any]) -> i
                 f"{path} must not exist, so that nothing of yours is overwritten: remove it, or choose --out or --name"
             )
     asked = Asked(
-        options["--target"], options.get("--time"), tuple(options.get("--id", ())), options.get("--zone", "UTC"), name
+        options["--target"],
+        options.get("--time"),
+        tuple(options.get("--id", ())),
+        options.get("--zone", "UTC"),
+        name,
+        Span(options["--known"]) if "--known" in options else None,
     )
     with Progress(f"{name}: read", None, "rows") as progress:
         source, guesses = _typed(source, progress)

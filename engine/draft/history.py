@@ -26,11 +26,12 @@ def gap_seconds(entity: pa.ChunkedArray, seconds: NDArray[np.float64]) -> float:
     return float(np.median(gaps)) if len(gaps) else float("nan")
 
 
-def windows_for(gap: float, span: float, delay: float) -> list[str]:
-    """Lengths of windows for entities whose rows are `gap` seconds apart and whose outcomes are known after `delay` seconds, of
-    data that covers `span` seconds.
+def windows_for(gap: float, span: float) -> list[str]:
+    """Lengths of windows for entities whose rows are `gap` seconds apart, of data that covers `span` seconds.
+
+    They go by the time when a value became known, so that a short one is filled however late outcomes are.
     """
-    least = max(ROWS * gap, 2 * delay)
+    least = ROWS * gap
     usable = [name for name, length in LADDER.items() if least <= length <= SPAN * span]
     if len(usable) <= MOST:
         return usable

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.config import units
+from engine.config.units import Span
 from engine.data.arrow_types import type_name
 from engine.data.columns import DIGEST, FILE, ROW
 from engine.draft import events, history, roles, suspects
@@ -42,7 +43,7 @@ class ColumnDraft:
 
 @dataclasses.dataclass
 class View:
-    """Windows over the past rows of an entity."""
+    """Windows over the past rows of an entity, by when their values became known."""
 
     entity: str
     windows: list[str]
@@ -74,17 +75,21 @@ class Draft:
     split: dict[str, tuple[str, str]]
     rows: int
     group: str | None = None  # in a table without time, whose event time is empty
+    late: Span | None = None  # after the event, outcomes are known
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What the user says: target (a column or an SQL expression), event time, ids, zone, and the name of the experiment."""
+    """What the user says: target (a column or an SQL expression), event time, ids, zone, name of the experiment, and how long
+    after the event outcomes are known, where no column says it.
+    """
 
     target: str
     time: str | None
     ids: tuple[str, ...]
     zone: str
     name: str
+    known: Span | None = None
 
 
 def make_draft(source: Source, guesses: dict[str, Guess], asked: Asked) -> Draft:
@@ -121,7 +126,7 @@ def make_draft(source: Source, guesses: dict[str, Guess], asked: Asked) -> Draft
         time_why=time_why, ids_why=ids_why, target=target, target_why=target_why, loss=loss,
         duplicates=bool(ids) and ids_why != roles.UNIQUE, direct=[],
         calendar=True, left_out={}, questions=[], views=[], split={}, rows=rows,
-        group=None if time else roles.pick_group(figures, [*ids, target]),
+        group=None if time else roles.pick_group(figures, [*ids, target]), late=asked.known,
     )  # fmt: skip
     _columns(
         draft, table, figures, ids, _named_in(asked.target, raw.column_names) if not is_column else set(), stand_ins
@@ -188,7 +193,11 @@ def _columns(
     doubts |= {name: "is part of the target" for name in in_target if name in found and found[name][0] != "ignore"}
     whole_days = {name for name in later if not _has_hours(table[name].drop_null())}
     label_known = (
-        "" if not time else f"{units.named(time)} + {LATE}" if known_at is None else _at_end(known_at, whole_days)
+        ""
+        if not time
+        else f"{units.named(time)} + {draft.late or LATE}"
+        if known_at is None
+        else _at_end(known_at, whole_days)
     )
     at_event = units.named(time) if time else PRIOR
     for name, column in figures.items():
@@ -217,9 +226,8 @@ def _columns(
         )
         return
     _ask(draft, known_at, table[time])
-    delay = later[known_at] if known_at else history.LADDER[LATE]
     past = [name for name in doubts if found.get(name, ("",))[0] == "numeric"]
-    _views(draft, table, figures, suspects.by_rank(table, past, outcome)[:PAST_NUMBERS], delay)
+    _views(draft, table, figures, suspects.by_rank(table, past, outcome)[:PAST_NUMBERS])
 
 
 def _at_end(name: str, whole_days: set[str]) -> str:
@@ -273,10 +281,10 @@ def _add_row_number(draft: Draft) -> None:
 
 def _ask(draft: Draft, known_at: str | None, times: pa.ChunkedArray) -> None:
     """The questions that only a person can answer, with the cautious choice that is taken."""
-    if known_at is None:
+    if known_at is None and draft.late is None:
         draft.questions.append(
-            f"When is {draft.target} known? No column says it, so it is taken to be known {LATE} after {draft.time}. Set "
-            "`known_at` of its column: the histories below use past outcomes from then on"
+            f"When is {draft.target} known? No column says it, so it is taken to be known {LATE} after {draft.time}. Say it with "
+            "--known, as in `--known 6h`, or set `known_at` of its column: the histories below use past outcomes from then on"
         )
     if draft.guesses.get(draft.time) is not None and draft.zone == "UTC" and _has_hours(times):
         draft.questions.append(
@@ -288,8 +296,8 @@ def _has_hours(times: pa.ChunkedArray) -> bool:
     return bool(np.any(events.seconds_of(times) % history.DAY))
 
 
-def _views(draft: Draft, table: pa.Table, figures: dict[str, Figures], past: list[str], delay: float) -> None:
-    """Windows for the entities among the categories that are known at the event; `delay` in seconds, of outcomes."""
+def _views(draft: Draft, table: pa.Table, figures: dict[str, Figures], past: list[str]) -> None:
+    """Windows for the entities among the categories that are known at the event."""
     kinds = {name: draft.columns[name].role for name in draft.direct}
     seconds = events.seconds_of(table[draft.time])
     draft.calendar = _has_hours(table[draft.time])
@@ -300,7 +308,7 @@ def _views(draft: Draft, table: pa.Table, figures: dict[str, Figures], past: lis
     aggregates |= {name: ["mean"] for name in past}
     step = max(draft.rows / len(table), 1.0)  # rows were thinned out: gaps are shorter in truth
     for entity in roles.pick_entities(figures, kinds):
-        windows = history.windows_for(history.gap_seconds(table[entity], seconds) / step, span, delay)
+        windows = history.windows_for(history.gap_seconds(table[entity], seconds) / step, span)
         if windows:
             draft.views.append(View(entity, windows, aggregates))
 

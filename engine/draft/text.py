@@ -162,11 +162,12 @@ def _features(draft: Draft) -> Iterator[str]:
     if not draft.views:
         return
     yield ""
-    yield from _block("Histories: what has been seen of an entity in trailing windows, by the gaps between its rows.")
+    yield from _block("Histories: what became known of an entity in trailing windows, by the gaps between its rows.")
     yield "views:"
     for view in draft.views:
         yield f"  {scalar(view.entity)}:"
         yield f"    entity: [{scalar(view.entity)}]"
+        yield "    by: known"
         yield f"    windows: [{', '.join(view.windows)}]"
         yield "    aggregates:"
         yield from (f"      {scalar(name)}: [{', '.join(asked)}]" for name, asked in view.aggregates.items())

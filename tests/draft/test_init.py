@@ -313,6 +313,20 @@ def test_without_a_time_of_the_outcome_the_file_asks_and_waits_a_day(init: Any, 
     drafted = init(written(tmp_path / "orders.csv", orders()), "paid")
     assert drafted["data"]["columns"]["paid"]["known_at"] == "created + 1d"
     assert "question: When is paid known?" in drafted["said"]
+    views = drafted["features"]["views"]
+    assert views and {view["by"] for view in views.values()} == {
+        "known"
+    }  # short windows are filled, however late outcomes are
+    assert "1d" in views["customer"]["windows"] or "7d" in views["customer"]["windows"]
+
+
+def test_the_user_may_say_when_outcomes_are_known(init: Any, cli: Any, tmp_path: Path) -> None:
+    path = written(tmp_path / "orders.csv", orders())
+    drafted = init(path, "paid", "--known", "6h")
+    assert drafted["data"]["columns"]["paid"]["known_at"] == "created + 6h"
+    assert "question: When is paid known?" not in drafted["said"]
+    wrong = cli("init", str(path), "--target", "paid", "--known", "soon", "--out", "other")
+    assert wrong.code == 1 and "a span must be a number" in wrong.err
 
 
 def test_a_target_may_be_an_expression_whose_columns_are_left_out(init: Any, cli: Any, tmp_path: Path) -> None:
