@@ -23,7 +23,7 @@ class TrialRecord(TypedDict):
     value: float | None
     rungs: list[float | None]
     run: str | None
-    rows: int  # training rows that it took, counted each epoch
+    rows: NotRequired[int]  # training rows that it took, counted each epoch; sweeps of earlier engines lack it
     seconds: float
     cause: NotRequired[str]
 
