@@ -51,9 +51,13 @@ def check(config: Config) -> None:
 
 def places_of(bounds: tuple[str, ...], _zone: str = "") -> tuple[int, int]:
     """(from included, to excluded) of a part of split.by=hash, written as shares: ["80%", "90%"]. Raises UserError."""
-    if len(bounds) != 2:
-        raise UserError(f"a part must be [from, to], shares of all rows as in [80%, 90%], found {list(bounds)}")
-    start, stop = (round(Share(bound).fraction * SPACE) for bound in bounds)
+    try:
+        start, stop = (round(Share(bound).fraction * SPACE) for bound in bounds)
+    except ValueError:  # a UserError is one: no share, or not two of them
+        raise UserError(
+            f"a part of split.by=hash must be [from, to], shares of all rows as in [80%, 90%], found {list(bounds)}. With train, "
+            "valid and test empty, as in split={by: hash, train: [], valid: [], test: []}, they are 80, 10 and 10 %"
+        ) from None
     if start >= stop:
         raise UserError(f"a part must end after it starts, found {list(bounds)}")
     return start, stop

@@ -143,9 +143,9 @@ QUICK = ("protocol.folds=3", "train.epochs=2", "evaluate.bootstrap=0", "model=li
 def test_folds_by_chance_promise_what_a_new_group_does_not_keep(tmp_path: Path) -> None:
     loans.write_loans(tmp_path)
     rng = np.random.default_rng(1)
-    table = loans.loans(1500)
-    customer = rng.integers(0, 150, 1500)
-    bad = rng.random(150)[customer] > 0.5  # a customer is good or bad, and nothing else says which
+    table = loans.loans(3000)
+    customer = rng.integers(0, 60, 3000)
+    bad = rng.random(60)[customer] > 0.5  # a customer is good or bad, and nothing else says which
     table = table.set_column(1, "customer", pa.array([f"c{one}" for one in customer]))
     loans.write(tmp_path, "loans.csv", table.set_column(6, "bad", pa.array(bad)))
     words = loans.overrides(tmp_path, *QUICK, "+features.direct.customer=true", "protocol.kind=grouped", "train.lr=0.1")

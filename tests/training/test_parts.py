@@ -188,6 +188,8 @@ WINDOWS = "+features.views.past={entity: [customer], windows: [7d], aggregates: 
         ("data.group=custmer", "group names 'custmer', which is not a column. Did you mean 'customer'"),
         ("split.by=column", "column must be given for by=column, and only then"),
         ("split.column=part", "column must be given for by=column, and only then"),
+        ("split.train=[2020-01-01,2020-02-01]", "split.train: a part of split.by=hash must be .from, to., shares of all rows"),
+        ("split.train=[20%]", "split.train: a part of split.by=hash must be .from, to., shares of all rows"),
         ("split.train=[20%,10%]", "split.train: a part must end after it starts"),
         ("split={by: hash, train: [0%, 80%], test: [70%, 100%]}", "split.test must start after the end of split.train"),
         ("split={by: column, column: part, turn: 20%}", "turn=20% is for by=hash, found by=column"),
