@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 import engine
 from engine import __main__ as shell
 from engine.config import timeless
+from engine.data.dataset import newest_dataset
 from engine.errors import UserError
+from engine.monitoring.batch import found_by_id
 from engine.runtime.run import Run
 from engine.scoring.read import predictions
 from tests import loans
@@ -103,6 +107,17 @@ def test_a_batch_like_the_reference_is_quiet_and_one_that_moved_alarms(place: Pl
     )
 
 
+def test_rows_are_found_by_id_in_whatever_order_they_are_asked_for(place: Place, trained: Run) -> None:
+    dataset = newest_dataset(place.folder / "store" / "datasets" / "loans")
+    assert dataset is not None
+    wanted = [str(loan) for loan in np.random.default_rng(0).permutation(1200)[:200]]
+    wanted[7] = "nobody"
+    rows, places = found_by_id(dataset, ["loan"], pa.array(wanted))
+    assert (np.diff(rows) > 0).all() and sorted(places) == [place for place in range(200) if place != 7]
+    assert dataset.take(["loan"], rows)["loan"].to_pylist() == [int(wanted[at]) for at in places]
+
+
+@pytest.mark.slow
 def test_labels_of_a_batch_are_found_by_id_when_they_come(place: Place, trained: Run, tmp_path: Path) -> None:
     scoring = batch(place, trained, "late", seed=9, first=30_000)
     other = Place(loans.write_loans(tmp_path))
@@ -147,6 +162,8 @@ def test_a_champion_of_other_parts_is_no_champion_to_improve_on(place: Place, tr
     now = "retrain.now=2030-01-01"
     with pytest.raises(UserError, match="the champion must have been trained on the parts of this config"):
         place.run("retrain", now, "split.train=[0%,50%]", "split.valid=[50%,60%]", "split.test=[60%,100%]")
+    with pytest.raises(UserError, match=r"retrain\.window=sliding is a time, which the rows of these data do not have"):
+        place.run("retrain", now, "retrain.window=sliding")
     with pytest.raises(UserError, match=r"needs split\.by=hash with train and test.*found split\.by=column"):
         place.run("retrain", now, "split={by: column, column: part}")
 

@@ -13,7 +13,11 @@ from engine.runtime.registry import Version
 
 
 def parts_of(config: Config, now: int) -> Periods:
-    """The parts of the config, in places, for a decision at `now`. Raises UserError for a split that has none."""
+    """The parts of the config, in places, for a decision at `now`. Raises UserError where there are none."""
+    if config.retrain.window != "expanding":
+        raise UserError(
+            f"retrain.window={config.retrain.window} is a time, which the rows of these data do not have: leave it out"
+        )
     found = config.periods if config.split.by == "hash" and not config.split.turn.fraction else {}
     if not {"split.train", "split.test"} <= set(found):
         raise UserError(

@@ -70,7 +70,7 @@ PAIRS = st.lists(
 
 
 @given(PAIRS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_rows_of_a_group_have_one_place_and_other_rows_their_own(pairs: list[tuple[int, str | None]]) -> None:
     found = places(rows_of(pairs), ["row"], "customer")
     alone = places(rows_of(pairs), ["row"], None)
@@ -85,7 +85,7 @@ def test_rows_of_a_group_have_one_place_and_other_rows_their_own(pairs: list[tup
 
 
 @given(PAIRS, PAIRS, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_a_place_does_not_change_when_rows_are_added_or_shuffled(
     pairs: list[tuple[int, str | None]], more: list[tuple[int, str | None]], random: Any
 ) -> None:
@@ -188,7 +188,10 @@ WINDOWS = "+features.views.past={entity: [customer], windows: [7d], aggregates: 
         ("data.group=custmer", "group names 'custmer', which is not a column. Did you mean 'customer'"),
         ("split.by=column", "column must be given for by=column, and only then"),
         ("split.column=part", "column must be given for by=column, and only then"),
-        ("split.train=[2020-01-01,2020-02-01]", "split.train: a part of split.by=hash must be .from, to., shares of all rows"),
+        (
+            "split.train=[2020-01-01,2020-02-01]",
+            "split.train: a part of split.by=hash must be .from, to., shares of all rows",
+        ),
         ("split.train=[20%]", "split.train: a part of split.by=hash must be .from, to., shares of all rows"),
         ("split.train=[20%,10%]", "split.train: a part must end after it starts"),
         ("split={by: hash, train: [0%, 80%], test: [70%, 100%]}", "split.test must start after the end of split.train"),
