@@ -15,12 +15,13 @@ from engine.config.sections.training import SMOOTHED, TreesConfig
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.features.encode import Encoder
+from engine.runtime.on_ray.cluster import first_cause
 from engine.runtime.run import Run
 from engine.training.boosting import fit as boosting
 from engine.training.boosting import on_lightgbm, on_xgboost
 from engine.training.boosting.fit import fit_trees, monotone_columns
 from engine.training.boosting.gradients import Labels, gradients, row_losses, start
-from engine.training.boosting.grower import Rows, check_library
+from engine.training.boosting.grower import Rows, check_library, library_errors
 from engine.training.evaluate import point_metrics
 from engine.training.examples import Examples
 from engine.training.loop import FitResult
@@ -388,6 +389,21 @@ def test_every_listed_parameter_is_one_of_the_library(tmp_path: Path, kind: str)
             UserError, match=rf"model={kind} cannot grow trees: .*: correct model.trees \(params: {name}\)"
         ):
             grow(settings(tmp_path / name, kind, {"params": {name: "many"}}), make_problem(50))
+
+
+def test_the_loss_of_a_worker_is_not_taken_for_a_mistake_of_the_user() -> None:
+    """Messages as XGBoost 3.2 writes them: after the first the attempt is repeated, the second ends the training."""
+    refused = importlib.import_module("xgboost").core.XGBoostError
+    lost = "[14:44:11] /workspace/src/collective/result.cc:83: [histogram.h:197]:\n- [allreduce.cc:135]: Ring Allreduce failed."
+    with pytest.raises(refused, match="Allreduce failed"), library_errors("xgboost", TreesConfig()):
+        raise refused(lost)
+    wrong = "[14:44:44] /workspace/src/tree/constraints.cc:37: Failed to parse feature interaction constraint"
+    with pytest.raises(UserError, match=r"cannot grow trees: .*Failed to parse.*correct model\.trees") as found:
+        with library_errors("xgboost", TreesConfig()):
+            raise refused(wrong)
+    assert isinstance(found.value.__cause__, refused)
+    seen = [{"time": 1.0, "ranks": {"0": f"XGBoostError: {lost}", "1": "its process died"}}]
+    assert first_cause(seen) == "rank 1: its process died"  # type: ignore[arg-type]
 
 
 def test_monotone_names_features_of_the_encoder() -> None:

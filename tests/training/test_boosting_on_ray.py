@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from engine.errors import UserError
 from engine.runtime.run import Run
 from engine.training import distributed
 from engine.training.boosting.fit import fit_trees
@@ -49,8 +50,13 @@ class Job:
         self.run.finish({})
 
     def settings(self, **keys: Any) -> Any:
-        kept = {"train__loss": self.loss, "train__checkpoint_every": 5, "train__log_every": 1}
-        return make_config(self.folder, model__kind="xgboost", model__trees=self.trees, **{**kept, **keys})
+        kept = {
+            "train__loss": self.loss,
+            "train__checkpoint_every": 5,
+            "train__log_every": 1,
+            "model__trees": self.trees,
+        }
+        return make_config(self.folder, model__kind="xgboost", **{**kept, **keys})
 
     def fit(self, workers: int, run: Run | None = None, **keys: Any) -> tuple[FitResult, Run]:
         config = self.settings(cluster__kind="ray", cluster__workers=workers, **keys)
@@ -118,3 +124,13 @@ def test_a_killed_worker_is_replaced_and_the_trees_are_the_same(
     hit.join(1)
     assert job.same(result, run)
     assert result.metrics["train/attempts"] == 2 and result.metrics["resumed_from_step"] >= 50
+
+
+@pytest.mark.slow
+def test_what_the_library_refuses_is_said_once_and_without_a_traceback(tmp_path: Path, head: Iterator[str]) -> None:
+    job = Job(tmp_path)
+    wrong = {**job.trees, "params": {"interaction_constraints": "nonsense"}}
+    with pytest.raises(
+        UserError, match=r"^model=xgboost cannot grow trees: .*correct model.trees \(params: .*reported by rank"
+    ):
+        job.fit(2, cluster__address=head, model__trees=wrong)

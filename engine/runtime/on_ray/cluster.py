@@ -628,7 +628,10 @@ def first_cause(found: Sequence[Failure]) -> str:
     if not found:
         return ""
     ranks = found[-1]["ranks"]
-    echoes = ("gloo", "Connection closed by peer", "Connection reset", "NCCL", "Timed out waiting", "Broken pipe")
+    echoes = (
+        "gloo", "Connection closed by peer", "Connection reset", "NCCL", "Timed out waiting", "Broken pipe",
+        "/src/collective/",  # a file of XGBoost
+    )  # fmt: skip
     order = sorted(ranks, key=lambda rank: (any(word in ranks[rank] for word in echoes), int(rank)))
     return f"rank {order[0]}: {ranks[order[0]]}"
 

@@ -100,7 +100,7 @@ def fit_trees(  # noqa: PLR0913
     settings, seed = config.model.trees, config.train.seed
     grower: Grower
     began = time.perf_counter()
-    with library_errors(config.model.kind, settings, exchange.world):
+    with library_errors(config.model.kind, settings):
         if config.model.kind == "lightgbm":
             grower = LightgbmGrower(rows, settings, seed, threads)
         else:
@@ -219,7 +219,7 @@ class Rounds:
         g, h = gradients(self.margin, self.labels, used)
         self.spent["gradients"] += time.perf_counter() - began
         began = time.perf_counter()
-        with library_errors(self.config.model.kind, self.settings, self.exchange.world):
+        with library_errors(self.config.model.kind, self.settings):
             grown = self.grower.grow(number, g, h)
         if grown is not None and self.loss.name == "quantile":
             grown = self._renewed(grown, used)

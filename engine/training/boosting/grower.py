@@ -39,6 +39,8 @@ INSTEAD = {
     "cluster.threads": ("num_threads", "num_thread", "nthreads", "nthread", "n_jobs"),
 }  # fmt: skip
 
+LOST_WORKER = "/src/collective/"  # in an error of XGBoost: the file that raised it
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -115,14 +117,14 @@ def check_params(settings: TreesConfig, kind: str, allowed: Set[str]) -> None:
 
 
 @contextlib.contextmanager
-def library_errors(kind: str, settings: TreesConfig, world: int) -> Iterator[None]:
-    """What the library refuses, as a UserError. Not with several workers, where an error can be the loss of another one."""
+def library_errors(kind: str, settings: TreesConfig) -> Iterator[None]:
+    """What the library refuses, as a UserError; but not the loss of another worker, after which the attempt is repeated."""
     library = check_library(kind)
     refused = library.basic.LightGBMError if kind == "lightgbm" else library.core.XGBoostError
     try:
         yield
     except refused as error:
-        if world > 1:
+        if LOST_WORKER in str(error):
             raise
         said = " ".join(str(error).partition("Stack trace")[0].split())
         given = (
@@ -130,4 +132,4 @@ def library_errors(kind: str, settings: TreesConfig, world: int) -> Iterator[Non
         )  # LightGBM does not name the wrong one
         raise UserError(
             f"model={kind} cannot grow trees: {said}: correct model.trees{given}, or the features"
-        ) from None
+        ) from error

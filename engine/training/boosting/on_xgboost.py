@@ -130,17 +130,23 @@ def collective(rank: int, world: int, address: str, broadcast: Callable[[Any], A
         tracker = trackers.RabitTracker(n_workers=world, host_ip=address)
         tracker.start()
     where = broadcast([address, int(tracker.worker_args()["dmlc_tracker_port"])] if tracker is not None else None)
-    with communicator.CommunicatorContext(
-        dmlc_communicator="rabit",
-        dmlc_tracker_uri=where[0],
-        dmlc_tracker_port=where[1],
-        dmlc_task_id=f"{rank:06d}",
-        dmlc_nworker=world,
-    ):
-        if ipaddress.ip_address(where[0]).is_loopback:
-            refuse_other_machines()
-        yield
-    if tracker is not None:  # not in a finally: after a failure it would wait for dead workers
+    try:
+        with communicator.CommunicatorContext(
+            dmlc_communicator="rabit",
+            dmlc_tracker_uri=where[0],
+            dmlc_tracker_port=where[1],
+            dmlc_task_id=f"{rank:06d}",
+            dmlc_nworker=world,
+        ):
+            if ipaddress.ip_address(where[0]).is_loopback:
+                refuse_other_machines()
+            yield
+    except BaseException:  # to wait for the tracker would be to wait for dead workers
+        if tracker is not None:
+            with contextlib.suppress(Exception):  # it complains of them
+                tracker.free()
+        raise
+    if tracker is not None:
         tracker.wait_for()
 
 
