@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,11 @@ from engine.config.sections.training import SMOOTHED, TreesConfig
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.features.encode import Encoder
+from engine.runtime import environment
 from engine.runtime.on_ray.cluster import first_cause
 from engine.runtime.run import Run
 from engine.training.boosting import fit as boosting
-from engine.training.boosting import on_lightgbm, on_xgboost
+from engine.training.boosting import memory, on_lightgbm, on_xgboost
 from engine.training.boosting.fit import fit_trees, monotone_columns
 from engine.training.boosting.gradients import Labels, gradients, row_losses, start
 from engine.training.boosting.grower import Rows, check_library, library_errors
@@ -404,6 +408,99 @@ def test_the_loss_of_a_worker_is_not_taken_for_a_mistake_of_the_user() -> None:
     assert isinstance(found.value.__cause__, refused)
     seen = [{"time": 1.0, "ranks": {"0": f"XGBoostError: {lost}", "1": "its process died"}}]
     assert first_cause(seen) == "rank 1: its process died"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trees_that_need_more_memory_than_there_is_are_refused_before_any_is_taken(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, config = make_problem(500), settings(tmp_path, kind, {"leaves": 2, "bins": 2})
+    least = memory.needed(config.model.trees, kind, 500, 6, 1) + data.nbytes
+    monkeypatch.setattr(environment, "memory_bytes", lambda: least)
+    grow(config, data)
+    monkeypatch.setattr(environment, "memory_bytes", lambda: least - 1)
+    monkeypatch.setattr(boosting, "LightgbmGrower", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr(boosting, "XgboostGrower", lambda *_: pytest.fail("memory was taken"))
+    told = (
+        rf"needs {least - data.nbytes:,} bytes of memory for 500 rows of 6 .*, beside {data.nbytes:,} .* {least - 1:,}"
+    )
+    with pytest.raises(UserError, match=told):
+        grow(config, data)
+    data.save(tmp_path / "mapped")  # rows in a file take no memory
+    with pytest.raises(pytest.fail.Exception, match="memory was taken"):
+        grow(config, Examples.open(tmp_path / "mapped"))
+
+
+def peak_of(kind: str, rows: int, columns: int, outputs: int, folder: Path, answer: Any) -> None:
+    """Send the most anonymous memory that growing three trees takes; called in a process of its own."""
+    rng = np.random.default_rng(0)
+    numeric = rng.standard_normal((rows, columns), np.float32)
+    target = (numeric[:, 0] > 0).astype(np.float32) + (numeric[:, 1] > 0) * (outputs > 1)
+    data = Examples(numeric, np.zeros((rows, 0), np.int32), target.astype(np.float32), np.arange(rows))
+    keys = {"train__loss": "multiclass" if outputs > 1 else "binary"}
+    facts = {"outputs": outputs, "cardinalities": []}
+    config = make_config(folder, model__kind=kind, model__trees={"rounds": 3, "leaves": 31}, **keys)
+    grow(config, data.take(np.arange(2000)), **facts)  # compiles, and loads the library
+
+    def held() -> int:
+        return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
+
+    peaks, done, before = [0], threading.Event(), held()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peaks.append(held())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    grow(config, data, **facts)
+    done.set()
+    thread.join()
+    answer.put((max(peaks) - before, memory.needed(config.model.trees, kind, rows, columns, outputs)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "columns", "outputs"), [(400_000, 10, 1), (400_000, 10, 3), (100_000, 200, 1)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_that_is_said_is_what_is_taken_or_little_more(
+    tmp_path: Path, kind: str, rows: int, columns: int, outputs: int
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=peak_of, args=(kind, rows, columns, outputs, tmp_path, answer))
+    process.start()
+    taken, said = answer.get()
+    process.join()
+    assert taken <= said <= 2.5 * taken, (taken, said)
+
+
+@pytest.mark.parametrize("columns", [1, 16, 40])
+def test_cuts_are_quantiles_of_all_rows_however_many_columns_are_sorted_at_once(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    numeric = rng.choice(np.array([*rng.normal(size=300), 0.0, -0.0, np.inf, -np.inf]), (900, 40)).astype(np.float32)
+    numeric[:, 3], numeric[:, 5] = 1.5, rng.integers(0, 3, 900)
+    numeric[rng.random(900) < 0.1, 7] = np.nan
+    numeric[:, 8] = np.nan
+    monkeypatch.setattr(on_xgboost, "columns_at_once", lambda _rows: columns)
+    found = on_xgboost.cut_rows(Rows(numeric, np.zeros((900, 0), np.int32), [], 1), 50)
+    for index in range(40):
+        values = np.sort(numeric[:, index])
+        cuts = np.unique(values)
+        if len(cuts) > 50:
+            cuts = np.unique(values[np.linspace(0, 899, 50).round().astype(np.int64)])
+        assert np.array_equal(found[: len(cuts), index], cuts, equal_nan=True)
+        assert np.array_equal(found[len(cuts) :, index], np.full(50 - len(cuts), cuts[-1]), equal_nan=True)
+
+
+def test_rows_that_are_given_in_parts_make_the_same_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, config = make_problem(900), settings(tmp_path, "xgboost", SAMPLED)
+    whole, _ = grow(config, data)
+    asked: list[int] = []
+    monkeypatch.setattr(on_xgboost, "rows_at_once", lambda columns: asked.append(columns) or 37)
+    parts, _ = grow(config, data)
+    assert asked and weights(parts) == weights(whole)
 
 
 def test_monotone_names_features_of_the_encoder() -> None:

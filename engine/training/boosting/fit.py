@@ -32,6 +32,7 @@ from engine.training.boosting.gradients import (
     weighted_quantile,
 )
 from engine.training.boosting.grower import Grower, Rows, library_errors
+from engine.training.boosting.memory import check_memory
 from engine.training.boosting.on_lightgbm import LightgbmGrower
 from engine.training.boosting.on_xgboost import XgboostGrower
 from engine.training.bundle import load_model
@@ -81,7 +82,8 @@ def fit_trees(  # noqa: PLR0913
 
     Continues from the newest whole checkpoint in the run's directory, if there is one. `monotone`: -1, 0 or 1 for each number.
     Several workers call it together, each with all rows and its `exchange`, under `on_xgboost.collective`. Raises UserError for
-    targets that the loss cannot take, for a checkpoint of another plan, and for what the library refuses.
+    targets that the loss cannot take, for a checkpoint of another plan, for more memory than there is, and for what the library
+    refuses.
     """
     loss = loss_of(config.train)
     check_loss(loss, config.model.kind)
@@ -98,6 +100,7 @@ def fit_trees(  # noqa: PLR0913
     threads = compute_threads(config) if local_workers == 1 else max(1, compute_threads(config) // local_workers)
     rows = Rows(train.numeric, train.codes, list(cardinalities), outputs_of_row, tuple(monotone))
     settings, seed = config.model.trees, config.train.seed
+    check_memory(config.model, train, rows, exchange.world, local_workers)
     grower: Grower
     began = time.perf_counter()
     with library_errors(config.model.kind, settings):

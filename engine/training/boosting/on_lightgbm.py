@@ -31,7 +31,7 @@ class LightgbmGrower:
         self._rows, self._settings, self._seed = rows, settings, seed
         width, columns = rows.numeric.shape[1], rows.codes.shape[1]
         self._params = _params(settings, rows, threads)
-        block = np.concatenate([rows.numeric, rows.codes.astype(np.float32)], axis=1)
+        block = np.concatenate([rows.numeric, rows.codes.astype(np.float32)], axis=1) if columns else rows.numeric
         self._data = self._lightgbm.Dataset(
             block,
             np.zeros(len(block), np.float32),

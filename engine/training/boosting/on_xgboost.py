@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from engine.config.sections.training import TreesConfig
 from engine.training.boosting.gradients import seed_of
 from engine.training.boosting.grower import Rows, assembled, check_library, check_params
+from engine.training.boosting.memory import columns_at_once, rows_at_once
 from engine.training.trees import Trees
 
 # What may be set in addition: it changes which splits are made, but no tree then depends on workers or on the order of rows.
@@ -44,15 +45,9 @@ class XgboostGrower:
         self._rows, self._settings, self._seed = rows, settings, seed
         self._part = slice(rank, None, world)
         self._params = _params(settings, rows, threads)
-        facts = {
-            "nthread": threads,
-            "feature_types": ["float"] * rows.numeric.shape[1] + ["c"] * rows.codes.shape[1],
-            "enable_categorical": True,
-            "max_bin": self._params["max_bin"],
-        }
-        reference = self._xgboost.QuantileDMatrix(cut_rows(rows, settings.bins), **facts)
-        block = np.concatenate([rows.numeric[self._part], rows.codes[self._part].astype(np.float32)], axis=1)
-        self._data = self._xgboost.QuantileDMatrix(block, np.zeros(len(block), np.float32), ref=reference, **facts)
+        facts = {"nthread": threads, "enable_categorical": True, "max_bin": self._params["max_bin"]}
+        reference = self._xgboost.QuantileDMatrix(cut_rows(rows, settings.bins), feature_types=_types(rows), **facts)
+        self._data = self._xgboost.QuantileDMatrix(_in_parts(self._xgboost, rows, self._part), ref=reference, **facts)
         self._booster: Any = None
         self._grown = 0
 
@@ -68,6 +63,35 @@ class XgboostGrower:
         return trees_of(bytes(text), self._rows)
 
 
+def _in_parts(library: Any, rows: Rows, part: slice) -> Any:
+    """The rows of a part as an iterator of the library's, so that they lie in memory once, or only in a file."""
+    places, count = range(len(rows.numeric))[part], rows_at_once(rows.numeric.shape[1] + rows.codes.shape[1])
+
+    class Parts(library.DataIter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.at = 0
+
+        def reset(self) -> None:
+            self.at = 0
+
+        def next(self, input_data: Callable[..., None]) -> bool:
+            if self.at >= len(places):
+                return False
+            taken = places[self.at : self.at + count]
+            here = slice(taken.start, taken.stop, taken.step)
+            block = np.concatenate([rows.numeric[here], rows.codes[here].astype(np.float32)], axis=1)
+            input_data(data=block, label=np.zeros(len(block), np.float32), feature_types=_types(rows))
+            self.at += count
+            return True
+
+    return Parts()
+
+
+def _types(rows: Rows) -> list[str]:
+    return ["float"] * rows.numeric.shape[1] + ["c"] * rows.codes.shape[1]
+
+
 def cut_rows(rows: Rows, bins: int) -> NDArray[np.float32]:
     """float32[m, F + K]: rows whose distinct values are the cuts of each number and all codes of each category.
 
@@ -76,9 +100,13 @@ def cut_rows(rows: Rows, bins: int) -> NDArray[np.float32]:
     most = max([bins, 1, *rows.cardinalities])
     width = rows.numeric.shape[1]
     out = np.zeros((most, width + rows.codes.shape[1]), np.float32)
+    several = columns_at_once(len(rows.numeric))
     for index in range(width):
-        values = np.sort(rows.numeric[:, index])
-        cuts = np.unique(values)
+        if index % several == 0:
+            block = np.array(rows.numeric[:, index : index + several].T, order="C")
+            block.sort(axis=1)
+        values = block[index % several]
+        cuts = _distinct(values)
         if len(cuts) > bins:
             cuts = np.unique(values[np.linspace(0, len(values) - 1, bins).round().astype(np.int64)])
         out[: len(cuts), index] = cuts
@@ -86,6 +114,12 @@ def cut_rows(rows: Rows, bins: int) -> NDArray[np.float32]:
     for index, cardinality in enumerate(rows.cardinalities):
         out[:, width + index] = np.minimum(np.arange(most), cardinality - 1)
     return out
+
+
+def _distinct(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The distinct ones of sorted values, NaN once; numpy's `unique` sorts again."""
+    found = values[np.concatenate([[True], ~(values[1:] <= values[:-1])])[: len(values)]]
+    return found[: np.count_nonzero(~np.isnan(found)) + 1]
 
 
 def _params(settings: TreesConfig, rows: Rows, threads: int) -> dict[str, Any]:
