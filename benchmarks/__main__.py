@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.name not in names():
         print("\n".join(f"{name:12} {question}" for name, question in names().items()))
         return 0 if options.name is None else 1
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for both sides, as the engine has it
     for variable in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when a peer is imported
         os.environ[variable] = str(options.threads)
     harness = importlib.import_module("benchmarks.harness")

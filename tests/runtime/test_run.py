@@ -338,3 +338,14 @@ def test_thread_variables_are_set_once_and_follow_what_is_there(monkeypatch) -> 
     assert {os.environ[name] for name in environment.THREAD_VARIABLES} == {"1"}
     environment.set_threads(4)
     assert {os.environ[name] for name in environment.THREAD_VARIABLES} == {"1"}
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch, before: str | None, after: str) -> None:
+    for name in environment.THREAD_VARIABLES:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    environment.set_threads()
+    assert os.environ["OMP_WAIT_POLICY"] == after
