@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 from markupsafe import Markup
 
 from engine.config import plugins
-from engine.config.sections.training import BOOSTERS
+from engine.config.sections.training import BLEND, BOOSTERS
 from engine.config.tree import Config
 from engine.runtime import records, storage
 from engine.runtime.reports import html
@@ -402,6 +402,9 @@ def _labels(splits: Mapping[str, LabelsRecord]) -> str:
 
 
 def _model(config: Config) -> str:
+    if config.model.kind == BLEND:
+        kinds = [f"{name} ({plugins.split(model.kind)[0]})" for name, model in config.model.blended.items()]
+        return f"blend of {', '.join(kinds or config.model.blend.bundles)}"
     if config.model.kind in BOOSTERS:
         trees = config.model.trees
         size = ", ".join(
@@ -427,7 +430,7 @@ def _facts(run: Run, config: Config, figures: Mapping[str, float]) -> Markup:
         "loss": config.train.loss,
         **run.record.get("sizes", {}),
         "precision": run.record.get("precision", "–"),
-        "seed": config.train.seed,
+        **({"seeds": ", ".join(map(str, config.train.every_seed))} if config.several else {"seed": config.train.seed}),
         "best epoch": figures.get("train/best_epoch", -1) + 1 if "train/best_epoch" in figures else None,
         "engine": run.record.get("code", {}).get("engine_version", "–"),
         "plan": run.record.get("plan", "–"),
