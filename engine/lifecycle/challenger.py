@@ -115,8 +115,17 @@ def check_anew(config: Config) -> None:
     """Raise UserError for a config that would not train a model anew on other periods."""
     if config.model.blend.bundles:
         raise UserError(
-            "a challenger is trained anew, but model.blend.bundles are finished models, found "
+            "the model must be one that is trained anew on other rows, but model.blend.bundles are finished models, found "
             f"{', '.join(config.model.blend.bundles)}: name their kinds and settings in model.blend.models"
+        )
+
+
+def check_seeds(config: Config) -> None:
+    """Raise UserError for a config whose seeds would not follow train.seed, where models with other seeds are compared."""
+    if not isinstance(config.train.seeds, int):
+        raise UserError(
+            f"train.seeds must be a number where models with other seeds are compared, found {list(config.train.seeds)}: write "
+            f"train.seeds={len(config.train.seeds)}"
         )
 
 

@@ -28,6 +28,7 @@ from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.table import ensure_table
 from engine.lifecycle import protocol_report
+from engine.lifecycle.challenger import check_anew, check_seeds
 from engine.lifecycle.trainings import Training, TrainOne, in_process, trained, trained_on_ray
 from engine.runtime import digest, storage
 from engine.runtime.run import Run, load_metrics, plan_digest
@@ -93,6 +94,8 @@ class Cut:
 def check(config: Config) -> None:
     """Check the config before any work starts. Raises UserError."""
     cuts = cuts_of(config)
+    check_anew(config)
+    check_seeds(config)
     check_trainable(dataclasses.replace(config, split=cuts[0].split))
 
 

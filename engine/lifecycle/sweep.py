@@ -28,6 +28,7 @@ from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.features.table import ensure_table
 from engine.lifecycle import sweep_report
+from engine.lifecycle.challenger import check_seeds
 from engine.lifecycle.sweep_record import FORMAT, BestRecord, SeedsRecord, State, SweepRecord, TrialRecord
 from engine.lifecycle.sweep_space import check_space, grid, optuna, put, sampler_of, suggested, with_values
 from engine.lifecycle.trainings import TrainOne, in_process, trained, trained_on_ray
@@ -74,6 +75,7 @@ def check_sweepable(config: Config) -> None:
     if not config.split.valid:
         raise UserError("split.valid must say on which rows trials are compared, found none")
     check_space(config)
+    check_seeds(config)
     if config.sweep.rungs and config.several:
         raise UserError(
             f"sweep.rungs pause trials of one model, found model={config.model.kind}, train.seeds={config.train.seeds}: leave "

@@ -141,8 +141,11 @@ def test_what_cannot_be_is_refused_by_name(folder: Path, trees: Path, net: Path,
     for command, more in (("retrain", RETRAIN), ("backtest", BACKTEST)):
         with pytest.raises(UserError, match=r"model\.blend\.bundles are finished models"):
             run(folder, command, *more, "model=blend", both)
+    space = "sweep.space={train.lr: {log: [0.001, 0.1]}}"
+    with pytest.raises(UserError, match=r"train\.seeds must be a number where.*write train.seeds=2"):
+        run(folder, "sweep", "train.seeds=[4,9]", space)
     with pytest.raises(UserError, match=r"sweep\.rungs pause trials of one model"):
-        run(folder, "sweep", "train.seeds=2", "sweep.rungs=[1]", "sweep.space={train.lr: {log: [0.001, 0.1]}}")
+        run(folder, "sweep", "train.seeds=2", "sweep.rungs=[1]", space)
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ class TrainConfig:
     seed: int = key(0, "seed of the row order, initial weights and dropout", ge=0)
     seeds: tuple[int, ...] | int = later_key(
         1,
-        "how many models are trained, with seed, seed + 1, ..., or the seed of each ([3, 14]); the run's model is their mean",
+        "how many models are trained (n: with seeds from n * seed on), or the seed of each ([3, 14]); the model is their mean",
         ge=0,
     )
     loss: str = key(
@@ -391,7 +391,10 @@ class TrainConfig:
     @property
     def every_seed(self) -> tuple[int, ...]:
         """The seeds of the models that are trained."""
-        return tuple(range(self.seed, self.seed + self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        if not isinstance(self.seeds, int):
+            return self.seeds
+        first = self.seed * self.seeds  # models of another `seed` have no member in common with these
+        return tuple(range(first, first + self.seeds))
 
 
 THRESHOLDS = ("f1", "cost", "none")
