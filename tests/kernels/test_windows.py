@@ -478,6 +478,20 @@ def test_aggregates_of_a_caller_equal_the_slow_twin_whatever_the_order_of_the_ro
     assert same_bytes([np.ascontiguousarray(found[:, :, [0, 2]]), others])
 
 
+@pytest.mark.parametrize("fold", [PAIR, SLOW])
+def test_rows_of_one_time_are_folded_in_order_of_value(fold):
+    table = np.array([4, 4, 4, 2]), np.array([9, 5, 5, 5]), np.array([0.5, 1.0, 2.0, 8.0])
+    found = []
+    for at in ([0, 1, 2, 3], [2, 3, 1, 0], [1, 0, 3, 2]):
+        event, known, values = (column[at] for column in table)
+        found.append(trailing([0, 0], [12, 7], np.zeros(4, int), event, known, values, [20], [fold]))
+        expected = naive.trailing(
+            (np.array([0, 0]), np.array([12, 7])), (np.zeros(4, int), event, known), values, [20], [fold]
+        )
+        np.testing.assert_array_equal(found[-1], expected)
+    assert same_bytes(found)
+
+
 def _outside(state, value, _age):
     state[1] = value
 
