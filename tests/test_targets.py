@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 import engine
 from engine import __main__ as shell
 from engine.errors import UserError
+from engine.runtime import records
 from engine.runtime.run import Run
 from engine.scoring.read import predictions
+from engine.training import bundle
 from engine.training.gate import check_gate
 from tests.lifecycle.test_boosted_life import EARLY
 from tests.lifecycle.test_retrain import RETRAIN
@@ -77,6 +80,48 @@ def test_scores_of_the_model_are_those_that_predict_gives(tmp_path: Path) -> Non
     assert {"score_bought", "decision_bought", "score_spent"} <= set(
         file.read_text().splitlines()[0].replace('"', "").split(",")
     )
+
+
+def _first(model: dict, **values: object) -> None:
+    model["targets"][0].update(values)
+
+
+DAMAGE = {
+    "a path as a name": (lambda model: _first(model, name="../x"), "names of their own, of letters"),
+    "the name of the main target": (lambda model: _first(model, name="bought"), "names of their own, of letters"),
+    "a column that is not there": (lambda model: _first(model, column="gone"), "'gone' must be a column of spec.json"),
+    "no scale": (lambda model: model["architecture"].pop("other_targets"), "other_targets must be as many as targets"),
+    "no target": (lambda model: model.pop("targets"), "outputs must be 1 for its loss and classes, found 2"),
+    "another loss": (
+        lambda model: _first(model, loss="quantiles"),
+        "outputs must be 4 for its loss and classes, found 2",
+    ),
+    "classes of a number": (lambda model: _first(model, loss="binary"), "classes must be two for loss binary, found 0"),
+    "a threshold of a number": (
+        lambda model: _first(model, decision={"rule": "f1", "threshold": 0.5}),
+        "decision must have a threshold for a loss of two classes",
+    ),
+    "a weight without bounds": (lambda model: _first(model, weight=1e99), "weight must be"),
+}
+
+
+def test_a_damaged_description_of_targets_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    folder = place(tmp_path, 600)
+    words = overrides(folder, "~features.views.shop", "train.epochs=1", "evaluate.importance=0", *SPENT)
+    model = engine.run("train", *words, config_dir=str(folder / "conf")).directory / "model"
+    path = model / "model.json"
+    text = path.read_text()
+    for name, (change, said) in DAMAGE.items():
+        described = json.loads(text)
+        change(described)
+        path.write_text(json.dumps(described))
+        with pytest.raises(records.Damaged, match=re.escape(said)):
+            bundle.seal(model)
+            read = bundle.read_bundle(model)
+            pytest.fail(f"{name}: read as {read.heads}")
+    path.write_text(text)
+    bundle.seal(model)
+    assert [item.name for item in bundle.read_bundle(model).heads.items] == ["bought", "spent"]
 
 
 REFUSED = {

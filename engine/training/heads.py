@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NotRequired, Protocol
+from typing import Annotated, Any, NotRequired, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.runtime.records import Within
 from engine.training.decision import Decision
 from engine.training.loss import Loss
 from engine.training.losses import LossRecord, recorded_loss, to_scores
@@ -33,7 +34,7 @@ class OtherTarget(TargetFacts):
 
     name: str
     column: str
-    weight: float
+    weight: Annotated[float, Within(0, 1e30)]
 
 
 class HeadsRecord(TargetFacts):

@@ -18,11 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
-from engine.config import schema, units
+from engine.config import compose, schema, units
 from engine.config.tree import Config
+from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
 from engine.lifecycle.reproduce import Options, reproduce_run
-from engine.training.splits import END, Cut, _used, cut_instant
+from engine.runtime.run import Run
+from engine.training.splits import END, Cut, _used, cut_instant, find_splits
+from engine.training.train import _as_split
 
 D = units.MICROSECONDS["d"]
 START = 1_577_836_800_000_000  # 2020-01-01 UTC
@@ -308,3 +311,32 @@ def test_a_run_of_an_engine_without_ripening_is_repeated_as_it_was(tmp_path: Pat
     (run.directory / "run.json").write_text(json.dumps(record))
     found = reproduce_run(run.directory, Options(code="current", store=folder / "store"))
     assert found["first_difference"] is None
+
+
+def test_each_of_two_targets_ripens_by_itself_and_is_not_judged_on_rows_that_the_other_has_learnt(
+    tmp_path: Path,
+) -> None:
+    rows = stream("fast negatives", 3000)
+    folder = write(tmp_path, rows)
+    table = pq.read_table(folder / "stream.parquet")
+    seen = pa.array(rows["at"] + D, pa.timestamp("us", tz="UTC"))
+    pq.write_table(table.append_column("seen", seen).append_column("y", table["x"]), folder / "stream.parquet")
+    more = {"seen": "timestamp", "y": "float64"}
+    own = {"seen": {"type": "timestamp", "role": "time"}, "y": {"type": "float64", "known_at": "seen"}}
+    words = [f"+data.sources.stream.columns.{name}={kind}" for name, kind in more.items()]
+    words += [f"+data.columns.{name}.{key}={value}" for name, column in own.items() for key, value in column.items()]
+    words += ["train.targets.later.column=y", "train.targets.later.loss=squared", f"data.path={folder}"]
+    words += [f"paths.store={folder / 'store'}", f"paths.runs={folder / 'runs'}"]
+    config = compose.compose(["+experiment=stream", *words], str(folder / "conf")).config
+    run = Run.create("train", config, schema.plain(config))
+    splits = find_splits(config, ensure_dataset(config, run), ("train", "valid", "test"), run)
+    run.finish({})
+    slow, fast = splits["train"].by_target
+    assert slow.used[1] < TRAIN + 120 * D < fast.used[1] and fast.used[1] == pytest.approx(VALID - D, abs=D)
+    assert splits["train"].rows.tolist() == sorted({*slow.rows.tolist(), *fast.rows.tolist()})
+    learnt = max(slow.rows[-1], fast.rows[-1])
+    assert all(part.rows[0] > learnt for part in splits["valid"].by_target if len(part.rows))
+    n = len(splits["train"].rows)
+    target, _ = _as_split(splits["train"], np.ones((n, 2)), None)
+    assert np.isnan(target).sum(axis=0).tolist() == [n - len(slow.rows), n - len(fast.rows)]
+    assert not np.isnan(target).all(axis=1).any()
