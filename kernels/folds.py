@@ -8,6 +8,7 @@ time proportional to its rows.
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _NO_REASON = (
     "-",
     ">>>",
 )  # how lines of Numba's errors begin that say where, not what
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Numba puts them in where colorama is installed
 _ONE_AT_A_TIME = threading.Lock()  # Python functions of callers need not bear threads
 
 
@@ -140,7 +142,7 @@ def compiled(fold: Fold) -> Callable[..., None]:
     try:
         made(_no_rows(), _no_probes(), np.array([1]), np.array(fold.start, np.float64), (0, 0), np.empty((0, 1)))
     except CannotCompile as error:
-        lines = [line.strip() for line in str(error).splitlines()]
+        lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines()]
         said = [line for line in lines if line and not line.startswith(_NO_REASON)]
         reason = said[0] if said else str(error)
         raise FoldError(
