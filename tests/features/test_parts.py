@@ -119,6 +119,14 @@ def test_texts_are_lower_case_composed_words_and_ascii_is_the_same_beside_other_
     assert state.numbers(pa.array(["red unheard of words"]))[0, 1] == 0.75
 
 
+def test_a_slice_of_ascii_texts_gives_the_bytes_that_it_has_in_the_whole():
+    column = pa.array(["Red tea", None, "blue Tea cup", "a", "GREEN"] * 9)
+    state, _ = PARTS["text"].fit("t", column, EncodeConfig(text_buckets=16), lambda _: None)
+    whole = state.numbers(column)
+    parts = [state.numbers(column.slice(a, b - a)) for a, b in itertools.pairwise([0, 1, 7, 20, 45])]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
 def test_a_profile_counts_parts_alike_in_any_split_and_is_read_again(encoder, tmp_path):
     table = rows()
     spec = ProfileSpec.fit(encoder, table.select, np.linspace(0, 1, table.num_rows))
