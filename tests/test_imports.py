@@ -125,6 +125,10 @@ def test_no_pickle_anywhere() -> None:
 
 def test_what_is_installed_is_imported_and_what_is_imported_is_installed() -> None:
     brought = {"omegaconf", "yaml", "llvmlite", "markupsafe"}  # by hydra-core, numba and jinja2
+    brought |= {
+        "starlette",
+        "prometheus_client",
+    }  # by the extra `serve`: engine/serving/server.py is imported by `serve` alone
     text = re.search(r"install_requires=(\[.*?\n    \])", (ROOT / "setup.py").read_text(), re.DOTALL)
     assert text is not None
     needed = {re.split(r"[\[<>=]", item)[0].removesuffix("-core") for item in ast.literal_eval(text[1])}
