@@ -93,13 +93,14 @@ def booster_of(kind: str, data: Examples, outputs: int) -> tuple[Any, Any]:
     return grower._booster, boosting.joined(grown[0], grown[1:])
 
 
+@pytest.mark.parametrize("n", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_those_of_the_library_within_an_ulp_of_float32(kind: str, outputs: int) -> None:
+def test_scores_are_those_of_the_library_within_an_ulp_of_float32(kind: str, outputs: int, n: int) -> None:
     data = make_problem(1500, task="multiclass" if outputs > 1 else "binary")
     booster, trees = booster_of(kind, data, outputs)
     assert (trees.forest.set_of >= 0).any() and (trees.forest.set_of < 0).any()
-    numeric, codes = awkward(20_000)
+    numeric, codes = awkward(n)
     if kind == "xgboost":  # which refuses infinities
         numeric = np.clip(numeric, -3e38, 3e38)
     block = np.concatenate([numeric, codes.astype(np.float32)], axis=1)
@@ -438,7 +439,7 @@ def peak_of(kind: str, rows: int, columns: int, outputs: int, folder: Path, answ
     target = (numeric[:, 0] > 0).astype(np.float32) + (numeric[:, 1] > 0) * (outputs > 1)
     data = Examples(numeric, np.zeros((rows, 0), np.int32), target.astype(np.float32), np.arange(rows))
     keys = {"train__loss": "multiclass" if outputs > 1 else "binary"}
-    facts = {"outputs": outputs, "cardinalities": []}
+    facts = {"outputs": [outputs], "cardinalities": []}
     config = make_config(folder, model__kind=kind, model__trees={"rounds": 3, "leaves": 31}, **keys)
     grow(config, data.take(np.arange(2000)), **facts)  # compiles, and loads the library
 

@@ -39,7 +39,7 @@ def facts_of(folder: Path, kind: str, task: str) -> tuple[Config, dict[str, obje
     keys = {"train__loss": TASKS[task], "train__checkpoint_every": 2}
     return settings(folder, kind, {**SAMPLED, "rounds": 60}, **keys), {
         **KEYS,
-        "outputs": 1 + 2 * (task == "multiclass"),
+        "outputs": [3 if task == "multiclass" else 1],
     }
 
 
