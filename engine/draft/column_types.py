@@ -67,6 +67,7 @@ class TextColumn:
     """What is seen of one column of text over all files."""
 
     name: str
+    typed: bool = False  # whether the file says that it is text, and not a number or a truth value
     rows: int = 0
     nulls: int = 0
     trials: list[Trial] = dataclasses.field(default_factory=list)
@@ -94,7 +95,8 @@ def settle_types(
     source: Source, advance: Callable[[int], None] = lambda _: None
 ) -> tuple[SourceConfig, dict[str, Guess]]:
     """The source's config with the types of its text columns, and the guesses; reads every file once."""
-    columns = {name: TextColumn(name) for name, column in source.config.columns.items() if column.type == TEXT}
+    typed = source.files[0].format == "jsonl"  # its texts are read as texts, or as times
+    columns = {name: TextColumn(name, typed) for name, column in source.config.columns.items() if column.type == TEXT}
     for chunk in source.tables(ZONE):
         advance(chunk.num_rows)
         for name, column in columns.items():
@@ -128,7 +130,8 @@ def _count(column: TextColumn, values: pa.ChunkedArray | pa.Array) -> None:
     if not len(values):
         return
     if first:
-        column.trials = [Trial(candidate) for candidate in _candidates(column.name, values)]
+        found = _candidates(column.name, values)
+        column.trials = [Trial(one) for one in found if not column.typed or one.type in ("date", "timestamp")]
     if column.filled <= 2 * EARLY_ROWS or first:
         column.values.update(values.slice(0, EARLY_ROWS).to_pylist())
     column.zeros |= bool(pc.any(pc.match_substring_regex(values, _LEADING_ZERO)).as_py())

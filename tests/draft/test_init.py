@@ -255,6 +255,17 @@ def test_numbers_that_begin_with_zero_stay_text(init: Any, tmp_path: Path) -> No
     assert drafted["data"]["columns"]["postal_code"] == {"type": "string", "role": "categorical", "known_at": "created"}
 
 
+def test_texts_of_json_stay_texts_where_they_look_like_numbers_and_truth_values(init: Any, tmp_path: Path) -> None:
+    columns = orders() | {"code": [f"{place % 7}" for place in range(ROWS)]}
+    names = list(columns)
+    lines = [json.dumps(dict(zip(names, row, strict=True)), default=str) for row in zip(*columns.values(), strict=True)]
+    (tmp_path / "orders.jsonl").write_text("\n".join(lines))
+    drafted = init(tmp_path / "orders.jsonl", "paid")
+    assert {name: drafted["data"]["columns"][name]["type"] for name in ("paid", "code")} == dict.fromkeys(
+        ("paid", "code"), "string"
+    )
+
+
 def test_whole_numbers_beyond_the_exact_floats_are_read(init: Any, tmp_path: Path) -> None:
     large = {"account": [2**60 + 7 * (place % 97) for place in range(ROWS)]}
     drafted = init(written(tmp_path / "orders.csv", orders() | large), "paid")
