@@ -31,7 +31,7 @@ class Answer:
 
     columns: pa.Table
     refused: Sequence[str | None]
-    model: str
+    bundle: Bundle  # of the model that has answered
     raw: pa.Table  # raw features of all rows
     newest: int | None  # event time of the newest past event
 
@@ -67,7 +67,7 @@ class Online:
             )
         reasons = [None if code == 0 else found.reasons[code - 1] for code in found.codes.tolist()]
         columns = pa.table({"row_id": row_ids(rows, bundle.data.ids), **self.predictor.output(scores)})
-        return Answer(columns, reasons, self.predictor.digest, raw, self.past.newest)
+        return Answer(columns, reasons, bundle, raw, self.past.newest)
 
     def _features(self, rows: pa.Table) -> pa.Table:
         """Raw features as `compute.raw_features` has them; each view reads the past of its own entities only."""

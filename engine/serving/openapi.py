@@ -75,6 +75,12 @@ def _row(fields: Fields, required: set[str]) -> dict[str, Any]:
 
 def _schema(column: Column) -> dict[str, Any]:
     kind, found = parse_type(column.type), dict[str, Any]()
+    if pa.types.is_list(kind):
+        item = "string" if pa.types.is_string(kind.value_type) else "number"
+        found |= {"type": "array", "items": {"type": item}}
+        if column.width:
+            found |= {"minItems": column.width, "maxItems": column.width}
+        return {**found, "type": ["array", "null"]} if may_be_null(column) else found
     if pa.types.is_boolean(kind):
         found["type"] = "boolean"
     elif pa.types.is_integer(kind):

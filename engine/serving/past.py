@@ -142,7 +142,7 @@ class Past:
         return None if self.events is None or not len(self.events.times) else int(self.events.times.max())
 
     def add(self, events: pa.Table) -> None:
-        """Append past events, in their declared types; columns that are absent are null."""
+        """Append past events, in their declared types, where there are windows; columns that are absent are null."""
         if self.events is None:
             return
         for field in self.events.table.schema:

@@ -73,14 +73,7 @@ def read_rows(body: bytes, kind: str, fields: Fields, data: DataConfig, most: in
         if name not in table.column_names:
             raise Malformed(f"field {name!r} must be given, found {', '.join(table.column_names) or 'nothing'}", name)
     columns = {name: fields.known[name] for name in table.column_names}
-    try:
-        typed, findings = column_checks.conform(table, columns, fields.zone, "the request")
-    except UserError as error:
-        raise Malformed(str(error), _named(str(error), columns)) from None
-    for finding in findings:
-        row = int(finding.positions[0])
-        kind = columns[finding.column].type
-        raise Malformed(f"field {finding.column!r} must be {kind} in row {row}: {finding.reason}", finding.column, row)
+    typed = pa.table({name: _typed(table, name, column, fields.zone) for name, column in columns.items()})
     refused: list[str | None] = [None] * typed.num_rows
     for finding in column_checks.find(typed, {name: columns[name] for name in fields.wanted}, fields.zone):
         for row in finding.positions if finding.policy != "warn" else ():
@@ -88,8 +81,18 @@ def read_rows(body: bytes, kind: str, fields: Fields, data: DataConfig, most: in
     return Given(with_places(typed, data), refused)
 
 
-def _named(message: str, columns: Mapping[str, Column]) -> str | None:
-    return next((name for name in columns if repr(name) in message), None)
+def _typed(table: pa.Table, name: str, column: Column, zone: str) -> pa.ChunkedArray:
+    """A column in its declared type. Raises Malformed naming its first value that has none."""
+    values = table[name]
+    try:
+        typed, findings = column_checks.conform(table.select([name]), {name: column}, zone, "the request")
+    except UserError:
+        row = next((place for place in range(len(values)) if values[place].is_valid), 0)
+        raise Malformed(f"field {name!r} must be {column.type} in row {row}, found {values.type}", name, row) from None
+    for finding in findings:
+        row = int(finding.positions[0])
+        raise Malformed(f"field {name!r} must be {column.type} in row {row}: {finding.reason}", name, row)
+    return typed[name]
 
 
 def _of_arrow(body: bytes, most: int) -> pa.Table:
@@ -144,7 +147,11 @@ def _text(body: bytes) -> str:
 def _column(name: str, values: list[Any], fields: Fields) -> pa.Array:
     try:
         found = pa.array(values)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+    except OverflowError:
+        raise Malformed(f"field {name!r} must have whole numbers of 64 bits", name) from None
+    except (pa.ArrowException, TypeError, ValueError):
+        if all(isinstance(value, int) or value is None for value in values):
+            raise Malformed(f"field {name!r} must have whole numbers of 64 bits", name) from None
         kinds = sorted({type(value).__name__ for value in values if value is not None})
         raise Malformed(f"field {name!r} must have values of one kind, found {', '.join(kinds)}", name) from None
     if pa.types.is_null(found.type) and name in fields.known:

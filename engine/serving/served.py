@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from engine.features.spec import view_inputs
+from engine.config.sections.data import PLACE
+from engine.features.spec import sensitive_features
 from engine.runtime import storage
 from engine.serving.online import Answer
-from engine.training.bundle import Bundle
 
 GIVEN, FEATURE = "given.", "feature."  # before the names of columns of the request, and of features
 ROWS, SECONDS = 50_000, 5.0  # a file is written after so many rows, or so long after the first of them
@@ -30,18 +30,20 @@ class Log:
         self.thread = threading.Thread(target=self._write, name="served", daemon=True)
         self.thread.start()
 
-    def add(self, bundle: Bundle, rows: pa.Table, answer: Answer, served: int) -> None:
+    def add(self, rows: pa.Table, answer: Answer, served: int) -> None:
         """Rows that were answered at an instant, microseconds UTC."""
-        n, secret = rows.num_rows, sensitive_features(bundle)
+        n, data = rows.num_rows, answer.bundle.data
+        secret = sensitive_features(data, answer.bundle.features)
+        open_ = [name for name in rows.column_names if name != PLACE and not data.columns[name].sensitive]
         columns = {
             "row_id": answer.columns["row_id"],
             "served": pa.array(np.full(n, served)).cast(pa.timestamp("us", tz="UTC")),
-            "model": pa.array([answer.model] * n),
+            "model": pa.array([answer.bundle.digest] * n),
             "refused": pa.array(answer.refused, pa.string()),
             "past_until": pa.array([answer.newest] * n, pa.int64()).cast(pa.timestamp("us", tz="UTC")),
         }
         columns |= {name: answer.columns[name] for name in answer.columns.column_names[1:]}
-        columns |= {GIVEN + name: rows[name] for name in rows.column_names if not bundle.data.columns[name].sensitive}
+        columns |= {GIVEN + name: rows[name] for name in open_}
         columns |= {FEATURE + name: answer.raw[name] for name in answer.raw.column_names if name not in secret}
         self.tables.put(pa.table(columns))
 
@@ -70,15 +72,3 @@ class Log:
         """Write what is left."""
         self.tables.put(None)
         self.thread.join()
-
-
-def sensitive_features(bundle: Bundle) -> set[str]:
-    """Features that are a sensitive column, or computed from one."""
-    data, features = bundle.data, bundle.features
-    found = {name for name, column in data.columns.items() if column.sensitive}
-    views = set()
-    for name, view in features.active_views.items():
-        beside = data.tables[view.table].columns.values() if view.table else ()
-        if found & {*view_inputs(view, data, features.decision.column)} or any(column.sensitive for column in beside):
-            views.add(name)
-    return found | {feature.name for feature in bundle.encoder.features if feature.origin in {*views, *found}}

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -19,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.config.sections.serving import ServeConfig
+from engine.data.dataset import row_ids
 from engine.errors import UserError
 from engine.serving.batches import Batches, Full
 from engine.serving.online import Answer, Online
@@ -170,8 +172,7 @@ class Server:
             raise Refused(408, f"a request must be sent within {self.settings.timeout} (serve.timeout)") from None
         return bytes(found)
 
-    async def _given(self, request: Request, fields: Fields) -> Given:
-        body = await self._body(request)
+    def _read(self, request: Request, body: bytes, fields: Fields) -> Given:
         kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
         if kind not in (JSON, ARROW):
             raise Refused(415, f"the content type must be {JSON} or {ARROW}, found {kind}")
@@ -179,29 +180,57 @@ class Server:
 
     async def score(self, request: Request) -> Response:
         """POST /v1/score: rows in, a score or the reason for none out, in their order."""
-        given = await self._given(request, self.fields)
-        answer = await self.batches.submit(given.rows)
-        refused = [mine or theirs for mine, theirs in zip(given.refused, answer.refused, strict=True)]
-        none = sum(reason is not None for reason in refused)
+        body = await self._body(request)
+        while True:
+            fields = self.fields
+            given = self._read(request, body, fields)
+            try:
+                answer = await self._answer(given)
+                break
+            except Full:
+                raise
+            except Exception:
+                if self.fields is fields:
+                    raise  # else another model, with other fields, came while the rows waited
+        none = sum(reason is not None for reason in answer.refused)
         self.meters.rows.labels("refused").inc(none)
-        self.meters.rows.labels("scored").inc(len(refused) - none)
+        self.meters.rows.labels("scored").inc(len(answer.refused) - none)
         for size in self.batches.sizes:
             self.meters.batch.observe(size)
         self.batches.sizes.clear()
-        whole = Answer(answer.columns, refused, answer.model, answer.raw, answer.newest)
         if self.served_log is not None:
-            self.served_log.add(self.online.predictor.bundle, given.rows, whole, time.time_ns() // 1000)
+            self.served_log.add(given.rows, answer, time.time_ns() // 1000)
         if request.headers.get("accept", "").startswith(ARROW) or (
             request.headers.get("content-type", "").startswith(ARROW) and "accept" not in request.headers
         ):
-            return Response(_stream(whole), media_type=ARROW)
-        return Response(as_json({"model": whole.model, "rows": _rows(whole)}), media_type=JSON)
+            return Response(_stream(answer), media_type=ARROW)
+        return Response(as_json({"model": answer.bundle.digest, "rows": _rows(answer)}), media_type=JSON)
+
+    async def _answer(self, given: Given) -> Answer:
+        """The answer to rows; those that ingest would quarantine are not scored."""
+        good = np.array([reason is None for reason in given.refused])
+        if good.all():
+            return await self.batches.submit(given.rows)
+        bundle = self.online.predictor.bundle
+        ids = row_ids(given.rows, bundle.data.ids)
+        if not good.any():
+            lacking = pa.table({"row_id": ids}), given.refused
+            return Answer(*lacking, bundle, pa.table({}), self.online.past.newest)
+        found = await self.batches.submit(given.rows.filter(pa.array(good)))
+        places = pa.array(np.where(good, np.cumsum(good) - 1, 0), mask=~good)
+        reasons = iter(found.refused)
+        refused = [reason if reason is not None else next(reasons) for reason in given.refused]
+        columns = found.columns.take(places)
+        columns = columns.set_column(columns.column_names.index("row_id"), "row_id", ids)
+        return Answer(columns, refused, found.bundle, found.raw.take(places), found.newest)
 
     async def events(self, request: Request) -> Response:
         """POST /v1/events: past events, with their outcomes, that windows count from now on."""
-        given = await self._given(request, self.event_fields)
+        given = self._read(request, await self._body(request), self.event_fields)
         if bad := [reason for reason in given.refused if reason is not None]:
             raise Malformed(f"{len(bad):,} of {len(given.refused):,} events break a rule of the data: {bad[0]}")
+        if self.online.past.events is None:
+            return Response(as_json({"added": 0, "why": "the model has no windows over past events"}), media_type=JSON)
         await self.batches.call(lambda: self.online.past.add(given.rows))
         return Response(as_json({"added": given.rows.num_rows}), media_type=JSON)
 
@@ -266,7 +295,7 @@ def _stream(answer: Answer) -> bytes:
         columns[name] = pa.compute.if_else(good, column, pa.scalar(None, column.type))
     columns |= {
         "refused": pa.array(answer.refused, pa.string()),
-        "model": pa.array([answer.model] * len(answer.refused)),
+        "model": pa.array([answer.bundle.digest] * len(answer.refused)),
     }
     table, sink = pa.table(columns), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

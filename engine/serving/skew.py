@@ -189,6 +189,8 @@ def differs(left: Any, right: Any) -> np.ndarray:
         one = one.dictionary_decode()
     other = other.dictionary_decode() if pa.types.is_dictionary(other.type) else other
     other = other.cast(one.type)
+    if pa.types.is_nested(one.type):
+        return np.array([a != b for a, b in zip(one.to_pylist(), other.to_pylist(), strict=True)], bool)
     if pa.types.is_floating(one.type):
         bits = [np.asarray(column.fill_null(0.0)).view(f"u{one.type.bit_width // 8}") for column in (one, other)]
         unequal = bits[0] != bits[1]

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 import engine
 from engine.__main__ import main
 from engine.config.compose import compose
+from engine.config.sections.data import Column
 from engine.config.sections.serving import ServeConfig
 from engine.config.tree import Config
-from engine.config.units import Size, Span
+from engine.config.units import Moment, Size, Span
 from engine.data.dataset import Dataset, newest_dataset
 from engine.errors import UserError
 from engine.runtime.run import Run, load_record
@@ -35,6 +36,7 @@ from engine.scoring.predictor import Predictor, predictor_of
 from engine.scoring.read import predictions
 from engine.serving import skew
 from engine.serving.online import Online
+from engine.serving.openapi import _schema
 from engine.serving.past import Past, Rows
 from engine.serving.request import ARROW
 from engine.serving.served import Log
@@ -169,7 +171,9 @@ ROW = {"visit": 1, "at": "2020-01-28T10:00:00Z", "shop": "shop-1", "size": 0.5}
         (b"\xff\xfe", 422, "UTF-8", None),
         ({**ROW, "size": "large"}, 422, "'size' must be float64 in row 0", "size"),
         ({**ROW, "visit": 1.5}, 422, "'visit' must be int64 in row 0", "visit"),
-        ({**ROW, "visit": 10**30}, 422, "visit", "visit"),
+        ({**ROW, "visit": 10**30}, 422, "'visit' must have whole numbers of 64 bits", "visit"),
+        ([ROW, {**ROW, "size": [1.0]}], 422, "'size' must have values of one kind, found float, list", "size"),
+        ({**ROW, "shop": 7}, 422, "'shop' must be string in row 0, found int64", "shop"),
         ({**ROW, "at": "soon"}, 422, "'at' must be timestamp in row 0", "at"),
         ({**ROW, "shop": {"name": 1}}, 422, "shop", "shop"),
         ({**ROW, "sise": 1}, 422, "field 'sise' is not known. Did you mean 'size'", "sise"),
@@ -214,6 +218,42 @@ def test_a_row_that_ingest_would_quarantine_is_answered_as_such(client: Client) 
     first, second = ask(client, [bad, ROW])
     assert first == {"row_id": first["row_id"], "refused": "at: must not be null"}
     assert "score" in second
+    alone = ask(client, [bad])
+    assert alone == [first]
+    assert ask(client, [ROW]) == [second]
+
+
+def test_events_are_kept_only_where_windows_read_them(shop: Shop) -> None:
+    past = Past(shop.predictor.bundle.data, shop.predictor.bundle.features, shop.dataset)
+    past.events = None
+    with listening(server(shop, past=past).app) as client:
+        answer = client.post("/v1/events", {"rows": [{"visit": 1, "at": ROW["at"]}]}).json()
+    assert answer == {"added": 0, "why": "the model has no windows over past events"}
+
+
+def test_the_log_has_no_value_of_a_sensitive_column(shop: Shop, tmp_path: Path) -> None:
+    bundle = shop.predictor.bundle
+    hidden = {name: dataclasses.replace(bundle.data.columns[name], sensitive=True) for name in ("size", "amount")}
+    secret = dataclasses.replace(
+        bundle, data=dataclasses.replace(bundle.data, columns={**bundle.data.columns, **hidden})
+    )
+    rows = shop.dataset.read(list(FIELDS), rows=(0, 10))
+    online = Online(shop.predictor, Past(bundle.data, bundle.features, shop.dataset), ServeConfig())
+    log = Log(tmp_path)
+    log.add(rows, dataclasses.replace(online.score(rows), bundle=secret), 0)
+    log.close()
+    names = set(pq.read_schema(tmp_path / "part-00000.parquet").names)
+    assert {"given.shop", "feature.shop", "feature.shop_count_6h", "feature.at_hour"} <= names
+    assert not {name for name in names if "size" in name or "amount" in name}
+
+
+def test_lists_are_described_and_read(shop: Shop) -> None:
+    column = Column(type="list<float32>", role="vector", width=2, known_at=Moment("prior"))
+    assert _schema(column) == {
+        "type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2,
+    }  # fmt: skip
+    left, right = pa.array([[1.0, 2.0], None, [3.0]]), pa.array([[1.0, 2.0], [1.0], [4.0]])
+    assert differs(left, right).tolist() == [False, True, True]
 
 
 def test_the_token_is_asked_for_everywhere_but_at_the_probes(shop: Shop, tmp_path: Path) -> None:
@@ -268,7 +308,7 @@ def served_run(shop: Shop, folder: Path, change: Callable[[pa.Table], pa.Table],
     bundle = shop.predictor.bundle
     online = Online(shop.predictor, past or Past(bundle.data, bundle.features, shop.dataset), ServeConfig())
     log = Log(run.path("served"))
-    log.add(bundle, rows, online.score(rows), 0)
+    log.add(rows, online.score(rows), 0)
     log.close()
     run.finish({})
     return run.directory
