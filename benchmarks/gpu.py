@@ -38,6 +38,7 @@ from engine.training.gpu.inputs import Resident, Rows, SideLane, Source, StepPla
 from engine.training.gpu.order import combine64, dropout_mask, permutation
 from engine.training.gpu.step import LOSS, WEIGHT, GpuStep
 from engine.training.model import build_model
+from engine.training.objectives import objectives_of
 from engine.training.optimizers import make_optimizer
 from engine.training.order import RowOrder
 from engine.training.predict import DEVICE_TILE_ROWS, TILE_ROWS, Evaluators
@@ -419,12 +420,13 @@ class Job:
             flat = FlatWeights(self.model, precision)
             optimizer = make_optimizer(flat, settings)
         self.plan = StepPlan(Schedule(len(data), batch, 1000, 0, settings, 8))
-        rows = Rows.of(data, None, self.model)
+        objectives = objectives_of(settings, data, [1], self.model.targets)
+        rows = Rows.of(data, objectives)
         kind = torch.bfloat16 if any(flat.low) and not sizes else torch.float32
         source: Source = (
             Resident(rows, self.plan, device, kind) if resident else Streamed(rows, self.plan, device, kind, threads)
         )
-        self.step = GpuStep(flat, optimizer, source, self.plan)
+        self.step = GpuStep(flat, optimizer, source, self.plan, objectives)
         self.runner, self.name, self.reason = make_runner(self.step, runner)
         self.order, self.lane = RowOrder(len(data), 12345), SideLane(device)
 

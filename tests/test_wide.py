@@ -18,6 +18,7 @@ import pytest
 import engine
 from engine.features.encode import Encoder
 from engine.features.numbers import NumericColumn
+from engine.features.spec import Feature
 from engine.training import drift_reference
 
 ROWS = 300
@@ -115,7 +116,7 @@ def test_the_importance_of_many_features_is_measured_on_fewer_rows() -> None:
     rng = np.random.default_rng(0)
     block = rng.normal(size=(2000, features)).astype(np.float32)
     columns = tuple(NumericColumn(f"c{number}", "standardise", 0, 1, 0, 1, False) for number in range(features))
-    encoder = Encoder((), columns, (), 8)
+    encoder = Encoder(tuple(Feature(f"c{number}", "numeric", "direct") for number in range(features)), columns, (), 8)
     found = drift_reference.permutation_importance(encoder, score, block, np.empty((2000, 0), np.int32))
     assert [name for name, value in found.items() if value] == ["c0", f"c{features - 1}"]
     assert found[f"c{features - 1}"] > 1.5 * found["c0"]

@@ -138,18 +138,26 @@ def _refuse_unquoted(word: Word, place: int, section: Any) -> None:
     """Raise UserError if a name with a dot was written without brackets, so that its second part is an unknown key."""
     known = [field.name for field in dataclasses.fields(section)]
     rest = word.parts[place + 1 :]
-    if not rest or rest[0] in known or not (word.bare[place] and word.bare[place + 1]):
+    # `columns.sepal.width={type: float64}` is a column of its own, though a column has a key `width`.
+    whole = len(rest) == 1 and (word.value or "").startswith("{") and not _is_section(schema.below(section, rest[0]))
+    if not rest or (rest[0] in known and not whole) or not (word.bare[place] and word.bare[place + 1]):
         return
-    later = next((count for count, part in enumerate(rest) if part in known), None)
+    later = None if whole else next((count for count, part in enumerate(rest) if part in known), None)
     unknown = f"unknown config key {dotted(word.parts[: place + 2])!r}."
     hint = nearest(rest[0], known, listed=False)
-    if later is None and hint:
+    if later is None and hint and not whole:
         raise UserError(unknown + hint)
     length = (len(rest) if later is None else later) + 1
     name = ".".join(word.parts[place : place + length])
     key = dotted((*word.parts[:place], name, *word.parts[place + length :]))
     example = shlex.quote(f"{word.sign}{key}" + ("" if word.value is None else f"={word.value}"))
     raise UserError(f"{unknown} A name with a dot must be in brackets: {example}")
+
+
+def _is_section(hint: Any) -> bool:
+    """Whether a value of this type may be a mapping."""
+    kinds = schema.options(hint)
+    return any(dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict or kind is Any for kind in kinds)
 
 
 def _opened(child: Any, hint: Any, sign: str, word: Word) -> Tree:

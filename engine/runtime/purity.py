@@ -6,8 +6,10 @@ and draws from numpy's own generator.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ FUNCTIONS = {
     ("builtins", "input"),
 }  # fmt: skip
 METHODS = ("Random.", "datetime.now", "datetime.today", "datetime.utcnow", "date.today")
+COMPILER = str(Path("numba") / "core")
 OWN = {
     ("builtins", "id"),
     ("builtins", "hash"),
@@ -39,18 +42,33 @@ def watched(work: Callable[[], T], file: str | None = None) -> tuple[T, list[str
             return  # linecache shows warnings
         module, name = getattr(called, "__module__", None), str(getattr(called, "__qualname__", ""))
         own = (module, name) in OWN and place == file
-        if own or module in MODULES or (module, name) in FUNCTIONS or (module is None and name.startswith(METHODS)):
+        told_of = (
+            own or module in MODULES or (module, name) in FUNCTIONS or (module is None and name.startswith(METHODS))
+        )
+        if told_of and not _compiles(frame):
             found.add(f"{module}.{name}" if module else name)
 
-    before, state = sys.getprofile(), _numpy_state()
+    before, state, collecting = sys.getprofile(), _numpy_state(), gc.isenabled()
+    gc.disable()  # what a collection calls, such as finalizers of other objects, is not the code's own
     sys.setprofile(told)
     try:
         answer = work()
     finally:
         sys.setprofile(before)
+        if collecting:
+            gc.enable()
     if _numpy_state() != state:
         found.add("numpy.random")
     return answer, sorted(found)
+
+
+def _compiles(frame: FrameType | None) -> bool:
+    """Whether Numba's compiler is at work, which looks at the clock and at files: the first call of a kernel in a process."""
+    while frame is not None:
+        if COMPILER in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _numpy_state() -> Any:

@@ -172,4 +172,4 @@ def test_three_runs_and_too_few(cli, workplace) -> None:
     ]
     assert compared(cli, *directories)["config"] == {"train.lr": [1, 2, 3]}
     outcome = cli("compare", str(directories[0]))
-    assert outcome.code == 1 and "two runs or more, found 1" in outcome.err
+    assert outcome.code == 1 and "two runs or more, or a sweep, found 1" in outcome.err

@@ -14,6 +14,7 @@ import pytest
 
 from engine.config import schema
 from engine.config.compose import compose
+from engine.config.plugins import Plugin
 from engine.config.tree import Config
 from engine.errors import UserError
 from engine.runtime.on_ray import cluster, submit
@@ -77,7 +78,8 @@ def test_no_secret_goes_into_ray_init_or_to_the_workers(small, config, tmp_path,
         )
     run.finish({})
     assert len(sent) == 2 and schema.build(Config, sent[1]["config"]).train == config.train
-    assert SECRET not in json.dumps(sent, default=lambda plugin: plugin.code.decode())
+    texts = json.dumps(sent, default=lambda item: item.code.decode() if isinstance(item, Plugin) else repr(vars(item)))
+    assert SECRET not in texts
 
 
 @pytest.mark.parametrize(

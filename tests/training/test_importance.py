@@ -30,7 +30,8 @@ def case(rows: int = 1500) -> tuple[Any, Examples, np.ndarray]:
     x = random.normal(size=(rows, 3)).astype(np.float32)
     target = 3 * x[:, 0] + x[:, 1] + random.normal(0, 0.1, rows)
     features = (Feature("a", "numeric", "direct"), Feature("b", "numeric", "view"), Feature("c", "numeric", "view"))
-    encoder = SimpleNamespace(numeric_=[column("a"), column("b"), column("c")], categorical_=[], features=features)
+    numbers = [column(name) for name in "abc"]
+    encoder = SimpleNamespace(numeric_=numbers, categorical_=[], features=features, numeric_of=["a", "b", "c"])
     return encoder, Examples(x, np.zeros((rows, 0), np.int32), target.astype(np.float32), np.arange(rows)), x
 
 

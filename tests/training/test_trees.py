@@ -61,7 +61,7 @@ def test_trees_of_an_earlier_version_are_read_and_added_to_but_give_no_reasons(m
     earlier = dataclasses.replace(model, cover=None)
     path, rows = tmp_path / "model.safetensors", rows_of(np.random.default_rng(1), 5)
     path.write_bytes(earlier.weights())
-    found = read_trees(path, model.describe(), "here")
+    found = read_trees(Tensors.of(path), model.describe(), "here")
     assert found.weights() == earlier.weights() != model.weights()
     assert found.logits(*rows).tobytes() == model.logits(*rows).tobytes()
     for trees in (found, joined(found, [model]), joined(model, [found]), found.first(2)):
