@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -130,6 +131,24 @@ def schema_of(types: dict[str, str]) -> pa.Schema:
         except UserError as error:
             raise UserError(f"column {name!r}: {error}") from None
     return pa.schema(fields)
+
+
+def as_lists(column: pa.Array | pa.ChunkedArray) -> pa.ListArray:
+    """A column of lists of any kind, fixed-size ones and dictionaries included, as one array of lists."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), pa.list_(pa.null()))
+    return column if pa.types.is_list(column.type) else column.cast(pa.list_(column.type.value_type))
+
+
+def list_items(lists: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
+    """(int64[m] row of each item, the m items). A null may have items beneath it, as one cast from a fixed size does: they are
+    left out.
+    """
+    some = lists.drop_null()
+    rows = np.repeat(np.flatnonzero(np.asarray(lists.is_valid())), np.asarray(pc.list_value_length(some)))
+    return rows, some.flatten()
 
 
 def alike(first: pa.DataType, second: pa.DataType) -> bool:

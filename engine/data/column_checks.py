@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from engine.config import schema as config_schema
 from engine.config import units
 from engine.config.sections.data import Column
-from engine.data.arrow_types import alike, as_keys, parse_type, type_name
+from engine.data.arrow_types import alike, as_keys, as_lists, list_items, parse_type, type_name
 from engine.data.columns import Finding, as_text, shown_values
 from engine.data.parse import Parsed, Reading, UnrelatedError, to_type
 from engine.errors import UserError
@@ -174,11 +174,9 @@ def _not_finite(items: Any) -> Any:
 
 def _has_item(values: Any, is_wrong: Callable[[Any], Any]) -> pa.Array:
     """bool[n]: the lists that hold an item of which `is_wrong` is true."""
-    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    wrong = np.asarray(is_wrong(pc.list_flatten(values)))
-    rows = np.asarray(pc.list_parent_indices(values))
+    rows, items = list_items(as_lists(values))
     mask = np.zeros(len(values), bool)
-    mask[rows[wrong]] = True
+    mask[rows[np.asarray(is_wrong(items))]] = True
     return pa.array(mask)
 
 

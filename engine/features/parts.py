@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from engine.config.names import distinct
 from engine.config.sections.features import EncodeConfig
+from engine.data.arrow_types import as_lists, list_items
 from engine.errors import UserError
 from engine.features.numbers import NumericColumn, fit_number
 from engine.features.spec import SET, TEXT, VECTOR
@@ -70,7 +71,7 @@ class VectorParts:
 
     def numbers(self, column: Column) -> NDArray[np.float64]:
         """float64[n, 1 + width], NaN for a null. Raises UserError for another width, and for a number that is not finite."""
-        lists = _lists(column)
+        lists = as_lists(column)
         there = np.asarray(lists.is_valid())
         block = self._block(lists.drop_null())
         out = np.full((len(lists), 1 + self.width), np.nan)
@@ -97,7 +98,7 @@ class VectorParts:
         cls, name: str, column: Column, config: EncodeConfig, warn: Callable[[str], None]
     ) -> tuple[VectorParts, list[NumericColumn]]:
         """The width of the training vectors, and centre and scale of each number of at most FIT_ROWS of them, evenly spaced."""
-        lists = _lists(column)
+        lists = as_lists(column)
         lengths = pc.list_value_length(lists.drop_null())
         width = int(lengths[0].as_py()) if len(lengths) else 1
         if not 1 <= width <= WIDEST:
@@ -129,7 +130,7 @@ class SetParts:
 
     def numbers(self, column: Column) -> NDArray[np.float64]:
         """float64[n, 2 + members]; a member that is there twice counts once, a null member not at all."""
-        lists = _lists(column)
+        lists = as_lists(column)
         rows, codes, texts = _members(lists)
         places = np.asarray(pc.fill_null(pc.index_in(texts, value_set=pa.array(self.members_, pa.large_string())), -1))
         places = places.astype(np.int64)[codes]
@@ -145,11 +146,11 @@ class SetParts:
         cls, name: str, column: Column, config: EncodeConfig, warn: Callable[[str], None]
     ) -> tuple[SetParts, list[NumericColumn]]:
         """The `set_members` most frequent members with `min_count` rows, and centre and scale of their numbers."""
-        _, codes, texts = _members(_lists(column))
+        _, codes, texts = _members(as_lists(column))
         found = sorted(zip(-np.bincount(codes, minlength=len(texts)), texts.to_pylist(), strict=True))
         members = tuple(text for count, text in found if -count >= config.min_count)[: config.set_members]
         state = cls(name, members)
-        lists, plain = _lists(column), _standardised(config)
+        lists, plain = as_lists(column), _standardised(config)
         parts = [state.numbers(lists.slice(at, CHUNK))[:, :2] for at in range(0, max(len(lists), 1), CHUNK)]
         counts = np.concatenate(parts)
         columns = [fit_number(part, counts[:, at], plain, warn, True) for at, part in enumerate(state.names[:2])]
@@ -261,19 +262,10 @@ def _flat(column: Column) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _lists(column: Column) -> pa.ListArray:
-    found = _flat(column)
-    if pa.types.is_null(found.type):
-        return pa.nulls(len(found), pa.list_(pa.null()))
-    return found.cast(pa.list_(found.type.value_type)) if not pa.types.is_list(found.type) else found
-
-
 def _members(lists: pa.ListArray) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Array]:
     """(row, code) of each different member of each row, and the text of each code."""
-    valid = np.flatnonzero(np.asarray(lists.is_valid()))
-    some = lists.drop_null()
-    rows = np.repeat(valid, np.asarray(pc.list_value_length(some)))
-    encoded = some.flatten().cast(pa.large_string()).dictionary_encode()
+    rows, items = list_items(lists)
+    encoded = items.cast(pa.large_string()).dictionary_encode()
     codes = np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64)
     there = codes >= 0
     size = max(len(encoded.dictionary), 1)
