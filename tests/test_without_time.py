@@ -107,6 +107,13 @@ def test_a_batch_like_the_reference_is_quiet_and_one_that_moved_alarms(place: Pl
     )
 
 
+def test_a_scoring_run_without_rows_is_refused_as_that(place: Place, trained: Run) -> None:
+    path = loans.write(place.folder, "none.csv", loans.loans(3).drop_columns(["bad", "part"]).slice(0, 0))
+    scoring = place.run("score", f"score.model={trained.directory}", f"score.input={path}")
+    with pytest.raises(UserError, match=r"monitor\.run must name a scoring run with rows, found none"):
+        drift(place, trained, scoring)
+
+
 def test_rows_are_found_by_id_in_whatever_order_they_are_asked_for(place: Place, trained: Run) -> None:
     dataset = newest_dataset(place.folder / "store" / "datasets" / "loans")
     assert dataset is not None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from engine.config.leak_guard import check_column, check_known_by_decision
-from engine.config.sections.data import TYPE_OF_ROLE, Column, DataConfig
+from engine.config.sections.data import TYPE_OF_ROLE, Column, DataConfig, check_single
 from engine.config.sections.features import ROWS, FeaturesConfig, ViewConfig
 from engine.errors import UserError, nearest
 
@@ -57,6 +57,8 @@ def check_view_names(data: DataConfig, where: str, view: ViewConfig) -> None:
     """Raise UserError for a name in a view that does not exist, and for a column without known_at."""
     for column in (*view.entity, *view.inputs):
         check_column(data, column, where)
+    for column in view.entity:
+        check_single(data.columns[column], column, f"{where}.entity")
     if view.table is not None and view.kind not in ("windows", "asof"):
         raise UserError(f"{where}.table is read by windows and asof views only, found it in one of kind {view.kind}")
     if view.kind in ("windows", "asof"):
@@ -102,6 +104,7 @@ def _check_windows(data: DataConfig, where: str, view: ViewConfig) -> None:
             raise UserError(f"{where}.on: column {column!r} must say when it becomes known ({there}.{column}.known_at)")
     for column in view.exclude:
         check_column(data, column, f"{where}.exclude")
+        check_single(data.columns[column], column, f"{where}.exclude")
     _check_keys(data, f"{where}.exclude", view, view.exclude)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from engine.config import plugins, timeless, units
 from engine.config.references import check_features
 from engine.config.schema import key, later_key, section
-from engine.config.sections.data import DataConfig
+from engine.config.sections.data import DataConfig, check_single
 from engine.config.sections.features import FeaturesConfig
 from engine.config.sections.lifecycle import BacktestConfig, RegistryConfig, RetrainConfig
 from engine.config.sections.monitoring import MonitorConfig
@@ -81,12 +81,7 @@ class Config:
             timeless.check(self)
         if self.data.columns:
             check_features(self.data, self.features)
-            partition = [self.score.partition] if self.score.partition else []
-            block = [self.evaluate.block_column] if self.evaluate.block_column else []
-            parts = [self.split.column] if self.split.column else []
-            for column in (*self.evaluate.slices, *block, *self.score.columns, *partition, *parts):
-                if column not in self.data.columns:
-                    raise UserError(f"{column!r} is not in data.columns.{nearest(column, self.data.columns)}")
+            self._check_named()
             self._check_targets()
         self._check_times()
         if self.model.kind in BOOSTERS and self.model.trees.monotone and self.train.loss == "quantile":
@@ -145,6 +140,20 @@ class Config:
                 raise UserError(f"{where}: {error}") from None
         return found
 
+    def _check_named(self) -> None:
+        """Raise UserError for a column that keys name and that is not there, or is a list where rows need one value."""
+        single = [("evaluate.slices", column) for column in self.evaluate.slices]
+        single += [
+            ("evaluate.block", self.evaluate.block_column or ""),
+            ("score.partition", self.score.partition or ""),
+        ]
+        single += [("split.column", self.split.column or "")]
+        for where, column in (*single, *(("", column) for column in self.score.columns)):
+            if column and column not in self.data.columns:
+                raise UserError(f"{column!r} is not in data.columns.{nearest(column, self.data.columns)}")
+            if column and where:
+                check_single(self.data.columns[column], column, where)
+
     def _check_targets(self) -> None:
         for name, item in self.train.targets.items():
             where = f"train.targets.{name}"
@@ -152,6 +161,7 @@ class Config:
                 known = nearest(item.column, self.data.columns)
                 raise UserError(f"{where}.column names {item.column!r}, which is not in data.columns.{known}")
             column = self.data.columns[item.column]
+            check_single(column, item.column, f"{where}.column")
             if column.identifies or column.role in ("event_time", "entity", "weight"):
                 raise UserError(
                     f"{where}.column must be a column that is learnt, found {item.column!r}, which tells rows apart"

@@ -22,7 +22,7 @@ from engine.features import parts
 from engine.features.compute import as_floats
 from engine.features.numbers import NumericColumn, fit_number
 from engine.features.parts import PARTS, Parts
-from engine.features.spec import CATEGORICAL, NUMERIC, Feature
+from engine.features.spec import CATEGORICAL, NUMERIC, SET, TEXT, VECTOR, Feature
 from engine.features.vocabulary import Vocabulary, conceal_all, fit_vocabulary
 from engine.runtime import digest, records
 from engine.runtime.records import Within
@@ -44,6 +44,19 @@ class EncoderRecord(TypedDict):
     vector: NotRequired[list[dict[str, object]]]  # from format 3 on
     set: NotRequired[list[dict[str, object]]]
     text: NotRequired[list[dict[str, object]]]
+
+
+HELD = {VECTOR: "the centre and scale of its numbers", SET: "its members", TEXT: "its words"}  # by a fitted encoder
+
+
+def check_sensitive(features: Sequence[Feature], sensitive: Collection[str]) -> None:
+    """Raise UserError for a sensitive feature that is several numbers."""
+    for feature in features:
+        if feature.kind in PARTS and feature.name in sensitive:
+            raise UserError(
+                f"feature {feature.name!r} is a {feature.kind}, which must not be sensitive, because {HELD[feature.kind]} would "
+                "be part of the model: leave it out, or compute numbers of it in data.query"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class Encoder:
         `warn` is called with a sentence for each column whose scale is set by a few outliers. Values of the `sensitive`
         features are neither stored nor shown. Raises UserError for a sensitive feature that is several numbers.
         """
+        check_sensitive(features, sensitive)
         numeric = [
             fit_number(name, as_floats(column), config, warn, shown=name not in sensitive)
             for name, column in each_column(_of(features, NUMERIC), read, at_once)
@@ -84,11 +98,6 @@ class Encoder:
         for feature in features:
             if feature.kind not in PARTS:
                 continue
-            if feature.name in sensitive:
-                raise UserError(
-                    f"feature {feature.name!r} is a {feature.kind}, which must not be sensitive, because its members or words "
-                    "would be part of the model: leave it out, or compute numbers of it in data.query"
-                )
             state, columns = PARTS[feature.kind].fit(feature.name, read([feature.name])[feature.name], config, warn)
             parted.append(state)
             numeric += columns

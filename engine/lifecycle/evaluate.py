@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.config.tree import Config
+from engine.errors import UserError
 from engine.lifecycle import protocols
 from engine.runtime.run import Run
 from engine.training import train
@@ -10,6 +11,11 @@ from engine.training import train
 
 def check(config: Config) -> None:
     """Check the config before an evaluation starts. Raises UserError."""
+    if config.protocol.kind is not None and config.evaluate.model:
+        raise UserError(
+            f"evaluate.model must be left out with --protocol {config.protocol.kind}, which trains its own models, found "
+            f"{config.evaluate.model!r}"
+        )
     (train.check_evaluable if config.protocol.kind is None else protocols.check)(config)
 
 

@@ -175,6 +175,9 @@ class Stored:
 def read_stored(config: Config, run: Run, reference: Reference) -> Stored:
     """The scoring run of `monitor.run`. Raises UserError where it is not finished."""
     directory = Path(config.monitor.run)
+    scored = load_metrics(directory, refuse=True) if (directory / "DONE").exists() else {}
+    if scored.get("score/rows") == 0:
+        raise UserError(f"monitor.run must name a scoring run with rows, found none in {directory}: name another run")
     state = records.read(as_written(directory, "profile.json", refuse=True), ProfileRecord)
     profile = Profile.from_json(state, reference.profile.spec)
     record = load_record(directory, refuse=True)

@@ -26,7 +26,7 @@ from engine.features.instants import NEVER
 from engine.features.vocabulary import as_texts
 from engine.runtime.run import LabelsRecord, Run
 from engine.training.classes import target_values
-from engine.training.parts import part_rows, times_of
+from engine.training.parts import part_rows, times_of, warn_of_parts
 from engine.training.ripening import RIPE, days, label_horizon, label_times, ripe_weights
 
 TENTHS = np.arange(1, 10) / 10  # edges of the groups of a numeric target
@@ -69,6 +69,8 @@ def find_splits(config: Config, dataset: Dataset, periods: tuple[str, ...], run:
 
     Raises UserError where a training period is asked for and holds no row that may be used.
     """
+    if config.split.by == "column":
+        warn_of_parts(config, dataset, run)
     views, each = config.by_target, [dict[str, Split]() for _ in config.by_target]
     for name in SPLITS:
         if getattr(config.split, name):

@@ -24,8 +24,8 @@ from engine.data.calendar import local_days
 from engine.data.dataset import Dataset
 from engine.data.make_dataset import ensure_dataset
 from engine.errors import UserError
-from engine.features.encode import Encoder
-from engine.features.spec import sensitive_features
+from engine.features.encode import Encoder, check_sensitive
+from engine.features.spec import feature_list, sensitive_features
 from engine.features.table import FeatureTable, ensure_table
 from engine.features.vocabulary import group_labels, numbered_labels
 from engine.runtime import digest, storage
@@ -73,6 +73,7 @@ from engine.training.intervals import fit_interval
 from engine.training.loop import Epoch
 from engine.training.loss import Loss
 from engine.training.losses import cooled, loss_of, loss_record, recorded_loss
+from engine.training.parts import part_values
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS
 from engine.training.splits import Split, account, find_splits
@@ -261,8 +262,9 @@ def check_trainable(config: Config) -> None:
     if config.data.target is None:
         raise UserError("data.columns must have one with role target to train on, found none")
     if not config.split.train:
-        how = "which period is trained on, as in [2013-01-01, 2013-04-01]"
-        raise UserError(f"split.train must say {how if config.data.timed else 'what is trained on: set split.by=hash'}")
+        raise UserError(_without_training_rows(config))
+    if config.split.by == "column":
+        part_values(config)
     if config.train.targets and config.model.kind in BOOSTERS:
         raise UserError(
             f"train.targets needs a network, which has a head for each target, found model={config.model.kind}: train a model of "
@@ -279,6 +281,18 @@ def check_trainable(config: Config) -> None:
     _check_members(config)
     if not (config.features.direct_columns or config.features.calendar or config.features.active_views):
         raise UserError("features must name at least one feature: direct, calendar or views")
+    check_sensitive(feature_list(config.data, config.features), sensitive_features(config.data, config.features))
+
+
+def _without_training_rows(config: Config) -> str:
+    if config.split.by != "time":
+        example = "[0%, 80%]" if config.split.by == "hash" else "[train]"
+        return (
+            f"split.train must say what is trained on, as in {example}, where split.valid or split.test is given, found none: "
+            "give it too, or none of the three"
+        )
+    how = "which period is trained on, as in [2013-01-01, 2013-04-01]"
+    return f"split.train must say {how if config.data.timed else 'what is trained on: set split.by=hash'}"
 
 
 def _check_members(config: Config) -> None:

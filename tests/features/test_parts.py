@@ -19,10 +19,13 @@ from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 import engine
 from engine import __main__ as shell
 from engine.config import schema
+from engine.config.compose import compose
 from engine.config.sections.data import Column
 from engine.config.sections.features import EncodeConfig
+from engine.config.units import Moment
+from engine.data.column_checks import conform, find
 from engine.errors import UserError
-from engine.features.encode import Encoder
+from engine.features.encode import Encoder, check_sensitive
 from engine.features.parts import PARTS
 from engine.features.profile import Profile, ProfileSpec
 from engine.features.spec import Feature, type_kind
@@ -30,6 +33,7 @@ from engine.lifecycle.reproduce import Options, reproduce_run
 from engine.runtime import storage
 from engine.runtime.records import Damaged
 from engine.scoring.read import predictions
+from engine.training.train import check_trainable
 from tests import naive
 from tests.kernels.cases import examples
 from tests.tiny import DATA, EXPERIMENT, FEATURES, START, H, overrides, visits
@@ -175,6 +179,30 @@ def test_a_malformed_vector_is_refused_by_name(encoder, item, words):
     table = rows(2).set_column(1, "v", pa.array([item, [1.0, 2.0, 3.0]], pa.list_(pa.float32())))
     with pytest.raises(UserError, match=f"'v' must (have|hold) {words}"):
         encoder.transform(table)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float32()), pa.large_list(pa.float32())])
+def test_a_malformed_vector_is_found_beside_nulls_of_lists_of_every_kind(kind):
+    items = [[1.0, 2.0, 3.0], None, [4.0, np.nan, 6.0], [7.0, 8.0, 9.0]]
+    column = Column(type="list<float32>", role="vector", width=3, known_at=Moment("prior"))
+    read, _ = conform(pa.table({"v": pa.array(items, kind)}), {"v": column}, "UTC", "here")
+    for table in (read, read.slice(1), pa.table({"v": pa.array(items, kind)})):
+        (found,) = find(table, {"v": column}, "UTC")
+        assert (found.reason, found.positions.tolist()) == ("must hold finite numbers", [len(table) - 2])
+
+
+@pytest.mark.parametrize(("kind", "held"), [("vector", "numbers"), ("set", "members"), ("text", "words")])
+def test_why_a_feature_must_not_be_sensitive_is_said_of_its_kind(kind, held):
+    with pytest.raises(UserError, match=f"because [a-z ]*its {held} would be part of the model") as error:
+        check_sensitive(FOUR, [item.name for item in FOUR if item.kind == kind])
+    assert str(error.value).count("words") == (held == "words")
+
+
+def test_a_sensitive_set_is_refused_before_anything_is_read(tmp_path):
+    words = [*write(tmp_path, "parquet"), "+data.columns.tags.sensitive=true"]
+    config = compose(words, str(tmp_path / "conf")).config
+    with pytest.raises(UserError, match="'tags' is a set, which must not be sensitive"):
+        check_trainable(config)
 
 
 def test_a_sensitive_set_is_refused_because_the_model_would_hold_its_members():

@@ -20,6 +20,7 @@ from engine.config import schema, units
 from engine.config.sections.training import SplitConfig
 from engine.config.tree import Config
 from engine.errors import UserError
+from engine.lifecycle import evaluate
 from engine.lifecycle.protocols import Trial, cuts_of, folds, promised, summary
 from tests import loans, tiny
 
@@ -127,6 +128,13 @@ def test_a_protocol_without_what_it_needs_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         cuts_of(config_of(split, **protocol))
+
+
+def test_a_model_beside_a_protocol_is_refused() -> None:
+    config = config_of({"by": "hash"}, kind="random")
+    asked = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, model="runs/train/x"))
+    with pytest.raises(UserError, match=r"evaluate\.model must be left out with --protocol random.*'runs/train/x'"):
+        evaluate.check(asked)
 
 
 def test_the_option_is_a_key_of_the_config() -> None:

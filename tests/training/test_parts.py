@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,8 @@ from engine.config.tree import Config
 from engine.data.dataset import Dataset, newest_dataset
 from engine.data.places import places
 from engine.errors import UserError
-from engine.training.parts import part_rows
+from engine.training.parts import part_rows, warn_of_parts
+from engine.training.train import check_trainable
 from tests import loans
 
 PARTS = {"train": (0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1)}
@@ -203,6 +205,77 @@ WINDOWS = "+features.views.past={entity: [customer], windows: [7d], aggregates: 
 def test_what_needs_a_time_is_refused_with_the_reason(place: Path, word: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         compose(loans.overrides(place, word), str(place / "conf"))
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        (
+            {"column": "part", "train": ["train"], "test": ["valid", "train"]},
+            r"split\.test and split\.train.*'train' in both",
+        ),
+        ({"column": "loan", "valid": ["01"], "train": ["1"]}, r"split\.valid and split\.train.*'01' in both"),
+        ({"column": "loan", "train": ["1", "2", "x"]}, r"split\.train: values of a int64 column.*found 'x'"),
+    ],
+)
+def test_values_of_parts_are_checked_before_training(place: Path, split: dict[str, Any], said: str) -> None:
+    config = config_of(place, {"by": "column", **split})
+    with pytest.raises(UserError, match=said):
+        check_trainable(config)
+
+
+@pytest.mark.parametrize(("by", "test"), [("hash", ["99%", "100%"]), ("column", ["test"])])
+def test_a_part_to_test_on_needs_one_to_train_on(place: Path, by: str, test: list[str]) -> None:
+    column = {"column": "part"} if by == "column" else {}
+    with pytest.raises(UserError, match=r"split\.train must say.*give it too") as error:
+        check_trainable(config_of(place, {"by": by, "test": test, **column}))
+    assert "set split.by" not in str(error.value)
+
+
+def warnings_of(config: Config, dataset: Dataset) -> list[str]:
+    """What is said of the parts of a column."""
+    run = mock.Mock()
+    warn_of_parts(config, dataset, run)
+    return [call.args[0] for call in run.warn.call_args_list]
+
+
+def test_groups_that_a_column_divides_are_counted(place: Path, dataset: Dataset) -> None:
+    whole = {"by": "column", "column": "part"}
+    assert warnings_of(config_of(place, whole), dataset) == []
+    found = config_of(place, {**whole, "column": "country", "train": ["DE", "FR"], "valid": [], "test": ["US"]})
+    customers: dict[str, set[bool]] = {}
+    for customer, country in zip(
+        *(dataset.read([name])[0].to_pylist() for name in ("customer", "country")), strict=True
+    ):
+        if customer is not None:
+            customers.setdefault(customer, set()).add(country == "US")
+    (said,) = warnings_of(found, dataset)
+    divided = sum(len(parts) == 2 for parts in customers.values())
+    assert divided and f"divides {divided:,} of {len(customers):,} groups (data.group=customer)" in said
+
+
+def test_a_value_that_no_row_has_is_named_beside_one_that_is_there(place: Path, dataset: Dataset) -> None:
+    split = {"by": "column", "column": "part", "train": ["train", "tarin"], "valid": ["nowhere"], "test": ["test"]}
+    assert warnings_of(config_of(place, split), dataset) == ["split.train names 'tarin', which no row has in 'part'"]
+
+
+@pytest.mark.parametrize(
+    ("word", "where"),
+    [
+        ("evaluate.slices=[part]", "evaluate.slices"),
+        ("evaluate.block=part", "evaluate.block"),
+        ("score.partition=part", "score.partition"),
+        ("split={by: column, column: part}", "split.column"),
+        ("data.group=part", "group"),
+        ("data.columns.part.role=entity", "role entity"),
+        ("+data.columns.part.id=true", "role id"),
+        ("+train.targets={more: {column: part, loss: binary}}", r"train\.targets\.more\.column"),
+    ],
+)
+def test_a_list_is_refused_where_rows_need_one_value(place: Path, word: str, where: str) -> None:
+    words = loans.overrides(place, "data.columns.part.type='list<string>'", word)
+    with pytest.raises(UserError, match=f"{where} must name a column with one value a row, found 'part'"):
+        compose(words, str(place / "conf"))
 
 
 def test_a_backtest_needs_a_time(place: Path) -> None:

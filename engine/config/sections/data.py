@@ -275,6 +275,8 @@ class DataConfig:
     def _check_group(self) -> None:
         if self.group is not None and self.group not in self.columns:
             raise UserError(f"group names {self.group!r}, which is not a column.{nearest(self.group, self.columns)}")
+        if self.group is not None:
+            check_single(self.columns[self.group], self.group, "group")
 
     def _check_without_time(self) -> None:
         """Raise UserError for what needs an event time."""
@@ -315,6 +317,15 @@ class DataConfig:
         return next(iter(self.with_role("weight")), None)
 
 
+def check_single(column: Column, name: str, where: str) -> None:
+    """Raise UserError for a column of lists or maps where rows are told apart by one value each."""
+    if column.type.startswith(("list<", "map<")):
+        raise UserError(
+            f"{where} must name a column with one value a row, found {name!r} of type {column.type}: name another, or compute "
+            "one in data.query"
+        )
+
+
 def _as_sensitive(columns: dict[str, Column], sensitive: set[str]) -> dict[str, Column]:
     """The columns; one whose source column is sensitive becomes sensitive too."""
     return {
@@ -334,6 +345,10 @@ def _check_roles(columns: dict[str, Column]) -> None:
             "columns must have at least one with role id: row_id is computed from the id columns. Where nothing identifies a "
             "row, declare two columns of the source, `file: {type: string, path: $digest}` and `row: {type: int64, path: $row}`"
         )
+    for role in ("id", "event_time", "entity", "target", "weight"):
+        for name, column in columns.items():
+            if column.role == role or (role == "id" and column.id):
+                check_single(column, name, f"role {role}")
     for role in ("target", "weight"):
         if len(counts[role]) > 1:
             raise UserError(f"columns must have at most one with role {role}, found {counts[role]}")
