@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config import plugins, units
+from engine.config import plugins, schema, timeless, units
+from engine.config.nested import Tree
 from engine.config.plugins import Plugin
 from engine.config.tree import Config
+from engine.config.units import Share
 from engine.errors import UserError
 from engine.features.encode import Encoder
 from engine.runtime import registry, seal
@@ -46,7 +48,7 @@ def read_members(config: Config, run: Run) -> list[Bundle]:
     """The finished models that a blend names, verified; their code may run here.
 
     Raises UserError where one has other data, features, encoding, classes or loss than the config and the others, is a blend
-    itself, or was trained on rows of the validation period.
+    itself, has several targets, or was trained on other rows than `split.train`.
     """
     found: list[Bundle] = []
     for place, reference in enumerate(config.model.blend.bundles):
@@ -60,6 +62,9 @@ def read_members(config: Config, run: Run) -> list[Bundle]:
 
 
 def _check_member(config: Config, bundle: Bundle, first: Bundle, where: str) -> None:
+    if len(bundle.heads.items) > 1:
+        names = ", ".join(item.name for item in bundle.heads.items)
+        raise UserError(f"{where} has targets {names}; a member has one: train a model of one target")
     if isinstance(load_model(bundle), Blend):
         raise UserError(f"{where} must be a model by itself, found a blend: name its members")
     mine, theirs = loss_record(config.train), {**bundle.model}
@@ -73,29 +78,56 @@ def _check_member(config: Config, bundle: Bundle, first: Bundle, where: str) -> 
             f"{where} must read the same encoded rows as {KEY}[0]: the same features, fitted on the same rows. Its encoding is "
             "another. Train both with the same split.train, or let one run train them (model.blend.models)"
         )
-    seen, valid = trained_until(bundle), config.periods.get("split.valid")
-    if seen is not None and valid is not None and seen > valid[0]:
+    _check_rows(config, bundle, where)
+
+
+def _check_rows(config: Config, bundle: Bundle, where: str) -> None:
+    """Refuse a member that was trained on other rows than `split.train`."""
+    found = split_of(bundle)
+    if found is None:
         raise UserError(
-            f"{where} was trained on rows up to {units.format_instant(seen)}, which are in split.valid: its loss on them is too "
-            "good to weigh it by. Choose a later split.valid"
+            f"{where} must have the record of the rows that it was trained on, run.json of its run or version.json of the "
+            f"registry, found neither in {bundle.directory.parent}: name its run or its version, not a copy of the model"
+        )
+    mine, zone = schema.plain(config.split), bundle.data.time_zone
+    if _rows_named(mine, zone) != _rows_named(found, zone):
+        raise UserError(
+            f"{where} must be trained on the rows of this run, {_in_words(mine)}, found {_in_words(found)}: its loss on "
+            "rows of split.valid that it has seen is too good to weigh it by. Give this run the split of its members"
         )
 
 
-def trained_until(bundle: Bundle) -> int | None:
-    """The end of the rows that a finished model was trained on, in microseconds UTC; None where neither its run nor its entry in
-    the registry is beside it.
+def split_of(bundle: Bundle) -> Tree | None:
+    """The section `split` that a finished model was trained with; None where neither its run nor its entry in the registry is
+    beside it.
     """
-    zone, run = bundle.data.time_zone, bundle.directory.parent
+    run = bundle.directory.parent
     if (run / "run.json").is_file():
-        record = load_record(run)
-        labels = record.get("labels") or {}
-        period = labels["train"]["used"] if "train" in labels else record["config"].get("split", {}).get("train")
-    elif (run / registry.VERSION).is_file():
-        facts = seal.read_checked(run / registry.VERSION, registry.VersionRecord, registry.CHECKED)
-        period = facts.get("split", {}).get("train")
-    else:
-        return None
-    return units.between(period, zone)[1] if period else None
+        return dict(load_record(run)["config"].get("split", {}))
+    if (run / registry.VERSION).is_file():
+        return dict(
+            seal.read_checked(run / registry.VERSION, registry.VersionRecord, registry.CHECKED).get("split", {})
+        )
+    return None
+
+
+def _rows_named(split: Tree, zone: str) -> tuple[object, ...]:
+    """What names the training rows of a split, however it is written."""
+    by, train = split.get("by", "time"), tuple(split.get("train") or ())
+    if by == "hash":
+        return by, Share(str(split.get("turn", "0%"))).fraction, timeless.places_of(train)
+    if by == "column":
+        return by, split.get("column"), tuple(sorted(train))
+    return by, units.between(train, zone) if train else None
+
+
+def _in_words(split: Tree) -> str:
+    shown = {"by": "time", "turn": "0%", **split}
+    names = ["by", *(["column"] if shown.get("column") else []), *(["turn"] if shown["by"] == "hash" else []), "train"]
+    texts = {
+        name: value if isinstance(value := shown.get(name), str) else f"[{', '.join(value or ())}]" for name in names
+    }
+    return " ".join(f"split.{name}={text}" for name, text in texts.items())
 
 
 def finished_members(bundles: Sequence[Bundle]) -> list[Member]:

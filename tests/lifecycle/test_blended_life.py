@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,10 @@ def test_finished_models_are_weighed_into_one_with_their_own_temperatures(
         (("features.direct.size=false",), "features.direct.*was trained with|features.*but the model was trained"),
         (("train.loss=focal",), "must have the loss of train"),
         (("train.seeds=2",), "must be a model by itself, found a blend"),
+        (
+            ("train.targets.amt.column=amount", "train.targets.amt.loss=squared"),
+            "has targets bought, amt; a member has one",
+        ),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(folder: Path, trees: Path, words: tuple[str, ...], said: str) -> None:
@@ -124,11 +129,41 @@ def test_a_model_that_does_not_fit_is_refused(folder: Path, trees: Path, words: 
 
 
 @pytest.mark.slow
+def test_a_copied_model_without_the_record_of_its_rows_is_refused(
+    folder: Path, trees: Path, net: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(net / "model", tmp_path / "copy" / "model")
+    with pytest.raises(UserError, match=r"must have the record of the rows that it was trained on.*not a copy"):
+        run(folder, "train", *EARLY, "model=blend", f"model.blend.bundles=[{trees},{tmp_path / 'copy' / 'model'}]")
+
+
+@pytest.mark.slow
+def test_members_of_a_split_by_hash_have_the_parts_of_the_run(folder: Path) -> None:
+    hashed = (
+        "split.by=hash",
+        "split.train=[0%,80%]",
+        "split.valid=[80%,90%]",
+        "split.test=[90%,100%]",
+        "train.epochs=1",
+    )
+    each = [run(folder, "train", *hashed, f"model={kind}", *TREES).directory for kind in ("linear", "lightgbm")]
+    words = (*hashed, "model=blend", f"model.blend.bundles=[{each[0]},{each[1]}]")
+    assert run(folder, "train", *words).metrics["test/roc_auc"] > 0.5
+    with pytest.raises(UserError, match=r"split.turn=20% split.train=\[0%, 80%\], found split.by=hash split.turn=0%"):
+        run(folder, "train", *words, "split.turn=20%")
+    with pytest.raises(UserError, match=r"split.by=time.*found split.by=hash"):
+        run(folder, "train", *EARLY, *words[4:])
+
+
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_by_name(folder: Path, trees: Path, net: Path, seeds: Any) -> None:
     both = f"model.blend.bundles=[{trees},{net}]"
     soon = ("split.train=[2020-01-01,2020-01-04]", "split.valid=[2020-01-05,2020-01-09]")
     for words, said in (
-        ((*EARLY, *soon, both), "in split.valid: its loss"),
+        (
+            (*EARLY, *soon, both),
+            r"the rows of this run, split.by=time split.train=\[2020-01-01, 2020-01-04\], found",
+        ),
         ((*EARLY, both, "train.seeds=2"), "train.seeds must be 1 with finished models"),
         ((*EARLY, MODELS, f"train.start_from={trees}"), "train.start_from continues one model, found model=blend"),
         ((*EARLY, MODELS, "split.valid=[]"), "split.valid must say by which rows"),
