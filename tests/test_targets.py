@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,8 +23,10 @@ from engine.training.gate import check_gate
 from tests.lifecycle.test_boosted_life import EARLY
 from tests.lifecycle.test_retrain import RETRAIN
 from tests.test_kinds_of_scores import MORE, through
-from tests.tiny import overrides, visits, write_tiny
+from tests.tiny import START, H, overrides, visits, write_tiny
 
+DAY = 24 * H
+LIKED = ("train.targets.liked.column=liked", "train.targets.liked.loss=binary")
 SPENT = ("train.targets.spent.column=amount", "train.targets.spent.loss=squared")
 
 
@@ -124,6 +127,8 @@ def test_a_damaged_description_of_targets_is_refused_with_a_sentence(tmp_path: P
     assert [item.name for item in bundle.read_bundle(model).heads.items] == ["bought", "spent"]
 
 
+NUMBER = "train.targets.spent.column=amount train.targets.spent.loss=squared"
+SIZE = "train.targets.spent.column=size train.targets.spent.loss="
 REFUSED = {
     "train.targets.bought.column=amount train.targets.bought.loss=squared": "has the name of the data's target",
     "train.targets.spent.column=amounts train.targets.spent.loss=squared": "'amounts', which is not in data.columns",
@@ -132,7 +137,12 @@ REFUSED = {
     "train.targets.spent.column=shop train.targets.spent.loss=squared": "must be a column that is learnt",
     "train.targets.spent.loss=squared": "train.targets.spent.column",
     "train.targets.spent.column=amount train.targets.spent.loss=square": "train.targets.spent.loss must be one of",
-    "train.targets.spent.column=amount train.targets.spent.loss=squared train.targets.spent.metric=auc": "train.metric must be",
+    f"{NUMBER} train.targets.spent.metric=auc": "^train.targets.spent.metric must be",
+    f"{SIZE}squared train.targets.spent.positive=3": "^train.targets.spent.positive=3 says",
+    f"{SIZE}poisson": "^the target must be .* for train.targets.spent.loss=poisson",
+    "train.targets.spent.column=paid_at train.targets.spent.loss=squared": "^train.targets.spent.loss=squared learns a number",
+    "train.targets.spent.column=amount train.targets.spent.loss=binary": "^train.targets.spent.loss=binary needs two values",
+    "train.targets.again.column=bought train.targets.again.loss=binary": "another column than the data's target, 'bought'",
     "train.targets.spent.column=amount train.targets.spent.loss=squared model=lightgbm": "train.targets needs a network",
     "train.targets.spent.column=amount train.targets.spent.loss=squared train.sampling=balanced": "take class_weight",
 }
@@ -143,6 +153,39 @@ def test_what_several_targets_cannot_be_is_refused_with_a_sentence(tmp_path: Pat
     folder = write_tiny(tmp_path, 60)
     with pytest.raises(UserError, match=REFUSED[words]):
         engine.run("train", *overrides(folder, *words.split()), config_dir=str(folder / "conf"))
+
+
+def test_a_target_without_labels_in_a_period_has_no_figures_of_it_and_messages_name_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tiny(tmp_path, 600)
+    table = visits(600)
+    late = pc.greater_equal(table["at"], pa.scalar(START + 20 * DAY - 12 * H, pa.timestamp("us", tz="UTC")))
+    wide = table.append_column("liked", pc.if_else(late, None, pc.if_else(pc.greater(table["size"], 0), "y", "n")))
+    pq.write_table(wide, folder / "visits.parquet")
+    more = (
+        "+data.sources.visits.columns.liked=string",
+        "+data.columns.liked={type: string, role: numeric, known_at: paid_at}",
+    )
+    words = overrides(folder, *more, "~features.views.shop", "train.epochs=1", "evaluate.importance=2", *LIKED)
+    done = engine.run("train", *words, "evaluate.calibration=temperature", config_dir=str(folder / "conf"))
+    assert not [name for name in done.metrics if name.startswith(("liked/valid/", "liked/baseline/"))]
+    assert done.metrics["liked/labels/train/rows"] > 300 and done.metrics["baseline/test/constant/roc_auc"] == 0.5
+    assert json.loads((done.directory / "evaluation-liked.json").read_text()) == {}
+    warned = capsys.readouterr().err
+    assert (
+        "train with train.targets.liked.positive=n to turn" in warned and "target liked: no validation rows" in warned
+    )
+    again = engine.run("evaluate", *words, f"evaluate.model={done.directory}", config_dir=str(folder / "conf"))
+    assert not [name for name in again.metrics if name.startswith("liked/valid/")]
+
+
+def test_a_target_that_is_a_feature_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_tiny(tmp_path, 300)
+    more = ("train.targets.big.column=size", "train.targets.big.loss=squared", "~features.views.shop", "train.epochs=1")
+    words = overrides(folder, *more, "evaluate.importance=0")
+    engine.run("train", *words, config_dir=str(folder / "conf"))
+    assert "target big is also the feature size" in capsys.readouterr().err
 
 
 @pytest.mark.slow

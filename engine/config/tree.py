@@ -160,6 +160,10 @@ class Config:
             if item.column not in self.data.columns:
                 known = nearest(item.column, self.data.columns)
                 raise UserError(f"{where}.column names {item.column!r}, which is not in data.columns.{known}")
+            if item.column == self.data.target:
+                raise UserError(
+                    f"{where}.column must be another column than the data's target, {item.column!r}, which is learnt anyway"
+                )
             column = self.data.columns[item.column]
             check_single(column, item.column, f"{where}.column")
             if column.identifies or column.role in ("event_time", "entity", "weight"):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 ScoresAt = Callable[[float], Array]
 WIDEST = 20.0  # the temperature is between a 20th and 20
+NEAR = 0.01  # of the logarithm of a temperature to that of its limit, where the limit was in the way
 TINY = float(np.finfo(float).eps)
 
 
@@ -45,3 +46,15 @@ def fit_temperature(scores_at: ScoresAt, target: Array, weight: Array | None) ->
     limit = float(np.log(WIDEST))
     found = minimize_scalar(log_loss, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-9})
     return float(f"{np.exp(found.x):.6g}")
+
+
+def check_temperature(temperature: float) -> str | None:
+    """A sentence where the temperature is at its limit; else None."""
+    if abs(np.log(temperature)) < np.log(WIDEST) - NEAR:
+        return None
+    why = (
+        "scores say next to nothing about validation rows: look at the training, and whether their classes mean the same"
+        if temperature > 1
+        else "scores tell all validation rows apart: look for a feature that knows the target, or take more of them"
+    )
+    return f"temperature {temperature:.4g} is at its limit (1/{WIDEST:g} to {WIDEST:g}), probabilities are not calibrated: {why}"

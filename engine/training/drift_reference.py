@@ -276,6 +276,8 @@ def outcomes_of(
         return None
     take = chosen_rows(dataset, config.data.ids, rows, OUTCOME_ROWS, len(rows))
     take = take[np.isin(rows[take], ripe)]
+    if not len(take):
+        return None
     names, column = [config.data.event_time, config.data.target], config.data.weight
     facts = dataset.take([*names, *([column] if column else [])], rows[take])
     target = target_values(facts[config.data.target], classes)

@@ -20,7 +20,7 @@ from engine.training import members
 from engine.training.examples import Examples
 from engine.training.loss import Loss
 from engine.training.losses import check_targets, class_weights, loss_of, target_scale
-from engine.training.target import TargetScale, Values
+from engine.training.target import TargetScale, Values, of_target
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ def places(outputs: Sequence[int]) -> tuple[slice, ...]:
 
 def check_all(config: TrainConfig, train: Examples, outputs: Sequence[int]) -> None:
     """Raise UserError with the first row whose target is invalid for its loss."""
-    for k, view in enumerate(config.by_target):
+    for k, (name, view) in enumerate(zip(("", *config.targets), config.by_target, strict=True)):
         part = train.labels(k)
-        check_targets(part.target, part.rows, loss_of(view), outputs[k])
+        with of_target(name):
+            check_targets(part.target, part.rows, loss_of(view), outputs[k])
 
 
 def scales_of(config: TrainConfig, train: Examples) -> list[TargetScale]:

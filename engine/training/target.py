@@ -6,6 +6,9 @@ differ by a few seconds, 1e-40) target and scores are float64.
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,3 +100,20 @@ def check_spread(target: Values, name: str) -> str | None:
     if constant or found.scale >= NARROW * abs(found.center):
         return None
     return f"the target {name!r} has {what}: scores are float64, and 32 bits would lose them. {remedy}"
+
+
+OWN_KEYS = re.compile(r"\b(?:train\.(?=(?:loss|metric|class_weight)\b)|data\.(?=positive\b))")
+
+
+@contextlib.contextmanager
+def of_target(name: str) -> Iterator[None]:
+    """Errors in it name the keys of the further target `name`, whose config is read as that of a model of one target; empty: of
+    the data's own, as they are.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not name:
+            raise
+        own = OWN_KEYS.sub(f"train.targets.{name}.", str(error))
+        raise UserError(own if own != str(error) else f"train.targets.{name}: {own}") from error

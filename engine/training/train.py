@@ -46,7 +46,7 @@ from engine.training.bundle import (
     write_bundle,
 )
 from engine.training.bundle_spec import with_spec_of
-from engine.training.calibration import fit_temperature
+from engine.training.calibration import check_temperature, fit_temperature
 from engine.training.choice import choose
 from engine.training.classes import (
     KEPT,
@@ -77,7 +77,7 @@ from engine.training.parts import part_values
 from engine.training.precision import resolve_precision
 from engine.training.predict import TILE_ROWS
 from engine.training.splits import Split, account, find_splits
-from engine.training.target import TargetScale, check_spread
+from engine.training.target import TargetScale, check_spread, of_target
 from engine.training.trees import Trees
 from engine.training.warm_start import start_bundle, start_encoder
 from engine.training.weighing import blended, code_of, of_members, read_members, shared_encoder, without_idle
@@ -100,7 +100,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     boosted = all(plan.boosted for plan in plans)
     classes = classes_of(config, dataset, splits["train"])
     labels = say_labels(config, run, dataset, splits, classes)
-    say_scores(config, run, classes, [loss_of(view.train) for view in config.by_target])
+    say_scores(config, run, classes, losses_of(config))
     encoder = _encoder(config, run, table, splits["train"], classes, finished)
     examples: dict[str, Examples] = {}
     for name, split in splits.items():
@@ -219,13 +219,20 @@ def other_targets(config: Config, classes: Sequence[tuple[str, ...]]) -> list[Ot
 
 
 class Part(NamedTuple):
-    """One target of a model, as if it were the only one: config, model, facts, and the examples that have the target."""
+    """One target of a model, as if it were the only one: config, model, facts, and the examples that have the target, of the
+    splits with any.
+    """
 
     name: str  # before the names of its figures; empty for the main target
     config: Config
     model: Scoring
     facts: TargetFacts
     examples: dict[str, Examples]
+
+    @property
+    def said(self) -> str:
+        """What a message about it begins with."""
+        return f"target {self.name}: " if self.name else ""
 
 
 def parts_of(
@@ -234,16 +241,17 @@ def parts_of(
     """Each target, the main one first."""
     scorings = alone(model, heads_of(facts, config.data.target or ""))
     for k, (view, own) in enumerate(zip(config.by_target, facts_of(facts), strict=True)):
-        mine = {name: part.of_target(k, splits[name].by_target[k].rows) for name, part in examples.items()}
+        rows = {name: splits[name].by_target[k].rows for name in examples}
+        mine = {name: part.of_target(k, rows[name]) for name, part in examples.items() if len(rows[name])}
         yield Part(config.target_names[k] if k else "", view, scorings[k], own, mine)
 
 
 def measure(part: Part, run: Run, dataset: Dataset, encoder: Encoder) -> report.Measured:
     """Calibrate one target of a new model into its facts, and measure it, against baselines too."""
     config, model, facts, examples = part.config, part.model, part.facts, part.examples
-    calibrate(config, run, dataset, model, facts, examples)
+    calibrate(part, run, dataset)
     found, details = evaluate_splits(config, run, dataset, model, facts, examples)
-    found |= against_baselines(config, run, examples, facts, found, details)
+    found |= against_baselines(part, run, found, details)
     explain(config, encoder, model, facts, examples, details)
     return report.Measured(part.name, loss_of(config.train), details, found)
 
@@ -270,10 +278,11 @@ def check_trainable(config: Config) -> None:
             f"train.targets needs a network, which has a head for each target, found model={config.model.kind}: train a model of "
             "trees for each target, or take model=mlp or tabm"
         )
-    losses = [loss_of(view.train) for view in config.by_target]
-    for view, loss in zip(config.by_target, losses, strict=True):
-        watched_metric(loss, view.train.metric)
-        check_target(view)
+    losses = losses_of(config)
+    for name, view, loss in zip(("", *config.train.targets), config.by_target, losses, strict=True):
+        with of_target(name):
+            watched_metric(loss, view.train.metric)
+            check_target(view)
     if config.evaluate.interval is not None and not any(loss.number for loss in losses):
         raise UserError(
             f"evaluate.interval is for a target that is a number, found train.loss={config.train.loss}: leave it out"
@@ -416,19 +425,35 @@ def say_labels(
 
 def classes_of(config: Config, dataset: Dataset, train: Split) -> tuple[tuple[str, ...], ...]:
     """The classes of each target among its training rows."""
-    pairs = zip(config.by_target, train.by_target, strict=True)
-    found = tuple(class_names(view, dataset, split.rows) for view, split in pairs)
-    losses = [loss_of(view.train) for view in config.by_target]
+    found: list[tuple[str, ...]] = []
+    for name, view, split in zip(("", *config.train.targets), config.by_target, train.by_target, strict=True):
+        with of_target(name):
+            found.append(class_names(view, dataset, split.rows))
+    losses = losses_of(config)
     names = score_columns(list(zip(config.target_names, losses, found, strict=True)))
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
             f"every target must have score columns of its own, found score_{twice[0]} twice: rename a target"
         )
+    return tuple(found)
+
+
+def losses_of(config: Config) -> list[Loss]:
+    """The loss of each target. Raises UserError."""
+    found = []
+    for name, view in zip(("", *config.train.targets), config.by_target, strict=True):
+        with of_target(name):
+            found.append(loss_of(view.train))
     return found
 
 
 def warn_of_spread(config: Config, run: Run, train: Examples, classes: Sequence[tuple[str, ...]]) -> None:
-    """Warn of targets that are numbers and vary little beside their size."""
+    """Warn of targets that are numbers and vary little beside their size, and of those that are features as well."""
+    for name, item in config.train.targets.items():
+        if item.column in config.features.direct_columns:
+            run.warn(
+                f"target {name} is also the feature {item.column}, from which the model reads it: leave it out of features.direct"
+            )
     for k, view in enumerate(config.by_target):
         if not classes[k] and (doubt := check_spread(train.labels(k).target, view.data.target or "")):
             run.warn(doubt)
@@ -436,18 +461,20 @@ def warn_of_spread(config: Config, run: Run, train: Examples, classes: Sequence[
 
 def say_scores(config: Config, run: Run, classes: Sequence[tuple[str, ...]], losses: Sequence[Loss]) -> None:
     """`say_score` of each target."""
-    for view, names, loss in zip(config.by_target, classes, losses, strict=True):
-        say_score(view, run, names, loss)
+    pairs = zip(("", *config.train.targets), config.by_target, classes, losses, strict=True)
+    for name, view, names, loss in pairs:
+        say_score(view, run, names, loss, name)
 
 
-def say_score(config: Config, run: Run, classes: tuple[str, ...], loss: Loss) -> None:
+def say_score(config: Config, run: Run, classes: tuple[str, ...], loss: Loss, name: str = "") -> None:
     """Log the meaning of a score, and how to change the positive class where only sort order chose it."""
     target = config.data.target or ""
     run.log(f"score: {describe_score(target, classes, loss)}")
     if is_a_guess(config, classes, loss):
+        key, of = (f"train.targets.{name}.positive", f" of target {name}") if name else ("data.positive", "")
         run.warn(
-            f"{classes[-1]!r} is the positive class because it sorts last: train with data.positive={classes[0]} to "
-            f"turn it round, or with data.positive={classes[-1]} to confirm it"
+            f"{classes[-1]!r} is the positive class{of} because it sorts last: train with {key}={classes[0]} to turn it round, "
+            f"or with {key}={classes[-1]} to confirm it"
         )
 
 
@@ -508,24 +535,25 @@ def evaluate_splits(
     return metrics, details
 
 
-def calibrate(
-    config: Config, run: Run, dataset: Dataset, model: Scoring, facts: TargetFacts, examples: dict[str, Examples]
-) -> None:
-    """Fit on the validation rows what the config asks for, into `facts`: the temperature of classes, intervals of a number."""
-    settings, valid, loss = config.evaluate, examples.get("valid"), recorded_loss(facts)
+def calibrate(part: Part, run: Run, dataset: Dataset) -> None:
+    """Fit on the validation rows what the config asks for, into the facts: the temperature of classes, intervals of a number."""
+    config, model, facts, said = part.config, part.model, part.facts, part.said
+    settings, valid, loss = config.evaluate, part.examples.get("valid"), recorded_loss(facts)
     cool = settings.calibration == "temperature" and not loss.number and loss.link is not None
     wide = settings.interval is not None and loss.number
     if not cool and not wide:
         return
     if valid is None or not len(valid.rows):
-        run.warn("no validation rows: scores are not calibrated, and have no intervals")
+        run.warn(f"{said}no validation rows: scores are not calibrated, and have no intervals")
         return
     weight = valid.weight if settings.weighted else None
     logits = model.logits(valid.numeric, valid.codes, threads_of(config))
     at = functools.partial(_scores_at, model, loss, logits)
     if cool and (temperature := fit_temperature(at, valid.target, weight)) is not None:
         facts["temperature"] = temperature
-        run.log(f"temperature {temperature:.4g}, fitted on {len(valid.rows):,} validation rows")
+        run.log(f"{said}temperature {temperature:.4g}, fitted on {len(valid.rows):,} validation rows")
+        if doubt := check_temperature(temperature):
+            run.warn(f"{said}{doubt}")
     if wide and settings.interval is not None:
         _, blocks, _ = _days_and_blocks(config, dataset, valid)
         interval = fit_interval(settings.interval, valid.target, model.to_scores(loss, logits), blocks, weight)
@@ -533,8 +561,8 @@ def calibrate(
             facts["interval"] = interval
         else:
             run.warn(
-                f"no intervals: {len(np.unique(blocks))} blocks of validation rows (evaluate.block) are too few to promise that "
-                f"{settings.interval:.0%} of later rows are within them"
+                f"{said}no intervals: {len(np.unique(blocks))} blocks of validation rows (evaluate.block) are too few to promise "
+                f"that {settings.interval:.0%} of later rows are within them"
             )
 
 
@@ -570,19 +598,14 @@ def _days_and_blocks(config: Config, dataset: Dataset, part: Examples) -> tuple[
 
 
 def against_baselines(
-    config: Config,
-    run: Run,
-    examples: dict[str, Examples],
-    facts: TargetFacts,
-    metrics: Mapping[str, float],
-    details: dict[str, SplitDetails],
+    part: Part, run: Run, metrics: Mapping[str, float], details: dict[str, SplitDetails]
 ) -> dict[str, float]:
     """Metrics of a constant and of a linear model on the same rows: `baseline/<split>/<kind>/<metric>`, also in the details."""
-    found = baselines.baselines(examples, facts, config.evaluate)
-    metric = watched_metric(recorded_loss(facts), config.train.metric)
+    found = baselines.baselines(part.examples, part.facts, part.config.evaluate)
+    metric = watched_metric(recorded_loss(part.facts), part.config.train.metric)
     for split, figures in found.items():
         details[split]["baselines"] = figures
-        run.log(baselines.words(split, metric, metrics[f"{split}/{metric}"], figures))
+        run.log(part.said + baselines.words(split, metric, metrics[f"{split}/{metric}"], figures))
     return baselines.flat(found)
 
 

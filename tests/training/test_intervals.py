@@ -10,7 +10,7 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from engine.training.calibration import fit_temperature
+from engine.training.calibration import check_temperature, fit_temperature
 from engine.training.intervals import bounds_of, fit_interval
 from engine.training.losses import LOSSES, cooled, to_scores
 from engine.training.target import PLAIN
@@ -122,3 +122,14 @@ def test_several_classes_have_one_temperature_and_one_class_has_none() -> None:
     found = fit_temperature(scores_at("multiclass", (0.5 * truth).astype(np.float32)), target, np.ones(6000))
     assert found == pytest.approx(0.5, abs=0.05)
     assert fit_temperature(scores_at("binary", truth[:, :1].astype(np.float32)), np.ones(6000), None) is None
+
+
+def test_a_temperature_at_its_limit_is_warned_about() -> None:
+    target = np.arange(200) % 2
+    for logits, said in (
+        (target * 2.0 - 1, "tell all validation rows apart"),
+        (50 - target * 100.0, "next to nothing"),
+    ):
+        found = fit_temperature(scores_at("binary", logits.astype(np.float32)[:, None]), target, None)
+        assert found is not None and said in (check_temperature(found) or "")
+    assert check_temperature(1.7) is None and check_temperature(15) is None
