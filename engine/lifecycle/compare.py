@@ -96,6 +96,10 @@ def compare(config: Config, words: list[str], options: Mapping[str, str]) -> int
     """The command. A sweep means its best configs, after the config without the search, each with the same seed."""
     found = [find_run(name, Path(config.paths.runs)) for name in words]
     runs = [run for one in found for run in (compared_runs(one) if is_sweep(one) else [one])]
+    if len(found) == len(runs) == 1 and is_sweep(found[0]):
+        said = f"The search found nothing better than the config without it, {runs[0]}: there are no two runs to compare.\n"
+        terminal.out(json.dumps(compare_runs([read_side(runs[0])]), indent=1) + "\n" if "--json" in options else said)
+        return 0
     if len(runs) < 2:
         raise UserError(f"compare takes two runs or more, or a sweep, found {len(runs)}")
     compared = compare_runs(sides := [read_side(run) for run in runs])

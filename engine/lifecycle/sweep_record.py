@@ -90,5 +90,8 @@ def best_run(directory: Path) -> Path:
 
 
 def compared_runs(directory: Path) -> list[Path]:
-    """A training run of the config without the search, and one of each of the best configs with the same seed."""
-    return [Path(entry["runs"][0]) for entry in read_sweep(directory)["seeds"] if entry["runs"]]
+    """A training run of the config without the search, and one of each of the best configs with the same seed, each run once."""
+    return [
+        Path(run)
+        for run in dict.fromkeys(entry["runs"][0] for entry in read_sweep(directory)["seeds"] if entry["runs"])
+    ]

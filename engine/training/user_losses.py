@@ -36,6 +36,7 @@ from engine.training.resampling import BlockSums
 
 PLAIN_TASKS = {"binary": "binary", "multiclass": "multiclass", "regression": "squared"}  # the loss that each is like
 TRIED = 6  # rows
+TRIED_ROWS = 64  # about as many of those that a metric is computed of
 CLOSE = 1e-5  # relative: vectorised code may round a row beside others differently
 
 
@@ -125,7 +126,22 @@ def _of_sums(where: str, made: Any) -> tuple[Callable[[Rows], float], InBlocks]:
             )
         return found.astype(np.float64)
 
-    return ratio_of(columns, value)
+    of_rows, in_blocks = ratio_of(columns, value)
+
+    def point(rows: Rows) -> float:
+        few = slice(None, None, max(1, len(rows.target) // TRIED_ROWS))
+        weight = None if rows.weight is None else rows.weight[few]
+        part = Rows(rows.target[few], rows.scores[few], weight=weight)
+        halves, each = in_blocks(part, np.arange(len(part.target)) % 2, 2), np.eye(2)
+        apart = np.concatenate([halves.drawn(each[:1]), halves.drawn(each[1:])])
+        if not np.allclose(halves.drawn(each), apart, rtol=CLOSE, atol=0, equal_nan=True):
+            raise UserError(
+                f"{where}: value(sums) must give each row of sums [m, k] the value that it has alone, for a row is one resample; "
+                "found another with a second row beside it: sum over axis 1 only"
+            )
+        return of_rows(rows)
+
+    return point, in_blocks
 
 
 def _of_function(where: str, made: Callable[..., Any]) -> tuple[Callable[[Rows], float], InBlocks]:

@@ -173,6 +173,19 @@ def test_compare_takes_a_sweep_and_its_best_becomes_the_challenger_by_one_comman
     assert shown["source"] == found["best"]["run"]
 
 
+def test_compare_says_that_the_search_found_nothing_better(
+    done: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done.directory, copy := tmp_path / "sweep")
+    found = record(done)
+    found["seeds"] = [found["seeds"][0], {**found["seeds"][0], "number": 1}]
+    (copy / "sweep.json").write_text(json.dumps(found))
+    assert main(["compare", str(copy), f"paths.runs={folder / 'runs'}"]) == 0
+    assert "found nothing better than the config" in capsys.readouterr().out
+    assert main(["compare", str(copy), "--json", f"paths.runs={folder / 'runs'}"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

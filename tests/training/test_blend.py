@@ -262,8 +262,8 @@ def test_equal_trees_are_refused_and_those_that_draw_rows_are_not(config: Callab
     [
         ({}, "one of the two, found neither"),
         ({"bundles": ["a", "b"], "models": MIXED}, "one of the two, found both"),
-        ({"bundles": ["a"]}, "2 to 256 different members, found a"),
-        ({"bundles": ["a", "a"]}, "2 to 256 different members, found a, a"),
+        ({"bundles": ["a"]}, "2 to 256 different members, found 1: a$"),
+        ({"bundles": ["b", "a", "a"]}, "2 to 256 different members, found a 2 times"),
         ({"models": {"a": {"kind": "mlp"}, "b": {"hidden": [3]}}}, "models.b.kind must be a kind of model by itself, found None"),
         ({"models": {"a": {"kind": "mlp"}, "b": {"kind": "auto"}}}, "must be a kind of model by itself, found 'auto'"),
         ({"models": {"a": {"kind": "mlp"}, "b": {"kind": "mlp", "hiden": [3]}}}, "Did you mean 'model.blend.models.b.hidden'"),

@@ -209,11 +209,15 @@ def test_a_loss_that_cannot_be_used_is_refused_by_name_before_it_trains(code: st
      r"columns\(target, scores\) must give numbers of shape \[3, k\], found float64 of shape \[3\]"),
     ("class mine:\n    higher_is_better = True\n    columns = lambda self, t, s: t[:, None]\n    value = lambda self, sums: sums",
      r"value\(sums\) must give numbers of shape \[1\] for sums of shape \[1, 1\], found float64 of shape \[1, 1\]"),
+    ("class mine:\n    higher_is_better = True\n    columns = lambda self, t, s: t[:, None]\n"
+     "    value = lambda self, sums: sums[:, 0] / sums.sum()", r"value\(sums\) must give each row of sums \[m, k\]"),
+    ("class mine:\n    higher_is_better = True\n    columns = lambda self, t, s: t[:, None]\n"
+     "    value = lambda self, sums: sums[:, 0] * 0 + sums.mean()", r"value\(sums\) must give each row of sums \[m, k\]"),
 ])  # fmt: skip
 def test_a_metric_that_cannot_be_used_is_refused_by_name(code: str, message: str) -> None:
     with pytest.raises(UserError, match=f"train.metric=mine.*{message}"):
         loss = loss_of(TrainConfig(loss="squared", metric=held(code)("mine")))
-        point_metrics(np.zeros(3), np.zeros(3), loss)
+        point_metrics(np.arange(3.0), np.zeros(3), loss)
 
 
 def test_two_versions_of_a_metric_have_one_direction() -> None:

@@ -192,7 +192,10 @@ class ModelConfig:
             )
         names = self.blend.bundles or tuple(self.blended)
         if not 2 <= len(set(names)) == len(names) <= MOST_MEMBERS:
-            raise UserError(f"blend must have 2 to {MOST_MEMBERS} different members, found {', '.join(names)}")
+            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+            found = f"{twice[0]} {names.count(twice[0])} times" if twice else f"{len(names)}"
+            found += f": {names[0]}" if len(names) == 1 else ""
+            raise UserError(f"blend must have 2 to {MOST_MEMBERS} different members, found {found}")
 
     @property
     def blended(self) -> dict[str, ModelConfig]:
@@ -372,7 +375,10 @@ class TrainConfig:
         if isinstance(self.batch_size, int) and isinstance(self.shards, int) and self.batch_size < self.shards:
             raise UserError(f"batch_size must be at least shards={self.shards}, found {self.batch_size}")
         if not 1 <= len(set(self.every_seed)) == len(self.every_seed) <= MOST_MEMBERS:
-            raise UserError(f"seeds must be 1 to {MOST_MEMBERS}, or as many different seeds, found {self.seeds}")
+            found = self.seeds if isinstance(self.seeds, int) else list(self.seeds)
+            raise UserError(
+                f"seeds must be a number, 1 to {MOST_MEMBERS}, or a list of so many, each seed once, as in [3, 14], found {found}"
+            )
         if not self.quantiles or any(a >= b for a, b in itertools.pairwise(self.quantiles)):
             raise UserError(f"quantiles must be rising levels, as in [0.1, 0.5, 0.9], found {list(self.quantiles)}")
         if self.label_smoothing and self.loss not in SMOOTHED:
