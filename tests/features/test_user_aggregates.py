@@ -132,6 +132,7 @@ def test_appended_days_are_computed_alone_with_the_bytes_of_a_full_build(folder:
     assert days_of(grown) < 20 and everything(grown).equals(everything(from_scratch(tmp_path, tmp_path, *ASKED)))
 
 
+@pytest.mark.slow
 def test_the_audit_computes_them_by_hand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extra = (
         "features.views.shop.where='size > -1'",

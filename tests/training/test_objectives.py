@@ -43,7 +43,7 @@ def objectives(*weights: float) -> tuple[Objective, ...]:
     return tuple(map(Objective, losses, at, scales, weights, [None] * 3, fillers))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**16), st.booleans())
 def test_losses_and_gradients_are_those_of_each_present_target_alone(seed: int, members: bool) -> None:
     rng = np.random.default_rng(seed)
