@@ -379,6 +379,7 @@ def test_the_run_directory_is_complete(trained: Run) -> None:
     assert all({"step", "time"} < set(line) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_local_run_loads_neither_ray_nor_wandb(place: Path, trained: Run) -> None:
     """Once for training and scoring, in a process of its own where both are barred."""
     script = (

@@ -73,6 +73,7 @@ def as_json(path: Path, table: pa.Table) -> None:
             file.write(json.dumps({"id": at, "w": f"1970-01-01T00:00:00.{at:06d}Z", "v": MEGABYTE}) + "\n")
 
 
+@pytest.mark.slow
 def test_four_hundred_megabytes_of_text_are_ingested_within_a_few_hundred_of_memory(tmp_path: Path) -> None:
     """One after the other in one process: the peak of each is that of those before it, too."""
     for name, make in {"a.parquet": as_parquet, "a.arrow": as_arrow, "a.jsonl.gz": as_json}.items():

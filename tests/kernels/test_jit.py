@@ -62,6 +62,7 @@ def test_i1_a_changed_helper_in_another_file_is_never_served_stale(tmp_path):
     assert first.stdout != second.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jit.DISABLED, reason="this is that run")
 def test_every_kernel_passes_its_tests_as_plain_python_too():
     """Of what is compiled a debugger and coverage see nothing, and indices are not checked: here they are."""

@@ -382,7 +382,9 @@ def plain(tmp_path_factory) -> tuple[float, dict[str, Any]]:
     return seconds, json.loads((directory / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("mode", ["errors", "slow", "drops"])
+@pytest.mark.parametrize(
+    "mode", ["errors", pytest.param("slow", marks=pytest.mark.slow), pytest.param("drops", marks=pytest.mark.slow)]
+)
 def test_a_bad_endpoint_changes_nothing_and_the_mirror_is_repaired_later(tmp_path, plain, mode) -> None:
     with serving(mode) as bad:
         code, directory, err, seconds = train(tmp_path, "tracking.timeout=4s", PAUSE="0.05", **online(bad))

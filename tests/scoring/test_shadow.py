@@ -48,6 +48,7 @@ def test_both_models_score_in_one_pass_as_they_would_alone(folder: Path) -> None
     assert both.record["chain"]["scores"] == alone[0].record["chain"]["scores"]  # the champion's answer is untouched
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_actors_score_with_both(folder: Path) -> None:

@@ -260,6 +260,7 @@ def listening(pids: set[int]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_two_workers_on_a_local_cluster_give_the_weights_of_one_process(job, monkeypatch):
     """Also J2: it listens on loopback only; H2: nothing is left behind; and start-up is printed by part."""
     seen: set[str] = set()

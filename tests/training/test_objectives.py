@@ -123,5 +123,7 @@ def test_early_stopping_watches_the_main_target(config, fitted) -> None:
 def test_a_wrong_value_of_any_target_is_refused_with_its_row(config, fitted) -> None:
     data = two_targets(60)
     data.target[4, 1] = np.inf
-    with pytest.raises(UserError, match=r"must be finite .* for train.loss=huber, found inf in dataset row 23"):
+    with pytest.raises(
+        UserError, match=r"must be finite .* for train.targets.minutes.loss=huber, found inf in dataset row 23"
+    ):
         fitted(config(train__targets=LEARNT), data, **OUTPUTS)
