@@ -7,7 +7,7 @@ and side tables; it reads no store and no file.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -60,8 +60,20 @@ def raw_features(
     threads: int = 1,
 ) -> pa.Table:
     """All raw features of `probes`, one row each in the same order; numbers are float64 with null for missing."""
+    return features_with(data, features, probes, lambda _: (history, tables), threads)
+
+
+def features_with(
+    data: DataConfig,
+    features: FeaturesConfig,
+    probes: pa.Table,
+    past_of: Callable[[ViewConfig], tuple[pa.Table, Mapping[str, pa.Table]]],
+    threads: int = 1,
+) -> pa.Table:
+    """Raw features as of `raw_features`; `past_of` gives the past events and the side tables that a view reads."""
     found = direct_features(data, features, probes)
     for name, view in features.active_views.items():
+        history, tables = past_of(view)
         found.update(view_features(name, view, data, features, probes, history, tables, threads))
     return pa.table(found) if found else pa.table({"": pa.nulls(probes.num_rows)}).select([])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from engine.config import nested
 from engine.config.tree import Config
@@ -57,38 +58,31 @@ def show(config: Config, words: Sequence[str], options: Mapping[str, str]) -> in
 
 
 def promote(config: Config, words: Sequence[str]) -> int:
-    """Make a training run or a registered version the champion; the model is loaded and its gate checked first."""
-    if len(words) != 2:
-        raise UserError(f"registry promote takes NAME and a RUN, a SWEEP, challenger or DIGEST, found {list(words)}")
-    name, reference = words
-    registry = Registry(root_of(config.paths.runs), name)
-    state = registry.state()
-    version = _registered(registry, reference, config)
-    if version.digest == state.champion:
-        terminal.out(f"{name}: {short(version.digest)} is the champion already\n")
-        return 0
-    _check_loads(registry, version, config)
-    registry.move("promote", version.digest, expected=state.champion, who=config.registry.who, why=config.registry.why)
-    terminal.out(f"{name}: champion {short(state.champion)} -> {short(version.digest)}\n")
-    return 0
+    """Make a training run, the best config of a sweep or a registered version the champion."""
+    return _move(config, words, "promote", "a RUN, a SWEEP, challenger or DIGEST")
 
 
 def challenge(config: Config, words: Sequence[str]) -> int:
     """Make a training run, the best config of a sweep or a registered version the challenger, in the champion's shadow."""
+    return _move(config, words, "challenge", "a RUN, a SWEEP or DIGEST")
+
+
+def _move(config: Config, words: Sequence[str], action: Literal["promote", "challenge"], what: str) -> int:
+    """Make a version the champion or the challenger, unless it is; the model is loaded and its gate checked first."""
     if len(words) != 2:
-        raise UserError(f"registry challenge takes NAME and a RUN, a SWEEP or DIGEST, found {list(words)}")
+        raise UserError(f"registry {action} takes NAME and {what}, found {list(words)}")
     name, reference = words
     registry = Registry(root_of(config.paths.runs), name)
     state = registry.state()
     version = _registered(registry, reference, config)
-    if version.digest in (state.champion, state.challenger):
-        role = "champion" if version.digest == state.champion else "challenger"
-        terminal.out(f"{name}: {short(version.digest)} is the {role} already\n")
-        return 0
+    role = "champion" if action == "promote" else "challenger"
+    for held in dict.fromkeys(("champion", role)):  # the champion cannot challenge itself
+        if version.digest == state.alias(held):
+            terminal.out(f"{name}: {short(version.digest)} is the {held} already\n")
+            return 0
     _check_loads(registry, version, config)
-    who, why = config.registry.who, config.registry.why
-    registry.move("challenge", version.digest, expected=state.champion, who=who, why=why)
-    terminal.out(f"{name}: challenger {short(state.challenger)} -> {short(version.digest)}\n")
+    registry.move(action, version.digest, expected=state.champion, who=config.registry.who, why=config.registry.why)
+    terminal.out(f"{name}: {role} {short(state.alias(role))} -> {short(version.digest)}\n")
     return 0
 
 

@@ -121,7 +121,7 @@ class UnitScorer:
             reasons = self._reasons(scored)
             clock.lap("reasons")
             beside = self._why(reasons) | self._beside(raw, inputs, clock)
-            refusal.add(~_finite(scores), "the model gives no finite score")
+            refusal.add(~finite(scores), "the model gives no finite score")
             good = refusal.codes == 0
             content.add(rows[0], ids, scores, good)
             if reasons is not None:
@@ -371,7 +371,8 @@ def refusals(predictor: Predictor, facts: pa.Table) -> Refusals:
     return found
 
 
-def _finite(scores: np.ndarray) -> np.ndarray:
+def finite(scores: np.ndarray) -> np.ndarray:
+    """bool[n]: rows whose scores, [n] or [n, k], are all finite."""
     found: np.ndarray = np.isfinite(scores) if scores.ndim == 1 else np.isfinite(scores).all(axis=1)
     return found
 

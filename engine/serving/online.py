@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from engine.config.sections.serving import ServeConfig
 from engine.config.tree import Config
 from engine.data.dataset import Dataset, row_ids
 from engine.features import instants
-from engine.features.compute import direct_features, view_features
+from engine.features.compute import features_with
 from engine.runtime.run import Run
 from engine.scoring.inputs import stored_dataset
 from engine.scoring.predictor import Predictor, predictor_of
-from engine.scoring.worker import refusals
+from engine.scoring.worker import finite, refusals
 from engine.serving.past import Past
 from engine.training.bundle import Bundle, find_model, read_bundle
 from engine.training.bundle_spec import with_spec_of
@@ -54,11 +53,12 @@ class Online:
     def score(self, rows: pa.Table) -> Answer:
         """Scores of rows in their declared types; the bits of a row do not depend on the others."""
         bundle = self.predictor.bundle
-        raw = self._features(rows)
+        raw = features_with(
+            bundle.data, bundle.features, rows, lambda view: self.past.of(view, rows), self.predictor.threads
+        )
         scores = self.predictor.scored(raw).scores
         found = refusals(self.predictor, rows)
-        finite = np.isfinite(scores) if scores.ndim == 1 else np.isfinite(scores).all(axis=1)
-        found.add(~finite, "the model gives no finite score")
+        found.add(~finite(scores), "the model gives no finite score")
         if self.settings.max_age is not None and self.past.newest is not None:
             ages = instants.moment_times(rows, bundle.features.decision) - self.past.newest
             found.add(
@@ -68,15 +68,6 @@ class Online:
         reasons = [None if code == 0 else found.reasons[code - 1] for code in found.codes.tolist()]
         columns = pa.table({"row_id": row_ids(rows, bundle.data.ids), **self.predictor.output(scores)})
         return Answer(columns, reasons, bundle, raw, self.past.newest)
-
-    def _features(self, rows: pa.Table) -> pa.Table:
-        """Raw features as `compute.raw_features` has them; each view reads the past of its own entities only."""
-        data, features = self.predictor.bundle.data, self.predictor.bundle.features
-        found = direct_features(data, features, rows)
-        for name, view in features.active_views.items():
-            history, tables = self.past.of(view, rows)
-            found |= view_features(name, view, data, features, rows, history, tables, self.predictor.threads)
-        return pa.table(found) if found else pa.table({"": pa.nulls(rows.num_rows)}).select([])
 
 
 def load(config: Config, run: Run, before: Online | None = None) -> Online:

@@ -9,9 +9,7 @@ import pyarrow as pa
 import engine
 from engine.config.sections.data import Column
 from engine.data.arrow_types import parse_type
-from engine.serving.request import ARROW, Fields
-
-JSON = "application/json"
+from engine.serving.request import ARROW, JSON, Fields
 
 
 def fields_of(fields: Fields) -> list[dict[str, Any]]:

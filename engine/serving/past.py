@@ -71,12 +71,19 @@ def entities(table: pa.Table, columns: Sequence[str]) -> list[Entity]:
 
 @dataclasses.dataclass
 class Rows:
-    """A table whose rows are found by entity. `times` int64[n] are event times, ascending; without one all are 0."""
+    """A table whose rows are found by entity. `times` int64[fixed] are event times of the rows that were there from the start,
+    ascending (without one all are 0), and `newest` is the latest of all rows.
+    """
 
     table: pa.Table
     times: np.ndarray
     indices: dict[tuple[str, ...], Index]
-    fixed: int  # rows that were there from the start
+    newest: int | None
+
+    @property
+    def fixed(self) -> int:
+        """Rows that were there from the start."""
+        return len(self.times)
 
     @classmethod
     def of(cls, table: pa.Table, time: str | None, keys: set[tuple[str, ...]]) -> Rows:
@@ -84,7 +91,8 @@ class Rows:
         times = np.zeros(table.num_rows, np.int64) if time is None else instants.instants(table[time])
         by_time = np.argsort(times, kind="stable")  # a side table may be in another order
         table = table.take(pa.array(by_time)).combine_chunks()
-        return cls(table, times[by_time], {columns: Index(columns, table) for columns in keys}, table.num_rows)
+        newest = int(times.max()) if len(times) else None
+        return cls(table, times[by_time], {columns: Index(columns, table) for columns in keys}, newest)
 
     def add(self, rows: pa.Table, time: str) -> None:
         """Append rows; those of a row id that is there already replace it when they are read."""
@@ -92,7 +100,10 @@ class Rows:
         for index in self.indices.values():
             index.add(rows, first)
         self.table = pa.concat_tables([self.table, rows.select(self.table.column_names).cast(self.table.schema)])
-        self.times = np.concatenate([self.times, instants.instants(rows[time])])
+        added = instants.instants(rows[time])
+        self.newest = max(
+            int(added.max(initial=instants.ALWAYS)), instants.ALWAYS if self.newest is None else self.newest
+        )
         if self.table.column(0).num_chunks > COMPACT:
             self.table = self.table.combine_chunks()
 
@@ -139,7 +150,7 @@ class Past:
     @property
     def newest(self) -> int | None:
         """The latest event time, microseconds UTC; None without past events."""
-        return None if self.events is None or not len(self.events.times) else int(self.events.times.max())
+        return None if self.events is None else self.events.newest
 
     def add(self, events: pa.Table) -> None:
         """Append past events, in their declared types, where there are windows; columns that are absent are null."""

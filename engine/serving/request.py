@@ -19,6 +19,7 @@ from engine.errors import UserError, nearest
 from engine.features.required_columns import demanded
 from engine.runtime import records
 
+JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
 
 

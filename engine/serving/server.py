@@ -25,10 +25,9 @@ from engine.errors import UserError
 from engine.serving.batches import Batches, Full
 from engine.serving.online import Answer, Online
 from engine.serving.openapi import described, fields_of
-from engine.serving.request import ARROW, Fields, Given, Malformed, as_json, numbers, read_rows
+from engine.serving.request import ARROW, JSON, Fields, Given, Malformed, as_json, numbers, read_rows
 from engine.serving.served import Log
 
-JSON = "application/json"
 LATENCIES = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 OPEN = ("/healthz", "/readyz")  # answered without the token
 

@@ -151,6 +151,7 @@ def test_events_that_are_posted_count_as_if_they_had_been_there(shop: Shop) -> N
                 for row in rows.select(names).to_pylist()
             ]
             assert client.post("/v1/events", {"rows": body}).json() == {"added": len(body)}
+    assert short.newest == whole.newest
     folded = Online(shop.predictor, short, ServeConfig()).score(probes)
     wanted = Online(shop.predictor, whole, ServeConfig()).score(probes)
     assert any(differs(lacking.raw[name], wanted.raw[name]).any() for name in wanted.raw.column_names)
